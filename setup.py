@@ -1,0 +1,60 @@
+"""Installation of the package and its console commands."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "unisegdiff_pipeline/__init__.py").read_text("utf-8"), re.M)
+assert VERSION is not None
+
+COMMANDS = (
+    "fingerprint",
+    "plan",
+    "preprocess",
+    "plan_and_preprocess",
+    "train",
+    "predict",
+    "evaluate",
+    "convert",
+    "demo",
+    "doctor",
+)
+
+setup(
+    name="unisegdiff_pipeline",
+    version=VERSION.group(1),
+    description="Self-configuring lesion segmentation with a staged diffusion model, after UniSegDiff",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["unisegdiff_pipeline", "unisegdiff_pipeline.*", "dataset_conversion"]),
+    package_data={"unisegdiff_pipeline": ["py.typed"]},
+    python_requires=">=3.11,<3.14",
+    install_requires=[
+        "torch>=2.11",
+        "numpy>=2.0",
+        "scipy>=1.13",
+        "SimpleITK>=2.3",
+        "nibabel>=5.2",
+        "pillow>=10.3",
+        "batchgenerators>=0.25.1",
+        "batchgeneratorsv2>=0.3",
+        "acvl_utils>=0.2.5",
+        "scikit-image>=0.24",
+        "blosc2>=3.0",
+        "connected-components-3d>=3.16",
+        "tqdm>=4.66",
+        "matplotlib>=3.9",
+        "safetensors>=0.4.5",
+        "psutil>=5.9",
+    ],
+    extras_require={
+        "test": ["pytest>=8.2", "ruff>=0.9", "mypy>=1.13"],
+        "tensorboard": ["tensorboard>=2.17"],
+        "dask": ["distributed>=2024.5"],
+    },
+    entry_points={"console_scripts": [f"usd_{name} = unisegdiff_pipeline.commands.{name}:main" for name in COMMANDS]},
+)

@@ -1,0 +1,88 @@
+"""Scores worked out by hand, and the rule for empty masks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.evaluation.metrics import score_case
+from unisegdiff_pipeline.io.labels import LabelScheme
+
+BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+TWO = LabelScheme(("a", "b"), ((1,), (2,)), "softmax", (1, 2))
+REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
+IGNORING = LabelScheme(("lesion",), ((1,),), "binary", (1,), ignore_value=2)
+
+
+def picture(*rows: str) -> np.ndarray:
+    return np.array([[[int(c) for c in row] for row in rows]])
+
+
+def test_overlap_and_volume_by_hand() -> None:
+    reference = picture("1100", "1100", "0000", "0000")
+    predicted = picture("0110", "0110", "0010", "0000")
+    (score,) = score_case(reference, predicted, BINARY, (2.0, 5.0, 10.0))  # 100 mm3 = 0.1 ml a voxel
+    assert (score.tp, score.fp, score.fn, score.tn) == (2, 3, 2, 9)
+    assert score.dice == pytest.approx(4 / 9)
+    assert score.iou == pytest.approx(2 / 7)
+    assert score.reference_ml == pytest.approx(0.4)
+    assert score.predicted_ml == pytest.approx(0.5)
+    assert score.volume_error_ml == pytest.approx(0.1)
+    assert score.relative_volume_error == pytest.approx(0.25)
+    assert score.false_positive_ml == pytest.approx(0.3)
+    assert score.outcome == "scored"
+    assert not score.volumes_nominal
+
+
+def test_both_empty_is_undefined() -> None:
+    empty = picture("00", "00")
+    (score,) = score_case(empty, empty, BINARY, (1, 1, 1))
+    assert score.outcome == "both_empty"
+    assert math.isnan(score.dice)
+    assert math.isnan(score.iou)
+    assert math.isnan(score.relative_volume_error)
+    assert score.false_positive_ml == 0
+    assert score.tn == 4
+
+
+def test_prediction_on_an_empty_reference_is_a_false_positive_volume() -> None:
+    (score,) = score_case(picture("00", "00"), picture("01", "00"), BINARY, (1, 1, 1))
+    assert score.outcome == "false_positive"
+    assert math.isnan(score.dice)
+    assert score.false_positive_ml == pytest.approx(0.001)
+
+
+def test_missed_object_has_dice_zero() -> None:
+    (score,) = score_case(picture("01", "00"), picture("00", "00"), BINARY, (1, 1, 1))
+    assert (score.outcome, score.dice, score.iou) == ("scored", 0.0, 0.0)
+    assert score.relative_volume_error == -1.0
+
+
+def test_classes_are_scored_apart() -> None:
+    a, b = score_case(picture("1122"), picture("1222"), TWO, (1, 1, 1))
+    assert a.dice == pytest.approx(2 / 3)
+    assert b.dice == pytest.approx(4 / 5)
+
+
+def test_a_region_is_the_union_of_its_values() -> None:
+    whole, core = score_case(picture("1122"), picture("2222"), REGIONS, (1, 1, 1))
+    assert whole.dice == 1.0
+    assert core.dice == pytest.approx(4 / 6)
+
+
+def test_ignored_voxels_are_left_out() -> None:
+    (score,) = score_case(picture("1022"), picture("1110"), IGNORING, (1, 1, 1))
+    assert (score.tp, score.fp, score.fn, score.tn) == (1, 1, 0, 0)
+    assert score.predicted_ml == pytest.approx(0.002)
+
+
+def test_nominal_volumes_are_marked() -> None:
+    (score,) = score_case(picture("1"), picture("1"), BINARY, (1, 1, 1), spacing_known=False)
+    assert score.volumes_nominal
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 1, 2\)"):
+        score_case(picture("11"), picture("1"), BINARY, (1, 1, 1))

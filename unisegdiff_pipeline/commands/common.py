@@ -1,0 +1,232 @@
+"""What all commands share: strict parsing, flags with one meaning everywhere, and errors as one paragraph.
+
+This module imports nothing heavy, so that every --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from unisegdiff_pipeline import __version__
+from unisegdiff_pipeline.io.errors import UsdError
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.io.paths import Roots
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+MESSAGE_WIDTH = 110
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Argument parser that takes no abbreviations and answers an unknown flag with the nearest known one."""
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_argument("--version", action="version", version=f"{prog} {__version__}")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Refuse unknown flags before anything else, so that a misspelt flag is named as such."""
+        for token in sys.argv[1:] if args is None else args:
+            flag = token.split("=", 1)[0]
+            if flag.startswith("--") and len(flag) > 2 and flag not in self._option_string_actions:
+                self.error(self._unknown_flag(flag))
+        return super().parse_known_args(args, namespace)
+
+    def _unknown_flag(self, flag: str) -> str:
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.5)
+        return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "")
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, exit with code 2."""
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\nSee {self.prog} --help.\n")
+
+
+def run(body: Callable[[], int | None]) -> int:
+    """Run a command's body and return its exit code.
+
+    Errors that a user can mend are printed as one paragraph without a traceback (code 1), an interruption returns
+    130; faults of the program keep their traceback.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return body() or 0
+    except UsdError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        message = machine_message(error)
+        if message is None:
+            raise
+        return _fail(message)
+
+
+def machine_message(error: BaseException) -> str | None:
+    """The paragraph for a failure of the machine (full disk, no permission) anywhere in the chain of causes."""
+    link: BaseException | None = error
+    while link is not None:
+        where = f" ({link.filename})" if isinstance(link, OSError) and link.filename else ""
+        number = link.errno if isinstance(link, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(link):
+            return (
+                f"the disk is full{where}: free some space, or choose a folder on another disk, and run the command "
+                f"again; what was finished is kept."
+            )
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"no permission to write or read here{where}; change the permissions, or choose another folder."
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def _fail(message: str) -> int:
+    print("\n".join(wrap(f"error: {line}") for line in message.splitlines() if line), file=sys.stderr)
+    return EXIT_ERROR
+
+
+def wrap(paragraph: str) -> str:
+    """Break a paragraph into lines; paths are never broken."""
+    return textwrap.fill(paragraph, MESSAGE_WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    print(wrap(f"warning: {message}"), file=sys.stderr)
+
+
+def duration(text: str) -> float:
+    """Parse 90s, 15m, 2h or plain seconds; returns seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if match is None or float(match.group(1)) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 15m, 2h or plain seconds")
+    return float(match.group(1)) * SECONDS[match.group(2)]
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as a reader wants it: 48 s, 5 min 20 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """Parser of whole numbers from `minimum` upwards."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {minimum}")
+        return int(text)
+
+    return parse
+
+
+def positive_number(text: str) -> float:
+    """Parse a number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above zero")
+    return value
+
+
+def device_name(text: str) -> str:
+    """Parse auto, cpu, cuda, cuda:N or mps."""
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; write auto, cpu, cuda, cuda:1 or mps")
+    return text
+
+
+def add_roots(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add the flags of the root folders named: raw, preprocessed, results."""
+    group = parser.add_argument_group("root folders")
+    also = {"raw": " (or nnUNet_raw)"}
+    for name in names:
+        group.add_argument(
+            f"--{name}", type=Path, metavar="DIR", help=f"instead of the variable usd_{name}{also.get(name, '')}"
+        )
+
+
+def roots_of(args: argparse.Namespace) -> Roots:
+    """Root folders from the flags, else from the environment."""
+    from unisegdiff_pipeline.io.paths import resolve_roots
+
+    return resolve_roots(**{name: getattr(args, name, None) for name in ("raw", "preprocessed", "results")})
+
+
+def add_datasets(parser: argparse.ArgumentParser) -> None:
+    """Add -d for one or several data sets."""
+    parser.add_argument(
+        "-d", "--dataset", nargs="+", required=True, metavar="ID", help="data sets: 4, 004 or Dataset004_Hippocampus"
+    )
+
+
+def add_configurations(parser: argparse.ArgumentParser) -> None:
+    """Add -c for several configurations; all planned ones without it."""
+    parser.add_argument(
+        "-c",
+        "--configuration",
+        nargs="+",
+        metavar="CONFIG",
+        choices=("2d", "3d_fullres", "3d_lowres"),
+        help="2d, 3d_fullres, 3d_lowres; default: all that make sense for the data",
+    )
+
+
+def add_case_workers(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of work over cases."""
+    parser.add_argument(
+        "--workers",
+        type=whole_number(0),
+        metavar="N",
+        help="processes; 0 works in this one (default: by cores and memory)",
+    )
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="work on the Dask cluster at this address instead")
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what a plan has to fit."""
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device that will train (default: auto)"
+    )
+    parser.add_argument(
+        "--memory-gb", type=positive_number, metavar="GB", help="memory to plan for (default: what the device has)"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device for commands that compute with a network."""
+    parser.add_argument(
+        "--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add --seed."""
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="random seed (default: 0)")
+
+
+def say(text: str) -> None:
+    """Print a line for the user at once, also where stdout is a pipe."""
+    print(text, flush=True)
