@@ -1,0 +1,232 @@
+"""dataset.json in nnU-Net's format: channel names, labels or regions, file ending, and what this package adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.images import SUPPORTED_ENDINGS, is_picture_ending
+from unisegdiff_pipeline.io.labels import Coding, LabelScheme
+from unisegdiff_pipeline.io.serialization import read_json
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """Files of one case as the `dataset` dictionary names them: one path a channel, as written there."""
+
+    images: tuple[str, ...]
+    label: str | None
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """What dataset.json says.
+
+    Attributes:
+        channel_names: name of each channel in file order; the name chooses the normalisation.
+        labels: classes or regions and how they are coded.
+        file_ending: ending of image files (labels as well, except beside JPEG: see images.label_ending).
+        spacing_known: False where spacings in the files are made up; results in mm are then nominal. By default
+            True, and False for pictures, which hold no spacing.
+        name: display name, None where the file has none.
+        entries: explicit paths of cases instead of folders, else None.
+        raw: the parsed file.
+    """
+
+    channel_names: tuple[str, ...]
+    labels: LabelScheme
+    file_ending: str
+    spacing_known: bool
+    name: str | None
+    entries: dict[str, DatasetEntry] | None
+    raw: dict[str, Any]
+
+
+def read_dataset_json(path: Path) -> DatasetDescription:
+    """Read and check a dataset.json.
+
+    Raises:
+        UsdError: names the file, the key, what it holds and what is allowed.
+    """
+    path = Path(path)
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise UsdError(f"{path} must hold a JSON object with channel_names, labels and file_ending; rewrite it.")
+    try:
+        return parse_description(raw)
+    except UsdError as error:
+        raise UsdError(f"{path}: {error}") from None
+
+
+def parse_description(raw: dict[str, Any]) -> DatasetDescription:
+    """Check the parsed content of a dataset.json; errors name the key but no file."""
+    ending = _file_ending(raw)
+    spacing_known = raw.get("spacing_known", not is_picture_ending(ending))
+    if not isinstance(spacing_known, bool):
+        raise UsdError(f"spacing_known is {spacing_known!r}, allowed is true or false; correct the value.")
+    name = raw.get("name")
+    if name is not None and not isinstance(name, str):
+        raise UsdError(f"name is {name!r}, it must be a text; correct it or leave it out.")
+    return DatasetDescription(
+        channel_names=_channel_names(raw),
+        labels=parse_labels(raw.get("labels"), raw.get("regions_class_order")),
+        file_ending=ending,
+        spacing_known=spacing_known,
+        name=name,
+        entries=_entries(raw.get("dataset")),
+        raw=raw,
+    )
+
+
+def parse_labels(labels: Any, class_order: Any = None) -> LabelScheme:
+    """Turn the `labels` and `regions_class_order` of a dataset.json into a LabelScheme.
+
+    The coding is "binary" for exactly one foreground class, "softmax" for several, "regions" as soon as one label
+    is a list of values.
+    """
+    groups = _label_groups(labels)
+    ignore_value = _take_ignore(groups)
+    _require_background(groups)
+    groups.pop("background")
+    if not groups:
+        raise UsdError('labels holds no foreground class; add at least one, for example "lesion": 1.')
+    has_regions = any(isinstance(value, list) for value in labels.values())
+    values = {v for group in groups.values() for v in group}
+    _require_consecutive(values | {0}, ignore_value)
+    coding: Coding = "regions" if has_regions else "binary" if len(groups) == 1 else "softmax"
+    if not has_regions:
+        _require_unique(groups)
+        groups = dict(sorted(groups.items(), key=lambda item: item[1]))
+        write_values = tuple(group[0] for group in groups.values())
+    else:
+        write_values = _class_order(class_order, tuple(groups), values)
+    return LabelScheme(tuple(groups), tuple(groups.values()), coding, write_values, ignore_value)
+
+
+def _file_ending(raw: Mapping[str, Any]) -> str:
+    ending = raw.get("file_ending")
+    if not isinstance(ending, str) or ending.lower() not in SUPPORTED_ENDINGS:
+        problem = "is missing" if ending is None else f"is {ending!r}"
+        raise UsdError(f"file_ending {problem}; it must be one of {', '.join(SUPPORTED_ENDINGS)}.")
+    return ending
+
+
+def _channel_names(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    channels = raw.get("channel_names", raw.get("modality"))
+    if channels is None:
+        raise UsdError('channel_names is missing; add it, for example "channel_names": {"0": "MRI"}.')
+    if isinstance(channels, list):
+        channels = {str(i): name for i, name in enumerate(channels)}
+    if not isinstance(channels, dict) or not channels:
+        raise UsdError(f'channel_names is {channels!r}; it must map numbers to names, as in {{"0": "T1", "1": "T2"}}.')
+    if set(channels) != {str(i) for i in range(len(channels))}:
+        hint = "keys and values look swapped; " if all(str(v).isdigit() for v in channels.values()) else ""
+        raise UsdError(
+            f"channel_names has the keys {', '.join(map(repr, channels))}; {hint}they must be "
+            f'"0" to "{len(channels) - 1}", with the channel\'s name as value.'
+        )
+    names = tuple(channels[str(i)] for i in range(len(channels)))
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise UsdError(f"channel_names.{i} is {name!r}; it must be a non-empty text such as CT or T1.")
+    return names
+
+
+def _label_groups(labels: Any) -> dict[str, tuple[int, ...]]:
+    """labels as name -> values, after checking types; single values become groups of one."""
+    if not isinstance(labels, dict) or not labels:
+        problem = "is missing" if labels is None else f"is {labels!r}"
+        raise UsdError(f'labels {problem}; it must map names to values, as in {{"background": 0, "lesion": 1}}.')
+    if all(key.isdigit() for key in labels) and all(isinstance(v, str) for v in labels.values()):
+        raise UsdError('labels maps values to names; swap them: {"background": 0, "lesion": 1}.')
+    groups = {}
+    for name, value in labels.items():
+        values = value if isinstance(value, list) else [value]
+        if not values or any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in values):
+            raise UsdError(
+                f"labels.{name} is {value!r}; allowed is a whole number from 0, or a list of them for a region."
+            )
+        groups[name] = tuple(dict.fromkeys(values))
+    return groups
+
+
+def _take_ignore(groups: dict[str, tuple[int, ...]]) -> int | None:
+    """Remove the ignore label from `groups` and return its value; it must be the highest of all."""
+    ignore = groups.pop("ignore", None)
+    if ignore is None:
+        return None
+    highest = max(v for group in groups.values() for v in group) if groups else 0
+    if len(ignore) != 1 or ignore[0] != highest + 1:
+        raise UsdError(
+            f"labels.ignore is {list(ignore)}; the ignore label must be the highest value of all, here {highest + 1}. "
+            "Change it in dataset.json and in the label files."
+        )
+    return ignore[0]
+
+
+def _require_background(groups: Mapping[str, tuple[int, ...]]) -> None:
+    background = groups.get("background")
+    if background is None:
+        raise UsdError(f'labels holds {", ".join(groups)} but no background; add "background": 0.')
+    if background != (0,):
+        raise UsdError(f"labels.background is {list(background)}; it must be 0.")
+    for name, values in groups.items():
+        if name != "background" and 0 in values:
+            raise UsdError(f"labels.{name} holds the value 0, which is the background; remove 0 from it.")
+
+
+def _require_consecutive(values: set[int], ignore_value: int | None) -> None:
+    missing = sorted(set(range(max(values) + 1)) - values)
+    if missing:
+        raise UsdError(
+            f"labels uses the values {sorted(values)}, which leaves out {missing}; values must be consecutive from 0. "
+            "Renumber them in dataset.json and in the label files."
+        )
+
+
+def _require_unique(groups: Mapping[str, tuple[int, ...]]) -> None:
+    owner: dict[int, str] = {}
+    for name, (value, *_) in groups.items():
+        if value in owner:
+            raise UsdError(f"labels.{name} and labels.{owner[value]} are both {value}; give each its own value.")
+        owner[value] = name
+
+
+def _class_order(class_order: Any, names: tuple[str, ...], values: set[int]) -> tuple[int, ...]:
+    if class_order is None:
+        raise UsdError(
+            f"labels holds regions but regions_class_order is missing; add one label value for each of "
+            f"{', '.join(names)}, in this order: the value to write for the region, larger regions first."
+        )
+    if not isinstance(class_order, list) or any(not isinstance(v, int) or isinstance(v, bool) for v in class_order):
+        raise UsdError(f"regions_class_order is {class_order!r}; it must be a list of label values.")
+    if len(class_order) != len(names):
+        raise UsdError(
+            f"regions_class_order has {len(class_order)} values for the {len(names)} regions {', '.join(names)}; "
+            "give one for each, in this order."
+        )
+    unknown = sorted(set(class_order) - values)
+    if unknown:
+        raise UsdError(f"regions_class_order holds {unknown}, which no region in labels has; use values of the labels.")
+    return tuple(class_order)
+
+
+def _entries(dataset: Any) -> dict[str, DatasetEntry] | None:
+    if dataset is None:
+        return None
+    if not isinstance(dataset, dict):
+        raise UsdError('dataset must map case names to {"images": [...], "label": "..."}; correct it or leave it out.')
+    return {case_id: _entry(case_id, entry) for case_id, entry in dataset.items()}
+
+
+def _entry(case_id: str, entry: Any) -> DatasetEntry:
+    images = entry.get("images") if isinstance(entry, dict) else None
+    label = entry.get("label") if isinstance(entry, dict) else None
+    if not isinstance(images, list) or not images or any(not isinstance(image, str) for image in images):
+        raise UsdError(f"dataset.{case_id}.images must be a list of paths, one for each channel; correct it.")
+    if label is not None and not isinstance(label, str):
+        raise UsdError(f"dataset.{case_id}.label is {label!r}; it must be a path.")
+    return DatasetEntry(tuple(images), label)

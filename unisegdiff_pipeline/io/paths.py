@@ -1,0 +1,103 @@
+"""Where raw data, preprocessed data and results lie, and finding a data set by number or name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from unisegdiff_pipeline.io.errors import UsdError
+
+_DATASET_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>.+)")
+
+
+@dataclass(frozen=True)
+class Roots:
+    """The three root folders; None where neither a flag nor a variable names one."""
+
+    raw: Path | None
+    preprocessed: Path | None
+    results: Path | None
+
+    def require_raw(self) -> Path:
+        """The raw root; it must exist, because nothing here creates raw data in passing."""
+        root = _require(self.raw, "raw", "usd_raw")
+        if not root.is_dir():
+            raise UsdError(f"the raw root {root} does not exist; correct --raw or the variable usd_raw.")
+        return root
+
+    def require_preprocessed(self) -> Path:
+        """The root of preprocessed data; it is created when something is written there."""
+        return _require(self.preprocessed, "preprocessed", "usd_preprocessed")
+
+    def require_results(self) -> Path:
+        """The root of trained models; it is created when something is written there."""
+        return _require(self.results, "results", "usd_results")
+
+
+def resolve_roots(
+    raw: Path | str | None = None,
+    preprocessed: Path | str | None = None,
+    results: Path | str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Roots:
+    """Roots from flags, else from usd_raw, usd_preprocessed and usd_results; nnUNet_raw stands in for usd_raw."""
+    variables = os.environ if environment is None else environment
+
+    def choose(flag: Path | str | None, *names: str) -> Path | None:
+        candidates = [flag, *(variables.get(name) for name in names)]
+        text = next((str(c) for c in candidates if c), None)
+        return None if text is None else Path(text).expanduser().absolute()
+
+    return Roots(
+        raw=choose(raw, "usd_raw", "nnUNet_raw"),
+        preprocessed=choose(preprocessed, "usd_preprocessed"),
+        results=choose(results, "usd_results"),
+    )
+
+
+def dataset_name(number: int, name: str) -> str:
+    """Folder name of a data set, `dataset_name(4, "Hippocampus") == "Dataset004_Hippocampus"`."""
+    return f"Dataset{number:03d}_{name}"
+
+
+def find_dataset(root: Path, id_or_name: str | int) -> str:
+    """Full name of the data set in `root` that a number (4, 004), a name or a full name means.
+
+    Raises:
+        UsdError: unknown or ambiguous; lists what is there.
+    """
+    text = str(id_or_name).strip()
+    present = list_datasets(root)
+    if text in present:
+        return text
+    matches = [name for name in present if _means(text, name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsdError(f"data set {text!r} is ambiguous in {root}: {', '.join(matches)}; give the full name.")
+    there = f"there are {', '.join(present)}" if present else "there is none"
+    raise UsdError(f"no data set {text!r} in {root}; {there}. Check the number and the root folder.")
+
+
+def list_datasets(root: Path) -> list[str]:
+    """Names of all folders DatasetXXX_Name in `root`, sorted; an absent root has none."""
+    if not Path(root).is_dir():
+        return []
+    return sorted(p.name for p in Path(root).iterdir() if p.is_dir() and _DATASET_NAME.fullmatch(p.name))
+
+
+def _means(text: str, full_name: str) -> bool:
+    match = _DATASET_NAME.fullmatch(full_name)
+    assert match is not None
+    digits = re.fullmatch(r"(?:Dataset)?(\d+)", text)
+    return int(digits[1]) == int(match["number"]) if digits else text == match["name"]
+
+
+def _require(root: Path | None, flag: str, variable: str) -> Path:
+    if root is None:
+        also = " (nnUNet_raw works as well)" if flag == "raw" else ""
+        raise UsdError(f"no {flag} root is known; pass --{flag} FOLDER or set the variable {variable}{also}.")
+    return root
