@@ -1,0 +1,62 @@
+"""Axis permutation and cropping to the non-zero region, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unisegdiff_pipeline.io.geometry import Box, box_slices, nonzero_box
+
+__all__ = ["crop_to_nonzero", "inverse_order", "nonzero_mask", "permute", "uncrop"]
+
+
+def permute(array: np.ndarray, axis_order: Sequence[int]) -> np.ndarray:
+    """View of (C, Z, Y, X) with its spatial axes in `axis_order`."""
+    return array.transpose(0, *(axis + 1 for axis in axis_order))
+
+
+def inverse_order(axis_order: Sequence[int]) -> tuple[int, int, int]:
+    """The permutation that undoes `axis_order`."""
+    z, y, x = (list(axis_order).index(axis) for axis in range(3))
+    return z, y, x
+
+
+def crop_to_nonzero(image: np.ndarray) -> tuple[np.ndarray, Box]:
+    """Crop (C, Z, Y, X) to the box in which any channel is non-zero; a view, and the box."""
+    box = nonzero_box(image)
+    return image[(slice(None), *box_slices(box))], box
+
+
+def uncrop(values: np.ndarray, box: Box, shape: Sequence[int], fill: float = 0.0) -> np.ndarray:
+    """Put (C, *shape of the box) back into an array (C, *shape) filled with `fill`."""
+    if all(edge == (0, n) for edge, n in zip(box, shape, strict=True)):
+        return values
+    whole = np.full((len(values), *shape), fill, values.dtype)
+    whole[(slice(None), *box_slices(box))] = values
+    return whole
+
+
+def nonzero_mask(image: np.ndarray) -> np.ndarray:
+    """Voxels (Z, Y, X) where any channel of (C, Z, Y, X) is non-zero, holes filled.
+
+    A hole is background that does not reach the border of the array (through faces). Labelling the background finds
+    them in one pass; scipy's binary_fill_holes grows the outside voxel layer by voxel layer.
+    """
+    import cc3d
+
+    mask = image[0] != 0
+    for channel in image[1:]:
+        mask |= channel != 0
+    if mask.all():
+        return mask
+    planar = mask.shape[0] == 1  # a 2D image lies at the border everywhere along Z
+    empty = ~(mask[0] if planar else mask)
+    regions = np.asarray(cc3d.connected_components(empty, connectivity=4 if planar else 6))
+    outside = np.zeros(int(regions.max()) + 1, bool)
+    for axis in range(regions.ndim):
+        for side in (0, -1):
+            outside[np.unique(regions.take(side, axis=axis))] = True
+    outside[0] = False  # 0 is the mask itself
+    filled = ~outside[regions]
+    return filled[None] if planar else filled

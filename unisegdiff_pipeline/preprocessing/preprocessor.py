@@ -1,0 +1,356 @@
+"""From raw cases to stored cases: one case for training and prediction, and whole data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.geometry import Volume
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
+from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
+from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, PreprocessingPlan
+from unisegdiff_pipeline.preprocessing.components import find_components
+from unisegdiff_pipeline.preprocessing.crop import crop_to_nonzero, permute
+from unisegdiff_pipeline.preprocessing.normalize import normalize_image
+from unisegdiff_pipeline.preprocessing.properties import CaseProperties
+from unisegdiff_pipeline.preprocessing.reference import stored_reference_source, write_cases, write_reference
+from unisegdiff_pipeline.preprocessing.resample import (
+    find_separate_axis,
+    resample_image,
+    resample_labels,
+    resampled_shape,
+)
+from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
+from unisegdiff_pipeline.preprocessing.sources import (
+    CaseSource,
+    current_source,
+    image_files,
+    is_current,
+    label_files,
+    settings_hash,
+)
+from unisegdiff_pipeline.preprocessing.storage import (
+    MANIFEST,
+    CaseFile,
+    PreprocessedFolder,
+    remove_case,
+    stored_case_file,
+    write_case,
+)
+
+__all__ = ["PreprocessReport", "preprocess_dataset", "preprocess_image", "preprocess_labels",
+           "restore_labels", "restore_map"]  # fmt: skip
+
+# Below this size of all images together, threads are done before worker processes have started.
+SMALL_JOB_BYTES = 2_000_000_000
+
+
+def preprocess_image(
+    volume: Volume, plan: PreprocessingPlan, case_id: str = "", group: str | None = None, device: str = "cpu"
+) -> tuple[np.ndarray, CaseProperties]:
+    """Permute, crop to the non-zero region, normalise and resample an image.
+
+    Normalisation comes before resampling: interpolation would spread the hard edge between an object and the empty
+    background around it into values that are neither, and they would enter mean and deviation.
+
+    Args:
+        volume: image (C, Z, Y, X); it is not changed.
+        plan: what to do.
+        case_id, group: kept in the properties.
+        device: where resampling runs.
+
+    Returns:
+        The image (C, Z, Y, X) on the plan grid, float32, and its way back.
+
+    Raises:
+        UsdError: where the channels do not fit the plan.
+    """
+    permuted = permute(volume.array, plan.axis_order)
+    cropped, box = crop_to_nonzero(permuted)
+    image = np.array(cropped, np.float32, order="C")  # a copy: what follows works in place
+    normalize_image(image, plan, case_id)
+    spacing = [volume.geometry.spacing_mm[axis] for axis in plan.axis_order]
+    z, y, x = (s if t is None else t for s, t in zip(spacing, plan.target_spacing_mm, strict=True))
+    shape = resampled_shape(image.shape[1:], spacing, plan.target_spacing_mm)
+    separate_axis = find_separate_axis(spacing, (z, y, x), plan.separate_z)
+    properties = CaseProperties(
+        case_id=case_id,
+        group=group,
+        geometry=volume.geometry,
+        shape_original=_shape(volume.array),
+        axis_order=plan.axis_order,
+        crop_box=box,
+        shape_cropped=_shape(image),
+        shape=shape,
+        spacing_mm=(z, y, x),
+        separate_axis=separate_axis,
+    )
+    return resample_image(image, shape, plan.image_order, separate_axis, device), properties
+
+
+def preprocess_labels(labels: np.ndarray, properties: CaseProperties, device: str = "cpu") -> np.ndarray:
+    """Bring label maps (R, Z, Y, X) of the image's grid onto the plan grid (R, *properties.shape)."""
+    cropped = permute(labels, properties.axis_order)[(slice(None), *properties.crop_slices)]
+    rows = [resample_labels(row, properties.shape, properties.separate_axis, device) for row in cropped]
+    return np.ascontiguousarray(np.stack(rows))
+
+
+def _shape(array: np.ndarray) -> tuple[int, int, int]:
+    _, z, y, x = array.shape
+    return z, y, x
+
+
+@dataclass(frozen=True)
+class PreprocessReport:
+    """What `preprocess_dataset` did; `done` and `skipped` are configuration/case, `removed` left the raw data set."""
+
+    plans: Plans
+    done: tuple[str, ...]
+    skipped: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One configuration that a case is stored for."""
+
+    folder: Path
+    plan: PreprocessingPlan
+    patch_size: tuple[int, ...]
+    settings: str
+
+
+@dataclass(frozen=True)
+class _CaseJob:
+    """Everything a worker needs for one case; the files are read once for all tasks."""
+
+    case: RawCase
+    group: str
+    dataset_folder: Path
+    scheme: LabelScheme
+    tasks: tuple[_Task, ...]
+    write_reference: bool
+
+
+def preprocess_dataset(
+    raw: RawDataset,
+    plans: Plans,
+    configurations: Sequence[str],
+    folder: Path,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    *,
+    groups: Mapping[str, str] | None = None,
+) -> PreprocessReport:
+    """Preprocess all training cases for the given configurations, plan the stages and write plans.json.
+
+    A case is made again only where its files, the preprocessing part of the plan or the meaning of the labels changed;
+    one that is interrupted leaves nothing that counts as done; cases that left the raw data set are removed.
+
+    Args:
+        raw: the raw data set, checked.
+        plans: stages of the given configurations are planned where they are missing or labels changed.
+        configurations: names in `plans.configurations`.
+        folder: preprocessed/DatasetXXX_Name.
+        workers: processes; None chooses by cores and memory, 0 works in this process.
+        scheduler: address of a Dask scheduler to use instead.
+        groups: group of each case, as the integrity check found them; else those of groups.csv.
+
+    Raises:
+        UsdError: where cases failed (all are named, the others are done) or a configuration is not in the plans.
+    """
+    folder = Path(folder)
+    group_of = {case.case_id: _group_of(case, groups) for case in raw.cases}
+    tasks = {name: _task(plans, name, folder) for name in configurations}
+    removed = tuple(f"{name}/{case_id}" for name, task in tasks.items() for case_id in _remove_stale(task, group_of))
+    jobs = [_job(case, group_of[case.case_id], folder, plans.labels, tuple(tasks.values())) for case in raw.cases]
+    todo = [job for job in jobs if job.tasks or job.write_reference]
+    done = {f"{task.folder.name}/{job.case.case_id}" for job in todo for task in job.tasks}
+    try:
+        _run(todo, workers, scheduler)
+    finally:
+        write_cases(folder, group_of)
+        for task in tasks.values():
+            _write_manifest(task, group_of)
+    plans = _with_stages(plans, tasks, done)
+    write_json(folder / "dataset.json", raw.description.raw)
+    write_json(folder / "plans.json", plans)
+    wanted = [f"{name}/{case_id}" for name in tasks for case_id in group_of]
+    skipped = tuple(key for key in wanted if key not in done)
+    return PreprocessReport(plans, tuple(key for key in wanted if key in done), skipped, removed)
+
+
+def _group_of(case: RawCase, groups: Mapping[str, str] | None) -> str:
+    return (groups or {}).get(case.case_id) or case.group or case.case_id
+
+
+def _task(plans: Plans, name: str, folder: Path) -> _Task:
+    if name not in plans.configurations:
+        raise UsdError(
+            f"configuration {name!r} is not in the plans of {plans.dataset_name}, which have "
+            f"{', '.join(plans.configurations)}; choose one of these, or plan again with -c {name}."
+        )
+    configuration = plans.configurations[name]
+    task_folder = folder / name
+    task_folder.mkdir(parents=True, exist_ok=True)
+    settings = settings_hash(plans.labels, configuration.preprocessing.hash())
+    return _Task(task_folder, configuration.preprocessing, configuration.network.patch_size, settings)
+
+
+def _remove_stale(task: _Task, group_of: Mapping[str, str]) -> list[str]:
+    stale = [case_id for case_id in PreprocessedFolder(task.folder).case_ids if case_id not in group_of]
+    for case_id in stale:
+        remove_case(task.folder, case_id)
+    return stale
+
+
+def _job(case: RawCase, group: str, folder: Path, scheme: LabelScheme, tasks: tuple[_Task, ...]) -> _CaseJob:
+    """The part of the work on a case that is not done already."""
+    files, labels = image_files(case), label_files(case)
+    open_tasks = []
+    for task in tasks:
+        stored = stored_case_file(task.folder, case.case_id)
+        if stored is None or not is_current(stored.source, files, task.settings):
+            open_tasks.append(task)
+        elif stored.properties.group != group:  # another groups.csv: nothing but the name of the group changes
+            properties = replace(stored.properties, group=group)
+            write_json(task.folder / f"{case.case_id}.json", CaseFile(stored.source, properties))
+    reference = stored_reference_source(folder, case.case_id)
+    needs_reference = not is_current(reference, labels, settings_hash(scheme))
+    return _CaseJob(case, group, folder, scheme, tuple(open_tasks), needs_reference)
+
+
+def _run(jobs: list[_CaseJob], workers: int | None, scheduler: str | None) -> None:
+    if not jobs:
+        return
+    largest, total = _image_bytes(jobs)
+    # Image as read and as cropped, one channel's intermediates, labels and their shares: about four times the image.
+    chosen = choose_workers(4 * largest / 1e9 + 0.3, workers)
+    map_cases(
+        _preprocess_case,
+        jobs,
+        names=[job.case.case_id for job in jobs],
+        workers=chosen,
+        description="preprocessing",
+        scheduler=scheduler,
+        threads=total < SMALL_JOB_BYTES,
+        preload=("numpy", "torch", "SimpleITK", "blosc2", __name__),
+    )
+
+
+def _image_bytes(jobs: Sequence[_CaseJob]) -> tuple[int, int]:
+    """Bytes (largest case, all cases) of the images as float32, from the headers of the largest files."""
+    from unisegdiff_pipeline.io.images import read_header
+
+    sizes = {job.case.case_id: sum(p.stat().st_size for p in job.case.image_paths) for job in jobs}
+    largest_jobs = sorted(jobs, key=lambda job: sizes[job.case.case_id], reverse=True)[:5]
+    found = [sum(4 * int(np.prod(read_header(p)[0])) for p in job.case.image_paths) for job in largest_jobs]
+    compressed = sum(sizes[job.case.case_id] for job in largest_jobs)
+    return max(found), int(sum(found) * sum(sizes.values()) / max(compressed, 1))
+
+
+def _preprocess_case(job: _CaseJob) -> None:
+    """Read one case, store it for every open configuration, and its label maps on their own grid."""
+    labels, label_source = _read_label_rows(job)
+    if job.write_reference:
+        labels_geometry = labels.geometry.spacing_mm
+        write_reference(
+            job.dataset_folder, labels.array, labels_geometry, job.scheme, job.case.case_id, job.group, label_source
+        )
+    if job.tasks:
+        _store_configurations(job, labels)
+
+
+def _read_label_rows(job: _CaseJob) -> tuple[Volume, CaseSource]:
+    """Labels and raters of a case as rows (R, Z, Y, X), uint8 where the values fit, else int16."""
+    from unisegdiff_pipeline.io.images import read_labels
+
+    files = label_files(job.case)
+    source = current_source(files, settings_hash(job.scheme))
+    volumes = [read_labels(path) for path in files]
+    dtype = np.uint8 if max(job.scheme.allowed_values) < 256 else np.int16
+    for path, volume in zip(files, volumes, strict=True):
+        _require_known_values(path, volume.array, job.scheme)
+        _require_same_shape(path, volume.array, files[0], volumes[0].array)
+    rows = np.concatenate([volume.array for volume in volumes]).astype(dtype, copy=False)
+    return Volume(rows, volumes[0].geometry), source
+
+
+def _store_configurations(job: _CaseJob, labels: Volume) -> None:
+    from unisegdiff_pipeline.io.images import read_image
+
+    files = image_files(job.case)
+    source = current_source(files, "")
+    volume = read_image(job.case.image_paths)
+    _require_same_shape(files[0], volume.array, label_files(job.case)[0], labels.array)
+    for task in job.tasks:
+        image, properties = preprocess_image(volume, task.plan, job.case.case_id, job.group)
+        rows = preprocess_labels(labels.array, properties)
+        components = find_components(rows, job.scheme, job.case.case_id)
+        case_source = replace(source, settings=task.settings)
+        write_case(task.folder, image, rows, components, properties, case_source, task.patch_size)
+
+
+def _require_known_values(path: Path, labels: np.ndarray, scheme: LabelScheme) -> None:
+    unknown = [int(v) for v in np.unique(labels) if int(v) not in scheme.allowed_values]
+    if unknown:
+        raise UsdError(
+            f"{path} holds the values {unknown}, dataset.json names {sorted(scheme.allowed_values)}; correct the label "
+            f"file or add the values to labels in dataset.json and plan again."
+        )
+
+
+def _require_same_shape(path: Path, array: np.ndarray, other_path: Path, other: np.ndarray) -> None:
+    if array.shape[1:] != other.shape[1:]:
+        raise UsdError(
+            f"{path} has shape {array.shape[1:]} (Z, Y, X), {other_path} has {other.shape[1:]}; labels and raters must "
+            f"lie on the grid of the image: resample or replace the file that is wrong."
+        )
+
+
+def _write_manifest(task: _Task, group_of: Mapping[str, str]) -> None:
+    """Gather the sources of all stored cases; the JSON of each case is what counts, the manifest is the overview."""
+    stored = {case_id: stored_case_file(task.folder, case_id) for case_id in sorted(group_of)}
+    write_json(task.folder / MANIFEST, {case_id: case.source for case_id, case in stored.items() if case is not None})
+
+
+def _with_stages(plans: Plans, tasks: Mapping[str, _Task], done: set[str]) -> Plans:
+    """Plan the stages of each configuration that has none yet or whose cases changed."""
+    configurations, decisions = dict(plans.configurations), dict(plans.decisions)
+    for name, task in tasks.items():
+        configuration = configurations[name]
+        if configuration.stages is None or any(key.startswith(f"{name}/") for key in done):
+            configurations[name] = _plan_stages(configuration, plans.labels, task)
+            decisions[f"configurations.{name}.stages"] = _stage_reason(configurations[name])
+    return replace(plans, configurations=configurations, decisions=decisions)
+
+
+def _plan_stages(configuration: ConfigurationPlan, scheme: LabelScheme, task: _Task) -> ConfigurationPlan:
+    from unisegdiff_pipeline.planning.stages import plan_stages
+    from unisegdiff_pipeline.preprocessing.stage_patches import collect_label_patches
+
+    folder = PreprocessedFolder(task.folder)
+    patches = collect_label_patches(folder, scheme, configuration.network.patch_size)
+    first = folder.open(folder.case_ids[0]).properties.spacing_mm
+    spacing = [s if t is None else t for s, t in zip(first, task.plan.target_spacing_mm, strict=True)]
+    return replace(configuration, stages=plan_stages(patches, configuration.network.dims, spacing, scheme=scheme))
+
+
+def _stage_reason(configuration: ConfigurationPlan) -> str:
+    stages = configuration.stages
+    assert stages is not None
+    if not stages.curves:
+        return "no label patch with foreground was found; default edges"
+    first = min(stages.curves, key=lambda curve: curve.lam_a)
+    last = max(stages.curves, key=lambda curve: curve.lam_c)
+    patches = ", ".join(f"{curve.num_patches} of {curve.class_name}" for curve in stages.curves)
+    return (
+        f"closed-form readability of noised label patches at plan spacing and patch size ({patches}): "
+        f"lam_a from {first.class_name}, lam_c from {last.class_name}"
+    )

@@ -1,0 +1,51 @@
+"""What has to be remembered of a case to bring a prediction back to the grid of its image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unisegdiff_pipeline.io.geometry import Geometry
+
+Shape = tuple[int, int, int]
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class CaseProperties:
+    """The way of one case from its image file to the plan grid.
+
+    Attributes:
+        case_id: name of the case; empty for an array that has none.
+        group: cases of one group (a patient, say) stay in one fold.
+        geometry: geometry of the image file, in its own axes.
+        shape_original: (Z, Y, X) of the image file.
+        axis_order: permutation applied to (Z, Y, X) first; all fields below are in permuted axes.
+        crop_box: (first, one past last) voxel of each axis that was kept.
+        shape_cropped: shape inside the crop box.
+        shape: shape on the plan grid.
+        spacing_mm: voxel size on the plan grid.
+        separate_axis: axis that is resampled apart from the others by nearest neighbour, None where there is none.
+    """
+
+    case_id: str
+    group: str | None
+    geometry: Geometry
+    shape_original: Shape
+    axis_order: tuple[int, int, int]
+    crop_box: Box
+    shape_cropped: Shape
+    shape: Shape
+    spacing_mm: tuple[float, float, float]
+    separate_axis: int | None = None
+
+    @property
+    def shape_permuted(self) -> Shape:
+        """Shape of the whole image in permuted axes."""
+        z, y, x = (self.shape_original[axis] for axis in self.axis_order)
+        return z, y, x
+
+    @property
+    def crop_slices(self) -> tuple[slice, slice, slice]:
+        """The crop box as slices of an array in permuted axes."""
+        (z0, z1), (y0, y1), (x0, x1) = self.crop_box
+        return slice(z0, z1), slice(y0, y1), slice(x0, x1)

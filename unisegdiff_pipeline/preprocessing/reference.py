@@ -1,0 +1,97 @@
+"""Label maps on their original grid and facts per case, kept once for all configurations of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, read_json, write_json
+from unisegdiff_pipeline.preprocessing.sources import CaseSource
+from unisegdiff_pipeline.preprocessing.storage import REFERENCE_FOLDER, reference_path, write_array
+
+CASES_FILE = "cases.json"
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """Facts of one case that splits need; volumes are those of labelsTr, nominal where the spacing is unknown."""
+
+    case_id: str
+    group: str
+    num_raters: int
+    volumes_mm3: dict[str, float]
+    foreground_mm3: float
+
+
+@dataclass(frozen=True)
+class _StoredReference:
+    source: CaseSource
+    record: CaseRecord
+
+
+def write_reference(
+    dataset_folder: Path, labels: np.ndarray, spacing_mm: tuple[float, ...], scheme: LabelScheme,
+    case_id: str, group: str, source: CaseSource,
+) -> CaseRecord:  # fmt: skip
+    """Store the label maps (R, Z, Y, X) of a case and return its record."""
+    path = _record_path(dataset_folder, case_id)
+    path.unlink(missing_ok=True)
+    write_array(reference_path(dataset_folder, case_id), labels, labels.shape[1:])
+    voxel_mm3 = float(np.prod(spacing_mm))
+    volumes = {name: voxel_mm3 * int(np.count_nonzero(mask)) for name, mask in scheme.class_masks(labels[0])}
+    foreground = np.count_nonzero((labels[0] != 0) & ~scheme.ignored(labels[0]))
+    record = CaseRecord(case_id, group, len(labels) - 1, volumes, voxel_mm3 * int(foreground))
+    write_json(path, _StoredReference(source, record))
+    return record
+
+
+def stored_reference_source(dataset_folder: Path, case_id: str) -> CaseSource | None:
+    """What the stored label maps of a case were made from; None where there are none, or unreadable ones."""
+    stored = _stored(dataset_folder, case_id)
+    return stored.source if stored is not None and reference_path(dataset_folder, case_id).is_file() else None
+
+
+def write_cases(dataset_folder: Path, groups: dict[str, str]) -> tuple[CaseRecord, ...]:
+    """Gather the records of the cases in `groups` (case -> group) into cases.json; remove what belongs to no case."""
+    records = []
+    for case_id, group in sorted(groups.items()):
+        stored = _stored(dataset_folder, case_id)
+        if stored is not None:
+            records.append(replace(stored.record, group=group))
+    for path in (dataset_folder / REFERENCE_FOLDER).glob("*.json"):
+        if path.stem not in groups and not path.name.startswith(".tmp-"):
+            path.unlink(missing_ok=True)
+            reference_path(dataset_folder, path.stem).unlink(missing_ok=True)
+    write_json(dataset_folder / CASES_FILE, records)
+    return tuple(records)
+
+
+def read_cases(dataset_folder: Path) -> tuple[CaseRecord, ...]:
+    """Read cases.json of a preprocessed data set, sorted by case.
+
+    Raises:
+        UsdError: where it is missing or damaged.
+    """
+    path = Path(dataset_folder) / CASES_FILE
+    try:
+        return from_jsonable(tuple[CaseRecord, ...], read_json(path))
+    except UsdError as error:
+        raise UsdError(f"{path}: {error} Run usd_preprocess again; it skips what is done.") from None
+
+
+def _stored(dataset_folder: Path, case_id: str) -> _StoredReference | None:
+    path = _record_path(dataset_folder, case_id)
+    if not path.is_file():
+        return None
+    try:
+        return read_dataclass(_StoredReference, path)
+    except UsdError:
+        return None  # written by another version or damaged: made again
+
+
+def _record_path(dataset_folder: Path, case_id: str) -> Path:
+    return dataset_folder / REFERENCE_FOLDER / f"{case_id}.json"

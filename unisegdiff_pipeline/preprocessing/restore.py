@@ -1,0 +1,67 @@
+"""From the plan grid back to the grid of the image file, slab by slab."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.preprocessing.crop import inverse_order, permute, uncrop
+from unisegdiff_pipeline.preprocessing.properties import CaseProperties
+from unisegdiff_pipeline.preprocessing.resample import GridMap
+
+if TYPE_CHECKING:
+    import torch
+
+    Array = np.ndarray | torch.Tensor
+
+
+def restore_labels(
+    probabilities: Array, properties: CaseProperties, scheme: LabelScheme, device: str = "cpu"
+) -> np.ndarray:
+    """Label map (Z, Y, X) on the grid of the image file, from probabilities (K, Z, Y, X) on the plan grid.
+
+    Probabilities are resampled linearly and decoded one slab of rows at a time, so that K channels of the full volume
+    never exist; outside the crop box is background. Any float type is taken, half precision included.
+
+    Raises:
+        ValueError: where the shape is not the one of `properties` and `scheme`.
+    """
+    grid = _grid(tuple(probabilities.shape), properties, device)
+    if probabilities.shape[0] != scheme.num_channels:
+        raise ValueError(f"probabilities have {probabilities.shape[0]} channels, the labels need {scheme.num_channels}")
+    cropped: np.ndarray | None = None
+    for first, last in grid.slabs(scheme.num_channels):
+        decoded = scheme.decode(grid.slab(probabilities, first, last).cpu().numpy())
+        if cropped is None:
+            cropped = np.empty((1, *properties.shape_cropped), decoded.dtype)
+        cropped[0, first:last] = decoded
+    assert cropped is not None
+    return _to_file_axes(cropped, properties, 0)[0]
+
+
+def restore_map(values: Array, properties: CaseProperties, fill: float = 0.0, device: str = "cpu") -> np.ndarray:
+    """Float map on the grid of the image file, float32, from (Z, Y, X) or (K, Z, Y, X) on the plan grid.
+
+    Values are resampled linearly; `fill` is what stands outside the crop box. The result has the rank of `values`.
+    """
+    channels = values[None] if values.ndim == 3 else values
+    grid = _grid(tuple(channels.shape), properties, device)
+    cropped = np.empty((channels.shape[0], *properties.shape_cropped), np.float32)
+    for channel in range(channels.shape[0]):
+        for first, last in grid.slabs(1):
+            cropped[channel, first:last] = grid.slab(channels[channel : channel + 1], first, last)[0].cpu().numpy()
+    restored = _to_file_axes(cropped, properties, fill)
+    return restored[0] if values.ndim == 3 else restored
+
+
+def _grid(shape: tuple[int, ...], properties: CaseProperties, device: str) -> GridMap:
+    if len(shape) != 4 or shape[1:] != properties.shape:
+        raise ValueError(f"array has shape {shape}, expected (K, *{properties.shape}) of case {properties.case_id!r}")
+    return GridMap(properties.shape, properties.shape_cropped, 1, properties.separate_axis, device)
+
+
+def _to_file_axes(cropped: np.ndarray, properties: CaseProperties, fill: float) -> np.ndarray:
+    whole = uncrop(cropped, properties.crop_box, properties.shape_permuted, fill)
+    return np.ascontiguousarray(permute(whole, inverse_order(properties.axis_order)))

@@ -1,0 +1,59 @@
+"""Label patches as the network will see them, from which the stages are planned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder, StoredCase
+
+MAX_PATCHES_PER_CLASS = 64
+MAX_ROUNDS = 16  # small data sets give several patches a case
+
+
+def collect_label_patches(
+    folder: PreprocessedFolder, scheme: LabelScheme, patch_size: Sequence[int], seed: int = 0
+) -> dict[str, list[np.ndarray]]:
+    """Boolean masks of `patch_size` (two or three axes), up to MAX_PATCHES_PER_CLASS for each class or region.
+
+    Each patch is centred on a component drawn uniformly, in a label row drawn uniformly (so that all raters count),
+    moved inwards where it would leave the image and padded with background where the image is smaller.
+    """
+    rng = np.random.default_rng(seed)
+    patches: dict[str, list[np.ndarray]] = {name: [] for name in scheme.names}
+    for _ in range(MAX_ROUNDS):
+        before = sum(map(len, patches.values()))
+        for index in rng.permutation(len(folder.case_ids)):
+            if all(len(found) >= MAX_PATCHES_PER_CLASS for found in patches.values()):
+                return patches
+            _add_patches(folder.open(folder.case_ids[index]), scheme, patch_size, rng, patches)
+        if sum(map(len, patches.values())) == before:
+            break
+    return patches
+
+
+def _add_patches(
+    case: StoredCase, scheme: LabelScheme, patch_size: Sequence[int], rng: np.random.Generator,
+    patches: dict[str, list[np.ndarray]],
+) -> None:  # fmt: skip
+    row = int(rng.integers(case.num_rows))
+    for class_index in case.components.present_classes(row):
+        name, members = scheme.names[class_index], scheme.members[class_index]
+        if len(patches[name]) < MAX_PATCHES_PER_CLASS:
+            centre = case.components.draw(rng, "component", row, int(class_index))
+            assert centre is not None
+            patches[name].append(np.isin(label_patch(case, row, centre, patch_size), members))
+
+
+def label_patch(case: StoredCase, row: int, centre: Sequence[int], patch_size: Sequence[int]) -> np.ndarray:
+    """Labels of one row around `centre` (z, y, x), shape `patch_size`; two axes give a slice (Y, X)."""
+    size = [1] * (3 - len(patch_size)) + [int(p) for p in patch_size]
+    shape = case.labels.shape[1:]
+    starts = [int(np.clip(c - p // 2, 0, max(n - p, 0))) for c, p, n in zip(centre, size, shape, strict=True)]
+    box = tuple(slice(start, min(start + p, n)) for start, p, n in zip(starts, size, shape, strict=True))
+    labels = np.asarray(case.labels[(row, *box)]).reshape([b.stop - b.start for b in box])
+    missing = [p - n for p, n in zip(size, labels.shape, strict=True)]
+    padded = np.pad(labels, [(m // 2, m - m // 2) for m in missing])
+    return padded.reshape(tuple(patch_size))
