@@ -14,6 +14,7 @@ Opening looks at names only. What is missing or does not fit together is found b
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -134,6 +135,18 @@ def channel_problem(paths: Sequence[Path], num_channels: int) -> str | None:
     if num_channels <= found <= num_channels + 1:
         return None
     return _missing_channels(paths, numbers, num_channels)
+
+
+def largest_case_gb(cases: Sequence[RawCase]) -> float:
+    """Memory of the case with the largest files, in GB: its image as float32, once more while reading, and labels."""
+    if not cases:
+        return 0.0
+    largest = max(cases, key=lambda case: sum(p.stat().st_size for p in case.image_paths if p.is_file()))
+    try:
+        voxels = sum(math.prod(read_header(path)[0]) for path in largest.image_paths)
+    except UsdError:  # reading the case will report it
+        return 0.0
+    return voxels * (2 * 4 + 1 + len(largest.rater_paths)) / 1e9
 
 
 def read_groups(path: Path) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Reading and writing: images, labels, dataset.json, strict JSON, paths, and running work over cases."""

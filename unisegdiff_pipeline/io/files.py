@@ -1,0 +1,57 @@
+"""Writing without leaving half a file behind, and recognising a file by its content."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from unisegdiff_pipeline.io.errors import UsdError
+
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside `target`; on success it is renamed to `target`, on failure it is removed.
+
+    The temporary name keeps all suffixes of the target, because image writers choose the format by them.
+
+    Raises:
+        UsdError: the disk is full or the place is not writable.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno not in _WRITE_ERRORS:
+            raise
+        raise UsdError(
+            f"{target} cannot be written ({error.strerror}); free space there or choose a folder that you may write to."
+        ) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """Hash of a file's content (BLAKE2b, 128 bits, hexadecimal)."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def text_hash(text: str) -> str:
+    """Hash of a text, in the same form as `file_hash`."""
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()

@@ -1,0 +1,408 @@
+"""Checking a raw data set: every problem is named with its file and remedy, all of them in one run.
+
+`check_case` works on volumes that have been read already, so that the fingerprint can check and measure a case in
+one pass over its files; `check_dataset` reads by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from unisegdiff_pipeline.io.dataset_json import DatasetDescription
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.geometry import Volume, geometry_differences
+from unisegdiff_pipeline.io.images import label_ending, read_header, read_image, read_labels
+from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
+from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem, largest_case_gb
+
+_MAX_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one file, and how to mend it."""
+
+    file: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}. {self.remedy}"
+
+
+@dataclass(frozen=True)
+class CaseVolumes:
+    """The files of one case as far as they could be read; `problems` names the others."""
+
+    image: Volume | None
+    labels: Volume | None
+    raters: tuple[Volume, ...]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class CaseCheck:
+    """What the check of one case found.
+
+    Attributes:
+        case_id: the case.
+        problems: what must be mended.
+        warnings: what should be looked at.
+        image_hash: hash of shape and voxels, the same for identical images; None without a readable image.
+        is_2d: whether the image is 2D; None without a readable image.
+        empty: the label map holds background (and ignored voxels) only.
+    """
+
+    case_id: str
+    problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    image_hash: str | None
+    is_2d: bool | None
+    empty: bool
+
+
+@dataclass(frozen=True)
+class IntegrityReport:
+    """Result for a whole data set.
+
+    Attributes:
+        problems: all problems; the data set cannot be used while there is one.
+        warnings: allowed but worth a look, identical images among them.
+        groups: group of every case; cases that must not be split between training and validation share one. From
+            groups.csv, else the case itself; cases with identical images are merged into one group.
+        empty_cases: cases whose label map holds background only.
+    """
+
+    problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    groups: dict[str, str]
+    empty_cases: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the data set can be used."""
+        return not self.problems
+
+    def text(self) -> str:
+        """The report for people, one line a finding."""
+        lines = [f"problem  {problem}" for problem in self.problems]
+        lines += [f"warning  {warning}" for warning in self.warnings]
+        if self.empty_cases:
+            lines.append(
+                f"note     {len(self.empty_cases)} of {len(self.groups)} cases have no foreground: "
+                f"{_some(self.empty_cases)}"
+            )
+        return "\n".join(lines)
+
+    def require_ok(self) -> None:
+        """Raise a UsdError that lists all problems, if there are any."""
+        if self.problems:
+            listing = "\n".join(f"  {problem}" for problem in self.problems)
+            raise UsdError(
+                f"The data set has {len(self.problems)} problem(s); mend them and run the command again:\n{listing}"
+            )
+
+
+def check_dataset(raw: RawDataset, workers: int | None = None, scheduler: str | None = None) -> IntegrityReport:
+    """Read and check every training case.
+
+    Args:
+        raw: the data set.
+        workers: threads, None for as many as cores and memory allow. Threads, because decoding leaves the
+            interpreter lock and small data sets are checked before a process pool has started.
+        scheduler: address of a Dask scheduler.
+    """
+    checks = map_cases(
+        partial(_read_and_check, description=raw.description),
+        raw.cases,
+        names=[case.case_id for case in raw.cases],
+        workers=choose_workers(largest_case_gb(raw.cases), workers),
+        description=f"Checking {raw.name}",
+        scheduler=scheduler,
+        threads=True,
+    )
+    return merge_checks(raw, [check.value for check in checks])
+
+
+def _read_and_check(case: RawCase, description: DatasetDescription) -> CaseCheck:
+    return check_case(case, description, read_case(case, description))
+
+
+def read_case(case: RawCase, description: DatasetDescription) -> CaseVolumes:
+    """Read all files of a case; what cannot be read becomes a problem instead of an error."""
+    problems: list[Problem] = []
+    image = None
+    if case.image_paths:
+        try:
+            image = read_image(case.image_paths)
+        except UsdError as error:
+            problems.append(_from_error(error, case.image_paths[0]))
+    labels = _try_labels(case.label_path, problems) if case.label_path is not None else None
+    raters = [volume for path in case.rater_paths if (volume := _try_labels(path, problems)) is not None]
+    return CaseVolumes(image, labels, tuple(raters), tuple(problems))
+
+
+def check_case(case: RawCase, description: DatasetDescription, volumes: CaseVolumes | None = None) -> CaseCheck:
+    """Check one case, on `volumes` where it has been read already."""
+    volumes = read_case(case, description) if volumes is None else volumes
+    problems = [*volumes.problems, *_check_files(case, description)]
+    warnings: list[Problem] = []
+    image, labels = volumes.image, volumes.labels
+    if image is not None:
+        problems += _check_channels(case, description, image)
+        problems += _check_intensities(case, image)
+        warnings += _check_constant(case, image)
+    if labels is not None and case.label_path is not None:
+        problems += _check_labels(case, case.label_path, labels, image, description)
+    if len(volumes.raters) == len(case.rater_paths):  # else it is not known which of them was read
+        for path, rater in zip(case.rater_paths, volumes.raters, strict=True):
+            problems += _check_labels(case, path, rater, image, description)
+    return CaseCheck(
+        case_id=case.case_id,
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+        image_hash=None if image is None else _hash(image.array),
+        is_2d=None if image is None else image.geometry.is_2d,
+        empty=labels is not None and not any(mask.any() for _, mask in description.labels.class_masks(labels.array)),
+    )
+
+
+def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityReport:
+    """Join the checks of all cases and look at what concerns the data set as a whole."""
+    problems = [problem for check in checks for problem in check.problems]
+    warnings = [warning for check in checks for warning in check.warnings]
+    problems += [_stray_file(raw, path) for path in raw.stray_files]
+    problems += _mixed_dimensions(raw, checks)
+    warnings += _check_counts(raw)
+    identical = _identical_images(checks)
+    warnings += [_identical_warning(raw, case_ids) for case_ids in identical]
+    return IntegrityReport(
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+        groups=_merge_groups(raw.cases, identical),
+        empty_cases=tuple(check.case_id for check in checks if check.empty),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- checks of a case
+
+
+def _from_error(error: UsdError, path: Path) -> Problem:
+    """Take an error of a reader apart: file, what is wrong, remedy (after the last semicolon)."""
+    text = str(error).strip()
+    file, _, rest = text.partition(" ")
+    if not file.startswith(str(path.parent)):
+        file, rest = str(path), text
+    message, _, remedy = rest.rpartition("; ")
+    return Problem(file, message or rest.rstrip("."), (remedy[:1].upper() + remedy[1:]) if message else "")
+
+
+def _try_labels(path: Path, problems: list[Problem]) -> Volume | None:
+    try:
+        return read_labels(path)
+    except UsdError as error:
+        problems.append(_from_error(error, path))
+        return None
+
+
+def _check_files(case: RawCase, description: DatasetDescription) -> Iterable[Problem]:
+    ending = description.file_ending
+    if not case.image_paths:
+        yield Problem(
+            str(case.label_path),
+            f"the label map has no image {case.case_id}_0000{ending}",
+            "Add the image, or remove the label map.",
+        )
+        return
+    if case.label_path is None:
+        yield Problem(
+            str(case.image_paths[0]),
+            f"the image has no label map labelsTr/{case.case_id}{label_ending(ending)}",
+            "Add the label map, or move the image to imagesTs.",
+        )
+    absent = [path for path in case.image_paths if not path.exists()]
+    if not absent and (problem := channel_problem(case.image_paths, len(description.channel_names))):
+        names = ", ".join(description.channel_names)
+        yield Problem(
+            str(case.image_paths[0]),
+            problem,
+            f"Each case needs the channels {names} (_0000 to _{len(description.channel_names) - 1:04d}).",
+        )
+
+
+def _check_channels(case: RawCase, description: DatasetDescription, image: Volume) -> Iterable[Problem]:
+    found, expected = image.array.shape[0], len(description.channel_names)
+    # Where there are several files, their number has been checked by name.
+    if found != expected and len(case.image_paths) == 1 and found > expected:
+        same = found in (3, 4) and all(np.array_equal(image.array[0], other) for other in image.array[1:3])
+        yield Problem(
+            str(case.image_paths[0]),
+            f"the file holds {found} channels, but channel_names in dataset.json names {expected}",
+            "Its colours are all the same: save it as a grey image."
+            if same and expected == 1
+            else "Name every channel in dataset.json (for colour pictures R, G and B), or save the image without them.",
+        )
+    for path in case.image_paths[1:]:
+        try:
+            differences = geometry_differences(read_header(path)[1], image.geometry)
+        except UsdError:  # reading it has been reported
+            continue
+        if differences:
+            yield Problem(
+                str(path),
+                f"the channel lies elsewhere than {case.image_paths[0].name}: {'; '.join(differences)}",
+                "Resample the channels of a case onto one grid.",
+            )
+
+
+def _check_intensities(case: RawCase, image: Volume) -> Iterable[Problem]:
+    for channel, values in enumerate(image.array):
+        # Minimum and maximum find NaN and infinities without a temporary array of the volume's size.
+        if values.size and np.isfinite(values.min()) and np.isfinite(values.max()):
+            continue
+        several = len(case.image_paths) == image.array.shape[0]
+        path = case.image_paths[channel if several else 0]
+        bad = int(values.size - np.count_nonzero(np.isfinite(values)))
+        what = f"{bad} voxels are NaN or infinite" if values.size else "the image has no voxels"
+        yield Problem(str(path), what, "Replace them by real intensities, or leave the case out.")
+
+
+def _check_constant(case: RawCase, image: Volume) -> Iterable[Problem]:
+    for channel, values in enumerate(image.array):
+        if values.size and values.min() == values.max():
+            yield Problem(
+                str(case.image_paths[0]),
+                f"all voxels of channel {channel} are {values.flat[0]:g}",
+                "Check that the image was exported rightly.",
+            )
+
+
+def _check_labels(
+    case: RawCase, path: Path, labels: Volume, image: Volume | None, description: DatasetDescription
+) -> Iterable[Problem]:
+    unknown = sorted(label_values(labels.array) - description.labels.allowed_values)
+    if unknown:
+        allowed = sorted(description.labels.allowed_values)
+        yield Problem(str(path), f"the label values {_some(unknown)} are not in dataset.json, which has {allowed}",
+                      _value_remedy(unknown, allowed))  # fmt: skip
+    if image is None:
+        return
+    if labels.array.shape[1:] != image.array.shape[1:]:
+        yield Problem(
+            str(path),
+            f"the shape {labels.array.shape[1:]} (Z, Y, X) differs from the image's {image.array.shape[1:]}",
+            "Resample the label map onto the image's grid with nearest neighbours, or find the right image.",
+        )
+        return
+    differences = geometry_differences(labels.geometry, image.geometry)
+    if differences:
+        yield Problem(
+            str(path),
+            f"the label map lies elsewhere than {case.image_paths[0].name}: {'; '.join(differences)}",
+            "If the voxels do correspond, copy the image's geometry into the label map; else resample it.",
+        )
+
+
+def _value_remedy(unknown: Sequence[int], allowed: Sequence[int]) -> str:
+    if unknown == [255] and allowed == [0, 1]:
+        return "Masks of 0 and 255 must be written as 0 and 1: divide them by 255."
+    return "Add the values to labels in dataset.json, or correct the label map."
+
+
+def label_values(labels: np.ndarray) -> set[int]:
+    """The values that occur in a label map of any shape; counted, not sorted, one slab of the first axes at a time."""
+    if labels.size == 0:
+        return set()
+    if labels.min() < 0 or labels.max() >= 1 << 16:
+        return {int(value) for value in np.unique(labels)}
+    present = np.zeros(int(labels.max()) + 1, bool)
+    for slab in labels.reshape(-1, *labels.shape[-2:]):
+        present |= np.bincount(slab.ravel(), minlength=present.size) > 0
+    return {int(value) for value in np.flatnonzero(present)}
+
+
+def _hash(array: np.ndarray) -> str:
+    digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------- the set as a whole
+
+
+def _stray_file(raw: RawDataset, path: Path) -> Problem:
+    ending = raw.description.file_ending
+    if path.parent.name == "ratersTr":
+        return Problem(
+            str(path),
+            "the annotation belongs to no case",
+            f"Name it CASE_raterN{label_ending(ending)} after a case of imagesTr, or remove it.",
+        )
+    return Problem(
+        str(path), "the image has no channel suffix", f"Name it {path.name.removesuffix(ending)}_0000{ending}."
+    )
+
+
+def _mixed_dimensions(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
+    flat = [check.case_id for check in checks if check.is_2d]
+    deep = [check.case_id for check in checks if check.is_2d is False]
+    if flat and deep:
+        rare, kind = (flat, "2D") if len(flat) <= len(deep) else (deep, "3D")
+        yield Problem(
+            str(raw.folder / "imagesTr"),
+            f"2D and 3D images are mixed: {_some(rare)} are {kind}",
+            "Split the data set, or convert these images.",
+        )
+
+
+def _check_counts(raw: RawDataset) -> Iterable[Problem]:
+    path = str(raw.folder / "dataset.json")
+    announced = raw.description.raw.get("numTraining")
+    if announced is not None and announced != len(raw.cases):
+        yield Problem(path, f"numTraining is {announced}, but there are {len(raw.cases)} cases", "Correct the number.")
+    table = str(raw.folder / "groups.csv")
+    if raw.unknown_groups:
+        yield Problem(table, f"there are no files of {_some(raw.unknown_groups)}", "Remove the lines.")
+    ungrouped = [case.case_id for case in raw.cases if case.group is None]
+    if ungrouped and len(ungrouped) < len(raw.cases):
+        yield Problem(
+            table, f"no group is given for {_some(ungrouped)}, so each counts as one of its own", "Add the lines."
+        )
+
+
+def _identical_images(checks: Sequence[CaseCheck]) -> list[list[str]]:
+    by_hash: dict[str, list[str]] = {}
+    for check in checks:
+        if check.image_hash is not None:
+            by_hash.setdefault(check.image_hash, []).append(check.case_id)
+    return [case_ids for case_ids in by_hash.values() if len(case_ids) > 1]
+
+
+def _identical_warning(raw: RawDataset, case_ids: Sequence[str]) -> Problem:
+    return Problem(
+        str(raw.folder / "imagesTr"),
+        f"{len(case_ids)} cases have identical images: {_some(case_ids)}",
+        "They are kept in one group, so that no fold trains on a case it validates on; remove the copies if they are "
+        "not meant.",
+    )
+
+
+def _merge_groups(cases: Sequence[RawCase], identical: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Group of each case; groups that share identical images become one, named after the first of them."""
+    groups = {case.case_id: case.group or case.case_id for case in cases}
+    for case_ids in identical:
+        joined = {groups[case_id] for case_id in case_ids}
+        name = min(joined)
+        groups = {case_id: name if group in joined else group for case_id, group in groups.items()}
+    return groups
+
+
+def _some(values: Sequence[object]) -> str:
+    shown = ", ".join(map(str, values[:_MAX_NAMED]))
+    return shown + (f" and {len(values) - _MAX_NAMED} more" if len(values) > _MAX_NAMED else "")

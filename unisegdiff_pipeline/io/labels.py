@@ -1,0 +1,76 @@
+"""What label values mean: classes or regions, the ignore label, and their coding as channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Coding = Literal["binary", "softmax", "regions"]
+
+
+@dataclass(frozen=True)
+class LabelScheme:
+    """Foreground classes (or regions) of a data set and how a network codes them.
+
+    Attributes:
+        names: foreground classes or regions, in the order of the network's foreground channels.
+        members: the label values that make up each of `names`; one value each unless the coding is "regions".
+        coding: "binary" = one sigmoid channel, "softmax" = background + classes, "regions" = a sigmoid per region.
+        write_values: label value written for each of `names`; later names overwrite earlier ones when decoding
+            regions (nnU-Net's `regions_class_order`).
+        ignore_value: voxels of this value carry no loss and no score; None where the data set has none.
+    """
+
+    names: tuple[str, ...]
+    members: tuple[tuple[int, ...], ...]
+    coding: Coding
+    write_values: tuple[int, ...]
+    ignore_value: int | None = None
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the network's output."""
+        return len(self.names) + (1 if self.coding == "softmax" else 0)
+
+    @property
+    def foreground_offset(self) -> int:
+        """Index of the first foreground channel: 1 for softmax, where channel 0 is the background, else 0."""
+        return 1 if self.coding == "softmax" else 0
+
+    @property
+    def allowed_values(self) -> frozenset[int]:
+        """All label values that a label file may hold."""
+        values = {0, *(v for group in self.members for v in group)}
+        return frozenset(values if self.ignore_value is None else values | {self.ignore_value})
+
+    def class_masks(self, labels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (name, boolean mask) for each foreground class or region of a label map of any shape."""
+        for name, values in zip(self.names, self.members, strict=True):
+            yield name, labels == values[0] if len(values) == 1 else np.isin(labels, values)
+
+    def ignored(self, labels: np.ndarray) -> np.ndarray:
+        """Boolean mask of the voxels to leave out; all False without an ignore label."""
+        if self.ignore_value is None:
+            return np.zeros(labels.shape, bool)
+        return labels == self.ignore_value
+
+    def encode(self, labels: np.ndarray) -> np.ndarray:
+        """Code a label map (...) as uint8 channels (num_channels, ...) of 0 and 1; ignored voxels are background."""
+        channels = np.stack([mask for _, mask in self.class_masks(labels)]).astype(np.uint8)
+        if self.coding == "softmax":
+            channels = np.concatenate([1 - channels.max(axis=0, keepdims=True), channels])
+        return channels
+
+    def decode(self, probabilities: np.ndarray) -> np.ndarray:
+        """Turn probabilities (num_channels, ...) into a label map (...): argmax, or p > 0.5 for sigmoid channels."""
+        dtype = np.uint8 if max(self.write_values) < 256 else np.int16
+        if self.coding == "softmax":
+            values = np.array([0, *self.write_values], dtype)
+            return values[np.argmax(probabilities, axis=0)]
+        labels = np.zeros(probabilities.shape[1:], dtype)
+        for channel, value in zip(probabilities, self.write_values, strict=True):
+            labels[channel > 0.5] = value
+        return labels
