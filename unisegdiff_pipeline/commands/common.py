@@ -22,7 +22,9 @@ from unisegdiff_pipeline.io.errors import UsdError
 if TYPE_CHECKING:
     from unisegdiff_pipeline.io.paths import Roots
 
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_USAGE = 1, 2
+EXIT_SIGNAL = 128  # plus the number of the signal, as shells count it
+EXIT_INTERRUPTED = EXIT_SIGNAL + 2
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 MESSAGE_WIDTH = 110
 
@@ -100,8 +102,15 @@ def machine_message(error: BaseException) -> str | None:
 
 
 def _fail(message: str) -> int:
-    print("\n".join(wrap(f"error: {line}") for line in message.splitlines() if line), file=sys.stderr)
+    report_error(message)
     return EXIT_ERROR
+
+
+def report_error(message: str, kind: str = "error") -> None:
+    """Print each line of a message as a paragraph of its own on stderr."""
+    print(
+        "\n".join(wrap(f"{kind}: {line}") for line in message.splitlines() if line.strip()), file=sys.stderr, flush=True
+    )
 
 
 def wrap(paragraph: str) -> str:
@@ -110,7 +119,7 @@ def wrap(paragraph: str) -> str:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    print(wrap(f"warning: {message}"), file=sys.stderr)
+    report_error(str(message), kind="warning")
 
 
 def duration(text: str) -> float:
@@ -183,14 +192,14 @@ def add_datasets(parser: argparse.ArgumentParser) -> None:
 
 
 def add_configurations(parser: argparse.ArgumentParser) -> None:
-    """Add -c for several configurations; all planned ones without it."""
+    """Add -c for the configurations to preprocess; all planned ones without it."""
     parser.add_argument(
         "-c",
         "--configuration",
         nargs="+",
         metavar="CONFIG",
         choices=("2d", "3d_fullres", "3d_lowres"),
-        help="2d, 3d_fullres, 3d_lowres; default: all that make sense for the data",
+        help="preprocess only these of 2d, 3d_fullres, 3d_lowres (default: all that are planned)",
     )
 
 

@@ -1,0 +1,107 @@
+"""Strict flags, durations, and errors as one paragraph with an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import warnings
+
+import pytest
+
+from unisegdiff_pipeline.commands import common
+from unisegdiff_pipeline.io.errors import UsdError
+
+
+def parser() -> common.CommandParser:
+    made = common.CommandParser("usd_test", "A command.")
+    made.add_argument("--max-time", type=common.duration)
+    made.add_argument("--epochs", type=common.whole_number(1))
+    return made
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("15m", 900), ("2h", 7200), ("45", 45), ("1.5m", 90)])
+def test_duration(text: str, seconds: float) -> None:
+    assert common.duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-5", "5 d", "1h30", "m", "nan", "1e3"])
+def test_wrong_duration(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="15m"):
+        common.duration(text)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(48.2, "48 s"), (320, "5 min 20 s"), (7500, "2 h 5 min")])
+def test_duration_text(seconds: float, text: str) -> None:
+    assert common.duration_text(seconds) == text
+
+
+def test_misspelt_flag_is_an_error_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(["--max-tme", "5m"])
+    assert stop.value.code == 2
+    assert "unknown flag --max-tme; did you mean --max-time?" in capsys.readouterr().err
+
+
+def test_flags_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(["--epoch", "5"])
+    assert stop.value.code == 2
+    assert "did you mean --epochs?" in capsys.readouterr().err
+
+
+def test_value_with_equals_sign_is_parsed() -> None:
+    assert parser().parse_args(["--max-time=2m"]).max_time == 120
+
+
+@pytest.mark.parametrize("text", ["0", "x", "1.5", "-1"])
+def test_whole_number_names_the_bound(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="at least 1"):
+        common.whole_number(1)(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-2", "inf", "nan", "x"])
+def test_positive_number(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="above zero"):
+        common.positive_number(text)
+
+
+def test_device_name() -> None:
+    assert common.device_name("cuda:1") == "cuda:1"
+    with pytest.raises(argparse.ArgumentTypeError, match="auto, cpu"):
+        common.device_name("gpu")
+
+
+def raising(error: BaseException) -> int:
+    def body() -> None:
+        raise error
+
+    return common.run(body)
+
+
+def test_user_errors_are_paragraphs_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(UsdError("first problem.\nsecond problem.")) == 1
+    assert capsys.readouterr().err == "error: first problem.\nerror: second problem.\n"
+
+
+def test_interruption_and_success() -> None:
+    assert raising(KeyboardInterrupt()) == 130
+    assert common.run(lambda: None) == 0
+    assert common.run(lambda: 1) == 1
+
+
+def test_full_disk_is_named_also_as_a_cause(capsys: pytest.CaptureFixture[str]) -> None:
+    error = RuntimeError("cannot write")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device", "/data/plans.json")
+    assert raising(error) == 1
+    message = capsys.readouterr().err.replace("\n", " ")
+    assert "the disk is full (/data/plans.json): free some space" in message
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        raising(ZeroDivisionError())
+
+
+def test_warnings_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    common.run(lambda: warnings.warn("CT_8bit is not ct", stacklevel=1))
+    assert capsys.readouterr().err == "warning: CT_8bit is not ct\n"

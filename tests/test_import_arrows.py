@@ -1,0 +1,114 @@
+"""Modules import only from their own layer or lower ones, and what must stay light stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "unisegdiff_pipeline"
+LAYERS = (
+    "io",
+    "fingerprint",
+    "planning",
+    "preprocessing",
+    "diffusion",
+    "networks",
+    "evaluation",
+    "inference",
+    "training",
+    "commands",
+)
+READERS = {"SimpleITK", "nibabel", "PIL"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(dotted: str) -> str | None:
+    """Layer of a module of this package; None for other packages and for the package itself."""
+    parts = dotted.split(".")
+    if parts[0] != "unisegdiff_pipeline" or len(parts) == 1 or parts[1].startswith("__"):
+        return None
+    return parts[1]
+
+
+def dotted_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import, at module level or inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}; write the full name"
+            assert node.module is not None
+            yield node.lineno, node.module
+            if node.module == "unisegdiff_pipeline":
+                yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def violations(path: Path) -> list[str]:
+    own = layer_of(dotted_name(path))
+    found = []
+    for line, module in imports(ast.parse(path.read_text("utf-8"))):
+        other = layer_of(module)
+        if other is None or own is None:
+            continue
+        assert other in LAYERS, f"{path}:{line} imports {module}, whose layer has no place in LAYERS"
+        if LAYERS.index(other) > LAYERS.index(own):
+            found.append(f"{path.relative_to(ROOT)}:{line} imports {module}, which lies above {own}")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted_name)
+def test_imports_go_down_only(path: Path) -> None:
+    assert violations(path) == []
+
+
+def test_an_upward_import_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = tmp_path / "unisegdiff_pipeline" / "io" / "wrong.py"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_text("def f():\n    from unisegdiff_pipeline.training import run\n")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert len(violations(wrong)) == 1
+
+
+def test_every_top_level_module_has_a_layer() -> None:
+    names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert {name for name in names if not name.startswith("__")} <= set(LAYERS)
+
+
+@pytest.mark.parametrize("layer", ["training", "inference"])
+def test_no_reader_is_named_in(layer: str) -> None:
+    for path in (PACKAGE / layer).rglob("*.py"):
+        named = {module.split(".")[0] for _, module in imports(ast.parse(path.read_text("utf-8")))}
+        assert not named & READERS, f"{path} imports {named & READERS}; readers belong to io"
+
+
+def modules_after(statement: str) -> set[str]:
+    """Names in sys.modules of a fresh interpreter after a statement."""
+    code = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(run.stdout.split())
+
+
+def test_importing_the_trainer_loads_no_reader() -> None:
+    loaded = modules_after("import unisegdiff_pipeline.training.run")
+    assert not loaded & READERS, f"training loads {loaded & READERS}"
+
+
+def test_importing_the_package_is_light() -> None:
+    loaded = modules_after("import unisegdiff_pipeline")
+    assert not loaded & {"numpy", "torch", *READERS}
+
+
+def test_parsers_of_all_commands_import_nothing_heavy() -> None:
+    names = sorted(p.stem for p in (PACKAGE / "commands").glob("*.py") if not p.stem.startswith("__"))
+    loaded = modules_after("; ".join(f"import unisegdiff_pipeline.commands.{name}" for name in names))
+    assert not loaded & {"numpy", "torch", "scipy", "matplotlib", "tqdm", *READERS}

@@ -1,0 +1,162 @@
+"""usd_predict: masks with their uncertainty for new images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from unisegdiff_pipeline.commands.common import (
+    CommandParser,
+    add_device,
+    add_roots,
+    add_seed,
+    roots_of,
+    run,
+    say,
+    whole_number,
+)
+from unisegdiff_pipeline.io.errors import UsdError
+
+
+def build_parser() -> CommandParser:
+    """Parser of usd_predict."""
+    parser = CommandParser(
+        "usd_predict",
+        "Predict masks for images in the raw layout (CASE_0000.ext, CASE_0001.ext, ...). OUT holds the masks, and\n"
+        "uncertainty/, lesions.csv and manifest.json beside them. An interrupted prediction continues.",
+    )
+    parser.add_argument(
+        "-i", "--input", type=Path, nargs="+", required=True, metavar="IN", help="a folder, or image files"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the masks")
+    _add_model(parser)
+    parser.add_argument(
+        "--samples", type=whole_number(0), metavar="N", help="masks drawn a case (default: the model's)"
+    )
+    add_seed(parser)
+    add_device(parser)
+    parser.add_argument("--save-probabilities", action="store_true", help="write the probability of each class")
+    parser.add_argument("--save-samples", action="store_true", help="write every drawn mask")
+    parser.add_argument("--overwrite", action="store_true", help="predict cases again that OUT holds already")
+    parts = parser.add_argument_group("sharing a folder between several runs")
+    parts.add_argument("--num-parts", type=whole_number(1), default=1, metavar="N", help="number of runs (default: 1)")
+    parts.add_argument(
+        "--part-id", type=whole_number(0), default=0, metavar="K", help="this run, 0 to N-1 (default: 0)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the model and the cases, and stop")
+    add_roots(parser, "results")
+    return parser
+
+
+def _add_model(parser: CommandParser) -> None:
+    group = parser.add_argument_group("model")
+    which = group.add_mutually_exclusive_group(required=True)
+    which.add_argument("-d", "--dataset", metavar="DATASET", help="data set that the model was trained on")
+    which.add_argument("-m", "--model", type=Path, metavar="DIR", help="model folder RESULTS/DATASET/TRAINER__CONFIG")
+    group.add_argument(
+        "-c", "--configuration", metavar="CONFIG", help="with -d; default: the trained one, else the recommended"
+    )
+    group.add_argument(
+        "--trainer", metavar="NAME", help="with -d; default: StagedDiffusionTrainer where it was trained"
+    )
+    group.add_argument(
+        "-f",
+        "--folds",
+        nargs="+",
+        metavar="FOLD",
+        help="folds to average, 0 1 2 3 4 or all (default: every trained one)",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of usd_predict."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.part_id >= args.num_parts:
+        parser.error(f"--part-id {args.part_id} must be below --num-parts {args.num_parts}")
+    if args.model is not None and (args.configuration or args.trainer):
+        parser.error("-c and --trainer go with -d; a model folder given with -m says both itself")
+    return run(lambda: _predict(args))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from unisegdiff_pipeline.inference.predictor import predict_folder
+
+    model = args.model or find_model(args)
+    source = args.input[0] if len(args.input) == 1 else tuple(args.input)
+    if args.dry_run:
+        say(describe(model, source, args.folds))
+        return
+    say(f"Model: {model}")
+    predict_folder(
+        source,
+        args.output,
+        model,
+        folds=args.folds,
+        num_samples=args.samples,
+        seed=args.seed,
+        device=args.device,
+        num_parts=args.num_parts,
+        part_id=args.part_id,
+        save_probabilities=args.save_probabilities,
+        save_samples=args.save_samples,
+        overwrite=args.overwrite,
+    )
+    say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}\nLesions: {args.output / 'lesions.csv'}")
+
+
+def find_model(args: argparse.Namespace) -> Path:
+    """The model folder of a data set; of several, the default trainer's and the plan's recommended configuration."""
+    from unisegdiff_pipeline.io.paths import find_dataset
+    from unisegdiff_pipeline.training.request import DEFAULT_TRAINER
+
+    root = roots_of(args).require_results()
+    folder = root / find_dataset(root, args.dataset)
+    models = [path for path in sorted(folder.iterdir()) if path.is_dir() and "__" in path.name]
+    there = f"there are {', '.join(path.name for path in models)}" if models else "there is none"
+    fitting = [path for path in models if args.configuration in (None, _configuration(path))]
+    fitting = _prefer(fitting, lambda path: path.name.split("__")[0] == (args.trainer or DEFAULT_TRAINER), args.trainer)
+    if len(fitting) > 1:
+        fitting = _prefer(fitting, lambda path: _configuration(path) == _recommended(path), None)
+    if not fitting:
+        raise UsdError(f"{folder} holds no such model; {there}. Train it with usd_train, or correct -c and --trainer.")
+    if len(fitting) > 1:
+        raise UsdError(f"{folder} holds several models; {there}. Choose one with -c CONFIG and --trainer NAME.")
+    return fitting[0]
+
+
+def _prefer(models: list[Path], test: Callable[[Path], bool], demanded: str | None) -> list[Path]:
+    """The models that pass the test; all of them where none does and nothing was demanded."""
+    passing = [path for path in models if test(path)]
+    return passing if passing or demanded else models
+
+
+def _configuration(model: Path) -> str:
+    return model.name.split("__")[-1]
+
+
+def _recommended(model: Path) -> str:
+    from unisegdiff_pipeline.io.serialization import read_dataclass
+    from unisegdiff_pipeline.planning.plans import Plans
+
+    return read_dataclass(Plans, model / "plans.json").recommended_configuration
+
+
+def describe(model: Path, source: Path | Sequence[Path], folds: Sequence[str] | None) -> str:
+    """What would be predicted, in lines."""
+    from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+    from unisegdiff_pipeline.io.raw_dataset import find_cases
+
+    description = read_dataset_json(model / "dataset.json")
+    cases = find_cases(source, description.file_ending, len(description.channel_names))
+    present = sorted(
+        p.name.removeprefix("fold_") for p in model.glob("fold_*") if (p / "weights.safetensors").is_file()
+    )
+    return "\n".join(
+        [
+            f"model  {model}",
+            f"folds  {' '.join(folds or present)} (trained: {' '.join(present) or 'none'})",
+            f"cases  {len(cases)}: {', '.join(case.case_id for case in cases)}",
+        ]
+    )

@@ -1,0 +1,192 @@
+"""The way from raw data to preprocessed data in the three steps that the commands offer singly and together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unisegdiff_pipeline.commands.common import EXIT_ERROR, report_error, say
+from unisegdiff_pipeline.io.errors import UsdError
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.fingerprint import Fingerprint
+    from unisegdiff_pipeline.io.integrity import IntegrityReport
+    from unisegdiff_pipeline.io.paths import Roots
+    from unisegdiff_pipeline.io.raw_dataset import RawDataset
+    from unisegdiff_pipeline.planning.plans import Budget, Plans
+    from unisegdiff_pipeline.preprocessing.preprocessor import PreprocessReport
+
+FINGERPRINT, FIGURE, PLANS, DATASET = "fingerprint.json", "fingerprint.png", "plans.json", "dataset.json"
+LISTED_CASES = 10
+
+
+def for_each_dataset(datasets: Sequence[str], work: Callable[[str], None]) -> int:
+    """Do the work for each data set; one with an error does not keep the others from being done."""
+    failed = False
+    for dataset in datasets:
+        try:
+            work(dataset)
+        except UsdError as error:
+            if len(datasets) == 1:
+                raise
+            report_error(f"{dataset}: {error}")
+            failed = True
+    return EXIT_ERROR if failed else 0
+
+
+def open_raw(roots: Roots, dataset: str) -> RawDataset:
+    """Open a data set of the raw root by its number or name."""
+    from unisegdiff_pipeline.io.paths import find_dataset
+    from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
+
+    root = roots.require_raw()
+    return open_raw_dataset(root / find_dataset(root, dataset))
+
+
+def preprocessed_folder(roots: Roots, dataset: str) -> Path:
+    """Folder of a data set in the preprocessed root; it must be there."""
+    from unisegdiff_pipeline.io.paths import find_dataset
+
+    root = roots.require_preprocessed()
+    return root / find_dataset(root, dataset)
+
+
+def load_plans(roots: Roots, dataset: str) -> tuple[Path, Plans]:
+    """The preprocessed folder of a data set, and its plans."""
+    from unisegdiff_pipeline.io.serialization import read_dataclass
+    from unisegdiff_pipeline.planning.plans import Plans
+
+    folder = preprocessed_folder(roots, dataset)
+    if not (folder / PLANS).is_file():
+        raise UsdError(f"{folder} holds no {PLANS}; run usd_plan -d {folder.name} first.")
+    return folder, read_dataclass(Plans, folder / PLANS)
+
+
+def fingerprint_step(raw: RawDataset, workers: int | None, scheduler: str | None) -> Fingerprint:
+    """Check every case and collect its facts in one pass; every problem found is named, and ends the command."""
+    from unisegdiff_pipeline.fingerprint import extract_fingerprint
+
+    say(f"{raw.name}: checking and measuring {len(raw.cases)} cases")
+    fingerprint, report = extract_fingerprint(raw, workers=workers, scheduler=scheduler)
+    report_integrity(raw, report)
+    return fingerprint
+
+
+def report_integrity(raw: RawDataset, report: IntegrityReport) -> None:
+    """Print the warnings of a check; raise a UsdError that lists all problems where there are any."""
+    for warning in report.warnings:
+        report_error(str(warning), kind="warning")
+    if report.empty_cases:
+        names = ", ".join(report.empty_cases[:LISTED_CASES])
+        more = f" and {len(report.empty_cases) - LISTED_CASES} more" if len(report.empty_cases) > LISTED_CASES else ""
+        say(f"{len(report.empty_cases)} of {len(raw.cases)} cases hold no foreground: {names}{more}")
+    if report.problems:
+        lines = [str(problem) for problem in report.problems]
+        count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
+        raise UsdError("\n".join([*lines, f"{count} in {raw.folder}; nothing was written. Mend them and run again."]))
+
+
+def write_fingerprint(folder: Path, raw: RawDataset, fingerprint: Fingerprint, plans: Plans | None = None) -> None:
+    """Write fingerprint.json, its figure page and a copy of dataset.json into the preprocessed folder."""
+    from unisegdiff_pipeline.fingerprint import fingerprint_figure
+    from unisegdiff_pipeline.io.serialization import write_json
+
+    write_json(folder / FINGERPRINT, fingerprint)
+    write_json(folder / DATASET, raw.description.raw)
+    fingerprint_figure(fingerprint, plans, folder / FIGURE)
+
+
+def plan_step(raw: RawDataset, fingerprint: Fingerprint, budget: Budget, former: Path | None = None) -> Plans:
+    """Plan all configurations that make sense; stages of a former plans.json stay where nothing else changed."""
+    from unisegdiff_pipeline.planning.planner import plan_dataset
+
+    plans = plan_dataset(fingerprint, raw.description, budget)
+    return plans if former is None or not former.is_file() else keep_stages(plans, former)
+
+
+def keep_stages(plans: Plans, former: Path) -> Plans:
+    """Take over the stages of configurations that the former plans.json plans in the same way."""
+    from unisegdiff_pipeline.io.serialization import read_dataclass
+    from unisegdiff_pipeline.planning.plans import Plans
+
+    try:
+        old = read_dataclass(Plans, former).configurations
+    except UsdError:  # written by another version, or edited: the new plans replace it anyway
+        return plans
+    kept = {
+        name: old[name] if name in old and replace(old[name], stages=None) == configuration else configuration
+        for name, configuration in plans.configurations.items()
+    }
+    return replace(plans, configurations=kept)
+
+
+def preprocess_step(
+    raw: RawDataset,
+    folder: Path,
+    plans: Plans,
+    configurations: Sequence[str] | None,
+    workers: int | None,
+    scheduler: str | None,
+) -> PreprocessReport:
+    """Preprocess what is new or changed, and plan the stages from the preprocessed labels."""
+    from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_dataset
+
+    names = tuple(configurations or plans.configurations)
+    unknown = [name for name in names if name not in plans.configurations]
+    if unknown:
+        raise UsdError(
+            f"{folder / PLANS} plans {', '.join(plans.configurations)}, but not {', '.join(unknown)}; leave it out: "
+            f"only configurations that make sense for the data are planned."
+        )
+    return preprocess_dataset(raw, plans, names, folder, workers=workers, scheduler=scheduler)
+
+
+def plan_and_preprocess(
+    raw: RawDataset,
+    folder: Path,
+    budget: Budget,
+    configurations: Sequence[str] | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> Plans:
+    """All steps for one data set; returns the plans with their stages."""
+    from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
+    from unisegdiff_pipeline.planning.plans import Plans
+
+    fingerprint = fingerprint_step(raw, workers, scheduler)
+    plans = plan_step(raw, fingerprint, budget, folder / PLANS)
+    write_fingerprint(folder, raw, fingerprint)
+    write_json(folder / PLANS, plans)
+    say(describe_plans(plans))
+    preprocess_step(raw, folder, plans, configurations, workers, scheduler)
+    plans = read_dataclass(Plans, folder / PLANS)
+    write_fingerprint(folder, raw, fingerprint, plans)  # the figure now shows the stages
+    return plans
+
+
+def describe_plans(plans: Plans) -> str:
+    """The plan in a few lines for the terminal; the reasons stand in plans.json."""
+    lines = [f"{plans.dataset_name}: planned for {_budget_text(plans.budget)}"]
+    for name, configuration in plans.configurations.items():
+        network, spacing = configuration.network, configuration.preprocessing.target_spacing_mm
+        mark = " (recommended)" if name == plans.recommended_configuration else ""
+        lines.append(
+            f"  {name}{mark}: spacing {_sizes('as it is' if s is None else f'{s:.3g}' for s in spacing)} mm, "
+            f"patch {_sizes(map(str, network.patch_size))}, batch {configuration.training.batch_size}, "
+            f"features {network.levels[0].features} to {network.levels[-1].features} on {len(network.levels)} levels"
+        )
+        if configuration.stages is not None:
+            lines[-1] += f", stages at lam {configuration.stages.lam_a:.2f} and {configuration.stages.lam_c:.2f}"
+    return "\n".join(lines)
+
+
+def _budget_text(budget: Budget) -> str:
+    if budget.device == "cpu":
+        return f"a CPU with {budget.num_cores} cores and {budget.memory_gb:.1f} GB"
+    return f"a GPU with {budget.memory_gb:.1f} GB"
+
+
+def _sizes(values: Iterable[str]) -> str:
+    return " x ".join(values)

@@ -1,0 +1,164 @@
+"""usd_train: train one fold, all cases, or the whole cross-validation."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unisegdiff_pipeline.commands.common import (
+    EXIT_SIGNAL,
+    CommandParser,
+    add_device,
+    add_roots,
+    add_seed,
+    duration,
+    duration_text,
+    positive_number,
+    report_error,
+    roots_of,
+    run,
+    say,
+    whole_number,
+)
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.training.request import TrainRequest
+
+
+def build_parser() -> CommandParser:
+    """Parser of usd_train."""
+    parser = CommandParser(
+        "usd_train",
+        "Train on preprocessed data: first the segmenter, then the staged diffusion model on top of it.\n"
+        "An interrupted training continues where it stopped.",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="4, 004 or Dataset004_Hippocampus")
+    parser.add_argument(
+        "fold", type=fold_name, metavar="FOLD", help="0 to 4, `all` (one model on every case) or `cv` (every fold)"
+    )
+    parser.add_argument("-c", "--configuration", metavar="CONFIG", help="default: the one that the plan recommends")
+    parser.add_argument(
+        "--trainer",
+        default="StagedDiffusionTrainer",
+        metavar="NAME",
+        help="StagedDiffusionTrainer (default), SegmentationTrainer (the segmenter alone), or package.module:Class",
+    )
+    _add_length(parser)
+    parser.add_argument("--batch-size", type=whole_number(1), metavar="N", help="patches an iteration (default: plan)")
+    parser.add_argument("--lr", type=positive_number, metavar="X", help="highest learning rate (default: plan)")
+    parser.add_argument(
+        "--phase-1-from", type=Path, metavar="DIR", help="take the segmenter of this finished fold_k folder"
+    )
+    add_seed(parser)
+    add_device(parser)
+    parser.add_argument(
+        "--workers",
+        type=whole_number(0),
+        metavar="N",
+        help="processes that prepare patches; 0 prepares them in this one (default: by cores)",
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=duration, default=300.0, metavar="TIME", help="between checkpoints (default: 5m)"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--continue",
+        dest="restart",
+        action="store_false",
+        default=False,
+        help="continue where the training stopped (the default)",
+    )
+    again.add_argument("--restart", dest="restart", action="store_true", help="begin again; removes the fold's folder")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and stop")
+    add_roots(parser, "raw", "preprocessed", "results")
+    return parser
+
+
+def _add_length(parser: CommandParser) -> None:
+    group = parser.add_argument_group("length of the training, both phases together (default: the plan's epochs)")
+    length = group.add_mutually_exclusive_group()
+    length.add_argument(
+        "--max-time",
+        type=duration,
+        metavar="TIME",
+        help="wall time of a fold with its final validation: 90s, 15m, 2h or plain seconds",
+    )
+    length.add_argument("--epochs", type=whole_number(1), metavar="N")
+    length.add_argument("--iterations", type=whole_number(1), metavar="N")
+
+
+def fold_name(text: str) -> str:
+    """Parse a fold: a whole number, `all` or `cv`."""
+    if text in ("all", "cv") or (text.isascii() and text.isdigit()):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is no fold; write 0, 1, 2, 3, 4, all or cv")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of usd_train."""
+    args = build_parser().parse_args(argv)
+    return run(lambda: _train(args))
+
+
+def _train(args: argparse.Namespace) -> int:
+    request = request_of(args)
+    if args.dry_run:
+        say(describe(request))
+        return 0
+
+    from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
+    from unisegdiff_pipeline.training.run import train
+
+    try:
+        result = train(request)
+    except TrainingInterrupted as stop:
+        report_error(str(stop), kind="stopped")
+        return EXIT_SIGNAL + stop.signal_number
+    if result.table:
+        say(result.table)
+    for fold in result.folds:
+        say(f"Fold {fold.fold}, trained for {duration_text(fold.seconds)}: {fold.folder}")
+    if result.summary_path is not None:
+        say(f"Summary: {result.summary_path}")
+    return 0
+
+
+def request_of(args: argparse.Namespace) -> TrainRequest:
+    """The flags as the request that training takes."""
+    from unisegdiff_pipeline.training.request import TrainRequest
+
+    return TrainRequest(
+        dataset=args.dataset,
+        fold=args.fold,
+        roots=roots_of(args),
+        configuration=args.configuration,
+        trainer=args.trainer,
+        max_time_s=args.max_time,
+        epochs=args.epochs,
+        iterations=args.iterations,
+        batch_size=args.batch_size,
+        learning_rate=args.lr,
+        seed=args.seed,
+        workers=args.workers,
+        device=args.device,
+        checkpoint_every_s=args.checkpoint_every,
+        restart=args.restart,
+        phase_1_from=args.phase_1_from,
+        tensorboard=args.tensorboard,
+    )
+
+
+def describe(request: TrainRequest) -> str:
+    """What a request would train, a line for each setting."""
+    import dataclasses
+
+    from unisegdiff_pipeline.commands.steps import load_plans
+
+    folder, plans = load_plans(request.roots, request.dataset)
+    settings = {f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name != "roots"}
+    settings["dataset"] = folder
+    settings["configuration"] = request.configuration or plans.recommended_configuration
+    return "\n".join(f"{name:<18} {'(by the plan)' if v is None else v}" for name, v in settings.items())
