@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unisegdiff_pipeline.diffusion.coding import (
+    LOG_ODDS_LIMIT,
+    bounded_logits,
+    cross_entropy,
+    cross_entropy_of_probabilities,
+    probabilities_from_logits,
+    x_to_probabilities,
+)
+
+
+def test_softmax_probabilities_by_hand() -> None:
+    logits = torch.tensor([[[math.log(3.0)], [0.0]]])  # (1, 2, 1): odds 3 : 1
+    p = probabilities_from_logits(logits, "softmax")
+    assert p[0, :, 0].tolist() == pytest.approx([0.75, 0.25])
+
+
+def test_temperature_halves_the_log_odds() -> None:
+    p = probabilities_from_logits(torch.tensor([[[2.0]]]), "binary", temperature=2.0)
+    assert p.item() == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_bounded_logits_are_limited_and_detached() -> None:
+    logits = torch.tensor([[[100.0], [-100.0]]], requires_grad=True)
+    bounded = bounded_logits(logits, "softmax")
+    assert bounded.flatten().tolist() == [LOG_ODDS_LIMIT, -LOG_ODDS_LIMIT] and not bounded.requires_grad
+
+
+def test_x_to_probabilities_keeps_the_floor_and_sums_to_one() -> None:
+    x = torch.tensor([[[1.0], [-1.0], [-3.0]]])
+    p = x_to_probabilities(x, "softmax")
+    assert p.sum().item() == pytest.approx(1) and p.min() > 0
+    assert x_to_probabilities(torch.zeros(1, 1, 1), "binary").item() == 0.5
+
+
+@pytest.mark.parametrize("coding", ["binary", "regions", "softmax"])
+def test_cross_entropy_is_the_same_from_logits_and_probabilities(coding: str) -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1))
+    target = torch.zeros(2, 3, 5).scatter_(1, torch.randint(0, 3, (2, 1, 5)), 1.0)
+    p = probabilities_from_logits(logits, coding)  # type: ignore[arg-type]
+    a = cross_entropy(logits, target, coding)  # type: ignore[arg-type]
+    b = cross_entropy_of_probabilities(p, target, coding)  # type: ignore[arg-type]
+    assert torch.allclose(a, b, atol=1e-5)

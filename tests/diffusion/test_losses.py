@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unisegdiff_pipeline.diffusion.losses import (
+    masked_mean,
+    noise_loss,
+    refinement_loss,
+    segmentation_loss,
+    soft_dice,
+    velocity,
+    weight_by_log_variance,
+)
+
+
+def test_soft_dice_by_hand() -> None:
+    p = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])  # two predicted, one of them right, two in the reference
+    t = torch.tensor([[[1.0, 0.0, 1.0, 0.0]]])
+    valid = torch.ones(1, 1, 4)
+    assert soft_dice(p, t, valid, "binary").item() == pytest.approx(0.5, abs=1e-4)
+    valid[0, 0, 1] = 0  # without the false positive: 2 * 1 / (1 + 2)
+    assert soft_dice(p, t, valid, "binary").item() == pytest.approx(2 / 3, abs=1e-4)
+
+
+def test_softmax_dice_leaves_the_background_out() -> None:
+    p = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    t = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    wrong_background = p.clone()
+    wrong_background[:, 0] = 0
+    valid = torch.ones(1, 1, 2)
+    assert soft_dice(p, t, valid, "softmax").item() == soft_dice(wrong_background, t, valid, "softmax").item()
+
+
+def test_batch_dice_joins_examples() -> None:
+    p = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])
+    t = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
+    joined = soft_dice(p, t, torch.ones(2, 1, 2), "binary", batch_dice=True)
+    assert joined.tolist() == pytest.approx([2 / 3, 2 / 3], abs=1e-4)
+
+
+def test_masked_mean_ignores_and_survives_nothing_valid() -> None:
+    values = torch.tensor([[1.0, 100.0], [3.0, 5.0]])
+    assert masked_mean(values, torch.tensor([[1.0, 0.0], [0.0, 0.0]])).tolist() == [1.0, 0.0]
+
+
+def test_segmentation_loss_of_a_coin_toss() -> None:
+    loss = segmentation_loss(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), torch.ones(1, 1, 8), "binary", dice_weight=0.0)
+    assert loss.item() == pytest.approx(math.log(2))
+
+
+def test_refinement_weight_is_one_below_the_cut_and_falls_above() -> None:
+    noise = torch.zeros(1, 1, 4)
+    valid = torch.ones(1, 1, 4)
+    target = torch.ones(1, 1, 4)
+
+    def at(lam: float) -> float:
+        level = torch.tensor([lam])
+        a = torch.sigmoid(level).sqrt()
+        s = torch.sigmoid(-level).sqrt()
+        x_t = a * torch.ones(1, 1, 4) + s * 1.0  # the predicted noise 1 implies the true mask, so its term vanishes
+        return refinement_loss(torch.ones(1, 1, 4), noise, x_t, level, target, valid, "binary").item()
+
+    assert at(math.log(2.0)) == pytest.approx(1.0, abs=1e-3)
+    assert at(math.log(50.0)) == pytest.approx(0.1, abs=1e-3)  # 5 / 50
+
+
+def test_learned_weight_is_least_where_u_is_the_log_of_the_loss() -> None:
+    loss = torch.tensor(0.2)
+    u = torch.linspace(-3, 3, 601)
+    best = u[weight_by_log_variance(loss, u).argmin()].item()
+    assert best == pytest.approx(math.log(0.2), abs=0.01)
+
+
+def test_noise_loss_counts_valid_voxels_only() -> None:
+    valid = torch.tensor([[[1.0, 0.0]]])
+    assert noise_loss(torch.tensor([[[2.0, 9.0]]]), torch.zeros(1, 1, 2), valid).item() == 4.0
+
+
+def test_velocity_at_the_ends() -> None:
+    x, e = torch.ones(2, 1, 2), torch.full((2, 1, 2), 5.0)
+    v = velocity(x, e, torch.tensor([-60.0, 60.0]))
+    assert torch.allclose(v[0], -x[0]) and torch.allclose(v[1], e[1])

@@ -1,0 +1,76 @@
+"""Samplers against an exact denoiser, whose answers are known in closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, expand_to
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings, coherent_draw, lam_schedule, sample
+from unisegdiff_pipeline.diffusion.targets import Estimate, implied_noise
+
+EDGES = StageEdges(-4.0, 2.0)
+PRIOR = 0.3
+
+
+def exact_estimate(x_t: Tensor, lam: float) -> Estimate:
+    """Posterior of one coin (+1 with PRIOR) that all voxels of a sample share: the denoiser that cannot be improved."""
+    level = torch.full((len(x_t),), lam)
+    a, s = (expand_to(v, x_t.ndim) for v in alpha_sigma(level))
+    evidence = (2 * a / s**2 * x_t).flatten(1).sum(1)
+    odds = torch.tensor(PRIOR / (1 - PRIOR)).log()
+    p = expand_to(torch.sigmoid(evidence + odds), x_t.ndim) * torch.ones_like(x_t)
+    return Estimate(p, implied_noise(x_t, 2 * p - 1, level))
+
+
+def normal(seed: int, shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_schedule_opens_with_pure_noise_and_ends_behind_lam_c() -> None:
+    lams = lam_schedule(EDGES, SamplerSettings(num_calls=3, lam_end=1.0))
+    assert lams == (PURE_NOISE, -4.0, -0.5, 3.0)
+    assert lam_schedule(EDGES, SamplerSettings(num_calls=2, start="det")) == (-4.0, 4.0)
+
+
+@pytest.mark.parametrize("method", ["ddim", "hard"])
+def test_share_of_samples_is_the_prior(method: str) -> None:
+    """With an exact denoiser both must draw heads as often as the coin shows them ("renoise" is known not to)."""
+    shape = (2000, 1, 4, 4)
+    settings = SamplerSettings(method=method, num_calls=12)  # type: ignore[arg-type]
+    p = sample(
+        exact_estimate,
+        lambda i: normal(i, shape),
+        lambda i: normal(100 + i, (2000, 1, 1, 1)).expand(shape),
+        torch.full((1, 1, 4, 4), PRIOR),
+        EDGES,
+        settings,
+        "binary",
+    )
+    assert p.mean().item() == pytest.approx(PRIOR, abs=0.05)
+    assert ((p < 0.1) | (p > 0.9)).float().mean() > 0.9  # decided, not the mean
+
+
+def test_one_call_of_stage_a_is_the_mean() -> None:
+    p = sample(
+        exact_estimate, lambda i: normal(i, (50, 1, 4, 4)), None, torch.full((1, 1, 4, 4), PRIOR), EDGES,
+        SamplerSettings(num_calls=0), "binary",
+    )  # fmt: skip
+    assert torch.allclose(p, torch.full_like(p, PRIOR), atol=1e-5)
+
+
+def test_no_calls_at_all_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no network call"):
+        SamplerSettings(num_calls=0, start="det")
+
+
+def test_coherent_draws_have_exact_marginals() -> None:
+    field = normal(0, (20_000, 3, 1))
+    p = torch.tensor([0.2, 0.5, 0.3]).reshape(1, 3, 1).expand(20_000, 3, 1)
+    drawn = coherent_draw(p, field, "softmax")
+    assert (drawn.sum(1) == 1).all()
+    assert drawn.mean((0, 2)).tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.015)
+    drawn = coherent_draw(p, field, "regions")
+    assert drawn.mean((0, 2)).tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.015)
+    assert (drawn[:, 0] <= drawn[:, 2]).all() and (drawn[:, 2] <= drawn[:, 1]).all()  # nested where p is

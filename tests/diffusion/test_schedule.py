@@ -1,0 +1,39 @@
+"""Amplitudes against their closed form, and the ends of the range."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, noise_mask
+
+
+def test_amplitudes_follow_their_definition() -> None:
+    lam = torch.tensor([-4.0, 0.0, 3.0], dtype=torch.float64)
+    a, s = alpha_sigma(lam)
+    assert torch.allclose(a**2 + s**2, torch.ones_like(a))
+    assert torch.allclose(2 * torch.log(a / s), lam)
+
+
+def test_equal_amplitudes_at_lam_zero() -> None:
+    a, s = alpha_sigma(torch.tensor([0.0]))
+    assert a.item() == pytest.approx(math.sqrt(0.5)) == s.item()
+
+
+def test_pure_noise_is_the_noise_exactly() -> None:
+    noise = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    x_t = noise_mask(torch.ones_like(noise), torch.full((2,), PURE_NOISE), noise)
+    assert torch.equal(x_t, noise)
+
+
+def test_noise_level_belongs_to_its_example() -> None:
+    x = torch.ones(2, 1, 2, 2)
+    x_t = noise_mask(x, torch.tensor([PURE_NOISE, 100.0]), torch.zeros_like(x))
+    assert x_t[0].abs().max() == 0 and torch.allclose(x_t[1], x[1])
+
+
+def test_edges_must_be_in_order() -> None:
+    with pytest.raises(ValueError, match="must lie below"):
+        StageEdges(1.0, -1.0)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from unisegdiff_pipeline.diffusion.coding import mask_to_x
+from unisegdiff_pipeline.diffusion.schedule import StageEdges
+from unisegdiff_pipeline.diffusion.targets import state_estimate
+from unisegdiff_pipeline.networks.blocks import depth_to_space, space_to_depth
+from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.networks.denoiser import Denoiser
+from unisegdiff_pipeline.networks.unet import SegmentationUNet
+from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
+
+LEVELS_3D = (
+    LevelPlan(4, (1, 1, 1), (1, 3, 3), 2),
+    LevelPlan(6, (1, 2, 2), (3, 3, 3), 2),
+    LevelPlan(8, (2, 2, 2), (3, 3, 3), 2),
+    LevelPlan(10, (2, 2, 2), (3, 3, 3), 2),
+)
+PLAN_3D = NetworkPlan(3, (8, 16, 16), 2, LEVELS_3D)
+PLAN_2D = NetworkPlan(
+    2,
+    (16, 24),
+    1,
+    (LevelPlan(4, (1, 1), (3, 3), 2), LevelPlan(6, (2, 2), (3, 3), 2), LevelPlan(8, (2, 2), (3, 3), 2)),
+)
+
+
+def make_model(plan: NetworkPlan, coding: str, channels: int) -> StagedModel:
+    torch.manual_seed(0)
+    widths = DenoiserPlan(features=(4, 6, 8))
+    model = StagedModel(SegmentationUNet(plan, channels), Denoiser(plan, widths, channels), coding)  # type: ignore[arg-type]
+    return model.eval()
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 2, 2), (2, 2, 2)])
+def test_depth_to_space_undoes_space_to_depth(stride: tuple[int, ...]) -> None:
+    x = torch.arange(2 * 3 * 4 * 6 * 8.0).reshape(2, 3, 4, 6, 8) if len(stride) == 3 else torch.randn(2, 3, 6, 8)
+    packed = space_to_depth(x, stride)
+    assert packed.shape[2:] == tuple(n // s for n, s in zip(x.shape[2:], stride, strict=True))
+    assert torch.equal(depth_to_space(packed, stride), x)
+
+
+def test_space_to_depth_keeps_neighbours_together() -> None:
+    x = torch.tensor([[[[0.0, 1.0, 10.0, 11.0], [2.0, 3.0, 12.0, 13.0]]]])
+    assert space_to_depth(x, (2, 2))[0, :, 0, 1].tolist() == [10.0, 11.0, 12.0, 13.0]
+
+
+@pytest.mark.parametrize("encoder", ["plain", "residual"])
+def test_unet_shapes(encoder: str) -> None:
+    plan = dataclasses.replace(PLAN_3D, encoder=encoder)
+    net = SegmentationUNet(plan, 3)
+    image = torch.randn(2, 2, 8, 16, 16)
+    output = net(image)
+    assert [tuple(v.shape[1:]) for v in output.logits] == [(3, 8, 16, 16), (3, 8, 8, 8), (3, 4, 4, 4)]
+    assert [tuple(v.shape[1:]) for v in output.features] == [(6, 8, 8, 8), (8, 4, 4, 4), (10, 2, 2, 2)]
+    assert len(net.eval()(image).logits) == 1
+
+
+@pytest.mark.parametrize(("plan", "coding", "channels"), [(PLAN_3D, "softmax", 3), (PLAN_2D, "binary", 1), (PLAN_3D, "regions", 2)])
+def test_untrained_denoiser_says_what_the_segmenter_says(plan: NetworkPlan, coding: str, channels: int) -> None:
+    """Mask head, inverted noise and their blend all equal 2 p_det - 1, at every noise level."""
+    model = make_model(plan, coding, channels)
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(3, plan.num_input_channels, *plan.patch_size, generator=generator)
+    edges = StageEdges(-3.0, 1.0)
+    with torch.no_grad():
+        condition = model.condition(image)
+        expected = mask_to_x(model.det_probabilities(condition))
+        for lam in (float("-inf"), -5.0, -1.0, 0.5, 3.0):
+            level = torch.full((3,), lam)
+            x_t = torch.randn(expected.shape, generator=generator)
+            estimate = model.denoise(x_t, level, condition.det_logits, condition.features)
+            assert (mask_to_x(estimate.probabilities) - expected).abs().max() < 1e-5
+            assert (state_estimate(x_t, level, estimate, edges) - expected).abs().max() < 1e-5
+
+
+def test_hidden_logits_leave_one_half() -> None:
+    model = make_model(PLAN_2D, "binary", 1)
+    with torch.no_grad():
+        condition = model.condition(torch.randn(2, 1, 16, 24))
+        x_t, lam = torch.randn(2, 1, 16, 24), torch.zeros(2)
+        keep = torch.tensor([0.0, 1.0])
+        p = model.denoise(x_t, lam, condition.det_logits, condition.features, keep_det=keep).probabilities
+    assert torch.allclose(p[0], torch.full_like(p[0], 0.5)) and not torch.allclose(p[1], torch.full_like(p[1], 0.5))
+
+
+def test_denoiser_reads_mask_and_noise_level_after_a_step() -> None:
+    model = make_model(PLAN_2D, "binary", 1)
+    torch.nn.init.normal_(model.denoiser.head.weight)  # type: ignore[union-attr]
+    with torch.no_grad():
+        condition = model.condition(torch.randn(1, 1, 16, 24))
+        x = torch.randn(1, 1, 16, 24)
+        answers = [
+            model.denoise(v, torch.tensor([lam]), *condition).probabilities for v, lam in ((x, 0.0), (-x, 0.0), (x, 2.0))
+        ]
+    assert not torch.allclose(answers[0], answers[1]) and not torch.allclose(answers[0], answers[2])
+
+
+def test_a_model_without_denoiser_says_so() -> None:
+    model = StagedModel(SegmentationUNet(PLAN_2D, 1), None, "binary")
+    with pytest.raises(ValueError, match="no denoiser"):
+        model.denoise(torch.zeros(1, 1, 16, 24), torch.zeros(1), torch.zeros(1, 1, 16, 24), ())

@@ -1,0 +1,81 @@
+"""Losses per example, so that stages can be weighted apart: Dice, and the three stages' mixtures.
+
+Every function returns one number an example, shape (B,), and leaves voxels with valid = 0 out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unisegdiff_pipeline.diffusion.coding import (
+    cross_entropy,
+    cross_entropy_of_probabilities,
+    probabilities_from_logits,
+    x_to_probabilities,
+)
+from unisegdiff_pipeline.diffusion.schedule import alpha_sigma, expand_to
+from unisegdiff_pipeline.diffusion.targets import inverted_x0
+from unisegdiff_pipeline.io.labels import Coding
+
+DICE_SMOOTH = 1e-5
+SNR_CUT = 5.0  # min-SNR weighting (Hang et al. 2023, eq. 6) with gamma = 5
+LOG_VARIANCE_LIMIT = 3.0
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the voxels with valid = 1, (B, *spatial) => (B,); 0 for an example without any."""
+    weights = valid.flatten(1)
+    return (values.flatten(1) * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+
+
+def soft_dice(p: Tensor, target: Tensor, valid: Tensor, coding: Coding, batch_dice: bool = False) -> Tensor:
+    """Soft Dice averaged over foreground channels => (B,); nnU-Net's form 2 |pt| / (|p| + |t|), smoothed.
+
+    Args:
+        p, target: (B, C, *spatial); valid: (B, 1, *spatial).
+        batch_dice: sums run over the whole batch, as if it were one image (every example gets the same value).
+    """
+    first = 1 if coding == "softmax" else 0
+    p, t = p[:, first:], target[:, first:]
+    p, t = (p * valid).flatten(2), (t * valid).flatten(2)  # (B, C, V)
+    overlap, size = (p * t).sum(dim=2), p.sum(dim=2) + t.sum(dim=2)  # (B, C)
+    if batch_dice:
+        overlap, size = (v.sum(dim=0, keepdim=True).expand_as(v) for v in (overlap, size))
+    return ((2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH).clamp_min(1e-8)).mean(dim=1)
+
+
+def segmentation_loss(
+    logits: Tensor, target: Tensor, valid: Tensor, coding: Coding, dice_weight: float = 1.0, batch_dice: bool = False
+) -> Tensor:
+    """(1 - Dice) * dice_weight + cross-entropy => (B,)."""
+    ce = masked_mean(cross_entropy(logits, target, coding), valid[:, 0])
+    p = probabilities_from_logits(logits, coding)
+    return ce + dice_weight * (1 - soft_dice(p, target, valid, coding, batch_dice))
+
+
+def noise_loss(predicted: Tensor, noise: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error of the noise => (B,)."""
+    return masked_mean((predicted.float() - noise).square().mean(dim=1), valid[:, 0])
+
+
+def refinement_loss(
+    predicted_noise: Tensor, noise: Tensor, x_t: Tensor, lam: Tensor, target: Tensor, valid: Tensor, coding: Coding
+) -> Tensor:
+    """Stage C: noise error weighted by min(SNR, 5) / SNR, plus 0.1 cross-entropy on the inverted x_0 => (B,)."""
+    snr = lam.exp()
+    weighted = noise_loss(predicted_noise, noise, valid) * snr.clamp_max(SNR_CUT) / snr
+    p = x_to_probabilities(inverted_x0(x_t, predicted_noise.float(), lam), coding)
+    return weighted + 0.1 * masked_mean(cross_entropy_of_probabilities(p, target, coding), valid[:, 0])
+
+
+def weight_by_log_variance(losses: Tensor, log_variance: Tensor) -> Tensor:
+    """Learned weighting L exp(-u) + u with u clamped to +-3 (Kendall et al. 2018; per noise level: Karras et al. 2024)."""
+    u = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+    return losses * torch.exp(-u) + u
+
+
+def velocity(x_start: Tensor, noise: Tensor, lam: Tensor) -> Tensor:
+    """v = a e - s x_0 (Salimans & Ho 2022, appendix D)."""
+    a, s = (expand_to(v, x_start.ndim) for v in alpha_sigma(lam))
+    return a * noise - s * x_start

@@ -1,0 +1,50 @@
+"""Signal and noise amplitudes as functions of lam, the log signal-to-noise ratio.
+
+Variance preserving (Kingma et al. 2021, "Variational Diffusion Models", section 3.1): x_t = a x_0 + s e with
+a^2 = sigmoid(lam), s^2 = sigmoid(-lam), so that lam = ln(a^2 / s^2). Small lam is noisy; lam = -infinity is the noise
+itself, exactly, so that training and sampling start from the same distribution (zero terminal signal-to-noise ratio).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PURE_NOISE = float("-inf")
+LAM_EMBEDDED_FOR_PURE_NOISE = -20.0  # networks see this finite number where lam = -infinity
+
+
+@dataclass(frozen=True)
+class StageEdges:
+    """Edges of the stages on lam: A (rapid segmentation) | lam_a | B (probabilistic) | lam_c | C (refinement)."""
+
+    lam_a: float
+    lam_c: float
+
+    def __post_init__(self) -> None:
+        if not self.lam_a < self.lam_c:
+            raise ValueError(f"lam_a {self.lam_a} must lie below lam_c {self.lam_c}; plan the stages again")
+
+
+def expand_to(values: Tensor, ndim: int) -> Tensor:
+    """Append axes of length one: (B,) or (B, C) => ndim axes, to broadcast against (B, C, *spatial)."""
+    return values.reshape(values.shape + (1,) * (ndim - values.ndim))
+
+
+def alpha_sigma(lam: Tensor) -> tuple[Tensor, Tensor]:
+    """Amplitudes (a, s) of signal and noise for lam of any shape."""
+    return torch.sigmoid(lam).sqrt(), torch.sigmoid(-lam).sqrt()
+
+
+def noise_mask(x_start: Tensor, lam: Tensor, noise: Tensor) -> Tensor:
+    """Draw x_t from q(x_t | x_0), variance preserving (Kingma et al. 2021, eq. 1).
+
+    Args:
+        x_start: clean mask in {-1, +1}, shape (B, C, *spatial).
+        lam: log signal-to-noise ratio ln(a^2/s^2), shape (B,); -inf gives the noise exactly.
+        noise: standard normal, same shape as x_start.
+    """
+    a, s = alpha_sigma(lam)
+    return expand_to(a, x_start.ndim) * x_start + expand_to(s, x_start.ndim) * noise

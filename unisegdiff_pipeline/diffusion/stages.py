@@ -1,0 +1,50 @@
+"""Which noise levels training sees: stratified over the stages."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges
+from unisegdiff_pipeline.diffusion.targets import STAGE_A, STAGE_B, STAGE_C
+
+STAGE_MARGIN = 4.0  # nats that stages A and C reach beyond the edges
+TRUNCATED_START_SHARE = 0.25  # share of stage B that trains the start from the segmenter's mean at lam_a
+
+
+@dataclass(frozen=True)
+class StageDraw:
+    """Noise levels of one training batch, each of shape (B,).
+
+    Attributes:
+        lam: log signal-to-noise ratio, -inf for pure noise.
+        stage: 0 = A, 1 = B, 2 = C.
+        from_mean: True where x_t is made from the segmenter's mean 2 p_det - 1 instead of the true mask.
+    """
+
+    lam: Tensor
+    stage: Tensor
+    from_mean: Tensor
+
+
+def draw_stages(num_patches: int, levels_per_patch: int, edges: StageEdges, generator: torch.Generator) -> StageDraw:
+    """Draw `levels_per_patch` noise levels for each patch, a third of them in each stage; order: patch-major.
+
+    A: half pure noise, half uniform in [lam_a - 4, lam_a]. B: uniform in [lam_a, lam_c], a quarter exactly at lam_a
+    from the segmenter's mean. C: uniform in [lam_c, lam_c + 4].
+    """
+    if levels_per_patch % 3:
+        raise ValueError(f"levels_per_patch {levels_per_patch} must be a multiple of 3, one share for each stage")
+    count = num_patches * levels_per_patch
+    stage = torch.arange(count) % 3
+    u, v = torch.rand(2, count, generator=generator)
+    lam_a_draw = torch.where(v < 0.5, torch.full_like(u, PURE_NOISE), edges.lam_a - STAGE_MARGIN * u)
+    from_mean = (stage == STAGE_B) & (v < TRUNCATED_START_SHARE)
+    lam_b_draw = torch.where(from_mean, torch.full_like(u, edges.lam_a), edges.lam_a + (edges.lam_c - edges.lam_a) * u)
+    lam_c_draw = edges.lam_c + STAGE_MARGIN * u
+    lam = torch.where(stage == STAGE_A, lam_a_draw, torch.where(stage == STAGE_B, lam_b_draw, lam_c_draw))
+    assert STAGE_C == 2 and not math.isnan(float(lam.nan_to_num(neginf=0).sum()))
+    return StageDraw(lam, stage, from_mean)

@@ -1,0 +1,1 @@
+"""The planned U-Net, its use as condition network, and the denoiser."""

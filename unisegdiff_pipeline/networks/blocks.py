@@ -1,0 +1,112 @@
+"""Blocks that 2D and 3D networks share; `dims` chooses the operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from unisegdiff_pipeline.diffusion.schedule import LAM_EMBEDDED_FOR_PURE_NOISE
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution (padded to keep the size at stride 1), instance norm, leaky ReLU."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__(
+            CONV[dims](inputs, outputs, tuple(kernel), tuple(stride), padding=tuple(k // 2 for k in kernel)),
+            INSTANCE_NORM[dims](outputs, eps=1e-5, affine=True),
+            nn.LeakyReLU(0.01, inplace=True),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with a skip (He et al. 2016); the skip is pooled and projected where the shape changes."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        ones = (1,) * dims
+        self.first = ConvNorm(dims, inputs, outputs, kernel, stride)
+        self.second = CONV[dims](outputs, outputs, tuple(kernel), padding=tuple(k // 2 for k in kernel))
+        self.norm = INSTANCE_NORM[dims](outputs, eps=1e-5, affine=True)
+        self.activation = nn.LeakyReLU(0.01, inplace=True)
+        pool: list[nn.Module] = []
+        if any(s > 1 for s in stride):
+            pool.append((nn.AvgPool2d if dims == 2 else nn.AvgPool3d)(tuple(stride), tuple(stride)))
+        if inputs != outputs:
+            pool.append(CONV[dims](inputs, outputs, ones, bias=False))
+        self.skip = nn.Sequential(*pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.second(self.first(x))) + self.skip(x))
+
+
+class LamEmbedding(nn.Module):
+    """lam (B,) => (B, width): sines and cosines of lam / 4 at octaves, then a small MLP.
+
+    -inf is embedded as -20 and everything is clamped to [-20, 20]. The slowest wave turns less than once over that
+    range, so the order of noise levels is kept.
+    """
+
+    num_octaves = 5
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * self.num_octaves, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, lam: Tensor) -> Tensor:
+        bounded = lam.float().nan_to_num(neginf=LAM_EMBEDDED_FOR_PURE_NOISE).clamp(-20, 20)
+        octaves = 2.0 ** torch.arange(self.num_octaves, device=lam.device, dtype=torch.float32)
+        phase = bounded[:, None] / 10 * octaves  # (B, octaves)
+        return self.mlp(torch.cat([phase.sin(), phase.cos()], dim=1))
+
+
+class FilmConv(nn.Module):
+    """Convolution, instance norm, scale and shift from the noise level, leaky ReLU.
+
+    The scale and shift stand AFTER the norm: the norm removes the amplitude that tells noise levels apart, so lam has
+    to enter again behind it.
+    """
+
+    def __init__(
+        self, dims: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], embedding: int
+    ) -> None:
+        super().__init__()
+        self.conv = CONV[dims](inputs, outputs, tuple(kernel), tuple(stride), padding=tuple(k // 2 for k in kernel))
+        self.norm = INSTANCE_NORM[dims](outputs, eps=1e-5, affine=False)
+        self.film = nn.Linear(embedding, 2 * outputs)
+        self.activation = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, x: Tensor, embedded_lam: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        scale, shift = self.film(embedded_lam).to(x.dtype).chunk(2, dim=1)  # (B, C) each
+        shape = scale.shape + (1,) * (x.ndim - 2)
+        return self.activation(torch.addcmul(shift.reshape(shape), x, 1 + scale.reshape(shape)))
+
+
+def space_to_depth(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """(B, C, *spatial) => (B, C * prod(stride), *(spatial / stride)); spatial must divide."""
+    batch, channels, *spatial = x.shape
+    shape: list[int] = []
+    for length, step in zip(spatial, stride, strict=True):
+        shape += [length // step, step]
+    x = x.reshape(batch, channels, *shape)
+    dims = len(spatial)
+    outer, inner = [2 + 2 * i for i in range(dims)], [3 + 2 * i for i in range(dims)]
+    x = x.permute(0, 1, *inner, *outer)
+    return x.reshape(batch, -1, *(n // s for n, s in zip(spatial, stride, strict=True)))
+
+
+def depth_to_space(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """The inverse of `space_to_depth`."""
+    batch, _, *coarse = x.shape
+    dims = len(coarse)
+    x = x.reshape(batch, -1, *stride, *coarse)
+    order = [axis for i in range(dims) for axis in (2 + dims + i, 2 + i)]
+    x = x.permute(0, 1, *order)
+    return x.reshape(batch, x.shape[1], *(n * s for n, s in zip(coarse, stride, strict=True)))

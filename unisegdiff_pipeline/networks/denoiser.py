@@ -1,0 +1,103 @@
+"""The denoiser: a small U-Net at half resolution that reads a noised mask with the segmenter's features beside it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unisegdiff_pipeline.networks.blocks import (
+    CONV,
+    TRANSPOSED_CONV,
+    FilmConv,
+    LamEmbedding,
+    depth_to_space,
+    space_to_depth,
+)
+from unisegdiff_pipeline.networks.unet import condition_levels
+from unisegdiff_pipeline.planning.plans import DenoiserPlan, NetworkPlan
+
+EMBEDDING_WIDTH = 64
+
+
+class DenoiserOutput(NamedTuple):
+    """Logits of the clean mask and what is added to the implied noise, both (B, C, *patch), fp32."""
+
+    x0_logits: Tensor
+    noise_correction: Tensor
+
+
+class Denoiser(nn.Module):
+    """x_0 logits = g(lam) * logit(p_det) + h, and a correction h_e of the noise; h and h_e start at zero.
+
+    At the first step every estimate of x_0 therefore equals the segmenter's; see `StagedModel.denoise`.
+
+    Args:
+        plan: the segmenter's plan; its first stride is the space-to-depth, the next ones lead down.
+        denoiser: widths a level.
+        num_channels: coded label channels C.
+    """
+
+    def __init__(self, plan: NetworkPlan, denoiser: DenoiserPlan, num_channels: int) -> None:
+        super().__init__()
+        levels = condition_levels(plan)[: len(denoiser.features)]
+        widths, dims = denoiser.features[: len(levels)], plan.dims
+        ones = (1,) * dims
+        self.stride = levels[0].stride
+        self.num_channels = num_channels
+        packed = num_channels * math.prod(self.stride)
+        self.embedding = LamEmbedding(EMBEDDING_WIDTH)
+        self.project = nn.ModuleList(
+            CONV[dims](level.features, width, ones) for level, width in zip(levels, widths, strict=True)
+        )
+        self.stem = CONV[dims](packed, widths[0], ones)
+        self.down, self.encode, self.up, self.decode = (nn.ModuleList() for _ in range(4))
+        for i, (level, width) in enumerate(zip(levels, widths, strict=True)):
+            if i > 0:
+                self.down.append(CONV[dims](widths[i - 1], width, level.stride, level.stride))
+            self.encode.append(FilmConv(dims, width, width, level.kernel, ones, EMBEDDING_WIDTH))
+        for (fine, width), (coarse, below) in itertools.pairwise(zip(levels, widths, strict=True)):
+            self.up.append(TRANSPOSED_CONV[dims](below, width, coarse.stride, coarse.stride))
+            self.decode.append(FilmConv(dims, width, width, fine.kernel, ones, EMBEDDING_WIDTH))
+        self.head = CONV[dims](widths[0], 2 * packed, ones)
+        self.gain = nn.Linear(EMBEDDING_WIDTH, 1)  # g(lam) = 1 + gain
+        for layer in (self.head, self.gain):
+            nn.init.zeros_(layer.weight)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def project_features(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Bring the segmenter's features to the denoiser's widths; once a patch, whatever the number of calls."""
+        return tuple(project(f) for project, f in zip(self.project, features, strict=False))
+
+    def forward(self, x_t: Tensor, lam: Tensor, det_logits: Tensor, projected: Sequence[Tensor]) -> DenoiserOutput:
+        """Denoise once.
+
+        Args:
+            x_t: noised mask (B, C, *patch).
+            lam: (B,); -inf for pure noise.
+            det_logits: bounded logits of the segmenter (B, C, *patch), zero for examples that must do without them.
+            projected: `project_features` of the patch, batch size B.
+        """
+        embedded = self.embedding(lam)
+        x = self.stem(space_to_depth(x_t, self.stride)) + projected[0]
+        skips = []
+        for i, encode in enumerate(self.encode):
+            if i > 0:
+                x = self.down[i - 1](x) + projected[i]
+            x = encode(x, embedded)
+            skips.append(x)
+        for i in reversed(range(len(self.decode))):
+            x = self.decode[i](self.up[i](x) + skips[i], embedded)
+        logits, noise = depth_to_space(self.head(x).float(), self.stride).chunk(2, dim=1)
+        gain = 1 + self.gain(embedded).float()
+        return DenoiserOutput(gain.reshape(gain.shape + (1,) * (x_t.ndim - 2)) * det_logits + logits, noise)
+
+
+def repeat_examples(values: Tensor, times: int) -> Tensor:
+    """(B, ...) => (B * times, ...), each example `times` times in a row."""
+    return values if times == 1 else torch.repeat_interleave(values, times, dim=0)

@@ -1,0 +1,106 @@
+"""Segmenter and denoiser as one model: condition once, denoise as often as wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from unisegdiff_pipeline.diffusion.coding import bounded_logits, mask_to_x, probabilities_from_logits
+from unisegdiff_pipeline.diffusion.targets import Estimate, implied_noise
+from unisegdiff_pipeline.io.labels import Coding
+from unisegdiff_pipeline.networks.denoiser import Denoiser
+from unisegdiff_pipeline.networks.unet import SegmentationUNet
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan
+
+
+class Condition(NamedTuple):
+    """What a patch says, whatever the noise: the segmenter's logits (B, C, *patch), fp32, and projected features."""
+
+    det_logits: Tensor
+    features: tuple[Tensor, ...]
+
+
+class StagedModel(nn.Module):
+    """The whole network of one fold.
+
+    Args:
+        segmenter: the pre-trained U-Net.
+        denoiser: None for a model of phase 1 only.
+        coding: how labels are coded as channels.
+    """
+
+    def __init__(self, segmenter: SegmentationUNet, denoiser: Denoiser | None, coding: Coding) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.denoiser = denoiser
+        self.coding: Coding = coding
+
+    def condition(self, image: Tensor) -> Condition:
+        """Run the segmenter once on a patch (B, C, *patch)."""
+        output = self.segmenter(image)
+        projected = () if self.denoiser is None else self.denoiser.project_features(output.features)
+        return Condition(output.logits[0].float(), projected)
+
+    def det_probabilities(self, condition: Condition, temperature: float = 1.0) -> Tensor:
+        """p_det (B, C, *patch): the segmenter's own answer at a temperature chosen on held-out cases."""
+        return probabilities_from_logits(condition.det_logits, self.coding, temperature)
+
+    def denoise(
+        self,
+        x_t: Tensor,
+        lam: Tensor,
+        det_logits: Tensor,
+        features: Sequence[Tensor],
+        temperature: float = 1.0,
+        keep_det: Tensor | None = None,
+    ) -> Estimate:
+        """Estimate mask and noise in x_t.
+
+        Args:
+            x_t: (B, C, *patch), fp32.
+            lam: (B,).
+            det_logits, features: of a `Condition`, repeated to batch size B.
+            keep_det: (B,) of 0 and 1; 0 hides the segmenter's logits from an example (training only).
+        """
+        logits, correction = self.denoiser_output(x_t, lam, det_logits, features, temperature, keep_det)
+        p = probabilities_from_logits(logits, self.coding)
+        return Estimate(p, self.noise_estimate(x_t, lam, p, correction))
+
+    def denoiser_output(
+        self,
+        x_t: Tensor,
+        lam: Tensor,
+        det_logits: Tensor,
+        features: Sequence[Tensor],
+        temperature: float = 1.0,
+        keep_det: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `denoise`, but the raw pair (x_0 logits, noise correction), for losses that need logits."""
+        if self.denoiser is None:
+            raise ValueError("this model has no denoiser: it was trained by SegmentationTrainer; use num_samples=0")
+        bounded = bounded_logits(det_logits, self.coding, temperature)
+        if keep_det is not None:
+            bounded = bounded * keep_det.reshape(-1, *(1,) * (bounded.ndim - 1))
+        output = self.denoiser(x_t, lam, bounded, features)
+        return output.x0_logits, output.noise_correction
+
+    @staticmethod
+    def noise_estimate(x_t: Tensor, lam: Tensor, p: Tensor, correction: Tensor) -> Tensor:
+        """e = (x_t - a x_0.detach()) / s + h_e: at the start, inverting it gives the segmentation head's x_0 back."""
+        return implied_noise(x_t, mask_to_x(p.detach()), lam) + correction
+
+
+def build_model(configuration: ConfigurationPlan, coding: Coding, num_channels: int, with_denoiser: bool) -> StagedModel:
+    """Untrained model of a plan; initial weights come from torch's global generator, seed it first."""
+    segmenter = SegmentationUNet(configuration.network, num_channels, configuration.training.deep_supervision)
+    denoiser = Denoiser(configuration.network, configuration.denoiser, num_channels) if with_denoiser else None
+    return StagedModel(segmenter, denoiser, coding)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+

@@ -1,0 +1,91 @@
+"""The planned U-Net: segmenter of phase 1 and condition network of phase 2."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+from torch import Tensor, nn
+import torch
+
+from unisegdiff_pipeline.networks.blocks import CONV, TRANSPOSED_CONV, ConvNorm, ResidualBlock
+from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
+
+NUM_CONDITION_LEVELS = 3
+
+
+class SegmenterOutput(NamedTuple):
+    """Logits from full resolution downwards (one in eval mode), and features of the first three downsampled levels."""
+
+    logits: tuple[Tensor, ...]
+    features: tuple[Tensor, ...]
+
+
+class SegmentationUNet(nn.Module):
+    """U-Net after nnU-Net (Isensee et al. 2021): strided convolutions down, transposed convolutions up.
+
+    Args:
+        plan: levels with features, strides and kernels; plain or residual encoder.
+        num_outputs: channels of the logits.
+        deep_supervision: in training mode, also return logits of every decoder level but the coarsest.
+    """
+
+    def __init__(self, plan: NetworkPlan, num_outputs: int, deep_supervision: bool = True) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        dims, levels = plan.dims, plan.levels
+        inputs = (plan.num_input_channels, *(level.features for level in levels[:-1]))
+        self.encoder = nn.ModuleList(
+            _encoder_level(dims, count, level, plan.encoder) for count, level in zip(inputs, levels, strict=True)
+        )
+        self.up, self.decoder, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for fine, coarse in itertools.pairwise(levels):  # index i leads from level i + 1 up to level i
+            self.up.append(TRANSPOSED_CONV[dims](coarse.features, fine.features, coarse.stride, coarse.stride))
+            ones = (1,) * dims
+            convs = 1 if plan.encoder == "residual" else fine.num_convs
+            self.decoder.append(
+                nn.Sequential(
+                    *(
+                        ConvNorm(dims, fine.features * (2 if i == 0 else 1), fine.features, fine.kernel, ones)
+                        for i in range(convs)
+                    )
+                )
+            )
+            self.heads.append(CONV[dims](fine.features, num_outputs, ones))
+        self.apply(_initialise)
+
+    def forward(self, image: Tensor) -> SegmenterOutput:
+        """image (B, C, *patch); the patch must divide by the product of strides."""
+        skips = []
+        x = image
+        for level in self.encoder:
+            x = level(x)
+            skips.append(x)
+        decoded = {len(skips) - 1: x}
+        for i in reversed(range(len(self.decoder))):
+            x = self.decoder[i](torch.cat([self.up[i](x), skips[i]], dim=1))
+            decoded[i] = x
+        count = len(self.heads) if self.training and self.deep_supervision else 1
+        logits = tuple(self.heads[i](decoded[i]) for i in range(count))
+        last = min(NUM_CONDITION_LEVELS, len(skips) - 1)
+        return SegmenterOutput(logits, tuple(decoded[i] for i in range(1, last + 1)))
+
+
+def condition_levels(plan: NetworkPlan) -> tuple[LevelPlan, ...]:
+    """The levels whose decoder features condition the denoiser, finest first."""
+    return plan.levels[1 : NUM_CONDITION_LEVELS + 1]
+
+
+def _encoder_level(dims: int, inputs: int, level: LevelPlan, encoder: str) -> nn.Sequential:
+    block = ResidualBlock if encoder == "residual" else ConvNorm
+    ones = (1,) * dims
+    first = block(dims, inputs, level.features, level.kernel, level.stride)
+    rest = (block(dims, level.features, level.features, level.kernel, ones) for _ in range(level.num_convs - 1))
+    return nn.Sequential(first, *rest)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, a=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""Patches, augmentation, the trainers and their checkpoints."""
