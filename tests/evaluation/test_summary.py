@@ -53,8 +53,8 @@ def test_table_tells_false_positives_and_nominal_volumes() -> None:
 
 
 def test_fold_table_ends_with_mean_and_deviation() -> None:
-    folds = {"0": summarise(CASES[:1]), "1": summarise(CASES[1:2])}  # Dice 1 and 0.5
-    lines = fold_table(folds).splitlines()
-    assert lines[0].split() == ["fold", "lesion", "mean"]
-    assert lines[-2].split() == ["mean", "0.750", "0.750"]
-    assert lines[-1].split() == ["sd", "0.354", "0.354"]
+    lines = fold_table({"0": {"lesion": 1.0, "other": None}, "1": {"lesion": 0.5, "other": 0.25}}).splitlines()
+    assert lines[0].split() == ["fold", "lesion", "other"]
+    assert lines[2].split() == ["0", "1.000", "-"]
+    assert lines[-2].split() == ["mean", "0.750", "0.250"]
+    assert lines[-1].split() == ["sd", "0.354", "-"]

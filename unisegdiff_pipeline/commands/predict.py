@@ -36,6 +36,9 @@ def build_parser() -> CommandParser:
     )
     add_seed(parser)
     add_device(parser)
+    parser.add_argument(
+        "--mirror", action="store_true", help="also average over mirrored images, which takes 4 (2D) or 8 times as long"
+    )
     parser.add_argument("--save-probabilities", action="store_true", help="write the probability of each class")
     parser.add_argument("--save-samples", action="store_true", help="write every drawn mask")
     parser.add_argument("--overwrite", action="store_true", help="predict cases again that OUT holds already")
@@ -65,7 +68,7 @@ def _add_model(parser: CommandParser) -> None:
         "--folds",
         nargs="+",
         metavar="FOLD",
-        help="folds to average, 0 1 2 3 4 or all (default: every trained one)",
+        help="folds to average: 0 1 ..., or `all` for the model of fold all (default: every numbered one)",
     )
 
 
@@ -102,6 +105,7 @@ def _predict(args: argparse.Namespace) -> None:
         save_probabilities=args.save_probabilities,
         save_samples=args.save_samples,
         overwrite=args.overwrite,
+        mirror=args.mirror,
     )
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}\nLesions: {args.output / 'lesions.csv'}")
 

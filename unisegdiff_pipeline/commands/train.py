@@ -14,7 +14,6 @@ from unisegdiff_pipeline.commands.common import (
     add_roots,
     add_seed,
     duration,
-    duration_text,
     positive_number,
     report_error,
     roots_of,
@@ -117,12 +116,8 @@ def _train(args: argparse.Namespace) -> int:
     except TrainingInterrupted as stop:
         report_error(str(stop), kind="stopped")
         return EXIT_SIGNAL + stop.signal_number
-    if result.table:
-        say(result.table)
-    for fold in result.folds:
-        say(f"Fold {fold.fold}, trained for {duration_text(fold.seconds)}: {fold.folder}")
-    if result.summary_path is not None:
-        say(f"Summary: {result.summary_path}")
+    model = result.folds[0].folder.parent
+    say(f"Model: {model}\nNext: usd_predict -i IMAGES -o MASKS -m {model}")
     return 0
 
 

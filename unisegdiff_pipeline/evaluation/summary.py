@@ -125,14 +125,17 @@ def summary_table(summary: Summary, volumes_nominal: bool = False) -> str:
     return f"{format_table(rows)}\n{note}"
 
 
-def fold_table(folds: Mapping[str, Summary]) -> str:
-    """Mean Dice per fold (rows) and class (columns), with mean and standard deviation over the folds below."""
-    names = list(dict.fromkeys(c.class_name for summary in folds.values() for c in summary.classes))
-    values = {fold: {c.class_name: c.mean_dice for c in s.classes} for fold, s in folds.items()}
-    columns = [[values[fold].get(name, math.nan) for fold in folds] for name in names]
-    columns.append([summary.mean_dice for summary in folds.values()])
-    rows = [("fold", *names, "mean")]
-    rows += [(fold, *(_number(column[i]) for column in columns)) for i, fold in enumerate(folds)]
+def fold_table(folds: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Dice per fold (rows) and class (columns), with mean and standard deviation over the folds below.
+
+    Args:
+        folds: fold => class => mean Dice, None or NaN where undefined.
+    """
+    names = list(dict.fromkeys(name for values in folds.values() for name in values))
+    table = [[_defined(values.get(name)) for name in names] for values in folds.values()]
+    columns = list(zip(*table, strict=True))
+    rows: list[tuple[str, ...]] = [("fold", *names)]
+    rows += [(fold, *map(_number, values)) for fold, values in zip(folds, table, strict=True)]
     rows.append(("mean", *(_number(mean_of_defined(column)) for column in columns)))
     rows.append(("sd", *(_number(_deviation(column)) for column in columns)))
     return format_table(rows)
@@ -154,6 +157,10 @@ def _row(c: ClassSummary) -> tuple[str, ...]:
 
 def _number(value: float, form: str = ".3f") -> str:
     return "-" if math.isnan(value) else format(value, form)
+
+
+def _defined(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -1,0 +1,138 @@
+"""Folders of masks: pairing, geometry before scores, unknown values, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
+from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.io.images import write_labels
+from unisegdiff_pipeline.io.labels import LabelScheme
+
+BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+SPACING = (4.0, 5.0, 10.0)  # 200 mm3 = 0.2 ml a voxel
+
+
+def write(folder: Path, case: str, *voxels: int, ending: str = ".nii.gz", geometry: Geometry | None = None) -> None:
+    folder.mkdir(exist_ok=True)
+    labels = np.array(voxels, np.uint8).reshape(1, 2, -1)
+    write_labels(folder / f"{case}{ending}", labels, geometry or Geometry(SPACING))
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    reference, prediction = tmp_path / "labelsTs", tmp_path / "pred"
+    write(reference, "case_1", 1, 1, 0, 0)
+    write(prediction, "case_1", 1, 0, 0, 0)  # Dice 2/3
+    write(reference, "case_2", 0, 0, 0, 0)
+    write(prediction, "case_2", 0, 0, 0, 0)
+    return reference, prediction
+
+
+def test_scores_and_files(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    evaluation = evaluate_folders(*folders, BINARY)
+    assert evaluation.summary.mean_dice == pytest.approx(2 / 3)
+    assert evaluation.summary.classes[0].num_both_empty == 1
+    json_path, csv_path = evaluation.write(tmp_path / "out")
+    stored = json.loads(json_path.read_text())
+    assert stored["cases"][0]["scores"][0]["dice"] == pytest.approx(2 / 3)
+    assert stored["cases"][1]["scores"][0]["dice"] is None
+    with open(csv_path, newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["case"] for row in rows] == ["case_1", "case_2"]
+    assert float(rows[0]["volume_error_ml"]) == pytest.approx(-0.2)
+    assert (rows[1]["dice"], rows[1]["outcome"]) == ("", "both_empty")
+
+
+def test_another_format_with_the_same_geometry_is_scored(folders: tuple[Path, Path]) -> None:
+    reference, prediction = folders
+    (prediction / "case_1.nii.gz").unlink()
+    write(prediction, "case_1", 1, 1, 0, 0, ending=".nrrd")
+    assert evaluate_folders(reference, prediction, BINARY).summary.mean_dice == 1.0
+
+
+def test_all_geometry_differences_are_named_before_scoring(folders: tuple[Path, Path]) -> None:
+    reference, prediction = folders
+    write(prediction, "case_1", 1, 1, 0, 0, geometry=Geometry((4.0, 5.0, 30.0)))
+    write(prediction, "case_2", 0, 0, 0, 0, 0, 0)
+    with pytest.raises(UsdError) as failure:
+        evaluate_folders(reference, prediction, BINARY)
+    assert "case_1: spacing (4, 5, 10) against (4, 5, 30) mm" in str(failure.value)
+    assert "case_2: shape (1, 2, 2) (Z, Y, X), predicted (1, 2, 3)" in str(failure.value)
+
+
+def test_missing_predictions_are_an_error_unless_a_subset_is_wanted(folders: tuple[Path, Path]) -> None:
+    reference, prediction = folders
+    (prediction / "case_2.nii.gz").unlink()
+    with pytest.raises(UsdError, match=r"case_2.*--subset"):
+        evaluate_folders(reference, prediction, BINARY)
+    evaluation = evaluate_folders(reference, prediction, BINARY, subset=True)
+    assert evaluation.not_predicted == ("case_2",)
+    assert len(evaluation.cases) == 1
+
+
+def test_prediction_without_reference_is_an_error(folders: tuple[Path, Path]) -> None:
+    reference, prediction = folders
+    (reference / "case_2.nii.gz").unlink()
+    with pytest.raises(UsdError, match="no reference in .*: case_2"):
+        evaluate_folders(reference, prediction, BINARY, subset=True)
+
+
+def test_unknown_label_value_is_named_with_its_file(folders: tuple[Path, Path]) -> None:
+    reference, prediction = folders
+    write(prediction, "case_2", 0, 7, 0, 0)
+    with pytest.raises(UsdError, match=r"pred/case_2\.nii\.gz holds the label value\(s\) 7.*allows 0, 1"):
+        evaluate_folders(reference, prediction, BINARY)
+
+
+def test_empty_folder(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UsdError, match="holds no label file"):
+        evaluate_folders(folders[0], tmp_path / "nothing", BINARY)
+
+
+def test_the_same_result_with_processes(folders: tuple[Path, Path]) -> None:
+    assert evaluate_folders(*folders, BINARY, workers=2).summary.mean_dice == pytest.approx(2 / 3)
+
+
+def test_command_finds_dataset_json_and_writes_beside_the_prediction(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "tumour": 1},
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+        "spacing_known": False,
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    assert usd_evaluate([str(folder) for folder in folders]) == 0
+    printed = capsys.readouterr().out
+    assert "tumour" in printed
+    assert "nominal" in printed
+    assert (folders[1] / "evaluation.csv").is_file()
+
+
+def test_command_with_label_values_and_without(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(folder) for folder in folders]
+    assert usd_evaluate([*arguments, "--labels", "1", "-o", str(tmp_path / "out")]) == 0
+    assert "0.667" in capsys.readouterr().out
+    assert usd_evaluate(arguments) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: no dataset.json")
+    assert "--labels" in message
+
+
+def test_two_files(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    files = [str(folder / "case_1.nii.gz") for folder in folders]
+    assert usd_evaluate([*files, "--labels", "1", "-o", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text())["cases"][0]["case_id"] == "case_1"
