@@ -1,0 +1,150 @@
+"""Batches in order, made ahead by worker processes or in this one, and never a training that hangs on them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.training.patches import Batch, PackedBatch, PatchSource
+
+BATCHES_AHEAD = 4
+
+
+@contextlib.contextmanager
+def open_loader(
+    source: PatchSource,
+    first_iteration: int,
+    last_iteration: int | None,
+    workers: int,
+    timeout_s: float = 300.0,
+    pin_memory: bool = False,
+) -> Iterator[Iterator[Batch]]:
+    """Give an iterator over the batches first_iteration .. last_iteration - 1, without an end where that is None.
+
+    The batches are the same bit by bit for any number of workers. Workers are forked where the system allows it:
+    they start in milliseconds and share the cases that `source` has read into memory.
+
+    Args:
+        source: makes batch i on demand.
+        first_iteration: number of the first batch.
+        last_iteration: one past the last batch, or None.
+        workers: processes that prepare batches ahead; 0 prepares each in this process when it is asked for.
+        timeout_s: longest wait for one batch from the workers.
+        pin_memory: page-locked batches, for a CUDA device.
+
+    Raises:
+        UsdError: while iterating, when a worker died or kept silent for `timeout_s`.
+    """
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; give 0 or more")
+    if workers > 0:
+        source.preload()
+    loader = DataLoader(
+        _Batches(source),
+        batch_size=None,
+        sampler=_Iterations(first_iteration, last_iteration),
+        collate_fn=_unchanged,
+        num_workers=workers,
+        timeout=timeout_s if workers > 0 else 0,
+        worker_init_fn=_start_worker,
+        prefetch_factor=max(BATCHES_AHEAD // workers, 1) if workers > 0 else None,
+        multiprocessing_context=("fork" if sys.platform == "linux" else "spawn") if workers > 0 else None,
+        pin_memory=pin_memory,
+        # Else the loader would take its seed from the global generator, and continuing would change the training.
+        generator=torch.Generator(),
+    )
+    iterator = iter(loader)
+    try:
+        yield _unpacked(iterator)
+    except RuntimeError as error:  # a worker's death interrupts whatever the training is doing at that moment
+        message = _worker_problem(str(error), workers, timeout_s)
+        if message is None:
+            raise
+        raise UsdError(message) from error
+    finally:
+        # Garbage collection would end the workers too, but not at a known time, and not while an exception that is
+        # being handled still refers to the iterator.
+        shutdown = getattr(iterator, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
+
+
+def _unpacked(iterator: Iterator[PackedBatch | _UserError]) -> Iterator[Batch]:
+    for result in iterator:
+        if isinstance(result, _UserError):
+            raise UsdError(result.message)
+        yield result.unpack()
+
+
+def _worker_problem(error: str, workers: int, timeout_s: float) -> str | None:
+    """The message for the user where an error is that of a dead or silent worker, else None."""
+    if re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", error):
+        return (
+            f"a process that prepares training batches ended unexpectedly ({error.splitlines()[0]}); most often the "
+            f"system ended it for want of memory or of shared memory (/dev/shm). Use fewer than {workers} processes "
+            f"with --workers, or --workers 0 to prepare batches in the training process itself."
+        )
+    if "DataLoader timed out" in error:
+        return (
+            f"no training batch arrived from {workers} worker processes within {timeout_s:g} seconds; the disk of the "
+            f"preprocessed data may not answer, or the machine is overloaded. Use --workers 0 to prepare batches in "
+            f"the training process itself."
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class _UserError:
+    """A UsdError on its way out of a worker; raised there it would arrive with a traceback in its message."""
+
+    message: str
+
+
+class _Batches(Dataset):
+    """Batches by iteration number."""
+
+    def __init__(self, source: PatchSource) -> None:
+        self._source = source
+
+    def __getitem__(self, iteration: int) -> PackedBatch | _UserError:
+        try:
+            return self._source.packed_batch(iteration)
+        except UsdError as error:
+            return _UserError(str(error))
+
+
+class _Iterations(Iterable[int]):
+    """The numbers first .. last - 1, or without an end."""
+
+    def __init__(self, first: int, last: int | None) -> None:
+        self._first, self._last = first, last
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self._first) if self._last is None else iter(range(self._first, self._last))
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    """Settle a new worker process: one thread, and no signals but from the training process.
+
+    Ctrl-C and a scheduler's SIGTERM go to the whole process group. The training process answers them by saving, for
+    which its workers have to stay alive; it ends them itself, and they end by themselves when it is gone.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
