@@ -1,0 +1,342 @@
+"""Facts about a data set that planning stands on: spacing, shape, intensities, and the lesions themselves.
+
+Every case is read once: the integrity check looks at the same volumes. Axes are (Z, Y, X); 2D images have Z = 1, their
+volumes are areas in mm2 (Z spacing 1) and their spacing may be nominal (dataset.json: spacing_known).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unisegdiff_pipeline.io.geometry import box_slices, nonzero_box
+from unisegdiff_pipeline.io.labels import LabelScheme
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.io.dataset_json import DatasetDescription
+    from unisegdiff_pipeline.io.integrity import CaseCheck, IntegrityReport
+    from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
+
+MAX_LISTED = 200  # components listed by size per class and label map; `count` is never cut
+_SAMPLED_INTENSITIES = 4_000_000  # foreground voxels over all cases and one channel, the same number from each case
+_SMALL_BYTES = 30_000_000  # image files, compressed
+_WORKER_GB = 0.2  # a process with the readers loaded
+_COPIES_IN_MEMORY = 3  # image, cropped copies, label maps and component numbers, in sizes of the image
+_THICKNESS_VOXELS = 2_000_000  # larger components are measured on every second (third, ...) voxel
+
+
+@dataclass(frozen=True)
+class IntensityStatistics:
+    """Intensities of one channel inside the foreground, over all training cases."""
+
+    mean: float
+    std: float
+    minimum: float
+    median: float
+    maximum: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True)
+class ComponentFacts:
+    """Connected components of one class (or region) in one label map, the largest first.
+
+    Attributes:
+        class_name: as in dataset.json.
+        voxels: size of the class, all components together.
+        count: number of components (voxels that touch by face, edge or corner).
+        volumes_mm3: volume of the MAX_LISTED largest components; area in mm2 for 2D images.
+        thickness_mm: twice the largest distance to the outside within each of these components.
+    """
+
+    class_name: str
+    voxels: int
+    count: int
+    volumes_mm3: tuple[float, ...]
+    thickness_mm: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CaseFingerprint:
+    """Facts of one case; `raters` holds the components per rater of data sets with several annotators."""
+
+    case_id: str
+    group: str | None
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    shape_after_crop: tuple[int, int, int]
+    foreground_share: float
+    empty: bool
+    classes: tuple[ComponentFacts, ...]
+    raters: tuple[tuple[ComponentFacts, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Five percentiles of a list of numbers."""
+
+    p10: float
+    p25: float
+    p50: float
+    p75: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class LesionSummary:
+    """One class over all label maps (those of raters included); None where the class never occurs.
+
+    Attributes:
+        class_name: as in dataset.json.
+        share_of_maps: share of the label maps that hold the class.
+        components_per_map: over the maps that hold it.
+        volume_mm3: over the listed components.
+        thickness_mm: over the listed components.
+        main_thickness_mm: thickness of each map's thickest component; specks beside a lesion do not count here.
+        foreground_share: mean share of the voxels of a map.
+    """
+
+    class_name: str
+    share_of_maps: float
+    components_per_map: Percentiles | None
+    volume_mm3: Percentiles | None
+    thickness_mm: Percentiles | None
+    main_thickness_mm: Percentiles | None
+    foreground_share: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Facts of a data set; lists are in the order of dataset.json (channels, classes) and of case_id (cases)."""
+
+    dataset_name: str
+    is_2d: bool
+    channel_names: tuple[str, ...]
+    share_of_empty_cases: float
+    median_crop_share: float
+    intensities: tuple[IntensityStatistics, ...]
+    lesions: tuple[LesionSummary, ...]
+    cases: tuple[CaseFingerprint, ...]
+
+
+@dataclass(frozen=True)
+class _CaseFacts:
+    """What one worker sends back: `samples` (C, n) are foreground intensities, None without foreground."""
+
+    fingerprint: CaseFingerprint | None
+    is_2d: bool
+    samples: np.ndarray | None
+    check: CaseCheck
+
+
+# ------------------------------------------------------------------------------------------------------ extraction
+
+
+def extract_fingerprint(
+    raw: RawDataset, workers: int | None = None, scheduler: str | None = None
+) -> tuple[Fingerprint, IntegrityReport]:
+    """Read every training case once; give the facts and the report of the integrity check.
+
+    Cases with problems are left out of the fingerprint; whether to go on with a report that has problems is up to the
+    caller.
+
+    Args:
+        raw: the data set.
+        workers: processes, or threads for a small data set; by default as many as cores and memory allow.
+        scheduler: address of a Dask scheduler to use instead.
+
+    Raises:
+        UsdError: cases failed in a way that is no problem of the data (a killed worker), or no case is usable.
+    """
+    from unisegdiff_pipeline.io.integrity import merge_checks
+    from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
+    from unisegdiff_pipeline.io.raw_dataset import largest_case_gb
+
+    num_samples = max(500, _SAMPLED_INTENSITIES // len(raw.cases))
+    results = map_cases(
+        partial(fingerprint_case, description=raw.description, num_samples=num_samples),
+        raw.cases,
+        names=[case.case_id for case in raw.cases],
+        workers=choose_workers(_WORKER_GB + _COPIES_IN_MEMORY * largest_case_gb(raw.cases), workers),
+        description=f"{raw.name}: integrity and fingerprint",
+        scheduler=scheduler,
+        threads=_is_small(raw),
+        preload=("unisegdiff_pipeline.fingerprint", "unisegdiff_pipeline.io.integrity"),
+    )
+    facts = [result.value for result in results]
+    report = merge_checks(raw, [fact.check for fact in facts])
+    return summarize(raw.name, raw.description, facts), report
+
+
+def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples: int) -> _CaseFacts:
+    """Read one case, check it and collect its facts; a case with problems has no fingerprint."""
+    from unisegdiff_pipeline.io.integrity import check_case, read_case
+
+    volumes = read_case(case, description)
+    check = check_case(case, description, volumes)
+    image, labels = volumes.image, volumes.labels
+    if check.problems or image is None or labels is None:
+        return _CaseFacts(None, False, None, check)
+    crop = box_slices(nonzero_box(image.array))
+    cropped, cropped_labels = image.array[:, *crop], labels.array[0][crop]
+    foreground = (cropped_labels > 0) & ~description.labels.ignored(cropped_labels)
+    spacing_mm = image.geometry.spacing_mm
+    fingerprint = CaseFingerprint(
+        case_id=case.case_id,
+        group=case.group,
+        shape=_triple(image.array.shape[1:]),
+        spacing_mm=spacing_mm,
+        shape_after_crop=_triple(cropped.shape[1:]),
+        foreground_share=_rounded(float(foreground.sum()) / labels.array.size),
+        empty=not bool(foreground.any()),
+        classes=component_facts(labels.array[0], description.labels, spacing_mm),
+        raters=tuple(component_facts(r.array[0], description.labels, spacing_mm) for r in volumes.raters),
+    )
+    samples = _sample_intensities(cropped, foreground, num_samples, case.case_id)
+    return _CaseFacts(fingerprint, image.geometry.is_2d, samples, check)
+
+
+def component_facts(
+    labels: np.ndarray, scheme: LabelScheme, spacing_mm: tuple[float, float, float]
+) -> tuple[ComponentFacts, ...]:
+    """Components of every class or region of a label map (Z, Y, X)."""
+    return tuple(_facts_of_class(name, mask, spacing_mm) for name, mask in scheme.class_masks(labels))
+
+
+def _facts_of_class(name: str, mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> ComponentFacts:
+    import cc3d
+
+    voxels = int(np.count_nonzero(mask))
+    if voxels == 0:
+        return ComponentFacts(name, 0, 0, (), ())
+    around = box_slices(nonzero_box(mask))
+    components = cc3d.connected_components(np.ascontiguousarray(mask[around]), connectivity=26)
+    statistics: Any = cc3d.statistics(components)
+    sizes = np.asarray(statistics["voxel_counts"])[1:]
+    largest = np.argsort(-sizes, kind="stable")[:MAX_LISTED]
+    voxel_mm3 = math.prod(spacing_mm)
+    boxes = statistics["bounding_boxes"]
+    is_2d = mask.shape[0] == 1
+    thickness = [_thickness_mm(components[boxes[i + 1]] == i + 1, spacing_mm, is_2d) for i in largest]
+    return ComponentFacts(
+        class_name=name,
+        voxels=voxels,
+        count=len(sizes),
+        volumes_mm3=tuple(_rounded(float(sizes[i]) * voxel_mm3) for i in largest),
+        thickness_mm=tuple(_rounded(t) for t in thickness),
+    )
+
+
+def _thickness_mm(component: np.ndarray, spacing_mm: Sequence[float], is_2d: bool) -> float:
+    """Twice the largest distance to the outside, by the component's own bounding box (Z, Y, X).
+
+    The outside of the box is background; a 2D image has no outside along Z.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    step = max(1, math.ceil((component.size / _THICKNESS_VOXELS) ** (1 / 3)))
+    component = component[(slice(None, None, step),) * 3]
+    pad = [(0, 0) if is_2d else (1, 1), (1, 1), (1, 1)]
+    distance = distance_transform_edt(np.pad(component, pad), sampling=[s * step for s in spacing_mm])
+    return 2.0 * float(distance.max())
+
+
+def _sample_intensities(image: np.ndarray, foreground: np.ndarray, num_samples: int, case_id: str) -> np.ndarray | None:
+    """Foreground intensities (C, num_samples), drawn with replacement so that every case counts the same."""
+    positions = np.flatnonzero(foreground)
+    if positions.size == 0:
+        return None
+    generator = np.random.default_rng(zlib.crc32(case_id.encode("utf-8")))
+    chosen = positions[generator.integers(0, positions.size, num_samples)]
+    return np.stack([channel.reshape(-1)[chosen] for channel in image]).astype(np.float32)
+
+
+def _is_small(raw: RawDataset) -> bool:
+    """Whether threads are done before the processes of a pool would have started (one to two seconds)."""
+    files = [path for case in raw.cases for path in case.image_paths]
+    return sum(path.stat().st_size for path in files if path.exists()) < _SMALL_BYTES
+
+
+# --------------------------------------------------------------------------------------------------------- summary
+
+
+def summarize(dataset_name: str, description: DatasetDescription, facts: Sequence[_CaseFacts]) -> Fingerprint:
+    """Put the facts of all cases without problems together."""
+    from unisegdiff_pipeline.io.errors import UsdError
+
+    usable = [fact for fact in facts if fact.fingerprint is not None]
+    cases = tuple(fact.fingerprint for fact in usable if fact.fingerprint is not None)
+    if not cases:
+        problems = [str(p.message) for fact in facts for p in fact.check.problems][:3]
+        raise UsdError(
+            f"no training case of {dataset_name} is usable; the first problems are: {' | '.join(problems)}. Mend them "
+            "and start again."
+        )
+    samples = [fact.samples for fact in usable if fact.samples is not None]
+    crop_shares = [math.prod(c.shape_after_crop) / math.prod(c.shape) for c in cases]
+    return Fingerprint(
+        dataset_name=dataset_name,
+        is_2d=all(fact.is_2d or fact.fingerprint.shape[0] == 1 for fact in usable if fact.fingerprint is not None),
+        channel_names=description.channel_names,
+        share_of_empty_cases=_rounded(float(np.mean([c.empty for c in cases]))),
+        median_crop_share=_rounded(float(np.median(crop_shares))),
+        intensities=_intensity_statistics(samples, len(description.channel_names)),
+        lesions=summarize_lesions(cases, description.labels.names),
+        cases=cases,
+    )
+
+
+def summarize_lesions(cases: Sequence[CaseFingerprint], class_names: Sequence[str]) -> tuple[LesionSummary, ...]:
+    """Summary of each class over all label maps; with raters, over theirs instead of the one in labelsTr."""
+    maps = [(m, math.prod(c.shape)) for c in cases for m in (c.raters or (c.classes,))]
+    summaries = []
+    for i, name in enumerate(class_names):
+        present = [m[i] for m, _ in maps if m[i].count > 0]
+        summaries.append(
+            LesionSummary(
+                class_name=name,
+                share_of_maps=_rounded(len(present) / len(maps)),
+                components_per_map=_percentiles([f.count for f in present]),
+                volume_mm3=_percentiles([v for f in present for v in f.volumes_mm3]),
+                thickness_mm=_percentiles([t for f in present for t in f.thickness_mm]),
+                main_thickness_mm=_percentiles([max(f.thickness_mm) for f in present]),
+                foreground_share=_rounded(float(np.mean([m[i].voxels / size for m, size in maps]))),
+            )
+        )
+    return tuple(summaries)
+
+
+def _intensity_statistics(samples: Sequence[np.ndarray], num_channels: int) -> tuple[IntensityStatistics, ...]:
+    """Statistics over all cases; a data set without any foreground gets those of a standard normal."""
+    if not samples:
+        return (IntensityStatistics(0.0, 1.0, -3.0, 0.0, 3.0, -2.576, 2.576),) * num_channels
+    statistics = []
+    for channel in np.concatenate(samples, axis=1):
+        values = channel.astype(np.float64)
+        low, median, high = np.percentile(values, (0.5, 50, 99.5))
+        numbers = (values.mean(), values.std(), values.min(), median, values.max(), low, high)
+        statistics.append(IntensityStatistics(*(_rounded(float(v)) for v in numbers)))
+    return tuple(statistics)
+
+
+def _percentiles(values: Sequence[float]) -> Percentiles | None:
+    if not values:
+        return None
+    return Percentiles(*(_rounded(float(v)) for v in np.percentile(np.asarray(values, float), (10, 25, 50, 75, 90))))
+
+
+def _rounded(value: float) -> float:
+    """Six significant digits: what a reader of the JSON needs, the same on every machine."""
+    return float(f"{value:.6g}")
+
+
+def _triple(shape: Sequence[int]) -> tuple[int, int, int]:
+    z, y, x = shape
+    return int(z), int(y), int(x)

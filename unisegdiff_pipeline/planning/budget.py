@@ -1,0 +1,51 @@
+"""The machine that a plan is made to fit."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.planning.plans import Budget
+
+CUDA_TARGET_GB = 8.0  # nnU-Net's default: larger networks hardly help on lesions, and plans stay comparable
+_CUDA_USABLE_SHARE = 0.9
+
+
+def detect_budget(device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: float | None = None) -> Budget:
+    """Find out what there is to plan for.
+
+    Args:
+        device: "auto" takes the first CUDA device where there is one, else the CPU.
+        memory_gb: memory of the device that training may use; by default all available memory of a CPU, and of a
+            GPU 90 % of what it has but at most CUDA_TARGET_GB.
+
+    Raises:
+        UsdError: for a memory that is not positive, or "cuda" without a CUDA device and without `memory_gb`.
+    """
+    if memory_gb is not None and not memory_gb > 0:
+        raise UsdError(f"the memory budget is {memory_gb} GB, it must be above 0; give it as --memory-gb 8.")
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsdError(f"the device is {device!r}, allowed are auto, cpu and cuda; correct --device.")
+    from unisegdiff_pipeline.io.parallel import available_memory_gb, usable_cores
+
+    cores = usable_cores()
+    found_gb = None if device == "cpu" else _cuda_memory_gb()
+    if device == "cpu" or (device == "auto" and found_gb is None):
+        return Budget("cpu", memory_gb if memory_gb is not None else round(available_memory_gb(), 1), cores)
+    if memory_gb is None:
+        if found_gb is None:
+            raise UsdError(
+                "no CUDA device was found to plan for; give the memory of the GPU that will train as --memory-gb 8, "
+                "or plan for this machine with --device cpu."
+            )
+        memory_gb = round(min(CUDA_TARGET_GB, _CUDA_USABLE_SHARE * found_gb), 1)
+    return Budget("cuda", memory_gb, cores)
+
+
+def _cuda_memory_gb() -> float | None:
+    """Total memory of the first CUDA device, None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.get_device_properties(0).total_memory) / 2**30

@@ -1,0 +1,331 @@
+"""From a fingerprint and a budget to a plan: configurations, their numbers, and a reason for each."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from unisegdiff_pipeline.fingerprint import Fingerprint
+from unisegdiff_pipeline.io.dataset_json import DatasetDescription
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.images import is_picture_ending
+from unisegdiff_pipeline.planning.coarsening import (
+    LOW_THICKNESS_VOX,
+    MEDIAN_THICKNESS_VOX,
+    CoarsePlane,
+    all_resolved,
+    coarsen_in_plane,
+)
+from unisegdiff_pipeline.planning.normalization import choose_nonzero_mask, choose_normalizations
+from unisegdiff_pipeline.planning.plans import (
+    SCHEMA_VERSION,
+    Budget,
+    ConfigurationPlan,
+    DenoiserPlan,
+    NetworkPlan,
+    Plans,
+    PreprocessingPlan,
+    TrainingPlan,
+)
+from unisegdiff_pipeline.planning.sizing import Sizer
+from unisegdiff_pipeline.planning.spacing import ANISOTROPY, SpacingPlan, plan_spacing
+from unisegdiff_pipeline.planning.topology import denoiser_multiply_adds, multiply_adds
+
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+
+_CPU_EPOCHS = 250
+_LOWRES_BELOW_COVERAGE = 0.25
+_LOWRES_STEP = 1.03
+_LOWRES_MIN_SAVING = 2.0
+_MIN_SLICES_3D = 8
+
+_DENOISER_WIDTHS = ((16, 32, 64), (12, 24, 48), (8, 16, 32))
+# A segmenter for a CPU has half the width of one for a GPU and a quarter of its cost; the denoiser's work is the same
+_DENOISER_SHARE = {"cuda": 0.05, "cpu": 0.20}
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What all configurations of a data set share; `decisions` collects the reasons."""
+
+    fingerprint: Fingerprint
+    description: DatasetDescription
+    sizer: Sizer
+    spacing: SpacingPlan
+    decisions: dict[str, str]
+
+    def decide(self, configuration: str, field: str, reason: str) -> None:
+        self.decisions[f"configurations.{configuration}.{field}"] = reason
+
+
+def plan_dataset(
+    fingerprint: Fingerprint,
+    description: DatasetDescription,
+    budget: Budget,
+    configurations: Sequence[str] | None = None,
+) -> Plans:
+    """Plan all configurations that make sense for a data set, or those asked for.
+
+    Args:
+        fingerprint: facts of the training cases.
+        description: dataset.json.
+        budget: the machine to train on.
+        configurations: names out of CONFIGURATIONS; all that are possible by default.
+
+    Returns:
+        Plans without stages; these are planned from the preprocessed labels.
+
+    Raises:
+        UsdError: a configuration is unknown or not possible for this data set.
+    """
+    num_inputs, num_outputs = len(description.channel_names), description.labels.num_channels
+    sizer = Sizer(budget, num_inputs, num_outputs, len(fingerprint.cases))
+    context = _Context(fingerprint, description, sizer, plan_spacing(fingerprint), {})
+    _decide_common(context)
+    possible = {"2d": _plan_2d(context)}
+    if not fingerprint.is_2d:
+        fullres = _plan_3d(context, "3d_fullres", context.spacing.spacing_mm, context.spacing.median_shape)
+        lowres = _plan_lowres(context, fullres)
+        if lowres is not None:
+            fullres = replace(fullres, training=replace(fullres.training, batch_dice=True))
+        possible |= {c.name: c for c in (fullres, lowres) if c is not None}
+    chosen = _select(possible, configurations, context)
+    recommended = _recommend(context, chosen)
+    return Plans(
+        schema_version=SCHEMA_VERSION,
+        dataset_name=fingerprint.dataset_name,
+        labels=description.labels,
+        channel_names=description.channel_names,
+        file_ending=description.file_ending,
+        spacing_known=description.spacing_known,
+        budget=budget,
+        recommended_configuration=recommended,
+        configurations=chosen,
+        decisions=_decisions_of(context.decisions, chosen),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- one configuration
+
+
+def _plan_2d(context: _Context) -> ConfigurationPlan:
+    """Slices: the in-plane spacing of the data, on a CPU coarsened until the budget covers a whole slice."""
+    (_, sy, sx), (_, ny, nx) = context.spacing.spacing_mm, context.spacing.median_shape
+    plane = CoarsePlane(1.0, None, "in-plane spacing of the data")
+    if context.sizer.on_cpu:
+        plane = coarsen_in_plane(context.sizer, context.fingerprint.lesions, (sy, sx), (ny, nx))
+    spacing = (sy * plane.factor, sx * plane.factor)
+    shape = (max(1.0, ny / plane.factor), max(1.0, nx / plane.factor))
+    network = plane.network or context.sizer.fit_network(spacing, shape)
+    context.decide("2d", "preprocessing.target_spacing_mm", f"{plane.reason}; slices are not resampled along Z")
+    median_shape = (context.spacing.median_shape_unresampled[0], *shape)
+    return _finish(context, "2d", (None, *spacing), median_shape, network, batch_dice=True)
+
+
+def _plan_3d(
+    context: _Context,
+    name: str,
+    spacing: tuple[float, float, float],
+    median_shape: tuple[float, float, float],
+    reason: str | None = None,
+) -> ConfigurationPlan:
+    context.decide(name, "preprocessing.target_spacing_mm", reason or context.spacing.spacing_reason)
+    network = context.sizer.fit_network(spacing, median_shape)
+    return _finish(context, name, spacing, median_shape, network, batch_dice=False)
+
+
+def _plan_lowres(context: _Context, fullres: ConfigurationPlan) -> ConfigurationPlan | None:
+    """A coarser configuration where the patch of 3d_fullres sees less than a quarter of the median image."""
+    key = "configurations.3d_lowres"
+    full_shape = context.spacing.median_shape
+    coverage = math.prod(fullres.network.patch_size) / math.prod(full_shape)
+    if coverage >= _LOWRES_BELOW_COVERAGE:
+        context.decisions[key] = f"not made: a patch of 3d_fullres covers {coverage:.0%} of the median image"
+        return None
+    full_spacing = context.spacing.spacing_mm
+    spacing, network = full_spacing, fullres.network
+    shape = full_shape
+    while math.prod(network.patch_size) / math.prod(shape) < _LOWRES_BELOW_COVERAGE:
+        spacing = _coarsen_finest_axes(spacing)
+        shape = _triple(n * f / s for n, f, s in zip(full_shape, full_spacing, spacing, strict=True))
+        network = context.sizer.fit_network(spacing, shape)
+    saving = math.prod(full_shape) / math.prod(shape)
+    if saving < _LOWRES_MIN_SAVING:
+        context.decisions[key] = f"not made: it would have only {saving:.1f} times fewer voxels than 3d_fullres"
+        return None
+    reason = (
+        f"a patch of 3d_fullres covers {coverage:.1%} of the median image; spacing made coarser by 3 % at a time, "
+        "finest axes first, until a patch covers 25 %"
+    )
+    context.decide("3d_fullres", "training.batch_dice", "on: patches see a small part of an image, as in nnU-Net")
+    return _plan_3d(context, "3d_lowres", spacing, shape, reason)
+
+
+def _coarsen_finest_axes(spacing: tuple[float, float, float]) -> tuple[float, float, float]:
+    largest = max(spacing)
+    if any(largest / s > 2 for s in spacing):
+        return _triple(s * _LOWRES_STEP if largest / s > 2 else s for s in spacing)
+    return _triple(s * _LOWRES_STEP for s in spacing)
+
+
+def _finish(
+    context: _Context,
+    name: str,
+    spacing: tuple[float | None, float, float],
+    median_shape: Sequence[float],
+    network: NetworkPlan,
+    batch_dice: bool,
+) -> ConfigurationPlan:
+    batch_size, reason = context.sizer.batch_size(network, median_shape)
+    context.decide(name, "training.batch_size", reason)
+    patch = network.patch_size
+    dummy_2d = network.dims == 3 and max(patch) / patch[0] > ANISOTROPY
+    if dummy_2d:
+        context.decide(name, "training.dummy_2d_augmentation", "on: the patch is over 3 times shorter along Z")
+    training = _training_plan(context, batch_size, batch_dice, dummy_2d)
+    _decide_network(context, name, network, batch_size)
+    return ConfigurationPlan(
+        name=name,
+        preprocessing=_preprocessing(context, spacing),
+        median_shape=(_whole(median_shape[0]), _whole(median_shape[1]), _whole(median_shape[2])),
+        network=network,
+        denoiser=_plan_denoiser(context, name, network),
+        training=training,
+    )
+
+
+def _preprocessing(context: _Context, spacing: tuple[float | None, float, float]) -> PreprocessingPlan:
+    description = context.description
+    natural = is_picture_ending(description.file_ending)
+    schemes = tuple(c.scheme for c in choose_normalizations(description.channel_names, natural))
+    first = spacing[0]
+    return PreprocessingPlan(
+        axis_order=context.spacing.axis_order,
+        target_spacing_mm=(None if first is None else _round(first), _round(spacing[1]), _round(spacing[2])),
+        normalization=schemes,
+        use_nonzero_mask=choose_nonzero_mask(schemes, context.fingerprint.median_crop_share),
+        intensities=context.fingerprint.intensities,
+    )
+
+
+def _training_plan(context: _Context, batch_size: int, batch_dice: bool, dummy_2d: bool) -> TrainingPlan:
+    if context.sizer.on_cpu:
+        return TrainingPlan(batch_size, num_epochs=_CPU_EPOCHS, batch_dice=batch_dice, dummy_2d_augmentation=dummy_2d)
+    # AdamW at 2e-3 suits 16 to 128 features; networks of 320 and more take half of it
+    return TrainingPlan(batch_size, learning_rate=1e-3, batch_dice=batch_dice, dummy_2d_augmentation=dummy_2d)
+
+
+def _plan_denoiser(context: _Context, name: str, network: NetworkPlan) -> DenoiserPlan:
+    """The widest denoiser of which one call costs a small share of the segmenter."""
+    limit = _DENOISER_SHARE[context.sizer.budget.device]
+    segmenter = multiply_adds(network, context.sizer.num_outputs)
+    for widths in _DENOISER_WIDTHS:
+        share = denoiser_multiply_adds(network, widths, context.sizer.num_outputs) / segmenter
+        if share <= limit:
+            break
+    context.decide(name, "denoiser.features", f"one call costs {share:.1%} of the segmenter, {limit:.0%} is allowed")
+    return DenoiserPlan(features=widths)
+
+
+# ----------------------------------------------------------------------------------------------------- decisions
+
+
+def _decide_common(context: _Context) -> None:
+    description = context.description
+    natural = is_picture_ending(description.file_ending)
+    context.decisions["budget"] = context.sizer.reason()
+    if not description.spacing_known:
+        context.decisions["spacing_known"] = "false: spacings are nominal, and so is every result in mm"
+    context.decisions["preprocessing.axis_order"] = context.spacing.order_reason
+    for i, choice in enumerate(choose_normalizations(description.channel_names, natural)):
+        context.decisions[f"preprocessing.normalization[{i}]"] = choice.reason
+        if choice.warning:
+            warnings.warn(choice.warning, UserWarning, stacklevel=4)
+    share = context.fingerprint.median_crop_share
+    context.decisions["preprocessing.use_nonzero_mask"] = (
+        f"cropping to the non-zero region keeps {share:.0%} of the median image; below 75 % z-score uses it alone"
+    )
+    if context.sizer.on_cpu:
+        context.decisions["training.num_epochs"] = (
+            f"{_CPU_EPOCHS} epochs of about a minute are four to five hours a fold on a CPU; --max-time or --epochs "
+            "set another length, and the learning rate follows it"
+        )
+    else:
+        context.decisions["training.learning_rate"] = "AdamW at 1e-3: half of what narrow networks take"
+
+
+def _decide_network(context: _Context, name: str, network: NetworkPlan, batch_size: int) -> None:
+    gmac = context.sizer.gmac(network)
+    widths = ", ".join(str(level.features) for level in network.levels)
+    context.decide(name, "network.patch_size", "aspect of the spacing, within the median image, shrunk to the budget")
+    context.decide(name, "network.levels", f"features {widths}; {gmac:.2f} GMAC a patch, {batch_size} patches at once")
+
+
+def _recommend(context: _Context, chosen: dict[str, ConfigurationPlan]) -> str:
+    name, reason = _recommendation(context, chosen)
+    context.decisions["recommended_configuration"] = reason
+    return name
+
+
+def _recommendation(context: _Context, chosen: dict[str, ConfigurationPlan]) -> tuple[str, str]:
+    if len(chosen) == 1:
+        return next(iter(chosen)), "the only configuration"
+    if context.fingerprint.is_2d or "3d_fullres" not in chosen:
+        return "2d", "2D images" if context.fingerprint.is_2d else "3d_fullres was not asked for"
+    slices = context.spacing.median_shape[0]
+    anisotropic = context.spacing.spacing_mm[0] > ANISOTROPY * max(context.spacing.spacing_mm[1:])
+    if anisotropic and slices < _MIN_SLICES_3D and "2d" in chosen:
+        return "2d", (
+            f"slices are over 3 times thicker than voxels are wide and the median image has {slices:.0f} of them: too "
+            "few to be halved even once, so that a 3D network sees little more than single slices"
+        )
+    lowres = chosen.get("3d_lowres")
+    if lowres is not None and context.sizer.on_cpu and all_resolved(context.fingerprint.lesions, _coarsest(lowres)):
+        return "3d_lowres", (
+            "on this CPU a patch of 3d_fullres covers less than a quarter of the image; at the spacing of 3d_lowres "
+            f"the objects of all classes are still {MEDIAN_THICKNESS_VOX:g} voxels thick in the median and "
+            f"{LOW_THICKNESS_VOX:g} in the 10th percentile"
+        )
+    return "3d_fullres", "volumes with enough slices for 3D context, at the resolution of the data"
+
+
+def _coarsest(configuration: ConfigurationPlan) -> float:
+    return max(s for s in configuration.preprocessing.target_spacing_mm if s is not None)
+
+
+def _select(
+    possible: dict[str, ConfigurationPlan], wanted: Sequence[str] | None, context: _Context
+) -> dict[str, ConfigurationPlan]:
+    if wanted is None:
+        return possible
+    for name in wanted:
+        if name not in CONFIGURATIONS:
+            raise UsdError(f"configuration {name!r} is unknown; allowed are {', '.join(CONFIGURATIONS)}.")
+        if name not in possible:
+            reason = "the images are 2D" if context.fingerprint.is_2d else context.decisions[f"configurations.{name}"]
+            raise UsdError(
+                f"configuration {name!r} is not planned for {context.fingerprint.dataset_name} ({reason}); possible "
+                f"are {', '.join(possible)}."
+            )
+    return {name: possible[name] for name in possible if name in wanted}
+
+
+def _decisions_of(decisions: dict[str, str], chosen: dict[str, ConfigurationPlan]) -> dict[str, str]:
+    """Leave out reasons for configurations that were made on the way but not asked for."""
+    dropped = tuple(f"configurations.{name}." for name in CONFIGURATIONS if name not in chosen)
+    return {key: reason for key, reason in decisions.items() if not key.startswith(dropped)}
+
+
+def _triple(values: Iterable[float]) -> tuple[float, float, float]:
+    z, y, x = values
+    return float(z), float(y), float(x)
+
+
+def _whole(value: float) -> int:
+    return max(1, round(value))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,142 @@
+"""What a budget allows: features, patch and batch, by memory on a GPU and by multiply-adds on a CPU.
+
+On a CPU the time of an iteration decides, not memory: an iteration costs about three forward passes of the batch
+(forward, gradient of inputs, gradient of weights), and two cores do about 115 GMAC per second in bf16. The plan allows
+15 GMAC per core and iteration, so that an epoch of 250 iterations takes about a minute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from unisegdiff_pipeline.planning.plans import Budget, NetworkPlan
+from unisegdiff_pipeline.planning.topology import (
+    Topology,
+    build_network,
+    feature_map_values,
+    fit_patch,
+    multiply_adds,
+    pooling_topology,
+)
+
+# nnU-Net's reference: 8 GB hold a batch of this size whose feature maps have this many values per example
+_REFERENCE_VALUES = {2: 85_000_000, 3: 560_000_000}
+_REFERENCE_BATCH = {2: 12, 3: 2}
+_REFERENCE_GB = 8.0
+_CUDA_BASE_FEATURES = 32
+_CUDA_MAX_FEATURES = {2: 512, 3: 320}
+_MIN_BATCH = 2
+_MAX_SHARE_OF_DATASET = 0.05  # a batch of more would see the whole data set too soon
+
+_CPU_GMAC_PER_CORE = 15.0
+_CPU_MAX_CORES = 16  # more cores do not speed up one small network
+_CPU_BASE_FEATURES = 16
+_CPU_MAX_FEATURES = {2: (256, 128), 3: (128,)}
+_CPU_BATCH = {2: 8, 3: 2}
+_PASSES_PER_ITERATION = 3
+
+
+@dataclass(frozen=True)
+class Sizer:
+    """Sizes networks for one data set and one machine."""
+
+    budget: Budget
+    num_inputs: int
+    num_outputs: int
+    num_cases: int
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether multiply-adds are counted besides memory."""
+        return self.budget.device == "cpu"
+
+    @property
+    def cores(self) -> int:
+        """Cores that count."""
+        return min(self.budget.num_cores, _CPU_MAX_CORES)
+
+    @property
+    def gmac_limit(self) -> float:
+        """GMAC that an iteration may cost on the CPU."""
+        return _CPU_GMAC_PER_CORE * self.cores
+
+    def reason(self) -> str:
+        """What the budget is, for `decisions`."""
+        if not self.on_cpu:
+            return f"nnU-Net's rules for {self.budget.memory_gb:g} GB of GPU memory"
+        return (
+            f"no GPU: an iteration may cost {self.gmac_limit:.0f} GMAC ({_CPU_GMAC_PER_CORE:g} a core, at most "
+            f"{_CPU_MAX_CORES} cores count), a quarter of a second on two cores, so that 250 iterations take about a "
+            f"minute; and it must fit {self.budget.memory_gb:g} GB"
+        )
+
+    def gmac(self, network: NetworkPlan) -> float:
+        """Cost of one forward pass of one patch."""
+        return multiply_adds(network, self.num_outputs) / 1e9
+
+    def iteration_gmac(self, network: NetworkPlan, batch_size: int) -> float:
+        """Cost of one training iteration."""
+        return _PASSES_PER_ITERATION * batch_size * self.gmac(network)
+
+    def fits(self, network: NetworkPlan) -> bool:
+        """Whether the smallest allowed batch (GPU) or the usual one (CPU) is within the budget."""
+        batch = _CPU_BATCH[network.dims] if self.on_cpu else _MIN_BATCH
+        if batch * feature_map_values(network, self.num_outputs) > self._value_limit(network.dims):
+            return False
+        return not self.on_cpu or self.iteration_gmac(network, batch) <= self.gmac_limit
+
+    def fit_network(self, spacing: Sequence[float], median_shape: Sequence[float]) -> NetworkPlan:
+        """The largest patch that the budget allows; of the caps on features that reach it the widest."""
+        networks = [
+            fit_patch(spacing, median_shape, build, self.fits, keep_short_axes=self.on_cpu)
+            for build in self._builders(len(spacing))
+        ]
+        return max(networks, key=lambda network: math.prod(network.patch_size))
+
+    def whole_image_network(self, spacing: Sequence[float], shape: Sequence[float]) -> NetworkPlan | None:
+        """The widest network within the budget whose patch covers an image of `shape`, None if there is none."""
+        topology = pooling_topology(spacing, [max(1, round(n)) for n in shape])
+        networks = (build(topology) for build in self._builders(len(spacing)))
+        return next((network for network in networks if self.fits(network)), None)
+
+    def batch_size(self, network: NetworkPlan, median_shape: Sequence[float]) -> tuple[int, str]:
+        """Examples in a batch, and the reason; `median_shape` is that of whole images (Z, Y, X)."""
+        by_data = self._batch_by_data(network, median_shape)
+        if self.on_cpu:
+            return self._cpu_batch_size(network, by_data)
+        by_memory = round(self._value_limit(network.dims) / feature_map_values(network, self.num_outputs))
+        return max(min(by_memory, by_data), _MIN_BATCH), (
+            f"{by_memory} examples fit {self.budget.memory_gb:g} GB, {by_data} are 5 % of the data set's voxels; the "
+            f"smaller one, at least {_MIN_BATCH}"
+        )
+
+    def _cpu_batch_size(self, network: NetworkPlan, by_data: int) -> tuple[int, str]:
+        """The usual batch, up to four times it where patches are so small that the budget allows it."""
+        usual = _CPU_BATCH[network.dims]
+        affordable = int(self.gmac_limit / self.iteration_gmac(network, 1))
+        batch = max(usual, min(affordable, by_data, 4 * usual))
+        batch -= batch % (usual // 2)
+        return batch, (
+            f"{batch} examples: an iteration costs {self.iteration_gmac(network, batch):.1f} of the "
+            f"{self.gmac_limit:.0f} GMAC that {self.cores} cores are given"
+        )
+
+    def _batch_by_data(self, network: NetworkPlan, median_shape: Sequence[float]) -> int:
+        voxels = math.prod(median_shape) * self.num_cases
+        return round(voxels * _MAX_SHARE_OF_DATASET / math.prod(network.patch_size))
+
+    def _value_limit(self, dims: int) -> float:
+        """Values in the feature maps of a whole batch that the memory holds."""
+        return _REFERENCE_VALUES[dims] * _REFERENCE_BATCH[dims] * self.budget.memory_gb / _REFERENCE_GB
+
+    def _builders(self, dims: int) -> list[Callable[[Topology], NetworkPlan]]:
+        """Networks to try, the widest first."""
+        base = _CPU_BASE_FEATURES if self.on_cpu else _CUDA_BASE_FEATURES
+        caps = _CPU_MAX_FEATURES[dims] if self.on_cpu else (_CUDA_MAX_FEATURES[dims],)
+
+        def builder(cap: int) -> Callable[[Topology], NetworkPlan]:
+            return lambda topology: build_network(topology, self.num_inputs, base, cap)
+
+        return [builder(cap) for cap in caps]

@@ -1,0 +1,292 @@
+"""Edges of the diffusion stages, planned in closed form from label patches: no image, no network, no Monte Carlo.
+
+A mask x0 in {0, 1} noised at log signal-to-noise ratio lam is, up to an offset and a scale, y = r*x0 + e with unit
+noise e and r = 2 exp(lam/2), because the coded mask is 2*x0 - 1. The best reader that knows no image smooths y with a
+Gaussian g and applies a threshold theta. With m = g * x0 and tau^2 = sum g^2,
+
+    E[TP] = sum over lesion voxels     Phi((r*m - theta) / tau)
+    E[FP] = sum over background voxels Phi((r*m - theta) / tau)
+    D(lam) = max over g and theta of  2 E[TP] / (|x0| + E[TP] + E[FP])
+
+Only the histograms of m inside and outside of the lesion enter, so that Phi is evaluated once for all patches. Chance
+level D0 = 2 pi / (1 + pi) of a mask with foreground share pi is removed: S = clip((D - D0) / (1 - D0), 0, 1).
+
+Codings: a binary task or a region has one channel. One-hot classes have two channels that tell a class from the
+background, which doubles the signal-to-noise ratio: their curves move by -ln 2 on lam.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.planning.plans import ReadabilityCurve, StagePlan
+
+LAM_GRID: tuple[float, ...] = tuple(float(v) for v in np.arange(-18.0, 6.01, 0.5))
+READABLE_AT_A = 0.25  # below lam_a a mask tells less than this share of what lies between chance and perfect
+READABLE_AT_C = 0.93  # above lam_c the noised mask alone beats what a segmenter is expected to reach
+DEFAULT_EDGES = (-4.0, 0.0)  # where no patch has a readable mask: those of a lesion of about 8 voxels across
+MIN_SPAN = 2.0
+MAX_SPAN = 10.0
+MAX_FOREGROUND_SHARE = 0.95
+_SIGMAS = (0.0, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.3, 16.0, 22.6, 32.0)
+_NUM_BINS = 96
+_NUM_THRESHOLDS = 64
+_TRUNCATE = 3.0
+
+
+def plan_stages(
+    patches: Mapping[str, Sequence[np.ndarray]],
+    dims: int,
+    spacing: Sequence[float],
+    d_c: float | Mapping[str, float] = 0.8,
+    *,
+    scheme: LabelScheme | None = None,
+    uncertainty: Mapping[str, float] | None = None,
+) -> StagePlan:
+    """Plan lam_a and lam_c from label patches at plan spacing and patch size.
+
+    Args:
+        patches: per foreground class or region, boolean arrays of `dims` axes; empty and nearly full ones are skipped.
+        dims: 2 for (Y, X) patches, 3 for (Z, Y, X) patches.
+        spacing: voxel size of the patches, one number an axis (only their ratios matter); more than `dims` numbers
+            are taken as (Z, Y, X) and the last `dims` are used.
+        d_c: Dice that the segmenter is expected to reach, for all classes or by name.
+        scheme: the coding of the labels; without it every class is one channel of its own, as in a binary task.
+        uncertainty: where a trained segmenter is known, mean over patches of sum p*(1-p) by class; lam_a is then at
+            most the lam where starting from the segmenter's mask instead of the true one costs 1 nat.
+
+    Raises:
+        ValueError: for a patch with another number of axes.
+    """
+    spacing = tuple(float(s) for s in spacing)[-dims:]
+    coding_shift = -math.log(2.0) if scheme is not None and scheme.coding == "softmax" else 0.0
+    curves = []
+    for name, masks in patches.items():
+        expected = d_c[name] if isinstance(d_c, Mapping) else d_c
+        curve = class_curve(name, masks, spacing, expected, coding_shift)
+        if curve is not None:
+            curves.append(_with_truncation(curve, (uncertainty or {}).get(name)))
+    return _combine(tuple(curves), scheme)
+
+
+def class_curve(
+    name: str, masks: Sequence[np.ndarray], spacing: Sequence[float], d_c: float = 0.8, lam_shift: float = 0.0
+) -> ReadabilityCurve | None:
+    """Mean readability of the usable patches of one class with its own two edges; None if no patch is usable."""
+    for mask in masks:
+        if mask.ndim != len(spacing):
+            raise ValueError(f"a patch of class {name!r} has shape {mask.shape}, expected {len(spacing)} axes")
+    usable = [m for m in masks if 0.0 < m.mean() <= MAX_FOREGROUND_SHARE]
+    if not usable:
+        return None
+    lam = np.asarray(LAM_GRID)
+    mean = np.mean([readability_curve(m, spacing, lam_shift=lam_shift) for m in usable], axis=0)
+    return ReadabilityCurve(
+        class_name=name,
+        lam=LAM_GRID,
+        readability=tuple(round(float(v), 4) for v in mean),
+        lam_a=round(crossing(lam, mean, READABLE_AT_A), 2),
+        lam_c=round(crossing(lam, mean, max(READABLE_AT_C, d_c)), 2),
+        num_patches=len(usable),
+    )
+
+
+def readability_curve(
+    mask: np.ndarray, spacing: Sequence[float], lam: Sequence[float] | None = None, lam_shift: float = 0.0
+) -> np.ndarray:
+    """Chance-corrected readability S(lam) of one boolean mask, values in [0, 1], same length as `lam`."""
+    dice = dice_curve(mask, spacing, lam, lam_shift)
+    share = float(mask.mean())
+    chance = 2 * share / (1 + share)
+    return np.clip((dice - chance) / (1 - chance), 0.0, 1.0)
+
+
+def dice_curve(
+    mask: np.ndarray, spacing: Sequence[float], lam: Sequence[float] | None = None, lam_shift: float = 0.0
+) -> np.ndarray:
+    """Expected Dice D(lam) of the best smooth-and-threshold reading of one boolean mask.
+
+    Args:
+        mask: boolean, any number of axes, neither empty nor full.
+        spacing: voxel size of each axis; the smoothing is isotropic in this unit.
+        lam: where to evaluate, LAM_GRID by default.
+        lam_shift: move of the curve along lam, -ln 2 for one-hot coding.
+    """
+    lams = tuple(LAM_GRID if lam is None else (float(v) for v in lam))
+    size = int(mask.sum())
+    best = np.zeros(len(lams))
+    for sigma in _sigmas_for(mask, spacing):
+        sigma_vox = tuple(sigma * min(spacing) / s for s in spacing)
+        smooth = _smooth_histograms(mask, sigma_vox)
+        rates = _exceedance(lams, lam_shift, round(smooth.tau, 6))  # (lam, theta, bin)
+        true_pos, false_pos = rates @ smooth.inside, rates @ smooth.outside  # (lam, theta)
+        dice = 2 * true_pos / (size + true_pos + false_pos)
+        best = np.maximum(best, dice.max(axis=1))
+    return np.maximum.accumulate(best)
+
+
+def crossing(lam: np.ndarray, values: np.ndarray, level: float) -> float:
+    """First lam at which a rising curve reaches `level`, linear between grid points, clipped to the grid's ends."""
+    above = np.flatnonzero(values >= level)
+    if above.size == 0:
+        return float(lam[-1])
+    i = int(above[0])
+    if i == 0:
+        return float(lam[0])
+    part = (level - values[i - 1]) / (values[i] - values[i - 1])
+    return float(lam[i - 1] + part * (lam[i] - lam[i - 1]))
+
+
+def truncation_edge(uncertainty: float) -> float:
+    """The lam where 2 exp(lam) * sum p(1-p) = 1 nat, with `uncertainty` = sum p(1-p) over a patch."""
+    if uncertainty <= 0:
+        raise ValueError(f"uncertainty is {uncertainty}, must be a positive sum of p*(1-p)")
+    return -math.log(2.0 * uncertainty)
+
+
+@dataclass(frozen=True)
+class _SmoothHistograms:
+    inside: np.ndarray  # voxels of the lesion per bin of m in [0, 1]
+    outside: np.ndarray  # voxels of the background per bin
+    tau: float  # standard deviation of the smoothed unit noise
+
+
+def _smooth_histograms(mask: np.ndarray, sigma_vox: tuple[float, ...]) -> _SmoothHistograms:
+    """Histograms of m = g * x0 over lesion and background, from the part of the mask that smoothing can reach."""
+    from scipy.ndimage import gaussian_filter
+
+    tau = math.prod(math.sqrt(_kernel_energy(s)) for s in sigma_vox)
+    part = _reachable_part(mask, sigma_vox)
+    factors = tuple(_pooling_factor(s) for s in sigma_vox)
+    ones, cells = _pool(part.astype(np.float32), factors)
+    # pooling is itself a box of variance (f^2 - 1)/12, which the Gaussian of the pooled grid leaves out
+    rest = [math.sqrt(max(s * s - (f * f - 1) / 12, 0.0)) / f for s, f in zip(sigma_vox, factors, strict=True)]
+    smooth = gaussian_filter(ones / np.maximum(cells, 1), rest, mode="nearest", truncate=_TRUNCATE)
+    bins = np.clip(np.rint(smooth * (_NUM_BINS - 1)).astype(np.int64), 0, _NUM_BINS - 1).ravel()
+    inside = np.bincount(bins, weights=ones.ravel(), minlength=_NUM_BINS)
+    outside = np.bincount(bins, weights=(cells - ones).ravel(), minlength=_NUM_BINS)
+    outside[0] += mask.size - part.size
+    return _SmoothHistograms(inside, outside, tau)
+
+
+def _reachable_part(mask: np.ndarray, sigma_vox: tuple[float, ...]) -> np.ndarray:
+    """The mask's bounding box with the kernel's reach around it; m is zero elsewhere."""
+    slices = []
+    for axis, sigma in enumerate(sigma_vox):
+        others = tuple(i for i in range(mask.ndim) if i != axis)
+        hit = np.flatnonzero(mask.any(axis=others))
+        reach = math.ceil(_TRUNCATE * sigma) + 1
+        slices.append(slice(max(int(hit[0]) - reach, 0), int(hit[-1]) + 1 + reach))
+    return mask[tuple(slices)]
+
+
+def _pooling_factor(sigma: float) -> int:
+    """Wide smoothing is done on a coarser grid: the result has no detail below the kernel's width."""
+    return 1 if sigma < 4 else 2 if sigma < 8 else 4 if sigma < 16 else 8
+
+
+def _pool(values: np.ndarray, factors: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over blocks of `factors` voxels and the number of voxels in each block (fewer at the far border)."""
+    counts = np.ones((1,) * values.ndim, np.float32)
+    for axis, factor in enumerate(factors):
+        starts = np.arange(0, values.shape[axis], factor)
+        per_axis = np.minimum(factor, values.shape[axis] - starts).astype(np.float32)
+        shape = [1] * values.ndim
+        shape[axis] = len(starts)
+        counts = counts * per_axis.reshape(shape)
+        if factor > 1:
+            values = np.add.reduceat(values, starts, axis=axis)
+    return values, np.broadcast_to(counts, values.shape)
+
+
+@lru_cache(maxsize=256)
+def _kernel_energy(sigma: float) -> float:
+    """Sum of squares of the sampled, normalised one-axis Gaussian."""
+    if sigma < 0.15:
+        return 1.0
+    reach = max(1, math.ceil(_TRUNCATE * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    return float(((kernel / kernel.sum()) ** 2).sum())
+
+
+@lru_cache(maxsize=256)
+def _exceedance(lams: tuple[float, ...], lam_shift: float, tau: float) -> np.ndarray:
+    """Phi((r*m - theta)/tau) for every lam, threshold and bin of m, shape (lam, theta, bin); cached per kernel."""
+    from scipy.special import ndtr
+
+    bins = np.linspace(0.0, 1.0, _NUM_BINS)
+    signal = 2 * np.exp((np.asarray(lams) - lam_shift) / 2) / tau  # (lam,) peak of the smoothed mask in units of noise
+    # Thresholds between "keep nearly all" and "keep nearly nothing", spaced by the noise and by the signal
+    unit = np.linspace(0.0, 1.0, _NUM_THRESHOLDS)
+    theta = -3.0 + unit[None, :] * (signal[:, None] + 7.0)  # (lam, theta)
+    return ndtr(signal[:, None, None] * bins - theta[:, :, None])
+
+
+def _sigmas_for(mask: np.ndarray, spacing: Sequence[float]) -> tuple[float, ...]:
+    """Kernel widths worth trying, in units of the finest voxel: up to the radius of the thickest part."""
+    radius = _half_thickness(mask, spacing) / min(spacing)
+    return tuple(s for s in _SIGMAS if s <= max(1.0, radius))
+
+
+def _half_thickness(mask: np.ndarray, spacing: Sequence[float]) -> float:
+    """Largest distance of a mask voxel to the nearest background voxel, in units of `spacing`."""
+    from scipy.ndimage import distance_transform_edt
+
+    part = _reachable_part(mask, (0.0,) * mask.ndim)
+    # A big mask is measured on a coarser grid: a voxel more or less of radius changes no choice of kernel
+    step = max(1, round((part.size / 200_000) ** (1 / part.ndim)))
+    part = part[(slice(None, None, step),) * part.ndim]
+    if part.all():
+        return min(n * s for n, s in zip(mask.shape, spacing, strict=True))
+    return float(distance_transform_edt(part, sampling=[s * step for s in spacing]).max())
+
+
+def _with_truncation(curve: ReadabilityCurve, uncertainty: float | None) -> ReadabilityCurve:
+    from dataclasses import replace
+
+    if uncertainty is None or uncertainty <= 0:
+        return curve
+    return replace(curve, lam_a=round(min(curve.lam_a, truncation_edge(uncertainty)), 2))
+
+
+def _combine(curves: tuple[ReadabilityCurve, ...], scheme: LabelScheme | None) -> StagePlan:
+    """Edges over all classes: the earliest lam_a and the latest lam_c, after scaling where they lie too far apart."""
+    num_channels = scheme.num_channels if scheme is not None else max(len(curves), 1)
+    if not curves:
+        return StagePlan(*DEFAULT_EDGES, input_scale=(1.0,) * num_channels, curves=())
+    scale = (1.0,) * num_channels
+    lam_a, lam_c = min(c.lam_a for c in curves), max(c.lam_c for c in curves)
+    if lam_c - lam_a > MAX_SPAN and num_channels > 1:
+        per_class = _class_scales(curves)
+        scale = _channel_scales(per_class, curves, scheme, num_channels)
+        lam_a = min(c.lam_a - 2 * math.log(per_class[c.class_name]) for c in curves)
+        lam_c = max(c.lam_c - 2 * math.log(per_class[c.class_name]) for c in curves)
+    if lam_c - lam_a < MIN_SPAN:
+        middle = (lam_a + lam_c) / 2
+        lam_a, lam_c = middle - MIN_SPAN / 2, middle + MIN_SPAN / 2
+    return StagePlan(round(lam_a, 2), round(lam_c, 2), scale, curves)
+
+
+def _class_scales(curves: Sequence[ReadabilityCurve]) -> dict[str, float]:
+    """Input scale b of each class that puts the middles of all transitions on one lam (2 ln b is a move on lam)."""
+    middles = {c.class_name: (c.lam_a + c.lam_c) / 2 for c in curves}
+    common = float(np.mean(list(middles.values())))
+    return {name: float(np.clip(math.exp((middle - common) / 2), 0.125, 8.0)) for name, middle in middles.items()}
+
+
+def _channel_scales(
+    per_class: Mapping[str, float], curves: Sequence[ReadabilityCurve], scheme: LabelScheme | None, num_channels: int
+) -> tuple[float, ...]:
+    """Scales in the order of the coded channels; the background and classes without a curve keep 1."""
+    if scheme is None:
+        return tuple(round(per_class[c.class_name], 4) for c in curves)
+    scales = [1.0] * num_channels
+    for i, name in enumerate(scheme.names):
+        scales[scheme.foreground_offset + i] = round(per_class.get(name, 1.0), 4)
+    return tuple(scales)

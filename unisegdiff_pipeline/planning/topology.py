@@ -1,0 +1,190 @@
+"""From spacing and image size to a U-Net: pooling, kernels, patch size, and what such a network costs.
+
+The rules are those of nnU-Net: an axis is halved while its edge allows it and its spacing is within a factor of 2 of
+the finest; kernels stay 1 along an axis until then; the patch starts with the aspect that the spacing gives, is never
+larger than the median image, and shrinks along the axis that covers most of the median image until the network fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
+
+MIN_EDGE = 4  # smallest edge of a feature map, in voxels
+CONVS_PER_LEVEL = 2
+_SHORT_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Pooling of one patch: `strides[i]` leads into level i, `divisor` is the product of the strides of an axis."""
+
+    patch_size: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
+    divisor: tuple[int, ...]
+
+
+def pooling_topology(spacing: Sequence[float], patch_size: Sequence[int], min_edge: int = MIN_EDGE) -> Topology:
+    """Halve the axes of a patch level by level and pad the patch to a multiple of what that needs.
+
+    Args:
+        spacing: voxel size, one number an axis of the patch.
+        patch_size: wanted patch in voxels.
+        min_edge: an axis is halved while its edge is at least twice this. An axis that would be halved alone needs
+            three times it: a level for the sake of one short axis is not worth its convolutions.
+    """
+    dims = len(patch_size)
+    current_spacing, current_size = list(spacing), list(patch_size)
+    kernel, divisor = [1] * dims, [1] * dims
+    strides: list[tuple[int, ...]] = [(1,) * dims]
+    kernels: list[tuple[int, ...]] = []
+    while axes := _axes_to_halve(current_spacing, current_size, min_edge):
+        finest = min(current_spacing)
+        kernel = [3 if k == 3 or s / finest < 2 else 1 for k, s in zip(kernel, current_spacing, strict=True)]
+        kernels.append(tuple(kernel))
+        strides.append(tuple(2 if axis in axes else 1 for axis in range(dims)))
+        for axis in axes:
+            current_spacing[axis] *= 2
+            current_size[axis] = math.ceil(current_size[axis] / 2)
+            divisor[axis] *= 2
+    kernels.append((3,) * dims)
+    padded = tuple(math.ceil(size / d) * d for size, d in zip(patch_size, divisor, strict=True))
+    return Topology(padded, tuple(strides), tuple(kernels), tuple(divisor))
+
+
+def _axes_to_halve(spacing: Sequence[float], size: Sequence[int], min_edge: int) -> list[int]:
+    large_enough = [i for i, edge in enumerate(size) if edge >= 2 * min_edge]
+    if not large_enough:
+        return []
+    finest = min(spacing[i] for i in large_enough)
+    axes = [i for i in large_enough if spacing[i] / finest < 2]
+    return [] if len(axes) == 1 and size[axes[0]] < 3 * min_edge else axes
+
+
+def initial_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> tuple[int, ...]:
+    """The largest patch worth trying: edges inverse to the spacing, 256^3 or 2048^2 voxels, within the median image."""
+    dims = len(spacing)
+    volume = {2: 2048**2, 3: 256**3}[dims]
+    inverse = [1 / s for s in spacing]
+    scale = (volume / math.prod(inverse)) ** (1 / dims)
+    edges = (round(v * scale) for v in inverse)
+    return tuple(int(max(1, min(edge, round(limit)))) for edge, limit in zip(edges, median_shape, strict=True))
+
+
+def shrink_patch(
+    spacing: Sequence[float],
+    topology: Topology,
+    median_shape: Sequence[float],
+    min_edge: int = MIN_EDGE,
+    keep_short_axes: bool = False,
+) -> Topology | None:
+    """One step smaller along the axis that covers most of the median image; None if no axis can give way.
+
+    With `keep_short_axes` an axis gives way last whose extent in mm is below half of the longest: small budgets would
+    otherwise turn a stack of few slices into patches of still fewer.
+
+    The step is the divisor of the SHRUNK patch: subtracting the present one (say 64 from 256) would skip sizes that
+    are valid with one halving less (224 = 7 * 32).
+    """
+    covered = [p / m for p, m in zip(topology.patch_size, median_shape, strict=True)]
+    extent = [p * s for p, s in zip(topology.patch_size, spacing, strict=True)]
+    short = [keep_short_axes and e < _SHORT_SHARE * max(extent) for e in extent]
+    for axis in sorted(range(len(covered)), key=lambda i: (short[i], -covered[i], -i)):
+        trial = list(topology.patch_size)
+        trial[axis] -= topology.divisor[axis]
+        if trial[axis] < 1:
+            trial[axis] = 1
+        step = pooling_topology(spacing, trial, min_edge).divisor[axis]
+        smaller = list(topology.patch_size)
+        smaller[axis] -= step
+        if smaller[axis] >= min_edge:
+            candidate = pooling_topology(spacing, smaller, min_edge)
+            if math.prod(candidate.patch_size) < math.prod(topology.patch_size):
+                return candidate
+    return None
+
+
+def build_network(topology: Topology, num_input_channels: int, base_features: int, max_features: int) -> NetworkPlan:
+    """Plain U-Net of a topology: features double from level to level up to `max_features`."""
+    levels = tuple(
+        LevelPlan(min(max_features, base_features * 2**i), stride, kernel, CONVS_PER_LEVEL)
+        for i, (stride, kernel) in enumerate(zip(topology.strides, topology.kernels, strict=True))
+    )
+    return NetworkPlan(len(topology.patch_size), topology.patch_size, num_input_channels, levels)
+
+
+def fit_patch(
+    spacing: Sequence[float],
+    median_shape: Sequence[float],
+    build: Callable[[Topology], NetworkPlan],
+    fits: Callable[[NetworkPlan], bool],
+    keep_short_axes: bool = False,
+) -> NetworkPlan:
+    """The network with the largest patch that fits; the smallest possible one where none does (see shrink_patch)."""
+    topology = pooling_topology(spacing, initial_patch(spacing, median_shape))
+    while not fits(network := build(topology)):
+        smaller = shrink_patch(spacing, topology, median_shape, keep_short_axes=keep_short_axes)
+        if smaller is None:
+            break
+        topology = smaller
+    return network
+
+
+def level_shapes(network: NetworkPlan) -> tuple[tuple[int, ...], ...]:
+    """Size of the feature maps at each level for the network's own patch."""
+    shapes, size = [], network.patch_size
+    for level in network.levels:
+        size = tuple(edge // stride for edge, stride in zip(size, level.stride, strict=True))
+        shapes.append(size)
+    return tuple(shapes)
+
+
+def feature_map_values(network: NetworkPlan, num_outputs: int) -> int:
+    """Values in all convolution outputs of one example: nnU-Net's measure of memory (5.6e8 in 3D = 8 GB at batch 2)."""
+    levels, voxels = network.levels, [math.prod(s) for s in level_shapes(network)]
+    total = sum(level.num_convs * level.features * n for level, n in zip(levels, voxels, strict=True))
+    # decoder: the up-convolution and the convolutions after the concatenation, at every level but the deepest
+    total += sum((level.num_convs + 1) * level.features * n for level, n in zip(levels[:-1], voxels[:-1], strict=True))
+    return total + num_outputs * voxels[0]
+
+
+def multiply_adds(network: NetworkPlan, num_outputs: int) -> int:
+    """Multiply-adds of one forward pass of the segmenter over one patch, convolutions only, heads of training included.
+
+    A residual level is counted as a plain one: its shortcuts add 1x1 convolutions only, below 5 %.
+    """
+    levels, voxels = network.levels, [math.prod(s) for s in level_shapes(network)]
+    total, features_in = 0, network.num_input_channels
+    for level, n in zip(levels, voxels, strict=True):
+        total += n * math.prod(level.kernel) * level.features * (features_in + (level.num_convs - 1) * level.features)
+        features_in = level.features
+    for above, level, n in zip(levels[1:], levels[:-1], voxels[:-1], strict=True):
+        total += n * above.features * level.features  # stride = kernel: each output voxel is written once
+        total += n * math.prod(level.kernel) * level.features * (1 + level.num_convs) * level.features
+        total += n * level.features * num_outputs
+    return total
+
+
+def denoiser_multiply_adds(network: NetworkPlan, features: Sequence[int], num_channels: int) -> int:
+    """Multiply-adds of one call of the denoiser on one patch of the segmenter.
+
+    A U-Net of len(features) levels on space-to-depth of the mask by the segmenter's first stride, two convolutions a
+    level on either side, one 1x1 convolution a level for the segmenter's features, two heads.
+    """
+    shapes = level_shapes(network)[1:] or level_shapes(network)
+    voxels = [math.prod(s) for s in shapes[: len(features)]]
+    kernels = [math.prod(level.kernel) for level in (network.levels[1:] or network.levels)[: len(features)]]
+    conditions = [level.features for level in (network.levels[1:] or network.levels)[: len(features)]]
+    block = math.prod(network.levels[1].stride) if len(network.levels) > 1 else 1
+    total, width_in = 0, num_channels * block
+    used = list(features)[: len(voxels)]
+    for width, n, kernel, condition in zip(used, voxels, kernels, conditions, strict=True):
+        total += n * (kernel * width * (width_in + width) + width * condition)
+        width_in = width
+    for above, width, n, kernel in zip(used[1:], used[:-1], voxels[:-1], kernels[:-1], strict=True):
+        total += n * (above * width + kernel * 3 * width * width)
+    return total + voxels[0] * used[0] * 2 * num_channels * block
