@@ -1,4 +1,4 @@
-"""Resampling as one small matrix per axis, applied in slabs: exact splines, bounded memory, any device.
+"""Resampling as one banded matrix per axis, applied in slabs: exact splines, bounded memory, any device.
 
 Voxel i of an axis of n covers [i, i + 1). Both grids cover the same extent, so voxel j of m lies at (j + 0.5)*n/m - 0.5
 (the convention of scikit-image, scipy's grid_mode and torch's align_corners=False). The border is repeated outwards.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 
 ANISOTROPY_THRESHOLD = 3.0
 SLAB_BYTES = 96 * 1024 * 1024
-PREFILTER_MARGIN = 12  # voxels; the cubic prefilter decays as 0.268^k, 1e-7 at 12
-NEGLIGIBLE_WEIGHT = 1e-6
+PREFILTER_REACH = 10  # voxels; the cubic prefilter decays as 0.268^k, 2e-6 at 10
 OUTPUT_BLOCK = 64
 TIE_TOLERANCE = 1e-5
 
@@ -58,119 +56,90 @@ def find_separate_axis(
     return None
 
 
-def axis_matrix(num_in: int, num_out: int, order: int) -> np.ndarray:
-    """Matrix (num_out, num_in), float64, that resamples one axis; every row sums to one."""
+def axis_weights(num_in: int, num_out: int, order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of one axis: output j is the sum over k of weights[j, k] * input[clip(starts[j] + k)].
+
+    All kernels act on the input repeated outwards without end, so that they are convolutions of each other: B-spline
+    basis * prefilter sqrt(3) * (sqrt(3) - 2)^|k| * Gaussian.
+
+    Returns:
+        starts (num_out,), rising, may lie outside of the input; weights (num_out, K), float64, rows sum to one.
+    """
     positions = (np.arange(num_out) + 0.5) * (num_in / num_out) - 0.5
     if order == 0:
-        matrix = np.zeros((num_out, num_in))
-        nearest = np.clip(np.floor(positions + 0.5).astype(int), 0, num_in - 1)
-        matrix[np.arange(num_out), nearest] = 1.0
-        return matrix
-    matrix = _cubic_matrix(positions, num_in) if order == 3 else _linear_matrix(positions, num_in)
-    if num_out < num_in:
-        matrix = matrix @ _gaussian_matrix(num_in, (num_in / num_out - 1) / 2)
-    matrix[np.abs(matrix) < NEGLIGIBLE_WEIGHT] = 0.0
-    return matrix / matrix.sum(axis=1, keepdims=True)
-
-
-def _linear_matrix(positions: np.ndarray, num_in: int) -> np.ndarray:
-    matrix = np.zeros((len(positions), num_in))
-    below = np.floor(positions).astype(int)
-    rows = np.arange(len(positions))
-    for index, weight in ((below, below + 1 - positions), (below + 1, positions - below)):
-        np.add.at(matrix, (rows, np.clip(index, 0, num_in - 1)), weight)
-    return matrix
-
-
-def _cubic_matrix(positions: np.ndarray, num_in: int) -> np.ndarray:
-    """Sample the cubic B-spline that interpolates the voxels, the border repeated PREFILTER_MARGIN voxels outwards."""
-    padded = num_in + 2 * PREFILTER_MARGIN
-    repeat = np.zeros((padded, num_in))
-    repeat[np.arange(padded), np.clip(np.arange(padded) - PREFILTER_MARGIN, 0, num_in - 1)] = 1.0
-    coefficients = _solve_spline(repeat)
+        return np.floor(positions + 0.5).astype(int), np.ones((num_out, 1))
     below = np.floor(positions).astype(int)
     t = (positions - below)[:, None]
-    basis = ((1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6)
-    return sum(b * coefficients[below + PREFILTER_MARGIN + k - 1] for k, b in enumerate(basis))
+    if order == 1:
+        starts, weights = below, np.hstack([1 - t, t])
+    else:
+        basis = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
+        prefilter = math.sqrt(3) * (math.sqrt(3) - 2) ** np.abs(np.arange(-PREFILTER_REACH, PREFILTER_REACH + 1))
+        starts, weights = below - 1 - PREFILTER_REACH, _convolve_rows(np.hstack(basis) / 6, prefilter)
+    sigma = (num_in / num_out - 1) / 2
+    reach = math.ceil(4 * sigma) if sigma > 0 else 0
+    if reach:
+        gaussian = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+        starts, weights = starts - reach, _convolve_rows(weights, gaussian)
+    return starts, weights / weights.sum(axis=1, keepdims=True)
 
 
-def _solve_spline(values: np.ndarray) -> np.ndarray:
-    """B-spline coefficients c of each column: (c[i-1] + 4 c[i] + c[i+1]) / 6 = values[i], mirrored at both ends."""
-    from scipy.linalg import solve_banded
-
-    n = len(values)
-    bands = np.tile(np.array([[1 / 6], [4 / 6], [1 / 6]]), (1, n))
-    bands[0, 1] = bands[2, n - 2] = 2 / 6
-    return np.asarray(solve_banded((1, 1), bands, values))
-
-
-def _gaussian_matrix(num: int, sigma: float) -> np.ndarray:
-    """Gaussian smoothing of one axis, cut at four sigma, the border repeated."""
-    radius = math.ceil(4 * sigma)
-    matrix = np.zeros((num, num))
-    rows = np.arange(num)
-    for offset in range(-radius, radius + 1):
-        weight = math.exp(-0.5 * (offset / sigma) ** 2)
-        np.add.at(matrix, (rows, np.clip(rows + offset, 0, num - 1)), weight)
-    return matrix / matrix.sum(axis=1, keepdims=True)
-
-
-@dataclass(frozen=True)
-class _Band:
-    """Output voxels [first, last) of an axis need the input voxels [start, stop) only."""
-
-    first: int
-    last: int
-    start: int
-    stop: int
-    weights: torch.Tensor  # (last - first, stop - start)
+def _convolve_rows(rows: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Full convolution of each row with a symmetric kernel."""
+    out = np.zeros((len(rows), rows.shape[1] + len(kernel) - 1))
+    for k in range(rows.shape[1]):
+        out[:, k : k + len(kernel)] += rows[:, k : k + 1] * kernel
+    return out
 
 
 class AxisMap:
-    """The matrix of one axis in bands of at most OUTPUT_BLOCK outputs, so that the cost is linear in its length."""
+    """Resampling of one axis, applied in bands of OUTPUT_BLOCK outputs, so that the cost is linear in its length."""
 
     def __init__(self, num_in: int, num_out: int, order: int, device: str = "cpu") -> None:
-        self.num_in, self.num_out, self.order = num_in, num_out, order
+        self.num_in, self.num_out = num_in, num_out
         self.is_identity = num_in == num_out
         self._device = device
-        self._matrix = None if self.is_identity else axis_matrix(num_in, num_out, order)
+        if not self.is_identity:
+            self._starts, self._weights = axis_weights(num_in, num_out, order)
 
     def needed(self, first: int, last: int) -> tuple[int, int]:
         """Range of input voxels that the outputs [first, last) depend on."""
-        if self._matrix is None:
+        if self.is_identity:
             return first, last
-        used = np.flatnonzero(self._matrix[first:last].any(axis=0))
-        return int(used[0]), int(used[-1]) + 1
+        start = int(self._starts[first])
+        stop = int(self._starts[last - 1]) + self._weights.shape[1]
+        return min(max(start, 0), self.num_in - 1), max(min(stop, self.num_in), 1)
 
-    def apply(self, values: torch.Tensor, axis: int, first: int = 0, last: int | None = None) -> torch.Tensor:
+    def matrix(self, first: int, last: int) -> np.ndarray:
+        """Dense weights (last - first, inputs that `needed` names), the repeated border folded in."""
+        start, stop = self.needed(first, last)
+        weights = self._weights[first:last]
+        inputs = np.clip(self._starts[first:last, None] + np.arange(weights.shape[1]), 0, self.num_in - 1) - start
+        dense = np.zeros((last - first, stop - start))
+        np.add.at(dense, (np.arange(last - first)[:, None], inputs), weights)
+        return dense
+
+    def apply(self, values: torch.Tensor, axis: int, first: int, last: int) -> torch.Tensor:
         """Outputs [first, last) along `axis`; `values` holds just the inputs that `needed` names for them."""
         import torch
 
-        if self._matrix is None:
+        if self.is_identity:
             return values
-        last = self.num_out if last is None else last
         origin = self.needed(first, last)[0]
         before, after = math.prod(values.shape[:axis]), math.prod(values.shape[axis + 1 :])
         flat = values.reshape(before, values.shape[axis], after)
         out = values.new_empty((before, last - first, after))
-        for band in self._bands(first, last):
-            part = flat[:, band.start - origin : band.stop - origin]
-            target = out[:, band.first - first : band.last - first]
-            if after == 1:
-                target[..., 0] = part[..., 0] @ band.weights.T
-            else:
-                torch.matmul(band.weights, part, out=target) if before == 1 else target.copy_(band.weights @ part)
-        return out.reshape(*values.shape[:axis], last - first, *values.shape[axis + 1 :])
-
-    def _bands(self, first: int, last: int) -> Iterator[_Band]:
-        import torch
-
-        assert self._matrix is not None
         for begin in range(first, last, OUTPUT_BLOCK):
             end = min(begin + OUTPUT_BLOCK, last)
             start, stop = self.needed(begin, end)
-            weights = torch.from_numpy(self._matrix[begin:end, start:stop].astype(np.float32))
-            yield _Band(begin, end, start, stop, weights.to(self._device))
+            weights = torch.from_numpy(self.matrix(begin, end).astype(np.float32)).to(self._device)
+            part = flat[:, start - origin : stop - origin]
+            target = out[:, begin - first : end - first]
+            if after == 1:
+                target[..., 0] = part[..., 0] @ weights.T
+            else:
+                target.copy_(weights @ part)
+        return out.reshape(*values.shape[:axis], last - first, *values.shape[axis + 1 :])
 
 
 class GridMap:
