@@ -1,0 +1,82 @@
+"""The lesion table on masks small enough to count by eye."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.inference.lesions import LesionCounter, write_lesions
+from unisegdiff_pipeline.io.labels import LabelScheme
+
+BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
+
+
+def two_lesions() -> np.ndarray:
+    labels = np.zeros((4, 6, 6), np.uint8)
+    labels[0, 0, 0] = 1  # one voxel
+    labels[2:4, 1:3, 3:6] = 1  # 2 x 2 x 3 = 12 voxels
+    return labels
+
+
+def test_sizes_boxes_and_confidence_by_hand() -> None:
+    labels = two_lesions()
+    counter = LesionCounter(labels, BINARY)
+    only_small, only_large, nothing = np.zeros_like(labels), np.zeros_like(labels), np.zeros_like(labels)
+    only_small[0, 0, 0] = 1
+    only_large[3, 2, 5] = 1  # one shared voxel is an overlap
+    for sample in (only_small, only_large, only_large, nothing):
+        counter.add_sample(sample)
+    probability = np.where(labels == 1, 0.75, 0.1)
+    probability[0, 0, 0] = 0.6
+    counter.add_probability(0, probability)
+    large, small = counter.rows("c", (2.0, 0.5, 1.0))
+    assert (large.lesion, large.voxels, large.volume_mm3, large.volume_ml) == (1, 12, 12.0, 0.012)
+    assert (large.z_min, large.z_max, large.y_min, large.y_max, large.x_min, large.x_max) == (2, 4, 1, 3, 3, 6)
+    assert large.confidence == 0.5
+    assert large.mean_probability == pytest.approx(0.75)
+    assert (small.lesion, small.voxels, small.volume_mm3) == (2, 1, 1.0)
+    assert small.confidence == 0.25
+    assert small.mean_probability == pytest.approx(0.6)
+    assert small.area_mm2 is None
+
+
+def test_diagonal_neighbours_are_one_lesion_in_2d() -> None:
+    labels = np.zeros((1, 4, 4), np.uint8)
+    labels[0, 0, 0] = labels[0, 1, 1] = 1
+    (row,) = LesionCounter(labels, BINARY).rows("c", (1.0, 0.5, 0.5), is_2d=True)
+    assert (row.voxels, row.area_mm2, row.volume_mm3, row.confidence) == (2, 0.5, None, None)
+
+
+def test_regions_have_lesions_each() -> None:
+    labels = np.zeros((1, 5, 5), np.uint8)
+    labels[0, 1:4, 1:4] = 1
+    labels[0, 2, 2] = 2
+    counter = LesionCounter(labels, REGIONS)
+    sample = np.zeros_like(labels)
+    sample[0, 1, 1] = 1  # touches the whole, not the core
+    counter.add_sample(sample)
+    rows = counter.rows("c", (1, 1, 1))
+    assert [(r.class_name, r.voxels, r.confidence) for r in rows] == [("whole", 9, 1.0), ("core", 1, 0.0)]
+
+
+def test_empty_mask_has_no_rows() -> None:
+    counter = LesionCounter(np.zeros((2, 3, 3), np.uint8), BINARY)
+    counter.add_sample(np.ones((2, 3, 3), np.uint8))
+    counter.add_probability(0, np.zeros((2, 3, 3)))
+    assert counter.rows("c", (1, 1, 1)) == []
+
+
+def test_csv_has_a_header_and_empty_cells(tmp_path: Path) -> None:
+    rows = LesionCounter(two_lesions(), BINARY).rows("case, one", (1 / 3, 1, 1), spacing_known=False)
+    write_lesions(tmp_path / "lesions.csv", rows)
+    with open(tmp_path / "lesions.csv", newline="", encoding="utf-8") as stream:
+        read = list(csv.DictReader(stream))
+    assert [r["case"] for r in read] == ["case, one"] * 2
+    assert read[0]["volume_mm3"] == "4"
+    assert read[1]["volume_mm3"] == "0.333333"
+    assert read[0]["confidence"] == ""
+    assert read[0]["spacing_known"] == "no"

@@ -1,0 +1,144 @@
+"""Model folders: what is found, what is loaded, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.inference.model_folder import (
+    choose_folds,
+    load_fold,
+    open_model_folder,
+    plan_hash,
+    save_weights,
+)
+from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.networks.staged_model import build_model
+from unisegdiff_pipeline.planning.plans import (
+    Budget,
+    ConfigurationPlan,
+    DenoiserPlan,
+    LevelPlan,
+    NetworkPlan,
+    Plans,
+    PreprocessingPlan,
+    TrainingPlan,
+)
+
+SETTINGS = InferenceSettings(
+    -3.0, 0.5, temperature=1.5, w=0.25, sampler=SamplerSettings(num_calls=2), chosen_on="2 cases"
+)
+
+
+@pytest.fixture
+def plans() -> Plans:
+    levels = (LevelPlan(4, (1, 1), (3, 3), 1), LevelPlan(6, (2, 2), (3, 3), 1))
+    configuration = ConfigurationPlan(
+        "2d",
+        PreprocessingPlan((0, 1, 2), (None, 1.0, 1.0), ("zscore",), (False,), ()),
+        (1, 16, 16),
+        NetworkPlan(2, (16, 16), 1, levels),
+        DenoiserPlan((4,)),
+        TrainingPlan(2),
+    )
+    labels = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+    return Plans(1, "Dataset001_X", labels, ("MRI",), ".png", False, Budget("cpu", 8, 2), "2d", {"2d": configuration})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, plans: Plans) -> Path:
+    folder = tmp_path / "StagedDiffusionTrainer__2d"
+    write_json(folder / "plans.json", plans)
+    for fold in ("0", "2", "all"):
+        add_fold(folder, plans, fold)
+    (folder / "fold_3").mkdir()  # begun, not finished
+    return folder
+
+
+def add_fold(folder: Path, plans: Plans, fold: str, denoiser: bool = True) -> None:
+    torch.manual_seed(int(fold) if fold.isdigit() else 9)
+    configuration = plans.configurations["2d"]
+    model = build_model(configuration, "binary", 1, denoiser)
+    save_weights(folder / f"fold_{fold}/weights.safetensors", model, {"plan_hash": plan_hash(configuration)})
+    write_settings(folder / f"fold_{fold}", SETTINGS)
+
+
+def test_settings_survive_a_round_trip(tmp_path: Path) -> None:
+    write_settings(tmp_path, SETTINGS)
+    assert read_settings(tmp_path) == SETTINGS
+
+
+def test_wrong_settings_name_the_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "inference.json", {"lam_a": -3.0, "lam_c": 0.5, "w": 2.0})
+    with pytest.raises(UsdError, match=r"inference\.json: w is 2\.0"):
+        read_settings(tmp_path)
+
+
+def test_finished_folds_are_found_and_chosen(folder: Path) -> None:
+    model = open_model_folder(folder)
+    assert model.folds == ("0", "2", "all")
+    assert choose_folds(model, None) == ("0", "2")
+    assert choose_folds(model, "all") == ("all",)
+    assert choose_folds(model, [2, "0", 2]) == ("2", "0")
+    with pytest.raises(UsdError, match=r"fold 3 .* finished are 0, 2, all"):
+        choose_folds(model, [0, 3])
+    for fold in ("0", "2"):
+        shutil.rmtree(folder / f"fold_{fold}")
+    assert choose_folds(open_model_folder(folder), None) == ("all",)
+
+
+def test_loading_gives_the_saved_weights(folder: Path, plans: Plans) -> None:
+    network, settings = load_fold(open_model_folder(folder), "2", torch.device("cpu"))
+    torch.manual_seed(2)
+    expected = build_model(plans.configurations["2d"], "binary", 1, True).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+    assert settings == SETTINGS
+    assert not network.training
+
+
+def test_a_plain_segmenter_is_recognised(folder: Path, plans: Plans) -> None:
+    add_fold(folder, plans, "1", denoiser=False)
+    assert load_fold(open_model_folder(folder), "1", torch.device("cpu"))[0].denoiser is None
+
+
+def test_weights_of_another_plan_are_refused(folder: Path, plans: Plans) -> None:
+    configuration = plans.configurations["2d"]
+    network = dataclasses.replace(configuration.network, patch_size=(32, 32))
+    changed = dataclasses.replace(configuration, network=network)
+    write_json(folder / "plans.json", dataclasses.replace(plans, configurations={"2d": changed}))
+    with pytest.raises(UsdError, match="another plan"):
+        load_fold(open_model_folder(folder), "0", torch.device("cpu"))
+
+
+def test_training_fields_do_not_change_the_hash(plans: Plans) -> None:
+    configuration = plans.configurations["2d"]
+    assert plan_hash(configuration) == plan_hash(dataclasses.replace(configuration, training=TrainingPlan(7)))
+
+
+def test_damaged_weights_are_named(folder: Path) -> None:
+    path = folder / "fold_0/weights.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UsdError, match=r"fold_0/weights\.safetensors cannot be read"):
+        load_fold(open_model_folder(folder), "0", torch.device("cpu"))
+
+
+def test_folders_that_are_no_model(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UsdError, match="is no folder"):
+        open_model_folder(tmp_path / "nowhere")
+    renamed = folder.rename(tmp_path / "my_model")
+    with pytest.raises(UsdError, match="named after the configuration 'my_model'"):
+        open_model_folder(renamed)
+    empty = tmp_path / "T__2d"
+    shutil.copytree(renamed, empty)
+    for path in empty.glob("fold_*"):
+        shutil.rmtree(path)
+    with pytest.raises(UsdError, match="no finished fold"):
+        open_model_folder(empty)

@@ -1,0 +1,267 @@
+"""Folders and arrays through a tiny model: layout, continuing, parts, failures, folds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.inference import predictor as predictor_module
+from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
+from unisegdiff_pipeline.inference.predictor import Predictor, predict, predict_folder
+from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.io.images import read_image, read_labels, write_map
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.networks import precision
+from unisegdiff_pipeline.networks.staged_model import build_model
+from unisegdiff_pipeline.planning.plans import (
+    Budget,
+    ConfigurationPlan,
+    DenoiserPlan,
+    LevelPlan,
+    NetworkPlan,
+    Plans,
+    PreprocessingPlan,
+    TrainingPlan,
+)
+
+SOFTMAX = LabelScheme(("edge", "core"), ((1,), (2,)), "softmax", (1, 2))
+BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+GEOMETRY_3D = Geometry((2.0, 1.0, 1.5), (3.0, -4.0, 5.5), (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0))
+
+
+def make_model(root: Path, dims: int, folds: tuple[str, ...] = ("0",), denoiser: bool = True) -> Path:
+    """A model folder with random weights, whose answers are far from constant."""
+    labels, ending = (BINARY, ".png") if dims == 2 else (SOFTMAX, ".nii.gz")
+    levels = tuple(LevelPlan(f, (1 if i == 0 else 2,) * dims, (3,) * dims, 1) for i, f in enumerate((4, 6)))
+    configuration = ConfigurationPlan(
+        "tiny",
+        PreprocessingPlan((0, 1, 2), (None if dims == 2 else 2.0, 1.0, 1.0), ("zscore",), (False,), ()),
+        (1, 1, 1),
+        NetworkPlan(dims, (8, 16, 16)[-dims:], 1, levels),
+        DenoiserPlan((4,)),
+        TrainingPlan(2),
+    )
+    plans = Plans(
+        1, "Dataset001_X", labels, ("MRI",), ending, dims == 3, Budget("cpu", 8, 2), "tiny", {"tiny": configuration}
+    )
+    folder = root / "StagedDiffusionTrainer__tiny"
+    write_json(folder / "plans.json", plans)
+    for fold in folds:
+        torch.manual_seed(int(fold))
+        model = build_model(configuration, labels.coding, labels.num_channels, denoiser)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(0.4 * torch.randn_like(parameter))
+        save_weights(folder / f"fold_{fold}/weights.safetensors", model, {"plan_hash": plan_hash(configuration)})
+        settings = InferenceSettings(-3.0, 0.5, sampler=SamplerSettings(num_calls=1), num_samples=2)
+        write_settings(folder / f"fold_{fold}", settings)
+    return folder
+
+
+def make_pictures(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        values = np.random.default_rng(i).integers(0, 255, (20, 25), dtype=np.uint8)
+        Image.fromarray(values).save(folder / f"case{i}_0000.png")
+    return folder
+
+
+def listing(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")} - {
+        str(p.relative_to(folder)) for p in (folder / ".cases").glob("*")
+    }
+
+
+@pytest.fixture(autouse=True)
+def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare in fp32, and spare the second that measuring bf16 takes."""
+    monkeypatch.setattr(precision, "bf16_pays", lambda device_type: False)
+    torch.set_num_threads(1)
+
+
+def test_layout_of_a_2d_folder(tmp_path: Path) -> None:
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
+    assert predict_folder(images, out, model, device="cpu", save_samples=True, save_probabilities=True) == 2
+    per_case = [
+        "{}.png", "uncertainty/{}.png", "samples/{}_sample00.png", "samples/{}_sample01.png", "probabilities/{}.npz"
+    ]  # fmt: skip
+    expected = {name.format(f"case{i}") for name in per_case for i in range(2)}
+    assert listing(out) == expected | {"lesions.csv", "manifest.json"}
+    mask = read_labels(out / "case0.png").array[0]
+    assert mask.shape == (1, 20, 25)
+    probabilities = np.load(out / "probabilities/case0.npz")["probabilities"]
+    assert probabilities.shape == (1, 1, 20, 25)
+    assert np.array_equal(mask == 1, probabilities[0] > 0.5)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["uncertainty"]["scale"] == 65535
+    assert manifest["num_samples"] == 2
+    assert set(manifest["cases"]) == {"case0", "case1"}
+    assert manifest["cases"]["case0"]["seconds"]["network"] > 0
+    with Image.open(out / "uncertainty/case0.png") as picture:
+        entropy = np.asarray(picture) / 65535
+    p = probabilities[0, 0].astype(float).clip(1e-6, 1 - 1e-6)
+    assert np.abs(entropy + p * np.log2(p) + (1 - p) * np.log2(1 - p)).max() < 5e-3
+
+
+def test_only_what_was_asked_for_is_written(tmp_path: Path) -> None:
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 1), tmp_path / "out"
+    predict_folder(images, out, model, device="cpu")
+    assert listing(out) == {"case0.png", "uncertainty/case0.png", "lesions.csv", "manifest.json"}
+
+
+def test_3d_geometry_and_lesions_survive(tmp_path: Path) -> None:
+    model, out = make_model(tmp_path, 3), tmp_path / "out"
+    values = np.random.default_rng(3).normal(size=(9, 18, 14)).astype(np.float32)
+    write_map(tmp_path / "in/a_0000.nii.gz", values, GEOMETRY_3D)
+    predict_folder(tmp_path / "in/a_0000.nii.gz", out, model, device="cpu")
+    written = read_labels(out / "a.nii.gz")
+    assert written.array.shape == (1, 9, 18, 14)
+    assert np.allclose(written.geometry.direction, GEOMETRY_3D.direction, atol=1e-6)
+    assert np.allclose(written.geometry.origin_mm, GEOMETRY_3D.origin_mm, atol=1e-5)
+    uncertainty = read_image([out / "uncertainty/a.nii.gz"]).array
+    assert 0 <= uncertainty.min() < uncertainty.max() <= 1
+    with open(out / "lesions.csv", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert sum(int(r["voxels"]) for r in rows) == np.count_nonzero(written.array)
+    assert sum(float(r["volume_mm3"]) for r in rows) == pytest.approx(3.0 * np.count_nonzero(written.array), rel=1e-4)
+    assert {r["confidence"] for r in rows} <= {"0", "0.5", "1"}
+
+
+def test_a_second_run_does_only_what_is_left(tmp_path: Path) -> None:
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 3), tmp_path / "out"
+    predict_folder(images, out, model, device="cpu")
+    before = {name: (out / name).read_bytes() for name in ("case0.png", "case1.png", "lesions.csv")}
+    assert predict_folder(images, out, model, device="cpu") == 0
+    (out / "case1.png").unlink()  # as if interrupted
+    Image.fromarray(np.zeros((20, 25), np.uint8) + np.arange(25, dtype=np.uint8)).save(images / "case2_0000.png")
+    stamp = (out / "case0.png").stat().st_mtime_ns
+    assert predict_folder(images, out, model, device="cpu") == 2
+    assert (out / "case0.png").stat().st_mtime_ns == stamp
+    assert (out / "case1.png").read_bytes() == before["case1.png"]
+    assert predict_folder(images, out, model, device="cpu", overwrite=True) == 3
+    assert predict_folder(images, out, model, device="cpu", seed=1) == 3  # other settings are another prediction
+
+
+def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 3), tmp_path / "out"
+    original = Predictor.predict_preprocessed
+
+    def stop_at_the_last(self, image, properties, **options):
+        if properties.case_id == "case2":
+            raise KeyboardInterrupt
+        return original(self, image, properties, **options)
+
+    monkeypatch.setattr(Predictor, "predict_preprocessed", stop_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(images, out, model, device="cpu")
+    monkeypatch.undo()
+    assert set(json.loads((out / "manifest.json").read_text())["cases"]) == {"case0", "case1"}
+    assert predict_folder(images, out, model, device="cpu") == 1
+    assert (out / "case2.png").is_file()
+
+
+def test_parts_share_a_folder(tmp_path: Path) -> None:
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 3), tmp_path / "out"
+    assert predict_folder(images, out, model, device="cpu", num_parts=2, part_id=0) == 2
+    assert predict_folder(images, out, model, device="cpu", num_parts=2, part_id=1) == 1
+    whole = tmp_path / "whole"
+    predict_folder(images, whole, model, device="cpu")
+    assert (out / "lesions.csv").read_bytes() == (whole / "lesions.csv").read_bytes()
+    with pytest.raises(UsdError, match="part_id is 2 of 2"):
+        predict_folder(images, out, model, num_parts=2, part_id=2)
+
+
+def test_a_case_that_fails_is_named_and_the_others_finish(tmp_path: Path) -> None:
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 3), tmp_path / "out"
+    damaged = images / "case1_0000.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(UsdError, match=r"1 cases could not be predicted.*case1_0000"):
+        predict_folder(images, out, model, device="cpu")
+    assert (out / "case0.png").is_file()
+    assert (out / "case2.png").is_file()
+    assert not (out / "case1.png").exists()
+    assert list(json.loads((out / "manifest.json").read_text())["failed"]) == ["case1"]
+
+
+def test_nan_is_refused_with_its_file(tmp_path: Path) -> None:
+    model = make_model(tmp_path, 3)
+    values = np.zeros((8, 16, 16), np.float32)
+    values[1, 2, 3] = np.nan
+    write_map(tmp_path / "in/a_0000.nii.gz", values, Geometry())
+    with pytest.raises(UsdError, match=r"a_0000\.nii\.gz holds 1 voxels that are NaN"):
+        predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu")
+
+
+def test_masks_do_not_go_beside_images(tmp_path: Path) -> None:
+    model, images = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 1)
+    with pytest.raises(UsdError, match="choose another folder"):
+        predict_folder(images, images, model, device="cpu")
+
+
+def test_folds_are_averaged_in_probability(tmp_path: Path) -> None:
+    model = make_model(tmp_path, 2, folds=("0", "1", "2"))
+    image = np.random.default_rng(5).normal(size=(1, 20, 22))
+    single = [predict(image, (1, 1), model, folds=[f], device="cpu", num_samples=0) for f in range(3)]
+    all_three = predict(image, (1, 1), model, device="cpu", num_samples=0)
+    mean = np.mean([p.probabilities.astype(np.float32) for p in single], axis=0)
+    assert np.abs(all_three.probabilities - mean).max() < 2e-3  # half precision
+    assert all_three.samples.shape == (0, 20, 22)
+
+
+def test_samples_are_shared_out_over_folds(tmp_path: Path) -> None:
+    """Sample i comes from fold i modulo the number of folds, and is the very sample that fold draws alone."""
+    model = make_model(tmp_path, 2, folds=("0", "1"))
+    image = np.random.default_rng(6).normal(size=(1, 20, 22))
+    both = predict(image, (1, 1), model, device="cpu", num_samples=3)
+    assert both.samples.shape == (3, 20, 22)
+    for sample, fold in enumerate((0, 1, 0)):
+        alone = predict(image, (1, 1), model, folds=fold, device="cpu", num_samples=3)
+        assert np.mean(both.samples[sample] != alone.samples[sample]) < 0.01
+    assert not np.array_equal(both.samples[0], both.samples[2])
+
+
+def test_array_and_file_agree(tmp_path: Path) -> None:
+    model, out = make_model(tmp_path, 3), tmp_path / "out"
+    values = np.random.default_rng(7).normal(size=(9, 18, 14)).astype(np.float32)
+    write_map(tmp_path / "in/a_0000.nii.gz", values, GEOMETRY_3D)
+    predict_folder(tmp_path / "in", out, model, device="cpu", seed=3)
+    found = Predictor(model, device="cpu").predict(values[None], GEOMETRY_3D.spacing_mm, seed=3, case_id="a")
+    assert found.probabilities.shape == (3, 9, 18, 14)
+    assert np.array_equal(found.mask, read_labels(out / "a.nii.gz").array[0])
+    assert np.abs(found.uncertainty - read_image([out / "uncertainty/a.nii.gz"]).array[0]).max() < 1e-6
+
+
+def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
+    loaded = Predictor(make_model(tmp_path, 2), device="cpu")
+    with pytest.raises(ValueError, match="expected \\(C, Z, Y, X\\)"):
+        loaded.predict(np.zeros((20, 20)), (1, 1))
+    with pytest.raises(ValueError, match="spacing_mm"):
+        loaded.predict(np.zeros((1, 4, 20, 20)), (1, 1))
+    with pytest.raises(UsdError, match="2 channels"):
+        loaded.predict(np.ones((2, 20, 20)), (1, 1))
+
+
+def test_large_cases_are_done_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_module, "available_memory_gb", lambda: 0.0)
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
+    assert predict_folder(images, out, model, device="cpu") == 2
+    assert (out / "case1.png").is_file()
+
+
+def test_a_plain_segmenter_has_no_samples(tmp_path: Path) -> None:
+    model = make_model(tmp_path, 2, denoiser=False)
+    out = tmp_path / "out"
+    predict_folder(make_pictures(tmp_path / "in", 1), out, model, device="cpu", save_samples=True, num_samples=4)
+    assert not (out / "samples").exists()
+    with open(out / "lesions.csv", newline="", encoding="utf-8") as stream:
+        assert {row["confidence"] for row in csv.DictReader(stream)} <= {""}

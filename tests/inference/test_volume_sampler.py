@@ -1,0 +1,247 @@
+"""Sampling over volumes with tiny random networks: results must not depend on how the work is cut."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.inference import tiled_case
+from unisegdiff_pipeline.inference.limits import Limits
+from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
+from unisegdiff_pipeline.io.labels import Coding
+from unisegdiff_pipeline.networks import precision
+from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
+from unisegdiff_pipeline.networks.unet import SegmentationUNet, SegmenterOutput
+from unisegdiff_pipeline.planning.plans import (
+    ConfigurationPlan,
+    DenoiserPlan,
+    LevelPlan,
+    NetworkPlan,
+    PreprocessingPlan,
+    TrainingPlan,
+)
+
+SETTINGS = InferenceSettings(lam_a=-3.0, lam_c=0.5, sampler=SamplerSettings(num_calls=3), w=0.25)
+ROOMY = Limits(1.0, 1.0, 100_000, 1_000_000)
+
+
+@pytest.fixture(autouse=True)
+def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare in fp32: in bf16 results agree to 2e-2 only."""
+    monkeypatch.setattr(precision, "bf16_pays", lambda device_type: False)
+    torch.set_num_threads(1)
+
+
+def tiny_model(patch: tuple[int, ...], channels: int, coding: Coding, denoiser: bool = True) -> StagedModel:
+    dims = len(patch)
+    levels = tuple(LevelPlan(f, (1 if i == 0 else 2,) * dims, (3,) * dims, 1) for i, f in enumerate((4, 6, 8)))
+    configuration = ConfigurationPlan(
+        "tiny",
+        PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("zscore",), (False,), ()),
+        (1, 1, 1),
+        NetworkPlan(dims, patch, 1, levels),
+        DenoiserPlan((4, 6)),
+        TrainingPlan(2),
+    )
+    torch.manual_seed(0)
+    model = build_model(configuration, coding, channels, denoiser)
+    with torch.no_grad():
+        for parameter in model.parameters():  # the heads start at zero, which would make every sample p_det
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def predict(model: StagedModel, image: torch.Tensor, patch: tuple[int, ...], **changes: object) -> CasePrediction:
+    arguments: dict = {"patch_size": patch, "case_id": "case", "seed": 5, "num_samples": 3, "limits": ROOMY, **changes}
+    settings = arguments.pop("settings", SETTINGS)
+    return predict_case(image, model, settings, **arguments)
+
+
+@pytest.fixture(scope="module")
+def volume() -> tuple[StagedModel, torch.Tensor, tuple[int, int, int]]:
+    generator = torch.Generator().manual_seed(1)
+    return tiny_model((8, 16, 16), 3, "softmax"), torch.randn(1, 11, 36, 27, generator=generator), (8, 16, 16)
+
+
+def same(a: CasePrediction, b: CasePrediction, tolerance: float = 1e-4) -> bool:
+    return bool((a.p_det - b.p_det).abs().max() < tolerance and (a.mean - b.mean).abs().max() < tolerance)
+
+
+def test_shapes_and_the_weighted_mean(volume) -> None:
+    found = predict(volume[0], volume[1], volume[2])
+    assert found.p_det.shape == (3, 11, 36, 27)
+    assert torch.allclose(found.p_det.sum(0), torch.ones(11, 36, 27), atol=1e-5)
+    stacked = torch.stack([found.sample(i) for i in range(3)])
+    assert (stacked.mean(0) - found.mean).abs().max() < 1e-3  # samples are kept in fp16
+    assert torch.allclose(found.probabilities(), 0.25 * found.p_det + 0.75 * found.mean, atol=1e-6)
+    assert torch.equal(found.probabilities(w=1.0), found.p_det)
+    with pytest.raises(IndexError, match="sample 3"):
+        found.sample(3)
+
+
+def test_samples_differ_and_seeds_and_cases_matter(volume) -> None:
+    found = predict(volume[0], volume[1], volume[2])
+    assert (found.sample(0) - found.sample(1)).abs().max() > 1e-2
+    assert not same(found, predict(volume[0], volume[1], volume[2], seed=6), 1e-3)
+    assert not same(found, predict(volume[0], volume[1], volume[2], case_id="other"), 1e-3)
+    assert same(found, predict(volume[0], volume[1], volume[2]), 1e-7)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(1.0, 1.0, 1, 1),  # one tile and one sample a call
+        Limits(1.0, 1.0, 7000, 3 * 2048),
+        Limits(0.0, 1.0, 100_000, 1_000_000),  # nothing cached
+        Limits(1.0, 1e-9, 100_000, 1_000_000),  # one sample at a time, groups of tiles
+    ],
+)
+def test_cutting_the_work_changes_nothing(volume, limits: Limits) -> None:
+    assert same(predict(volume[0], volume[1], volume[2]), predict(volume[0], volume[1], volume[2], limits=limits))
+
+
+def test_number_and_order_of_samples_change_no_sample(volume) -> None:
+    model, image, patch = volume
+    three = predict(model, image, patch)
+    alone = predict(model, image, patch, sample_ids=[2])
+    assert alone.num_samples == 1
+    assert (alone.sample(0) - three.sample(2)).abs().max() < 2e-3
+    reverse = predict(model, image, patch, sample_ids=[2, 1, 0])
+    assert same(three, reverse)
+
+
+def test_order_of_tiles_changes_nothing(volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image, patch = volume
+    found = predict(model, image, patch)
+    plan = tiled_case.plan_tiles
+
+    def backwards(*arguments):
+        grid = plan(*arguments)
+        return dataclasses.replace(grid, starts=grid.starts[::-1])
+
+    monkeypatch.setattr(tiled_case, "plan_tiles", backwards)
+    assert same(found, predict(model, image, patch))
+
+
+@pytest.mark.parametrize("method", ["ddim", "renoise", "hard"])
+@pytest.mark.parametrize("start", ["stage_a", "det"])
+def test_every_sampler_runs_and_does_not_depend_on_batches(volume, method, start) -> None:
+    sampler = SamplerSettings(method, start, num_calls=2, correlation_length_mm=2.0)
+    settings = dataclasses.replace(SETTINGS, sampler=sampler)
+    found = predict(volume[0], volume[1], volume[2], settings=settings, num_samples=2)
+    again = predict(volume[0], volume[1], volume[2], settings=settings, num_samples=2, limits=Limits(1, 1, 1, 1))
+    assert (found.mean - found.p_det).abs().max() > 1e-3
+    # A hard draw flips where p touches u to the last digit, so single voxels may differ.
+    difference = (found.mean - again.mean).abs()
+    assert difference.mean() < 1e-4 if method == "hard" else difference.max() < 1e-4
+
+
+def test_a_case_of_one_tile_equals_the_bare_network() -> None:
+    """No blending, no tiling: the sampler on the model itself must give the same."""
+    from unisegdiff_pipeline.diffusion.samplers import sample
+    from unisegdiff_pipeline.inference.volume_noise import noise_in_box
+
+    model = tiny_model((8, 16, 16), 1, "binary")
+    image = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(2))
+    found = predict(model, image, (8, 16, 16))
+    assert found.facts.num_tiles == 1
+    with torch.inference_mode():
+        condition = model.condition(image[None])
+        features = [f.half() for f in condition.features]
+        p_det = model.det_probabilities(condition)
+        expected = sample(
+            lambda x, lam: model.denoise(x, torch.full((3,), lam), condition.det_logits, features),
+            lambda draw: torch.stack(
+                [noise_in_box(5, "case", i, f"noise{draw}", 1, (0, 0, 0), (8, 16, 16)) for i in range(3)]
+            ),
+            None,
+            p_det,
+            SETTINGS.edges,
+            SETTINGS.sampler,
+            "binary",
+        )
+    assert torch.allclose(found.p_det, p_det[0])
+    for i in range(3):
+        inside = found.boxes[0].inside
+        assert (found.sample(i) - expected[i])[0, inside].abs().max() < 1e-3
+
+
+def test_small_image_is_padded_and_cropped() -> None:
+    model = tiny_model((16, 16), 1, "binary")
+    found = predict(model, torch.randn(1, 1, 9, 13), (16, 16))
+    assert found.p_det.shape == found.mean.shape == (1, 1, 9, 13)
+
+
+def test_slices_of_a_volume_under_a_2d_network() -> None:
+    model = tiny_model((16, 16), 2, "regions")
+    image = torch.randn(1, 5, 20, 18, generator=torch.Generator().manual_seed(3))
+    found = predict(model, image, (16, 16))
+    assert found.p_det.shape == (2, 5, 20, 18)
+    assert same(found, predict(model, image, (16, 16), limits=Limits(0.0, 1e-9, 1, 1)))
+    alone = predict(model, image[:, 2:3], (16, 16))
+    assert torch.allclose(alone.p_det[:, 0], found.p_det[:, 2], atol=1e-5)
+
+
+def test_nothing_active_means_samples_equal_p_det(volume) -> None:
+    _, image, patch = volume
+    quiet = tiny_model((8, 16, 16), 3, "softmax")
+    with torch.no_grad():
+        quiet.segmenter.heads[0].weight.zero_()
+        quiet.segmenter.heads[0].bias.copy_(torch.tensor([9.0, -9.0, -9.0]))
+    found = predict(quiet, image, patch)
+    assert found.facts.num_active_tiles == 0
+    assert found.boxes == ()
+    assert found.num_samples == 3
+    assert torch.equal(found.sample(1), found.p_det)
+    assert torch.equal(found.mean, found.p_det)
+
+
+def test_samples_stay_p_det_outside_the_active_region() -> None:
+    model = tiny_model((8, 8), 1, "binary")
+    image = torch.zeros(1, 1, 8, 64)
+    image[..., 4:8] = 5.0
+    _make_p_det_follow_brightness(model)
+    found = predict(model, image, (8, 8))
+    assert 0 < found.facts.num_active_tiles < found.facts.num_tiles
+    assert (found.sample(0) - found.sample(1))[..., :8].abs().max() > 1e-3
+    assert torch.equal(found.sample(0)[..., 40:], found.p_det[..., 40:])
+
+
+def _make_p_det_follow_brightness(model: StagedModel) -> None:
+    def forward(image: torch.Tensor) -> SegmenterOutput:
+        return SegmentationUNet.forward(model.segmenter, image)._replace(logits=(4 * image - 10,))
+
+    model.segmenter.forward = forward  # type: ignore[method-assign]
+
+
+def test_two_far_lesions_are_sampled_alike_as_one_box_and_as_two() -> None:
+    model = tiny_model((8, 8), 1, "binary")
+    _make_p_det_follow_brightness(model)
+    image = torch.zeros(1, 1, 48, 48)
+    image[..., 2:6, 2:6] = image[..., 40:44, 40:44] = image[..., 2:6, 40:44] = 2.6
+    one = predict(model, image, (8, 8))
+    several = predict(model, image, (8, 8), limits=Limits(1.0, 1e-9, 100_000, 1_000_000))
+    assert len(one.boxes) == 1
+    assert len(several.boxes) == 3
+    assert same(one, several)
+
+
+def test_plain_segmenter() -> None:
+    model = tiny_model((8, 16, 16), 3, "softmax", denoiser=False)
+    found = predict(model, torch.randn(1, 9, 20, 16), (8, 16, 16))
+    assert found.num_samples == 0
+    assert found.boxes == ()
+    assert torch.equal(found.probabilities(), found.p_det)
+
+
+def test_mirroring_makes_p_det_follow_flips() -> None:
+    model = tiny_model((16, 16), 1, "binary")
+    image = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(4))
+    plain, flipped = (predict(model, i, (16, 16), num_samples=0).p_det for i in (image, image.flip(3)))
+    assert not torch.allclose(plain, flipped.flip(3), atol=1e-3)
+    plain, flipped = (predict(model, i, (16, 16), num_samples=0, mirror=True).p_det for i in (image, image.flip(3)))
+    assert torch.allclose(plain, flipped.flip(3), atol=1e-5)

@@ -1,0 +1,150 @@
+"""The lesion table: one row a connected component of the predicted mask, with its size, place and support.
+
+Confidence of a lesion is the share of samples that have at least one voxel of the same class inside it. It is
+empty where no samples were drawn (a plain segmenter).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from unisegdiff_pipeline.io.files import atomic_path
+from unisegdiff_pipeline.io.labels import LabelScheme
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A row of lesions.csv. Boxes are voxel indices of the written mask, the upper end excluded.
+
+    Attributes:
+        lesion: number within case and class, largest first, from 1.
+        area_mm2: area of a lesion in a 2D image, else None; `volume_mm3` and `volume_ml` the other way round.
+        spacing_known: False marks millimetres as nominal.
+        mean_probability: of the class over the lesion's voxels; None where probabilities were not at hand.
+        confidence: share of samples that overlap it; None without samples.
+    """
+
+    case: str
+    class_name: str
+    lesion: int
+    voxels: int
+    area_mm2: float | None
+    volume_mm3: float | None
+    volume_ml: float | None
+    spacing_known: bool
+    z_min: int
+    z_max: int
+    y_min: int
+    y_max: int
+    x_min: int
+    x_max: int
+    mean_probability: float | None
+    confidence: float | None
+
+
+@dataclass
+class _ClassComponents:
+    """Components of one class, largest first: row i of `boxes` and `voxels` is component number i + 1 of `numbers`."""
+
+    name: str
+    numbers: np.ndarray  # (Z, Y, X), 0 = no component
+    voxels: np.ndarray  # (n,)
+    boxes: np.ndarray  # (n, 3, 2)
+    support: np.ndarray  # (n,) samples that overlap
+    mean_probability: np.ndarray | None = None
+
+
+class LesionCounter:
+    """Finds the lesions of one mask, then is shown the samples one at a time, so that none need be kept.
+
+    Args:
+        labels: the predicted label map (Z, Y, X).
+        scheme: what the label values mean.
+    """
+
+    def __init__(self, labels: np.ndarray, scheme: LabelScheme) -> None:
+        self._scheme = scheme
+        self._classes = [_find_components(name, mask) for name, mask in scheme.class_masks(labels)]
+        self._num_samples = 0
+
+    @property
+    def classes_present(self) -> list[int]:
+        """Indices of the classes that have at least one lesion."""
+        return [i for i, found in enumerate(self._classes) if len(found.voxels)]
+
+    def add_sample(self, labels: np.ndarray) -> None:
+        """Count which lesions the label map (Z, Y, X) of one sample overlaps."""
+        self._num_samples += 1
+        for found, (_, mask) in zip(self._classes, self._scheme.class_masks(labels), strict=True):
+            if len(found.voxels):
+                hit = np.unique(found.numbers[mask])
+                found.support[hit[hit > 0] - 1] += 1
+
+    def add_probability(self, class_index: int, probability: np.ndarray) -> None:
+        """Take one class's probability (Z, Y, X) for the mean over each of its lesions."""
+        found = self._classes[class_index]
+        sums = np.bincount(found.numbers.ravel(), weights=probability.ravel(), minlength=len(found.voxels) + 1)
+        found.mean_probability = sums[1:] / np.maximum(found.voxels, 1)
+
+    def rows(
+        self, case: str, spacing_mm: Sequence[float], *, is_2d: bool = False, spacing_known: bool = True
+    ) -> list[Lesion]:
+        """The lesions of all classes; `spacing_mm` is (Z, Y, X) of the written mask."""
+        area_mm2 = float(spacing_mm[1] * spacing_mm[2])
+        voxel_mm3 = area_mm2 * float(spacing_mm[0])
+        rows = []
+        for found in self._classes:
+            for i, voxels in enumerate(found.voxels.tolist()):
+                box = found.boxes[i].ravel().tolist()
+                volume_mm3 = voxels * voxel_mm3
+                rows.append(
+                    Lesion(
+                        case=case, class_name=found.name, lesion=i + 1, voxels=voxels,
+                        area_mm2=voxels * area_mm2 if is_2d else None,
+                        volume_mm3=None if is_2d else volume_mm3,
+                        volume_ml=None if is_2d else volume_mm3 / 1000,
+                        spacing_known=spacing_known,
+                        z_min=box[0], z_max=box[1], y_min=box[2], y_max=box[3], x_min=box[4], x_max=box[5],
+                        mean_probability=None if found.mean_probability is None else float(found.mean_probability[i]),
+                        confidence=float(found.support[i] / self._num_samples) if self._num_samples else None,
+                    )
+                )
+        return rows
+
+
+def write_lesions(path: Path, lesions: Iterable[Lesion]) -> None:
+    """Write lesions.csv atomically; numbers with six significant digits, empty cells where a value is undefined."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([f.name for f in fields(Lesion)])
+        for lesion in lesions:
+            writer.writerow([_cell(value) for value in asdict(lesion).values()])
+
+
+def _find_components(name: str, mask: np.ndarray) -> _ClassComponents:
+    import cc3d
+
+    if not mask.any():  # most masks of most classes in lesion data; spares a pass of the labelling
+        empty = np.zeros(0, np.int64)
+        return _ClassComponents(name, np.zeros(mask.shape, np.uint8), empty, np.zeros((0, 3, 2), np.int64), empty)
+    numbers = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26).reshape(mask.shape)
+    facts = cc3d.statistics(numbers)
+    voxels = np.asarray(facts["voxel_counts"])[1:].astype(np.int64)
+    boxes = np.array([[(s.start, s.stop) for s in box] for box in facts["bounding_boxes"][1:]], np.int64)
+    order = np.lexsort((boxes[:, 2, 0], boxes[:, 1, 0], boxes[:, 0, 0], -voxels))
+    renumber = np.zeros(len(voxels) + 1, numbers.dtype)
+    renumber[order + 1] = np.arange(1, len(voxels) + 1)
+    return _ClassComponents(name, renumber[numbers], voxels[order], boxes[order], np.zeros(len(voxels), np.int64))
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -1,0 +1,181 @@
+"""A trained model on disk: RESULTS/DATASET/TRAINER__CONFIGURATION.
+
+    plans.json  dataset.json
+    fold_0/     weights.safetensors  inference.json  ...
+    fold_all/   the model trained on every case, where there is one
+
+Weights are safetensors: loading them executes nothing. Their metadata says which plan they belong to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unisegdiff_pipeline.inference.settings import FILE_NAME as SETTINGS_NAME
+from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import atomic_path, text_hash
+from unisegdiff_pipeline.io.serialization import read_dataclass
+from unisegdiff_pipeline.planning.plans import SCHEMA_VERSION, ConfigurationPlan, Plans
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from unisegdiff_pipeline.networks.staged_model import StagedModel
+
+PLANS_NAME = "plans.json"
+DATASET_NAME = "dataset.json"
+WEIGHTS_NAME = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What is known of a model without loading weights; `folds` are the finished ones, by name."""
+
+    folder: Path
+    plans: Plans
+    configuration: ConfigurationPlan
+    folds: tuple[str, ...]
+
+    def fold_folder(self, fold: str) -> Path:
+        """Where a fold lies."""
+        return self.folder / f"fold_{fold}"
+
+
+def plan_hash(configuration: ConfigurationPlan) -> str:
+    """Hash of what trained weights depend on: preprocessing, network and denoiser of a configuration.
+
+    Batch size, learning rate and stages may change while a training goes on; these may not.
+    """
+    parts = {
+        "preprocessing": asdict(configuration.preprocessing),
+        "network": asdict(configuration.network),
+        "denoiser": asdict(configuration.denoiser),
+    }
+    return text_hash(json.dumps(parts, sort_keys=True))
+
+
+def open_model_folder(folder: Path) -> ModelFolder:
+    """Read the plans of a model folder and list its finished folds.
+
+    Raises:
+        UsdError: no folder, no plans.json, an unknown configuration, or no finished fold.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsdError(f"{folder} is no folder; name a model folder, RESULTS/DATASET/TRAINER__CONFIGURATION.")
+    plans = read_dataclass(Plans, folder / PLANS_NAME)
+    if plans.schema_version != SCHEMA_VERSION:
+        raise UsdError(
+            f"{folder / PLANS_NAME} has schema_version {plans.schema_version}, this program reads {SCHEMA_VERSION}; "
+            f"predict with the version that trained the model, or train again."
+        )
+    folds = tuple(
+        sorted(
+            path.name.removeprefix("fold_")
+            for path in folder.glob("fold_*")
+            if (path / WEIGHTS_NAME).is_file() and (path / SETTINGS_NAME).is_file()
+        )
+    )
+    if not folds:
+        raise UsdError(f"{folder} holds no finished fold (fold_0/{WEIGHTS_NAME}, ...); finish a fold with usd_train.")
+    return ModelFolder(folder, plans, _configuration(folder, plans), folds)
+
+
+def choose_folds(model: ModelFolder, wanted: Sequence[str | int] | str | int | None) -> tuple[str, ...]:
+    """Names of the folds to use; None takes all finished numbered folds, or the fold "all" where it is alone.
+
+    Raises:
+        UsdError: a fold that is not there.
+    """
+    if wanted is None:
+        numbered = tuple(fold for fold in model.folds if fold != "all")
+        return numbered or model.folds
+    names = [str(wanted)] if isinstance(wanted, (str, int)) else [str(fold) for fold in wanted]
+    missing = [name for name in names if name not in model.folds]
+    if missing or not names:
+        raise UsdError(
+            f"fold {', '.join(missing) or '(none)'} of {model.folder} is not there or not finished; finished are "
+            f"{', '.join(model.folds)}. Name one of these, or finish the fold with usd_train."
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[StagedModel, InferenceSettings]:
+    """The network of a fold, in eval mode on `device`, and how it predicts.
+
+    Raises:
+        UsdError: weights that are missing, damaged, or of another plan.
+    """
+    from unisegdiff_pipeline.networks.staged_model import build_model
+
+    folder = model.fold_folder(fold)
+    path = folder / WEIGHTS_NAME
+    tensors, metadata = read_weights(path)
+    require_same_plan(path, metadata, plan_hash(model.configuration))
+    has_denoiser = any(name.startswith("denoiser.") for name in tensors)
+    labels = model.plans.labels
+    network = build_model(model.configuration, labels.coding, labels.num_channels, has_denoiser)
+    load_tensors(path, network, tensors)
+    return network.to(device).eval().requires_grad_(False), read_settings(folder)
+
+
+def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write weights as safetensors with string metadata, atomically; `metadata` must hold "plan_hash"."""
+    from safetensors.torch import save_file
+
+    if "plan_hash" not in metadata:
+        raise ValueError(f"metadata has the keys {', '.join(metadata)}; it must hold plan_hash")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=dict(metadata))
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, on the CPU."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UsdError(f"{path} does not exist; train that fold first, or check the path.")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return {name: stream.get_tensor(name) for name in stream.keys()}, dict(stream.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise UsdError(f"{path} cannot be read ({error}); it is damaged: copy it again or train again.") from error
+
+
+def require_same_plan(path: Path, metadata: Mapping[str, str], expected_plan_hash: str) -> None:
+    """Raise a UsdError where weights were trained with another plan than the one at hand."""
+    if metadata.get("plan_hash") != expected_plan_hash:
+        raise UsdError(
+            f"{path} was trained with another plan than the plans.json beside it: preprocessing, network or denoiser "
+            f"differ. Use the plans.json that it was trained with, or train again."
+        )
+
+
+def load_tensors(path: Path, network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load tensors into a network; names or shapes that do not fit are a UsdError that names the file."""
+    try:
+        network.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsdError(f"{path} does not fit the network of its plan ({reason}); train that fold again.") from error
+
+
+def _configuration(folder: Path, plans: Plans) -> ConfigurationPlan:
+    name = folder.resolve().name.split("__")[-1]
+    if name not in plans.configurations:
+        raise UsdError(
+            f"{folder} is named after the configuration {name!r}, which its {PLANS_NAME} does not hold "
+            f"({_listed(plans.configurations)}); give the folder its name TRAINER__CONFIGURATION back."
+        )
+    return plans.configurations[name]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,64 @@
+"""fold_k/inference.json: what training learned or chose for prediction, on cases it held out for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.diffusion.schedule import StageEdges
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
+
+FILE_NAME = "inference.json"
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How one fold predicts.
+
+    Attributes:
+        lam_a, lam_c: realised edges of the stages, planned ones unless training moved them.
+        temperature: divides the segmenter's logits, for p_det and for the denoiser's input alike.
+        w: final probability = w * p_det + (1 - w) * mean of the samples; 1 is the plain segmenter.
+        num_samples: masks drawn a case unless the user asks for another number.
+        sampler: method, start, number of calls, end of the schedule, correlation length.
+        weights: which weights the fold holds, "ema" or "last".
+        chosen_on: the cases that temperature, w and sampler were chosen on, in words.
+    """
+
+    lam_a: float
+    lam_c: float
+    temperature: float = 1.0
+    w: float = 0.5
+    num_samples: int = 8
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    weights: str = "ema"
+    chosen_on: str = "nothing; defaults"
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+        if not 0 <= self.w <= 1:
+            raise ValueError(f"w is {self.w}; allowed is a share from 0 (samples only) to 1 (segmenter only)")
+        if self.num_samples < 0:
+            raise ValueError(f"num_samples is {self.num_samples}; it must be 0 or more")
+
+    @property
+    def edges(self) -> StageEdges:
+        """Stage edges in the form that the samplers take."""
+        return StageEdges(self.lam_a, self.lam_c)
+
+
+def write_settings(fold_folder: Path, settings: InferenceSettings) -> None:
+    """Write inference.json of a fold, atomically."""
+    write_json(fold_folder / FILE_NAME, settings)
+
+
+def read_settings(fold_folder: Path) -> InferenceSettings:
+    """Read inference.json of a fold; a wrong key or value is a UsdError that names the file."""
+    path = fold_folder / FILE_NAME
+    try:
+        return read_dataclass(InferenceSettings, path)
+    except ValueError as error:
+        raise UsdError(f"{path}: {error}; correct the value or train the fold again.") from None

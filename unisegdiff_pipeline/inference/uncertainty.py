@@ -1,0 +1,23 @@
+"""One number a voxel that says how unsure a prediction is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from unisegdiff_pipeline.io.labels import Coding
+
+
+def normalised_entropy(probabilities: Tensor, coding: Coding) -> Tensor:
+    """Entropy of the mean probability as a share of the largest possible, (K, Z, Y, X) => (Z, Y, X) in [0, 1].
+
+    Softmax: entropy over all classes / ln K. One sigmoid channel: binary entropy / ln 2, so 1 at p = 0.5. Regions: the
+    largest of their binary entropies.
+    """
+    p = probabilities.float()
+    if coding == "softmax":
+        return (torch.special.entr(p).sum(dim=0) / math.log(p.shape[0])).clamp(0, 1)
+    binary = (torch.special.entr(p) + torch.special.entr(1 - p)) / math.log(2)
+    return binary.amax(dim=0).clamp(0, 1)

@@ -1,0 +1,190 @@
+"""What prediction leaves in the output folder.
+
+    OUT/CASE.ext                     the mask, in the grid and geometry of the image; nothing else of this kind here
+    OUT/uncertainty/CASE.ext         normalised entropy in [0, 1]; 2D pictures as 16-bit PNG
+    OUT/samples/CASE_sample00.ext    drawn masks, if asked for
+    OUT/probabilities/CASE.npz       "probabilities" (K, Z, Y, X), half precision, if asked for
+    OUT/lesions.csv  manifest.json   over all cases
+    OUT/.cases/CASE.json             what was done for a case; written last, so it says that the case is complete
+
+lesions.csv and manifest.json are put together from the records, so an interrupted run continues and several runs that
+share a folder end with the same files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import unisegdiff_pipeline
+from unisegdiff_pipeline.inference.lesions import Lesion, LesionCounter, write_lesions
+from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import atomic_path
+from unisegdiff_pipeline.io.images import label_ending, map_ending, write_labels, write_map
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.preprocessing.properties import CaseProperties
+from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
+
+RECORDS = ".cases"
+PICTURE_SCALE = 65535.0
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written, and in which form."""
+
+    file_ending: str
+    spacing_known: bool
+    save_samples: bool = False
+    save_probabilities: bool = False
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """One finished case.
+
+    Attributes:
+        request: hash of everything that the result depends on besides the image; see `predictor`.
+        input_hashes: content of the image files, in channel order.
+        seconds: time of each step.
+        facts: number of tiles and the like.
+    """
+
+    case: str
+    request: str
+    inputs: tuple[str, ...]
+    input_hashes: tuple[str, ...]
+    seconds: dict[str, float]
+    facts: dict[str, int]
+    lesions: tuple[Lesion, ...]
+
+
+def mask_path(output: Path, case_id: str, file_ending: str) -> Path:
+    """Where the mask of a case lies."""
+    return output / f"{case_id}{label_ending(file_ending)}"
+
+
+def uncertainty_scale(file_ending: str) -> float | None:
+    """Units of the 16-bit PNGs in uncertainty/ per unit of entropy; None where maps are written as real numbers."""
+    return PICTURE_SCALE if map_ending(file_ending).lower() == ".png" else None
+
+
+def write_prediction(
+    output: Path, probabilities: Tensor, samples: Iterable[Tensor], properties: CaseProperties, scheme: LabelScheme,
+    options: OutputOptions,
+) -> tuple[Lesion, ...]:  # fmt: skip
+    """Bring a prediction back to the image's grid and write it; the mask last. Returns the case's lesions.
+
+    Args:
+        probabilities: final ones (K, Z, Y, X) on the plan grid.
+        samples: probabilities of each sample, (K, Z, Y, X), taken one at a time.
+    """
+    case_id, geometry = properties.case_id, properties.geometry
+    labels = restore_labels(probabilities, properties, scheme)
+    counter = LesionCounter(labels, scheme)
+    for index, sample in enumerate(samples):
+        drawn = restore_labels(sample, properties, scheme)
+        counter.add_sample(drawn)
+        if options.save_samples:
+            name = f"{case_id}_sample{index:02d}{label_ending(options.file_ending)}"
+            write_labels(output / "samples" / name, drawn, geometry)
+    entropy = normalised_entropy(probabilities, scheme.coding)
+    uncertainty = restore_map(entropy, properties)
+    map_path = output / "uncertainty" / f"{case_id}{map_ending(options.file_ending)}"
+    write_map(map_path, uncertainty, geometry, uncertainty_scale(options.file_ending))
+    for index in counter.classes_present:
+        channel = probabilities[index + scheme.foreground_offset]
+        counter.add_probability(index, restore_map(channel, properties))
+    if options.save_probabilities:
+        _write_probabilities(output / "probabilities" / f"{case_id}.npz", probabilities, properties, scheme)
+    write_labels(mask_path(output, case_id, options.file_ending), labels, geometry)
+    spacing_mm = geometry.spacing_mm
+    return tuple(counter.rows(case_id, spacing_mm, is_2d=geometry.is_2d, spacing_known=options.spacing_known))
+
+
+def restore_probabilities(probabilities: Tensor, properties: CaseProperties, scheme: LabelScheme) -> np.ndarray:
+    """Probabilities (K, Z, Y, X) on the image's grid, half precision, one channel at a time.
+
+    Outside the crop box there is background: 1 in its channel where there is one, 0 in all others.
+    """
+    out = np.empty((len(probabilities), *properties.shape_original), np.float16)
+    for channel, values in enumerate(probabilities):
+        is_background = channel < scheme.foreground_offset
+        out[channel] = restore_map(values, properties, fill=float(is_background))
+    return out
+
+
+def write_record(output: Path, record: CaseRecord) -> None:
+    """Write the record of a case; from then on it counts as finished."""
+    write_json(_record_path(output, record.case), record)
+
+
+def read_record(output: Path, case_id: str) -> CaseRecord | None:
+    """The record of a finished case; None where there is none or it cannot be read, so that the case is done again."""
+    path = _record_path(output, case_id)
+    if not path.is_file():
+        return None
+    try:
+        return read_dataclass(CaseRecord, path)
+    except UsdError:
+        return None
+
+
+def write_summary(output: Path, run: Mapping[str, Any]) -> None:
+    """Write lesions.csv and manifest.json from the records of all finished cases.
+
+    Args:
+        run: what holds for the whole run: model, folds, settings, seed, options.
+    """
+    records = list(_records(output))
+    write_lesions(output / "lesions.csv", itertools.chain.from_iterable(r.lesions for r in records))
+    cases = {
+        r.case: {
+            "inputs": r.inputs,
+            "input_hashes": r.input_hashes,
+            "seconds": {name: round(value, 4) for name, value in r.seconds.items()},
+            **r.facts,
+            "num_lesions": len(r.lesions),
+            "current": r.request == run.get("request"),
+        }
+        for r in records
+    }
+    write_json(output / "manifest.json", {**run, "versions": versions(), "cases": cases})
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    return {
+        "unisegdiff_pipeline": unisegdiff_pipeline.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def _records(output: Path) -> Iterator[CaseRecord]:
+    for path in sorted((output / RECORDS).glob("*.json")):
+        record = read_record(output, path.name.removesuffix(".json"))
+        if record is not None:
+            yield record
+
+
+def _record_path(output: Path, case_id: str) -> Path:
+    return output / RECORDS / f"{case_id}.json"
+
+
+def _write_probabilities(path: Path, probabilities: Tensor, properties: CaseProperties, scheme: LabelScheme) -> None:
+    restored = restore_probabilities(probabilities, properties, scheme)
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, probabilities=restored)
