@@ -1,0 +1,69 @@
+"""Roots and finding data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.paths import dataset_name, find_dataset, list_datasets, resolve_roots
+
+
+def test_flags_win_over_variables_and_nnunet_raw_stands_in(tmp_path):
+    variables = {"usd_raw": "/a", "nnUNet_raw": "/b", "usd_results": "/c"}
+    roots = resolve_roots(raw=tmp_path, environment=variables)
+    assert roots.raw == tmp_path
+    assert roots.results == Path("/c")
+    assert roots.preprocessed is None
+    assert resolve_roots(environment=variables).raw == Path("/a")
+    assert resolve_roots(environment={"nnUNet_raw": "/b", "usd_raw": ""}).raw == Path("/b")
+
+
+def test_variables_are_read_when_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("usd_preprocessed", str(tmp_path))
+    assert resolve_roots().require_preprocessed() == tmp_path
+
+
+def test_missing_roots_name_flag_and_variable(tmp_path):
+    roots = resolve_roots(environment={})
+    for require, words in [
+        (roots.require_raw, ("--raw", "usd_raw", "nnUNet_raw")),
+        (roots.require_preprocessed, ("--preprocessed", "usd_preprocessed")),
+        (roots.require_results, ("--results", "usd_results")),
+    ]:
+        with pytest.raises(UsdError) as caught:
+            require()
+        assert all(word in str(caught.value) for word in words)
+    with pytest.raises(UsdError, match="does not exist"):
+        resolve_roots(raw=tmp_path / "absent", environment={}).require_raw()
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in ("Dataset004_Hippocampus", "Dataset040_Liver", "Dataset101_BUSI", "Dataset104_BUSI", "notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "Dataset005_File").write_text("no folder")
+    return tmp_path
+
+
+def test_list(root):
+    assert list_datasets(root) == [
+        "Dataset004_Hippocampus", "Dataset040_Liver", "Dataset101_BUSI", "Dataset104_BUSI"
+    ]  # fmt: skip
+    assert list_datasets(root / "absent") == []
+    assert dataset_name(4, "Hippocampus") == "Dataset004_Hippocampus"
+
+
+@pytest.mark.parametrize("text", ["4", "004", 4, "Dataset004", "Hippocampus", "Dataset004_Hippocampus"])
+def test_ways_to_name_a_data_set(root, text):
+    assert find_dataset(root, text) == "Dataset004_Hippocampus"
+
+
+def test_unknown_and_ambiguous(root):
+    with pytest.raises(UsdError, match=r"'7'.*Dataset040_Liver"):
+        find_dataset(root, "7")
+    with pytest.raises(UsdError, match=r"ambiguous.*Dataset101_BUSI, Dataset104_BUSI"):
+        find_dataset(root, "BUSI")
+    with pytest.raises(UsdError, match="there is none"):
+        find_dataset(root / "absent", "4")

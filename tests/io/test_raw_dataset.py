@@ -1,0 +1,173 @@
+"""Raw folders: what is listed as a case, and finding the cases of an input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.raw_dataset import find_cases, largest_case_gb, open_raw_dataset, read_groups
+
+
+def _make(folder: Path, files: list[str], **changes) -> Path:
+    description = {
+        "channel_names": {"0": "A", "1": "B"},
+        "labels": {"background": 0, "lesion": 1},
+        "file_ending": ".png",
+    }
+    for name in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((2, 3), np.uint8)).save(path)
+    folder.mkdir(exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps(description | changes))
+    return folder
+
+
+def test_cases_channels_raters_groups_and_strays(tmp_path):
+    folder = _make(
+        tmp_path / "Dataset001_X",
+        [
+            "imagesTr/b_0001.png",
+            "imagesTr/b_0000.png",
+            "imagesTr/a_1_0000.png",
+            "imagesTr/nosuffix.png",
+            "imagesTr/._b_0000.png",
+            "labelsTr/b.png",
+            "labelsTr/onlylabel.png",
+            "ratersTr/b_rater10.png",
+            "ratersTr/b_rater2.png",
+            "ratersTr/z_rater1.png",
+        ],
+    )
+    (folder / "groups.csv").write_text("case,group\nb,p1\nghost,p2\n")
+    raw = open_raw_dataset(folder)
+    assert raw.name == "Dataset001_X"
+    assert [case.case_id for case in raw.cases] == ["a_1", "b", "onlylabel"]
+    a, b, only = raw.cases
+    assert [path.name for path in a.image_paths] == ["a_1_0000.png"]
+    assert a.label_path is None
+    assert [path.name for path in b.image_paths] == ["b_0000.png", "b_0001.png"]
+    assert b.label_path is not None
+    assert [path.name for path in b.rater_paths] == ["b_rater2.png", "b_rater10.png"]
+    assert (a.group, b.group) == (None, "p1")
+    assert only.image_paths == ()
+    assert {path.name for path in raw.stray_files} == {"nosuffix.png", "z_rater1.png"}
+    assert raw.unknown_groups == ("ghost",)
+
+
+def test_dataset_dictionary_with_variables(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    _make(elsewhere, ["i0.png", "i1.png"])
+    entries = {"case": {"images": ["${MY_IMAGES}/i0.png", "$MY_IMAGES/i1.png"], "label": "l.png"}}
+    folder = _make(tmp_path / "Dataset001_X", ["l.png"], dataset=entries)
+    with pytest.raises(UsdError, match=r"dataset\.case.*variable is not set"):
+        open_raw_dataset(folder)
+    monkeypatch.setenv("MY_IMAGES", str(elsewhere))
+    (case,) = open_raw_dataset(folder).cases
+    assert case.image_paths == (elsewhere / "i0.png", elsewhere / "i1.png")
+    assert case.label_path == folder / "l.png"
+
+
+def test_labels_beside_jpeg_are_png(tmp_path):
+    folder = _make(tmp_path / "D", ["imagesTr/a_0000.jpg", "labelsTr/a.png"], file_ending=".jpg")
+    (case,) = open_raw_dataset(folder).cases
+    assert case.label_path == folder / "labelsTr" / "a.png"
+
+
+def test_errors_of_opening(tmp_path):
+    with pytest.raises(UsdError, match="is no folder"):
+        open_raw_dataset(tmp_path / "absent")
+    folder = _make(tmp_path / "D", [])
+    with pytest.raises(UsdError, match="imagesTr is missing"):
+        open_raw_dataset(folder)
+    _make(folder, ["imagesTr/a.png"])
+    with pytest.raises(UsdError, match=r"CASE_0000\.png"):
+        open_raw_dataset(folder)
+
+
+def test_groups_file(tmp_path):
+    path = tmp_path / "groups.csv"
+    assert read_groups(path) == {}
+    path.write_text("\ufeffcase,group\r\na, g1\r\n\r\nb,g1\r\na,g1\r\n", encoding="utf-8")
+    assert read_groups(path) == {"a": "g1", "b": "g1"}
+    for text, message in [
+        ("a,b\n", "case,group"),
+        ("case,group\na\n", "line 2"),
+        ("case,group\na,g\na,h\n", "two groups for the case 'a'"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UsdError, match=message):
+            read_groups(path)
+
+
+def test_find_cases_in_a_folder_a_file_and_a_list(tmp_path):
+    _make(tmp_path, [f"{case}_000{i}.png" for case in "ab" for i in range(2)])
+    both = find_cases(tmp_path, ".png", 2)
+    assert [(case.case_id, [p.name for p in case.image_paths]) for case in both] == [
+        ("a", ["a_0000.png", "a_0001.png"]),
+        ("b", ["b_0000.png", "b_0001.png"]),
+    ]
+    (single,) = find_cases(tmp_path / "b_0000.png", ".png", 2)
+    assert single == both[1]
+    assert find_cases([tmp_path / "a_0001.png", tmp_path / "a_0000.png", tmp_path / "b_0001.png"], ".png", 2) == both
+    (one,) = find_cases(_make(tmp_path / "flat", ["scan.png"]) / "scan.png", ".png", 1)
+    assert one.case_id == "scan"
+
+
+def test_find_cases_names_every_incomplete_case(tmp_path):
+    _make(tmp_path, ["a_0000.png", "b_0001.png", "c_0000.png", "c_0001.png"])
+    with pytest.raises(UsdError) as caught:
+        find_cases(tmp_path, ".png", 2)
+    message = str(caught.value)
+    assert "2 of 3" in message
+    assert "a: channel _0001 is missing" in message
+    assert "b: channel _0000 is missing" in message
+
+
+def test_a_gap_in_the_channel_numbers_is_a_problem(tmp_path):
+    _make(tmp_path, ["a_0000.png", "a_0002.png"])
+    with pytest.raises(UsdError, match=r"suffixes are \[0, 2\], expected \[0, 1\]"):
+        find_cases(tmp_path, ".png", 2)
+
+
+def test_one_rgb_file_is_complete_for_three_channels(tmp_path):
+    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(tmp_path / "a_0000.png")
+    (case,) = find_cases(tmp_path, ".png", 3)
+    assert len(case.image_paths) == 1
+    with pytest.raises(UsdError, match="missing"):
+        find_cases(tmp_path, ".png", 5)
+
+
+def test_find_cases_errors(tmp_path):
+    with pytest.raises(UsdError, match="no file ending in"):
+        find_cases(tmp_path, ".png", 1)
+    _make(tmp_path, ["scan.png"])
+    with pytest.raises(UsdError, match=r"scan_0000\.png"):
+        find_cases(tmp_path, ".png", 1)
+    with pytest.raises(UsdError, match="does not exist"):
+        find_cases(tmp_path / "ghost.png", ".png", 1)
+    with pytest.raises(UsdError, match=r"does not end in \.nii\.gz"):
+        find_cases(tmp_path / "scan.png", ".nii.gz", 1)
+    with pytest.raises(UsdError, match="empty"):
+        find_cases([], ".png", 1)
+    _make(tmp_path / "other", ["scan.png"])
+    with pytest.raises(UsdError, match="both be case 'scan'"):
+        find_cases([tmp_path / "scan.png", tmp_path / "other" / "scan.png"], ".png", 1)
+
+
+def test_memory_of_the_largest_case(phantom_3d):
+    raw = open_raw_dataset(phantom_3d)
+    # 16 x 32 x 32 voxels: float32 twice, a label map and four raters
+    assert largest_case_gb(raw.cases) == pytest.approx(16 * 32 * 32 * (8 + 1 + 4) / 1e9)
+
+
+def test_real_folders(raw_data):
+    lidc = open_raw_dataset(raw_data / "Dataset108_LIDC4R")
+    assert len(lidc.cases) == 714
+    assert all(len(case.rater_paths) == 4 and case.group is not None for case in lidc.cases)
+    assert len(open_raw_dataset(raw_data / "Dataset104_Glioma").cases[0].image_paths) == 2
