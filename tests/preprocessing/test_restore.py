@@ -59,7 +59,7 @@ def test_after_resampling_labels_come_back_nearly(target: tuple[float, float, fl
 
 
 def test_slabs_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    volume, labels = ball_case()
+    volume, _ = ball_case()
     _, properties = preprocess_image(volume, plan((0.7, 0.8, 0.9)))
     probabilities = np.random.default_rng(0).random((3, *properties.shape), np.float32)
     whole = restore_labels(probabilities, properties, SOFTMAX)

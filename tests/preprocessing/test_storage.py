@@ -68,7 +68,7 @@ def test_a_case_without_its_json_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / "b.json").unlink()
     assert PreprocessedFolder(tmp_path).case_ids == ("a",)
-    with pytest.raises(UsdError, match="case 'b' is not in .*usd_preprocess"):
+    with pytest.raises(UsdError, match=r"case 'b' is not in .*usd_preprocess"):
         PreprocessedFolder(tmp_path).open("b")
 
 

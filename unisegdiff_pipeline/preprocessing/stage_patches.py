@@ -18,8 +18,8 @@ def collect_label_patches(
 ) -> dict[str, list[np.ndarray]]:
     """Boolean masks of `patch_size` (two or three axes), up to MAX_PATCHES_PER_CLASS for each class or region.
 
-    Each patch is centred on a component drawn uniformly, in a label row drawn uniformly (so that all raters count),
-    moved inwards where it would leave the image and padded with background where the image is smaller.
+    Each patch is centred on a component drawn uniformly, in a row drawn uniformly from those that show the class (so
+    that all raters count), moved inwards where it would leave the image and padded where the image is smaller.
     """
     rng = np.random.default_rng(seed)
     patches: dict[str, list[np.ndarray]] = {name: [] for name in scheme.names}
@@ -38,11 +38,12 @@ def _add_patches(
     case: StoredCase, scheme: LabelScheme, patch_size: Sequence[int], rng: np.random.Generator,
     patches: dict[str, list[np.ndarray]],
 ) -> None:  # fmt: skip
-    row = int(rng.integers(case.num_rows))
-    for class_index in case.components.present_classes(row):
+    table = case.components
+    for class_index in table.present_classes().tolist():
         name, members = scheme.names[class_index], scheme.members[class_index]
         if len(patches[name]) < MAX_PATCHES_PER_CLASS:
-            centre = case.components.draw(rng, "component", row, int(class_index))
+            row = int(rng.choice(np.unique(table.row[table.class_index == class_index])))
+            centre = table.draw(rng, "component", row, class_index)
             assert centre is not None
             patches[name].append(np.isin(label_patch(case, row, centre, patch_size), members))
 
