@@ -1,0 +1,225 @@
+"""The integrity check: each kind of damage is found, named with its file, and all of them in one run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.io.images import write_labels, write_map
+from unisegdiff_pipeline.io.integrity import check_case, check_dataset, label_values, read_case
+from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
+
+GEOMETRY = Geometry((2.0, 1.0, 1.0), (1.0, 2.0, 3.0))
+SHAPE = (3, 4, 5)
+
+
+class Folder:
+    """A raw data set under construction: two channels, one lesion class, NIfTI."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rng = np.random.default_rng(0)
+        folder.mkdir()
+        self.describe()
+
+    def describe(self, **changes) -> None:
+        description = {
+            "channel_names": {"0": "T1", "1": "T2"},
+            "labels": {"background": 0, "lesion": 1},
+            "file_ending": ".nii.gz",
+        }
+        (self.folder / "dataset.json").write_text(json.dumps(description | changes))
+
+    def image(self, case: str, channel: int, values=None, geometry: Geometry = GEOMETRY) -> Path:
+        path = self.folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz"
+        write_map(path, self.rng.normal(size=SHAPE) if values is None else values, geometry)
+        return path
+
+    def labels(self, case: str, values=None, geometry: Geometry = GEOMETRY, rater: int = 0) -> Path:
+        name = f"ratersTr/{case}_rater{rater}" if rater else f"labelsTr/{case}"
+        path = self.folder / f"{name}.nii.gz"
+        if values is None:
+            values = np.zeros(SHAPE, np.uint8)
+            values[1, 1, 1] = 1
+        write_labels(path, values, geometry)
+        return path
+
+    def good_case(self, case: str) -> None:
+        self.image(case, 0)
+        self.image(case, 1)
+        self.labels(case)
+
+    def check(self):
+        return check_dataset(open_raw_dataset(self.folder), workers=0)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return Folder(tmp_path / "Dataset001_X")
+
+
+def test_a_good_set_has_no_findings(folder):
+    for case in "ab":
+        folder.good_case(case)
+    folder.labels("a", rater=1)
+    folder.describe(numTraining=2)
+    report = folder.check()
+    assert report.ok
+    assert report.problems == report.warnings == report.empty_cases == ()
+    assert report.groups == {"a": "a", "b": "b"}
+    assert report.text() == ""
+    report.require_ok()
+
+
+def test_all_problems_are_found_in_one_run(folder):
+    with_nan = np.ones(SHAPE)
+    with_nan[0, 0, 0], with_nan[0, 0, 1] = np.nan, np.inf
+    expected = {}
+
+    folder.good_case("values")
+    expected["values.nii.gz"] = "label values 7 are not in dataset.json, which has [0, 1]"
+    folder.labels("values", np.full(SHAPE, 7, np.uint8))
+    folder.good_case("nan")
+    folder.image("nan", 1, with_nan)
+    expected["nan_0001.nii.gz"] = "2 voxels are NaN or infinite"
+    folder.good_case("moved")
+    folder.labels("moved", geometry=replace(GEOMETRY, origin_mm=(1.0, 2.0, 9.0)))
+    expected["moved.nii.gz"] = "origin"
+    folder.good_case("shape")
+    folder.labels("shape", np.zeros((3, 4, 6), np.uint8))
+    expected["shape.nii.gz"] = "the shape (3, 4, 6) (Z, Y, X) differs from the image's (3, 4, 5)"
+    folder.good_case("spacing")
+    folder.image("spacing", 1, geometry=replace(GEOMETRY, spacing_mm=(2.0, 1.0, 1.5)))
+    expected["spacing_0001.nii.gz"] = "spacing"
+    folder.good_case("channelshape")
+    folder.image("channelshape", 1, np.ones((3, 4, 6)))
+    expected["channelshape_0001.nii.gz"] = "shape (3, 4, 6)"
+    folder.image("missing", 0)
+    folder.labels("missing")
+    expected["missing_0000.nii.gz"] = "channel _0001 is missing"
+    folder.image("nolabel", 0)
+    folder.image("nolabel", 1)
+    expected["nolabel_0000.nii.gz"] = "no label map labelsTr/nolabel.nii.gz"
+    folder.labels("noimage")
+    expected["noimage.nii.gz"] = "no image noimage_0000.nii.gz"
+    folder.good_case("cut")
+    path = folder.image("cut", 0)
+    path.write_bytes(path.read_bytes()[:200])
+    expected["cut_0000.nii.gz"] = "truncated"
+    folder.good_case("rater")
+    folder.labels("rater", np.full(SHAPE, 2, np.uint8), rater=3)
+    expected["rater_rater3.nii.gz"] = "label values 2"
+    folder.image("stray", 0).rename(folder.folder / "imagesTr" / "stray.nii.gz")
+    expected["stray.nii.gz"] = "no channel suffix"
+
+    report = folder.check()
+    found = {Path(problem.file).name: problem for problem in report.problems}
+    assert set(found) == set(expected)
+    assert len(report.problems) == len(expected)
+    for name, words in expected.items():
+        assert words in found[name].message, name
+        assert found[name].remedy, name
+        assert str(found[name]) in report.text()
+    with pytest.raises(UsdError, match="12 problem"):
+        report.require_ok()
+
+
+def test_identical_images_share_a_group_and_warn(folder):
+    same = folder.rng.normal(size=(2, *SHAPE))
+    for case in "abcd":
+        folder.good_case(case)
+    for case in ("a", "c"):
+        for channel in range(2):
+            folder.image(case, channel, same[channel])
+    (folder.folder / "groups.csv").write_text("case,group\na,p1\nb,p2\nc,p2\nd,p3\n")
+    report = folder.check()
+    assert report.ok
+    # c is a copy of a, and b is of the same patient as c: the three stay together.
+    assert report.groups == {"a": "p1", "b": "p1", "c": "p1", "d": "p3"}
+    (warning,) = report.warnings
+    assert "identical images: a, c" in warning.message
+
+
+def test_background_only_is_reported_and_ignored_voxels_are_no_foreground(folder):
+    folder.describe(labels={"background": 0, "lesion": 1, "ignore": 2})
+    for case in "ab":
+        folder.good_case(case)
+    folder.labels("b", np.full(SHAPE, 2, np.uint8))
+    report = folder.check()
+    assert report.ok
+    assert report.empty_cases == ("b",)
+    assert "1 of 2 cases have no foreground: b" in report.text()
+
+
+def test_warnings_do_not_stop(folder):
+    folder.good_case("a")
+    folder.good_case("b")
+    folder.image("b", 1, np.full(SHAPE, 5.0))
+    folder.describe(numTraining=3)
+    (folder.folder / "groups.csv").write_text("case,group\na,p1\nghost,p1\n")
+    report = folder.check()
+    assert report.ok
+    text = " ".join(str(warning) for warning in report.warnings)
+    for words in ("all voxels of channel 1 are 5", "numTraining is 3", "no files of ghost", "no group is given for b"):
+        assert words in text
+
+
+def test_masks_of_255_get_their_own_remedy(folder):
+    folder.good_case("a")
+    folder.labels("a", np.where(np.arange(60).reshape(SHAPE) > 30, 255, 0).astype(np.uint8))
+    (problem,) = folder.check().problems
+    assert "divide them by 255" in problem.remedy
+
+
+def test_grey_pictures_saved_as_colour(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "Dataset001_X"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    grey = np.random.default_rng(0).integers(0, 255, (4, 5, 1), np.uint8)
+    Image.fromarray(np.repeat(grey, 3, axis=-1)).save(folder / "imagesTr" / "a_0000.png")
+    Image.fromarray(np.ones((4, 5), np.uint8)).save(folder / "labelsTr" / "a.png")
+    description = {"channel_names": {"0": "US"}, "labels": {"background": 0, "l": 1}, "file_ending": ".png"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    (problem,) = check_dataset(open_raw_dataset(folder), workers=0).problems
+    assert "3 channels" in problem.message
+    assert "grey" in problem.remedy
+    description["channel_names"] = {"0": "R", "1": "G", "2": "B"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    assert check_dataset(open_raw_dataset(folder), workers=0).ok
+
+
+def test_a_case_that_was_read_is_not_read_again(folder):
+    folder.good_case("a")
+    raw = open_raw_dataset(folder.folder)
+    volumes = read_case(raw.cases[0], raw.description)
+    path = raw.cases[0].label_path
+    assert path is not None
+    path.write_bytes(b"")
+    assert check_case(raw.cases[0], raw.description, volumes).problems == ()
+    assert len(check_case(raw.cases[0], raw.description).problems) == 1
+
+
+def test_label_values():
+    assert label_values(np.array([[[0, 3], [300, 3]]], np.int16)) == {0, 3, 300}
+    assert label_values(np.array([[-1, 2]], np.int32)) == {-1, 2}
+    assert label_values(np.array([[70000, 2]], np.int64)) == {70000, 2}
+    assert label_values(np.zeros((0, 2, 2), np.uint8)) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "empty"),
+    [("Dataset004_Hippocampus", 0), ("Dataset101_BUSI", 10), ("Dataset104_Glioma", 0), ("Dataset106_EMIDEC", 0)],
+)
+def test_real_sets_pass(raw_data, name, empty):
+    report = check_dataset(open_raw_dataset(raw_data / name))
+    assert report.text().count("problem") == 0
+    assert report.ok
+    assert len(report.empty_cases) == empty
