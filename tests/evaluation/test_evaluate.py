@@ -81,7 +81,7 @@ def test_missing_predictions_are_an_error_unless_a_subset_is_wanted(folders: tup
 def test_prediction_without_reference_is_an_error(folders: tuple[Path, Path]) -> None:
     reference, prediction = folders
     (reference / "case_2.nii.gz").unlink()
-    with pytest.raises(UsdError, match="no reference in .*: case_2"):
+    with pytest.raises(UsdError, match=r"no reference in .*: case_2"):
         evaluate_folders(reference, prediction, BINARY, subset=True)
 
 

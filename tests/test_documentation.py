@@ -1,0 +1,165 @@
+"""What README and documentation say is true of the program: commands, flags, fields, links and examples."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from unisegdiff_pipeline.evaluation.metrics import ClassScore
+from unisegdiff_pipeline.io.dataset_json import parse_description
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.planning import plans
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "documentation").rglob("*.md"))]
+COMMANDS_PAGE = ROOT / "documentation/reference/commands.md"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Fenced code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+
+
+def command_lines() -> list[tuple[str, list[str]]]:
+    """(page, words) of every usd_* command in a bash block."""
+    found = []
+    for page in PAGES:
+        for line in "".join(blocks(page, "bash")).splitlines():
+            for part in line.split("&&"):
+                words = shlex.split(part, comments=True)
+                if words and Path(words[0]).name.startswith("usd_"):
+                    found.append((page.name, [Path(words[0]).name, *words[1:]]))
+    return found
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    return importlib.import_module(f"unisegdiff_pipeline.commands.{command.removeprefix('usd_')}").build_parser()
+
+
+@pytest.mark.parametrize(("page", "words"), command_lines(), ids=lambda v: v if isinstance(v, str) else " ".join(v))
+def test_commands_can_be_parsed(page: str, words: list[str]) -> None:
+    parser_of(words[0]).parse_args(words[1:])
+
+
+def test_pages_hold_commands() -> None:
+    assert {words[0] for _, words in command_lines()} >= {"usd_demo", "usd_train", "usd_predict", "usd_evaluate"}
+
+
+def sections() -> dict[str, str]:
+    """Command => its section of the commands page."""
+    parts = re.split(r"^## (usd_\w+)$", COMMANDS_PAGE.read_text("utf-8"), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def documented_flags(section: str) -> set[str]:
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `-")]
+    return {flag for cell in cells for flag in re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", cell)}
+
+
+def test_every_command_has_a_section() -> None:
+    setup = (ROOT / "setup.py").read_text("utf-8")
+    names = re.findall(r'^    "(\w+)",$', setup[setup.index("COMMANDS = (") : setup.index("setup(\n")], re.M)
+    assert set(sections()) == {f"usd_{name}" for name in names}
+
+
+@pytest.mark.parametrize("command", sections())
+def test_flags_in_the_documentation_are_those_of_the_parser(command: str) -> None:
+    flags = set(parser_of(command)._option_string_actions) - {"-h", "--help", "--version"}
+    assert documented_flags(sections()[command]) == flags
+
+
+PLAN_CLASSES = (
+    plans.Plans,
+    LabelScheme,
+    plans.Budget,
+    plans.ConfigurationPlan,
+    plans.PreprocessingPlan,
+    plans.IntensityStatistics,
+    plans.NetworkPlan,
+    plans.LevelPlan,
+    plans.DenoiserPlan,
+    plans.TrainingPlan,
+    plans.StagePlan,
+    plans.ReadabilityCurve,
+)
+
+
+def code_words(page: str) -> set[str]:
+    return set(re.findall(r"`(\w+)`", (ROOT / "documentation" / page).read_text("utf-8")))
+
+
+@pytest.mark.parametrize("plan", PLAN_CLASSES, ids=lambda plan: plan.__name__)
+def test_every_field_of_the_plan_is_documented(plan: type) -> None:
+    missing = {field.name for field in dataclasses.fields(plan)} - code_words("reference/plans.md")
+    assert not missing
+
+
+def test_every_column_of_the_evaluation_is_documented() -> None:
+    assert not {field.name for field in dataclasses.fields(ClassScore)} - code_words("reference/evaluation.md")
+
+
+def test_json_examples_are_valid_descriptions() -> None:
+    examples = blocks(ROOT / "documentation/reference/data-format.md", "json")
+    codings = [parse_description(json.loads(example)).labels.coding for example in examples]
+    assert codings == ["softmax", "regions", "binary"]
+
+
+def test_python_examples_import_what_exists() -> None:
+    examples = [example for page in PAGES for example in blocks(page, "python")]
+    assert examples
+    for example in examples:
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module is not None
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
+    broken = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert not broken
+
+
+def readme_command(name: str) -> str:
+    match = re.search(rf"^<!-- command: {name} -->\n```bash\n(.+)\n```$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    assert match is not None, f"README.md has no command {name}"
+    return match.group(1)
+
+
+def test_readme_installs_with_constraints_and_ends_in_what_is_promised() -> None:
+    demo, test = readme_command("demo"), readme_command("test")
+    assert "pip install -c constraints.txt" in demo
+    assert demo.endswith("&& .venv/bin/usd_demo")
+    assert "pip install -c constraints.txt" in test
+    assert "[test]" in test
+    assert test.endswith("&& .venv/bin/python -m pytest")
+
+
+def test_ci_script_is_valid_and_reads_the_readme() -> None:
+    script = ROOT / ".ci/run"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text("utf-8")
+    assert "readme_command test" in text
+    assert "readme_command demo" in text
+    assert "pip install" not in text  # the command is the README's
+
+
+def test_constraints_pin_every_requirement() -> None:
+    def names(text: str, pattern: str) -> set[str]:
+        return {re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(pattern, text, re.M)}
+
+    pinned = names((ROOT / "constraints.txt").read_text("utf-8"), r"^([\w.-]+)==")
+    required = names((ROOT / "setup.py").read_text("utf-8"), r'"([\w-]+)>=\d')
+    assert required - pinned == {"distributed"}  # an extra for clusters, whose versions follow the cluster's
