@@ -1,0 +1,67 @@
+"""Atomic writing and hashes."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import atomic_path, file_hash, text_hash
+
+
+def test_success_renames_and_makes_the_folder(tmp_path):
+    target = tmp_path / "new" / "a.nii.gz"
+    with atomic_path(target) as temporary:
+        assert temporary.name.endswith("a.nii.gz")
+        temporary.write_text("x")
+        assert not target.exists()
+    assert target.read_text() == "x"
+    assert [path.name for path in target.parent.iterdir()] == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, as_folder):
+    target = tmp_path / "a.json"
+    target.write_text("old")
+
+    def fail() -> None:
+        with atomic_path(target) as temporary:
+            if as_folder:
+                temporary.mkdir()
+                (temporary / "part").write_text("new")
+            else:
+                temporary.write_text("new")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_folders_are_renamed_as_a_whole(tmp_path):
+    with atomic_path(tmp_path / "set") as temporary:
+        temporary.mkdir()
+        (temporary / "a").write_text("x")
+    assert (tmp_path / "set" / "a").read_text() == "x"
+
+
+def test_a_full_disk_is_told_to_the_user(tmp_path):
+    def fill(code: int) -> None:
+        with atomic_path(tmp_path / "a") as temporary:
+            temporary.write_text("half")
+            raise OSError(code, "No space left on device")
+
+    with pytest.raises(UsdError, match=r"a cannot be written \(No space left on device\); free space"):
+        fill(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space"):
+        fill(errno.EIO)  # not for the user to mend
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hashes(tmp_path):
+    (tmp_path / "a").write_text("content")
+    assert file_hash(tmp_path / "a") == text_hash("content")
+    assert text_hash("content") != text_hash("Content")
+    assert len(text_hash("")) == 32

@@ -1,0 +1,89 @@
+"""Strict JSON: round trips, and errors with the path of the key."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, read_json, to_jsonable, write_json
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: tuple[int, int]
+    rate: float
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: dict[str, Inner]
+    mode: Literal["x", "y"] = "x"
+    limit: float | None = None
+    values: tuple[float, ...] = ()
+    flag: bool = False
+
+
+OUTER = Outer("n", {"k": Inner((1, 2), 0.5)}, "y", 3.0, (1.0, 2.5), True)
+
+
+def test_round_trip(tmp_path):
+    write_json(tmp_path / "o.json", OUTER)
+    assert read_dataclass(Outer, tmp_path / "o.json") == OUTER
+    assert from_jsonable(Outer, {"name": "n", "inner": {}}) == Outer("n", {})
+
+
+def test_undefined_numbers_become_null_and_numpy_plain():
+    value = {"a": float("nan"), "b": np.float32(0.5), "c": np.array([1, 2]), "d": (np.inf, 1)}
+    assert to_jsonable(value) == {"a": None, "b": 0.5, "c": [1, 2], "d": [None, 1]}
+    with pytest.raises(TypeError, match="set has no JSON form"):
+        to_jsonable({1})
+
+
+def test_long_lists_of_numbers_stay_on_one_line(tmp_path):
+    write_json(tmp_path / "l.json", {"curve": list(range(100)), "names": {"a": 1}})
+    text = (tmp_path / "l.json").read_text()
+    assert json.loads(text) == {"curve": list(range(100)), "names": {"a": 1}}
+    assert len(text.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nmae": "n"}, ["unknown key nmae", "name, inner"]),
+        ({"inner": {"k": {"size": [1, 2]}}}, ["missing key inner.k.rate"]),
+        ({"inner": {"k": {"size": [1], "rate": 1}}}, ["inner.k.size must be a list of 2 values"]),
+        ({"inner": {"k": {"size": [1, 2.5], "rate": 1}}}, ["inner.k.size[1] must be a whole number, not 2.5"]),
+        ({"inner": {"k": {"size": [1, 2], "rate": "fast"}}}, ["inner.k.rate must be a number, not 'fast'"]),
+        ({"mode": "z"}, ["mode is 'z'", "'x', 'y'"]),
+        ({"flag": 1}, ["flag must be a true or false"]),
+        ({"limit": "x"}, ["limit must be a number"]),
+        ({"inner": []}, ["inner must be an object"]),
+    ],
+)
+def test_errors_name_file_and_key(tmp_path, change, words):
+    path = tmp_path / "o.json"
+    path.write_text(json.dumps({"name": "n", "inner": {}} | change))
+    with pytest.raises(UsdError) as caught:
+        read_dataclass(Outer, path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_whole_numbers_are_numbers_but_booleans_are_not():
+    assert from_jsonable(Inner, {"size": [1, 2], "rate": 1}).rate == 1.0
+    with pytest.raises(UsdError, match="rate must be a number, not True"):
+        from_jsonable(Inner, {"size": [1, 2], "rate": True})
+
+
+def test_read_json_errors(tmp_path):
+    with pytest.raises(UsdError, match="does not exist"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{\n "a": 1,\n')
+    with pytest.raises(UsdError, match="in line 3"):
+        read_json(tmp_path / "a.json")
