@@ -186,6 +186,15 @@ def test_another_group_rewrites_no_array(raw_folder: Path) -> None:
     assert (target / "2d" / "a.b2nd").stat().st_mtime_ns == before
 
 
+def test_copies_of_an_image_share_a_group(raw_folder: Path) -> None:
+    image = (raw_folder / "imagesTr" / "a_0000.nii.gz").read_bytes()
+    (raw_folder / "imagesTr" / "c_0000.nii.gz").write_bytes(image)
+    run(raw_folder)
+    target = raw_folder.parent.parent / "preprocessed"
+    assert [r.group for r in read_cases(target)] == ["a", "b", "a"]
+    assert PreprocessedFolder(target / "2d").open("c").properties.group == "a"
+
+
 def test_a_failing_case_is_named_and_the_others_finish(raw_folder: Path) -> None:
     wrong = np.zeros((10, 24, 19), np.uint8)
     write_labels(raw_folder / "labelsTr" / "b.nii.gz", wrong, GEOMETRY)

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from unisegdiff_pipeline.io.errors import UsdError
@@ -14,9 +15,11 @@ from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.preprocessing.sources import (
     CaseSource,
+    array_hash,
     current_source,
     image_files,
     is_current,
+    merge_identical,
     settings_hash,
 )
 
@@ -64,6 +67,20 @@ def test_settings_hold_the_meaning_of_the_labels() -> None:
     other = replace(SCHEME, ignore_value=2)
     assert settings_hash(SCHEME, "plan") == settings_hash(SCHEME, "plan")
     assert len({settings_hash(SCHEME, "plan"), settings_hash(SCHEME, "plan2"), settings_hash(other, "plan")}) == 3
+
+
+def test_identical_images_join_their_groups() -> None:
+    groups = {"a": "p1", "b": "p2", "c": "p2", "d": "p3", "e": "p4"}
+    hashes = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}  # a = b, c = d, and b and c are one patient
+    assert merge_identical(groups, hashes) == {"a": "p1", "b": "p1", "c": "p1", "d": "p1", "e": "p4"}
+    assert merge_identical(groups, {}) == groups
+
+
+def test_array_hash_sees_values_and_shape() -> None:
+    image = np.arange(6, dtype=np.float32)
+    hashes = {array_hash(image), array_hash(image.reshape(2, 3)), array_hash(image + 1), array_hash(image.astype(int))}
+    assert len(hashes) == 4
+    assert array_hash(image[::-1]) == array_hash(image[::-1].copy())
 
 
 def test_a_training_case_needs_a_label_file() -> None:

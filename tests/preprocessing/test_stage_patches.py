@@ -12,7 +12,7 @@ from unisegdiff_pipeline.preprocessing.components import find_components
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.sources import CaseSource
 from unisegdiff_pipeline.preprocessing.stage_patches import MAX_ROUNDS, collect_label_patches, label_patch
-from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder, StoredCase, write_case
+from unisegdiff_pipeline.preprocessing.storage import CaseFile, PreprocessedFolder, StoredCase, write_case
 
 SCHEME = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
 
@@ -24,7 +24,7 @@ def stored(folder: Path, labels: np.ndarray) -> StoredCase:
     )
     components = find_components(labels, SCHEME, "a")
     image = np.zeros((1, z, y, x), np.float32)
-    write_case(folder, image, labels, components, properties, CaseSource((), ""), (8, 8))
+    write_case(folder, image, labels, components, CaseFile(CaseSource((), ""), "", properties), (8, 8))
     return PreprocessedFolder(folder).open("a")
 
 

@@ -17,6 +17,7 @@ from unisegdiff_pipeline.preprocessing.sources import CaseSource, FileState
 from unisegdiff_pipeline.preprocessing.storage import (
     MAX_BLOCK_BYTES,
     MAX_CHUNK_BYTES,
+    CaseFile,
     PreprocessedFolder,
     block_and_chunk,
     reference_path,
@@ -38,7 +39,8 @@ def store(folder: Path, case_id: str = "a") -> tuple[np.ndarray, np.ndarray]:
         (1.0, 1.0, 1.0),
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    write_case(folder, image, labels, find_components(labels, SCHEME, case_id), properties, SOURCE, (8, 8, 8))
+    content = CaseFile(SOURCE, "hash", properties)
+    write_case(folder, image, labels, find_components(labels, SCHEME, case_id), content, (8, 8, 8))
     return image, labels
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,10 +29,12 @@ from unisegdiff_pipeline.preprocessing.resample import (
 from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
 from unisegdiff_pipeline.preprocessing.sources import (
     CaseSource,
+    array_hash,
     current_source,
     image_files,
     is_current,
     label_files,
+    merge_identical,
     settings_hash,
 )
 from unisegdiff_pipeline.preprocessing.storage import (
@@ -160,7 +162,8 @@ def preprocess_dataset(
         folder: preprocessed/DatasetXXX_Name.
         workers: processes; None chooses by cores and memory, 0 works in this process.
         scheduler: address of a Dask scheduler to use instead.
-        groups: group of each case, as the integrity check found them; else those of groups.csv.
+        groups: group of each case where another one than in groups.csv is wanted. Cases with identical images are put
+            into one group in any case.
 
     Raises:
         UsdError: where cases failed (all are named, the others are done) or a configuration is not in the plans.
@@ -175,9 +178,13 @@ def preprocess_dataset(
     try:
         _run(todo, workers, scheduler)
     finally:
+        stored = {name: _stored_cases(task, group_of) for name, task in tasks.items()}
+        image_hashes = {case_id: case.image_hash for cases in stored.values() for case_id, case in cases.items()}
+        group_of = merge_identical(group_of, image_hashes)
         write_cases(folder, group_of)
-        for task in tasks.values():
-            _write_manifest(task, group_of)
+        for name, task in tasks.items():
+            _update_groups(task, stored[name], group_of)
+            write_json(task.folder / MANIFEST, {case_id: case.source for case_id, case in stored[name].items()})
     plans = _with_stages(plans, tasks, done)
     write_json(folder / "dataset.json", raw.description.raw)
     write_json(folder / "plans.json", plans)
@@ -218,9 +225,6 @@ def _job(case: RawCase, group: str, folder: Path, scheme: LabelScheme, tasks: tu
         stored = stored_case_file(task.folder, case.case_id)
         if stored is None or not is_current(stored.source, files, task.settings):
             open_tasks.append(task)
-        elif stored.properties.group != group:  # another groups.csv: nothing but the name of the group changes
-            properties = replace(stored.properties, group=group)
-            write_json(task.folder / f"{case.case_id}.json", CaseFile(stored.source, properties))
     reference = stored_reference_source(folder, case.case_id)
     needs_reference = not is_current(reference, labels, settings_hash(scheme))
     return _CaseJob(case, group, folder, scheme, tuple(open_tasks), needs_reference)
@@ -289,12 +293,13 @@ def _store_configurations(job: _CaseJob, labels: Volume) -> None:
     source = current_source(files, "")
     volume = read_image(job.case.image_paths)
     _require_same_shape(files[0], volume.array, label_files(job.case)[0], labels.array)
+    image_hash = array_hash(volume.array)
     for task in job.tasks:
         image, properties = preprocess_image(volume, task.plan, job.case.case_id, job.group)
         rows = preprocess_labels(labels.array, properties)
         components = find_components(rows, job.scheme, job.case.case_id)
-        case_source = replace(source, settings=task.settings)
-        write_case(task.folder, image, rows, components, properties, case_source, task.patch_size)
+        content = CaseFile(replace(source, settings=task.settings), image_hash, properties)
+        write_case(task.folder, image, rows, components, content, task.patch_size)
 
 
 def _require_known_values(path: Path, labels: np.ndarray, scheme: LabelScheme) -> None:
@@ -314,10 +319,17 @@ def _require_same_shape(path: Path, array: np.ndarray, other_path: Path, other: 
         )
 
 
-def _write_manifest(task: _Task, group_of: Mapping[str, str]) -> None:
-    """Gather the sources of all stored cases; the JSON of each case is what counts, the manifest is the overview."""
-    stored = {case_id: stored_case_file(task.folder, case_id) for case_id in sorted(group_of)}
-    write_json(task.folder / MANIFEST, {case_id: case.source for case_id, case in stored.items() if case is not None})
+def _stored_cases(task: _Task, case_ids: Iterable[str]) -> dict[str, CaseFile]:
+    """All complete cases; their own JSON files are what counts, the manifest that is made of them is the overview."""
+    found = {case_id: stored_case_file(task.folder, case_id) for case_id in sorted(case_ids)}
+    return {case_id: case for case_id, case in found.items() if case is not None}
+
+
+def _update_groups(task: _Task, stored: Mapping[str, CaseFile], group_of: Mapping[str, str]) -> None:
+    for case_id, case in stored.items():
+        if case.properties.group != group_of[case_id]:  # after another groups.csv nothing else changes
+            properties = replace(case.properties, group=group_of[case_id])
+            write_json(task.folder / f"{case_id}.json", replace(case, properties=properties))
 
 
 def _with_stages(plans: Plans, tasks: Mapping[str, _Task], done: set[str]) -> Plans:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
 
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import file_hash, text_hash
@@ -75,6 +78,32 @@ def is_current(stored: CaseSource | None, files: Sequence[Path], settings: str) 
     if [f.name for f in stored.files] != [path.name for path in files]:
         return False
     return all(_unchanged(state, path) for state, path in zip(stored.files, files, strict=True))
+
+
+def array_hash(array: np.ndarray) -> str:
+    """Hash of an array's shape and values."""
+    digest = hashlib.blake2b(str((array.shape, array.dtype.str)).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def merge_identical(group_of: Mapping[str, str], image_hashes: Mapping[str, str]) -> dict[str, str]:
+    """Groups of all cases, where cases with the same image, and with them their groups, are put into one.
+
+    Copies of one image on both sides of a fold would make its scores too good. The merged group takes the first name.
+    """
+    representative = {group: group for group in group_of.values()}
+
+    def find(group: str) -> str:
+        while representative[group] != group:
+            group = representative[group]
+        return group
+
+    first_of: dict[str, str] = {}
+    for case_id, image_hash in image_hashes.items():
+        first, second = sorted((find(group_of[first_of.setdefault(image_hash, case_id)]), find(group_of[case_id])))
+        representative[second] = first
+    return {case_id: find(group) for case_id, group in group_of.items()}
 
 
 def _unchanged(state: FileState, path: Path) -> bool:

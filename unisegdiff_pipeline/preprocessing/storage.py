@@ -100,9 +100,10 @@ class StoredCase:
 
 @dataclass(frozen=True)
 class CaseFile:
-    """Content of CASE.json."""
+    """Content of CASE.json; `image_hash` is of the voxels as read, the same for copies of an image."""
 
     source: CaseSource
+    image_hash: str
     properties: CaseProperties
 
 
@@ -151,18 +152,18 @@ def write_case(
     image: np.ndarray,
     labels: np.ndarray,
     components: ComponentTable,
-    properties: CaseProperties,
-    source: CaseSource,
+    content: CaseFile,
     patch_size: Sequence[int],
 ) -> None:
     """Write one case; its JSON disappears first and comes last, so that a killed run leaves no half case."""
+    properties = content.properties
     case_id = properties.case_id
     remove_case(folder, case_id, keep_arrays=True)
     resampled = properties.shape != properties.shape_cropped
     write_array(folder / f"{case_id}.b2nd", image, patch_size, smooth=resampled)
     write_array(folder / f"{case_id}_labels.b2nd", labels, patch_size)
     components.save(folder / f"{case_id}_components.npz")
-    write_json(folder / f"{case_id}.json", CaseFile(source, properties))
+    write_json(folder / f"{case_id}.json", content)
 
 
 def stored_case_file(folder: Path, case_id: str) -> CaseFile | None:
