@@ -208,11 +208,11 @@ def resample_image(
 
     A cubic spline overshoots at edges; beyond the range of a CT window or of 0..1 that would be a value no image has.
     """
+    grid = GridMap(image.shape[1:], shape, order, separate_axis, device)
+    if grid.is_identity:  # before torch is imported, which takes longer than many a small data set
+        return np.asarray(image, np.float32)
     import torch
 
-    grid = GridMap(image.shape[1:], shape, order, separate_axis, device)
-    if grid.is_identity:
-        return np.asarray(image, np.float32)
     result = np.empty((len(image), *shape), np.float32)
     for channel, out in zip(image, result, strict=True):
         lowest, highest = float(channel.min()), float(channel.max())
