@@ -154,6 +154,9 @@ def test_channel_files_are_concatenated_in_order(tmp_path):
         write_labels(tmp_path / f"c_{i:04d}.png", np.full((1, 2, 3), i, np.uint8), Geometry(is_2d=True))
     array = read_image([tmp_path / f"c_{i:04d}.png" for i in (2, 0, 1)]).array
     assert array[:, 0, 0, 0].tolist() == [2, 0, 1]
+    assert read_image([tmp_path / "c_0000.png"], num_channels=1).array.flags.c_contiguous
+    with pytest.raises(UsdError, match=r"c_0000\.png hold 1 channels, but 3 are expected"):
+        read_image([tmp_path / "c_0000.png"], num_channels=3)
     write_labels(tmp_path / "wide.png", np.zeros((1, 2, 4), np.uint8), Geometry(is_2d=True))
     with pytest.raises(UsdError, match=r"wide\.png has shape \(1, 2, 4\)"):
         read_image([tmp_path / "c_0000.png", tmp_path / "wide.png"])

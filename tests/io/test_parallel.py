@@ -87,6 +87,18 @@ def test_a_killed_worker_is_named_and_the_others_finish():
     assert "fewer workers" in message
 
 
+def test_ctrl_c_ends_the_workers_at_once():
+    def interrupted() -> None:
+        with parallel._process_pool(1, ()) as pool:
+            pool.submit(time.sleep, 60)
+            raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - start < 30
+
+
 def test_workers_use_one_thread_each(monkeypatch):
     assert [result.value for result in _run(_threads_of_worker, workers=2)] == ["1"] * 4
 

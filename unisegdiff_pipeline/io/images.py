@@ -60,17 +60,21 @@ def map_ending(file_ending: str) -> str:
     return ".png" if file_ending.lower() in PICTURE_ENDINGS else file_ending
 
 
-def read_image(paths: Sequence[Path]) -> Volume:
+def read_image(paths: Sequence[Path], num_channels: int | None = None) -> Volume:
     """Read the files of one case and concatenate their channels in the order of `paths`.
 
     One RGB picture gives three channels, a 4D file one channel a frame; an alpha channel is dropped where it is
     opaque everywhere.
 
+    Args:
+        paths: files of one case in channel order.
+        num_channels: channels that the case must have, not checked where it is None.
+
     Returns:
-        Volume with float32 array (C, Z, Y, X).
+        Volume with float32 array (C, Z, Y, X), C-contiguous, and the geometry of the first file.
 
     Raises:
-        UsdError: a file cannot be read, or the files differ in shape or geometry.
+        UsdError: a file cannot be read, the files differ in shape, or their channels are not num_channels.
     """
     if not paths:
         raise ValueError("paths is empty; pass at least one file")
@@ -78,7 +82,13 @@ def read_image(paths: Sequence[Path]) -> Volume:
     for path, volume in zip(paths[1:], volumes[1:], strict=True):
         _require_same_shape(Path(paths[0]), volumes[0], Path(path), volume)
     arrays = [volume.array.astype(np.float32, copy=False) for volume in volumes]
-    array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    array = np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
+    if num_channels is not None and array.shape[0] != num_channels:
+        names = ", ".join(Path(path).name for path in paths)
+        raise UsdError(
+            f"{paths[0]}: {names} hold {array.shape[0]} channels, but {num_channels} are expected; give each case the "
+            "channels that dataset.json names (grey pictures must not be saved as colour)."
+        )
     return Volume(array, volumes[0].geometry)
 
 
@@ -373,11 +383,17 @@ def _affine_geometry(path: Path, affine: np.ndarray, is_2d: bool) -> Geometry:
 # ------------------------------------------------------------------------------------------------------ pictures
 
 
-def _picture_header(path: Path) -> tuple[Shape, Geometry]:
+def _pillow() -> Any:
     from PIL import Image
 
+    # Its limit guards web servers against hostile files; whole-slide pictures are larger than that.
+    Image.MAX_IMAGE_PIXELS = None
+    return Image
+
+
+def _picture_header(path: Path) -> tuple[Shape, Geometry]:
     try:
-        with Image.open(path) as picture:
+        with _pillow().open(path) as picture:
             frames = getattr(picture, "n_frames", 1) if path.suffix.lower() in TIFF_ENDINGS else 1
             shape = (_picture_channels(picture), frames, picture.height, picture.width)
     except FileNotFoundError:
@@ -388,9 +404,9 @@ def _picture_header(path: Path) -> tuple[Shape, Geometry]:
 
 
 def _read_picture(path: Path, as_labels: bool) -> Volume:
-    from PIL import Image, ImageSequence
+    from PIL import ImageSequence
 
-    with Image.open(path) as picture:
+    with _pillow().open(path) as picture:
         if path.suffix.lower() in TIFF_ENDINGS:
             slices = [_picture_array(frame, as_labels) for frame in ImageSequence.Iterator(picture)]
         else:
@@ -446,8 +462,6 @@ def _picture_geometry(path: Path, frames: int) -> Geometry:
 
 
 def _write_picture(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    from PIL import Image
-
     if array.dtype == np.int16:
         array = array.astype(np.uint16 if array.min() >= 0 else np.int32)
     tiff = path.suffix.lower() in TIFF_ENDINGS
@@ -455,7 +469,7 @@ def _write_picture(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         raise ValueError(f"{path.suffix} holds one slice, but the array has shape {array.shape}; use another format")
     if array.dtype not in (np.uint8, np.uint16) and not tiff:
         raise ValueError(f"{path.suffix} holds values 0..65535, but the array is {array.dtype} up to {array.max()}")
-    slices = [Image.fromarray(np.ascontiguousarray(part)) for part in array]
+    slices = [_pillow().fromarray(np.ascontiguousarray(part)) for part in array]
     if tiff:
         slices[0].save(path, compression="tiff_deflate", save_all=True, append_images=slices[1:])
     else:

@@ -142,7 +142,7 @@ def read_case(case: RawCase, description: DatasetDescription) -> CaseVolumes:
         try:
             image = read_image(case.image_paths)
         except UsdError as error:
-            problems.append(_from_error(error, case.image_paths[0]))
+            problems.append(_from_error(error, case.image_paths))
     labels = _try_labels(case.label_path, problems) if case.label_path is not None else None
     raters = [volume for path in case.rater_paths if (volume := _try_labels(path, problems)) is not None]
     return CaseVolumes(image, labels, tuple(raters), tuple(problems))
@@ -193,21 +193,21 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
 # ------------------------------------------------------------------------------------------------- checks of a case
 
 
-def _from_error(error: UsdError, path: Path) -> Problem:
-    """Take an error of a reader apart: file, what is wrong, remedy (after the last semicolon)."""
+def _from_error(error: UsdError, paths: Sequence[Path]) -> Problem:
+    """Take an error of a reader apart: "FILE what is wrong; remedy.", FILE being one of `paths`, else the first."""
     text = str(error).strip()
-    file, _, rest = text.partition(" ")
-    if not file.startswith(str(path.parent)):
-        file, rest = str(path), text
-    message, _, remedy = rest.rpartition("; ")
-    return Problem(file, message or rest.rstrip("."), (remedy[:1].upper() + remedy[1:]) if message else "")
+    file = next((str(path) for path in paths if text.startswith(str(path))), str(paths[0]))
+    message, separator, remedy = text.removeprefix(file).strip().rpartition("; ")
+    if not separator:
+        message, remedy = remedy, "Correct the file."
+    return Problem(file, message, remedy[:1].upper() + remedy[1:])
 
 
 def _try_labels(path: Path, problems: list[Problem]) -> Volume | None:
     try:
         return read_labels(path)
     except UsdError as error:
-        problems.append(_from_error(error, path))
+        problems.append(_from_error(error, [path]))
         return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -185,12 +186,20 @@ def _process_pool(workers: int, preload: Sequence[str]) -> Iterator[ProcessPoolE
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         yield pool
+    except BaseException:  # interrupted: the cases under way are of no use any more
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker() -> None:
-    """One thread a worker: the workers are the parallelism, and threads of many libraries multiply."""
+    """One thread a worker: the workers are the parallelism, and threads of many libraries multiply.
+
+    Ctrl-C reaches all processes of a terminal; only the one that owns the pool reacts to it, and ends the others.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in _THREAD_VARIABLES:
         os.environ[name] = "1"
     for name in ("torch", "blosc2"):
