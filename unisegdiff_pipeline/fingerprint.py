@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -340,3 +342,102 @@ def _rounded(value: float) -> float:
 def _triple(shape: Sequence[int]) -> tuple[int, int, int]:
     z, y, x = shape
     return int(z), int(y), int(x)
+
+
+# ---------------------------------------------------------------------------------------------------------- figure
+
+
+def fingerprint_figure(fingerprint: Fingerprint, plans: Any | None, path: Path) -> None:
+    """Draw one page of the facts; with plans that hold stages also the readability of noised masks.
+
+    Args:
+        fingerprint: the facts.
+        plans: planning.plans.Plans or None (not named as a type, because plans stand on fingerprints).
+        path: where to write; the ending chooses the format (.png, .pdf).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from unisegdiff_pipeline.io.files import atomic_path
+
+    figure = Figure(figsize=(16, 8.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 4).ravel()
+    empty = sum(case.empty for case in fingerprint.cases)
+    figure.suptitle(f"{fingerprint.dataset_name}: {len(fingerprint.cases)} cases, {empty} of them without foreground")
+    _draw_grids(axes[0], axes[1], fingerprint)
+    _draw_intensities(axes[2], fingerprint)
+    _draw_foreground(axes[3], fingerprint)
+    _draw_components(axes[4], axes[5], axes[6], fingerprint)
+    _draw_readability(axes[7], plans)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def _draw_grids(spacing_axis: Any, shape_axis: Any, fingerprint: Fingerprint) -> None:
+    names = "YX" if fingerprint.is_2d else "ZYX"
+    for axis, title, values in (
+        (spacing_axis, "voxel size (mm)", [case.spacing_mm for case in fingerprint.cases]),
+        (shape_axis, "shape after cropping (voxels)", [case.shape_after_crop for case in fingerprint.cases]),
+    ):
+        columns = np.array(values, float)[:, -len(names) :]
+        axis.boxplot(list(columns.T), tick_labels=list(names), whis=(0, 100))
+        axis.set(ylim=(0, None))
+        axis.set_title(f"{title}: quartiles and range", fontsize=10)
+
+
+def _draw_intensities(axis: Any, fingerprint: Fingerprint) -> None:
+    boxes = [
+        {"label": name, "whislo": s.percentile_00_5, "q1": s.mean - s.std, "med": s.median, "q3": s.mean + s.std,
+         "whishi": s.percentile_99_5}
+        for name, s in zip(fingerprint.channel_names, fingerprint.intensities, strict=True)
+    ]  # fmt: skip
+    axis.bxp(boxes, showfliers=False)
+    axis.set_title("foreground: median, mean ± std, 0.5 to 99.5 %", fontsize=10)
+
+
+def _draw_foreground(axis: Any, fingerprint: Fingerprint) -> None:
+    names = [lesion.class_name for lesion in fingerprint.lesions]
+    places = np.arange(len(names))
+    axis.barh(places - 0.2, [lesion.share_of_maps for lesion in fingerprint.lesions], 0.4, label="label maps with it")
+    axis.barh(places + 0.2, [lesion.foreground_share for lesion in fingerprint.lesions], 0.4, label="share of voxels")
+    axis.set(yticks=places, yticklabels=names, xscale="log", xlim=(None, 1.2), ylim=(-0.6, len(names) + 0.2))
+    axis.set_title("class balance", fontsize=10)
+    axis.legend(loc="upper left", fontsize=8, ncols=2)
+
+
+def _draw_components(count_axis: Any, volume_axis: Any, thickness_axis: Any, fingerprint: Fingerprint) -> None:
+    unit = "area (mm²)" if fingerprint.is_2d else "volume (ml)"
+    scale = 1.0 if fingerprint.is_2d else 1e-3
+    maps = [m for case in fingerprint.cases for m in (case.raters or (case.classes,))]
+    volumes = [[v * scale for m in maps for v in m[i].volumes_mm3] for i in range(len(fingerprint.lesions))]
+    thickness = [[t for m in maps for t in m[i].thickness_mm] for i in range(len(fingerprint.lesions))]
+    counts = [np.minimum([m[i].count for m in maps], 15) for i in range(len(fingerprint.lesions))]
+    count_axis.hist(counts, bins=np.arange(17) - 0.5, label=[lesion.class_name for lesion in fingerprint.lesions])
+    count_axis.set(yscale="symlog")
+    count_axis.set_title("components per label map (15: or more)", fontsize=10)
+    count_axis.legend(fontsize=8)
+    volumes_all, thickness_all = list(chain(*volumes)), list(chain(*thickness))
+    if volumes_all:
+        volume_axis.hist(volumes, bins=np.geomspace(min(volumes_all) * 0.99, max(volumes_all) * 1.01, 20))
+        thickness_axis.hist(thickness, bins=np.linspace(0, max(thickness_all) * 1.01, 20))
+    volume_axis.set(xscale="log")
+    volume_axis.set_title(f"components: {unit}", fontsize=10)
+    thickness_axis.set_title("components: local thickness (mm)", fontsize=10)
+
+
+def _draw_readability(axis: Any, plans: Any | None) -> None:
+    axis.set_title("readability of noised masks", fontsize=10)
+    configuration = None if plans is None else plans.configurations.get(plans.recommended_configuration)
+    if configuration is None or configuration.stages is None:
+        axis.text(0.5, 0.5, "stages are planned at the end of preprocessing", ha="center", transform=axis.transAxes)
+        return
+    stages = configuration.stages
+    for curve in stages.curves:
+        axis.plot(curve.lam, curve.readability, label=curve.class_name)
+    for lam, name in ((stages.lam_a, "lam_A"), (stages.lam_c, "lam_C")):
+        axis.axvline(lam, color="black", linestyle=":")
+        axis.text(lam, 1.09, name, ha="center", fontsize=8)
+    axis.set(xlabel="lam = ln(signal-to-noise ratio)", ylim=(-0.03, 1.16))
+    axis.set_title(f"readability of noised masks, {configuration.name}", fontsize=10)
+    axis.legend(fontsize=8, loc="center left")

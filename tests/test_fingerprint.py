@@ -1,0 +1,155 @@
+"""Facts of cases and data sets, by hand on small label maps and end to end on phantoms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.fingerprint import (
+    CaseFingerprint,
+    Fingerprint,
+    component_facts,
+    extract_fingerprint,
+    fingerprint_figure,
+    summarize_lesions,
+)
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
+from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
+
+BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
+
+
+def picture(*rows: str) -> np.ndarray:
+    """A 2D label map (1, Y, X) from digits."""
+    return np.array([[[int(c) for c in row] for row in rows]], np.uint8)
+
+
+def test_components_touch_by_corners_too() -> None:
+    labels = picture(
+        "1100000",
+        "1100000",
+        "0010001",
+        "0000000",
+    )
+    (facts,) = component_facts(labels, BINARY, (1.0, 2.0, 3.0))
+    assert (facts.count, facts.voxels) == (2, 6)
+    assert facts.volumes_mm3 == (30.0, 6.0)
+
+
+def test_thickness_of_a_bar_is_its_short_side() -> None:
+    labels = np.zeros((1, 20, 20), np.uint8)
+    labels[0, 4:10, 2:18] = 1  # 6 x 16 pixels of 0.5 mm
+    (facts,) = component_facts(labels, BINARY, (1.0, 0.5, 0.5))
+    assert facts.thickness_mm == (3.0,)
+
+
+def test_thickness_in_3d_uses_all_axes_and_the_border_of_the_image() -> None:
+    labels = np.ones((2, 20, 20), np.uint8)
+    (facts,) = component_facts(labels, BINARY, (5.0, 1.0, 1.0))
+    assert facts.thickness_mm == (10.0,)  # two slices of 5 mm, one slice from the outside on either side
+
+
+def test_foreground_that_fills_a_picture() -> None:
+    (facts,) = component_facts(np.ones((1, 8, 6), np.uint8), BINARY, (1.0, 1.0, 1.0))
+    assert (facts.count, facts.volumes_mm3, facts.thickness_mm) == (1, (48.0,), (6.0,))
+
+
+def test_regions_are_measured_as_such() -> None:
+    whole, core = component_facts(picture("11022", "11022", "00000"), REGIONS, (1.0, 1.0, 1.0))
+    assert (whole.voxels, whole.count) == (8, 2)
+    assert (core.voxels, core.count) == (4, 1)
+
+
+def test_absent_class_has_no_components() -> None:
+    (facts,) = component_facts(picture("000"), BINARY, (1.0, 1.0, 1.0))
+    assert (facts.count, facts.volumes_mm3, facts.thickness_mm) == (0, (), ())
+
+
+def case_of(case_id: str, *maps: np.ndarray) -> CaseFingerprint:
+    facts = [component_facts(m, BINARY, (1.0, 1.0, 1.0)) for m in maps]
+    shape = maps[0].shape
+    return CaseFingerprint(case_id, None, shape, (1.0, 1.0, 1.0), shape, 0.1, False, facts[0], tuple(facts[1:]))
+
+
+def test_summary_counts_the_maps_of_raters_where_there_are_some() -> None:
+    one, none, two = picture("1000", "0000"), picture("0000", "0000"), picture("1001", "0000")
+    (summary,) = summarize_lesions([case_of("a", one), case_of("b", none, two, none, none)], ("lesion",))
+    assert summary.share_of_maps == 0.5  # one of case a, one of three raters of case b
+    assert summary.components_per_map is not None
+    assert summary.components_per_map.p50 == 1.5
+    assert summary.foreground_share == pytest.approx((1 + 2) / 8 / 4)
+
+
+def test_specks_do_not_count_for_the_main_thickness() -> None:
+    labels = np.zeros((1, 30, 30), np.uint8)
+    labels[0, 2:12, 2:12] = 1
+    labels[0, 20, [0, 5, 10, 15, 20, 25]] = 1
+    (summary,) = summarize_lesions([case_of("a", labels)], ("lesion",))
+    assert summary.thickness_mm is not None
+    assert summary.main_thickness_mm is not None
+    assert summary.thickness_mm.p50 == 2.0
+    assert summary.main_thickness_mm.p50 == 10.0
+
+
+def test_2d_phantoms_end_to_end(phantom_2d: Path, tmp_path: Path) -> None:
+    raw = open_raw_dataset(phantom_2d)
+    fingerprint, report = extract_fingerprint(raw, workers=0)
+    assert report.ok
+    assert fingerprint.is_2d
+    assert [case.case_id for case in fingerprint.cases] == [case.case_id for case in raw.cases]
+    assert all(len(case.raters) == 4 for case in fingerprint.cases)
+    assert {c.case_id for c in fingerprint.cases if c.empty} == set(report.empty_cases)
+    file = tmp_path / "fingerprint.json"
+    write_json(file, fingerprint)
+    assert read_dataclass(Fingerprint, file) == fingerprint
+    figure = tmp_path / "fingerprint.png"
+    fingerprint_figure(fingerprint, None, figure)
+    assert figure.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("small_bytes", [0, 10**9], ids=["processes", "threads"])
+def test_workers_do_not_change_the_facts(phantom_3d: Path, monkeypatch: pytest.MonkeyPatch, small_bytes: int) -> None:
+    monkeypatch.setattr("unisegdiff_pipeline.fingerprint._SMALL_BYTES", small_bytes)
+    raw = open_raw_dataset(phantom_3d)
+    alone, _ = extract_fingerprint(raw, workers=0)
+    shared, _ = extract_fingerprint(raw, workers=2)
+    assert alone == shared
+    assert not alone.is_2d
+
+
+def test_cases_with_problems_are_reported_and_left_out(phantom_2d: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / phantom_2d.name
+    shutil.copytree(phantom_2d, folder)
+    broken = sorted((folder / "imagesTr").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:60])
+    fingerprint, report = extract_fingerprint(open_raw_dataset(folder), workers=0)
+    assert len(fingerprint.cases) == 11
+    assert any(broken.name in problem.file for problem in report.problems)
+
+
+def test_intensities_are_those_of_the_foreground(tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "Dataset001_Made"
+    for sub in ("imagesTr", "labelsTr"):
+        (folder / sub).mkdir(parents=True)
+    labels = np.zeros((10, 10), np.uint8)
+    labels[2:4, 2:4] = 1
+    for case, value in (("a", 100), ("b", 200)):
+        Image.fromarray(np.where(labels, value, 10).astype(np.uint8)).save(folder / "imagesTr" / f"{case}_0000.png")
+        Image.fromarray(labels).save(folder / "labelsTr" / f"{case}.png")
+    (folder / "dataset.json").write_text(
+        '{"channel_names": {"0": "US"}, "labels": {"background": 0, "lesion": 1}, "numTraining": 2, '
+        '"file_ending": ".png"}'
+    )
+    fingerprint, report = extract_fingerprint(open_raw_dataset(folder), workers=0)
+    assert report.ok
+    (statistics,) = fingerprint.intensities
+    assert (statistics.minimum, statistics.mean, statistics.maximum, statistics.std) == (100, 150, 200, 50)
+    assert fingerprint.cases[0].foreground_share == 0.04
