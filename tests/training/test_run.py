@@ -1,0 +1,140 @@
+"""Whole trainings on tiny phantoms: both phases, continuing, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unisegdiff_pipeline.commands import plan_and_preprocess
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.training import trainer as trainer_module
+from unisegdiff_pipeline.training.fold import WEIGHTS_NAME
+from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
+from unisegdiff_pipeline.training.request import TrainRequest
+from unisegdiff_pipeline.training.run import train
+from unisegdiff_pipeline.training.trainer import Trainer, pool_targets
+
+
+@pytest.fixture(scope="module")
+def prepared(phantom_2d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Preprocessed root of the 2D phantoms."""
+    root = tmp_path_factory.mktemp("prepared")
+    arguments = ["-d", "902", "--raw", str(phantom_2d.parent), "--preprocessed", str(root), "--device", "cpu"]
+    assert plan_and_preprocess.main(arguments) == 0
+    return root
+
+
+@pytest.fixture
+def request_(prepared: Path, tmp_path: Path) -> TrainRequest:
+    roots = Roots(raw=None, preprocessed=prepared, results=tmp_path)
+    return TrainRequest("902", "0", roots, iterations=8, batch_size=2, workers=0, device="cpu", seed=3)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / WEIGHTS_NAME)
+
+
+def test_both_phases_leave_a_complete_fold(request_: TrainRequest) -> None:
+    result = train(request_).folds[0]
+    names = {p.name for p in result.folder.iterdir()}
+    expected = {"weights.safetensors", "inference.json", "log.jsonl", "progress.png", "validation", "candidates.json"}
+    assert expected <= names and "checkpoint.pt" not in names
+    settings = json.loads((result.folder / "inference.json").read_text())
+    assert settings["sampler"]["num_calls"] in (2, 4, 8) and 0 <= settings["w"] <= 1
+    assert "hold-out" in settings["chosen_on"]
+    assert any(name.startswith("denoiser.") for name in weights_of(result.folder))
+    assert "mean" in result.scores
+    described = json.loads((result.folder / "request.json").read_text())
+    assert not set(described["holdout_cases"]) & set(described["train_cases"] + described["validation_cases"])
+    masks = list((result.folder / "validation").glob("*.png"))
+    assert len(masks) == len(described["validation_cases"])
+    again = train(request_).folds[0]  # a finished fold is read, not trained
+    assert _rounded(again.scores) == _rounded(result.scores)
+
+
+def _rounded(scores: dict[str, dict[str, float | None]]) -> object:
+    """Undefined values are NaN in memory and null in JSON."""
+    return {k: {m: None if v is None or math.isnan(v) else round(v, 9) for m, v in s.items()} for k, s in scores.items()}
+
+
+def test_plain_segmenter(request_: TrainRequest) -> None:
+    result = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=2)).folds[0]
+    settings = json.loads((result.folder / "inference.json").read_text())
+    assert settings["num_samples"] == 0 and settings["w"] == 1.0
+    assert not any(name.startswith("denoiser.") for name in weights_of(result.folder))
+
+
+@pytest.mark.parametrize("stop_at", [3, 7])  # in phase 1, in phase 2
+def test_continuing_gives_the_same_bits_as_never_having_stopped(
+    request_: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    roots = dataclasses.replace(request_.roots, results=tmp_path / "straight")
+    straight = train(dataclasses.replace(request_, roots=roots)).folds[0]
+    original, count = Trainer._iterate, 0
+
+    def stopping(self: Trainer, batch: object) -> dict[str, torch.Tensor]:
+        nonlocal count
+        count += 1
+        if count == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer_module.Trainer, "_iterate", stopping)
+    with pytest.raises(TrainingInterrupted, match="SIGTERM"):
+        train(request_)
+    assert count == stop_at
+    continued = train(request_).folds[0]
+    assert count == 8
+    a, b = weights_of(straight.folder), weights_of(continued.folder)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_another_seed_gives_other_weights(request_: TrainRequest, tmp_path: Path) -> None:
+    plain = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)
+    first = train(plain).folds[0]
+    roots = dataclasses.replace(plain.roots, results=tmp_path / "other")
+    second = train(dataclasses.replace(plain, seed=4, roots=roots)).folds[0]
+    a, b = weights_of(first.folder), weights_of(second.folder)
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_phase_1_can_be_taken_over(request_: TrainRequest, tmp_path: Path) -> None:
+    source = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=2)).folds[0]
+    roots = dataclasses.replace(request_.roots, results=tmp_path / "second")
+    result = train(dataclasses.replace(request_, roots=roots, phase_1_from=source.folder)).folds[0]
+    a, b = weights_of(source.folder), weights_of(result.folder)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    entries = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
+    assert all(entry["phase"] != 1 for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fold": "9"}, "fold 9 does not exist"),
+        ({"configuration": "3d_fullres"}, "it has 2d"),
+        ({"dataset": "77"}, "77"),
+        ({"trainer": "NoTrainer"}, "StagedDiffusionTrainer"),
+        ({"trainer": "json:JSONDecoder"}, "no subclass"),
+        ({"epochs": 3}, "one budget"),
+    ],
+)
+def test_wrong_requests_name_value_and_choices(
+    request_: TrainRequest, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsdError, match=message):
+        train(dataclasses.replace(request_, **changes))  # type: ignore[arg-type]
+
+
+def test_deep_supervision_targets_are_means() -> None:
+    target = torch.tensor([[[[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]]])
+    pooled = pool_targets(target, [(2, 2)])
+    assert pooled[1].tolist() == [[[[0.25, 1.0]]]]

@@ -1,0 +1,160 @@
+"""Phase 2: the denoiser learns on top of the frozen segmenter of phase 1."""
+
+from __future__ import annotations
+
+import abc
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unisegdiff_pipeline.diffusion.coding import mask_to_x
+from unisegdiff_pipeline.diffusion.losses import (
+    noise_loss,
+    refinement_loss,
+    segmentation_loss,
+    weight_by_log_variance,
+)
+from unisegdiff_pipeline.diffusion.schedule import StageEdges, expand_to, noise_mask
+from unisegdiff_pipeline.diffusion.stages import StageDraw, draw_stages
+from unisegdiff_pipeline.diffusion.targets import STAGE_A, STAGE_B, STAGE_C, STAGE_NAMES, implied_noise
+from unisegdiff_pipeline.networks.denoiser import Denoiser, repeat_examples
+from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
+from unisegdiff_pipeline.networks.unet import SegmentationUNet
+from unisegdiff_pipeline.training.patches import Batch
+from unisegdiff_pipeline.training.schedule import PhaseBudget
+from unisegdiff_pipeline.training.trainer import FoldRun, StepResult, Trainer
+from unisegdiff_pipeline.training.validation import validate_cases
+
+HIDE_DET_SHARE = 0.2  # examples that must do without the segmenter's logits, so that the noised mask is really read
+NUM_VALIDATION_SAMPLES = 4
+
+
+class DiffusionTrainer(Trainer, abc.ABC):
+    """Noises masks, conditions on the segmenter once a patch, and leaves the loss to its subclasses.
+
+    Args:
+        run, budget: as for `Trainer`.
+        segmenter: of phase 1, used frozen and in eval mode.
+        temperature: of p_det, chosen on the inner hold-out after phase 1.
+    """
+
+    phase: ClassVar[int] = 2
+    network: Denoiser
+
+    def __init__(self, run: FoldRun, budget: PhaseBudget, segmenter: SegmentationUNet, temperature: float) -> None:
+        stages = run.configuration.stages
+        assert stages is not None
+        self.edges = StageEdges(stages.lam_a, stages.lam_c)
+        self.temperature = temperature
+        self.log_variances = nn.Parameter(torch.zeros(len(STAGE_NAMES), device=run.device))
+        super().__init__(run, budget)
+        self.segmenter = segmenter.to(run.device).eval().requires_grad_(False)
+        self.model = StagedModel(self.segmenter, self.network, self.coding)
+        self.segmenter.eval()
+
+    def build_network(self) -> nn.Module:
+        configuration = self.run.configuration
+        return Denoiser(configuration.network, configuration.denoiser, self.run.plans.labels.num_channels)
+
+    def extra_parameters(self) -> list[nn.Parameter]:
+        return [self.log_variances]
+
+    @abc.abstractmethod
+    def example_losses(self, example: NoisedExamples, x0_logits: Tensor, noise: Tensor) -> Tensor:
+        """Loss of each example (B,), by what the trainer lets the network predict."""
+
+    def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
+        with torch.no_grad():
+            output = self.segmenter(batch.image)
+        condition = Condition(output.logits[0].float(), self.network.project_features(output.features))
+        levels = self.run.configuration.denoiser.noise_levels_per_patch
+        example = self._noise(batch, condition, levels, generator)
+        features = tuple(repeat_examples(f, levels) for f in condition.features)
+        keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= HIDE_DET_SHARE).float()
+        logits, correction = self.model.denoiser_output(
+            example.x_t, example.lam, example.det_logits, features, self.temperature, keep
+        )
+        p = logits.softmax(dim=1) if self.coding == "softmax" else logits.sigmoid()
+        noise = self.model.noise_estimate(example.x_t, example.lam, p, correction)
+        losses = self.example_losses(example, logits, noise)
+        return self._weigh(losses, example.stage)
+
+    def _noise(self, batch: Batch, condition: Condition, levels: int, generator: torch.Generator) -> NoisedExamples:
+        count = len(batch.image)
+        # Drawn on the CPU, like all that decides which examples there are: the same for every device.
+        draw = draw_stages(count, levels, self.edges, _cpu_generator(generator))
+        draw = StageDraw(*(v.to(self.run.device) for v in (draw.lam, draw.stage, draw.from_mean)))
+        det_logits = repeat_examples(condition.det_logits, levels)
+        target, valid = repeat_examples(batch.target, levels), repeat_examples(batch.valid, levels)
+        mean = self.model.det_probabilities(Condition(det_logits, ()), self.temperature)
+        x0 = mask_to_x(torch.where(valid > 0, target, mean))  # ignored voxels: what the segmenter says
+        source = torch.where(expand_to(draw.from_mean, x0.ndim), mask_to_x(mean), x0)
+        noise = torch.randn(x0.shape, generator=generator, device=self.run.device)
+        x_t = noise_mask(source, draw.lam, noise)
+        return NoisedExamples(x_t, x0, target, valid, draw.lam, draw.stage, det_logits)
+
+    def _weigh(self, losses: Tensor, stage: Tensor) -> StepResult:
+        weighted = weight_by_log_variance(losses, self.log_variances[stage])
+        logged = {}
+        for index, name in enumerate(STAGE_NAMES):
+            logged[f"loss_{name.lower()}"] = losses[stage == index].mean().detach()
+            logged[f"log_variance_{name.lower()}"] = self.log_variances[index].detach()
+        return StepResult(weighted.mean(), logged)
+
+    def model_for_prediction(self) -> StagedModel:
+        denoiser = self.ema.network
+        assert isinstance(denoiser, Denoiser)
+        return StagedModel(self.segmenter, denoiser, self.coding).eval()
+
+    def validate(self) -> dict[str, float]:
+        return validate_cases(
+            self.run, self.model_for_prediction(), num_samples=NUM_VALIDATION_SAMPLES, temperature=self.temperature
+        )
+
+
+class NoisedExamples:
+    """One batch of noised masks, B = patches x noise levels.
+
+    Attributes:
+        x_t: noised masks (B, C, *patch).
+        x0: clean masks in [-1, 1]; ignored voxels hold the segmenter's mean.
+        target, valid: (B, C, *patch) and (B, 1, *patch).
+        lam, stage: (B,).
+        det_logits: the segmenter's (B, C, *patch).
+        noise: the noise that x_t holds if the clean mask is x0, also where x_t was made from the segmenter's mean.
+    """
+
+    def __init__(
+        self, x_t: Tensor, x0: Tensor, target: Tensor, valid: Tensor, lam: Tensor, stage: Tensor, det_logits: Tensor
+    ) -> None:
+        self.x_t, self.x0, self.target, self.valid = x_t, x0, target, valid
+        self.lam, self.stage, self.det_logits = lam, stage, det_logits
+        self.noise = implied_noise(x_t, x0, lam)
+
+
+class StagedDiffusionTrainer(DiffusionTrainer):
+    """The target changes with the stage: mask (A), mask and noise (B), noise with the mask it implies (C)."""
+
+    def example_losses(self, example: NoisedExamples, x0_logits: Tensor, noise: Tensor) -> Tensor:
+        losses = torch.zeros(len(example.lam), device=example.lam.device)
+        for stage in (STAGE_A, STAGE_B, STAGE_C):
+            rows = example.stage == stage
+            target, valid = example.target[rows], example.valid[rows]
+            if stage == STAGE_A:
+                part = segmentation_loss(x0_logits[rows], target, valid, self.coding)
+            elif stage == STAGE_B:
+                part = segmentation_loss(x0_logits[rows], target, valid, self.coding, dice_weight=0.3)
+                part = part + 0.3 * noise_loss(noise[rows], example.noise[rows], valid)
+            else:
+                part = refinement_loss(
+                    noise[rows], example.noise[rows], example.x_t[rows], example.lam[rows], target, valid, self.coding
+                )
+            losses = losses.index_put((rows.nonzero()[:, 0],), part)
+        return losses
+
+
+def _cpu_generator(generator: torch.Generator) -> torch.Generator:
+    return torch.Generator().manual_seed(generator.initial_seed())
+
+

@@ -1,0 +1,166 @@
+"""usd_train as a function: one fold, all cases, or the whole cross-validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from unisegdiff_pipeline.evaluation.summary import fold_table
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.parallel import usable_cores
+from unisegdiff_pipeline.io.paths import find_dataset
+from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
+from unisegdiff_pipeline.networks.precision import resolve_device
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
+from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases
+from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
+from unisegdiff_pipeline.training.checkpoint import plan_hash
+from unisegdiff_pipeline.training.fold import train_fold
+from unisegdiff_pipeline.training.interrupt import StopRequest
+from unisegdiff_pipeline.training.registry import find_trainer
+from unisegdiff_pipeline.training.request import FoldResult, TrainRequest, TrainResult
+from unisegdiff_pipeline.training.run_log import RunLog
+from unisegdiff_pipeline.training.splits import Split, inner_holdout, load_or_create_splits, select_split
+from unisegdiff_pipeline.training.trainer import FoldRun
+
+HOLDOUT_SHARE = 0.15
+CV_SUMMARY_NAME = "cv_summary.json"
+MAX_WORKERS = 12
+
+
+def train(request: TrainRequest) -> TrainResult:
+    """Train what the request asks for; finished folds are skipped, interrupted ones continued.
+
+    Raises:
+        UsdError: data, plan or budget cannot be used; the message says what to do.
+        TrainingInterrupted: on SIGINT or SIGTERM, with a checkpoint saved.
+    """
+    _check_budget(request)
+    trainer = find_trainer(request.trainer)
+    preprocessed = request.roots.require_preprocessed()
+    dataset = preprocessed / find_dataset(preprocessed, request.dataset)
+    plans = read_dataclass(Plans, dataset / "plans.json")
+    configuration = _configuration(plans, request, dataset)
+    model_folder = request.roots.require_results() / plans.dataset_name / f"{trainer.__name__}__{configuration.name}"
+    records = {record.case_id: record for record in read_cases(dataset)}
+    folds = _folds(request, dataset, records)
+    data = PreprocessedFolder(dataset / configuration.name)
+    for split in folds.values():
+        for case_id in (*split.train, *split.val):
+            if case_id not in data.case_ids:
+                data.open(case_id)  # raises, naming the case and the remedy
+    _write_model_files(model_folder, dataset, plans)
+    results = []
+    with StopRequest() as stop:
+        for fold, split in folds.items():
+            results.append(_train_one(request, fold, split, plans, configuration, data, model_folder, records, stop))
+    if request.fold != "cv":
+        return TrainResult(tuple(results))
+    return _summarise_folds(results, model_folder)
+
+
+def _train_one(
+    request: TrainRequest,
+    fold: str,
+    split: Split,
+    plans: Plans,
+    configuration: ConfigurationPlan,
+    data: PreprocessedFolder,
+    model_folder: Path,
+    records: dict[str, CaseRecord],
+    stop: StopRequest,
+) -> FoldResult:
+    folder = model_folder / f"fold_{fold}"
+    if request.restart and folder.is_dir():
+        shutil.rmtree(folder)
+    groups = {case: record.group for case, record in records.items()}
+    volumes = {case: record.foreground_mm3 for case, record in records.items()}
+    kept, held = inner_holdout(split.train, groups, HOLDOUT_SHARE, request.seed, volumes)
+    log = RunLog(folder, request.tensorboard)
+    log.say(
+        f"{plans.dataset_name} {configuration.name} fold {fold}: {len(kept)} cases to train on, {len(held)} held out "
+        f"to choose settings, {len(split.val)} to validate"
+    )
+    run = FoldRun(
+        request=request,
+        plans=plans,
+        configuration=configuration,
+        data=data,
+        folder=folder,
+        train_cases=kept,
+        holdout_cases=held,
+        validation_cases=split.val,
+        device=resolve_device(request.device),
+        workers=default_workers() if request.workers is None else request.workers,
+        plan_hash=plan_hash(configuration),
+        log=log,
+        stop=stop,
+    )
+    try:
+        return train_fold(run, find_trainer(request.trainer))
+    finally:
+        log.close()
+
+
+def default_workers() -> int:
+    """Processes that prepare patches: one fewer than the cores, at least one."""
+    return min(MAX_WORKERS, max(1, usable_cores() - 1))
+
+
+def _check_budget(request: TrainRequest) -> None:
+    given = {
+        "--max-time": request.max_time_s,
+        "--epochs": request.epochs,
+        "--iterations": request.iterations,
+    }
+    named = [f"{flag} {value:g}" for flag, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise UsdError(f"{' and '.join(named)} were both given, but a training has one budget; keep one of them.")
+
+
+def _configuration(plans: Plans, request: TrainRequest, dataset: Path) -> ConfigurationPlan:
+    name = request.configuration or plans.recommended_configuration
+    if name not in plans.configurations:
+        raise UsdError(
+            f"configuration {name!r} is not in {dataset / 'plans.json'}; it has {', '.join(plans.configurations)}. "
+            f"Choose one with -c, or plan it with usd_plan -d {plans.dataset_name} -c {name}."
+        )
+    configuration = plans.configurations[name]
+    if configuration.stages is None:
+        raise UsdError(
+            f"the stages of configuration {name!r} are not planned yet in {dataset / 'plans.json'}; "
+            f"finish preprocessing with usd_preprocess -d {plans.dataset_name} -c {name}."
+        )
+    training = configuration.training
+    if request.batch_size is not None:
+        training = dataclasses.replace(training, batch_size=request.batch_size)
+    if request.learning_rate is not None:
+        training = dataclasses.replace(training, learning_rate=request.learning_rate)
+    return dataclasses.replace(configuration, training=training)
+
+
+def _folds(request: TrainRequest, dataset: Path, records: dict[str, CaseRecord]) -> dict[str, Split]:
+    if request.fold == "all":
+        return {"all": Split(tuple(sorted(records)), ())}
+    raw_folder = None if request.roots.raw is None else request.roots.raw / dataset.name
+    splits = load_or_create_splits(dataset, raw_folder)
+    if request.fold == "cv":
+        return {str(i): split for i, split in enumerate(splits)}
+    if not request.fold.isdigit():
+        raise UsdError(f"fold {request.fold!r} is unknown; use 0 to {len(splits) - 1}, all or cv.")
+    return {request.fold: select_split(splits, int(request.fold))}
+
+
+def _write_model_files(folder: Path, dataset: Path, plans: Plans) -> None:
+    """Put plans.json and dataset.json beside the folds, so that a model can be used without its data."""
+    write_json(folder / "plans.json", plans)
+    write_json(folder / "dataset.json", read_json(dataset / "dataset.json"))
+
+
+def _summarise_folds(results: list[FoldResult], model_folder: Path) -> TrainResult:
+    path = model_folder / CV_SUMMARY_NAME
+    write_json(path, {"folds": [{"fold": r.fold, "seconds": r.seconds, "scores": r.scores} for r in results]})
+    table = fold_table({result.fold: {name: s["dice"] for name, s in result.scores.items()} for result in results})
+    print(f"Dice on the validation cases of each fold\n{table}\nwritten to {path}", flush=True)
+    return TrainResult(tuple(results), path, table)

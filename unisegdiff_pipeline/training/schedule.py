@@ -1,0 +1,59 @@
+"""How long a phase lasts, in iterations or in seconds, and the learning rate that follows from it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+WARMUP_ITERATIONS = 20
+
+
+@dataclass(frozen=True)
+class PhaseBudget:
+    """Length of one phase; exactly one of the two is given."""
+
+    iterations: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.iterations is None) == (self.seconds is None):
+            raise ValueError(f"give iterations ({self.iterations}) or seconds ({self.seconds}), one of them")
+
+    def progress(self, iteration: int, seconds: float) -> float:
+        """Share of the phase that is done, 0 to 1."""
+        if self.iterations is not None:
+            return min(1.0, iteration / self.iterations) if self.iterations else 1.0
+        assert self.seconds is not None
+        return min(1.0, seconds / self.seconds) if self.seconds > 0 else 1.0
+
+
+class Stopwatch:
+    """Seconds of work over several sittings: what earlier ones took, plus this one."""
+
+    def __init__(self, earlier_seconds: float = 0.0) -> None:
+        self._earlier = earlier_seconds
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self._earlier + time.monotonic() - self._start
+
+
+def learning_rate(base: float, iteration: int, progress: float) -> float:
+    """Polynomial decay (1 - progress)^0.9 as nnU-Net, behind a linear warm-up of a few iterations for AdamW."""
+    warmup = min(1.0, (iteration + 1) / WARMUP_ITERATIONS)
+    return base * warmup * max(0.0, 1.0 - progress) ** 0.9
+
+
+def format_seconds(seconds: float) -> str:
+    """45 s, 12:05 min or 3:20:00 h."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d} h"

@@ -1,0 +1,51 @@
+"""Phase 1: the segmenter; alone it is the equivalent of nnU-Net."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from unisegdiff_pipeline.diffusion.losses import segmentation_loss
+from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.networks.unet import SegmentationUNet
+from unisegdiff_pipeline.training.patches import Batch
+from unisegdiff_pipeline.training.trainer import StepResult, Trainer, pool_targets
+from unisegdiff_pipeline.training.validation import validate_cases
+
+
+class SegmentationTrainer(Trainer):
+    """Dice + cross-entropy with deep supervision."""
+
+    phase: ClassVar[int] = 1
+    network: SegmentationUNet
+
+    def build_network(self) -> nn.Module:
+        configuration = self.run.configuration
+        return SegmentationUNet(
+            configuration.network, self.run.plans.labels.num_channels, configuration.training.deep_supervision
+        )
+
+    def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
+        logits = self.network(batch.image).logits
+        levels = self.run.configuration.network.levels[1 : len(logits)]
+        targets = pool_targets(batch.target, [level.stride for level in levels])
+        masks = pool_targets(batch.valid, [level.stride for level in levels])
+        # nnU-Net's weights 1, 1/2, 1/4, ... with the coarsest level left out, unless it is the only one.
+        count = max(1, len(logits) - 1)
+        weights = [0.5**i for i in range(count)]
+        losses = [
+            segmentation_loss(logits[i], targets[i], masks[i], self.coding, batch_dice=self.plan.batch_dice).mean()
+            for i in range(count)
+        ]
+        total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
+        return StepResult(total, {"loss_full_resolution": losses[0].detach()})
+
+    def model_for_prediction(self) -> StagedModel:
+        segmenter = self.ema.network
+        assert isinstance(segmenter, SegmentationUNet)
+        return StagedModel(segmenter, None, self.coding).eval()
+
+    def validate(self) -> dict[str, float]:
+        return validate_cases(self.run, self.model_for_prediction(), num_samples=0)

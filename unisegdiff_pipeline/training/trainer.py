@@ -1,0 +1,290 @@
+"""The training loop that both phases share; what a step is, subclasses say."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unisegdiff_pipeline.io.files import text_hash
+from unisegdiff_pipeline.networks.precision import autocast
+from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
+from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
+from unisegdiff_pipeline.training.checkpoint import save_checkpoint
+from unisegdiff_pipeline.training.ema import Ema, cpu_state
+from unisegdiff_pipeline.training.interrupt import StopRequest, TrainingInterrupted
+from unisegdiff_pipeline.training.loader import open_loader
+from unisegdiff_pipeline.training.patches import Batch, PatchSource
+from unisegdiff_pipeline.training.request import TrainRequest
+from unisegdiff_pipeline.training.run_log import RunLog
+from unisegdiff_pipeline.training.schedule import PhaseBudget, Stopwatch, format_seconds, learning_rate
+
+GRADIENT_CLIP = 12.0  # nnU-Net's
+LOG_EVERY_S = 10.0
+LOADER_TIMEOUT_S = 600.0
+NUM_VALIDATIONS = 8
+
+
+@dataclass
+class FoldRun:
+    """Everything that the phases of one fold share.
+
+    Attributes:
+        configuration: the plan, with the request's overrides of batch size and learning rate.
+        folder: results folder of the fold.
+        train_cases: cases that weights are learned from; without `holdout_cases`.
+        holdout_cases: the inner hold-out, on which everything that is chosen is chosen.
+        validation_cases: the fold's own, predicted once at the end; empty for fold "all".
+        watch: seconds of this fold, all sittings together.
+        monitored_cases: held-out cases that are scored during training; fewer where time is short.
+    """
+
+    request: TrainRequest
+    plans: Plans
+    configuration: ConfigurationPlan
+    data: PreprocessedFolder
+    folder: Path
+    train_cases: tuple[str, ...]
+    holdout_cases: tuple[str, ...]
+    validation_cases: tuple[str, ...]
+    device: torch.device
+    workers: int
+    plan_hash: str
+    log: RunLog
+    stop: StopRequest
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    monitored_cases: tuple[str, ...] = ()
+
+    def generator(self, *key: object) -> torch.Generator:
+        """A generator on the training's device, keyed by the seed and `key`: no state has to be saved."""
+        digest = text_hash("|".join(map(str, (self.request.seed, *key))))
+        return torch.Generator(self.device).manual_seed(int(digest[:15], 16))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss to descend, and numbers to log."""
+
+    loss: Tensor
+    logged: dict[str, Tensor]
+
+
+class Trainer(abc.ABC):
+    """One phase of a fold: loop, moving average, mixed precision, checkpoints, log.
+
+    A subclass builds the network that learns, says what a step is and how held-out cases are scored.
+
+    Args:
+        run: what the phases of the fold share.
+        budget: how long this phase lasts.
+    """
+
+    phase: ClassVar[int]
+
+    def __init__(self, run: FoldRun, budget: PhaseBudget) -> None:
+        self.run = run
+        self.budget = budget
+        self.plan = run.configuration.training
+        self.coding = run.plans.labels.coding
+        self.iteration = 0
+        self.phase_start_s = run.watch.seconds
+        self.best_score = self.last_score = -math.inf
+        self.best_weights: dict[str, Tensor] | None = None
+        torch.manual_seed(int(text_hash(f"{run.request.seed}|weights|{self.phase}")[:15], 16))
+        self.network = self.build_network().to(run.device)
+        self.ema = Ema(self.network, self.plan.ema_decay)
+        self.optimizer = self._build_optimizer()
+
+    @abc.abstractmethod
+    def build_network(self) -> nn.Module:
+        """The network whose weights this phase learns, freshly initialised from torch's global generator."""
+
+    @abc.abstractmethod
+    def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
+        """Forward pass and loss of one batch; runs under autocast."""
+
+    @abc.abstractmethod
+    def model_for_prediction(self) -> StagedModel:
+        """The model with the moving average of this phase's weights."""
+
+    @abc.abstractmethod
+    def validate(self) -> dict[str, float]:
+        """Scores on the inner hold-out, keyed "dice_mean" and "dice_<class>"."""
+
+    def extra_parameters(self) -> list[nn.Parameter]:
+        """Parameters outside the network that the optimiser also moves, without weight decay."""
+        return []
+
+    def fit(self, checkpoint: dict[str, Any] | None = None) -> None:
+        """Train until the budget is spent; continue from `checkpoint` if it is of this phase.
+
+        Raises:
+            TrainingInterrupted: after SIGINT or SIGTERM, with the checkpoint saved.
+        """
+        if checkpoint is not None and checkpoint["phase"] == self.phase:
+            self._restore(checkpoint)
+        run = self.run
+        source = PatchSource(
+            run.data, run.train_cases, run.configuration, run.plans.labels, seed=run.request.seed, augment=True
+        )
+        last_save = last_log = time.monotonic()
+        sums: dict[str, list[Tensor]] = defaultdict(list)
+        validated = math.floor(self.progress * NUM_VALIDATIONS)
+        run.log.say(f"phase {self.phase} ({type(self).__name__}): {self._describe()}")
+        self.network.train()
+        with open_loader(
+            source, self.iteration, self.budget.iterations, run.workers, LOADER_TIMEOUT_S
+        ) as batches:
+            for batch in batches:
+                if self.progress >= 1:
+                    break
+                for name, value in self._iterate(batch).items():
+                    sums[name].append(value)
+                now = time.monotonic()
+                if now - last_log > LOG_EVERY_S or self.progress >= 1:
+                    self._log(sums, now - last_log)
+                    sums.clear()
+                    last_log = now
+                if math.floor(self.progress * NUM_VALIDATIONS) > validated and self.progress < 1:
+                    validated = math.floor(self.progress * NUM_VALIDATIONS)
+                    self._validate()
+                    last_log = time.monotonic()
+                if run.stop.signal_number is not None:
+                    self.save()
+                    raise TrainingInterrupted(run.stop.signal_number)
+                if time.monotonic() - last_save > run.request.checkpoint_every_s:
+                    self.save()
+                    last_save = time.monotonic()
+        self._validate()
+
+    @property
+    def progress(self) -> float:
+        """Share of this phase that is done."""
+        return self.budget.progress(self.iteration, self.run.watch.seconds - self.phase_start_s)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {
+            "phase": self.phase,
+            "iteration": self.iteration,
+            "seconds": self.run.watch.seconds,
+            "phase_start_s": self.phase_start_s,
+            "plan_hash": self.run.plan_hash,
+            "network": self.network.state_dict(),
+            "extra": [p.detach() for p in self.extra_parameters()],
+            "ema": self.ema.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best_score": self.best_score,
+            "best_weights": self.best_weights,
+        }
+        save_checkpoint(self.run.folder, state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        self.phase_start_s = state["phase_start_s"]
+        self.network.load_state_dict(state["network"])
+        with torch.no_grad():
+            for parameter, value in zip(self.extra_parameters(), state["extra"], strict=True):
+                parameter.copy_(value)
+        self.ema.network.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best_score, self.best_weights = state["best_score"], state["best_weights"]
+        self.run.log.forget_after(self.phase, self.iteration)
+        self.run.log.say(f"continuing phase {self.phase} at iteration {self.iteration}")
+
+    def _iterate(self, batch: Batch) -> dict[str, Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.plan.learning_rate, self.iteration, self.progress)
+        batch = dataclasses.replace(
+            batch, **{name: getattr(batch, name).to(self.run.device, non_blocking=True) for name in ("image", "target", "valid")}
+        )
+        with autocast(self.run.device):
+            result = self.training_step(batch, self.run.generator(self.phase, self.iteration))
+        self.optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient of phase {self.phase} is {norm.item()} at iteration {self.iteration}, cases "
+                f"{', '.join(batch.case_ids)}; lower --lr"
+            )
+        self.optimizer.step()
+        self.ema.update(self.network, self.iteration)
+        self.iteration += 1
+        return {"loss": result.loss.detach(), "gradient_norm": norm.detach(), **result.logged}
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
+        if extra := self.extra_parameters():
+            groups.append({"params": extra, "weight_decay": 0.0})
+        if self.plan.optimizer == "sgd":
+            return torch.optim.SGD(
+                groups, self.plan.learning_rate, momentum=0.99, nesterov=True, weight_decay=self.plan.weight_decay
+            )
+        return torch.optim.AdamW(groups, self.plan.learning_rate, weight_decay=self.plan.weight_decay, fused=True)
+
+    def _log(self, sums: dict[str, list[Tensor]], seconds: float) -> None:
+        if not sums:
+            return
+        means = {name: float(torch.stack([v.float() for v in values]).nanmean()) for name, values in sums.items()}
+        rate = len(sums["loss"]) / max(seconds, 1e-6)
+        self.run.log.record(
+            "train",
+            phase=self.phase,
+            iteration=self.iteration,
+            seconds=self.run.watch.seconds,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            iterations_per_s=rate,
+            **means,
+        )
+        self.run.log.say(
+            f"phase {self.phase}  {self.progress:4.0%}  iteration {self.iteration}  loss {means['loss']:.3f}  "
+            f"{rate:.2f} it/s  left in this phase: {format_seconds(self._seconds_left(rate))}"
+        )
+
+    def _seconds_left(self, rate: float) -> float:
+        if self.budget.iterations is not None:
+            return (self.budget.iterations - self.iteration) / max(rate, 1e-9)
+        assert self.budget.seconds is not None
+        return self.budget.seconds * (1 - self.progress)
+
+    def _validate(self) -> None:
+        if not self.run.monitored_cases:
+            return
+        scores = self.validate()
+        self.run.log.record(
+            "validation", phase=self.phase, iteration=self.iteration, seconds=self.run.watch.seconds, **scores
+        )
+        shown = "  ".join(f"{name.removeprefix('dice_')} {value:.3f}" for name, value in scores.items())
+        self.run.log.say(f"phase {self.phase}  Dice on {len(self.run.monitored_cases)} held-out cases: {shown}")
+        self.last_score = scores["dice_mean"]
+        if self.last_score > self.best_score:
+            self.best_score, self.best_weights = self.last_score, cpu_state(self.ema.network)
+        self.run.log.draw()
+
+    def _describe(self) -> str:
+        length = (
+            f"{self.budget.iterations} iterations"
+            if self.budget.iterations is not None
+            else format_seconds(self.budget.seconds or 0)
+        )
+        return f"{length}, batch {self.plan.batch_size}, patch {'x'.join(map(str, self.run.configuration.network.patch_size))}"
+
+
+def pool_targets(target: Tensor, strides: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Targets for deep supervision: the full one, then means over the strides of each level (soft labels)."""
+    pool = nn.functional.avg_pool2d if target.ndim == 4 else nn.functional.avg_pool3d
+    targets = [target]
+    for stride in strides:
+        targets.append(pool(targets[-1], tuple(stride), tuple(stride)))
+    return targets

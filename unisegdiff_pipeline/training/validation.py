@@ -1,0 +1,105 @@
+"""Scores of whole preprocessed cases: during training on the inner hold-out, at its end on the fold's own cases."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
+from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, summarise
+from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
+from unisegdiff_pipeline.io.progress import progress
+from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan
+from unisegdiff_pipeline.preprocessing.restore import restore_labels
+from unisegdiff_pipeline.preprocessing.storage import StoredCase
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.training.trainer import FoldRun
+
+SUMMARY_NAME = "summary.json"
+
+
+def planned_settings(configuration: ConfigurationPlan, temperature: float = 1.0, w: float = 0.0) -> InferenceSettings:
+    """Settings before anything has been chosen: the plan's edges and the samplers' defaults."""
+    assert configuration.stages is not None
+    return InferenceSettings(
+        lam_a=configuration.stages.lam_a, lam_c=configuration.stages.lam_c, temperature=temperature, w=w
+    )
+
+
+def validate_cases(
+    run: FoldRun, model: StagedModel, num_samples: int, temperature: float = 1.0
+) -> dict[str, float]:
+    """Mean Dice on the monitored held-out cases, on the plan's grid: "dice_mean" and "dice_<class>"."""
+    settings = planned_settings(run.configuration, temperature)
+    cases = []
+    for case_id in run.monitored_cases:
+        stored = run.data.open(case_id)
+        prediction = predict_stored(run, model, stored, settings, num_samples)
+        cases.append(CaseScores(case_id, tuple(score_on_plan_grid(run, stored, prediction.probabilities()))))
+    summary = summarise(cases)
+    return {"dice_mean": summary.mean_dice, **{f"dice_{c.class_name}": c.mean_dice for c in summary.classes}}
+
+
+def predict_stored(
+    run: FoldRun, model: StagedModel, stored: StoredCase, settings: InferenceSettings, num_samples: int | None
+) -> CasePrediction:
+    """Predict one preprocessed case."""
+    return predict_case(
+        stored.image[...],
+        model,
+        settings,
+        patch_size=run.configuration.network.patch_size,
+        case_id=stored.case_id,
+        seed=run.request.seed,
+        num_samples=num_samples,
+        spacing_mm=stored.properties.spacing_mm,
+        keep_samples=False,
+    )
+
+
+def score_on_plan_grid(run: FoldRun, stored: StoredCase, probabilities: torch.Tensor) -> list[ClassScore]:
+    """Scores against the labels (row 0) on the plan's grid, which need no resampling."""
+    predicted = run.plans.labels.decode(probabilities.numpy())
+    reference = stored.labels[0:1][0]
+    return score_case(reference, predicted, run.plans.labels, stored.properties.spacing_mm, run.plans.spacing_known)
+
+
+def final_validation(run: FoldRun, model: StagedModel, settings: InferenceSettings) -> Summary:
+    """Predict the fold's validation cases once, write their masks to validation/ and their scores to summary.json.
+
+    Masks are compared with the reference on the grid of the label files.
+    """
+    folder = run.folder / "validation"
+    cases, start = [], time.monotonic()
+    for case_id in progress(run.validation_cases, len(run.validation_cases), "validation"):
+        stored = run.data.open(case_id)
+        prediction = predict_stored(run, model, stored, settings, None)
+        labels = restore_labels(prediction.probabilities(), stored.properties, run.plans.labels)
+        spacing = stored.properties.geometry.spacing_mm
+        reference = stored.reference()[0]
+        scores = score_case(reference, labels, run.plans.labels, spacing, run.plans.spacing_known)
+        cases.append(CaseScores(case_id, tuple(scores)))
+        _write_mask(run, folder, stored, labels)
+    summary = summarise(cases)
+    write_json(
+        folder / SUMMARY_NAME,
+        {"summary": summary, "seconds": time.monotonic() - start, "settings": settings, "cases": cases},
+    )
+    return summary
+
+
+def _write_mask(run: FoldRun, folder: object, stored: StoredCase, labels: object) -> None:
+    # Readers are imported here only: a machine that trains need not have them.
+    try:
+        from unisegdiff_pipeline.io.images import write_labels
+    except ImportError as error:
+        run.log.say(f"masks of the validation cases are not written: {error}")
+        return
+    path = run.folder / "validation" / f"{stored.case_id}{run.plans.file_ending}"
+    write_labels(path, labels, stored.properties.geometry)  # type: ignore[arg-type]
