@@ -29,13 +29,15 @@ def test_temperature_halves_the_log_odds() -> None:
 def test_bounded_logits_are_limited_and_detached() -> None:
     logits = torch.tensor([[[100.0], [-100.0]]], requires_grad=True)
     bounded = bounded_logits(logits, "softmax")
-    assert bounded.flatten().tolist() == [LOG_ODDS_LIMIT, -LOG_ODDS_LIMIT] and not bounded.requires_grad
+    assert bounded.flatten().tolist() == [LOG_ODDS_LIMIT, -LOG_ODDS_LIMIT]
+    assert not bounded.requires_grad
 
 
 def test_x_to_probabilities_keeps_the_floor_and_sums_to_one() -> None:
     x = torch.tensor([[[1.0], [-1.0], [-3.0]]])
     p = x_to_probabilities(x, "softmax")
-    assert p.sum().item() == pytest.approx(1) and p.min() > 0
+    assert p.sum().item() == pytest.approx(1)
+    assert p.min() > 0
     assert x_to_probabilities(torch.zeros(1, 1, 1), "binary").item() == 0.5
 
 

@@ -82,4 +82,5 @@ def test_noise_loss_counts_valid_voxels_only() -> None:
 def test_velocity_at_the_ends() -> None:
     x, e = torch.ones(2, 1, 2), torch.full((2, 1, 2), 5.0)
     v = velocity(x, e, torch.tensor([-60.0, 60.0]))
-    assert torch.allclose(v[0], -x[0]) and torch.allclose(v[1], e[1])
+    assert torch.allclose(v[0], -x[0])
+    assert torch.allclose(v[1], e[1])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, expand_to
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings, coherent_draw, lam_schedule, sample
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, expand_to
 from unisegdiff_pipeline.diffusion.targets import Estimate, implied_noise
 
 EDGES = StageEdges(-4.0, 2.0)
@@ -73,4 +73,5 @@ def test_coherent_draws_have_exact_marginals() -> None:
     assert drawn.mean((0, 2)).tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.015)
     drawn = coherent_draw(p, field, "regions")
     assert drawn.mean((0, 2)).tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.015)
-    assert (drawn[:, 0] <= drawn[:, 2]).all() and (drawn[:, 2] <= drawn[:, 1]).all()  # nested where p is
+    assert (drawn[:, 0] <= drawn[:, 2]).all()
+    assert (drawn[:, 2] <= drawn[:, 1]).all()

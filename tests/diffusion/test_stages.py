@@ -19,17 +19,23 @@ def test_ranges_and_shares() -> None:
     a, b, c = (draw.lam[draw.stage == i] for i in range(3))
     pure = a == PURE_NOISE
     assert pure.float().mean().item() == pytest.approx(0.5, abs=0.03)
-    assert a[~pure].min() >= -8 and a[~pure].max() <= -4
-    assert b.min() >= -4 and b.max() <= 0.5 and c.min() >= 0.5 and c.max() <= 4.5
+    assert a[~pure].min() >= -8
+    assert a[~pure].max() <= -4
+    assert b.min() >= -4
+    assert b.max() <= 0.5
+    assert c.min() >= 0.5
+    assert c.max() <= 4.5
     start = draw.from_mean[draw.stage == 1]
     assert start.float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert (draw.lam[draw.from_mean] == -4.0).all() and not draw.from_mean[draw.stage != 1].any()
+    assert (draw.lam[draw.from_mean] == -4.0).all()
+    assert not draw.from_mean[draw.stage != 1].any()
 
 
 def test_same_generator_state_same_draw() -> None:
     first = draw_stages(3, 6, EDGES, torch.Generator().manual_seed(7))
     second = draw_stages(3, 6, EDGES, torch.Generator().manual_seed(7))
-    assert torch.equal(first.lam, second.lam) and torch.equal(first.from_mean, second.from_mean)
+    assert torch.equal(first.lam, second.lam)
+    assert torch.equal(first.from_mean, second.from_mean)
 
 
 def test_levels_must_divide_by_three() -> None:

@@ -9,8 +9,8 @@ from unisegdiff_pipeline.diffusion.coding import mask_to_x
 from unisegdiff_pipeline.diffusion.schedule import StageEdges
 from unisegdiff_pipeline.diffusion.targets import state_estimate
 from unisegdiff_pipeline.networks.blocks import depth_to_space, space_to_depth
-from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.denoiser import Denoiser
+from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
 
@@ -60,7 +60,9 @@ def test_unet_shapes(encoder: str) -> None:
     assert len(net.eval()(image).logits) == 1
 
 
-@pytest.mark.parametrize(("plan", "coding", "channels"), [(PLAN_3D, "softmax", 3), (PLAN_2D, "binary", 1), (PLAN_3D, "regions", 2)])
+@pytest.mark.parametrize(
+    ("plan", "coding", "channels"), [(PLAN_3D, "softmax", 3), (PLAN_2D, "binary", 1), (PLAN_3D, "regions", 2)]
+)
 def test_untrained_denoiser_says_what_the_segmenter_says(plan: NetworkPlan, coding: str, channels: int) -> None:
     """Mask head, inverted noise and their blend all equal 2 p_det - 1, at every noise level."""
     model = make_model(plan, coding, channels)
@@ -85,7 +87,8 @@ def test_hidden_logits_leave_one_half() -> None:
         x_t, lam = torch.randn(2, 1, 16, 24), torch.zeros(2)
         keep = torch.tensor([0.0, 1.0])
         p = model.denoise(x_t, lam, condition.det_logits, condition.features, keep_det=keep).probabilities
-    assert torch.allclose(p[0], torch.full_like(p[0], 0.5)) and not torch.allclose(p[1], torch.full_like(p[1], 0.5))
+    assert torch.allclose(p[0], torch.full_like(p[0], 0.5))
+    assert not torch.allclose(p[1], torch.full_like(p[1], 0.5))
 
 
 def test_denoiser_reads_mask_and_noise_level_after_a_step() -> None:
@@ -95,9 +98,11 @@ def test_denoiser_reads_mask_and_noise_level_after_a_step() -> None:
         condition = model.condition(torch.randn(1, 1, 16, 24))
         x = torch.randn(1, 1, 16, 24)
         answers = [
-            model.denoise(v, torch.tensor([lam]), *condition).probabilities for v, lam in ((x, 0.0), (-x, 0.0), (x, 2.0))
+            model.denoise(v, torch.tensor([lam]), *condition).probabilities
+            for v, lam in ((x, 0.0), (-x, 0.0), (x, 2.0))
         ]
-    assert not torch.allclose(answers[0], answers[1]) and not torch.allclose(answers[0], answers[2])
+    assert not torch.allclose(answers[0], answers[1])
+    assert not torch.allclose(answers[0], answers[2])
 
 
 def test_a_model_without_denoiser_says_so() -> None:

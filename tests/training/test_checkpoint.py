@@ -22,8 +22,9 @@ def test_checkpoint_round_trip_and_foreign_plan(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path, "a") is None
     save_checkpoint(tmp_path, {"plan_hash": "a", "phase": 1, "network": {"w": torch.arange(3.0)}})
     state = load_checkpoint(tmp_path, "a")
-    assert state is not None and state["network"]["w"].tolist() == [0, 1, 2]
-    with pytest.raises(UsdError, match="another plan.*--restart"):
+    assert state is not None
+    assert state["network"]["w"].tolist() == [0, 1, 2]
+    with pytest.raises(UsdError, match=r"another plan.*--restart"):
         load_checkpoint(tmp_path, "b")
 
 
@@ -31,7 +32,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, {"plan_hash": "a"})
     path = tmp_path / CHECKPOINT_NAME
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UsdError, match="checkpoint.pt cannot be read"):
+    with pytest.raises(UsdError, match=r"checkpoint\.pt cannot be read"):
         load_checkpoint(tmp_path, "a")
 
 

@@ -46,9 +46,11 @@ def test_both_phases_leave_a_complete_fold(request_: TrainRequest) -> None:
     result = train(request_).folds[0]
     names = {p.name for p in result.folder.iterdir()}
     expected = {"weights.safetensors", "inference.json", "log.jsonl", "progress.png", "validation", "candidates.json"}
-    assert expected <= names and "checkpoint.pt" not in names
+    assert expected <= names
+    assert "checkpoint.pt" not in names
     settings = json.loads((result.folder / "inference.json").read_text())
-    assert settings["sampler"]["num_calls"] in (2, 4, 8) and 0 <= settings["w"] <= 1
+    assert settings["sampler"]["num_calls"] in (2, 4, 8)
+    assert 0 <= settings["w"] <= 1
     assert "hold-out" in settings["chosen_on"]
     assert any(name.startswith("denoiser.") for name in weights_of(result.folder))
     assert "mean" in result.scores
@@ -62,13 +64,15 @@ def test_both_phases_leave_a_complete_fold(request_: TrainRequest) -> None:
 
 def _rounded(scores: dict[str, dict[str, float | None]]) -> object:
     """Undefined values are NaN in memory and null in JSON."""
-    return {k: {m: None if v is None or math.isnan(v) else round(v, 9) for m, v in s.items()} for k, s in scores.items()}
+    flat = {(name, key): value for name, values in scores.items() for key, value in values.items()}
+    return {key: None if value is None or math.isnan(value) else round(value, 9) for key, value in flat.items()}
 
 
 def test_plain_segmenter(request_: TrainRequest) -> None:
     result = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=2)).folds[0]
     settings = json.loads((result.folder / "inference.json").read_text())
-    assert settings["num_samples"] == 0 and settings["w"] == 1.0
+    assert settings["num_samples"] == 0
+    assert settings["w"] == 1.0
     assert not any(name.startswith("denoiser.") for name in weights_of(result.folder))
 
 
@@ -94,7 +98,8 @@ def test_continuing_gives_the_same_bits_as_never_having_stopped(
     continued = train(request_).folds[0]
     assert count == 8
     a, b = weights_of(straight.folder), weights_of(continued.folder)
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_another_seed_gives_other_weights(request_: TrainRequest, tmp_path: Path) -> None:
@@ -123,7 +128,7 @@ def test_phase_1_can_be_taken_over(request_: TrainRequest, tmp_path: Path) -> No
         ({"configuration": "3d_fullres"}, "it has 2d"),
         ({"dataset": "77"}, "77"),
         ({"trainer": "NoTrainer"}, "StagedDiffusionTrainer"),
-        ({"trainer": "json:JSONDecoder"}, "no subclass"),
+        ({"trainer": "json:JSONDecoder"}, "derive it from one"),
         ({"epochs": 3}, "one budget"),
     ],
 )

@@ -70,7 +70,7 @@ def refinement_loss(
 
 
 def weight_by_log_variance(losses: Tensor, log_variance: Tensor) -> Tensor:
-    """Learned weighting L exp(-u) + u with u clamped to +-3 (Kendall et al. 2018; per noise level: Karras et al. 2024)."""
+    """Learned weighting L exp(-u) + u with u clamped to +-3 (Kendall et al. 2018; Karras et al. 2024)."""
     u = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
     return losses * torch.exp(-u) + u
 

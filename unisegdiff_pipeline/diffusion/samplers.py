@@ -44,7 +44,7 @@ class SamplerSettings:
 
     def __post_init__(self) -> None:
         if self.num_calls < 0 or (self.num_calls == 0 and self.start == "det"):
-            raise ValueError(f"num_calls {self.num_calls} with start {self.start!r} makes no network call; use at least 1")
+            raise ValueError(f"num_calls {self.num_calls} with start {self.start!r} makes no network call; use >= 1")
 
 
 def lam_schedule(edges: StageEdges, settings: SamplerSettings) -> tuple[float, ...]:

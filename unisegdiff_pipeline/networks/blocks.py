@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from unisegdiff_pipeline.diffusion.schedule import LAM_EMBEDDED_FOR_PURE_NOISE
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+CONV: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED_CONV: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+INSTANCE_NORM: dict[int, Callable[..., nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+AVERAGE_POOL: dict[int, Callable[..., nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 class ConvNorm(nn.Sequential):
@@ -37,7 +38,7 @@ class ResidualBlock(nn.Module):
         self.activation = nn.LeakyReLU(0.01, inplace=True)
         pool: list[nn.Module] = []
         if any(s > 1 for s in stride):
-            pool.append((nn.AvgPool2d if dims == 2 else nn.AvgPool3d)(tuple(stride), tuple(stride)))
+            pool.append(AVERAGE_POOL[dims](tuple(stride), tuple(stride)))
         if inputs != outputs:
             pool.append(CONV[dims](inputs, outputs, ones, bias=False))
         self.skip = nn.Sequential(*pool)

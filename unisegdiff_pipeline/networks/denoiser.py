@@ -66,9 +66,8 @@ class Denoiser(nn.Module):
         self.head = CONV[dims](widths[0], 2 * packed, ones)
         self.gain = nn.Linear(EMBEDDING_WIDTH, 1)  # g(lam) = 1 + gain
         for layer in (self.head, self.gain):
-            nn.init.zeros_(layer.weight)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def project_features(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Bring the segmenter's features to the denoiser's widths; once a patch, whatever the number of calls."""

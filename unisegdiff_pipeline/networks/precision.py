@@ -32,7 +32,7 @@ def bf16_pays(device_type: str) -> bool:
 
 
 def _probe_cpu(rounds: int = 6) -> float:
-    """Seconds of a small training step in bf16 over those in fp32; the best of several turns each, for busy machines."""
+    """Seconds of a small training step in bf16 over those in fp32; the best of several turns each."""
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv3d(16, 32, 3, padding=1), nn.Conv3d(32, 32, 3, padding=1))

@@ -92,7 +92,9 @@ class StagedModel(nn.Module):
         return implied_noise(x_t, mask_to_x(p.detach()), lam) + correction
 
 
-def build_model(configuration: ConfigurationPlan, coding: Coding, num_channels: int, with_denoiser: bool) -> StagedModel:
+def build_model(
+    configuration: ConfigurationPlan, coding: Coding, num_channels: int, with_denoiser: bool
+) -> StagedModel:
     """Untrained model of a plan; initial weights come from torch's global generator, seed it first."""
     segmenter = SegmentationUNet(configuration.network, num_channels, configuration.training.deep_supervision)
     denoiser = Denoiser(configuration.network, configuration.denoiser, num_channels) if with_denoiser else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from torch import Tensor, nn
 import torch
+from torch import Tensor, nn
 
 from unisegdiff_pipeline.networks.blocks import CONV, TRANSPOSED_CONV, ConvNorm, ResidualBlock
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan

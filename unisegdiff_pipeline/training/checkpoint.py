@@ -83,7 +83,7 @@ def load_weights(path: Path, network: nn.Module, expected_plan_hash: str) -> dic
     try:
         with safe_open(path, framework="pt") as stream:
             metadata = dict(stream.metadata() or {})
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no dict)
     except SafetensorError as error:
         raise UsdError(f"{path} cannot be read ({error}); it is damaged: copy it again or train again.") from error
     if metadata.get("plan_hash") != expected_plan_hash:

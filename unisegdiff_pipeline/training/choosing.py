@@ -102,7 +102,8 @@ def choose_settings(
                 scores.setdefault(key, []).append(CaseScores(case_id, tuple(score_on_plan_grid(run, stored, p))))
                 if len(chosen):
                     q = p.flatten(1)[:, chosen].clamp(FLOOR, 1 - FLOOR)[None]
-                    loss = cross_entropy_of_probabilities(q, target.flatten(1)[:, chosen][None], run.plans.labels.coding)
+                    t = target.flatten(1)[:, chosen][None]
+                    loss = cross_entropy_of_probabilities(q, t, run.plans.labels.coding)
                     nll.setdefault(key, []).append(float(loss.mean()))
     candidates = [
         Candidate(key[0], key[1], summarise(found).mean_dice, float(np.mean(nll.get(key, [np.nan]))))

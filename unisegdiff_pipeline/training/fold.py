@@ -120,7 +120,8 @@ def _phase_1(
     if not (folder / PHASE_1_NAME).is_file() and run.request.phase_1_from is not None:
         folder = run.request.phase_1_from
     if (folder / PHASE_1_NAME).is_file():
-        segmenter = build_model(run.configuration, run.plans.labels.coding, run.plans.labels.num_channels, False).segmenter
+        labels = run.plans.labels
+        segmenter = build_model(run.configuration, labels.coding, labels.num_channels, False).segmenter
         load_weights(folder / PHASE_1_NAME, segmenter, run.plan_hash)
         run.log.say(f"phase 1 is taken from {folder / PHASE_1_NAME}")
         return segmenter, read_dataclass(Phase1Facts, folder / PHASE_1_FACTS_NAME)
@@ -128,8 +129,7 @@ def _phase_1(
     phase_1 = kind(run, _phase_1_budget(run, share))
     phase_1.fit(checkpoint)
     weights = _take_best(phase_1)
-    segmenter = phase_1.ema.network
-    assert isinstance(segmenter, SegmentationUNet)
+    segmenter = phase_1.model_for_prediction().segmenter
     temperature = 1.0
     if run.holdout_cases:
         temperature = choose_temperature(run, phase_1.model_for_prediction(), run.monitored_cases)

@@ -11,7 +11,8 @@ class TrainingInterrupted(Exception):
     """Training stopped on request after saving a checkpoint; `signal_number` says which signal asked."""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}; the checkpoint is saved, run again to continue")
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name}; the checkpoint is saved, run again to continue")
         self.signal_number = signal_number
 
 

@@ -35,5 +35,5 @@ def find_trainer(name: str) -> type[Trainer]:
             f"--trainer {name} cannot be loaded ({error}); check the spelling and that the package is on PYTHONPATH."
         ) from error
     if not (isinstance(found, type) and issubclass(found, (SegmentationTrainer, DiffusionTrainer))):
-        raise UsdError(f"--trainer {name} is no subclass of SegmentationTrainer or DiffusionTrainer; derive it from one.")
+        raise UsdError(f"--trainer {name} is no SegmentationTrainer or DiffusionTrainer; derive it from one of them.")
     return found

@@ -86,8 +86,8 @@ def draw_progress(entries: list[dict[str, Any]], path: Path) -> None:
         for index, stage in enumerate("abc"):
             values = [e.get(f"loss_{stage}") for e in mine]
             if any(v is not None for v in values):
-                label = f"stage {stage.upper()}, unweighted"
-                loss_axis.plot(minutes, [float("nan") if v is None else v for v in values], color=f"C{index + 2}", lw=1, label=label)
+                shown = [float("nan") if v is None else v for v in values]
+                loss_axis.plot(minutes, shown, color=f"C{index + 2}", lw=1, label=f"stage {stage.upper()}, unweighted")
         scored = [e for e in entries if e["kind"] == "validation" and e["phase"] == phase]
         names = [k for k in (scored[-1] if scored else {}) if k.startswith("dice_")]
         for index, name in enumerate(names):
@@ -119,4 +119,4 @@ def _tensorboard_writer(folder: Path) -> Any:
             "--tensorboard needs the package tensorboard, which is not installed; "
             "install it (pip install tensorboard) or leave the flag out."
         ) from None
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 import math
 import time
 from collections import defaultdict
@@ -134,16 +133,17 @@ class Trainer(abc.ABC):
         if checkpoint is not None and checkpoint["phase"] == self.phase:
             self._restore(checkpoint)
         run = self.run
-        source = PatchSource(
-            run.data, run.train_cases, run.configuration, run.plans.labels, seed=run.request.seed, augment=True
-        )
+        # Phase 2 sees other patches than phase 1 did.
+        seed = 2 * run.request.seed + self.phase - 1
+        source = PatchSource(run.data, run.train_cases, run.configuration, run.plans.labels, seed, augment=True)
         last_save = last_log = time.monotonic()
         sums: dict[str, list[Tensor]] = defaultdict(list)
         validated = math.floor(self.progress * NUM_VALIDATIONS)
         run.log.say(f"phase {self.phase} ({type(self).__name__}): {self._describe()}")
         self.network.train()
+        pinned = run.device.type == "cuda"
         with open_loader(
-            source, self.iteration, self.budget.iterations, run.workers, LOADER_TIMEOUT_S
+            source, self.iteration, self.budget.iterations, run.workers, LOADER_TIMEOUT_S, pinned
         ) as batches:
             for batch in batches:
                 if self.progress >= 1:
@@ -205,9 +205,7 @@ class Trainer(abc.ABC):
     def _iterate(self, batch: Batch) -> dict[str, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.plan.learning_rate, self.iteration, self.progress)
-        batch = dataclasses.replace(
-            batch, **{name: getattr(batch, name).to(self.run.device, non_blocking=True) for name in ("image", "target", "valid")}
-        )
+        batch = batch.to(self.run.device)
         with autocast(self.run.device):
             result = self.training_step(batch, self.run.generator(self.phase, self.iteration))
         self.optimizer.zero_grad(set_to_none=True)
@@ -278,7 +276,8 @@ class Trainer(abc.ABC):
             if self.budget.iterations is not None
             else format_seconds(self.budget.seconds or 0)
         )
-        return f"{length}, batch {self.plan.batch_size}, patch {'x'.join(map(str, self.run.configuration.network.patch_size))}"
+        patch = "x".join(map(str, self.run.configuration.network.patch_size))
+        return f"{length}, batch {self.plan.batch_size}, patch {patch}"
 
 
 def pool_targets(target: Tensor, strides: Sequence[Sequence[int]]) -> list[Tensor]:
