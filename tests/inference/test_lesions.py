@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unisegdiff_pipeline.inference.lesions import LesionCounter, write_lesions
+from unisegdiff_pipeline.inference.lesions import LesionCounter, join_lesions, write_lesions
 from unisegdiff_pipeline.io.labels import LabelScheme
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
@@ -80,3 +80,13 @@ def test_csv_has_a_header_and_empty_cells(tmp_path: Path) -> None:
     assert read[1]["volume_mm3"] == "0.333333"
     assert read[0]["confidence"] == ""
     assert read[0]["spacing_known"] == "no"
+
+
+def test_joined_files_are_one_table(tmp_path: Path) -> None:
+    parts = []
+    for case in ("a", "b"):
+        parts.append(tmp_path / f"{case}.csv")
+        write_lesions(parts[-1], LesionCounter(two_lesions(), BINARY).rows(case, (1, 1, 1)))
+    join_lesions(tmp_path / "lesions.csv", parts)
+    with open(tmp_path / "lesions.csv", newline="", encoding="utf-8") as stream:
+        assert [row["case"] for row in csv.DictReader(stream)] == ["a", "a", "b", "b"]

@@ -104,12 +104,20 @@ class LesionCounter:
                 volume_mm3 = voxels * voxel_mm3
                 rows.append(
                     Lesion(
-                        case=case, class_name=found.name, lesion=i + 1, voxels=voxels,
+                        case=case,
+                        class_name=found.name,
+                        lesion=i + 1,
+                        voxels=voxels,
                         area_mm2=voxels * area_mm2 if is_2d else None,
                         volume_mm3=None if is_2d else volume_mm3,
                         volume_ml=None if is_2d else volume_mm3 / 1000,
                         spacing_known=spacing_known,
-                        z_min=box[0], z_max=box[1], y_min=box[2], y_max=box[3], x_min=box[4], x_max=box[5],
+                        z_min=box[0],
+                        z_max=box[1],
+                        y_min=box[2],
+                        y_max=box[3],
+                        x_min=box[4],
+                        x_max=box[5],
                         mean_probability=None if found.mean_probability is None else float(found.mean_probability[i]),
                         confidence=float(found.support[i] / self._num_samples) if self._num_samples else None,
                     )
@@ -124,6 +132,16 @@ def write_lesions(path: Path, lesions: Iterable[Lesion]) -> None:
         writer.writerow([f.name for f in fields(Lesion)])
         for lesion in lesions:
             writer.writerow([_cell(value) for value in asdict(lesion).values()])
+
+
+def join_lesions(path: Path, parts: Iterable[Path]) -> None:
+    """Write lesions.csv from files that `write_lesions` wrote, one after the other, atomically."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerow([f.name for f in fields(Lesion)])
+        for part in parts:
+            with open(part, newline="", encoding="utf-8") as rows:
+                next(rows)  # its header
+                stream.writelines(rows)
 
 
 def _find_components(name: str, mask: np.ndarray) -> _ClassComponents:

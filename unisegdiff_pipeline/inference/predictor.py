@@ -269,9 +269,7 @@ class _Prepared:
 class _FolderRun:
     """Goes through cases: one is read while another is in the network and a third is written."""
 
-    def __init__(
-        self, predictor: Predictor, output: Path, options: OutputOptions, num_samples: int, seed: int
-    ) -> None:
+    def __init__(self, predictor: Predictor, output: Path, options: OutputOptions, num_samples: int, seed: int) -> None:
         self.predictor, self.output, self.options = predictor, output, options
         self.num_samples, self.seed = num_samples, seed
         self.failures: dict[str, UsdError] = {}
@@ -363,7 +361,7 @@ class _FolderRun:
 
     def _write(self, prepared: _Prepared, found: EnsemblePrediction) -> None:
         start = time.perf_counter()
-        lesions = write_prediction(
+        num_lesions = write_prediction(
             self.output, found.probabilities, found.samples(), prepared.properties, self.predictor.labels, self.options
         )
         prepared.seconds["write"] = time.perf_counter() - start
@@ -373,6 +371,7 @@ class _FolderRun:
             "num_active_tiles": facts.num_active_tiles,
             "num_recomputed": facts.num_recomputed,
             "num_samples": len(found.sample_places),
+            "num_lesions": num_lesions,
         }
         if facts.num_recomputed > facts.num_tiles:
             _say(
@@ -381,7 +380,7 @@ class _FolderRun:
             )
         inputs = tuple(str(path) for path in prepared.case.image_paths)
         record = CaseRecord(
-            prepared.case.case_id, self.request, inputs, prepared.input_hashes, prepared.seconds, counts, lesions
+            prepared.case.case_id, self.request, inputs, prepared.input_hashes, prepared.seconds, counts
         )
         write_record(self.output, record)
 

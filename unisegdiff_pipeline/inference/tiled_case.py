@@ -175,4 +175,3 @@ def _num_bytes(condition: Condition) -> int:
 def _flips(dims: int) -> list[list[int]]:
     """All non-empty sets of axes."""
     return [[a for a in range(dims) if code >> a & 1] for code in range(1, 2**dims)]
-

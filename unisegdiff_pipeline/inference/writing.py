@@ -5,7 +5,8 @@
     OUT/samples/CASE_sample00.ext    drawn masks, if asked for
     OUT/probabilities/CASE.npz       "probabilities" (K, Z, Y, X), half precision, if asked for
     OUT/lesions.csv  manifest.json   over all cases
-    OUT/.cases/CASE.json             what was done for a case; written last, so it says that the case is complete
+    OUT/.cases/CASE.csv, CASE.json   the case's lesions, and what was done; the record is written last of all, so it
+                                     says that the case is complete
 
 lesions.csv and manifest.json are put together from the records, so an interrupted run continues and several runs that
 share a folder end with the same files.
@@ -13,7 +14,6 @@ share a folder end with the same files.
 
 from __future__ import annotations
 
-import itertools
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import unisegdiff_pipeline
-from unisegdiff_pipeline.inference.lesions import Lesion, LesionCounter, write_lesions
+from unisegdiff_pipeline.inference.lesions import LesionCounter, join_lesions, write_lesions
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path
@@ -66,7 +66,6 @@ class CaseRecord:
     input_hashes: tuple[str, ...]
     seconds: dict[str, float]
     facts: dict[str, int]
-    lesions: tuple[Lesion, ...]
 
 
 def mask_path(output: Path, case_id: str, file_ending: str) -> Path:
@@ -82,8 +81,8 @@ def uncertainty_scale(file_ending: str) -> float | None:
 def write_prediction(
     output: Path, probabilities: Tensor, samples: Iterable[Tensor], properties: CaseProperties, scheme: LabelScheme,
     options: OutputOptions,
-) -> tuple[Lesion, ...]:  # fmt: skip
-    """Bring a prediction back to the image's grid and write it; the mask last. Returns the case's lesions.
+) -> int:  # fmt: skip
+    """Bring a prediction back to the image's grid and write it; the mask last. Returns the number of lesions.
 
     Args:
         probabilities: final ones (K, Z, Y, X) on the plan grid.
@@ -107,9 +106,10 @@ def write_prediction(
         counter.add_probability(index, restore_map(channel, properties))
     if options.save_probabilities:
         _write_probabilities(output / "probabilities" / f"{case_id}.npz", probabilities, properties, scheme)
+    lesions = counter.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=options.spacing_known)
+    write_lesions(_lesions_path(output, case_id), lesions)
     write_labels(mask_path(output, case_id, options.file_ending), labels, geometry)
-    spacing_mm = geometry.spacing_mm
-    return tuple(counter.rows(case_id, spacing_mm, is_2d=geometry.is_2d, spacing_known=options.spacing_known))
+    return len(lesions)
 
 
 def restore_probabilities(probabilities: Tensor, properties: CaseProperties, scheme: LabelScheme) -> np.ndarray:
@@ -147,14 +147,13 @@ def write_summary(output: Path, run: Mapping[str, Any]) -> None:
         run: what holds for the whole run: model, folds, settings, seed, options.
     """
     records = list(_records(output))
-    write_lesions(output / "lesions.csv", itertools.chain.from_iterable(r.lesions for r in records))
+    join_lesions(output / "lesions.csv", [_lesions_path(output, r.case) for r in records])
     cases = {
         r.case: {
             "inputs": r.inputs,
             "input_hashes": r.input_hashes,
             "seconds": {name: round(value, 4) for name, value in r.seconds.items()},
             **r.facts,
-            "num_lesions": len(r.lesions),
             "current": r.request == run.get("request"),
         }
         for r in records
@@ -182,6 +181,10 @@ def _records(output: Path) -> Iterator[CaseRecord]:
 
 def _record_path(output: Path, case_id: str) -> Path:
     return output / RECORDS / f"{case_id}.json"
+
+
+def _lesions_path(output: Path, case_id: str) -> Path:
+    return output / RECORDS / f"{case_id}.csv"
 
 
 def _write_probabilities(path: Path, probabilities: Tensor, properties: CaseProperties, scheme: LabelScheme) -> None:
