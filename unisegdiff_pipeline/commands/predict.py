@@ -120,7 +120,8 @@ def find_model(args: argparse.Namespace) -> Path:
     models = [path for path in sorted(folder.iterdir()) if path.is_dir() and "__" in path.name]
     there = f"there are {', '.join(path.name for path in models)}" if models else "there is none"
     fitting = [path for path in models if args.configuration in (None, _configuration(path))]
-    fitting = _prefer(fitting, lambda path: path.name.split("__")[0] == (args.trainer or DEFAULT_TRAINER), args.trainer)
+    trainer = (args.trainer or DEFAULT_TRAINER).split(":")[-1]
+    fitting = _prefer(fitting, lambda path: path.name.split("__")[0] == trainer, args.trainer)
     if len(fitting) > 1:
         fitting = _prefer(fitting, lambda path: _configuration(path) == _recommended(path), None)
     if not fitting:

@@ -1,0 +1,77 @@
+"""Which model is meant, where several were trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from unisegdiff_pipeline.commands.predict import build_parser, find_model, main
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.planning.plans import Budget, Plans
+
+PLANS = Plans(
+    schema_version=1,
+    dataset_name="Dataset004_X",
+    labels=LabelScheme(("lesion",), ((1,),), "binary", (1,)),
+    channel_names=("CT",),
+    file_ending=".nii.gz",
+    spacing_known=True,
+    budget=Budget("cpu", 8.0, 2),
+    recommended_configuration="3d_fullres",
+    configurations={},
+)
+
+
+def model_of(root: Path, *flags: str) -> str:
+    arguments = ["-i", "x", "-o", "y", "-d", "4", "--results", str(root), *flags]
+    return find_model(build_parser().parse_args(arguments)).name
+
+
+def trained(root: Path, *names: str) -> Path:
+    for name in names:
+        write_json(root / "Dataset004_X" / name / "plans.json", dataclasses.replace(PLANS))
+    return root
+
+
+def test_the_only_model_is_taken(tmp_path: Path) -> None:
+    assert model_of(trained(tmp_path, "SegmentationTrainer__2d")) == "SegmentationTrainer__2d"
+
+
+def test_of_several_the_default_trainer_and_the_recommended_configuration(tmp_path: Path) -> None:
+    names = ["SegmentationTrainer__3d_fullres", "StagedDiffusionTrainer__2d", "StagedDiffusionTrainer__3d_fullres"]
+    root = trained(tmp_path, *names)
+    assert model_of(root) == "StagedDiffusionTrainer__3d_fullres"
+    assert model_of(root, "-c", "2d") == "StagedDiffusionTrainer__2d"
+    assert model_of(root, "--trainer", "SegmentationTrainer") == "SegmentationTrainer__3d_fullres"
+
+
+def test_what_was_not_trained_is_an_error_that_lists_the_models(tmp_path: Path) -> None:
+    root = trained(tmp_path, "StagedDiffusionTrainer__2d")
+    for flags in (["-c", "3d_lowres"], ["--trainer", "SegmentationTrainer"]):
+        with pytest.raises(UsdError, match="StagedDiffusionTrainer__2d"):
+            model_of(root, *flags)
+
+
+def test_own_trainers_are_named_by_their_class(tmp_path: Path) -> None:
+    root = trained(tmp_path, "StagedDiffusionTrainer__2d", "Mine__2d")
+    assert model_of(root, "--trainer", "package.module:Mine") == "Mine__2d"
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["-m", "folder", "-c", "2d"], "go with -d"),
+        (["-d", "4", "--num-parts", "2", "--part-id", "2"], "must be below --num-parts 2"),
+        (["-d", "4", "-m", "folder"], "not allowed with"),
+        ([], "required"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["-i", "x", "-o", "y", *flags])
+    assert stop.value.code == 2
+    assert text in capsys.readouterr().err
