@@ -104,6 +104,12 @@ def test_cutting_the_work_changes_nothing(volume, limits: Limits) -> None:
     assert same(predict(volume[0], volume[1], volume[2]), predict(volume[0], volume[1], volume[2], limits=limits))
 
 
+def test_threads_change_nothing(volume) -> None:
+    one = predict(volume[0], volume[1], volume[2])
+    torch.set_num_threads(2)
+    assert same(one, predict(volume[0], volume[1], volume[2]))
+
+
 def test_number_and_order_of_samples_change_no_sample(volume) -> None:
     model, image, patch = volume
     three = predict(model, image, patch)

@@ -82,8 +82,7 @@ class LesionCounter:
         self._num_samples += 1
         for found, (_, mask) in zip(self._classes, self._scheme.class_masks(labels), strict=True):
             if len(found.voxels):
-                hit = np.unique(found.numbers[mask])
-                found.support[hit[hit > 0] - 1] += 1
+                found.support += np.bincount(found.numbers[mask], minlength=len(found.voxels) + 1)[1:] > 0
 
     def add_probability(self, class_index: int, probability: np.ndarray) -> None:
         """Take one class's probability (Z, Y, X) for the mean over each of its lesions."""

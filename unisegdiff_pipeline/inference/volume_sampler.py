@@ -9,7 +9,8 @@ overlapping tiles never disagree about a mask.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -229,10 +230,10 @@ class _BoxSampler:
 
     def _draw_together(self, ids: Sequence[int]) -> Tensor:
         def noise(draw: int) -> Tensor:
-            return torch.stack([self._noise(i, f"noise{draw}") for i in ids]).to(self.case.device)
+            return _on_threads(lambda i: self._noise(i, f"noise{draw}"), ids).to(self.case.device)
 
         def field(draw: int) -> Tensor:
-            return torch.stack([self._field(i, f"field{draw}") for i in ids]).to(self.case.device)
+            return _on_threads(lambda i: self._field(i, f"field{draw}"), ids).to(self.case.device)
 
         settings, coding = self.settings, self.case.model.coding
         return sample(self._estimate, noise, field, self.p_det[None], settings.edges, settings.sampler, coding)
@@ -319,6 +320,15 @@ class _BoxSampler:
             low.append(max(0, start - before))
             high.append(min(size, start + extent - before))
         return low, high
+
+
+def _on_threads(function: Callable[[int], Tensor], ids: Sequence[int]) -> Tensor:
+    """Stack function(id) of all ids; numpy draws numbers without the interpreter lock, so threads share the work."""
+    threads = min(len(ids), torch.get_num_threads())
+    if threads == 1:
+        return torch.stack([function(i) for i in ids])
+    with ThreadPoolExecutor(threads) as pool:
+        return torch.stack(list(pool.map(function, ids)))
 
 
 def _groups(tiles: Sequence[int], case: TiledCase, channels: int) -> list[list[int]]:
