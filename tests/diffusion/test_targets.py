@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, noise_mask
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, expand_to, noise_mask
 from unisegdiff_pipeline.diffusion.targets import (
     Estimate,
     final_probabilities,
-    implied_noise,
-    inverted_x0,
+    noise_error,
     stage_of,
     state_estimate,
 )
@@ -23,14 +22,10 @@ def test_stage_of_each_level() -> None:
     assert stage_of(lam, EDGES).tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_noise_and_mask_are_recovered_from_the_noised_mask() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x0 = torch.randn(3, 1, 8, 8, generator=generator).sign()
-    noise = torch.randn(3, 1, 8, 8, generator=generator)
-    lam = torch.tensor([-3.0, 0.0, 4.0])
-    x_t = noise_mask(x0, lam, noise)
-    assert torch.allclose(implied_noise(x_t, x0, lam), noise, atol=1e-4)
-    assert torch.allclose(inverted_x0(x_t, noise, lam), x0, atol=1e-4)
+def heads(x_t: torch.Tensor, lam: torch.Tensor, p: torch.Tensor, noise: torch.Tensor) -> Estimate:
+    """The estimate of a network whose two heads say p and this noise: h = e - (x_t - a x_0) / s."""
+    a, s = (expand_to(v, x_t.ndim) for v in alpha_sigma(lam))
+    return Estimate(p, noise - (x_t - a * mask_to_x(p)) / s)
 
 
 def test_every_stage_gives_the_truth_back_for_a_perfect_estimate() -> None:
@@ -39,21 +34,48 @@ def test_every_stage_gives_the_truth_back_for_a_perfect_estimate() -> None:
     noise = torch.randn(4, 1, 6, 6, generator=generator)
     lam = torch.tensor([PURE_NOISE, -5.0, -1.0, 3.0])
     x_t = noise_mask(mask_to_x(mask), lam, noise)
-    state = state_estimate(x_t, lam, Estimate(mask, noise), EDGES)
+    state = state_estimate(lam, heads(x_t, lam, mask, noise), EDGES)
     assert torch.allclose(state, mask_to_x(mask), atol=1e-4)
+
+
+def test_states_are_those_of_the_papers() -> None:
+    """Against the formulas with x_t: x_0, s^2 x_0 + a (x_t - s e), (x_t - s e) / a."""
+    generator = torch.Generator().manual_seed(2)
+    p = 0.5 + 0.05 * torch.randn(3, 1, 5, 5, generator=generator)
+    lam = torch.tensor([-10.0, 0.5, 4.0])
+    a, s = (expand_to(v, 4) for v in alpha_sigma(lam))
+    x_t = torch.randn(3, 1, 5, 5, generator=generator)
+    noise = (x_t - a * mask_to_x(p)) / s + 0.1 * torch.randn(3, 1, 5, 5, generator=generator)
+    state = state_estimate(lam, heads(x_t, lam, p, noise), EDGES)
+    blended = s**2 * mask_to_x(p) + a * (x_t - s * noise)
+    inverted = (x_t - s * noise) / a
+    assert torch.allclose(state[0], mask_to_x(p)[0])
+    assert torch.allclose(state[1], blended[1], atol=1e-5)
+    assert torch.allclose(state[2], inverted[2], atol=1e-5)
 
 
 def test_head_of_each_stage() -> None:
     """The mask head says 1 everywhere, the noise head implies a mask of -1: A follows the first, C the second."""
     x_t = torch.zeros(3, 1, 2, 2)
     lam = torch.tensor([-10.0, 0.0, 2.0])
-    a = torch.sigmoid(lam).sqrt().reshape(3, 1, 1, 1)
-    s = torch.sigmoid(-lam).sqrt().reshape(3, 1, 1, 1)
-    estimate = Estimate(torch.ones(3, 1, 2, 2), (x_t + a) / s)  # so that (x_t - s e) / a = -1
-    state = state_estimate(x_t, lam, estimate, EDGES)
+    a, s = (expand_to(v, 4) for v in alpha_sigma(lam))
+    estimate = heads(x_t, lam, torch.ones(3, 1, 2, 2), (x_t + a) / s)  # so that (x_t - s e) / a = -1
+    state = state_estimate(lam, estimate, EDGES)
     assert torch.allclose(state[0], torch.ones(1, 2, 2))
     assert torch.allclose(state[1], torch.zeros(1, 2, 2), atol=1e-6)  # s^2 - a^2 at lam = 0
     assert torch.allclose(state[2], -torch.ones(1, 2, 2))
-    p = final_probabilities(x_t, lam, estimate, EDGES, "binary")
+    p = final_probabilities(lam, estimate, EDGES, "binary")
     assert p[1].min() == 1
     assert p[2].max() < 1e-3
+
+
+def test_noise_error_is_predicted_minus_true_noise() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x0 = torch.randn(2, 1, 4, 4, generator=generator).sign()
+    noise = torch.randn(2, 1, 4, 4, generator=generator)
+    lam = torch.tensor([-2.0, 1.5])
+    a, s = (expand_to(v, 4) for v in alpha_sigma(lam))
+    x_t = noise_mask(x0, lam, noise)
+    p, h = torch.rand(2, 1, 4, 4, generator=generator), torch.randn(2, 1, 4, 4, generator=generator)
+    predicted = (x_t - a * mask_to_x(p)) / s + h
+    assert torch.allclose(noise_error(lam, mask_to_x(p), h, x0), predicted - noise, atol=1e-5)

@@ -77,7 +77,7 @@ def test_untrained_denoiser_says_what_the_segmenter_says(plan: NetworkPlan, codi
             x_t = torch.randn(expected.shape, generator=generator)
             estimate = model.denoise(x_t, level, condition.det_logits, condition.features)
             assert (mask_to_x(estimate.probabilities) - expected).abs().max() < 1e-5
-            assert (state_estimate(x_t, level, estimate, edges) - expected).abs().max() < 1e-5
+            assert (state_estimate(level, estimate, edges) - expected).abs().max() < 1e-5
 
 
 def test_hidden_logits_leave_one_half() -> None:
@@ -86,7 +86,7 @@ def test_hidden_logits_leave_one_half() -> None:
         condition = model.condition(torch.randn(2, 1, 16, 24))
         x_t, lam = torch.randn(2, 1, 16, 24), torch.zeros(2)
         keep = torch.tensor([0.0, 1.0])
-        p = model.denoise(x_t, lam, condition.det_logits, condition.features, keep_det=keep).probabilities
+        p = model.denoiser_output(x_t, lam, *condition, keep_det=keep).x0_logits.sigmoid()
     assert torch.allclose(p[0], torch.full_like(p[0], 0.5))
     assert not torch.allclose(p[1], torch.full_like(p[1], 0.5))
 

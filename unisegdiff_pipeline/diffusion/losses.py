@@ -14,8 +14,6 @@ from unisegdiff_pipeline.diffusion.coding import (
     probabilities_from_logits,
     x_to_probabilities,
 )
-from unisegdiff_pipeline.diffusion.schedule import alpha_sigma, expand_to
-from unisegdiff_pipeline.diffusion.targets import inverted_x0
 from unisegdiff_pipeline.io.labels import Coding
 
 DICE_SMOOTH = 1e-5
@@ -54,18 +52,18 @@ def segmentation_loss(
     return ce + dice_weight * (1 - soft_dice(p, target, valid, coding, batch_dice))
 
 
-def noise_loss(predicted: Tensor, noise: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error of the noise => (B,)."""
-    return masked_mean((predicted.float() - noise).square().mean(dim=1), valid[:, 0])
+def noise_loss(error: Tensor, valid: Tensor) -> Tensor:
+    """Mean square of the noise's error => (B,)."""
+    return masked_mean(error.square().mean(dim=1), valid[:, 0])
 
 
 def refinement_loss(
-    predicted_noise: Tensor, noise: Tensor, x_t: Tensor, lam: Tensor, target: Tensor, valid: Tensor, coding: Coding
+    lam: Tensor, error: Tensor, x0_inverted: Tensor, target: Tensor, valid: Tensor, coding: Coding
 ) -> Tensor:
     """Stage C: noise error weighted by min(SNR, 5) / SNR, plus 0.1 cross-entropy on the inverted x_0 => (B,)."""
     snr = lam.exp()
-    weighted = noise_loss(predicted_noise, noise, valid) * snr.clamp_max(SNR_CUT) / snr
-    p = x_to_probabilities(inverted_x0(x_t, predicted_noise.float(), lam), coding)
+    weighted = noise_loss(error, valid) * snr.clamp_max(SNR_CUT) / snr
+    p = x_to_probabilities(x0_inverted, coding)
     return weighted + 0.1 * masked_mean(cross_entropy_of_probabilities(p, target, coding), valid[:, 0])
 
 
@@ -73,9 +71,3 @@ def weight_by_log_variance(losses: Tensor, log_variance: Tensor) -> Tensor:
     """Learned weighting L exp(-u) + u with u clamped to +-3 (Kendall et al. 2018; Karras et al. 2024)."""
     u = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
     return losses * torch.exp(-u) + u
-
-
-def velocity(x_start: Tensor, noise: Tensor, lam: Tensor) -> Tensor:
-    """v = a e - s x_0 (Salimans & Ho 2022, appendix D)."""
-    a, s = (expand_to(v, x_start.ndim) for v in alpha_sigma(lam))
-    return a * noise - s * x_start

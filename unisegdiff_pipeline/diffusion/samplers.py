@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, noise_mask
-from unisegdiff_pipeline.diffusion.targets import Estimate, final_probabilities, implied_noise, state_estimate
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, expand_to, noise_mask
+from unisegdiff_pipeline.diffusion.targets import Estimate, final_probabilities, state_estimate
 from unisegdiff_pipeline.io.labels import Coding
 
 EstimateFunction = Callable[[Tensor, float], Estimate]
@@ -80,9 +80,9 @@ def sample(
         found = estimate(x, lam)
         lam_t = _lam_tensor(lam, x)
         if call == len(lams) - 1:
-            return final_probabilities(x, lam_t, found, edges, coding)
+            return final_probabilities(lam_t, found, edges, coding)
         lam_next = _lam_tensor(lams[call + 1], x)
-        x0 = state_estimate(x, lam_t, found, edges)
+        x0 = state_estimate(lam_t, found, edges)
         if settings.method == "ddim":
             x = ddim_step(x, x0, lam_t, lam_next)
         elif settings.method == "renoise":
@@ -90,14 +90,17 @@ def sample(
         else:
             if field is None:
                 raise ValueError('method "hard" needs a field; pass one or use "ddim"')
-            drawn = coherent_draw(final_probabilities(x, lam_t, found, edges, coding), field(call), coding)
+            drawn = coherent_draw(final_probabilities(lam_t, found, edges, coding), field(call), coding)
             x = noise_mask(mask_to_x(drawn), lam_next, noise(call + 1))
     raise AssertionError("a schedule has at least one call")
 
 
 def ddim_step(x_t: Tensor, x0: Tensor, lam: Tensor, lam_next: Tensor) -> Tensor:
-    """x_next = a' x_0 + s' e with e implied by x_t (Song et al. 2021, "DDIM", eq. 12 at eta = 0)."""
-    return noise_mask(x0, lam_next, implied_noise(x_t, x0, lam))
+    """x_next = a' x_0 + s' e with e = (x_t - a x_0) / s (Song et al. 2021, "DDIM", eq. 12 at eta = 0)."""
+    (a, s), (a_next, s_next) = alpha_sigma(lam), alpha_sigma(lam_next)
+    kept = expand_to(s_next / s, x_t.ndim)
+    moved = expand_to(a_next - a * s_next / s, x_t.ndim)
+    return torch.addcmul(kept * x_t, x0, moved)
 
 
 def coherent_draw(p: Tensor, field: Tensor, coding: Coding) -> Tensor:

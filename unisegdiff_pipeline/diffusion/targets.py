@@ -1,8 +1,16 @@
 """What the two heads mean in each stage, and the state that a sampler moves on.
 
-Stage A reads x_0 from the segmentation head alone: inverting the noise there divides by a -> 0. Stage C reads it from
-the noise head: the mask is nearly known and x_0 = (x_t - s e) / a is stable. Stage B blends both with the weights of
-Salimans & Ho 2022, "Progressive Distillation", eq. 10: x = s^2 x_0 + a (x_t - s e), exact at both ends.
+The network says p, the probability of the clean mask, and h, a correction of the noise that p implies:
+
+    x_0 = 2 p - 1                    e = (x_t - a x_0) / s + h
+
+Stage A reads the clean mask from x_0 alone: inverting the noise there divides by a -> 0. Stage C reads it from the
+noise, (x_t - s e) / a: the mask is nearly known and the inversion is stable. Stage B blends both with the weights of
+Salimans & Ho 2022, "Progressive Distillation", eq. 10: s^2 x_0 + a (x_t - s e). Put e in and x_t drops out:
+
+    A: x_0        B: x_0 - a s h        C: x_0 - (s / a) h
+
+so that everything a sampler needs of a call is p and h, and h = 0 gives x_0 in every stage.
 """
 
 from __future__ import annotations
@@ -22,10 +30,10 @@ STAGE_NAMES = ("A", "B", "C")
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a denoiser says of x_t: probabilities of the clean mask and the noise, both (B, C, *spatial), fp32."""
+    """What a denoiser says of x_t: p of the clean mask and h, the correction of the noise; (B, C, *spatial), fp32."""
 
     probabilities: Tensor
-    noise: Tensor
+    correction: Tensor
 
 
 def stage_of(lam: Tensor, edges: StageEdges) -> Tensor:
@@ -33,32 +41,32 @@ def stage_of(lam: Tensor, edges: StageEdges) -> Tensor:
     return (lam >= edges.lam_a).long() + (lam >= edges.lam_c).long()
 
 
-def implied_noise(x_t: Tensor, x0: Tensor, lam: Tensor) -> Tensor:
-    """The noise that x_t holds if the clean mask is x0: e = (x_t - a x0) / s."""
-    a, s = (expand_to(v, x_t.ndim) for v in alpha_sigma(lam))
-    return (x_t - a * x0) / s
+def correction_weight(lam: Tensor, edges: StageEdges) -> Tensor:
+    """How much of h enters the state, by stage (see the module's docstring): 0, a s or s / a, shape of lam."""
+    a, s = alpha_sigma(lam)
+    stage = stage_of(lam, edges)
+    return torch.where(stage == STAGE_A, 0.0, torch.where(stage == STAGE_B, a * s, s / a.clamp_min(1e-3)))
 
 
-def inverted_x0(x_t: Tensor, noise: Tensor, lam: Tensor) -> Tensor:
-    """The clean mask if x_t holds this noise: x_0 = (x_t - s e) / a; only where a is well above zero."""
-    a, s = (expand_to(v, x_t.ndim) for v in alpha_sigma(lam))
-    return (x_t - s * noise) / a
-
-
-def state_estimate(x_t: Tensor, lam: Tensor, estimate: Estimate, edges: StageEdges) -> Tensor:
-    """The x_0 that the sampler's state moves towards, by stage (see the module's docstring); in [-1, 1]."""
-    a, s = (expand_to(v, x_t.ndim) for v in alpha_sigma(lam))
-    stage = expand_to(stage_of(lam, edges), x_t.ndim)
+def state_estimate(lam: Tensor, estimate: Estimate, edges: StageEdges) -> Tensor:
+    """The clean mask that the sampler's state moves towards, in [-1, 1]."""
     x0 = mask_to_x(estimate.probabilities)
-    denoised = x_t - s * estimate.noise
-    blended = s**2 * x0 + a * denoised
-    inverted = denoised / a.clamp_min(1e-3)
-    chosen = torch.where(stage == STAGE_A, x0, torch.where(stage == STAGE_B, blended, inverted))
-    return chosen.clamp(-1, 1)
+    weight = correction_weight(lam, edges)
+    if not bool(weight.any()):
+        return x0
+    return torch.addcmul(x0, estimate.correction, -expand_to(weight, x0.ndim)).clamp_(-1, 1)
 
 
-def final_probabilities(x_t: Tensor, lam: Tensor, estimate: Estimate, edges: StageEdges, coding: Coding) -> Tensor:
+def final_probabilities(lam: Tensor, estimate: Estimate, edges: StageEdges, coding: Coding) -> Tensor:
     """Probabilities that a sample ends with: the segmentation head's below lam_c, the inverted noise's above."""
-    stage = expand_to(stage_of(lam, edges), x_t.ndim)
-    inverted = x_to_probabilities(state_estimate(x_t, lam, estimate, edges), coding)
-    return torch.where(stage == STAGE_C, inverted, estimate.probabilities)
+    in_c = stage_of(lam, edges) == STAGE_C
+    if not bool(in_c.any()):
+        return estimate.probabilities
+    inverted = x_to_probabilities(state_estimate(lam, estimate, edges), coding)
+    return torch.where(expand_to(in_c, inverted.ndim), inverted, estimate.probabilities)
+
+
+def noise_error(lam: Tensor, x0_predicted: Tensor, correction: Tensor, x0: Tensor) -> Tensor:
+    """Predicted minus true noise, h - (a / s) (x_0 predicted - x_0), without x_t (put both definitions of e in)."""
+    a, s = alpha_sigma(lam)
+    return torch.addcmul(correction, x0_predicted - x0, -expand_to(a / s, x0.ndim))

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.coding import mask_to_x
 from unisegdiff_pipeline.diffusion.samplers import sample
-from unisegdiff_pipeline.diffusion.targets import Estimate, implied_noise
+from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.inference.active_region import (
     BLOCK,
     active_region,
@@ -254,7 +253,7 @@ class _BoxSampler:
         """Denoise every tile of the state (n, K, *box) and blend."""
         if len(self.tiles) == 1:
             return self._denoise_tiles(self.tiles, x_t, lam)
-        p, noise = torch.zeros_like(x_t), torch.zeros_like(x_t)
+        p, correction = torch.zeros_like(x_t), torch.zeros_like(x_t)
         per_call = self.case.limits.denoiser_voxels // (self.case.window_voxels * x_t.shape[0])
         window, weights, n = self.case.grid.window, self.case.weights, x_t.shape[0]
         for tiles in batches(self.tiles, per_call):
@@ -262,12 +261,12 @@ class _BoxSampler:
             found = self._denoise_tiles(tiles, torch.cat([x_t[(..., *place)] for place in places]), lam)
             for i, place in enumerate(places):
                 p[(..., *place)] += found.probabilities[i * n : (i + 1) * n] * weights
-                noise[(..., *place)] += found.noise[i * n : (i + 1) * n] * weights
+                correction[(..., *place)] += found.correction[i * n : (i + 1) * n] * weights
         total = self.total.clamp_min(torch.finfo(torch.float32).tiny)
-        p, noise = p.div_(total), noise.div_(total)
-        if self.uncovered is not None:
-            p, noise = self._fill_uncovered(x_t, lam, p, noise)
-        return Estimate(p, noise)
+        p, correction = p.div_(total), correction.div_(total)
+        if self.uncovered is not None:  # no tile there: the estimate is p_det, so that the state stays a noised mask
+            p = torch.where(self.uncovered, self.p_det, p)
+        return Estimate(p, correction)
 
     def _denoise_tiles(self, tiles: Sequence[int], x_t: Tensor, lam: float) -> Estimate:
         """Denoise some tiles; x_t (len(tiles) * n, K, *window), tile-major, => Estimate of the same shape."""
@@ -277,7 +276,7 @@ class _BoxSampler:
         if at_once < n:  # only where one tile of all samples is too much for a call, so there is one tile
             assert len(tiles) == 1
             parts = [self._denoise(x_t[ids[0] : ids[-1] + 1], lam, condition) for ids in batches(range(n), at_once)]
-            return Estimate(torch.cat([p.probabilities for p in parts]), torch.cat([p.noise for p in parts]))
+            return Estimate(torch.cat([p.probabilities for p in parts]), torch.cat([p.correction for p in parts]))
         return self._denoise(x_t, lam, condition)
 
     def _denoise(self, x_t: Tensor, lam: float, condition: Condition) -> Estimate:
@@ -292,14 +291,7 @@ class _BoxSampler:
         lams = torch.full((x.shape[0],), lam, device=x.device)
         with autocast(case.device):
             found = case.model.denoise(x, lams, condition.det_logits, condition.features, self.settings.temperature)
-        return Estimate(found.probabilities[:, :, None], found.noise[:, :, None]) if flat else found
-
-    def _fill_uncovered(self, x_t: Tensor, lam: float, p: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the box has no tile the estimate is p_det, so that the state stays a noised mask there too."""
-        assert self.uncovered is not None
-        lams = torch.full((x_t.shape[0],), lam, device=x_t.device)
-        implied = implied_noise(x_t, mask_to_x(self.p_det)[None], lams)
-        return torch.where(self.uncovered, self.p_det, p), torch.where(self.uncovered, implied, noise)
+        return Estimate(found.probabilities[:, :, None], found.correction[:, :, None]) if flat else found
 
     def _slices_in_case(self) -> Slices:
         low, high = self._bounds()

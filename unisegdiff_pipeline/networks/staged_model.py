@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from unisegdiff_pipeline.diffusion.coding import bounded_logits, mask_to_x, probabilities_from_logits
-from unisegdiff_pipeline.diffusion.targets import Estimate, implied_noise
+from unisegdiff_pipeline.diffusion.coding import bounded_logits, probabilities_from_logits
+from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.io.labels import Coding
-from unisegdiff_pipeline.networks.denoiser import Denoiser
+from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 
@@ -54,19 +54,16 @@ class StagedModel(nn.Module):
         det_logits: Tensor,
         features: Sequence[Tensor],
         temperature: float = 1.0,
-        keep_det: Tensor | None = None,
     ) -> Estimate:
         """Estimate mask and noise in x_t.
 
         Args:
             x_t: (B, C, *patch), fp32.
             lam: (B,).
-            det_logits, features: of a `Condition`, repeated to batch size B.
-            keep_det: (B,) of 0 and 1; 0 hides the segmenter's logits from an example (training only).
+            det_logits, features: of a `Condition`; batch size B, or 1 for all.
         """
-        logits, correction = self.denoiser_output(x_t, lam, det_logits, features, temperature, keep_det)
-        p = probabilities_from_logits(logits, self.coding)
-        return Estimate(p, self.noise_estimate(x_t, lam, p, correction))
+        output = self.denoiser_output(x_t, lam, det_logits, features, temperature)
+        return Estimate(probabilities_from_logits(output.x0_logits, self.coding), output.noise_correction)
 
     def denoiser_output(
         self,
@@ -76,20 +73,19 @@ class StagedModel(nn.Module):
         features: Sequence[Tensor],
         temperature: float = 1.0,
         keep_det: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """As `denoise`, but the raw pair (x_0 logits, noise correction), for losses that need logits."""
+    ) -> DenoiserOutput:
+        """As `denoise`, but with the logits of x_0, for losses.
+
+        Args:
+            keep_det: (B,) of 0 and 1; 0 hides the segmenter's logits from an example (training only).
+        """
         if self.denoiser is None:
             raise ValueError("this model has no denoiser: it was trained by SegmentationTrainer; use num_samples=0")
         bounded = bounded_logits(det_logits, self.coding, temperature)
         if keep_det is not None:
             bounded = bounded * keep_det.reshape(-1, *(1,) * (bounded.ndim - 1))
-        output = self.denoiser(x_t, lam, bounded, features)
-        return output.x0_logits, output.noise_correction
-
-    @staticmethod
-    def noise_estimate(x_t: Tensor, lam: Tensor, p: Tensor, correction: Tensor) -> Tensor:
-        """e = (x_t - a x_0.detach()) / s + h_e: at the start, inverting it gives the segmentation head's x_0 back."""
-        return implied_noise(x_t, mask_to_x(p.detach()), lam) + correction
+        output: DenoiserOutput = self.denoiser(x_t, lam, bounded, features)
+        return output
 
 
 def build_model(

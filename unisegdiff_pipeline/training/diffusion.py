@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from unisegdiff_pipeline.diffusion.coding import mask_to_x
+from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.losses import (
     noise_loss,
     refinement_loss,
@@ -17,8 +18,16 @@ from unisegdiff_pipeline.diffusion.losses import (
 )
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, expand_to, noise_mask
 from unisegdiff_pipeline.diffusion.stages import StageDraw, draw_stages
-from unisegdiff_pipeline.diffusion.targets import STAGE_A, STAGE_B, STAGE_C, STAGE_NAMES, implied_noise
-from unisegdiff_pipeline.networks.denoiser import Denoiser, repeat_examples
+from unisegdiff_pipeline.diffusion.targets import (
+    STAGE_A,
+    STAGE_B,
+    STAGE_C,
+    STAGE_NAMES,
+    Estimate,
+    noise_error,
+    state_estimate,
+)
+from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput, repeat_examples
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.training.patches import Batch
@@ -61,7 +70,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         return [self.log_variances]
 
     @abc.abstractmethod
-    def example_losses(self, example: NoisedExamples, x0_logits: Tensor, noise: Tensor) -> Tensor:
+    def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
         """Loss of each example (B,), by what the trainer lets the network predict."""
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
@@ -72,12 +81,10 @@ class DiffusionTrainer(Trainer, abc.ABC):
         example = self._noise(batch, condition, levels, generator)
         features = tuple(repeat_examples(f, levels) for f in condition.features)
         keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= HIDE_DET_SHARE).float()
-        logits, correction = self.model.denoiser_output(
+        output = self.model.denoiser_output(
             example.x_t, example.lam, example.det_logits, features, self.temperature, keep
         )
-        p = logits.softmax(dim=1) if self.coding == "softmax" else logits.sigmoid()
-        noise = self.model.noise_estimate(example.x_t, example.lam, p, correction)
-        losses = self.example_losses(example, logits, noise)
+        losses = self.example_losses(example, output)
         return self._weigh(losses, example.stage)
 
     def _noise(self, batch: Batch, condition: Condition, levels: int, generator: torch.Generator) -> NoisedExamples:
@@ -113,6 +120,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         )
 
 
+@dataclass(frozen=True)
 class NoisedExamples:
     """One batch of noised masks, B = patches x noise levels.
 
@@ -122,39 +130,45 @@ class NoisedExamples:
         target, valid: (B, C, *patch) and (B, 1, *patch).
         lam, stage: (B,).
         det_logits: the segmenter's (B, C, *patch).
-        noise: the noise that x_t holds if the clean mask is x0, also where x_t was made from the segmenter's mean.
     """
 
-    def __init__(
-        self, x_t: Tensor, x0: Tensor, target: Tensor, valid: Tensor, lam: Tensor, stage: Tensor, det_logits: Tensor
-    ) -> None:
-        self.x_t, self.x0, self.target, self.valid = x_t, x0, target, valid
-        self.lam, self.stage, self.det_logits = lam, stage, det_logits
-        self.noise = implied_noise(x_t, x0, lam)
+    x_t: Tensor
+    x0: Tensor
+    target: Tensor
+    valid: Tensor
+    lam: Tensor
+    stage: Tensor
+    det_logits: Tensor
+
+    def of_stage(self, stage: int) -> Tensor:
+        """Indices of the examples of one stage."""
+        return (self.stage == stage).nonzero()[:, 0]
 
 
 class StagedDiffusionTrainer(DiffusionTrainer):
     """The target changes with the stage: mask (A), mask and noise (B), noise with the mask it implies (C)."""
 
-    def example_losses(self, example: NoisedExamples, x0_logits: Tensor, noise: Tensor) -> Tensor:
+    def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
         losses = torch.zeros(len(example.lam), device=example.lam.device)
         for stage in (STAGE_A, STAGE_B, STAGE_C):
-            rows = example.stage == stage
-            target, valid = example.target[rows], example.valid[rows]
+            rows = example.of_stage(stage)
+            logits, target, valid = output.x0_logits[rows], example.target[rows], example.valid[rows]
             if stage == STAGE_A:
-                part = segmentation_loss(x0_logits[rows], target, valid, self.coding)
-            elif stage == STAGE_B:
-                part = segmentation_loss(x0_logits[rows], target, valid, self.coding, dice_weight=0.3)
-                part = part + 0.3 * noise_loss(noise[rows], example.noise[rows], valid)
+                loss = segmentation_loss(logits, target, valid, self.coding)
             else:
-                part = refinement_loss(
-                    noise[rows], example.noise[rows], example.x_t[rows], example.lam[rows], target, valid, self.coding
-                )
-            losses = losses.index_put((rows.nonzero()[:, 0],), part)
+                lam, correction = example.lam[rows], output.noise_correction[rows]
+                # The noise is learned by its correction alone: through x_0 it would pull the mask head along.
+                p = probabilities_from_logits(logits.detach(), self.coding)
+                error = noise_error(lam, mask_to_x(p), correction, example.x0[rows])
+                if stage == STAGE_B:
+                    loss = segmentation_loss(logits, target, valid, self.coding, dice_weight=0.3)
+                    loss = loss + 0.3 * noise_loss(error, valid)
+                else:
+                    inverted = state_estimate(lam, Estimate(p, correction), self.edges)
+                    loss = refinement_loss(lam, error, inverted, target, valid, self.coding)
+            losses = losses.index_put((rows,), loss)
         return losses
 
 
 def _cpu_generator(generator: torch.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(generator.initial_seed())
-
-
