@@ -63,7 +63,7 @@ def test_slabs_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     _, properties = preprocess_image(volume, plan((0.7, 0.8, 0.9)))
     probabilities = np.random.default_rng(0).random((3, *properties.shape), np.float32)
     whole = restore_labels(probabilities, properties, SOFTMAX)
-    monkeypatch.setattr(GridMap, "slabs", lambda self, channels: [(i, i + 1) for i in range(self.shape_out[0])])
+    monkeypatch.setattr(GridMap, "slabs", lambda self, *_: [(i, i + 1) for i in range(self.shape_out[0])])
     np.testing.assert_array_equal(restore_labels(probabilities, properties, SOFTMAX), whole)
 
 

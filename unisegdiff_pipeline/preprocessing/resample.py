@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 ANISOTROPY_THRESHOLD = 3.0
-SLAB_BYTES = 96 * 1024 * 1024
+SLAB_BYTES = 96 * 1024 * 1024  # a slab of cubic resampling; it shares 22 input rows with the next
+LINEAR_SLAB_BYTES = 24 * 1024 * 1024  # linear slabs share two, so they may be as small as suits the cache
 PREFILTER_REACH = 10  # voxels; the cubic prefilter decays as 0.268^k, 2e-6 at 10
 OUTPUT_BLOCK = 64
 TIE_TOLERANCE = 1e-5
@@ -236,7 +237,7 @@ def resample_labels(
     result = np.zeros(tuple(shape), labels.dtype)
     if not values:
         return result
-    for first, last in grid.slabs(1, SLAB_BYTES // 4):
+    for first, last in grid.slabs(1, LINEAR_SLAB_BYTES):
         result[first:last] = _largest_share(grid, labels, values, first, last)
     return result
 

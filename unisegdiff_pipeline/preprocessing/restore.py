@@ -9,7 +9,7 @@ import numpy as np
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.preprocessing.crop import inverse_order, permute, uncrop
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.resample import GridMap
+from unisegdiff_pipeline.preprocessing.resample import LINEAR_SLAB_BYTES, GridMap
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def restore_labels(
     if probabilities.shape[0] != scheme.num_channels:
         raise ValueError(f"probabilities have {probabilities.shape[0]} channels, the labels need {scheme.num_channels}")
     cropped: np.ndarray | None = None
-    for first, last in grid.slabs(scheme.num_channels):
+    for first, last in grid.slabs(scheme.num_channels, LINEAR_SLAB_BYTES):
         decoded = scheme.decode(grid.slab(probabilities, first, last).cpu().numpy())
         if cropped is None:
             cropped = np.empty((1, *properties.shape_cropped), decoded.dtype)
@@ -50,7 +50,7 @@ def restore_map(values: Array, properties: CaseProperties, fill: float = 0.0, de
     grid = _grid(tuple(channels.shape), properties, device)
     cropped = np.empty((channels.shape[0], *properties.shape_cropped), np.float32)
     for channel in range(channels.shape[0]):
-        for first, last in grid.slabs(1):
+        for first, last in grid.slabs(1, LINEAR_SLAB_BYTES):
             cropped[channel, first:last] = grid.slab(channels[channel : channel + 1], first, last)[0].cpu().numpy()
     restored = _to_file_axes(cropped, properties, fill)
     return restored[0] if values.ndim == 3 else restored
