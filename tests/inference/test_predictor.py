@@ -85,7 +85,7 @@ def listing(folder: Path) -> set[str]:
 @pytest.fixture(autouse=True)
 def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare in fp32, and spare the second that measuring bf16 takes."""
-    monkeypatch.setattr(precision, "bf16_pays", lambda device_type: False)
+    monkeypatch.setattr(precision, "bf16_in_hardware", lambda device_type: False)
     torch.set_num_threads(1)
 
 

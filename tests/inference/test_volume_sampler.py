@@ -32,7 +32,7 @@ ROOMY = Limits(1.0, 1.0, 100_000, 1_000_000)
 @pytest.fixture(autouse=True)
 def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare in fp32: in bf16 results agree to 2e-2 only."""
-    monkeypatch.setattr(precision, "bf16_pays", lambda device_type: False)
+    monkeypatch.setattr(precision, "bf16_in_hardware", lambda device_type: False)
     torch.set_num_threads(1)
 
 

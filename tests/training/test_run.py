@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training import trainer as trainer_module
-from unisegdiff_pipeline.training.fold import WEIGHTS_NAME
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import train

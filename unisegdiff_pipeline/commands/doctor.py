@@ -105,7 +105,7 @@ def check_compute() -> Iterator[Finding]:
     except ImportError as error:
         yield Finding("torch", "cannot be imported", f"{error}; install it again.", fatal=True)
         return
-    from unisegdiff_pipeline.networks.precision import bf16_pays
+    from unisegdiff_pipeline.networks.precision import bf16_in_hardware
 
     yield Finding("torch threads", str(torch.get_num_threads()))
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
@@ -117,7 +117,8 @@ def check_compute() -> Iterator[Finding]:
     if torch.backends.mps.is_available():
         yield Finding("GPU mps", "available; not tested by this package")
     kind = "cuda" if devices else "cpu"
-    yield Finding(f"bf16 on the {kind}", "faster, will be used" if bf16_pays(kind) else "not faster, fp32 will be used")
+    text = "in hardware, used where it is faster" if bf16_in_hardware(kind) else "not in hardware, fp32 is used"
+    yield Finding(f"bf16 on the {kind}", text)
 
 
 def _why_no_gpu(cuda_version: str | None) -> str:

@@ -88,13 +88,24 @@ def report_integrity(raw: RawDataset, report: IntegrityReport) -> None:
         raise UsdError("\n".join([*lines, f"{count} in {raw.folder}; nothing was written. Mend them and run again."]))
 
 
-def write_fingerprint(folder: Path, raw: RawDataset, fingerprint: Fingerprint, plans: Plans | None = None) -> None:
+def write_fingerprint(folder: Path, raw: RawDataset, fingerprint: Fingerprint) -> None:
     """Write fingerprint.json, its figure page and a copy of dataset.json into the preprocessed folder."""
-    from unisegdiff_pipeline.fingerprint import fingerprint_figure
+    write_facts(folder, raw, fingerprint)
+    draw_fingerprint(folder, fingerprint, None)
+
+
+def write_facts(folder: Path, raw: RawDataset, fingerprint: Fingerprint) -> None:
+    """Write fingerprint.json and a copy of dataset.json into the preprocessed folder."""
     from unisegdiff_pipeline.io.serialization import write_json
 
     write_json(folder / FINGERPRINT, fingerprint)
     write_json(folder / DATASET, raw.description.raw)
+
+
+def draw_fingerprint(folder: Path, fingerprint: Fingerprint, plans: Plans | None) -> None:
+    """Draw the figure page; with plans it shows the readability curves and the edges of the stages."""
+    from unisegdiff_pipeline.fingerprint import fingerprint_figure
+
     fingerprint_figure(fingerprint, plans, folder / FIGURE)
 
 
@@ -157,12 +168,12 @@ def plan_and_preprocess(
 
     fingerprint = fingerprint_step(raw, workers, scheduler)
     plans = plan_step(raw, fingerprint, budget, folder / PLANS)
-    write_fingerprint(folder, raw, fingerprint)
+    write_facts(folder, raw, fingerprint)
     write_json(folder / PLANS, plans)
     say(describe_plans(plans))
     preprocess_step(raw, folder, plans, configurations, workers, scheduler)
     plans = read_dataclass(Plans, folder / PLANS)
-    write_fingerprint(folder, raw, fingerprint, plans)  # the figure now shows the stages
+    draw_fingerprint(folder, fingerprint, plans)
     return plans
 
 

@@ -1,6 +1,6 @@
 """Noise that belongs to (seed, case, sample) and a place, not to a batch, a tile or a device.
 
-Every block of 32 voxels an axis has a Philox stream of its own, keyed by the names and the block's position, so that
+Every block of 16 voxels an axis has a Philox stream of its own, keyed by the names and the block's position, so that
 any part of the volume can be made alone and is bitwise the same (Salmon et al. 2011, "Parallel random numbers: as
 easy as 1, 2, 3"). Noise is made on the CPU and moved to the device that needs it.
 """
@@ -16,7 +16,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-BLOCK = 32
+BLOCK = 16
 
 
 def gaussian_noise(seed: int, case: str, sample: int, stream: str, channels: int, shape: Sequence[int]) -> Tensor:

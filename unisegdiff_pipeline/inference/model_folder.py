@@ -167,6 +167,13 @@ def load_tensors(path: Path, network: nn.Module, tensors: Mapping[str, torch.Ten
         raise UsdError(f"{path} does not fit the network of its plan ({reason}); train that fold again.") from error
 
 
+def load_weights(path: Path, network: nn.Module, expected_plan_hash: str) -> None:
+    """Load a safetensors file into a network of the same plan; anything that does not fit is a UsdError."""
+    tensors, metadata = read_weights(path)
+    require_same_plan(path, metadata, expected_plan_hash)
+    load_tensors(path, network, tensors)
+
+
 def _configuration(folder: Path, plans: Plans) -> ConfigurationPlan:
     name = folder.resolve().name.split("__")[-1]
     if name not in plans.configurations:

@@ -44,7 +44,6 @@ class TiledCase:
         self.mirror = mirror
         self.dims = len(patch_size)
         self.device = next(model.parameters()).device
-        autocast(self.device)  # measures once which number format is faster; that needs gradients, so not later
         self.grid = plan_tiles(image.shape[1:], network_window(patch_size), limits.step)
         self.weights = gaussian_weights(self.grid.window).to(self.device)
         self.num_recomputed = 0  # segmenter calls that a larger cache would have saved

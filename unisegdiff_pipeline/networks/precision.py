@@ -5,47 +5,52 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections.abc import Callable
 
 import torch
-from torch import nn
+
+from unisegdiff_pipeline.io.errors import UsdError
+
+CPU_PROBE_ROUNDS = 3
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Autocast to bf16 where that pays on `device`, else a context that does nothing."""
-    if bf16_pays(device.type):
+def autocast(device: torch.device, bf16: bool | None = None) -> contextlib.AbstractContextManager[object]:
+    """Autocast to bf16, or a context that does nothing; without `bf16` the hardware decides."""
+    if bf16_in_hardware(device.type) if bf16 is None else bf16:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
 @functools.lru_cache
-def bf16_pays(device_type: str) -> bool:
-    """True where bf16 is faster: on CUDA if the chip has it; on a CPU by a probe of under a second.
+def bf16_in_hardware(device_type: str) -> bool:
+    """True where bf16 products are instructions of the device; elsewhere they are emulated, and far slower than fp32.
 
-    CPUs differ by more than tenfold here: with AVX512-BF16 or AMX instructions bf16 convolutions are faster than
-    fp32, without them they are emulated and far slower, and no flag tells both apart reliably.
+    Prediction goes by this alone, so that it gives the same masks whatever else the machine is doing.
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device_type != "cpu":
-        return False
-    return _probe_cpu() < 0.9
+    if device_type == "cpu":
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private names, absent in some versions
+        return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+    return False
 
 
-def _probe_cpu(rounds: int = 6) -> float:
-    """Seconds of a small training step in bf16 over those in fp32; the best of several turns each."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv3d(16, 32, 3, padding=1), nn.Conv3d(32, 32, 3, padding=1))
-        x = torch.randn(1, 16, 24, 32, 32)
-        seconds: dict[bool, list[float]] = {False: [], True: []}
-        for _ in range(rounds):  # the first turn of each warms up
-            for low in (False, True):
-                start = time.perf_counter()
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-                    loss = net(x).float().square().mean()
-                loss.backward()
-                seconds[low].append(time.perf_counter() - start)
-    return min(seconds[True]) / min(seconds[False])
+def is_faster_in_bf16(device: torch.device, step: Callable[[], None]) -> bool:
+    """Whether a training step is at least a tenth faster in bf16: by the clock on a CPU, by the hardware elsewhere.
+
+    On CPUs with bf16 instructions the backward pass of narrow convolutions may still be slower than in fp32, so the
+    step itself has to be timed. The best of several turns each is compared, for machines that are busy.
+    """
+    if device.type != "cpu" or not bf16_in_hardware("cpu"):
+        return bf16_in_hardware(device.type)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(CPU_PROBE_ROUNDS):  # the first turn of each warms up
+        for low in (False, True):
+            start = time.perf_counter()
+            with autocast(device, low):
+                step()
+            seconds[low].append(time.perf_counter() - start)
+    return min(seconds[True]) < 0.9 * min(seconds[False])
 
 
 def resolve_device(name: str) -> torch.device:
@@ -54,8 +59,6 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        from unisegdiff_pipeline.io.errors import UsdError
-
         raise UsdError(
             f"--device {name} was asked for, but torch {torch.__version__} sees no CUDA device here; "
             f"install a CUDA build of torch and check the driver, or use --device cpu."

@@ -40,8 +40,14 @@ class PreprocessingPlan:
     separate_z: Literal["auto", "always", "never"] = "auto"
 
     def hash(self) -> str:
-        """Hash of all fields; part of the key that says whether a preprocessed case is current."""
-        return text_hash(json.dumps(asdict(self), sort_keys=True))
+        """Hash of what images are treated with; part of the key that says whether a preprocessed case is current.
+
+        Intensities count only where "ct" uses them: else every new case would make all others stale.
+        """
+        fields = asdict(self)
+        if "ct" not in self.normalization:
+            del fields["intensities"]
+        return text_hash(json.dumps(fields, sort_keys=True))
 
 
 @dataclass(frozen=True)

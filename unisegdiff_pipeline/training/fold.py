@@ -10,17 +10,12 @@ import torch
 
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.summary import Summary, summary_table
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, load_weights, save_weights
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
-from unisegdiff_pipeline.training.checkpoint import (
-    CHECKPOINT_NAME,
-    PHASE_1_NAME,
-    load_checkpoint,
-    load_weights,
-    save_weights,
-)
+from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from unisegdiff_pipeline.training.choosing import CALLS, Candidate, choose_settings, choose_temperature
 from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.request import FoldResult
@@ -34,11 +29,11 @@ from unisegdiff_pipeline.training.validation import (
     predict_stored,
 )
 
-WEIGHTS_NAME = "weights.safetensors"
+PHASE_1_NAME = "phase_1.safetensors"
 PHASE_1_FACTS_NAME = "phase_1.json"
 BEST_MARGIN = 0.005  # earlier weights replace the last ones only if they are clearly better on the hold-out
 CHOOSING_SHARE = 0.05  # of the time budget, for choosing on the hold-out
-MONITORING_SHARE = 0.01  # of the time budget, for one validation during training
+MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
 LARGEST_FINAL_SHARE = 0.25  # of the time budget, kept for choosing and the final validation
 
 

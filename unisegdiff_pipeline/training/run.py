@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from unisegdiff_pipeline.evaluation.summary import fold_table
+from unisegdiff_pipeline.inference.model_folder import plan_hash
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.parallel import usable_cores
 from unisegdiff_pipeline.io.paths import find_dataset
@@ -15,7 +16,6 @@ from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
-from unisegdiff_pipeline.training.checkpoint import plan_hash
 from unisegdiff_pipeline.training.fold import train_fold
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.registry import find_trainer
@@ -124,7 +124,7 @@ def _configuration(plans: Plans, request: TrainRequest, dataset: Path) -> Config
     if name not in plans.configurations:
         raise UsdError(
             f"configuration {name!r} is not in {dataset / 'plans.json'}; it has {', '.join(plans.configurations)}. "
-            f"Choose one with -c, or plan it with usd_plan -d {plans.dataset_name} -c {name}."
+            f"Choose one with -c, or plan again with usd_plan -d {plans.dataset_name}."
         )
     configuration = plans.configurations[name]
     if configuration.stages is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unisegdiff_pipeline.io.files import text_hash
-from unisegdiff_pipeline.networks.precision import autocast
+from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
@@ -31,7 +31,7 @@ from unisegdiff_pipeline.training.schedule import PhaseBudget, Stopwatch, format
 GRADIENT_CLIP = 12.0  # nnU-Net's
 LOG_EVERY_S = 10.0
 LOADER_TIMEOUT_S = 600.0
-NUM_VALIDATIONS = 8
+NUM_VALIDATIONS = 6
 
 
 @dataclass
@@ -99,6 +99,7 @@ class Trainer(abc.ABC):
         self.phase_start_s = run.watch.seconds
         self.best_score = self.last_score = -math.inf
         self.best_weights: dict[str, Tensor] | None = None
+        self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
         torch.manual_seed(int(text_hash(f"{run.request.seed}|weights|{self.phase}")[:15], 16))
         self.network = self.build_network().to(run.device)
         self.ema = Ema(self.network, self.plan.ema_decay)
@@ -136,7 +137,8 @@ class Trainer(abc.ABC):
         # Phase 2 sees other patches than phase 1 did.
         seed = 2 * run.request.seed + self.phase - 1
         source = PatchSource(run.data, run.train_cases, run.configuration, run.plans.labels, seed, augment=True)
-        last_save = last_log = time.monotonic()
+        last_save = last_log = lap = time.monotonic()
+        seconds_of_iterations = 0.0  # since the last log entry, without validations and checkpoints
         sums: dict[str, list[Tensor]] = defaultdict(list)
         validated = math.floor(self.progress * NUM_VALIDATIONS)
         run.log.say(f"phase {self.phase} ({type(self).__name__}): {self._describe()}")
@@ -151,20 +153,21 @@ class Trainer(abc.ABC):
                 for name, value in self._iterate(batch).items():
                     sums[name].append(value)
                 now = time.monotonic()
+                seconds_of_iterations += now - lap
                 if now - last_log > LOG_EVERY_S or self.progress >= 1:
-                    self._log(sums, now - last_log)
+                    self._log(sums, seconds_of_iterations)
                     sums.clear()
-                    last_log = now
+                    last_log, seconds_of_iterations = now, 0.0
                 if math.floor(self.progress * NUM_VALIDATIONS) > validated and self.progress < 1:
                     validated = math.floor(self.progress * NUM_VALIDATIONS)
                     self._validate()
-                    last_log = time.monotonic()
                 if run.stop.signal_number is not None:
                     self.save()
                     raise TrainingInterrupted(run.stop.signal_number)
                 if time.monotonic() - last_save > run.request.checkpoint_every_s:
                     self.save()
                     last_save = time.monotonic()
+                lap = time.monotonic()
         self._validate()
 
     @property
@@ -186,6 +189,7 @@ class Trainer(abc.ABC):
             "optimizer": self.optimizer.state_dict(),
             "best_score": self.best_score,
             "best_weights": self.best_weights,
+            "bf16": self.bf16,
         }
         save_checkpoint(self.run.folder, state)
 
@@ -199,6 +203,7 @@ class Trainer(abc.ABC):
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best_score, self.best_weights = state["best_score"], state["best_weights"]
+        self.bf16 = state["bf16"]
         self.run.log.forget_after(self.phase, self.iteration)
         self.run.log.say(f"continuing phase {self.phase} at iteration {self.iteration}")
 
@@ -206,10 +211,11 @@ class Trainer(abc.ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.plan.learning_rate, self.iteration, self.progress)
         batch = batch.to(self.run.device)
-        with autocast(self.run.device):
-            result = self.training_step(batch, self.run.generator(self.phase, self.iteration))
-        self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
+        if self.bf16 is None:
+            self.bf16 = is_faster_in_bf16(self.run.device, lambda: self._probe(batch))
+            self.run.log.say(f"phase {self.phase} computes in {'bf16' if self.bf16 else 'fp32'}")
+        with autocast(self.run.device, self.bf16):
+            result = self._backward(batch)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
         if not torch.isfinite(norm):
             raise FloatingPointError(
@@ -220,6 +226,17 @@ class Trainer(abc.ABC):
         self.ema.update(self.network, self.iteration)
         self.iteration += 1
         return {"loss": result.loss.detach(), "gradient_norm": norm.detach(), **result.logged}
+
+    def _backward(self, batch: Batch) -> StepResult:
+        """Loss and fresh gradients of a batch; the generator makes it the same however often it is called."""
+        self.optimizer.zero_grad(set_to_none=True)
+        result = self.training_step(batch, self.run.generator(self.phase, self.iteration))
+        with torch.autocast(self.run.device.type, enabled=False):
+            result.loss.backward()
+        return result
+
+    def _probe(self, batch: Batch) -> None:
+        self._backward(batch)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
