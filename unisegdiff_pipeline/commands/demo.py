@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.io.raw_dataset import RawDataset
 
 DATASET_2D, DATASET_3D = 901, 902
-NUM_TRAIN, NUM_TEST = 100, 24
-TRAINING_TIME = "200s"
+NUM_TRAIN, NUM_TEST = 160, 24
+TRAINING_TIME = "250s"
 NUM_STEPS = 5
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from unisegdiff_pipeline.diffusion.coding import cross_entropy, cross_entropy_of_probabilities
 from unisegdiff_pipeline.evaluation.summary import CaseScores, summarise
@@ -28,7 +29,8 @@ WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CALLS = (2, 4, 8)
 DICE_TOLERANCE = 0.003  # settings within this of the best Dice are told apart by their likelihood
 VOXELS_PER_CASE = 20_000
-NEAR_FOREGROUND = 0.005
+NEAR_FOREGROUND = 0.05
+MARGIN_VOXELS = 4
 FLOOR = 1e-4
 
 
@@ -55,8 +57,7 @@ def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -
         p = _det_probabilities(run, model, stored)
         odds = p.clamp(1e-6, 1 - 1e-6)
         z = odds.log() if run.plans.labels.coding == "softmax" else odds.logit()
-        rows = stored.labels[...][1:] if stored.num_rows > 1 else stored.labels[0:1]
-        target = torch.from_numpy(np.stack([run.plans.labels.encode(row) for row in rows]).astype(np.float32)).mean(0)
+        target = _mean_target(run, stored)
         chosen = _voxels(p, target, run, stored, generator)
         logits.append(z.flatten(1)[:, chosen])
         targets.append(target.flatten(1)[:, chosen])
@@ -80,8 +81,7 @@ def choose_settings(
     for case_id in cases:
         stored = run.data.open(case_id)
         tiles = _tiled(run, model, stored)
-        rows = stored.labels[...][1:] if stored.num_rows > 1 else stored.labels[0:1]
-        target = torch.from_numpy(np.stack([run.plans.labels.encode(row) for row in rows]).astype(np.float32)).mean(0)
+        target = _mean_target(run, stored)
         chosen: Tensor | None = None
         for num_calls in calls:
             trial = replace(settings, sampler=replace(settings.sampler, num_calls=num_calls))
@@ -135,10 +135,23 @@ def _det_probabilities(run: FoldRun, model: StagedModel, stored: StoredCase) -> 
     return tiles.det_probabilities()[(slice(None), *tiles.grid.inner)].float().cpu()
 
 
+def _mean_target(run: FoldRun, stored: StoredCase) -> Tensor:
+    """Coded labels (K, Z, Y, X), the mean over the annotators where there are several."""
+    labels = stored.labels[...]
+    rows = labels[1:] if stored.num_rows > 1 else labels[:1]
+    return torch.from_numpy(np.stack([run.plans.labels.encode(row) for row in rows]).astype(np.float32)).mean(dim=0)
+
+
 def _voxels(p: Tensor, target: Tensor, run: FoldRun, stored: StoredCase, generator: np.random.Generator) -> Tensor:
-    """Indices of voxels where anybody sees foreground, without ignored ones, at most VOXELS_PER_CASE."""
+    """Indices of voxels near foreground that anybody sees, without ignored ones, at most VOXELS_PER_CASE.
+
+    The margin makes the choice of voxels fair to flat and to sharp probabilities.
+    """
     first = run.plans.labels.foreground_offset
-    near = (p[first:].amax(dim=0) > NEAR_FOREGROUND) | (target[first:].amax(dim=0) > 0)
+    seen = (p[first:].amax(dim=0) > NEAR_FOREGROUND) | (target[first:].amax(dim=0) > 0)
+    side = [1 if length == 1 else 2 * MARGIN_VOXELS + 1 for length in seen.shape]
+    margin = [length // 2 for length in side]
+    near = functional.max_pool3d(seen[None, None].float(), side, 1, margin)[0, 0] > 0
     if run.plans.labels.ignore_value is not None:
         near &= ~torch.from_numpy(run.plans.labels.ignored(stored.labels[0:1][0]))
     found = near.flatten().nonzero()[:, 0]
