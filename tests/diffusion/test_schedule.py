@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, noise_mask
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, channel_lam, noise_mask
 
 
 def test_amplitudes_follow_their_definition() -> None:
@@ -33,6 +33,17 @@ def test_noise_level_belongs_to_its_example() -> None:
     x_t = noise_mask(x, torch.tensor([PURE_NOISE, 100.0]), torch.zeros_like(x))
     assert x_t[0].abs().max() == 0
     assert torch.allclose(x_t[1], x[1])
+
+
+def test_input_scale_is_a_shift_of_lam() -> None:
+    """x_t / s of a channel scaled by b at lam is b a / s x_0 + e."""
+    lam = torch.tensor([-1.0, 2.0])
+    scaled = channel_lam(lam, StageEdges(-3.0, 1.0, (1.0, 4.0)))
+    a, s = alpha_sigma(lam)
+    a_scaled, s_scaled = alpha_sigma(scaled)
+    assert torch.allclose((a_scaled / s_scaled)[:, 0], a / s)
+    assert torch.allclose((a_scaled / s_scaled)[:, 1], 4 * a / s)
+    assert channel_lam(lam, StageEdges(-3.0, 1.0, (1.0, 1.0))) is lam
 
 
 def test_edges_must_be_in_order() -> None:

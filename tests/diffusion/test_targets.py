@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, expand_to, noise_mask
+from unisegdiff_pipeline.diffusion.schedule import (
+    PURE_NOISE,
+    StageEdges,
+    alpha_sigma,
+    channel_lam,
+    expand_to,
+    noise_mask,
+)
 from unisegdiff_pipeline.diffusion.targets import (
     Estimate,
     final_probabilities,
@@ -52,6 +59,21 @@ def test_states_are_those_of_the_papers() -> None:
     assert torch.allclose(state[0], mask_to_x(p)[0])
     assert torch.allclose(state[1], blended[1], atol=1e-5)
     assert torch.allclose(state[2], inverted[2], atol=1e-5)
+
+
+def test_scaled_channels_are_treated_at_their_own_noise_level() -> None:
+    edges = StageEdges(-3.0, 1.0, (1.0, 3.0))
+    generator = torch.Generator().manual_seed(4)
+    mask = (torch.rand(3, 2, 4, 4, generator=generator) > 0.5).float()
+    noise = torch.randn(3, 2, 4, 4, generator=generator)
+    lam = torch.tensor([-5.0, 0.0, 3.0])
+    level = channel_lam(lam, edges)
+    x_t = noise_mask(mask_to_x(mask), level, noise)
+    wrong = 0.6 * mask + 0.2  # B and C must be set right by the noise head, fully in C
+    state = state_estimate(lam, heads(x_t, level, wrong, noise), edges)
+    assert torch.allclose(state[2], mask_to_x(mask)[2], atol=1e-4)
+    a, s = (expand_to(v, 4) for v in alpha_sigma(level))
+    assert torch.allclose(state[1], (s**2 * mask_to_x(wrong) + a * (x_t - s * noise))[1], atol=1e-5)
 
 
 def test_head_of_each_stage() -> None:

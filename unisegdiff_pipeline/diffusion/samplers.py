@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, expand_to, noise_mask
+from unisegdiff_pipeline.diffusion.schedule import (
+    PURE_NOISE,
+    StageEdges,
+    alpha_sigma,
+    channel_lam,
+    expand_to,
+    noise_mask,
+)
 from unisegdiff_pipeline.diffusion.targets import Estimate, final_probabilities, state_estimate
 from unisegdiff_pipeline.io.labels import Coding
 
@@ -75,16 +82,16 @@ def sample(
     lams = lam_schedule(edges, settings)
     x = noise(0)
     if settings.start == "det":
-        x = noise_mask(mask_to_x(p_det), _lam_tensor(lams[0], x), x)
+        x = noise_mask(mask_to_x(p_det), channel_lam(_lam_tensor(lams[0], x), edges), x)
     for call, lam in enumerate(lams):
         found = estimate(x, lam)
         lam_t = _lam_tensor(lam, x)
         if call == len(lams) - 1:
             return final_probabilities(lam_t, found, edges, coding)
-        lam_next = _lam_tensor(lams[call + 1], x)
+        lam_next = channel_lam(_lam_tensor(lams[call + 1], x), edges)
         x0 = state_estimate(lam_t, found, edges)
         if settings.method == "ddim":
-            x = ddim_step(x, x0, lam_t, lam_next)
+            x = ddim_step(x, x0, channel_lam(lam_t, edges), lam_next)
         elif settings.method == "renoise":
             x = noise_mask(x0, lam_next, noise(call + 1))
         else:

@@ -18,14 +18,26 @@ LAM_EMBEDDED_FOR_PURE_NOISE = -20.0  # networks see this finite number where lam
 
 @dataclass(frozen=True)
 class StageEdges:
-    """Edges of the stages on lam: A (rapid segmentation) | lam_a | B (probabilistic) | lam_c | C (refinement)."""
+    """Edges of the stages on lam: A (rapid segmentation) | lam_a | B (probabilistic) | lam_c | C (refinement).
+
+    `input_scale` holds a factor b for each channel, empty for 1 everywhere. Scaling x_0 by b is nothing but a shift of
+    that channel's lam by 2 ln b, which is how it is done here: every channel stays variance preserving.
+    """
 
     lam_a: float
     lam_c: float
+    input_scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.lam_a < self.lam_c:
             raise ValueError(f"lam_a {self.lam_a} must lie below lam_c {self.lam_c}; plan the stages again")
+
+
+def channel_lam(lam: Tensor, edges: StageEdges) -> Tensor:
+    """lam of every channel: (B,) => (B, C) where channels are scaled, else (B,) as it is."""
+    if all(b == 1 for b in edges.input_scale):
+        return lam
+    return lam[:, None] + 2 * torch.tensor(edges.input_scale, device=lam.device).log()
 
 
 def expand_to(values: Tensor, ndim: int) -> Tensor:
@@ -43,7 +55,7 @@ def noise_mask(x_start: Tensor, lam: Tensor, noise: Tensor) -> Tensor:
 
     Args:
         x_start: clean mask in {-1, +1}, shape (B, C, *spatial).
-        lam: log signal-to-noise ratio ln(a^2/s^2), shape (B,); -inf gives the noise exactly.
+        lam: log signal-to-noise ratio ln(a^2/s^2), shape (B,) or (B, C); -inf gives the noise exactly.
         noise: standard normal, same shape as x_start.
     """
     a, s = alpha_sigma(lam)

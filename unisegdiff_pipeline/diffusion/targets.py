@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, x_to_probabilities
-from unisegdiff_pipeline.diffusion.schedule import StageEdges, alpha_sigma, expand_to
+from unisegdiff_pipeline.diffusion.schedule import StageEdges, alpha_sigma, channel_lam, expand_to
 from unisegdiff_pipeline.io.labels import Coding
 
 STAGE_A, STAGE_B, STAGE_C = 0, 1, 2
@@ -42,9 +42,9 @@ def stage_of(lam: Tensor, edges: StageEdges) -> Tensor:
 
 
 def correction_weight(lam: Tensor, edges: StageEdges) -> Tensor:
-    """How much of h enters the state, by stage (see the module's docstring): 0, a s or s / a, shape of lam."""
-    a, s = alpha_sigma(lam)
-    stage = stage_of(lam, edges)
+    """How much of h enters the state, by stage (see above): 0, a s or s / a, in the shape of `channel_lam`."""
+    a, s = alpha_sigma(channel_lam(lam, edges))
+    stage = expand_to(stage_of(lam, edges), a.ndim)
     return torch.where(stage == STAGE_A, 0.0, torch.where(stage == STAGE_B, a * s, s / a.clamp_min(1e-3)))
 
 
@@ -67,6 +67,9 @@ def final_probabilities(lam: Tensor, estimate: Estimate, edges: StageEdges, codi
 
 
 def noise_error(lam: Tensor, x0_predicted: Tensor, correction: Tensor, x0: Tensor) -> Tensor:
-    """Predicted minus true noise, h - (a / s) (x_0 predicted - x_0), without x_t (put both definitions of e in)."""
+    """Predicted minus true noise, h - (a / s) (x_0 predicted - x_0), without x_t (put both definitions of e in).
+
+    `lam` is that of the channels, (B,) or (B, C).
+    """
     a, s = alpha_sigma(lam)
     return torch.addcmul(correction, x0_predicted - x0, -expand_to(a / s, x0.ndim))

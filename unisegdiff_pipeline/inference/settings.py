@@ -19,6 +19,7 @@ class InferenceSettings:
 
     Attributes:
         lam_a, lam_c: realised edges of the stages, planned ones unless training moved them.
+        input_scale: factor b of each channel, as planned; empty for 1 everywhere.
         temperature: divides the segmenter's logits, for p_det and for the denoiser's input alike.
         w: final probability = w * p_det + (1 - w) * mean of the samples; 1 is the plain segmenter.
         num_samples: masks drawn a case unless the user asks for another number.
@@ -29,6 +30,7 @@ class InferenceSettings:
 
     lam_a: float
     lam_c: float
+    input_scale: tuple[float, ...] = ()
     temperature: float = 1.0
     w: float = 0.5
     num_samples: int = 8
@@ -47,7 +49,7 @@ class InferenceSettings:
     @property
     def edges(self) -> StageEdges:
         """Stage edges in the form that the samplers take."""
-        return StageEdges(self.lam_a, self.lam_c)
+        return StageEdges(self.lam_a, self.lam_c, self.input_scale)
 
 
 def write_settings(fold_folder: Path, settings: InferenceSettings) -> None:

@@ -16,7 +16,7 @@ from unisegdiff_pipeline.diffusion.losses import (
     segmentation_loss,
     weight_by_log_variance,
 )
-from unisegdiff_pipeline.diffusion.schedule import StageEdges, expand_to, noise_mask
+from unisegdiff_pipeline.diffusion.schedule import StageEdges, channel_lam, expand_to, noise_mask
 from unisegdiff_pipeline.diffusion.stages import StageDraw, draw_stages
 from unisegdiff_pipeline.diffusion.targets import (
     STAGE_A,
@@ -54,7 +54,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     def __init__(self, run: FoldRun, budget: PhaseBudget, segmenter: SegmentationUNet, temperature: float) -> None:
         stages = run.configuration.stages
         assert stages is not None
-        self.edges = StageEdges(stages.lam_a, stages.lam_c)
+        self.edges = StageEdges(stages.lam_a, stages.lam_c, stages.input_scale)
         self.temperature = temperature
         self.log_variances = nn.Parameter(torch.zeros(len(STAGE_NAMES), device=run.device))
         super().__init__(run, budget)
@@ -98,7 +98,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         x0 = mask_to_x(torch.where(valid > 0, target, mean))  # ignored voxels: what the segmenter says
         source = torch.where(expand_to(draw.from_mean, x0.ndim), mask_to_x(mean), x0)
         noise = torch.randn(x0.shape, generator=generator, device=self.run.device)
-        x_t = noise_mask(source, draw.lam, noise)
+        x_t = noise_mask(source, channel_lam(draw.lam, self.edges), noise)
         return NoisedExamples(x_t, x0, target, valid, draw.lam, draw.stage, det_logits)
 
     def _weigh(self, losses: Tensor, stage: Tensor) -> StepResult:
@@ -159,7 +159,7 @@ class StagedDiffusionTrainer(DiffusionTrainer):
                 lam, correction = example.lam[rows], output.noise_correction[rows]
                 # The noise is learned by its correction alone: through x_0 it would pull the mask head along.
                 p = probabilities_from_logits(logits.detach(), self.coding)
-                error = noise_error(lam, mask_to_x(p), correction, example.x0[rows])
+                error = noise_error(channel_lam(lam, self.edges), mask_to_x(p), correction, example.x0[rows])
                 if stage == STAGE_B:
                     loss = segmentation_loss(logits, target, valid, self.coding, dice_weight=0.3)
                     loss = loss + 0.3 * noise_loss(error, valid)

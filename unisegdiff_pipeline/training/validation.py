@@ -26,10 +26,9 @@ SUMMARY_NAME = "summary.json"
 
 def planned_settings(configuration: ConfigurationPlan, temperature: float = 1.0, w: float = 0.0) -> InferenceSettings:
     """Settings before anything has been chosen: the plan's edges and the samplers' defaults."""
-    assert configuration.stages is not None
-    return InferenceSettings(
-        lam_a=configuration.stages.lam_a, lam_c=configuration.stages.lam_c, temperature=temperature, w=w
-    )
+    stages = configuration.stages
+    assert stages is not None
+    return InferenceSettings(stages.lam_a, stages.lam_c, stages.input_scale, temperature, w)
 
 
 def validate_cases(
