@@ -32,7 +32,7 @@ PLAN_2D = NetworkPlan(
 def make_model(plan: NetworkPlan, coding: str, channels: int) -> StagedModel:
     torch.manual_seed(0)
     widths = DenoiserPlan(features=(4, 6, 8))
-    model = StagedModel(SegmentationUNet(plan, channels), Denoiser(plan, widths, channels), coding)  # type: ignore[arg-type]
+    model = StagedModel(SegmentationUNet(plan, channels), Denoiser(plan, widths, channels, coding), coding)  # type: ignore[arg-type]
     return model.eval()
 
 

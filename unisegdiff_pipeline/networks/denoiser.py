@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unisegdiff_pipeline.diffusion.coding import mask_to_x
+from unisegdiff_pipeline.diffusion.schedule import alpha_sigma, expand_to
+from unisegdiff_pipeline.io.labels import Coding
 from unisegdiff_pipeline.networks.blocks import (
     CONV,
     TRANSPOSED_CONV,
@@ -22,6 +25,7 @@ from unisegdiff_pipeline.networks.unet import condition_levels
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, NetworkPlan
 
 EMBEDDING_WIDTH = 64
+NOISE_LIMIT = 8.0  # implied noise beyond this many standard deviations says no more than that p_det is wrong there
 
 
 class DenoiserOutput(NamedTuple):
@@ -36,25 +40,30 @@ class Denoiser(nn.Module):
 
     At the first step every estimate of x_0 therefore equals the segmenter's; see `StagedModel.denoise`.
 
+    Beside the noised mask the network sees what the segmenter says of each voxel, x_det = 2 p_det - 1, and the noise
+    that this implies, (x_t - a x_det) / s: where p_det is wrong it stands out as an outlier, and both corrections are
+    functions of it. Without these inputs h would have to guess p_det from features of half the resolution.
+
     Args:
         plan: the segmenter's plan; its first stride is the space-to-depth, the next ones lead down.
         denoiser: widths a level.
         num_channels: coded label channels C.
+        coding: what the channels mean.
     """
 
-    def __init__(self, plan: NetworkPlan, denoiser: DenoiserPlan, num_channels: int) -> None:
+    def __init__(self, plan: NetworkPlan, denoiser: DenoiserPlan, num_channels: int, coding: Coding) -> None:
         super().__init__()
         levels = condition_levels(plan)[: len(denoiser.features)]
         widths, dims = denoiser.features[: len(levels)], plan.dims
         ones = (1,) * dims
         self.stride = levels[0].stride
-        self.num_channels = num_channels
+        self.coding: Coding = coding
         packed = num_channels * math.prod(self.stride)
         self.embedding = LamEmbedding(EMBEDDING_WIDTH)
         self.project = nn.ModuleList(
             CONV[dims](level.features, width, ones) for level, width in zip(levels, widths, strict=True)
         )
-        self.stem = CONV[dims](packed, widths[0], ones)
+        self.stem = CONV[dims](3 * packed, widths[0], ones)
         self.down, self.encode, self.up, self.decode = (nn.ModuleList() for _ in range(4))
         for i, (level, width) in enumerate(zip(levels, widths, strict=True)):
             if i > 0:
@@ -83,7 +92,7 @@ class Denoiser(nn.Module):
             projected: `project_features` of the patch, batch size B.
         """
         embedded = self.embedding(lam)
-        x = self.stem(space_to_depth(x_t, self.stride)) + projected[0]
+        x = self.stem(space_to_depth(self._inputs(x_t, lam, det_logits), self.stride)) + projected[0]
         skips = []
         for i, encode in enumerate(self.encode):
             if i > 0:
@@ -95,6 +104,15 @@ class Denoiser(nn.Module):
         logits, noise = depth_to_space(self.head(x).float(), self.stride).chunk(2, dim=1)
         gain = 1 + self.gain(embedded).float()
         return DenoiserOutput(gain.reshape(gain.shape + (1,) * (x_t.ndim - 2)) * det_logits + logits, noise)
+
+
+    def _inputs(self, x_t: Tensor, lam: Tensor, det_logits: Tensor) -> Tensor:
+        """(B, 3 C, *patch): the noised mask, the segmenter's x and the noise it implies."""
+        a, s = (expand_to(v, x_t.ndim) for v in alpha_sigma(lam))
+        p = det_logits.softmax(dim=1) if self.coding == "softmax" else det_logits.sigmoid()
+        x_det = mask_to_x(p).expand_as(x_t)
+        noise = torch.addcmul(x_t, x_det, -a).div_(s).clamp_(-NOISE_LIMIT, NOISE_LIMIT)
+        return torch.cat([x_t, x_det, noise], dim=1)
 
 
 def repeat_examples(values: Tensor, times: int) -> Tensor:

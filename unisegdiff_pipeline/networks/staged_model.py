@@ -93,7 +93,7 @@ def build_model(
 ) -> StagedModel:
     """Untrained model of a plan; initial weights come from torch's global generator, seed it first."""
     segmenter = SegmentationUNet(configuration.network, num_channels, configuration.training.deep_supervision)
-    denoiser = Denoiser(configuration.network, configuration.denoiser, num_channels) if with_denoiser else None
+    denoiser = Denoiser(configuration.network, configuration.denoiser, num_channels, coding) if with_denoiser else None
     return StagedModel(segmenter, denoiser, coding)
 
 

@@ -64,7 +64,8 @@ class DiffusionTrainer(Trainer, abc.ABC):
 
     def build_network(self) -> nn.Module:
         configuration = self.run.configuration
-        return Denoiser(configuration.network, configuration.denoiser, self.run.plans.labels.num_channels)
+        labels = self.run.plans.labels
+        return Denoiser(configuration.network, configuration.denoiser, labels.num_channels, labels.coding)
 
     def extra_parameters(self) -> list[nn.Parameter]:
         return [self.log_variances]
