@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 
 import pytest
 
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path, file_hash, text_hash
+from unisegdiff_pipeline.io.files import atomic_path, file_hash, is_full_disk, remove_stale_temporaries, text_hash
 
 
 def test_success_renames_and_makes_the_folder(tmp_path):
@@ -58,6 +61,28 @@ def test_a_full_disk_is_told_to_the_user(tmp_path):
     with pytest.raises(OSError, match="No space"):
         fill(errno.EIO)  # not for the user to mend
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_temporaries_of_dead_processes_are_removed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    with atomic_path(tmp_path / "a.png") as own:
+        own.write_text("being written")
+        stale = tmp_path / own.name.replace(str(os.getpid()), str(process.pid))
+        stale.write_text("half")
+        of_another_machine = tmp_path / f".tmp-{process.pid}-0123abcd-a.png"
+        of_another_machine.write_text("half")
+        (tmp_path / "mask.png").write_text("whole")
+        remove_stale_temporaries(tmp_path)
+        assert {p.name for p in tmp_path.iterdir()} == {own.name, of_another_machine.name, "mask.png"}
+    remove_stale_temporaries(tmp_path / "absent")
+
+
+def test_a_full_disk_is_found_among_the_causes():
+    error = UsdError("cannot be written")
+    assert not is_full_disk(error)
+    error.__cause__ = OSError(errno.EDQUOT, "quota")
+    assert is_full_disk(error)
 
 
 def test_hashes(tmp_path):

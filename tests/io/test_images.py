@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import is_full_disk
 from unisegdiff_pipeline.io.geometry import Geometry, geometry_differences
 from unisegdiff_pipeline.io.images import (
     label_ending,
@@ -266,6 +267,26 @@ def test_corrupt_gzip_content(tmp_path):
     path.write_bytes(packed)
     with pytest.raises(UsdError, match="truncated or damaged"):
         read_image([path])
+
+
+@pytest.mark.parametrize("ending", VOLUME_ENDINGS)
+def test_a_file_that_the_writer_cuts_short_is_a_full_disk(tmp_path, monkeypatch, ending):
+    """ITK says nothing when the disk is full, and leaves what fitted on it."""
+    original = sitk.WriteImage
+
+    def cut(image, name, **options):
+        original(image, name, **options)
+        Path(name).write_bytes(Path(name).read_bytes()[:-30])
+
+    target = tmp_path / f"case{ending}"
+    write_labels(target, _labels(), OBLIQUE)
+    before = target.read_bytes()
+    monkeypatch.setattr(sitk, "WriteImage", cut)
+    with pytest.raises(UsdError, match="No space left on device") as caught:
+        write_labels(target, 1 - _labels(high=2), OBLIQUE)
+    assert is_full_disk(caught.value)
+    assert target.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_endings():

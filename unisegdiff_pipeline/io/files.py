@@ -6,13 +6,16 @@ import contextlib
 import errno
 import hashlib
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from unisegdiff_pipeline.io.errors import UsdError
 
-_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_WRITE_ERRORS = (*_FULL_DISK, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
@@ -25,7 +28,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         UsdError: the disk is full or the place is not writable.
     """
     target = Path(target)
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    temporary = target.with_name(f".tmp-{os.getpid()}-{_host()}-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -41,6 +44,37 @@ def atomic_path(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Remove the temporary files that processes of this machine which were killed have left in `folder`.
+
+    Files of running processes stay, and so do those of other machines that may be writing into a shared folder.
+    """
+    import psutil
+
+    for path in Path(folder).glob(".tmp-*"):
+        match = re.match(rf"\.tmp-(\d+)-{_host()}-", path.name)
+        if match is not None and not psutil.pid_exists(int(match.group(1))):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a full disk (or quota) is the error or one of its causes."""
+    link: BaseException | None = error
+    while link is not None:
+        if (isinstance(link, OSError) and link.errno in _FULL_DISK) or "No space left on device" in str(link):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
+
+
+def _host() -> str:
+    """A short name of this machine that file names may hold."""
+    return text_hash(platform.node())[:8]
 
 
 def file_hash(path: Path) -> str:

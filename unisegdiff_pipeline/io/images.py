@@ -13,7 +13,9 @@ and says nothing; nibabel raises, and is several times faster on small files.
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ ITK_ENDINGS = (".nrrd", ".mha", ".gipl")
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
 TIFF_ENDINGS = (".tiff", ".tif")
 LOSSY_ENDINGS = (".jpg", ".jpeg")
+NIFTI_HEADER_BYTES = 352  # with the four bytes that say that no extension follows
 SUPPORTED_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS + PICTURE_ENDINGS + TIFF_ENDINGS
 
 Shape = tuple[int, ...]
@@ -310,6 +313,27 @@ def _write_itk(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         sitk.WriteImage(image, str(path), useCompression=True)
     except RuntimeError as error:
         raise OSError(" ".join(str(error).split())[-300:]) from error
+    if not _is_complete(path, array):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _is_complete(path: Path, array: np.ndarray) -> bool:
+    """Whether a file that ITK has written holds the whole array; on a full disk ITK cuts it short and says nothing.
+
+    The size says so for NIfTI, that of the content being the last four bytes of a gzip file. Other formats are read
+    back.
+    """
+    size = NIFTI_HEADER_BYTES + array.nbytes
+    if path.suffix.lower() == ".nii":
+        return path.stat().st_size == size
+    if path.suffix.lower() == ".gz":
+        with open(path, "rb") as stream:
+            stream.seek(-min(4, path.stat().st_size), os.SEEK_END)
+            return int.from_bytes(stream.read(), "little") == size % (1 << 32)
+    try:
+        return _read_itk(path, True).array.tobytes() == array.tobytes()
+    except RuntimeError:
+        return False
 
 
 def _nifti_header(path: Path) -> tuple[Shape, Geometry]:
