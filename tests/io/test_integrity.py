@@ -124,8 +124,11 @@ def test_all_problems_are_found_in_one_run(folder):
     assert len(report.problems) == len(expected)
     for name, words in expected.items():
         assert words in found[name].message, name
-        assert found[name].remedy, name
+        assert found[name].remedy or "; " in found[name].message, name
         assert str(found[name]) in report.text()
+    damaged = str(found["cut_0000.nii.gz"])
+    assert damaged.startswith(str(folder.folder / "imagesTr" / "cut_0000.nii.gz") + ": cannot be read")
+    assert damaged.endswith("; copy or export it again.")
     with pytest.raises(UsdError, match="12 problem"):
         report.require_ok()
 

@@ -26,14 +26,14 @@ _MAX_NAMED = 10
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one file, and how to mend it."""
+    """Something wrong with one file, and how to mend it; `remedy` is empty where the message says it already."""
 
     file: str
     message: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.message}. {self.remedy}"
+        return f"{self.file}: {self.message}. {self.remedy}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -194,13 +194,10 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
 
 
 def _from_error(error: UsdError, paths: Sequence[Path]) -> Problem:
-    """Take an error of a reader apart: "FILE what is wrong; remedy.", FILE being one of `paths`, else the first."""
+    """The whole message of a reader, "FILE what is wrong, and the remedy."; FILE is one of `paths`, else the first."""
     text = str(error).strip()
     file = next((str(path) for path in paths if text.startswith(str(path))), str(paths[0]))
-    message, separator, remedy = text.removeprefix(file).strip().rpartition("; ")
-    if not separator:
-        message, remedy = remedy, "Correct the file."
-    return Problem(file, message, remedy[:1].upper() + remedy[1:])
+    return Problem(file, text.removeprefix(file).strip(" :").removesuffix("."), "")
 
 
 def _try_labels(path: Path, problems: list[Problem]) -> Volume | None:
