@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.io.geometry import Geometry, Volume
 from unisegdiff_pipeline.io.images import write_labels, write_map
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
@@ -198,7 +199,7 @@ def test_copies_of_an_image_share_a_group(raw_folder: Path) -> None:
 def test_a_failing_case_is_named_and_the_others_finish(raw_folder: Path) -> None:
     wrong = np.zeros((10, 24, 19), np.uint8)
     write_labels(raw_folder / "labelsTr" / "b.nii.gz", wrong, GEOMETRY)
-    with pytest.raises(UsdError, match=r"b: .*b_0000\.nii\.gz has shape \(10, 24, 20\).*\(10, 24, 19\)"):
+    with pytest.raises(UsdError, match=r"b: .*b\.nii\.gz: the shape \(10, 24, 19\).*\(10, 24, 20\)"):
         run(raw_folder)
     target = raw_folder.parent.parent / "preprocessed"
     assert PreprocessedFolder(target / "2d").case_ids == ("a", "c")
@@ -208,8 +209,40 @@ def test_a_failing_case_is_named_and_the_others_finish(raw_folder: Path) -> None
 
 def test_unknown_label_values_are_named(raw_folder: Path) -> None:
     write_labels(raw_folder / "labelsTr" / "a.nii.gz", np.full((10, 24, 20), 9, np.uint8), GEOMETRY)
-    with pytest.raises(UsdError, match=r"a\.nii\.gz holds the values \[9\], dataset\.json names \[0, 1, 2\]"):
+    with pytest.raises(UsdError, match=r"a\.nii\.gz: the label values 9 are not in dataset\.json, which has \[0"):
         run(raw_folder)
+
+
+def test_the_integrity_check_is_always_on(raw_folder: Path) -> None:
+    """What only the check sees (NaN, another origin, no label map): every case is named, the sound one is done."""
+    image = np.zeros((10, 24, 20), np.float32)
+    image[1, 2, 3] = np.nan
+    write_map(raw_folder / "imagesTr" / "a_0000.nii.gz", image, GEOMETRY)
+    moved = replace(GEOMETRY, origin_mm=(5.0, -3.0, 9.0))
+    write_labels(raw_folder / "labelsTr" / "b.nii.gz", np.ones((10, 24, 20), np.uint8), moved)
+    write_raw_case(raw_folder, "d", seed=3)
+    (raw_folder / "labelsTr" / "d.nii.gz").unlink()
+    with pytest.raises(UsdError, match="3 of 4 cases failed, the others are done") as caught:
+        run(raw_folder)
+    message = str(caught.value)
+    for words in ("a_0000.nii.gz: 1 voxels", "NaN", "b.nii.gz: the label map lies else", "no label map labelsTr/d"):
+        assert words in message
+    assert PreprocessedFolder(raw_folder.parent.parent / "preprocessed" / "2d").case_ids == ("c",)
+
+
+def test_a_case_is_read_once(raw_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unisegdiff_pipeline.io import integrity
+
+    reads: list[Path] = []
+    original = integrity.read_image
+
+    def counted(paths: Sequence[Path]) -> Volume:
+        reads.extend(paths)
+        return original(paths)
+
+    monkeypatch.setattr(integrity, "read_image", counted)
+    run(raw_folder)
+    assert sorted(path.name for path in reads) == ["a_0000.nii.gz", "b_0000.nii.gz", "c_0000.nii.gz"]
 
 
 def test_unknown_configuration(raw_folder: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import remove_stale_temporaries
 from unisegdiff_pipeline.io.geometry import Volume
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
@@ -135,7 +137,7 @@ class _CaseJob:
     case: RawCase
     group: str
     dataset_folder: Path
-    scheme: LabelScheme
+    description: DatasetDescription
     tasks: tuple[_Task, ...]
     write_reference: bool
 
@@ -156,7 +158,7 @@ def preprocess_dataset(
     one that is interrupted leaves nothing that counts as done; cases that left the raw data set are removed.
 
     Args:
-        raw: the raw data set, checked.
+        raw: the raw data set; every case that is made is checked on the way.
         plans: stages of the given configurations are planned where they are missing or labels changed.
         configurations: names in `plans.configurations`.
         folder: preprocessed/DatasetXXX_Name.
@@ -172,7 +174,8 @@ def preprocess_dataset(
     group_of = {case.case_id: _group_of(case, groups) for case in raw.cases}
     tasks = {name: _task(plans, name, folder) for name in configurations}
     removed = tuple(f"{name}/{case_id}" for name, task in tasks.items() for case_id in _remove_stale(task, group_of))
-    jobs = [_job(case, group_of[case.case_id], folder, plans.labels, tuple(tasks.values())) for case in raw.cases]
+    description = replace(raw.description, labels=plans.labels)  # plans may have been edited
+    jobs = [_job(case, group_of[case.case_id], folder, description, tuple(tasks.values())) for case in raw.cases]
     todo = [job for job in jobs if job.tasks or job.write_reference]
     done = {f"{task.folder.name}/{job.case.case_id}" for job in todo for task in job.tasks}
     try:
@@ -206,6 +209,7 @@ def _task(plans: Plans, name: str, folder: Path) -> _Task:
     configuration = plans.configurations[name]
     task_folder = folder / name
     task_folder.mkdir(parents=True, exist_ok=True)
+    remove_stale_temporaries(task_folder)
     settings = settings_hash(plans.labels, configuration.preprocessing.hash())
     return _Task(task_folder, configuration.preprocessing, configuration.network.patch_size, settings)
 
@@ -217,8 +221,12 @@ def _remove_stale(task: _Task, group_of: Mapping[str, str]) -> list[str]:
     return stale
 
 
-def _job(case: RawCase, group: str, folder: Path, scheme: LabelScheme, tasks: tuple[_Task, ...]) -> _CaseJob:
+def _job(
+    case: RawCase, group: str, folder: Path, description: DatasetDescription, tasks: tuple[_Task, ...]
+) -> _CaseJob:
     """The part of the work on a case that is not done already."""
+    if case.label_path is None or not case.image_paths:  # the check will say so
+        return _CaseJob(case, group, folder, description, tasks, write_reference=True)
     files, labels = image_files(case), label_files(case)
     open_tasks = []
     for task in tasks:
@@ -226,8 +234,8 @@ def _job(case: RawCase, group: str, folder: Path, scheme: LabelScheme, tasks: tu
         if stored is None or not is_current(stored.source, files, task.settings):
             open_tasks.append(task)
     reference = stored_reference_source(folder, case.case_id)
-    needs_reference = not is_current(reference, labels, settings_hash(scheme))
-    return _CaseJob(case, group, folder, scheme, tuple(open_tasks), needs_reference)
+    needs_reference = not is_current(reference, labels, settings_hash(description.labels))
+    return _CaseJob(case, group, folder, description, tuple(open_tasks), needs_reference)
 
 
 def _run(jobs: list[_CaseJob], workers: int | None, scheduler: str | None) -> None:
@@ -250,73 +258,84 @@ def _run(jobs: list[_CaseJob], workers: int | None, scheduler: str | None) -> No
 
 def _image_bytes(jobs: Sequence[_CaseJob]) -> tuple[int, int]:
     """Bytes (largest case, all cases) of the images as float32, from the headers of the largest files."""
-    from unisegdiff_pipeline.io.images import read_header
-
-    sizes = {job.case.case_id: sum(p.stat().st_size for p in job.case.image_paths) for job in jobs}
+    sizes = {job.case.case_id: sum(p.stat().st_size for p in job.case.image_paths if p.is_file()) for job in jobs}
     largest_jobs = sorted(jobs, key=lambda job: sizes[job.case.case_id], reverse=True)[:5]
-    found = [sum(4 * int(np.prod(read_header(p)[0])) for p in job.case.image_paths) for job in largest_jobs]
+    found = [sum(_header_bytes(path) for path in job.case.image_paths) for job in largest_jobs]
     compressed = sum(sizes[job.case.case_id] for job in largest_jobs)
     return max(found), int(sum(found) * sum(sizes.values()) / max(compressed, 1))
 
 
+def _header_bytes(path: Path) -> int:
+    """Bytes of a file's image as float32; 0 where it cannot be read, which the check of the case reports."""
+    from unisegdiff_pipeline.io.images import read_header
+
+    try:
+        return 4 * int(np.prod(read_header(path)[0]))
+    except UsdError:
+        return 0
+
+
 def _preprocess_case(job: _CaseJob) -> None:
-    """Read one case, store it for every open configuration, and its label maps on their own grid."""
-    labels, label_source = _read_label_rows(job)
+    """Read and check one case, store it for every open configuration, and its label maps on their own grid.
+
+    Raises:
+        UsdError: the check found problems; all of them are named and nothing of the case is stored.
+    """
+    from unisegdiff_pipeline.io.integrity import check_case, read_case
+
+    source = _source(job.case)  # before reading: a change in between is then seen the next time
+    volumes = read_case(job.case, job.description)
+    problems = check_case(job.case, job.description, volumes).problems
+    if problems:
+        raise UsdError(" ".join(map(str, problems)))
+    assert volumes.image is not None
+    assert volumes.labels is not None
+    labels = _label_rows((volumes.labels, *volumes.raters), job.description.labels)
     if job.write_reference:
-        labels_geometry = labels.geometry.spacing_mm
-        write_reference(
-            job.dataset_folder, labels.array, labels_geometry, job.scheme, job.case.case_id, job.group, label_source
-        )
+        _store_reference(job, labels, source)
     if job.tasks:
-        _store_configurations(job, labels)
+        _store_configurations(job, volumes.image, labels.array, source)
 
 
-def _read_label_rows(job: _CaseJob) -> tuple[Volume, CaseSource]:
+def _source(case: RawCase) -> CaseSource | None:
+    """State of a case's files; None where some are missing, which the check reports."""
+    try:
+        return current_source(image_files(case), "")
+    except (UsdError, FileNotFoundError):
+        return None
+
+
+def _label_rows(volumes: Sequence[Volume], scheme: LabelScheme) -> Volume:
     """Labels and raters of a case as rows (R, Z, Y, X), uint8 where the values fit, else int16."""
-    from unisegdiff_pipeline.io.images import read_labels
-
-    files = label_files(job.case)
-    source = current_source(files, settings_hash(job.scheme))
-    volumes = [read_labels(path) for path in files]
-    dtype = np.uint8 if max(job.scheme.allowed_values) < 256 else np.int16
-    for path, volume in zip(files, volumes, strict=True):
-        _require_known_values(path, volume.array, job.scheme)
-        _require_same_shape(path, volume.array, files[0], volumes[0].array)
+    dtype = np.uint8 if max(scheme.allowed_values) < 256 else np.int16
     rows = np.concatenate([volume.array for volume in volumes]).astype(dtype, copy=False)
-    return Volume(rows, volumes[0].geometry), source
+    return Volume(rows, volumes[0].geometry)
 
 
-def _store_configurations(job: _CaseJob, labels: Volume) -> None:
-    from unisegdiff_pipeline.io.images import read_image
+def _store_reference(job: _CaseJob, labels: Volume, source: CaseSource | None) -> None:
+    assert source is not None
+    scheme = job.description.labels
+    files = source.files[len(job.case.image_paths) :]
+    write_reference(
+        job.dataset_folder,
+        labels.array,
+        labels.geometry.spacing_mm,
+        scheme,
+        job.case.case_id,
+        job.group,
+        replace(source, files=files, settings=settings_hash(scheme)),
+    )
 
-    files = image_files(job.case)
-    source = current_source(files, "")
-    volume = read_image(job.case.image_paths)
-    _require_same_shape(files[0], volume.array, label_files(job.case)[0], labels.array)
+
+def _store_configurations(job: _CaseJob, volume: Volume, labels: np.ndarray, source: CaseSource | None) -> None:
+    assert source is not None
     image_hash = array_hash(volume.array)
     for task in job.tasks:
         image, properties = preprocess_image(volume, task.plan, job.case.case_id, job.group)
-        rows = preprocess_labels(labels.array, properties)
-        components = find_components(rows, job.scheme, job.case.case_id)
+        rows = preprocess_labels(labels, properties)
+        components = find_components(rows, job.description.labels, job.case.case_id)
         content = CaseFile(replace(source, settings=task.settings), image_hash, properties)
         write_case(task.folder, image, rows, components, content, task.patch_size)
-
-
-def _require_known_values(path: Path, labels: np.ndarray, scheme: LabelScheme) -> None:
-    unknown = [int(v) for v in np.unique(labels) if int(v) not in scheme.allowed_values]
-    if unknown:
-        raise UsdError(
-            f"{path} holds the values {unknown}, dataset.json names {sorted(scheme.allowed_values)}; correct the label "
-            f"file or add the values to labels in dataset.json and plan again."
-        )
-
-
-def _require_same_shape(path: Path, array: np.ndarray, other_path: Path, other: np.ndarray) -> None:
-    if array.shape[1:] != other.shape[1:]:
-        raise UsdError(
-            f"{path} has shape {array.shape[1:]} (Z, Y, X), {other_path} has {other.shape[1:]}; labels and raters must "
-            f"lie on the grid of the image: resample or replace the file that is wrong."
-        )
 
 
 def _stored_cases(task: _Task, case_ids: Iterable[str]) -> dict[str, CaseFile]:
