@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
+import signal
+import time
 import warnings
+from pathlib import Path
 
 import pytest
 
 from unisegdiff_pipeline.commands import common
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import atomic_path
 
 
 def parser() -> common.CommandParser:
@@ -87,6 +92,19 @@ def test_interruption_and_success() -> None:
     assert raising(KeyboardInterrupt()) == 130
     assert common.run(lambda: None) == 0
     assert common.run(lambda: 1) == 1
+
+
+def test_sigterm_removes_what_was_being_written(tmp_path: Path) -> None:
+    def body() -> None:
+        with atomic_path(tmp_path / "mask.png") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert common.run(body) == 143
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_full_disk_is_named_also_as_a_cause(capsys: pytest.CaptureFixture[str]) -> None:

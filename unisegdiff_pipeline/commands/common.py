@@ -9,10 +9,13 @@ import argparse
 import difflib
 import errno
 import re
+import signal
 import sys
 import textwrap
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
 EXIT_SIGNAL = 128  # plus the number of the signal, as shells count it
-EXIT_INTERRUPTED = EXIT_SIGNAL + 2
+EXIT_INTERRUPTED, EXIT_TERMINATED = EXIT_SIGNAL + signal.SIGINT, EXIT_SIGNAL + signal.SIGTERM
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 MESSAGE_WIDTH = 110
 
@@ -66,10 +69,10 @@ def run(body: Callable[[], int | None]) -> int:
     """Run a command's body and return its exit code.
 
     Errors that a user can mend are printed as one paragraph without a traceback (code 1), an interruption returns
-    130; faults of the program keep their traceback.
+    130 and SIGTERM 143, both after files under way have been removed; faults of the program keep their traceback.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _unwinding_on_sigterm():
             warnings.showwarning = _show_warning
             return body() or 0
     except UsdError as error:
@@ -77,11 +80,34 @@ def run(body: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept.", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except SystemExit as stop:
+        if stop.code != EXIT_TERMINATED:
+            raise
+        print("terminated; what was finished is kept.", file=sys.stderr)
+        return EXIT_TERMINATED
     except Exception as error:
         message = machine_message(error)
         if message is None:
             raise
         return _fail(message)
+
+
+@contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM leave through all `finally` clauses; by default it ends a process where it stands."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clearing up short
+    raise SystemExit(EXIT_TERMINATED)
 
 
 def machine_message(error: BaseException) -> str | None:
