@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,7 @@ from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
 from unisegdiff_pipeline.inference.predictor import Predictor, predict, predict_folder
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import read_image, read_labels, write_map
 from unisegdiff_pipeline.io.labels import LabelScheme
@@ -191,6 +196,62 @@ def test_a_case_that_fails_is_named_and_the_others_finish(tmp_path: Path) -> Non
     assert (out / "case2.png").is_file()
     assert not (out / "case1.png").exists()
     assert list(json.loads((out / "manifest.json").read_text())["failed"]) == ["case1"]
+
+
+def test_a_case_whose_computing_or_writing_fails_is_named_and_the_others_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 4), tmp_path / "out"
+    compute, write = Predictor.predict_preprocessed, predictor_module.write_prediction
+
+    def compute_all_but_one(self, image, properties, **options):
+        if properties.case_id == "case0":
+            raise UsdError("too large")
+        return compute(self, image, properties, **options)
+
+    def write_all_but_one(output, probabilities, samples, properties, *rest):
+        if properties.case_id == "case2":
+            raise UsdError("not writable")
+        return write(output, probabilities, samples, properties, *rest)
+
+    monkeypatch.setattr(Predictor, "predict_preprocessed", compute_all_but_one)
+    monkeypatch.setattr(predictor_module, "write_prediction", write_all_but_one)
+    for memory_gb in (100.0, 0.0):  # three cases at once, and one at a time
+        monkeypatch.setattr(predictor_module, "available_memory_gb", lambda memory_gb=memory_gb: memory_gb)
+        with pytest.raises(UsdError, match=r"2 cases could not .*case0: too large; case2: not writable"):
+            predict_folder(images, out, model, device="cpu", overwrite=True)
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert set(manifest["failed"]) == {"case0", "case2"}
+        assert set(manifest["cases"]) == {"case1", "case3"}
+
+
+def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 3), tmp_path / "out"
+    tried = []
+
+    def full(output, probabilities, samples, properties, *rest):
+        tried.append(properties.case_id)
+        raise UsdError("a cannot be written") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(predictor_module, "write_prediction", full)
+    monkeypatch.setattr(predictor_module, "available_memory_gb", lambda: 0.0)
+    with pytest.raises(UsdError, match="a cannot be written"):
+        predict_folder(images, out, model, device="cpu")
+    assert tried == ["case0"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 1), tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    with atomic_path(out / "case0.png") as own:
+        stale = own.name.replace(str(os.getpid()), str(process.pid))
+        own.touch()
+    for folder in (out, out / "uncertainty", out / ".cases"):
+        folder.mkdir(exist_ok=True)
+        (folder / stale).touch()
+    predict_folder(images, out, model, device="cpu")
+    assert not list(out.rglob(".tmp-*"))
 
 
 def test_nan_is_refused_with_its_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from unisegdiff_pipeline.inference.writing import (
     CaseRecord,
     OutputOptions,
     mask_path,
+    output_folders,
     read_record,
     restore_probabilities,
     uncertainty_scale,
@@ -43,7 +45,7 @@ from unisegdiff_pipeline.inference.writing import (
     write_summary,
 )
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import file_hash, text_hash
+from unisegdiff_pipeline.io.files import file_hash, is_full_disk, remove_stale_temporaries, text_hash
 from unisegdiff_pipeline.io.geometry import Geometry, Volume
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.parallel import available_memory_gb, usable_cores
@@ -219,6 +221,8 @@ def predict_folder(
 ) -> int:
     """Predict the cases of a folder, a file or a list; returns how many were predicted now.
 
+    What runs that were killed left half written in `output` is removed first.
+
     Cases that `output` holds already, made from the same image by the same model with the same settings, are left as
     they are. See `writing` for what is written.
 
@@ -229,7 +233,8 @@ def predict_folder(
         overwrite: predict finished cases again.
 
     Raises:
-        UsdError: no such model or input; or cases that failed, named after all others have been finished.
+        UsdError: no such model or input; a full disk; or cases that failed, named after all others have been
+            finished.
     """
     if not 0 <= part_id < num_parts:
         raise UsdError(f"part_id is {part_id} of {num_parts} parts; allowed is 0 to {num_parts - 1}.")
@@ -239,6 +244,8 @@ def predict_folder(
     choose_folds(model, folds)
     cases = find_cases(source, model.plans.file_ending, len(model.plans.channel_names))
     _require_elsewhere(output, cases)
+    for folder in output_folders(output):
+        remove_stale_temporaries(folder)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores())))
     predictor = Predictor(model_folder, folds, device, mirror)
     options = OutputOptions(model.plans.file_ending, model.plans.spacing_known, save_samples, save_probabilities)
@@ -286,31 +293,44 @@ class _FolderRun:
         return record.input_hashes == tuple(file_hash(path) for path in case.image_paths)
 
     def predict(self, cases: Sequence[RawCase]) -> None:
-        """Predict cases one after the other; failures are collected and raised at the end."""
+        """Predict cases one after the other; failures of single cases are collected, and named by raise_failures."""
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             reading: Future[_Prepared] | None = reader.submit(self._prepare, cases[0]) if cases else None
-            writing: Future[None] | None = None
+            writing: tuple[str, Future[None]] | None = None
             for index in progress(range(len(cases)), len(cases), "predicting"):
                 case, following = cases[index], cases[index + 1 : index + 2]
                 assert reading is not None
-                try:
+                overlap = False
+                with self._collected(case.case_id):
                     prepared = reading.result()
-                except UsdError as error:
-                    self.failures[case.case_id] = error
-                    reading = reader.submit(self._prepare, following[0]) if following else None
-                    continue
-                overlap = self._overlap_fits(prepared)
-                reading = reader.submit(self._prepare, following[0]) if following and overlap else None
-                found = self._compute(prepared)
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(self._write, prepared, found)
+                    overlap = self._overlap_fits(prepared)
+                    reading = reader.submit(self._prepare, following[0]) if following and overlap else None
+                    found = self._compute(prepared)
+                    self._wait_for(writing)
+                    writing = case.case_id, writer.submit(self._write, prepared, found)
+                    del prepared, found
+                    if not overlap:
+                        self._wait_for(writing)
+                        writing = None
                 if not overlap:
-                    writing.result()
                     reading = reader.submit(self._prepare, following[0]) if following else None
-                del prepared, found
-            if writing is not None:
-                writing.result()
+            self._wait_for(writing)
+
+    def _wait_for(self, writing: tuple[str, Future[None]] | None) -> None:
+        if writing is not None:
+            case_id, future = writing
+            with self._collected(case_id):
+                future.result()
+
+    @contextmanager
+    def _collected(self, case_id: str) -> Iterator[None]:
+        """Keep the error of a case for the end; a full disk would fail all others too, and ends the run."""
+        try:
+            yield
+        except UsdError as error:
+            if is_full_disk(error):
+                raise
+            self.failures[case_id] = error
 
     def write_tables(self, seconds: float) -> None:
         """Write lesions.csv and manifest.json over all finished cases, those of earlier runs included."""

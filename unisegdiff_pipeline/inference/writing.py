@@ -73,6 +73,11 @@ def mask_path(output: Path, case_id: str, file_ending: str) -> Path:
     return output / f"{case_id}{label_ending(file_ending)}"
 
 
+def output_folders(output: Path) -> tuple[Path, ...]:
+    """All folders that prediction writes into."""
+    return (output, *(output / name for name in ("uncertainty", "samples", "probabilities", RECORDS)))
+
+
 def uncertainty_scale(file_ending: str) -> float | None:
     """Units of the 16-bit PNGs in uncertainty/ per unit of entropy; None where maps are written as real numbers."""
     return PICTURE_SCALE if map_ending(file_ending).lower() == ".png" else None
