@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from unisegdiff_pipeline.commands.predict import build_parser, find_model, main
+from unisegdiff_pipeline.commands.predict import build_parser, describe, find_model, main
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.serialization import write_json
-from unisegdiff_pipeline.planning.plans import Budget, Plans
+from unisegdiff_pipeline.planning.plans import (
+    Budget,
+    ConfigurationPlan,
+    DenoiserPlan,
+    NetworkPlan,
+    Plans,
+    PreprocessingPlan,
+    TrainingPlan,
+)
 
 PLANS = Plans(
     schema_version=1,
@@ -59,6 +67,29 @@ def test_what_was_not_trained_is_an_error_that_lists_the_models(tmp_path: Path) 
 def test_own_trainers_are_named_by_their_class(tmp_path: Path) -> None:
     root = trained(tmp_path, "StagedDiffusionTrainer__2d", "Mine__2d")
     assert model_of(root, "--trainer", "package.module:Mine") == "Mine__2d"
+
+
+def test_a_dry_run_lists_the_folds_that_prediction_takes(tmp_path: Path) -> None:
+    """Finished ones have weights and settings; fold `all` is taken where it is named, or alone."""
+    preprocessing = PreprocessingPlan((0, 1, 2), (None, 1.0, 1.0), ("zscore",), (False,), ())
+    configuration = ConfigurationPlan(
+        "2d", preprocessing, (1, 8, 8), NetworkPlan(2, (8, 8), 1, ()), DenoiserPlan(), TrainingPlan(2)
+    )
+    model = tmp_path / "StagedDiffusionTrainer__2d"
+    write_json(model / "plans.json", dataclasses.replace(PLANS, configurations={"2d": configuration}))
+    for fold in ("0", "1", "3", "all"):
+        (model / f"fold_{fold}").mkdir()
+        (model / f"fold_{fold}" / "weights.safetensors").touch()
+        if fold != "3":  # still choosing its settings
+            (model / f"fold_{fold}" / "inference.json").touch()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a_0000.nii.gz").touch()
+    text = describe(model, tmp_path / "in", None)
+    assert "folds  0 1 (finished: 0 1 all)" in text
+    assert "cases  1: a" in text
+    assert "folds  all (" in describe(model, tmp_path / "in", ["all"])
+    with pytest.raises(UsdError, match=r"fold 3 .* not finished"):
+        describe(model, tmp_path / "in", ["3"])
 
 
 @pytest.mark.parametrize(

@@ -149,19 +149,17 @@ def _recommended(model: Path) -> str:
 
 
 def describe(model: Path, source: Path | Sequence[Path], folds: Sequence[str] | None) -> str:
-    """What would be predicted, in lines."""
-    from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+    """What would be predicted, in lines, by the rules of the prediction itself."""
+    from unisegdiff_pipeline.inference.model_folder import choose_folds, open_model_folder
     from unisegdiff_pipeline.io.raw_dataset import find_cases
 
-    description = read_dataset_json(model / "dataset.json")
-    cases = find_cases(source, description.file_ending, len(description.channel_names))
-    present = sorted(
-        p.name.removeprefix("fold_") for p in model.glob("fold_*") if (p / "weights.safetensors").is_file()
-    )
+    opened = open_model_folder(model)
+    chosen = choose_folds(opened, folds)
+    cases = find_cases(source, opened.plans.file_ending, len(opened.plans.channel_names))
     return "\n".join(
         [
             f"model  {model}",
-            f"folds  {' '.join(folds or present)} (trained: {' '.join(present) or 'none'})",
+            f"folds  {' '.join(chosen)} (finished: {' '.join(opened.folds)})",
             f"cases  {len(cases)}: {', '.join(case.case_id for case in cases)}",
         ]
     )
