@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,46 @@ def test_every_configuration_has_its_reasons() -> None:
     for name in plans.configurations:
         for field in ("preprocessing.target_spacing_mm", "network.patch_size", "network.levels", "training.batch_size"):
             assert plans.decisions[f"configurations.{name}.{field}"]
+
+
+FACTS = {"network.dims", "network.num_input_channels"}  # of the configuration and the data, nothing to decide
+
+
+def field_at(plans: Plans, path: str) -> object:
+    """The field that a key of `decisions` names; AttributeError, KeyError or IndexError where there is none."""
+    found: object = plans
+    for name in re.findall(r"\w+", path):
+        if isinstance(found, dict):
+            found = found[name]
+        elif isinstance(found, tuple):
+            found = found[int(name)]
+        else:
+            found = getattr(found, name)
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(STORED.glob("*/plans_*.json")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_every_decision_names_a_field_or_a_configuration_that_was_not_made(file: Path) -> None:
+    plans = read_dataclass(Plans, file)
+    for key, reason in plans.decisions.items():
+        if key == "configurations.3d_lowres" and "3d_lowres" not in plans.configurations:
+            assert reason.startswith("not made")
+        else:
+            field_at(plans, key)
+
+
+@pytest.mark.parametrize("file", sorted(STORED.glob("*/plans_*.json")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_every_field_that_is_decided_has_its_reason(file: Path) -> None:
+    plans = read_dataclass(Plans, file)
+    for name, configuration in plans.configurations.items():
+        for part in ("preprocessing", "network", "denoiser", "training"):
+            names = {f"{part}.{field.name}" for field in fields(getattr(configuration, part))} - FACTS
+            decided = {
+                key.removeprefix(f"configurations.{name}.").split("[")[0]
+                for key in plans.decisions
+                if key.startswith(f"configurations.{name}.{part}.")
+            }
+            assert decided == names
 
 
 def test_classes_that_never_occur_do_not_break_planning() -> None:

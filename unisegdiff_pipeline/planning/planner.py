@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unisegdiff_pipeline.fingerprint import Fingerprint
@@ -18,7 +18,11 @@ from unisegdiff_pipeline.planning.coarsening import (
     all_resolved,
     coarsen_in_plane,
 )
-from unisegdiff_pipeline.planning.normalization import choose_nonzero_mask, choose_normalizations
+from unisegdiff_pipeline.planning.normalization import (
+    ChannelNormalization,
+    choose_nonzero_mask,
+    choose_normalizations,
+)
 from unisegdiff_pipeline.planning.plans import (
     SCHEMA_VERSION,
     Budget,
@@ -28,6 +32,12 @@ from unisegdiff_pipeline.planning.plans import (
     Plans,
     PreprocessingPlan,
     TrainingPlan,
+)
+from unisegdiff_pipeline.planning.reasons import (
+    denoiser_reasons,
+    network_reasons,
+    preprocessing_reasons,
+    training_reasons,
 )
 from unisegdiff_pipeline.planning.sizing import Sizer
 from unisegdiff_pipeline.planning.spacing import ANISOTROPY, SpacingPlan, plan_spacing
@@ -59,6 +69,10 @@ class _Context:
     def decide(self, configuration: str, field: str, reason: str) -> None:
         self.decisions[f"configurations.{configuration}.{field}"] = reason
 
+    def decide_all(self, configuration: str, part: str, reasons: Mapping[str, str]) -> None:
+        for field, reason in reasons.items():
+            self.decide(configuration, f"{part}.{field}", reason)
+
 
 def plan_dataset(
     fingerprint: Fingerprint,
@@ -89,7 +103,7 @@ def plan_dataset(
         fullres = _plan_3d(context, "3d_fullres", context.spacing.spacing_mm, context.spacing.median_shape)
         lowres = _plan_lowres(context, fullres)
         if lowres is not None:
-            fullres = replace(fullres, training=replace(fullres.training, batch_dice=True))
+            fullres = _with_batch_dice(context, fullres)
         possible |= {c.name: c for c in (fullres, lowres) if c is not None}
     chosen = _select(possible, configurations, context)
     recommended = _recommend(context, chosen)
@@ -159,8 +173,15 @@ def _plan_lowres(context: _Context, fullres: ConfigurationPlan) -> Configuration
         f"a patch of 3d_fullres covers {coverage:.1%} of the median image; spacing made coarser by 3 % at a time, "
         "finest axes first, until a patch covers 25 %"
     )
-    context.decide("3d_fullres", "training.batch_dice", "on: patches see a small part of an image, as in nnU-Net")
     return _plan_3d(context, "3d_lowres", spacing, shape, reason)
+
+
+def _with_batch_dice(context: _Context, fullres: ConfigurationPlan) -> ConfigurationPlan:
+    """3d_fullres where there is 3d_lowres beside it."""
+    training = replace(fullres.training, batch_dice=True)
+    reasons = training_reasons(training, on_cpu=context.sizer.on_cpu, dims=3, has_lowres=True)
+    context.decide(fullres.name, "training.batch_dice", reasons["batch_dice"])
+    return replace(fullres, training=training)
 
 
 def _coarsen_finest_axes(spacing: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -182,13 +203,12 @@ def _finish(
     context.decide(name, "training.batch_size", reason)
     patch = network.patch_size
     dummy_2d = network.dims == 3 and max(patch) / patch[0] > ANISOTROPY
-    if dummy_2d:
-        context.decide(name, "training.dummy_2d_augmentation", "on: the patch is over 3 times shorter along Z")
     training = _training_plan(context, batch_size, batch_dice, dummy_2d)
+    context.decide_all(name, "training", training_reasons(training, on_cpu=context.sizer.on_cpu, dims=network.dims))
     _decide_network(context, name, network, batch_size)
     return ConfigurationPlan(
         name=name,
-        preprocessing=_preprocessing(context, spacing),
+        preprocessing=_preprocessing(context, name, spacing),
         median_shape=(_whole(median_shape[0]), _whole(median_shape[1]), _whole(median_shape[2])),
         network=network,
         denoiser=_plan_denoiser(context, name, network),
@@ -196,24 +216,32 @@ def _finish(
     )
 
 
-def _preprocessing(context: _Context, spacing: tuple[float | None, float, float]) -> PreprocessingPlan:
-    description = context.description
-    natural = is_picture_ending(description.file_ending)
-    schemes = tuple(c.scheme for c in choose_normalizations(description.channel_names, natural))
+def _preprocessing(context: _Context, name: str, spacing: tuple[float | None, float, float]) -> PreprocessingPlan:
+    choices = _normalizations(context)
+    schemes = tuple(choice.scheme for choice in choices)
     first = spacing[0]
-    return PreprocessingPlan(
+    plan = PreprocessingPlan(
         axis_order=context.spacing.axis_order,
         target_spacing_mm=(None if first is None else _round(first), _round(spacing[1]), _round(spacing[2])),
         normalization=schemes,
         use_nonzero_mask=choose_nonzero_mask(schemes, context.fingerprint.median_crop_share),
         intensities=context.fingerprint.intensities,
     )
+    context.decide(name, "preprocessing.axis_order", context.spacing.order_reason)
+    for i, choice in enumerate(choices):
+        context.decide(name, f"preprocessing.normalization[{i}]", choice.reason)
+    context.decide_all(name, "preprocessing", preprocessing_reasons(plan, context.fingerprint.median_crop_share))
+    return plan
+
+
+def _normalizations(context: _Context) -> tuple[ChannelNormalization, ...]:
+    description = context.description
+    return choose_normalizations(description.channel_names, is_picture_ending(description.file_ending))
 
 
 def _training_plan(context: _Context, batch_size: int, batch_dice: bool, dummy_2d: bool) -> TrainingPlan:
     if context.sizer.on_cpu:
         return TrainingPlan(batch_size, num_epochs=_CPU_EPOCHS, batch_dice=batch_dice, dummy_2d_augmentation=dummy_2d)
-    # AdamW at 2e-3 suits 16 to 128 features; networks of 320 and more take half of it
     return TrainingPlan(batch_size, learning_rate=1e-3, batch_dice=batch_dice, dummy_2d_augmentation=dummy_2d)
 
 
@@ -226,39 +254,27 @@ def _plan_denoiser(context: _Context, name: str, network: NetworkPlan) -> Denois
         if share <= limit:
             break
     context.decide(name, "denoiser.features", f"one call costs {share:.1%} of the segmenter, {limit:.0%} is allowed")
-    return DenoiserPlan(features=widths)
+    plan = DenoiserPlan(features=widths)
+    context.decide_all(name, "denoiser", denoiser_reasons(plan))
+    return plan
 
 
 # ----------------------------------------------------------------------------------------------------- decisions
 
 
 def _decide_common(context: _Context) -> None:
-    description = context.description
-    natural = is_picture_ending(description.file_ending)
     context.decisions["budget"] = context.sizer.reason()
-    if not description.spacing_known:
+    if not context.description.spacing_known:
         context.decisions["spacing_known"] = "false: spacings are nominal, and so is every result in mm"
-    context.decisions["preprocessing.axis_order"] = context.spacing.order_reason
-    for i, choice in enumerate(choose_normalizations(description.channel_names, natural)):
-        context.decisions[f"preprocessing.normalization[{i}]"] = choice.reason
+    for choice in _normalizations(context):
         if choice.warning:
             warnings.warn(choice.warning, UserWarning, stacklevel=4)
-    share = context.fingerprint.median_crop_share
-    context.decisions["preprocessing.use_nonzero_mask"] = (
-        f"cropping to the non-zero region keeps {share:.0%} of the median image; below 75 % z-score uses it alone"
-    )
-    if context.sizer.on_cpu:
-        context.decisions["training.num_epochs"] = (
-            f"{_CPU_EPOCHS} epochs of about a minute are four to five hours a fold on a CPU; --max-time or --epochs "
-            "set another length, and the learning rate follows it"
-        )
-    else:
-        context.decisions["training.learning_rate"] = "AdamW at 1e-3: half of what narrow networks take"
 
 
 def _decide_network(context: _Context, name: str, network: NetworkPlan, batch_size: int) -> None:
     gmac = context.sizer.gmac(network)
     widths = ", ".join(str(level.features) for level in network.levels)
+    context.decide_all(name, "network", network_reasons(network))
     context.decide(name, "network.patch_size", "aspect of the spacing, within the median image, shrunk to the budget")
     context.decide(name, "network.levels", f"features {widths}; {gmac:.2f} GMAC a patch, {batch_size} patches at once")
 

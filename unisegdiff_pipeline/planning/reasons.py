@@ -1,0 +1,96 @@
+"""Why the numbers of a configuration are what they are, where the data set has no say or only chooses between two."""
+
+from __future__ import annotations
+
+from unisegdiff_pipeline.planning.plans import DenoiserPlan, NetworkPlan, PreprocessingPlan, TrainingPlan
+from unisegdiff_pipeline.planning.spacing import ANISOTROPY
+
+
+def preprocessing_reasons(plan: PreprocessingPlan, median_crop_share: float) -> dict[str, str]:
+    """Field of `preprocessing` => reason."""
+    return {
+        "use_nonzero_mask": (
+            f"cropping to the non-zero region keeps {median_crop_share:.0%} of the median image; below 75 % z-score "
+            "uses it alone"
+        ),
+        "intensities": "statistics of the foreground of all training cases; only the scheme ct uses them",
+        "image_order": f"{plan.image_order}: cubic interpolation, as in nnU-Net; 1 is cheaper and cannot overshoot",
+        "separate_z": (
+            f"{plan.separate_z}: the first axis is resampled apart, by the nearest slice, where its spacing is over "
+            f"{ANISOTROPY:g} times that of the others, as in nnU-Net"
+        ),
+    }
+
+
+def network_reasons(plan: NetworkPlan) -> dict[str, str]:
+    """Field of `network` => reason."""
+    return {"encoder": f"{plan.encoder}: nnU-Net's default; a residual encoder costs about the same and may be set"}
+
+
+def denoiser_reasons(plan: DenoiserPlan) -> dict[str, str]:
+    """Field of `denoiser` => reason."""
+    levels = plan.noise_levels_per_patch
+    return {
+        "noise_levels_per_patch": (
+            f"{levels}: {levels // 3} for each of the three stages, so that every patch trains all of them; one pass "
+            "of the segmenter serves all"
+        )
+    }
+
+
+def training_reasons(plan: TrainingPlan, *, on_cpu: bool, dims: int, has_lowres: bool = False) -> dict[str, str]:
+    """Field of `training` => reason; `batch_size` is missing, because the budget decides it.
+
+    Args:
+        plan: the numbers.
+        on_cpu: whether the budget is that of a CPU.
+        dims: 2 or 3, of the network.
+        has_lowres: this is 3d_fullres, and 3d_lowres is planned beside it.
+    """
+    return {
+        "optimizer": (
+            f"{plan.optimizer}: it adapts the step of each weight, for trainings of limited time; sgd is nnU-Net's"
+        ),
+        "learning_rate": _learning_rate(plan, on_cpu),
+        "weight_decay": f"{plan.weight_decay:g}: the usual value of AdamW",
+        "num_epochs": _num_epochs(plan, on_cpu),
+        "iterations_per_epoch": f"{plan.iterations_per_epoch}: nnU-Net's; an epoch is a unit of length and of the log",
+        "foreground_share": f"{plan.foreground_share:.0%} of the patches, as in nnU-Net: small objects are seen often",
+        "phase_1_share": (
+            f"{plan.phase_1_share:.0%}: the segmenter is the larger network, and the denoiser builds on its features"
+        ),
+        "ema_decay": (
+            f"{plan.ema_decay:g}: an average over about {1 / (1 - plan.ema_decay):.0f} iterations; faster in the "
+            "beginning, so that short trainings do not carry their random start along"
+        ),
+        "batch_dice": _batch_dice(plan, dims, has_lowres),
+        "deep_supervision": "on: coarser outputs carry loss too, as in nnU-Net" if plan.deep_supervision else "off",
+        "dummy_2d_augmentation": _dummy_2d(plan, dims),
+    }
+
+
+def _learning_rate(plan: TrainingPlan, on_cpu: bool) -> str:
+    if on_cpu:
+        return f"{plan.learning_rate:g}: suits AdamW on networks as narrow as those planned for a CPU"
+    return f"{plan.learning_rate:g}: half of what AdamW takes on the narrow networks that are planned for a CPU"
+
+
+def _num_epochs(plan: TrainingPlan, on_cpu: bool) -> str:
+    other = "--max-time or --epochs set another length, and the learning rate follows it"
+    if on_cpu:
+        return f"{plan.num_epochs} epochs of about a minute are four to five hours a fold on a CPU; {other}"
+    return f"{plan.num_epochs}: nnU-Net's length; {other}"
+
+
+def _batch_dice(plan: TrainingPlan, dims: int, has_lowres: bool) -> str:
+    if not plan.batch_dice:
+        return "off: a patch covers enough of an image for a Dice of its own, as in nnU-Net"
+    if dims == 2:
+        return "on: many slices hold little or no foreground, as in nnU-Net"
+    return "on: patches see a small part of an image, as in nnU-Net" if has_lowres else "on"
+
+
+def _dummy_2d(plan: TrainingPlan, dims: int) -> str:
+    if plan.dummy_2d_augmentation:
+        return f"on: the patch is over {ANISOTROPY:g} times shorter along Z"
+    return "off: the network works on slices" if dims == 2 else "off: the patch is not much shorter along Z"
