@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.geometry import Geometry, Volume
 from unisegdiff_pipeline.io.images import write_labels, write_map
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
@@ -228,6 +231,20 @@ def test_the_integrity_check_is_always_on(raw_folder: Path) -> None:
     for words in ("a_0000.nii.gz: 1 voxels", "NaN", "b.nii.gz: the label map lies else", "no label map labelsTr/d"):
         assert words in message
     assert PreprocessedFolder(raw_folder.parent.parent / "preprocessed" / "2d").case_ids == ("c",)
+
+
+def test_what_killed_workers_left_is_removed(raw_folder: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    target = raw_folder.parent.parent / "preprocessed"
+    with atomic_path(target / "a.b2nd") as own:
+        stale = own.name.replace(str(os.getpid()), str(process.pid))
+        own.touch()
+    for part in ("", "2d", "reference"):
+        (target / part).mkdir(exist_ok=True)
+        (target / part / stale).touch()
+    run(raw_folder)
+    assert list(target.rglob(".tmp-*")) == []
 
 
 def test_a_case_is_read_once(raw_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,11 @@ from unisegdiff_pipeline.preprocessing.components import find_components
 from unisegdiff_pipeline.preprocessing.crop import crop_to_nonzero, permute
 from unisegdiff_pipeline.preprocessing.normalize import normalize_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.reference import stored_reference_source, write_cases, write_reference
+from unisegdiff_pipeline.preprocessing.reference import (
+    stored_reference_source,
+    write_cases,
+    write_reference,
+)
 from unisegdiff_pipeline.preprocessing.resample import (
     find_separate_axis,
     resample_image,
@@ -41,6 +45,7 @@ from unisegdiff_pipeline.preprocessing.sources import (
 )
 from unisegdiff_pipeline.preprocessing.storage import (
     MANIFEST,
+    REFERENCE_FOLDER,
     CaseFile,
     PreprocessedFolder,
     remove_case,
@@ -173,6 +178,7 @@ def preprocess_dataset(
     folder = Path(folder)
     group_of = {case.case_id: _group_of(case, groups) for case in raw.cases}
     tasks = {name: _task(plans, name, folder) for name in configurations}
+    _remove_temporaries(folder, tasks)
     removed = tuple(f"{name}/{case_id}" for name, task in tasks.items() for case_id in _remove_stale(task, group_of))
     description = replace(raw.description, labels=plans.labels)  # plans may have been edited
     jobs = [_job(case, group_of[case.case_id], folder, description, tuple(tasks.values())) for case in raw.cases]
@@ -181,6 +187,7 @@ def preprocess_dataset(
     try:
         _run(todo, workers, scheduler)
     finally:
+        _remove_temporaries(folder, tasks)
         stored = {name: _stored_cases(task, group_of) for name, task in tasks.items()}
         image_hashes = {case_id: case.image_hash for cases in stored.values() for case_id, case in cases.items()}
         group_of = merge_identical(group_of, image_hashes)
@@ -209,9 +216,14 @@ def _task(plans: Plans, name: str, folder: Path) -> _Task:
     configuration = plans.configurations[name]
     task_folder = folder / name
     task_folder.mkdir(parents=True, exist_ok=True)
-    remove_stale_temporaries(task_folder)
     settings = settings_hash(plans.labels, configuration.preprocessing.hash())
     return _Task(task_folder, configuration.preprocessing, configuration.network.patch_size, settings)
+
+
+def _remove_temporaries(folder: Path, tasks: Iterable[str]) -> None:
+    """Remove what worker processes that were killed left half written."""
+    for part in (folder, folder / REFERENCE_FOLDER, *(folder / name for name in tasks)):
+        remove_stale_temporaries(part)
 
 
 def _remove_stale(task: _Task, group_of: Mapping[str, str]) -> list[str]:
