@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands.common import (
+    EXIT_SIGNAL,
     CommandParser,
     add_device,
     add_seed,
     duration,
     duration_text,
+    report_error,
     run,
     say,
     whole_number,
@@ -119,6 +121,7 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
     from unisegdiff_pipeline.commands.steps import plan_and_preprocess
     from unisegdiff_pipeline.io.paths import Roots
     from unisegdiff_pipeline.planning.budget import detect_budget
+    from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
     from unisegdiff_pipeline.training.request import TrainRequest
     from unisegdiff_pipeline.training.run import train
 
@@ -138,7 +141,11 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
         workers=args.workers,
         device=args.device,
     )
-    return train(request).folds[0].folder.parent
+    try:
+        return train(request).folds[0].folder.parent
+    except TrainingInterrupted as stop:
+        report_error(str(stop), kind="stopped")
+        raise SystemExit(EXIT_SIGNAL + stop.signal_number) from stop
 
 
 def _predict(args: argparse.Namespace, raw: RawDataset, model: Path, predictions: Path) -> None:

@@ -1,0 +1,27 @@
+"""usd_demo where its training is interrupted."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from unisegdiff_pipeline.commands import steps
+from unisegdiff_pipeline.commands.demo import main
+from unisegdiff_pipeline.training import run
+from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
+
+
+def test_a_stopped_training_ends_the_demo_with_the_code_of_its_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        raise TrainingInterrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(run, "train", stopped)
+    monkeypatch.setattr(steps, "plan_and_preprocess", lambda *_: None)
+    (tmp_path / "preprocessed").mkdir()
+    arguments = ["--output", str(tmp_path), "--train-cases", "10", "--test-cases", "2", "--device", "cpu"]
+    assert main(arguments) == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
