@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -119,6 +120,49 @@ def test_phase_1_can_be_taken_over(request_: TrainRequest, tmp_path: Path) -> No
     assert all(torch.equal(a[name], b[name]) for name in a)
     entries = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
     assert all(entry["phase"] != 1 for entry in entries)
+
+
+def test_continuing_refuses_another_training(request_: TrainRequest) -> None:
+    train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1))
+    other = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1, seed=99)
+    with pytest.raises(UsdError, match=r"holds a training whose .*--restart"):
+        train(other)
+
+
+def test_a_foreign_phase_1_must_be_there_and_fair(request_: TrainRequest, tmp_path: Path) -> None:
+    with pytest.raises(UsdError, match=r"holds no phase_1\.safetensors"):
+        train(dataclasses.replace(request_, phase_1_from=tmp_path))
+    source = train(dataclasses.replace(request_, fold="1", trainer="SegmentationTrainer", iterations=1)).folds[0]
+    with pytest.raises(UsdError, match="was trained on"):
+        train(dataclasses.replace(request_, phase_1_from=source.folder, restart=True))
+
+
+def test_fold_all_trains_on_every_case(request_: TrainRequest) -> None:
+    plain = dataclasses.replace(request_, fold="all", iterations=3)
+    result = train(plain).folds[0]
+    described = json.loads((result.folder / "request.json").read_text())
+    assert len(described["train_cases"]) == 12
+    assert described["holdout_cases"] == described["validation_cases"] == []
+    assert result.scores == {}
+
+
+def test_restart_keeps_the_former_fold_when_the_request_cannot_work(request_: TrainRequest) -> None:
+    plain = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)
+    folder = train(plain).folds[0].folder
+    with pytest.raises((UsdError, RuntimeError)):
+        train(dataclasses.replace(plain, restart=True, device="cuda:99"))
+    assert (folder / WEIGHTS_NAME).is_file()
+
+
+def test_edited_preprocessing_must_be_done_again_first(request_: TrainRequest, prepared: Path, tmp_path: Path) -> None:
+    root = tmp_path / "preprocessed"
+    shutil.copytree(prepared, root)
+    path = root / "Dataset902_Phantom2D" / "plans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["2d"]["preprocessing"]["target_spacing_mm"] = [None, 2.0, 2.0]
+    path.write_text(json.dumps(plans))
+    with pytest.raises(UsdError, match="was preprocessed by another plan"):
+        train(dataclasses.replace(request_, roots=dataclasses.replace(request_.roots, preprocessed=root)))
 
 
 @pytest.mark.parametrize(

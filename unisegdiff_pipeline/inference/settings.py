@@ -24,7 +24,7 @@ class InferenceSettings:
         w: final probability = w * p_det + (1 - w) * mean of the samples; 1 is the plain segmenter.
         num_samples: masks drawn a case unless the user asks for another number.
         sampler: method, start, number of calls, end of the schedule, correlation length.
-        weights: which weights the fold holds, "ema" or "last".
+        weights: which weights the fold holds: "ema" at the end, or the "best" ones seen on held-out cases.
         chosen_on: the cases that temperature, w and sampler were chosen on, in words.
     """
 

@@ -58,6 +58,13 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
+    if device.type == "cuda" and torch.cuda.is_available() and (device.index or 0) >= torch.cuda.device_count():
+        raise UsdError(
+            f"--device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices, counted from 0; "
+            f"use one of them, or --device auto."
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsdError(f"--device {name} was asked for, but this machine has no MPS device; use --device cpu.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsdError(
             f"--device {name} was asked for, but torch {torch.__version__} sees no CUDA device here; "

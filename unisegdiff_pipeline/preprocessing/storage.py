@@ -27,10 +27,12 @@ import numpy as np
 
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path
+from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.planning.plans import PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.components import ComponentTable
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.sources import CaseSource
+from unisegdiff_pipeline.preprocessing.sources import CaseSource, settings_hash
 
 __all__ = ["CaseProperties", "ComponentTable", "PreprocessedFolder", "StoredCase"]
 
@@ -129,22 +131,35 @@ class PreprocessedFolder:
         found = self.folder.glob("*.json")
         return tuple(sorted(p.stem for p in found if p.name != MANIFEST and not p.name.startswith(".tmp-")))
 
+    def require_current(self, case_ids: Sequence[str], scheme: LabelScheme, plan: PreprocessingPlan) -> None:
+        """Raise a UsdError that names cases which are not there, or were preprocessed by another plan."""
+        settings = settings_hash(scheme, plan.hash())
+        for case_id in dict.fromkeys(case_ids):
+            if self._file(case_id).source.settings != settings:
+                raise UsdError(
+                    f"case {case_id!r} in {self.folder} was preprocessed by another plan than plans.json is now; run "
+                    f"usd_preprocess again (only what changed is redone), or restore the former plans.json."
+                )
+
     def open(self, case_id: str) -> StoredCase:
         """Open a case; arrays stay on disk until they are indexed.
 
         Raises:
             UsdError: where the case is not there.
         """
+        properties = self._file(case_id).properties
+        image = open_array(self.folder / f"{case_id}.b2nd")
+        labels = open_array(self.folder / f"{case_id}_labels.b2nd")
+        return StoredCase(self.folder, case_id, image, labels, properties)
+
+    def _file(self, case_id: str) -> CaseFile:
         path = self.folder / f"{case_id}.json"
         if not path.is_file():
             raise UsdError(
                 f"case {case_id!r} is not in {self.folder}; it was not preprocessed or was removed from the raw data "
                 f"set: run usd_preprocess again, or take the case out of splits_final.json."
             )
-        properties = read_dataclass(CaseFile, path).properties
-        image = open_array(self.folder / f"{case_id}.b2nd")
-        labels = open_array(self.folder / f"{case_id}_labels.b2nd")
-        return StoredCase(self.folder, case_id, image, labels, properties)
+        return read_dataclass(CaseFile, path)
 
 
 def write_case(

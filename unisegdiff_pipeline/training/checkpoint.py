@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ CHECKPOINT_NAME = "checkpoint.pt"
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write the checkpoint of a fold, atomically."""
+    # Written in one go: torch's own writer turns a full disk into an internal error that says nothing of it.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
     with atomic_path(folder / CHECKPOINT_NAME) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(folder: Path, expected_plan_hash: str) -> dict[str, Any] | None:

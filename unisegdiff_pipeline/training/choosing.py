@@ -79,6 +79,7 @@ def choose_settings(
     nll: dict[tuple[int, float], list[float]] = {}
     generator = np.random.default_rng(run.request.seed)
     for case_id in cases:
+        run.leave_if_asked()
         stored = run.data.open(case_id)
         tiles = _tiled(run, model, stored)
         target = _mean_target(run, stored)

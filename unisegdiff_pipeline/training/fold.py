@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.summary import Summary, summary_table
-from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, load_weights, save_weights
+from unisegdiff_pipeline.inference.model_folder import (
+    WEIGHTS_NAME,
+    load_weights,
+    read_weights,
+    require_same_plan,
+    save_weights,
+)
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
-from unisegdiff_pipeline.training.choosing import CALLS, Candidate, choose_settings, choose_temperature
+from unisegdiff_pipeline.training.choosing import Candidate, choose_settings, choose_temperature
+from unisegdiff_pipeline.training.continuing import (
+    PHASE_1_FACTS_NAME,
+    PHASE_1_NAME,
+    REQUEST_NAME,
+    describe_training,
+    require_fair_phase_1,
+    require_same_training,
+)
+from unisegdiff_pipeline.training.costs import measure_costs, phase_1_budget, phase_2_budget
 from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.request import FoldResult
-from unisegdiff_pipeline.training.schedule import PhaseBudget, Stopwatch, format_seconds
+from unisegdiff_pipeline.training.schedule import Stopwatch, format_seconds
 from unisegdiff_pipeline.training.segmentation import SegmentationTrainer
 from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
 from unisegdiff_pipeline.training.validation import (
     SUMMARY_NAME,
     final_validation,
     planned_settings,
-    predict_stored,
 )
 
-PHASE_1_NAME = "phase_1.safetensors"
-PHASE_1_FACTS_NAME = "phase_1.json"
 BEST_MARGIN = 0.005  # earlier weights replace the last ones only if they are clearly better on the hold-out
-CHOOSING_SHARE = 0.05  # of the time budget, for choosing on the hold-out
-MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
-LARGEST_FINAL_SHARE = 0.25  # of the time budget, kept for choosing and the final validation
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,18 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     Raises:
         TrainingInterrupted: on SIGINT or SIGTERM, after saving.
     """
-    if (run.folder / WEIGHTS_NAME).is_file() and (run.folder / "validation" / SUMMARY_NAME).is_file():
+    checkpoint = load_checkpoint(run.folder, run.plan_hash)
+    require_same_training(run, trainer)
+    finished = (run.folder / WEIGHTS_NAME).is_file()
+    if finished:
+        require_same_plan(run.folder / WEIGHTS_NAME, read_weights(run.folder / WEIGHTS_NAME)[1], run.plan_hash)
+        run.watch = Stopwatch(_seconds_so_far(run))
+    if finished and (run.folder / "validation" / SUMMARY_NAME).is_file():
         run.log.say(f"{run.folder} is trained; nothing to do (--restart begins again)")
         return _result(run, _read_scores(run))
-    checkpoint = load_checkpoint(run.folder, run.plan_hash)
-    run.watch = Stopwatch(float(checkpoint["seconds"]) if checkpoint else 0.0)
-    write_json(run.folder / "request.json", _describe(run, trainer))
-    if not (run.folder / WEIGHTS_NAME).is_file():
+    if not finished:
+        run.watch = Stopwatch(float(checkpoint["seconds"]) if checkpoint else 0.0)
+        write_json(run.folder / REQUEST_NAME, describe_training(run, trainer))
         _train_phases(run, trainer, checkpoint)
         (run.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
     scores: dict[str, dict[str, float | None]] = {}
@@ -88,18 +98,19 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     start_s = checkpoint["phase_start_s"] if checkpoint and checkpoint["phase"] == 2 else run.watch.seconds
     labels = run.plans.labels
     denoiser = build_model(run.configuration, labels.coding, labels.num_channels, True).denoiser
-    costs = _measure(run, StagedModel(segmenter.to(run.device), denoiser, labels.coding).to(run.device))
-    phase_2 = trainer(run, _phase_2_budget(run, share, costs, start_s), segmenter, facts.temperature)
+    costs = measure_costs(run, StagedModel(segmenter.to(run.device), denoiser, labels.coding).to(run.device))
+    phase_2 = trainer(run, phase_2_budget(run, share, costs, start_s), segmenter, facts.temperature)
     phase_2.fit(checkpoint)
     weights = _take_best(phase_2)
     model = phase_2.model_for_prediction()
     ranked: list[Candidate] = []
-    if run.holdout_cases:
+    if not run.holdout_cases:
+        settings = _settings_of_another_fold(run, settings)
+    else:
         cases = costs.choosing_cases(run)
         run.log.say(f"choosing the number of calls and w on {len(cases)} held-out cases")
         settings, ranked = choose_settings(run, model, replace(settings, weights=weights), cases)
-        text = f"{len(cases)} cases of the inner hold-out, {run.watch.seconds:.0f} s into the training"
-        settings = replace(settings, chosen_on=text)
+        settings = replace(settings, chosen_on=f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}")
         best = ranked[0]
         run.log.say(
             f"chosen: {best.num_calls} calls, w = {best.w:g} (Dice {best.dice:.3f}, NLL {best.nll:.3f} on the hold-out)"
@@ -114,6 +125,7 @@ def _phase_1(
     folder = run.folder
     if not (folder / PHASE_1_NAME).is_file() and run.request.phase_1_from is not None:
         folder = run.request.phase_1_from
+        require_fair_phase_1(run, folder)
     if (folder / PHASE_1_NAME).is_file():
         labels = run.plans.labels
         segmenter = build_model(run.configuration, labels.coding, labels.num_channels, False).segmenter
@@ -121,7 +133,7 @@ def _phase_1(
         run.log.say(f"phase 1 is taken from {folder / PHASE_1_NAME}")
         return segmenter, read_dataclass(Phase1Facts, folder / PHASE_1_FACTS_NAME)
     kind = trainer if issubclass(trainer, SegmentationTrainer) else SegmentationTrainer
-    phase_1 = kind(run, _phase_1_budget(run, share))
+    phase_1 = kind(run, phase_1_budget(run, share))
     phase_1.fit(checkpoint)
     weights = _take_best(phase_1)
     segmenter = phase_1.model_for_prediction().segmenter
@@ -164,106 +176,21 @@ def _finished_model(run: FoldRun) -> tuple[StagedModel, InferenceSettings]:
     return model.to(run.device).eval(), settings
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Seconds that one held-out case takes to segment, and to sample with the default settings on top."""
-
-    segment_s: float = 0.0
-    sample_s: float = 0.0
-
-    @property
-    def choosing_s(self) -> float:
-        """Seconds a case takes when settings are chosen: every number of calls is tried on it."""
-        return self.segment_s + self.sample_s * sum(CALLS) / SamplerSettings().num_calls
-
-    def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
-        """As many held-out cases as the time for choosing allows, at least three."""
-        if run.request.max_time_s is None:
-            return run.holdout_cases
-        affordable = int(CHOOSING_SHARE * run.request.max_time_s / max(self.choosing_s, 1e-6))
-        return run.holdout_cases[: max(3, affordable)]
-
-    def monitored_cases(self, run: FoldRun) -> tuple[str, ...]:
-        """As many held-out cases as may be scored several times during training, at least three."""
-        if run.request.max_time_s is None:
-            return run.holdout_cases
-        per_case = self.segment_s + self.sample_s / 2
-        return run.holdout_cases[: max(3, int(MONITORING_SHARE * run.request.max_time_s / max(per_case, 1e-6)))]
-
-    def final_s(self, run: FoldRun) -> float:
-        """Seconds to keep for choosing, the final validation and what is unforeseen."""
-        assert run.request.max_time_s is not None
-        choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
-        # Restoring and scoring a case cost about as much as segmenting it; more calls than the default may be chosen.
-        validation = len(run.validation_cases) * (2 * self.segment_s + 2 * self.sample_s)
-        return min(LARGEST_FINAL_SHARE * run.request.max_time_s, choosing + validation) + 2.0
+def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:
+    """Fold "all" holds no case out: it takes what a finished fold of the same model chose, defaults without one."""
+    for folder in sorted(run.folder.parent.glob("fold_[0-9]*")):
+        if (folder / WEIGHTS_NAME).is_file():
+            found = read_settings(folder)
+            chosen_on = f"{folder.name}, as there"
+            return replace(
+                settings, temperature=found.temperature, w=found.w, sampler=found.sampler, chosen_on=chosen_on
+            )
+    run.log.say("no case is held out and no other fold is finished: temperature, w and calls stay at their defaults")
+    return replace(settings, w=InferenceSettings(settings.lam_a, settings.lam_c).w)
 
 
-def _measure(run: FoldRun, model: StagedModel) -> Costs:
-    """Time one held-out (or training) case, under a time budget only.
-
-    With untrained weights this is the slowest case there is, since everything is foreground to them.
-    """
-    if run.request.max_time_s is None:
-        return Costs()
-    stored = run.data.open((run.holdout_cases or run.train_cases)[0])
-    settings = planned_settings(run.configuration)
-    seconds = []
-    for num_samples in (0, 0, 0 if model.denoiser is None else settings.num_samples):  # the first one warms up
-        start = time.monotonic()
-        predict_stored(run, model, stored, settings, num_samples)
-        seconds.append(time.monotonic() - start)
-    return Costs(seconds[1], 0.0 if model.denoiser is None else max(0.0, seconds[2] - seconds[1]))
-
-
-def _phase_1_budget(run: FoldRun, share: float) -> PhaseBudget:
-    total = _total_iterations(run)
-    if total is not None:
-        run.monitored_cases = run.holdout_cases
-        return PhaseBudget(iterations=round(total * share))
-    assert run.request.max_time_s is not None
-    labels = run.plans.labels
-    untrained = build_model(run.configuration, labels.coding, labels.num_channels, share < 1).to(run.device)
-    costs = _measure(run, untrained)
-    run.monitored_cases = replace(costs, sample_s=0.0).monitored_cases(run)
-    return PhaseBudget(seconds=share * max(0.0, run.request.max_time_s - costs.final_s(run)))
-
-
-def _phase_2_budget(run: FoldRun, share: float, costs: Costs, start_s: float) -> PhaseBudget:
-    """What is left; `start_s` is when phase 2 began, which may have been in an earlier sitting."""
-    run.monitored_cases = costs.monitored_cases(run)
-    total = _total_iterations(run)
-    if total is not None:
-        return PhaseBudget(iterations=total - round(total * share))
-    assert run.request.max_time_s is not None
-    return PhaseBudget(seconds=max(1.0, run.request.max_time_s - costs.final_s(run) - start_s))
-
-
-def _total_iterations(run: FoldRun) -> int | None:
-    """Iterations of both phases; None under a time budget."""
-    if run.request.max_time_s is not None:
-        return None
-    if run.request.iterations is not None:
-        return run.request.iterations
-    plan = run.configuration.training
-    return (run.request.epochs or plan.num_epochs) * plan.iterations_per_epoch
-
-
-def _describe(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
-    return {
-        "trainer": trainer.__name__,
-        "configuration": run.configuration.name,
-        "training": run.configuration.training,
-        "max_time_s": run.request.max_time_s,
-        "epochs": run.request.epochs,
-        "iterations": run.request.iterations,
-        "seed": run.request.seed,
-        "device": str(run.device),
-        "torch": torch.__version__,
-        "train_cases": run.train_cases,
-        "holdout_cases": run.holdout_cases,
-        "validation_cases": run.validation_cases,
-    }
+def _seconds_so_far(run: FoldRun) -> float:
+    return max((float(e["seconds"]) for e in run.log.entries() if "seconds" in e), default=0.0)
 
 
 def _result(run: FoldRun, scores: dict[str, dict[str, float | None]]) -> FoldResult:

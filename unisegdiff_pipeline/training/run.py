@@ -6,6 +6,9 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from unisegdiff_pipeline.evaluation.summary import fold_table
 from unisegdiff_pipeline.inference.model_folder import plan_hash
 from unisegdiff_pipeline.io.errors import UsdError
@@ -46,21 +49,24 @@ def train(request: TrainRequest) -> TrainResult:
     records = {record.case_id: record for record in read_cases(dataset)}
     folds = _folds(request, dataset, records)
     data = PreprocessedFolder(dataset / configuration.name)
-    for split in folds.values():
-        for case_id in (*split.train, *split.val):
-            if case_id not in data.case_ids:
-                data.open(case_id)  # raises, naming the case and the remedy
-    _write_model_files(model_folder, dataset, plans)
+    device = resolve_device(request.device)
+    cases = [case for split in folds.values() for case in (*split.train, *split.val)]
+    data.require_current(cases, plans.labels, configuration.preprocessing)
+    _write_model_files(model_folder, dataset, plans, configuration, restarted=set(folds) if request.restart else set())
     results = []
     with StopRequest() as stop:
         for fold, split in folds.items():
-            results.append(_train_one(request, fold, split, plans, configuration, data, model_folder, records, stop))
+            run = _fold_run(request, fold, split, plans, configuration, data, model_folder, records, device, stop)
+            try:
+                results.append(train_fold(run, trainer))
+            finally:
+                run.log.close()
     if request.fold != "cv":
         return TrainResult(tuple(results))
     return _summarise_folds(results, model_folder)
 
 
-def _train_one(
+def _fold_run(
     request: TrainRequest,
     fold: str,
     split: Split,
@@ -69,20 +75,27 @@ def _train_one(
     data: PreprocessedFolder,
     model_folder: Path,
     records: dict[str, CaseRecord],
+    device: torch.device,
     stop: StopRequest,
-) -> FoldResult:
+) -> FoldRun:
+    """Everything one fold needs; with --restart its former folder is removed, once all else has been settled."""
+    kept: tuple[str, ...] = split.train
+    held: tuple[str, ...] = ()
+    if fold != "all":
+        groups = {case: record.group for case, record in records.items()}
+        volumes = {case: record.foreground_mm3 for case, record in records.items()}
+        kept, held = inner_holdout(split.train, groups, HOLDOUT_SHARE, request.seed, volumes)
+        # In an order of their own, because a short training looks at the first ones only.
+        held = tuple(np.random.default_rng(request.seed).permutation(held).tolist())
     folder = model_folder / f"fold_{fold}"
     if request.restart and folder.is_dir():
         shutil.rmtree(folder)
-    groups = {case: record.group for case, record in records.items()}
-    volumes = {case: record.foreground_mm3 for case, record in records.items()}
-    kept, held = inner_holdout(split.train, groups, HOLDOUT_SHARE, request.seed, volumes)
     log = RunLog(folder, request.tensorboard)
     log.say(
         f"{plans.dataset_name} {configuration.name} fold {fold}: {len(kept)} cases to train on, {len(held)} held out "
         f"to choose settings, {len(split.val)} to validate"
     )
-    run = FoldRun(
+    return FoldRun(
         request=request,
         plans=plans,
         configuration=configuration,
@@ -91,16 +104,12 @@ def _train_one(
         train_cases=kept,
         holdout_cases=held,
         validation_cases=split.val,
-        device=resolve_device(request.device),
+        device=device,
         workers=default_workers() if request.workers is None else request.workers,
         plan_hash=plan_hash(configuration),
         log=log,
         stop=stop,
     )
-    try:
-        return train_fold(run, find_trainer(request.trainer))
-    finally:
-        log.close()
 
 
 def default_workers() -> int:
@@ -152,9 +161,24 @@ def _folds(request: TrainRequest, dataset: Path, records: dict[str, CaseRecord])
     return {request.fold: select_split(splits, int(request.fold))}
 
 
-def _write_model_files(folder: Path, dataset: Path, plans: Plans) -> None:
-    """Put plans.json and dataset.json beside the folds, so that a model can be used without its data."""
-    write_json(folder / "plans.json", plans)
+def _write_model_files(
+    folder: Path, dataset: Path, plans: Plans, configuration: ConfigurationPlan, restarted: set[str]
+) -> None:
+    """Put plans.json and dataset.json beside the folds, so that a model can be used without its data.
+
+    Raises:
+        UsdError: where the folder holds folds of another plan, other than those that begin again now.
+    """
+    path = folder / "plans.json"
+    if path.is_file():
+        former = read_dataclass(Plans, path).configurations.get(configuration.name)
+        others = [p.name for p in folder.glob("fold_*") if p.name.removeprefix("fold_") not in restarted]
+        if others and (former is None or plan_hash(former) != plan_hash(configuration)):
+            raise UsdError(
+                f"{folder} holds {', '.join(sorted(others))}, trained with another plan than {dataset / 'plans.json'} "
+                f"is now. Restore the former plans.json, or move {folder} away and train anew."
+            )
+    write_json(path, plans)
     write_json(folder / "dataset.json", read_json(dataset / "dataset.json"))
 
 

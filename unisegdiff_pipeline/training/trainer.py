@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import text_hash
 from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
 from unisegdiff_pipeline.networks.staged_model import StagedModel
@@ -63,6 +64,11 @@ class FoldRun:
     stop: StopRequest
     watch: Stopwatch = field(default_factory=Stopwatch)
     monitored_cases: tuple[str, ...] = ()
+
+    def leave_if_asked(self) -> None:
+        """Raise TrainingInterrupted after SIGINT or SIGTERM; called where everything is saved."""
+        if self.stop.signal_number is not None:
+            raise TrainingInterrupted(self.stop.signal_number)
 
     def generator(self, *key: object) -> torch.Generator:
         """A generator on the training's device, keyed by the seed and `key`: no state has to be saved."""
@@ -163,12 +169,14 @@ class Trainer(abc.ABC):
                     self._validate()
                 if run.stop.signal_number is not None:
                     self.save()
-                    raise TrainingInterrupted(run.stop.signal_number)
+                    run.leave_if_asked()
                 if time.monotonic() - last_save > run.request.checkpoint_every_s:
                     self.save()
                     last_save = time.monotonic()
                 lap = time.monotonic()
+        self.save()
         self._validate()
+        self.run.leave_if_asked()
 
     @property
     def progress(self) -> float:
@@ -218,9 +226,10 @@ class Trainer(abc.ABC):
             result = self._backward(batch)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
         if not torch.isfinite(norm):
-            raise FloatingPointError(
+            raise UsdError(
                 f"the gradient of phase {self.phase} is {norm.item()} at iteration {self.iteration}, cases "
-                f"{', '.join(batch.case_ids)}; lower --lr"
+                f"{', '.join(batch.case_ids)}: the training has diverged. Lower --lr (now {self.plan.learning_rate:g}) "
+                f"and begin again with --restart."
             )
         self.optimizer.step()
         self.ema.update(self.network, self.iteration)

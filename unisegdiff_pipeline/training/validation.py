@@ -77,6 +77,7 @@ def final_validation(run: FoldRun, model: StagedModel, settings: InferenceSettin
     folder = run.folder / "validation"
     cases, start = [], time.monotonic()
     for case_id in progress(run.validation_cases, len(run.validation_cases), "validation"):
+        run.leave_if_asked()
         stored = run.data.open(case_id)
         prediction = predict_stored(run, model, stored, settings, None)
         labels = restore_labels(prediction.probabilities(), stored.properties, run.plans.labels)

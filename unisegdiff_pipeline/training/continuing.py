@@ -1,0 +1,71 @@
+"""What may be continued or taken over: a training with the same cases, seed and plan, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.serialization import read_json, to_jsonable
+from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
+
+REQUEST_NAME = "request.json"
+PHASE_1_NAME = "phase_1.safetensors"
+PHASE_1_FACTS_NAME = "phase_1.json"
+
+
+def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
+    return {
+        "trainer": trainer.__name__,
+        "configuration": run.configuration.name,
+        "training": run.configuration.training,
+        "max_time_s": run.request.max_time_s,
+        "epochs": run.request.epochs,
+        "iterations": run.request.iterations,
+        "seed": run.request.seed,
+        "device": str(run.device),
+        "torch": torch.__version__,
+        "train_cases": run.train_cases,
+        "holdout_cases": run.holdout_cases,
+        "validation_cases": run.validation_cases,
+    }
+
+
+def require_same_training(run: FoldRun, trainer: type[Trainer]) -> None:
+    """Raise a UsdError where the folder holds a training with other cases, another seed or another batch size.
+
+    Going on with them would choose settings on cases that were trained on, or validate on them.
+    """
+    path = run.folder / REQUEST_NAME
+    if not path.is_file():
+        return
+    former, now = read_json(path), to_jsonable(describe_training(run, trainer))
+    for name in ("train_cases", "holdout_cases", "validation_cases", "seed", "trainer"):
+        if former.get(name) != now[name]:
+            what = "is another" if isinstance(now[name], list) else f"was {former.get(name)!r} and is now {now[name]!r}"
+            raise UsdError(
+                f"{run.folder} holds a training whose {name} {what}; continuing it would mix the two. "
+                f"Give the former flags and splits_final.json again, or begin again with --restart."
+            )
+    batch = former.get("training", {}).get("batch_size")
+    if batch != now["training"]["batch_size"]:
+        raise UsdError(
+            f"{run.folder} holds a training with batch size {batch}, now it is {now['training']['batch_size']}; "
+            f"give --batch-size {batch} to continue it, or begin again with --restart."
+        )
+
+
+def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
+    """Raise a UsdError where a foreign phase 1 is not there, or has seen cases that this fold holds out."""
+    for name in (PHASE_1_NAME, PHASE_1_FACTS_NAME, REQUEST_NAME):
+        if not (folder / name).is_file():
+            raise UsdError(f"--phase-1-from {folder} holds no {name}; name a fold's folder whose phase 1 has ended.")
+    seen = set(read_json(folder / REQUEST_NAME)["train_cases"])
+    leaked = sorted(seen & {*run.holdout_cases, *run.validation_cases})
+    if leaked:
+        raise UsdError(
+            f"--phase-1-from {folder} was trained on {len(leaked)} cases that this fold holds out ({leaked[0]}, ...): "
+            f"its scores would mean nothing. Take phase 1 from the same fold and seed."
+        )

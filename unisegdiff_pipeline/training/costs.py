@@ -1,0 +1,103 @@
+"""What the steps of a fold cost, and how a time budget is shared between them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
+from unisegdiff_pipeline.training.choosing import CALLS
+from unisegdiff_pipeline.training.schedule import PhaseBudget
+from unisegdiff_pipeline.training.trainer import FoldRun
+from unisegdiff_pipeline.training.validation import planned_settings, predict_stored
+
+CHOOSING_SHARE = 0.05  # of the time budget, for choosing on the hold-out
+MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
+LARGEST_FINAL_SHARE = 0.25  # of the time budget, kept for choosing and the final validation
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that one held-out case takes to segment, and to sample with the default settings on top."""
+
+    segment_s: float = 0.0
+    sample_s: float = 0.0
+
+    @property
+    def choosing_s(self) -> float:
+        """Seconds a case takes when settings are chosen: every number of calls is tried on it."""
+        return self.segment_s + self.sample_s * sum(CALLS) / SamplerSettings().num_calls
+
+    def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
+        """As many held-out cases as the time for choosing allows, at least three."""
+        if run.request.max_time_s is None:
+            return run.holdout_cases
+        affordable = int(CHOOSING_SHARE * run.request.max_time_s / max(self.choosing_s, 1e-6))
+        return run.holdout_cases[: max(3, affordable)]
+
+    def monitored_cases(self, run: FoldRun) -> tuple[str, ...]:
+        """As many held-out cases as may be scored several times during training, at least three."""
+        if run.request.max_time_s is None:
+            return run.holdout_cases
+        per_case = self.segment_s + self.sample_s / 2
+        return run.holdout_cases[: max(3, int(MONITORING_SHARE * run.request.max_time_s / max(per_case, 1e-6)))]
+
+    def final_s(self, run: FoldRun) -> float:
+        """Seconds to keep for choosing, the final validation and what is unforeseen."""
+        assert run.request.max_time_s is not None
+        choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
+        # Restoring and scoring a case cost about as much as segmenting it; more calls than the default may be chosen.
+        validation = len(run.validation_cases) * (2 * self.segment_s + 2 * self.sample_s)
+        return min(LARGEST_FINAL_SHARE * run.request.max_time_s, choosing + validation) + 2.0
+
+
+def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
+    """Time one held-out (or training) case, under a time budget only.
+
+    With untrained weights this is the slowest case there is, since everything is foreground to them.
+    """
+    if run.request.max_time_s is None:
+        return Costs()
+    stored = run.data.open((run.holdout_cases or run.train_cases)[0])
+    settings = planned_settings(run.configuration)
+    seconds = []
+    for num_samples in (0, 0, 0 if model.denoiser is None else settings.num_samples):  # the first one warms up
+        start = time.monotonic()
+        predict_stored(run, model, stored, settings, num_samples)
+        seconds.append(time.monotonic() - start)
+    return Costs(seconds[1], 0.0 if model.denoiser is None else max(0.0, seconds[2] - seconds[1]))
+
+
+def phase_1_budget(run: FoldRun, share: float) -> PhaseBudget:
+    total = _total_iterations(run)
+    if total is not None:
+        run.monitored_cases = run.holdout_cases
+        return PhaseBudget(iterations=round(total * share))
+    assert run.request.max_time_s is not None
+    labels = run.plans.labels
+    untrained = build_model(run.configuration, labels.coding, labels.num_channels, share < 1).to(run.device)
+    costs = measure_costs(run, untrained)
+    run.monitored_cases = replace(costs, sample_s=0.0).monitored_cases(run)
+    reserved = costs.final_s(run) + run.watch.seconds
+    return PhaseBudget(seconds=share * max(0.0, run.request.max_time_s - reserved))
+
+
+def phase_2_budget(run: FoldRun, share: float, costs: Costs, start_s: float) -> PhaseBudget:
+    """What is left; `start_s` is when phase 2 began, which may have been in an earlier sitting."""
+    run.monitored_cases = costs.monitored_cases(run)
+    total = _total_iterations(run)
+    if total is not None:
+        return PhaseBudget(iterations=total - round(total * share))
+    assert run.request.max_time_s is not None
+    return PhaseBudget(seconds=max(1.0, run.request.max_time_s - costs.final_s(run) - start_s))
+
+
+def _total_iterations(run: FoldRun) -> int | None:
+    """Iterations of both phases; None under a time budget."""
+    if run.request.max_time_s is not None:
+        return None
+    if run.request.iterations is not None:
+        return run.request.iterations
+    plan = run.configuration.training
+    return (run.request.epochs or plan.num_epochs) * plan.iterations_per_epoch
