@@ -22,3 +22,8 @@ def test_without_any_defined_dice_the_likelihood_decides() -> None:
 
 def test_of_equal_settings_the_cheaper_one_wins() -> None:
     assert rank([Candidate(8, 0.5, 0.8, 0.3), Candidate(2, 0.5, 0.8, 0.3)])[0].num_calls == 2
+
+
+def test_an_empty_hold_out_leaves_the_plain_segmenter() -> None:
+    nothing = [Candidate(calls, w, math.nan, math.nan) for calls in (2, 4) for w in (0.0, 0.5, 1.0)]
+    assert rank(nothing)[0].w == 1.0

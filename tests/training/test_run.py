@@ -185,5 +185,9 @@ def test_wrong_requests_name_value_and_choices(
 
 def test_deep_supervision_targets_are_means() -> None:
     target = torch.tensor([[[[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]]])
-    pooled = pool_targets(target, [(2, 2)])
-    assert pooled[1].tolist() == [[[[0.25, 1.0]]]]
+    valid = torch.tensor([[[[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]]])
+    targets, masks = pool_targets(target, torch.ones_like(target), [(2, 2)])
+    assert targets[1].tolist() == [[[[0.25, 1.0]]]]
+    targets, masks = pool_targets(target, valid, [(2, 2)])  # three of the first four voxels are ignored
+    assert targets[1].tolist() == [[[[1.0, 1.0]]]]
+    assert masks[1].tolist() == [[[[0.25, 1.0]]]]

@@ -14,6 +14,7 @@ from unisegdiff_pipeline.diffusion.coding import (
     probabilities_from_logits,
     x_to_probabilities,
 )
+from unisegdiff_pipeline.diffusion.schedule import expand_to
 from unisegdiff_pipeline.io.labels import Coding
 
 DICE_SMOOTH = 1e-5
@@ -60,14 +61,20 @@ def noise_loss(error: Tensor, valid: Tensor) -> Tensor:
 def refinement_loss(
     lam: Tensor, error: Tensor, x0_inverted: Tensor, target: Tensor, valid: Tensor, coding: Coding
 ) -> Tensor:
-    """Stage C: noise error weighted by min(SNR, 5) / SNR, plus 0.1 cross-entropy on the inverted x_0 => (B,)."""
-    snr = lam.exp()
-    weighted = noise_loss(error, valid) * snr.clamp_max(SNR_CUT) / snr
+    """Stage C: noise error weighted by min(SNR, 5) / SNR, plus 0.1 cross-entropy on the inverted x_0 => (B,).
+
+    `lam` is that of the examples (B,) or of their channels (B, C).
+    """
+    snr = expand_to(lam.exp(), error.ndim)
+    weighted = noise_loss(error * (snr.clamp_max(SNR_CUT) / snr).sqrt(), valid)
     p = x_to_probabilities(x0_inverted, coding)
     return weighted + 0.1 * masked_mean(cross_entropy_of_probabilities(p, target, coding), valid[:, 0])
 
 
 def weight_by_log_variance(losses: Tensor, log_variance: Tensor) -> Tensor:
-    """Learned weighting L exp(-u) + u with u clamped to +-3 (Kendall et al. 2018; Karras et al. 2024)."""
-    u = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
-    return losses * torch.exp(-u) + u
+    """Learned weighting L exp(-u) + u (Kendall et al. 2018; Karras et al. 2024).
+
+    Keep u within +-LOG_VARIANCE_LIMIT by clamping the parameter after each step: clamped here, it would lose its
+    gradient at the limit and never come back.
+    """
+    return losses * torch.exp(-log_variance) + log_variance

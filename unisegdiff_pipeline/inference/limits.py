@@ -35,7 +35,9 @@ def find_limits(device: torch.device) -> Limits:
     larger calls to be busy.
     """
     if device.type == "cuda":
-        free_gb = torch.cuda.mem_get_info(device)[0] / 2**30
+        # What torch has reserved and does not use is free too: after training that is nearly everything.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free_gb = (torch.cuda.mem_get_info(device)[0] + cached) / 2**30
         per_gb = 250_000  # voxels of a segmenter call for each GB free: about 32 features at 4 bytes, several maps
         segmenter = int(min(4e6, max(1e5, per_gb * free_gb)))
         return Limits(SHARE_OF_FREE_MEMORY * free_gb, SHARE_OF_FREE_MEMORY * free_gb, segmenter, 2 * segmenter)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.networks.blocks import CONV, TRANSPOSED_CONV, ConvNorm, ResidualBlock
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
 
@@ -31,6 +32,11 @@ class SegmentationUNet(nn.Module):
     """
 
     def __init__(self, plan: NetworkPlan, num_outputs: int, deep_supervision: bool = True) -> None:
+        if len(plan.levels) < 2:
+            raise UsdError(
+                f"the plan's network has {len(plan.levels)} level for patches of {plan.patch_size} voxels, but a U-Net "
+                f"needs two: the images are too small at the plan's spacing. Plan with a finer spacing, or pad them."
+            )
         super().__init__()
         self.deep_supervision = deep_supervision
         dims, levels = plan.dims, plan.levels

@@ -117,7 +117,12 @@ def choose_settings(
 
 
 def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates, best first: those within DICE_TOLERANCE of the best Dice by likelihood, then the others by Dice."""
+    """Candidates, best first: those within DICE_TOLERANCE of the best Dice by likelihood, then the others by Dice.
+
+    Where the hold-out says nothing (no foreground at all), the plain segmenter, w = 1, comes first.
+    """
+    if all(np.isnan(c.dice) and np.isnan(c.nll) for c in candidates):
+        return sorted(candidates, key=lambda c: (-c.w, c.num_calls))
     top = max((c.dice for c in candidates if not np.isnan(c.dice)), default=float("nan"))
     near = [c for c in candidates if np.isnan(top) or c.dice >= top - DICE_TOLERANCE]
     rest = [c for c in candidates if c not in near]

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.training.choosing import CALLS
 from unisegdiff_pipeline.training.schedule import PhaseBudget
@@ -14,6 +15,7 @@ from unisegdiff_pipeline.training.validation import planned_settings, predict_st
 
 CHOOSING_SHARE = 0.05  # of the time budget, for choosing on the hold-out
 MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
+MEASURED_CASES = 5  # the largest of a few with foreground is timed
 LARGEST_FINAL_SHARE = 0.25  # of the time budget, kept for choosing and the final validation
 
 
@@ -49,7 +51,8 @@ class Costs:
         choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
         # Restoring and scoring a case cost about as much as segmenting it; more calls than the default may be chosen.
         validation = len(run.validation_cases) * (2 * self.segment_s + 2 * self.sample_s)
-        return min(LARGEST_FINAL_SHARE * run.request.max_time_s, choosing + validation) + 2.0
+        monitoring = len(self.monitored_cases(run)) * (self.segment_s + self.sample_s / 2)
+        return min(LARGEST_FINAL_SHARE * run.request.max_time_s, choosing + validation) + monitoring + 1.0
 
 
 def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
@@ -59,7 +62,8 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
     """
     if run.request.max_time_s is None:
         return Costs()
-    stored = run.data.open((run.holdout_cases or run.train_cases)[0])
+    cases = [run.data.open(case_id) for case_id in (run.holdout_cases or run.train_cases)[:MEASURED_CASES]]
+    stored = max(cases, key=lambda case: (bool(len(case.components.num_voxels)), case.image.shape))
     settings = planned_settings(run.configuration)
     seconds = []
     for num_samples in (0, 0, 0 if model.denoiser is None else settings.num_samples):  # the first one warms up
@@ -72,15 +76,22 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
 def phase_1_budget(run: FoldRun, share: float) -> PhaseBudget:
     total = _total_iterations(run)
     if total is not None:
+        if total < 2 and share < 1:
+            raise UsdError(f"--iterations {total} leaves one of the two phases without any; give at least 2.")
         run.monitored_cases = run.holdout_cases
-        return PhaseBudget(iterations=round(total * share))
+        return PhaseBudget(iterations=_phase_1_iterations(total, share))
     assert run.request.max_time_s is not None
     labels = run.plans.labels
     untrained = build_model(run.configuration, labels.coding, labels.num_channels, share < 1).to(run.device)
     costs = measure_costs(run, untrained)
     run.monitored_cases = replace(costs, sample_s=0.0).monitored_cases(run)
     reserved = costs.final_s(run) + run.watch.seconds
-    return PhaseBudget(seconds=share * max(0.0, run.request.max_time_s - reserved))
+    if reserved >= 0.8 * run.request.max_time_s:
+        raise UsdError(
+            f"--max-time {run.request.max_time_s:g} s is too short: choosing settings and the validation of "
+            f"{len(run.validation_cases)} cases need about {reserved:.0f} s of it; give at least {2 * reserved:.0f} s."
+        )
+    return PhaseBudget(seconds=share * (run.request.max_time_s - reserved))
 
 
 def phase_2_budget(run: FoldRun, share: float, costs: Costs, start_s: float) -> PhaseBudget:
@@ -88,9 +99,13 @@ def phase_2_budget(run: FoldRun, share: float, costs: Costs, start_s: float) -> 
     run.monitored_cases = costs.monitored_cases(run)
     total = _total_iterations(run)
     if total is not None:
-        return PhaseBudget(iterations=total - round(total * share))
+        return PhaseBudget(iterations=total - _phase_1_iterations(total, share))
     assert run.request.max_time_s is not None
     return PhaseBudget(seconds=max(1.0, run.request.max_time_s - costs.final_s(run) - start_s))
+
+
+def _phase_1_iterations(total: int, share: float) -> int:
+    return total if share == 1 else min(total - 1, max(1, round(total * share)))
 
 
 def _total_iterations(run: FoldRun) -> int | None:

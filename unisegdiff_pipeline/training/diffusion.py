@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.losses import (
+    LOG_VARIANCE_LIMIT,
     noise_loss,
     refinement_loss,
     segmentation_loss,
@@ -37,6 +38,7 @@ from unisegdiff_pipeline.training.validation import validate_cases
 
 HIDE_DET_SHARE = 0.2  # examples that must do without the segmenter's logits, so that the noised mask is really read
 NUM_VALIDATION_SAMPLES = 4
+LEVELS_STREAM = 0x5EED
 
 
 class DiffusionTrainer(Trainer, abc.ABC):
@@ -70,6 +72,10 @@ class DiffusionTrainer(Trainer, abc.ABC):
     def extra_parameters(self) -> list[nn.Parameter]:
         return [self.log_variances]
 
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.log_variances.clamp_(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+
     @abc.abstractmethod
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
         """Loss of each example (B,), by what the trainer lets the network predict."""
@@ -90,8 +96,10 @@ class DiffusionTrainer(Trainer, abc.ABC):
 
     def _noise(self, batch: Batch, condition: Condition, levels: int, generator: torch.Generator) -> NoisedExamples:
         count = len(batch.image)
-        # Drawn on the CPU, like all that decides which examples there are: the same for every device.
-        draw = draw_stages(count, levels, self.edges, _cpu_generator(generator))
+        # Drawn on the CPU, like all that decides which examples there are: the same for every device; and from a stream
+        # of its own, so that no noise repeats the numbers that chose its level.
+        own_stream = torch.Generator().manual_seed(generator.initial_seed() ^ LEVELS_STREAM)
+        draw = draw_stages(count, levels, self.edges, own_stream)
         draw = StageDraw(*(v.to(self.run.device) for v in (draw.lam, draw.stage, draw.from_mean)))
         det_logits = repeat_examples(condition.det_logits, levels)
         target, valid = repeat_examples(batch.target, levels), repeat_examples(batch.valid, levels)
@@ -160,16 +168,14 @@ class StagedDiffusionTrainer(DiffusionTrainer):
                 lam, correction = example.lam[rows], output.noise_correction[rows]
                 # The noise is learned by its correction alone: through x_0 it would pull the mask head along.
                 p = probabilities_from_logits(logits.detach(), self.coding)
-                error = noise_error(channel_lam(lam, self.edges), mask_to_x(p), correction, example.x0[rows])
+                level = channel_lam(lam, self.edges)
+                error = noise_error(level, mask_to_x(p), correction, example.x0[rows])
                 if stage == STAGE_B:
                     loss = segmentation_loss(logits, target, valid, self.coding, dice_weight=0.3)
                     loss = loss + 0.3 * noise_loss(error, valid)
                 else:
                     inverted = state_estimate(lam, Estimate(p, correction), self.edges)
-                    loss = refinement_loss(lam, error, inverted, target, valid, self.coding)
+                    loss = refinement_loss(level, error, inverted, target, valid, self.coding)
             losses = losses.index_put((rows,), loss)
         return losses
 
-
-def _cpu_generator(generator: torch.Generator) -> torch.Generator:
-    return torch.Generator().manual_seed(generator.initial_seed())

@@ -63,12 +63,12 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     finished = (run.folder / WEIGHTS_NAME).is_file()
     if finished:
         require_same_plan(run.folder / WEIGHTS_NAME, read_weights(run.folder / WEIGHTS_NAME)[1], run.plan_hash)
-        run.watch = Stopwatch(_seconds_so_far(run))
+        run.watch = Stopwatch(_seconds_so_far(run, checkpoint))
     if finished and (run.folder / "validation" / SUMMARY_NAME).is_file():
         run.log.say(f"{run.folder} is trained; nothing to do (--restart begins again)")
         return _result(run, _read_scores(run))
     if not finished:
-        run.watch = Stopwatch(float(checkpoint["seconds"]) if checkpoint else 0.0)
+        run.watch = Stopwatch(_seconds_so_far(run, checkpoint))
         write_json(run.folder / REQUEST_NAME, describe_training(run, trainer))
         _train_phases(run, trainer, checkpoint)
         (run.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
@@ -131,7 +131,10 @@ def _phase_1(
         segmenter = build_model(run.configuration, labels.coding, labels.num_channels, False).segmenter
         load_weights(folder / PHASE_1_NAME, segmenter, run.plan_hash)
         run.log.say(f"phase 1 is taken from {folder / PHASE_1_NAME}")
-        return segmenter, read_dataclass(Phase1Facts, folder / PHASE_1_FACTS_NAME)
+        facts = read_dataclass(Phase1Facts, folder / PHASE_1_FACTS_NAME)
+        if folder != run.folder:
+            _keep_phase_1(run, segmenter, replace(facts, seconds=run.watch.seconds))
+        return segmenter, facts
     kind = trainer if issubclass(trainer, SegmentationTrainer) else SegmentationTrainer
     phase_1 = kind(run, phase_1_budget(run, share))
     phase_1.fit(checkpoint)
@@ -142,9 +145,13 @@ def _phase_1(
         temperature = choose_temperature(run, phase_1.model_for_prediction(), run.monitored_cases)
         run.log.say(f"temperature of the segmenter on the hold-out: {temperature:g}")
     facts = Phase1Facts(temperature, weights, phase_1.iteration, run.watch.seconds)
+    _keep_phase_1(run, segmenter, facts)
+    return segmenter, facts
+
+
+def _keep_phase_1(run: FoldRun, segmenter: SegmentationUNet, facts: Phase1Facts) -> None:
     write_json(run.folder / PHASE_1_FACTS_NAME, facts)
     save_weights(run.folder / PHASE_1_NAME, segmenter, {"plan_hash": run.plan_hash})
-    return segmenter, facts
 
 
 def _take_best(trainer: Trainer) -> str:
@@ -189,7 +196,12 @@ def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> Infe
     return replace(settings, w=InferenceSettings(settings.lam_a, settings.lam_c).w)
 
 
-def _seconds_so_far(run: FoldRun) -> float:
+def _seconds_so_far(run: FoldRun, checkpoint: dict[str, Any] | None) -> float:
+    """Seconds of earlier sittings that count: up to the checkpoint, or to what has been finished since."""
+    if checkpoint is not None:
+        return float(checkpoint["seconds"])
+    if not (run.folder / PHASE_1_NAME).is_file():
+        return 0.0
     return max((float(e["seconds"]) for e in run.log.entries() if "seconds" in e), default=0.0)
 
 

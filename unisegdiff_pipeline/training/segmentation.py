@@ -30,8 +30,7 @@ class SegmentationTrainer(Trainer):
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
         logits = self.network(batch.image).logits
         levels = self.run.configuration.network.levels[1 : len(logits)]
-        targets = pool_targets(batch.target, [level.stride for level in levels])
-        masks = pool_targets(batch.valid, [level.stride for level in levels])
+        targets, masks = pool_targets(batch.target, batch.valid, [level.stride for level in levels])
         # nnU-Net's weights 1, 1/2, 1/4, ... with the coarsest level left out, unless it is the only one.
         count = max(1, len(logits) - 1)
         weights = [0.5**i for i in range(count)]

@@ -131,6 +131,9 @@ class Trainer(abc.ABC):
         """Parameters outside the network that the optimiser also moves, without weight decay."""
         return []
 
+    def after_step(self) -> None:  # noqa: B027 (most phases need nothing here)
+        """Called behind every step of the optimiser, to keep parameters within their limits."""
+
     def fit(self, checkpoint: dict[str, Any] | None = None) -> None:
         """Train until the budget is spent; continue from `checkpoint` if it is of this phase.
 
@@ -222,6 +225,7 @@ class Trainer(abc.ABC):
         if self.bf16 is None:
             self.bf16 = is_faster_in_bf16(self.run.device, lambda: self._probe(batch))
             self.run.log.say(f"phase {self.phase} computes in {'bf16' if self.bf16 else 'fp32'}")
+            self.save()  # the choice goes by the clock; a training that is continued must keep it
         with autocast(self.run.device, self.bf16):
             result = self._backward(batch)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
@@ -232,6 +236,7 @@ class Trainer(abc.ABC):
                 f"and begin again with --restart."
             )
         self.optimizer.step()
+        self.after_step()
         self.ema.update(self.network, self.iteration)
         self.iteration += 1
         return {"loss": result.loss.detach(), "gradient_norm": norm.detach(), **result.logged}
@@ -306,10 +311,18 @@ class Trainer(abc.ABC):
         return f"{length}, batch {self.plan.batch_size}, patch {patch}"
 
 
-def pool_targets(target: Tensor, strides: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Targets for deep supervision: the full one, then means over the strides of each level (soft labels)."""
+def pool_targets(
+    target: Tensor, valid: Tensor, strides: Sequence[Sequence[int]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Targets and masks for deep supervision: the full ones, then means over the strides of each level.
+
+    A coarse target is the mean of the VALID voxels below it (a soft label), its mask the share of these.
+    """
     pool = nn.functional.avg_pool2d if target.ndim == 4 else nn.functional.avg_pool3d
-    targets = [target]
+    targets, masks = [target], [valid]
     for stride in strides:
-        targets.append(pool(targets[-1], tuple(stride), tuple(stride)))
-    return targets
+        mask = pool(masks[-1], tuple(stride), tuple(stride))
+        known = pool(targets[-1] * masks[-1], tuple(stride), tuple(stride))
+        targets.append(known / mask.clamp_min(1e-6))
+        masks.append(mask)
+    return targets, masks
