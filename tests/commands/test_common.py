@@ -35,11 +35,6 @@ def test_wrong_duration(text: str) -> None:
         common.duration(text)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(48.2, "48 s"), (320, "5 min 20 s"), (7500, "2 h 5 min")])
-def test_duration_text(seconds: float, text: str) -> None:
-    assert common.duration_text(seconds) == text
-
-
 def test_misspelt_flag_is_an_error_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parser().parse_args(["--max-tme", "5m"])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from unisegdiff_pipeline.training.schedule import WARMUP_ITERATIONS, PhaseBudget, format_seconds, learning_rate
+from unisegdiff_pipeline.training.schedule import WARMUP_ITERATIONS, PhaseBudget, learning_rate
 
 
 def test_progress_by_iterations_or_seconds() -> None:
@@ -23,7 +23,3 @@ def test_learning_rate_warms_up_and_decays_to_zero() -> None:
     assert learning_rate(1e-2, 0, 0.0) == pytest.approx(1e-2 / WARMUP_ITERATIONS)
     assert learning_rate(1e-2, 1000, 0.5) == pytest.approx(1e-2 * 0.5**0.9)
     assert learning_rate(1e-2, 1000, 1.0) == 0.0
-
-
-def test_format_seconds() -> None:
-    assert [format_seconds(s) for s in (45, 725, 12000)] == ["45 s", "12:05 min", "3:20:00 h"]

@@ -156,14 +156,6 @@ def duration(text: str) -> float:
     return float(match.group(1)) * SECONDS[match.group(2)]
 
 
-def duration_text(seconds: float) -> str:
-    """A duration as a reader wants it: 48 s, 5 min 20 s, 2 h 5 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def whole_number(minimum: int) -> Callable[[str], int]:
     """Parser of whole numbers from `minimum` upwards."""
 

@@ -14,7 +14,6 @@ from unisegdiff_pipeline.commands.common import (
     add_device,
     add_seed,
     duration,
-    duration_text,
     report_error,
     run,
     say,
@@ -88,6 +87,7 @@ def _make_data(args: argparse.Namespace) -> None:
 
 def _go_the_whole_way(args: argparse.Namespace) -> None:
     from unisegdiff_pipeline.commands.demo_report import write_report
+    from unisegdiff_pipeline.io.progress import format_duration
 
     start = time.monotonic()
     output = args.output.absolute()
@@ -100,7 +100,7 @@ def _go_the_whole_way(args: argparse.Namespace) -> None:
     figures = (model / "fold_0" / "progress.png", output / "preprocessed" / raw.name / "fingerprint.png")
     report = write_report(output, raw, predictions, result, figures, seconds=time.monotonic() - start)
     say(_where(result, output, predictions, model, report))
-    say(f"\nThat took {duration_text(time.monotonic() - start)}.")
+    say(f"\nThat took {format_duration(time.monotonic() - start)}.")
 
 
 def _announce(number: int, text: str) -> None:
@@ -120,6 +120,7 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
     """Plan, preprocess and train fold 0; returns the model folder."""
     from unisegdiff_pipeline.commands.steps import plan_and_preprocess
     from unisegdiff_pipeline.io.paths import Roots
+    from unisegdiff_pipeline.io.progress import format_duration
     from unisegdiff_pipeline.planning.budget import detect_budget
     from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
     from unisegdiff_pipeline.training.request import TrainRequest
@@ -130,7 +131,7 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
     kind = args.device.split(":")[0]
     budget = detect_budget(kind if kind in ("auto", "cuda") else "cpu")
     plan_and_preprocess(raw, roots.require_preprocessed() / raw.name, budget)
-    _announce(3, f"training one fold in both phases, for {duration_text(args.max_time)}")
+    _announce(3, f"training one fold in both phases, for {format_duration(args.max_time)}")
     request = TrainRequest(
         dataset=raw.name,
         fold="0",

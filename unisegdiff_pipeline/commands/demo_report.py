@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unisegdiff_pipeline.commands.common import duration_text
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, summarise, summary_table
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.io.phantoms import true_probability
+from unisegdiff_pipeline.io.progress import format_duration
 from unisegdiff_pipeline.io.serialization import write_json
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _page(result: DemoResult, figures: Sequence[Path], seconds: float) -> str:
             "<h1>usd_demo</h1>",
             f"<p>Mean Dice {result.predicted.mean_dice:.3f} on held-out phantoms; the true probability, which is known "
             f"here and bounds what can be learned, reaches {result.truth.mean_dice:.3f} when cut at 0.5 (ratio "
-            f"{result.ratio:.3f}). The whole way took {duration_text(seconds)}.</p>",
+            f"{result.ratio:.3f}). The whole way took {format_duration(seconds)}.</p>",
             *tables,
             *pictures,
             "</html>",

@@ -14,6 +14,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     save_weights,
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
+from unisegdiff_pipeline.io.progress import format_duration
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
@@ -30,7 +31,7 @@ from unisegdiff_pipeline.training.continuing import (
 from unisegdiff_pipeline.training.costs import measure_costs, phase_1_budget, phase_2_budget
 from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.request import FoldResult
-from unisegdiff_pipeline.training.schedule import Stopwatch, format_seconds
+from unisegdiff_pipeline.training.schedule import Stopwatch
 from unisegdiff_pipeline.training.segmentation import SegmentationTrainer
 from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
 from unisegdiff_pipeline.training.validation import (
@@ -82,7 +83,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
         write_json(run.folder / "validation" / SUMMARY_NAME, {"summary": None, "cases": []})
     run.log.record("finished", phase=3, iteration=0, seconds=run.watch.seconds)
     run.log.draw()
-    run.log.say(f"fold trained in {format_seconds(run.watch.seconds)}; results in {run.folder}")
+    run.log.say(f"fold trained in {format_duration(run.watch.seconds)}; results in {run.folder}")
     return _result(run, scores)
 
 

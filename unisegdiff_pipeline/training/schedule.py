@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -45,15 +44,3 @@ def learning_rate(base: float, iteration: int, progress: float) -> float:
     """Polynomial decay (1 - progress)^0.9 as nnU-Net, behind a linear warm-up of a few iterations for AdamW."""
     warmup = min(1.0, (iteration + 1) / WARMUP_ITERATIONS)
     return base * warmup * max(0.0, 1.0 - progress) ** 0.9
-
-
-def format_seconds(seconds: float) -> str:
-    """45 s, 12:05 min or 3:20:00 h."""
-    if not math.isfinite(seconds):
-        return "unknown"
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d} h"

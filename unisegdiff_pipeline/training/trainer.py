@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import text_hash
+from unisegdiff_pipeline.io.progress import format_duration
 from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
@@ -27,7 +28,7 @@ from unisegdiff_pipeline.training.loader import open_loader
 from unisegdiff_pipeline.training.patches import Batch, PatchSource
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run_log import RunLog
-from unisegdiff_pipeline.training.schedule import PhaseBudget, Stopwatch, format_seconds, learning_rate
+from unisegdiff_pipeline.training.schedule import PhaseBudget, Stopwatch, learning_rate
 
 GRADIENT_CLIP = 12.0  # nnU-Net's
 LOG_EVERY_S = 10.0
@@ -278,7 +279,7 @@ class Trainer(abc.ABC):
         )
         self.run.log.say(
             f"phase {self.phase}  {self.progress:4.0%}  iteration {self.iteration}  loss {means['loss']:.3f}  "
-            f"{rate:.2f} it/s  left in this phase: {format_seconds(self._seconds_left(rate))}"
+            f"{rate:.2f} it/s  left in this phase: {format_duration(self._seconds_left(rate))}"
         )
 
     def _seconds_left(self, rate: float) -> float:
@@ -305,7 +306,7 @@ class Trainer(abc.ABC):
         length = (
             f"{self.budget.iterations} iterations"
             if self.budget.iterations is not None
-            else format_seconds(self.budget.seconds or 0)
+            else format_duration(self.budget.seconds or 0)
         )
         patch = "x".join(map(str, self.run.configuration.network.patch_size))
         return f"{length}, batch {self.plan.batch_size}, patch {patch}"
