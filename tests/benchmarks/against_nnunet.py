@@ -2,9 +2,11 @@
 
     python tests/benchmarks/against_nnunet.py PART --peer VENV --work FOLDER [--raw ROOT] [--runs N]
 
-PART is one of preprocess, train-planned, train-small, predict, help. VENV is a virtual environment with nnunetv2; ROOT a raw root with
-Dataset004_Hippocampus (default: usd_raw, or nnUNet_raw). FOLDER keeps what both sides write; results.json in it is
-added to by every call. `predict` needs the models that `train-small` leaves behind. Nothing else should run meanwhile.
+PART is one of preprocess, train-planned, train-small, predict, help. VENV is a virtual environment with nnunetv2; ROOT
+a raw root with Dataset004_Hippocampus (default: usd_raw, or nnUNet_raw). FOLDER keeps what both sides write;
+results.json in it is added to by every call. `predict` needs the models that `train-small` leaves behind. The training
+parts need USD_PEER_TRAINERS, a folder with a trainer nnUNetTrainerTimed that stops after NNUNET_BUDGET_S seconds and
+writes its iterations and seconds to iterations.json. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
