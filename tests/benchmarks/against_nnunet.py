@@ -28,7 +28,7 @@ import psutil
 DATASET = "Dataset004_Hippocampus"
 CONFIGURATION = "3d_fullres"
 SMALL_WIDTHS = (16, 32, 64, 128)
-SAMPLING_S = 0.05
+SAMPLING_S = 0.5  # reading the memory maps costs time of its own
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Bench:
         return {**os.environ, **{k: str(v) for k, v in extra.items()}}
 
 
-def measure(command: list[str], env: dict[str, str]) -> tuple[float, float]:
-    """Wall seconds of a command, and the largest sum of its processes' memory in MB (shared pages counted once)."""
+def measure(command: list[str], env: dict[str, str], memory: bool = False) -> tuple[float, float]:
+    """Wall seconds of a command, and if asked the largest sum of its processes' memory in MB (shared pages once)."""
     peak, done = 0.0, threading.Event()
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -76,11 +76,13 @@ def measure(command: list[str], env: dict[str, str]) -> tuple[float, float]:
 
     watcher = threading.Thread(target=watch)
     start = time.monotonic()
-    watcher.start()
+    if memory:
+        watcher.start()
     _, errors = process.communicate()
     seconds = time.monotonic() - start
     done.set()
-    watcher.join()
+    if memory:
+        watcher.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()[-2000:]}")
     return seconds, peak
@@ -119,9 +121,9 @@ def preprocess(bench: Bench) -> None:
         shutil.rmtree(bench.work / "peer" / "preprocess", ignore_errors=True)
         shutil.rmtree(bench.work / "own" / "preprocess", ignore_errors=True)
         command = [str(bench.peer / "bin" / "nnUNetv2_plan_and_preprocess"), "-d", "4", "-c", CONFIGURATION, "-np", "2"]
-        peer.append(measure([*command, "-npfp", "2"], bench.peer_env("preprocess")))
+        peer.append(measure([*command, "-npfp", "2"], bench.peer_env("preprocess"), memory=True))
         command = [str(bench.own / "usd_plan_and_preprocess"), "-d", "4", "-c", CONFIGURATION]
-        own.append(measure(command, bench.own_env("preprocess")))
+        own.append(measure(command, bench.own_env("preprocess"), memory=True))
         print(f"run {run}: nnU-Net {peer[-1]}, own {own[-1]}", flush=True)
     compare(bench, "preprocess", peer, own, ["wall_s", "peak_mb"])
 
@@ -220,9 +222,9 @@ def predict(bench: Bench) -> None:
         command = [str(bench.peer / "bin" / "nnUNetv2_predict"), "-i", str(images), "-o", str(masks["peer"]), *model]
         command += ["-tr", "nnUNetTrainerTimed", "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_progress_bar"]
         trainers = {"nnUNet_extTrainer": os.environ["USD_PEER_TRAINERS"], "NNUNET_BUDGET_S": "1"}
-        peer.append(measure(command, bench.peer_env("small") | trainers))
+        peer.append(measure(command, bench.peer_env("small") | trainers, memory=True))
         command = [str(bench.own / "usd_predict"), "-i", str(images), "-o", str(masks["own"]), *model]
-        own.append(measure([*command, "--samples", "8", "--device", "cpu"], env))
+        own.append(measure([*command, "--samples", "8", "--device", "cpu"], env, memory=True))
         print(f"run {run}: nnU-Net {peer[-1]}, own {own[-1]}", flush=True)
     compare(bench, "predict", peer, own, ["wall_s", "peak_mb"])
 
