@@ -28,6 +28,7 @@ TEMPERATURES = tuple(np.geomspace(0.5, 4.0, 25).tolist())
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CALLS = (2, 4, 8)
 DICE_TOLERANCE = 0.003  # settings within this of the best Dice are told apart by their likelihood
+NLL_TOLERANCE = 0.02  # of the best negative log-likelihood
 VOXELS_PER_CASE = 20_000
 NEAR_FOREGROUND = 0.05
 MARGIN_VOXELS = 4
@@ -117,7 +118,10 @@ def choose_settings(
 
 
 def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates, best first: those within DICE_TOLERANCE of the best Dice by likelihood, then the others by Dice.
+    """Candidates, best first: of those within DICE_TOLERANCE of the best Dice the likeliest, then the others by Dice.
+
+    Likelihoods within NLL_TOLERANCE of the best count as equal, and the fewer calls win: a call that does not show on
+    held-out cases is not worth its seconds.
 
     Where the hold-out says nothing (no foreground at all), the plain segmenter, w = 1, comes first.
     """
@@ -126,7 +130,13 @@ def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
     top = max((c.dice for c in candidates if not np.isnan(c.dice)), default=float("nan"))
     near = [c for c in candidates if np.isnan(top) or c.dice >= top - DICE_TOLERANCE]
     rest = [c for c in candidates if c not in near]
-    return sorted(near, key=lambda c: (np.isnan(c.nll), c.nll, c.num_calls)) + sorted(rest, key=lambda c: -c.dice)
+    limit = min((c.nll for c in near if not np.isnan(c.nll)), default=0.0) * (1 + NLL_TOLERANCE)
+
+    def order(c: Candidate) -> tuple[bool, bool, int, float]:
+        worse = bool(np.isnan(c.nll) or c.nll > limit)
+        return bool(np.isnan(c.nll)), worse, 0 if worse else c.num_calls, c.nll
+
+    return sorted(near, key=order) + sorted(rest, key=lambda c: -c.dice)
 
 
 def _tiled(run: FoldRun, model: StagedModel, stored: StoredCase) -> TiledCase:
