@@ -224,7 +224,7 @@ class Trainer(abc.ABC):
             group["lr"] = learning_rate(self.plan.learning_rate, self.iteration, self.progress)
         batch = batch.to(self.run.device)
         if self.bf16 is None:
-            self.bf16 = is_faster_in_bf16(self.run.device, lambda: self._probe(batch))
+            self.bf16 = self._choose_bf16(batch)
             self.run.log.say(f"phase {self.phase} computes in {'bf16' if self.bf16 else 'fp32'}")
             self.save()  # the choice goes by the clock; a training that is continued must keep it
         with autocast(self.run.device, self.bf16):
@@ -249,6 +249,12 @@ class Trainer(abc.ABC):
         with torch.autocast(self.run.device.type, enabled=False):
             result.loss.backward()
         return result
+
+    def _choose_bf16(self, batch: Batch) -> bool:
+        """By the clock under a time budget; fp32 on a CPU under an iteration budget, which promises equal weights."""
+        if self.budget.iterations is not None and self.run.device.type == "cpu":
+            return False
+        return is_faster_in_bf16(self.run.device, lambda: self._probe(batch))
 
     def _probe(self, batch: Batch) -> None:
         self._backward(batch)
