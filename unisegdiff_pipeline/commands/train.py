@@ -108,9 +108,11 @@ def _train(args: argparse.Namespace) -> int:
         say(describe(request))
         return 0
 
+    from unisegdiff_pipeline.networks.allocator import keep_freed_memory
     from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
     from unisegdiff_pipeline.training.run import train
 
+    keep_freed_memory()
     try:
         result = train(request)
     except TrainingInterrupted as stop:

@@ -15,6 +15,19 @@ INSTANCE_NORM: dict[int, Callable[..., nn.Module]] = {2: nn.InstanceNorm2d, 3: n
 AVERAGE_POOL: dict[int, Callable[..., nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
+class Activation(nn.Module):
+    """Leaky ReLU; in place on a GPU, where memory is scarce, and in prediction.
+
+    Instance norm returns a view, and a change of a view in place makes autograd copy the whole gradient on its way
+    back. On a CPU that copy costs more than a second tensor.
+    """
+
+    slope = 0.01
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(x, self.slope, inplace=x.is_cuda or not torch.is_grad_enabled())
+
+
 class ConvNorm(nn.Sequential):
     """Convolution (padded to keep the size at stride 1), instance norm, leaky ReLU."""
 
@@ -22,7 +35,7 @@ class ConvNorm(nn.Sequential):
         super().__init__(
             CONV[dims](inputs, outputs, tuple(kernel), tuple(stride), padding=tuple(k // 2 for k in kernel)),
             INSTANCE_NORM[dims](outputs, eps=1e-5, affine=True),
-            nn.LeakyReLU(0.01, inplace=True),
+            Activation(),
         )
 
 
@@ -35,7 +48,7 @@ class ResidualBlock(nn.Module):
         self.first = ConvNorm(dims, inputs, outputs, kernel, stride)
         self.second = CONV[dims](outputs, outputs, tuple(kernel), padding=tuple(k // 2 for k in kernel))
         self.norm = INSTANCE_NORM[dims](outputs, eps=1e-5, affine=True)
-        self.activation = nn.LeakyReLU(0.01, inplace=True)
+        self.activation = Activation()
         pool: list[nn.Module] = []
         if any(s > 1 for s in stride):
             pool.append(AVERAGE_POOL[dims](tuple(stride), tuple(stride)))
@@ -81,7 +94,7 @@ class FilmConv(nn.Module):
         self.conv = CONV[dims](inputs, outputs, tuple(kernel), tuple(stride), padding=tuple(k // 2 for k in kernel))
         self.norm = INSTANCE_NORM[dims](outputs, eps=1e-5, affine=False)
         self.film = nn.Linear(embedding, 2 * outputs)
-        self.activation = nn.LeakyReLU(0.01, inplace=True)
+        self.activation = Activation()
 
     def forward(self, x: Tensor, embedded_lam: Tensor) -> Tensor:
         x = self.norm(self.conv(x))

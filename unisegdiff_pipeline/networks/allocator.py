@@ -1,0 +1,29 @@
+"""Memory of the CPU's tensors: keep what was freed instead of returning it to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+# Parameters of mallopt(3) in glibc's malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+LARGEST_INT = 2**31 - 1
+GROWTH_BYTES = 256 * 2**20
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc serve large tensors from a heap that does not shrink; True where that could be set.
+
+    By default glibc maps every large block anew and unmaps it when it is freed, so that each activation of each
+    training step is first zeroed page by page by the kernel. On machines where a page fault is dear (virtual ones
+    above all) that took as long as the convolutions themselves. The process keeps its peak memory instead, which a
+    training reaches in every step anyway. Other allocators and systems are left as they are; a GPU does not need it.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    wanted = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT), (M_TOP_PAD, GROWTH_BYTES))
+    return all([mallopt(name, value) == 1 for name, value in wanted])
