@@ -4,98 +4,26 @@
 
 PART is one of preprocess, train-planned, train-small, predict, help. VENV is a virtual environment with nnunetv2; ROOT
 a raw root with Dataset004_Hippocampus (default: usd_raw, or nnUNet_raw). FOLDER keeps what both sides write;
-results.json in it is added to by every call. `predict` needs the models that `train-small` leaves behind. The training
-parts need USD_PEER_TRAINERS, a folder with a trainer nnUNetTrainerTimed that stops after NNUNET_BUDGET_S seconds and
-writes its iterations and seconds to iterations.json. Nothing else should run meanwhile.
+results.json in it is added to by every call. `predict` needs the models that `train-small` leaves behind. Training
+rates count the training loop with its batches, validations left out on both sides. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from peer import Bench, measure, peer_prediction, peer_training, prepare_peer
 
 DATASET = "Dataset004_Hippocampus"
 CONFIGURATION = "3d_fullres"
 SMALL_WIDTHS = (16, 32, 64, 128)
-SAMPLING_S = 0.5  # reading the memory maps costs time of its own
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where things lie; `own` is the folder of this package's console scripts."""
-
-    peer: Path
-    own: Path
-    work: Path
-    raw: Path
-    runs: int
-    seconds: int
-
-    def peer_env(self, name: str) -> dict[str, str]:
-        """nnU-Net's variables for one variant."""
-        root = self.work / "peer" / name
-        for part in ("preprocessed", "results"):
-            (root / part).mkdir(parents=True, exist_ok=True)
-        extra = {
-            "nnUNet_raw": self.raw,
-            "nnUNet_preprocessed": root / "preprocessed",
-            "nnUNet_results": root / "results",
-            "nnUNet_n_proc_DA": 2,
-            "nnUNet_def_n_proc": 2,
-            "nnUNet_compile": "f",
-        }
-        return {**os.environ, **{k: str(v) for k, v in extra.items()}}
-
-    def own_env(self, name: str) -> dict[str, str]:
-        """This package's variables for one variant."""
-        root = self.work / "own" / name
-        extra = {"usd_raw": self.raw, "usd_preprocessed": root / "preprocessed", "usd_results": root / "results"}
-        return {**os.environ, **{k: str(v) for k, v in extra.items()}}
-
-
-def measure(command: list[str], env: dict[str, str], memory: bool = False) -> tuple[float, float]:
-    """Wall seconds of a command, and if asked the largest sum of its processes' memory in MB (shared pages once)."""
-    peak, done = 0.0, threading.Event()
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(SAMPLING_S):
-            peak = max(peak, memory_mb(process.pid))
-
-    watcher = threading.Thread(target=watch)
-    start = time.monotonic()
-    if memory:
-        watcher.start()
-    _, errors = process.communicate()
-    seconds = time.monotonic() - start
-    done.set()
-    if memory:
-        watcher.join()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()[-2000:]}")
-    return seconds, peak
-
-
-def memory_mb(pid: int) -> float:
-    """Proportional set size of a process and all below it."""
-    try:
-        parent = psutil.Process(pid)
-        return sum(p.memory_full_info().pss for p in [parent, *parent.children(recursive=True)]) / 2**20
-    except psutil.Error:
-        return 0.0
-
 
 Runs = list[tuple[float, ...]]
 
@@ -142,20 +70,8 @@ def train(bench: Bench, small: bool) -> None:
 
 
 def _peer_plans(bench: Bench, name: str, small: bool) -> dict:
-    env = bench.peer_env(name)
-    folder = Path(env["nnUNet_preprocessed"]) / DATASET
-    path = folder / "nnUNetPlans.json"
-    tool = str(bench.peer / "bin" / "nnUNetv2_")
-    if not path.is_file():
-        measure([f"{tool}plan_and_preprocess", "-d", "4", "-c", CONFIGURATION, "--no_pp", "-npfp", "2"], env)
-        plans = json.loads(path.read_text())
-        if small:
-            configuration = plans["configurations"][CONFIGURATION]
-            configuration["batch_size"] = 2
-            configuration["architecture"]["arch_kwargs"]["features_per_stage"] = list(SMALL_WIDTHS)
-            path.write_text(json.dumps(plans, indent=1))
-        measure([f"{tool}preprocess", "-d", "4", "-c", CONFIGURATION, "-np", "2"], env)
-    return json.loads(path.read_text())["configurations"][CONFIGURATION]
+    overrides = {"batch_size": 2, "architecture": {"arch_kwargs": {"features_per_stage": list(SMALL_WIDTHS)}}}
+    return prepare_peer(bench, name, DATASET, CONFIGURATION, overrides if small else {})
 
 
 def _own_plans(bench: Bench, name: str, peer: dict) -> None:
@@ -178,17 +94,7 @@ def _own_plans(bench: Bench, name: str, peer: dict) -> None:
 
 
 def _peer_rate(bench: Bench, name: str) -> float:
-    """nnU-Net's own trainer for a number of seconds (nnUNetTrainerTimed), at the rate of its training iterations."""
-    env = bench.peer_env(name)
-    trainers = os.environ.get("USD_PEER_TRAINERS")
-    if trainers is None:
-        raise SystemExit("set USD_PEER_TRAINERS to the folder that holds nnUNetTrainerTimed.py")
-    env |= {"nnUNet_extTrainer": trainers, "NNUNET_BUDGET_S": str(bench.seconds)}
-    command = [str(bench.peer / "bin" / "nnUNetv2_train"), "4", CONFIGURATION, "0", "-tr", "nnUNetTrainerTimed"]
-    measure([*command, "-device", "cpu"], env)
-    found = Path(env["nnUNet_results"]).glob(f"{DATASET}/nnUNetTrainerTimed__*/fold_0/iterations.json")
-    facts = json.loads(next(found).read_text())
-    return facts["iterations"] / facts["seconds"]
+    return peer_training(bench, name, DATASET, CONFIGURATION, bench.seconds)["iterations_per_s"]
 
 
 def _own_rate(bench: Bench, name: str) -> float:
@@ -197,10 +103,11 @@ def _own_rate(bench: Bench, name: str) -> float:
     measure([*command, "--max-time", str(bench.seconds), "--device", "cpu", "--restart"], env)
     folder = Path(env["usd_results"]) / DATASET / f"SegmentationTrainer__{CONFIGURATION}" / "fold_0"
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    # By the clock, validations included, as on the other side; from the first entry on, before which the number format
-    # is chosen.
-    first, *_, last = [e for e in entries if e["kind"] == "train"]
-    return (last["iteration"] - first["iteration"]) / (last["seconds"] - first["seconds"])
+    # From the second entry on: the first has the choice of the number format in it.
+    steps = [e["iteration"] for e in entries if e["kind"] == "train"]
+    rates = [e["iterations_per_s"] for e in entries if e["kind"] == "train"]
+    lengths = [b - a for a, b in itertools.pairwise(steps)]
+    return sum(lengths) / sum(n / rate for n, rate in zip(lengths, rates[1:], strict=True))
 
 
 def predict(bench: Bench) -> None:
@@ -219,10 +126,8 @@ def predict(bench: Bench) -> None:
     for run in range(bench.runs):
         for folder in masks.values():
             shutil.rmtree(folder, ignore_errors=True)
-        command = [str(bench.peer / "bin" / "nnUNetv2_predict"), "-i", str(images), "-o", str(masks["peer"]), *model]
-        command += ["-tr", "nnUNetTrainerTimed", "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_progress_bar"]
-        trainers = {"nnUNet_extTrainer": os.environ["USD_PEER_TRAINERS"], "NNUNET_BUDGET_S": "1"}
-        peer.append(measure(command, bench.peer_env("small") | trainers, memory=True))
+        command = peer_prediction(bench, images, masks["peer"], DATASET, CONFIGURATION)
+        peer.append(measure(command, bench.peer_env("small"), memory=True))
         command = [str(bench.own / "usd_predict"), "-i", str(images), "-o", str(masks["own"]), *model]
         own.append(measure([*command, "--samples", "8", "--device", "cpu"], env, memory=True))
         print(f"run {run}: nnU-Net {peer[-1]}, own {own[-1]}", flush=True)
