@@ -30,10 +30,23 @@ Dice); Maier-Hein et al. 2024, doi:10.1038/s41592-023-02151-z (pitfalls, recomme
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from scipy.spatial import cKDTree
+
+# Headers hold spacings as float32, so that five voxels of "0.4 mm" are 2.00000003 mm and would miss a tolerance of 2.
+SPACING_ROUNDING = 1e-6
+# Surface voxels searched at a time; each takes about 100 bytes. The surface of a liver fits four times.
+BLOCK_VOXELS = 1_000_000
+Block = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -69,9 +82,26 @@ def boundary_score(
         tolerances_mm: distances up to which a surface voxel counts as right, one surface Dice each.
 
     Raises:
-        ValueError: where shapes differ or are not 3D, or where a spacing or tolerance is no usable number.
+        ValueError: where masks are not boolean, shapes differ or are not 3D, a spacing is not above 0, or a tolerance
+            is below 0.
     """
-    raise NotImplementedError
+    _check(reference, predicted, spacing_mm, tolerances_mm)
+    has_reference, has_prediction = bool(reference.any()), bool(predicted.any())
+    if not (has_reference and has_prediction):
+        dice = 0.0 if has_reference else math.nan
+        return BoundaryScore(math.nan, math.nan, math.nan, (dice,) * len(tolerances_mm))
+    masks = _joint_crop(*_in_plane(reference, predicted))
+    spacing = tuple(spacing_mm)[-masks[0].ndim :]
+    one, other = surface(masks[0]), surface(masks[1])
+    there = _directed(one, other, spacing, tolerances_mm)
+    back = _directed(other, one, spacing, tolerances_mm)
+    total = there.voxels + back.voxels
+    return BoundaryScore(
+        hd_mm=max(there.largest_mm, back.largest_mm),
+        hd95_mm=max(there.percentile_95_mm, back.percentile_95_mm),
+        assd_mm=(there.sum_mm + back.sum_mm) / total,
+        surface_dice=tuple((a + b) / total for a, b in zip(there.within, back.within, strict=True)),
+    )
 
 
 def rater_tolerance_mm(rater_masks: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> float:
@@ -92,4 +122,138 @@ def rater_tolerance_mm(rater_masks: Sequence[np.ndarray], spacing_mm: Sequence[f
     Raises:
         ValueError: as boundary_score.
     """
-    raise NotImplementedError
+    pairs = itertools.combinations(rater_masks, 2)
+    distances = [boundary_score(one, other, spacing_mm, ()).assd_mm for one, other in pairs]
+    defined = [distance for distance in distances if not math.isnan(distance)]
+    return float(np.median(defined)) if defined else math.nan
+
+
+def surface(mask: np.ndarray) -> np.ndarray:
+    """Voxels of a boolean mask (any number of axes) with a face neighbour that is not in it or lies beyond the array.
+
+    The same as `mask & ~scipy.ndimage.binary_erosion(mask)`, several times faster.
+    """
+    inner = mask.copy()
+    for axis in range(mask.ndim):
+        ahead, source = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)
+        ahead[1:] &= source[:-1]
+        ahead[:-1] &= source[1:]
+        ahead[0] = ahead[-1] = False
+    inner ^= mask  # inner is a part of mask, so this leaves mask without inner
+    return inner
+
+
+@dataclass(frozen=True)
+class _Directed:
+    """What the scores need of D(A, B); the distances themselves are dropped, as there may be millions."""
+
+    voxels: int
+    sum_mm: float
+    largest_mm: float
+    percentile_95_mm: float
+    within: tuple[int, ...]
+
+
+def _directed(
+    source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], tolerances_mm: Sequence[float]
+) -> _Directed:
+    distances = _distances_mm(source, target, spacing_mm)
+    within = [int(np.count_nonzero(distances <= limit * (1 + SPACING_ROUNDING))) for limit in tolerances_mm]
+    return _Directed(
+        voxels=distances.size,
+        sum_mm=float(distances.sum()),
+        largest_mm=float(distances.max()),
+        percentile_95_mm=float(np.percentile(distances, 95, overwrite_input=True)),
+        within=tuple(within),
+    )
+
+
+def _distances_mm(source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """D(source, target) of two non-empty surfaces of equal shape, in no particular order.
+
+    A search tree of the surface voxels alone, where others transform the whole box: several times faster, and the
+    memory grows with the surface. Blocks of planes bound it for masks that are all surface, such as noise.
+    """
+    distances = np.zeros(np.count_nonzero(source))
+    apart = source & ~target  # voxels of both surfaces have distance 0
+    blocks = _blocks(target)
+
+    @functools.lru_cache(maxsize=2)
+    def tree(block: Block) -> cKDTree:
+        from scipy.spatial import cKDTree
+
+        # Balancing sorts by coordinates that have few distinct values here, which costs time and gains none.
+        return cKDTree(_positions_mm(target, block, spacing_mm), balanced_tree=False, compact_nodes=False)
+
+    filled = 0
+    for block in _blocks(apart):
+        positions = _positions_mm(apart, block, spacing_mm)
+        nearest = np.full(len(positions), np.inf)
+        for gap, other in sorted((_gap(block, other), other) for other in blocks):
+            open_ = nearest > gap * spacing_mm[0]
+            if not open_.any():
+                break
+            found, _ = tree(other).query(positions[open_], distance_upper_bound=nearest[open_].max())
+            nearest[open_] = np.minimum(nearest[open_], found)
+        distances[filled : filled + len(nearest)] = nearest
+        filled += len(nearest)
+    return distances
+
+
+def _blocks(mask: np.ndarray) -> list[Block]:
+    """Runs of planes (first, last + 1) that hold all voxels of a mask, each at most BLOCK_VOXELS or one plane."""
+    counts = np.count_nonzero(mask.reshape(len(mask), -1), axis=1)
+    blocks: list[Block] = []
+    held = 0
+    for plane in np.flatnonzero(counts).tolist():
+        if not blocks or held + counts[plane] > BLOCK_VOXELS:
+            blocks.append((plane, plane + 1))
+            held = 0
+        blocks[-1] = (blocks[-1][0], plane + 1)
+        held += counts[plane]
+    return blocks
+
+
+def _gap(one: Block, other: Block) -> int:
+    """Planes from one block to the other; 0 where they touch or overlap in range."""
+    return max(0, one[0] - other[1] + 1, other[0] - one[1] + 1)
+
+
+def _positions_mm(mask: np.ndarray, block: Block, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Centres (N, axes) of the voxels of a mask in a block of planes."""
+    indices = np.nonzero(mask[block[0] : block[1]])
+    positions = np.empty((len(indices[0]), mask.ndim))
+    for axis, index in enumerate(indices):
+        positions[:, axis] = index
+    positions[:, 0] += block[0]
+    positions *= spacing_mm
+    return positions
+
+
+def _in_plane(*masks: np.ndarray) -> list[np.ndarray]:
+    return [mask[0] if len(mask) == 1 else mask for mask in masks]
+
+
+def _joint_crop(*masks: np.ndarray) -> list[np.ndarray]:
+    """Views of non-empty masks in the smallest box that holds all of them."""
+    for axis in range(masks[0].ndim):
+        others = tuple(other for other in range(masks[0].ndim) if other != axis)
+        used = np.flatnonzero(functools.reduce(np.logical_or, (mask.any(axis=others) for mask in masks)))
+        box = (slice(None),) * axis + (slice(used[0], used[-1] + 1),)
+        masks = tuple(mask[box] for mask in masks)
+    return list(masks)
+
+
+def _check(
+    reference: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float], tolerances_mm: Sequence[float]
+) -> None:
+    if reference.shape != predicted.shape or reference.ndim != 3:
+        raise ValueError(
+            f"reference has shape {reference.shape} and prediction {predicted.shape}; they must be equal, (Z, Y, X)"
+        )
+    if reference.dtype != bool or predicted.dtype != bool:
+        raise ValueError(f"masks have dtypes {reference.dtype} and {predicted.dtype}; both must be bool")
+    if len(spacing_mm) != 3 or not all(0 < value < math.inf for value in spacing_mm):
+        raise ValueError(f"spacing_mm is {tuple(spacing_mm)}; it must be three numbers above 0, (Z, Y, X)")
+    if not all(0 <= value < math.inf for value in tolerances_mm):
+        raise ValueError(f"tolerances_mm is {tuple(tolerances_mm)}; every tolerance must be a number from 0 on")
