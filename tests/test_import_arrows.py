@@ -21,6 +21,7 @@ LAYERS = (
     "networks",
     "evaluation",
     "inference",
+    "reports",
     "training",
     "commands",
 )

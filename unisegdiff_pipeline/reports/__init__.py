@@ -1,0 +1,1 @@
+"""Reports that people look at: HTML pages that hold everything themselves and are read without a server."""

@@ -1,0 +1,172 @@
+"""Figures of the reports in one style: drawn with matplotlib, put into the page as SVG whose colours follow it.
+
+Text stays text, in the page's font; ink, grid and the colours of series are the page's own (`--ink`, `--series-1` and so
+on), so that a figure reads as well in dark mode as in print. The series colours are those of Okabe and Ito (2008), which
+readers with a colour vision deficiency can tell apart.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unisegdiff_pipeline.reports.page import Html
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Light values; page.css says what each becomes in dark mode. They must differ from each other and from what data use.
+INK, MUTED, GRID, PAPER = "#1d232a", "#5c6670", "#d9dee3", "#fefefe"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6d4f", "#555b62")
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", PAPER: "--paper"} | {
+    color: f"--series-{index + 1}" for index, color in enumerate(SERIES)
+}
+HALF_WIDTH_IN, HALF_HEIGHT_IN = 4.6, 3.1
+MANY_POINTS = 3000  # more marks than this are drawn as pixels, which keeps the page small
+
+
+def draw(
+    paint: Callable[[Figure], None],
+    alt: str,
+    width_in: float = HALF_WIDTH_IN,
+    height_in: float = HALF_HEIGHT_IN,
+) -> Html:
+    """Draw a figure as SVG for `page.figure`.
+
+    Args:
+        paint: fills an empty matplotlib figure (constrained layout, the style of the reports).
+        alt: what the figure shows, for readers who cannot see it.
+        width_in: width in inches of 96 CSS pixels; text is 9 pt, so draw small figures rather than shrink large ones.
+        height_in: height, likewise.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_style()):
+        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+        paint(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue(), alt)
+
+
+def picture(array: np.ndarray, alt: str) -> Html:
+    """An array as PNG: (Y, X) grey or (Y, X, 3) colours, uint8."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(buffer, format="png", optimize=True)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Html(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">')
+
+
+def series_color(index: int) -> str:
+    """Colour of the series of this index; they repeat after eight."""
+    return SERIES[index % len(SERIES)]
+
+
+def say_nothing_to_show(axis: Axes, reason: str) -> None:
+    """Turn an axis into a sentence that says why there is nothing in it."""
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, reason, ha="center", va="center", color=MUTED, transform=axis.transAxes, wrap=True)
+
+
+def box_and_points(axis: Axes, groups: Mapping[str, Sequence[float]], colors: Sequence[str] | None = None) -> None:
+    """Box (median, quartiles, whiskers to 1.5 interquartile ranges) of each group, and its values beside it.
+
+    NaN is left out; a group without values keeps its place and says "none". Values are spread sideways by the golden
+    ratio, so that equal input gives an equal picture.
+    """
+    for index, (_name, values) in enumerate(groups.items()):
+        defined = np.array([v for v in values if v is not None and math.isfinite(v)], float)
+        color = series_color(index) if colors is None else colors[index]
+        if not len(defined):
+            axis.text(index, 0.5, "none", ha="center", color=MUTED, transform=axis.get_xaxis_transform())
+            continue
+        _box(axis, index, defined, color)
+        spread = (np.arange(len(defined)) * 0.6180339887) % 1 - 0.5
+        axis.scatter(
+            index + 0.27 + 0.22 * spread, defined, s=9, color=color, alpha=0.55, linewidths=0,
+            rasterized=len(defined) > MANY_POINTS, zorder=3,
+        )  # fmt: skip
+    labels = [f"{name}\nn = {sum(v is not None and math.isfinite(v) for v in vs)}" for name, vs in groups.items()]
+    axis.set_xticks(range(len(groups)), labels)
+    axis.set_xlim(-0.5, max(len(groups), 1) - 0.5)
+    axis.grid(axis="x", visible=False)
+
+
+def _box(axis: Axes, place: float, values: np.ndarray, color: str) -> None:
+    axis.boxplot(
+        values, positions=[place - 0.12], widths=0.34, showfliers=False, patch_artist=True, manage_ticks=False,
+        boxprops={"facecolor": color, "alpha": 0.22, "edgecolor": color},
+        medianprops={"color": color, "linewidth": 2.2, "solid_capstyle": "butt"},
+        whiskerprops={"color": color}, capprops={"color": color},
+    )  # fmt: skip
+
+
+def _style() -> dict[str, Any]:
+    from cycler import cycler
+
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "unisegdiff_pipeline",
+        "font.size": 9,
+        "axes.titlesize": 9.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": 9,
+        "xtick.labelsize": 8.5,
+        "ytick.labelsize": 8.5,
+        "legend.fontsize": 8.5,
+        "legend.frameon": False,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": MUTED,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.prop_cycle": cycler(color=SERIES),
+        "grid.color": GRID,
+        "grid.linewidth": 0.7,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "xtick.major.size": 3,
+        "ytick.major.size": 3,
+        "lines.linewidth": 1.6,
+        "lines.markersize": 4,
+        "savefig.dpi": 144,
+    }
+
+
+def _inline(svg: str, alt: str) -> Html:
+    """Turn matplotlib's SVG file into an element of a page: no prologue, names of its own, the page's colours."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
+    prefix = f"f{hashlib.sha256(svg.encode('utf-8')).hexdigest()[:8]}-"
+    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", body)
+    for color, variable in _VARIABLES.items():
+        body = re.sub(rf"{color}\b", f"var({variable})", body, flags=re.IGNORECASE)
+    width, height = (float(re.search(rf'\b{name}="([\d.]+)pt"', body)[1]) for name in ("width", "height"))  # type: ignore[index]
+    opening = (
+        f'<svg class=plot role=img viewBox="0 0 {width:g} {height:g}" width="{width / 0.75:.0f}" '
+        f'height="{height / 0.75:.0f}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+        f"<title>{html.escape(alt)}</title>"
+    )
+    return Html(re.sub(r"<svg[^>]*>", lambda _: opening, body, count=1).strip())
