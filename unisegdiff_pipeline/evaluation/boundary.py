@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 # Headers hold spacings as float32, so that five voxels of "0.4 mm" are 2.00000003 mm and would miss a tolerance of 2.
 SPACING_ROUNDING = 1e-6
-# Surface voxels searched at a time; each takes about 100 bytes. The surface of a liver fits four times.
+# Surface voxels searched at a time; each takes about 100 bytes. A body of 1.5 l has some 90 000 (0.8 mm).
 BLOCK_VOXELS = 1_000_000
 Block = tuple[int, int]
 
@@ -74,6 +74,8 @@ def boundary_score(
     tolerances_mm: Sequence[float] = (1.0, 2.0),
 ) -> BoundaryScore:
     """Compare the surfaces of two masks.
+
+    Memory: three bytes per voxel of the box around both masks, and about 100 bytes per surface voxel up to a million.
 
     Args:
         reference: boolean mask (Z, Y, X); 2D images have Z = 1.
