@@ -2,9 +2,12 @@
 
 What an empty mask means, said once for the whole package:
 
-- both masks empty: Dice and IoU are undefined (NaN in memory, null in JSON); the case is counted as `both_empty`.
-- reference empty, prediction not: Dice and IoU are undefined; the score of the case is its false-positive volume.
-- reference not empty: Dice and IoU are defined, and 0 for an empty prediction.
+- both masks empty: overlap is undefined (NaN in memory, null in JSON); the case is counted as `both_empty`.
+- reference empty, prediction not: overlap is undefined; the score of the case is its false-positive volume.
+- reference not empty: overlap is defined, and 0 for an empty prediction.
+
+Overlap means Dice, IoU, sensitivity and precision, so that all four are averaged over the same cases. The precision of
+an empty prediction is 0 over 0; it is counted as 0 here, lest predicting nothing in hard cases raise its mean.
 
 Volumes are nominal where the voxel size of a data set is not known (spacing_known = false).
 """
@@ -31,10 +34,13 @@ class ClassScore:
     Attributes:
         class_name: name of the class or region.
         outcome: which of the three rules of this module applies.
-        dice, iou: 0 to 1; NaN unless the outcome is "scored".
+        dice: 2 TP / (2 TP + FP + FN), as all overlap from 0 to 1, and NaN unless the outcome is "scored".
+        iou: TP / (TP + FP + FN).
+        sensitivity: TP / (TP + FN).
+        precision: TP / (TP + FP); 0 for an empty prediction.
         reference_ml, predicted_ml: volumes.
         volume_error_ml: predicted minus reference.
-        relative_volume_error: volume error over reference volume; NaN for an empty reference.
+        volume_error_percent: 100 times the volume error over the reference volume; NaN for an empty reference.
         false_positive_ml: volume predicted outside the reference.
         tp, fp, fn, tn: voxel counts; ignored voxels are in none of them.
         volumes_nominal: True where the voxel size is not known.
@@ -44,10 +50,12 @@ class ClassScore:
     outcome: Outcome
     dice: float
     iou: float
+    sensitivity: float
+    precision: float
     reference_ml: float
     predicted_ml: float
     volume_error_ml: float
-    relative_volume_error: float
+    volume_error_percent: float
     false_positive_ml: float
     tp: int
     fp: int
@@ -107,10 +115,12 @@ def score_masks(
         outcome=outcome,
         dice=2 * tp / (num_reference + num_predicted) if scored else math.nan,
         iou=tp / (tp + fp + fn) if scored else math.nan,
+        sensitivity=tp / num_reference if scored else math.nan,
+        precision=tp / max(num_predicted, 1) if scored else math.nan,
         reference_ml=num_reference * voxel_ml,
         predicted_ml=num_predicted * voxel_ml,
         volume_error_ml=(num_predicted - num_reference) * voxel_ml,
-        relative_volume_error=(num_predicted - num_reference) / num_reference if scored else math.nan,
+        volume_error_percent=100 * (num_predicted - num_reference) / num_reference if scored else math.nan,
         false_positive_ml=fp * voxel_ml,
         tp=tp,
         fp=fp,

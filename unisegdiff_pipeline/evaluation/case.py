@@ -1,0 +1,293 @@
+"""All scores of one case: each class against the reference, the raters, the probabilities and the samples.
+
+Each file is read once. Samples and raters are kept as the boxes around their foreground and looked at one after the
+other; distances and lesions are computed within the box of the class, so that time and memory go by the size of the
+lesions rather than of the image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unisegdiff_pipeline.evaluation.boundary import BoundaryScore, boundary_score, rater_tolerance_mm
+from unisegdiff_pipeline.evaluation.calibration import CaseCalibration, case_calibration, evaluation_region
+from unisegdiff_pipeline.evaluation.diversity import DiversityScore, score_samples
+from unisegdiff_pipeline.evaluation.inputs import CaseInputs
+from unisegdiff_pipeline.evaluation.lesions import Lesion, LesionScore, score_lesions
+from unisegdiff_pipeline.evaluation.metrics import MM3_PER_ML, ClassScore, score_masks
+from unisegdiff_pipeline.evaluation.options import CaseSettings
+from unisegdiff_pipeline.evaluation.reading import (
+    Labels,
+    Probabilities,
+    crop_geometry,
+    grown_box,
+    read_mask,
+    read_masks,
+    read_uncertainty,
+)
+from unisegdiff_pipeline.evaluation.summary import CaseScores
+from unisegdiff_pipeline.io.geometry import Box, Geometry, box_slices, nonzero_box
+from unisegdiff_pipeline.io.labels import LabelScheme
+
+
+@dataclass(frozen=True, eq=False)
+class ClassResult:
+    """Scores of one class (or region) in one case.
+
+    Attributes:
+        overlap, boundary, lesion_score: against the reference.
+        surface_dice_rater: surface Dice at the distance between raters; NaN without raters.
+        lesions: all lesions of both sides.
+        calibration: None without probabilities.
+        diversity: None without samples and with a single rater only.
+        confidence: of the case, before its reference is known; see `options.CASE_CONFIDENCE`. NaN where unknown.
+        sample_volumes_ml: volume of each sample.
+    """
+
+    overlap: ClassScore
+    boundary: BoundaryScore
+    surface_dice_rater: float
+    lesion_score: LesionScore
+    lesions: tuple[Lesion, ...]
+    calibration: CaseCalibration | None
+    diversity: DiversityScore | None
+    confidence: float
+    sample_volumes_ml: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CaseResult:
+    """All classes of one case, in the order of the label scheme; `group` is the case itself where none is known."""
+
+    case_id: str
+    group: str
+    classes: tuple[ClassResult, ...]
+
+    @property
+    def scores(self) -> tuple[ClassScore, ...]:
+        """Overlap of each class."""
+        return tuple(result.overlap for result in self.classes)
+
+    @property
+    def overlap(self) -> CaseScores:
+        """Overlap of all classes, in the form that `summary.summarise` takes."""
+        return CaseScores(self.case_id, self.scores)
+
+
+def score_case_fully(case: CaseInputs, settings: CaseSettings) -> CaseResult:
+    """Read one case and compute everything that its files allow.
+
+    Raises:
+        UsdError: a file that is unreadable, on another grid than the reference, or holds unknown label values.
+    """
+    volumes = _CaseVolumes(case, settings)
+    results = tuple(_score_class(volumes, index, settings) for index in range(len(settings.scheme.names)))
+    return CaseResult(case.case_id, case.group or case.case_id, results)
+
+
+def rater_distances_mm(case: CaseInputs, settings: CaseSettings) -> tuple[float, ...]:
+    """Distance between the raters of one case, per class (`boundary.rater_tolerance_mm`); NaN where undefined."""
+    scheme = settings.scheme
+    reference = read_mask(case.reference, scheme, check_values=settings.check_values)
+    valid = None if scheme.ignore_value is None else ~scheme.ignored(reference.array[0])
+    raters = read_masks(case.raters, scheme, reference, settings.check_values)
+    box = grown_box([rater.box for rater in raters if rater.inner.any()], reference.array.shape[1:])
+    spacing_mm = reference.geometry.spacing_mm
+    return tuple(
+        rater_tolerance_mm([_mask(rater, scheme, index, box, valid) for rater in raters], spacing_mm)
+        for index in range(len(scheme.names))
+    )
+
+
+class _CaseVolumes:
+    """Everything that belongs to a case, read and checked."""
+
+    def __init__(self, case: CaseInputs, settings: CaseSettings) -> None:
+        scheme, check = settings.scheme, settings.check_values
+        reference = read_mask(case.reference, scheme, check_values=check)
+        self.reference = reference.array[0]
+        self.predicted = read_mask(case.prediction, scheme, reference, check).array[0]
+        self.geometry: Geometry = reference.geometry
+        self.valid = None if scheme.ignore_value is None else ~scheme.ignored(self.reference)
+        self.samples = read_masks(case.samples, scheme, reference, check)
+        self.raters = read_masks(case.raters, scheme, reference, check)
+        self.uncertainty = None if case.uncertainty is None else read_uncertainty(case.uncertainty, reference)
+        self.probabilities = None if case.probability is None else Probabilities(case.probability, scheme, reference)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.reference.shape
+
+    @property
+    def whole(self) -> Box:
+        z, y, x = self.shape
+        return ((0, z), (0, y), (0, x))
+
+
+def _score_class(volumes: _CaseVolumes, index: int, settings: CaseSettings) -> ClassResult:
+    scheme = settings.scheme
+    reference = _valid(_is_class(volumes.reference, scheme, index), volumes.valid)
+    predicted = _valid(_is_class(volumes.predicted, scheme, index), volumes.valid)
+    voxel_ml = volumes.geometry.voxel_volume_mm3 / MM3_PER_ML
+    overlap = score_masks(
+        scheme.names[index], reference, predicted, volumes.valid, voxel_ml, volumes_nominal=not settings.spacing_known
+    )
+    box = _box_of(reference | predicted)
+    probability = None if volumes.probabilities is None else volumes.probabilities.of_class(index)
+    boundary, surface_dice_rater = _boundary(reference, predicted, box, volumes, index, settings)
+    lesion_score, lesions = _lesions(reference, predicted, probability, box, volumes, index, settings)
+    diversity = _diversity(reference, volumes, index, scheme)
+    region = None if probability is None else _region(reference, predicted, volumes, index, settings)
+    return ClassResult(
+        overlap=overlap,
+        boundary=boundary,
+        surface_dice_rater=surface_dice_rater,
+        lesion_score=lesion_score,
+        lesions=lesions,
+        calibration=_calibration(probability, reference, region, volumes, index, scheme),
+        diversity=diversity,
+        confidence=_confidence(settings, predicted, probability, region, volumes, diversity),
+        sample_volumes_ml=tuple(
+            voxel_ml * int(np.count_nonzero(_mask(sample, scheme, index, sample.box, volumes.valid)))
+            for sample in volumes.samples
+        ),
+    )
+
+
+def _boundary(
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    box: Box,
+    volumes: _CaseVolumes,
+    index: int,
+    settings: CaseSettings,
+) -> tuple[BoundaryScore, float]:
+    """The score at the tolerances of the user, and surface Dice at the distance between raters."""
+    further = settings.rater_tolerances_mm[index : index + 1]
+    further = tuple(value for value in further if not math.isnan(value))
+    where = box_slices(box)
+    score = boundary_score(
+        reference[where], predicted[where], volumes.geometry.spacing_mm, (*settings.tolerances_mm, *further)
+    )
+    own = len(settings.tolerances_mm)
+    rater = score.surface_dice[own] if further else math.nan
+    return dataclasses.replace(score, surface_dice=score.surface_dice[:own]), rater
+
+
+def _lesions(
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    probability: np.ndarray | None,
+    box: Box,
+    volumes: _CaseVolumes,
+    index: int,
+    settings: CaseSettings,
+) -> tuple[LesionScore, tuple[Lesion, ...]]:
+    where = box_slices(box)
+    samples = [_mask(sample, settings.scheme, index, box, volumes.valid) for sample in volumes.samples]
+    return score_lesions(
+        reference[where],
+        predicted[where],
+        crop_geometry(volumes.geometry, box),
+        settings.rule,
+        samples=samples or None,
+        probability=None if probability is None else probability[where],
+    )
+
+
+def _region(
+    reference: np.ndarray, predicted: np.ndarray, volumes: _CaseVolumes, index: int, settings: CaseSettings
+) -> np.ndarray:
+    if volumes.raters:
+        reference = np.logical_or.reduce(list(_raters(reference, volumes, index, settings.scheme, volumes.whole)))
+    return evaluation_region(reference, predicted, volumes.geometry.spacing_mm, settings.spacing_known)
+
+
+def _calibration(
+    probability: np.ndarray | None,
+    reference: np.ndarray,
+    region: np.ndarray | None,
+    volumes: _CaseVolumes,
+    index: int,
+    scheme: LabelScheme,
+) -> CaseCalibration | None:
+    if probability is None or region is None:
+        return None
+    raters = list(_raters(reference, volumes, index, scheme, volumes.whole))
+    return case_calibration(probability, raters, region, volumes.valid)
+
+
+def _diversity(
+    reference: np.ndarray, volumes: _CaseVolumes, index: int, scheme: LabelScheme
+) -> DiversityScore | None:
+    if not volumes.samples and len(volumes.raters) < 2:
+        return None
+    # Overlaps need the box of the foreground only. Maps are correlated over the whole image, which is defined with
+    # several raters alone: the variance of one is 0.
+    box = volumes.whole
+    if len(volumes.raters) < 2:
+        boxes = [labels.box for labels in (*volumes.samples, *volumes.raters) if labels.inner.any()]
+        box = grown_box([*boxes, nonzero_box(reference)] if reference.any() else boxes, volumes.shape)
+    where = box_slices(box)
+    return score_samples(
+        (_mask(sample, scheme, index, box, volumes.valid) for sample in volumes.samples),
+        _raters(reference, volumes, index, scheme, box),
+        None if volumes.uncertainty is None else volumes.uncertainty[where],
+        None if volumes.valid is None else volumes.valid[where],
+    )
+
+
+def _confidence(
+    settings: CaseSettings,
+    predicted: np.ndarray,
+    probability: np.ndarray | None,
+    region: np.ndarray | None,
+    volumes: _CaseVolumes,
+    diversity: DiversityScore | None,
+) -> float:
+    if settings.confidence == "samples":
+        return math.nan if diversity is None else diversity.sample_agreement
+    if settings.confidence == "probabilities" and probability is not None and region is not None:
+        inside, total = float(probability[predicted].sum(dtype=np.float64)), float(probability[region].sum(dtype=float))
+        size = int(np.count_nonzero(predicted))
+        return 2 * inside / (total + size) if total + size else math.nan
+    if settings.confidence == "uncertainty" and volumes.uncertainty is not None and predicted.any():
+        return 1 - float(volumes.uncertainty[predicted].mean(dtype=np.float64))
+    return math.nan
+
+
+def _raters(
+    reference: np.ndarray, volumes: _CaseVolumes, index: int, scheme: LabelScheme, box: Box
+) -> Iterator[np.ndarray]:
+    """Masks of the raters within a box; of a case without raters the reference."""
+    if not volumes.raters:
+        yield reference[box_slices(box)]
+    for rater in volumes.raters:
+        yield _mask(rater, scheme, index, box, volumes.valid)
+
+
+def _mask(labels: Labels, scheme: LabelScheme, index: int, box: Box, valid: np.ndarray | None) -> np.ndarray:
+    """One class of a label map within a box; False where the reference is ignored."""
+    return _valid(_is_class(labels.crop(box), scheme, index), None if valid is None else valid[box_slices(box)])
+
+
+def _is_class(labels: np.ndarray, scheme: LabelScheme, index: int) -> np.ndarray:
+    values: Sequence[int] = scheme.members[index]
+    mask: np.ndarray = labels == values[0]
+    for value in values[1:]:
+        mask |= labels == value
+    return mask
+
+
+def _valid(mask: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    return mask if valid is None else mask & valid
+
+
+def _box_of(mask: np.ndarray) -> Box:
+    """Box of a mask with a voxel around it, so that a lesion in one slice of a volume is not taken for a 2D image."""
+    return grown_box([nonzero_box(mask)] if mask.any() else [], mask.shape)

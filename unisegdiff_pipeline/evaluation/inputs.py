@@ -1,0 +1,328 @@
+"""What is scored: masks by case, and the probabilities, samples, raters and uncertainty maps that belong to them.
+
+| what | looked for in | names |
+|---|---|---|
+| masks | REF, PRED | CASE.ext |
+| probabilities | PRED/probabilities, else PRED | CASE.npz (ours, nnU-Net's), or CASE.ext with real numbers |
+| samples | PRED/samples | CASE_sampleN.ext, CASE/any name.ext, or any name/CASE.ext |
+| raters | beside REF: ratersTr for labelsTr | CASE_raterN.ext, CASE/any name.ext, or any name/CASE.ext |
+| uncertainty | PRED/uncertainty | CASE.ext |
+| groups | beside REF: groups.csv | lines "case,group" |
+
+A folder that the user names must serve every case (raters: at least one). One that was only found may serve some; the
+values of the other cases are undefined.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from unisegdiff_pipeline.io.errors import UsdError
+
+LISTED_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class InputFolders:
+    """Where everything lies; None where there is nothing of the kind.
+
+    Attributes:
+        reference, prediction: folders of masks, or one file each.
+        named: names of those of the other fields that the user has given, and which must therefore be complete.
+    """
+
+    reference: Path
+    prediction: Path
+    probabilities: Path | None = None
+    samples: Path | None = None
+    raters: Path | None = None
+    uncertainty: Path | None = None
+    groups: Path | None = None
+    named: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class CaseInputs:
+    """Files of one case; `samples` and `raters` in the order of their numbers or names, `group` for the bootstrap."""
+
+    case_id: str
+    reference: Path
+    prediction: Path
+    probability: Path | None = None
+    samples: tuple[Path, ...] = ()
+    raters: tuple[Path, ...] = ()
+    uncertainty: Path | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All cases in the order of their names, and the references that are left out because only a subset is scored."""
+
+    folders: InputFolders
+    cases: tuple[CaseInputs, ...]
+    not_predicted: tuple[str, ...] = ()
+
+
+def discover_folders(
+    reference: Path,
+    prediction: Path,
+    *,
+    probabilities: Path | None = None,
+    samples: Path | None = None,
+    raters: Path | None = None,
+    uncertainty: Path | None = None,
+    groups: Path | None = None,
+) -> InputFolders:
+    """Take the folders that are given, and for the others those that lie where prediction writes them.
+
+    Raises:
+        UsdError: a given folder or file is not there.
+    """
+    given = {"probabilities": probabilities, "samples": samples, "raters": raters, "uncertainty": uncertainty}
+    for name, folder in given.items():
+        if folder is not None and not folder.is_dir():
+            raise UsdError(f"--{name} is {folder}, which is no folder; give the folder that holds the files.")
+    if groups is not None and not groups.is_file():
+        raise UsdError(f'--groups is {groups}, which is no file; give a CSV file with the line "case,group" on top.')
+    usual = _usual_places(reference, prediction)
+    return InputFolders(
+        reference=reference,
+        prediction=prediction,
+        probabilities=probabilities or usual.get("probabilities"),
+        samples=samples or usual.get("samples"),
+        raters=raters or usual.get("raters"),
+        uncertainty=uncertainty or usual.get("uncertainty"),
+        groups=groups or usual.get("groups"),
+        named=frozenset(name for name, value in {**given, "groups": groups}.items() if value is not None),
+    )
+
+
+def collect_inputs(folders: InputFolders, *, subset: bool = False) -> Inputs:
+    """Find the files of every case.
+
+    Args:
+        folders: where to look.
+        subset: score only the predicted cases; otherwise a reference without a prediction is an error.
+
+    Raises:
+        UsdError: naming the cases that have no reference, no prediction, or nothing in a folder that the user named,
+            and those that only such a folder holds.
+    """
+    cases, not_predicted = find_pairs(folders.reference, folders.prediction, subset=subset)
+    names = [case.case_id for case in cases]
+    probabilities = _one_per_case(folders, "probabilities", names, subset)
+    uncertainty = _one_per_case(folders, "uncertainty", names, subset)
+    samples = _several_per_case(folders, "samples", names, subset)
+    raters = _several_per_case(folders, "raters", names, True)
+    groups = _read_groups(folders.groups)
+    return Inputs(
+        folders=folders,
+        cases=tuple(
+            replace(
+                case,
+                probability=probabilities.get(case.case_id),
+                samples=samples.get(case.case_id, ()),
+                raters=raters.get(case.case_id, ()),
+                uncertainty=uncertainty.get(case.case_id),
+                group=groups.get(case.case_id),
+            )
+            for case in cases
+        ),
+        not_predicted=tuple(not_predicted),
+    )
+
+
+def find_pairs(reference: Path, prediction: Path, *, subset: bool) -> tuple[list[CaseInputs], list[str]]:
+    """Match label files by case name; returns the cases and the references that have no prediction."""
+    from unisegdiff_pipeline.io.images import split_ending
+
+    if reference.is_file() and prediction.is_file():
+        return [CaseInputs(split_ending(prediction.name)[0], reference, prediction)], []
+    references, predictions = find_masks(reference), find_masks(prediction)
+    unknown = sorted(predictions.keys() - references.keys())
+    missing = sorted(references.keys() - predictions.keys())
+    if unknown:
+        raise UsdError(
+            f"{prediction} holds {len(unknown)} prediction(s) that have no reference in {reference}: "
+            f"{listing(unknown)}. Give the folder of the matching references, or move these files away."
+        )
+    if missing and not subset:
+        raise UsdError(
+            f"{prediction} lacks predictions of {len(missing)} reference case(s): {listing(missing)}. Predict them, "
+            f"or score only what is there with --subset."
+        )
+    return [CaseInputs(case, references[case], path) for case, path in sorted(predictions.items())], missing
+
+
+def find_masks(folder: Path) -> dict[str, Path]:
+    """Label files of a folder by case name (file name without its ending).
+
+    Raises:
+        UsdError: no such folder, no label file, or two of one case.
+    """
+    from unisegdiff_pipeline.io.images import SUPPORTED_ENDINGS
+
+    if not folder.is_dir():
+        raise UsdError(f"{folder} is no folder; give a folder of label files, or one file for each of REF and PRED.")
+    masks: dict[str, Path] = {}
+    for case, path in _image_files(folder):
+        if case in masks:
+            raise UsdError(
+                f"{folder} holds two label files of case {case}: {masks[case].name} and {path.name}; remove one."
+            )
+        masks[case] = path
+    if not masks:
+        raise UsdError(f"{folder} holds no label file; supported endings are {', '.join(SUPPORTED_ENDINGS)}.")
+    return masks
+
+
+def find_repeated(folder: Path, word: str, cases: Iterable[str]) -> dict[str, tuple[Path, ...]]:
+    """Several label files per case, in one of the three forms that the module names.
+
+    Args:
+        folder: where to look.
+        word: "sample" or "rater", the word before the number in the file names.
+        cases: names of cases; a folder inside with such a name holds files of this case only.
+    """
+    known = set(cases)
+    found: dict[str, list[tuple[tuple[int, str], Path]]] = {}
+    numbered = re.compile(rf"(?P<case>.+)_{word}_?(?P<number>\d+)")
+    for name, path in _image_files(folder):
+        if match := numbered.fullmatch(name):
+            found.setdefault(match["case"], []).append(((int(match["number"]), name), path))
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        for name, path in _image_files(inner):
+            # Within a folder the order is by name; of folders that each hold one file of a case, by theirs.
+            case, key = (inner.name, name) if inner.name in known else (name, inner.name)
+            found.setdefault(case, []).append(((_last_number(key), key), path))
+    return {case: tuple(path for _, path in sorted(files)) for case, files in found.items()}
+
+
+def listing(names: Sequence[str], separator: str = ", ") -> str:
+    """The first names, and how many more there are."""
+    more = f"{separator}and {len(names) - LISTED_PROBLEMS} more" if len(names) > LISTED_PROBLEMS else ""
+    return separator.join(names[:LISTED_PROBLEMS]) + more
+
+
+def check_geometry(cases: Sequence[CaseInputs]) -> int:
+    """Compare shape, spacing, origin and direction of all masks by their headers; returns the number of voxels.
+
+    Raises:
+        UsdError: naming every case whose prediction lies on another grid than its reference.
+    """
+    from unisegdiff_pipeline.io.geometry import geometry_differences
+    from unisegdiff_pipeline.io.images import read_header
+
+    problems, voxels = [], 0
+    for case in cases:
+        shape, geometry = read_header(case.reference)
+        predicted_shape, predicted_geometry = read_header(case.prediction)
+        voxels += math.prod(shape[1:])
+        if shape[1:] != predicted_shape[1:]:
+            problems.append(f"{case.case_id}: shape {shape[1:]} (Z, Y, X), predicted {predicted_shape[1:]}")
+        elif differences := geometry_differences(geometry, predicted_geometry):
+            problems.append(f"{case.case_id}: {'; '.join(differences)}")
+    if problems:
+        raise UsdError(
+            f"{len(problems)} of {len(cases)} predictions lie on another grid than their reference, so that voxels "
+            f"cannot be compared: {listing(problems, '; ')}. Resample the predictions to the grid of the references."
+        )
+    return voxels
+
+
+def _usual_places(reference: Path, prediction: Path) -> dict[str, Path]:
+    places: dict[str, Path] = {}
+    if prediction.is_dir():
+        for name in ("probabilities", "samples", "uncertainty"):
+            if (prediction / name).is_dir():
+                places[name] = prediction / name
+        if "probabilities" not in places and any(prediction.glob("*.npz")):  # nnU-Net puts them beside the masks
+            places["probabilities"] = prediction
+    if reference.is_dir():
+        reference = reference.resolve()
+        raters = reference.parent / reference.name.replace("labels", "raters")
+        if raters != reference and raters.is_dir():
+            places["raters"] = raters
+        if (reference.parent / "groups.csv").is_file():
+            places["groups"] = reference.parent / "groups.csv"
+    return places
+
+
+def _one_per_case(folders: InputFolders, name: str, cases: Sequence[str], subset: bool) -> Mapping[str, Path]:
+    folder: Path | None = getattr(folders, name)
+    if folder is None:
+        return {}
+    found = {path.name[: -len(".npz")]: path for path in sorted(folder.glob("*.npz")) if path.name[0] != "."}
+    if folder != folders.prediction:  # where the masks lie, other files than .npz are masks
+        for case, path in _image_files(folder):
+            if found.setdefault(case, path) != path:
+                raise UsdError(
+                    f"{folder} holds two files of case {case}: {found[case].name} and {path.name}; remove one."
+                )
+    _check_complete(folders, name, found.keys(), cases, subset)
+    return found
+
+
+def _several_per_case(
+    folders: InputFolders, name: str, cases: Sequence[str], subset: bool
+) -> Mapping[str, tuple[Path, ...]]:
+    folder: Path | None = getattr(folders, name)
+    if folder is None:
+        return {}
+    found = find_repeated(folder, name.removesuffix("s"), cases)
+    _check_complete(folders, name, found.keys(), cases, subset)
+    return found
+
+
+def _check_complete(
+    folders: InputFolders, name: str, found: Iterable[str], cases: Sequence[str], subset: bool
+) -> None:
+    """Refuse a folder that the user named where it lacks cases or, unless a subset is scored, holds unknown ones."""
+    if name not in folders.named:
+        return
+    folder = getattr(folders, name)
+    present = set(found)
+    missing = [case for case in cases if case not in present]
+    unknown = sorted(present.difference(cases))
+    if name == "raters" and len(missing) < len(cases):
+        missing = []  # in practice only some cases are annotated repeatedly
+    if missing:
+        raise UsdError(
+            f"--{name} {folder} holds nothing of {len(missing)} of {len(cases)} case(s): {listing(missing)}. Complete "
+            f"the folder (the file names begin with the case), or leave the flag out."
+        )
+    if unknown and not subset:
+        raise UsdError(
+            f"--{name} {folder} holds files of {len(unknown)} case(s) that are not in {folders.prediction}: "
+            f"{listing(unknown)}. Give the folder that belongs to the prediction, or score only what is there with "
+            f"--subset."
+        )
+
+
+def _read_groups(path: Path | None) -> dict[str, str]:
+    from unisegdiff_pipeline.io.raw_dataset import read_groups
+
+    return {} if path is None else read_groups(path)
+
+
+def _image_files(folder: Path) -> list[tuple[str, Path]]:
+    """(name without ending, path) of all files with a supported ending, sorted by name; hidden ones are left out."""
+    from unisegdiff_pipeline.io.images import split_ending
+
+    files = []
+    for path in sorted(folder.iterdir()):
+        name, ending = split_ending(path.name)
+        if ending and not path.name.startswith("."):
+            files.append((name, path))
+    return files
+
+
+def _last_number(text: str) -> int:
+    """Number at the end of a name, so that sample10 follows sample9; 0 without one."""
+    match = re.search(r"(\d+)$", text)
+    return int(match[1]) if match else 0

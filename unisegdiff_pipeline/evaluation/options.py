@@ -1,0 +1,61 @@
+"""What can be chosen in an evaluation; every choice is written into summary.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unisegdiff_pipeline.evaluation.lesions import MatchingRule
+from unisegdiff_pipeline.io.labels import LabelScheme
+
+CaseConfidence = Literal["samples", "probabilities", "uncertainty"]
+CASE_CONFIDENCE: dict[CaseConfidence, str] = {
+    "samples": "mean Dice between the samples of the case",
+    "probabilities": "expected Dice of the mask by its own probabilities",
+    "uncertainty": "1 - mean uncertainty within the predicted mask",
+}
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Choices of the user.
+
+    Attributes:
+        tolerances_mm: of surface Dice, one column each.
+        rule: when a predicted lesion counts as matched to a reference lesion.
+        strata_edges_ml: inner edges of the lesions' size strata; None = thirds of the reference lesions of each class.
+        resamples: bootstrap draws of each interval; 0 = no intervals.
+        level: share of the intervals.
+        seed: of the bootstrap and of ties in the rank histogram.
+    """
+
+    tolerances_mm: tuple[float, ...] = (1.0, 2.0)
+    rule: MatchingRule = field(default_factory=MatchingRule)
+    strata_edges_ml: tuple[float, ...] | None = None
+    resamples: int = 2000
+    level: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CaseSettings:
+    """What scoring one case depends on besides its files.
+
+    Attributes:
+        scheme: classes or regions.
+        spacing_known: False says that distances and volumes are nominal, and sets the margin of the region in which
+            probabilities are judged by the size of the image.
+        check_values: refuse label values that the scheme does not know.
+        tolerances_mm, rule: see `EvaluationOptions`.
+        rater_tolerances_mm: per class a further tolerance of surface Dice, by the distance between raters; empty
+            without raters.
+        confidence: what the confidence of a case is taken from; None = there is nothing to take it from.
+    """
+
+    scheme: LabelScheme
+    spacing_known: bool = True
+    check_values: bool = True
+    tolerances_mm: tuple[float, ...] = (1.0, 2.0)
+    rule: MatchingRule = field(default_factory=MatchingRule)
+    rater_tolerances_mm: tuple[float, ...] = ()
+    confidence: CaseConfidence | None = None

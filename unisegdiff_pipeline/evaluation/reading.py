@@ -1,0 +1,214 @@
+"""Reading what belongs to one case, each file checked to lie on the grid of the reference."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unisegdiff_pipeline.evaluation.inputs import listing
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.geometry import Box, Geometry, Volume, box_slices, geometry_differences, nonzero_box
+from unisegdiff_pipeline.io.images import read_labels, read_map
+from unisegdiff_pipeline.io.labels import LabelScheme
+
+ARRAY_NAMES = ("probabilities", "softmax")  # nnU-Net 2 and this package; nnU-Net 1
+PROBABILITY_SLACK = 1e-3  # half precision and resampling leave values slightly outside of 0 to 1
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A label map kept as the box around its foreground, because a case may have dozens of them.
+
+    Attributes:
+        shape: of the whole map (Z, Y, X).
+        box: where `inner` lies in it.
+        inner: label values within the box.
+    """
+
+    shape: tuple[int, ...]
+    box: Box
+    inner: np.ndarray
+
+    def crop(self, box: Box) -> np.ndarray:
+        """The map within any box (Z, Y, X)."""
+        sizes = tuple(high - low for low, high in box)
+        out = np.zeros(sizes, self.inner.dtype)
+        bounds = [
+            (max(low, own_low), min(high, own_high))
+            for (low, high), (own_low, own_high) in zip(box, self.box, strict=True)
+        ]
+        if all(low < high for low, high in bounds):
+            out[_within(bounds, box)] = self.inner[_within(bounds, self.box)]
+        return out
+
+
+def pack(labels: np.ndarray) -> Labels:
+    """Keep only the box around all that is not zero in a label map (Z, Y, X)."""
+    box: Box = nonzero_box(labels) if labels.any() else ((0, 1), (0, 1), (0, 1))
+    return Labels(labels.shape, box, np.ascontiguousarray(labels[box_slices(box)]))
+
+
+def read_mask(path: Path, scheme: LabelScheme, like: Volume | None = None, check_values: bool = True) -> Volume:
+    """Read a label map.
+
+    Args:
+        path: label file.
+        scheme: what its values mean.
+        like: volume whose shape and geometry it must have.
+        check_values: refuse values that the scheme does not know.
+
+    Raises:
+        UsdError: unreadable, another grid, or an unknown label value.
+    """
+    volume = read_labels(path)
+    if like is not None:
+        _check_grid(path, volume, like)
+    if check_values:
+        check_label_values(path, volume.array, scheme)
+    return volume
+
+
+def check_label_values(path: Path, labels: np.ndarray, scheme: LabelScheme) -> None:
+    """Refuse label values that the scheme does not know."""
+    # Counting known values takes a pass each; np.unique would sort all voxels.
+    if sum(int(np.count_nonzero(labels == value)) for value in scheme.allowed_values) < labels.size:
+        unknown = sorted(set(np.unique(labels).tolist()) - scheme.allowed_values)
+        raise UsdError(
+            f"{path} holds the label value(s) {listing(list(map(str, unknown)))}; dataset.json allows "
+            f"{', '.join(map(str, sorted(scheme.allowed_values)))}. Correct the file, or give the dataset.json that "
+            f"belongs to it with --dataset-json."
+        )
+
+
+def read_masks(paths: Iterable[Path], scheme: LabelScheme, like: Volume, check_values: bool = True) -> list[Labels]:
+    """Read the label maps of several samples or raters, one at a time."""
+    return [pack(read_mask(path, scheme, like, check_values).array[0]) for path in paths]
+
+
+def read_uncertainty(path: Path, like: Volume) -> np.ndarray:
+    """Read an uncertainty map as float32 (Z, Y, X); 16-bit pictures are divided by 65535.
+
+    Raises:
+        UsdError: unreadable, another grid, or more than one channel.
+    """
+    volume = read_map(path)
+    _check_grid(path, volume, like)
+    if volume.array.shape[0] != 1:
+        raise UsdError(f"{path} has {volume.array.shape[0]} channels; an uncertainty map has one value a voxel.")
+    return volume.array[0]
+
+
+class Probabilities:
+    """Probabilities of one case, given out one class at a time.
+
+    Args:
+        path: .npz with "probabilities" (or "softmax") of shape (K, Z, Y, X), as this package and nnU-Net write it, or a
+            file of real numbers with K channels. 2D cases may leave out Z.
+        scheme: classes; K is their number, or one more where channel 0 is the background.
+        like: volume whose grid it must have.
+
+    Raises:
+        UsdError: unreadable, another grid, another number of channels, or values outside of 0 to 1.
+    """
+
+    def __init__(self, path: Path, scheme: LabelScheme, like: Volume) -> None:
+        self._path = path
+        self._array = _read_npz(path) if path.suffix.lower() == ".npz" else _read_channels(path, like)
+        shape = like.array.shape[1:]
+        if self._array.ndim == 3 and shape[0] == 1:
+            self._array = self._array[:, None]
+        _check_shape(path, self._array, shape)
+        self._offset = _background_channels(path, len(self._array), scheme)
+
+    def of_class(self, index: int) -> np.ndarray:
+        """Probability of class (or region) number `index` of the scheme, float32 (Z, Y, X), clipped to 0..1."""
+        values = np.asarray(self._array[index + self._offset], np.float32)
+        low, high = float(values.min()), float(values.max())  # NaN fails both comparisons below
+        if not (low >= -PROBABILITY_SLACK and high <= 1 + PROBABILITY_SLACK):
+            raise UsdError(
+                f"{self._path} holds values from {low:g} to {high:g}; probabilities lie from 0 to 1. Give "
+                f"probabilities, not logits (16-bit pictures: 65535 stands for 1)."
+            )
+        return values if low >= 0 and high <= 1 else np.clip(values, 0, 1)
+
+
+def grown_box(boxes: Sequence[Box], shape: Sequence[int]) -> Box:
+    """Smallest box that holds all boxes, one voxel larger on each side where the image goes on.
+
+    Without any box it holds the first voxels of the image.
+    """
+    corner: Box = ((0, 1), (0, 1), (0, 1))
+    z, y, x = (
+        (max(0, min(box[axis][0] for box in boxes or [corner]) - 1),
+         min(shape[axis], max(box[axis][1] for box in boxes or [corner]) + 1))
+        for axis in range(3)
+    )  # fmt: skip
+    return (z, y, x)
+
+
+def crop_geometry(geometry: Geometry, box: Box) -> Geometry:
+    """Geometry of a box of a volume: the origin moves along the direction cosines."""
+    start_mm = np.array([box[axis][0] * geometry.spacing_mm[axis] for axis in (2, 1, 0)])  # x, y, z
+    origin = np.asarray(geometry.origin_mm) + np.reshape(geometry.direction, (3, 3)) @ start_mm
+    return Geometry(geometry.spacing_mm, tuple(origin.tolist()), geometry.direction, geometry.is_2d)
+
+
+def _within(bounds: Sequence[tuple[int, int]], box: Box) -> tuple[slice, ...]:
+    """Slices of `bounds` counted from the corner of a box."""
+    return tuple(slice(low - start, high - start) for (low, high), (start, _) in zip(bounds, box, strict=True))
+
+
+def _check_grid(path: Path, volume: Volume, like: Volume) -> None:
+    shape, expected = volume.array.shape[1:], like.array.shape[1:]
+    if shape != expected:
+        raise UsdError(f"{path} has shape {shape} (Z, Y, X), its reference {expected}; resample it to that grid.")
+    if differences := geometry_differences(like.geometry, volume.geometry):
+        raise UsdError(
+            f"{path} lies on another grid than its reference: {'; '.join(differences)}. Resample it to that grid."
+        )
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    try:
+        with np.load(path) as stored:
+            for name in ARRAY_NAMES:
+                if name in stored.files:
+                    return np.asarray(stored[name])
+            names = ", ".join(stored.files) or "nothing"
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsdError(
+            f"{path} cannot be read, it seems to be truncated or damaged ({error}); copy or export it again."
+        ) from error
+    raise UsdError(f"{path} holds {names}; expected is an array named {' or '.join(ARRAY_NAMES)}.")
+
+
+def _read_channels(path: Path, like: Volume) -> np.ndarray:
+    volume = read_map(path)
+    _check_grid(path, volume, like)
+    return volume.array
+
+
+def _check_shape(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape[1:] == shape:
+        return
+    hint = " The axes seem to be (X, Y, Z); transpose the array." if array.shape[1:] == shape[::-1] else ""
+    raise UsdError(
+        f"{path} holds an array of shape {array.shape}; expected is (K, Z, Y, X) with (Z, Y, X) = {shape}, the grid of "
+        f"the reference.{hint}"
+    )
+
+
+def _background_channels(path: Path, channels: int, scheme: LabelScheme) -> int:
+    """Channels before that of the first class: 1 where the background has one, else 0."""
+    classes = len(scheme.names)
+    allowed = (classes,) if scheme.coding == "regions" else (classes, classes + 1)
+    if channels not in allowed:
+        raise UsdError(
+            f"{path} holds {channels} channels for {classes} class(es) {', '.join(scheme.names)}; expected are "
+            f"{' or '.join(map(str, allowed))}{' (with background first)' if len(allowed) > 1 else ''}."
+        )
+    return channels - classes
