@@ -284,7 +284,8 @@ def _overlaps(samples: _Pile | None, raters: _Pile | None) -> Overlaps:
     packed = np.concatenate(piles)
     iou = _pairwise_iou(packed)
     n = 0 if samples is None else len(samples.packed)
-    return Overlaps(iou[:n, :n], iou[n:, n:], iou[:n, n:], ~packed[n:].any(axis=1))
+    rater_empty = np.logical_not(packed[n:].any(axis=1))
+    return Overlaps(iou[:n, :n], iou[n:, n:], iou[:n, n:], rater_empty)
 
 
 def _pairwise_iou(packed: np.ndarray) -> np.ndarray:
