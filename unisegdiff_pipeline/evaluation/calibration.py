@@ -248,21 +248,24 @@ def _grouped(counts: ReliabilityCounts, num_bins: int, equal_mass: bool) -> tupl
 def _blocks(
     probability: np.ndarray, raters: Sequence[np.ndarray], region: np.ndarray, valid: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The region's p and y as vectors of double precision, a few slices (of 2D images: rows) at a time."""
+    """The region's p and y as vectors of double precision, from a few slices, or rows of one slice, at a time."""
     box = bounding_box(region)
     if box is None:
         return
-    axis = 0 if region.shape[0] > 1 else 1
-    step = max(1, BLOCK_VOXELS * region.shape[axis] // region.size)
-    for start in range(box[axis].start, box[axis].stop, step):
-        sides = list(box)
-        sides[axis] = slice(start, min(start + step, box[axis].stop))
-        block = tuple(sides)
-        inside = region[block] if valid is None else region[block] & valid[block]
-        y = raters[0][block][inside].astype(float)
-        for rater in raters[1:]:
-            y += rater[block][inside]
-        yield _checked(probability[block][inside]), y / len(raters)
+    rows = max(1, BLOCK_VOXELS // (box[2].stop - box[2].start))
+    for y_side in _pieces(box[1], rows):
+        for z_side in _pieces(box[0], max(1, rows // (box[1].stop - box[1].start))):
+            block = z_side, y_side, box[2]
+            inside = region[block] if valid is None else region[block] & valid[block]
+            y = raters[0][block][inside].astype(float)
+            for rater in raters[1:]:
+                y += rater[block][inside]
+            yield _checked(probability[block][inside]), y / len(raters)
+
+
+def _pieces(side: slice, step: int) -> Iterator[slice]:
+    for start in range(side.start, side.stop, step):
+        yield slice(start, min(start + step, side.stop))
 
 
 def _checked(values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ def dilated(mask: np.ndarray, radius: float, spacing: Sequence[float]) -> np.nda
 
     The same as `distance_transform_edt(~mask, sampling=spacing) <= radius`, at a fraction of time and memory: the ball
     is a stack of lines along X, the mask is grown along X and laid over itself for every line, eight voxels a byte.
-    Time grows with the voxels of the box around the result times the lines in the ball (69 for 5 mm at 1 mm).
+    Time grows with the voxels of the box around the result times the lines in the ball (81 for 5 mm at 1 mm).
 
     Args:
         mask: boolean, (Z, Y, X). An axis of length 1 plays no part, so 2D images are grown in their plane.
@@ -46,12 +46,12 @@ def dilated(mask: np.ndarray, radius: float, spacing: Sequence[float]) -> np.nda
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
     """Smallest box that holds all True voxels of a (Z, Y, X) mask, as slices; None for an empty mask."""
-    rows = mask.any(axis=2)
-    z, y = np.flatnonzero(rows.any(axis=1)), np.flatnonzero(rows.any(axis=0))
+    rows = np.any(mask, axis=2)
+    z, y = np.flatnonzero(np.any(rows, axis=1)), np.flatnonzero(np.any(rows, axis=0))
     if len(z) == 0:
         return None
     sides = slice(int(z[0]), int(z[-1]) + 1), slice(int(y[0]), int(y[-1]) + 1)
-    x = np.flatnonzero(mask[sides].any(axis=(0, 1)))
+    x = np.flatnonzero(np.any(mask[sides], axis=(0, 1)))
     return *sides, slice(int(x[0]), int(x[-1]) + 1)
 
 

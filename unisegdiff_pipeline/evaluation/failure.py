@@ -143,9 +143,7 @@ def coverage_of_intervals(
     return tuple(_interval_coverage(level, cases, len(volumes) - len(cases)) for level in levels)
 
 
-def rank_histogram(
-    volume_samples: Sequence[Sequence[float]], volumes: Sequence[float], seed: int = 0
-) -> RankHistogram:
+def rank_histogram(volume_samples: Sequence[Sequence[float]], volumes: Sequence[float], seed: int = 0) -> RankHistogram:
     """Rank of each reference volume among its sampled volumes, counted over cases.
 
     Equal volumes are put in random order, so that perfect samples give a flat histogram even where many volumes are 0.
