@@ -7,8 +7,11 @@ sensitivity and the false positives of the mask itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from unisegdiff_pipeline.evaluation.lesions import Lesion
 
@@ -17,7 +20,7 @@ LUNA16_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 @dataclass(frozen=True)
 class Froc:
-    """A FROC curve; one point a distinct confidence, highest first.
+    """A FROC curve; one point for each distinct confidence that changes it, highest first.
 
     Attributes:
         confidence_thresholds: lesions of at least this confidence are kept.
@@ -50,4 +53,42 @@ def froc(cases: Sequence[Sequence[Lesion]], rates: Sequence[float] = LUNA16_RATE
         None where the curve is undefined: no reference lesion in any case, or a predicted lesion whose confidence is
         unknown. Without any predicted lesion the curve has no point and a mean sensitivity of 0.
     """
-    raise NotImplementedError
+    num_reference, detected, false_positives = 0, [], []
+    for lesions in cases:
+        confidence = {lesion.lesion_id: lesion.confidence for lesion in lesions if lesion.side == "prediction"}
+        if any(math.isnan(value) for value in confidence.values()):
+            return None
+        for lesion in lesions:
+            if lesion.side == "prediction":
+                false_positives += [lesion.confidence] * (not lesion.matched_ids)
+            else:
+                num_reference += 1
+                detected += [max(confidence[i] for i in lesion.matched_ids)] if lesion.matched_ids else []
+    if num_reference == 0:
+        return None
+    thresholds = np.unique(np.array(detected + false_positives))[::-1]
+    sensitivity = _num_at_least(detected, thresholds) / num_reference
+    false_positives_per_case = _num_at_least(false_positives, thresholds) / len(cases)
+    at_rates = _read_curve(false_positives_per_case, sensitivity, rates)
+    return Froc(
+        confidence_thresholds=tuple(thresholds.tolist()),
+        sensitivity=tuple(sensitivity.tolist()),
+        false_positives_per_case=tuple(false_positives_per_case.tolist()),
+        mean_sensitivity=math.fsum(at_rates) / len(at_rates),
+        rates=tuple(rates),
+        sensitivity_at_rates=at_rates,
+        num_cases=len(cases),
+        num_reference_lesions=num_reference,
+    )
+
+
+def _num_at_least(values: Sequence[float], thresholds: np.ndarray) -> np.ndarray:
+    """How many of the values reach each threshold."""
+    return len(values) - np.searchsorted(np.sort(np.asarray(values, np.float64)), thresholds, side="left")
+
+
+def _read_curve(x: np.ndarray, y: np.ndarray, at: Sequence[float]) -> tuple[float, ...]:
+    """Linear between the points and (0, 0); of points with equal x the last, and so the highest, one counts."""
+    x, y = np.concatenate([[0.0], x]), np.concatenate([[0.0], y])
+    last = np.append(np.diff(x) > 0, True)
+    return tuple(np.interp(at, x[last], y[last]).tolist())

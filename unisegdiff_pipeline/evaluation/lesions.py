@@ -20,48 +20,20 @@ undefined, being shares of nothing.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.evaluation.components import Components, find_components
+from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, Pairs, find_overlaps, match_lesions
+from unisegdiff_pipeline.io.geometry import Box, Geometry, box_slices, nonzero_box
 
 Side = Literal["reference", "prediction"]
-Criterion = Literal["overlap", "iou", "dilated"]
-
-
-@dataclass(frozen=True)
-class MatchingRule:
-    """When a predicted lesion counts as matched to a reference lesion.
-
-    Attributes:
-        criterion: "overlap": they share at least one voxel. "iou": they share at least one voxel and their
-            intersection over union, pair by pair, is at least `threshold`. "dilated": a voxel centre of one lies
-            within `dilation_mm` of a voxel centre of the other, as if one of them had been dilated by a ball.
-            Dilating decides on matching only; lesions are not joined by it and overlaps are not changed by it.
-        threshold: smallest IoU, 0 to 1; used by "iou" alone.
-        dilation_mm: largest distance in mm; used by "dilated" alone.
-        one_to_one: False: every pair that meets the criterion is matched, so that several predicted lesions may
-            share a reference lesion and the other way round. True: each lesion has at most one partner, chosen so
-            that as many pairs as possible are matched and, among those choices, the sum of their IoU is largest.
-        connectivity: voxels that share a face (6), also an edge (18), or also a corner (26) are one lesion; in a 2D
-            image 6 means 4 neighbours, and 18 and 26 mean 8.
-
-    Raises:
-        ValueError: for a value outside what is allowed.
-    """
-
-    criterion: Criterion = "overlap"
-    threshold: float = 0.0
-    dilation_mm: float = 3.0
-    one_to_one: bool = False
-    connectivity: Literal[6, 18, 26] = 26
-
-    def describe(self) -> str:
-        """The rule in words, for settings and reports."""
-        raise NotImplementedError
+MM3_PER_ML = 1000.0
 
 
 @dataclass(frozen=True)
@@ -170,20 +142,66 @@ def score_lesions(
     Raises:
         ValueError: where shapes differ.
     """
-    raise NotImplementedError
+    _check_shapes(reference, predicted, samples, probability)
+    is_planar, box = reference.shape[0] == 1, nonzero_box(reference | predicted)
+    reference, predicted = reference[box_slices(box)], predicted[box_slices(box)]
+    in_reference = find_components(reference, rule.connectivity)
+    in_prediction = find_components(predicted, rule.connectivity)
+    overlaps = find_overlaps(reference & predicted, in_reference, in_prediction)
+    matches = match_lesions(overlaps, in_reference, in_prediction, rule, geometry.spacing_mm)
+    unknown = np.full(len(in_reference), math.nan)
+    confidence = _confidence(in_prediction, predicted, box, samples, probability)
+    lesions = (
+        *_describe("reference", in_reference, in_prediction, matches, unknown, box, geometry, is_planar),
+        *_describe("prediction", in_prediction, in_reference, matches.swapped(), confidence, box, geometry, is_planar),
+    )
+    return count_lesions(lesions), lesions
 
 
 def count_lesions(lesions: Iterable[Lesion]) -> LesionScore:
     """The score of any set of lesions, of one case or pooled over many, by the definitions of this module."""
-    raise NotImplementedError
+    num_reference = num_predicted = num_false_positive = 0
+    detected_dice = []
+    for lesion in lesions:
+        if lesion.side == "reference":
+            num_reference += 1
+            if lesion.matched_ids:
+                detected_dice.append(lesion.dice)
+        else:
+            num_predicted += 1
+            num_false_positive += not lesion.matched_ids
+    num_detected = len(detected_dice)
+    num_errors = num_false_positive + num_reference - num_detected
+    exists = num_reference > 0
+    return LesionScore(
+        num_reference_lesions=num_reference,
+        num_predicted_lesions=num_predicted,
+        num_detected=num_detected,
+        num_false_positive=num_false_positive,
+        lesion_sensitivity=_ratio(num_detected, num_reference),
+        lesion_precision=_ratio(num_predicted - num_false_positive, num_predicted) if exists else math.nan,
+        lesion_f1=2 * num_detected / (2 * num_detected + num_errors) if exists else math.nan,
+        mean_lesion_dice=_ratio(math.fsum(detected_dice), num_reference),
+        mean_detected_dice=_ratio(math.fsum(detected_dice), num_detected),
+    )
 
 
 def strata_edges_ml(volumes_ml: Iterable[float], num_strata: int = 3) -> tuple[float, ...]:
     """Inner edges that split lesion volumes into strata of about equal numbers, rounded to two significant digits.
 
     Returns fewer edges where volumes are too few or too alike to be told apart, and none for no volumes.
+
+    Raises:
+        ValueError: for a number of strata below 1.
     """
-    raise NotImplementedError
+    if num_strata < 1:
+        raise ValueError(f"num_strata is {num_strata}; give 1 or more")
+    volumes = sorted(volumes_ml)
+    if not volumes:
+        return ()
+    quantiles = np.quantile(volumes, np.arange(1, num_strata) / num_strata)
+    edges = sorted({float(f"{edge:.2g}") for edge in quantiles.tolist()})
+    return tuple(edge for edge in edges if volumes[0] < edge <= volumes[-1])
 
 
 def stratify(lesions: Iterable[Lesion], edges_ml: Sequence[float]) -> tuple[StratumScore, ...]:
@@ -192,4 +210,119 @@ def stratify(lesions: Iterable[Lesion], edges_ml: Sequence[float]) -> tuple[Stra
     Raises:
         ValueError: where the edges do not ascend or one is not positive.
     """
-    raise NotImplementedError
+    bounds = [0.0, *edges_ml, math.inf]
+    if any(low >= high for low, high in itertools.pairwise(bounds)):
+        raise ValueError(f"edges_ml is {tuple(edges_ml)}; give positive volumes in ascending order")
+    lesions = tuple(lesions)
+    return tuple(_stratum(lesions, low, high) for low, high in itertools.pairwise(bounds))
+
+
+def _describe(
+    side: Side,
+    own: Components,
+    other: Components,
+    matches: Pairs,
+    confidence: np.ndarray,
+    box: Box,
+    geometry: Geometry,
+    is_planar: bool,
+) -> list[Lesion]:
+    """Lesions of one side; `matches.reference` numbers that side, `matches.predicted` the other one."""
+    shared = np.bincount(matches.reference - 1, weights=matches.voxels, minlength=len(own))
+    others = np.bincount(matches.reference - 1, weights=other.voxels[matches.predicted - 1], minlength=len(own))
+    dice = 2 * shared / (own.voxels + others)
+    iou = shared / (own.voxels + others - shared)
+    starts = np.searchsorted(matches.reference, np.arange(2, len(own) + 1))
+    partners = np.split(matches.predicted, starts)
+    centroids = _physical_points(own.centroids() + [low for low, _ in box], geometry)
+    diameters = own.longest_diameters_mm(geometry.spacing_mm)
+    area_mm2 = geometry.spacing_mm[1] * geometry.spacing_mm[2]
+    return [
+        Lesion(
+            side=side,
+            lesion_id=i + 1,
+            voxels=voxels,
+            volume_ml=voxels * geometry.voxel_volume_mm3 / MM3_PER_ML,
+            area_mm2=voxels * area_mm2 if is_planar else None,
+            longest_diameter_mm=float(diameters[i]),
+            centroid_mm=centroids[i],
+            matched_ids=tuple(partners[i].tolist()),
+            dice=float(dice[i]),
+            iou=float(iou[i]),
+            confidence=float(confidence[i]),
+        )
+        for i, voxels in enumerate(own.voxels.tolist())
+    ]
+
+
+def _physical_points(indices: np.ndarray, geometry: Geometry) -> list[tuple[float, float, float]]:
+    """Physical (x, y, z) in mm of voxel indices (n, 3) along Z, Y, X."""
+    offsets = indices[:, ::-1] * np.asarray(geometry.spacing_mm)[::-1]
+    points = offsets @ np.asarray(geometry.direction).reshape(3, 3).T + np.asarray(geometry.origin_mm)
+    return [(x, y, z) for x, y, z in points.tolist()]
+
+
+def _confidence(
+    predicted: Components,
+    mask: np.ndarray,
+    box: Box,
+    samples: Sequence[np.ndarray] | None,
+    probability: np.ndarray | None,
+) -> np.ndarray:
+    """Confidence of each predicted lesion; `mask` is the predicted mask inside `box`, of which `predicted` is made."""
+    if len(predicted) and samples:
+        support = np.zeros(len(predicted))
+        for sample in samples:
+            support += predicted.sums(_per_run(predicted, sample[box_slices(box)][mask])) > 0
+        return support / len(samples)
+    if len(predicted) and probability is not None:
+        return predicted.sums(_per_run(predicted, probability[box_slices(box)][mask])) / predicted.voxels
+    return np.full(len(predicted), math.nan)
+
+
+def _per_run(components: Components, values: np.ndarray) -> np.ndarray:
+    """Sums over each run of the values of all voxels of the mask, in the order of the array."""
+    length = components.runs.length
+    return np.add.reduceat(values, np.cumsum(length) - length, dtype=np.float64)
+
+
+def _stratum(lesions: Sequence[Lesion], low_ml: float, high_ml: float) -> StratumScore:
+    score = count_lesions(lesion for lesion in lesions if low_ml <= lesion.volume_ml < high_ml)
+    return StratumScore(
+        name=_range_name(low_ml, high_ml),
+        low_ml=low_ml,
+        high_ml=high_ml,
+        num_reference=score.num_reference_lesions,
+        num_detected=score.num_detected,
+        num_false_positive=score.num_false_positive,
+        sensitivity=score.lesion_sensitivity,
+        mean_dice=score.mean_lesion_dice,
+    )
+
+
+def _range_name(low_ml: float, high_ml: float) -> str:
+    if low_ml == 0 and high_ml == math.inf:
+        return "all"
+    if low_ml == 0:
+        return f"below {high_ml:g} ml"
+    return f"{low_ml:g} ml and more" if high_ml == math.inf else f"{low_ml:g} to {high_ml:g} ml"
+
+
+def _check_shapes(
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    samples: Sequence[np.ndarray] | None,
+    probability: np.ndarray | None,
+) -> None:
+    others = {"prediction": predicted} | {f"sample {i}": sample for i, sample in enumerate(samples or (), start=1)}
+    if probability is not None:
+        others["probability"] = probability
+    for name, array in others.items():
+        if reference.ndim != 3 or array.shape != reference.shape:
+            raise ValueError(
+                f"{name} has shape {array.shape} and reference {reference.shape}; both must be the same (Z, Y, X)"
+            )
+
+
+def _ratio(part: float, whole: int) -> float:
+    return part / whole if whole else math.nan
