@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unisegdiff_pipeline.commands.common import CommandParser, run, say, whole_number
+from unisegdiff_pipeline.commands.common import CommandParser, add_seed, positive_number, run, say, whole_number
 from unisegdiff_pipeline.io.errors import UsdError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from unisegdiff_pipeline.evaluation.evaluate import Evaluation
+    from unisegdiff_pipeline.evaluation.lesions import Criterion, MatchingRule
     from unisegdiff_pipeline.io.labels import LabelScheme
 
 
@@ -19,15 +22,31 @@ def build_parser() -> CommandParser:
     """Parser of usd_evaluate."""
     parser = CommandParser(
         "usd_evaluate",
-        "Score predicted masks against references: Dice, IoU, volume error and counts per case and class.\n"
-        "Shape and geometry are compared before scoring. Both masks empty: undefined, and counted. Reference\n"
-        "empty and prediction not: the volume predicted falsely, not a Dice of 0.",
+        "Score predicted masks against references: overlap, distances in mm, lesions, volumes; and, where they are\n"
+        "there, probabilities, samples and several raters. Shape and geometry are compared before scoring. Both masks\n"
+        "empty: undefined, and counted. Reference empty and prediction not: the volume predicted falsely, not a Dice\n"
+        "of 0. Works on predictions of this package and of nnU-Net, and on plain folders of masks.",
     )
     parser.add_argument("reference", type=Path, metavar="REF", help="folder of reference masks, or one file")
     parser.add_argument("prediction", type=Path, metavar="PRED", help="folder of predicted masks, or one file")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="where evaluation.csv and .json go (default: PRED)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where metrics.csv, lesions.csv, summary.json and report.html go (default: PRED/evaluation)",
     )
+    _add_meaning(parser)
+    _add_inputs(parser)
+    _add_choices(parser)
+    parser.add_argument("--no-report", action="store_true", help="do not write report.html")
+    parser.add_argument(
+        "--workers", type=whole_number(0), metavar="N", help="processes (default: by the amount of data)"
+    )
+    return parser
+
+
+def _add_meaning(parser: CommandParser) -> None:
     meaning = parser.add_mutually_exclusive_group()
     meaning.add_argument(
         "--dataset-json",
@@ -39,10 +58,78 @@ def build_parser() -> CommandParser:
         "--labels", type=whole_number(1), nargs="+", metavar="N", help="score these label values, no dataset.json"
     )
     parser.add_argument("--subset", action="store_true", help="score only the cases that PRED holds")
-    parser.add_argument(
-        "--workers", type=whole_number(0), metavar="N", help="processes (default: by the amount of data)"
+
+
+def _add_inputs(parser: CommandParser) -> None:
+    group = parser.add_argument_group("what else is scored")
+    for name, text in (
+        ("probabilities", "CASE.npz or maps of real numbers (default: PRED/probabilities, or CASE.npz in PRED)"),
+        ("samples", "CASE_sampleN.ext, or a folder for each case or sample (default: PRED/samples)"),
+        ("raters", "CASE_raterN.ext, or a folder for each case or rater (default: ratersTr beside labelsTr)"),
+        ("uncertainty", "uncertainty maps CASE.ext (default: PRED/uncertainty)"),
+    ):
+        group.add_argument(f"--{name}", type=Path, metavar="DIR", help=text)
+    group.add_argument(
+        "--groups",
+        type=Path,
+        metavar="FILE",
+        help="groups.csv: cases of one patient, drawn together for intervals (default: groups.csv beside REF)",
     )
-    return parser
+    group.add_argument(
+        "--against", type=Path, nargs="+", default=[], metavar="OTHER", help="other prediction folders to compare with"
+    )
+
+
+def _add_choices(parser: CommandParser) -> None:
+    group = parser.add_argument_group("choices")
+    group.add_argument(
+        "--match",
+        choices=("overlap", "iou", "dilated"),
+        help="lesions match where they share a voxel, by their IoU, or where they come near (default: overlap)",
+    )
+    group.add_argument("--iou", type=share, metavar="T", help="least IoU of matching lesions, with --match iou")
+    group.add_argument(
+        "--dilation-mm", type=positive_number, metavar="MM", help="largest distance, with --match dilated (default: 3)"
+    )
+    group.add_argument("--one-to-one", action="store_true", help="match each lesion at most once")
+    group.add_argument(
+        "--connectivity",
+        type=int,
+        choices=(6, 18, 26),
+        default=26,
+        help="neighbours that make one lesion (default: 26; in 2D 8, and 4 for 6)",
+    )
+    group.add_argument(
+        "--tolerance-mm",
+        type=positive_number,
+        nargs="+",
+        default=[1.0, 2.0],
+        metavar="MM",
+        help="tolerances of surface Dice (default: 1 2)",
+    )
+    group.add_argument(
+        "--strata-ml",
+        type=positive_number,
+        nargs="+",
+        metavar="ML",
+        help="volumes that divide lesions by size (default: thirds of the reference lesions)",
+    )
+    group.add_argument(
+        "--bootstrap",
+        type=whole_number(0),
+        default=2000,
+        metavar="N",
+        help="draws of the 95 %% intervals; 0 = none (default: 2000)",
+    )
+    add_seed(parser)
+
+
+def share(text: str) -> float:
+    """Parse a number above 0 and up to 1."""
+    value = positive_number(text)
+    if value > 1:
+        raise ArgumentTypeError(f"{text!r} must be a number above 0 and up to 1")
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +140,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(args: Namespace) -> None:
     from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
-    from unisegdiff_pipeline.evaluation.summary import summary_table
+    from unisegdiff_pipeline.evaluation.inputs import discover_folders
+    from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+    from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table
 
     scheme, spacing_known = _meaning(args)
+    names = ("probabilities", "samples", "raters", "uncertainty", "groups")
+    folders = discover_folders(args.reference, args.prediction, **{name: getattr(args, name) for name in names})
+    options = EvaluationOptions(
+        tolerances_mm=tuple(sorted(set(args.tolerance_mm))),
+        rule=_matching_rule(args),
+        strata_edges_ml=None if args.strata_ml is None else tuple(sorted(set(args.strata_ml))),
+        resamples=args.bootstrap,
+        seed=args.seed,
+    )
     evaluation = evaluate_folders(
         args.reference,
         args.prediction,
@@ -64,13 +162,62 @@ def _evaluate(args: Namespace) -> None:
         subset=args.subset,
         check_values=args.labels is None,
         workers=args.workers,
+        folders=folders,
+        options=options,
+        against=args.against,
     )
-    folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent)
-    json_path, csv_path = evaluation.write(folder)
-    say(summary_table(evaluation.summary, volumes_nominal=not spacing_known))
+    folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent) / "evaluation"
+    files = evaluation.write(folder)
+    say(evaluation_table(evaluation.report))
+    if args.against:
+        say(f"\n{comparison_table(evaluation.report)}")
+    say(f"\n{_what_was_scored(evaluation)}")
+    say(f"Scores per case: {files.metrics}\nLesions: {files.lesions}\nAll scores: {files.summary}")
+    if not args.no_report:
+        say(f"Report: {_write_report(evaluation, folder)}")
+
+
+def _matching_rule(args: Namespace) -> MatchingRule:
+    from unisegdiff_pipeline.evaluation.lesions import MatchingRule
+
+    given: dict[Criterion, float | None] = {"iou": args.iou, "dilated": args.dilation_mm}
+    flags = {"iou": "--iou", "dilated": "--dilation-mm"}
+    criterion: Criterion = args.match or next((name for name, value in given.items() if value is not None), "overlap")
+    for name, value in given.items():
+        if value is not None and name != criterion:
+            raise UsdError(
+                f"{flags[name]} {value:g} belongs to --match {name}, but lesions are matched by {criterion}; leave one "
+                f"of the two out."
+            )
+    if criterion == "iou" and args.iou is None:
+        raise UsdError("--match iou needs the least IoU of matching lesions; add for example --iou 0.5.")
+    chosen = {"threshold": args.iou, "dilation_mm": args.dilation_mm}
+    return MatchingRule(
+        criterion,
+        one_to_one=args.one_to_one,
+        connectivity=args.connectivity,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+
+
+def _what_was_scored(evaluation: Evaluation) -> str:
+    """Files beside the masks that went into the scores, and cases that are left out."""
+    settings, cases = evaluation.report.settings, len(evaluation.cases)
+    found = []
+    for name in ("probabilities", "samples", "raters", "uncertainty", "groups"):
+        if settings[name] is not None:
+            of_cases = "" if settings[name]["cases"] == cases else f" ({settings[name]['cases']} of {cases} cases)"
+            found.append(f"{name} in {settings[name]['path']}{of_cases}")
+    lines = [f"Scored {cases} case(s){', with ' if found else ''}{'; '.join(found)}."]
     if evaluation.not_predicted:
-        say(f"{len(evaluation.not_predicted)} reference case(s) have no prediction and are left out.")
-    say(f"Scores per case: {csv_path}\nAll scores: {json_path}")
+        lines.append(f"{len(evaluation.not_predicted)} reference case(s) have no prediction and are left out.")
+    return "\n".join(lines)
+
+
+def _write_report(evaluation: Evaluation, folder: Path) -> Path:
+    from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
+
+    return write_evaluation_report(folder, evaluation)
 
 
 def _meaning(args: Namespace) -> tuple[LabelScheme, bool]:

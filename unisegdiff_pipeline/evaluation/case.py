@@ -222,9 +222,7 @@ def _calibration(
     return case_calibration(probability, raters, region, volumes.valid)
 
 
-def _diversity(
-    reference: np.ndarray, volumes: _CaseVolumes, index: int, scheme: LabelScheme
-) -> DiversityScore | None:
+def _diversity(reference: np.ndarray, volumes: _CaseVolumes, index: int, scheme: LabelScheme) -> DiversityScore | None:
     if not volumes.samples and len(volumes.raters) < 2:
         return None
     # Overlaps need the box of the foreground only. Maps are correlated over the whole image, which is defined with

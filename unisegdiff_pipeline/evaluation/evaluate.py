@@ -1,69 +1,110 @@
-"""Score a folder of predicted masks against a folder of references: geometry first, then values, then scores."""
+"""Score a folder of predictions against references: geometry first, then values, then all that the files allow."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
-from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, summarise
+from unisegdiff_pipeline.evaluation.against import RankedRun, RunComparison, compare_runs, rank_runs
+from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, mean_over_classes, report_class
+from unisegdiff_pipeline.evaluation.calibration import DEFAULT_MARGIN_MM, DIAGONAL_SHARE, NUM_BINS, PROBABILITY_FLOOR
+from unisegdiff_pipeline.evaluation.case import CaseResult, rater_distances_mm, score_case_fully
+from unisegdiff_pipeline.evaluation.inputs import (
+    CaseInputs,
+    InputFolders,
+    Inputs,
+    check_geometry,
+    collect_inputs,
+    discover_folders,
+    listing,
+)
+from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, CaseSettings, EvaluationOptions
+from unisegdiff_pipeline.evaluation.summary import Summary, summarise
+from unisegdiff_pipeline.evaluation.tables import write_lesions, write_metrics
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.serialization import write_json
 
-# Below this many voxels in all, starting worker processes takes longer than scoring.
-VOXELS_WORTH_PROCESSES = 400_000_000
-LISTED_PROBLEMS = 20
+# Below this many voxels in all files together, starting worker processes takes longer than scoring.
+VOXELS_WORTH_PROCESSES = 30_000_000
+PRELOADED = ("unisegdiff_pipeline.evaluation.case", "unisegdiff_pipeline.io.images", "scipy.spatial", "cc3d", "nibabel")
 
 
 @dataclass(frozen=True)
-class MaskPair:
-    """Reference and prediction of one case."""
-
-    case_id: str
-    reference: Path
-    prediction: Path
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of a prediction folder.
+class FolderSummary:
+    """What summary.json holds; undefined values are null there.
 
     Attributes:
         reference, prediction: what was compared.
-        spacing_known: False says that all volumes are nominal.
+        spacing_known: False says that all distances and volumes are nominal.
+        settings: every choice that the scores depend on.
         not_predicted: references without a prediction, left out because a subset was asked for.
-        summary: per class over all cases.
-        cases: per case and class.
+        mean: each metric over all classes; see `aggregate.mean_over_classes`.
+        classes: each class over all cases.
+        against: other runs on the same cases.
+        ranking: all runs, best first; empty without others.
     """
 
     reference: str
     prediction: str
     spacing_known: bool
+    settings: dict[str, Any]
     not_predicted: tuple[str, ...]
-    summary: Summary
-    cases: tuple[CaseScores, ...]
+    mean: dict[str, MetricSummary]
+    classes: tuple[ClassReport, ...]
+    against: tuple[RunComparison, ...]
+    ranking: tuple[RankedRun, ...]
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write evaluation.json (undefined values are null) and evaluation.csv (undefined cells are empty)."""
-        json_path, csv_path = folder / "evaluation.json", folder / "evaluation.csv"
-        write_json(json_path, self)
-        columns = [field.name for field in dataclasses.fields(ClassScore)]
-        with atomic_path(csv_path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["case", *columns])
-            for case in self.cases:
-                for score in case.scores:
-                    writer.writerow([case.case_id, *(_cell(getattr(score, column)) for column in columns)])
-        return json_path, csv_path
+
+@dataclass(frozen=True)
+class WrittenFiles:
+    """Where the scores of an evaluation lie."""
+
+    metrics: Path
+    lesions: Path
+    summary: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Scores of a prediction folder.
+
+    Attributes:
+        inputs: files of every case.
+        options: choices of the user.
+        cases: per case and class, in the order of the case names.
+        report: over all cases.
+    """
+
+    inputs: Inputs
+    options: EvaluationOptions
+    cases: tuple[CaseResult, ...]
+    report: FolderSummary
+
+    @property
+    def summary(self) -> Summary:
+        """Overlap of all cases alone, as training reports it."""
+        return summarise([case.overlap for case in self.cases])
+
+    @property
+    def not_predicted(self) -> tuple[str, ...]:
+        """References that are left out."""
+        return self.inputs.not_predicted
+
+    def write(self, folder: Path) -> WrittenFiles:
+        """Write metrics.csv, lesions.csv (undefined cells are empty) and summary.json (undefined values are null)."""
+        files = WrittenFiles(folder / "metrics.csv", folder / "lesions.csv", folder / "summary.json")
+        write_metrics(files.metrics, self.cases, self.options.tolerances_mm)
+        write_lesions(files.lesions, self.cases)
+        write_json(files.summary, self.report)
+        return files
 
 
 def evaluate_folders(
@@ -75,6 +116,9 @@ def evaluate_folders(
     subset: bool = False,
     check_values: bool = True,
     workers: int | None = None,
+    folders: InputFolders | None = None,
+    options: EvaluationOptions | None = None,
+    against: Sequence[Path] = (),
 ) -> Evaluation:
     """Score all cases of two folders (or one file against another).
 
@@ -82,133 +126,166 @@ def evaluate_folders(
         reference: folder of reference label maps, CASE + ending.
         prediction: folder of predicted label maps with the same case names; the endings may differ.
         scheme: what the label values mean.
-        spacing_known: False marks the volumes as nominal.
+        spacing_known: False marks volumes and distances as nominal.
         subset: score only the predicted cases; otherwise a reference without a prediction is an error.
         check_values: refuse label values that the scheme does not know.
-        workers: processes; 0 or 1 works in this one, None decides by the amount of data.
+        workers: processes; 0 or 1 works in this one, None decides by the amount of data. The result is the same.
+        folders: where probabilities, samples, raters and so on lie; by default the usual places, see `inputs`.
+        options: tolerances, matching rule and the like.
+        against: other prediction folders to compare with on the same cases.
 
     Raises:
-        UsdError: naming every missing case, every pair of different shape or geometry, or every unknown label value.
+        UsdError: naming every missing case, every pair of different shape or geometry, or every case that fails.
     """
-    pairs, not_predicted = find_pairs(reference, prediction, subset=subset)
-    voxels = check_geometry(pairs)
-    score = functools.partial(score_pair, scheme=scheme, spacing_known=spacing_known, check_values=check_values)
-    cases = _score_all(score, pairs, voxels, workers)
-    return Evaluation(
-        reference=str(reference),
-        prediction=str(prediction),
-        spacing_known=spacing_known,
-        not_predicted=tuple(not_predicted),
-        summary=summarise(cases),
-        cases=tuple(cases),
+    options = options or EvaluationOptions()
+    folders = folders or discover_folders(reference, prediction)
+    inputs = collect_inputs(folders, subset=subset)
+    runs = {run_name(prediction, ()): inputs}
+    for other in against:
+        runs[run_name(other, runs)] = _other_inputs(inputs, other)
+    voxels = [check_geometry(run.cases) for run in runs.values()]
+    settings = CaseSettings(
+        scheme, spacing_known, check_values, options.tolerances_mm, options.rule, confidence=_confidence(inputs.cases)
     )
+    settings = _with_rater_tolerances(settings, inputs, voxels[0], workers)
+    results = {
+        name: _map(score_case_fully, settings, run.cases, count, workers, f"scoring {name}")
+        for (name, run), count in zip(runs.items(), voxels, strict=True)
+    }
+    return _put_together(inputs, options, settings, results)
 
 
-def find_pairs(reference: Path, prediction: Path, *, subset: bool) -> tuple[list[MaskPair], list[str]]:
-    """Match label files by case name; returns the pairs and the references that have no prediction."""
-    from unisegdiff_pipeline.io.images import split_ending
+def run_name(folder: Path, taken: Sequence[str] | dict[str, Inputs]) -> str:
+    """Name of a run: that of its folder, with as many folders above as it takes to differ from the others."""
+    parts = folder.resolve().parts
+    for count in range(1, len(parts) + 1):
+        name = "/".join(parts[-count:])
+        if name not in taken:
+            return name
+    raise UsdError(f"{folder} is given twice; name each run once.")
 
-    if reference.is_file() and prediction.is_file():
-        return [MaskPair(split_ending(prediction.name)[0], reference, prediction)], []
-    references, predictions = find_masks(reference), find_masks(prediction)
-    unknown = sorted(predictions.keys() - references.keys())
-    missing = sorted(references.keys() - predictions.keys())
-    if unknown:
+
+def _other_inputs(inputs: Inputs, prediction: Path) -> Inputs:
+    """Files of another run for the cases that are scored."""
+    folders = discover_folders(inputs.folders.reference, prediction, groups=inputs.folders.groups)
+    folders = dataclasses.replace(folders, raters=inputs.folders.raters)
+    found = {case.case_id: case for case in collect_inputs(folders, subset=True).cases}
+    if inputs.folders.prediction.is_file() and prediction.is_file():
+        found = {inputs.cases[0].case_id: next(iter(found.values()))}
+    missing = [case.case_id for case in inputs.cases if case.case_id not in found]
+    if missing:
         raise UsdError(
-            f"{prediction} holds {len(unknown)} prediction(s) that have no reference in {reference}: "
-            f"{_listing(unknown)}. Give the folder of the matching references, or move these files away."
+            f"--against {prediction} lacks predictions of {len(missing)} of {len(inputs.cases)} case(s): "
+            f"{listing(missing)}. Runs are compared on the same cases; predict these, or leave the run out."
         )
-    if missing and not subset:
-        raise UsdError(
-            f"{prediction} lacks predictions of {len(missing)} reference case(s): {_listing(missing)}. Predict them, "
-            f"or score only what is there with --subset."
-        )
-    return [MaskPair(case, references[case], path) for case, path in sorted(predictions.items())], missing
+    return Inputs(folders, tuple(found[case.case_id] for case in inputs.cases))
 
 
-def find_masks(folder: Path) -> dict[str, Path]:
-    """Label files of a folder by case name (file name without its ending)."""
-    from unisegdiff_pipeline.io.images import SUPPORTED_ENDINGS, split_ending
-
-    if not folder.is_dir():
-        raise UsdError(f"{folder} is no folder; give a folder of label files, or one file for each of REF and PRED.")
-    masks: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        case, ending = split_ending(path.name)
-        if not ending or path.name.startswith("."):
-            continue
-        if case in masks:
-            raise UsdError(
-                f"{folder} holds two label files of case {case}: {masks[case].name} and {path.name}; remove one."
-            )
-        masks[case] = path
-    if not masks:
-        raise UsdError(f"{folder} holds no label file; supported endings are {', '.join(SUPPORTED_ENDINGS)}.")
-    return masks
+def _confidence(cases: Sequence[CaseInputs]) -> CaseConfidence | None:
+    """What the confidence of a case is taken from: the same for all cases, so that it can be compared."""
+    if any(len(case.samples) > 1 for case in cases):
+        return "samples"
+    if any(case.probability is not None for case in cases):
+        return "probabilities"
+    return "uncertainty" if any(case.uncertainty is not None for case in cases) else None
 
 
-def check_geometry(pairs: Sequence[MaskPair]) -> int:
-    """Compare shape, spacing, origin and direction of all pairs by their headers; returns the number of voxels."""
-    from unisegdiff_pipeline.io.geometry import geometry_differences
-    from unisegdiff_pipeline.io.images import read_header
-
-    problems, voxels = [], 0
-    for pair in pairs:
-        shape, geometry = read_header(pair.reference)
-        predicted_shape, predicted_geometry = read_header(pair.prediction)
-        voxels += math.prod(shape[1:])
-        if shape[1:] != predicted_shape[1:]:
-            problems.append(f"{pair.case_id}: shape {shape[1:]} (Z, Y, X), predicted {predicted_shape[1:]}")
-        elif differences := geometry_differences(geometry, predicted_geometry):
-            problems.append(f"{pair.case_id}: {'; '.join(differences)}")
-    if problems:
-        raise UsdError(
-            f"{len(problems)} of {len(pairs)} predictions lie on another grid than their reference, so that voxels "
-            f"cannot be compared: {_listing(problems, '; ')}. Resample the predictions to the grid of the references."
-        )
-    return voxels
+def _with_rater_tolerances(settings: CaseSettings, inputs: Inputs, voxels: int, workers: int | None) -> CaseSettings:
+    """Add the distance between raters per class: the median over the cases that have several raters."""
+    cases = [case for case in inputs.cases if len(case.raters) > 1]
+    if not cases:
+        return settings
+    rows = _map(rater_distances_mm, settings, cases, voxels * len(cases) // len(inputs.cases), workers, "raters")
+    columns = np.array(rows, float).T
+    tolerances = tuple(
+        float(np.median(column[~np.isnan(column)])) if not np.isnan(column).all() else math.nan for column in columns
+    )
+    return dataclasses.replace(settings, rater_tolerances_mm=tolerances)
 
 
-def score_pair(pair: MaskPair, *, scheme: LabelScheme, spacing_known: bool, check_values: bool) -> CaseScores:
-    """Read and score one case."""
-    from unisegdiff_pipeline.io.images import read_labels
-
-    reference, predicted = read_labels(pair.reference), read_labels(pair.prediction)
-    if check_values:
-        _check_values(pair.reference, reference.array, scheme)
-        _check_values(pair.prediction, predicted.array, scheme)
-    spacing_mm = reference.geometry.spacing_mm
-    scores = score_case(reference.array[0], predicted.array[0], scheme, spacing_mm, spacing_known)
-    return CaseScores(pair.case_id, tuple(scores))
-
-
-def _check_values(path: Path, labels: np.ndarray, scheme: LabelScheme) -> None:
-    unknown = sorted(set(np.unique(labels).tolist()) - scheme.allowed_values)
-    if unknown:
-        raise UsdError(
-            f"{path} holds the label value(s) {_listing(list(map(str, unknown)))}; dataset.json allows "
-            f"{', '.join(map(str, sorted(scheme.allowed_values)))}. Correct the file, or give the dataset.json that "
-            f"belongs to it with --dataset-json."
-        )
-
-
-def _score_all(
-    score: functools.partial[CaseScores], pairs: Sequence[MaskPair], voxels: int, workers: int | None
-) -> list[CaseScores]:
+def _map(
+    function: Any, settings: CaseSettings, cases: Sequence[CaseInputs], voxels: int, workers: int | None, what: str
+) -> list[Any]:
+    """Call `function` for every case, on processes where that pays; the results do not depend on their number."""
     from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
 
+    maps = max(2 + len(case.samples) + len(case.raters) for case in cases)
+    channels = len(settings.scheme.names) + 1
     if workers is None:
-        # Label maps of one case, their masks and what reading them needs: about 16 bytes a voxel.
-        memory_gb = 0.3 + 16e-9 * voxels / len(pairs)
-        workers = choose_workers(memory_gb, None) if voxels > VOXELS_WORTH_PROCESSES else 0
-    names = [pair.case_id for pair in pairs]
-    return [result.value for result in map_cases(score, pairs, names=names, workers=workers, description="scoring")]
+        # Label maps kept as they are, and what reading and scoring takes beside them: about 24 bytes a voxel.
+        of_probabilities = 6 * channels if any(case.probability for case in cases) else 0
+        memory_gb = 0.3 + (24 + maps + of_probabilities) * voxels / len(cases) / 1e9
+        worth_it = voxels * (maps + len(settings.scheme.names)) > VOXELS_WORTH_PROCESSES
+        workers = choose_workers(memory_gb, None) if worth_it else 0
+    call = functools.partial(function, settings=settings)
+    names = [case.case_id for case in cases]
+    found = map_cases(call, cases, names=names, workers=workers, description=what, preload=PRELOADED)
+    return [result.value for result in found]
 
 
-def _listing(names: Sequence[str], separator: str = ", ") -> str:
-    more = f"{separator}and {len(names) - LISTED_PROBLEMS} more" if len(names) > LISTED_PROBLEMS else ""
-    return separator.join(names[:LISTED_PROBLEMS]) + more
+def _put_together(
+    inputs: Inputs, options: EvaluationOptions, settings: CaseSettings, results: dict[str, list[CaseResult]]
+) -> Evaluation:
+    scored, *_ = results.values()
+    others = dict(list(results.items())[1:])
+    groups = [case.group for case in scored]
+    classes = tuple(
+        report_class([case.classes[index] for case in scored], groups, options, settings.confidence)
+        for index in range(len(settings.scheme.names))
+    )
+    report = FolderSummary(
+        reference=str(inputs.folders.reference),
+        prediction=str(inputs.folders.prediction),
+        spacing_known=settings.spacing_known,
+        settings=_describe(inputs, options, settings),
+        not_predicted=inputs.not_predicted,
+        mean=mean_over_classes(scored, classes, options),
+        classes=classes,
+        against=compare_runs(scored, others, options),
+        ranking=rank_runs(results, options) if others else (),
+    )
+    return Evaluation(inputs, options, tuple(scored), report)
 
 
-def _cell(value: object) -> object:
-    return "" if isinstance(value, float) and math.isnan(value) else value
+def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings) -> dict[str, Any]:
+    """Every choice that the scores depend on."""
+    folders, scheme = inputs.folders, settings.scheme
+    counts = [len(case.samples) for case in inputs.cases]
+    known = settings.spacing_known
+    return {
+        "classes": dict(zip(scheme.names, scheme.members, strict=True)),
+        "ignore_value": scheme.ignore_value,
+        "num_cases": len(inputs.cases),
+        "num_groups": len({case.group or case.case_id for case in inputs.cases}),
+        "surface_dice_tolerances_mm": options.tolerances_mm,
+        "rater_tolerances_mm": dict(zip(scheme.names, settings.rater_tolerances_mm, strict=False)),
+        "lesion_matching": options.rule,
+        "lesion_matching_in_words": options.rule.describe(),
+        "lesion_confidence": _lesion_confidence(inputs.cases),
+        "lesion_strata_edges_ml": options.strata_edges_ml,
+        "case_confidence": None if settings.confidence is None else CASE_CONFIDENCE[settings.confidence],
+        "probability_region": f"union of masks and {DEFAULT_MARGIN_MM:g} mm around it"
+        if known
+        else f"union of masks and {100 * DIAGONAL_SHARE:g} % of the image diagonal around it",
+        "probability_floor": PROBABILITY_FLOOR,
+        "calibration_bins": NUM_BINS,
+        "intervals": {"level": options.level, "resamples": options.resamples, "seed": options.seed},
+        "probabilities": _where(folders.probabilities, sum(case.probability is not None for case in inputs.cases)),
+        "samples": _where(folders.samples, sum(count > 0 for count in counts)),
+        "samples_per_case": [min(counts), max(counts)],
+        "raters": _where(folders.raters, sum(bool(case.raters) for case in inputs.cases)),
+        "uncertainty": _where(folders.uncertainty, sum(case.uncertainty is not None for case in inputs.cases)),
+        "groups": _where(folders.groups, sum(case.group is not None for case in inputs.cases)),
+    }
+
+
+def _where(folder: Path | None, cases: int) -> dict[str, Any] | None:
+    return {"path": str(folder), "cases": cases} if folder is not None and cases else None
+
+
+def _lesion_confidence(cases: Sequence[CaseInputs]) -> str | None:
+    if any(case.samples for case in cases):
+        return "share of the samples that overlap the lesion"
+    if any(case.probability is not None for case in cases):
+        return "mean probability within the lesion"
+    return None

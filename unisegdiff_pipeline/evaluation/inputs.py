@@ -279,9 +279,7 @@ def _several_per_case(
     return found
 
 
-def _check_complete(
-    folders: InputFolders, name: str, found: Iterable[str], cases: Sequence[str], subset: bool
-) -> None:
+def _check_complete(folders: InputFolders, name: str, found: Iterable[str], cases: Sequence[str], subset: bool) -> None:
     """Refuse a folder that the user named where it lacks cases or, unless a subset is scored, holds unknown ones."""
     if name not in folders.named:
         return

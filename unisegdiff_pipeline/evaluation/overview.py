@@ -1,0 +1,111 @@
+"""An evaluation as text tables for the terminal: the metrics that most readers want, and what they count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary
+from unisegdiff_pipeline.evaluation.evaluate import FolderSummary
+from unisegdiff_pipeline.evaluation.summary import format_table
+
+# Metric => heading and form; those that an evaluation lacks are left out.
+SHOWN = {
+    "median": ("median", ".3f"),
+    "hd95_mm": ("HD95 mm", ".3g"),
+    "surface_dice": ("surface Dice", ".3f"),
+    "lesion_f1": ("lesion F1", ".3f"),
+    "num_false_positive": ("FP lesions", ".2f"),
+    "nll": ("NLL", ".3g"),
+    "adaptive_ece": ("ECE", ".3f"),
+    "energy_score_u": ("energy", ".3f"),
+    "ged_u": ("GED", ".3f"),
+    "hm_iou": ("HM-IoU", ".3f"),
+}
+
+
+def evaluation_table(report: FolderSummary) -> str:
+    """One row a class, a mean below several of them, and a line on what the columns count."""
+    tolerances = report.settings["surface_dice_tolerances_mm"]
+    surface_dice = f"surface_dice_{tolerances[0]:g}mm" if tolerances else ""
+    defined = (name for name, metric in report.mean.items() if metric.n)
+    names = ["surface_dice" if name == surface_dice else name for name in defined]
+    shown = [name for name in SHOWN if name in ("median", *names)]
+    rows = [("class", "Dice", _interval_heading(report), *(SHOWN[name][0] for name in shown), "n", "empty", "false")]
+    for entry in report.classes:
+        counts = (entry.outcomes.scored, entry.outcomes.both_empty, entry.outcomes.false_positive)
+        rows.append((entry.class_name, *_cells(entry.metrics, shown, surface_dice), *map(str, counts)))
+    if len(report.classes) > 1:
+        rows.append(("mean", *_cells(report.mean, shown, surface_dice), "", "", ""))
+    return f"{format_table(rows)}\n{_note(report, tolerances)}"
+
+
+def comparison_table(report: FolderSummary) -> str:
+    """The ranking of all runs, and below it the paired differences in Dice of each class."""
+    ranking = [("run", "mean rank", "Dice", "best in")]
+    for run in report.ranking:
+        ranking.append((run.name, _number(run.mean_rank, ".2f"), _number(run.mean_dice), str(run.num_best)))
+    rows: list[tuple[str, ...]] = [
+        ("scored minus", "class", "Dice", "interval", "p", "p (Holm)", "effect", "better", "equal", "worse")
+    ]
+    for other in report.against:
+        for row in other.classes:
+            if row.metric == "dice":
+                interval = f"{_number(row.ci_low, '+.3f')} to {_number(row.ci_high, '+.3f')}"
+                chances = (_number(row.p_wilcoxon, ".2g"), _number(row.p_holm, ".2g"))
+                numbers = (_number(row.mean_difference, "+.3f"), interval, *chances, _number(row.effect_size, "+.2f"))
+                rows.append((other.name, row.class_name, *numbers, *map(str, (row.wins, row.ties, row.losses))))
+    return f"{format_table(ranking)}\n\n{format_table(rows)}"
+
+
+def _cells(metrics: Mapping[str, MetricSummary], shown: list[str], surface_dice: str) -> list[str]:
+    dice = metrics["dice"]
+    cells = [_number(dice.mean), f"{_number(dice.ci_low)} to {_number(dice.ci_high)}"]
+    for name in shown:
+        form = SHOWN[name][1]
+        if name == "median":
+            cells.append(_number(dice.median, form))
+        else:
+            metric = metrics.get(surface_dice if name == "surface_dice" else name)
+            cells.append("-" if metric is None else _number(metric.mean, form))
+    return cells
+
+
+def _interval_heading(report: FolderSummary) -> str:
+    return f"{100 * report.settings['intervals']['level']:g} % interval"
+
+
+def _note(report: FolderSummary, tolerances: tuple[float, ...]) -> str:
+    note = (
+        "n: cases whose reference holds the class, over which overlap and distances are means; empty: both masks are."
+    )
+    false_positives = sum(entry.outcomes.false_positive for entry in report.classes)
+    if false_positives:
+        note += f"\nfalse: predictions on an empty reference, {false_positives} here, in no mean; {_by_nnunet(report)}."
+    if tolerances:
+        note += f"\nSurface Dice at {tolerances[0]:g} mm. {_first_upper(report.settings['lesion_matching_in_words'])}."
+    if not report.spacing_known:
+        note += "\nVolumes and distances are nominal: the voxel size of this data set is not known."
+    return note
+
+
+def _by_nnunet(report: FolderSummary) -> str:
+    """Mean Dice by the rule of nnU-Net, where a false positive on an empty reference is a Dice of 0."""
+    values = [_mean_by_nnunet(entry) for entry in report.classes]
+    defined = [value for value in values if not math.isnan(value)]
+    return f"counted as 0, as nnU-Net does, the mean Dice is {_number(sum(defined) / len(defined) if defined else math.nan)}"
+
+
+def _mean_by_nnunet(entry: ClassReport) -> float:
+    scored, false_positive = entry.outcomes.scored, entry.outcomes.false_positive
+    if not scored:
+        return 0.0 if false_positive else math.nan
+    return entry.metrics["dice"].mean * scored / (scored + false_positive)
+
+
+def _number(value: float, form: str = ".3f") -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,129 @@
+"""metrics.csv and lesions.csv: one row a case and class, one row a lesion; undefined values are empty cells."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from unisegdiff_pipeline.evaluation.case import CaseResult, ClassResult
+from unisegdiff_pipeline.evaluation.diversity import DiversityScore
+from unisegdiff_pipeline.evaluation.lesions import Lesion, LesionScore
+from unisegdiff_pipeline.evaluation.metrics import ClassScore
+from unisegdiff_pipeline.io.files import atomic_path
+
+CALIBRATION_METRICS = ("nll", "brier", "ece", "adaptive_ece")
+# Columns that are counts or names, of which a mean says nothing.
+NOT_AVERAGED = frozenset(
+    ("class_name", "outcome", "tp", "fp", "fn", "tn", "volumes_nominal", "num_samples", "num_raters")
+)
+LESION_COLUMNS = (
+    "case", "class_name", "side", "lesion_id", "voxels", "volume_ml", "area_mm2", "longest_diameter_mm",
+    "centroid_x_mm", "centroid_y_mm", "centroid_z_mm", "matched_id", "dice", "iou", "confidence",
+)  # fmt: skip
+
+
+def metric_row(result: ClassResult, tolerances_mm: Sequence[float]) -> dict[str, Any]:
+    """All values of one class in one case by the name of their column; only those that its files allow."""
+    row = _fields(result.overlap)
+    row |= {name: getattr(result.boundary, name) for name in ("hd_mm", "hd95_mm", "assd_mm")}
+    names = [f"surface_dice_{tolerance:g}mm" for tolerance in tolerances_mm]
+    row |= dict(zip(names, result.boundary.surface_dice, strict=True))
+    row["surface_dice_rater"] = result.surface_dice_rater
+    row |= _fields(result.lesion_score)
+    if result.calibration is not None:
+        row |= {name: getattr(result.calibration, name) for name in CALIBRATION_METRICS}
+    if result.diversity is not None:
+        row |= _fields(result.diversity)
+    row["case_confidence"] = result.confidence
+    return row
+
+
+def metric_values(result: ClassResult, tolerances_mm: Sequence[float]) -> dict[str, float]:
+    """The values that are averaged over cases; NaN where undefined, and for scores that the files do not allow."""
+    row = metric_row(result, tolerances_mm)
+    names = (*row, *CALIBRATION_METRICS, *_names(DiversityScore))
+    return {name: float(row.get(name, math.nan)) for name in names if name not in NOT_AVERAGED}
+
+
+def metric_names(results: Iterable[ClassResult], tolerances_mm: Sequence[float]) -> list[str]:
+    """Columns that are averaged over cases, in the order of the CSV."""
+    return [name for name in _columns(list(results), tolerances_mm) if name not in NOT_AVERAGED]
+
+
+def write_metrics(path: Path, cases: Sequence[CaseResult], tolerances_mm: Sequence[float]) -> None:
+    """Write metrics.csv atomically; numbers with nine significant digits."""
+    columns = _columns([result for case in cases for result in case.classes], tolerances_mm)
+    rows = (
+        [case.case_id, case.group, *(_cell(row.get(column)) for column in columns)]
+        for case in cases
+        for row in (metric_row(result, tolerances_mm) for result in case.classes)
+    )
+    _write(path, ["case", "group", *columns], rows)
+
+
+def write_lesions(path: Path, cases: Sequence[CaseResult]) -> None:
+    """Write lesions.csv atomically: the lesions of the reference and of the prediction, matched_id joined by ";"."""
+    rows = (
+        [case.case_id, result.overlap.class_name, *map(_cell, _lesion_cells(lesion))]
+        for case in cases
+        for result in case.classes
+        for lesion in result.lesions
+    )
+    _write(path, LESION_COLUMNS, rows)
+
+
+def _columns(results: Sequence[ClassResult], tolerances_mm: Sequence[float]) -> list[str]:
+    """Columns in a fixed order; those of probabilities, samples and raters only where some case has them."""
+    columns = [*_names(ClassScore), "hd_mm", "hd95_mm", "assd_mm"]
+    columns += [f"surface_dice_{tolerance:g}mm" for tolerance in tolerances_mm]
+    if not all(math.isnan(result.surface_dice_rater) for result in results):
+        columns.append("surface_dice_rater")
+    columns += _names(LesionScore)
+    if any(result.calibration is not None for result in results):
+        columns += CALIBRATION_METRICS
+    if any(result.diversity is not None for result in results):
+        columns += _names(DiversityScore)
+    if not all(math.isnan(result.confidence) for result in results):
+        columns.append("case_confidence")
+    return columns
+
+
+def _lesion_cells(lesion: Lesion) -> list[object]:
+    return [
+        lesion.side,
+        lesion.lesion_id,
+        lesion.voxels,
+        lesion.volume_ml,
+        lesion.area_mm2,
+        lesion.longest_diameter_mm,
+        *lesion.centroid_mm,
+        ";".join(map(str, lesion.matched_ids)),
+        lesion.dice,
+        lesion.iou,
+        lesion.confidence,
+    ]
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _cell(value: object) -> object:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.9g}" if isinstance(value, float) else value
+
+
+def _fields(score: Any) -> dict[str, Any]:
+    return {name: getattr(score, name) for name in _names(type(score))}
+
+
+def _names(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
