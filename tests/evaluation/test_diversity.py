@@ -285,6 +285,14 @@ def test_maps_of_the_samples_and_raters_are_correlated() -> None:
     assert score.ncc == pytest.approx(pearsonr(given[valid], of_raters).statistic)
 
 
+def test_more_samples_than_a_byte_counts() -> None:
+    samples, raters = random_masks(28, 300, (1, 4, 5), share=0.95), random_masks(29, 2, (1, 4, 5))
+    score = score_samples(samples, raters)
+    of_samples, of_raters = (np.var(np.stack(masks).astype(float), axis=0).ravel() for masks in (samples, raters))
+    assert score.num_samples == 300
+    assert score.ncc_samples == pytest.approx(pearsonr(of_samples, of_raters).statistic)
+
+
 def test_raters_who_agree_leave_the_correlation_undefined() -> None:
     score = score_samples([A, B], [AB, AB], np.arange(4.0).reshape(1, 1, 4))
     assert math.isnan(score.ncc)

@@ -132,8 +132,9 @@ def score_samples(
     _check_shapes([*(pile.votes for pile in piles), *(m for m in (uncertainty, valid) if m is not None)])
     overlaps = _overlaps(sample_pile, rater_pile)
     ged, energy = generalised_energy_distance(overlaps), energy_score(overlaps)
-    rater_map = rater_pile.variance() if rater_pile else None
-    sample_map = sample_pile.variance() if sample_pile else None
+    # One rater has no variance: no correlation is defined, and no map of a large volume need be made.
+    rater_map = rater_pile.variance() if rater_pile and len(rater_pile.packed) > 1 else None
+    sample_map = sample_pile.variance() if sample_pile and rater_map is not None else None
     return DiversityScore(
         num_samples=len(overlaps.samples),
         num_raters=len(overlaps.raters),
@@ -246,8 +247,8 @@ def ncc(first: np.ndarray, second: np.ndarray, valid: np.ndarray | None = None) 
 class _Pile:
     """Masks of one side: a row of 64-voxel words each, and how many masks hold each voxel."""
 
-    packed: np.ndarray  # (masks, words), uint64
-    votes: np.ndarray  # shape of a mask, uint16
+    packed: list[np.ndarray]  # (words,) of each mask, uint64
+    votes: np.ndarray  # shape of a mask, uint8 or uint16
 
     def variance(self) -> np.ndarray:
         """p (1 - p) of the share p of masks that hold a voxel."""
@@ -262,11 +263,13 @@ def _pile(masks: Iterable[np.ndarray]) -> _Pile | None:
     for mask in masks:
         inside = np.asarray(mask, dtype=bool)
         if votes is None:
-            votes = np.zeros(inside.shape, dtype=np.uint16)
+            votes = np.zeros(inside.shape, dtype=np.uint8)
         _check_shapes([votes, inside])
+        if len(packed) == np.iinfo(np.uint8).max:
+            votes = votes.astype(np.uint16)
         votes += inside
         packed.append(_pack(inside))
-    return None if votes is None else _Pile(np.stack(packed), votes)
+    return None if votes is None else _Pile(packed, votes)
 
 
 def _pack(mask: np.ndarray) -> np.ndarray:
@@ -278,10 +281,10 @@ def _pack(mask: np.ndarray) -> np.ndarray:
 
 
 def _overlaps(samples: _Pile | None, raters: _Pile | None) -> Overlaps:
-    piles = [pile.packed for pile in (samples, raters) if pile is not None]
-    if not piles:
+    rows = [row for pile in (samples, raters) if pile is not None for row in pile.packed]
+    if not rows:
         raise ValueError("there is no mask to compare; give at least one sample or one rater")
-    packed = np.concatenate(piles)
+    packed = np.stack(rows)
     iou = _pairwise_iou(packed)
     n = 0 if samples is None else len(samples.packed)
     rater_empty = np.logical_not(packed[n:].any(axis=1))
