@@ -95,6 +95,8 @@ def find_components(mask: np.ndarray, connectivity: Connectivity = 26) -> Compon
     import cc3d
 
     labels = np.zeros(mask.shape, np.uint16)
+    if sum(size > 1 for size in mask.shape) < 2:
+        connectivity = 6  # the same for voxels in one line, where cc3d 4.1.1 fails for 26
     if mask.any():
         labels = np.asarray(cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity))
         labels = labels.reshape(mask.shape)
