@@ -40,15 +40,27 @@ def test_scores_and_files(folders: tuple[Path, Path], tmp_path: Path) -> None:
     evaluation = evaluate_folders(*folders, BINARY)
     assert evaluation.summary.mean_dice == pytest.approx(2 / 3)
     assert evaluation.summary.classes[0].num_both_empty == 1
-    json_path, csv_path = evaluation.write(tmp_path / "out")
-    stored = json.loads(json_path.read_text())
-    assert stored["cases"][0]["scores"][0]["dice"] == pytest.approx(2 / 3)
-    assert stored["cases"][1]["scores"][0]["dice"] is None
-    with open(csv_path, newline="") as stream:
+    files = evaluation.write(tmp_path / "out")
+    stored = json.loads(files.summary.read_text())
+    assert stored["mean"]["dice"]["mean"] == pytest.approx(2 / 3)
+    assert (stored["mean"]["dice"]["n"], stored["mean"]["dice"]["n_undefined"]) == (1, 1)
+    assert stored["mean"]["dice"]["std"] is None
+    assert stored["classes"][0]["outcomes"] == {"scored": 1, "both_empty": 1, "false_positive": 0}
+    assert stored["classes"][0]["case_specificity"] == 1
+    with open(files.metrics, newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["case"] for row in rows] == ["case_1", "case_2"]
     assert float(rows[0]["volume_error_ml"]) == pytest.approx(-0.2)
-    assert (rows[1]["dice"], rows[1]["outcome"]) == ("", "both_empty")
+    assert (rows[1]["dice"], rows[1]["hd95_mm"], rows[1]["outcome"]) == ("", "", "both_empty")
+    with open(files.lesions, newline="") as stream:
+        lesions = list(csv.DictReader(stream))
+    assert [(row["case"], row["side"], row["matched_id"]) for row in lesions] == [
+        ("case_1", "reference", "1"),
+        ("case_1", "prediction", "1"),
+    ]
+    assert float(lesions[0]["volume_ml"]) == pytest.approx(0.4)
+    assert [float(lesions[0][f"centroid_{axis}_mm"]) for axis in "xyz"] == [5.0, 0.0, 0.0]
+    assert (lesions[0]["confidence"], lesions[0]["area_mm2"]) == ("", "100")
 
 
 def test_another_format_with_the_same_geometry_is_scored(folders: tuple[Path, Path]) -> None:
@@ -98,8 +110,33 @@ def test_empty_folder(tmp_path: Path, folders: tuple[Path, Path]) -> None:
         evaluate_folders(folders[0], tmp_path / "nothing", BINARY)
 
 
-def test_the_same_result_with_processes(folders: tuple[Path, Path]) -> None:
-    assert evaluate_folders(*folders, BINARY, workers=2).summary.mean_dice == pytest.approx(2 / 3)
+def test_the_same_bytes_with_processes(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    written = []
+    for workers in (0, 2):
+        files = evaluate_folders(*folders, BINARY, workers=workers).write(tmp_path / str(workers))
+        written.append([path.read_bytes() for path in (files.metrics, files.lesions, files.summary)])
+    assert written[0] == written[1]
+
+
+def test_a_failing_case_is_named(folders: tuple[Path, Path]) -> None:
+    path = folders[1] / "case_2.nii.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UsdError, match=r"case_2\.nii\.gz cannot be read"):
+        evaluate_folders(*folders, BINARY)
+
+
+def test_cases_of_a_group_are_drawn_together(folders: tuple[Path, Path]) -> None:
+    """Cases of one group say nothing about the spread between groups; so many cases, but no interval."""
+    for number in range(3, 7):
+        write(folders[0], f"case_{number}", 1, 1, 1, 1)
+        write(folders[1], f"case_{number}", 1, 1, number % 2, 1)
+    dice = evaluate_folders(*folders, BINARY).report.mean["dice"]
+    assert dice.ci_low < dice.mean < dice.ci_high
+    lines = [f"case_{number},anna" for number in range(1, 7)]
+    (folders[0].parent / "groups.csv").write_text("\n".join(["case,group", *lines]))
+    evaluation = evaluate_folders(*folders, BINARY)
+    assert {case.group for case in evaluation.cases} == {"anna"}
+    assert np.isnan(evaluation.report.mean["dice"].ci_low)
 
 
 def test_command_finds_dataset_json_and_writes_beside_the_prediction(
@@ -113,17 +150,18 @@ def test_command_finds_dataset_json_and_writes_beside_the_prediction(
         "spacing_known": False,
     }
     (tmp_path / "dataset.json").write_text(json.dumps(description))
-    assert usd_evaluate([str(folder) for folder in folders]) == 0
+    assert usd_evaluate([*(str(folder) for folder in folders), "--no-report"]) == 0
     printed = capsys.readouterr().out
     assert "tumour" in printed
     assert "nominal" in printed
-    assert (folders[1] / "evaluation.csv").is_file()
+    assert (folders[1] / "evaluation" / "metrics.csv").is_file()
+    assert json.loads((folders[1] / "evaluation" / "summary.json").read_text())["spacing_known"] is False
 
 
 def test_command_with_label_values_and_without(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(folder) for folder in folders]
+    arguments = [*(str(folder) for folder in folders), "--no-report"]
     assert usd_evaluate([*arguments, "--labels", "1", "-o", str(tmp_path / "out")]) == 0
     assert "0.667" in capsys.readouterr().out
     assert usd_evaluate(arguments) == 1
@@ -132,7 +170,37 @@ def test_command_with_label_values_and_without(
     assert "--labels" in message
 
 
-def test_two_files(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_two_files(folders: tuple[Path, Path], tmp_path: Path) -> None:
     files = [str(folder / "case_1.nii.gz") for folder in folders]
-    assert usd_evaluate([*files, "--labels", "1", "-o", str(tmp_path)]) == 0
-    assert json.loads((tmp_path / "evaluation.json").read_text())["cases"][0]["case_id"] == "case_1"
+    assert usd_evaluate([*files, "--labels", "1", "-o", str(tmp_path), "--no-report"]) == 0
+    with open(tmp_path / "metrics.csv", newline="") as stream:
+        assert [row["case"] for row in csv.DictReader(stream)] == ["case_1"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--match", "iou"], "--iou 0.5"),
+        (["--match", "overlap", "--iou", "0.5"], "--iou 0.5 belongs to --match iou"),
+        (["--iou", "0.5", "--dilation-mm", "2"], "--dilation-mm 2 belongs to --match dilated"),
+    ],
+)
+def test_contradicting_matching_flags(
+    folders: tuple[Path, Path], flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert usd_evaluate([*map(str, folders), "--labels", "1", *flags]) == 1
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_matching_flags_reach_the_scores(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """A predicted voxel 10 mm beside the reference is found within 12 mm, and missed by overlap."""
+    write(folders[1], "case_1", 0, 0, 0, 0)
+    write(folders[0], "case_1", 1, 0, 0, 0)
+    write(folders[1], "case_1", 0, 1, 0, 0)
+    arguments = [*map(str, folders), "--labels", "1", "--no-report", "-o", str(tmp_path / "out")]
+    found = []
+    for flags in ([], ["--dilation-mm", "12", "--one-to-one", "--connectivity", "6"]):
+        assert usd_evaluate([*arguments, *flags]) == 0
+        stored = json.loads((tmp_path / "out" / "summary.json").read_text())
+        found.append((stored["settings"]["lesion_matching"]["criterion"], stored["mean"]["lesion_f1"]["mean"]))
+    assert found == [("overlap", 0.0), ("dilated", 1.0)]

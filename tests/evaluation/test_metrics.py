@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.io.labels import LabelScheme
@@ -30,7 +31,9 @@ def test_overlap_and_volume_by_hand() -> None:
     assert score.reference_ml == pytest.approx(0.4)
     assert score.predicted_ml == pytest.approx(0.5)
     assert score.volume_error_ml == pytest.approx(0.1)
-    assert score.relative_volume_error == pytest.approx(0.25)
+    assert score.sensitivity == pytest.approx(2 / 4)
+    assert score.precision == pytest.approx(2 / 5)
+    assert score.volume_error_percent == pytest.approx(25)
     assert score.false_positive_ml == pytest.approx(0.3)
     assert score.outcome == "scored"
     assert not score.volumes_nominal
@@ -42,7 +45,9 @@ def test_both_empty_is_undefined() -> None:
     assert score.outcome == "both_empty"
     assert math.isnan(score.dice)
     assert math.isnan(score.iou)
-    assert math.isnan(score.relative_volume_error)
+    assert math.isnan(score.sensitivity)
+    assert math.isnan(score.precision)
+    assert math.isnan(score.volume_error_percent)
     assert score.false_positive_ml == 0
     assert score.tn == 4
 
@@ -51,13 +56,15 @@ def test_prediction_on_an_empty_reference_is_a_false_positive_volume() -> None:
     (score,) = score_case(picture("00", "00"), picture("01", "00"), BINARY, (1, 1, 1))
     assert score.outcome == "false_positive"
     assert math.isnan(score.dice)
+    assert math.isnan(score.precision)
     assert score.false_positive_ml == pytest.approx(0.001)
 
 
 def test_missed_object_has_dice_zero() -> None:
     (score,) = score_case(picture("01", "00"), picture("00", "00"), BINARY, (1, 1, 1))
     assert (score.outcome, score.dice, score.iou) == ("scored", 0.0, 0.0)
-    assert score.relative_volume_error == -1.0
+    assert (score.sensitivity, score.precision) == (0.0, 0.0)
+    assert score.volume_error_percent == -100.0
 
 
 def test_classes_are_scored_apart() -> None:
@@ -81,6 +88,30 @@ def test_ignored_voxels_are_left_out() -> None:
 def test_nominal_volumes_are_marked() -> None:
     (score,) = score_case(picture("1"), picture("1"), BINARY, (1, 1, 1), spacing_known=False)
     assert score.volumes_nominal
+
+
+def test_exchanging_the_masks_exchanges_sensitivity_and_precision() -> None:
+    rng = np.random.default_rng(0)
+    reference, predicted = rng.integers(0, 2, (2, 3, 7, 5))
+    (there,) = score_case(reference, predicted, BINARY, (1, 1, 1))
+    (back,) = score_case(predicted, reference, BINARY, (1, 1, 1))
+    (mirrored,) = score_case(reference[:, ::-1], predicted[:, ::-1], BINARY, (1, 1, 1))
+    assert (there.sensitivity, there.precision) == (back.precision, back.sensitivity)
+    assert (there.dice, there.iou, there.volume_error_ml) == (back.dice, back.iou, -back.volume_error_ml)
+    assert there == mirrored
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 6), (1, 9, 8), (4, 6, 5)])
+def test_overlap_equals_that_of_scikit_learn(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(sum(shape))
+    reference, predicted = rng.integers(0, 2, (2, *shape))
+    reference.ravel()[0] = 1
+    (score,) = score_case(reference, predicted, BINARY, (1, 1, 1))
+    a, b = reference.ravel(), predicted.ravel()
+    assert score.dice == pytest.approx(f1_score(a, b))
+    assert score.iou == pytest.approx(jaccard_score(a, b))
+    assert score.sensitivity == pytest.approx(recall_score(a, b))
+    assert score.precision == pytest.approx(precision_score(a, b, zero_division=0))
 
 
 def test_shapes_must_agree() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from unisegdiff_pipeline.evaluation.evaluate import Evaluation
-    from unisegdiff_pipeline.evaluation.lesions import Criterion, MatchingRule
+    from unisegdiff_pipeline.evaluation.lesion_matching import Criterion, MatchingRule
     from unisegdiff_pipeline.io.labels import LabelScheme
 
 
@@ -178,11 +178,12 @@ def _evaluate(args: Namespace) -> None:
 
 
 def _matching_rule(args: Namespace) -> MatchingRule:
-    from unisegdiff_pipeline.evaluation.lesions import MatchingRule
+    from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
 
     given: dict[Criterion, float | None] = {"iou": args.iou, "dilated": args.dilation_mm}
     flags = {"iou": "--iou", "dilated": "--dilation-mm"}
-    criterion: Criterion = args.match or next((name for name, value in given.items() if value is not None), "overlap")
+    chosen_by_value = next((name for name, value in given.items() if value is not None), None)
+    criterion: Criterion = args.match or chosen_by_value or "overlap"
     for name, value in given.items():
         if value is not None and name != criterion:
             raise UsdError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from unisegdiff_pipeline.evaluation.lesions import MatchingRule
+from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
 from unisegdiff_pipeline.io.labels import LabelScheme
 
 CaseConfidence = Literal["samples", "probabilities", "uncertainty"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary
 from unisegdiff_pipeline.evaluation.evaluate import FolderSummary
-from unisegdiff_pipeline.evaluation.summary import format_table
+from unisegdiff_pipeline.evaluation.summary import format_table, mean_of_defined
 
 # Metric => heading and form; those that an evaluation lacks are left out.
 SHOWN = {
@@ -91,9 +91,8 @@ def _note(report: FolderSummary, tolerances: tuple[float, ...]) -> str:
 
 def _by_nnunet(report: FolderSummary) -> str:
     """Mean Dice by the rule of nnU-Net, where a false positive on an empty reference is a Dice of 0."""
-    values = [_mean_by_nnunet(entry) for entry in report.classes]
-    defined = [value for value in values if not math.isnan(value)]
-    return f"counted as 0, as nnU-Net does, the mean Dice is {_number(sum(defined) / len(defined) if defined else math.nan)}"
+    mean = mean_of_defined(_mean_by_nnunet(entry) for entry in report.classes)
+    return f"counted as 0, as nnU-Net does, the mean Dice is {_number(mean)}"
 
 
 def _mean_by_nnunet(entry: ClassReport) -> float:

@@ -1,0 +1,99 @@
+"""Where probabilities, samples, raters and maps are found, and what is said where they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unisegdiff_pipeline.evaluation.inputs import CaseInputs, collect_inputs, discover_folders
+from unisegdiff_pipeline.io.errors import UsdError
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    reference, prediction = tmp_path / "raw" / "labelsTs", tmp_path / "out"
+    for case in ("a", "b"):
+        touch(reference / f"{case}.nii.gz", prediction / f"{case}.nii.gz")
+    return reference, prediction
+
+
+def cases(folders: tuple[Path, Path], subset: bool = False, **given: Path) -> tuple[CaseInputs, ...]:
+    return collect_inputs(discover_folders(*folders, **given), subset=subset).cases
+
+
+def test_everything_in_its_usual_place(folders: tuple[Path, Path]) -> None:
+    reference, prediction = folders
+    for case in ("a", "b"):
+        touch(prediction / "probabilities" / f"{case}.npz", prediction / "uncertainty" / f"{case}.nii.gz")
+        touch(*(prediction / "samples" / f"{case}_sample{number:02d}.nii.gz" for number in range(11)))
+    touch(reference.parent / "ratersTs" / "a_rater2.nii.gz", reference.parent / "ratersTs" / "a_rater10.nii.gz")
+    (reference.parent / "groups.csv").write_text("case,group\na,anna\n")
+    a, b = cases(folders)
+    assert a.probability == prediction / "probabilities" / "a.npz"
+    assert a.uncertainty == prediction / "uncertainty" / "a.nii.gz"
+    assert [path.name for path in a.samples] == [f"a_sample{number:02d}.nii.gz" for number in range(11)]
+    assert [path.name for path in a.raters] == ["a_rater2.nii.gz", "a_rater10.nii.gz"]
+    assert (a.group, b.group) == ("anna", None)
+    assert b.raters == ()
+
+
+def test_plain_folders_have_nothing_else(folders: tuple[Path, Path]) -> None:
+    for case in cases(folders):
+        assert (case.probability, case.samples, case.raters, case.uncertainty, case.group) == (None, (), (), None, None)
+
+
+def test_probabilities_beside_the_masks_as_nnunet_writes_them(folders: tuple[Path, Path]) -> None:
+    prediction = folders[1]
+    touch(prediction / "a.npz", prediction / "a.pkl", prediction / "b.npz", prediction / "dataset.json")
+    assert [case.probability for case in cases(folders)] == [prediction / "a.npz", prediction / "b.npz"]
+
+
+@pytest.mark.parametrize("form", ["{case}/{number}.png", "draw_{number}/{case}.png", "{case}_sample{number}.png"])
+def test_three_forms_of_samples(folders: tuple[Path, Path], form: str, tmp_path: Path) -> None:
+    numbers = (1, 2, 10)
+    touch(*(tmp_path / "s" / form.format(case=case, number=number) for case in ("a", "b") for number in numbers))
+    found = cases(folders, samples=tmp_path / "s")[1].samples
+    assert found == tuple(tmp_path / "s" / form.format(case="b", number=number) for number in numbers)
+
+
+def test_a_named_folder_must_be_complete(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    touch(tmp_path / "p" / "a.npz")
+    with pytest.raises(UsdError, match=r"--probabilities .*p holds nothing of 1 of 2 case\(s\): b\."):
+        cases(folders, probabilities=tmp_path / "p")
+    touch(tmp_path / "p" / "b.npz", tmp_path / "p" / "c.npz")
+    with pytest.raises(UsdError, match=r"1 case\(s\) that are not in .*: c\."):
+        cases(folders, probabilities=tmp_path / "p")
+    assert cases(folders, subset=True, probabilities=tmp_path / "p")[0].probability is not None
+
+
+def test_a_folder_that_was_only_found_may_be_incomplete(folders: tuple[Path, Path]) -> None:
+    touch(folders[1] / "samples" / "a_sample00.nii.gz")
+    assert [len(case.samples) for case in cases(folders)] == [1, 0]
+
+
+def test_raters_of_some_cases_are_enough_but_not_of_none(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    touch(tmp_path / "r" / "a_rater1.nii.gz", tmp_path / "r" / "z_rater1.nii.gz")
+    assert [len(case.raters) for case in cases(folders, raters=tmp_path / "r")] == [1, 0]
+    (tmp_path / "r" / "a_rater1.nii.gz").unlink()
+    with pytest.raises(UsdError, match=r"--raters .* holds nothing of 2 of 2"):
+        cases(folders, raters=tmp_path / "r")
+
+
+def test_folders_that_are_not_there(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsdError, match=r"--samples is .*nowhere, which is no folder"):
+        cases(folders, samples=tmp_path / "nowhere")
+    with pytest.raises(UsdError, match=r"--groups is .*nowhere"):
+        cases(folders, groups=tmp_path / "nowhere")
+
+
+def test_two_maps_of_one_case(folders: tuple[Path, Path]) -> None:
+    touch(folders[1] / "uncertainty" / "a.nii.gz", folders[1] / "uncertainty" / "a.nrrd")
+    with pytest.raises(UsdError, match=r"two files of case a: a\.nii\.gz and a\.nrrd"):
+        cases(folders)

@@ -1,0 +1,122 @@
+"""Files of one case: grids, formats of probabilities, and label maps kept as boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.evaluation.reading import (
+    Probabilities,
+    crop_geometry,
+    grown_box,
+    pack,
+    read_mask,
+    read_uncertainty,
+)
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.geometry import Geometry, Volume
+from unisegdiff_pipeline.io.images import write_labels, write_map
+from unisegdiff_pipeline.io.labels import LabelScheme
+
+BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+TWO = LabelScheme(("a", "b"), ((1,), (2,)), "softmax", (1, 2))
+REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
+LIKE = Volume(np.zeros((1, 2, 3, 4), np.uint8), Geometry((3.0, 2.0, 1.0)))
+FLAT = Volume(np.zeros((1, 1, 3, 4), np.uint8), Geometry(is_2d=True))
+
+
+def save(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize("name", ["probabilities", "softmax"])
+@pytest.mark.parametrize(
+    ("scheme", "channels", "first"), [(BINARY, 1, 0), (BINARY, 2, 1), (TWO, 3, 1), (REGIONS, 2, 0)]
+)
+def test_channels_with_and_without_background(
+    tmp_path: Path, name: str, scheme: LabelScheme, channels: int, first: int
+) -> None:
+    array = np.random.default_rng(0).random((channels, 2, 3, 4)).astype(np.float16)
+    read = Probabilities(save(tmp_path / "case.npz", **{name: array}), scheme, LIKE)
+    for index in range(len(scheme.names)):
+        assert np.array_equal(read.of_class(index), array[first + index].astype(np.float32))
+
+
+def test_pictures_of_16_bits_and_maps_of_real_numbers(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 12).reshape(1, 3, 4).astype(np.float32)
+    write_map(tmp_path / "case.png", values, FLAT.geometry)
+    assert Probabilities(tmp_path / "case.png", BINARY, FLAT).of_class(0) == pytest.approx(values, abs=1 / 65535)
+    assert read_uncertainty(tmp_path / "case.png", FLAT) == pytest.approx(values, abs=1 / 65535)
+    volume = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
+    write_map(tmp_path / "case.nii.gz", volume, LIKE.geometry)
+    assert np.array_equal(Probabilities(tmp_path / "case.nii.gz", BINARY, LIKE).of_class(0), volume)
+
+
+def test_2d_probabilities_may_leave_out_z(tmp_path: Path) -> None:
+    array = np.full((1, 3, 4), 0.25)
+    path = save(tmp_path / "case.npz", probabilities=array)
+    assert Probabilities(path, BINARY, FLAT).of_class(0).shape == (1, 3, 4)
+
+
+def test_what_half_precision_adds_to_one_is_clipped(tmp_path: Path) -> None:
+    path = save(tmp_path / "case.npz", probabilities=np.full((1, 2, 3, 4), 1.0005))
+    assert Probabilities(path, BINARY, LIKE).of_class(0).max() == 1
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((3, 2, 3, 4)), r"holds 3 channels for 1 class\(es\) lesion; expected are 1 or 2"),
+        (np.zeros((1, 4, 3, 2)), r"axes seem to be \(X, Y, Z\)"),
+        (np.zeros((1, 2, 3, 5)), r"expected is \(K, Z, Y, X\)"),
+        (np.full((1, 2, 3, 4), 7.0), "from 7 to 7; probabilities lie from 0 to 1"),
+        (np.full((1, 2, 3, 4), np.nan), "nan"),
+    ],
+)
+def test_unusable_probabilities(tmp_path: Path, array: np.ndarray, words: str) -> None:
+    path = save(tmp_path / "case.npz", probabilities=array)
+    with pytest.raises(UsdError, match=words):
+        Probabilities(path, BINARY, LIKE).of_class(0)
+
+
+def test_damaged_and_foreign_archives(tmp_path: Path) -> None:
+    path = save(tmp_path / "case.npz", logits=np.zeros(3))
+    with pytest.raises(UsdError, match="holds logits; expected is an array named probabilities or softmax"):
+        Probabilities(path, BINARY, LIKE)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UsdError, match=r"case\.npz cannot be read"):
+        Probabilities(path, BINARY, LIKE)
+
+
+def test_a_sample_on_another_grid_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "case_sample00.nii.gz"
+    write_labels(path, np.zeros((2, 3, 5), np.uint8), LIKE.geometry)
+    with pytest.raises(UsdError, match=r"shape \(2, 3, 5\).* its reference \(2, 3, 4\)"):
+        read_mask(path, BINARY, LIKE)
+    write_labels(path, np.zeros((2, 3, 4), np.uint8), Geometry((3.0, 2.0, 1.5)))
+    with pytest.raises(UsdError, match=r"another grid than its reference: spacing"):
+        read_mask(path, BINARY, LIKE)
+
+
+@pytest.mark.parametrize("box", [((0, 5), (0, 6), (0, 7)), ((1, 3), (2, 6), (0, 2)), ((4, 5), (5, 6), (6, 7))])
+def test_a_label_map_kept_as_a_box_gives_any_crop(box: tuple[tuple[int, int], ...]) -> None:
+    rng = np.random.default_rng(0)
+    for filled in (0, 1, 30, 210):
+        labels = np.zeros((5, 6, 7), np.uint8)
+        labels.ravel()[rng.permutation(labels.size)[:filled]] = 3
+        (z, y, x) = box
+        assert np.array_equal(pack(labels).crop((z, y, x)), labels[slice(*z), slice(*y), slice(*x)])
+
+
+def test_grown_box_stays_in_the_image() -> None:
+    assert grown_box([((0, 1), (2, 3), (3, 4))], (1, 5, 4)) == ((0, 1), (1, 4), (2, 4))
+    assert grown_box([], (3, 1, 1)) == ((0, 2), (0, 1), (0, 1))
+
+
+def test_the_origin_of_a_crop_lies_where_its_first_voxel_was() -> None:
+    turned = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # x runs along +y, y along -x
+    geometry = Geometry((5.0, 3.0, 2.0), (10.0, 20.0, 30.0), turned)
+    assert crop_geometry(geometry, ((1, 2), (2, 4), (3, 9))).origin_mm == (10.0 - 2 * 3, 20.0 + 3 * 2, 30.0 + 5)
