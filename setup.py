@@ -31,7 +31,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["unisegdiff_pipeline", "unisegdiff_pipeline.*", "dataset_conversion"]),
-    package_data={"unisegdiff_pipeline": ["py.typed"]},
+    package_data={"unisegdiff_pipeline": ["py.typed", "reports/assets/*"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "torch>=2.11",
@@ -48,7 +48,20 @@ setup(
         "psutil>=5.9",
     ],
     extras_require={
-        "test": ["pytest>=8.2", "ruff>=0.9", "mypy>=1.13", "batchgeneratorsv2>=0.3", "scikit-image>=0.24"],
+        "test": [
+            "pytest>=8.2",
+            "ruff>=0.9",
+            "mypy>=1.13",
+            # What the package's own operations and scores are tested against.
+            "batchgeneratorsv2>=0.3",
+            "medpy>=0.5",
+            "monai>=1.5",
+            "scikit-image>=0.24",
+            "scikit-learn>=1.5",
+            "torchmetrics>=1.6",
+            # Drives the browser in which pages are tested.
+            "playwright>=1.50",
+        ],
         "tensorboard": ["tensorboard>=2.17"],
         "dask": ["distributed>=2024.5"],
     },
