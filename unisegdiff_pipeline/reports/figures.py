@@ -1,8 +1,8 @@
 """Figures of the reports in one style: drawn with matplotlib, put into the page as SVG whose colours follow it.
 
-Text stays text, in the page's font; ink, grid and the colours of series are the page's own (`--ink`, `--series-1` and so
-on), so that a figure reads as well in dark mode as in print. The series colours are those of Okabe and Ito (2008), which
-readers with a colour vision deficiency can tell apart.
+Text stays text, in the page's font; ink, grid and the colours of series are the page's own (`--ink`, `--series-1`,
+and so on), so that a figure reads as well in dark mode as in print. The series colours are those of Okabe and Ito
+(2008), which readers with a colour vision deficiency can tell apart.
 """
 
 from __future__ import annotations
@@ -39,20 +39,23 @@ def draw(
     alt: str,
     width_in: float = HALF_WIDTH_IN,
     height_in: float = HALF_HEIGHT_IN,
+    *,
+    constrained: bool = True,
 ) -> Html:
     """Draw a figure as SVG for `page.figure`.
 
     Args:
-        paint: fills an empty matplotlib figure (constrained layout, the style of the reports).
+        paint: fills an empty matplotlib figure in the style of the reports.
         alt: what the figure shows, for readers who cannot see it.
         width_in: width in inches of 96 CSS pixels; text is 9 pt, so draw small figures rather than shrink large ones.
         height_in: height, likewise.
+        constrained: let matplotlib make room for labels; False leaves the places of axes to `paint`.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_style()):
-        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+        figure = Figure(figsize=(width_in, height_in), layout="constrained" if constrained else "none")
         paint(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -163,6 +166,7 @@ def _inline(svg: str, alt: str) -> Html:
     body = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", body)
     for color, variable in _VARIABLES.items():
         body = re.sub(rf"{color}\b", f"var({variable})", body, flags=re.IGNORECASE)
+    body = re.sub(r"data:image/png;base64,([^\"]+)", lambda m: _smaller_image(m[1]), body)
     width, height = (float(re.search(rf'\b{name}="([\d.]+)pt"', body)[1]) for name in ("width", "height"))  # type: ignore[index]
     opening = (
         f'<svg class=plot role=img viewBox="0 0 {width:g} {height:g}" width="{width / 0.75:.0f}" '
@@ -170,3 +174,24 @@ def _inline(svg: str, alt: str) -> Html:
         f"<title>{html.escape(alt)}</title>"
     )
     return Html(re.sub(r"<svg[^>]*>", lambda _: opening, body, count=1).strip())
+
+
+def _smaller_image(encoded: str) -> str:
+    """An opaque PNG of matplotlib, always RGBA, as grey or palette PNG where that loses nothing, else as JPEG."""
+    from PIL import Image
+
+    data = base64.b64decode(encoded)
+    with Image.open(io.BytesIO(data)) as opened:
+        image = opened.convert("RGBA")
+    if image.getextrema()[3] != (255, 255):
+        return f"data:image/png;base64,{encoded}"
+    image, buffer = image.convert("RGB"), io.BytesIO()
+    red, green, blue = (np.asarray(channel) for channel in image.split())
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        image.convert("L").save(buffer, format="png", optimize=True)
+    elif image.getcolors(256) is not None:
+        image.quantize(256).save(buffer, format="png", optimize=True)
+    else:
+        image.save(buffer, format="jpeg", quality=90, subsampling=0)
+    kind = "jpeg" if buffer.getvalue()[:2] == b"\xff\xd8" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -210,6 +210,20 @@ def grid(items: Iterable[Html], min_width_px: int = 360) -> Html:
     return Html(f'<div class=grid style="--item:{min_width_px}px">{"".join(items)}</div>')
 
 
+def panels(items: Iterable[tuple[Html, str]]) -> Html:
+    """Small pictures of one kind side by side, each with a short title; two a row on a phone."""
+    cells = "".join(f"<figure><figcaption>{markup(title)}</figcaption>{content}</figure>" for content, title in items)
+    return Html(f"<div class=panels>{cells}</div>")
+
+
+def legend(entries: Mapping[str, str]) -> Html:
+    """What the colours of lines in pictures mean: name => CSS colour, or a gradient."""
+    items = "".join(
+        f'<li><i style="background:{html.escape(color)}"></i>{markup(name)}</li>' for name, color in entries.items()
+    )
+    return Html(f"<ul class=legend>{items}</ul>")
+
+
 def table(content: Table) -> Html:
     """A table.
 

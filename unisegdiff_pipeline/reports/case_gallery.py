@@ -1,0 +1,264 @@
+"""The cases that a report shows in pictures: which ones, where their images lie, and what is drawn of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unisegdiff_pipeline.evaluation.case import CaseResult
+from unisegdiff_pipeline.evaluation.inputs import CaseInputs, Inputs
+from unisegdiff_pipeline.evaluation.lesions import Lesion
+from unisegdiff_pipeline.evaluation.reading import read_uncertainty
+from unisegdiff_pipeline.evaluation.summary import mean_of_defined
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.geometry import Volume
+from unisegdiff_pipeline.io.images import read_image, read_labels, split_ending
+from unisegdiff_pipeline.reports.case_pictures import (
+    CLASS_COLORS,
+    PREDICTION_COLOR,
+    REFERENCE_COLOR,
+    UNCERTAINTY_MAP,
+    Outline,
+    Plane,
+    Region,
+    choose_plane,
+    draw_panel,
+    region_of_interest,
+    window,
+)
+from unisegdiff_pipeline.reports.page import Html, legend, panels
+from unisegdiff_pipeline.reports.viewer import ViewerCase, ViewerFile, ViewerMark, write_case_viewer
+
+Classes = Mapping[str, Sequence[int]]  # name => label values
+SHOWN_SAMPLES = 3
+LISTED_LESIONS = 30
+UNCERTAINTY_GRADIENT = "linear-gradient(90deg,#000004,#51127c,#b73779,#fc8961,#fcfdbf)"
+
+
+@dataclass(frozen=True)
+class Highlight:
+    """A case worth showing.
+
+    Attributes:
+        kind: why, such as "Best".
+        inputs: its files.
+        result: its scores.
+        dice: mean over its classes where defined, by which it was chosen; NaN for a false positive.
+    """
+
+    kind: str
+    inputs: CaseInputs
+    result: CaseResult
+    dice: float
+
+
+def highlights(inputs: Inputs, results: Sequence[CaseResult]) -> tuple[Highlight, ...]:
+    """The best, the median and the two worst cases by Dice, and the largest prediction on an empty reference.
+
+    Cases without a defined Dice are not ranked. Each case is shown once, so that few cases give fewer pictures; of
+    equal ones the first by name is taken.
+    """
+    files = {case.case_id: case for case in inputs.cases}
+    dice = {result.case_id: mean_of_defined(score.dice for score in result.scores) for result in results}
+    by_name = {result.case_id: result for result in results}
+    ranked = sorted((c for c, value in dice.items() if not math.isnan(value)), key=lambda c: (-dice[c], c))
+    chosen: dict[str, str] = {}
+    if ranked:
+        for kind, place in (("Best", 0), ("Worst", -1), ("Median", len(ranked) // 2), ("Second worst", -2)):
+            if -len(ranked) <= place:
+                chosen.setdefault(ranked[place], kind)
+    false_ml = {
+        c: sum(s.false_positive_ml for s in by_name[c].scores) for c, value in dice.items() if math.isnan(value)
+    }
+    largest = max(false_ml, key=lambda c: false_ml[c], default=None)
+    if largest is not None and false_ml[largest] > 0:
+        chosen[largest] = "Largest false positive on an empty reference"
+    order = ("Best", "Median", "Second worst", "Worst")
+    names = sorted(chosen, key=lambda c: order.index(chosen[c]) if chosen[c] in order else len(order))
+    return tuple(Highlight(chosen[c], files[c], by_name[c], dice[c]) for c in names)
+
+
+def find_images(reference: Path, case_ids: Iterable[str]) -> dict[str, tuple[Path, ...]]:
+    """Images of cases by nnU-Net's names (imagesTr/CASE_0000.ext for labelsTr/CASE.ext), in channel order.
+
+    Cases without an image are left out: a plain folder of masks has none.
+    """
+    folder = reference if reference.is_dir() else reference.parent
+    folder = folder.resolve()
+    images = folder.parent / folder.name.replace("labels", "images")
+    if images == folder or not images.is_dir():
+        return {}
+    wanted = set(case_ids)
+    found: dict[str, list[tuple[str, Path]]] = {}
+    for path in sorted(images.iterdir()):
+        name, ending = split_ending(path.name)
+        match = re.fullmatch(r"(?P<case>.+)_(?P<channel>\d{4})", name)
+        if ending and match and match["case"] in wanted:
+            found.setdefault(match["case"], []).append((match["channel"], path))
+    return {case: tuple(path for _, path in sorted(files)) for case, files in found.items()}
+
+
+def draw_case(highlight: Highlight, classes: Classes, images: Sequence[Path], oriented: bool) -> tuple[Html, ...]:
+    """Pictures of a case and the legend of their colours.
+
+    Args:
+        highlight: the case.
+        classes: label values of each class.
+        images: channel files; empty where there is no image.
+        oriented: whether the files' directions can be trusted; see `case_pictures.choose_plane`.
+    """
+    files = highlight.inputs
+    reference = read_labels(files.reference)
+    whole = _read_case_image(images, reference)
+    labels = {"reference": reference.array[0], "prediction": read_labels(files.prediction).array[0]}
+    values = sorted({value for members in classes.values() for value in members})
+    plane = choose_plane([np.isin(mask, values) for mask in labels.values()], reference.geometry, oriented)
+    shown = {name: plane.cut(mask) for name, mask in labels.items()}
+    samples = [plane.cut(read_labels(path).array[0]) for path in files.samples[:SHOWN_SAMPLES]]
+    background = np.zeros(shown["reference"].shape, np.uint8) if whole is None else window(plane.cut(whole))
+    region = region_of_interest([np.isin(mask, values) for mask in shown.values()], plane.pixel_mm)
+    drawing = _CaseDrawing(files.case_id, plane, background, region, classes)
+    pictures = [drawing.overview(), *drawing.masks(shown["reference"], shown["prediction"])]
+    if files.uncertainty is not None:
+        uncertainty = plane.cut(read_uncertainty(files.uncertainty, reference))
+        pictures.append(drawing.uncertainty(uncertainty, shown["reference"]))
+    pictures += [drawing.sample(i, sample) for i, sample in enumerate(samples)]
+    return panels(pictures), drawing.legend(files.uncertainty is not None)
+
+
+def write_viewer(path: Path, highlight: Highlight, classes: Classes, images: Sequence[Path]) -> ViewerFile | None:
+    """Write the viewer of a 3D case; None for a 2D case, which the pictures show whole."""
+    files = highlight.inputs
+    reference = read_labels(files.reference)
+    if reference.geometry.is_2d or 1 in reference.array.shape[1:]:
+        return None
+    image = _read_case_image(images, reference)
+    case = ViewerCase(
+        case_id=files.case_id,
+        geometry=reference.geometry,
+        image=np.zeros((1, *reference.array.shape[1:]), np.uint8) if image is None else image,
+        labels=_label_names(classes),
+        reference=reference.array[0],
+        prediction=read_labels(files.prediction).array[0],
+        samples=(read_labels(sample).array[0] for sample in files.samples),
+        raters=(read_labels(rater).array[0] for rater in files.raters),
+        uncertainty=None if files.uncertainty is None else read_uncertainty(files.uncertainty, reference),
+        marks=_marks(highlight.result),
+        note="" if math.isnan(highlight.dice) else f"Dice {highlight.dice:.3f}",
+        report="../report.html",
+    )
+    return write_case_viewer(path, case)
+
+
+def _read_case_image(images: Sequence[Path], reference: Volume) -> np.ndarray | None:
+    """The image (C, Z, Y, X); None where it is missing, unreadable or on another grid: scores do not depend on it."""
+    if not images:
+        return None
+    try:
+        array = read_image(images).array
+    except UsdError:
+        return None
+    return array if array.shape[1:] == reference.array.shape[1:] else None
+
+
+class _CaseDrawing:
+    """Panels of one slice; with one class reference and prediction share a panel, with several each has its own."""
+
+    def __init__(
+        self, case_id: str, plane: Plane, background: np.ndarray, region: Region | None, classes: Classes
+    ) -> None:
+        self._case_id, self._plane, self._background, self._region = case_id, plane, background, region
+        self._classes = classes
+
+    def overview(self) -> tuple[Html, str]:
+        picture = draw_panel(
+            self._background, self._plane.pixel_mm, f"{self._case_id}: image", box=self._region,
+            letters=self._plane.letters,
+        )  # fmt: skip
+        return picture, f"Image, slice {self._plane.index + 1}" if self._plane.letters else "Image"
+
+    def masks(self, reference: np.ndarray, predicted: np.ndarray) -> list[tuple[Html, str]]:
+        if len(self._classes) > 1:
+            masks = {"Reference": reference, "Prediction": predicted}
+            return [(self._panel(name, self._by_class(mask)), name) for name, mask in masks.items()]
+        (members,) = self._classes.values()
+        # The wider line beneath stays visible where both agree.
+        outlines = [
+            Outline(np.isin(reference, members), REFERENCE_COLOR, 2.4),
+            Outline(np.isin(predicted, members), PREDICTION_COLOR, 1.1),
+        ]
+        name = "Reference and prediction"
+        return [(self._panel(name, outlines), name)]
+
+    def sample(self, index: int, labels: np.ndarray) -> tuple[Html, str]:
+        name = f"Sample {index + 1}"
+        return self._panel(name, self._by_class(labels)), name
+
+    def uncertainty(self, values: np.ndarray, reference: np.ndarray) -> tuple[Html, str]:
+        outlines = [Outline(np.isin(reference, sum(map(tuple, self._classes.values()), ())), "#ffffff", 0.9)]
+        picture = draw_panel(
+            np.clip(values, 0, 1), self._plane.pixel_mm, f"{self._case_id}: uncertainty", outlines=outlines,
+            region=self._region, color_map=UNCERTAINTY_MAP, highest=1,
+        )  # fmt: skip
+        return picture, "Uncertainty"
+
+    def legend(self, with_uncertainty: bool) -> Html:
+        if len(self._classes) > 1:
+            entries = dict(zip(self._classes, _class_colors(len(self._classes)), strict=True))
+        else:
+            entries = {"reference": REFERENCE_COLOR, "prediction, samples": PREDICTION_COLOR}
+        if with_uncertainty:
+            entries["uncertainty, 0 to 1; white line: reference"] = UNCERTAINTY_GRADIENT
+        return legend(entries)
+
+    def _by_class(self, labels: np.ndarray) -> list[Outline]:
+        if len(self._classes) == 1:
+            (members,) = self._classes.values()
+            return [Outline(np.isin(labels, members), PREDICTION_COLOR)]
+        colors = _class_colors(len(self._classes))
+        return [
+            Outline(np.isin(labels, members), color)
+            for members, color in zip(self._classes.values(), colors, strict=True)
+        ]
+
+    def _panel(self, name: str, outlines: Sequence[Outline]) -> Html:
+        alt = f"{self._case_id}: {name.lower()}"
+        return draw_panel(self._background, self._plane.pixel_mm, alt, outlines=outlines, region=self._region)
+
+
+def _class_colors(count: int) -> list[str]:
+    return [CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(count)]
+
+
+def _label_names(classes: Classes) -> dict[int, str]:
+    """Name of each label value: of nested regions the innermost that holds it."""
+    names: dict[int, str] = {}
+    for name, members in sorted(classes.items(), key=lambda item: -len(item[1])):
+        names |= dict.fromkeys(members, name)
+    return names
+
+
+def _marks(result: CaseResult) -> tuple[ViewerMark, ...]:
+    """Reference lesions and false positives, the largest first."""
+    several = len(result.classes) > 1
+    lesions = [
+        (lesion, f"{entry.overlap.class_name}: " if several else "")
+        for entry in result.classes
+        for lesion in entry.lesions
+        if lesion.side == "reference" or not lesion.matched_ids
+    ]
+    lesions.sort(key=lambda item: -item[0].voxels)
+    return tuple(
+        ViewerMark(prefix + _mark_name(lesion), lesion.centroid_mm) for lesion, prefix in lesions[:LISTED_LESIONS]
+    )
+
+
+def _mark_name(lesion: Lesion) -> str:
+    kind = f"reference {lesion.lesion_id}" if lesion.side == "reference" else f"false positive {lesion.lesion_id}"
+    found = "" if lesion.side == "prediction" else ", found" if lesion.matched_ids else ", missed"
+    return f"{kind}: {lesion.volume_ml:.3g} ml{found}"
