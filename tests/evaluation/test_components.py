@@ -91,7 +91,7 @@ POINTS = {
     "oblique plane": np.argwhere(np.ones((30, 31)))[:, [0, 0, 1]] * np.array(SPACING),
     "ball": ball(8) * SPACING,
     "cloud": np.random.default_rng(0).standard_normal((900, 3)),
-    "two far clusters": np.concatenate([ball(5), ball(4) + [300, 20, 0]]),
+    "two far clusters": np.concatenate([ball(5), ball(4) + np.array([300, 20, 0])]),
     "thin and long": np.argwhere(np.ones((2, 2, 900))) * [1e-3, 1e-3, 1.0],
 }
 

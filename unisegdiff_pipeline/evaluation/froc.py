@@ -88,7 +88,5 @@ def _num_at_least(values: Sequence[float], thresholds: np.ndarray) -> np.ndarray
 
 
 def _read_curve(x: np.ndarray, y: np.ndarray, at: Sequence[float]) -> tuple[float, ...]:
-    """Linear between the points and (0, 0); of points with equal x the last, and so the highest, one counts."""
-    x, y = np.concatenate([[0.0], x]), np.concatenate([[0.0], y])
-    last = np.append(np.diff(x) > 0, True)
-    return tuple(np.interp(at, x[last], y[last]).tolist())
+    """Linear between the points, of which (0, 0) is the first; where several have this x, the last counts."""
+    return tuple(np.interp(at, np.concatenate([[0.0], x]), np.concatenate([[0.0], y])).tolist())

@@ -8,7 +8,7 @@ What is counted, for R reference and P predicted lesions:
 - detected: reference lesions with at least one matched predicted lesion, TP; missed: the others, FN = R - TP.
 - false positive: predicted lesions without any matched reference lesion, FP.
 - sensitivity = TP / R and precision = (P - FP) / P, the lesion-wise true-positive rate and one minus the lesion-wise
-  false-positive rate of Carass et al. 2017 (NeuroImage 148). With many-to-one matching P - FP may differ from TP.
+  false-positive rate of Carass et al. 2017 (NeuroImage 148). With many-to-many matching P - FP may differ from TP.
 - F1 = 2 TP / (2 TP + FP + FN), as ISLES 2022 counts it (Hernandez Petzsche et al. 2022, Scientific Data 9:762).
 - mean lesion Dice: over all reference lesions, a missed one counting as 0. The Dice of a lesion is taken with the union
   of the lesions matched to it. False positives are not in this mean (BraTS 2023 counts them as further zeros).
@@ -189,19 +189,25 @@ def count_lesions(lesions: Iterable[Lesion]) -> LesionScore:
 def strata_edges_ml(volumes_ml: Iterable[float], num_strata: int = 3) -> tuple[float, ...]:
     """Inner edges that split lesion volumes into strata of about equal numbers, rounded to two significant digits.
 
-    Returns fewer edges where volumes are too few or too alike to be told apart, and none for no volumes.
+    Returns fewer edges where volumes are too few or too alike to give every stratum a lesion, and none for no volumes.
 
     Raises:
         ValueError: for a number of strata below 1.
     """
     if num_strata < 1:
         raise ValueError(f"num_strata is {num_strata}; give 1 or more")
-    volumes = sorted(volumes_ml)
-    if not volumes:
+    volumes = np.sort(np.fromiter(volumes_ml, np.float64))
+    if not len(volumes):
         return ()
-    quantiles = np.quantile(volumes, np.arange(1, num_strata) / num_strata)
-    edges = sorted({float(f"{edge:.2g}") for edge in quantiles.tolist()})
-    return tuple(edge for edge in edges if volumes[0] < edge <= volumes[-1])
+    edges: list[float] = []
+    below = 0
+    for quantile in np.quantile(volumes, np.arange(1, num_strata) / num_strata).tolist():
+        edge = float(f"{quantile:.2g}")
+        position = int(np.searchsorted(volumes, edge))
+        if below < position < len(volumes):  # no stratum is empty
+            edges.append(edge)
+            below = position
+    return tuple(edges)
 
 
 def stratify(lesions: Iterable[Lesion], edges_ml: Sequence[float]) -> tuple[StratumScore, ...]:
@@ -211,7 +217,7 @@ def stratify(lesions: Iterable[Lesion], edges_ml: Sequence[float]) -> tuple[Stra
         ValueError: where the edges do not ascend or one is not positive.
     """
     bounds = [0.0, *edges_ml, math.inf]
-    if any(low >= high for low, high in itertools.pairwise(bounds)):
+    if not all(low < high for low, high in itertools.pairwise(bounds)):  # also for an edge that is not a number
         raise ValueError(f"edges_ml is {tuple(edges_ml)}; give positive volumes in ascending order")
     lesions = tuple(lesions)
     return tuple(_stratum(lesions, low, high) for low, high in itertools.pairwise(bounds))
