@@ -119,16 +119,19 @@ def draw_case(highlight: Highlight, classes: Classes, images: Sequence[Path], or
     values = sorted({value for members in classes.values() for value in members})
     plane = choose_plane([np.isin(mask, values) for mask in labels.values()], reference.geometry, oriented)
     shown = {name: plane.cut(mask) for name, mask in labels.items()}
-    samples = [plane.cut(read_labels(path).array[0]) for path in files.samples[:SHOWN_SAMPLES]]
+    raters, samples = (
+        [plane.cut(read_labels(path).array[0]) for path in paths]
+        for paths in (files.raters, files.samples[:SHOWN_SAMPLES])
+    )
     background = np.zeros(shown["reference"].shape, np.uint8) if whole is None else window(plane.cut(whole))
     region = region_of_interest([np.isin(mask, values) for mask in shown.values()], plane.pixel_mm)
     drawing = _CaseDrawing(files.case_id, plane, background, region, classes)
-    pictures = [drawing.overview(), *drawing.masks(shown["reference"], shown["prediction"])]
+    pictures = [drawing.overview(), *drawing.masks(shown["reference"], shown["prediction"]), *drawing.raters(raters)]
     if files.uncertainty is not None:
         uncertainty = plane.cut(read_uncertainty(files.uncertainty, reference))
         pictures.append(drawing.uncertainty(uncertainty, shown["reference"]))
     pictures += [drawing.sample(i, sample) for i, sample in enumerate(samples)]
-    return panels(pictures), drawing.legend(files.uncertainty is not None)
+    return panels(pictures), drawing.legend(files.uncertainty is not None, len(raters) > 1)
 
 
 def write_viewer(path: Path, highlight: Highlight, classes: Classes, images: Sequence[Path]) -> ViewerFile | None:
@@ -192,8 +195,15 @@ class _CaseDrawing:
             Outline(np.isin(reference, members), REFERENCE_COLOR, 2.4),
             Outline(np.isin(predicted, members), PREDICTION_COLOR, 1.1),
         ]
-        name = "Reference and prediction"
-        return [(self._panel(name, outlines), name)]
+        return [(self._panel("reference and prediction", outlines), "Masks")]
+
+    def raters(self, masks: Sequence[np.ndarray]) -> list[tuple[Html, str]]:
+        """Outlines of all raters together; none for several classes, whose colours are taken."""
+        if len(masks) < 2 or len(self._classes) > 1:
+            return []
+        (members,) = self._classes.values()
+        outlines = [Outline(np.isin(mask, members), REFERENCE_COLOR, 1.0) for mask in masks]
+        return [(self._panel("raters", outlines), f"{len(masks)} raters")]
 
     def sample(self, index: int, labels: np.ndarray) -> tuple[Html, str]:
         name = f"Sample {index + 1}"
@@ -207,11 +217,14 @@ class _CaseDrawing:
         )  # fmt: skip
         return picture, "Uncertainty"
 
-    def legend(self, with_uncertainty: bool) -> Html:
+    def legend(self, with_uncertainty: bool, with_raters: bool) -> Html:
         if len(self._classes) > 1:
             entries = dict(zip(self._classes, _class_colors(len(self._classes)), strict=True))
         else:
-            entries = {"reference": REFERENCE_COLOR, "prediction, samples": PREDICTION_COLOR}
+            entries = {
+                "reference, raters" if with_raters else "reference": REFERENCE_COLOR,
+                "prediction, samples": PREDICTION_COLOR,
+            }
         if with_uncertainty:
             entries["uncertainty, 0 to 1; white line: reference"] = UNCERTAINTY_GRADIENT
         return legend(entries)

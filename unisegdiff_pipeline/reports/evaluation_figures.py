@@ -16,6 +16,7 @@ from unisegdiff_pipeline.reports.figures import (
     MUTED,
     box_and_points,
     draw,
+    legend_above,
     say_nothing_to_show,
     series_color,
 )
@@ -29,19 +30,35 @@ if TYPE_CHECKING:
 
 FROC_RANGE = (1 / 16, 16)
 LIMITS_OF_AGREEMENT = 1.96  # standard deviations on either side of the mean difference (Bland and Altman 1986)
+OUTLIERS_FROM = 8.0  # ratio of the largest value to the upper quartile
 LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest volume
 
 
-def draw_boxes(groups: Mapping[str, Sequence[float]], label: str, unit_interval: bool, alt: str) -> Html:
-    """Box plot of a metric, one box a group; `unit_interval` fixes the axis to 0..1."""
+def draw_boxes(
+    groups: Mapping[str, Sequence[float]],
+    label: str,
+    unit_interval: bool,
+    alt: str,
+    colors: Sequence[str] | None = None,
+) -> Html:
+    """Box plot of a metric, one box a group.
+
+    The axis goes from 0 to 1 for `unit_interval`; else from 0 up, logarithmic above the upper quartile where single
+    values lie so far out that nothing else could be seen.
+    """
+    defined = [v for values in groups.values() for v in values if not math.isnan(v)]
+    quartile = float(np.quantile(defined, 0.75)) if defined else 1.0
 
     def paint(figure: Figure) -> None:
         axis = figure.subplots()
-        box_and_points(axis, groups)
+        box_and_points(axis, groups, colors)
         axis.set_ylabel(label)
         if unit_interval:
             axis.set_ylim(-0.03, 1.03)
         else:
+            if defined and max(defined) > OUTLIERS_FROM * quartile > 0:
+                axis.set_yscale("symlog", linthresh=quartile)
+                axis.set_ylabel(f"{label} (logarithmic from {quartile:.2g})")
             axis.set_ylim(bottom=0)
 
     return draw(paint, alt, *_size(len(groups)))
@@ -64,15 +81,20 @@ def draw_bland_altman(reference_ml: Sequence[float], predicted_ml: Sequence[floa
             if not math.isnan(value):
                 axis.axhline(value, color=INK, linewidth=1, linestyle=style)
                 axis.annotate(
-                    f"{value:+.3g}", (1, value), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                    signed(value), (1, value), xycoords=("axes fraction", "data"), xytext=(3, 0),
                     textcoords="offset points", va="center", fontsize=8,
                 )  # fmt: skip
         positive = mean[mean > 0]
         if len(positive) == len(mean) and positive.max() > LOGARITHMIC_FROM * positive.min():
             axis.set_xscale("log")
-        axis.set(xlabel=f"mean of both volumes, {unit}", ylabel=f"predicted - reference, {unit}")
+        axis.set(xlabel=f"mean of both volumes, {unit}", ylabel=f"predicted \N{MINUS SIGN} reference, {unit}")
 
     return draw(paint, f"Bland-Altman plot of {len(mean)} volumes; mean difference {bias:.3g} {unit}")
+
+
+def signed(value: float) -> str:
+    """A difference with its sign and three significant digits."""
+    return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}")
 
 
 def limits_of_agreement(reference: Sequence[float], predicted: Sequence[float]) -> tuple[float, float, float]:
@@ -107,7 +129,7 @@ def draw_froc(curves: Mapping[str, FrocSummary]) -> Html:
         axis.set_xticks(ticks, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
         axis.minorticks_off()
         axis.set(xlabel="false positives a case", ylabel="lesion sensitivity", xlim=FROC_RANGE, ylim=(-0.03, 1.03))
-        axis.legend(loc="lower right")
+        legend_above(figure)
 
     return draw(paint, f"FROC curves of {', '.join(curves)}")
 
@@ -132,7 +154,7 @@ def draw_reliability(curves: Mapping[str, ReliabilitySummary]) -> Html:
             edges = np.linspace(0, 1, len(curve.bins) + 1)
             counts.stairs([max(b.count, 0.5) for b in curve.bins], edges, color=color, linewidth=1.2)
         axis.set(ylabel="share with the class", ylim=(-0.03, 1.03), xlim=(-0.02, 1.02))
-        axis.legend(loc="upper left")
+        legend_above(figure)
         counts.set(xlabel="predicted probability", ylabel="voxels", yscale="log")
 
     return draw(paint, f"reliability curves of {', '.join(curves)}", HALF_WIDTH_IN, HALF_HEIGHT_IN + 0.7)
@@ -146,9 +168,13 @@ def draw_risk_coverage(curves: Mapping[str, FailureSummary]) -> Html:
         for index, (name, curve) in enumerate(curves.items()):
             label = f"{name} (AURC {curve.aurc:.3f})"
             axis.plot(curve.coverage, curve.risk, color=series_color(index), label=label)
-        axis.set(xlabel="share of cases kept, most confident first", ylabel="mean 1 - Dice of them", xlim=(0, 1.02))
+        axis.set(
+            xlabel="share of cases kept, most confident first",
+            ylabel="mean 1 \N{MINUS SIGN} Dice of them",
+            xlim=(0, 1.02),
+        )
         axis.set_ylim(bottom=0)
-        axis.legend(loc="best")
+        legend_above(figure)
 
     return draw(paint, f"risk-coverage curves of {', '.join(curves)}")
 
@@ -156,6 +182,8 @@ def draw_risk_coverage(curves: Mapping[str, FailureSummary]) -> Html:
 def draw_rank_histogram(counts: Sequence[int], color: str) -> Html:
     """How many samples are smaller than the reference, over cases; the band holds 95 % of chance."""
     expected = sum(counts) / len(counts)
+    from matplotlib.ticker import MaxNLocator
+
     band = LIMITS_OF_AGREEMENT * math.sqrt(expected * (1 - 1 / len(counts)))
 
     def paint(figure: Figure) -> None:
@@ -163,6 +191,7 @@ def draw_rank_histogram(counts: Sequence[int], color: str) -> Html:
         axis.axhspan(max(expected - band, 0), expected + band, color=GRID, alpha=0.6, linewidth=0)
         axis.axhline(expected, color=MUTED, linewidth=0.9, linestyle="--")
         axis.bar(range(len(counts)), counts, color=color, width=0.8, alpha=0.8)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="samples smaller than the reference", ylabel="cases")
         axis.set_xticks(range(0, len(counts), 1 + len(counts) // 12))
         axis.grid(axis="x", visible=False)

@@ -6,7 +6,7 @@ Everything in it is in summary.json, metrics.csv and lesions.csv beside it, but 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,20 @@ from unisegdiff_pipeline.evaluation.evaluate import Evaluation, FolderSummary
 from unisegdiff_pipeline.evaluation.tables import metric_row
 from unisegdiff_pipeline.reports import evaluation_figures as charts
 from unisegdiff_pipeline.reports.case_gallery import Highlight, draw_case, find_images, highlights, write_viewer
+from unisegdiff_pipeline.reports.evaluation_tables import (
+    coverage_table,
+    difference_table,
+    interval_text,
+    lesion_table,
+    main_table,
+    metric_column,
+    metric_table,
+    outcome_table,
+    present,
+    probability_table,
+    ranking_table,
+    strata_table,
+)
 from unisegdiff_pipeline.reports.figures import series_color
 from unisegdiff_pipeline.reports.metric_names import metric_name
 from unisegdiff_pipeline.reports.page import (
@@ -25,7 +39,6 @@ from unisegdiff_pipeline.reports.page import (
     KeyFigure,
     Page,
     Section,
-    Shown,
     Table,
     details,
     facts,
@@ -44,12 +57,8 @@ from unisegdiff_pipeline.reports.page import (
 T = TypeVar("T")
 REPORT_NAME, VIEWERS = "report.html", "viewers"
 DRAWN_CLASSES = 10  # of a data set with more, figures show the first; tables and files hold all
-# Opening numbers, main table and columns of the table of cases; those that an evaluation lacks are left out.
+# Opening numbers and columns of the table of cases; those that an evaluation lacks are left out.
 KEY_METRICS = ("dice", "surface_dice", "hd95_mm", "lesion_f1", "ged_u", "energy_score_u", "adaptive_ece")
-MAIN_METRICS = (
-    "dice", "surface_dice", "hd95_mm", "assd_mm", "volume_error_ml", "lesion_sensitivity", "lesion_precision",
-    "lesion_f1", "nll", "adaptive_ece", "energy_score_u", "ged_u", "hm_iou",
-)  # fmt: skip
 BOX_METRICS = ("dice", "surface_dice", "hd95_mm", "lesion_f1")
 CASE_METRICS = (
     "dice", "iou", "sensitivity", "precision", "reference_ml", "predicted_ml", "volume_error_ml", "surface_dice",
@@ -82,8 +91,8 @@ def write_evaluation_report(folder: Path, evaluation: Evaluation) -> Path:
         _settings(evaluation.report),
     ]
     page = Page(
-        title="Evaluation report",
-        subtitle=f"{evaluation.report.prediction} against {evaluation.report.reference}",
+        title=f"Evaluation of {Path(evaluation.report.prediction).resolve().name}",
+        subtitle=f"Predictions in {evaluation.report.prediction}, references in {evaluation.report.reference}",
         lead=_lead(evaluation),
         sections=[section for section in sections if section is not None],
         footer=f"Written by unisegdiff_pipeline {unisegdiff_pipeline.__version__}. "
@@ -98,7 +107,7 @@ def write_evaluation_report(folder: Path, evaluation: Evaluation) -> Path:
 def _lead(evaluation: Evaluation) -> list[Html]:
     report = evaluation.report
     several = len(report.classes) > 1
-    names = _present(KEY_METRICS, report.mean, report)
+    names = present(KEY_METRICS, report)
     figures = [_key_figure(name, report.mean[name], several) for name in names[:6]]
     parts = [key_figures(figures)]
     if not report.spacing_known:
@@ -108,17 +117,17 @@ def _lead(evaluation: Evaluation) -> list[Html]:
         parts.append(notice(f"{len(report.not_predicted)} reference cases have no prediction and are left out."))
     if false := sum(entry.outcomes.false_positive for entry in report.classes):
         what = "prediction stands" if false == 1 else "predictions stand"
-        parts.append(
-            notice(f"{false} {what} on an empty reference. Overlap is undefined there and in no mean; see Lesions.")
-        )
+        text = f"{false} {what} on an empty reference. Overlap is undefined there and in no mean; see Cases by outcome."
+        parts.append(notice(text))
     return parts
 
 
 def _key_figure(name: str, summary: MetricSummary, several_classes: bool) -> KeyFigure:
     shown = metric_name(name)
     of_classes = "mean of classes, " if several_classes else ""
-    interval = "" if math.isnan(summary.ci_low) else f"{_range(summary, shown.digits)}, "
-    return KeyFigure(shown.label, format_number(summary.mean, shown.digits), f"{interval}{of_classes}n = {summary.n}")
+    interval = interval_text(summary, shown.digits)
+    detail = f"{interval}{', ' if interval else ''}{of_classes}n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{summary.n}"
+    return KeyFigure(shown.label, format_number(summary.mean, shown.digits), detail)
 
 
 def _summary(evaluation: Evaluation) -> Section:
@@ -130,82 +139,8 @@ def _summary(evaluation: Evaluation) -> Section:
         f"{report.settings['num_cases']} cases. Means over those where a metric is defined, with {level} bootstrap "
         f"intervals over {unit}."
     )
-    body = [_main_table(report), _outcome_table(report), details("All metrics", [_metric_table(report)])]
+    body = [main_table(report), outcome_table(report), details("All metrics", [metric_table(report)])]
     return Section("Summary", body, intro)
-
-
-def _main_table(report: FolderSummary) -> Html:
-    """A row a metric, a column a class; as the other way round where there are many classes."""
-    names = _present(MAIN_METRICS, report.mean, report)
-    entries: dict[str, Mapping[str, MetricSummary]] = {entry.class_name: entry.metrics for entry in report.classes}
-    if len(entries) > 1:
-        entries["mean of classes"] = report.mean
-    if len(entries) <= 5:
-        columns = [Column("Metric", "text"), *(Column(name) for name in entries)]
-        rows = [[metric_name(name).label, *(_mean_cell(name, e.get(name)) for e in entries.values())] for name in names]
-        return table(Table(columns, rows, sortable=False))
-    columns = [Column("Class", "text"), *(_column(name) for name in names)]
-    return table(Table(columns, [[c, *(_mean_cell(n, e.get(n)) for n in names)] for c, e in entries.items()]))
-
-
-def _mean_cell(name: str, summary: MetricSummary | None) -> Cell:
-    if summary is None or summary.n == 0:
-        return None
-    digits = metric_name(name).digits
-    mean = format_number(summary.mean, digits)
-    text = mean if math.isnan(summary.ci_low) else f"{mean} ({_range(summary, digits)})"
-    return Shown(text, summary.mean)
-
-
-def _range(summary: MetricSummary, digits: int) -> str:
-    return f"{format_number(summary.ci_low, digits)} to {format_number(summary.ci_high, digits)}"
-
-
-def _outcome_table(report: FolderSummary) -> Html:
-    columns = [
-        Column("Class", "text"),
-        Column("Scored", hint="cases whose reference holds the class"),
-        Column("Both empty", hint="cases where neither mask holds the class: undefined, in no mean"),
-        Column("False positive", hint="cases whose reference is empty and whose prediction is not"),
-        Column("Specificity", hint="share of the cases with an empty reference whose prediction is empty, too"),
-        Column("False positive, ml", digits=2, hint="volume predicted on empty references, all cases"),
-        Column("Dice of all voxels", hint="all cases as one image"),
-    ]
-    rows: list[list[Cell]] = [
-        [
-            entry.class_name, entry.outcomes.scored, entry.outcomes.both_empty, entry.outcomes.false_positive,
-            entry.case_specificity, entry.pooled.false_positive_ml, entry.pooled.dice,
-        ]
-        for entry in report.classes
-    ]  # fmt: skip
-    return table(Table(columns, rows, "Cases by outcome", sortable=len(rows) > 1))
-
-
-def _metric_table(report: FolderSummary) -> Html:
-    columns = [
-        Column("Metric", "text"), Column("Class", "text"), Column("Mean"), Column("Interval", "number"),
-        Column("Deviation"), Column("Median"), Column("n"), Column("Undefined"),
-    ]  # fmt: skip
-    rows: list[list[Cell]] = []
-    for entry in report.classes:
-        for name, summary in entry.metrics.items():
-            digits = metric_name(name).digits
-            interval = Shown("–" if math.isnan(summary.ci_low) else _range(summary, digits), summary.ci_low)  # noqa: RUF001
-            numbers = [
-                Shown(format_number(value, digits), value) for value in (summary.mean, summary.std, summary.median)
-            ]
-            rows.append(
-                [
-                    metric_name(name).label,
-                    entry.class_name,
-                    numbers[0],
-                    interval,
-                    *numbers[1:],
-                    summary.n,
-                    summary.n_undefined,
-                ]
-            )
-    return table(Table(columns, rows, "All metrics", searchable=True))
 
 
 # --------------------------------------------------------------------------------------------------------- comparison
@@ -214,21 +149,14 @@ def _metric_table(report: FolderSummary) -> Html:
 def _comparison(report: FolderSummary) -> Section | None:
     if not report.against:
         return None
-    ranking: list[list[Cell]] = [
-        [run.name, run.mean_rank, run.mean_dice, run.num_best, run.num_cases] for run in report.ranking
-    ]
-    columns = [
-        Column("Run", "text"), Column("Mean rank", digits=2, hint="mean over cases of the rank by Dice"),
-        Column("Dice"), Column("Best in", hint="cases where no run is better"), Column("Cases"),
-    ]  # fmt: skip
     body = [
-        table(Table(columns, ranking, "Ranking by Dice")),
+        ranking_table(report),
         figure(
             charts.draw_differences(report.against, "dice", "Dice"),
             "Mean paired difference in Dice with its bootstrap interval; right of 0 the scored run is better.",
             wide=True,
         ),
-        table(Table(_difference_columns(), _difference_rows(report), "Paired differences", searchable=True)),
+        difference_table(report),
         paragraph(
             "p: Wilcoxon signed-rank test over the cases (or groups) where both runs are defined; Holm: corrected for "
             "the number of classes and runs. Effect: matched-pairs rank-biserial correlation.",
@@ -236,30 +164,6 @@ def _comparison(report: FolderSummary) -> Section | None:
         ),
     ]
     return Section("Comparison with other runs", body, f"The scored run is {report.prediction}.")
-
-
-def _difference_columns() -> list[Column]:
-    return [
-        Column("Other run", "text"), Column("Class", "text"), Column("Metric", "text"),
-        Column("Difference", hint="scored run minus the other"), Column("Interval"), Column("p"), Column("p, Holm"),
-        Column("Effect", digits=2), Column("Better"), Column("Equal"), Column("Worse"), Column("n"),
-    ]  # fmt: skip
-
-
-def _difference_rows(report: FolderSummary) -> list[list[Cell]]:
-    return [
-        [
-            run.name, row.class_name, metric_name(row.metric).label, row.mean_difference,
-            Shown(f"{format_number(row.ci_low)} to {format_number(row.ci_high)}", row.ci_low),
-            _p_value(row.p_wilcoxon), _p_value(row.p_holm), row.effect_size, row.wins, row.ties, row.losses, row.n,
-        ]
-        for run in report.against
-        for row in run.classes
-    ]  # fmt: skip
-
-
-def _p_value(p: float) -> Cell:
-    return Shown("< 0.001", p) if p < 0.001 else p
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
@@ -325,13 +229,13 @@ def _case_line(item: Highlight) -> str:
 
 def _distributions(evaluation: Evaluation) -> Section:
     report = evaluation.report
-    names = [name for name in _present(BOX_METRICS, report.mean, report) if report.mean[name].n]
+    names = [name for name in present(BOX_METRICS, report) if report.mean[name].n]
     values = {name: _values_by_class(evaluation, name) for name in names}
     boxes = []
     for name in names:
         shown = metric_name(name)
         content = charts.draw_boxes(values[name], shown.label, shown.digits == 3, f"box plots of {shown.label}")
-        boxes.append(figure(content, f"{shown.label} of each case."))
+        boxes.append(figure(content, f"{shown.label}: {shown.hint}."))
     text = (
         "Box: median and quartiles; whiskers: to 1.5 interquartile ranges; dots: cases; n: cases where it is defined."
     )
@@ -357,46 +261,12 @@ def _lesions(evaluation: Evaluation) -> Section:
     for index, entry in enumerate(report.classes[:DRAWN_CLASSES]):
         if entry.pooled.num_reference_lesions:
             groups = _lesion_dice_by_size(evaluation, index, entry)
-            content = charts.draw_boxes(groups, "Dice of a lesion", True, f"lesion Dice by size, {entry.class_name}")
-            figures.append(
-                figure(content, f"{entry.class_name}: Dice of each reference lesion by its volume; missed: 0.")
-            )
-    body = [_lesion_table(report), grid(figures), _strata_table(report)]
+            alt, colors = f"lesion Dice by size, {entry.class_name}", [series_color(index)] * len(groups)
+            content = charts.draw_boxes(groups, "Dice of a lesion", True, alt, colors)
+            text = f"{entry.class_name}: Dice of each reference lesion by its volume, missed ones as 0."
+            figures.append(figure(content, text))
+    body = [lesion_table(report), grid(figures), strata_table(report)]
     return Section("Lesions", body, f"Rule: {report.settings['lesion_matching_in_words']}.{_drawn_note(report)}")
-
-
-def _lesion_table(report: FolderSummary) -> Html:
-    columns = [
-        Column("Class", "text"), Column("Reference"), Column("Predicted"), Column("Detected"), Column("False positive"),
-        Column("Sensitivity"), Column("Precision"), Column("F1"), Column("Lesion Dice", hint="missed lesions as 0"),
-        Column("False positives a case", digits=2),
-    ]  # fmt: skip
-    rows: list[list[Cell]] = [
-        [
-            entry.class_name, entry.pooled.num_reference_lesions, entry.pooled.num_predicted_lesions,
-            entry.pooled.num_detected, entry.pooled.num_false_positive, entry.pooled.lesion_sensitivity,
-            entry.pooled.lesion_precision, entry.pooled.lesion_f1, entry.pooled.mean_lesion_dice,
-            entry.pooled.false_positives_per_case,
-        ]
-        for entry in report.classes
-    ]  # fmt: skip
-    return table(Table(columns, rows, "Lesions of all cases together", sortable=len(rows) > 1))
-
-
-def _strata_table(report: FolderSummary) -> Html:
-    columns = [
-        Column("Volume", "text"), Column("Class", "text"), Column("Reference"), Column("Detected"),
-        Column("False positive"), Column("Sensitivity"), Column("Lesion Dice"),
-    ]  # fmt: skip
-    rows: list[list[Cell]] = [
-        [
-            stratum.name, entry.class_name, stratum.num_reference, stratum.num_detected, stratum.num_false_positive,
-            stratum.sensitivity, stratum.mean_dice,
-        ]
-        for entry in report.classes
-        for stratum in entry.strata
-    ]  # fmt: skip
-    return table(Table(columns, rows, "Lesions by size"))
 
 
 def _lesion_dice_by_size(evaluation: Evaluation, index: int, entry: ClassReport) -> dict[str, list[float]]:
@@ -420,8 +290,8 @@ def _volumes(evaluation: Evaluation) -> Section:
         bias, low, high = charts.limits_of_agreement(reference, predicted)
         content = charts.draw_bland_altman(reference, predicted, unit, series_color(index))
         caption = (
-            f"{entry.class_name}, {len(volumes)} cases: mean difference {bias:+.3g} {unit}, limits of agreement "
-            f"{low:+.3g} to {high:+.3g}. Cases where both masks are empty are left out."
+            f"{entry.class_name}, {len(volumes)} cases: mean difference {charts.signed(bias)} {unit}, limits of "
+            f"agreement {charts.signed(low)} to {charts.signed(high)}."
         )
         figures.append(figure(content, caption))
     for index, entry in enumerate(report.classes[:DRAWN_CLASSES]):
@@ -431,23 +301,12 @@ def _volumes(evaluation: Evaluation) -> Section:
             figures.append(figure(content, f"{entry.class_name}: {caption} Grey: 95 % of chance."))
     body = [grid(figures)]
     if any(entry.volume_coverage for entry in report.classes):
-        body.append(_coverage_table(report))
-    return Section("Volumes", body, "Bland-Altman plots: predicted minus reference over the mean of both.")
-
-
-def _coverage_table(report: FolderSummary) -> Html:
-    columns = [
-        Column("Class", "text"), Column("Interval", digits=2, hint="central share of the sampled volumes"),
-        Column("Holds the reference", hint="share of cases"),
-        Column("Perfect samples", hint="share that perfect samples of this number reach"), Column("n"),
-        Column("Undefined"),
-    ]  # fmt: skip
-    rows: list[list[Cell]] = [
-        [entry.class_name, row.level, row.share, row.expected, row.n, row.n_undefined]
-        for entry in report.classes
-        for row in entry.volume_coverage or ()
-    ]
-    return table(Table(columns, rows, "Volume intervals from the samples"))
+        body.append(coverage_table(report))
+    intro = (
+        "Bland-Altman plots: predicted minus reference over the mean of both, with the mean difference and the limits "
+        "that hold 95 % of normal differences. Cases where both masks are empty are left out."
+    )
+    return Section("Volumes", body, intro)
 
 
 def _probabilities(report: FolderSummary) -> Section | None:
@@ -467,35 +326,18 @@ def _probabilities(report: FolderSummary) -> Section | None:
         return None
     body = [grid(figures)]
     if reliability or failure:
-        body.append(_probability_table(report))
+        body.append(probability_table(report))
     return Section("Probabilities and confidence", body, _drawn_note(report).strip())
-
-
-def _probability_table(report: FolderSummary) -> Html:
-    columns = [
-        Column("Class", "text"), Column("ECE"), Column("Adaptive ECE"), Column("NLL", digits=4),
-        Column("Brier", digits=4), Column("AURC", hint="area under the risk-coverage curve"),
-        Column("Excess AURC", hint="above that of a perfect order of the cases"),
-        Column("Spearman", digits=2, hint="of confidence and Dice"),
-    ]  # fmt: skip
-    rows: list[list[Cell]] = []
-    for entry in report.classes:
-        curve, failure = entry.reliability, entry.failure_detection
-        means = [entry.metrics[name].mean if name in entry.metrics else None for name in ("nll", "brier")]
-        errors = [curve.ece, curve.adaptive_ece] if curve else [None, None]
-        areas = [failure.aurc, failure.eaurc, failure.spearman] if failure else [None, None, None]
-        rows.append([entry.class_name, *errors, *means, *areas])
-    return table(Table(columns, rows, "Calibration and failure detection", sortable=len(rows) > 1))
 
 
 def _all_cases(evaluation: Evaluation, viewers: Mapping[str, str]) -> Section:
     report, tolerances = evaluation.report, evaluation.options.tolerances_mm
-    names = _present(CASE_METRICS, report.mean, report)
+    names = present(CASE_METRICS, report)
     several = len(report.classes) > 1
     has_groups = report.settings["groups"] is not None
     columns = [Column("Case", "text")]
     columns += [Column("Group", "text")] * has_groups + [Column("Class", "text")] * several
-    columns += [Column("Outcome", "text"), *(_column(name) for name in names)]
+    columns += [Column("Outcome", "text"), *(metric_column(name) for name in names)]
     rows: list[list[Cell]] = []
     for case in evaluation.cases:
         name: Cell = link(viewers[case.case_id], case.case_id) if case.case_id in viewers else case.case_id
@@ -513,15 +355,17 @@ def _case_cell(value: Any) -> Cell:
 
 
 def _settings(report: FolderSummary) -> Section:
-    shown = {name.replace("_", " "): _setting(value) for name, value in report.settings.items()}
+    shown = {
+        name.replace("_", " ").replace("num ", "number of ").removesuffix(" in words"): _setting(value)
+        for name, value in report.settings.items()
+        if f"{name}_in_words" not in report.settings
+    }
     return Section("Settings", [facts(shown)], "Every choice that the numbers depend on.")
 
 
 def _setting(value: Any) -> str:
     if value is None:
         return "none"
-    if hasattr(value, "describe"):
-        return str(value.describe())
     if isinstance(value, Mapping):
         return "; ".join(f"{name}: {_setting(inner)}" for name, inner in value.items()) or "none"
     if isinstance(value, (list, tuple)):
@@ -530,19 +374,6 @@ def _setting(value: Any) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ helpers
-
-
-def _present(names: Iterable[str], metrics: Mapping[str, MetricSummary], report: FolderSummary) -> list[str]:
-    """Those metrics that the evaluation has; "surface_dice" stands for the first tolerance."""
-    tolerances = report.settings["surface_dice_tolerances_mm"]
-    surface_dice = f"surface_dice_{tolerances[0]:g}mm" if tolerances else ""
-    full = [surface_dice if name == "surface_dice" else name for name in names]
-    return [name for name in full if name in metrics and metrics[name].n]
-
-
-def _column(name: str) -> Column:
-    shown = metric_name(name)
-    return Column(shown.label, "number", shown.digits, shown.hint)
 
 
 def _of_classes(report: FolderSummary, get: Callable[[ClassReport], T | None]) -> dict[str, T]:

@@ -54,8 +54,9 @@ def draw(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_style()):
-        figure = Figure(figsize=(width_in, height_in), layout="constrained" if constrained else "none")
+    style: Any = _style()  # its keys are typed one by one in some versions
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(width_in, height_in), layout="constrained" if constrained else None)
         paint(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -75,6 +76,11 @@ def picture(array: np.ndarray, alt: str) -> Html:
 def series_color(index: int) -> str:
     """Colour of the series of this index; they repeat after eight."""
     return SERIES[index % len(SERIES)]
+
+
+def legend_above(figure: Figure, columns: int = 2) -> None:
+    """A legend of all lines above the axes, where it hides nothing."""
+    figure.legend(loc="outside upper left", ncols=columns)
 
 
 def say_nothing_to_show(axis: Axes, reason: str) -> None:
@@ -183,7 +189,7 @@ def _smaller_image(encoded: str) -> str:
     data = base64.b64decode(encoded)
     with Image.open(io.BytesIO(data)) as opened:
         image = opened.convert("RGBA")
-    if image.getextrema()[3] != (255, 255):
+    if image.getchannel("A").getextrema() != (255, 255):
         return f"data:image/png;base64,{encoded}"
     image, buffer = image.convert("RGB"), io.BytesIO()
     red, green, blue = (np.asarray(channel) for channel in image.split())

@@ -47,7 +47,7 @@ _NAMES = {
     "lesion_f1": MetricName("Lesion F1", 3, "2 TP / (2 TP + FP + FN), in lesions", True),
     "mean_lesion_dice": MetricName("Lesion Dice", 3, "mean over reference lesions, missed ones as 0", True),
     "mean_detected_dice": MetricName("Dice of detected lesions", 3, "mean over detected lesions", True),
-    "nll": MetricName("NLL", 4, "negative log-likelihood a voxel, around the masks", False),
+    "nll": MetricName("NLL", 3, "negative log-likelihood a voxel, around the masks", False),
     "brier": MetricName("Brier score", 4, "mean squared error of the probability, around the masks", False),
     "ece": MetricName("ECE", 3, "expected calibration error, bins of equal width", False),
     "adaptive_ece": MetricName("Adaptive ECE", 3, "expected calibration error, bins of equal mass", False),

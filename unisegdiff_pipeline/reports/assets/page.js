@@ -71,6 +71,20 @@ for (const box of document.querySelectorAll(".table-box")) {
   if (box.dataset.searchable !== undefined) makeSearchable(box, table);
 }
 
+// A click on a small picture enlarges it.
+for (const picture of document.querySelectorAll(".panels figure")) {
+  const toggle = () => picture.setAttribute("aria-expanded", String(picture.classList.toggle("large")));
+  picture.tabIndex = 0;
+  picture.setAttribute("role", "button");
+  picture.setAttribute("aria-expanded", "false");
+  picture.addEventListener("click", toggle);
+  picture.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    toggle();
+  });
+}
+
 // What is folded away is printed all the same.
 let closed = [];
 window.addEventListener("beforeprint", () => {

@@ -1,0 +1,216 @@
+"""Tables of the evaluation report; each takes what summary.json holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from unisegdiff_pipeline.evaluation.aggregate import MetricSummary
+from unisegdiff_pipeline.evaluation.evaluate import FolderSummary
+from unisegdiff_pipeline.reports.metric_names import metric_name
+from unisegdiff_pipeline.reports.page import UNDEFINED, Cell, Column, Html, Shown, Table, format_number, table
+
+# Those that an evaluation lacks are left out.
+MAIN_METRICS = (
+    "dice", "surface_dice", "hd95_mm", "assd_mm", "volume_error_ml", "lesion_sensitivity", "lesion_precision",
+    "lesion_f1", "nll", "adaptive_ece", "energy_score_u", "ged_u", "hm_iou",
+)  # fmt: skip
+CLASSES_AS_COLUMNS = 7
+SUMMARY_COLUMNS = (
+    Column("Mean"), Column("Interval", hint="bootstrap interval of the mean"), Column("Deviation"), Column("Median"),
+    Column("n", hint="cases with a value"), Column("Undefined", hint="cases without one"),
+)  # fmt: skip
+
+
+def main_table(report: FolderSummary) -> Html:
+    """A row a metric: of one class all that is known, of several a column a class; of many classes a row a class."""
+    names = present(MAIN_METRICS, report)
+    entries: dict[str, Mapping[str, MetricSummary]] = {entry.class_name: entry.metrics for entry in report.classes}
+    if len(entries) == 1:
+        rows = [[metric_name(name).label, *_summary_cells(name, report.mean[name])] for name in names]
+        return table(Table([Column("Metric", "text"), *SUMMARY_COLUMNS], rows, sortable=False))
+    entries["mean of classes"] = report.mean
+    if len(entries) <= CLASSES_AS_COLUMNS:
+        columns = [Column("Metric", "text"), *(Column(name) for name in entries)]
+        rows = [[metric_name(name).label, *(_mean_cell(name, e.get(name)) for e in entries.values())] for name in names]
+        return table(Table(columns, rows, sortable=False))
+    columns = [Column("Class", "text"), *(metric_column(name) for name in names)]
+    return table(Table(columns, [[c, *(_mean_cell(n, e.get(n)) for n in names)] for c, e in entries.items()]))
+
+
+def outcome_table(report: FolderSummary) -> Html:
+    columns = [
+        Column("Class", "text"),
+        Column("Scored", hint="cases whose reference holds the class"),
+        Column("Both empty", hint="cases where neither mask holds the class: undefined, in no mean"),
+        Column("False positive", hint="cases whose reference is empty and whose prediction is not"),
+        Column("Specificity", hint="share of the cases with an empty reference whose prediction is empty, too"),
+        Column("False positive, ml", digits=2, hint="volume predicted on empty references, all cases"),
+        Column("Dice of all voxels", hint="all cases as one image"),
+    ]
+    rows: list[list[Cell]] = [
+        [
+            entry.class_name, entry.outcomes.scored, entry.outcomes.both_empty, entry.outcomes.false_positive,
+            entry.case_specificity, entry.pooled.false_positive_ml, entry.pooled.dice,
+        ]
+        for entry in report.classes
+    ]  # fmt: skip
+    return table(Table(columns, rows, "Cases by outcome", sortable=len(rows) > 1))
+
+
+def metric_table(report: FolderSummary) -> Html:
+    """A row a metric and class."""
+    columns = [Column("Metric", "text"), Column("Class", "text"), *SUMMARY_COLUMNS]
+    rows: list[list[Cell]] = [
+        [metric_name(name).label, entry.class_name, *_summary_cells(name, summary)]
+        for entry in report.classes
+        for name, summary in entry.metrics.items()
+    ]
+    return table(Table(columns, rows, "All metrics", searchable=True))
+
+
+def ranking_table(report: FolderSummary) -> Html:
+    """All runs, best first."""
+    columns = [
+        Column("Run", "text"), Column("Mean rank", digits=2, hint="mean over cases of the rank by Dice"),
+        Column("Dice"), Column("Best in", hint="cases where no run is better"), Column("Cases"),
+    ]  # fmt: skip
+    rows: list[list[Cell]] = [
+        [run.name, run.mean_rank, run.mean_dice, run.num_best, run.num_cases] for run in report.ranking
+    ]
+    return table(Table(columns, rows, "Ranking by Dice"))
+
+
+def difference_table(report: FolderSummary) -> Html:
+    """The scored run against the others, a row a run, class and metric."""
+    return table(Table(_difference_columns(), _difference_rows(report), "Paired differences", searchable=True))
+
+
+def _difference_columns() -> list[Column]:
+    return [
+        Column("Other run", "text"), Column("Class", "text"), Column("Metric", "text"),
+        Column("Difference", hint="scored run minus the other"), Column("Interval"), Column("p"), Column("p, Holm"),
+        Column("Effect", digits=2), Column("Better"), Column("Equal"), Column("Worse"), Column("n"),
+    ]  # fmt: skip
+
+
+def lesion_table(report: FolderSummary) -> Html:
+    columns = [
+        Column("Class", "text"), Column("Reference"), Column("Predicted"), Column("Detected"), Column("False positive"),
+        Column("Sensitivity"), Column("Precision"), Column("F1"), Column("Lesion Dice", hint="missed lesions as 0"),
+        Column("False positives a case", digits=2),
+    ]  # fmt: skip
+    rows: list[list[Cell]] = [
+        [
+            entry.class_name, entry.pooled.num_reference_lesions, entry.pooled.num_predicted_lesions,
+            entry.pooled.num_detected, entry.pooled.num_false_positive, entry.pooled.lesion_sensitivity,
+            entry.pooled.lesion_precision, entry.pooled.lesion_f1, entry.pooled.mean_lesion_dice,
+            entry.pooled.false_positives_per_case,
+        ]
+        for entry in report.classes
+    ]  # fmt: skip
+    return table(Table(columns, rows, "Lesions of all cases together", sortable=len(rows) > 1))
+
+
+def strata_table(report: FolderSummary) -> Html:
+    columns = [
+        Column("Volume", "text"), Column("Class", "text"), Column("Reference"), Column("Detected"),
+        Column("False positive"), Column("Sensitivity"), Column("Lesion Dice"),
+    ]  # fmt: skip
+    rows: list[list[Cell]] = [
+        [
+            stratum.name, entry.class_name, stratum.num_reference, stratum.num_detected, stratum.num_false_positive,
+            stratum.sensitivity, stratum.mean_dice,
+        ]
+        for entry in report.classes
+        for stratum in entry.strata
+    ]  # fmt: skip
+    return table(Table(columns, rows, "Lesions by size"))
+
+
+def coverage_table(report: FolderSummary) -> Html:
+    columns = [
+        Column("Class", "text"), Column("Interval", digits=2, hint="central share of the sampled volumes"),
+        Column("Holds the reference", hint="share of cases"),
+        Column("Perfect samples", hint="share that perfect samples of this number reach"), Column("n"),
+        Column("Undefined"),
+    ]  # fmt: skip
+    rows: list[list[Cell]] = [
+        [entry.class_name, row.level, row.share, row.expected, row.n, row.n_undefined]
+        for entry in report.classes
+        for row in entry.volume_coverage or ()
+    ]
+    return table(Table(columns, rows, "Volume intervals from the samples"))
+
+
+def probability_table(report: FolderSummary) -> Html:
+    columns = [
+        Column("Class", "text"), Column("ECE"), Column("Adaptive ECE"), Column("NLL"),
+        Column("Brier", digits=4), Column("AURC", hint="area under the risk-coverage curve"),
+        Column("Excess AURC", hint="above that of a perfect order of the cases"),
+        Column("Spearman", digits=2, hint="of confidence and Dice"),
+    ]  # fmt: skip
+    rows: list[list[Cell]] = []
+    for entry in report.classes:
+        curve, failure = entry.reliability, entry.failure_detection
+        means = [entry.metrics[name].mean if name in entry.metrics else None for name in ("nll", "brier")]
+        errors = [curve.ece, curve.adaptive_ece] if curve else [None, None]
+        areas = [failure.aurc, failure.eaurc, failure.spearman] if failure else [None, None, None]
+        rows.append([entry.class_name, *errors, *means, *areas])
+    return table(Table(columns, rows, "Calibration and failure detection", sortable=len(rows) > 1))
+
+
+def present(names: Iterable[str], report: FolderSummary) -> list[str]:
+    """Those metrics that some case has; "surface_dice" stands for the first tolerance."""
+    tolerances = report.settings["surface_dice_tolerances_mm"]
+    surface_dice = f"surface_dice_{tolerances[0]:g}mm" if tolerances else ""
+    full = [surface_dice if name == "surface_dice" else name for name in names]
+    return [name for name in full if name in report.mean and report.mean[name].n]
+
+
+def metric_column(name: str) -> Column:
+    shown = metric_name(name)
+    return Column(shown.label, "number", shown.digits, shown.hint)
+
+
+def interval_text(summary: MetricSummary, digits: int) -> str:
+    """The interval of a mean in words; empty where it is undefined."""
+    if math.isnan(summary.ci_low):
+        return ""
+    return f"{format_number(summary.ci_low, digits)} to {format_number(summary.ci_high, digits)}"
+
+
+def _summary_cells(name: str, summary: MetricSummary) -> list[Cell]:
+    """Cells of SUMMARY_COLUMNS."""
+    digits = metric_name(name).digits
+    mean, deviation, median = (
+        Shown(format_number(value, digits), value) for value in (summary.mean, summary.std, summary.median)
+    )
+    interval = Shown(interval_text(summary, digits) or UNDEFINED, summary.ci_low)
+    return [mean, interval, deviation, median, summary.n, summary.n_undefined]
+
+
+def _mean_cell(name: str, summary: MetricSummary | None) -> Cell:
+    """Mean with its interval below."""
+    if summary is None or summary.n == 0:
+        return None
+    digits = metric_name(name).digits
+    mean = format_number(summary.mean, digits)
+    interval = interval_text(summary, digits)
+    return Shown(Html(f"{mean}<small>{interval}</small>") if interval else mean, summary.mean)
+
+
+def _difference_rows(report: FolderSummary) -> list[list[Cell]]:
+    return [
+        [
+            run.name, row.class_name, metric_name(row.metric).label, row.mean_difference,
+            Shown(f"{format_number(row.ci_low)} to {format_number(row.ci_high)}", row.ci_low),
+            _p_value(row.p_wilcoxon), _p_value(row.p_holm), row.effect_size, row.wins, row.ties, row.losses, row.n,
+        ]
+        for run in report.against
+        for row in run.classes
+    ]  # fmt: skip
+
+
+def _p_value(p: float) -> Cell:
+    return Shown("< 0.001", p) if p < 0.001 else p
