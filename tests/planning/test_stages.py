@@ -97,6 +97,13 @@ def test_a_segmenter_s_uncertainty_can_only_lower_lam_a() -> None:
     assert sure.lam_a == plain.lam_a
 
 
+def test_one_hot_coding_pays_for_uncertainty_in_two_channels() -> None:
+    masks = {"a": [ball(8)], "b": [ball(8)]}
+    unsure = {"a": 1000.0, "b": 10.0}
+    one_hot = plan_stages(masks, 2, (1, 1), scheme=scheme("softmax", "a", "b"), uncertainty=unsure)
+    assert one_hot.lam_a == pytest.approx(-math.log(4000), abs=0.01)
+
+
 def test_one_nat_edge_by_hand() -> None:
     assert truncation_edge(10.0) == pytest.approx(-2.9957, abs=1e-4)  # 2 exp(lam) 10 = 1
     with pytest.raises(ValueError, match="positive"):
@@ -121,11 +128,22 @@ def test_wide_spans_are_pulled_together_by_the_input_scale() -> None:
     )
     stages = _combine(curves, scheme("softmax", "organ", "speck"))
     # middles -10 and -1 meet at -5.5: 2 ln b = -4.5 and +4.5
-    assert stages.input_scale[0] == 1.0
+    assert stages.input_scale[0] == stages.input_scale[1]  # the background shows the organ no earlier than its channel
     assert stages.input_scale[1] == pytest.approx(0.125)  # exp(-2.25) = 0.105 is below the floor of 1/8
     assert stages.input_scale[2] == pytest.approx(8.0)  # exp(2.25) = 9.49 is above the ceiling of 8
     assert stages.lam_a == pytest.approx(-13 + 2 * math.log(8), abs=0.01)
-    assert stages.lam_c == pytest.approx(max(-7 + 2 * math.log(8), 1 - 2 * math.log(8)), abs=0.01)
+    assert stages.lam_c == pytest.approx(max(-7 + 2 * math.log(8), 1 - math.log((64 + 1 / 64) / 2)), abs=0.01)
+
+
+def test_scaled_regions_have_no_background_to_read() -> None:
+    curves = (
+        ReadabilityCurve("organ", LAM_GRID, (0.0,) * len(LAM_GRID), -10.0, -6.0, 1),
+        ReadabilityCurve("speck", LAM_GRID, (0.0,) * len(LAM_GRID), -4.0, 1.0, 1),
+    )
+    stages = _combine(curves, scheme("regions", "organ", "speck"))
+    # middles -8 and -1.5 meet at -4.75: 2 ln b = -3.25 and +3.25
+    assert stages.input_scale == pytest.approx((math.exp(-1.625), math.exp(1.625)), abs=1e-4)
+    assert (stages.lam_a, stages.lam_c) == pytest.approx((-7.25, -2.25), abs=0.01)
 
 
 def test_narrow_spans_are_widened_to_two_nats() -> None:

@@ -71,7 +71,7 @@ def plan_stages(
         expected = d_c[name] if isinstance(d_c, Mapping) else d_c
         curve = class_curve(name, masks, spacing, expected, coding_shift)
         if curve is not None:
-            curves.append(_with_truncation(curve, (uncertainty or {}).get(name)))
+            curves.append(_with_truncation(curve, (uncertainty or {}).get(name), coding_shift))
     return _combine(tuple(curves), scheme)
 
 
@@ -187,8 +187,8 @@ def _reachable_part(mask: np.ndarray, sigma_vox: tuple[float, ...]) -> np.ndarra
 
 
 def _pooling_factor(sigma: float) -> int:
-    """Wide smoothing is done on a coarser grid: the result has no detail below the kernel's width."""
-    return 1 if sigma < 4 else 2 if sigma < 8 else 4 if sigma < 16 else 8
+    """Wide smoothing is done on a coarser grid; cells as wide as half of sigma would cost a tenth of a nat."""
+    return 1 if sigma < 5.6 else 2 if sigma < 11.3 else 4 if sigma < 22.6 else 8
 
 
 def _pool(values: np.ndarray, factors: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -229,9 +229,12 @@ def _exceedance(lams: tuple[float, ...], lam_shift: float, tau: float) -> np.nda
 
 
 def _sigmas_for(mask: np.ndarray, spacing: Sequence[float]) -> tuple[float, ...]:
-    """Kernel widths worth trying, in units of the finest voxel: up to the radius of the thickest part."""
+    """Kernel widths worth trying, in units of the finest voxel: up to twice the radius of the thickest part.
+
+    A tube is read in the most noise by a kernel wider than itself, which also gathers voxels along it.
+    """
     radius = _half_thickness(mask, spacing) / min(spacing)
-    return tuple(s for s in _SIGMAS if s <= max(1.0, radius))
+    return tuple(s for s in _SIGMAS if s <= max(1.0, 2 * radius))
 
 
 def _half_thickness(mask: np.ndarray, spacing: Sequence[float]) -> float:
@@ -247,12 +250,13 @@ def _half_thickness(mask: np.ndarray, spacing: Sequence[float]) -> float:
     return float(distance_transform_edt(part, sampling=[s * step for s in spacing]).max())
 
 
-def _with_truncation(curve: ReadabilityCurve, uncertainty: float | None) -> ReadabilityCurve:
+def _with_truncation(curve: ReadabilityCurve, uncertainty: float | None, lam_shift: float) -> ReadabilityCurve:
     from dataclasses import replace
 
     if uncertainty is None or uncertainty <= 0:
         return curve
-    return replace(curve, lam_a=round(min(curve.lam_a, truncation_edge(uncertainty)), 2))
+    # In one-hot coding the background's channel pays the same nats again
+    return replace(curve, lam_a=round(min(curve.lam_a, truncation_edge(uncertainty) + lam_shift), 2))
 
 
 def _combine(curves: tuple[ReadabilityCurve, ...], scheme: LabelScheme | None) -> StagePlan:
@@ -265,8 +269,10 @@ def _combine(curves: tuple[ReadabilityCurve, ...], scheme: LabelScheme | None) -
     if lam_c - lam_a > MAX_SPAN and num_channels > 1:
         per_class = _class_scales(curves)
         scale = _channel_scales(per_class, curves, scheme, num_channels)
-        lam_a = min(c.lam_a - 2 * math.log(per_class[c.class_name]) for c in curves)
-        lam_c = max(c.lam_c - 2 * math.log(per_class[c.class_name]) for c in curves)
+        background = scale[0] if scheme is not None and scheme.coding == "softmax" else None
+        moves = {name: _move_on_lam(b, background) for name, b in per_class.items()}
+        lam_a = min(c.lam_a - moves[c.class_name] for c in curves)
+        lam_c = max(c.lam_c - moves[c.class_name] for c in curves)
     if lam_c - lam_a < MIN_SPAN:
         middle = (lam_a + lam_c) / 2
         lam_a, lam_c = middle - MIN_SPAN / 2, middle + MIN_SPAN / 2
@@ -280,13 +286,24 @@ def _class_scales(curves: Sequence[ReadabilityCurve]) -> dict[str, float]:
     return {name: float(np.clip(math.exp((middle - common) / 2), 0.125, 8.0)) for name, middle in middles.items()}
 
 
+def _move_on_lam(scale: float, background: float | None) -> float:
+    """How far an input scale moves a class down on lam; one-hot classes are read from the background's channel, too."""
+    if background is None:
+        return 2 * math.log(scale)
+    return math.log((scale**2 + background**2) / 2)
+
+
 def _channel_scales(
     per_class: Mapping[str, float], curves: Sequence[ReadabilityCurve], scheme: LabelScheme | None, num_channels: int
 ) -> tuple[float, ...]:
-    """Scales in the order of the coded channels; the background and classes without a curve keep 1."""
+    """Scales in the order of the coded channels; classes without a curve keep 1.
+
+    The background's channel takes the smallest scale of all classes: at any other it would show the class of that scale
+    in noise where its own channel hides it.
+    """
     if scheme is None:
         return tuple(round(per_class[c.class_name], 4) for c in curves)
-    scales = [1.0] * num_channels
+    scales = [round(min(per_class.values()), 4) if scheme.coding == "softmax" else 1.0] + [1.0] * (num_channels - 1)
     for i, name in enumerate(scheme.names):
         scales[scheme.foreground_offset + i] = round(per_class.get(name, 1.0), 4)
     return tuple(scales)
