@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from unisegdiff_pipeline.evaluation import aggregate, tables
+from unisegdiff_pipeline.evaluation.diversity import DiversityScore
+from unisegdiff_pipeline.evaluation.lesions import LesionScore
 from unisegdiff_pipeline.evaluation.metrics import ClassScore
 from unisegdiff_pipeline.io.dataset_json import parse_description
 from unisegdiff_pipeline.io.labels import LabelScheme
@@ -104,8 +107,24 @@ def test_every_field_of_the_plan_is_documented(plan: type) -> None:
     assert not missing
 
 
+EVALUATION_CLASSES = (
+    ClassScore,
+    LesionScore,
+    DiversityScore,
+    aggregate.ClassReport,
+    aggregate.MetricSummary,
+    aggregate.Outcomes,
+)
+
+
+@pytest.mark.parametrize("scores", EVALUATION_CLASSES, ids=lambda scores: scores.__name__)
+def test_every_score_of_the_evaluation_is_documented(scores: type) -> None:
+    assert not {field.name for field in dataclasses.fields(scores)} - code_words("reference/metrics.md")
+
+
 def test_every_column_of_the_evaluation_is_documented() -> None:
-    assert not {field.name for field in dataclasses.fields(ClassScore)} - code_words("reference/evaluation.md")
+    columns = {*tables.LESION_COLUMNS, *tables.CALIBRATION_METRICS, "hd_mm", "hd95_mm", "assd_mm", "case_confidence"}
+    assert not columns - code_words("reference/metrics.md")
 
 
 def test_json_examples_are_valid_descriptions() -> None:

@@ -20,6 +20,9 @@ from unisegdiff_pipeline.io.geometry import geometry_differences
 from unisegdiff_pipeline.io.images import read_image, read_labels, write_labels
 
 BUDGET = ["--device", "cpu", "--memory-gb", "4"]
+PROMISED = (
+    "Masks", "Uncertainty maps", "Samples", "Scores", "Evaluation report", "Training plot", "Pictures", "Report",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -63,8 +66,12 @@ def test_from_raw_data_to_scores(
     assert len(json.loads((masks / "manifest.json").read_text())["cases"]) == len(images)
 
     assert usd_evaluate([str(raw / "labelsTs"), str(masks)]) == 0
-    with open(masks / "evaluation.csv", newline="") as stream:
-        assert len(list(csv.DictReader(stream))) == len(images)
+    with open(masks / "evaluation" / "metrics.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == len(images)
+    assert all(row["nll"] for row in rows if row["outcome"] != "both_empty")
+    assert all(row["ged_v"] for row in rows)  # four raters
+    assert (masks / "evaluation" / "report.html").is_file()
 
     predicted = Predictor(model, device="cpu").predict(
         read_image([images[0]]).array, read_image([images[0]]).geometry.spacing_mm, num_samples=1
@@ -112,7 +119,7 @@ def test_demo_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixt
     assert usd_demo(["--output", str(tmp_path / "demo"), "--device", "cpu", *sizes]) == 0
     printed = capsys.readouterr().out
     for line in printed.splitlines():
-        if line.startswith(("Masks", "Uncertainty maps", "Samples", "Scores", "Training plot", "Pictures", "Report")):
+        if line.startswith(PROMISED):
             assert Path(line[18:]).exists(), line
     facts = json.loads((tmp_path / "demo" / "demo.json").read_text())
     assert facts["cases"] == 2

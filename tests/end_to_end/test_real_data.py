@@ -55,5 +55,6 @@ def test_whole_way(
     prediction = ["-i", images, "-o", str(masks), "-d", dataset, "--samples", "1", "--device", "cpu"]
     assert usd_predict([*prediction, "-c", configuration]) == 0
     assert usd_evaluate([str(folder / "labelsTr"), str(masks)]) == 0
-    cases = json.loads((masks / "evaluation.json").read_text())["cases"]
-    assert len(cases) == NUM_CASES
+    summary = json.loads((masks / "evaluation" / "summary.json").read_text())
+    assert summary["settings"]["num_cases"] == NUM_CASES
+    assert summary["mean"]["dice"]["n"] + summary["mean"]["dice"]["n_undefined"] == NUM_CASES

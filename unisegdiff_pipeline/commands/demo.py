@@ -169,12 +169,14 @@ def _predict(args: argparse.Namespace, raw: RawDataset, model: Path, predictions
 def _evaluate(raw: RawDataset, predictions: Path) -> DemoResult:
     from unisegdiff_pipeline.commands.demo_report import DemoResult, score_truth
     from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
-    from unisegdiff_pipeline.evaluation.summary import summary_table
+    from unisegdiff_pipeline.evaluation.overview import evaluation_table
+    from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
 
     labels = raw.description.labels
     evaluation = evaluate_folders(raw.folder / "labelsTs", predictions, labels, spacing_known=False)
-    evaluation.write(predictions)
-    say(summary_table(evaluation.summary, volumes_nominal=True))
+    evaluation.write(predictions / "evaluation")
+    write_evaluation_report(predictions / "evaluation", evaluation)
+    say(evaluation_table(evaluation.report))
     return DemoResult(evaluation.summary, score_truth(raw, [case.case_id for case in evaluation.cases]))
 
 
@@ -186,7 +188,8 @@ def _where(result: DemoResult, output: Path, predictions: Path, model: Path, rep
             f"Masks             {predictions}",
             f"Uncertainty maps  {predictions / 'uncertainty'}",
             f"Samples           {predictions / 'samples'}",
-            f"Scores            {predictions / 'evaluation.csv'}",
+            f"Scores            {predictions / 'evaluation' / 'metrics.csv'}",
+            f"Evaluation report {predictions / 'evaluation' / 'report.html'}",
             f"Training plot     {model / 'fold_0' / 'progress.png'}",
             f"Pictures          {output / 'cases.png'}",
             f"Report            {report}",
