@@ -105,9 +105,8 @@ def test_closed_form_is_within_a_tenth_of_a_nat_of_monte_carlo(
 ) -> None:
     planned = dice_curve(mask, (1,) * mask.ndim, FINE)
     at = np.array([crossing(FINE, planned, level) for level in LEVELS])
-    below, above = simulated_dice(
-        mask, np.concatenate([at - 0.1, at + 0.1]), max_sigma, noise_size, num_draws
-    ).reshape(2, -1)
+    simulated = simulated_dice(mask, np.concatenate([at - 0.1, at + 0.1]), max_sigma, noise_size, num_draws)
+    below, above = simulated.reshape(2, -1)
     assert np.all(below < LEVELS), (at, below)
     assert np.all(above > LEVELS), (at, above)
 
