@@ -12,6 +12,8 @@ from scipy.spatial.distance import pdist
 from skimage import measure
 
 from unisegdiff_pipeline.evaluation.components import find_components, longest_distance
+from unisegdiff_pipeline.inference.lesions import LesionCounter
+from unisegdiff_pipeline.io.labels import LabelScheme
 
 SPACING = (5.0, 0.7, 1.3)
 SKIMAGE_CONNECTIVITY: dict[Literal[6, 18, 26], int] = {6: 1, 18: 2, 26: 3}
@@ -66,6 +68,19 @@ def test_largest_first_then_by_place() -> None:
     places = [(1, 2, 2), (0, 0, 4), (0, 4, 0), (1, 0, 0)]
     flat = np.ravel_multi_index(np.transpose(places), mask.shape)
     assert found.numbers_at(flat).tolist() == [1, 2, 3, 4]
+
+
+def test_numbers_are_those_of_the_lesion_table_of_a_prediction() -> None:
+    mask = np.zeros((4, 8, 9), bool)
+    mask[0, 0, 1:4] = mask[1, 0, 1:4] = mask[2, 0, 1] = True  # begins before the next one, and its box after it
+    mask[0, 0:2, 5] = mask[0, 2, 0:5] = True
+    mask[3, 4, 4] = mask[0, 7, 8] = mask[0, 4, 8] = True
+    rows = LesionCounter(mask.astype(np.uint8), LabelScheme(("lesion",), ((1,),), "binary", (1,))).rows("c", (1, 1, 1))
+    found = find_components(mask)
+    assert [row.voxels for row in rows] == found.voxels.tolist() == [7, 7, 1, 1, 1]
+    table = [[[r.z_min, r.y_min, r.x_min], [r.z_max - 1, r.y_max - 1, r.x_max - 1]] for r in rows]
+    np.testing.assert_array_equal(np.moveaxis(found.boxes(), 2, 1), table)
+    assert table[0][0] == [0, 0, 0]
 
 
 def test_a_view_is_labelled_as_its_copy() -> None:
