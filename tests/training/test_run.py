@@ -8,6 +8,7 @@ import math
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.training import diffusion
 from unisegdiff_pipeline.training import trainer as trainer_module
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.request import TrainRequest
@@ -46,7 +48,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_both_phases_leave_a_complete_fold(request_: TrainRequest) -> None:
     result = train(request_).folds[0]
     names = {p.name for p in result.folder.iterdir()}
-    expected = {"weights.safetensors", "inference.json", "log.jsonl", "progress.png", "validation", "candidates.json"}
+    expected = {"weights.safetensors", "inference.json", "log.jsonl", "report.html", "validation", "candidates.json"}
     assert expected <= names
     assert "checkpoint.pt" not in names
     settings = json.loads((result.folder / "inference.json").read_text())
@@ -67,6 +69,64 @@ def _rounded(scores: dict[str, dict[str, float | None]]) -> object:
     """Undefined values are NaN in memory and null in JSON."""
     flat = {(name, key): value for name, values in scores.items() for key, value in values.items()}
     return {key: None if value is None or math.isnan(value) else round(value, 9) for key, value in flat.items()}
+
+
+def log_of(folder: Path, kind: str) -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if entry["kind"] == kind]
+
+
+def test_bands_of_lam_are_logged_and_change_no_weight(
+    request_: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diffusion, "MEASURE_EVERY", 1)
+    measured = train(request_).folds[0].folder
+    monkeypatch.setattr(diffusion, "MEASURE_EVERY", 1000)
+    monkeypatch.setattr(diffusion.DiffusionTrainer, "measure_held_out", lambda self: None)
+    roots = dataclasses.replace(request_.roots, results=tmp_path / "other")
+    plain = train(dataclasses.replace(request_, roots=roots)).folds[0].folder
+    a, b = weights_of(measured), weights_of(plain)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+    training = [entry for entry in log_of(measured, "bands") if entry["cases"] == "training"]
+    examples = [sum(counts) for counts in zip(*(entry["num_examples"] for entry in training), strict=True)]
+    assert sum(examples) == 2 * 2 * 6  # iterations of phase 2, patches, noise levels
+    (held_out,) = [entry for entry in log_of(measured, "bands") if entry["cases"] == "held_out"][-1:]
+    assert held_out["num_examples"] == [2] * len(examples)
+    assert all(norm is None for norm in held_out["gradient_norm"])
+    for entry in (*training, held_out):
+        bands = [i for i, count in enumerate(entry["num_examples"]) if count]
+        assert all(entry["loss"][i] > 0 for i in bands)
+    assert any(norm is not None and norm > 0 for norm in training[-1]["gradient_norm"])
+    assert all(0 <= dice <= 1 for dice in held_out["dice"])
+
+
+def test_pictures_of_a_held_out_case_are_kept(request_: TrainRequest) -> None:
+    folder = train(request_).folds[0].folder
+    described = json.loads((folder / "request.json").read_text())
+    made = log_of(folder, "pictures")
+    assert {entry["phase"] for entry in made} == {1, 2}
+    for entry in made:
+        assert entry["case_id"] in described["holdout_cases"]
+        samples = ["mean", "sample_1", "sample_2", "sample_3"] if entry["phase"] == 2 else []
+        assert entry["layers"] == ["segmenter", *samples]
+        for layer in entry["layers"]:
+            assert (folder / "pictures" / f"{entry['name']}_{layer}.png").is_file()
+
+
+def test_trouble_with_report_and_pictures_does_not_end_a_training(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("unisegdiff_pipeline.reports.training_report.write_training_report", fail)
+    monkeypatch.setattr("unisegdiff_pipeline.reports.snapshots.write_snapshot", fail)
+    folder = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)).folds[0].folder
+    assert (folder / WEIGHTS_NAME).is_file()
+    printed = capsys.readouterr().out
+    assert "report.html could not be written: no room" in printed
+    assert "pictures of phantom_" in printed
 
 
 def test_plain_segmenter(request_: TrainRequest) -> None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from unisegdiff_pipeline.training.schedule import WARMUP_ITERATIONS, PhaseBudget, learning_rate
+from unisegdiff_pipeline.training import schedule
+from unisegdiff_pipeline.training.schedule import WARMUP_ITERATIONS, Allowance, PhaseBudget, learning_rate
 
 
 def test_progress_by_iterations_or_seconds() -> None:
@@ -23,3 +24,17 @@ def test_learning_rate_warms_up_and_decays_to_zero() -> None:
     assert learning_rate(1e-2, 0, 0.0) == pytest.approx(1e-2 / WARMUP_ITERATIONS)
     assert learning_rate(1e-2, 1000, 0.5) == pytest.approx(1e-2 * 0.5**0.9)
     assert learning_rate(1e-2, 1000, 1.0) == 0.0
+
+
+def test_an_allowance_is_earned_before_it_is_spent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: now)
+    allowance = Allowance(0.01)
+    assert allowance.is_due
+    with allowance.spent():
+        now += 2
+    assert not allowance.is_due
+    now += 199
+    assert not allowance.is_due
+    now += 1
+    assert allowance.is_due

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -25,20 +26,27 @@ from unisegdiff_pipeline.diffusion.targets import (
     STAGE_C,
     STAGE_NAMES,
     Estimate,
+    final_probabilities,
     noise_error,
     state_estimate,
 )
 from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput, repeat_examples
+from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
-from unisegdiff_pipeline.training.patches import Batch
-from unisegdiff_pipeline.training.schedule import PhaseBudget
+from unisegdiff_pipeline.training.bands import BandMeter, LamBands, LastLayerGradients, mask_dice
+from unisegdiff_pipeline.training.patches import Batch, PatchSource
+from unisegdiff_pipeline.training.schedule import Allowance, PhaseBudget
 from unisegdiff_pipeline.training.trainer import FoldRun, StepResult, Trainer
 from unisegdiff_pipeline.training.validation import validate_cases
 
 HIDE_DET_SHARE = 0.2  # examples that must do without the segmenter's logits, so that the noised mask is really read
 NUM_VALIDATION_SAMPLES = 4
 LEVELS_STREAM = 0x5EED
+MEASURE_EVERY = 8  # every so many iterations loss, gradient and Dice of each example are looked at
+NUM_BAND_ENTRIES = 24  # in the log of the phase
+HELD_OUT_PATCHES = 4  # each noised to all bands of lam
+HELD_OUT_SHARE = 0.01  # of the time may go into looking at them
 
 
 class DiffusionTrainer(Trainer, abc.ABC):
@@ -63,6 +71,10 @@ class DiffusionTrainer(Trainer, abc.ABC):
         self.segmenter = segmenter.to(run.device).eval().requires_grad_(False)
         self.model = StagedModel(self.segmenter, self.network, self.coding)
         self.segmenter.eval()
+        self.bands = LamBands.of_edges(self.edges)
+        self._meter = BandMeter(self.bands, run.device)
+        self._bands_recorded_at = 0.0
+        self._held_out_allowance = Allowance(HELD_OUT_SHARE)
 
     def build_network(self) -> nn.Module:
         configuration = self.run.configuration
@@ -85,21 +97,27 @@ class DiffusionTrainer(Trainer, abc.ABC):
             output = self.segmenter(batch.image)
         condition = Condition(output.logits[0].float(), self.network.project_features(output.features))
         levels = self.run.configuration.denoiser.noise_levels_per_patch
-        example = self._noise(batch, condition, levels, generator)
-        features = tuple(repeat_examples(f, levels) for f in condition.features)
-        keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= HIDE_DET_SHARE).float()
-        output = self.model.denoiser_output(
-            example.x_t, example.lam, example.det_logits, features, self.temperature, keep
-        )
-        losses = self.example_losses(example, output)
-        return self._weigh(losses, example.stage)
-
-    def _noise(self, batch: Batch, condition: Condition, levels: int, generator: torch.Generator) -> NoisedExamples:
-        count = len(batch.image)
         # Drawn on the CPU, like all that decides which examples there are: the same for every device; and from a stream
         # of its own, so that no noise repeats the numbers that chose its level.
         own_stream = torch.Generator().manual_seed(generator.initial_seed() ^ LEVELS_STREAM)
-        draw = draw_stages(count, levels, self.edges, own_stream)
+        draw = draw_stages(len(batch.image), levels, self.edges, own_stream)
+        example = self._noise(batch, condition, draw, generator)
+        features = tuple(repeat_examples(f, levels) for f in condition.features)
+        keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= HIDE_DET_SHARE).float()
+        measured = self.bf16 is not None and self.iteration % MEASURE_EVERY == 0  # not while a step is timed
+        with LastLayerGradients(self.network.head) if measured else contextlib.nullcontext() as gradients:
+            output = self.model.denoiser_output(
+                example.x_t, example.lam, example.det_logits, features, self.temperature, keep
+            )
+        losses = self.example_losses(example, output)
+        if gradients is not None:
+            self._measure(example, output, losses.detach(), gradients)
+        return self._weigh(losses, example.stage)
+
+    def _noise(
+        self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator
+    ) -> NoisedExamples:
+        levels = len(draw.lam) // len(batch.image)
         draw = StageDraw(*(v.to(self.run.device) for v in (draw.lam, draw.stage, draw.from_mean)))
         det_logits = repeat_examples(condition.det_logits, levels)
         target, valid = repeat_examples(batch.target, levels), repeat_examples(batch.valid, levels)
@@ -108,7 +126,56 @@ class DiffusionTrainer(Trainer, abc.ABC):
         source = torch.where(expand_to(draw.from_mean, x0.ndim), mask_to_x(mean), x0)
         noise = torch.randn(x0.shape, generator=generator, device=self.run.device)
         x_t = noise_mask(source, channel_lam(draw.lam, self.edges), noise)
-        return NoisedExamples(x_t, x0, target, valid, draw.lam, draw.stage, det_logits)
+        return NoisedExamples(x_t, x0, target, valid, draw.lam, draw.stage, draw.from_mean, det_logits)
+
+    @torch.no_grad()
+    def _measure(
+        self, example: NoisedExamples, output: DenoiserOutput, losses: Tensor, gradients: LastLayerGradients
+    ) -> None:
+        """Count unweighted losses, gradient norms and Dice by band of lam, once the backward pass has been made."""
+        band = self.bands.index(example.lam, example.from_mean)
+        dice = self._dice(example, output)
+        # The loss descended is a mean over examples, each with the weight of its stage; take both out again.
+        scale = len(losses) * self.log_variances.detach()[example.stage].exp()
+        gradients.then(lambda norms: self._meter.add(band, losses, dice, norms * scale))
+
+    def _dice(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
+        """Dice of the masks that a sampler would end with, were this its last call (B,)."""
+        estimate = Estimate(probabilities_from_logits(output.x0_logits, self.coding), output.noise_correction)
+        p = final_probabilities(example.lam, estimate, self.edges, self.coding)
+        return mask_dice(p, example.target, example.valid, self.coding)
+
+    @torch.no_grad()
+    def measure_held_out(self) -> None:
+        """Log losses and Dice by band of lam on patches of held-out cases: the same patches and noise each time."""
+        run = self.run
+        plan = replace(self.plan, batch_size=min(self.plan.batch_size, HELD_OUT_PATCHES), foreground_share=1.0)
+        configuration = replace(run.configuration, training=plan)
+        source = PatchSource(
+            run.data, run.monitored_cases, configuration, run.plans.labels, run.request.seed, False, memory_budget_gb=0
+        )
+        batch, draw = source.batch(0).to(run.device), self.bands.grid(plan.batch_size)
+        model, meter = self.model_for_prediction(), BandMeter(self.bands, run.device)
+        with autocast(run.device, self.bf16):
+            condition = model.condition(batch.image)
+            example = self._noise(batch, condition, draw, run.generator("bands"))
+            features = tuple(repeat_examples(f, len(self.bands)) for f in condition.features)
+            output = model.denoiser_output(example.x_t, example.lam, example.det_logits, features, self.temperature)
+            losses = self.example_losses(example, output)
+            meter.add(self.bands.index(example.lam, example.from_mean), losses, self._dice(example, output))
+        self._record_bands(meter, "held_out")
+
+    def _record_bands(self, meter: BandMeter, cases: str) -> None:
+        seconds = self.run.watch.seconds
+        self.run.log.record(
+            "bands", phase=self.phase, iteration=self.iteration, seconds=seconds, cases=cases, **meter.take()
+        )
+
+    def _log(self, sums: dict[str, list[Tensor]], seconds: float) -> None:
+        super()._log(sums, seconds)
+        if self.progress >= 1 or self.progress - self._bands_recorded_at >= 1 / NUM_BAND_ENTRIES:
+            self._bands_recorded_at = self.progress
+            self._record_bands(self._meter, "training")
 
     def _weigh(self, losses: Tensor, stage: Tensor) -> StepResult:
         weighted = weight_by_log_variance(losses, self.log_variances[stage])
@@ -124,8 +191,15 @@ class DiffusionTrainer(Trainer, abc.ABC):
         return StagedModel(self.segmenter, denoiser, self.coding).eval()
 
     def validate(self) -> dict[str, float]:
+        if self._held_out_allowance.is_due or self.progress >= 1:
+            with self._held_out_allowance.spent():
+                self.measure_held_out()
         return validate_cases(
-            self.run, self.model_for_prediction(), num_samples=NUM_VALIDATION_SAMPLES, temperature=self.temperature
+            self.run,
+            self.model_for_prediction(),
+            num_samples=NUM_VALIDATION_SAMPLES,
+            temperature=self.temperature,
+            picture=self.moment,
         )
 
 
@@ -137,7 +211,7 @@ class NoisedExamples:
         x_t: noised masks (B, C, *patch).
         x0: clean masks in [-1, 1]; ignored voxels hold the segmenter's mean.
         target, valid: (B, C, *patch) and (B, 1, *patch).
-        lam, stage: (B,).
+        lam, stage, from_mean: (B,), see `StageDraw`.
         det_logits: the segmenter's (B, C, *patch).
     """
 
@@ -147,6 +221,7 @@ class NoisedExamples:
     valid: Tensor
     lam: Tensor
     stage: Tensor
+    from_mean: Tensor
     det_logits: Tensor
 
     def of_stage(self, stage: int) -> Tensor:
@@ -178,4 +253,3 @@ class StagedDiffusionTrainer(DiffusionTrainer):
                     loss = refinement_loss(level, error, inverted, target, valid, self.coding)
             losses = losses.index_put((rows,), loss)
         return losses
-

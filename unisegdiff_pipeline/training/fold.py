@@ -82,7 +82,6 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     else:
         write_json(run.folder / "validation" / SUMMARY_NAME, {"summary": None, "cases": []})
     run.log.record("finished", phase=3, iteration=0, seconds=run.watch.seconds)
-    run.log.draw()
     run.log.say(f"fold trained in {format_duration(run.watch.seconds)}; results in {run.folder}")
     return _result(run, scores)
 

@@ -60,6 +60,7 @@ def train(request: TrainRequest) -> TrainResult:
             try:
                 results.append(train_fold(run, trainer))
             finally:
+                run.log.final_report()
                 run.log.close()
     if request.fold != "cv":
         return TrainResult(tuple(results))

@@ -1,4 +1,4 @@
-"""What a training says: lines for people, JSON lines for programs, a figure, and TensorBoard on request."""
+"""What a training says: lines for people, JSON lines for programs, a report, and TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.serialization import to_jsonable
+from unisegdiff_pipeline.reports.training_log import LOG_NAME, read_log
+from unisegdiff_pipeline.training.schedule import Allowance
 
-LOG_NAME = "log.jsonl"
-FIGURE_NAME = "progress.png"
+REPORT_SHARE = 0.01  # of the training time may go into refreshing the report
 
 
 class RunLog:
@@ -25,6 +26,7 @@ class RunLog:
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:
         self.path = folder / LOG_NAME
         folder.mkdir(parents=True, exist_ok=True)
+        self._report_allowance = Allowance(REPORT_SHARE)
         self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
 
     def say(self, text: str) -> None:
@@ -43,15 +45,7 @@ class RunLog:
 
     def entries(self) -> list[dict[str, Any]]:
         """All entries; a last line cut off by a kill is left out."""
-        if not self.path.is_file():
-            return []
-        found = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return found
+        return read_log(self.path)
 
     def forget_after(self, phase: int, iteration: int) -> None:
         """Drop what was logged behind a checkpoint, so that a continued training does not log it twice."""
@@ -59,54 +53,28 @@ class RunLog:
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
 
-    def draw(self) -> None:
-        """Draw progress.png: losses, Dice on held-out whole cases and the learning rate over time."""
-        draw_progress(self.entries(), self.path.with_name(FIGURE_NAME))
+    def refresh_report(self) -> None:
+        """Write report.html of a training that goes on, unless that would take more than REPORT_SHARE of its time."""
+        if self._report_allowance.is_due:
+            self._write_report(is_running=True)
+
+    def final_report(self) -> None:
+        """Write report.html of a training that has ended or is interrupted."""
+        self._write_report(is_running=False)
+
+    def _write_report(self, is_running: bool) -> None:
+        from unisegdiff_pipeline.reports.training_report import write_training_report
+
+        with self._report_allowance.spent():
+            try:
+                write_training_report(self.path.parent, is_running)
+            except Exception as error:  # a training is worth more than its report
+                self.say(f"{self.path.parent / 'report.html'} could not be written: {error}")
 
     def close(self) -> None:
         """Flush TensorBoard events."""
         if self._writer is not None:
             self._writer.close()
-
-
-def draw_progress(entries: list[dict[str, Any]], path: Path) -> None:
-    """Write the progress figure; does nothing before the first entry."""
-    train = [e for e in entries if e["kind"] == "train"]
-    if not train:
-        return
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 8), layout="constrained")
-    loss_axis, dice_axis, rate_axis = figure.subplots(3, 1, sharex=True)
-    for phase in sorted({e["phase"] for e in train}):
-        mine = [e for e in train if e["phase"] == phase]
-        minutes = [e["seconds"] / 60 for e in mine]
-        loss_axis.plot(minutes, [e["loss"] for e in mine], color=f"C{phase - 1}", label=f"loss, phase {phase}")
-        rate_axis.plot(minutes, [e["learning_rate"] for e in mine], color=f"C{phase - 1}")
-        for index, stage in enumerate("abc"):
-            values = [e.get(f"loss_{stage}") for e in mine]
-            if any(v is not None for v in values):
-                shown = [float("nan") if v is None else v for v in values]
-                loss_axis.plot(minutes, shown, color=f"C{index + 2}", lw=1, label=f"stage {stage.upper()}, unweighted")
-        scored = [e for e in entries if e["kind"] == "validation" and e["phase"] == phase]
-        names = [k for k in (scored[-1] if scored else {}) if k.startswith("dice_")]
-        for index, name in enumerate(names):
-            dice_axis.plot(
-                [e["seconds"] / 60 for e in scored],
-                [float("nan") if e.get(name) is None else e[name] for e in scored],
-                "o-" if name == "dice_mean" else ".--",
-                color=f"C{index}",
-                alpha=1.0 if phase == 1 else 0.6,
-                label=name.removeprefix("dice_").replace("_", " ") if phase == 1 else None,
-            )
-    for axis, label in ((loss_axis, "loss"), (dice_axis, "Dice, held-out\nwhole cases"), (rate_axis, "learning rate")):
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, loc="best")
-    rate_axis.set_xlabel("minutes of training")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
 
 
 def _tensorboard_writer(folder: Path) -> Any:

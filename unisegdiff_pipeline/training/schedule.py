@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 WARMUP_ITERATIONS = 20
@@ -38,6 +40,33 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds so far."""
         return self._earlier + time.monotonic() - self._start
+
+
+class Allowance:
+    """Keeps something that is done again and again within a share of the time: it is due when that has been earned.
+
+    Args:
+        share: of the time; 0.01 lets what took a second be due again after 100 seconds.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._due_at = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it may be done now; true at first."""
+        return time.monotonic() >= self._due_at
+
+    @contextlib.contextmanager
+    def spent(self) -> Iterator[None]:
+        """Put it into this context whenever it is done."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            end = time.monotonic()
+            self._due_at = end + (end - start) / self._share
 
 
 def learning_rate(base: float, iteration: int, progress: float) -> float:

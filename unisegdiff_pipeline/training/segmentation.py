@@ -47,4 +47,4 @@ class SegmentationTrainer(Trainer):
         return StagedModel(segmenter, None, self.coding).eval()
 
     def validate(self) -> dict[str, float]:
-        return validate_cases(self.run, self.model_for_prediction(), num_samples=0)
+        return validate_cases(self.run, self.model_for_prediction(), num_samples=0, picture=self.moment)

@@ -26,6 +26,7 @@ from unisegdiff_pipeline.training.ema import Ema, cpu_state
 from unisegdiff_pipeline.training.interrupt import StopRequest, TrainingInterrupted
 from unisegdiff_pipeline.training.loader import open_loader
 from unisegdiff_pipeline.training.patches import Batch, PatchSource
+from unisegdiff_pipeline.training.pictures import Moment
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run_log import RunLog
 from unisegdiff_pipeline.training.schedule import PhaseBudget, Stopwatch, learning_rate
@@ -176,6 +177,7 @@ class Trainer(abc.ABC):
                     run.leave_if_asked()
                 if time.monotonic() - last_save > run.request.checkpoint_every_s:
                     self.save()
+                    run.log.refresh_report()
                     last_save = time.monotonic()
                 lap = time.monotonic()
         self.save()
@@ -186,6 +188,11 @@ class Trainer(abc.ABC):
     def progress(self) -> float:
         """Share of this phase that is done."""
         return self.budget.progress(self.iteration, self.run.watch.seconds - self.phase_start_s)
+
+    @property
+    def moment(self) -> Moment:
+        """Where the training is, for the pictures of a held-out case."""
+        return Moment(self.phase, self.iteration)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -279,6 +286,8 @@ class Trainer(abc.ABC):
             phase=self.phase,
             iteration=self.iteration,
             seconds=self.run.watch.seconds,
+            progress=self.progress,
+            seconds_left=self._seconds_left(rate),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             iterations_per_s=rate,
             **means,
@@ -306,7 +315,7 @@ class Trainer(abc.ABC):
         self.last_score = scores["dice_mean"]
         if self.last_score > self.best_score:
             self.best_score, self.best_weights = self.last_score, cpu_state(self.ema.network)
-        self.run.log.draw()
+        self.run.log.refresh_report()
 
     def _describe(self) -> str:
         length = (

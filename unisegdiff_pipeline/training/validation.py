@@ -17,6 +17,7 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
+from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.training.trainer import FoldRun
@@ -32,21 +33,32 @@ def planned_settings(configuration: ConfigurationPlan, temperature: float = 1.0,
 
 
 def validate_cases(
-    run: FoldRun, model: StagedModel, num_samples: int, temperature: float = 1.0
+    run: FoldRun, model: StagedModel, num_samples: int, temperature: float = 1.0, picture: Moment | None = None
 ) -> dict[str, float]:
-    """Mean Dice on the monitored held-out cases, on the plan's grid: "dice_mean" and "dice_<class>"."""
+    """Mean Dice on the monitored held-out cases, on the plan's grid: "dice_mean" and "dice_<class>".
+
+    With `picture`, pictures of one of the cases are kept on the way.
+    """
     settings = planned_settings(run.configuration, temperature)
+    shown = None if picture is None else shown_case(run)
     cases = []
     for case_id in run.monitored_cases:
         stored = run.data.open(case_id)
-        prediction = predict_stored(run, model, stored, settings, num_samples)
+        prediction = predict_stored(run, model, stored, settings, num_samples, keep_samples=case_id == shown)
+        if picture is not None and case_id == shown:
+            keep_pictures(run, picture, stored, prediction)
         cases.append(CaseScores(case_id, tuple(score_on_plan_grid(run, stored, prediction.probabilities()))))
     summary = summarise(cases)
     return {"dice_mean": summary.mean_dice, **{f"dice_{c.class_name}": c.mean_dice for c in summary.classes}}
 
 
 def predict_stored(
-    run: FoldRun, model: StagedModel, stored: StoredCase, settings: InferenceSettings, num_samples: int | None
+    run: FoldRun,
+    model: StagedModel,
+    stored: StoredCase,
+    settings: InferenceSettings,
+    num_samples: int | None,
+    keep_samples: bool = False,
 ) -> CasePrediction:
     """Predict one preprocessed case."""
     return predict_case(
@@ -58,7 +70,7 @@ def predict_stored(
         seed=run.request.seed,
         num_samples=num_samples,
         spacing_mm=stored.properties.spacing_mm,
-        keep_samples=False,
+        keep_samples=keep_samples,
     )
 
 

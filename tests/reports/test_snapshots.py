@@ -1,0 +1,77 @@
+"""Pictures of a held-out case while training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from unisegdiff_pipeline.reports.snapshots import (
+    DRAWN_SIDE,
+    Snapshot,
+    grey_picture,
+    mask_layer,
+    probability_layer,
+    shown_box,
+    write_snapshot,
+)
+
+
+def disc(shape: tuple[int, int], center: tuple[int, int], radius: int) -> np.ndarray:
+    y, x = np.indices(shape)
+    return ((y - center[0]) ** 2 + (x - center[1]) ** 2 <= radius**2).astype(np.uint8)
+
+
+def test_the_part_shown_lies_around_the_foreground_and_within_the_image() -> None:
+    assert shown_box(np.zeros((50, 70))) == (slice(0, 50), slice(0, 70))
+    assert shown_box(disc((512, 512), (100, 300), 30)) == (slice(9, 192), slice(209, 392))  # 61 * 3 wide
+    assert shown_box(disc((512, 512), (5, 510), 3)) == (slice(0, 64), slice(448, 512))  # a corner
+    assert shown_box(disc((40, 200), (20, 100), 10)) == (slice(0, 40), slice(68, 132))  # an image lower than the square
+
+
+def test_all_layers_have_the_size_of_the_image(tmp_path: Path) -> None:
+    reference = disc((56, 40), (30, 20), 6)
+    p = reference * 0.9
+    image = np.random.default_rng(0).normal(size=reference.shape)
+    layers = write_snapshot(tmp_path, "phase_2_0000007", Snapshot(image, reference, p, p, (reference, reference * 0)))
+    assert layers == ("segmenter", "mean", "sample_1", "sample_2")
+    names = {"image", "reference", *(f"phase_2_0000007_{layer}" for layer in layers)}
+    assert {path.stem for path in tmp_path.iterdir()} == names
+    sizes = {Image.open(path).size for path in tmp_path.iterdir()}
+    assert len(sizes) == 1
+    assert 0.7 * DRAWN_SIDE <= max(*sizes.pop()) <= 1.5 * DRAWN_SIDE
+    assert np.asarray(Image.open(tmp_path / "phase_2_0000007_sample_2.png")).max() == 0  # nothing was drawn
+
+
+def test_phase_1_has_no_samples(tmp_path: Path) -> None:
+    reference = disc((64, 64), (30, 20), 6)
+    colours = np.zeros((64, 64, 3))
+    assert write_snapshot(tmp_path, "phase_1_0000007", Snapshot(colours, reference, reference)) == ("segmenter",)
+    assert Image.open(tmp_path / "image.png").mode == "RGB"
+
+
+def test_classes_are_told_apart_by_colour_and_outlined() -> None:
+    numbers = np.zeros((20, 20), np.uint8)
+    numbers[2:10, 2:10] = 1
+    numbers[12:19, 12:19] = 2
+    layer = mask_layer(numbers)
+    assert (layer[0, 0] == 0).all()
+    assert layer[2, 2, 3] == 255 > layer[5, 5, 3] > 0
+    assert (layer[2, 2, :3] != layer[12, 12, :3]).any()
+
+
+def test_probabilities_grow_denser_and_are_outlined_at_a_half() -> None:
+    p = np.tile(np.linspace(0, 1, 41), (41, 1))
+    layer = probability_layer(p)
+    assert layer[5, 0, 3] == 0
+    assert 0 < layer[5, 10, 3] < layer[5, 40, 3]
+    white = (layer[5] == 255).all(axis=1).nonzero()[0]
+    assert white.min() == 21  # the first pixel above one half
+
+
+def test_grey_pictures_bear_constant_and_extreme_images() -> None:
+    assert grey_picture(np.full((4, 4), 7.0)).max() == 0
+    values = np.linspace(0, 1, 10_000).reshape(100, 100)
+    values[0, 0] = 1e9
+    assert grey_picture(values)[50, 50] in range(120, 136)

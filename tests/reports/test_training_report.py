@@ -1,0 +1,187 @@
+"""The training report: of running, stopped and finished trainings, and in a browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.reports.snapshots import Snapshot, write_snapshot
+from unisegdiff_pipeline.reports.training_report import REFRESH_S, write_training_report
+
+LIMITS = [-10.0, -8.0, -6.0, -3.0, 0.0, 2.0, 4.0]
+CASES = [f"case_{i:02d}" for i in range(12)]
+
+
+def bands(iteration: int, cases: str) -> dict[str, Any]:
+    count = len(LIMITS) + 1
+    values = {name: [0.1 * (i + 1) for i in range(count)] for name in ("loss", "gradient_norm", "dice")}
+    if cases == "held_out":
+        values["gradient_norm"] = [None] * count  # type: ignore[list-item]
+    facts = {"kind": "bands", "phase": 2, "iteration": iteration, "seconds": 60.0 + iteration, "cases": cases}
+    return {**facts, "lam_a": -6.0, "lam_c": 0.0, "limits": LIMITS, "num_examples": [8] * count, **values}
+
+
+def log_entries() -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for phase, start in ((1, 0.0), (2, 60.0)):
+        for i in range(1, 7):
+            place = {"phase": phase, "iteration": 10 * i, "seconds": start + 10 * i}
+            rates = {"learning_rate": 1e-3 / i, "iterations_per_s": 2.0, "gradient_norm": 0.5 + 1 / i}
+            stages = {} if phase == 1 else {f"{k}_{s}": 0.2 for k in ("loss", "log_variance") for s in "abc"}
+            left = {"progress": i / 6, "seconds_left": 60.0 - 10 * i}
+            entries.append({"kind": "train", "loss": 1.0 / i, **place, **rates, **stages, **left})
+            entries.append({"kind": "validation", **place, "dice_mean": i / 8, "dice_a": i / 8, "dice_b": None})
+    return [*entries, *(bands(i, cases) for i in (20, 40, 60) for cases in ("training", "held_out"))]
+
+
+@pytest.fixture
+def fold(tmp_path: Path) -> Path:
+    """Folder of a training that is on its way: log, request and pictures."""
+    folder = tmp_path / "Dataset001_Made" / "StagedDiffusionTrainer__2d" / "fold_0"
+    folder.mkdir(parents=True)
+    entries = log_entries()
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 20:40] = 1
+    for phase, samples in ((1, ()), (2, (mask, mask * 0))):
+        name = f"phase_{phase}_0000060"
+        image = np.random.default_rng(0).normal(size=mask.shape)
+        shown = Snapshot(image, mask, mask, mask if samples else None, samples)
+        layers = write_snapshot(folder / "pictures", name, shown)
+        place = {"phase": phase, "iteration": 60, "seconds": 60.0 * phase, "slice": 3, "num_slices": 9}
+        entries.append({"kind": "pictures", "name": name, "layers": layers, "case_id": "case_<7>", **place})
+    (folder / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    request = {
+        "trainer": "StagedDiffusionTrainer", "training": {"batch_size": 8, "optimizer": "adamw"}, "max_time_s": 300.0,
+        "seed": 0, "device": "cpu", "torch": "2", "train_cases": CASES, "holdout_cases": CASES[:2],
+        "validation_cases": CASES,
+    }  # fmt: skip
+    (folder / "request.json").write_text(json.dumps(request))
+    return folder
+
+
+def finish(folder: Path) -> None:
+    """Add what a training leaves when it has ended."""
+    with open(folder / "log.jsonl", "a") as stream:
+        stream.write(json.dumps({"kind": "finished", "phase": 3, "iteration": 0, "seconds": 140.0}) + "\n")
+    sampler = {"method": "ddim", "start": "stage_a", "num_calls": 4}
+    chosen = {"lam_a": -6.0, "lam_c": 0.0, "temperature": 1.5, "w": 0.25, "num_samples": 8, "sampler": sampler}
+    (folder / "inference.json").write_text(json.dumps({**chosen, "weights": "ema", "chosen_on": "2 cases"}))
+    candidates = [{"num_calls": n, "w": 0.5, "dice": 0.7, "nll": None} for n in (2, 4)]
+    (folder / "candidates.json").write_text(json.dumps(candidates))
+    (folder / "validation").mkdir()
+    cases = [
+        {"case_id": case, "scores": [{"class_name": "a", "dice": None if i == 3 else i / 12, "iou": None}]}
+        for i, case in enumerate(CASES)
+    ]
+    summary = {"summary": {"mean_dice": 0.5}, "cases": cases}
+    (folder / "validation" / "summary.json").write_text(json.dumps(summary))
+
+
+def test_a_training_that_has_not_logged_yet_has_a_page(tmp_path: Path) -> None:
+    text = write_training_report(tmp_path, is_running=True).read_text()
+    assert "Nothing has been logged yet" in text
+
+
+def test_a_running_training_is_read_again_and_says_when_it_ends(fold: Path) -> None:
+    text = write_training_report(fold, is_running=True).read_text()
+    assert f'http-equiv="refresh" content="{REFRESH_S}"' in text
+    assert "Time left" in text
+    assert "3 min 00 s" in text  # of 300 s 120 are over
+    assert "phase 2, diffusion at 100%" in text
+
+
+def test_without_a_time_budget_the_rest_of_the_phase_is_told(fold: Path) -> None:
+    request = json.loads((fold / "request.json").read_text())
+    (fold / "request.json").write_text(json.dumps({**request, "max_time_s": None, "iterations": 120}))
+    lines = (fold / "log.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["seconds"] <= 20 and json.loads(line)["phase"] == 1]
+    (fold / "log.jsonl").write_text("\n".join(kept) + "\n")
+    text = write_training_report(fold, is_running=True).read_text()
+    assert "40.0 s" in text
+    assert "end of this phase" in text
+
+
+def test_a_stopped_training_says_how_to_go_on(fold: Path) -> None:
+    text = write_training_report(fold).read_text()
+    assert 'http-equiv="refresh"' not in text
+    assert "The command that began it continues it" in text
+
+
+def test_a_finished_training_shows_what_was_chosen_and_scored(fold: Path) -> None:
+    finish(fold)
+    text = write_training_report(fold).read_text()
+    assert "continues it" not in text
+    for part in ("What was chosen", "ddim, 4 calls", "Validation Dice", "12 validation cases", "case_11"):
+        assert part in text
+    assert "case_&lt;7&gt;" in text
+    assert "case_<7>" not in text
+
+
+def test_logs_of_older_versions_are_shown(fold: Path) -> None:
+    old = [e for e in log_entries() if e["kind"] in ("train", "validation")]
+    for entry in old:
+        entry.pop("progress", None)
+        entry.pop("seconds_left", None)
+    (fold / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in old))
+    text = write_training_report(fold).read_text()
+    assert "Progress" in text
+    assert "Attention over timesteps" not in text
+    assert "iteration 60" in text
+
+
+def test_one_phase_alone_is_shown(fold: Path) -> None:
+    kept = [e for e in log_entries() if e["phase"] == 1]
+    (fold / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in kept))
+    text = write_training_report(fold, is_running=True).read_text()
+    assert "phase 1, segmenter" in text
+    assert "stage A" not in text
+
+
+def test_pictures_whose_files_are_gone_are_left_out(fold: Path) -> None:
+    for path in (fold / "pictures").glob("*sample_1*"):
+        path.unlink()
+    text = write_training_report(fold).read_text()
+    assert "sample 2" in text
+    assert "sample 1" not in text
+    (fold / "pictures" / "image.png").unlink()
+    assert "<h2>Pictures" not in write_training_report(fold).read_text()
+
+
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def test_in_a_browser(fold: Path, open_page: Callable[..., Any], size: tuple[int, int]) -> None:
+    finish(fold)
+    opened = open_page(write_training_report(fold), size)
+    page = opened.page
+    assert not opened.scrolls_sideways()
+    assert page.locator("svg.plot").count() == 8  # six of progress, attention over timesteps, validation
+    shown = [img for img in page.locator(".snapshot img").all() if img.is_visible()]
+    assert len(shown) == 2 + 4  # image and reference, segmenter, mean and two samples
+    assert all(img.evaluate("e => e.naturalWidth") > 0 for img in shown)
+    page.get_by_text("Earlier pictures").click()
+    assert page.locator(".snapshot img:visible").count() == 2 + 4 + 1
+
+    cases = page.locator(".table-box", has_text="12 validation cases")
+    cases.get_by_role("searchbox").fill("case_07")
+    assert cases.locator("tbody tr:visible").count() == 1
+    cases.get_by_role("searchbox").fill("")
+    cases.get_by_role("button", name="Dice").click()
+    first = cases.locator("tbody tr td:first-child").all_inner_texts()
+    cases.get_by_role("button", name="Dice").click()
+    last = cases.locator("tbody tr td:first-child").all_inner_texts()
+    assert {first[0], last[0]} == {"case_00", "case_11"}
+    assert first[-1] == last[-1] == "case_03"  # undefined
+    opened.require_quiet()
+
+
+def test_in_print_pictures_keep_their_image(fold: Path, open_page: Callable[..., Any]) -> None:
+    opened = open_page(write_training_report(fold))
+    opened.page.emulate_media(media="print")
+    over = opened.page.locator(".snapshot .over").first
+    style = "e => [getComputedStyle(e).printColorAdjust, getComputedStyle(e).backgroundImage.slice(0, 14)]"
+    assert over.evaluate(style) == ["exact", 'url("data:imag']
+    opened.require_quiet()

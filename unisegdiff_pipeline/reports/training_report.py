@@ -1,0 +1,444 @@
+"""report.html of one fold: how its training goes, and once it has ended what was chosen and how the fold is scored.
+
+Everything is read from the fold's folder, so that the page can be written at any time, of old trainings as well:
+
+    log.jsonl          losses, Dice on held-out cases, bands of lam, pictures
+    request.json       what was asked for
+    inference.json     what was chosen; candidates.json: among what
+    validation/        summary.json: scores of the fold's validation cases
+    pictures/          layers over a held-out case
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import unisegdiff_pipeline
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.progress import format_duration
+from unisegdiff_pipeline.io.serialization import read_json
+from unisegdiff_pipeline.reports import attention, figures, snapshots
+from unisegdiff_pipeline.reports.page import (
+    Column,
+    Html,
+    KeyFigure,
+    Page,
+    Section,
+    Table,
+    bullets,
+    details,
+    facts,
+    figure,
+    grid,
+    key_figures,
+    link,
+    notice,
+    paragraph,
+    table,
+    write_page,
+)
+from unisegdiff_pipeline.reports.training_log import LOG_NAME, Entry, of_kind, read_log, thinned, value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REPORT_NAME = "report.html"
+REFRESH_S = 30
+MOST_POINTS, MARKED_POINTS = 400, 30  # of a curve
+WIDTH_IN, HEIGHT_IN = 3.45, 2.55  # three figures side by side
+PHASES = {1: "segmenter", 2: "diffusion"}
+HOURS_FROM_S = 3 * 3600.0
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """What the folder of a fold holds; None or empty for what is not there (yet)."""
+
+    folder: Path
+    entries: Sequence[Entry]
+    request: Mapping[str, Any]
+    chosen: Mapping[str, Any] | None
+    candidates: Sequence[Mapping[str, Any]]
+    validation: Mapping[str, Any] | None
+    is_running: bool
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(of_kind(self.entries, "finished"))
+
+    @property
+    def phases(self) -> list[int]:
+        return sorted({e["phase"] for e in of_kind(self.entries, "train")})
+
+    @property
+    def seconds(self) -> float:
+        return max((value(e, "seconds") for e in self.entries if "seconds" in e), default=0.0)
+
+
+def write_training_report(folder: Path, is_running: bool = False) -> Path:
+    """Write report.html into the folder of a fold; returns its path.
+
+    Args:
+        folder: results folder of the fold.
+        is_running: the page says so, and the browser reads it again every REFRESH_S seconds.
+    """
+    fold = _read_fold(folder, is_running)
+    page = Page(
+        title=f"Training of {_name(fold)}",
+        subtitle=_subtitle(fold),
+        lead=_lead(fold),
+        sections=[
+            section
+            for section in (
+                _progress(fold),
+                attention.section(folder, fold.entries),
+                _pictures(fold),
+                _chosen(fold),
+                _validation(fold),
+                _setup(fold),
+            )
+            if section is not None
+        ],
+        footer=f"unisegdiff_pipeline {unisegdiff_pipeline.__version__}",
+        refresh_s=REFRESH_S if is_running else None,
+    )
+    return write_page(folder / REPORT_NAME, page)
+
+
+def _read_fold(folder: Path, is_running: bool) -> _Fold:
+    return _Fold(
+        folder,
+        read_log(folder / LOG_NAME),
+        _json(folder / "request.json") or {},
+        _json(folder / "inference.json"),
+        _json(folder / "candidates.json") or [],
+        _json(folder / "validation" / "summary.json"),
+        is_running,
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except UsdError:  # not there yet
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------------ opening
+
+
+def _name(fold: _Fold) -> str:
+    model = fold.folder.parent
+    return f"{model.parent.name}, {fold.folder.name.replace('_', ' ')}"
+
+
+def _subtitle(fold: _Fold) -> str:
+    trainer, _, configuration = fold.folder.parent.name.partition("__")
+    state = "finished" if fold.is_finished else "running" if fold.is_running else "stopped"
+    return f"{trainer}, {configuration}; {state}, written {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+def _lead(fold: _Fold) -> list[Html]:
+    train = of_kind(fold.entries, "train")
+    if not train:
+        return [notice("Nothing has been logged yet; the first entry comes after about ten seconds of training.")]
+    items = [_state_figure(fold, train[-1]), KeyFigure("Trained for", format_duration(fold.seconds))]
+    items += _dice_figures(fold)
+    items.append(KeyFigure("Speed", f"{value(train[-1], 'iterations_per_s'):.2f} it/s", "iterations per second, last"))
+    lead = [key_figures(items)]
+    if not (fold.is_finished or fold.is_running):
+        lead.append(notice("This training has stopped before its end. The command that began it continues it."))
+    return lead
+
+
+def _state_figure(fold: _Fold, last: Entry) -> KeyFigure:
+    phase = f"phase {last['phase']}, {PHASES.get(last['phase'], '')}"
+    if fold.is_finished:
+        return KeyFigure("State", "finished", f"{_iterations(fold)} iterations")
+    share = f"{value(last, 'progress'):.0%}" if "progress" in last else f"iteration {last['iteration']}"
+    if not fold.is_running:
+        return KeyFigure("Stopped at", share, phase)
+    left, until = _time_left(fold, last)
+    return KeyFigure("Time left", left, f"{until}; {phase} at {share}")
+
+
+def _time_left(fold: _Fold, last: Entry) -> tuple[str, str]:
+    limit = fold.request.get("max_time_s")
+    seconds = value(last, "seconds_left") if limit is None else float(limit) - fold.seconds
+    if math.isnan(seconds):
+        return "unknown", "until the end"
+    what = "of this phase" if limit is None else "of everything"
+    end = time.strftime("%a %H:%M", time.localtime(time.time() + max(0.0, seconds)))
+    return format_duration(max(0.0, seconds)), f"end {what} {end}"
+
+
+def _iterations(fold: _Fold) -> int:
+    return sum(max(e["iteration"] for e in of_kind(fold.entries, "train", phase)) for phase in fold.phases)
+
+
+def _dice_figures(fold: _Fold) -> list[KeyFigure]:
+    items = []
+    scored = of_kind(fold.entries, "validation")
+    if scored:
+        best = max(value(e, "dice_mean") for e in scored)
+        detail = f"last, on held-out cases; best {best:.3f}"
+        items.append(KeyFigure("Held-out Dice", f"{value(scored[-1], 'dice_mean'):.3f}", detail))
+    summary = (fold.validation or {}).get("summary")
+    if summary is not None and summary.get("mean_dice") is not None:
+        count = len((fold.validation or {}).get("cases", ()))
+        items.append(KeyFigure("Validation Dice", f"{summary['mean_dice']:.3f}", f"mean over {count} cases"))
+    return items
+
+
+# ----------------------------------------------------------------------------------------------------------- progress
+
+
+def _progress(fold: _Fold) -> Section:
+    drawn: list[Html | None] = []
+    if of_kind(fold.entries, "train"):
+        scored = bool(of_kind(fold.entries, "validation"))
+        drawn = [
+            _curve(fold, "Loss", _paint_loss, "Loss over time", "As descended; in phase 2 weighted by stage."),
+            _curve(fold, "Dice", _paint_dice, "Dice on held-out cases", _about_dice(fold)) if scored else None,
+            _curve(fold, "learning rate", _paint_rate, "Learning rate over time", "Learning rate."),
+            _curve(fold, "norm", _paint_norm, "Norm of the gradient over time", "Norm of the gradient, before it is "
+                   "limited."),
+        ]  # fmt: skip
+    if of_kind(fold.entries, "train", 2):
+        drawn += [
+            _curve(fold, "loss", _paint_stages, "Unweighted loss of each stage", "Phase 2: unweighted loss by stage."),
+            _curve(fold, "weight", _paint_weights, "Learned weight of each stage", "Phase 2: learned weights of these "
+                   "losses."),
+        ]  # fmt: skip
+    body = [grid([d for d in drawn if d is not None], min_width_px=310)] if drawn else []
+    return Section("Progress", [*body, *_phase_table(fold)])
+
+
+def _about_dice(fold: _Fold) -> str:
+    count = len(fold.request.get("holdout_cases", ()))
+    return (
+        f"On whole cases of the inner hold-out ({count}, of which short trainings score a part), with the moving "
+        "average of the weights."
+    )
+
+
+def _curve(fold: _Fold, label: str, paint: Any, alt: str, caption: str) -> Html:
+    def on(drawn: Figure) -> None:
+        axis = drawn.subplots()
+        paint(axis, fold)
+        axis.set_ylabel(label)
+        axis.set_xlabel(f"{_time_unit(fold)[1]} of training")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+
+    return figure(figures.draw(on, alt, WIDTH_IN, HEIGHT_IN), caption)
+
+
+def _time_unit(fold: _Fold) -> tuple[float, str]:
+    return (3600.0, "hours") if fold.seconds > HOURS_FROM_S else (60.0, "minutes")
+
+
+def _times(fold: _Fold, entries: Sequence[Entry]) -> list[float]:
+    return [value(e, "seconds") / _time_unit(fold)[0] for e in entries]
+
+
+def _plot(axis: Axes, fold: _Fold, phase: int, key: str, color: int, label: str) -> None:
+    entries = thinned(of_kind(fold.entries, "train", phase), MOST_POINTS)
+    if any(key in e for e in entries):
+        shown = [value(e, key) for e in entries]
+        mark = "." if len(entries) <= MARKED_POINTS else ""
+        axis.plot(_times(fold, entries), shown, marker=mark, color=figures.series_color(color), label=label)
+
+
+def _paint_loss(axis: Axes, fold: _Fold) -> None:
+    for phase in fold.phases:
+        _plot(axis, fold, phase, "loss", phase - 1, f"phase {phase}, {PHASES.get(phase, '')}")
+
+
+def _paint_rate(axis: Axes, fold: _Fold) -> None:
+    for phase in fold.phases:
+        _plot(axis, fold, phase, "learning_rate", phase - 1, f"phase {phase}")
+    axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+
+
+def _paint_norm(axis: Axes, fold: _Fold) -> None:
+    for phase in fold.phases:
+        _plot(axis, fold, phase, "gradient_norm", phase - 1, f"phase {phase}")
+    axis.set_ylim(bottom=0)
+
+
+def _paint_stages(axis: Axes, fold: _Fold) -> None:
+    for index, stage in enumerate("ABC"):
+        _plot(axis, fold, 2, f"loss_{stage.lower()}", index + 2, f"stage {stage}")
+    axis.set_ylim(bottom=0)
+
+
+def _paint_weights(axis: Axes, fold: _Fold) -> None:
+    entries = thinned(of_kind(fold.entries, "train", 2), MOST_POINTS)
+    for index, stage in enumerate("ABC"):
+        weights = [math.exp(-value(e, f"log_variance_{stage.lower()}")) for e in entries]
+        mark = "." if len(entries) <= MARKED_POINTS else ""
+        color = figures.series_color(index + 2)
+        axis.plot(_times(fold, entries), weights, marker=mark, color=color, label=f"stage {stage}")
+    axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
+
+
+def _paint_dice(axis: Axes, fold: _Fold) -> None:
+    scored = of_kind(fold.entries, "validation")
+    keys = [key for key in scored[-1] if key.startswith("dice_")]
+    classes = [key for key in keys if key != "dice_mean"]
+    for phase in sorted({e["phase"] for e in scored}):
+        mine = thinned([e for e in scored if e["phase"] == phase], MOST_POINTS)
+        for index, key in enumerate(["dice_mean", *classes] if len(classes) > 1 else ["dice_mean"]):
+            name = "mean" if index == 0 else key.removeprefix("dice_").replace("_", " ")
+            axis.plot(
+                _times(fold, mine), [value(e, key) for e in mine], "o-" if index == 0 else ".--", lw=1.6 if index == 0
+                else 1.0, color=figures.series_color(index), label=name if phase == scored[0]["phase"] else None,
+            )  # fmt: skip
+    axis.set_ylim(0, 1)
+
+
+def _phase_table(fold: _Fold) -> list[Html]:
+    rows = []
+    for phase in fold.phases:
+        mine, scored = of_kind(fold.entries, "train", phase), of_kind(fold.entries, "validation", phase)
+        earlier = of_kind(fold.entries, "train", phase - 1)
+        start = value(earlier[-1], "seconds") if earlier else 0.0
+        rates = [value(e, "iterations_per_s") for e in mine]
+        rows.append(
+            [f"{phase}, {PHASES.get(phase, '')}", mine[-1]["iteration"], (value(mine[-1], "seconds") - start) / 60,
+             sum(rates) / len(rates), value(mine[-1], "loss"), value(mine[-1], "gradient_norm"),
+             max((value(e, "dice_mean") for e in scored), default=None)]
+        )  # fmt: skip
+    columns = [
+        Column("phase", "text"), Column("iterations"), Column("minutes", digits=1), Column("iterations/s", digits=2),
+        Column("last loss"), Column("last gradient norm", hint="before it is limited"),
+        Column("best Dice", hint="on the inner hold-out"),
+    ]  # fmt: skip
+    return [table(Table(columns, rows, sortable=False))] if rows else []
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+
+def _pictures(fold: _Fold) -> Section | None:
+    made = of_kind(fold.entries, "pictures")
+    folder = fold.folder / snapshots.PICTURES_NAME
+    if not made or not (folder / f"{snapshots.IMAGE_LAYER}.png").is_file():
+        return None
+    *earlier, last = made
+    body = [snapshots.style(folder), snapshots.case(folder), _moment(folder, last)]
+    if earlier:
+        body.append(details(f"Earlier pictures ({len(earlier)})", [_moment(folder, e) for e in earlier]))
+    place = f", slice {last['slice'] + 1} of {last['num_slices']}" if last["num_slices"] > 1 else ""
+    intro = (
+        f"{last['case_id']}{place}: a case of the inner hold-out, never trained on. Probabilities are of any "
+        "foreground; the white line is where they cross one half. Samples of one number start from the same noise."
+    )
+    return Section("Pictures", body, intro)
+
+
+def _moment(folder: Path, entry: Entry) -> Html:
+    phase = f"Phase {entry['phase']}, {PHASES.get(entry['phase'], '')}"
+    title = f"{phase}: iteration {entry['iteration']}, after {format_duration(value(entry, 'seconds'))}"
+    return snapshots.moment(folder, entry["name"], entry["layers"], title)
+
+
+# ------------------------------------------------------------------------------------------------------------- the end
+
+
+def _chosen(fold: _Fold) -> Section | None:
+    if fold.chosen is None:
+        return None
+    chosen, sampler = fold.chosen, fold.chosen.get("sampler", {})
+    items = {
+        "chosen on": str(chosen.get("chosen_on", "")),
+        "temperature of the segmenter": f"{chosen.get('temperature', 1):g}",
+        "w, weight of the segmenter": f"{chosen.get('w', 1):g}",
+        "samples": f"{chosen.get('num_samples', 0)}",
+    }
+    if chosen.get("num_samples"):
+        opening = {"stage_a": "one call at pure noise first", "det": "from the segmenter's mean"}
+        start = opening.get(sampler.get("start"), str(sampler.get("start")))
+        items["sampler"] = f"{sampler.get('method')}, {sampler.get('num_calls')} calls; {start}"
+        items["edges of the stages"] = f"lam {chosen.get('lam_a'):g} and {chosen.get('lam_c'):g}"
+    items["weights"] = {"ema": "moving average at the end", "best": "best on the hold-out"}.get(
+        str(chosen.get("weights")), str(chosen.get("weights"))
+    )
+    body = [facts(items)]
+    if fold.candidates:
+        columns = [Column("calls"), Column("w", digits=2), Column("Dice", digits=4), Column("NLL", digits=4)]
+        rows = [[c.get("num_calls"), c.get("w"), c.get("dice"), c.get("nll")] for c in fold.candidates]
+        body.append(details(f"All {len(rows)} candidates, best first", [table(Table(columns, rows))]))
+    return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
+
+
+def _validation(fold: _Fold) -> Section | None:
+    cases = (fold.validation or {}).get("cases")
+    if not cases:
+        return None
+    names = [score["class_name"] for score in cases[0]["scores"]]
+    dice = {n: [_score(case, n, "dice") for case in cases] for n in names}
+
+    def paint(drawn: Figure) -> None:
+        axis = drawn.subplots()
+        figures.box_and_points(axis, dice)
+        axis.set_ylabel("Dice")
+        axis.set_ylim(-0.02, 1.02)
+
+    columns = [Column("case", "text")]
+    columns += [Column(f"{key} {name}" if len(names) > 1 else key) for name in names for key in ("Dice", "IoU")]
+    rows: list[list[Any]] = []
+    for case in cases:
+        cells = [_score(case, name, key) for name in names for key in ("dice", "iou")]
+        rows.append([case["case_id"], *cells])
+    cases_table = Table(columns, rows, caption=f"{len(rows)} validation cases", searchable=len(rows) > 10)
+    drawn = figures.draw(paint, "Dice of the validation cases by class", max(WIDTH_IN, 1.0 + 1.1 * len(names)))
+    boxes = figure(drawn, "Median, quartiles, and every case.")
+    intro = (
+        "Cases that neither weights nor settings have seen. A dash is a case without the class in reference and "
+        "prediction, which has no Dice."
+    )
+    body = [boxes, table(cases_table), paragraph(_files_of_validation(fold), quiet=True)]
+    return Section("Validation", body, intro)
+
+
+def _files_of_validation(fold: _Fold) -> Html:
+    summary = link("validation/summary.json", "summary.json")
+    text = f"Masks lie in {link('validation/', 'validation/')}, all scores in {summary}"
+    page = fold.folder / "validation" / "evaluation" / "report.html"
+    more = f"; {link('validation/evaluation/report.html', 'full evaluation')}" if page.is_file() else ""
+    return Html(f"{text}{more}.")
+
+
+def _score(case: Mapping[str, Any], class_name: str, key: str) -> float:
+    for score in case["scores"]:
+        if score["class_name"] == class_name:
+            return value(score, key)
+    return math.nan
+
+
+def _setup(fold: _Fold) -> Section:
+    request, training = fold.request, fold.request.get("training", {})
+    limits = (("max_time_s", "{:g} s in all"), ("epochs", "{} epochs"), ("iterations", "{} iterations"))
+    length = [text.format(request[key]) for key, text in limits if request.get(key) is not None]
+    counts = {name: request.get(f"{name}_cases", ()) for name in ("train", "holdout", "validation")}
+    items = {
+        "trainer": str(request.get("trainer", "")),
+        "length": length[0] if length else f"{training.get('num_epochs', '?')} epochs, as planned",
+        "batch size": str(training.get("batch_size", "")),
+        "optimiser": f"{training.get('optimizer', '')}, learning rate {training.get('learning_rate', '')}",
+        "seed": str(request.get("seed", "")),
+        "device": f"{request.get('device', '')}, torch {request.get('torch', '')}",
+        "cases": f"{len(counts['train'])} trained on, {len(counts['holdout'])} held out, "
+        f"{len(counts['validation'])} to validate",
+    }
+    named = {"Cases trained on": "train", "Inner hold-out": "holdout", "Validation cases": "validation"}
+    lists = [details(title, [bullets(counts[key])]) for title, key in named.items() if counts[key]]
+    return Section("Set-up", [facts(items), *lists])

@@ -1,0 +1,96 @@
+"""Pictures of a held-out case while a network trains, made of a prediction that is made for its scores anyway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.preprocessing.storage import StoredCase
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.reports.snapshots import Snapshot
+    from unisegdiff_pipeline.training.trainer import FoldRun
+
+SHOWN_SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When in a training pictures are made."""
+
+    phase: int
+    iteration: int
+
+
+def shown_case(run: FoldRun) -> str:
+    """The first monitored case whose reference holds foreground; the first one where none does."""
+    for case_id in run.monitored_cases:
+        if len(run.data.open(case_id).components.present_classes(row=0)):
+            return case_id
+    return run.monitored_cases[0]
+
+
+def keep_pictures(run: FoldRun, moment: Moment, stored: StoredCase, prediction: CasePrediction) -> None:
+    """Write the pictures of one case into the fold's folder and log them; trouble with them is only reported."""
+    from unisegdiff_pipeline.reports.snapshots import PICTURES_NAME, write_snapshot
+
+    try:
+        name = f"phase_{moment.phase}_{moment.iteration:07d}"
+        z = shown_slice(run.plans.labels, stored)
+        layers = write_snapshot(run.folder / PICTURES_NAME, name, snapshot(run, stored, prediction, z))
+        run.log.record(
+            "pictures",
+            phase=moment.phase,
+            iteration=moment.iteration,
+            seconds=run.watch.seconds,
+            name=name,
+            layers=layers,
+            case_id=stored.case_id,
+            slice=z,
+            num_slices=stored.image.shape[1],
+        )
+    except Exception as error:  # a training is worth more than its pictures
+        run.log.say(f"pictures of {stored.case_id} could not be written: {error}")
+
+
+def snapshot(run: FoldRun, stored: StoredCase, prediction: CasePrediction, z: int) -> Snapshot:
+    """What is shown of slice `z` of a case."""
+    from unisegdiff_pipeline.reports.snapshots import Snapshot
+
+    labels = run.plans.labels
+    reference = np.asarray(stored.labels[0:1, z : z + 1])[0, 0]
+    image = np.asarray(stored.image[:, z : z + 1])[:, 0]
+    colored = set(run.configuration.preprocessing.normalization) == {"rgb_to_0_1"} and len(image) == 3
+    drawn = [prediction.sample(i)[:, z].clone() for i in range(min(SHOWN_SAMPLES, prediction.num_samples))]
+    return Snapshot(
+        image=np.moveaxis(image, 0, -1) if colored else image[0],
+        reference=_numbered(labels, labels.decode(labels.encode(reference))),
+        segmenter=_foreground(labels, prediction.p_det[:, z]),
+        mean=_foreground(labels, prediction.mean[:, z]) if drawn else None,
+        samples=tuple(_numbered(labels, labels.decode(p.numpy())) for p in drawn),
+    )
+
+
+def shown_slice(labels: LabelScheme, stored: StoredCase) -> int:
+    """Number of the slice that holds most foreground of the reference."""
+    reference = np.asarray(stored.labels[0:1])[0]
+    foreground = (reference > 0) & ~labels.ignored(reference)
+    return int(foreground.sum(axis=(1, 2)).argmax())
+
+
+def _foreground(labels: LabelScheme, p: Tensor) -> np.ndarray:
+    """Probability (Y, X) of any class, out of (K, Y, X)."""
+    return (1 - p[0] if labels.coding == "softmax" else p.amax(dim=0)).numpy()
+
+
+def _numbered(labels: LabelScheme, values: np.ndarray) -> np.ndarray:
+    """Label values as numbers of classes: 0 background, 1 the first of `LabelScheme.names`, ..."""
+    numbers = np.zeros(values.shape, np.uint8)
+    for number, value in enumerate(labels.write_values, start=1):
+        numbers[values == value] = number
+    return numbers
