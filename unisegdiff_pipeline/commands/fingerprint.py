@@ -43,7 +43,9 @@ def _fingerprint_all(args: argparse.Namespace) -> int:
     def work(dataset: str) -> None:
         raw = steps.open_raw(roots, dataset)
         folder = roots.require_preprocessed() / raw.name
-        steps.write_fingerprint(folder, raw, steps.fingerprint_step(raw, args.workers, args.scheduler))
-        say(f"Facts: {folder / steps.FINGERPRINT}\nFigure: {folder / steps.FIGURE}")
+        fingerprint, report = steps.fingerprint_step(raw, args.workers, args.scheduler)
+        steps.write_facts(folder, raw, fingerprint, report)
+        page = steps.write_report(folder, with_plans=False)  # a former plan may be of other data
+        say(f"Facts: {folder / steps.FINGERPRINT}\nReport: {page}")
 
     return steps.for_each_dataset(args.dataset, work)

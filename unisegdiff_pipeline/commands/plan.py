@@ -58,6 +58,6 @@ def _plan_all(args: argparse.Namespace) -> int:
             say(json.dumps(to_jsonable(plans), indent=1))
             return
         write_json(folder / steps.PLANS, plans)
-        say(f"{steps.describe_plans(plans)}\nPlans: {folder / steps.PLANS}")
+        say(f"{steps.describe_plans(plans)}\nPlans: {folder / steps.PLANS}\nReport: {steps.write_report(folder)}")
 
     return steps.for_each_dataset(args.dataset, work)

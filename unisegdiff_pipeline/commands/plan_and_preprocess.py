@@ -49,11 +49,11 @@ def _do_all(args: argparse.Namespace) -> int:
     def work(dataset: str) -> None:
         raw = steps.open_raw(roots, dataset)
         if args.dry_run:
-            fingerprint = steps.fingerprint_step(raw, args.workers, args.scheduler)
+            fingerprint, _ = steps.fingerprint_step(raw, args.workers, args.scheduler)
             say(steps.describe_plans(steps.plan_step(raw, fingerprint, budget)))
             return
         folder = roots.require_preprocessed() / raw.name
         steps.plan_and_preprocess(raw, folder, budget, args.configuration, args.workers, args.scheduler)
-        say(f"Ready to train: {folder}\nNext: usd_train {raw.name} 0")
+        say(f"Report: {folder / steps.REPORT}\nReady to train: {folder}\nNext: usd_train {raw.name} 0")
 
     return steps.for_each_dataset(args.dataset, work)

@@ -46,6 +46,7 @@ def _preprocess_all(args: argparse.Namespace) -> int:
         raw = steps.open_raw(roots, dataset)
         folder, plans = steps.load_plans(roots, raw.name)
         steps.preprocess_step(raw, folder, plans, args.configuration, args.workers, args.scheduler)
-        say(f"Preprocessed: {folder}")
+        report = f"\nReport: {steps.write_report(folder)}" if (folder / steps.FINGERPRINT).is_file() else ""
+        say(f"Preprocessed: {folder}{report}")
 
     return steps.for_each_dataset(args.dataset, work)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.planning.plans import Budget, Plans
     from unisegdiff_pipeline.preprocessing.preprocessor import PreprocessReport
 
-FINGERPRINT, FIGURE, PLANS, DATASET = "fingerprint.json", "fingerprint.png", "plans.json", "dataset.json"
+FINGERPRINT, PLANS, DATASET, WARNINGS = "fingerprint.json", "plans.json", "dataset.json", "warnings.json"
+REPORT = "dataset_report.html"
 LISTED_CASES = 10
 
 
@@ -64,14 +65,16 @@ def load_plans(roots: Roots, dataset: str) -> tuple[Path, Plans]:
     return folder, read_dataclass(Plans, folder / PLANS)
 
 
-def fingerprint_step(raw: RawDataset, workers: int | None, scheduler: str | None) -> Fingerprint:
+def fingerprint_step(
+    raw: RawDataset, workers: int | None, scheduler: str | None
+) -> tuple[Fingerprint, IntegrityReport]:
     """Check every case and collect its facts in one pass; every problem found is named, and ends the command."""
     from unisegdiff_pipeline.fingerprint import extract_fingerprint
 
     say(f"{raw.name}: checking and measuring {len(raw.cases)} cases")
     fingerprint, report = extract_fingerprint(raw, workers=workers, scheduler=scheduler)
     report_integrity(raw, report)
-    return fingerprint
+    return fingerprint, report
 
 
 def report_integrity(raw: RawDataset, report: IntegrityReport) -> None:
@@ -88,25 +91,20 @@ def report_integrity(raw: RawDataset, report: IntegrityReport) -> None:
         raise UsdError("\n".join([*lines, f"{count} in {raw.folder}; nothing was written. Mend them and run again."]))
 
 
-def write_fingerprint(folder: Path, raw: RawDataset, fingerprint: Fingerprint) -> None:
-    """Write fingerprint.json, its figure page and a copy of dataset.json into the preprocessed folder."""
-    write_facts(folder, raw, fingerprint)
-    draw_fingerprint(folder, fingerprint, None)
-
-
-def write_facts(folder: Path, raw: RawDataset, fingerprint: Fingerprint) -> None:
-    """Write fingerprint.json and a copy of dataset.json into the preprocessed folder."""
+def write_facts(folder: Path, raw: RawDataset, fingerprint: Fingerprint, report: IntegrityReport) -> None:
+    """Write fingerprint.json, the warnings of the check and a copy of dataset.json into the preprocessed folder."""
     from unisegdiff_pipeline.io.serialization import write_json
 
     write_json(folder / FINGERPRINT, fingerprint)
+    write_json(folder / WARNINGS, report.warnings)
     write_json(folder / DATASET, raw.description.raw)
 
 
-def draw_fingerprint(folder: Path, fingerprint: Fingerprint, plans: Plans | None) -> None:
-    """Draw the figure page; with plans it shows the readability curves and the edges of the stages."""
-    from unisegdiff_pipeline.fingerprint import fingerprint_figure
+def write_report(folder: Path, with_plans: bool = True) -> Path:
+    """Write dataset_report.html from what the preprocessed folder holds; returns its path."""
+    from unisegdiff_pipeline.reports.dataset_report import write_dataset_report
 
-    fingerprint_figure(fingerprint, plans, folder / FIGURE)
+    return write_dataset_report(folder, with_plans)
 
 
 def plan_step(raw: RawDataset, fingerprint: Fingerprint, budget: Budget, former: Path | None = None) -> Plans:
@@ -166,15 +164,14 @@ def plan_and_preprocess(
     from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
     from unisegdiff_pipeline.planning.plans import Plans
 
-    fingerprint = fingerprint_step(raw, workers, scheduler)
+    fingerprint, report = fingerprint_step(raw, workers, scheduler)
     plans = plan_step(raw, fingerprint, budget, folder / PLANS)
-    write_facts(folder, raw, fingerprint)
+    write_facts(folder, raw, fingerprint, report)
     write_json(folder / PLANS, plans)
     say(describe_plans(plans))
     preprocess_step(raw, folder, plans, configurations, workers, scheduler)
-    plans = read_dataclass(Plans, folder / PLANS)
-    draw_fingerprint(folder, fingerprint, plans)
-    return plans
+    write_report(folder)
+    return read_dataclass(Plans, folder / PLANS)
 
 
 def describe_plans(plans: Plans) -> str:

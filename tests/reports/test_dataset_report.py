@@ -1,0 +1,174 @@
+"""The data set report: warnings, what it shows with and without a plan, and the page in a browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unisegdiff_pipeline.fingerprint import Fingerprint, LesionSummary, Percentiles
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.planning.plans import Plans, ReadabilityCurve, StagePlan
+from unisegdiff_pipeline.reports.dataset_report import write_dataset_report
+from unisegdiff_pipeline.reports.dataset_warnings import data_warnings
+
+REVIEWED = Path(__file__).resolve().parents[2] / "plans"
+NAMES = sorted(p.parent.name for p in REVIEWED.glob("*/fingerprint.json"))
+LAM = (-12.0, -6.0, -3.0, 0.0, 3.0)
+
+
+def reviewed(name: str) -> tuple[Fingerprint, Plans]:
+    fingerprint = read_dataclass(Fingerprint, REVIEWED / name / "fingerprint.json")
+    return fingerprint, read_dataclass(Plans, REVIEWED / name / "plans_cpu_2_cores.json")
+
+
+def with_stages(plans: Plans, lam_c: float = 0.0) -> Plans:
+    """The plans with made-up curves for all classes but the last, if there are several."""
+    names = plans.labels.names[: max(1, len(plans.labels.names) - 1)]
+    curves = tuple(ReadabilityCurve(n, LAM, (0.0, 0.2, 0.6, 0.95, 1.0), -5.5, lam_c, 64) for n in names)
+    stages = StagePlan(-5.5, lam_c, (1.0,) * plans.labels.num_channels, curves)
+    configurations = {k: dataclasses.replace(c, stages=stages) for k, c in plans.configurations.items()}
+    return dataclasses.replace(plans, configurations=configurations)
+
+
+def prepared(folder: Path, fingerprint: Fingerprint, plans: Plans | None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "fingerprint.json", fingerprint)
+    if plans is not None:
+        write_json(folder / "plans.json", plans)
+    return folder
+
+
+def changed(fingerprint: Fingerprint, **changes: object) -> Fingerprint:
+    """The fingerprint with another first class."""
+    first, *others = fingerprint.lesions
+    return dataclasses.replace(fingerprint, lesions=(dataclasses.replace(first, **changes), *others))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reviewed_data_sets_have_a_page(name: str, tmp_path: Path) -> None:
+    fingerprint, plans = reviewed(name)
+    text = write_dataset_report(prepared(tmp_path, fingerprint, with_stages(plans))).read_text()
+    assert f"{len(fingerprint.cases)} cases" in text
+    for lesion in fingerprint.lesions:
+        assert lesion.class_name in text
+    assert "lam_a" in text
+    assert plans.decisions[next(iter(plans.decisions))][:40] in text
+
+
+def test_without_a_plan_the_facts_are_shown(tmp_path: Path) -> None:
+    fingerprint, plans = reviewed("Dataset101_BUSI")
+    folder = prepared(tmp_path, fingerprint, None)
+    text = write_dataset_report(folder).read_text()
+    assert "The stages are planned at the end of preprocessing" in text
+    assert "<h2>Plan</h2>" not in text
+    prepared(folder, fingerprint, with_stages(plans))
+    assert "<h2>Plan</h2>" in write_dataset_report(folder).read_text()
+    assert "<h2>Plan</h2>" not in write_dataset_report(folder, with_plans=False).read_text()
+
+
+def test_a_missing_fingerprint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsdError, match=r"fingerprint\.json"):
+        write_dataset_report(tmp_path)
+
+
+def test_warnings_of_the_check_are_listed_and_escaped(tmp_path: Path) -> None:
+    folder = prepared(tmp_path, reviewed("Dataset101_BUSI")[0], None)
+    found = [{"file": f"imagesTr/<b>{i}.png", "message": "is constant", "remedy": "Look at it."} for i in range(15)]
+    (folder / "warnings.json").write_text(json.dumps(found))
+    text = write_dataset_report(folder).read_text()
+    assert "found 15 more to look at" in text
+    assert "imagesTr/&lt;b&gt;14.png: is constant. Look at it." in text
+    assert "3 more</summary>" in text
+
+
+def test_several_annotators_are_compared(tmp_path: Path) -> None:
+    fingerprint, plans = reviewed("Dataset108_LIDC4R")
+    text = write_dataset_report(prepared(tmp_path, fingerprint, plans)).read_text()
+    disputed = [sum(r[0].voxels > 0 for r in case.raters) for case in fingerprint.cases]
+    share = sum(0 < n < 4 for n in disputed) / len(disputed)
+    assert "presence disputed" in text
+    assert f">{share:.0%}<" in text
+
+
+def found_in(fingerprint: Fingerprint, plans: Plans | None = None) -> str:
+    return " | ".join(data_warnings(fingerprint, plans))
+
+
+def test_few_and_empty_cases_are_warned_of() -> None:
+    fingerprint, _ = reviewed("Dataset101_BUSI")
+    assert "There are only" not in found_in(fingerprint)
+    assert "There are only 10 cases" in found_in(dataclasses.replace(fingerprint, cases=fingerprint.cases[:10]))
+    assert "60% of the cases hold no foreground" in found_in(dataclasses.replace(fingerprint, share_of_empty_cases=0.6))
+
+
+def test_rare_missing_and_tiny_classes_are_warned_of() -> None:
+    fingerprint, _ = reviewed("Dataset101_BUSI")
+    nothing = LesionSummary("lesion", 0.0, None, None, None, None, 0.0)
+    missing = dataclasses.replace(fingerprint, lesions=(nothing,))
+    assert "In no label map there is any lesion" in found_in(missing)
+    assert "Of 100 label maps very few hold lesion (4)" in found_in(changed(fingerprint, share_of_maps=0.04))
+    assert "Less than 0.01% of the voxels are lesion" in found_in(changed(fingerprint, foreground_share=5e-5))
+
+
+def test_thin_objects_are_told_from_specks() -> None:
+    fingerprint, plans = reviewed("Dataset101_BUSI")
+    spacing = plans.configurations["2d"].preprocessing.target_spacing_mm[1]
+    assert spacing is not None
+    thin = Percentiles(*(2.0 * spacing for _ in range(5)))
+    both = changed(fingerprint, thickness_mm=thin, main_thickness_mm=thin)
+    assert "is nowhere thicker than 3 voxels" in found_in(both, plans)
+    specks = changed(fingerprint, thickness_mm=thin)
+    assert "are specks thinner than 3 voxels" in found_in(specks, plans)
+    assert "thinner" not in found_in(fingerprint, plans)
+
+
+def test_spacings_that_differ_are_warned_of_where_they_are_known() -> None:
+    fingerprint, plans = reviewed("Dataset004_Hippocampus")
+    sizes = [(5.0 if i % 2 else 1.0, 1.0, 1.0) for i in range(len(fingerprint.cases))]
+    mixed = [dataclasses.replace(c, spacing_mm=size) for c, size in zip(fingerprint.cases, sizes, strict=True)]
+    fingerprint = dataclasses.replace(fingerprint, cases=tuple(mixed))
+    assert "voxel size along Z goes from 1 to 5 mm" in found_in(fingerprint, plans)
+    assert "voxel size along Z" not in found_in(fingerprint, dataclasses.replace(plans, spacing_known=False))
+
+
+def test_classes_without_a_curve_and_unreadable_ones_are_warned_of() -> None:
+    fingerprint, plans = reviewed("Dataset004_Hippocampus")
+    found = found_in(fingerprint, with_stages(plans, lam_c=LAM[-1]))
+    assert "No label patch of class posterior" in found
+    assert "Class anterior is never nearly readable" in found
+
+
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def test_in_a_browser(tmp_path: Path, open_page: Callable[..., Any], size: tuple[int, int]) -> None:
+    fingerprint, plans = reviewed("Dataset104_Glioma")
+    opened = open_page(write_dataset_report(prepared(tmp_path, fingerprint, with_stages(plans))), size)
+    page = opened.page
+    assert not opened.scrolls_sideways()
+    page.get_by_text("Reasons for all").click()
+    reasons = page.locator(".reasons")
+    reasons.get_by_role("searchbox").fill("patch_size")
+    shown = reasons.locator("tbody tr:visible td:first-child").all_inner_texts()
+    assert shown
+    assert len(shown) < len(plans.decisions)
+    cases = page.locator(".table-box", has_text=f"{len(fingerprint.cases)} cases")
+    cases.get_by_role("button", name="foreground").click()
+    order = cases.locator("tbody tr td:first-child").all_inner_texts()
+    shares = {case.case_id: case.foreground_share for case in fingerprint.cases}
+    assert [shares[c] for c in order] in (sorted(shares.values()), sorted(shares.values(), reverse=True))
+    assert not opened.scrolls_sideways()
+    opened.require_quiet()
+
+
+def test_the_same_facts_give_the_same_page(tmp_path: Path) -> None:
+    fingerprint, plans = reviewed("Dataset101_BUSI")
+    folder = prepared(tmp_path / "a", fingerprint, with_stages(plans))
+    first = write_dataset_report(folder).read_bytes()
+    shutil.copytree(folder, tmp_path / "b")
+    assert write_dataset_report(tmp_path / "b").read_bytes() == first
