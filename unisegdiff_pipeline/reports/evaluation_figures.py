@@ -58,6 +58,7 @@ def draw_boxes(
         else:
             if defined and max(defined) > OUTLIERS_FROM * quartile > 0:
                 axis.set_yscale("symlog", linthresh=quartile)
+                axis.yaxis.set_major_formatter("{x:g}")
                 axis.set_ylabel(f"{label} (logarithmic from {quartile:.2g})")
             axis.set_ylim(bottom=0)
 
@@ -87,6 +88,7 @@ def draw_bland_altman(reference_ml: Sequence[float], predicted_ml: Sequence[floa
         positive = mean[mean > 0]
         if len(positive) == len(mean) and positive.max() > LOGARITHMIC_FROM * positive.min():
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
         axis.set(xlabel=f"mean of both volumes, {unit}", ylabel=f"predicted \N{MINUS SIGN} reference, {unit}")
 
     return draw(paint, f"Bland-Altman plot of {len(mean)} volumes; mean difference {bias:.3g} {unit}")
@@ -181,9 +183,9 @@ def draw_risk_coverage(curves: Mapping[str, FailureSummary]) -> Html:
 
 def draw_rank_histogram(counts: Sequence[int], color: str) -> Html:
     """How many samples are smaller than the reference, over cases; the band holds 95 % of chance."""
-    expected = sum(counts) / len(counts)
     from matplotlib.ticker import MaxNLocator
 
+    expected = sum(counts) / len(counts)
     band = LIMITS_OF_AGREEMENT * math.sqrt(expected * (1 - 1 / len(counts)))
 
     def paint(figure: Figure) -> None:

@@ -98,7 +98,7 @@ def lesion_table(report: FolderSummary) -> Html:
     columns = [
         Column("Class", "text"), Column("Reference"), Column("Predicted"), Column("Detected"), Column("False positive"),
         Column("Sensitivity"), Column("Precision"), Column("F1"), Column("Lesion Dice", hint="missed lesions as 0"),
-        Column("False positives a case", digits=2),
+        Column("FP a case", digits=2, hint="false-positive lesions a case"),
     ]  # fmt: skip
     rows: list[list[Cell]] = [
         [

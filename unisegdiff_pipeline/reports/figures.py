@@ -109,7 +109,8 @@ def box_and_points(axis: Axes, groups: Mapping[str, Sequence[float]], colors: Se
         )  # fmt: skip
     labels = [f"{name}\nn = {sum(v is not None and math.isfinite(v) for v in vs)}" for name, vs in groups.items()]
     axis.set_xticks(range(len(groups)), labels)
-    axis.set_xlim(-0.5, max(len(groups), 1) - 0.5)
+    margin = 1.0 if len(groups) < 2 else 0.5
+    axis.set_xlim(-margin, max(len(groups), 1) - 1 + margin)
     axis.grid(axis="x", visible=False)
 
 

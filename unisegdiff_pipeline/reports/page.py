@@ -20,6 +20,7 @@ from typing import Literal
 
 from unisegdiff_pipeline.io.files import atomic_path
 
+MANY_COLUMNS = 12  # more are printed across a page in landscape
 ASSETS = Path(__file__).parent / "assets"
 UNDEFINED = "\N{EN DASH}"
 # What would make a browser load something: absolute addresses in attributes and in style sheets, and imports of them.
@@ -241,8 +242,9 @@ def table(content: Table) -> Html:
     )
     flags = (" data-sortable" if content.sortable else "") + (" data-searchable" if content.searchable else "")
     name = html.escape(content.caption or "table")
+    kind = "table-box many" if len(content.columns) > MANY_COLUMNS else "table-box"
     return Html(
-        f'<div class=table-box{flags}><div class=table-scroll role=region tabindex=0 aria-label="{name}">'
+        f'<div class="{kind}"{flags}><div class=table-scroll role=region tabindex=0 aria-label="{name}">'
         f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
     )
 
