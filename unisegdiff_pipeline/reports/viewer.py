@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -37,9 +37,6 @@ from unisegdiff_pipeline.reports.viewer_volumes import (
     share_volume,
 )
 
-if TYPE_CHECKING:
-    from unisegdiff_pipeline.evaluation.lesions import Lesion
-
 MAX_VOXELS = 32 * 1024**2
 _SIZE_MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
@@ -49,8 +46,8 @@ class ViewerMark:
     """A place to jump to.
 
     Attributes:
-        name: what is there, such as "reference 1: 2.31 ml, found".
-        position_mm: (x, y, z) in the file's coordinates (LPS), as `Lesion.centroid_mm`.
+        name: what is there, such as "reference 1: 2.31 ml, missed".
+        position_mm: (x, y, z) in the file's coordinates (LPS), as the centroids of lesions.csv.
     """
 
     name: str
@@ -164,18 +161,6 @@ def write_case_viewer(path: Path, case: ViewerCase, max_voxels: int = MAX_VOXELS
         temporary.write_text(text, encoding="utf-8", newline="\n")
         num_bytes = temporary.stat().st_size
     return ViewerFile(Path(path), num_bytes, grid.factors_zyx)
-
-
-def lesion_marks(lesions: Sequence[Lesion]) -> tuple[ViewerMark, ...]:
-    """Places of the lesions of one case and class: those of the reference first, each side from large to small."""
-    order = sorted(lesions, key=lambda lesion: (lesion.side != "reference", lesion.lesion_id))
-    return tuple(ViewerMark(_lesion_name(lesion), lesion.centroid_mm) for lesion in order)
-
-
-def _lesion_name(lesion: Lesion) -> str:
-    found, alone = ("found", "missed") if lesion.side == "reference" else ("true", "false positive")
-    fate = f"{found}, Dice {lesion.dice:.2f}" if lesion.matched_ids else alone
-    return f"{lesion.side} {lesion.lesion_id}: {lesion.volume_ml:.3g} ml, {fate}"
 
 
 def _masks(case: ViewerCase) -> Iterator[tuple[str, str, np.ndarray]]:

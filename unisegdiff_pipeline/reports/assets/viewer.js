@@ -158,7 +158,7 @@ void main() {
     gl.uniform1i(place('maskStyle'), Number($('mask-style').value))
     gl.uniform1i(place('compare'), hidden ? 0 : Number($('colours').value))
     gl.uniform1f(place('fill'), Number($('opacity').value))
-    gl.uniform1f(place('lineWidth'), Math.max(1, Math.round(window.devicePixelRatio || 1)))
+    gl.uniform1f(place('lineWidth'), Math.max(1, Math.round(1.5 * (window.devicePixelRatio || 1))))
     viewer.drawScene()
     $('opacity-text').textContent = percent($('opacity').value)
     showLegend()
@@ -259,10 +259,43 @@ void main() {
     showZoom()
   }
 
+  /** A large axial plane with the other two beside it, or below it where the canvas is tall; or one plane alone. */
+  function layOut() {
+    const plane = Number($('view').value)
+    const { clientWidth: width, clientHeight: height } = $('canvas')
+    const a = 0.6, gap = 0.006
+    if (plane !== 3) viewer.clearCustomLayout()
+    else if (width > 1.15 * height) {
+      viewer.setCustomLayout([
+        { sliceType: 0, position: [0, 0, a - gap, 1] },
+        { sliceType: 1, position: [a, 0, 1 - a, 0.5 - gap] },
+        { sliceType: 2, position: [a, 0.5, 1 - a, 0.5] }
+      ])
+    } else {
+      viewer.setCustomLayout([
+        { sliceType: 0, position: [0, 0, 1, a - gap] },
+        { sliceType: 1, position: [0, a, 0.5 - gap, 1 - a] },
+        { sliceType: 2, position: [0.5, a, 0.5, 1 - a] }
+      ])
+    }
+    viewer.setSliceType(plane)
+    drawCrosshair()
+  }
+
+  /** Lines of about a pixel and a half, open around the point they mark; NiiVue knows them in mm only. */
+  function drawCrosshair() {
+    const largest = Math.max(...[0, 1, 2].map((c) => settings.shape[c] * Math.hypot(...[0, 1, 2].map((r) => settings.affine[r][c]))))
+    const share = $('view').value === '3' ? 0.6 : 1
+    const millimetres = largest / (share * Math.min($('canvas').clientWidth, $('canvas').clientHeight)) / viewer.scene.pan2Dxyzmm[3]
+    viewer.opts.crosshairGap = 9 * millimetres
+    viewer.setCrosshairWidth(1.5 * millimetres)
+  }
+
   function showZoom() {
     const zoom = viewer.scene.pan2Dxyzmm[3]
     $('zoom').value = zoom
     $('zoom-text').textContent = `${zoom.toFixed(zoom % 1 ? 2 : 0)}\u00d7`
+    drawCrosshair()
   }
 
   const number = (value) => {
@@ -376,7 +409,7 @@ void main() {
     for (const [plane, axis] of Object.entries(PLANES)) {
       on(plane, 'input', () => step(axis, Number($(plane).value) - voxel[axis]))
     }
-    on('view', 'change', () => viewer.setSliceType(Number($('view').value)))
+    on('view', 'change', layOut)
     on('zoom', 'input', () => zoomTo(Number($('zoom').value)))
     on('mask', 'change', chooseMask)
     for (const id of ['reference-style', 'mask-style', 'colours']) on(id, 'change', applyStyle)
@@ -392,6 +425,7 @@ void main() {
     $('canvas').addEventListener('pointerup', () => setTimeout(showZoom))
     window.addEventListener('keydown', onKey, true)
     window.addEventListener('keyup', (event) => event.target === $('canvas') && event.stopPropagation(), true)
+    new ResizeObserver(layOut).observe($('canvas'))
     window.addEventListener('beforeprint', () => viewer.drawScene())
   }
 
@@ -441,10 +475,10 @@ void main() {
     preparePanel()
     await loadLibrary()
     viewer = new niivue.Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [0.85, 0.88, 0.9, 0.55], crosshairWidth: 1, crosshairWidthUnit: 'voxels',
+      backColor: [0, 0, 0, 1], crosshairColor: [0.75, 0.8, 0.85, 1], crosshairWidthUnit: 'mm',
       isRadiologicalConvention: true, multiplanarShowRender: 0, multiplanarPadPixels: 4, sliceType: 3, tileMargin: 0,
       dragMode: 4, dragAndDropEnabled: false, loadingText: '', logLevel: 'error', viewModeHotKey: '', clipPlaneHotKey: '',
-      cycleClipPlaneHotKey: '', fontColor: [0.75, 0.78, 0.8, 1], isCornerOrientationText: true
+      cycleClipPlaneHotKey: '', fontColor: [1, 0.93, 0.6, 1], showAllOrientationMarkers: true
     })
     viewer.addColormap('map', { ...MAP_STOPS, A: [0, 90, 160, 210, 255] })
     await viewer.attachToCanvas($('canvas'), false)
@@ -461,6 +495,7 @@ void main() {
     applyWindow()
     if (map) showMap()
     applyStyle()
+    layOut()
     showZoom()
     moveTo(settings.marks.length ? toVoxel(settings.marks[0].mm) : startVoxel())
     $('status').textContent = ''
