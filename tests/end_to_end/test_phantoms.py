@@ -21,7 +21,8 @@ from unisegdiff_pipeline.io.images import read_image, read_labels, write_labels
 
 BUDGET = ["--device", "cpu", "--memory-gb", "4"]
 PROMISED = (
-    "Masks", "Uncertainty maps", "Samples", "Scores", "Evaluation report", "Training plot", "Pictures", "Report",
+    "Masks", "Uncertainty maps", "Samples", "Scores", "Data set report", "Training report", "Evaluation report",
+    "Pictures", "Report",
 )  # fmt: skip
 
 
@@ -121,6 +122,7 @@ def test_demo_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixt
     for line in printed.splitlines():
         if line.startswith(PROMISED):
             assert Path(line[18:]).exists(), line
+    assert all(f"\n{name}" in printed for name in PROMISED)
     facts = json.loads((tmp_path / "demo" / "demo.json").read_text())
     assert facts["cases"] == 2
     assert 0.8 < facts["mean_dice_of_truth"] <= 1

@@ -97,9 +97,13 @@ def _go_the_whole_way(args: argparse.Namespace) -> None:
     _predict(args, raw, model, predictions)
     _announce(5, "evaluating against the references, and against the true probability")
     result = _evaluate(raw, predictions)
-    figures = (model / "fold_0" / "progress.png", output / "preprocessed" / raw.name / "fingerprint.png")
-    report = write_report(output, raw, predictions, result, figures, seconds=time.monotonic() - start)
-    say(_where(result, output, predictions, model, report))
+    reports = {
+        "The data set and its plan": output / "preprocessed" / raw.name / "dataset_report.html",
+        "The training": model / "fold_0" / "report.html",
+        "The evaluation": predictions / "evaluation" / "report.html",
+    }
+    report = write_report(output, raw, predictions, result, reports, seconds=time.monotonic() - start)
+    say(_where(result, output, predictions, reports, report))
     say(f"\nThat took {format_duration(time.monotonic() - start)}.")
 
 
@@ -180,7 +184,8 @@ def _evaluate(raw: RawDataset, predictions: Path) -> DemoResult:
     return DemoResult(evaluation.summary, score_truth(raw, [case.case_id for case in evaluation.cases]))
 
 
-def _where(result: DemoResult, output: Path, predictions: Path, model: Path, report: Path) -> str:
+def _where(result: DemoResult, output: Path, predictions: Path, reports: dict[str, Path], report: Path) -> str:
+    dataset, training, evaluation = reports.values()
     return "\n".join(
         [
             f"\nMean Dice of the held-out phantoms: {result.predicted.mean_dice:.3f}. The known true probability, cut "
@@ -189,8 +194,9 @@ def _where(result: DemoResult, output: Path, predictions: Path, model: Path, rep
             f"Uncertainty maps  {predictions / 'uncertainty'}",
             f"Samples           {predictions / 'samples'}",
             f"Scores            {predictions / 'evaluation' / 'metrics.csv'}",
-            f"Evaluation report {predictions / 'evaluation' / 'report.html'}",
-            f"Training plot     {model / 'fold_0' / 'progress.png'}",
+            f"Data set report   {dataset}",
+            f"Training report   {training}",
+            f"Evaluation report {evaluation}",
             f"Pictures          {output / 'cases.png'}",
             f"Report            {report}",
         ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,19 @@ from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.io.phantoms import true_probability
 from unisegdiff_pipeline.io.progress import format_duration
 from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.reports.page import (
+    Html,
+    KeyFigure,
+    Page,
+    Section,
+    bullets,
+    figure,
+    key_figures,
+    link,
+    picture_from_png,
+    subsection,
+    write_page,
+)
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.io.raw_dataset import RawDataset
@@ -56,10 +68,10 @@ def write_report(
     raw: RawDataset,
     predictions: Path,
     result: DemoResult,
-    figures: Sequence[Path],
+    reports: Mapping[str, Path],
     seconds: float,
 ) -> Path:
-    """Write demo.json, cases.png and report.html, which holds the figures itself; returns the path of the page."""
+    """Write demo.json, cases.png and report.html, which leads to the other reports; returns the path of the page."""
     facts = {
         "mean_dice": result.predicted.mean_dice,
         "mean_dice_of_truth": result.truth.mean_dice,
@@ -69,10 +81,8 @@ def write_report(
     }
     write_json(output / "demo.json", facts)
     draw_cases(output / "cases.png", raw, predictions)
-    page = _page(result, [output / "cases.png", *figures], seconds)
-    with atomic_path(output / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return output / "report.html"
+    targets = {title: path.relative_to(output).as_posix() for title, path in reports.items()}
+    return write_page(output / "report.html", _page(result, output / "cases.png", targets, seconds))
 
 
 def draw_cases(path: Path, raw: RawDataset, predictions: Path) -> None:
@@ -119,30 +129,27 @@ def _pictures(raw: RawDataset, predictions: Path, case_id: str) -> list[tuple[np
     ]
 
 
-def _page(result: DemoResult, figures: Sequence[Path], seconds: float) -> str:
+def _page(result: DemoResult, cases: Path, reports: Mapping[str, str], seconds: float) -> Page:
+    truth = f"{result.truth.mean_dice:.3f}"
+    numbers = [
+        KeyFigure("Mean Dice", f"{result.predicted.mean_dice:.3f}", "of held-out phantoms"),
+        KeyFigure("Of the truth", truth, "cut at 0.5; it bounds what can be learned"),
+        KeyFigure("Ratio", f"{result.ratio:.3f}", "of the two"),
+        KeyFigure("The whole way", format_duration(seconds), "from making the data to scores"),
+    ]
+    titles = (("Predicted masks", result.predicted), ("True probability above 0.5", result.truth))
     tables = [
-        f"<h2>{title}</h2><pre>{html.escape(summary_table(summary, volumes_nominal=True))}</pre>"
-        for title, summary in (("Predicted masks", result.predicted), ("True probability above 0.5", result.truth))
+        subsection(title, [Html(f"<pre>{html.escape(summary_table(summary, volumes_nominal=True))}</pre>")])
+        for title, summary in titles
     ]
-    pictures = [
-        f'<h2>{path.stem}</h2><img alt="{path.stem}" src="data:image/png;base64,{_encoded(path)}">'
-        for path in figures
-        if path.is_file()
-    ]
-    return "\n".join(
-        [
-            "<!doctype html><html lang=en><meta charset=utf-8><title>usd_demo</title>",
-            "<style>body{font:15px sans-serif;margin:2em auto;max-width:70em}img{max-width:100%}</style>",
-            "<h1>usd_demo</h1>",
-            f"<p>Mean Dice {result.predicted.mean_dice:.3f} on held-out phantoms; the true probability, which is known "
-            f"here and bounds what can be learned, reaches {result.truth.mean_dice:.3f} when cut at 0.5 (ratio "
-            f"{result.ratio:.3f}). The whole way took {format_duration(seconds)}.</p>",
-            *tables,
-            *pictures,
-            "</html>",
-        ]
+    caption = "Image, reference, and what is known and what was predicted about each case."
+    return Page(
+        title="usd_demo",
+        subtitle="Generated images, whose true probability is known",
+        lead=[key_figures(numbers)],
+        sections=[
+            Section("Cases", [figure(picture_from_png(cases, "Cases of the demo"), caption, wide=True)]),
+            Section("Scores", tables),
+            Section("Reports", [bullets(link(target, title) for title, target in reports.items())]),
+        ],
     )
-
-
-def _encoded(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii")
