@@ -69,7 +69,7 @@ def highlights(inputs: Inputs, results: Sequence[CaseResult]) -> tuple[Highlight
     ranked = sorted((c for c, value in dice.items() if not math.isnan(value)), key=lambda c: (-dice[c], c))
     chosen: dict[str, str] = {}
     if ranked:
-        for kind, place in (("Best", 0), ("Worst", -1), ("Median", len(ranked) // 2), ("Second worst", -2)):
+        for kind, place in (("Best", 0), ("Worst", -1), ("Median", (len(ranked) - 1) // 2), ("Second worst", -2)):
             if -len(ranked) <= place:
                 chosen.setdefault(ranked[place], kind)
     false_ml = {

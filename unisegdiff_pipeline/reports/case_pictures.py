@@ -137,8 +137,9 @@ def window(image: np.ndarray) -> np.ndarray:
     if image.shape[0] == 3 and image.min() >= 0 and image.max() <= 255:
         return np.moveaxis(image, 0, -1).astype(np.uint8)
     plane = np.nan_to_num(image[0].astype(np.float32))
-    above = plane[plane > plane.min()]
-    low, high = np.percentile(above, WINDOW_PERCENTILES) if above.size else (0.0, 1.0)
+    lowest = float(plane.min())
+    above = plane[plane > lowest]
+    low, high = np.percentile(above, WINDOW_PERCENTILES) if above.size else (lowest, lowest + 1)
     return (np.clip((plane - low) / max(float(high - low), 1e-6), 0, 1) * 255).astype(np.uint8)
 
 

@@ -1,0 +1,241 @@
+"""The evaluation report of phantoms in 2D and 3D: its numbers are those of the files, and it works in a browser."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
+from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+from unisegdiff_pipeline.io.images import map_ending, read_labels, split_ending, write_labels, write_map
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.reports.case_gallery import find_images, highlights
+from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
+
+LESION = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+NESTED = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
+PHONE = (390, 844)
+OPTIONS = EvaluationOptions(resamples=50)
+
+
+def make_predictions(labels: Path, output: Path, seed: int = 0, extras: bool = True, limit: int | None = None) -> Path:
+    """Shifted references as masks and samples; the first case with a lesion is missed, an empty one gets a lesion."""
+    rng = np.random.default_rng(seed)
+    missed = invented = False
+    for path in sorted(labels.iterdir())[:limit]:
+        reference = read_labels(path)
+        name, ending = split_ending(path.name)
+        mask = np.roll(reference.array[0], int(rng.integers(1, 3)), axis=2)
+        if mask.any() and not missed:
+            mask, missed = np.zeros_like(mask), True
+        elif not mask.any() and not invented:
+            mask[0, 3:6, 3:6], invented = 1, True
+        write_labels(output / path.name, mask, reference.geometry)
+        for number in range(3 if extras else 0):
+            sample = np.roll(mask, int(rng.integers(-1, 2)), axis=1)
+            write_labels(output / "samples" / f"{name}_sample{number:02d}{ending}", sample, reference.geometry)
+        if extras:
+            probability = np.clip(0.8 * mask + 0.1 * rng.random(mask.shape), 0, 1).astype(np.float32)
+            (output / "probabilities").mkdir(exist_ok=True)
+            np.savez_compressed(output / "probabilities" / f"{name}.npz", probabilities=probability[None])
+            write_map(output / "uncertainty" / f"{name}{map_ending(ending)}", 1 - probability, reference.geometry)
+    return output
+
+
+def evaluated(labels: Path, predictions: Path, **more: object) -> Evaluation:
+    return evaluate_folders(labels, predictions, LESION, workers=0, options=OPTIONS, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def flat(phantom_2d: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
+    """Evaluation of 2D phantoms with four raters, and the folder of its report."""
+    folder = tmp_path_factory.mktemp("flat")
+    labels, predictions = phantom_2d / "labelsTr", make_predictions(phantom_2d / "labelsTr", folder / "run")
+    other = make_predictions(labels, folder / "other <run>", seed=1, extras=False)
+    evaluation = evaluated(labels, predictions, spacing_known=False, against=[other])
+    evaluation.write(folder / "out")
+    write_evaluation_report(folder / "out", evaluation)
+    return evaluation, folder / "out"
+
+
+@pytest.fixture(scope="module")
+def solid(phantom_3d: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
+    folder = tmp_path_factory.mktemp("solid")
+    predictions = make_predictions(phantom_3d / "labelsTr", folder / "run", limit=3)
+    evaluation = evaluated(phantom_3d / "labelsTr", predictions, subset=True)
+    evaluation.write(folder / "out")
+    write_evaluation_report(folder / "out", evaluation)
+    return evaluation, folder / "out"
+
+
+def test_cases_are_chosen_by_dice_and_shown_once(flat: tuple[Evaluation, Path]) -> None:
+    evaluation, _ = flat
+    dice = {case.case_id: case.scores[0].dice for case in evaluation.cases}
+    ranked = sorted(value for value in dice.values() if not math.isnan(value))
+    chosen = {item.kind: item for item in highlights(evaluation.inputs, evaluation.cases)}
+    assert chosen["Best"].dice == ranked[-1]
+    assert chosen["Worst"].dice == ranked[0] == 0.0
+    assert chosen["Second worst"].dice == ranked[1]
+    assert ranked[0] < chosen["Median"].dice < ranked[-1]
+    false = chosen["Largest false positive on an empty reference"]
+    assert math.isnan(false.dice)
+    assert len({item.inputs.case_id for item in chosen.values()}) == len(chosen) == 5
+    for item in chosen.values():
+        assert item.inputs.case_id == item.result.case_id
+
+
+@pytest.mark.parametrize(("number", "kinds"), [(0, []), (1, ["Best"]), (2, ["Best", "Worst"]), (3, 3), (4, 4)])
+def test_few_cases_are_few_pictures(flat: tuple[Evaluation, Path], number: int, kinds: list[str] | int) -> None:
+    evaluation, _ = flat
+    scored = [case for case in evaluation.cases if case.scores[0].outcome == "scored"][:number]
+    found = [item.kind for item in highlights(evaluation.inputs, scored)]
+    assert (len(found) if isinstance(kinds, int) else found) == kinds
+
+
+def test_images_are_found_by_case_and_channel(tmp_path: Path) -> None:
+    (tmp_path / "labelsTr").mkdir()
+    (tmp_path / "imagesTr").mkdir()
+    for name in ("a_0001.nii.gz", "a_0000.nii.gz", "a_b_0000.nii.gz", "c.nii.gz", "a_0000.json"):
+        (tmp_path / "imagesTr" / name).touch()
+    found = find_images(tmp_path / "labelsTr", ["a", "c", "d"])
+    assert {case: [path.name for path in paths] for case, paths in found.items()} == {
+        "a": ["a_0000.nii.gz", "a_0001.nii.gz"]
+    }
+    assert find_images(tmp_path / "imagesTr", ["a"]) == {}
+
+
+def test_numbers_are_those_of_the_files(flat: tuple[Evaluation, Path]) -> None:
+    evaluation, folder = flat
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    table = text.partition(">Cases</caption>")[2].partition("</table>")[0]
+    shown = {re.findall(r"<td[^>]*>(.*?)</td>", row)[0]: row for row in re.findall(r"<tr>(<td.*?)</tr>", table)}
+    assert list(shown) == [row["case"] for row in rows]
+    headings = re.findall(r"<th[^>]*>(.*?)</th>", table)
+    for row in rows:
+        cells = re.findall(r'<td class="?([^">]*)"?(?: data-value="([^"]*)")?>', shown[row["case"]])
+        place = headings.index("Dice")
+        assert ("undefined" in cells[place][0]) == (row["dice"] == "")
+        if row["dice"]:
+            assert float(cells[place][1]) == pytest.approx(float(row["dice"]), abs=1e-8)
+    assert f"{evaluation.report.mean['dice'].mean:.3f}" in text
+    assert "Volumes and distances are nominal" in text
+    assert "1 prediction stands on an empty reference" in text
+
+
+def test_everything_that_was_scored_is_shown(flat: tuple[Evaluation, Path]) -> None:
+    text = (flat[1] / "report.html").read_text(encoding="utf-8")
+    for heading in (
+        "Summary", "Comparison with other runs", "Best, median and worst cases", "Distribution over cases", "Lesions",
+        "Volumes", "Probabilities and confidence", "All cases", "Settings",
+    ):  # fmt: skip
+        assert f"<h2>{heading}</h2>" in text
+    for title in ("reliability curves", "FROC curves", "risk-coverage curves", "Bland-Altman plot", "rank histogram"):
+        assert f"<title>{title}" in text
+    for panel in ("Image", "Masks", "4 raters", "Uncertainty", "Sample 1", "Sample 2", "Sample 3"):
+        assert text.count(f"<figcaption>{panel}</figcaption>") == 5
+    assert "other &lt;run&gt;" in text
+    assert "<run>" not in text
+    assert not (flat[1] / "viewers").exists()  # the pictures show 2D cases whole
+
+
+def test_equal_evaluations_are_equal_pages(flat: tuple[Evaluation, Path], tmp_path: Path) -> None:
+    evaluation, folder = flat
+    assert write_evaluation_report(tmp_path, evaluation).read_bytes() == (folder / "report.html").read_bytes()
+
+
+def test_masks_alone_without_images_or_anything_else(phantom_2d: Path, tmp_path: Path) -> None:
+    references = tmp_path / "references"
+    references.mkdir()
+    for path in sorted((phantom_2d / "labelsTr").iterdir())[:3]:
+        shutil.copy(path, references)
+    predictions = make_predictions(references, tmp_path / "run", extras=False)
+    text = write_evaluation_report(tmp_path / "out", evaluated(references, predictions)).read_text(encoding="utf-8")
+    assert "<h2>Comparison" not in text
+    assert "<h2>Probabilities" not in text
+    assert "Uncertainty</figcaption>" not in text
+    assert text.count("<figcaption>Masks</figcaption>") == len(re.findall(r"<section class=part><h3>", text))
+
+
+def test_several_classes_have_a_panel_for_each_side(phantom_2d: Path, tmp_path: Path) -> None:
+    references = tmp_path / "labelsTr"
+    for path in sorted((phantom_2d / "labelsTr").iterdir())[:4]:
+        labels = read_labels(path)
+        mask = labels.array[0].copy()
+        mask[:, ::2][mask[:, ::2] > 0] = 2
+        write_labels(references / path.name, mask, labels.geometry)
+    evaluation = evaluate_folders(references, references, NESTED, workers=0, options=OPTIONS)
+    text = write_evaluation_report(tmp_path / "out", evaluation).read_text(encoding="utf-8")
+    assert "<figcaption>Reference</figcaption>" in text
+    assert "mean of classes" in text
+    assert "#ffb000" in text
+    assert "#35c8ff" in text
+
+
+def test_a_damaged_image_leaves_the_report_whole(phantom_2d: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labelsTr"
+    shutil.copytree(phantom_2d / "labelsTr", labels)
+    shutil.copytree(phantom_2d / "imagesTr", tmp_path / "imagesTr")
+    for path in (tmp_path / "imagesTr").iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    text = write_evaluation_report(tmp_path / "out", evaluated(labels, labels)).read_text(encoding="utf-8")
+    assert "<figcaption>Masks</figcaption>" in text
+
+
+# ------------------------------------------------------------------------------------------------------------ browser
+
+
+def test_sort_and_search_the_cases(flat: tuple[Evaluation, Path], open_page: Callable) -> None:
+    evaluation, folder = flat
+    opened = open_page(folder / "report.html")
+    box = opened.page.locator("#all-cases .table-box")
+    rows = box.locator("tbody tr:visible")
+    assert rows.count() == len(evaluation.cases)
+    box.get_by_role("button", name="Dice", exact=True).click()
+    dice = sorted(c.scores[0].dice for c in evaluation.cases if not math.isnan(c.scores[0].dice))
+    shown = box.locator("tbody tr td:nth-child(3)").all_inner_texts()
+    assert shown[: len(dice)] == [f"{value:.3f}" for value in dice]
+    assert set(shown[len(dice) :]) <= {"\N{EN DASH}"}
+    box.get_by_label("Search: Cases").fill("false positive")
+    assert rows.count() == 1
+    opened.require_quiet()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_on_a_phone(flat: tuple[Evaluation, Path], open_page: Callable, dark: bool) -> None:
+    opened = open_page(flat[1] / "report.html", size=PHONE, dark=dark)
+    assert not opened.scrolls_sideways()
+    assert opened.page.locator("svg.plot").count() > 20
+    opened.require_quiet()
+
+
+def test_in_print_nothing_is_cut_off(flat: tuple[Evaluation, Path], open_page: Callable) -> None:
+    opened = open_page(flat[1] / "report.html", size=(1040, 720))  # A4 in landscape, where the widest table stands
+    opened.page.emulate_media(media="print")
+    opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert not opened.scrolls_sideways()
+    assert opened.page.locator("details[open]").count() == 1
+
+
+def test_a_case_opens_in_the_viewer_and_leads_back(solid: tuple[Evaluation, Path], open_page: Callable) -> None:
+    evaluation, folder = solid
+    chosen = [item.inputs.case_id for item in highlights(evaluation.inputs, evaluation.cases)]
+    assert sorted(path.stem for path in (folder / "viewers").iterdir()) == sorted(chosen)
+    opened = open_page(folder / "report.html")
+    opened.require_quiet()
+    link = opened.page.locator("#all-cases a").first
+    assert link.inner_text() in chosen
+    size = (folder / "viewers" / f"{chosen[0]}.html").stat().st_size
+    assert f"({size / 1e6:.1f} MB)" in opened.page.locator("section.part").first.inner_text()
+    link.click()
+    opened.page.wait_for_load_state()
+    assert "/viewers/" in opened.page.url
+    assert opened.complaints == []

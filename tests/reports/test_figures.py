@@ -1,0 +1,108 @@
+"""Figures: colours that follow the page, names that do not clash, images that lose nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unisegdiff_pipeline.reports.figures import INK, SERIES, box_and_points, draw, picture, series_color
+
+
+def two_lines(figure: Any) -> None:
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], label="a")
+    axis.plot([0, 1], [1, 0], label="b & c")
+    axis.set_xlabel("Dice < 1")
+    axis.legend()
+
+
+def embedded(svg: str) -> np.ndarray:
+    (data,) = re.findall(r"data:image/\w+;base64,([^\"]+)", svg)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+
+
+def test_colours_are_those_of_the_page() -> None:
+    svg = draw(two_lines, "two lines").lower()
+    for color in (INK, SERIES[0], SERIES[1]):
+        assert color not in svg
+    for variable in ("--ink", "--series-1", "--series-2", "--rule"):
+        assert f"var({variable})" in svg
+
+
+def test_text_is_text_and_the_alternative_is_escaped() -> None:
+    svg = draw(two_lines, 'lines of "a" < b')
+    assert "<title>lines of &quot;a&quot; &lt; b</title>" in svg
+    assert ">Dice &lt; 1</text>" in svg
+    assert svg.startswith("<svg ")
+    assert "<metadata" not in svg
+
+
+def test_equal_figures_are_equal_and_others_share_no_names() -> None:
+    def shifted(figure: Any) -> None:
+        two_lines(figure)
+        figure.axes[0].plot([0, 1], [0.5, 0.5])
+
+    first, again, other = draw(two_lines, "x"), draw(two_lines, "x"), draw(shifted, "x")
+    assert first == again
+    names = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (first, other)]
+    assert names[0]
+    assert not names[0] & names[1]
+    for svg, known in zip((first, other), names, strict=True):
+        assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg)) == known
+
+
+def test_size_in_pixels_of_the_page() -> None:
+    svg = draw(two_lines, "x", 4.0, 2.0)
+    assert 'width="384" height="192"' in svg
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_grey_pictures_and_few_colours_lose_nothing(num_channels: int) -> None:
+    rng = np.random.default_rng(0)
+    colors = np.broadcast_to(rng.integers(0, 256, (200, num_channels)), (200, 3)).astype(np.uint8)
+    array = colors[rng.integers(0, 200, (20, 30))]
+
+    def paint(figure: Any) -> None:
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.imshow(array, interpolation="none")
+        axis.set_axis_off()
+
+    shown = embedded(draw(paint, "x", constrained=False))
+    assert np.array_equal(shown, array) or np.array_equal(shown[::-1], array)  # the file may be turned over
+
+
+def test_photographs_become_jpeg() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+
+    def paint(figure: Any) -> None:
+        figure.add_axes((0, 0, 1, 1)).imshow(array, interpolation="none")
+
+    assert "data:image/jpeg;base64," in draw(paint, "x", constrained=False)
+
+
+def test_an_array_as_png() -> None:
+    array = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert np.array_equal(embedded(picture(array, "x"))[..., 0], array)
+
+
+def test_groups_without_values_keep_their_place() -> None:
+    groups = {"a": [0.1, float("nan"), 0.3], "b": [], "c": [0.5]}
+
+    def paint(figure: Any) -> None:
+        axis = figure.subplots()
+        box_and_points(axis, groups)
+        assert axis.get_xlim() == (-0.5, 2.5)
+
+    svg = draw(paint, "x")
+    assert re.findall(r">(n = \d)<", svg) == ["n = 2", "n = 0", "n = 1"]
+    assert ">none<" in svg
+
+
+def test_series_colours_repeat() -> None:
+    assert series_color(0) == series_color(len(SERIES)) != series_color(1)
