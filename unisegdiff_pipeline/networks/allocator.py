@@ -26,4 +26,4 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     wanted = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT), (M_TOP_PAD, GROWTH_BYTES))
-    return all([mallopt(name, value) == 1 for name, value in wanted])
+    return sum(mallopt(name, value) for name, value in wanted) == len(wanted)  # all three are set, whatever one says
