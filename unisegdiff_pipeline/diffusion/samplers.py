@@ -1,5 +1,10 @@
 """Samplers as functions of (estimate, noise, schedule): from noise to the probabilities of one drawn mask.
 
+A sampler ends with probabilities. Where little of the mask was decided on the way, as after few calls, they are as soft
+as the segmenter's, and cutting each at 0.5 would give the same mask again and again; a coherent draw at the end gives
+every voxel its probability back and keeps neighbours together. Without any call this is a coherent draw of p_det, the
+cheapest sampler there is and the one to beat.
+
 `estimate(x_t, lam)` is any callable that says what x_t holds; over a whole volume it tiles, calls the network and
 blends, so the same sampler serves a patch and a volume. The state lives in fp32 on the grid of the whole volume.
 """
@@ -9,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,9 +43,10 @@ class SamplerSettings:
         method: "ddim" moves on deterministically; "renoise" adds fresh noise to the mean; "hard" draws a coherent
             mask between calls and adds fresh noise to it.
         start: "stage_a" makes one call at pure noise and goes on from its answer; "det" goes on from p_det.
-        num_calls: network calls from lam_a on; the call of stage A comes on top.
+        num_calls: network calls from lam_a on; the call of stage A comes on top. 0 with "det" calls no network.
         lam_end: offset of the last call from lam_c.
-        correlation_length_mm: of the smooth field that "hard" draws with; 0 draws every voxel on its own.
+        correlation_length_mm: of the smooth field that coherent draws are made with; 0 draws every voxel on its own.
+        draw: whether each sample ends in a coherent draw from its last probabilities instead of a cut at 0.5.
     """
 
     method: Literal["ddim", "renoise", "hard"] = "ddim"
@@ -48,10 +54,30 @@ class SamplerSettings:
     num_calls: int = 4
     lam_end: float = 2.0
     correlation_length_mm: float = 0.0
+    draw: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_calls < 0 or (self.num_calls == 0 and self.start == "det"):
-            raise ValueError(f"num_calls {self.num_calls} with start {self.start!r} makes no network call; use >= 1")
+        if self.num_calls < 0:
+            raise ValueError(f"num_calls is {self.num_calls}; it must be 0 or more")
+        if self.correlation_length_mm < 0:
+            raise ValueError(f"correlation_length_mm is {self.correlation_length_mm}; it must be 0 or more")
+        if self.num_calls == 0 and self.start == "det" and not self.draw:
+            raise ValueError("num_calls 0 with start 'det' and without draw gives p_det every time; set draw to true")
+
+    @property
+    def total_calls(self) -> int:
+        """Network calls a sample costs, that of stage A included."""
+        return self.num_calls + (self.start == "stage_a")
+
+
+class Drawn(NamedTuple):
+    """Samples: the probabilities that each ends with, and the masks drawn from them (the same where none is drawn).
+
+    Means are taken over the probabilities: a draw only adds noise to them.
+    """
+
+    probabilities: Tensor
+    masks: Tensor
 
 
 def lam_schedule(edges: StageEdges, settings: SamplerSettings) -> tuple[float, ...]:
@@ -70,16 +96,34 @@ def sample(
     edges: StageEdges,
     settings: SamplerSettings,
     coding: Coding,
-) -> Tensor:
-    """Draw masks; returns the probabilities that the last call ends with, (N, C, *spatial).
+) -> Drawn:
+    """Draw masks; both results are (N, C, *spatial).
 
     Args:
         estimate: (x_t (N, C, *spatial), lam) => Estimate.
         noise: index of a draw => standard normal (N, C, *spatial); index 0 is the start.
-        field: index of a draw => smooth standard normal field (N, C, *spatial), needed by "hard" only.
+        field: index of a draw => smooth standard normal field (N, C, *spatial), needed by "hard" and `draw` only.
         p_det: the segmenter's probabilities, broadcastable to (N, C, *spatial).
     """
+    p = _final_probabilities(estimate, noise, field, p_det, edges, settings, coding)
+    if not settings.draw:
+        return Drawn(p, p)
+    masks = coherent_draw(p, _require(field)(settings.total_calls), coding)
+    return Drawn(p.expand_as(masks), masks)
+
+
+def _final_probabilities(
+    estimate: EstimateFunction,
+    noise: NoiseFunction,
+    field: NoiseFunction | None,
+    p_det: Tensor,
+    edges: StageEdges,
+    settings: SamplerSettings,
+    coding: Coding,
+) -> Tensor:
     lams = lam_schedule(edges, settings)
+    if not lams:
+        return p_det
     x = noise(0)
     if settings.start == "det":
         x = noise_mask(mask_to_x(p_det), channel_lam(_lam_tensor(lams[0], x), edges), x)
@@ -95,11 +139,9 @@ def sample(
         elif settings.method == "renoise":
             x = noise_mask(x0, lam_next, noise(call + 1))
         else:
-            if field is None:
-                raise ValueError('method "hard" needs a field; pass one or use "ddim"')
-            drawn = coherent_draw(final_probabilities(lam_t, found, edges, coding), field(call), coding)
+            drawn = coherent_draw(final_probabilities(lam_t, found, edges, coding), _require(field)(call), coding)
             x = noise_mask(mask_to_x(drawn), lam_next, noise(call + 1))
-    raise AssertionError("a schedule has at least one call")
+    raise AssertionError("the last call returns")
 
 
 def ddim_step(x_t: Tensor, x0: Tensor, lam: Tensor, lam_next: Tensor) -> Tensor:
@@ -123,7 +165,13 @@ def coherent_draw(p: Tensor, field: Tensor, coding: Coding) -> Tensor:
     if coding != "softmax":
         return (p > u[:, :1]).to(p.dtype)
     gumbel = p.clamp_min(1e-12).log() - torch.log(-torch.log(u))
-    return torch.zeros_like(p).scatter_(1, gumbel.argmax(dim=1, keepdim=True), 1.0)
+    return torch.zeros_like(gumbel).scatter_(1, gumbel.argmax(dim=1, keepdim=True), 1.0)
+
+
+def _require(field: NoiseFunction | None) -> NoiseFunction:
+    if field is None:
+        raise ValueError('method "hard" and draw need a field; pass one, or use "ddim" without draw')
+    return field
 
 
 def _lam_tensor(lam: float, like: Tensor) -> Tensor:

@@ -8,12 +8,15 @@ itself, exactly, so that training and sampling start from the same distribution 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 PURE_NOISE = float("-inf")
 LAM_EMBEDDED_FOR_PURE_NOISE = -20.0  # networks see this finite number where lam = -infinity
+
+Target = Literal["staged", "x0", "v", "epsilon"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,15 @@ class StageEdges:
 
     `input_scale` holds a factor b for each channel, empty for 1 everywhere. Scaling x_0 by b is nothing but a shift of
     that channel's lam by 2 ln b, which is how it is done here: every channel stays variance preserving.
+
+    `target` says what the network predicts: "staged" changes it from stage to stage, the others keep one everywhere
+    (see `targets`).
     """
 
     lam_a: float
     lam_c: float
     input_scale: tuple[float, ...] = ()
+    target: Target = "staged"
 
     def __post_init__(self) -> None:
         if not self.lam_a < self.lam_c:

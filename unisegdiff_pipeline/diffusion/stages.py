@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges
-from unisegdiff_pipeline.diffusion.targets import STAGE_A, STAGE_B
+from unisegdiff_pipeline.diffusion.targets import STAGE_A, STAGE_B, stage_of
 
 STAGE_MARGIN = 4.0  # nats that stages A and C reach beyond the edges
 TRUNCATED_START_SHARE = 0.25  # share of stage B that trains the start from the segmenter's mean at lam_a
@@ -27,6 +27,19 @@ class StageDraw:
     lam: Tensor
     stage: Tensor
     from_mean: Tensor
+
+
+def draw_unstaged(num_patches: int, levels_per_patch: int, edges: StageEdges, generator: torch.Generator) -> StageDraw:
+    """As `draw_stages` without stages: lam uniform over the range of all of them, but pure noise as often as there.
+
+    The levels of a patch fall into equal parts of [lam_a - 4, lam_c + 4], one each; a sixth is pure noise instead.
+    """
+    count = num_patches * levels_per_patch
+    u, v = torch.rand(2, count, generator=generator)
+    low, high = edges.lam_a - STAGE_MARGIN, edges.lam_c + STAGE_MARGIN
+    lam = low + (high - low) * (torch.arange(count) % levels_per_patch + u) / levels_per_patch
+    lam = torch.where(v < 1 / 6, torch.full_like(u, PURE_NOISE), lam)
+    return StageDraw(lam, stage_of(lam, edges), torch.zeros(count, dtype=torch.bool))
 
 
 def draw_stages(num_patches: int, levels_per_patch: int, edges: StageEdges, generator: torch.Generator) -> StageDraw:

@@ -11,6 +11,10 @@ Salimans & Ho 2022, "Progressive Distillation", eq. 10: s^2 x_0 + a (x_t - s e).
     A: x_0        B: x_0 - a s h        C: x_0 - (s / a) h
 
 so that everything a sampler needs of a call is p and h, and h = 0 gives x_0 in every stage.
+
+One target for all noise levels, to compare with: "x0" reads the mask as stage A does, "epsilon" as stage C, and "v"
+(Salimans & Ho 2022, section 4: v = a e - s x_0, so that x_0 = a x_t - s v) as x_0 - s h, where h corrects the v that p
+implies.
 """
 
 from __future__ import annotations
@@ -42,10 +46,13 @@ def stage_of(lam: Tensor, edges: StageEdges) -> Tensor:
 
 
 def correction_weight(lam: Tensor, edges: StageEdges) -> Tensor:
-    """How much of h enters the state, by stage (see above): 0, a s or s / a, in the shape of `channel_lam`."""
+    """How much of h enters the state (see above): in stages 0, a s or s / a; in the shape of `channel_lam`."""
     a, s = alpha_sigma(channel_lam(lam, edges))
+    inverted = s / a.clamp_min(1e-3)
+    if edges.target != "staged":
+        return {"x0": torch.zeros_like(s), "v": s, "epsilon": inverted}[edges.target]
     stage = expand_to(stage_of(lam, edges), a.ndim)
-    return torch.where(stage == STAGE_A, 0.0, torch.where(stage == STAGE_B, a * s, s / a.clamp_min(1e-3)))
+    return torch.where(stage == STAGE_A, 0.0, torch.where(stage == STAGE_B, a * s, inverted))
 
 
 def state_estimate(lam: Tensor, estimate: Estimate, edges: StageEdges) -> Tensor:
@@ -58,12 +65,24 @@ def state_estimate(lam: Tensor, estimate: Estimate, edges: StageEdges) -> Tensor
 
 
 def final_probabilities(lam: Tensor, estimate: Estimate, edges: StageEdges, coding: Coding) -> Tensor:
-    """Probabilities that a sample ends with: the segmentation head's below lam_c, the inverted noise's above."""
-    in_c = stage_of(lam, edges) == STAGE_C
-    if not bool(in_c.any()):
+    """Probabilities that a sample ends with: the segmentation head's below lam_c, the inverted noise's above.
+
+    Without stages: those of the head that is trained.
+    """
+    if edges.target == "staged":
+        from_state = stage_of(lam, edges) == STAGE_C
+    else:
+        from_state = torch.full_like(lam, edges.target != "x0", dtype=torch.bool)
+    if not bool(from_state.any()):
         return estimate.probabilities
     inverted = x_to_probabilities(state_estimate(lam, estimate, edges), coding)
-    return torch.where(expand_to(in_c, inverted.ndim), inverted, estimate.probabilities)
+    return torch.where(expand_to(from_state, inverted.ndim), inverted, estimate.probabilities)
+
+
+def v_error(lam: Tensor, x0_predicted: Tensor, correction: Tensor, x0: Tensor) -> Tensor:
+    """Predicted minus true v, h - (x_0 predicted - x_0) / s (v = (a x_t - x_0) / s); `lam` as in `noise_error`."""
+    _, s = alpha_sigma(lam)
+    return torch.addcmul(correction, x0_predicted - x0, -expand_to(1 / s, x0.ndim))
 
 
 def noise_error(lam: Tensor, x0_predicted: Tensor, correction: Tensor, x0: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
-from unisegdiff_pipeline.diffusion.schedule import StageEdges
+from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 
@@ -20,6 +20,7 @@ class InferenceSettings:
     Attributes:
         lam_a, lam_c: realised edges of the stages, planned ones unless training moved them.
         input_scale: factor b of each channel, as planned; empty for 1 everywhere.
+        target: what the denoiser was trained to predict.
         temperature: divides the segmenter's logits, for p_det and for the denoiser's input alike.
         w: final probability = w * p_det + (1 - w) * mean of the samples; 1 is the plain segmenter.
         num_samples: masks drawn a case unless the user asks for another number.
@@ -31,6 +32,7 @@ class InferenceSettings:
     lam_a: float
     lam_c: float
     input_scale: tuple[float, ...] = ()
+    target: Target = "staged"
     temperature: float = 1.0
     w: float = 0.5
     num_samples: int = 8
@@ -49,7 +51,7 @@ class InferenceSettings:
     @property
     def edges(self) -> StageEdges:
         """Stage edges in the form that the samplers take."""
-        return StageEdges(self.lam_a, self.lam_c, self.input_scale)
+        return StageEdges(self.lam_a, self.lam_c, self.input_scale, self.target)
 
 
 def write_settings(fold_folder: Path, settings: InferenceSettings) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.samplers import sample
+from unisegdiff_pipeline.diffusion.samplers import Drawn, sample
 from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.inference.active_region import (
     BLOCK,
@@ -47,7 +47,8 @@ class SampledBox:
         inside: boolean (*box), the voxels that samples may differ in; elsewhere p_det holds. Boxes of scattered
             lesions may overlap, their inner voxels do not.
         mean: mean probability over the samples (K, *box), fp32, CPU.
-        samples: each sample's probabilities (N, K, *box), fp16, CPU; None where they were not kept.
+        samples: each sample's mask, or probabilities where it is not drawn, (N, K, *box), fp16, CPU; None where they
+            were not kept.
     """
 
     slices: Slices
@@ -101,7 +102,7 @@ class CasePrediction:
         return self.probabilities(w=0.0)
 
     def sample(self, index: int) -> Tensor:
-        """Probabilities of one sample (K, Z, Y, X), fp32."""
+        """Probabilities of one sample (K, Z, Y, X), fp32; 0 and 1 where its mask was drawn."""
         if not 0 <= index < self.num_samples:
             raise IndexError(f"sample {index} was asked for, {self.num_samples} were drawn")
         out = self.p_det.clone()
@@ -219,15 +220,15 @@ class _BoxSampler:
         kept: list[Tensor] = []
         mean = torch.zeros_like(self.p_det)
         for ids in batches(list(sample_ids), int(self.case.limits.state_gb * 2**30) // bytes_each):
-            p = self._draw_together(ids)  # (n, K, *box)
-            mean += p.sum(dim=0)
+            drawn = self._draw_together(ids)  # (n, K, *box) each
+            mean += drawn.probabilities.sum(dim=0)
             if keep_samples:
-                kept.append(self._cropped(p).half().cpu())
+                kept.append(self._cropped(drawn.masks).half().cpu())
         samples = torch.cat(kept) if keep_samples else None
         mean = self._cropped(mean / len(sample_ids)).cpu()
         return SampledBox(self._slices_in_case(), self._cropped(self.inside).cpu(), mean, samples)
 
-    def _draw_together(self, ids: Sequence[int]) -> Tensor:
+    def _draw_together(self, ids: Sequence[int]) -> Drawn:
         def noise(draw: int) -> Tensor:
             return _on_threads(lambda i: self._noise(i, f"noise{draw}"), ids).to(self.case.device)
 

@@ -26,6 +26,7 @@ from unisegdiff_pipeline.planning.plans import DenoiserPlan, NetworkPlan
 
 EMBEDDING_WIDTH = 64
 NOISE_LIMIT = 8.0  # implied noise beyond this many standard deviations says no more than that p_det is wrong there
+EVIDENCE_LIMIT = 20.0  # log odds beyond which a voxel's noised value says no more
 
 
 class DenoiserOutput(NamedTuple):
@@ -36,9 +37,13 @@ class DenoiserOutput(NamedTuple):
 
 
 class Denoiser(nn.Module):
-    """x_0 logits = g(lam) * logit(p_det) + h, and a correction h_e of the noise; h and h_e start at zero.
+    """x_0 logits = g(lam) logit(p_det) + k(lam) E + h, and a correction h_e of the noise; k, h and h_e start at zero.
 
     At the first step every estimate of x_0 therefore equals the segmenter's; see `StagedModel.denoise`.
+
+    E = 2 a x_t / s^2 is what the noised mask says of a voxel by itself, in log odds: were the voxels independent, the
+    posterior would be logit(p_det) + E by Bayes' rule (k = 1). Its size runs over orders of magnitude with lam, which
+    a network behind norms cannot follow; here a number for each lam does it, and h is left with what neighbours say.
 
     Beside the noised mask the network sees what the segmenter says of each voxel, x_det = 2 p_det - 1, and the noise
     that this implies, (x_t - a x_det) / s: where p_det is wrong it stands out as an outlier, and both corrections are
@@ -73,7 +78,7 @@ class Denoiser(nn.Module):
             self.up.append(TRANSPOSED_CONV[dims](below, width, coarse.stride, coarse.stride))
             self.decode.append(FilmConv(dims, width, width, fine.kernel, ones, EMBEDDING_WIDTH))
         self.head = CONV[dims](widths[0], 2 * packed, ones)
-        self.gain = nn.Linear(EMBEDDING_WIDTH, 1)  # g(lam) = 1 + gain
+        self.gain = nn.Linear(EMBEDDING_WIDTH, 2)  # g(lam) = 1 + gain[0], k(lam) = gain[1]
         for layer in (self.head, self.gain):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
@@ -102,9 +107,9 @@ class Denoiser(nn.Module):
         for i in reversed(range(len(self.decode))):
             x = self.decode[i](self.up[i](x) + skips[i], embedded)
         logits, noise = depth_to_space(self.head(x).float(), self.stride).chunk(2, dim=1)
-        gain = 1 + self.gain(embedded).float()
-        return DenoiserOutput(gain.reshape(gain.shape + (1,) * (x_t.ndim - 2)) * det_logits + logits, noise)
-
+        gain, weight = (expand_to(v, x_t.ndim) for v in self.gain(embedded).float().split(1, dim=1))
+        logits = torch.addcmul(logits, 1 + gain, det_logits)
+        return DenoiserOutput(torch.addcmul(logits, weight, voxel_evidence(x_t, lam)), noise)
 
     def _inputs(self, x_t: Tensor, lam: Tensor, det_logits: Tensor) -> Tensor:
         """(B, 3 C, *patch): the noised mask, the segmenter's x and the noise it implies."""
@@ -116,6 +121,16 @@ class Denoiser(nn.Module):
         kind = x_t.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_t.dtype
         return torch.cat([v.to(dtype) for v in (x_t, x_det, noise)], dim=1)
+
+
+def voxel_evidence(x_t: Tensor, lam: Tensor) -> Tensor:
+    """E = 2 a x_t / s^2, the log odds that a noised voxel (B, C, *spatial) adds by itself; bounded.
+
+    log N(x_t; a, s^2) - log N(x_t; -a, s^2) for a sigmoid channel. For one-hot channels log N(x_t; a x_0, s^2) of the
+    classes differ by the same numbers.
+    """
+    a, s = alpha_sigma(lam)
+    return (x_t * expand_to(2 * a / s.square(), x_t.ndim)).clamp_(-EVIDENCE_LIMIT, EVIDENCE_LIMIT)
 
 
 def repeat_examples(values: Tensor, times: int) -> Tensor:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -65,7 +65,7 @@ def plan_stages(
         ValueError: for a patch with another number of axes.
     """
     spacing = tuple(float(s) for s in spacing)[-dims:]
-    coding_shift = -math.log(2.0) if scheme is not None and scheme.coding == "softmax" else 0.0
+    coding_shift = _coding_shift(scheme)
     curves = []
     for name, masks in patches.items():
         expected = d_c[name] if isinstance(d_c, Mapping) else d_c
@@ -73,6 +73,29 @@ def plan_stages(
         if curve is not None:
             curves.append(_with_truncation(curve, (uncertainty or {}).get(name), coding_shift))
     return _combine(tuple(curves), scheme)
+
+
+def realise_stages(
+    plan: StagePlan, d_c: Mapping[str, float], uncertainty: Mapping[str, float], scheme: LabelScheme
+) -> StagePlan:
+    """The edges of a plan with what a trained segmenter does on held-out cases in place of what was expected of it.
+
+    Args:
+        plan: as planned from the labels, with its curves.
+        d_c: Dice reached on held-out cases, by class; classes that are missing keep their lam_c.
+        uncertainty: mean over held-out patches of sum p (1 - p), by class; classes that are missing keep their lam_a.
+        scheme: the coding of the labels.
+    """
+    shift = _coding_shift(scheme)
+    curves = []
+    for curve in plan.curves:
+        reached = d_c.get(curve.class_name)
+        if reached is not None:
+            level = max(READABLE_AT_C, reached)
+            found = crossing(np.asarray(curve.lam), np.asarray(curve.readability), level)
+            curve = replace(curve, lam_c=round(found, 2))
+        curves.append(_with_truncation(curve, uncertainty.get(curve.class_name), shift))
+    return _combine(tuple(curves), scheme) if curves else plan
 
 
 def class_curve(
@@ -250,9 +273,11 @@ def _half_thickness(mask: np.ndarray, spacing: Sequence[float]) -> float:
     return float(distance_transform_edt(part, sampling=[s * step for s in spacing]).max())
 
 
-def _with_truncation(curve: ReadabilityCurve, uncertainty: float | None, lam_shift: float) -> ReadabilityCurve:
-    from dataclasses import replace
+def _coding_shift(scheme: LabelScheme | None) -> float:
+    return -math.log(2.0) if scheme is not None and scheme.coding == "softmax" else 0.0
 
+
+def _with_truncation(curve: ReadabilityCurve, uncertainty: float | None, lam_shift: float) -> ReadabilityCurve:
     if uncertainty is None or uncertainty <= 0:
         return curve
     # In one-hot coding the background's channel pays the same nats again

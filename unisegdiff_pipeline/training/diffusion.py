@@ -18,7 +18,7 @@ from unisegdiff_pipeline.diffusion.losses import (
     segmentation_loss,
     weight_by_log_variance,
 )
-from unisegdiff_pipeline.diffusion.schedule import StageEdges, channel_lam, expand_to, noise_mask
+from unisegdiff_pipeline.diffusion.schedule import Target, channel_lam, expand_to, noise_mask
 from unisegdiff_pipeline.diffusion.stages import StageDraw, draw_stages
 from unisegdiff_pipeline.diffusion.targets import (
     STAGE_A,
@@ -30,6 +30,7 @@ from unisegdiff_pipeline.diffusion.targets import (
     noise_error,
     state_estimate,
 )
+from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput, repeat_examples
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
@@ -55,17 +56,19 @@ class DiffusionTrainer(Trainer, abc.ABC):
     Args:
         run, budget: as for `Trainer`.
         segmenter: of phase 1, used frozen and in eval mode.
-        temperature: of p_det, chosen on the inner hold-out after phase 1.
+        settings: what phase 1 left for prediction: realised edges of the stages, temperature of p_det.
     """
 
     phase: ClassVar[int] = 2
+    target: ClassVar[Target] = "staged"
     network: Denoiser
 
-    def __init__(self, run: FoldRun, budget: PhaseBudget, segmenter: SegmentationUNet, temperature: float) -> None:
-        stages = run.configuration.stages
-        assert stages is not None
-        self.edges = StageEdges(stages.lam_a, stages.lam_c, stages.input_scale)
-        self.temperature = temperature
+    def __init__(
+        self, run: FoldRun, budget: PhaseBudget, segmenter: SegmentationUNet, settings: InferenceSettings
+    ) -> None:
+        self.settings = self.own_settings(settings)
+        self.edges = self.settings.edges
+        self.temperature = settings.temperature
         self.log_variances = nn.Parameter(torch.zeros(len(STAGE_NAMES), device=run.device))
         super().__init__(run, budget)
         self.segmenter = segmenter.to(run.device).eval().requires_grad_(False)
@@ -75,6 +78,15 @@ class DiffusionTrainer(Trainer, abc.ABC):
         self._meter = BandMeter(self.bands, run.device)
         self._bands_recorded_at = 0.0
         self._held_out_allowance = Allowance(HELD_OUT_SHARE)
+
+    @classmethod
+    def own_settings(cls, settings: InferenceSettings) -> InferenceSettings:
+        """The settings with what this trainer decides about them: what is predicted, and where the stages lie."""
+        return replace(settings, target=cls.target)
+
+    def draw_levels(self, num_patches: int, levels: int, generator: torch.Generator) -> StageDraw:
+        """Noise levels of a batch, patch-major."""
+        return draw_stages(num_patches, levels, self.edges, generator)
 
     def build_network(self) -> nn.Module:
         configuration = self.run.configuration
@@ -100,7 +112,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         # Drawn on the CPU, like all that decides which examples there are: the same for every device; and from a stream
         # of its own, so that no noise repeats the numbers that chose its level.
         own_stream = torch.Generator().manual_seed(generator.initial_seed() ^ LEVELS_STREAM)
-        draw = draw_stages(len(batch.image), levels, self.edges, own_stream)
+        draw = self.draw_levels(len(batch.image), levels, own_stream)
         example = self._noise(batch, condition, draw, generator)
         features = tuple(repeat_examples(f, levels) for f in condition.features)
         keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= HIDE_DET_SHARE).float()
@@ -112,7 +124,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         losses = self.example_losses(example, output)
         if gradients is not None:
             self._measure(example, output, losses.detach(), gradients)
-        return self._weigh(losses, example.stage)
+        return self.weigh(losses, example.stage)
 
     def _noise(
         self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator
@@ -177,7 +189,8 @@ class DiffusionTrainer(Trainer, abc.ABC):
             self._bands_recorded_at = self.progress
             self._record_bands(self._meter, "training")
 
-    def _weigh(self, losses: Tensor, stage: Tensor) -> StepResult:
+    def weigh(self, losses: Tensor, stage: Tensor) -> StepResult:
+        """Loss to descend from that of each example, with the learned weights of the stages."""
         weighted = weight_by_log_variance(losses, self.log_variances[stage])
         logged = {}
         for index, name in enumerate(STAGE_NAMES):
@@ -198,7 +211,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
             self.run,
             self.model_for_prediction(),
             num_samples=NUM_VALIDATION_SAMPLES,
-            temperature=self.temperature,
+            settings=self.settings,
             picture=self.moment,
         )
 

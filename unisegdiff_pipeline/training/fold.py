@@ -30,6 +30,7 @@ from unisegdiff_pipeline.training.continuing import (
 )
 from unisegdiff_pipeline.training.costs import measure_costs, phase_1_budget, phase_2_budget
 from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
+from unisegdiff_pipeline.training.realising import realised_stages
 from unisegdiff_pipeline.training.request import FoldResult
 from unisegdiff_pipeline.training.schedule import Stopwatch
 from unisegdiff_pipeline.training.segmentation import SegmentationTrainer
@@ -51,6 +52,10 @@ class Phase1Facts:
     weights: str
     iterations: int
     seconds: float
+    lam_a: float
+    lam_c: float
+    input_scale: tuple[float, ...]
+    holdout_dice: dict[str, float]
 
 
 def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
@@ -90,7 +95,9 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     two_phases = issubclass(trainer, DiffusionTrainer)
     share = run.configuration.training.phase_1_share if two_phases else 1.0
     segmenter, facts = _phase_1(run, trainer, checkpoint, share)
-    settings = replace(planned_settings(run.configuration, facts.temperature), weights=facts.weights)
+    settings = InferenceSettings(
+        facts.lam_a, facts.lam_c, facts.input_scale, temperature=facts.temperature, w=0.0, weights=facts.weights
+    )
     if not two_phases:
         _finish(run, StagedModel(segmenter, None, run.plans.labels.coding), replace(settings, w=1.0, num_samples=0), [])
         return
@@ -99,9 +106,9 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     labels = run.plans.labels
     denoiser = build_model(run.configuration, labels.coding, labels.num_channels, True).denoiser
     costs = measure_costs(run, StagedModel(segmenter.to(run.device), denoiser, labels.coding).to(run.device))
-    phase_2 = trainer(run, phase_2_budget(run, share, costs, start_s), segmenter, facts.temperature)
+    phase_2 = trainer(run, phase_2_budget(run, share, costs, start_s), segmenter, settings)
     phase_2.fit(checkpoint)
-    weights = _take_best(phase_2)
+    settings = replace(phase_2.settings, weights=_take_best(phase_2))
     model = phase_2.model_for_prediction()
     ranked: list[Candidate] = []
     if not run.holdout_cases:
@@ -109,7 +116,7 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     else:
         cases = costs.choosing_cases(run)
         run.log.say(f"choosing the number of calls and w on {len(cases)} held-out cases")
-        settings, ranked = choose_settings(run, model, replace(settings, weights=weights), cases)
+        settings, ranked = choose_settings(run, model, settings, cases)
         settings = replace(settings, chosen_on=f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}")
         best = ranked[0]
         run.log.say(
@@ -140,11 +147,21 @@ def _phase_1(
     phase_1.fit(checkpoint)
     weights = _take_best(phase_1)
     segmenter = phase_1.model_for_prediction().segmenter
-    temperature = 1.0
+    settings = planned_settings(run.configuration)
+    stages, dice = run.configuration.stages, dict[str, float]()
+    assert stages is not None
     if run.holdout_cases:
-        temperature = choose_temperature(run, phase_1.model_for_prediction(), run.monitored_cases)
-        run.log.say(f"temperature of the segmenter on the hold-out: {temperature:g}")
-    facts = Phase1Facts(temperature, weights, phase_1.iteration, run.watch.seconds)
+        model = phase_1.model_for_prediction()
+        settings = replace(settings, temperature=choose_temperature(run, model, run.monitored_cases))
+        stages, dice = realised_stages(run, model, settings, run.monitored_cases)
+        run.log.say(
+            f"on the hold-out: temperature of the segmenter {settings.temperature:g}, stages from lam_a "
+            f"{stages.lam_a:g} (planned {settings.lam_a:g}) to lam_c {stages.lam_c:g} ({settings.lam_c:g})"
+        )
+    facts = Phase1Facts(
+        settings.temperature, weights, phase_1.iteration, run.watch.seconds,
+        stages.lam_a, stages.lam_c, stages.input_scale, dice,
+    )  # fmt: skip
     _keep_phase_1(run, segmenter, facts)
     return segmenter, facts
 

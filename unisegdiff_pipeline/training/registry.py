@@ -5,6 +5,12 @@ from __future__ import annotations
 import importlib
 
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.training.ablations import (
+    EpsilonDiffusionTrainer,
+    FixedThirdsDiffusionTrainer,
+    VDiffusionTrainer,
+    X0DiffusionTrainer,
+)
 from unisegdiff_pipeline.training.diffusion import DiffusionTrainer, StagedDiffusionTrainer
 from unisegdiff_pipeline.training.segmentation import SegmentationTrainer
 from unisegdiff_pipeline.training.trainer import Trainer
@@ -12,6 +18,10 @@ from unisegdiff_pipeline.training.trainer import Trainer
 TRAINERS: dict[str, type[Trainer]] = {
     "StagedDiffusionTrainer": StagedDiffusionTrainer,
     "SegmentationTrainer": SegmentationTrainer,
+    "X0DiffusionTrainer": X0DiffusionTrainer,
+    "VDiffusionTrainer": VDiffusionTrainer,
+    "EpsilonDiffusionTrainer": EpsilonDiffusionTrainer,
+    "FixedThirdsDiffusionTrainer": FixedThirdsDiffusionTrainer,
 }
 
 

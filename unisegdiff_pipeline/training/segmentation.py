@@ -12,7 +12,7 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.training.patches import Batch
 from unisegdiff_pipeline.training.trainer import StepResult, Trainer, pool_targets
-from unisegdiff_pipeline.training.validation import validate_cases
+from unisegdiff_pipeline.training.validation import planned_settings, validate_cases
 
 
 class SegmentationTrainer(Trainer):
@@ -47,4 +47,5 @@ class SegmentationTrainer(Trainer):
         return StagedModel(segmenter, None, self.coding).eval()
 
     def validate(self) -> dict[str, float]:
-        return validate_cases(self.run, self.model_for_prediction(), num_samples=0, picture=self.moment)
+        settings = planned_settings(self.run.configuration)
+        return validate_cases(self.run, self.model_for_prediction(), 0, settings, picture=self.moment)

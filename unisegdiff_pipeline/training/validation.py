@@ -29,17 +29,16 @@ def planned_settings(configuration: ConfigurationPlan, temperature: float = 1.0,
     """Settings before anything has been chosen: the plan's edges and the samplers' defaults."""
     stages = configuration.stages
     assert stages is not None
-    return InferenceSettings(stages.lam_a, stages.lam_c, stages.input_scale, temperature, w)
+    return InferenceSettings(stages.lam_a, stages.lam_c, stages.input_scale, temperature=temperature, w=w)
 
 
 def validate_cases(
-    run: FoldRun, model: StagedModel, num_samples: int, temperature: float = 1.0, picture: Moment | None = None
+    run: FoldRun, model: StagedModel, num_samples: int, settings: InferenceSettings, picture: Moment | None = None
 ) -> dict[str, float]:
     """Mean Dice on the monitored held-out cases, on the plan's grid: "dice_mean" and "dice_<class>".
 
     With `picture`, pictures of one of the cases are kept on the way.
     """
-    settings = planned_settings(run.configuration, temperature)
     shown = None if picture is None else shown_case(run)
     cases = []
     for case_id in run.monitored_cases:
