@@ -1,37 +1,52 @@
+"""Noise by name and place, and fields smoothed from it."""
+
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
 
-from unisegdiff_pipeline.diffusion.noise import gaussian_noise, smooth_field
-
-
-def test_equal_names_give_equal_noise_and_any_other_name_gives_another() -> None:
-    base = gaussian_noise(0, "case", 1, "start", 2, (5, 40, 37))
-    assert torch.equal(base, gaussian_noise(0, "case", 1, "start", 2, (5, 40, 37)))
-    for other in ((1, "case", 1, "start"), (0, "other", 1, "start"), (0, "case", 2, "start"), (0, "case", 1, "call 1")):
-        assert not torch.equal(base, gaussian_noise(*other, 2, (5, 40, 37)))
+from unisegdiff_pipeline.diffusion.noise import BlockNoise, kernel_radius, smooth_field
 
 
-def test_a_part_is_the_same_alone() -> None:
-    whole = gaussian_noise(3, "c", 0, "s", 1, (40, 70, 33))
-    assert torch.equal(gaussian_noise(3, "c", 0, "s", 1, (40, 50, 33)), whole[:, :, :50])
+def test_equal_names_and_places_give_equal_noise_and_others_another() -> None:
+    base = BlockNoise(0, "case", 1, "start").block((0, 2), (2, 8, 8))
+    noise = BlockNoise(0, "case", 1, "start")
+    first, second = noise.block((5, 2), (2, 8, 8)), noise.block((0, 2), (2, 8, 8))
+    assert np.array_equal(base, second)  # whatever was drawn before
+    assert not np.array_equal(first, second)
+    for other in ((1, "case", 1, "start"), (0, "other", 1, "start"), (0, "case", 2, "start"), (0, "case", 1, "call")):
+        assert not np.array_equal(base, BlockNoise(*other).block((0, 2), (2, 8, 8)))
+
+
+def test_a_fresh_generator_of_the_same_key_draws_the_same() -> None:
+    """Setting the state anew must leave nothing of the block before, also where that used half a buffer."""
+    noise = BlockNoise(0, "c", 0, "s")
+    noise.block((9, 9), (3,))
+    assert np.array_equal(noise.block((1, 1), (5,)), BlockNoise(0, "c", 0, "s").block((1, 1), (5,)))
 
 
 def test_noise_is_standard_normal() -> None:
-    noise = gaussian_noise(0, "c", 0, "s", 1, (64, 64, 64))
-    assert noise.mean().item() == pytest.approx(0, abs=0.01)
-    assert noise.std().item() == pytest.approx(1, abs=0.01)
+    values = BlockNoise(0, "c", 0, "s").block((0, 0, 0), (64, 64, 64))
+    assert values.mean() == pytest.approx(0, abs=0.01)
+    assert values.std() == pytest.approx(1, abs=0.01)
 
 
 def test_smooth_field_keeps_unit_variance_and_has_the_asked_correlation() -> None:
-    fields = torch.stack([smooth_field(gaussian_noise(i, "c", 0, "f", 1, (64, 64)), (3.0, 3.0)) for i in range(60)])
-    assert fields.var().item() == pytest.approx(1, abs=0.1)
-    at_three = (fields[..., :-3] * fields[..., 3:]).mean().item()
-    assert at_three == pytest.approx(0.7788 * fields.var().item(), abs=0.08)  # exp(-d^2 / (4 l^2)) at d = l
+    rng = np.random.default_rng(0)
+    fields = np.stack([smooth_field(rng.standard_normal((1, 86, 86), np.float32), (3.0, 3.0)) for _ in range(60)])
+    radius = kernel_radius(3.0)
+    assert radius == 11
+    assert fields.shape == (60, 1, 86 - 2 * radius, 86 - 2 * radius)
+    assert fields.var() == pytest.approx(1, abs=0.1)
+    assert fields[..., 0].var() == pytest.approx(1, abs=0.15)  # at the border as inside
+    at_three = (fields[..., :-3] * fields[..., 3:]).mean()
+    assert at_three == pytest.approx(0.7788 * fields.var(), abs=0.08)  # exp(-d^2 / (4 l^2)) at d = l
 
 
-def test_smooth_field_on_axes_shorter_than_the_kernel() -> None:
-    white = [gaussian_noise(i, "c", 0, "f", 1, (1, 6, 48)) for i in range(200)]
-    fields = torch.stack([smooth_field(noise, (5.0, 5.0, 5.0)) for noise in white])
-    assert fields.var().item() == pytest.approx(1, abs=0.15)
+def test_axes_of_length_zero_are_left_alone() -> None:
+    white = np.random.default_rng(0).standard_normal((2, 3, 40), np.float32)
+    smooth = smooth_field(white, (0.0, 2.0))
+    assert smooth.shape == (2, 3, 40 - 2 * kernel_radius(2.0))
+    by_hand = smooth_field(white[1:, 2:], (0.0, 2.0))
+    assert np.allclose(smooth[1:, 2:], by_hand)
+    assert np.array_equal(smooth_field(white, (0.0, 0.0)), white)

@@ -1,59 +1,63 @@
 """Noise that belongs to (seed, case, sample) and a place, not to a batch, a tile or a device.
 
-Every block of 16 voxels an axis has a Philox stream of its own, keyed by the names and the block's position, so that
-any part of the volume can be made alone and is bitwise the same (Salmon et al. 2011, "Parallel random numbers: as
-easy as 1, 2, 3"). Noise is made on the CPU and moved to the device that needs it.
+Every block of voxels has a Philox stream of its own, keyed by the names and the block's place, so that any part of a
+volume can be made alone and is bitwise the same (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+Noise is made on the CPU and moved to the device that needs it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from scipy import ndimage
-from torch import Tensor
 
-BLOCK = 16
-
-
-def gaussian_noise(seed: int, case: str, sample: int, stream: str, channels: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise (channels, *shape), fp32; independent for each argument, equal for equal arguments."""
-    out = np.empty((channels, *shape), np.float32)
-    for corner in itertools.product(*(range(0, length, BLOCK) for length in shape)):
-        box = tuple(slice(c, min(c + BLOCK, n)) for c, n in zip(corner, shape, strict=True))
-        block = _block(seed, case, sample, stream, corner, channels, len(shape))
-        out[(slice(None), *box)] = block[(slice(None), *(slice(0, b.stop - b.start) for b in box))]
-    return torch.from_numpy(out)
+KERNEL_REACH = 3.5  # standard deviations at which the kernel of a smooth field ends
 
 
-def _block(
-    seed: int, case: str, sample: int, stream: str, corner: Sequence[int], channels: int, dims: int
-) -> np.ndarray:
-    name = f"{seed}|{case}|{sample}|{stream}|{','.join(map(str, corner))}"
-    key = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key))
-    return generator.standard_normal((channels, *(BLOCK,) * dims), dtype=np.float32)
+class BlockNoise:
+    """Standard normal noise of blocks that are named by their place.
 
+    One generator is set anew for each block, which costs a quarter of a new one; it is not to be shared by threads.
 
-def smooth_field(white: Tensor, lengths_voxels: Sequence[float]) -> Tensor:
-    """Smooth white noise (C, *spatial) with a Gaussian of the given lengths (standard deviation) to unit variance.
-
-    The volume is treated as periodic, so that every voxel has variance one exactly, at the borders too and on axes
-    shorter than the kernel.
+    Args:
+        seed, case, sample, stream: name the noise; independent for each, equal for equal ones.
     """
-    values = white.numpy()
-    for axis, length in enumerate(lengths_voxels):
-        size = values.shape[axis + 1]
-        if length <= 0 or size == 1:
+
+    def __init__(self, seed: int, case: str, sample: int, stream: str) -> None:
+        self._name = f"{seed}|{case}|{sample}|{stream}"
+        self._bits = np.random.Philox(key=np.zeros(2, np.uint64))
+        self._fresh = self._bits.state
+        self._generator = np.random.Generator(self._bits)
+
+    def block(self, place: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+        """Noise of the block at a place (any integers), fp32."""
+        name = f"{self._name}|{','.join(map(str, place))}"
+        key = hashlib.blake2b(name.encode(), digest_size=16).digest()
+        self._fresh["state"]["key"][:] = np.frombuffer(key, np.uint64)
+        self._bits.state = self._fresh
+        return self._generator.standard_normal(tuple(shape), dtype=np.float32)
+
+
+def kernel_radius(length: float) -> int:
+    """Voxels that the kernel of a smooth field reaches to either side, 0 for no smoothing."""
+    return math.ceil(KERNEL_REACH * length) if length > 0 else 0
+
+
+def smooth_field(white: np.ndarray, lengths_voxels: Sequence[float]) -> np.ndarray:
+    """Smooth white noise (C, *spatial) with a Gaussian (standard deviations in voxels) to unit variance.
+
+    Returned is the part that the kernel does not hang over: `kernel_radius` voxels less at both ends of every axis.
+    """
+    for axis, length in enumerate(lengths_voxels, start=1):
+        radius = kernel_radius(length)
+        if radius == 0:
             continue
-        radius = int(np.ceil(4 * length))
-        offsets = np.arange(-radius, radius + 1)
-        periodic = np.zeros(size)
-        np.add.at(periodic, offsets % size, np.exp(-0.5 * (offsets / length) ** 2))
-        periodic /= np.sqrt((periodic**2).sum())
-        kernel = np.roll(periodic, size // 2).astype(np.float32)
-        values = ndimage.convolve1d(values, kernel, axis=axis + 1, mode="wrap")
-    return torch.from_numpy(np.ascontiguousarray(values))
+        kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / length) ** 2)
+        kernel /= np.sqrt((kernel**2).sum())
+        inner = [slice(None)] * white.ndim
+        inner[axis] = slice(radius, white.shape[axis] - radius)
+        white = ndimage.convolve1d(white, kernel.astype(np.float32), axis=axis, mode="constant")[tuple(inner)]
+    return np.ascontiguousarray(white)

@@ -247,7 +247,7 @@ class _BoxSampler:
     def _field(self, sample_id: int, stream: str) -> Tensor:
         return smooth_field_in_box(
             self.seed, self.case_id, sample_id, stream, self.p_det.shape[0], self.start, self.extent,
-            self.case.grid.padded_shape, self.lengths_voxels, slices_only=self.case.dims == 2,
+            self.lengths_voxels, slices_only=self.case.dims == 2,
         )  # fmt: skip
 
     def _estimate(self, x_t: Tensor, lam: float) -> Estimate:
