@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from unisegdiff_pipeline.diffusion.losses import (
+    mask_loss,
     masked_mean,
     noise_loss,
     refinement_loss,
-    segmentation_loss,
     soft_dice,
     weight_by_log_variance,
 )
@@ -45,9 +45,12 @@ def test_masked_mean_ignores_and_survives_nothing_valid() -> None:
     assert masked_mean(values, torch.tensor([[1.0, 0.0], [0.0, 0.0]])).tolist() == [1.0, 0.0]
 
 
-def test_segmentation_loss_of_a_coin_toss() -> None:
-    loss = segmentation_loss(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), torch.ones(1, 1, 8), "binary", dice_weight=0.0)
-    assert loss.item() == pytest.approx(math.log(2))
+def test_mask_loss_of_a_coin_toss_and_what_dice_adds() -> None:
+    logits, target, valid = torch.zeros(1, 1, 8), torch.ones(1, 1, 8), torch.ones(1, 1, 8)
+    assert mask_loss(logits, target, valid, "binary").item() == pytest.approx(math.log(2))
+    # soft Dice of p = 0.5 everywhere against a full mask: 2 * 4 / (4 + 8)
+    expected = math.log(2) + 1 - 2 / 3
+    assert mask_loss(logits, target, valid, "binary", dice_weight=1.0).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_refinement_weight_is_one_below_the_cut_and_falls_above() -> None:

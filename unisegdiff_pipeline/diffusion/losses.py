@@ -44,13 +44,15 @@ def soft_dice(p: Tensor, target: Tensor, valid: Tensor, coding: Coding, batch_di
     return ((2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH).clamp_min(1e-8)).mean(dim=1)
 
 
-def segmentation_loss(
-    logits: Tensor, target: Tensor, valid: Tensor, coding: Coding, dice_weight: float = 1.0, batch_dice: bool = False
+def mask_loss(
+    logits: Tensor, target: Tensor, valid: Tensor, coding: Coding, dice_weight: float = 0.0, batch_dice: bool = False
 ) -> Tensor:
-    """(1 - Dice) * dice_weight + cross-entropy => (B,)."""
-    ce = masked_mean(cross_entropy(logits, target, coding), valid[:, 0])
-    p = probabilities_from_logits(logits, coding)
-    return ce + dice_weight * (1 - soft_dice(p, target, valid, coding, batch_dice))
+    """Cross-entropy + dice_weight * (1 - Dice) => (B,)."""
+    loss = masked_mean(cross_entropy(logits, target, coding), valid[:, 0])
+    if dice_weight == 0:
+        return loss
+    dice = soft_dice(probabilities_from_logits(logits, coding), target, valid, coding, batch_dice)
+    return loss + dice_weight * (1 - dice)
 
 
 def noise_loss(error: Tensor, valid: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class SamplerSettings:
     """
 
     method: Literal["ddim", "renoise", "hard"] = "ddim"
-    start: Literal["stage_a", "det"] = "stage_a"
+    start: Literal["stage_a", "det"] = "det"
     num_calls: int = 4
     lam_end: float = 2.0
     correlation_length_mm: float = 0.0
@@ -68,6 +68,14 @@ class SamplerSettings:
     def total_calls(self) -> int:
         """Network calls a sample costs, that of stage A included."""
         return self.num_calls + (self.start == "stage_a")
+
+    def describe(self) -> str:
+        """In words, for logs and reports."""
+        if self.total_calls == 0:
+            return f"coherent draws of {self.correlation_length_mm:g} mm from the segmenter"
+        start = "pure noise" if self.start == "stage_a" else "the segmenter"
+        end = f", ending in coherent draws of {self.correlation_length_mm:g} mm" if self.draw else ""
+        return f"{self.method}, {self.total_calls} calls from {start} to lam_c + {self.lam_end:g}{end}"
 
 
 class Drawn(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
@@ -11,6 +12,9 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 
 FILE_NAME = "inference.json"
+
+Decision = Literal["half", "dice"]
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class InferenceSettings:
         target: what the denoiser was trained to predict.
         temperature: divides the segmenter's logits, for p_det and for the denoiser's input alike.
         w: final probability = w * p_det + (1 - w) * mean of the samples; 1 is the plain segmenter.
+        decision: how the final probability becomes a mask: "half" cuts it at 0.5 (or takes the likeliest class), "dice"
+            where the samples of the case promise the highest Dice (see `decision`).
         num_samples: masks drawn a case unless the user asks for another number.
         sampler: method, start, number of calls, end of the schedule, correlation length.
         weights: which weights the fold holds: "ema" at the end, or the "best" ones seen on held-out cases.
@@ -35,6 +41,7 @@ class InferenceSettings:
     target: Target = "staged"
     temperature: float = 1.0
     w: float = 0.5
+    decision: Decision = "half"
     num_samples: int = 8
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     weights: str = "ema"

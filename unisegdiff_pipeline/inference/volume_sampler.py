@@ -49,12 +49,15 @@ class SampledBox:
         mean: mean probability over the samples (K, *box), fp32, CPU.
         samples: each sample's mask, or probabilities where it is not drawn, (N, K, *box), fp16, CPU; None where they
             were not kept.
+        soft: each sample's probabilities before its mask was drawn, as `samples`; None where they were not kept or no
+            mask was drawn.
     """
 
     slices: Slices
     inside: Tensor
     mean: Tensor
     samples: Tensor | None
+    soft: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,21 @@ class CasePrediction:
 
     def sample(self, index: int) -> Tensor:
         """Probabilities of one sample (K, Z, Y, X), fp32; 0 and 1 where its mask was drawn."""
+        return self._put_together(index, [box.samples for box in self.boxes])
+
+    def soft_sample(self, index: int) -> Tensor:
+        """As `sample`, but the probabilities that its mask was drawn from."""
+        return self._put_together(index, [box.samples if box.soft is None else box.soft for box in self.boxes])
+
+    def _put_together(self, index: int, parts: Sequence[Tensor | None]) -> Tensor:
         if not 0 <= index < self.num_samples:
             raise IndexError(f"sample {index} was asked for, {self.num_samples} were drawn")
         out = self.p_det.clone()
-        for box in self.boxes:
-            if box.samples is None:
+        for box, values in zip(self.boxes, parts, strict=True):
+            if values is None:
                 raise ValueError("samples were not kept; predict with keep_samples=True")
             part = out[(slice(None), *box.slices)]
-            part.copy_(torch.where(box.inside, box.samples[index].float(), part))
+            part.copy_(torch.where(box.inside, values[index].float(), part))
         return out
 
 
@@ -167,8 +177,13 @@ def sample_case(
     sample_ids: Sequence[int],
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
     keep_samples: bool = True,
+    keep_soft: bool = False,
 ) -> CasePrediction:
-    """As `predict_case`, on a case whose tiles may already be computed (several settings on one case)."""
+    """As `predict_case`, on a case whose tiles may already be computed (several settings on one case).
+
+    Args:
+        keep_soft: keep the probabilities that masks were drawn from beside the masks.
+    """
     start = time.perf_counter()
     p_det = case.det_probabilities(settings.temperature)
     segmented = time.perf_counter()
@@ -186,7 +201,7 @@ def sample_case(
         case.forget_except(tiles)
         for group in _groups(tiles, case, p_det.shape[0]):
             sampler = _BoxSampler(case, settings, group, p_det, active, lengths, seed, case_id)
-            boxes.append(sampler.draw(drawn, keep_samples))
+            boxes.append(sampler.draw(drawn, keep_samples, keep_soft))
     facts = SamplingFacts(
         len(case.grid.starts), num_active, case.num_recomputed, segmented - start, time.perf_counter() - segmented
     )
@@ -214,19 +229,23 @@ class _BoxSampler:
         self.inside = active[box].to(case.device) & ~uncovered
         self.uncovered = uncovered if bool(uncovered.any()) else None
 
-    def draw(self, sample_ids: Sequence[int], keep_samples: bool) -> SampledBox:
+    def draw(self, sample_ids: Sequence[int], keep_samples: bool, keep_soft: bool = False) -> SampledBox:
         """Draw all samples, as many at a time as the limits allow."""
         bytes_each = STATE_ARRAYS * 4 * self.p_det.numel()
         kept: list[Tensor] = []
+        soft: list[Tensor] = []
         mean = torch.zeros_like(self.p_det)
         for ids in batches(list(sample_ids), int(self.case.limits.state_gb * 2**30) // bytes_each):
             drawn = self._draw_together(ids)  # (n, K, *box) each
             mean += drawn.probabilities.sum(dim=0)
             if keep_samples:
                 kept.append(self._cropped(drawn.masks).half().cpu())
+            if keep_soft and self.settings.sampler.draw:
+                soft.append(self._cropped(drawn.probabilities).half().cpu())
         samples = torch.cat(kept) if keep_samples else None
         mean = self._cropped(mean / len(sample_ids)).cpu()
-        return SampledBox(self._slices_in_case(), self._cropped(self.inside).cpu(), mean, samples)
+        inside = self._cropped(self.inside).cpu()
+        return SampledBox(self._slices_in_case(), inside, mean, samples, torch.cat(soft) if soft else None)
 
     def _draw_together(self, ids: Sequence[int]) -> Drawn:
         def noise(draw: int) -> Tensor:

@@ -26,6 +26,8 @@ from unisegdiff_pipeline.planning.plans import DenoiserPlan, NetworkPlan
 
 EMBEDDING_WIDTH = 64
 NOISE_LIMIT = 8.0  # implied noise beyond this many standard deviations says no more than that p_det is wrong there
+# Sixty-four weights that move together would carry g and k past their aim within twenty steps of Adam.
+GAIN_RATE = 0.125
 EVIDENCE_LIMIT = 20.0  # log odds beyond which a voxel's noised value says no more
 
 
@@ -78,7 +80,7 @@ class Denoiser(nn.Module):
             self.up.append(TRANSPOSED_CONV[dims](below, width, coarse.stride, coarse.stride))
             self.decode.append(FilmConv(dims, width, width, fine.kernel, ones, EMBEDDING_WIDTH))
         self.head = CONV[dims](widths[0], 2 * packed, ones)
-        self.gain = nn.Linear(EMBEDDING_WIDTH, 2)  # g(lam) = 1 + gain[0], k(lam) = gain[1]
+        self.gain = nn.Linear(EMBEDDING_WIDTH, 2)  # g(lam) = 1 + rate * gain[0], k(lam) = rate * gain[1]
         for layer in (self.head, self.gain):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
@@ -107,7 +109,7 @@ class Denoiser(nn.Module):
         for i in reversed(range(len(self.decode))):
             x = self.decode[i](self.up[i](x) + skips[i], embedded)
         logits, noise = depth_to_space(self.head(x).float(), self.stride).chunk(2, dim=1)
-        gain, weight = (expand_to(v, x_t.ndim) for v in self.gain(embedded).float().split(1, dim=1))
+        gain, weight = (expand_to(v, x_t.ndim) for v in (GAIN_RATE * self.gain(embedded).float()).split(1, dim=1))
         logits = torch.addcmul(logits, 1 + gain, det_logits)
         return DenoiserOutput(torch.addcmul(logits, weight, voxel_evidence(x_t, lam)), noise)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
-from unisegdiff_pipeline.diffusion.losses import noise_loss, segmentation_loss
+from unisegdiff_pipeline.diffusion.losses import mask_loss, noise_loss
 from unisegdiff_pipeline.diffusion.schedule import Target, channel_lam
 from unisegdiff_pipeline.diffusion.stages import StageDraw, draw_unstaged
 from unisegdiff_pipeline.diffusion.targets import noise_error, v_error
@@ -36,12 +36,12 @@ class UnstagedDiffusionTrainer(DiffusionTrainer):
 
 
 class X0DiffusionTrainer(UnstagedDiffusionTrainer):
-    """Predicts the mask at every noise level, with the loss of stage B's mask."""
+    """Predicts the mask at every noise level, with the loss that the mask has in stage B."""
 
     target: ClassVar[Target] = "x0"
 
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
-        return segmentation_loss(output.x0_logits, example.target, example.valid, self.coding, dice_weight=0.3)
+        return mask_loss(output.x0_logits, example.target, example.valid, self.coding, dice_weight=0.3)
 
 
 class VDiffusionTrainer(UnstagedDiffusionTrainer):
@@ -76,6 +76,4 @@ class FixedThirdsDiffusionTrainer(StagedDiffusionTrainer):
 
     @classmethod
     def own_settings(cls, settings: InferenceSettings) -> InferenceSettings:
-        return replace(
-            super().own_settings(settings), lam_a=-FIXED_THIRDS_LAM, lam_c=FIXED_THIRDS_LAM, input_scale=()
-        )
+        return replace(super().own_settings(settings), lam_a=-FIXED_THIRDS_LAM, lam_c=FIXED_THIRDS_LAM, input_scale=())

@@ -1,8 +1,14 @@
-"""What is chosen on the inner hold-out: temperature, number of calls, weight w, best against last weights."""
+"""What is chosen on the inner hold-out: temperature, sampler, weight w, and how the mask is cut.
+
+The sampler is chosen by the energy score, a proper score of a set of masks against each annotator; of those about as
+good the one with the fewest network calls is taken. The mean that masks are made of is judged afterwards, by Dice and
+likelihood: how much of p_det enters it, and whether it is cut at 0.5 or where the samples promise the highest Dice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,11 +18,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from unisegdiff_pipeline.diffusion.coding import cross_entropy, cross_entropy_of_probabilities
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
 from unisegdiff_pipeline.evaluation.summary import CaseScores, summarise
+from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.limits import find_limits
-from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
-from unisegdiff_pipeline.inference.volume_sampler import sample_case
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.validation import score_on_plan_grid
@@ -26,117 +35,228 @@ if TYPE_CHECKING:
 
 TEMPERATURES = tuple(np.geomspace(0.5, 4.0, 25).tolist())
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-CALLS = (2, 4, 8)
+LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0)  # of the smooth field of coherent draws, in voxels of the plan
+TRAJECTORIES = (
+    SamplerSettings("ddim", "det", 2, 2.0),
+    SamplerSettings("ddim", "det", 4, 0.0),
+    SamplerSettings("ddim", "det", 4, 2.0),
+    SamplerSettings("ddim", "det", 8, 2.0),
+    SamplerSettings("hard", "det", 2, 0.0),
+    SamplerSettings("ddim", "stage_a", 4, 2.0),
+)
+TRIED_CALLS = sum(t.total_calls for t in TRAJECTORIES)
+ENERGY_TOLERANCE = 0.01  # of the best energy score; within it the fewest calls win
 DICE_TOLERANCE = 0.003  # settings within this of the best Dice are told apart by their likelihood
-NLL_TOLERANCE = 0.02  # of the best negative log-likelihood
-VOXELS_PER_CASE = 20_000
+VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
 NEAR_FOREGROUND = 0.05
 MARGIN_VOXELS = 4
 FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One setting and what it reached on the hold-out."""
+class SamplerTrial:
+    """A sampler and its mean energy score on the hold-out (lower is better)."""
 
-    num_calls: int
+    sampler: SamplerSettings
+    energy: float
+
+
+@dataclass(frozen=True)
+class MeanTrial:
+    """A way to make the mask, and the Dice and negative log-likelihood that it reached on the hold-out."""
+
     w: float
+    decision: Decision
     dice: float
     nll: float
 
 
-def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -> float:
-    """The temperature of p_det with the least negative log-likelihood on held-out voxels near foreground.
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and all that was tried, best first."""
 
-    Only voxels where the segmenter or an annotator sees foreground count, at most VOXELS_PER_CASE a case: elsewhere
-    both are sure and right, and would drown the rest. With several annotators each counts.
+    settings: InferenceSettings
+    samplers: tuple[SamplerTrial, ...]
+    means: tuple[MeanTrial, ...]
+
+
+@dataclass(frozen=True)
+class _Voxels:
+    """Some voxels of a case, flat indices, and how many voxels of the case each of them stands for."""
+
+    indices: Tensor
+    weights: Tensor
+
+
+def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -> float:
+    """The temperature of p_det with the least negative log-likelihood of whole held-out cases.
+
+    Of each case voxels near foreground and voxels elsewhere are drawn, and weighted by how many they stand for. Near
+    foreground alone, the temperature would grow where the segmenter is too sure of objects, and raise the background,
+    of which there is far more, above what is true. With several annotators each counts.
     """
-    logits, targets = [], []
+    logits, targets, weights = [], [], []
     generator = np.random.default_rng(run.request.seed)
     for case_id in cases:
         stored = run.data.open(case_id)
-        p = _det_probabilities(run, model, stored)
+        tiles = _tiled(run, model, stored)
+        p = tiles.det_probabilities()[(slice(None), *tiles.grid.inner)].float().cpu()
         odds = p.clamp(1e-6, 1 - 1e-6)
         z = odds.log() if run.plans.labels.coding == "softmax" else odds.logit()
         target = _mean_target(run, stored)
         chosen = _voxels(p, target, run, stored, generator)
-        logits.append(z.flatten(1)[:, chosen])
-        targets.append(target.flatten(1)[:, chosen])
-    z, t = torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None]  # (1, K, V)
+        logits.append(z.flatten(1)[:, chosen.indices])
+        targets.append(target.flatten(1)[:, chosen.indices])
+        weights.append(chosen.weights)
+    z, t, weight = torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None], torch.cat(weights)  # (1, K, V)
     if z.shape[2] == 0:
         return 1.0
-    losses = [float(cross_entropy(z / temperature, t, run.plans.labels.coding).mean()) for temperature in TEMPERATURES]
+    coding = run.plans.labels.coding
+    losses = [float((weight * cross_entropy(z / temperature, t, coding)[0]).sum()) for temperature in TEMPERATURES]
     return round(TEMPERATURES[int(np.argmin(losses))], 3)
 
 
-def choose_settings(
-    run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], calls: Sequence[int] = CALLS
-) -> tuple[InferenceSettings, list[Candidate]]:
-    """Number of calls and w by Dice on held-out cases; among settings within 0.3 points the likeliest one.
+def choose_settings(run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]) -> Choice:
+    """Sampler, then w and decision, on held-out cases."""
+    samplers = _try_samplers(run, model, settings, cases)
+    settings = replace(settings, sampler=samplers[0].sampler)
+    means = _try_means(run, model, settings, cases)
+    return Choice(replace(settings, w=means[0].w, decision=means[0].decision), tuple(samplers), tuple(means))
 
-    Returns the settings and all candidates, best first.
-    """
-    scores: dict[tuple[int, float], list[CaseScores]] = {}
-    nll: dict[tuple[int, float], list[float]] = {}
-    generator = np.random.default_rng(run.request.seed)
+
+def _try_samplers(
+    run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]
+) -> list[SamplerTrial]:
+    """The correlation length by draws from p_det alone, then all trajectories with it, cut at 0.5 and drawn."""
+    first = run.data.open(cases[0])
+    spacing = first.properties.spacing_mm[-run.configuration.network.dims :]
+    unit_mm = float(np.prod(spacing)) ** (1 / len(spacing))
+    lengths = [round(voxels * unit_mm, 3) for voxels in LENGTHS_VOXELS]
+    without_calls = [SamplerSettings("ddim", "det", 0, 0.0, length, draw=True) for length in lengths]
+    trials = _energies(run, model, settings, without_calls, cases)
+    length = rank_samplers(trials)[0].sampler.correlation_length_mm
+    drawn = [replace(t, correlation_length_mm=length, draw=True) for t in TRAJECTORIES if _can_start(t, settings)]
+    return rank_samplers(trials + _energies(run, model, settings, drawn, cases))
+
+
+def _can_start(trajectory: SamplerSettings, settings: InferenceSettings) -> bool:
+    return settings.target != "epsilon" or trajectory.start == "det"  # pure noise holds no mask to invert
+
+
+def _energies(
+    run: FoldRun,
+    model: StagedModel,
+    settings: InferenceSettings,
+    samplers: Sequence[SamplerSettings],
+    cases: Sequence[str],
+) -> list[SamplerTrial]:
+    """Mean energy score of each sampler that draws at its end and, for the same calls, of cutting at 0.5 instead."""
+    found: dict[SamplerSettings, list[float]] = defaultdict(list)
     for case_id in cases:
         run.leave_if_asked()
         stored = run.data.open(case_id)
         tiles = _tiled(run, model, stored)
-        target = _mean_target(run, stored)
-        chosen: Tensor | None = None
-        for num_calls in calls:
-            trial = replace(settings, sampler=replace(settings.sampler, num_calls=num_calls))
-            prediction = sample_case(
-                tiles,
-                trial,
-                case_id=case_id,
-                seed=run.request.seed,
-                sample_ids=range(settings.num_samples),
-                spacing_mm=stored.properties.spacing_mm,
-                keep_samples=False,
-            )
-            if chosen is None:
-                chosen = _voxels(prediction.p_det, target, run, stored, generator)
-            for w in WEIGHTS:
-                p = prediction.probabilities(w)
-                key = (num_calls, w)
-                scores.setdefault(key, []).append(CaseScores(case_id, tuple(score_on_plan_grid(run, stored, p))))
-                if len(chosen):
-                    q = p.flatten(1)[:, chosen].clamp(FLOOR, 1 - FLOOR)[None]
-                    t = target.flatten(1)[:, chosen][None]
-                    loss = cross_entropy_of_probabilities(q, t, run.plans.labels.coding)
-                    nll.setdefault(key, []).append(float(loss.mean()))
-    candidates = [
-        Candidate(key[0], key[1], summarise(found).mean_dice, float(np.mean(nll.get(key, [np.nan]))))
-        for key, found in scores.items()
+        raters = _raters(stored)
+        for sampler in samplers:
+            prediction = _sampled(run, tiles, replace(settings, sampler=sampler), stored, keep_soft=True)
+            numbers = range(prediction.num_samples)
+            found[sampler].append(_energy(run, raters, (prediction.sample(i) for i in numbers)))
+            if sampler.total_calls and sampler.method != "hard":
+                cut = replace(sampler, draw=False, correlation_length_mm=0.0)
+                found[cut].append(_energy(run, raters, (prediction.soft_sample(i) for i in numbers)))
+    return [SamplerTrial(sampler, float(np.nanmean(values))) for sampler, values in found.items()]
+
+
+def _energy(run: FoldRun, raters: np.ndarray, samples: Iterator[Tensor]) -> float:
+    """Mean over the classes of the energy score of one case."""
+    scheme = run.plans.labels
+    masks: dict[str, list[np.ndarray]] = defaultdict(list)
+    for sample in samples:
+        for name, mask in scheme.class_masks(scheme.decode(sample.numpy())):
+            masks[name].append(mask)
+    references: dict[str, list[np.ndarray]] = defaultdict(list)
+    for row in raters:
+        for name, mask in scheme.class_masks(row):
+            references[name].append(mask & ~scheme.ignored(row))
+    ignored = scheme.ignored(raters[0])
+    scores = [
+        energy_score(pairwise_overlaps([m & ~ignored for m in masks[name]], references[name])).energy_score_u
+        for name in scheme.names
     ]
-    ranked = rank(candidates)
-    best = ranked[0]
-    chosen_settings = replace(settings, w=best.w, sampler=replace(settings.sampler, num_calls=best.num_calls))
-    return chosen_settings, ranked
+    return float(np.mean(scores))
 
 
-def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates, best first: of those within DICE_TOLERANCE of the best Dice the likeliest, then the others by Dice.
+def rank_samplers(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
+    """Trials, best first: of those within ENERGY_TOLERANCE of the best the fewest calls, then by their energy."""
+    limit = min(trial.energy for trial in trials)
+    limit += abs(limit) * ENERGY_TOLERANCE
 
-    Likelihoods within NLL_TOLERANCE of the best count as equal, and the fewer calls win: a call that does not show on
-    held-out cases is not worth its seconds.
+    def order(trial: SamplerTrial) -> tuple[bool, int, float]:
+        near = trial.energy <= limit
+        return not near, trial.sampler.total_calls if near else 0, trial.energy
 
-    Where the hold-out says nothing (no foreground at all), the plain segmenter, w = 1, comes first.
+    return sorted(trials, key=order)
+
+
+def _try_means(
+    run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]
+) -> list[MeanTrial]:
+    scores: dict[tuple[float, Decision], list[CaseScores]] = defaultdict(list)
+    losses: dict[float, list[float]] = defaultdict(list)
+    generator = np.random.default_rng(run.request.seed)
+    scheme = run.plans.labels
+    for case_id in cases:
+        run.leave_if_asked()
+        stored = run.data.open(case_id)
+        prediction = _sampled(run, _tiled(run, model, stored), settings, stored)
+        masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
+        target = _mean_target(run, stored)
+        chosen = _voxels(prediction.p_det, target, run, stored, generator)
+        for w in WEIGHTS:
+            p = prediction.probabilities(w)
+            if len(chosen.indices):
+                q = p.flatten(1)[:, chosen.indices].clamp(FLOOR, 1 - FLOOR)[None]
+                loss = cross_entropy_of_probabilities(q, target.flatten(1)[:, chosen.indices][None], scheme.coding)[0]
+                losses[w].append(float((loss * chosen.weights).sum() / chosen.weights.sum()))
+            for decision in DECISIONS:
+                decided = decided_probabilities(p, masks, scheme, decision)
+                found = CaseScores(case_id, tuple(score_on_plan_grid(run, stored, decided)))
+                scores[w, decision].append(found)
+    return rank_means(
+        [
+            MeanTrial(w, decision, summarise(found).mean_dice, float(np.mean(losses.get(w, [np.nan]))))
+            for (w, decision), found in scores.items()
+        ]
+    )
+
+
+def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:
+    """Trials, best first: of those within DICE_TOLERANCE of the best Dice the likeliest, then the others by Dice.
+
+    Of equally likely ones the usual cut at 0.5 comes first. Where the hold-out says nothing (no foreground at all), the
+    plain segmenter does: w = 1, cut at 0.5.
     """
-    if all(np.isnan(c.dice) and np.isnan(c.nll) for c in candidates):
-        return sorted(candidates, key=lambda c: (-c.w, c.num_calls))
-    top = max((c.dice for c in candidates if not np.isnan(c.dice)), default=float("nan"))
-    near = [c for c in candidates if np.isnan(top) or c.dice >= top - DICE_TOLERANCE]
-    rest = [c for c in candidates if c not in near]
-    limit = min((c.nll for c in near if not np.isnan(c.nll)), default=0.0) * (1 + NLL_TOLERANCE)
+    if all(np.isnan(t.dice) and np.isnan(t.nll) for t in trials):
+        return sorted(trials, key=lambda t: (-t.w, DECISIONS.index(t.decision)))
+    top = max((t.dice for t in trials if not np.isnan(t.dice)), default=float("nan"))
+    near = [t for t in trials if np.isnan(top) or t.dice >= top - DICE_TOLERANCE]
+    rest = [t for t in trials if t not in near]
+    near.sort(key=lambda t: (np.inf if np.isnan(t.nll) else t.nll, DECISIONS.index(t.decision)))
+    return near + sorted(rest, key=lambda t: -t.dice)
 
-    def order(c: Candidate) -> tuple[bool, bool, int, float]:
-        worse = bool(np.isnan(c.nll) or c.nll > limit)
-        return bool(np.isnan(c.nll)), worse, 0 if worse else c.num_calls, c.nll
 
-    return sorted(near, key=order) + sorted(rest, key=lambda c: -c.dice)
+def _sampled(
+    run: FoldRun, tiles: TiledCase, settings: InferenceSettings, stored: StoredCase, keep_soft: bool = False
+) -> CasePrediction:
+    return sample_case(
+        tiles,
+        settings,
+        case_id=stored.case_id,
+        seed=run.request.seed,
+        sample_ids=range(settings.num_samples),
+        spacing_mm=stored.properties.spacing_mm,
+        keep_soft=keep_soft,
+    )
 
 
 def _tiled(run: FoldRun, model: StagedModel, stored: StoredCase) -> TiledCase:
@@ -146,31 +266,37 @@ def _tiled(run: FoldRun, model: StagedModel, stored: StoredCase) -> TiledCase:
     )
 
 
-def _det_probabilities(run: FoldRun, model: StagedModel, stored: StoredCase) -> Tensor:
-    tiles = _tiled(run, model, stored)
-    return tiles.det_probabilities()[(slice(None), *tiles.grid.inner)].float().cpu()
+def _raters(stored: StoredCase) -> np.ndarray:
+    """Label maps of the annotators (R, Z, Y, X), or the one there is."""
+    labels = stored.labels[...]
+    return labels[1:] if stored.num_rows > 1 else labels[:1]
 
 
 def _mean_target(run: FoldRun, stored: StoredCase) -> Tensor:
     """Coded labels (K, Z, Y, X), the mean over the annotators where there are several."""
-    labels = stored.labels[...]
-    rows = labels[1:] if stored.num_rows > 1 else labels[:1]
-    return torch.from_numpy(np.stack([run.plans.labels.encode(row) for row in rows]).astype(np.float32)).mean(dim=0)
+    rows = [run.plans.labels.encode(row) for row in _raters(stored)]
+    return torch.from_numpy(np.stack(rows).astype(np.float32)).mean(dim=0)
 
 
-def _voxels(p: Tensor, target: Tensor, run: FoldRun, stored: StoredCase, generator: np.random.Generator) -> Tensor:
-    """Indices of voxels near foreground that anybody sees, without ignored ones, at most VOXELS_PER_CASE.
+def _voxels(p: Tensor, target: Tensor, run: FoldRun, stored: StoredCase, generator: np.random.Generator) -> _Voxels:
+    """Voxels near foreground that anybody sees, and voxels elsewhere, at most VOXELS_PER_CASE each.
 
-    The margin makes the choice of voxels fair to flat and to sharp probabilities.
+    Ignored voxels are left out.
     """
     first = run.plans.labels.foreground_offset
     seen = (p[first:].amax(dim=0) > NEAR_FOREGROUND) | (target[first:].amax(dim=0) > 0)
     side = [1 if length == 1 else 2 * MARGIN_VOXELS + 1 for length in seen.shape]
     margin = [length // 2 for length in side]
     near = functional.max_pool3d(seen[None, None].float(), side, 1, margin)[0, 0] > 0
+    counted = torch.ones_like(near)
     if run.plans.labels.ignore_value is not None:
-        near &= ~torch.from_numpy(run.plans.labels.ignored(stored.labels[0:1][0]))
-    found = near.flatten().nonzero()[:, 0]
-    if len(found) > VOXELS_PER_CASE:
-        found = found[torch.from_numpy(generator.choice(len(found), VOXELS_PER_CASE, replace=False))]
-    return found
+        counted &= ~torch.from_numpy(run.plans.labels.ignored(stored.labels[0:1][0]))
+    indices, weights = [], []
+    for part in (near & counted, ~near & counted):
+        found = part.flatten().nonzero()[:, 0]
+        kept = found
+        if len(found) > VOXELS_PER_CASE:
+            kept = found[torch.from_numpy(generator.choice(len(found), VOXELS_PER_CASE, replace=False))]
+        indices.append(kept)
+        weights.append(torch.full((len(kept),), len(found) / max(len(kept), 1)))
+    return _Voxels(torch.cat(indices), torch.cat(weights))

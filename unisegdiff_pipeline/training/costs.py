@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
-from unisegdiff_pipeline.training.choosing import CALLS
+from unisegdiff_pipeline.training.choosing import TRIED_CALLS
 from unisegdiff_pipeline.training.schedule import PhaseBudget
 from unisegdiff_pipeline.training.trainer import FoldRun
 from unisegdiff_pipeline.training.validation import planned_settings, predict_stored
@@ -28,8 +28,9 @@ class Costs:
 
     @property
     def choosing_s(self) -> float:
-        """Seconds a case takes when settings are chosen: every number of calls is tried on it."""
-        return self.segment_s + self.sample_s * sum(CALLS) / SamplerSettings().num_calls
+        """Seconds a case takes when settings are chosen: every sampler is tried on it, the best one twice."""
+        default = SamplerSettings().num_calls
+        return 2 * self.segment_s + self.sample_s * (TRIED_CALLS + 2 * default) / default
 
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as the time for choosing allows, at least three."""

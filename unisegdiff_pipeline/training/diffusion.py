@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.losses import (
     LOG_VARIANCE_LIMIT,
+    mask_loss,
     noise_loss,
     refinement_loss,
-    segmentation_loss,
     weight_by_log_variance,
 )
 from unisegdiff_pipeline.diffusion.schedule import Target, channel_lam, expand_to, noise_mask
@@ -126,9 +126,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
             self._measure(example, output, losses.detach(), gradients)
         return self.weigh(losses, example.stage)
 
-    def _noise(
-        self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator
-    ) -> NoisedExamples:
+    def _noise(self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator) -> NoisedExamples:
         levels = len(draw.lam) // len(batch.image)
         draw = StageDraw(*(v.to(self.run.device) for v in (draw.lam, draw.stage, draw.from_mean)))
         det_logits = repeat_examples(condition.det_logits, levels)
@@ -243,26 +241,32 @@ class NoisedExamples:
 
 
 class StagedDiffusionTrainer(DiffusionTrainer):
-    """The target changes with the stage: mask (A), mask and noise (B), noise with the mask it implies (C)."""
+    """The target changes with the stage: mask (A), mask and noise (B), noise with the mask it implies (C).
+
+    Cross-entropy, a proper score, leads; Dice stands beside it in stage B alone, and for little. Where the mask cannot
+    be read, Dice teaches the network to be surer than it may be, and all samples to be the same one; without any Dice
+    samples spread best, but their mean overlaps less (documentation/explanation/staged_diffusion.md has the numbers).
+    """
 
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
         losses = torch.zeros(len(example.lam), device=example.lam.device)
         for stage in (STAGE_A, STAGE_B, STAGE_C):
             rows = example.of_stage(stage)
             logits, target, valid = output.x0_logits[rows], example.target[rows], example.valid[rows]
+            lam, correction = example.lam[rows], output.noise_correction[rows]
+            level = channel_lam(lam, self.edges)
             if stage == STAGE_A:
-                loss = segmentation_loss(logits, target, valid, self.coding)
-            else:
-                lam, correction = example.lam[rows], output.noise_correction[rows]
+                loss = mask_loss(logits, target, valid, self.coding)
+            elif stage == STAGE_B:
                 # The noise is learned by its correction alone: through x_0 it would pull the mask head along.
                 p = probabilities_from_logits(logits.detach(), self.coding)
-                level = channel_lam(lam, self.edges)
                 error = noise_error(level, mask_to_x(p), correction, example.x0[rows])
-                if stage == STAGE_B:
-                    loss = segmentation_loss(logits, target, valid, self.coding, dice_weight=0.3)
-                    loss = loss + 0.3 * noise_loss(error, valid)
-                else:
-                    inverted = state_estimate(lam, Estimate(p, correction), self.edges)
-                    loss = refinement_loss(level, error, inverted, target, valid, self.coding)
+                loss = mask_loss(logits, target, valid, self.coding, dice_weight=0.3) + 0.3 * noise_loss(error, valid)
+            else:
+                # Here the noise is the target, and the mask head, which has no other in this stage, a part of it.
+                p = probabilities_from_logits(logits, self.coding)
+                error = noise_error(level, mask_to_x(p), correction, example.x0[rows])
+                inverted = state_estimate(lam, Estimate(p, correction), self.edges)
+                loss = refinement_loss(level, error, inverted, target, valid, self.coding)
             losses = losses.index_put((rows,), loss)
         return losses

@@ -19,7 +19,7 @@ from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, writ
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
-from unisegdiff_pipeline.training.choosing import Candidate, choose_settings, choose_temperature
+from unisegdiff_pipeline.training.choosing import Choice, choose_settings, choose_temperature
 from unisegdiff_pipeline.training.continuing import (
     PHASE_1_FACTS_NAME,
     PHASE_1_NAME,
@@ -41,6 +41,7 @@ from unisegdiff_pipeline.training.validation import (
     planned_settings,
 )
 
+CANDIDATES_NAME = "candidates.json"
 BEST_MARGIN = 0.005  # earlier weights replace the last ones only if they are clearly better on the hold-out
 
 
@@ -99,7 +100,7 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
         facts.lam_a, facts.lam_c, facts.input_scale, temperature=facts.temperature, w=0.0, weights=facts.weights
     )
     if not two_phases:
-        _finish(run, StagedModel(segmenter, None, run.plans.labels.coding), replace(settings, w=1.0, num_samples=0), [])
+        _finish(run, StagedModel(segmenter, None, run.plans.labels.coding), replace(settings, w=1.0, num_samples=0), None)
         return
     assert issubclass(trainer, DiffusionTrainer)
     start_s = checkpoint["phase_start_s"] if checkpoint and checkpoint["phase"] == 2 else run.watch.seconds
@@ -110,19 +111,21 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     phase_2.fit(checkpoint)
     settings = replace(phase_2.settings, weights=_take_best(phase_2))
     model = phase_2.model_for_prediction()
-    ranked: list[Candidate] = []
+    choice: Choice | None = None
     if not run.holdout_cases:
         settings = _settings_of_another_fold(run, settings)
     else:
         cases = costs.choosing_cases(run)
-        run.log.say(f"choosing the number of calls and w on {len(cases)} held-out cases")
-        settings, ranked = choose_settings(run, model, settings, cases)
-        settings = replace(settings, chosen_on=f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}")
-        best = ranked[0]
+        run.log.say(f"choosing the sampler and w on {len(cases)} held-out cases")
+        choice = choose_settings(run, model, settings, cases)
+        chosen_on = f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}"
+        settings = replace(choice.settings, chosen_on=chosen_on)
+        sampler, mean = choice.samplers[0], choice.means[0]
         run.log.say(
-            f"chosen: {best.num_calls} calls, w = {best.w:g} (Dice {best.dice:.3f}, NLL {best.nll:.3f} on the hold-out)"
+            f"chosen: {sampler.sampler.describe()} (energy score {sampler.energy:.3f} on the hold-out), w = {mean.w:g} "
+            f"(Dice {mean.dice:.3f}, NLL {mean.nll:.4f})"
         )
-    _finish(run, model, settings, ranked)
+    _finish(run, model, settings, choice)
 
 
 def _phase_1(
@@ -181,9 +184,10 @@ def _take_best(trainer: Trainer) -> str:
     return "ema"
 
 
-def _finish(run: FoldRun, model: StagedModel, settings: InferenceSettings, ranked: list[Candidate]) -> None:
+def _finish(run: FoldRun, model: StagedModel, settings: InferenceSettings, choice: Choice | None) -> None:
     write_settings(run.folder, settings)
-    write_json(run.folder / "candidates.json", ranked)
+    tried = {} if choice is None else {"samplers": choice.samplers, "means": choice.means}
+    write_json(run.folder / CANDIDATES_NAME, tried)
     save_weights(
         run.folder / WEIGHTS_NAME,
         model,
@@ -207,7 +211,12 @@ def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> Infe
             found = read_settings(folder)
             chosen_on = f"{folder.name}, as there"
             return replace(
-                settings, temperature=found.temperature, w=found.w, sampler=found.sampler, chosen_on=chosen_on
+                settings,
+                temperature=found.temperature,
+                w=found.w,
+                decision=found.decision,
+                sampler=found.sampler,
+                chosen_on=chosen_on,
             )
     run.log.say("no case is held out and no other fold is finished: temperature, w and calls stay at their defaults")
     return replace(settings, w=InferenceSettings(settings.lam_a, settings.lam_c).w)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from unisegdiff_pipeline.diffusion.losses import segmentation_loss
+from unisegdiff_pipeline.diffusion.losses import mask_loss
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.training.patches import Batch
@@ -35,7 +35,7 @@ class SegmentationTrainer(Trainer):
         count = max(1, len(logits) - 1)
         weights = [0.5**i for i in range(count)]
         losses = [
-            segmentation_loss(logits[i], targets[i], masks[i], self.coding, batch_dice=self.plan.batch_dice).mean()
+            mask_loss(logits[i], targets[i], masks[i], self.coding, 1.0, batch_dice=self.plan.batch_dice).mean()
             for i in range(count)
         ]
         total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)

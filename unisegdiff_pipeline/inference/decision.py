@@ -1,0 +1,90 @@
+"""Which mask to commit to, given honest probabilities and several plausible masks.
+
+Cutting calibrated probabilities at 0.5 gives the mask with the fewest wrong voxels, not the one with the highest Dice:
+where an object is unsure as a whole, hardly any voxel reaches 0.5 although a smaller cut would overlap well whenever
+the object is there. The samples say how masks of this case may look, so that the Dice of any cut can be expected:
+
+    t* = argmax_t  mean over samples s and classes c of  Dice({r_c > t}, s_c)
+
+with r_c the probability that decides the class. A sample in which a class is empty says nothing about its Dice (both
+empty = undefined, as in every score here) and is left out. For one class this is the plug-in rule of Lewis 1995 and
+Dembczynski et al. 2011 for F-measures, over the family of cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unisegdiff_pipeline.inference.settings import Decision
+from unisegdiff_pipeline.io.labels import Coding, LabelScheme
+
+THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
+NEUTRAL = 0.5  # shifts nothing
+
+
+def decided_probabilities(
+    probabilities: Tensor, samples: Iterable[np.ndarray], scheme: LabelScheme, decision: Decision
+) -> Tensor:
+    """Probabilities (K, Z, Y, X) to decode into the mask; see `best_threshold` for the arguments."""
+    if decision == "half":
+        return probabilities
+    return shift_threshold(probabilities, best_threshold(probabilities, samples, scheme), scheme.coding)
+
+
+def best_threshold(probabilities: Tensor, samples: Iterable[np.ndarray], scheme: LabelScheme) -> float:
+    """The cut of `THRESHOLDS` with the highest expected Dice; 0.5 where no sample holds anything.
+
+    Args:
+        probabilities: (K, Z, Y, X), any float type.
+        samples: label map (Z, Y, X) of each drawn mask, taken one at a time.
+        scheme: what channels and label values mean.
+    """
+    limits = torch.tensor(THRESHOLDS)
+    bins = [np.asarray(torch.bucketize(r, limits)) for r in _deciding(probabilities.float(), scheme)]
+    predicted = [_above(b) for b in bins]  # voxels of the class's mask at each threshold
+    dice = []
+    for labels in samples:
+        for (_, mask), b, size in zip(scheme.class_masks(labels), bins, predicted, strict=True):
+            voxels = int(mask.sum())
+            if voxels:
+                dice.append(2 * _above(b[mask]) / (size + voxels))
+    if not dice:
+        return NEUTRAL
+    mean = np.mean(dice, axis=0)
+    near = [t for t, value in zip(THRESHOLDS, mean, strict=True) if value >= mean.max() - 1e-6]
+    return min(near, key=lambda t: abs(t - NEUTRAL))
+
+
+def shift_threshold(probabilities: Tensor, threshold: float, coding: Coding) -> Tensor:
+    """Probabilities (K, ...) whose usual decision is the cut of the given ones at `threshold`.
+
+    The odds of foreground are multiplied by (1 - t) / t: a sigmoid channel at t moves to 0.5, and a softmax class
+    that has the share t of itself and the background draws level with the background.
+    """
+    if threshold == NEUTRAL:
+        return probabilities
+    p, factor = probabilities.float(), (1 - threshold) / threshold
+    if coding == "softmax":
+        raised = torch.cat([p[:1], p[1:] * factor])
+        return raised / raised.sum(dim=0, keepdim=True)
+    return p * factor / (p * factor + (1 - p))
+
+
+def _deciding(p: Tensor, scheme: LabelScheme) -> list[Tensor]:
+    """r_c (Z, Y, X) of each class: above t exactly where the shifted probabilities decide for it."""
+    if scheme.coding != "softmax":
+        return list(p)
+    likeliest = p[1:].argmax(dim=0)
+    share = p[1:].amax(dim=0)
+    share = share / (share + p[0]).clamp_min(1e-12)
+    return [torch.where(likeliest == index, share, 0.0) for index in range(len(p) - 1)]
+
+
+def _above(bins: np.ndarray) -> np.ndarray:
+    """How many voxels lie above each threshold, from the number of thresholds below them."""
+    counts = np.bincount(bins.ravel(), minlength=len(THRESHOLDS) + 1)
+    return counts[::-1].cumsum()[::-1][1:].astype(np.float64)
