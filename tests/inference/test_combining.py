@@ -99,6 +99,12 @@ def test_staple_is_simpleitk_s_over_the_whole_volume() -> None:
         assert np.array_equal(combine_masks([DrawnMask.of(m) for m in maps], BINARY, "staple") == 1, expected)
 
 
+def test_a_hundred_masks() -> None:
+    """More than fit into one number a voxel: mask i marks the first i of 100 voxels, so voxel i has 99 - i votes."""
+    maps = [(np.arange(100) < i).astype(np.uint8).reshape(1, 10, 10) for i in range(100)]
+    assert combined(BINARY, "majority", *maps) == [1] * 49 + [0] * 51
+
+
 def test_label_values_beyond_eight_bits() -> None:
     scheme = LabelScheme(("far",), ((300,),), "binary", (300,))
     maps = [

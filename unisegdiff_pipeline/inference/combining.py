@@ -106,10 +106,21 @@ def _patterns(masks: Sequence[DrawnMask], box: Box) -> tuple[np.ndarray, np.ndar
     for mask in masks:
         where |= mask.within(box) != 0
     given = np.stack([mask.within(box)[where] for mask in masks], axis=1)  # (M, J)
-    patterns, which, counts = np.unique(given, axis=0, return_inverse=True, return_counts=True)
+    _, first, which, counts = np.unique(_codes(given), return_index=True, return_inverse=True, return_counts=True)
     background = np.zeros((1, len(masks)), given.dtype)
     rest = int(np.prod(masks[0].shape, dtype=np.int64)) - len(given)
-    return np.concatenate([patterns, background]), np.append(counts, rest), where, which.reshape(-1)
+    return np.concatenate([given[first], background]), np.append(counts, rest), where, which
+
+
+def _codes(rows: np.ndarray) -> np.ndarray:
+    """One number for each row (M, J) of labels, equal for equal rows; sorting the rows themselves is far slower."""
+    base = int(rows.max(initial=0)) + 1
+    codes = np.zeros(len(rows), np.int64)
+    for column in rows.T:
+        if codes.max(initial=0) > np.iinfo(np.int64).max // base - 1:
+            codes = np.unique(codes, return_inverse=True)[1]
+        codes = codes * base + column
+    return codes
 
 
 def _extent(occupied: np.ndarray) -> slice:

@@ -9,8 +9,8 @@ share of label s over all maps and voxels, and theta_j(s' | s) = P(D_ij = s' | T
 
 Voxels to which all maps give the same labels have the same W, so both sums run over the distinct rows of D with their
 numbers of voxels: a volume of 10^8 voxels has some hundreds of them. SimpleITK's filters visit every voxel in every
-iteration and hold float64 volumes (11 million voxels, 8 maps: 25 s for two labels, 48 s for three, on one core), and
-the one for several labels returns no W. For two labels the results are equal, which the tests hold.
+iteration and hold float64 volumes (11 million voxels, 8 maps, on one core: 25 s for two labels and 48 s for three; here
+a tenth of a second), and the one for several labels returns no W. For two labels the results are equal, as tests hold.
 """
 
 from __future__ import annotations
