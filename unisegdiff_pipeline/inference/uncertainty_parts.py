@@ -1,8 +1,8 @@
 """Where uncertainty comes from: folds that disagree, samples of a fold that disagree, samples that are unsure.
 
 The entropy H of the mean p over all samples is split by the chain rule of mutual information, once over folds f and
-once over the samples n of a fold (one level of it: Houlsby et al. 2011, "Bayesian active learning for classification and
-preference learning"; Depeweg et al. 2018, "Decomposition of uncertainty in Bayesian deep learning"):
+once over the samples n of a fold (one level of it: Houlsby et al. 2011, "Bayesian active learning for classification
+and preference learning"; Depeweg et al. 2018, "Decomposition of uncertainty in Bayesian deep learning"):
 
     H(p) = [ H(p) - mean_f H(p_f) ]                       between folds
          + mean_f [ H(p_f) - mean_n H(p_fn) ]             within the samples of a fold
