@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from unisegdiff_pipeline.commands.predict import build_parser, describe, find_model, main
+from unisegdiff_pipeline.inference.combining import Combination
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.serialization import write_json
@@ -106,3 +108,13 @@ def test_flags_that_do_not_go_together(flags: list[str], text: str, capsys: pyte
         main(["-i", "x", "-o", "y", *flags])
     assert stop.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def test_every_way_of_combining_is_offered_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["-i", "x", "-o", "y", "-d", "4"]
+    assert build_parser().parse_args(arguments).combine == "mean"
+    for combine in get_args(Combination):
+        assert build_parser().parse_args([*arguments, "--combine", combine]).combine == combine
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*arguments, "--combine", "median"])
+    assert "majority" in capsys.readouterr().err

@@ -44,6 +44,17 @@ def test_everything_in_its_usual_place(folders: tuple[Path, Path]) -> None:
     assert b.raters == ()
 
 
+def test_parts_of_the_uncertainty_are_not_taken_for_it(folders: tuple[Path, Path]) -> None:
+    """They lie in folders inside; each may be named as the map to judge by."""
+    uncertainty = folders[1] / "uncertainty"
+    for case in ("a", "b"):
+        touch(uncertainty / f"{case}.nii.gz")
+        touch(*(uncertainty / part / f"{case}.nii.gz" for part in ("between_folds", "single_samples")))
+    assert [case.uncertainty for case in cases(folders)] == [uncertainty / "a.nii.gz", uncertainty / "b.nii.gz"]
+    named = cases(folders, uncertainty=uncertainty / "between_folds")
+    assert named[0].uncertainty == uncertainty / "between_folds" / "a.nii.gz"
+
+
 def test_plain_folders_have_nothing_else(folders: tuple[Path, Path]) -> None:
     for case in cases(folders):
         assert (case.probability, case.samples, case.raters, case.uncertainty, case.group) == (None, (), (), None, None)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from unisegdiff_pipeline.inference.lesions import LesionCounter, join_lesions, write_lesions
+from unisegdiff_pipeline.inference.lesions import LesionCounter
 from unisegdiff_pipeline.io.labels import LabelScheme
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
@@ -68,25 +65,3 @@ def test_empty_mask_has_no_rows() -> None:
     counter.add_sample(np.ones((2, 3, 3), np.uint8))
     counter.add_probability(0, np.zeros((2, 3, 3)))
     assert counter.rows("c", (1, 1, 1)) == []
-
-
-def test_csv_has_a_header_and_empty_cells(tmp_path: Path) -> None:
-    rows = LesionCounter(two_lesions(), BINARY).rows("case, one", (1 / 3, 1, 1), spacing_known=False)
-    write_lesions(tmp_path / "lesions.csv", rows)
-    with open(tmp_path / "lesions.csv", newline="", encoding="utf-8") as stream:
-        read = list(csv.DictReader(stream))
-    assert [r["case"] for r in read] == ["case, one"] * 2
-    assert read[0]["volume_mm3"] == "4"
-    assert read[1]["volume_mm3"] == "0.333333"
-    assert read[0]["confidence"] == ""
-    assert read[0]["spacing_known"] == "no"
-
-
-def test_joined_files_are_one_table(tmp_path: Path) -> None:
-    parts = []
-    for case in ("a", "b"):
-        parts.append(tmp_path / f"{case}.csv")
-        write_lesions(parts[-1], LesionCounter(two_lesions(), BINARY).rows(case, (1, 1, 1)))
-    join_lesions(tmp_path / "lesions.csv", parts)
-    with open(tmp_path / "lesions.csv", newline="", encoding="utf-8") as stream:
-        assert [row["case"] for row in csv.DictReader(stream)] == ["a", "a", "b", "b"]

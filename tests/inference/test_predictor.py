@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from PIL import Image
 
@@ -83,7 +84,7 @@ def make_pictures(folder: Path, count: int) -> Path:
 
 def listing(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")} - {
-        str(p.relative_to(folder)) for p in (folder / ".cases").glob("*")
+        str(p.relative_to(folder)) for p in (folder / ".cases").rglob("*")
     }
 
 
@@ -101,7 +102,7 @@ def test_layout_of_a_2d_folder(tmp_path: Path) -> None:
         "{}.png", "uncertainty/{}.png", "samples/{}_sample00.png", "samples/{}_sample01.png", "probabilities/{}.npz"
     ]  # fmt: skip
     expected = {name.format(f"case{i}") for name in per_case for i in range(2)}
-    assert listing(out) == expected | {"lesions.csv", "manifest.json"}
+    assert listing(out) == expected | {"lesions.csv", "volumes.csv", "manifest.json"}
     mask = read_labels(out / "case0.png").array[0]
     assert mask.shape == (1, 20, 25)
     probabilities = np.load(out / "probabilities/case0.npz")["probabilities"]
@@ -121,7 +122,7 @@ def test_layout_of_a_2d_folder(tmp_path: Path) -> None:
 def test_only_what_was_asked_for_is_written(tmp_path: Path) -> None:
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 1), tmp_path / "out"
     predict_folder(images, out, model, device="cpu")
-    assert listing(out) == {"case0.png", "uncertainty/case0.png", "lesions.csv", "manifest.json"}
+    assert listing(out) == {"case0.png", "uncertainty/case0.png", "lesions.csv", "volumes.csv", "manifest.json"}
 
 
 def test_3d_geometry_and_lesions_survive(tmp_path: Path) -> None:
@@ -181,7 +182,8 @@ def test_parts_share_a_folder(tmp_path: Path) -> None:
     assert predict_folder(images, out, model, device="cpu", num_parts=2, part_id=1) == 1
     whole = tmp_path / "whole"
     predict_folder(images, whole, model, device="cpu")
-    assert (out / "lesions.csv").read_bytes() == (whole / "lesions.csv").read_bytes()
+    for table in ("lesions.csv", "volumes.csv"):
+        assert (out / table).read_bytes() == (whole / table).read_bytes()
     with pytest.raises(UsdError, match="part_id is 2 of 2"):
         predict_folder(images, out, model, num_parts=2, part_id=2)
 
@@ -289,6 +291,145 @@ def test_samples_are_shared_out_over_folds(tmp_path: Path) -> None:
         alone = predict(image, (1, 1), model, folds=fold, device="cpu", num_samples=3)
         assert np.mean(both.samples[sample] != alone.samples[sample]) < 0.01
     assert not np.array_equal(both.samples[0], both.samples[2])
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("combine", ["majority", "staple"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_combined_masks_are_those_of_the_written_samples(tmp_path: Path, dims: int, combine: str) -> None:
+    """Over samples/ SimpleITK finds the masks that were written; all else but the lesions stays that of the mean."""
+    model, out, mean = make_model(tmp_path, dims, folds=("0", "1")), tmp_path / "out", tmp_path / "mean"
+    if dims == 2:
+        images, ending = make_pictures(tmp_path / "in", 1), ".png"
+    else:
+        images, ending = tmp_path / "in", ".nii.gz"
+        write_map(images / "case0_0000.nii.gz", np.random.default_rng(3).normal(size=(9, 18, 14)), GEOMETRY_3D)
+    predict_folder(images, mean, model, device="cpu", num_samples=5, save_samples=True)
+    predict_folder(images, out, model, device="cpu", num_samples=5, save_samples=True, combine=combine)
+    samples = [sitk.ReadImage(str(path)) for path in sorted((out / "samples").iterdir())]
+    written = read_labels(out / f"case0{ending}").array[0]
+    if combine == "majority":
+        expected = sitk.GetArrayFromImage(sitk.LabelVoting(samples, 9)).reshape(written.shape)
+        assert np.array_equal(written[expected != 9], expected[expected != 9])
+        votes = np.stack([sitk.GetArrayFromImage(sample).reshape(written.shape) for sample in samples])
+        most = np.stack([(votes == value).sum(axis=0) for value in range(3)]).argmax(axis=0)
+        assert np.array_equal(written, most)  # a tie goes to the lowest
+    elif dims == 2:
+        expected = sitk.GetArrayFromImage(sitk.STAPLE(samples, 1.0, 1)).reshape(written.shape)
+        assert np.array_equal(written == 1, expected > 0.5)
+    else:
+        expected = sitk.GetArrayFromImage(sitk.MultiLabelSTAPLE(samples, 9))
+        assert np.mean(written != expected) < 0.02
+    assert not np.array_equal(written, read_labels(mean / f"case0{ending}").array[0])
+    assert read_image([out / f"uncertainty/case0{ending}"]).array.tobytes() == (
+        read_image([mean / f"uncertainty/case0{ending}"]).array.tobytes()
+    )
+    assert sum(int(row["voxels"]) for row in read_rows(out / "lesions.csv")) == np.count_nonzero(written)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["combine"] == combine
+    assert manifest["request"] != json.loads((mean / "manifest.json").read_text())["request"]
+
+
+def test_combined_masks_continue_and_another_rule_begins_again(tmp_path: Path) -> None:
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
+    run = {"device": "cpu", "num_samples": 3}
+    assert predict_folder(images, out, model, **run, combine="majority") == 2
+    before = (out / "case0.png").read_bytes()
+    (out / "case0.png").unlink()
+    assert predict_folder(images, out, model, **run, combine="majority") == 1
+    assert (out / "case0.png").read_bytes() == before
+    assert predict_folder(images, out, model, **run, combine="staple") == 2
+    assert predict_folder(images, out, model, **run, combine="staple", save_uncertainty_parts=True) == 2
+    assert predict_folder(images, out, model, **run, combine="staple", save_uncertainty_parts=True) == 0
+
+
+def test_the_mean_is_the_default(tmp_path: Path) -> None:
+    """Naming it and asking for the parts changes no byte of what is written without."""
+    model, images = make_model(tmp_path, 2, folds=("0", "1")), make_pictures(tmp_path / "in", 2)
+    plain, named = tmp_path / "plain", tmp_path / "named"
+    common = {"device": "cpu", "save_samples": True, "num_samples": 4}
+    predict_folder(images, plain, model, **common)
+    predict_folder(images, named, model, **common, combine="mean", save_uncertainty_parts=True)
+    for name in listing(plain) - {"manifest.json"}:
+        assert (plain / name).read_bytes() == (named / name).read_bytes(), name
+    parts = ("between_folds", "within_samples", "single_samples")
+    assert listing(named) - listing(plain) == {f"uncertainty/{p}/case{i}.png" for p in parts for i in range(2)}
+
+
+def test_arrays_are_combined_and_split_as_files_are(tmp_path: Path) -> None:
+    model, out = make_model(tmp_path, 3, folds=("0", "1")), tmp_path / "out"
+    values = np.random.default_rng(7).normal(size=(9, 18, 14)).astype(np.float32)
+    write_map(tmp_path / "in/a_0000.nii.gz", values, GEOMETRY_3D)
+    choice = {"num_samples": 4, "combine": "majority"}
+    predict_folder(tmp_path / "in", out, model, device="cpu", save_uncertainty_parts=True, **choice)
+    loaded = Predictor(model, device="cpu")
+    found = loaded.predict(values[None], GEOMETRY_3D.spacing_mm, case_id="a", uncertainty_parts=True, **choice)
+    assert np.array_equal(found.mask, read_labels(out / "a.nii.gz").array[0])
+    for name in ("between_folds", "within_samples", "single_samples"):
+        part = getattr(found, name)
+        assert part.shape == values.shape
+        assert 0 <= part.min() < part.max() <= 1
+        assert np.abs(part - read_image([out / f"uncertainty/{name}/a.nii.gz"]).array[0]).max() < 1e-6
+    plain = loaded.predict(values[None], GEOMETRY_3D.spacing_mm, case_id="a", num_samples=4)
+    assert plain.between_folds is None
+    flat = predict(values[:1], (1, 1), make_model(tmp_path / "2d", 2), device="cpu", uncertainty_parts=True)
+    assert flat.within_samples is not None
+    assert flat.within_samples.shape == flat.mask.shape == flat.uncertainty.shape
+    assert flat.between_folds is None  # one fold
+
+
+def test_what_needs_samples_is_refused_without(tmp_path: Path) -> None:
+    images = make_pictures(tmp_path / "in", 1)
+    for denoiser in (True, False):
+        model = make_model(tmp_path / str(denoiser), 2, folds=("0", "1"), denoiser=denoiser)
+        number = 0 if denoiser else 4
+        with pytest.raises(UsdError, match="combined by staple, but 0 samples are drawn"):
+            predict_folder(images, tmp_path / "out", model, device="cpu", num_samples=number, combine="staple")
+        with pytest.raises(UsdError, match="one fold without samples"):
+            predict_folder(
+                images, tmp_path / "out", model, ["0"], device="cpu", num_samples=number, save_uncertainty_parts=True
+            )
+        assert not (tmp_path / "out").exists()
+        with pytest.raises(UsdError, match="combined by majority"):
+            Predictor(model, device="cpu").predict(np.ones((1, 20, 20)), (1, 1), num_samples=0, combine="majority")
+
+
+def test_volumes_of_mask_and_samples(tmp_path: Path) -> None:
+    model, out = make_model(tmp_path, 3), tmp_path / "out"
+    write_map(tmp_path / "in/a_0000.nii.gz", np.random.default_rng(3).normal(size=(9, 18, 14)), GEOMETRY_3D)
+    predict_folder(tmp_path / "in", out, model, device="cpu", num_samples=3, save_samples=True)
+    mask = read_labels(out / "a.nii.gz").array
+    samples = np.stack([read_labels(path).array for path in sorted((out / "samples").iterdir())])
+    rows = read_rows(out / "volumes.csv")
+    assert [(row["case"], row["class_name"], row["unit"]) for row in rows] == [("a", "edge", "ml"), ("a", "core", "ml")]
+    for row, value in zip(rows, (1, 2), strict=True):
+        drawn = 0.003 * (samples == value).sum(axis=(1, 2, 3, 4))  # 3 mm3 a voxel
+        assert float(row["volume"]) == pytest.approx(0.003 * np.count_nonzero(mask == value), rel=1e-5)
+        assert float(row["expected_volume"]) == pytest.approx(drawn.mean(), rel=1e-5)
+        assert float(row["std"]) == pytest.approx(drawn.std(ddof=1), rel=1e-5)
+        assert float(row["quantile_05"]) == pytest.approx(drawn.min(), rel=1e-5)
+        assert float(row["quantile_95"]) == pytest.approx(drawn.max(), rel=1e-5)
+
+
+def test_volumes_of_an_earlier_folder_and_without_samples(tmp_path: Path) -> None:
+    """Pictures are measured in mm2; a finished case whose volumes are not there is left out of the table."""
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
+    predict_folder(images, out, model, device="cpu", num_samples=0)
+    rows = read_rows(out / "volumes.csv")
+    assert [row["case"] for row in rows] == ["case0", "case1"]
+    area = np.count_nonzero(read_labels(out / "case0.png").array)
+    assert rows[0] | {"spacing_known": ""} == {
+        "case": "case0", "class_name": "lesion", "unit": "mm2", "spacing_known": "", "volume": f"{area}",
+        "num_samples": "0", "expected_volume": "", "std": "", "quantile_05": "", "quantile_95": "",
+    }  # fmt: skip
+    assert rows[0]["spacing_known"] == read_rows(out / "lesions.csv")[0]["spacing_known"] == "no"
+    (out / ".cases/volumes/case0.csv").unlink()
+    assert predict_folder(images, out, model, device="cpu", num_samples=0) == 0
+    assert [row["case"] for row in read_rows(out / "volumes.csv")] == ["case1"]
 
 
 def test_array_and_file_agree(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         "usd_predict",
         "Predict masks for images in the raw layout (CASE_0000.ext, CASE_0001.ext, ...). OUT holds the masks, and\n"
-        "uncertainty/, lesions.csv and manifest.json beside them. An interrupted prediction continues.",
+        "uncertainty/, lesions.csv, volumes.csv and manifest.json beside them. An interrupted prediction continues.",
     )
     parser.add_argument(
         "-i", "--input", type=Path, nargs="+", required=True, metavar="IN", help="a folder, or image files"
@@ -39,8 +39,19 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--mirror", action="store_true", help="also average over mirrored images, which takes 4 (2D) or 8 times as long"
     )
+    parser.add_argument(
+        "--combine",
+        choices=("mean", "majority", "staple"),
+        default="mean",
+        help="what masks are made of: the mean probability (default), or the drawn masks by vote or by STAPLE",
+    )
     parser.add_argument("--save-probabilities", action="store_true", help="write the probability of each class")
     parser.add_argument("--save-samples", action="store_true", help="write every drawn mask")
+    parser.add_argument(
+        "--save-uncertainty-parts",
+        action="store_true",
+        help="write how much of the uncertainty lies between folds, within samples, and in single samples",
+    )
     parser.add_argument("--overwrite", action="store_true", help="predict cases again that OUT holds already")
     parts = parser.add_argument_group("sharing a folder between several runs")
     parts.add_argument("--num-parts", type=whole_number(1), default=1, metavar="N", help="number of runs (default: 1)")
@@ -106,8 +117,11 @@ def _predict(args: argparse.Namespace) -> None:
         save_samples=args.save_samples,
         overwrite=args.overwrite,
         mirror=args.mirror,
+        combine=args.combine,
+        save_uncertainty_parts=args.save_uncertainty_parts,
     )
-    say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}\nLesions: {args.output / 'lesions.csv'}")
+    say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
+    say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")
 
 
 def find_model(args: argparse.Namespace) -> Path:

@@ -6,14 +6,11 @@ empty where no samples were drawn (a plain segmenter).
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.labels import LabelScheme
 
 
@@ -124,25 +121,6 @@ class LesionCounter:
         return rows
 
 
-def write_lesions(path: Path, lesions: Iterable[Lesion]) -> None:
-    """Write lesions.csv atomically; numbers with six significant digits, empty cells where a value is undefined."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow([f.name for f in fields(Lesion)])
-        for lesion in lesions:
-            writer.writerow([_cell(value) for value in asdict(lesion).values()])
-
-
-def join_lesions(path: Path, parts: Iterable[Path]) -> None:
-    """Write lesions.csv from files that `write_lesions` wrote, one after the other, atomically."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerow([f.name for f in fields(Lesion)])
-        for part in parts:
-            with open(part, newline="", encoding="utf-8") as rows:
-                next(rows)  # its header
-                stream.writelines(rows)
-
-
 def _find_components(name: str, mask: np.ndarray) -> _ClassComponents:
     import cc3d
 
@@ -157,11 +135,3 @@ def _find_components(name: str, mask: np.ndarray) -> _ClassComponents:
     renumber = np.zeros(len(voxels) + 1, numbers.dtype)
     renumber[order + 1] = np.arange(1, len(voxels) + 1)
     return _ClassComponents(name, renumber[numbers], voxels[order], boxes[order], np.zeros(len(voxels), np.int64))
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.6g}" if isinstance(value, float) else value

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.inference.combining import Combination, require_combinable
 from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.model_folder import (
     WEIGHTS_NAME,
@@ -31,6 +32,12 @@ from unisegdiff_pipeline.inference.model_folder import (
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
+from unisegdiff_pipeline.inference.uncertainty_parts import (
+    PARTS,
+    UncertaintyParts,
+    require_splittable,
+    split_uncertainty,
+)
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, predict_case
 from unisegdiff_pipeline.inference.writing import (
     CaseRecord,
@@ -38,6 +45,7 @@ from unisegdiff_pipeline.inference.writing import (
     mask_path,
     output_folders,
     read_record,
+    restore_masks,
     restore_probabilities,
     uncertainty_scale,
     write_prediction,
@@ -47,7 +55,7 @@ from unisegdiff_pipeline.inference.writing import (
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import file_hash, is_full_disk, remove_stale_temporaries, text_hash
 from unisegdiff_pipeline.io.geometry import Geometry, Volume
-from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.labels import Coding, LabelScheme
 from unisegdiff_pipeline.io.parallel import available_memory_gb, usable_cores
 from unisegdiff_pipeline.io.progress import progress
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
@@ -56,7 +64,7 @@ from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
+from unisegdiff_pipeline.preprocessing.restore import restore_map
 
 OVERLAP_SHARE = 0.1  # of free memory that an image may take for three cases to be under way at once
 
@@ -70,12 +78,17 @@ class Prediction:
         probabilities: (K, Z, Y, X), half precision; channels as in `LabelScheme`.
         samples: label map of each drawn mask (N, Z, Y, X).
         uncertainty: normalised entropy (Z, Y, X), 0 to 1.
+        between_folds, within_samples, single_samples: where uncertainty comes from, (Z, Y, X), as in
+            `UncertaintyParts`; None where it was not asked for or cannot be told.
     """
 
     mask: np.ndarray
     probabilities: np.ndarray
     samples: np.ndarray
     uncertainty: np.ndarray
+    between_folds: np.ndarray | None = None
+    within_samples: np.ndarray | None = None
+    single_samples: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,10 @@ class EnsemblePrediction:
         """Probabilities of each sample (K, Z, Y, X), put together one at a time."""
         for member, index in self.sample_places:
             yield self.members[member].sample(index)
+
+    def uncertainty_parts(self, coding: Coding) -> UncertaintyParts:
+        """What folds and samples contribute to the uncertainty, on the plan's grid."""
+        return split_uncertainty(self.members, coding)
 
 
 class Predictor:
@@ -137,6 +154,8 @@ class Predictor:
         num_samples: int | None = None,
         seed: int = 0,
         case_id: str = "array",
+        combine: Combination = "mean",
+        uncertainty_parts: bool = False,
     ) -> Prediction:
         """Predict an array.
 
@@ -145,22 +164,43 @@ class Predictor:
             spacing_mm: distance of voxels (Z, Y, X), or (Y, X) for a 2D image.
             num_samples: masks to draw; None takes the model's number.
             seed, case_id: name the noise; equal names give equal samples.
+            combine: what the mask is made of: the mean probability, or the drawn masks; see `combining`.
+            uncertainty_parts: also say where uncertainty comes from; see `uncertainty_parts`.
 
         Raises:
-            UsdError: wrong number of channels, NaN or infinite values.
+            UsdError: wrong number of channels, NaN or infinite values; masks to combine or uncertainty to split where
+                nothing is drawn.
         """
+        self.require_possible(combine, uncertainty_parts, self.num_samples(num_samples))
         volume = _volume_of(image, spacing_mm)
         _require_finite(volume.array, case_id)
         prepared, properties = preprocess_image(volume, self.model.configuration.preprocessing, case_id)
         found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed)
-        samples = [restore_labels(sample, properties, self.labels) for sample in found.samples()]
-        mask = restore_labels(found.probabilities, properties, self.labels)
-        uncertainty = restore_map(normalised_entropy(found.probabilities, self.labels.coding), properties)
-        stacked = np.stack(samples) if samples else np.empty((0, *mask.shape), mask.dtype)
-        probabilities = restore_probabilities(found.probabilities, properties, self.labels)
+        mask, drawn = restore_masks(found.probabilities, found.samples(), properties, self.labels, combine)
+        samples = list(drawn)
+        arrays = {
+            "mask": mask,
+            "samples": np.stack(samples) if samples else np.empty((0, *mask.shape), mask.dtype),
+            "uncertainty": restore_map(normalised_entropy(found.probabilities, self.labels.coding), properties),
+            "probabilities": restore_probabilities(found.probabilities, properties, self.labels),
+        }
+        if uncertainty_parts:
+            parts = found.uncertainty_parts(self.labels.coding)
+            known = {name: getattr(parts, name) for name in PARTS}
+            arrays |= {name: restore_map(part, properties) for name, part in known.items() if part is not None}
         if image.ndim == 3:
-            return Prediction(mask[0], probabilities[:, 0], stacked[:, 0], uncertainty[0])
-        return Prediction(mask, probabilities, stacked, uncertainty)
+            arrays = {name: array[..., 0, :, :] for name, array in arrays.items()}
+        return Prediction(**arrays)
+
+    def require_possible(self, combine: Combination, uncertainty_parts: bool, num_samples: int) -> None:
+        """Refuse what cannot be had from this many samples and these folds.
+
+        Raises:
+            ValueError, UsdError: see `require_combinable` and `require_splittable`.
+        """
+        require_combinable(combine, num_samples)
+        if uncertainty_parts:
+            require_splittable(len(self.folds), num_samples)
 
     def predict_preprocessed(
         self, image: np.ndarray, properties: CaseProperties, *, num_samples: int | None = None, seed: int = 0
@@ -198,9 +238,13 @@ def predict(
     device: str = "auto",
     num_samples: int | None = None,
     seed: int = 0,
+    combine: Combination = "mean",
+    uncertainty_parts: bool = False,
 ) -> Prediction:
     """Predict one array; see `Predictor.predict`. Make a `Predictor` for several, it loads the model once."""
-    return Predictor(model_folder, folds, device).predict(image, spacing_mm, num_samples=num_samples, seed=seed)
+    return Predictor(model_folder, folds, device).predict(
+        image, spacing_mm, num_samples=num_samples, seed=seed, combine=combine, uncertainty_parts=uncertainty_parts
+    )
 
 
 def predict_folder(
@@ -218,6 +262,8 @@ def predict_folder(
     save_samples: bool = False,
     overwrite: bool = False,
     mirror: bool = False,
+    combine: Combination = "mean",
+    save_uncertainty_parts: bool = False,
 ) -> int:
     """Predict the cases of a folder, a file or a list; returns how many were predicted now.
 
@@ -231,10 +277,11 @@ def predict_folder(
         output: folder for masks; made if missing.
         num_parts, part_id: of the sorted cases this run takes every `num_parts`-th, beginning with `part_id`.
         overwrite: predict finished cases again.
+        combine: what masks are made of; see `combining`.
 
     Raises:
-        UsdError: no such model or input; a full disk; or cases that failed, named after all others have been
-            finished.
+        UsdError: no such model or input; nothing to combine or to split; a full disk; or cases that failed, named
+            after all others have been finished.
     """
     if not 0 <= part_id < num_parts:
         raise UsdError(f"part_id is {part_id} of {num_parts} parts; allowed is 0 to {num_parts - 1}.")
@@ -248,8 +295,13 @@ def predict_folder(
         remove_stale_temporaries(folder)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores())))
     predictor = Predictor(model_folder, folds, device, mirror)
-    options = OutputOptions(model.plans.file_ending, model.plans.spacing_known, save_samples, save_probabilities)
-    run = _FolderRun(predictor, output, options, predictor.num_samples(num_samples), seed)
+    count = predictor.num_samples(num_samples)
+    predictor.require_possible(combine, save_uncertainty_parts, count)
+    options = OutputOptions(
+        model.plans.file_ending, model.plans.spacing_known, save_samples, save_probabilities, save_uncertainty_parts,
+        combine,
+    )  # fmt: skip
+    run = _FolderRun(predictor, output, options, count, seed)
     chosen = cases[part_id::num_parts]
     left = [case for case in chosen if overwrite or not run.is_finished(case)]
     if len(left) < len(chosen):
@@ -333,7 +385,7 @@ class _FolderRun:
             self.failures[case_id] = error
 
     def write_tables(self, seconds: float) -> None:
-        """Write lesions.csv and manifest.json over all finished cases, those of earlier runs included."""
+        """Write lesions.csv, volumes.csv and manifest.json over all finished cases, those of earlier runs included."""
         manifest = {"request": self.request, **self.description, "seconds_of_last_run": round(seconds, 3)}
         manifest["device"] = str(self.predictor.device)
         manifest["uncertainty"] = {
@@ -381,8 +433,10 @@ class _FolderRun:
 
     def _write(self, prepared: _Prepared, found: EnsemblePrediction) -> None:
         start = time.perf_counter()
+        labels = self.predictor.labels
+        parts = found.uncertainty_parts(labels.coding) if self.options.save_uncertainty_parts else None
         num_lesions = write_prediction(
-            self.output, found.probabilities, found.samples(), prepared.properties, self.predictor.labels, self.options
+            self.output, found.probabilities, found.samples(), prepared.properties, labels, self.options, parts
         )
         prepared.seconds["write"] = time.perf_counter() - start
         facts = found.facts
@@ -425,6 +479,8 @@ class _FolderRun:
             "mirror": predictor.mirror,
             "save_samples": self.options.save_samples,
             "save_probabilities": self.options.save_probabilities,
+            "save_uncertainty_parts": self.options.save_uncertainty_parts,
+            "combine": self.options.combine,
         }
 
 

@@ -2,13 +2,16 @@
 
     OUT/CASE.ext                     the mask, in the grid and geometry of the image; nothing else of this kind here
     OUT/uncertainty/CASE.ext         normalised entropy in [0, 1]; 2D pictures as 16-bit PNG
+    OUT/uncertainty/PART/CASE.ext    its parts, if asked for; see `uncertainty_parts`
     OUT/samples/CASE_sample00.ext    drawn masks, if asked for
     OUT/probabilities/CASE.npz       "probabilities" (K, Z, Y, X), half precision, if asked for
-    OUT/lesions.csv  manifest.json   over all cases
-    OUT/.cases/CASE.csv, CASE.json   the case's lesions, and what was done; the record is written last of all, so it
-                                     says that the case is complete
+    OUT/lesions.csv  volumes.csv  manifest.json
+                                     over all cases
+    OUT/.cases/CASE.csv, volumes/CASE.csv, CASE.json
+                                     the case's lesions and volumes, and what was done; the record is written last of
+                                     all, so it says that the case is complete
 
-lesions.csv and manifest.json are put together from the records, so an interrupted run continues and several runs that
+The three files over all cases are put together from the records, so an interrupted run continues and several runs that
 share a folder end with the same files.
 """
 
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,12 @@ import torch
 from torch import Tensor
 
 import unisegdiff_pipeline
-from unisegdiff_pipeline.inference.lesions import LesionCounter, join_lesions, write_lesions
+from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
+from unisegdiff_pipeline.inference.combining import Combination, DrawnMask, combine_masks
+from unisegdiff_pipeline.inference.lesions import Lesion, LesionCounter
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
+from unisegdiff_pipeline.inference.uncertainty_parts import PARTS, UncertaintyParts
+from unisegdiff_pipeline.inference.volumes import ClassVolume, VolumeCounter
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.images import label_ending, map_ending, write_labels, write_map
@@ -47,6 +54,8 @@ class OutputOptions:
     spacing_known: bool
     save_samples: bool = False
     save_probabilities: bool = False
+    save_uncertainty_parts: bool = False
+    combine: Combination = "mean"
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,10 @@ def mask_path(output: Path, case_id: str, file_ending: str) -> Path:
 
 def output_folders(output: Path) -> tuple[Path, ...]:
     """All folders that prediction writes into."""
-    return (output, *(output / name for name in ("uncertainty", "samples", "probabilities", RECORDS)))
+    uncertainty = output / "uncertainty"
+    records = output / RECORDS
+    others = (output / "samples", output / "probabilities", records, records / "volumes")
+    return (output, uncertainty, *(uncertainty / part for part in PARTS), *others)
 
 
 def uncertainty_scale(file_ending: str) -> float | None:
@@ -85,36 +97,52 @@ def uncertainty_scale(file_ending: str) -> float | None:
 
 def write_prediction(
     output: Path, probabilities: Tensor, samples: Iterable[Tensor], properties: CaseProperties, scheme: LabelScheme,
-    options: OutputOptions,
+    options: OutputOptions, parts: UncertaintyParts | None = None,
 ) -> int:  # fmt: skip
     """Bring a prediction back to the image's grid and write it; the mask last. Returns the number of lesions.
 
     Args:
         probabilities: final ones (K, Z, Y, X) on the plan grid.
         samples: probabilities of each sample, (K, Z, Y, X), taken one at a time.
+        parts: of the uncertainty, where they are wanted.
     """
     case_id, geometry = properties.case_id, properties.geometry
-    labels = restore_labels(probabilities, properties, scheme)
-    counter = LesionCounter(labels, scheme)
-    for index, sample in enumerate(samples):
-        drawn = restore_labels(sample, properties, scheme)
-        counter.add_sample(drawn)
+    labels, drawn_masks = restore_masks(probabilities, samples, properties, scheme, options.combine)
+    lesions, volumes = LesionCounter(labels, scheme), VolumeCounter(labels, scheme)
+    for index, drawn in enumerate(drawn_masks):
+        lesions.add_sample(drawn)
+        volumes.add_sample(drawn)
         if options.save_samples:
             name = f"{case_id}_sample{index:02d}{label_ending(options.file_ending)}"
             write_labels(output / "samples" / name, drawn, geometry)
-    entropy = normalised_entropy(probabilities, scheme.coding)
-    uncertainty = restore_map(entropy, properties)
-    map_path = output / "uncertainty" / f"{case_id}{map_ending(options.file_ending)}"
-    write_map(map_path, uncertainty, geometry, uncertainty_scale(options.file_ending))
-    for index in counter.classes_present:
+    _write_uncertainty(output / "uncertainty", normalised_entropy(probabilities, scheme.coding), properties, options)
+    for part in fields(parts) if parts else ():
+        if (values := getattr(parts, part.name)) is not None:
+            _write_uncertainty(output / "uncertainty" / part.name, values, properties, options)
+    for index in lesions.classes_present:
         channel = probabilities[index + scheme.foreground_offset]
-        counter.add_probability(index, restore_map(channel, properties))
+        lesions.add_probability(index, restore_map(channel, properties))
     if options.save_probabilities:
         _write_probabilities(output / "probabilities" / f"{case_id}.npz", probabilities, properties, scheme)
-    lesions = counter.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=options.spacing_known)
-    write_lesions(_lesions_path(output, case_id), lesions)
+    known = options.spacing_known
+    found = lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
+    measured = volumes.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
+    write_rows(_lesions_path(output, case_id), Lesion, found)
+    write_rows(_volumes_path(output, case_id), ClassVolume, measured)
     write_labels(mask_path(output, case_id, options.file_ending), labels, geometry)
-    return len(lesions)
+    return len(found)
+
+
+def restore_masks(
+    probabilities: Tensor, samples: Iterable[Tensor], properties: CaseProperties, scheme: LabelScheme,
+    combine: Combination,
+) -> tuple[np.ndarray, Iterator[np.ndarray]]:  # fmt: skip
+    """The mask and, one at a time, the drawn masks as label maps (Z, Y, X) on the image's grid."""
+    drawn = (restore_labels(sample, properties, scheme) for sample in samples)
+    if combine == "mean":
+        return restore_labels(probabilities, properties, scheme), drawn
+    kept = [DrawnMask.of(labels) for labels in drawn]
+    return combine_masks(kept, scheme, combine), (mask.whole() for mask in kept)
 
 
 def restore_probabilities(probabilities: Tensor, properties: CaseProperties, scheme: LabelScheme) -> np.ndarray:
@@ -146,13 +174,14 @@ def read_record(output: Path, case_id: str) -> CaseRecord | None:
 
 
 def write_summary(output: Path, run: Mapping[str, Any]) -> None:
-    """Write lesions.csv and manifest.json from the records of all finished cases.
+    """Write lesions.csv, volumes.csv and manifest.json from the records of all finished cases.
 
     Args:
         run: what holds for the whole run: model, folds, settings, seed, options.
     """
     records = list(_records(output))
-    join_lesions(output / "lesions.csv", [_lesions_path(output, r.case) for r in records])
+    join_rows(output / "lesions.csv", Lesion, [_lesions_path(output, r.case) for r in records])
+    join_rows(output / "volumes.csv", ClassVolume, [_volumes_path(output, r.case) for r in records])
     cases = {
         r.case: {
             "inputs": r.inputs,
@@ -190,6 +219,16 @@ def _record_path(output: Path, case_id: str) -> Path:
 
 def _lesions_path(output: Path, case_id: str) -> Path:
     return output / RECORDS / f"{case_id}.csv"
+
+
+def _volumes_path(output: Path, case_id: str) -> Path:
+    return output / RECORDS / "volumes" / f"{case_id}.csv"
+
+
+def _write_uncertainty(folder: Path, values: Tensor, properties: CaseProperties, options: OutputOptions) -> None:
+    path = folder / f"{properties.case_id}{map_ending(options.file_ending)}"
+    restored = restore_map(values, properties)
+    write_map(path, restored, properties.geometry, uncertainty_scale(options.file_ending))
 
 
 def _write_probabilities(path: Path, probabilities: Tensor, properties: CaseProperties, scheme: LabelScheme) -> None:

@@ -1,0 +1,83 @@
+"""The table of volumes: for each class what the mask measures, and what the drawn masks measure and how they spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from unisegdiff_pipeline.io.labels import LabelScheme
+
+TAILS = (0.05, 0.95)
+
+
+@dataclass(frozen=True)
+class ClassVolume:
+    """A row of volumes.csv; all sizes in `unit`.
+
+    Attributes:
+        unit: "ml", or "mm2" for a 2D image.
+        spacing_known: False marks millimetres as nominal.
+        volume: of the mask.
+        num_samples: drawn masks that the following is taken over.
+        expected_volume: mean over the drawn masks; None without any.
+        std: standard deviation over them (divisor N - 1); None, like the quantiles, with fewer than two.
+        quantile_05, quantile_95: ends of the central 90 % interval, at the positions q (N + 1) of the ordered volumes,
+            clipped to the extremes, as evaluation takes them: with fewer than 19 samples the smallest and the largest.
+    """
+
+    case: str
+    class_name: str
+    unit: Literal["ml", "mm2"]
+    spacing_known: bool
+    volume: float
+    num_samples: int
+    expected_volume: float | None
+    std: float | None
+    quantile_05: float | None
+    quantile_95: float | None
+
+
+class VolumeCounter:
+    """Counts the voxels of one mask, then of the drawn masks one at a time, so that none need be kept."""
+
+    def __init__(self, labels: np.ndarray, scheme: LabelScheme) -> None:
+        self._scheme = scheme
+        self._mask = self._count(labels)
+        self._samples: list[list[int]] = []
+
+    def add_sample(self, labels: np.ndarray) -> None:
+        """Count the label map (Z, Y, X) of one sample."""
+        self._samples.append(self._count(labels))
+
+    def rows(
+        self, case: str, spacing_mm: Sequence[float], *, is_2d: bool = False, spacing_known: bool = True
+    ) -> list[ClassVolume]:
+        """One row for each class or region; `spacing_mm` is (Z, Y, X) of the written mask."""
+        z, y, x = (float(s) for s in spacing_mm)
+        per_voxel = y * x if is_2d else z * y * x / 1000
+        rows = []
+        for index, name in enumerate(self._scheme.names):
+            volumes = np.array([counts[index] for counts in self._samples]) * per_voxel
+            spread = len(volumes) > 1
+            low, high = np.quantile(volumes, TAILS, method="weibull").tolist() if spread else (None, None)
+            rows.append(
+                ClassVolume(
+                    case=case,
+                    class_name=name,
+                    unit="mm2" if is_2d else "ml",
+                    spacing_known=spacing_known,
+                    volume=self._mask[index] * per_voxel,
+                    num_samples=len(volumes),
+                    expected_volume=float(volumes.mean()) if len(volumes) else None,
+                    std=float(volumes.std(ddof=1)) if spread else None,
+                    quantile_05=low,
+                    quantile_95=high,
+                )
+            )
+        return rows
+
+    def _count(self, labels: np.ndarray) -> list[int]:
+        return [int(np.count_nonzero(mask)) for _, mask in self._scheme.class_masks(labels)]
