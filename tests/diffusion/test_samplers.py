@@ -29,9 +29,10 @@ def normal(seed: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def test_schedule_opens_with_pure_noise_and_ends_behind_lam_c() -> None:
-    lams = lam_schedule(EDGES, SamplerSettings(num_calls=3, lam_end=1.0))
+    lams = lam_schedule(EDGES, SamplerSettings(start="stage_a", num_calls=3, lam_end=1.0))
     assert lams == (PURE_NOISE, -4.0, -0.5, 3.0)
     assert lam_schedule(EDGES, SamplerSettings(num_calls=2, start="det")) == (-4.0, 4.0)
+    assert lam_schedule(EDGES, SamplerSettings(num_calls=0, start="det", draw=True)) == ()
 
 
 @pytest.mark.parametrize("method", ["ddim", "hard"])
@@ -55,7 +56,7 @@ def test_share_of_samples_is_the_prior(method: str) -> None:
 def test_one_call_of_stage_a_is_the_mean() -> None:
     p = sample(
         exact_estimate, lambda i: normal(i, (50, 1, 4, 4)), None, torch.full((1, 1, 4, 4), PRIOR), EDGES,
-        SamplerSettings(num_calls=0), "binary",
+        SamplerSettings(start="stage_a", num_calls=0), "binary",
     ).probabilities  # fmt: skip
     assert torch.allclose(p, torch.full_like(p, PRIOR), atol=1e-5)
 
@@ -75,3 +76,51 @@ def test_coherent_draws_have_exact_marginals() -> None:
     assert drawn.mean((0, 2)).tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.015)
     assert (drawn[:, 0] <= drawn[:, 2]).all()
     assert (drawn[:, 2] <= drawn[:, 1]).all()
+
+
+def test_without_any_call_masks_are_drawn_from_the_segmenter() -> None:
+    def refuse(x_t: Tensor, lam: float) -> Estimate:
+        raise AssertionError("no call was asked for")
+
+    p_det = torch.tensor([0.2, 0.7]).reshape(1, 1, 2, 1)
+    settings = SamplerSettings(num_calls=0, draw=True)
+    shape = (4000, 1, 2, 1)
+    drawn = sample(refuse, lambda i: normal(i, shape), lambda i: normal(9 + i, shape), p_det, EDGES, settings, "binary")
+    assert torch.equal(drawn.probabilities, p_det.expand(shape))
+    assert set(drawn.masks.unique().tolist()) == {0.0, 1.0}
+    assert drawn.masks.mean((0, 1, 3)).tolist() == pytest.approx([0.2, 0.7], abs=0.03)
+
+
+def test_a_draw_at_the_end_gives_back_what_one_call_leaves_open() -> None:
+    """One call of a coin that shows heads for all voxels at once: cut at 0.5 every mask is the same, drawn they are
+    heads as often as the coin, and all voxels together."""
+    shape = (3000, 1, 3, 3)
+    settings = SamplerSettings(start="stage_a", num_calls=0, draw=True)
+    p_det = torch.full((1, 1, 3, 3), PRIOR)
+
+    def whole(index: int) -> Tensor:
+        return normal(50 + index, (3000, 1, 1, 1)).expand(shape)
+
+    drawn = sample(exact_estimate, lambda i: normal(i, shape), whole, p_det, EDGES, settings, "binary")
+    assert drawn.masks.flatten(1).float().std(dim=1).max() == 0
+    assert drawn.masks.mean().item() == pytest.approx(PRIOR, abs=0.03)
+    assert len((drawn.probabilities > 0.5).unique()) == 1
+
+
+def test_what_needs_a_field_says_so() -> None:
+    noise = normal(0, (1, 1, 2, 2))
+    for settings in (SamplerSettings(draw=True), SamplerSettings(method="hard", num_calls=2)):
+        with pytest.raises(ValueError, match="need a field"):
+            sample(exact_estimate, lambda i: noise, None, torch.full((1, 1, 2, 2), 0.5), EDGES, settings, "binary")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4), "coherent draws of 4 mm from the segmenter"),
+        (SamplerSettings("hard", "det", 2, 0.0, 8.0, True), "2 calls from the segmenter to lam_c + 0, ending in"),
+        (SamplerSettings(start="stage_a"), "ddim, 5 calls from pure noise to lam_c + 2"),
+    ],
+)
+def test_settings_in_words(settings: SamplerSettings, words: str) -> None:
+    assert words in settings.describe()

@@ -19,6 +19,7 @@ from unisegdiff_pipeline.diffusion.targets import (
     noise_error,
     stage_of,
     state_estimate,
+    v_error,
 )
 
 EDGES = StageEdges(-3.0, 1.0)
@@ -101,3 +102,31 @@ def test_noise_error_is_predicted_minus_true_noise() -> None:
     p, h = torch.rand(2, 1, 4, 4, generator=generator), torch.randn(2, 1, 4, 4, generator=generator)
     predicted = (x_t - a * mask_to_x(p)) / s + h
     assert torch.allclose(noise_error(lam, mask_to_x(p), h, x0), predicted - noise, atol=1e-5)
+
+
+def test_single_targets_read_the_mask_as_their_papers_do() -> None:
+    """x_0 itself, a x_t - s v, and (x_t - s e) / a, at every noise level."""
+    generator = torch.Generator().manual_seed(5)
+    p = 0.5 + 0.05 * torch.randn(3, 1, 5, 5, generator=generator)
+    lam = torch.tensor([-2.5, 0.5, 4.0])
+    a, s = (expand_to(v, 4) for v in alpha_sigma(lam))
+    x_t = torch.randn(3, 1, 5, 5, generator=generator)
+    h = 0.05 * torch.randn(3, 1, 5, 5, generator=generator)
+    x0 = mask_to_x(p)
+    v, e = (a * x_t - x0) / s + h, (x_t - a * x0) / s + h
+    expected = {"x0": x0, "v": a * x_t - s * v, "epsilon": (x_t - s * e) / a}
+    for target, state in expected.items():
+        edges = StageEdges(-3.0, 1.0, target=target)  # type: ignore[arg-type]
+        assert torch.allclose(state_estimate(lam, Estimate(p, h), edges), state.clamp(-1, 1), atol=1e-5)
+        final = final_probabilities(lam, Estimate(p, h), edges, "binary")
+        assert torch.allclose(mask_to_x(final), state.clamp(-0.999, 0.999), atol=1e-5)
+
+
+def test_v_error_is_the_difference_of_both_vs() -> None:
+    generator = torch.Generator().manual_seed(6)
+    x0, wrong, e, h = torch.randn(4, 2, 1, 3, generator=generator)
+    lam = torch.tensor([-1.0, 2.0])
+    a, s = (expand_to(v, 3) for v in alpha_sigma(lam))
+    x_t = a * x0 + s * e
+    predicted = (a * x_t - wrong) / s + h
+    assert torch.allclose(v_error(lam, wrong, h, x0), predicted - (a * e - s * x0), atol=1e-5)

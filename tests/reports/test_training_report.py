@@ -69,9 +69,13 @@ def finish(folder: Path) -> None:
     with open(folder / "log.jsonl", "a") as stream:
         stream.write(json.dumps({"kind": "finished", "phase": 3, "iteration": 0, "seconds": 140.0}) + "\n")
     sampler = {"method": "ddim", "start": "stage_a", "num_calls": 4}
-    chosen = {"lam_a": -6.0, "lam_c": 0.0, "temperature": 1.5, "w": 0.25, "num_samples": 8, "sampler": sampler}
+    chosen = {
+        "lam_a": -6.0, "lam_c": 0.0, "temperature": 1.5, "w": 0.25, "decision": "dice", "num_samples": 8,
+        "sampler": sampler,
+    }  # fmt: skip
     (folder / "inference.json").write_text(json.dumps({**chosen, "weights": "ema", "chosen_on": "2 cases"}))
-    candidates = [{"num_calls": n, "w": 0.5, "dice": 0.7, "nll": None} for n in (2, 4)]
+    means = [{"w": w, "decision": "half", "dice": 0.7, "nll": None} for w in (0.0, 0.5)]
+    candidates = {"samplers": [{"sampler": sampler, "energy": 0.8}], "means": means}
     (folder / "candidates.json").write_text(json.dumps(candidates))
     (folder / "validation").mkdir()
     cases = [
@@ -116,7 +120,10 @@ def test_a_finished_training_shows_what_was_chosen_and_scored(fold: Path) -> Non
     finish(fold)
     text = write_training_report(fold).read_text()
     assert "continues it" not in text
-    for part in ("What was chosen", "ddim, 4 calls", "Validation Dice", "12 validation cases", "case_11"):
+    for part in (
+        "What was chosen", "ddim, 5 calls from pure noise", "highest expected Dice",
+        "Validation Dice", "12 validation cases", "case_11",
+    ):  # fmt: skip
         assert part in text
     assert "case_&lt;7&gt;" in text
     assert "case_<7>" not in text

@@ -2,29 +2,49 @@ from __future__ import annotations
 
 import math
 
-from unisegdiff_pipeline.training.choosing import Candidate, rank
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.training.choosing import MeanTrial, SamplerTrial, rank_means, rank_samplers
+
+TWO, EIGHT = SamplerSettings(num_calls=2), SamplerSettings(num_calls=8)
+NONE = SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4.0)
+
+
+def test_the_best_energy_score_wins() -> None:
+    trials = [SamplerTrial(TWO, 0.80), SamplerTrial(EIGHT, 0.75), SamplerTrial(NONE, 0.9)]
+    assert rank_samplers(trials)[0].sampler == EIGHT
+
+
+def test_of_about_equal_samplers_the_one_with_the_fewest_calls_wins() -> None:
+    trials = [SamplerTrial(EIGHT, 0.750), SamplerTrial(TWO, 0.757), SamplerTrial(NONE, 0.758)]
+    assert [t.sampler for t in rank_samplers(trials)] == [TWO, EIGHT, NONE]
+
+
+def test_energy_scores_below_zero_are_ranked_alike() -> None:
+    assert rank_samplers([SamplerTrial(EIGHT, -0.100), SamplerTrial(TWO, -0.0995)])[0].sampler == TWO
+    assert rank_samplers([SamplerTrial(EIGHT, -0.100), SamplerTrial(TWO, -0.0985)])[0].sampler == EIGHT
 
 
 def test_among_equal_dice_the_likeliest_wins() -> None:
-    sharp, honest, poor = Candidate(8, 1.0, 0.801, 0.9), Candidate(4, 0.5, 0.800, 0.5), Candidate(2, 0.0, 0.70, 0.1)
-    assert rank([sharp, honest, poor]) == [honest, sharp, poor]
+    sharp, honest = MeanTrial(1.0, "half", 0.801, 0.9), MeanTrial(0.5, "dice", 0.800, 0.5)
+    poor = MeanTrial(0.0, "half", 0.70, 0.1)
+    assert rank_means([sharp, honest, poor]) == [honest, sharp, poor]
 
 
 def test_a_dice_clearly_lower_does_not_win_by_its_likelihood() -> None:
-    better, likelier = Candidate(4, 0.5, 0.81, 0.9), Candidate(4, 0.0, 0.80, 0.1)
-    assert rank([likelier, better])[0] == better
+    better, likelier = MeanTrial(0.5, "half", 0.81, 0.9), MeanTrial(0.0, "half", 0.80, 0.1)
+    assert rank_means([likelier, better])[0] == better
+
+
+def test_equally_likely_ways_are_cut_as_usual() -> None:
+    usual, other = MeanTrial(0.5, "half", 0.800, 0.5), MeanTrial(0.5, "dice", 0.801, 0.5)
+    assert rank_means([other, usual])[0] == usual
 
 
 def test_without_any_defined_dice_the_likelihood_decides() -> None:
-    first, second = Candidate(4, 0.5, math.nan, 0.2), Candidate(2, 0.5, math.nan, 0.1)
-    assert rank([first, second])[0] == second
-
-
-def test_of_about_equal_settings_the_cheaper_one_wins() -> None:
-    assert rank([Candidate(8, 0.5, 0.8, 0.300), Candidate(2, 0.5, 0.8, 0.304)])[0].num_calls == 2
-    assert rank([Candidate(8, 0.5, 0.8, 0.300), Candidate(2, 0.5, 0.8, 0.330)])[0].num_calls == 8
+    first, second = MeanTrial(0.5, "half", math.nan, 0.2), MeanTrial(0.25, "half", math.nan, 0.1)
+    assert rank_means([first, second])[0] == second
 
 
 def test_an_empty_hold_out_leaves_the_plain_segmenter() -> None:
-    nothing = [Candidate(calls, w, math.nan, math.nan) for calls in (2, 4) for w in (0.0, 0.5, 1.0)]
-    assert rank(nothing)[0].w == 1.0
+    nothing = [MeanTrial(w, d, math.nan, math.nan) for w in (0.0, 0.5, 1.0) for d in ("half", "dice")]
+    assert rank_means(nothing)[0] == nothing[4]

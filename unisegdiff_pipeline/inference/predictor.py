@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.inference.combining import Combination, require_combinable
+from unisegdiff_pipeline.inference.decision import NEUTRAL, best_threshold
 from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.model_folder import (
     WEIGHTS_NAME,
@@ -30,7 +31,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     open_model_folder,
     plan_hash,
 )
-from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
 from unisegdiff_pipeline.inference.uncertainty_parts import (
     PARTS,
@@ -99,6 +100,7 @@ class EnsemblePrediction:
     members: tuple[CasePrediction, ...]
     sample_places: tuple[tuple[int, int], ...]  # (member, index there) of every sample
     facts: SamplingFacts
+    threshold: float = NEUTRAL  # where the probabilities are cut into the mask
 
     def samples(self) -> Iterator[Tensor]:
         """Probabilities of each sample (K, Z, Y, X), put together one at a time."""
@@ -118,6 +120,7 @@ class Predictor:
         folds: None takes all finished ones.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         mirror: average the segmenter over all flips, as nnU-Net does; costs 4 (2D) or 8 (3D) times its time.
+        decision: how probabilities become the mask, "half" or "dice"; None takes what most folds chose.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class Predictor:
         folds: Sequence[str | int] | str | int | None = None,
         device: str = "auto",
         mirror: bool = False,
+        decision: Decision | None = None,
     ) -> None:
         self.model: ModelFolder = open_model_folder(Path(model_folder))
         self.folds = choose_folds(self.model, folds)
@@ -134,6 +138,8 @@ class Predictor:
         self.networks: list[tuple[StagedModel, InferenceSettings]] = [
             load_fold(self.model, fold, self.device) for fold in self.folds
         ]
+        by_dice = sum(settings.decision == "dice" for _, settings in self.networks)
+        self.decision: Decision = decision or ("dice" if 2 * by_dice > len(self.networks) else "half")
 
     @property
     def labels(self) -> LabelScheme:
@@ -176,7 +182,9 @@ class Predictor:
         _require_finite(volume.array, case_id)
         prepared, properties = preprocess_image(volume, self.model.configuration.preprocessing, case_id)
         found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed)
-        mask, drawn = restore_masks(found.probabilities, found.samples(), properties, self.labels, combine)
+        mask, drawn = restore_masks(
+            found.probabilities, found.samples(), properties, self.labels, combine, found.threshold
+        )
         samples = list(drawn)
         arrays = {
             "mask": mask,
@@ -226,7 +234,11 @@ class Predictor:
             members.append(member)
         assert total is not None
         ordered = tuple((member, i) for _, member, i in sorted(places))
-        return EnsemblePrediction(total.div_(len(members)), tuple(members), ordered, _sum_facts(members))
+        found = EnsemblePrediction(total.div_(len(members)), tuple(members), ordered, _sum_facts(members))
+        if self.decision == "half":
+            return found
+        drawn = (self.labels.decode(sample.numpy()) for sample in found.samples())
+        return dataclasses.replace(found, threshold=best_threshold(found.probabilities, drawn, self.labels))
 
 
 def predict(
@@ -263,6 +275,7 @@ def predict_folder(
     overwrite: bool = False,
     mirror: bool = False,
     combine: Combination = "mean",
+    decision: Decision | None = None,
     save_uncertainty_parts: bool = False,
 ) -> int:
     """Predict the cases of a folder, a file or a list; returns how many were predicted now.
@@ -278,6 +291,7 @@ def predict_folder(
         num_parts, part_id: of the sorted cases this run takes every `num_parts`-th, beginning with `part_id`.
         overwrite: predict finished cases again.
         combine: what masks are made of; see `combining`.
+        decision: how the mean probability is cut into the mask; None takes what most folds chose.
 
     Raises:
         UsdError: no such model or input; nothing to combine or to split; a full disk; or cases that failed, named
@@ -294,7 +308,7 @@ def predict_folder(
     for folder in output_folders(output):
         remove_stale_temporaries(folder)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores())))
-    predictor = Predictor(model_folder, folds, device, mirror)
+    predictor = Predictor(model_folder, folds, device, mirror, decision)
     count = predictor.num_samples(num_samples)
     predictor.require_possible(combine, save_uncertainty_parts, count)
     options = OutputOptions(
@@ -436,8 +450,9 @@ class _FolderRun:
         labels = self.predictor.labels
         parts = found.uncertainty_parts(labels.coding) if self.options.save_uncertainty_parts else None
         num_lesions = write_prediction(
-            self.output, found.probabilities, found.samples(), prepared.properties, labels, self.options, parts
-        )
+            self.output, found.probabilities, found.samples(), prepared.properties, labels, self.options, parts,
+            found.threshold,
+        )  # fmt: skip
         prepared.seconds["write"] = time.perf_counter() - start
         facts = found.facts
         counts = {
@@ -446,6 +461,7 @@ class _FolderRun:
             "num_recomputed": facts.num_recomputed,
             "num_samples": len(found.sample_places),
             "num_lesions": num_lesions,
+            "threshold": found.threshold,
         }
         if facts.num_recomputed > facts.num_tiles:
             _say(
@@ -481,6 +497,7 @@ class _FolderRun:
             "save_probabilities": self.options.save_probabilities,
             "save_uncertainty_parts": self.options.save_uncertainty_parts,
             "combine": self.options.combine,
+            "decision": predictor.decision,
         }
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 import unisegdiff_pipeline
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
 from unisegdiff_pipeline.inference.combining import Combination, DrawnMask, combine_masks
+from unisegdiff_pipeline.inference.decision import NEUTRAL, shift_threshold
 from unisegdiff_pipeline.inference.lesions import Lesion, LesionCounter
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS, UncertaintyParts
@@ -74,7 +75,7 @@ class CaseRecord:
     inputs: tuple[str, ...]
     input_hashes: tuple[str, ...]
     seconds: dict[str, float]
-    facts: dict[str, int]
+    facts: dict[str, float]
 
 
 def mask_path(output: Path, case_id: str, file_ending: str) -> Path:
@@ -97,7 +98,7 @@ def uncertainty_scale(file_ending: str) -> float | None:
 
 def write_prediction(
     output: Path, probabilities: Tensor, samples: Iterable[Tensor], properties: CaseProperties, scheme: LabelScheme,
-    options: OutputOptions, parts: UncertaintyParts | None = None,
+    options: OutputOptions, parts: UncertaintyParts | None = None, threshold: float = NEUTRAL,
 ) -> int:  # fmt: skip
     """Bring a prediction back to the image's grid and write it; the mask last. Returns the number of lesions.
 
@@ -105,9 +106,12 @@ def write_prediction(
         probabilities: final ones (K, Z, Y, X) on the plan grid.
         samples: probabilities of each sample, (K, Z, Y, X), taken one at a time.
         parts: of the uncertainty, where they are wanted.
+        threshold: where the probabilities are cut into the mask.
     """
     case_id, geometry = properties.case_id, properties.geometry
-    labels, drawn_masks = restore_masks(probabilities, samples, properties, scheme, options.combine)
+    labels, drawn_masks = restore_masks(
+        probabilities, samples, properties, scheme, options.combine, threshold
+    )
     lesions, volumes = LesionCounter(labels, scheme), VolumeCounter(labels, scheme)
     for index, drawn in enumerate(drawn_masks):
         lesions.add_sample(drawn)
@@ -135,12 +139,13 @@ def write_prediction(
 
 def restore_masks(
     probabilities: Tensor, samples: Iterable[Tensor], properties: CaseProperties, scheme: LabelScheme,
-    combine: Combination,
+    combine: Combination, threshold: float = NEUTRAL,
 ) -> tuple[np.ndarray, Iterator[np.ndarray]]:  # fmt: skip
     """The mask and, one at a time, the drawn masks as label maps (Z, Y, X) on the image's grid."""
     drawn = (restore_labels(sample, properties, scheme) for sample in samples)
     if combine == "mean":
-        return restore_labels(probabilities, properties, scheme), drawn
+        decided = shift_threshold(probabilities, threshold, scheme.coding)
+        return restore_labels(decided, properties, scheme), drawn
     kept = [DrawnMask.of(labels) for labels in drawn]
     return combine_masks(kept, scheme, combine), (mask.whole() for mask in kept)
 

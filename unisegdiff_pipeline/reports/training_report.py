@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import unisegdiff_pipeline
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.progress import format_duration
 from unisegdiff_pipeline.io.serialization import read_json
@@ -64,7 +65,7 @@ class _Fold:
     entries: Sequence[Entry]
     request: Mapping[str, Any]
     chosen: Mapping[str, Any] | None
-    candidates: Sequence[Mapping[str, Any]]
+    candidates: Mapping[str, Sequence[Mapping[str, Any]]]
     validation: Mapping[str, Any] | None
     is_running: bool
 
@@ -117,7 +118,7 @@ def _read_fold(folder: Path, is_running: bool) -> _Fold:
         read_log(folder / LOG_NAME),
         _json(folder / "request.json") or {},
         _json(folder / "inference.json"),
-        _json(folder / "candidates.json") or [],
+        _json(folder / "candidates.json") or {},
         _json(folder / "validation" / "summary.json"),
         is_running,
     )
@@ -364,19 +365,31 @@ def _chosen(fold: _Fold) -> Section | None:
         "samples": f"{chosen.get('num_samples', 0)}",
     }
     if chosen.get("num_samples"):
-        opening = {"stage_a": "one call at pure noise first", "det": "from the segmenter's mean"}
-        start = opening.get(sampler.get("start"), str(sampler.get("start")))
-        items["sampler"] = f"{sampler.get('method')}, {sampler.get('num_calls')} calls; {start}"
+        items["sampler"] = _in_words(sampler)
+        items["mask"] = {"half": "cut at 0.5", "dice": "cut for the highest expected Dice"}.get(
+            str(chosen.get("decision")), str(chosen.get("decision"))
+        )
         items["edges of the stages"] = f"lam {chosen.get('lam_a'):g} and {chosen.get('lam_c'):g}"
     items["weights"] = {"ema": "moving average at the end", "best": "best on the hold-out"}.get(
         str(chosen.get("weights")), str(chosen.get("weights"))
     )
     body = [facts(items)]
-    if fold.candidates:
-        columns = [Column("calls"), Column("w", digits=2), Column("Dice", digits=4), Column("NLL", digits=4)]
-        rows = [[c.get("num_calls"), c.get("w"), c.get("dice"), c.get("nll")] for c in fold.candidates]
-        body.append(details(f"All {len(rows)} candidates, best first", [table(Table(columns, rows))]))
+    if samplers := fold.candidates.get("samplers"):
+        columns = [Column("sampler", "text"), Column("energy score", digits=4)]
+        rows = [[_in_words(s.get("sampler", {})), s.get("energy")] for s in samplers]
+        body.append(details(f"All {len(rows)} samplers, best first", [table(Table(columns, rows))]))
+    if means := fold.candidates.get("means"):
+        columns = [Column("w", digits=2), Column("cut", "text"), Column("Dice", digits=4), Column("NLL", digits=4)]
+        rows = [[m.get("w"), m.get("decision"), m.get("dice"), m.get("nll")] for m in means]
+        body.append(details(f"All {len(rows)} ways to make the mask, best first", [table(Table(columns, rows))]))
     return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
+
+
+def _in_words(sampler: Mapping[str, Any]) -> str:
+    try:
+        return SamplerSettings(**sampler).describe()
+    except (TypeError, ValueError):  # of another version
+        return str(dict(sampler))
 
 
 def _validation(fold: _Fold) -> Section | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from unisegdiff_pipeline.evaluation.summary import Summary, summary_table
@@ -100,7 +101,8 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
         facts.lam_a, facts.lam_c, facts.input_scale, temperature=facts.temperature, w=0.0, weights=facts.weights
     )
     if not two_phases:
-        _finish(run, StagedModel(segmenter, None, run.plans.labels.coding), replace(settings, w=1.0, num_samples=0), None)
+        model = StagedModel(segmenter, None, run.plans.labels.coding)
+        _finish(run, model, replace(settings, w=1.0, num_samples=0), None)
         return
     assert issubclass(trainer, DiffusionTrainer)
     start_s = checkpoint["phase_start_s"] if checkpoint and checkpoint["phase"] == 2 else run.watch.seconds
@@ -150,23 +152,35 @@ def _phase_1(
     phase_1.fit(checkpoint)
     weights = _take_best(phase_1)
     segmenter = phase_1.model_for_prediction().segmenter
-    settings = planned_settings(run.configuration)
-    stages, dice = run.configuration.stages, dict[str, float]()
-    assert stages is not None
-    if run.holdout_cases:
-        model = phase_1.model_for_prediction()
-        settings = replace(settings, temperature=choose_temperature(run, model, run.monitored_cases))
-        stages, dice = realised_stages(run, model, settings, run.monitored_cases)
-        run.log.say(
-            f"on the hold-out: temperature of the segmenter {settings.temperature:g}, stages from lam_a "
-            f"{stages.lam_a:g} (planned {settings.lam_a:g}) to lam_c {stages.lam_c:g} ({settings.lam_c:g})"
-        )
+    settings, dice = _settings_of_phase_1(run, phase_1.model_for_prediction())
     facts = Phase1Facts(
         settings.temperature, weights, phase_1.iteration, run.watch.seconds,
-        stages.lam_a, stages.lam_c, stages.input_scale, dice,
+        settings.lam_a, settings.lam_c, settings.input_scale, dice,
     )  # fmt: skip
     _keep_phase_1(run, segmenter, facts)
     return segmenter, facts
+
+
+def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSettings, dict[str, float]]:
+    """Temperature and edges of the stages as the hold-out has them, and the Dice of each class there."""
+    settings = planned_settings(run.configuration)
+    if not run.holdout_cases:
+        folder = _finished_fold(run)
+        found = settings if folder is None else read_settings(folder)
+        return replace(
+            settings,
+            temperature=found.temperature,
+            lam_a=found.lam_a,
+            lam_c=found.lam_c,
+            input_scale=found.input_scale,
+        ), {}
+    settings = replace(settings, temperature=choose_temperature(run, model, run.monitored_cases))
+    stages, dice = realised_stages(run, model, settings, run.monitored_cases)
+    run.log.say(
+        f"on the hold-out: temperature of the segmenter {settings.temperature:g}, stages from lam_a "
+        f"{stages.lam_a:g} (planned {settings.lam_a:g}) to lam_c {stages.lam_c:g} ({settings.lam_c:g})"
+    )
+    return replace(settings, lam_a=stages.lam_a, lam_c=stages.lam_c, input_scale=stages.input_scale), dice
 
 
 def _keep_phase_1(run: FoldRun, segmenter: SegmentationUNet, facts: Phase1Facts) -> None:
@@ -206,20 +220,18 @@ def _finished_model(run: FoldRun) -> tuple[StagedModel, InferenceSettings]:
 
 def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:
     """Fold "all" holds no case out: it takes what a finished fold of the same model chose, defaults without one."""
-    for folder in sorted(run.folder.parent.glob("fold_[0-9]*")):
-        if (folder / WEIGHTS_NAME).is_file():
-            found = read_settings(folder)
-            chosen_on = f"{folder.name}, as there"
-            return replace(
-                settings,
-                temperature=found.temperature,
-                w=found.w,
-                decision=found.decision,
-                sampler=found.sampler,
-                chosen_on=chosen_on,
-            )
-    run.log.say("no case is held out and no other fold is finished: temperature, w and calls stay at their defaults")
-    return replace(settings, w=InferenceSettings(settings.lam_a, settings.lam_c).w)
+    folder = _finished_fold(run)
+    if folder is None:
+        run.log.say("no case is held out and no other fold is finished: w and sampler stay at their defaults")
+        return replace(settings, w=InferenceSettings(settings.lam_a, settings.lam_c).w)
+    found = read_settings(folder)
+    chosen_on = f"{folder.name}, as there"
+    return replace(settings, w=found.w, decision=found.decision, sampler=found.sampler, chosen_on=chosen_on)
+
+
+def _finished_fold(run: FoldRun) -> Path | None:
+    folders = sorted(run.folder.parent.glob("fold_[0-9]*"))
+    return next((folder for folder in folders if (folder / WEIGHTS_NAME).is_file()), None)
 
 
 def _seconds_so_far(run: FoldRun, checkpoint: dict[str, Any] | None) -> float:

@@ -9,6 +9,7 @@ import torch
 
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, summarise
+from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
 from unisegdiff_pipeline.io.progress import progress
@@ -90,8 +91,9 @@ def final_validation(run: FoldRun, model: StagedModel, settings: InferenceSettin
     for case_id in progress(run.validation_cases, len(run.validation_cases), "validation"):
         run.leave_if_asked()
         stored = run.data.open(case_id)
-        prediction = predict_stored(run, model, stored, settings, None)
-        labels = restore_labels(prediction.probabilities(), stored.properties, run.plans.labels)
+        keep = settings.decision == "dice"
+        prediction = predict_stored(run, model, stored, settings, None, keep_samples=keep)
+        labels = restore_labels(_decided(run, prediction, settings), stored.properties, run.plans.labels)
         spacing = stored.properties.geometry.spacing_mm
         reference = stored.reference()[0]
         scores = score_case(reference, labels, run.plans.labels, spacing, run.plans.spacing_known)
@@ -103,6 +105,12 @@ def final_validation(run: FoldRun, model: StagedModel, settings: InferenceSettin
         {"summary": summary, "seconds": time.monotonic() - start, "settings": settings, "cases": cases},
     )
     return summary
+
+
+def _decided(run: FoldRun, prediction: CasePrediction, settings: InferenceSettings) -> torch.Tensor:
+    scheme = run.plans.labels
+    masks = (scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples))
+    return decided_probabilities(prediction.probabilities(), masks, scheme, settings.decision)
 
 
 def _write_mask(run: FoldRun, folder: object, stored: StoredCase, labels: object) -> None:
