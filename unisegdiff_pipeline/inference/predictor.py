@@ -39,7 +39,7 @@ from unisegdiff_pipeline.inference.uncertainty_parts import (
     require_splittable,
     split_uncertainty,
 )
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, predict_case
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, predict_case
 from unisegdiff_pipeline.inference.writing import (
     CaseRecord,
     OutputOptions,
@@ -148,7 +148,7 @@ class Predictor:
 
     def num_samples(self, wanted: int | None) -> int:
         """Samples that will be drawn a case: those asked for, else the settings'; 0 where no fold has a denoiser."""
-        if all(network.denoiser is None for network, _ in self.networks):
+        if not any(can_sample(network, settings) for network, settings in self.networks):
             return 0
         return self.networks[0][1].num_samples if wanted is None else wanted
 

@@ -167,6 +167,11 @@ def predict_case(
         model.train(training)
 
 
+def can_sample(model: StagedModel, settings: InferenceSettings) -> bool:
+    """Whether masks can be drawn: by a denoiser, or by draws from the segmenter, which need none."""
+    return model.denoiser is not None or settings.sampler.total_calls == 0
+
+
 @torch.inference_mode()
 def sample_case(
     case: TiledCase,
@@ -187,7 +192,7 @@ def sample_case(
     start = time.perf_counter()
     p_det = case.det_probabilities(settings.temperature)
     segmented = time.perf_counter()
-    drawn = list(sample_ids) if case.model.denoiser is not None else []
+    drawn = list(sample_ids) if can_sample(case.model, settings) else []
     boxes: list[SampledBox] = []
     num_active = 0
     if drawn:

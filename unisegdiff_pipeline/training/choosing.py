@@ -278,7 +278,14 @@ def _mean_target(run: FoldRun, stored: StoredCase) -> Tensor:
     return torch.from_numpy(np.stack(rows).astype(np.float32)).mean(dim=0)
 
 
-def _voxels(p: Tensor, target: Tensor, run: FoldRun, stored: StoredCase, generator: np.random.Generator) -> _Voxels:
+def _voxels(
+    p: Tensor,
+    target: Tensor,
+    run: FoldRun,
+    stored: StoredCase,
+    generator: np.random.Generator,
+    near_only: bool = False,
+) -> _Voxels:
     """Voxels near foreground that anybody sees, and voxels elsewhere, at most VOXELS_PER_CASE each.
 
     Ignored voxels are left out.
@@ -292,7 +299,7 @@ def _voxels(p: Tensor, target: Tensor, run: FoldRun, stored: StoredCase, generat
     if run.plans.labels.ignore_value is not None:
         counted &= ~torch.from_numpy(run.plans.labels.ignored(stored.labels[0:1][0]))
     indices, weights = [], []
-    for part in (near & counted, ~near & counted):
+    for part in (near & counted,) if near_only else (near & counted, ~near & counted):
         found = part.flatten().nonzero()[:, 0]
         kept = found
         if len(found) > VOXELS_PER_CASE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from unisegdiff_pipeline.training.registry import find_trainer
 from unisegdiff_pipeline.training.request import FoldResult, TrainRequest, TrainResult
 from unisegdiff_pipeline.training.run_log import RunLog
 from unisegdiff_pipeline.training.splits import Split, inner_holdout, load_or_create_splits, select_split
-from unisegdiff_pipeline.training.trainer import FoldRun
+from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
 
 HOLDOUT_SHARE = 0.15
 CV_SUMMARY_NAME = "cv_summary.json"
@@ -40,6 +41,43 @@ def train(request: TrainRequest) -> TrainResult:
         TrainingInterrupted: on SIGINT or SIGTERM, with a checkpoint saved.
     """
     _check_budget(request)
+    setting = _open(request)
+    _write_model_files(setting, restarted=set(setting.folds) if request.restart else set())
+    results = []
+    with StopRequest() as stop:
+        for fold in setting.folds:
+            run = _fold_run(request, setting, fold, stop)
+            try:
+                results.append(train_fold(run, setting.trainer))
+            finally:
+                run.log.final_report()
+                run.log.close()
+    if request.fold != "cv":
+        return TrainResult(tuple(results))
+    return _summarise_folds(results, setting.model_folder)
+
+
+def open_fold(request: TrainRequest, stop: StopRequest) -> FoldRun:
+    """The cases, plan and folder of one fold, "0" to "4" or "all", without training it."""
+    return _fold_run(request, _open(request), request.fold, stop)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What a request names, found and checked."""
+
+    trainer: type[Trainer]
+    dataset: Path
+    plans: Plans
+    configuration: ConfigurationPlan
+    data: PreprocessedFolder
+    records: dict[str, CaseRecord]
+    folds: dict[str, Split]
+    model_folder: Path
+    device: torch.device
+
+
+def _open(request: TrainRequest) -> _Setting:
     trainer = find_trainer(request.trainer)
     preprocessed = request.roots.require_preprocessed()
     dataset = preprocessed / find_dataset(preprocessed, request.dataset)
@@ -52,34 +90,12 @@ def train(request: TrainRequest) -> TrainResult:
     device = resolve_device(request.device)
     cases = [case for split in folds.values() for case in (*split.train, *split.val)]
     data.require_current(cases, plans.labels, configuration.preprocessing)
-    _write_model_files(model_folder, dataset, plans, configuration, restarted=set(folds) if request.restart else set())
-    results = []
-    with StopRequest() as stop:
-        for fold, split in folds.items():
-            run = _fold_run(request, fold, split, plans, configuration, data, model_folder, records, device, stop)
-            try:
-                results.append(train_fold(run, trainer))
-            finally:
-                run.log.final_report()
-                run.log.close()
-    if request.fold != "cv":
-        return TrainResult(tuple(results))
-    return _summarise_folds(results, model_folder)
+    return _Setting(trainer, dataset, plans, configuration, data, records, folds, model_folder, device)
 
 
-def _fold_run(
-    request: TrainRequest,
-    fold: str,
-    split: Split,
-    plans: Plans,
-    configuration: ConfigurationPlan,
-    data: PreprocessedFolder,
-    model_folder: Path,
-    records: dict[str, CaseRecord],
-    device: torch.device,
-    stop: StopRequest,
-) -> FoldRun:
+def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopRequest) -> FoldRun:
     """Everything one fold needs; with --restart its former folder is removed, once all else has been settled."""
+    split, records, plans = setting.folds[fold], setting.records, setting.plans
     kept: tuple[str, ...] = split.train
     held: tuple[str, ...] = ()
     if fold != "all":
@@ -88,26 +104,26 @@ def _fold_run(
         kept, held = inner_holdout(split.train, groups, HOLDOUT_SHARE, request.seed, volumes)
         # In an order of their own, because a short training looks at the first ones only.
         held = tuple(np.random.default_rng(request.seed).permutation(held).tolist())
-    folder = model_folder / f"fold_{fold}"
+    folder = setting.model_folder / f"fold_{fold}"
     if request.restart and folder.is_dir():
         shutil.rmtree(folder)
     log = RunLog(folder, request.tensorboard)
     log.say(
-        f"{plans.dataset_name} {configuration.name} fold {fold}: {len(kept)} cases to train on, {len(held)} held out "
-        f"to choose settings, {len(split.val)} to validate"
+        f"{plans.dataset_name} {setting.configuration.name} fold {fold}: {len(kept)} cases to train on, {len(held)} "
+        f"held out to choose settings, {len(split.val)} to validate"
     )
     return FoldRun(
         request=request,
         plans=plans,
-        configuration=configuration,
-        data=data,
+        configuration=setting.configuration,
+        data=setting.data,
         folder=folder,
         train_cases=kept,
         holdout_cases=held,
         validation_cases=split.val,
-        device=device,
+        device=setting.device,
         workers=default_workers() if request.workers is None else request.workers,
-        plan_hash=plan_hash(configuration),
+        plan_hash=plan_hash(setting.configuration),
         log=log,
         stop=stop,
     )
@@ -162,14 +178,13 @@ def _folds(request: TrainRequest, dataset: Path, records: dict[str, CaseRecord])
     return {request.fold: select_split(splits, int(request.fold))}
 
 
-def _write_model_files(
-    folder: Path, dataset: Path, plans: Plans, configuration: ConfigurationPlan, restarted: set[str]
-) -> None:
+def _write_model_files(setting: _Setting, restarted: set[str]) -> None:
     """Put plans.json and dataset.json beside the folds, so that a model can be used without its data.
 
     Raises:
         UsdError: where the folder holds folds of another plan, other than those that begin again now.
     """
+    folder, dataset, configuration = setting.model_folder, setting.dataset, setting.configuration
     path = folder / "plans.json"
     if path.is_file():
         former = read_dataclass(Plans, path).configurations.get(configuration.name)
@@ -179,7 +194,7 @@ def _write_model_files(
                 f"{folder} holds {', '.join(sorted(others))}, trained with another plan than {dataset / 'plans.json'} "
                 f"is now. Restore the former plans.json, or move {folder} away and train anew."
             )
-    write_json(path, plans)
+    write_json(path, setting.plans)
     write_json(folder / "dataset.json", read_json(dataset / "dataset.json"))
 
 

@@ -1,0 +1,303 @@
+"""What the staged diffusion gives beside a plain segmenter: tables of documentation/explanation/staged_diffusion.md.
+
+    python tests/benchmarks/staged_diffusion.py train DATASET CONFIG --work FOLDER [--raw ROOT] [--arms ARM ...]
+    python tests/benchmarks/staged_diffusion.py score DATASET CONFIG --work FOLDER [--raw ROOT]
+
+`train` trains on fold 0: one phase 1, shared by all arms; each arm's phase 2 on top of it, its choices on the inner
+hold-out included; and the segmenter alone for the seconds of both phases together. What is there is not trained again.
+`score` predicts the fold's validation cases, which nothing was chosen on, and evaluates them with usd_evaluate:
+
+    segmenter   trained for the seconds of both phases, temperature fitted on the hold-out near objects, as scored
+    rival       coherent draws from that segmenter, without any denoiser; length of the field and temperature by the
+                energy score on the hold-out
+    p_det       the phase 1 that the arms share, as it is
+    others      the arms, by trainer
+
+Differences to the segmenter are paired over cases (groups where groups.csv has them), with bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unisegdiff_pipeline.diffusion.coding import cross_entropy
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.evaluation.comparison import paired_comparison
+from unisegdiff_pipeline.inference.settings import read_settings, write_settings
+from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+from unisegdiff_pipeline.io.images import read_labels
+from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.training import choosing, run
+from unisegdiff_pipeline.training.fold import _finished_model
+from unisegdiff_pipeline.training.interrupt import StopRequest
+from unisegdiff_pipeline.training.request import TrainRequest
+from unisegdiff_pipeline.training.trainer import FoldRun
+
+ARMS = (
+    "StagedDiffusionTrainer",
+    "X0DiffusionTrainer",
+    "VDiffusionTrainer",
+    "EpsilonDiffusionTrainer",
+    "FixedThirdsDiffusionTrainer",
+)
+COLUMNS = ("dice", "majority", "soft_dice", "single_sample_dice", "energy_score_u", "ged_u", "ged_v", "nll", "brier")
+NUM_SAMPLES = 8
+
+
+class Bench:
+    """Folders and commands of one data set."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.dataset, self.configuration = args.dataset, args.config
+        self.work, self.raw = args.work.absolute(), args.raw.absolute()
+        self.arms = tuple(args.arms)
+        self.seconds = (args.phase_1_seconds, args.phase_2_seconds)
+        self.env = {
+            **os.environ,
+            "usd_raw": str(self.raw),
+            "usd_preprocessed": str(self.work / "preprocessed"),
+            "usd_results": str(self.work / "results"),
+        }
+
+    def call(self, command: str, *arguments: object, **env: str) -> None:
+        path = Path(sys.executable).parent / command
+        subprocess.run([str(path), *map(str, arguments)], env={**self.env, **env}, check=True)
+
+    def model(self, name: str) -> Path:
+        """RESULTS/DATASET/TRAINER__CONFIGURATION of an arm; the shared phase 1 has results of its own."""
+        root = self.work / ("phase_1" if name == "p_det" else "results")
+        trainer = "SegmentationTrainer" if name in ("p_det", "segmenter") else name
+        return root / self.dataset / f"{trainer}__{self.configuration}"
+
+    def train(self) -> None:
+        first, second = self.seconds
+        if not (self.work / "preprocessed" / self.dataset / "plans.json").is_file():
+            self.call("usd_plan_and_preprocess", "-d", self.dataset[7:10], "-c", self.configuration)
+        self._train("p_det", first, usd_results=str(self.work / "phase_1"))
+        self._train("segmenter", first + second)
+        for arm in self.arms:
+            self._train(arm, second, "--phase-1-from", self.model("p_det") / "fold_0")
+
+    def _train(self, name: str, seconds: int, *more: object, **env: str) -> None:
+        if (self.model(name) / "fold_0/validation/summary.json").is_file():
+            return
+        trainer = self.model(name).name.partition("__")[0]
+        print(f"== {self.dataset} {name}, {seconds} s", flush=True)
+        arguments = [self.dataset[7:10], "0", "-c", self.configuration, "--trainer", trainer, "--max-time", seconds]
+        self.call("usd_train", *arguments, "--device", "cpu", *more, **env)
+
+    def holdout_run(self, name: str) -> FoldRun:
+        """The run of a finished fold, to choose on its hold-out."""
+        folder = self.model(name)
+        roots = Roots(self.raw, self.work / "preprocessed", folder.parent.parent)
+        trainer = folder.name.partition("__")[0]
+        request = TrainRequest(self.dataset, "0", roots, self.configuration, trainer, device="cpu", workers=0)
+        return run.open_fold(request, StopRequest())
+
+    def rows(self) -> dict[str, Path]:
+        """Model folder of each row; the segmenter and its rival get the settings they are scored with."""
+        rows = {"segmenter": self.model("segmenter"), "rival": self.model("segmenter"), "p_det": self.model("p_det")}
+        fold_run = self.holdout_run("segmenter")
+        model, settings = _finished_model(fold_run)
+        cases = fold_run.holdout_cases
+        tempered = replace(settings, temperature=_temperature_near_objects(fold_run, model, cases))
+        rival = _best_rival(fold_run, model, settings, (1.0, settings.temperature, tempered.temperature), cases)
+        for name, chosen in (("segmenter", tempered), ("rival", rival)):
+            target = self.work / "rivals" / self.dataset / name / rows[name].name
+            shutil.copytree(rows[name], target, dirs_exist_ok=True)
+            write_settings(target / "fold_0", chosen)
+            rows[name] = target
+        finished = [arm for arm in self.arms if (self.model(arm) / "fold_0/inference.json").is_file()]
+        return rows | {arm: self.model(arm) for arm in finished}
+
+    def images(self) -> tuple[Path, list[str]]:
+        """A folder with the images of the fold's validation cases, and the cases."""
+        splits = json.loads((self.work / "preprocessed" / self.dataset / "splits_final.json").read_text())
+        cases = splits[0]["val"]
+        folder = self.work / "validation" / self.dataset
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (self.raw / self.dataset / "imagesTr").iterdir():
+            if any(path.name.startswith((f"{case}.", f"{case}_0")) for case in cases):
+                shutil.copy(path, folder / path.name)
+        return folder, cases
+
+    def score(self) -> None:
+        images, _ = self.images()
+        found = {}
+        for name, model in self.rows().items():
+            output = self.work / "masks" / self.dataset / name
+            start = time.monotonic()
+            samples = [] if name in ("segmenter", "p_det") else ["--samples", NUM_SAMPLES, "--save-samples"]
+            arguments = ["-i", images, "-o", output, "-m", model, "-f", 0, "--save-probabilities", "--device", "cpu"]
+            self.call("usd_predict", *arguments, *samples)
+            seconds = time.monotonic() - start
+            reference = self.raw / self.dataset / "labelsTr"
+            description = self.raw / self.dataset / "dataset.json"
+            report = ["--no-report", "-o", output / "evaluation", "--dataset-json", description]
+            self.call("usd_evaluate", reference, output, "--subset", *report)
+            settings = read_settings(model / "fold_0")
+            found[name] = {"seconds": seconds, "settings": settings, "cases": self._cases(output)}
+            found[name]["ece"] = _pooled_ece(output)
+        table = _table(found)
+        (self.work / f"{self.dataset}.md").write_text(table)
+        print(table, flush=True)
+
+    def _cases(self, output: Path) -> dict[str, dict[str, float]]:
+        """Scores of each case, mean over its classes."""
+        by_case: dict[str, list[dict[str, float]]] = {}
+        with open(output / "evaluation" / "metrics.csv", newline="") as stream:
+            for row in csv.DictReader(stream):
+                values = {key: _number(row.get(key, "")) for key in COLUMNS}
+                by_case.setdefault(row["case_id"], []).append(values)
+        cases = {case: {key: _mean([r[key] for r in rows]) for key in COLUMNS} for case, rows in by_case.items()}
+        description = read_dataset_json(self.raw / self.dataset / "dataset.json")
+        for case, scores in cases.items():
+            scores |= _more_scores(self.raw / self.dataset, output, case, description)
+        return cases
+
+
+def _more_scores(dataset: Path, output: Path, case: str, description: Any) -> dict[str, float]:
+    """Dice of the vote over the samples, and soft Dice of the probabilities with the mean of the annotators."""
+    scheme, ending = description.labels, description.file_ending
+    reference = read_labels(dataset / "labelsTr" / f"{case}{ending}").array[0]
+    raters = sorted((dataset / "ratersTr").glob(f"{case}_rater*{ending}")) if (dataset / "ratersTr").is_dir() else []
+    maps = [read_labels(path).array[0] for path in raters] or [reference]
+    target = np.mean([scheme.encode(labels) for labels in maps], axis=0)[scheme.foreground_offset :]
+    p = np.load(output / "probabilities" / f"{case}.npz")["probabilities"].astype(np.float32)
+    soft = p[scheme.foreground_offset :]
+    axes = tuple(range(1, soft.ndim))
+    sums = soft.sum(axes) + target.sum(axes)
+    soft_dice = np.where(sums > 0, 2 * (soft * target).sum(axes) / np.maximum(sums, 1e-9), np.nan)
+    samples = [read_labels(path).array[0] for path in sorted((output / "samples").glob(f"{case}_sample*"))]
+    if not samples:
+        return {"majority": math.nan, "soft_dice": _mean(soft_dice.tolist())}
+    vote = scheme.decode(np.mean([scheme.encode(labels) for labels in samples], axis=0))
+    dice = []
+    for (_, a), (_, b) in zip(scheme.class_masks(vote), scheme.class_masks(reference), strict=True):
+        dice.append(2 * (a & b).sum() / (a.sum() + b.sum()) if b.any() else math.nan)
+    return {"majority": _mean(dice), "soft_dice": _mean(soft_dice.tolist())}
+
+
+def _temperature_near_objects(fold_run: FoldRun, model: Any, cases: Sequence[str]) -> float:
+    """The temperature with the least likelihood loss near objects, where calibration is scored."""
+    logits, targets = [], []
+    generator = np.random.default_rng(0)
+    coding = fold_run.plans.labels.coding
+    for case_id in cases:
+        stored = fold_run.data.open(case_id)
+        tiles = choosing._tiled(fold_run, model, stored)
+        p = tiles.det_probabilities()[(slice(None), *tiles.grid.inner)].float().cpu().clamp(1e-6, 1 - 1e-6)
+        target = choosing._mean_target(fold_run, stored)
+        near = choosing._voxels(p, target, fold_run, stored, generator, near_only=True).indices
+        logits.append((p.log() if coding == "softmax" else p.logit()).flatten(1)[:, near])
+        targets.append(target.flatten(1)[:, near])
+    z, t = torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None]
+    losses = [float(cross_entropy(z / value, t, coding).mean()) for value in choosing.TEMPERATURES]
+    return round(choosing.TEMPERATURES[int(np.argmin(losses))], 3)
+
+
+def _best_rival(
+    fold_run: FoldRun, model: Any, settings: Any, temperatures: Sequence[float], cases: Sequence[str]
+) -> Any:
+    """Settings of coherent draws from the segmenter, the best on the hold-out."""
+    spacing = fold_run.data.open(cases[0]).properties.spacing_mm[-fold_run.configuration.network.dims :]
+    unit_mm = float(np.prod(spacing)) ** (1 / len(spacing))
+    samplers = [SamplerSettings("ddim", "det", 0, 0.0, voxels * unit_mm, True) for voxels in choosing.LENGTHS_VOXELS]
+    found = []
+    for temperature in sorted(set(temperatures)):
+        tried = replace(settings, temperature=temperature, num_samples=NUM_SAMPLES)
+        for trial in choosing._energies(fold_run, model, tried, samplers, cases):
+            found.append((trial.energy, replace(tried, sampler=trial.sampler)))
+    return min(found, key=lambda item: item[0])[1]
+
+
+def _pooled_ece(output: Path) -> float:
+    """Expected calibration error over the voxels of all cases near objects, mean over classes."""
+    summary = json.loads((output / "evaluation" / "summary.json").read_text())
+    return _mean([_find(c, "ece") for c in _find_classes(summary)])
+
+
+def _find_classes(summary: Any) -> list[Any]:
+    classes = summary["classes"]
+    return list(classes.values()) if isinstance(classes, dict) else classes
+
+
+def _find(facts: Any, key: str) -> float:
+    value = facts["reliability"].get(key)
+    return math.nan if value is None else float(value)
+
+
+def _table(found: dict[str, Any]) -> str:
+    base = found["segmenter"]["cases"]
+    lines = [
+        "| row | w, cut | calls | Dice [minus segmenter's, 95 %] p | majority | soft Dice | one sample | energy U "
+        "| GED U / V | NLL | Brier | ECE | s/case |",
+        "|" + "---|" * 13,
+    ]
+    for name, row in found.items():
+        cases = row["cases"]
+        settings = row["settings"]
+        means = {key: _mean([c[key] for c in cases.values()]) for key in COLUMNS}
+        dice = f"{means['dice']:.3f}"
+        if name != "segmenter":
+            pair = paired_comparison([cases[c]["dice"] for c in base], [base[c]["dice"] for c in base])
+            dice += f" [{pair.mean_difference:+.3f}, {pair.ci_low:+.3f} to {pair.ci_high:+.3f}] {pair.p_wilcoxon:.2g}"
+        sampled = name not in ("segmenter", "p_det")
+        calls = str(settings.sampler.total_calls) + (" hard" if settings.sampler.method == "hard" else "")
+        values = [
+            name,
+            f"{settings.w:g}, {settings.decision}",
+            calls if sampled else "-",
+            dice,
+            *(f"{means[key]:.3f}" for key in ("majority", "soft_dice", "single_sample_dice", "energy_score_u")),
+            f"{means['ged_u']:.3f} / {means['ged_v']:.3f}",
+            f"{means['nll']:.4f}",
+            f"{means['brier']:.4f}",
+            f"{row['ece']:.4f}",
+            f"{row['seconds'] / len(cases):.2f}",
+        ]
+        lines.append("| " + " | ".join("-" if v == "nan" else v for v in values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [v for v in values if not math.isnan(v)]
+    return float(np.mean(defined)) if defined else math.nan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["train", "score"])
+    parser.add_argument("dataset", help="full name, DatasetXXX_Name")
+    parser.add_argument("config")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--raw", type=Path, default=os.environ.get("usd_raw", os.environ.get("nnUNet_raw")))
+    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--phase-1-seconds", type=int, default=300)
+    parser.add_argument("--phase-2-seconds", type=int, default=180)
+    args = parser.parse_args()
+    bench = Bench(args)
+    bench.train() if args.part == "train" else bench.score()
+
+
+if __name__ == "__main__":
+    main()
