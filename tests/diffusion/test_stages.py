@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges
-from unisegdiff_pipeline.diffusion.stages import draw_stages
+from unisegdiff_pipeline.diffusion.stages import STAGE_MARGIN, draw_stages, draw_unstaged
 
 EDGES = StageEdges(-4.0, 0.5)
 
@@ -41,3 +41,17 @@ def test_same_generator_state_same_draw() -> None:
 def test_levels_must_divide_by_three() -> None:
     with pytest.raises(ValueError, match="multiple of 3"):
         draw_stages(1, 4, EDGES, torch.Generator())
+
+
+def test_without_stages_lam_is_uniform_and_pure_noise_as_frequent_as_with_them() -> None:
+    draw = draw_unstaged(3000, 6, EDGES, torch.Generator().manual_seed(2))
+    pure = draw.lam == PURE_NOISE
+    assert pure.float().mean().item() == pytest.approx(1 / 6, abs=0.01)
+    low, high = EDGES.lam_a - STAGE_MARGIN, EDGES.lam_c + STAGE_MARGIN
+    counts = torch.histc(draw.lam[~pure], bins=5, min=low, max=high)
+    assert counts.sum() == (~pure).sum()
+    assert (counts / counts.mean() - 1).abs().max() < 0.05
+    assert not draw.from_mean.any()
+    # a patch sees every sixth of the range once, as far as it is not pure noise
+    place = ((draw.lam - low) / (high - low) * 6).floor().reshape(3000, 6)
+    assert (torch.where(pure.reshape(3000, 6), torch.arange(6.0), place) == torch.arange(6.0)).all()

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x
-from unisegdiff_pipeline.diffusion.schedule import StageEdges
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma
 from unisegdiff_pipeline.diffusion.targets import state_estimate
 from unisegdiff_pipeline.networks.blocks import depth_to_space, space_to_depth
-from unisegdiff_pipeline.networks.denoiser import Denoiser
+from unisegdiff_pipeline.networks.denoiser import Denoiser, voxel_evidence
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
@@ -109,3 +109,26 @@ def test_a_model_without_denoiser_says_so() -> None:
     model = StagedModel(SegmentationUNet(PLAN_2D, 1), None, "binary")
     with pytest.raises(ValueError, match="no denoiser"):
         model.denoise(torch.zeros(1, 1, 16, 24), torch.zeros(1), torch.zeros(1, 1, 16, 24), ())
+
+
+def test_evidence_of_a_voxel_is_the_difference_of_log_densities() -> None:
+    lam = torch.tensor([-2.0, 1.0])
+    x_t = torch.tensor([0.7, -1.3]).reshape(2, 1, 1)
+    a, s = alpha_sigma(lam)
+    normal = torch.distributions.Normal
+    expected = normal(a, s).log_prob(x_t.flatten()) - normal(-a, s).log_prob(x_t.flatten())
+    assert torch.allclose(voxel_evidence(x_t, lam).flatten(), expected, atol=1e-5)
+    assert voxel_evidence(x_t[:1], torch.tensor([PURE_NOISE])).item() == 0
+
+
+def test_evidence_is_bayes_rule_for_one_hot_classes() -> None:
+    """softmax(log prior + E) is the posterior of a voxel, as the densities of all classes have it."""
+    lam = torch.tensor([0.3])
+    a, s = alpha_sigma(lam)
+    prior = torch.tensor([0.5, 0.3, 0.2])
+    x_t = torch.tensor([0.4, -0.9, 0.2])
+    codes = 2 * torch.eye(3) - 1  # row = class
+    densities = torch.distributions.Normal(a * codes, s).log_prob(x_t).sum(dim=1).exp()
+    posterior = prior * densities / (prior * densities).sum()
+    found = (prior.log() + voxel_evidence(x_t.reshape(1, 3, 1), lam).flatten()).softmax(0)
+    assert torch.allclose(found, posterior, atol=1e-5)

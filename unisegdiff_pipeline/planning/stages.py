@@ -44,10 +44,8 @@ def plan_stages(
     patches: Mapping[str, Sequence[np.ndarray]],
     dims: int,
     spacing: Sequence[float],
-    d_c: float | Mapping[str, float] = 0.8,
     *,
     scheme: LabelScheme | None = None,
-    uncertainty: Mapping[str, float] | None = None,
 ) -> StagePlan:
     """Plan lam_a and lam_c from label patches at plan spacing and patch size.
 
@@ -56,10 +54,7 @@ def plan_stages(
         dims: 2 for (Y, X) patches, 3 for (Z, Y, X) patches.
         spacing: voxel size of the patches, one number an axis (only their ratios matter); more than `dims` numbers
             are taken as (Z, Y, X) and the last `dims` are used.
-        d_c: Dice that the segmenter is expected to reach, for all classes or by name.
         scheme: the coding of the labels; without it every class is one channel of its own, as in a binary task.
-        uncertainty: where a trained segmenter is known, mean over patches of sum p*(1-p) by class; lam_a is then at
-            most the lam where starting from the segmenter's mask instead of the true one costs 1 nat.
 
     Raises:
         ValueError: for a patch with another number of axes.
@@ -68,10 +63,9 @@ def plan_stages(
     coding_shift = _coding_shift(scheme)
     curves = []
     for name, masks in patches.items():
-        expected = d_c[name] if isinstance(d_c, Mapping) else d_c
-        curve = class_curve(name, masks, spacing, expected, coding_shift)
+        curve = class_curve(name, masks, spacing, coding_shift)
         if curve is not None:
-            curves.append(_with_truncation(curve, (uncertainty or {}).get(name), coding_shift))
+            curves.append(curve)
     return _combine(tuple(curves), scheme)
 
 
@@ -82,8 +76,10 @@ def realise_stages(
 
     Args:
         plan: as planned from the labels, with its curves.
-        d_c: Dice reached on held-out cases, by class; classes that are missing keep their lam_c.
-        uncertainty: mean over held-out patches of sum p (1 - p), by class; classes that are missing keep their lam_a.
+        d_c: Dice reached on held-out cases, by class: a noised mask is nearly known once it tells more than this.
+            Classes that are missing keep their lam_c.
+        uncertainty: mean over held-out patches of sum p (1 - p), by class; lam_a is at most the lam where starting
+            from the segmenter's mask instead of the true one costs 1 nat. Classes that are missing keep their lam_a.
         scheme: the coding of the labels.
     """
     shift = _coding_shift(scheme)
@@ -99,7 +95,7 @@ def realise_stages(
 
 
 def class_curve(
-    name: str, masks: Sequence[np.ndarray], spacing: Sequence[float], d_c: float = 0.8, lam_shift: float = 0.0
+    name: str, masks: Sequence[np.ndarray], spacing: Sequence[float], lam_shift: float = 0.0
 ) -> ReadabilityCurve | None:
     """Mean readability of the usable patches of one class with its own two edges; None if no patch is usable."""
     for mask in masks:
@@ -115,7 +111,7 @@ def class_curve(
         lam=LAM_GRID,
         readability=tuple(round(float(v), 4) for v in mean),
         lam_a=round(crossing(lam, mean, READABLE_AT_A), 2),
-        lam_c=round(crossing(lam, mean, max(READABLE_AT_C, d_c)), 2),
+        lam_c=round(crossing(lam, mean, READABLE_AT_C), 2),
         num_patches=len(usable),
     )
 
