@@ -45,6 +45,12 @@ def build_parser() -> CommandParser:
         default="mean",
         help="what masks are made of: the mean probability (default), or the drawn masks by vote or by STAPLE",
     )
+    parser.add_argument(
+        "--decision",
+        choices=("half", "dice"),
+        help="how the mean probability is cut: at 0.5, or where the samples promise the highest Dice (default: what\n"
+        "training chose on its hold-out)",
+    )
     parser.add_argument("--save-probabilities", action="store_true", help="write the probability of each class")
     parser.add_argument("--save-samples", action="store_true", help="write every drawn mask")
     parser.add_argument(
@@ -118,6 +124,7 @@ def _predict(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         mirror=args.mirror,
         combine=args.combine,
+        decision=args.decision,
         save_uncertainty_parts=args.save_uncertainty_parts,
     )
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
