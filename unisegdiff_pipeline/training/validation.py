@@ -20,6 +20,10 @@ from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
     from unisegdiff_pipeline.training.trainer import FoldRun
 
 SUMMARY_NAME = "summary.json"
@@ -106,12 +110,12 @@ def final_validation(run: FoldRun, model: StagedModel, settings: InferenceSettin
     return summary
 
 
-def _write_mask(run: FoldRun, folder: object, stored: StoredCase, labels: object) -> None:
+def _write_mask(run: FoldRun, folder: Path, stored: StoredCase, labels: np.ndarray) -> None:
     # Readers are imported here only: a machine that trains need not have them.
     try:
-        from unisegdiff_pipeline.io.images import write_labels
+        from unisegdiff_pipeline.io.images import label_ending, write_labels
     except ImportError as error:
         run.log.say(f"masks of the validation cases are not written: {error}")
         return
-    path = run.folder / "validation" / f"{stored.case_id}{run.plans.file_ending}"
-    write_labels(path, labels, stored.properties.geometry)  # type: ignore[arg-type]
+    path = folder / f"{stored.case_id}{label_ending(run.plans.file_ending)}"
+    write_labels(path, labels, stored.properties.geometry)
