@@ -54,20 +54,12 @@ def open_raw(roots: Roots, dataset: str) -> RawDataset:
     return open_raw_dataset(root / find_dataset(root, dataset))
 
 
-def preprocessed_folder(roots: Roots, dataset: str) -> Path:
-    """Folder of a data set in the preprocessed root; it must be there."""
-    from unisegdiff_pipeline.io.paths import find_dataset
-
-    root = roots.require_preprocessed()
-    return root / find_dataset(root, dataset)
-
-
 def load_plans(roots: Roots, dataset: str) -> tuple[Path, Plans]:
     """The preprocessed folder of a data set, and its plans."""
     from unisegdiff_pipeline.io.serialization import read_dataclass
     from unisegdiff_pipeline.planning.plans import Plans
 
-    folder = preprocessed_folder(roots, dataset)
+    folder = roots.preprocessed_dataset(dataset)
     if not (folder / PLANS).is_file():
         raise UsdError(f"{folder} holds no {PLANS}; run usd_plan -d {folder.name} first.")
     return folder, read_dataclass(Plans, folder / PLANS)
