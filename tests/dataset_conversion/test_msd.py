@@ -105,5 +105,5 @@ def test_wrong_sources(tmp_path):
 
 def test_registry():
     assert converter("msd") is convert
-    with pytest.raises(UsdError, match=r"no converter 'MSD'; did you mean msd\? Known are: msd"):
+    with pytest.raises(UsdError, match=r"no converter 'MSD'; did you mean msd\? known are msd"):
         converter("MSD")

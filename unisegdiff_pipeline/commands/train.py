@@ -117,7 +117,7 @@ def _train(args: argparse.Namespace) -> int:
     try:
         result = train(request)
     except TrainingInterrupted as stop:
-        report_error(str(stop), kind="stopped")
+        report_error(str(stop), kind="interrupted")
         return EXIT_SIGNAL + stop.signal_number
     model = result.folds[0].folder.parent
     say(f"Model: {model}\nNext: usd_predict -i IMAGES -o MASKS -m {model}")
