@@ -24,5 +24,5 @@ def converter(name: str) -> Converter:
     if name in CONVERTERS:
         return CONVERTERS[name]
     near = difflib.get_close_matches(name.lower(), CONVERTERS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UsdError(f"there is no converter {name!r}; {hint}Known are: {', '.join(sorted(CONVERTERS))}.")
+    hint = f"; did you mean {near[0]}?" if near else ";"
+    raise UsdError(f"there is no converter {name!r}{hint} known are {', '.join(sorted(CONVERTERS))}.")

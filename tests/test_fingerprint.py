@@ -14,6 +14,7 @@ from unisegdiff_pipeline.fingerprint import (
     extract_fingerprint,
     summarize_lesions,
 )
+from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
@@ -97,7 +98,7 @@ def test_specks_do_not_count_for_the_main_thickness() -> None:
 def test_2d_phantoms_end_to_end(phantom_2d: Path, tmp_path: Path) -> None:
     raw = open_raw_dataset(phantom_2d)
     fingerprint, report = extract_fingerprint(raw, workers=0)
-    assert report.ok
+    assert report.problems == ()
     assert fingerprint.is_2d
     assert [case.case_id for case in fingerprint.cases] == [case.case_id for case in raw.cases]
     assert all(len(case.raters) == 4 for case in fingerprint.cases)
@@ -129,6 +130,20 @@ def test_cases_with_problems_are_reported_and_left_out(phantom_2d: Path, tmp_pat
     assert any(broken.name in problem.file for problem in report.problems)
 
 
+def test_all_problems_are_named_where_no_case_is_usable(phantom_2d: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / phantom_2d.name
+    shutil.copytree(phantom_2d, folder)
+    images = sorted((folder / "imagesTr").iterdir())
+    for path in images:
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UsdError) as error:
+        extract_fingerprint(open_raw_dataset(folder), workers=0)
+    assert all(str(path) in str(error.value) for path in images)
+    assert f"{len(images)} problems in {folder}" in str(error.value)
+
+
 def test_intensities_are_those_of_the_foreground(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -145,7 +160,7 @@ def test_intensities_are_those_of_the_foreground(tmp_path: Path) -> None:
         '"file_ending": ".png"}'
     )
     fingerprint, report = extract_fingerprint(open_raw_dataset(folder), workers=0)
-    assert report.ok
+    assert report.problems == ()
     (statistics,) = fingerprint.intensities
     assert (statistics.minimum, statistics.mean, statistics.maximum, statistics.std) == (100, 150, 200, 50)
     assert fingerprint.cases[0].foreground_share == 0.04

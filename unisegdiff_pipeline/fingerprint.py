@@ -153,7 +153,8 @@ def extract_fingerprint(
         scheduler: address of a Dask scheduler to use instead.
 
     Raises:
-        UsdError: cases failed in a way that is no problem of the data (a killed worker), or no case is usable.
+        UsdError: cases failed in a way that is no problem of the data (a killed worker), or no case is usable, which
+            names all problems.
     """
     from unisegdiff_pipeline.io.integrity import merge_checks
     from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
@@ -172,6 +173,8 @@ def extract_fingerprint(
     )
     facts = [result.value for result in results]
     report = merge_checks(raw, [fact.check for fact in facts])
+    if not any(fact.fingerprint for fact in facts):
+        report.require_ok()
     return summarize(raw.name, raw.description, facts), report
 
 
@@ -268,17 +271,9 @@ def _is_small(raw: RawDataset) -> bool:
 
 
 def summarize(dataset_name: str, description: DatasetDescription, facts: Sequence[_CaseFacts]) -> Fingerprint:
-    """Put the facts of all cases without problems together."""
-    from unisegdiff_pipeline.io.errors import UsdError
-
+    """Put the facts of all cases without problems together; there must be one."""
     usable = [fact for fact in facts if fact.fingerprint is not None]
     cases = tuple(fact.fingerprint for fact in usable if fact.fingerprint is not None)
-    if not cases:
-        problems = [str(p.message) for fact in facts for p in fact.check.problems][:3]
-        raise UsdError(
-            f"no training case of {dataset_name} is usable; the first problems are: {' | '.join(problems)}. Mend them "
-            "and start again."
-        )
     samples = [fact.samples for fact in usable if fact.samples is not None]
     crop_shares = [math.prod(c.shape_after_crop) / math.prod(c.shape) for c in cases]
     return Fingerprint(

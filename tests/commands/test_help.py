@@ -1,4 +1,4 @@
-"""Every command is installed, answers --help at once, and refuses misspelt flags."""
+"""Every command is installed, answers --help without loading anything heavy, and refuses misspelt flags."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = (ROOT / "setup.py").read_text("utf-8")
 COMMANDS = re.findall(r'^    "(\w+)",$', SETUP[SETUP.index("COMMANDS = (") : SETUP.index("setup(\n")], re.M)
-HELP_SECONDS = 0.3
-
-
-def call(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    code = f"import sys; from unisegdiff_pipeline.commands.{name} import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=ROOT, check=False)
+HEAVY = {"torch", "numpy", "scipy", "SimpleITK", "nibabel", "matplotlib", "PIL", "blosc2", "skimage"}
 
 
 def test_setup_lists_every_command() -> None:
@@ -29,17 +23,16 @@ def test_setup_lists_every_command() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_is_quick_and_names_the_command(name: str) -> None:
-    seconds = []
-    for _ in range(5):  # the machine may be busy: one quick answer of five shows that it can be quick
-        start = time.perf_counter()
-        answer = call(name, "--help")
-        seconds.append(time.perf_counter() - start)
-        if seconds[-1] < HELP_SECONDS:
-            break
+def test_help_names_the_command_and_loads_nothing_heavy(name: str) -> None:
+    """What makes a command slow to answer is what it imports; how long it takes, the benchmarks measure."""
+    code = (
+        f"import atexit, sys; from unisegdiff_pipeline.commands.{name} import main; "
+        f"atexit.register(lambda: print(sorted({HEAVY} & set(sys.modules)), file=sys.stderr)); main(['--help'])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert answer.returncode == 0
     assert answer.stdout.startswith(f"usage: usd_{name} ")
-    assert min(seconds) < HELP_SECONDS
+    assert answer.stderr.strip() == "[]"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

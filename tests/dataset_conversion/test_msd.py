@@ -11,9 +11,9 @@ import pytest
 
 from dataset_conversion import converter
 from dataset_conversion.msd import convert
+from unisegdiff_pipeline.fingerprint import extract_fingerprint
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import read_image, read_labels
-from unisegdiff_pipeline.io.integrity import check_dataset
 from unisegdiff_pipeline.io.raw_dataset import find_cases, open_raw_dataset
 
 AFFINE = np.diag([0.5, 0.6, 2.0, 1.0])
@@ -51,7 +51,8 @@ def test_conversion_keeps_voxels_geometry_and_facts(tmp_path, channels):
     folder = convert(source, tmp_path / "raw", None)
     assert folder == tmp_path / "raw" / "Dataset007_Thing"
     raw = open_raw_dataset(folder)
-    assert check_dataset(raw, workers=0).text() == ""
+    _, report = extract_fingerprint(raw, workers=0)
+    assert report.problems == report.warnings == report.empty_cases == ()
     assert raw.description.channel_names == ("FLAIR", "T1w")[:channels]
     assert raw.description.labels.names == ("organ", "cancer")
     assert raw.description.raw["licence"] == "CC-BY-SA 4.0"
@@ -104,5 +105,5 @@ def test_wrong_sources(tmp_path):
 
 def test_registry():
     assert converter("msd") is convert
-    with pytest.raises(UsdError, match=r"no converter 'MSD'; did you mean msd\? Known are: msd"):
+    with pytest.raises(UsdError, match=r"no converter 'MSD'; did you mean msd\? known are msd"):
         converter("MSD")

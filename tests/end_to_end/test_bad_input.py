@@ -82,6 +82,18 @@ def test_training_before_preprocessing(copied: Path, tmp_path: Path, capsys: pyt
     assert "no data set" in message(capsys)
 
 
+def test_configurations_that_make_no_sense(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One beside others is left out, so that -c can serve several data sets; alone it is an error, before any file."""
+    assert usd_plan_and_preprocess(["-d", copied.name, "-c", "3d_lowres", *BUDGET]) == 1
+    printed = message(capsys)
+    assert "3d_lowres is not planned (not made:" in printed
+    assert "2d, 3d_fullres" in printed
+    assert not (tmp_path / "preprocessed").exists()
+    assert usd_plan_and_preprocess(["-d", copied.name, "-c", "3d_lowres", "2d", *BUDGET]) == 0
+    assert "warning" in message(capsys)
+    assert (tmp_path / "preprocessed" / copied.name / "2d").is_dir()
+
+
 def test_full_disk(copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "plans.json")

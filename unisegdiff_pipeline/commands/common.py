@@ -202,11 +202,16 @@ def roots_of(args: argparse.Namespace) -> Roots:
     return resolve_roots(**{name: getattr(args, name, None) for name in ("raw", "preprocessed", "results")})
 
 
-def add_datasets(parser: argparse.ArgumentParser) -> None:
-    """Add -d for one or several data sets."""
+def dataset_parser(prog: str, description: str, *flags: Callable[[argparse.ArgumentParser], None]) -> CommandParser:
+    """Parser of a command over raw data sets: -d for one or several of them, its own flags, and the root folders."""
+    parser = CommandParser(prog, description)
     parser.add_argument(
         "-d", "--dataset", nargs="+", required=True, metavar="ID", help="data sets: 4, 004 or Dataset004_Hippocampus"
     )
+    for add_flags in flags:
+        add_flags(parser)
+    add_roots(parser, "raw", "preprocessed")
+    return parser
 
 
 def add_configurations(parser: argparse.ArgumentParser) -> None:

@@ -149,7 +149,7 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
     try:
         return train(request).folds[0].folder.parent
     except TrainingInterrupted as stop:
-        report_error(str(stop), kind="stopped")
+        report_error(str(stop), kind="interrupted")
         raise SystemExit(EXIT_SIGNAL + stop.signal_number) from stop
 
 

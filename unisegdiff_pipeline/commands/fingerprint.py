@@ -3,49 +3,38 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from unisegdiff_pipeline.commands.common import (
-    CommandParser,
-    add_case_workers,
-    add_datasets,
-    add_roots,
-    roots_of,
-    run,
-    say,
-)
+from unisegdiff_pipeline.commands import steps
+from unisegdiff_pipeline.commands.common import CommandParser, add_case_workers, dataset_parser, say
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.io.paths import Roots
 
 
 def build_parser() -> CommandParser:
     """Parser of usd_fingerprint."""
-    parser = CommandParser(
+    return dataset_parser(
         "usd_fingerprint",
         "Check raw data sets and collect their facts: spacing, shape, intensities, and lesions.\n"
         "All problems are named in one run. usd_plan_and_preprocess does this first.",
+        add_case_workers,
     )
-    add_datasets(parser)
-    add_case_workers(parser)
-    add_roots(parser, "raw", "preprocessed")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of usd_fingerprint."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _fingerprint_all(args))
+    return steps.run_on_datasets(build_parser().parse_args(argv), _prepare)
 
 
-def _fingerprint_all(args: argparse.Namespace) -> int:
-    from unisegdiff_pipeline.commands import steps
-
-    roots = roots_of(args)
-
-    def work(dataset: str) -> None:
+def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
+    def fingerprint(dataset: str) -> None:
         raw = steps.open_raw(roots, dataset)
         folder = roots.require_preprocessed() / raw.name
-        fingerprint, report = steps.fingerprint_step(raw, args.workers, args.scheduler)
-        steps.write_facts(folder, raw, fingerprint, report)
+        facts, report = steps.fingerprint_step(raw, args.workers, args.scheduler)
+        steps.write_facts(folder, raw, facts, report)
         page = steps.write_report(folder, with_plans=False)  # a former plan may be of other data
         say(f"Facts: {folder / steps.FINGERPRINT}\nReport: {page}")
 
-    return steps.for_each_dataset(args.dataset, work)
+    return fingerprint

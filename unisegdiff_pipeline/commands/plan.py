@@ -3,51 +3,44 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from unisegdiff_pipeline.commands.common import (
-    CommandParser,
-    add_budget,
-    add_datasets,
-    add_roots,
-    roots_of,
-    run,
-    say,
-)
+from unisegdiff_pipeline.commands import steps
+from unisegdiff_pipeline.commands.common import CommandParser, add_budget, dataset_parser, say
 from unisegdiff_pipeline.io.errors import UsdError
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.io.paths import Roots
 
 
 def build_parser() -> CommandParser:
     """Parser of usd_plan."""
-    parser = CommandParser(
+    parser = dataset_parser(
         "usd_plan",
         "Plan spacing, patch, network and batch from the fingerprint, with a reason for each decision.\n"
         "The stages of the diffusion are planned by usd_preprocess, from the preprocessed labels.",
+        add_budget,
     )
-    add_datasets(parser)
-    add_budget(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan instead of writing it")
-    add_roots(parser, "raw", "preprocessed")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of usd_plan."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _plan_all(args))
+    return steps.run_on_datasets(build_parser().parse_args(argv), _prepare)
 
 
-def _plan_all(args: argparse.Namespace) -> int:
+def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     import json
 
-    from unisegdiff_pipeline.commands import steps
     from unisegdiff_pipeline.fingerprint import Fingerprint
     from unisegdiff_pipeline.io.serialization import read_dataclass, to_jsonable, write_json
     from unisegdiff_pipeline.planning.budget import detect_budget
 
-    roots, budget = roots_of(args), detect_budget(args.device, args.memory_gb)
+    budget = detect_budget(args.device, args.memory_gb)
 
-    def work(dataset: str) -> None:
+    def plan(dataset: str) -> None:
         raw = steps.open_raw(roots, dataset)
         folder = roots.require_preprocessed() / raw.name
         if not (folder / steps.FINGERPRINT).is_file():
@@ -60,4 +53,4 @@ def _plan_all(args: argparse.Namespace) -> int:
         write_json(folder / steps.PLANS, plans)
         say(f"{steps.describe_plans(plans)}\nPlans: {folder / steps.PLANS}\nReport: {steps.write_report(folder)}")
 
-    return steps.for_each_dataset(args.dataset, work)
+    return plan

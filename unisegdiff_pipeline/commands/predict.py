@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(args: argparse.Namespace) -> None:
     from unisegdiff_pipeline.inference.predictor import predict_folder
 
-    model = args.model or find_model(args)
+    model = find_model(args) if args.model is None else require_model_folder(args.model)
     source = args.input[0] if len(args.input) == 1 else tuple(args.input)
     if args.dry_run:
         say(describe(model, source, args.folds))
@@ -131,13 +131,22 @@ def _predict(args: argparse.Namespace) -> None:
     say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")
 
 
+def require_model_folder(path: Path) -> Path:
+    """The folder that -m names; the folder of one of its folds is a mistake with a remedy of its own."""
+    if path.name.startswith("fold_") and (path.parent / "plans.json").is_file():
+        fold = path.name.removeprefix("fold_")
+        raise UsdError(f"{path} is a fold of the model {path.parent}; give -m {path.parent} -f {fold}.")
+    return path
+
+
 def find_model(args: argparse.Namespace) -> Path:
     """The model folder of a data set; of several, the default trainer's and the plan's recommended configuration."""
     from unisegdiff_pipeline.io.paths import find_dataset
     from unisegdiff_pipeline.training.request import DEFAULT_TRAINER
 
     root = roots_of(args).require_results()
-    folder = root / find_dataset(root, args.dataset)
+    remedy = f"Train it with usd_train {args.dataset} 0, or check the number and the root folder."
+    folder = root / find_dataset(root, args.dataset, remedy)
     models = [path for path in sorted(folder.iterdir()) if path.is_dir() and "__" in path.name]
     there = f"there are {', '.join(path.name for path in models)}" if models else "there is none"
     fitting = [path for path in models if args.configuration in (None, _configuration(path))]

@@ -3,50 +3,45 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from unisegdiff_pipeline.commands import steps
 from unisegdiff_pipeline.commands.common import (
     CommandParser,
     add_case_workers,
     add_configurations,
-    add_datasets,
-    add_roots,
-    roots_of,
-    run,
+    dataset_parser,
     say,
 )
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.io.paths import Roots
 
 
 def build_parser() -> CommandParser:
     """Parser of usd_preprocess."""
-    parser = CommandParser(
+    return dataset_parser(
         "usd_preprocess",
         "Preprocess data sets by their plans.json, then plan the stages of the diffusion from the labels.\n"
         "Only cases that are new or changed are done again.",
+        add_configurations,
+        add_case_workers,
     )
-    add_datasets(parser)
-    add_configurations(parser)
-    add_case_workers(parser)
-    add_roots(parser, "raw", "preprocessed")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of usd_preprocess."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _preprocess_all(args))
+    return steps.run_on_datasets(build_parser().parse_args(argv), _prepare)
 
 
-def _preprocess_all(args: argparse.Namespace) -> int:
-    from unisegdiff_pipeline.commands import steps
-
-    roots = roots_of(args)
-
-    def work(dataset: str) -> None:
+def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
+    def preprocess(dataset: str) -> None:
         raw = steps.open_raw(roots, dataset)
         folder, plans = steps.load_plans(roots, raw.name)
-        steps.preprocess_step(raw, folder, plans, args.configuration, args.workers, args.scheduler)
+        names = steps.choose_configurations(plans, args.configuration)
+        steps.preprocess_step(raw, folder, plans, names, args.workers, args.scheduler)
         report = f"\nReport: {steps.write_report(folder)}" if (folder / steps.FINGERPRINT).is_file() else ""
         say(f"Preprocessed: {folder}{report}")
 
-    return steps.for_each_dataset(args.dataset, work)
+    return preprocess

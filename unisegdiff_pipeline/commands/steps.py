@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unisegdiff_pipeline.commands.common import EXIT_ERROR, report_error, say
+from unisegdiff_pipeline.commands.common import EXIT_ERROR, report_error, roots_of, run, say
 from unisegdiff_pipeline.io.errors import UsdError
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 FINGERPRINT, PLANS, DATASET, WARNINGS = "fingerprint.json", "plans.json", "dataset.json", "warnings.json"
 REPORT = "dataset_report.html"
 LISTED_CASES = 10
+
+
+def run_on_datasets(
+    args: argparse.Namespace, prepare: Callable[[argparse.Namespace, Roots], Callable[[str], None]]
+) -> int:
+    """Run a command over raw data sets: `prepare` what they share once, then do the work for each."""
+    return run(lambda: for_each_dataset(args.dataset, prepare(args, roots_of(args))))
 
 
 def for_each_dataset(datasets: Sequence[str], work: Callable[[str], None]) -> int:
@@ -46,20 +54,12 @@ def open_raw(roots: Roots, dataset: str) -> RawDataset:
     return open_raw_dataset(root / find_dataset(root, dataset))
 
 
-def preprocessed_folder(roots: Roots, dataset: str) -> Path:
-    """Folder of a data set in the preprocessed root; it must be there."""
-    from unisegdiff_pipeline.io.paths import find_dataset
-
-    root = roots.require_preprocessed()
-    return root / find_dataset(root, dataset)
-
-
 def load_plans(roots: Roots, dataset: str) -> tuple[Path, Plans]:
     """The preprocessed folder of a data set, and its plans."""
     from unisegdiff_pipeline.io.serialization import read_dataclass
     from unisegdiff_pipeline.planning.plans import Plans
 
-    folder = preprocessed_folder(roots, dataset)
+    folder = roots.preprocessed_dataset(dataset)
     if not (folder / PLANS).is_file():
         raise UsdError(f"{folder} holds no {PLANS}; run usd_plan -d {folder.name} first.")
     return folder, read_dataclass(Plans, folder / PLANS)
@@ -85,10 +85,7 @@ def report_integrity(raw: RawDataset, report: IntegrityReport) -> None:
         names = ", ".join(report.empty_cases[:LISTED_CASES])
         more = f" and {len(report.empty_cases) - LISTED_CASES} more" if len(report.empty_cases) > LISTED_CASES else ""
         say(f"{len(report.empty_cases)} of {len(raw.cases)} cases hold no foreground: {names}{more}")
-    if report.problems:
-        lines = [str(problem) for problem in report.problems]
-        count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
-        raise UsdError("\n".join([*lines, f"{count} in {raw.folder}; nothing was written. Mend them and run again."]))
+    report.require_ok()
 
 
 def write_facts(folder: Path, raw: RawDataset, fingerprint: Fingerprint, report: IntegrityReport) -> None:
@@ -131,25 +128,37 @@ def keep_stages(plans: Plans, former: Path) -> Plans:
     return replace(plans, configurations=kept)
 
 
+def choose_configurations(plans: Plans, asked_for: Sequence[str] | None) -> tuple[str, ...]:
+    """The planned ones of the configurations asked for, all of them without a wish.
+
+    One that makes no sense for the data is left out with a warning, so that a command can name several data sets.
+    """
+    names = tuple(asked_for or plans.configurations)
+    planned = tuple(name for name in names if name in plans.configurations)
+    for name in names:
+        if name in planned:
+            continue
+        reason = plans.decisions.get(f"configurations.{name}")
+        why = f" ({reason})" if reason else "; only configurations that make sense for the data are"
+        message = f"{plans.dataset_name}: {name} is not planned{why}"
+        if not planned:
+            raise UsdError(f"{message}. Leave it out of -c; there are {', '.join(plans.configurations)}.")
+        report_error(f"{message}. Left out; {', '.join(planned)} is preprocessed.", kind="warning")
+    return planned
+
+
 def preprocess_step(
     raw: RawDataset,
     folder: Path,
     plans: Plans,
-    configurations: Sequence[str] | None,
+    configurations: Sequence[str],
     workers: int | None,
     scheduler: str | None,
 ) -> PreprocessReport:
     """Preprocess what is new or changed, and plan the stages from the preprocessed labels."""
     from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_dataset
 
-    names = tuple(configurations or plans.configurations)
-    unknown = [name for name in names if name not in plans.configurations]
-    if unknown:
-        raise UsdError(
-            f"{folder / PLANS} plans {', '.join(plans.configurations)}, but not {', '.join(unknown)}; leave it out: "
-            f"only configurations that make sense for the data are planned."
-        )
-    return preprocess_dataset(raw, plans, names, folder, workers=workers, scheduler=scheduler)
+    return preprocess_dataset(raw, plans, configurations, folder, workers=workers, scheduler=scheduler)
 
 
 def plan_and_preprocess(
@@ -166,10 +175,11 @@ def plan_and_preprocess(
 
     fingerprint, report = fingerprint_step(raw, workers, scheduler)
     plans = plan_step(raw, fingerprint, budget, folder / PLANS)
+    names = choose_configurations(plans, configurations)
     write_facts(folder, raw, fingerprint, report)
     write_json(folder / PLANS, plans)
     say(describe_plans(plans))
-    preprocess_step(raw, folder, plans, configurations, workers, scheduler)
+    preprocess_step(raw, folder, plans, names, workers, scheduler)
     write_report(folder)
     return read_dataclass(Plans, folder / PLANS)
 
@@ -193,7 +203,8 @@ def describe_plans(plans: Plans) -> str:
 
 def _budget_text(budget: Budget) -> str:
     if budget.device == "cpu":
-        return f"a CPU with {budget.num_cores} cores and {budget.memory_gb:.1f} GB"
+        cores = f"{budget.num_cores} core{'' if budget.num_cores == 1 else 's'}"
+        return f"a CPU with {cores} and {budget.memory_gb:.1f} GB"
     return f"a GPU with {budget.memory_gb:.1f} GB"
 
 

@@ -21,6 +21,7 @@ from unisegdiff_pipeline.commands.common import (
     say,
     whole_number,
 )
+from unisegdiff_pipeline.io.errors import UsdError
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.training.request import TrainRequest
@@ -116,7 +117,7 @@ def _train(args: argparse.Namespace) -> int:
     try:
         result = train(request)
     except TrainingInterrupted as stop:
-        report_error(str(stop), kind="stopped")
+        report_error(str(stop), kind="interrupted")
         return EXIT_SIGNAL + stop.signal_number
     model = result.folds[0].folder.parent
     say(f"Model: {model}\nNext: usd_predict -i IMAGES -o MASKS -m {model}")
@@ -149,13 +150,42 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
 
 
 def describe(request: TrainRequest) -> str:
-    """What a request would train, a line for each setting."""
-    import dataclasses
-
+    """What a request would train, a line for each setting; those of the plan are marked."""
     from unisegdiff_pipeline.commands.steps import load_plans
 
     folder, plans = load_plans(request.roots, request.dataset)
-    settings = {f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name != "roots"}
-    settings["dataset"] = folder
-    settings["configuration"] = request.configuration or plans.recommended_configuration
-    return "\n".join(f"{name:<18} {'(by the plan)' if v is None else v}" for name, v in settings.items())
+    name = request.configuration or plans.recommended_configuration
+    if name not in plans.configurations:
+        planned_names = ", ".join(plans.configurations)
+        raise UsdError(f"configuration {name!r} is not in {folder / 'plans.json'}; choose one of {planned_names}.")
+    planned = plans.configurations[name].training
+
+    def of_plan(value: object, default: object) -> str:
+        return f"{default} (plan)" if value is None else str(value)
+
+    trainer = request.trainer.split(":")[-1]
+    lines = {
+        "preprocessed": folder,
+        "results": request.roots.require_results() / plans.dataset_name / f"{trainer}__{name}",
+        "configuration": of_plan(request.configuration, name),
+        "trainer": request.trainer,
+        "fold": request.fold,
+        "length": _length(request) or f"{planned.num_epochs} epochs (plan)",
+        "batch size": of_plan(request.batch_size, planned.batch_size),
+        "learning rate": of_plan(request.learning_rate, planned.learning_rate),
+        "seed": request.seed,
+        "device": request.device,
+        "begin again": "yes, removing what is there" if request.restart else "no, continue where it stopped",
+    }
+    if request.phase_1_from is not None:
+        lines["phase 1 from"] = request.phase_1_from
+    return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+
+
+def _length(request: TrainRequest) -> str | None:
+    """The length that a flag gives, both phases together; None where the plan says it."""
+    if request.max_time_s is not None:
+        return f"{request.max_time_s:g} s with choosing and the final validation"
+    if request.epochs is not None:
+        return f"{request.epochs} epochs"
+    return None if request.iterations is None else f"{request.iterations} iterations"

@@ -1,7 +1,7 @@
 """Checking a raw data set: every problem is named with its file and remedy, all of them in one run.
 
 `check_case` works on volumes that have been read already, so that the fingerprint can check and measure a case in
-one pass over its files; `check_dataset` reads by itself.
+one pass over its files; `merge_checks` joins the checks of all cases.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,7 @@ from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import Volume, geometry_differences
 from unisegdiff_pipeline.io.images import label_ending, read_header, read_image, read_labels
-from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
-from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem, largest_case_gb
+from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem
 
 _MAX_NAMED = 10
 
@@ -72,6 +70,7 @@ class IntegrityReport:
     """Result for a whole data set.
 
     Attributes:
+        folder: the data set.
         problems: all problems; the data set cannot be used while there is one.
         warnings: allowed but worth a look, identical images among them.
         groups: group of every case; cases that must not be split between training and validation share one. From
@@ -79,59 +78,19 @@ class IntegrityReport:
         empty_cases: cases whose label map holds background only.
     """
 
+    folder: Path
     problems: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
     groups: dict[str, str]
     empty_cases: tuple[str, ...]
 
-    @property
-    def ok(self) -> bool:
-        """Whether the data set can be used."""
-        return not self.problems
-
-    def text(self) -> str:
-        """The report for people, one line a finding."""
-        lines = [f"problem  {problem}" for problem in self.problems]
-        lines += [f"warning  {warning}" for warning in self.warnings]
-        if self.empty_cases:
-            lines.append(
-                f"note     {len(self.empty_cases)} of {len(self.groups)} cases have no foreground: "
-                f"{_some(self.empty_cases)}"
-            )
-        return "\n".join(lines)
-
     def require_ok(self) -> None:
-        """Raise a UsdError that lists all problems, if there are any."""
+        """Raise a UsdError that lists all problems, a line each, if there are any."""
         if self.problems:
-            listing = "\n".join(f"  {problem}" for problem in self.problems)
-            raise UsdError(
-                f"The data set has {len(self.problems)} problem(s); mend them and run the command again:\n{listing}"
-            )
-
-
-def check_dataset(raw: RawDataset, workers: int | None = None, scheduler: str | None = None) -> IntegrityReport:
-    """Read and check every training case.
-
-    Args:
-        raw: the data set.
-        workers: threads, None for as many as cores and memory allow. Threads, because decoding leaves the
-            interpreter lock and small data sets are checked before a process pool has started.
-        scheduler: address of a Dask scheduler.
-    """
-    checks = map_cases(
-        partial(_read_and_check, description=raw.description),
-        raw.cases,
-        names=[case.case_id for case in raw.cases],
-        workers=choose_workers(largest_case_gb(raw.cases), workers),
-        description=f"Checking {raw.name}",
-        scheduler=scheduler,
-        threads=True,
-    )
-    return merge_checks(raw, [check.value for check in checks])
-
-
-def _read_and_check(case: RawCase, description: DatasetDescription) -> CaseCheck:
-    return check_case(case, description, read_case(case, description))
+            lines = [str(problem) for problem in self.problems]
+            count, them = ("1 problem", "it") if len(lines) == 1 else (f"{len(lines)} problems", "them")
+            lines.append(f"{count} in {self.folder}; nothing was written. Mend {them} and run again.")
+            raise UsdError("\n".join(lines))
 
 
 def read_case(case: RawCase, description: DatasetDescription) -> CaseVolumes:
@@ -183,6 +142,7 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
     identical = _identical_images(checks)
     warnings += [_identical_warning(raw, case_ids) for case_ids in identical]
     return IntegrityReport(
+        folder=raw.folder,
         problems=tuple(problems),
         warnings=tuple(warnings),
         groups=_merge_groups(raw.cases, identical),

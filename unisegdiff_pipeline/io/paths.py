@@ -32,6 +32,12 @@ class Roots:
         """The root of preprocessed data; it is created when something is written there."""
         return _require(self.preprocessed, "preprocessed", "usd_preprocessed")
 
+    def preprocessed_dataset(self, id_or_name: str | int) -> Path:
+        """Folder of a data set, by its number or name, in the preprocessed root; it must be there."""
+        root = self.require_preprocessed()
+        remedy = f"Run usd_plan_and_preprocess -d {id_or_name} first, or check the number and the root folder."
+        return root / find_dataset(root, id_or_name, remedy)
+
     def require_results(self) -> Path:
         """The root of trained models; it is created when something is written there."""
         return _require(self.results, "results", "usd_results")
@@ -63,8 +69,13 @@ def dataset_name(number: int, name: str) -> str:
     return f"Dataset{number:03d}_{name}"
 
 
-def find_dataset(root: Path, id_or_name: str | int) -> str:
+def find_dataset(root: Path, id_or_name: str | int, remedy: str = "Check the number and the root folder.") -> str:
     """Full name of the data set in `root` that a number (4, 004), a name or a full name means.
+
+    Args:
+        root: folder of folders DatasetXXX_Name.
+        id_or_name: what a user gave.
+        remedy: what to do where there is no such data set.
 
     Raises:
         UsdError: unknown or ambiguous; lists what is there.
@@ -79,7 +90,7 @@ def find_dataset(root: Path, id_or_name: str | int) -> str:
     if matches:
         raise UsdError(f"data set {text!r} is ambiguous in {root}: {', '.join(matches)}; give the full name.")
     there = f"there are {', '.join(present)}" if present else "there is none"
-    raise UsdError(f"no data set {text!r} in {root}; {there}. Check the number and the root folder.")
+    raise UsdError(f"no data set {text!r} in {root}; {there}. {remedy}")
 
 
 def list_datasets(root: Path) -> list[str]:

@@ -16,7 +16,12 @@ from unisegdiff_pipeline.training.validation import planned_settings, predict_st
 CHOOSING_SHARE = 0.05  # of the time budget, for choosing on the hold-out
 MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
-LARGEST_FINAL_SHARE = 0.25  # of the time budget, kept for choosing and the final validation
+# Of the time budget, kept by phase 1, which knows the costs of untrained weights only: these sample everywhere,
+# trained ones around lesions. What is kept too much goes to phase 2, which measures again.
+LARGEST_UNTRAINED_SHARE = 0.5
+UNFORESEEN_S = 1.0
+LEAST_PHASE_2_S = 1.0
+TOO_SHORT_SHARE = 0.8  # of the time budget, needed by the final validation alone
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,14 @@ class Costs:
         per_case = self.segment_s + self.sample_s / 2
         return run.holdout_cases[: max(3, int(MONITORING_SHARE * run.request.max_time_s / max(per_case, 1e-6)))]
 
-    def final_s(self, run: FoldRun) -> float:
-        """Seconds to keep for choosing, the final validation and what is unforeseen."""
+    def final_s(self, run: FoldRun, largest_share: float = 1.0) -> float:
+        """Seconds to keep for choosing and the final validation, at most `largest_share` of the time budget."""
         assert run.request.max_time_s is not None
         choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
         # Restoring and scoring a case cost about as much as segmenting it; more calls than the default may be chosen.
         validation = len(run.validation_cases) * (2 * self.segment_s + 2 * self.sample_s)
         monitoring = len(self.monitored_cases(run)) * (self.segment_s + self.sample_s / 2)
-        return min(LARGEST_FINAL_SHARE * run.request.max_time_s, choosing + validation) + monitoring + 1.0
+        return min(largest_share * run.request.max_time_s, choosing + validation + monitoring) + UNFORESEEN_S
 
 
 def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
@@ -74,7 +79,14 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
     return Costs(seconds[1], 0.0 if model.denoiser is None else max(0.0, seconds[2] - seconds[1]))
 
 
-def phase_1_budget(run: FoldRun, share: float) -> PhaseBudget:
+def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> PhaseBudget:
+    """Length of phase 1.
+
+    Args:
+        run: the fold.
+        share: of both phases together.
+        start_s: when phase 1 began, which may have been in an earlier sitting; None: it begins now.
+    """
     total = _total_iterations(run)
     if total is not None:
         if total < 2 and share < 1:
@@ -86,12 +98,14 @@ def phase_1_budget(run: FoldRun, share: float) -> PhaseBudget:
     untrained = build_model(run.configuration, labels.coding, labels.num_channels, share < 1).to(run.device)
     costs = measure_costs(run, untrained)
     run.monitored_cases = replace(costs, sample_s=0.0).monitored_cases(run)
-    reserved = costs.final_s(run) + run.watch.seconds
-    if reserved >= 0.8 * run.request.max_time_s:
+    start_s = run.watch.seconds if start_s is None else start_s
+    least = start_s + len(run.validation_cases) * costs.segment_s
+    if least >= TOO_SHORT_SHARE * run.request.max_time_s:
         raise UsdError(
-            f"--max-time {run.request.max_time_s:g} s is too short: choosing settings and the validation of "
-            f"{len(run.validation_cases)} cases need about {reserved:.0f} s of it; give at least {2 * reserved:.0f} s."
+            f"--max-time {run.request.max_time_s:g} s is too short: the validation of {len(run.validation_cases)} "
+            f"cases needs about {least:.0f} s of it; give at least {2 * least:.0f} s."
         )
+    reserved = costs.final_s(run, LARGEST_UNTRAINED_SHARE) + start_s
     return PhaseBudget(seconds=share * (run.request.max_time_s - reserved))
 
 
@@ -102,11 +116,19 @@ def phase_2_budget(run: FoldRun, share: float, costs: Costs, start_s: float) -> 
     if total is not None:
         return PhaseBudget(iterations=total - _phase_1_iterations(total, share))
     assert run.request.max_time_s is not None
-    return PhaseBudget(seconds=max(1.0, run.request.max_time_s - costs.final_s(run) - start_s))
+    final_s = costs.final_s(run)
+    left_s = run.request.max_time_s - final_s - start_s
+    if left_s < LEAST_PHASE_2_S:
+        run.log.say(
+            f"choosing settings and the final validation take about {final_s:.0f} s, so that --max-time is exceeded by "
+            f"about {LEAST_PHASE_2_S - left_s:.0f} s; phase 2 gets {LEAST_PHASE_2_S:.0f} s only. Give more time."
+        )
+    return PhaseBudget(seconds=max(LEAST_PHASE_2_S, left_s))
 
 
 def _phase_1_iterations(total: int, share: float) -> int:
-    return total if share == 1 else min(total - 1, max(1, round(total * share)))
+    """Each phase gets one iteration at least, unless its share is nothing."""
+    return round(total * share) if share in (0, 1) else min(total - 1, max(1, round(total * share)))
 
 
 def _total_iterations(run: FoldRun) -> int | None:

@@ -96,6 +96,8 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
 def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None) -> None:
     two_phases = issubclass(trainer, DiffusionTrainer)
     share = run.configuration.training.phase_1_share if two_phases else 1.0
+    if two_phases and run.request.phase_1_from is not None:
+        share = 0.0
     segmenter, facts = _phase_1(run, trainer, checkpoint, share)
     settings = InferenceSettings(
         facts.lam_a, facts.lam_c, facts.input_scale, temperature=facts.temperature, w=0.0, weights=facts.weights

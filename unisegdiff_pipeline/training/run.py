@@ -14,7 +14,6 @@ from unisegdiff_pipeline.evaluation.summary import fold_table
 from unisegdiff_pipeline.inference.model_folder import plan_hash
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.parallel import usable_cores
-from unisegdiff_pipeline.io.paths import find_dataset
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
@@ -79,8 +78,7 @@ class _Setting:
 
 def _open(request: TrainRequest) -> _Setting:
     trainer = find_trainer(request.trainer)
-    preprocessed = request.roots.require_preprocessed()
-    dataset = preprocessed / find_dataset(preprocessed, request.dataset)
+    dataset = request.roots.preprocessed_dataset(request.dataset)
     plans = read_dataclass(Plans, dataset / "plans.json")
     configuration = _configuration(plans, request, dataset)
     model_folder = request.roots.require_results() / plans.dataset_name / f"{trainer.__name__}__{configuration.name}"

@@ -21,6 +21,10 @@ from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
     from unisegdiff_pipeline.training.trainer import FoldRun
 
 SUMMARY_NAME = "summary.json"
@@ -113,12 +117,12 @@ def _decided(run: FoldRun, prediction: CasePrediction, settings: InferenceSettin
     return decided_probabilities(prediction.probabilities(), masks, scheme, settings.decision)
 
 
-def _write_mask(run: FoldRun, folder: object, stored: StoredCase, labels: object) -> None:
+def _write_mask(run: FoldRun, folder: Path, stored: StoredCase, labels: np.ndarray) -> None:
     # Readers are imported here only: a machine that trains need not have them.
     try:
-        from unisegdiff_pipeline.io.images import write_labels
+        from unisegdiff_pipeline.io.images import label_ending, write_labels
     except ImportError as error:
         run.log.say(f"masks of the validation cases are not written: {error}")
         return
-    path = run.folder / "validation" / f"{stored.case_id}{run.plans.file_ending}"
-    write_labels(path, labels, stored.properties.geometry)  # type: ignore[arg-type]
+    path = folder / f"{stored.case_id}{label_ending(run.plans.file_ending)}"
+    write_labels(path, labels, stored.properties.geometry)

@@ -1,0 +1,90 @@
+"""How a time budget is shared: choosing and the final validation lie inside it, however long they take."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.training import costs as module
+from unisegdiff_pipeline.training.costs import Costs, phase_1_budget, phase_2_budget
+
+
+class Log:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def run_of(max_time_s: float, seconds: float = 0.0, num_cases: int = 10) -> Any:
+    cases = tuple("abcdefghijklmnopqrstuvwxyz"[:num_cases])
+    return SimpleNamespace(
+        request=SimpleNamespace(max_time_s=max_time_s, iterations=None, epochs=None),
+        plans=SimpleNamespace(labels=SimpleNamespace(coding="binary", num_channels=1)),
+        configuration=None,
+        holdout_cases=("h", "i", "j"),
+        validation_cases=cases,
+        monitored_cases=(),
+        watch=SimpleNamespace(seconds=seconds),
+        device="cpu",
+        log=Log(),
+    )
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets what one case costs with untrained weights, without a network."""
+
+    def measure(costs: Costs) -> None:
+        monkeypatch.setattr(module, "build_model", lambda *_: SimpleNamespace(to=lambda device: None))
+        monkeypatch.setattr(module, "measure_costs", lambda run, model: costs)
+
+    return measure
+
+
+def test_by_hand() -> None:
+    costs = Costs(segment_s=1.0)
+    # 10 cases segmented and restored, 3 monitored ones scored once more, 1 s for what is unforeseen
+    assert costs.final_s(run_of(100)) == 10 * 2 + 3 + 1
+    assert costs.final_s(run_of(100), largest_share=0.1) == 10 + 1
+
+
+def test_phase_2_leaves_the_time_that_validation_takes() -> None:
+    run, costs = run_of(100, seconds=30), Costs(segment_s=1.0, sample_s=0.75)
+    budget = phase_2_budget(run, 0.75, costs, start_s=30)
+    assert budget.seconds is not None
+    assert costs.final_s(run) > 35
+    assert 30 + budget.seconds + costs.final_s(run) == pytest.approx(100)
+    assert run.log.said == []
+
+
+def test_it_says_so_where_the_time_is_exceeded() -> None:
+    run = run_of(100, seconds=60)
+    budget = phase_2_budget(run, 0.75, Costs(segment_s=1.0, sample_s=0.75), start_s=60)
+    assert budget.seconds == 1.0
+    (line,) = run.log.said
+    assert "--max-time is exceeded" in line
+
+
+@pytest.mark.parametrize(("sample_s", "kept"), [(0.0, 12.5), (50.0, 51.0)], ids=["as measured", "half at most"])
+def test_phase_1_keeps_what_untrained_weights_take(measured: Any, sample_s: float, kept: float) -> None:
+    measured(Costs(segment_s=0.5, sample_s=sample_s))
+    assert phase_1_budget(run_of(100), 0.75).seconds == pytest.approx(0.75 * (100 - kept))
+
+
+def test_phase_1_is_as_long_in_a_later_sitting(measured: Any) -> None:
+    measured(Costs(segment_s=0.5))
+    began, continued = run_of(100, seconds=2), run_of(100, seconds=40)
+    assert phase_1_budget(continued, 0.75, start_s=2) == phase_1_budget(began, 0.75)
+
+
+def test_a_budget_that_the_validation_fills_is_an_error(measured: Any) -> None:
+    measured(Costs(segment_s=4.0))
+    with pytest.raises(UsdError, match=r"--max-time 50 s is too short: the validation of 10 cases needs about 43 s"):
+        phase_1_budget(run_of(50, seconds=3), 0.75)
