@@ -42,6 +42,7 @@ from unisegdiff_pipeline.inference.settings import read_settings, write_settings
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.training import choosing, run
 from unisegdiff_pipeline.training.fold import _finished_model
 from unisegdiff_pipeline.training.interrupt import StopRequest
@@ -66,6 +67,7 @@ class Bench:
         self.dataset, self.configuration = args.dataset, args.config
         self.work, self.raw = args.work.absolute(), args.raw.absolute()
         self.arms = tuple(args.arms)
+        self.holdout_cases = args.holdout_cases
         self.seconds = (args.phase_1_seconds, args.phase_2_seconds)
         self.env = {
             **os.environ,
@@ -114,7 +116,7 @@ class Bench:
         rows = {"segmenter": self.model("segmenter"), "rival": self.model("segmenter"), "p_det": self.model("p_det")}
         fold_run = self.holdout_run("segmenter")
         model, settings = _finished_model(fold_run)
-        cases = fold_run.holdout_cases
+        cases = fold_run.holdout_cases[: self.holdout_cases]
         tempered = replace(settings, temperature=_temperature_near_objects(fold_run, model, cases))
         rival = _best_rival(fold_run, model, settings, (1.0, settings.temperature, tempered.temperature), cases)
         for name, chosen in (("segmenter", tempered), ("rival", rival)):
@@ -122,8 +124,23 @@ class Bench:
             shutil.copytree(rows[name], target, dirs_exist_ok=True)
             write_settings(target / "fold_0", chosen)
             rows[name] = target
-        finished = [arm for arm in self.arms if (self.model(arm) / "fold_0/inference.json").is_file()]
-        return rows | {arm: self.model(arm) for arm in finished}
+        for arm in self.arms:
+            if (self.model(arm) / "fold_0/inference.json").is_file():
+                self._choose_again(arm)
+                rows[arm] = self.model(arm)
+        return rows
+
+    def _choose_again(self, arm: str) -> None:
+        """Choose an arm's settings on as many cases as the rival's: its own training had time for a few."""
+        done = self.model(arm) / "fold_0" / "chosen_for_benchmark.json"
+        if done.is_file():
+            return
+        fold_run = self.holdout_run(arm)
+        model, settings = _finished_model(fold_run)
+        cases = fold_run.holdout_cases[: self.holdout_cases]
+        choice = choosing.choose_settings(fold_run, model, settings, cases)
+        write_settings(self.model(arm) / "fold_0", replace(choice.settings, chosen_on=f"{len(cases)} held-out cases"))
+        write_json(done, {"samplers": choice.samplers, "means": choice.means})
 
     def images(self) -> tuple[Path, list[str]]:
         """A folder with the images of the fold's validation cases, and the cases."""
@@ -163,7 +180,7 @@ class Bench:
         with open(output / "evaluation" / "metrics.csv", newline="") as stream:
             for row in csv.DictReader(stream):
                 values = {key: _number(row.get(key, "")) for key in COLUMNS}
-                by_case.setdefault(row["case_id"], []).append(values)
+                by_case.setdefault(row["case"], []).append(values)
         cases = {case: {key: _mean([r[key] for r in rows]) for key in COLUMNS} for case, rows in by_case.items()}
         description = read_dataset_json(self.raw / self.dataset / "dataset.json")
         for case, scores in cases.items():
@@ -221,8 +238,8 @@ def _best_rival(
     found = []
     for temperature in sorted(set(temperatures)):
         tried = replace(settings, temperature=temperature, num_samples=NUM_SAMPLES)
-        for trial in choosing._energies(fold_run, model, tried, samplers, cases):
-            found.append((trial.energy, replace(tried, sampler=trial.sampler)))
+        for sampler, energies in choosing._energies(fold_run, model, tried, samplers, cases).items():
+            found.append((float(np.mean(energies)), replace(tried, sampler=sampler)))
     return min(found, key=lambda item: item[0])[1]
 
 
@@ -292,6 +309,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--raw", type=Path, default=os.environ.get("usd_raw", os.environ.get("nnUNet_raw")))
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--holdout-cases", type=int, default=24, help="to choose on in `score`, for every row")
     parser.add_argument("--phase-1-seconds", type=int, default=300)
     parser.add_argument("--phase-2-seconds", type=int, default=180)
     args = parser.parse_args()

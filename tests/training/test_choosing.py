@@ -10,18 +10,18 @@ NONE = SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4.0)
 
 
 def test_the_best_energy_score_wins() -> None:
-    trials = [SamplerTrial(TWO, 0.80), SamplerTrial(EIGHT, 0.75), SamplerTrial(NONE, 0.9)]
+    trials = [SamplerTrial(TWO, 0.80, 9), SamplerTrial(EIGHT, 0.75, 9), SamplerTrial(NONE, 0.9, 9)]
     assert rank_samplers(trials)[0].sampler == EIGHT
 
 
 def test_of_about_equal_samplers_the_one_with_the_fewest_calls_wins() -> None:
-    trials = [SamplerTrial(EIGHT, 0.750), SamplerTrial(TWO, 0.757), SamplerTrial(NONE, 0.758)]
+    trials = [SamplerTrial(EIGHT, 0.750, 9), SamplerTrial(TWO, 0.757, 9), SamplerTrial(NONE, 0.758, 9)]
     assert [t.sampler for t in rank_samplers(trials)] == [TWO, EIGHT, NONE]
 
 
 def test_energy_scores_below_zero_are_ranked_alike() -> None:
-    assert rank_samplers([SamplerTrial(EIGHT, -0.100), SamplerTrial(TWO, -0.0995)])[0].sampler == TWO
-    assert rank_samplers([SamplerTrial(EIGHT, -0.100), SamplerTrial(TWO, -0.0985)])[0].sampler == EIGHT
+    assert rank_samplers([SamplerTrial(EIGHT, -0.100, 9), SamplerTrial(TWO, -0.0995, 9)])[0].sampler == TWO
+    assert rank_samplers([SamplerTrial(EIGHT, -0.100, 9), SamplerTrial(TWO, -0.0985, 9)])[0].sampler == EIGHT
 
 
 def test_among_equal_dice_the_likeliest_wins() -> None:

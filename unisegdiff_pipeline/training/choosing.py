@@ -8,7 +8,7 @@ likelihood: how much of p_det enters it, and whether it is cut at 0.5 or where t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -39,12 +39,14 @@ LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0)  # of the smooth field of coherent draws,
 TRAJECTORIES = (
     SamplerSettings("ddim", "det", 2, 2.0),
     SamplerSettings("ddim", "det", 4, 0.0),
-    SamplerSettings("ddim", "det", 4, 2.0),
     SamplerSettings("ddim", "det", 8, 2.0),
     SamplerSettings("hard", "det", 2, 0.0),
-    SamplerSettings("ddim", "stage_a", 4, 2.0),
+    SamplerSettings("hard", "det", 4, 0.0),
 )
-TRIED_CALLS = sum(t.total_calls for t in TRAJECTORIES)
+FIRST_ROUND_SHARE = 0.25  # of the cases see all trajectories, the others only the best of them
+FIRST_ROUND_CASES = 4  # at least
+FINALISTS = 2  # trajectories of the second round
+TRIED_CALLS = 14.0  # calls that a case sees on average, over both rounds
 ENERGY_TOLERANCE = 0.01  # of the best energy score; within it the fewest calls win
 DICE_TOLERANCE = 0.003  # settings within this of the best Dice are told apart by their likelihood
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
@@ -55,10 +57,11 @@ FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class SamplerTrial:
-    """A sampler and its mean energy score on the hold-out (lower is better)."""
+    """A sampler and its mean energy score over some cases of the hold-out (lower is better)."""
 
     sampler: SamplerSettings
     energy: float
+    num_cases: int
 
 
 @dataclass(frozen=True)
@@ -127,20 +130,41 @@ def choose_settings(run: FoldRun, model: StagedModel, settings: InferenceSetting
 def _try_samplers(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]
 ) -> list[SamplerTrial]:
-    """The correlation length by draws from p_det alone, then all trajectories with it, cut at 0.5 and drawn."""
+    """In two rounds: on some cases the length of the field, by draws from p_det, and all trajectories with it; on the
+    others the best of these again, and the draws from p_det. Trials of the second round are over all cases.
+    """
     first = run.data.open(cases[0])
     spacing = first.properties.spacing_mm[-run.configuration.network.dims :]
     unit_mm = float(np.prod(spacing)) ** (1 / len(spacing))
-    lengths = [round(voxels * unit_mm, 3) for voxels in LENGTHS_VOXELS]
-    without_calls = [SamplerSettings("ddim", "det", 0, 0.0, length, draw=True) for length in lengths]
-    trials = _energies(run, model, settings, without_calls, cases)
-    length = rank_samplers(trials)[0].sampler.correlation_length_mm
-    drawn = [replace(t, correlation_length_mm=length, draw=True) for t in TRAJECTORIES if _can_start(t, settings)]
-    return rank_samplers(trials + _energies(run, model, settings, drawn, cases))
+    few = max(FIRST_ROUND_CASES, round(FIRST_ROUND_SHARE * len(cases)))
+    some, others = cases[:few], cases[few:]
+    without_calls = [
+        SamplerSettings("ddim", "det", 0, 0.0, round(voxels * unit_mm, 3), draw=True) for voxels in LENGTHS_VOXELS
+    ]
+    found = _energies(run, model, settings, without_calls, cases)
+    best_length = rank_samplers(_trials(found))[0].sampler.correlation_length_mm
+    drawn = [replace(t, correlation_length_mm=best_length, draw=True) for t in TRAJECTORIES]
+    found |= (all_drawn := _energies(run, model, settings, drawn, some))
+    dropped = []
+    if others:
+        order = [_trajectory(trial.sampler) for trial in sorted(_trials(all_drawn), key=lambda t: t.energy)]
+        finalists = list(dict.fromkeys(order))[:FINALISTS]
+        for sampler, values in _energies(
+            run, model, settings, [d for d in drawn if _trajectory(d) in finalists], others
+        ).items():
+            found[sampler] += values
+        dropped = [sampler for sampler in all_drawn if _trajectory(sampler) not in finalists]
+    last = [trial for trial in _trials(found) if trial.sampler not in dropped]
+    return rank_samplers(last) + rank_samplers([trial for trial in _trials(found) if trial.sampler in dropped])
 
 
-def _can_start(trajectory: SamplerSettings, settings: InferenceSettings) -> bool:
-    return settings.target != "epsilon" or trajectory.start == "det"  # pure noise holds no mask to invert
+def _trajectory(sampler: SamplerSettings) -> SamplerSettings:
+    """The sampler up to its end: what is drawn and what is cut there come of the same calls."""
+    return replace(sampler, draw=False, correlation_length_mm=0.0)
+
+
+def _trials(found: Mapping[SamplerSettings, Sequence[float]]) -> list[SamplerTrial]:
+    return [SamplerTrial(sampler, float(np.nanmean(values)), len(values)) for sampler, values in found.items()]
 
 
 def _energies(
@@ -149,8 +173,8 @@ def _energies(
     settings: InferenceSettings,
     samplers: Sequence[SamplerSettings],
     cases: Sequence[str],
-) -> list[SamplerTrial]:
-    """Mean energy score of each sampler that draws at its end and, for the same calls, of cutting at 0.5 instead."""
+) -> dict[SamplerSettings, list[float]]:
+    """Energy scores of each sampler that draws at its end and, for the same calls, of cutting at 0.5 instead."""
     found: dict[SamplerSettings, list[float]] = defaultdict(list)
     for case_id in cases:
         run.leave_if_asked()
@@ -162,9 +186,8 @@ def _energies(
             numbers = range(prediction.num_samples)
             found[sampler].append(_energy(run, raters, (prediction.sample(i) for i in numbers)))
             if sampler.total_calls and sampler.method != "hard":
-                cut = replace(sampler, draw=False, correlation_length_mm=0.0)
-                found[cut].append(_energy(run, raters, (prediction.soft_sample(i) for i in numbers)))
-    return [SamplerTrial(sampler, float(np.nanmean(values))) for sampler, values in found.items()]
+                found[_trajectory(sampler)].append(_energy(run, raters, (prediction.soft_sample(i) for i in numbers)))
+    return dict(found)
 
 
 def _energy(run: FoldRun, raters: np.ndarray, samples: Iterator[Tensor]) -> float:
@@ -188,7 +211,7 @@ def _energy(run: FoldRun, raters: np.ndarray, samples: Iterator[Tensor]) -> floa
 
 def rank_samplers(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
     """Trials, best first: of those within ENERGY_TOLERANCE of the best the fewest calls, then by their energy."""
-    limit = min(trial.energy for trial in trials)
+    limit = min((trial.energy for trial in trials), default=0.0)
     limit += abs(limit) * ENERGY_TOLERANCE
 
     def order(trial: SamplerTrial) -> tuple[bool, int, float]:

@@ -13,7 +13,7 @@ from unisegdiff_pipeline.training.schedule import PhaseBudget
 from unisegdiff_pipeline.training.trainer import FoldRun
 from unisegdiff_pipeline.training.validation import planned_settings, predict_stored
 
-CHOOSING_SHARE = 0.05  # of the time budget, for choosing on the hold-out
+CHOOSING_SHARE = 0.1  # of the time budget, for choosing on the hold-out
 MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
 # Of the time budget, kept by phase 1, which knows the costs of untrained weights only: these sample everywhere,
@@ -38,11 +38,11 @@ class Costs:
         return 2 * self.segment_s + self.sample_s * (TRIED_CALLS + 2 * default) / default
 
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
-        """As many held-out cases as the time for choosing allows, at least three."""
+        """As many held-out cases as the time for choosing allows, at least six."""
         if run.request.max_time_s is None:
             return run.holdout_cases
         affordable = int(CHOOSING_SHARE * run.request.max_time_s / max(self.choosing_s, 1e-6))
-        return run.holdout_cases[: max(3, affordable)]
+        return run.holdout_cases[: max(6, affordable)]
 
     def monitored_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as may be scored several times during training, at least three."""
