@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unisegdiff_pipeline.diffusion.coding import cross_entropy
+from unisegdiff_pipeline.diffusion.coding import Temperature, cross_entropy, temper
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.comparison import paired_comparison
 from unisegdiff_pipeline.inference.settings import read_settings, write_settings
@@ -118,7 +118,8 @@ class Bench:
         model, settings = _finished_model(fold_run)
         cases = fold_run.holdout_cases[: self.holdout_cases]
         tempered = replace(settings, temperature=_temperature_near_objects(fold_run, model, cases))
-        rival = _best_rival(fold_run, model, settings, (1.0, settings.temperature, tempered.temperature), cases)
+        temperatures = (Temperature(), settings.temperature, tempered.temperature)
+        rival = _best_rival(fold_run, model, settings, temperatures, cases)
         for name, chosen in (("segmenter", tempered), ("rival", rival)):
             target = self.work / "rivals" / self.dataset / name / rows[name].name
             shutil.copytree(rows[name], target, dirs_exist_ok=True)
@@ -210,8 +211,8 @@ def _more_scores(dataset: Path, output: Path, case: str, description: Any) -> di
     return {"majority": _mean(dice), "soft_dice": _mean(soft_dice.tolist())}
 
 
-def _temperature_near_objects(fold_run: FoldRun, model: Any, cases: Sequence[str]) -> float:
-    """The temperature with the least likelihood loss near objects, where calibration is scored."""
+def _temperature_near_objects(fold_run: FoldRun, model: Any, cases: Sequence[str]) -> Temperature:
+    """The one temperature with the least likelihood loss near objects, where calibration is scored."""
     logits, targets = [], []
     generator = np.random.default_rng(0)
     coding = fold_run.plans.labels.coding
@@ -224,19 +225,19 @@ def _temperature_near_objects(fold_run: FoldRun, model: Any, cases: Sequence[str
         logits.append((p.log() if coding == "softmax" else p.logit()).flatten(1)[:, near])
         targets.append(target.flatten(1)[:, near])
     z, t = torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None]
-    losses = [float(cross_entropy(z / value, t, coding).mean()) for value in choosing.TEMPERATURES]
-    return round(choosing.TEMPERATURES[int(np.argmin(losses))], 3)
+    one = [Temperature(value, value) for value in choosing.TEMPERATURES]
+    return min(one, key=lambda value: float(cross_entropy(temper(z, coding, value), t, coding).mean()))
 
 
 def _best_rival(
-    fold_run: FoldRun, model: Any, settings: Any, temperatures: Sequence[float], cases: Sequence[str]
+    fold_run: FoldRun, model: Any, settings: Any, temperatures: Sequence[Temperature], cases: Sequence[str]
 ) -> Any:
     """Settings of coherent draws from the segmenter, the best on the hold-out."""
     spacing = fold_run.data.open(cases[0]).properties.spacing_mm[-fold_run.configuration.network.dims :]
     unit_mm = float(np.prod(spacing)) ** (1 / len(spacing))
     samplers = [SamplerSettings("ddim", "det", 0, 0.0, voxels * unit_mm, True) for voxels in choosing.LENGTHS_VOXELS]
     found = []
-    for temperature in sorted(set(temperatures)):
+    for temperature in dict.fromkeys(temperatures):
         tried = replace(settings, temperature=temperature, num_samples=NUM_SAMPLES)
         for sampler, energies in choosing._energies(fold_run, model, tried, samplers, cases).items():
             found.append((float(np.mean(energies)), replace(tried, sampler=sampler)))

@@ -7,10 +7,12 @@ import torch
 
 from unisegdiff_pipeline.diffusion.coding import (
     LOG_ODDS_LIMIT,
+    Temperature,
     bounded_logits,
     cross_entropy,
     cross_entropy_of_probabilities,
     probabilities_from_logits,
+    temper,
     x_to_probabilities,
 )
 
@@ -22,7 +24,7 @@ def test_softmax_probabilities_by_hand() -> None:
 
 
 def test_temperature_halves_the_log_odds() -> None:
-    p = probabilities_from_logits(torch.tensor([[[2.0]]]), "binary", temperature=2.0)
+    p = probabilities_from_logits(torch.tensor([[[2.0]]]), "binary", Temperature(2.0, 2.0))
     assert p.item() == pytest.approx(1 / (1 + math.exp(-1)))
 
 
@@ -49,3 +51,13 @@ def test_cross_entropy_is_the_same_from_logits_and_probabilities(coding: str) ->
     a = cross_entropy(logits, target, coding)  # type: ignore[arg-type]
     b = cross_entropy_of_probabilities(p, target, coding)  # type: ignore[arg-type]
     assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_two_temperatures_change_no_decision_and_leave_the_background_alone() -> None:
+    z = torch.tensor([[[4.0, 0.5, -0.5, -6.0]]])
+    assert temper(z, "binary", Temperature(4.0, 1.0)).flatten().tolist() == [1.0, 0.125, -0.5, -6.0]
+    logits = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0))
+    tempered = temper(logits, "softmax", Temperature(5.0, 0.8))
+    assert torch.equal(tempered.argmax(1), logits.argmax(1))
+    background = logits.argmax(1) == 0
+    assert torch.allclose(tempered.movedim(1, 2)[background], logits.movedim(1, 2)[background] / 0.8)

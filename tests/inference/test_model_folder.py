@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.model_folder import (
     choose_folds,
@@ -34,7 +35,7 @@ from unisegdiff_pipeline.planning.plans import (
 )
 
 SETTINGS = InferenceSettings(
-    -3.0, 0.5, temperature=1.5, w=0.25, sampler=SamplerSettings(num_calls=2), chosen_on="2 cases"
+    -3.0, 0.5, temperature=Temperature(1.5, 1.0), w=0.25, sampler=SamplerSettings(num_calls=2), chosen_on="2 cases"
 )
 
 

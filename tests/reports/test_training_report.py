@@ -70,7 +70,8 @@ def finish(folder: Path) -> None:
         stream.write(json.dumps({"kind": "finished", "phase": 3, "iteration": 0, "seconds": 140.0}) + "\n")
     sampler = {"method": "ddim", "start": "stage_a", "num_calls": 4}
     chosen = {
-        "lam_a": -6.0, "lam_c": 0.0, "temperature": 1.5, "w": 0.25, "decision": "dice", "num_samples": 8,
+        "lam_a": -6.0, "lam_c": 0.0, "temperature": {"foreground": 1.5, "background": 1.0}, "w": 0.25,
+        "decision": "dice", "num_samples": 8,
         "sampler": sampler,
     }  # fmt: skip
     (folder / "inference.json").write_text(json.dumps({**chosen, "weights": "ema", "chosen_on": "2 cases"}))

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
+import torch
+
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
-from unisegdiff_pipeline.training.choosing import MeanTrial, SamplerTrial, rank_means, rank_samplers
+from unisegdiff_pipeline.training.choosing import MeanTrial, SamplerTrial, fit_temperature, rank_means, rank_samplers
 
 TWO, EIGHT = SamplerSettings(num_calls=2), SamplerSettings(num_calls=8)
 NONE = SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4.0)
@@ -48,3 +51,18 @@ def test_without_any_defined_dice_the_likelihood_decides() -> None:
 def test_an_empty_hold_out_leaves_the_plain_segmenter() -> None:
     nothing = [MeanTrial(w, d, math.nan, math.nan) for w in (0.0, 0.5, 1.0) for d in ("half", "dice")]
     assert rank_means(nothing)[0] == nothing[4]
+
+
+def test_temperatures_of_a_segmenter_that_is_too_sure_of_its_objects_only() -> None:
+    """Foreground said with odds of e^4 and true in 73 % (e^1) of the voxels; background as sure as it says, e^-3."""
+    sure, right = torch.full((1000,), 4.0), torch.full((1000,), -3.0)
+    target = torch.cat([(torch.arange(1000) < 731), (torch.arange(1000) < 47)]).float()
+    logits = torch.cat([sure, right])[None, None]
+    found = fit_temperature(logits, target[None, None], torch.ones(2000), "binary")
+    assert found.foreground == pytest.approx(4.0, rel=0.06)  # the grid's steps are 9 % wide
+    assert found.background == pytest.approx(1.0, rel=0.06)
+
+
+def test_temperatures_without_any_voxel_are_one() -> None:
+    found = fit_temperature(torch.zeros(1, 2, 0), torch.zeros(1, 2, 0), torch.zeros(0), "softmax")
+    assert (found.foreground, found.background) == (1.0, 1.0)

@@ -6,6 +6,8 @@ sigmoid channel each (`LabelScheme.coding`). The channel axis is 1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -26,18 +28,47 @@ def x_to_probabilities(x: Tensor, coding: Coding, floor: float = 5e-4) -> Tensor
     return p / p.sum(dim=1, keepdim=True) if coding == "softmax" else p
 
 
-def probabilities_from_logits(logits: Tensor, coding: Coding, temperature: float = 1.0) -> Tensor:
-    """Probabilities (B, C, *spatial) in fp32 from logits divided by `temperature`."""
-    scaled = logits.float() / temperature
+@dataclass(frozen=True)
+class Temperature:
+    """What divides a segmenter's logits (Guo et al. 2017), one number where it says foreground, one where background.
+
+    A segmenter trained with Dice is too sure of the objects that it finds, and right about the background far from any.
+    One temperature for both would have to lie: high enough for objects, it lifts all of the background.
+    """
+
+    foreground: float = 1.0
+    background: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("foreground", "background"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"the temperature of the {name} is {getattr(self, name)}; it must be above 0")
+
+
+NO_TEMPERATURE = Temperature()
+
+
+def temper(logits: Tensor, coding: Coding, temperature: Temperature) -> Tensor:
+    """Logits (B, C, *spatial) in fp32 divided by the temperature of what they decide for; no decision changes."""
+    z = logits.float()
+    if temperature.foreground == temperature.background:
+        return z / temperature.foreground
+    found = z[:, 1:].amax(dim=1, keepdim=True) > z[:, :1] if coding == "softmax" else z > 0
+    return z / torch.where(found, temperature.foreground, temperature.background)
+
+
+def probabilities_from_logits(logits: Tensor, coding: Coding, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
+    """Probabilities (B, C, *spatial) in fp32 from tempered logits."""
+    scaled = temper(logits, coding, temperature)
     return scaled.softmax(dim=1) if coding == "softmax" else scaled.sigmoid()
 
 
-def bounded_logits(logits: Tensor, coding: Coding, temperature: float = 1.0) -> Tensor:
+def bounded_logits(logits: Tensor, coding: Coding, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
     """Logits in fp32 that the denoiser may add to: detached, tempered, limited to +-10 so that it can overrule them.
 
     Softmax logits are centred first, since only differences between channels count.
     """
-    scaled = logits.detach().float() / temperature
+    scaled = temper(logits.detach(), coding, temperature)
     if coding == "softmax":
         scaled = scaled - scaled.mean(dim=1, keepdim=True)
     return scaled.clamp(-LOG_ODDS_LIMIT, LOG_ODDS_LIMIT)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
 from unisegdiff_pipeline.io.errors import UsdError
@@ -39,7 +40,7 @@ class InferenceSettings:
     lam_c: float
     input_scale: tuple[float, ...] = ()
     target: Target = "staged"
-    temperature: float = 1.0
+    temperature: Temperature = NO_TEMPERATURE
     w: float = 0.5
     decision: Decision = "half"
     num_samples: int = 8
@@ -48,8 +49,6 @@ class InferenceSettings:
     chosen_on: str = "nothing; defaults"
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
         if not 0 <= self.w <= 1:
             raise ValueError(f"w is {self.w}; allowed is a share from 0 (samples only) to 1 (segmenter only)")
         if self.num_samples < 0:

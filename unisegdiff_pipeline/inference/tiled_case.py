@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature
 from unisegdiff_pipeline.inference.active_region import ACTIVE_PROBABILITY, foreground
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.sliding_window import (
@@ -58,7 +59,7 @@ class TiledCase:
         return self.weights.numel()
 
     @torch.inference_mode()
-    def det_probabilities(self, temperature: float = 1.0) -> Tensor:
+    def det_probabilities(self, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
         """p_det over the padded volume, (K, Z, Y, X) fp32, on the device if the limits allow, else on the CPU."""
         tiles = self._segmented(temperature)
         first_index, first = next(tiles)
@@ -94,7 +95,7 @@ class TiledCase:
         for tile in set(self._cache) - set(tiles):
             self._free_bytes += _num_bytes(self._cache.pop(tile))
 
-    def _segmented(self, temperature: float) -> Iterator[tuple[int, Tensor]]:
+    def _segmented(self, temperature: Temperature) -> Iterator[tuple[int, Tensor]]:
         """(tile, p_det (K, *window)) of every tile."""
         for batch in batches(range(len(self.grid.starts)), self.limits.segmenter_voxels // self.window_voxels):
             missing = [t for t in batch if t not in self._cache]
@@ -128,7 +129,7 @@ class TiledCase:
         with torch.inference_mode(), autocast(self.device):
             return self.model.condition(images)
 
-    def _mirrored(self, tile: int, p: Tensor, temperature: float) -> Tensor:
+    def _mirrored(self, tile: int, p: Tensor, temperature: Temperature) -> Tensor:
         """Mean of p (K, *patch) over all flips of the tile, where mirroring is on."""
         if not self.mirror:
             return p

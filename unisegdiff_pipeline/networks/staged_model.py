@@ -7,7 +7,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from unisegdiff_pipeline.diffusion.coding import bounded_logits, probabilities_from_logits
+from unisegdiff_pipeline.diffusion.coding import (
+    NO_TEMPERATURE,
+    Temperature,
+    bounded_logits,
+    probabilities_from_logits,
+)
 from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.io.labels import Coding
 from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput
@@ -43,7 +48,7 @@ class StagedModel(nn.Module):
         projected = () if self.denoiser is None else self.denoiser.project_features(output.features)
         return Condition(output.logits[0].float(), projected)
 
-    def det_probabilities(self, condition: Condition, temperature: float = 1.0) -> Tensor:
+    def det_probabilities(self, condition: Condition, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
         """p_det (B, C, *patch): the segmenter's own answer at a temperature chosen on held-out cases."""
         return probabilities_from_logits(condition.det_logits, self.coding, temperature)
 
@@ -53,7 +58,7 @@ class StagedModel(nn.Module):
         lam: Tensor,
         det_logits: Tensor,
         features: Sequence[Tensor],
-        temperature: float = 1.0,
+        temperature: Temperature = NO_TEMPERATURE,
     ) -> Estimate:
         """Estimate mask and noise in x_t.
 
@@ -71,7 +76,7 @@ class StagedModel(nn.Module):
         lam: Tensor,
         det_logits: Tensor,
         features: Sequence[Tensor],
-        temperature: float = 1.0,
+        temperature: Temperature = NO_TEMPERATURE,
         keep_det: Tensor | None = None,
     ) -> DenoiserOutput:
         """As `denoise`, but with the logits of x_0, for losses.

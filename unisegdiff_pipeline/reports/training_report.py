@@ -360,7 +360,7 @@ def _chosen(fold: _Fold) -> Section | None:
     chosen, sampler = fold.chosen, fold.chosen.get("sampler", {})
     items = {
         "chosen on": str(chosen.get("chosen_on", "")),
-        "temperature of the segmenter": f"{chosen.get('temperature', 1):g}",
+        "temperature of the segmenter": _temperature(chosen.get("temperature", 1)),
         "w, weight of the segmenter": f"{chosen.get('w', 1):g}",
         "samples": f"{chosen.get('num_samples', 0)}",
     }
@@ -383,6 +383,12 @@ def _chosen(fold: _Fold) -> Section | None:
         rows = [[m.get("w"), m.get("decision"), m.get("dice"), m.get("nll")] for m in means]
         body.append(details(f"All {len(rows)} ways to make the mask, best first", [table(Table(columns, rows))]))
     return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
+
+
+def _temperature(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value.get('foreground'):g} for foreground, {value.get('background'):g} for background"
+    return f"{value:g}"
 
 
 def _in_words(sampler: Mapping[str, Any]) -> str:

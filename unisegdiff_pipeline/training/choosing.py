@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unisegdiff_pipeline.diffusion.coding import cross_entropy, cross_entropy_of_probabilities
+from unisegdiff_pipeline.diffusion.coding import Temperature, cross_entropy, cross_entropy_of_probabilities, temper
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
 from unisegdiff_pipeline.evaluation.summary import CaseScores, summarise
@@ -26,6 +26,7 @@ from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
+from unisegdiff_pipeline.io.labels import Coding
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.validation import score_on_plan_grid
@@ -33,7 +34,7 @@ from unisegdiff_pipeline.training.validation import score_on_plan_grid
 if TYPE_CHECKING:
     from unisegdiff_pipeline.training.trainer import FoldRun
 
-TEMPERATURES = tuple(np.geomspace(0.5, 4.0, 25).tolist())
+TEMPERATURES = tuple(np.geomspace(0.5, 8.0, 33).tolist())
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0)  # of the smooth field of coherent draws, in voxels of the plan
 TRAJECTORIES = (
@@ -91,32 +92,43 @@ class _Voxels:
     weights: Tensor
 
 
-def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -> float:
-    """The temperature of p_det with the least negative log-likelihood of whole held-out cases.
+def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -> Temperature:
+    """The temperatures of p_det with the least negative log-likelihood of whole held-out cases.
 
-    Of each case voxels near foreground and voxels elsewhere are drawn, and weighted by how many they stand for. Near
-    foreground alone, the temperature would grow where the segmenter is too sure of objects, and raise the background,
-    of which there is far more, above what is true. With several annotators each counts.
+    Of each case voxels near foreground and voxels elsewhere are drawn, and weighted by how many they stand for. With
+    several annotators each counts.
     """
     logits, targets, weights = [], [], []
     generator = np.random.default_rng(run.request.seed)
+    coding = run.plans.labels.coding
     for case_id in cases:
         stored = run.data.open(case_id)
         tiles = _tiled(run, model, stored)
         p = tiles.det_probabilities()[(slice(None), *tiles.grid.inner)].float().cpu()
         odds = p.clamp(1e-6, 1 - 1e-6)
-        z = odds.log() if run.plans.labels.coding == "softmax" else odds.logit()
+        z = odds.log() if coding == "softmax" else odds.logit()
         target = _mean_target(run, stored)
         chosen = _voxels(p, target, run, stored, generator)
         logits.append(z.flatten(1)[:, chosen.indices])
         targets.append(target.flatten(1)[:, chosen.indices])
         weights.append(chosen.weights)
-    z, t, weight = torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None], torch.cat(weights)  # (1, K, V)
-    if z.shape[2] == 0:
-        return 1.0
-    coding = run.plans.labels.coding
-    losses = [float((weight * cross_entropy(z / temperature, t, coding)[0]).sum()) for temperature in TEMPERATURES]
-    return round(TEMPERATURES[int(np.argmin(losses))], 3)
+    return fit_temperature(
+        torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None], torch.cat(weights), coding
+    )
+
+
+def fit_temperature(logits: Tensor, target: Tensor, weights: Tensor, coding: Coding) -> Temperature:
+    """The likeliest temperatures of TEMPERATURES; logits and target (1, K, V), weights (V,)."""
+    if logits.shape[2] == 0:
+        return Temperature()
+
+    def loss(temperature: Temperature) -> float:
+        return float((weights * cross_entropy(temper(logits, coding, temperature), target, coding)[0]).sum())
+
+    # Every voxel is divided by one of the two, so that each can be fitted alone.
+    background = min(TEMPERATURES, key=lambda value: loss(Temperature(1.0, value)))
+    foreground = min(TEMPERATURES, key=lambda value: loss(Temperature(value, background)))
+    return Temperature(round(foreground, 3), round(background, 3))
 
 
 def choose_settings(run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]) -> Choice:

@@ -15,6 +15,7 @@ from unisegdiff_pipeline.training.validation import planned_settings, predict_st
 
 CHOOSING_SHARE = 0.1  # of the time budget, for choosing on the hold-out
 MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
+DESCRIBING_SHARE = 0.02  # of the time budget, for what phase 1 is like on the hold-out
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
 # Of the time budget, kept by phase 1, which knows the costs of untrained weights only: these sample everywhere,
 # trained ones around lesions. What is kept too much goes to phase 2, which measures again.
@@ -42,6 +43,13 @@ class Costs:
         if run.request.max_time_s is None:
             return run.holdout_cases
         affordable = int(CHOOSING_SHARE * run.request.max_time_s / max(self.choosing_s, 1e-6))
+        return run.holdout_cases[: max(6, affordable)]
+
+    def described_cases(self, run: FoldRun) -> tuple[str, ...]:
+        """As many held-out cases as may be segmented twice after phase 1, at least six."""
+        if run.request.max_time_s is None:
+            return run.holdout_cases
+        affordable = int(DESCRIBING_SHARE * run.request.max_time_s / max(2 * self.segment_s, 1e-6))
         return run.holdout_cases[: max(6, affordable)]
 
     def monitored_cases(self, run: FoldRun) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.evaluation.summary import Summary, summary_table
 from unisegdiff_pipeline.inference.model_folder import (
     WEIGHTS_NAME,
@@ -50,7 +51,7 @@ BEST_MARGIN = 0.005  # earlier weights replace the last ones only if they are cl
 class Phase1Facts:
     """What phase 1 leaves for phase 2 beside its weights."""
 
-    temperature: float
+    temperature: Temperature
     weights: str
     iterations: int
     seconds: float
@@ -176,11 +177,14 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
             lam_c=found.lam_c,
             input_scale=found.input_scale,
         ), {}
-    settings = replace(settings, temperature=choose_temperature(run, model, run.monitored_cases))
-    stages, dice = realised_stages(run, model, settings, run.monitored_cases)
+    cases = measure_costs(run, model).described_cases(run)
+    temperature = choose_temperature(run, model, cases)
+    settings = replace(settings, temperature=temperature)
+    stages, dice = realised_stages(run, model, settings, cases)
     run.log.say(
-        f"on the hold-out: temperature of the segmenter {settings.temperature:g}, stages from lam_a "
-        f"{stages.lam_a:g} (planned {settings.lam_a:g}) to lam_c {stages.lam_c:g} ({settings.lam_c:g})"
+        f"on {len(cases)} held-out cases: temperature of the segmenter {temperature.foreground:g} for foreground and "
+        f"{temperature.background:g} for background, stages from lam_a {stages.lam_a:g} (planned {settings.lam_a:g}) "
+        f"to lam_c {stages.lam_c:g} ({settings.lam_c:g})"
     )
     return replace(settings, lam_a=stages.lam_a, lam_c=stages.lam_c, input_scale=stages.input_scale), dice
 

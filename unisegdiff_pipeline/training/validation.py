@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 SUMMARY_NAME = "summary.json"
 
 
-def planned_settings(configuration: ConfigurationPlan, temperature: float = 1.0, w: float = 0.0) -> InferenceSettings:
+def planned_settings(configuration: ConfigurationPlan) -> InferenceSettings:
     """Settings before anything has been chosen: the plan's edges and the samplers' defaults."""
     stages = configuration.stages
     assert stages is not None
-    return InferenceSettings(stages.lam_a, stages.lam_c, stages.input_scale, temperature=temperature, w=w)
+    return InferenceSettings(stages.lam_a, stages.lam_c, stages.input_scale, w=0.0)
 
 
 def validate_cases(
