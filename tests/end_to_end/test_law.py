@@ -27,7 +27,7 @@ from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 SIZE, NUM_CASES, NUM_HELD_OUT, NUM_RATERS = 40, 100, 48, 4
 EXISTENCE, OFFSET_SD = 0.7, 1.5
 NUM_SAMPLES = 16
-ITERATIONS = 600
+PHASE_1_ITERATIONS, PHASE_2_ITERATIONS = 200, 400
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     (raw / "dataset.json").write_text(json.dumps({**description, "file_ending": ".png"}))
     roots = ["--raw", str(raw.parent), "--preprocessed", str(root / "preprocessed")]
     assert plan_and_preprocess.main(["-d", "950", *roots, "--device", "cpu", "--memory-gb", "4", "--workers", "0"]) == 0
-    budget = ["--iterations", str(ITERATIONS), "--batch-size", "8", "--device", "cpu"]
-    assert train.main(["950", "0", *roots, "--results", str(root / "results"), *budget]) == 0
-    return Predictor(root / "results/Dataset950_Law/StagedDiffusionTrainer__2d", device="cpu")
+    results = root / "results"
+    common = ["950", "0", *roots, "--results", str(results), "--batch-size", "8", "--device", "cpu"]
+    assert train.main([*common, "--trainer", "SegmentationTrainer", "--iterations", str(PHASE_1_ITERATIONS)]) == 0
+    phase_1 = results / "Dataset950_Law/SegmentationTrainer__2d/fold_0"
+    assert train.main([*common, "--phase-1-from", str(phase_1), "--iterations", str(PHASE_2_ITERATIONS)]) == 0
+    return Predictor(results / "Dataset950_Law/StagedDiffusionTrainer__2d", device="cpu")
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,7 @@ def _try_means(
     losses: dict[float, list[float]] = defaultdict(list)
     generator = np.random.default_rng(run.request.seed)
     scheme = run.plans.labels
+    weights = WEIGHTS if settings.sampler.total_calls else (1.0,)  # without calls the samples' mean is p_det
     for case_id in cases:
         run.leave_if_asked()
         stored = run.data.open(case_id)
@@ -247,7 +248,7 @@ def _try_means(
         masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
         target = _mean_target(run, stored)
         chosen = _voxels(prediction.p_det, target, run, stored, generator)
-        for w in WEIGHTS:
+        for w in weights:
             p = prediction.probabilities(w)
             if len(chosen.indices):
                 q = p.flatten(1)[:, chosen.indices].clamp(FLOOR, 1 - FLOOR)[None]
