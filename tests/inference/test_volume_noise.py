@@ -32,3 +32,23 @@ def test_smooth_fields_agree_wherever_boxes_overlap() -> None:
     small = smooth_field_in_box(0, "c", 0, "f", 1, (0, 0, 25), (1, 20, 45), **named)
     assert torch.allclose(small, large[:, :, :20, 25:], atol=1e-5)  # at the volume's border, too
     assert float(large.std()) == pytest.approx(1, abs=0.15)
+
+
+def test_long_fields_are_drawn_on_a_coarser_grid_with_the_same_law() -> None:
+    """l = 12 voxels: nodes every third voxel; at the nodes and between them variance 1, and exp(-d^2 / (4 l^2))."""
+    named = {"lengths_voxels": (0.0, 12.0, 12.0), "slices_only": True}
+    fields = torch.cat([smooth_field_in_box(0, "c", i, "f", 1, (0, 4, 7), (1, 60, 60), **named) for i in range(300)])
+    at_node, between = fields[:, 0, 2, 2], fields[:, 0, 3, 3]  # 4 + 2 and 7 + 2 are multiples of 3
+    assert float(at_node.var()) == pytest.approx(1, abs=0.25)
+    assert float(between.var() / at_node.var()) == pytest.approx(1, abs=0.05)
+    apart = (fields[..., :-12] * fields[..., 12:]).mean() / fields.square().mean()
+    assert float(apart) == pytest.approx(0.7788, abs=0.05)
+    small = smooth_field_in_box(0, "c", 0, "f", 1, (0, 20, 31), (1, 11, 9), **named)
+    assert torch.allclose(small[0], fields[0][:, 16:27, 24:33], atol=1e-5)
+
+
+def test_fields_in_three_dimensions_agree_wherever_boxes_overlap() -> None:
+    large = smooth_field_in_box(0, "c", 0, "f", 2, (-3, 5, 0), (20, 18, 26), (3.0, 9.0, 0.0))
+    small = smooth_field_in_box(0, "c", 0, "f", 2, (2, 9, 11), (6, 10, 9), (3.0, 9.0, 0.0))
+    assert large.shape == (2, 20, 18, 26)
+    assert torch.allclose(small, large[:, 5:11, 4:14, 11:20], atol=1e-5)

@@ -55,9 +55,20 @@ def smooth_field(white: np.ndarray, lengths_voxels: Sequence[float]) -> np.ndarr
         radius = kernel_radius(length)
         if radius == 0:
             continue
-        kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / length) ** 2)
-        kernel /= np.sqrt((kernel**2).sum())
+        kernel = _unit_variance_kernel(length)
         inner = [slice(None)] * white.ndim
         inner[axis] = slice(radius, white.shape[axis] - radius)
         white = ndimage.convolve1d(white, kernel.astype(np.float32), axis=axis, mode="constant")[tuple(inner)]
     return np.ascontiguousarray(white)
+
+
+def neighbour_correlation(length: float) -> float:
+    """Correlation of neighbouring voxels of a smooth field along an axis with this length."""
+    kernel = _unit_variance_kernel(length)
+    return float((kernel[1:] * kernel[:-1]).sum())
+
+
+def _unit_variance_kernel(length: float) -> np.ndarray:
+    radius = kernel_radius(length)
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / length) ** 2)
+    return kernel / np.sqrt((kernel**2).sum())

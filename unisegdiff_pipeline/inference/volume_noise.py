@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.noise import BlockNoise, kernel_radius, smooth_field
+from unisegdiff_pipeline.diffusion.noise import BlockNoise, kernel_radius, neighbour_correlation, smooth_field
 
 BLOCK = 16  # voxels an axis
+NODES_PER_LENGTH = 4
 
 
 def noise_in_box(
@@ -44,10 +46,34 @@ def smooth_field_in_box(
 ) -> Tensor:  # fmt: skip
     """A smooth standard normal field of the box, (channels, *extent): the same for every box that holds a voxel.
 
-    White noise is drawn beyond the box as far as the kernel reaches, beyond the volume's borders too.
+    A long field is drawn on a coarser grid, `NODES_PER_LENGTH` nodes a length, and interpolated. White noise is drawn
+    beyond the box as far as the kernel reaches, beyond the volume's borders too.
     """
-    margin = [kernel_radius(length) for length in lengths_voxels]
-    low = [a - m for a, m in zip(start, margin, strict=True)]
-    size = [e + 2 * m for e, m in zip(extent, margin, strict=True)]
+    steps = [max(1, int(length / NODES_PER_LENGTH)) for length in lengths_voxels]
+    lengths = [length / step for length, step in zip(lengths_voxels, steps, strict=True)]
+    margin = [kernel_radius(length) for length in lengths]
+    first = [a // step for a, step in zip(start, steps, strict=True)]
+    last = [(a + n - 1) // step + (step > 1) for a, n, step in zip(start, extent, steps, strict=True)]
+    low = [a - m for a, m in zip(first, margin, strict=True)]
+    size = [b - a + 1 + 2 * m for a, b, m in zip(first, last, margin, strict=True)]
     white = noise_in_box(seed, case, sample, stream, channels, low, size, slices_only=slices_only)
-    return torch.from_numpy(smooth_field(white.numpy(), lengths_voxels))
+    field = smooth_field(white.numpy(), lengths)
+    for axis, (step, length) in enumerate(zip(steps, lengths, strict=True)):
+        if step > 1:
+            places = (np.arange(start[axis], start[axis] + extent[axis]) - first[axis] * step) / step
+            field = _interpolate(field, axis + 1, places, neighbour_correlation(length))
+    return torch.from_numpy(np.ascontiguousarray(field))
+
+
+def _interpolate(field: np.ndarray, axis: int, places: np.ndarray, correlation: float) -> np.ndarray:
+    """Values of a field between its nodes along an axis, of unit variance as at the nodes.
+
+    Linear interpolation of two values with this correlation has variance (1 - t)^2 + t^2 + 2 t (1 - t) correlation.
+    """
+    node = places.astype(np.int64)
+    t = places - node
+    scale = 1 / np.sqrt((1 - t) ** 2 + t**2 + 2 * t * (1 - t) * correlation)
+    shape = [1] * field.ndim
+    shape[axis] = len(places)
+    before, behind = (np.reshape(w * scale, shape).astype(np.float32) for w in (1 - t, t))
+    return field.take(node, axis) * before + field.take(node + 1, axis) * behind

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 TEMPERATURES = tuple(np.geomspace(0.5, 8.0, 33).tolist())
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0)  # of the smooth field of coherent draws, in voxels of the plan
+LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent draws, in voxels of the plan
 TRAJECTORIES = (
     SamplerSettings("ddim", "det", 2, 2.0),
     SamplerSettings("ddim", "det", 4, 0.0),

@@ -108,11 +108,12 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
         _finish(run, model, replace(settings, w=1.0, num_samples=0), None)
         return
     assert issubclass(trainer, DiffusionTrainer)
-    start_s = checkpoint["phase_start_s"] if checkpoint and checkpoint["phase"] == 2 else run.watch.seconds
     labels = run.plans.labels
     denoiser = build_model(run.configuration, labels.coding, labels.num_channels, True).denoiser
     costs = measure_costs(run, StagedModel(segmenter.to(run.device), denoiser, labels.coding).to(run.device))
-    phase_2 = trainer(run, phase_2_budget(run, share, costs, start_s), segmenter, settings)
+    start_s = _phase_start_s(checkpoint, 2)
+    budget = phase_2_budget(run, share, costs, run.watch.seconds if start_s is None else start_s)
+    phase_2 = trainer(run, budget, segmenter, settings)
     phase_2.fit(checkpoint)
     settings = replace(phase_2.settings, weights=_take_best(phase_2))
     model = phase_2.model_for_prediction()
@@ -151,7 +152,7 @@ def _phase_1(
             _keep_phase_1(run, segmenter, replace(facts, seconds=run.watch.seconds))
         return segmenter, facts
     kind = trainer if issubclass(trainer, SegmentationTrainer) else SegmentationTrainer
-    phase_1 = kind(run, phase_1_budget(run, share))
+    phase_1 = kind(run, phase_1_budget(run, share, _phase_start_s(checkpoint, 1)))
     phase_1.fit(checkpoint)
     weights = _take_best(phase_1)
     segmenter = phase_1.model_for_prediction().segmenter
@@ -162,6 +163,11 @@ def _phase_1(
     )  # fmt: skip
     _keep_phase_1(run, segmenter, facts)
     return segmenter, facts
+
+
+def _phase_start_s(checkpoint: dict[str, Any] | None, phase: int) -> float | None:
+    """When a phase began that is continued now; None where it begins now."""
+    return checkpoint["phase_start_s"] if checkpoint is not None and checkpoint["phase"] == phase else None
 
 
 def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSettings, dict[str, float]]:
