@@ -171,6 +171,18 @@ def test_command_with_label_values_and_without(
     assert "--labels" in message
 
 
+@pytest.mark.parametrize(("ending", "known"), [(".png", False), (".nii.gz", True)])
+def test_pictures_have_no_known_pixel_size(tmp_path: Path, ending: str, known: bool) -> None:
+    geometry = Geometry(is_2d=True) if ending == ".png" else Geometry(SPACING)
+    for folder in ("labels", "pred"):
+        (tmp_path / folder).mkdir()
+        write_labels(tmp_path / folder / f"case_1{ending}", np.ones((1, 3, 4), np.uint8), geometry)
+    folders = [str(tmp_path / "labels"), str(tmp_path / "pred")]
+    assert usd_evaluate([*folders, "--labels", "1", "--no-report"]) == 0
+    summary = json.loads((tmp_path / "pred" / "evaluation" / "summary.json").read_text())
+    assert summary["spacing_known"] is known
+
+
 def test_a_folder_as_nnunet_leaves_it(tmp_path: Path) -> None:
     """Masks as NIfTI in (X, Y, Z), probabilities as (C, Z, Y, X) with the background first, and its other files."""
     rng = np.random.default_rng(0)
