@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -371,16 +370,3 @@ def test_shapes_must_agree() -> None:
     ):
         with pytest.raises(ValueError, match=r"\(1, 2, 2\), \(1, 2, 3\)"):
             score_samples(*arguments)
-
-
-def test_a_million_voxels_take_a_fraction_of_a_second() -> None:
-    rng = np.random.default_rng(27)
-    field = rng.random((16, 256, 256))
-    samples = [field < share for share in rng.random(16)]
-    raters = [field > share for share in rng.random(4)]
-    seconds = []
-    for _ in range(3):
-        start = time.process_time()
-        score_samples(samples, raters, field)
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 1

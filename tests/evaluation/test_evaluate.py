@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -168,6 +169,43 @@ def test_command_with_label_values_and_without(
     message = capsys.readouterr().err
     assert message.startswith("error: no dataset.json")
     assert "--labels" in message
+
+
+@pytest.mark.parametrize(("ending", "known"), [(".png", False), (".nii.gz", True)])
+def test_pictures_have_no_known_pixel_size(tmp_path: Path, ending: str, known: bool) -> None:
+    geometry = Geometry(is_2d=True) if ending == ".png" else Geometry(SPACING)
+    for folder in ("labels", "pred"):
+        (tmp_path / folder).mkdir()
+        write_labels(tmp_path / folder / f"case_1{ending}", np.ones((1, 3, 4), np.uint8), geometry)
+    folders = [str(tmp_path / "labels"), str(tmp_path / "pred")]
+    assert usd_evaluate([*folders, "--labels", "1", "--no-report"]) == 0
+    summary = json.loads((tmp_path / "pred" / "evaluation" / "summary.json").read_text())
+    assert summary["spacing_known"] is known
+
+
+def test_a_folder_as_nnunet_leaves_it(tmp_path: Path) -> None:
+    """Masks as NIfTI in (X, Y, Z), probabilities as (C, Z, Y, X) with the background first, and its other files."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 3, 5, 7))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=0)
+    reference = rng.integers(0, 3, (3, 5, 7))
+    for folder, labels in (("labelsTs", reference), ("pred", probabilities.argmax(axis=0))):
+        (tmp_path / folder).mkdir()
+        image = nib.Nifti1Image(labels.transpose(2, 1, 0).astype(np.uint8), np.diag([0.5, 0.6, 0.7, 1]))
+        nib.save(image, tmp_path / folder / "la_003.nii.gz")
+    pred = tmp_path / "pred"
+    np.savez_compressed(pred / "la_003.npz", probabilities=probabilities.astype(np.float32))
+    (pred / "la_003.pkl").write_bytes(b"properties")
+    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1, "b": 2}}
+    (pred / "dataset.json").write_text(json.dumps(description | {"numTraining": 1, "file_ending": ".nii.gz"}))
+    for name in ("plans.json", "predict_from_raw_data_args.json"):
+        (pred / name).write_text("{}")
+    assert usd_evaluate([str(tmp_path / "labelsTs"), str(pred), "--no-report"]) == 0
+    with open(pred / "evaluation" / "metrics.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for value, row in enumerate(rows, start=1):  # all voxels lie within 5 mm of the masks
+        expected = ((probabilities[value] - (reference == value)) ** 2).mean()
+        assert float(row["brier"]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_two_files(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score, precision_score, recall_score
 
-from unisegdiff_pipeline.evaluation.metrics import score_case
+from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
 from unisegdiff_pipeline.io.labels import LabelScheme
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
@@ -101,17 +103,55 @@ def test_exchanging_the_masks_exchanges_sensitivity_and_precision() -> None:
     assert there == mirrored
 
 
+def adversarial(shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """Masks at which overlaps go wrong most easily."""
+    one, corner, face, apart, empty = np.zeros((5, *shape), np.uint8)
+    one[tuple(n // 2 for n in shape)] = 1
+    corner[-1, -1, -1] = 1
+    face[:, :, 0] = 1
+    apart[0, 0, 0] = apart[-1, -1, -1] = apart[-1, 0, 0] = 1
+    noise = np.random.default_rng(sum(shape)).integers(0, 2, shape).astype(np.uint8)
+    found = {"one voxel": one, "corner": corner, "face": face, "disconnected": apart, "empty": empty}
+    return found | {"everything": 1 - empty, "noise": noise, "opposite of noise": 1 - noise}
+
+
+NAMES = tuple(adversarial((1, 1, 6)))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 6), (1, 9, 8), (4, 6, 5)])
-def test_overlap_equals_that_of_scikit_learn(shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(sum(shape))
-    reference, predicted = rng.integers(0, 2, (2, *shape))
-    reference.ravel()[0] = 1
-    (score,) = score_case(reference, predicted, BINARY, (1, 1, 1))
+@pytest.mark.parametrize("one", NAMES)
+@pytest.mark.parametrize("other", NAMES)
+def test_overlap_equals_that_of_scikit_learn(shape: tuple[int, int, int], one: str, other: str) -> None:
+    masks = adversarial(shape)
+    reference, predicted = masks[one], masks[other]
+    (score,) = score_case(reference, predicted, BINARY, (5, 0.7, 1.3))
     a, b = reference.ravel(), predicted.ravel()
+    (tn, fp), (fn, tp) = confusion_matrix(a, b, labels=[0, 1])
+    assert (score.tp, score.fp, score.fn, score.tn) == (tp, fp, fn, tn)
+    assert score.volume_error_ml == pytest.approx((b.sum() - float(a.sum())) * 4.55 / 1000)
+    if one == "empty":
+        assert math.isnan(score.dice)
+        return
     assert score.dice == pytest.approx(f1_score(a, b))
     assert score.iou == pytest.approx(jaccard_score(a, b))
     assert score.sensitivity == pytest.approx(recall_score(a, b))
     assert score.precision == pytest.approx(precision_score(a, b, zero_division=0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flips_and_transpositions_change_nothing(name: str) -> None:
+    masks = adversarial((4, 6, 5))
+    spacing = (5.0, 0.7, 1.3)
+    expected = score_case(masks["noise"], masks[name], BINARY, spacing)
+    for order in itertools.permutations(range(3)):
+        pair = [np.flip(mask.transpose(order), order[0]) for mask in (masks["noise"], masks[name])]
+        turned = score_case(*pair, BINARY, [spacing[axis] for axis in order])
+        assert [approximate(score) for score in turned] == [approximate(score) for score in expected]
+
+
+def approximate(score: ClassScore) -> dict[str, object]:
+    values = dataclasses.asdict(score)
+    return {key: f"{value:.12g}" if isinstance(value, float) else value for key, value in values.items()}
 
 
 def test_shapes_must_agree() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 import csv
+import dataclasses
 import math
 import re
 import shutil
@@ -17,7 +19,10 @@ from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.io.images import map_ending, read_labels, split_ending, write_labels, write_map
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.reports.case_gallery import find_images, highlights
+from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
+from unisegdiff_pipeline.reports.evaluation_tables import volume_digits
+from unisegdiff_pipeline.reports.figures import SERIES
 
 LESION = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 NESTED = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
@@ -176,8 +181,24 @@ def test_several_classes_have_a_panel_for_each_side(phantom_2d: Path, tmp_path: 
     text = write_evaluation_report(tmp_path / "out", evaluation).read_text(encoding="utf-8")
     assert "<figcaption>Reference</figcaption>" in text
     assert "mean of classes" in text
-    assert "#ffb000" in text
-    assert "#35c8ff" in text
+    assert all(color in text for color in CLASS_COLORS[:2])
+
+
+@pytest.mark.parametrize(("mean_ml", "digits"), [(0.0, 2), (123.0, 2), (1.0, 2), (0.5, 3), (0.056, 4), (0.0012, 5)])
+def test_volumes_have_decimals_enough(flat: tuple[Evaluation, Path], mean_ml: float, digits: int) -> None:
+    report = flat[0].report
+    volume = dataclasses.replace(report.mean["reference_ml"], mean=mean_ml)
+    changed = dataclasses.replace(report, mean={**report.mean, "reference_ml": volume})
+    assert volume_digits(changed) == digits
+
+
+def test_a_class_has_one_hue_in_charts_and_pictures() -> None:
+    def hue(color: str) -> float:
+        return colorsys.rgb_to_hsv(*(byte / 255 for byte in bytes.fromhex(color[1:])))[0]
+
+    for chart, shown in zip(SERIES[:-1], CLASS_COLORS[:-1], strict=True):  # the last are greys
+        apart = abs(hue(chart) - hue(shown))
+        assert min(apart, 1 - apart) < 0.05, (chart, shown)
 
 
 def test_a_damaged_image_leaves_the_report_whole(phantom_2d: Path, tmp_path: Path) -> None:

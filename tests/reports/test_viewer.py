@@ -277,6 +277,21 @@ def test_a_case_with_an_image_only_has_no_empty_controls(show: Callable[..., Any
     opened.require_quiet()
 
 
+def test_print_keeps_proportions_and_says_what_is_shown(show: Callable[..., Any]) -> None:
+    opened = show(note="Dice 0.81", report="report.html")
+    opened.page.emulate_media(media="print")
+    assert opened.page.locator("#canvas").evaluate("e => getComputedStyle(e).objectFit") == "contain"
+    for name in ("axial", "opacity", "previous"):
+        assert not opened.page.locator(f"#{name}").is_visible(), name
+    for name in ("axial-text", "mask", "voxel", "legend"):
+        assert opened.page.locator(f"#{name}").is_visible(), name
+    label, value = (opened.page.locator(place).bounding_box() for place in ("label[for=coronal]", "#coronal-text"))
+    assert label["x"] + label["width"] < value["x"]
+    assert abs(label["y"] - value["y"]) < label["height"]
+    assert not opened.scrolls_sideways()
+    opened.require_quiet()
+
+
 def test_on_a_phone_a_reduced_case_fits_the_window_and_counts_voxels_of_the_file(show: Callable[..., Any]) -> None:
     marks = [ViewerMark("a " * 60, (0.0, 0.0, 0.0))]
     opened = show(size=(390, 844), max_voxels=2000, note="Dice 0.81", report="report.html", marks=marks)

@@ -228,9 +228,19 @@ def _meaning(args: Namespace) -> tuple[LabelScheme, bool]:
     if args.labels is not None:
         values = tuple(sorted(set(args.labels)))
         coding: Coding = "binary" if len(values) == 1 else "softmax"
-        return LabelScheme(tuple(map(str, values)), tuple((v,) for v in values), coding, values), True
+        scheme = LabelScheme(tuple(map(str, values)), tuple((v,) for v in values), coding, values)
+        return scheme, not _holds_pictures(args.reference)
     description = read_dataset_json(args.dataset_json or find_dataset_json(args.reference, args.prediction))
     return description.labels, description.spacing_known
+
+
+def _holds_pictures(reference: Path) -> bool:
+    """Whether the references are pictures, which do not tell the size of their pixels."""
+    from unisegdiff_pipeline.evaluation.inputs import find_masks
+    from unisegdiff_pipeline.io.images import is_picture_ending, split_ending
+
+    paths = find_masks(reference).values() if reference.is_dir() else [reference]
+    return any(is_picture_ending(split_ending(path.name)[1]) for path in paths)
 
 
 def find_dataset_json(reference: Path, prediction: Path) -> Path:

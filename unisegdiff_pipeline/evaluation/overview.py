@@ -42,7 +42,7 @@ def evaluation_table(report: FolderSummary) -> str:
 
 def comparison_table(report: FolderSummary) -> str:
     """The ranking of all runs, and below it the paired differences in Dice of each class."""
-    ranking = [("run", "mean rank", "Dice", "best in")]
+    ranking = [("run", "mean rank", "Dice of cases", "best in")]
     for run in report.ranking:
         ranking.append((run.name, _number(run.mean_rank, ".2f"), _number(run.mean_dice), str(run.num_best)))
     rows: list[tuple[str, ...]] = [

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 REFERENCE_COLOR, PREDICTION_COLOR = "#35c8ff", "#ffb000"
-CLASS_COLORS = ("#ffb000", "#35c8ff", "#ff6db0", "#6ff0a0", "#c69bff", "#fff06a", "#ff7a45", "#b9c3cc")
+# The hues of `figures.SERIES` in their order, brighter, so that a class has one colour in charts and on dark tissue.
+CLASS_COLORS = ("#35c8ff", "#ff7a45", "#45e0a8", "#ff8fc8", "#ffc233", "#8fdcff", "#d9b98c", "#b9c3cc")
 UNCERTAINTY_MAP = "magma"
 WINDOW_PERCENTILES = (0.5, 99.5)
 PANEL_IN = 2.1  # width

@@ -54,8 +54,9 @@ def intensities(fingerprint: Fingerprint) -> Html:
             )  # fmt: skip
             axis.set_yticks([1], [name])
             axis.grid(axis="y", visible=False)
+        axes[-1].set_xlabel("intensity in the files")
 
-    return figures.draw(paint, "Foreground intensities of each channel", 9.6, 0.55 + 0.62 * len(channels))
+    return figures.draw(paint, "Foreground intensities of each channel", 9.6, 0.75 + 0.62 * len(channels))
 
 
 def balance(fingerprint: Fingerprint) -> Html:
@@ -171,7 +172,7 @@ def _histogram(fingerprint: Fingerprint, paint: Callable[[Axes], None], alt: str
         paint(axis)
         axis.grid(axis="x", visible=False)
         if len(fingerprint.lesions) > 1:
-            axis.legend()
+            figures.legend_above(drawn)
 
     return figures.draw(on, alt)
 

@@ -337,7 +337,7 @@ def _all_cases(evaluation: Evaluation, viewers: Mapping[str, str]) -> Section:
     has_groups = report.settings["groups"] is not None
     columns = [Column("Case", "text")]
     columns += [Column("Group", "text")] * has_groups + [Column("Class", "text")] * several
-    columns += [Column("Outcome", "text"), *(metric_column(name) for name in names)]
+    columns += [Column("Outcome", "text"), *(metric_column(name, report) for name in names)]
     rows: list[list[Cell]] = []
     for case in evaluation.cases:
         name: Cell = link(viewers[case.case_id], case.case_id) if case.case_id in viewers else case.case_id
@@ -355,10 +355,13 @@ def _case_cell(value: Any) -> Cell:
 
 
 def _settings(report: FolderSummary) -> Section:
+    settings = dict(report.settings)
+    if settings["lesion_strata_edges_ml"] is None:
+        settings["lesion_strata_edges_ml"] = "thirds of the reference lesions of each class"
     shown = {
         name.replace("_", " ").replace("num ", "number of ").removesuffix(" in words"): _setting(value)
-        for name, value in report.settings.items()
-        if f"{name}_in_words" not in report.settings
+        for name, value in settings.items()
+        if f"{name}_in_words" not in settings
     }
     return Section("Settings", [facts(shown)], "Every choice that the numbers depend on.")
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 
 from unisegdiff_pipeline.evaluation.aggregate import MetricSummary
 from unisegdiff_pipeline.evaluation.evaluate import FolderSummary
-from unisegdiff_pipeline.reports.metric_names import metric_name
+from unisegdiff_pipeline.reports.metric_names import MetricName, metric_name
 from unisegdiff_pipeline.reports.page import UNDEFINED, Cell, Column, Html, Shown, Table, format_number, table
 
 # Those that an evaluation lacks are left out.
 MAIN_METRICS = (
-    "dice", "surface_dice", "hd95_mm", "assd_mm", "volume_error_ml", "lesion_sensitivity", "lesion_precision",
-    "lesion_f1", "nll", "adaptive_ece", "energy_score_u", "ged_u", "hm_iou",
+    "dice", "surface_dice", "surface_dice_rater", "hd95_mm", "assd_mm", "volume_error_ml", "lesion_sensitivity",
+    "lesion_precision", "lesion_f1", "nll", "adaptive_ece", "energy_score_u", "ged_u", "hm_iou",
 )  # fmt: skip
+VOLUME_DIGITS = 2  # decimals of volumes of a millilitre and more
 CLASSES_AS_COLUMNS = 7
 SUMMARY_COLUMNS = (
     Column("Mean"), Column("Interval", hint="bootstrap interval of the mean"), Column("Deviation"), Column("Median"),
@@ -27,15 +29,19 @@ def main_table(report: FolderSummary) -> Html:
     names = present(MAIN_METRICS, report)
     entries: dict[str, Mapping[str, MetricSummary]] = {entry.class_name: entry.metrics for entry in report.classes}
     if len(entries) == 1:
-        rows = [[metric_name(name).label, *_summary_cells(name, report.mean[name])] for name in names]
+        rows = [[metric_name(name).label, *_summary_cells(shown_as(name, report), report.mean[name])] for name in names]
         return table(Table([Column("Metric", "text"), *SUMMARY_COLUMNS], rows, sortable=False))
     entries["mean of classes"] = report.mean
     if len(entries) <= CLASSES_AS_COLUMNS:
         columns = [Column("Metric", "text"), *(Column(name) for name in entries)]
-        rows = [[metric_name(name).label, *(_mean_cell(name, e.get(name)) for e in entries.values())] for name in names]
+        rows = [
+            [metric_name(name).label, *(_mean_cell(shown_as(name, report), e.get(name)) for e in entries.values())]
+            for name in names
+        ]
         return table(Table(columns, rows, sortable=False))
-    columns = [Column("Class", "text"), *(metric_column(name) for name in names)]
-    return table(Table(columns, [[c, *(_mean_cell(n, e.get(n)) for n in names)] for c, e in entries.items()]))
+    columns = [Column("Class", "text"), *(metric_column(name, report) for name in names)]
+    rows = [[c, *(_mean_cell(shown_as(name, report), e.get(name)) for name in names)] for c, e in entries.items()]
+    return table(Table(columns, rows))
 
 
 def outcome_table(report: FolderSummary) -> Html:
@@ -45,7 +51,7 @@ def outcome_table(report: FolderSummary) -> Html:
         Column("Both empty", hint="cases where neither mask holds the class: undefined, in no mean"),
         Column("False positive", hint="cases whose reference is empty and whose prediction is not"),
         Column("Specificity", hint="share of the cases with an empty reference whose prediction is empty, too"),
-        Column("False positive, ml", digits=2, hint="volume predicted on empty references, all cases"),
+        Column("False positive, ml", digits=volume_digits(report), hint="volume predicted on empty references"),
         Column("Dice of all voxels", hint="all cases as one image"),
     ]
     rows: list[list[Cell]] = [
@@ -62,7 +68,7 @@ def metric_table(report: FolderSummary) -> Html:
     """A row a metric and class."""
     columns = [Column("Metric", "text"), Column("Class", "text"), *SUMMARY_COLUMNS]
     rows: list[list[Cell]] = [
-        [metric_name(name).label, entry.class_name, *_summary_cells(name, summary)]
+        [metric_name(name).label, entry.class_name, *_summary_cells(shown_as(name, report), summary)]
         for entry in report.classes
         for name, summary in entry.metrics.items()
     ]
@@ -73,7 +79,8 @@ def ranking_table(report: FolderSummary) -> Html:
     """All runs, best first."""
     columns = [
         Column("Run", "text"), Column("Mean rank", digits=2, hint="mean over cases of the rank by Dice"),
-        Column("Dice"), Column("Best in", hint="cases where no run is better"), Column("Cases"),
+        Column("Dice", hint="mean over cases, each the mean of its classes"),
+        Column("Best in", hint="cases where no run is better"), Column("Cases"),
     ]  # fmt: skip
     rows: list[list[Cell]] = [
         [run.name, run.mean_rank, run.mean_dice, run.num_best, run.num_cases] for run in report.ranking
@@ -168,9 +175,21 @@ def present(names: Iterable[str], report: FolderSummary) -> list[str]:
     return [name for name in full if name in report.mean and report.mean[name].n]
 
 
-def metric_column(name: str) -> Column:
-    shown = metric_name(name)
+def metric_column(name: str, report: FolderSummary) -> Column:
+    shown = shown_as(name, report)
     return Column(shown.label, "number", shown.digits, shown.hint)
+
+
+def shown_as(name: str, report: FolderSummary) -> MetricName:
+    """How a metric is shown in this report: volumes with as many decimals as small lesions need."""
+    shown = metric_name(name)
+    return dataclasses.replace(shown, digits=volume_digits(report)) if name.endswith("_ml") else shown
+
+
+def volume_digits(report: FolderSummary) -> int:
+    """Decimals of volumes: three significant digits of the mean reference volume, two decimals at least."""
+    mean_ml = report.mean["reference_ml"].mean
+    return VOLUME_DIGITS - min(0, math.floor(math.log10(mean_ml))) if mean_ml > 0 else VOLUME_DIGITS
 
 
 def interval_text(summary: MetricSummary, digits: int) -> str:
@@ -180,23 +199,21 @@ def interval_text(summary: MetricSummary, digits: int) -> str:
     return f"{format_number(summary.ci_low, digits)} to {format_number(summary.ci_high, digits)}"
 
 
-def _summary_cells(name: str, summary: MetricSummary) -> list[Cell]:
+def _summary_cells(shown: MetricName, summary: MetricSummary) -> list[Cell]:
     """Cells of SUMMARY_COLUMNS."""
-    digits = metric_name(name).digits
     mean, deviation, median = (
-        Shown(format_number(value, digits), value) for value in (summary.mean, summary.std, summary.median)
+        Shown(format_number(value, shown.digits), value) for value in (summary.mean, summary.std, summary.median)
     )
-    interval = Shown(interval_text(summary, digits) or UNDEFINED, summary.ci_low)
+    interval = Shown(interval_text(summary, shown.digits) or UNDEFINED, summary.ci_low)
     return [mean, interval, deviation, median, summary.n, summary.n_undefined]
 
 
-def _mean_cell(name: str, summary: MetricSummary | None) -> Cell:
+def _mean_cell(shown: MetricName, summary: MetricSummary | None) -> Cell:
     """Mean with its interval below."""
     if summary is None or summary.n == 0:
         return None
-    digits = metric_name(name).digits
-    mean = format_number(summary.mean, digits)
-    interval = interval_text(summary, digits)
+    mean = format_number(summary.mean, shown.digits)
+    interval = interval_text(summary, shown.digits)
     return Shown(Html(f"{mean}<small>{interval}</small>") if interval else mean, summary.mean)
 
 

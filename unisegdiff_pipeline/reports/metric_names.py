@@ -31,7 +31,6 @@ _NAMES = {
     "reference_ml": MetricName("Reference, ml", 2, "volume of the reference"),
     "predicted_ml": MetricName("Predicted, ml", 2, "volume of the prediction"),
     "volume_error_ml": MetricName("Volume error, ml", 2, "predicted minus reference volume"),
-    "relative_volume_error": MetricName("Relative volume error", 3, "volume error over reference volume"),
     "volume_error_percent": MetricName("Volume error, %", 1, "volume error over reference volume, in percent"),
     "false_positive_ml": MetricName("False positive, ml", 2, "volume predicted outside the reference", False),
     "hd_mm": MetricName("HD, mm", 1, "Hausdorff distance", False),

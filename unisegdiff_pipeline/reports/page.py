@@ -166,9 +166,10 @@ def facts(items: Mapping[str, str]) -> Html:
     return Html(f"<dl class=facts>{rows}</dl>")
 
 
-def bullets(items: Iterable[str]) -> Html:
-    """A list."""
-    return Html(f"<ul>{''.join(f'<li>{markup(item)}</li>' for item in items)}</ul>")
+def bullets(items: Iterable[str], names: bool = False) -> Html:
+    """A list; one of names, such as those of cases, stands in columns."""
+    kind = " class=names" if names else ""
+    return Html(f"<ul{kind}>{''.join(f'<li>{markup(item)}</li>' for item in items)}</ul>")
 
 
 def details(title: str, body: Sequence[Html], is_open: bool = False) -> Html:

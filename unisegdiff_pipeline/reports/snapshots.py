@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from unisegdiff_pipeline.io.files import atomic_path
+from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.page import Html, figure, grid, picture_from_png, subsection
 
 PICTURES_NAME = "pictures"
@@ -26,8 +27,6 @@ CONTEXT = 3.0  # side of what is shown, in longest sides of the reference's box
 DRAWN_SIDE = 288  # pixels of the picture, about
 FILL_ALPHA, PROBABILITY_ALPHA = 70, 0.75
 PROBABILITY_STEPS = 12  # even steps pack into a few kilobytes
-# Those of Okabe and Ito (2008) that stand out from dark and from bright tissue.
-CLASS_COLORS = ((230, 159, 0), (86, 180, 233), (240, 228, 66), (204, 121, 167), (0, 158, 115), (213, 94, 0))
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def mask_layer(numbers: np.ndarray) -> np.ndarray:
     layer = np.zeros((*numbers.shape, 4), np.uint8)
     for number in np.unique(numbers[numbers > 0]):
         mask = numbers == number
-        color = CLASS_COLORS[(int(number) - 1) % len(CLASS_COLORS)]
+        color = bytes.fromhex(CLASS_COLORS[(int(number) - 1) % len(CLASS_COLORS)][1:])
         layer[mask] = (*color, FILL_ALPHA)
         layer[mask & ~_eroded(_eroded(mask))] = (*color, 255)
     return layer

@@ -459,5 +459,5 @@ def _setup(fold: _Fold) -> Section:
         f"{len(counts['validation'])} to validate",
     }
     named = {"Cases trained on": "train", "Inner hold-out": "holdout", "Validation cases": "validation"}
-    lists = [details(title, [bullets(counts[key])]) for title, key in named.items() if counts[key]]
+    lists = [details(title, [bullets(counts[key], names=True)]) for title, key in named.items() if counts[key]]
     return Section("Set-up", [facts(items), *lists])

@@ -7,8 +7,8 @@
   const HEADER_BYTES = 352
   const MAP_STOPS = { R: [60, 140, 215, 250, 252], G: [9, 32, 72, 150, 253], B: [101, 105, 66, 10, 191], I: [0, 64, 128, 192, 255] }
   const REFERENCE = [0.34, 0.71, 0.91], MASK = [0.9, 0.62, 0], AGREE = [0.18, 0.75, 0.58], OTHER = [0.86, 0.61, 0.75]
-  const CLASSES = [MASK, REFERENCE, [0.18, 0.75, 0.58], [0.94, 0.89, 0.26], [0.86, 0.61, 0.75], [0.94, 0.5, 0.25],
-    [0.29, 0.64, 0.87], [0.72, 0.64, 0.51], [0.64, 0.67, 0.7], [0.6, 0.85, 0.35], [0.72, 0.5, 0.95], [0.95, 0.45, 0.55],
+  // The hues of the report's charts, in their order.
+  const CLASSES = [REFERENCE, [0.94, 0.5, 0.25], AGREE, OTHER, MASK, [0.94, 0.89, 0.26], [0.29, 0.64, 0.87], [0.72, 0.64, 0.51], [0.64, 0.67, 0.7], [0.6, 0.85, 0.35], [0.72, 0.5, 0.95], [0.95, 0.45, 0.55],
     [0.45, 0.9, 0.9], [0.8, 0.75, 0.3], [0.95, 0.8, 0.65]]
   const PLANES = { sagittal: 0, coronal: 1, axial: 2 }
   const names = new Map(settings.labels)
@@ -478,7 +478,8 @@ void main() {
       backColor: [0, 0, 0, 1], crosshairColor: [0.75, 0.8, 0.85, 1], crosshairWidthUnit: 'mm',
       isRadiologicalConvention: true, multiplanarShowRender: 0, multiplanarPadPixels: 4, sliceType: 3, tileMargin: 0,
       dragMode: 4, dragAndDropEnabled: false, loadingText: '', logLevel: 'error', viewModeHotKey: '', clipPlaneHotKey: '',
-      cycleClipPlaneHotKey: '', fontColor: [1, 0.93, 0.6, 1], showAllOrientationMarkers: true
+      cycleClipPlaneHotKey: '', fontColor: [0.93, 0.35, 0.65, 1], // read on bright and on dark tissue
+      showAllOrientationMarkers: true
     })
     viewer.addColormap('map', { ...MAP_STOPS, A: [0, 90, 160, 210, 255] })
     await viewer.attachToCanvas($('canvas'), false)
