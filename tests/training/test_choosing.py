@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,13 +19,19 @@ def test_the_best_energy_score_wins() -> None:
 
 
 def test_of_about_equal_samplers_the_one_with_the_fewest_calls_wins() -> None:
-    trials = [SamplerTrial(EIGHT, 0.750, 9), SamplerTrial(TWO, 0.757, 9), SamplerTrial(NONE, 0.758, 9)]
+    trials = [SamplerTrial(EIGHT, 0.750, 9), SamplerTrial(TWO, 0.764, 9), SamplerTrial(NONE, 0.766, 9)]
     assert [t.sampler for t in rank_samplers(trials)] == [TWO, EIGHT, NONE]
 
 
+def test_of_about_equal_draws_the_one_with_the_longest_field_wins() -> None:
+    long = replace(NONE, correlation_length_mm=64.0)
+    assert rank_samplers([SamplerTrial(NONE, 0.750, 9), SamplerTrial(long, 0.760, 9)])[0].sampler == long
+    assert rank_samplers([SamplerTrial(NONE, 0.750, 9), SamplerTrial(long, 0.770, 9)])[0].sampler == NONE
+
+
 def test_energy_scores_below_zero_are_ranked_alike() -> None:
-    assert rank_samplers([SamplerTrial(EIGHT, -0.100, 9), SamplerTrial(TWO, -0.0995, 9)])[0].sampler == TWO
-    assert rank_samplers([SamplerTrial(EIGHT, -0.100, 9), SamplerTrial(TWO, -0.0985, 9)])[0].sampler == EIGHT
+    assert rank_samplers([SamplerTrial(EIGHT, -0.100, 9), SamplerTrial(TWO, -0.0985, 9)])[0].sampler == TWO
+    assert rank_samplers([SamplerTrial(EIGHT, -0.100, 9), SamplerTrial(TWO, -0.0975, 9)])[0].sampler == EIGHT
 
 
 def test_among_equal_dice_the_likeliest_wins() -> None:
