@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
-from unisegdiff_pipeline.training.choosing import MeanTrial, SamplerTrial, fit_temperature, rank_means, rank_samplers
+from unisegdiff_pipeline.training.choosing import (
+    MeanTrial,
+    SamplerTrial,
+    finalists,
+    fit_temperature,
+    rank_means,
+    rank_samplers,
+)
 
 TWO, EIGHT = SamplerSettings(num_calls=2), SamplerSettings(num_calls=8)
 NONE = SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4.0)
@@ -29,34 +36,42 @@ def test_of_about_equal_draws_the_one_with_the_longest_field_wins() -> None:
     assert rank_samplers([SamplerTrial(NONE, 0.750, 9), SamplerTrial(long, 0.770, 9)])[0].sampler == NONE
 
 
+def test_draws_without_calls_share_the_final_with_the_best_sampler_that_is_about_as_good() -> None:
+    none, two, eight = SamplerTrial(NONE, 0.750, 9), SamplerTrial(TWO, 0.762, 9), SamplerTrial(EIGHT, 0.755, 9)
+    assert finalists([none, two, eight]) == [NONE, EIGHT]
+    assert finalists([none, SamplerTrial(TWO, 0.80, 9)]) == [NONE]
+    assert finalists([none, SamplerTrial(TWO, 0.70, 4)]) == [NONE]  # dropped after the first round
+    assert finalists([two, none]) == [TWO]
+
+
 def test_energy_scores_below_zero_are_ranked_alike() -> None:
     assert rank_samplers([SamplerTrial(EIGHT, -0.100, 9), SamplerTrial(TWO, -0.0985, 9)])[0].sampler == TWO
     assert rank_samplers([SamplerTrial(EIGHT, -0.100, 9), SamplerTrial(TWO, -0.0975, 9)])[0].sampler == EIGHT
 
 
 def test_among_equal_dice_the_likeliest_wins() -> None:
-    sharp, honest = MeanTrial(1.0, "half", 0.801, 0.9), MeanTrial(0.5, "dice", 0.800, 0.5)
-    poor = MeanTrial(0.0, "half", 0.70, 0.1)
+    sharp, honest = MeanTrial(TWO, 1.0, "half", 0.801, 0.9), MeanTrial(TWO, 0.5, "dice", 0.800, 0.5)
+    poor = MeanTrial(TWO, 0.0, "half", 0.70, 0.1)
     assert rank_means([sharp, honest, poor]) == [honest, sharp, poor]
 
 
 def test_a_dice_clearly_lower_does_not_win_by_its_likelihood() -> None:
-    better, likelier = MeanTrial(0.5, "half", 0.81, 0.9), MeanTrial(0.0, "half", 0.80, 0.1)
+    better, likelier = MeanTrial(TWO, 0.5, "half", 0.81, 0.9), MeanTrial(TWO, 0.0, "half", 0.80, 0.1)
     assert rank_means([likelier, better])[0] == better
 
 
 def test_equally_likely_ways_are_cut_as_usual() -> None:
-    usual, other = MeanTrial(0.5, "half", 0.800, 0.5), MeanTrial(0.5, "dice", 0.801, 0.5)
+    usual, other = MeanTrial(TWO, 0.5, "half", 0.800, 0.5), MeanTrial(TWO, 0.5, "dice", 0.801, 0.5)
     assert rank_means([other, usual])[0] == usual
 
 
 def test_without_any_defined_dice_the_likelihood_decides() -> None:
-    first, second = MeanTrial(0.5, "half", math.nan, 0.2), MeanTrial(0.25, "half", math.nan, 0.1)
+    first, second = MeanTrial(TWO, 0.5, "half", math.nan, 0.2), MeanTrial(TWO, 0.25, "half", math.nan, 0.1)
     assert rank_means([first, second])[0] == second
 
 
 def test_an_empty_hold_out_leaves_the_plain_segmenter() -> None:
-    nothing = [MeanTrial(w, d, math.nan, math.nan) for w in (0.0, 0.5, 1.0) for d in ("half", "dice")]
+    nothing = [MeanTrial(TWO, w, d, math.nan, math.nan) for w in (0.0, 0.5, 1.0) for d in ("half", "dice")]
     assert rank_means(nothing)[0] == nothing[4]
 
 

@@ -53,9 +53,10 @@ def test_both_phases_leave_a_complete_fold(request_: TrainRequest) -> None:
     assert "checkpoint.pt" not in names
     settings = json.loads((result.folder / "inference.json").read_text())
     tried = json.loads((result.folder / "candidates.json").read_text())
-    assert settings["sampler"] == tried["samplers"][0]["sampler"]
     assert {s["sampler"]["num_calls"] for s in tried["samplers"]} == {0, 2, 4, 8}
-    assert [settings["w"], settings["decision"]] == [tried["means"][0]["w"], tried["means"][0]["decision"]]
+    for name in ("sampler", "w", "decision"):
+        assert settings[name] == tried["means"][0][name]
+    assert settings["sampler"] in [trial["sampler"] for trial in tried["samplers"]]
     assert 0 <= settings["w"] <= 1
     assert "hold-out" in settings["chosen_on"]
     assert any(name.startswith("denoiser.") for name in weights_of(result.folder))

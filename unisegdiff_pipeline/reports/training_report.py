@@ -379,8 +379,10 @@ def _chosen(fold: _Fold) -> Section | None:
         rows = [[_in_words(s.get("sampler", {})), s.get("energy")] for s in samplers]
         body.append(details(f"All {len(rows)} samplers, best first", [table(Table(columns, rows))]))
     if means := fold.candidates.get("means"):
-        columns = [Column("w", digits=2), Column("cut", "text"), Column("Dice", digits=4), Column("NLL", digits=4)]
-        rows = [[m.get("w"), m.get("decision"), m.get("dice"), m.get("nll")] for m in means]
+        columns = [Column("sampler", "text"), Column("w", digits=2), Column("cut", "text")]
+        columns += [Column("Dice", digits=4), Column("NLL", digits=4)]
+        names = ("w", "decision", "dice", "nll")
+        rows = [[_in_words(m.get("sampler", {})), *(m.get(name) for name in names)] for m in means]
         body.append(details(f"All {len(rows)} ways to make the mask, best first", [table(Table(columns, rows))]))
     return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
 

@@ -36,12 +36,12 @@ class UnstagedDiffusionTrainer(DiffusionTrainer):
 
 
 class X0DiffusionTrainer(UnstagedDiffusionTrainer):
-    """Predicts the mask at every noise level, with the loss that the mask has in stage B."""
+    """Predicts the mask at every noise level, with the mask's loss of the staged trainer."""
 
     target: ClassVar[Target] = "x0"
 
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
-        return mask_loss(output.x0_logits, example.target, example.valid, self.coding, dice_weight=0.3)
+        return mask_loss(output.x0_logits, example.target, example.valid, self.coding)
 
 
 class VDiffusionTrainer(UnstagedDiffusionTrainer):

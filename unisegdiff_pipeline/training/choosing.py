@@ -47,7 +47,7 @@ TRAJECTORIES = (
 )
 FIRST_ROUND_SHARE = 0.25  # of the cases see all trajectories, the others only the best of them
 FIRST_ROUND_CASES = 4  # at least
-FINALISTS = 2  # trajectories of the second round
+SECOND_ROUND = 2  # trajectories
 TRIED_CALLS = 14.0  # calls that a case sees on average, over both rounds
 ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the fewest calls win, and the longest field
 DICE_TOLERANCE = 0.003  # settings within this of the best Dice are told apart by their likelihood
@@ -70,6 +70,7 @@ class SamplerTrial:
 class MeanTrial:
     """A way to make the mask, and the Dice and negative log-likelihood that it reached on the hold-out."""
 
+    sampler: SamplerSettings
     w: float
     decision: Decision
     dice: float
@@ -113,9 +114,7 @@ def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -
         logits.append(z.flatten(1)[:, chosen.indices])
         targets.append(target.flatten(1)[:, chosen.indices])
         weights.append(chosen.weights)
-    return fit_temperature(
-        torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None], torch.cat(weights), coding
-    )
+    return fit_temperature(torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None], torch.cat(weights), coding)
 
 
 def fit_temperature(logits: Tensor, target: Tensor, weights: Tensor, coding: Coding) -> Temperature:
@@ -135,9 +134,13 @@ def fit_temperature(logits: Tensor, target: Tensor, weights: Tensor, coding: Cod
 def choose_settings(run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]) -> Choice:
     """Sampler, then w and decision, on held-out cases."""
     samplers = _try_samplers(run, model, settings, cases)
-    settings = replace(settings, sampler=samplers[0].sampler)
-    means = _try_means(run, model, settings, cases)
-    return Choice(replace(settings, w=means[0].w, decision=means[0].decision), tuple(samplers), tuple(means))
+    means: list[MeanTrial] = []
+    for sampler in finalists(samplers):
+        means += _try_means(run, model, replace(settings, sampler=sampler), cases)
+    means = rank_means(means)
+    best = means[0]
+    chosen = replace(settings, sampler=best.sampler, w=best.w, decision=best.decision)
+    return Choice(chosen, tuple(samplers), tuple(means))
 
 
 def _try_samplers(
@@ -163,12 +166,12 @@ def _try_samplers(
     dropped = []
     if others:
         order = [_trajectory(trial.sampler) for trial in sorted(_trials(all_drawn), key=lambda t: t.energy)]
-        finalists = list(dict.fromkeys(order))[:FINALISTS]
+        kept = list(dict.fromkeys(order))[:SECOND_ROUND]
         for sampler, values in _energies(
-            run, model, settings, [d for d in drawn if _trajectory(d) in finalists], others
+            run, model, settings, [d for d in drawn if _trajectory(d) in kept], others
         ).items():
             found[sampler] += values
-        dropped = [sampler for sampler in all_drawn if _trajectory(sampler) not in finalists]
+        dropped = [sampler for sampler in all_drawn if _trajectory(sampler) not in kept]
     last = [trial for trial in _trials(found) if trial.sampler not in dropped]
     return rank_samplers(last) + rank_samplers([trial for trial in _trials(found) if trial.sampler in dropped])
 
@@ -224,6 +227,19 @@ def _energy(run: FoldRun, raters: np.ndarray, samples: Iterator[Tensor]) -> floa
     return float(np.mean(scores))
 
 
+def finalists(ranked: Sequence[SamplerTrial]) -> list[SamplerSettings]:
+    """The first of the ranked samplers and, where it draws from p_det alone, the best that is about as good and calls
+    the denoiser: its masks are no better, but its mean may be.
+    """
+    first = ranked[0]
+    if first.sampler.total_calls:
+        return [first.sampler]
+    limit = first.energy + abs(first.energy) * ENERGY_TOLERANCE
+    calling = [trial for trial in ranked if trial.sampler.total_calls and trial.num_cases == first.num_cases]
+    near = [trial for trial in calling if trial.energy <= limit]
+    return [first.sampler] + ([min(near, key=lambda t: t.energy).sampler] if near else [])
+
+
 def rank_samplers(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
     """Trials, best first: of those within ENERGY_TOLERANCE of the best the fewest calls and the longest field.
 
@@ -241,9 +257,7 @@ def rank_samplers(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
     return sorted(trials, key=order)
 
 
-def _try_means(
-    run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]
-) -> list[MeanTrial]:
+def _try_means(run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]) -> list[MeanTrial]:
     scores: dict[tuple[float, Decision], list[CaseScores]] = defaultdict(list)
     losses: dict[float, list[float]] = defaultdict(list)
     generator = np.random.default_rng(run.request.seed)
@@ -266,12 +280,10 @@ def _try_means(
                 decided = decided_probabilities(p, masks, scheme, decision)
                 found = CaseScores(case_id, tuple(score_on_plan_grid(run, stored, decided)))
                 scores[w, decision].append(found)
-    return rank_means(
-        [
-            MeanTrial(w, decision, summarise(found).mean_dice, float(np.mean(losses.get(w, [np.nan]))))
-            for (w, decision), found in scores.items()
-        ]
-    )
+    return [
+        MeanTrial(settings.sampler, w, decision, summarise(found).mean_dice, float(np.mean(losses.get(w, [np.nan]))))
+        for (w, decision), found in scores.items()
+    ]
 
 
 def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:

@@ -126,9 +126,10 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
         choice = choose_settings(run, model, settings, cases)
         chosen_on = f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}"
         settings = replace(choice.settings, chosen_on=chosen_on)
-        sampler, mean = choice.samplers[0], choice.means[0]
+        mean = choice.means[0]
+        energy = next(trial.energy for trial in choice.samplers if trial.sampler == mean.sampler)
         run.log.say(
-            f"chosen: {sampler.sampler.describe()} (energy score {sampler.energy:.3f} on the hold-out), w = {mean.w:g} "
+            f"chosen: {mean.sampler.describe()} (energy score {energy:.3f} on the hold-out), w = {mean.w:g} "
             f"(Dice {mean.dice:.3f}, NLL {mean.nll:.4f})"
         )
     _finish(run, model, settings, choice)
