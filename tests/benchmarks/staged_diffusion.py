@@ -11,7 +11,7 @@ hold-out included; and the segmenter alone for the seconds of both phases togeth
     rival       coherent draws from that segmenter, without any denoiser; length of the field and temperature by the
                 energy score on the hold-out
     p_det       the phase 1 that the arms share, as it is
-    others      the arms, by trainer
+    others      the arms, by trainer, as chosen; where that is a draw without calls, the best sampler with calls as well
 
 Differences to the segmenter are paired over cases (groups where groups.csv has them), with bootstrap intervals.
 """
@@ -38,11 +38,10 @@ import torch
 from unisegdiff_pipeline.diffusion.coding import Temperature, cross_entropy, temper
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.comparison import paired_comparison
-from unisegdiff_pipeline.inference.settings import read_settings, write_settings
+from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.paths import Roots
-from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.training import choosing, run
 from unisegdiff_pipeline.training.fold import _finished_model
 from unisegdiff_pipeline.training.interrupt import StopRequest
@@ -121,27 +120,39 @@ class Bench:
         temperatures = (Temperature(), settings.temperature, tempered.temperature)
         rival = _best_rival(fold_run, model, settings, temperatures, cases)
         for name, chosen in (("segmenter", tempered), ("rival", rival)):
-            target = self.work / "rivals" / self.dataset / name / rows[name].name
-            shutil.copytree(rows[name], target, dirs_exist_ok=True)
-            write_settings(target / "fold_0", chosen)
-            rows[name] = target
+            rows[name] = self._with_settings(rows[name], name, chosen)
         for arm in self.arms:
             if (self.model(arm) / "fold_0/inference.json").is_file():
-                self._choose_again(arm)
                 rows[arm] = self.model(arm)
+                calling = self._choose_again(arm)
+                if calling is not None:
+                    rows[f"{arm}, with calls"] = self._with_settings(self.model(arm), f"{arm}_calling", calling)
         return rows
 
-    def _choose_again(self, arm: str) -> None:
-        """Choose an arm's settings on as many cases as the rival's: its own training had time for a few."""
-        done = self.model(arm) / "fold_0" / "chosen_for_benchmark.json"
-        if done.is_file():
-            return
+    def _with_settings(self, model: Path, name: str, settings: InferenceSettings) -> Path:
+        """A copy of a model that predicts with these settings."""
+        target = self.work / "rivals" / self.dataset / name / model.name
+        shutil.copytree(model, target, dirs_exist_ok=True)
+        write_settings(target / "fold_0", settings)
+        return target
+
+    def _choose_again(self, arm: str) -> InferenceSettings | None:
+        """Choose an arm's settings on as many cases as the rival's: its own training had time for a few.
+
+        Returns the best settings with calls, where none were chosen.
+        """
         fold_run = self.holdout_run(arm)
         model, settings = _finished_model(fold_run)
         cases = fold_run.holdout_cases[: self.holdout_cases]
         choice = choosing.choose_settings(fold_run, model, settings, cases)
         write_settings(self.model(arm) / "fold_0", replace(choice.settings, chosen_on=f"{len(cases)} held-out cases"))
-        write_json(done, {"samplers": choice.samplers, "means": choice.means})
+        if choice.settings.sampler.total_calls:
+            return None
+        all_cases = [t for t in choice.samplers if t.sampler.total_calls and t.num_cases == len(cases)]
+        sampler = choosing.rank_samplers(all_cases)[0].sampler
+        tried = replace(settings, sampler=sampler)
+        best = choosing.rank_means(choosing._try_means(fold_run, model, tried, cases))[0]
+        return replace(tried, w=best.w, decision=best.decision)
 
     def images(self) -> tuple[Path, list[str]]:
         """A folder with the images of the fold's validation cases, and the cases."""

@@ -243,9 +243,9 @@ class NoisedExamples:
 class StagedDiffusionTrainer(DiffusionTrainer):
     """The target changes with the stage: mask (A), mask and noise (B), noise with the mask it implies (C).
 
-    The mask's loss is cross-entropy alone, a proper score. Dice teaches the network to be surer than it may be, in all
-    stages even where it stands in one: a lesion that 70 % of the readers mark was drawn in 86 % of the samples with 0.3
-    Dice in stage B. How honest probabilities become a mask of good Dice is decided afterwards (`inference.decision`).
+    The mask's loss is cross-entropy alone, a proper score. With Dice beside it the network learns to be surer than it
+    may be, and all samples to be nearly one (documentation/explanation/staged_diffusion.md has the numbers). How honest
+    probabilities become a mask of good Dice is decided afterwards (`inference.decision`).
     """
 
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
