@@ -157,23 +157,20 @@ def _try_samplers(
     without_calls = [
         SamplerSettings("ddim", "det", 0, 0.0, round(voxels * unit_mm, 3), draw=True) for voxels in LENGTHS_VOXELS
     ]
-    found = _energies(run, model, settings, without_calls, cases)
-    best_length = rank_samplers(_trials(found))[0].sampler.correlation_length_mm
+    from_p_det = _energies(run, model, settings, without_calls, cases)
+    best_length = rank_samplers(_trials(from_p_det))[0].sampler.correlation_length_mm
     # Pure noise holds no mask to invert, as a network for the noise would have to.
     able = [t for t in TRAJECTORIES if settings.target != "epsilon" or t.start == "det"]
     drawn = [replace(t, correlation_length_mm=best_length, draw=True) for t in able]
-    found |= (all_drawn := _energies(run, model, settings, drawn, some))
-    dropped = []
+    first_round = _energies(run, model, settings, drawn, some)
+    kept, dropped = first_round, dict[SamplerSettings, list[float]]()
     if others:
-        order = [_trajectory(trial.sampler) for trial in sorted(_trials(all_drawn), key=lambda t: t.energy)]
-        kept = list(dict.fromkeys(order))[:SECOND_ROUND]
-        for sampler, values in _energies(
-            run, model, settings, [d for d in drawn if _trajectory(d) in kept], others
-        ).items():
-            found[sampler] += values
-        dropped = [sampler for sampler in all_drawn if _trajectory(sampler) not in kept]
-    last = [trial for trial in _trials(found) if trial.sampler not in dropped]
-    return rank_samplers(last) + rank_samplers([trial for trial in _trials(found) if trial.sampler in dropped])
+        order = sorted(_trials(first_round), key=lambda trial: trial.energy)
+        best = list(dict.fromkeys(_trajectory(trial.sampler) for trial in order))[:SECOND_ROUND]
+        second_round = _energies(run, model, settings, [d for d in drawn if _trajectory(d) in best], others)
+        kept = {sampler: first_round[sampler] + values for sampler, values in second_round.items()}
+        dropped = {sampler: values for sampler, values in first_round.items() if sampler not in kept}
+    return rank_samplers(_trials(from_p_det | kept)) + rank_samplers(_trials(dropped))
 
 
 def _trajectory(sampler: SamplerSettings) -> SamplerSettings:
