@@ -112,6 +112,7 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
     Raises:
         UsdError: weights that are missing, damaged, or of another plan.
     """
+    from unisegdiff_pipeline.networks.layout import to_device
     from unisegdiff_pipeline.networks.staged_model import build_model
 
     folder = model.fold_folder(fold)
@@ -122,7 +123,7 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
     labels = model.plans.labels
     network = build_model(model.configuration, labels.coding, labels.num_channels, has_denoiser)
     load_tensors(path, network, tensors)
-    return network.to(device).eval().requires_grad_(False), read_settings(folder)
+    return to_device(network, device).eval().requires_grad_(False), read_settings(folder)
 
 
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:

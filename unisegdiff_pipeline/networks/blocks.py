@@ -6,36 +6,48 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import leaky_relu_
 
 from unisegdiff_pipeline.diffusion.schedule import LAM_EMBEDDED_FOR_PURE_NOISE
+from unisegdiff_pipeline.networks.normalisation import LEAKY_SLOPE, InstanceNorm
 
-CONV: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+class Conv3d(nn.Conv3d):
+    """`nn.Conv3d` that computes a single small patch by oneDNN too.
+
+    In prediction one patch is often all there is; below some size torch then takes kernels of its own on a CPU, which
+    are several times slower.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        alone = len(x) == 1 and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        if alone and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available():
+            return torch.mkldnn_convolution(
+                x, self.weight, self.bias, tuple(map(int, self.padding)), self.stride, self.dilation, self.groups
+            )
+        return super().forward(x)
+
+
+CONV: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: Conv3d}
 TRANSPOSED_CONV: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-INSTANCE_NORM: dict[int, Callable[..., nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 AVERAGE_POOL: dict[int, Callable[..., nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
-class Activation(nn.Module):
-    """Leaky ReLU; in place on a GPU, where memory is scarce, and in prediction.
-
-    Instance norm returns a view, and a change of a view in place makes autograd copy the whole gradient on its way
-    back. On a CPU that copy costs more than a second tensor.
+def convolution(dims: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> nn.Module:
+    """A convolution in front of an instance norm: padded to keep the size at stride 1, and without a bias, which the
+    norm would take off again.
     """
-
-    slope = 0.01
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.leaky_relu(x, self.slope, inplace=x.is_cuda or not torch.is_grad_enabled())
+    padding = tuple(k // 2 for k in kernel)
+    return CONV[dims](inputs, outputs, tuple(kernel), tuple(stride), padding=padding, bias=False)
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution (padded to keep the size at stride 1), instance norm, leaky ReLU."""
+    """Convolution, instance norm, leaky ReLU."""
 
     def __init__(self, dims: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
         super().__init__(
-            CONV[dims](inputs, outputs, tuple(kernel), tuple(stride), padding=tuple(k // 2 for k in kernel)),
-            INSTANCE_NORM[dims](outputs, eps=1e-5, affine=True),
-            Activation(),
+            convolution(dims, inputs, outputs, kernel, stride),
+            InstanceNorm(outputs, slope=LEAKY_SLOPE),
         )
 
 
@@ -46,9 +58,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         ones = (1,) * dims
         self.first = ConvNorm(dims, inputs, outputs, kernel, stride)
-        self.second = CONV[dims](outputs, outputs, tuple(kernel), padding=tuple(k // 2 for k in kernel))
-        self.norm = INSTANCE_NORM[dims](outputs, eps=1e-5, affine=True)
-        self.activation = Activation()
+        self.second = convolution(dims, outputs, outputs, kernel, ones)
+        self.norm = InstanceNorm(outputs)
         pool: list[nn.Module] = []
         if any(s > 1 for s in stride):
             pool.append(AVERAGE_POOL[dims](tuple(stride), tuple(stride)))
@@ -57,7 +68,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Sequential(*pool)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.norm(self.second(self.first(x))) + self.skip(x))
+        return leaky_relu_(self.norm(self.second(self.first(x))) + self.skip(x), LEAKY_SLOPE)
 
 
 class LamEmbedding(nn.Module):
@@ -91,16 +102,15 @@ class FilmConv(nn.Module):
         self, dims: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], embedding: int
     ) -> None:
         super().__init__()
-        self.conv = CONV[dims](inputs, outputs, tuple(kernel), tuple(stride), padding=tuple(k // 2 for k in kernel))
-        self.norm = INSTANCE_NORM[dims](outputs, eps=1e-5, affine=False)
+        self.conv = convolution(dims, inputs, outputs, kernel, stride)
+        self.norm = InstanceNorm(outputs, affine=False)
         self.film = nn.Linear(embedding, 2 * outputs)
-        self.activation = Activation()
 
     def forward(self, x: Tensor, embedded_lam: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
         scale, shift = self.film(embedded_lam).to(x.dtype).chunk(2, dim=1)  # (B, C) each
         shape = scale.shape + (1,) * (x.ndim - 2)
-        return self.activation(torch.addcmul(shift.reshape(shape), x, 1 + scale.reshape(shape)))
+        return leaky_relu_(torch.addcmul(shift.reshape(shape), x, 1 + scale.reshape(shape)), LEAKY_SLOPE)
 
 
 def space_to_depth(x: Tensor, stride: Sequence[int]) -> Tensor:

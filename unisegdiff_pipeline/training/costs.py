@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.training.choosing import TRIED_CALLS
 from unisegdiff_pipeline.training.schedule import PhaseBudget
@@ -103,7 +104,7 @@ def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> 
         return PhaseBudget(iterations=_phase_1_iterations(total, share))
     assert run.request.max_time_s is not None
     labels = run.plans.labels
-    untrained = build_model(run.configuration, labels.coding, labels.num_channels, share < 1).to(run.device)
+    untrained = to_device(build_model(run.configuration, labels.coding, labels.num_channels, share < 1), run.device)
     costs = measure_costs(run, untrained)
     run.monitored_cases = replace(costs, sample_s=0.0).monitored_cases(run)
     start_s = run.watch.seconds if start_s is None else start_s

@@ -32,6 +32,7 @@ from unisegdiff_pipeline.diffusion.targets import (
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput, repeat_examples
+from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
@@ -71,7 +72,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         self.temperature = settings.temperature
         self.log_variances = nn.Parameter(torch.zeros(len(STAGE_NAMES), device=run.device))
         super().__init__(run, budget)
-        self.segmenter = segmenter.to(run.device).eval().requires_grad_(False)
+        self.segmenter = to_device(segmenter, run.device).eval().requires_grad_(False)
         self.model = StagedModel(self.segmenter, self.network, self.coding)
         self.segmenter.eval()
         self.bands = LamBands.of_edges(self.edges)
