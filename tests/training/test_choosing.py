@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.inference.settings import Decision
 from unisegdiff_pipeline.training.choosing import (
     MeanTrial,
     SamplerTrial,
@@ -49,29 +51,55 @@ def test_energy_scores_below_zero_are_ranked_alike() -> None:
     assert rank_samplers([SamplerTrial(EIGHT, -0.100, 9), SamplerTrial(TWO, -0.0975, 9)])[0].sampler == EIGHT
 
 
+def mean_trial(w: float, decision: Decision, dice: Sequence[float], nll: float) -> MeanTrial:
+    return MeanTrial(TWO, w, decision, tuple(dice), nll)
+
+
+PLAIN = mean_trial(1.0, "half", (0.9, 0.7, 0.8, 0.6), 0.9)
+
+
+def test_gain_is_the_mean_difference_case_by_case_with_its_standard_error() -> None:
+    other = mean_trial(0.5, "half", (0.92, 0.70, 0.81, math.nan), 0.5)
+    gain, error = other.gain(PLAIN)
+    assert gain == pytest.approx(0.01)
+    assert error == pytest.approx(0.01 / 3**0.5)  # differences 0.02, 0, 0.01: standard deviation 0.01
+
+
 def test_among_equal_dice_the_likeliest_wins() -> None:
-    sharp, honest = MeanTrial(TWO, 1.0, "half", 0.801, 0.9), MeanTrial(TWO, 0.5, "dice", 0.800, 0.5)
-    poor = MeanTrial(TWO, 0.0, "half", 0.70, 0.1)
-    assert rank_means([sharp, honest, poor]) == [honest, sharp, poor]
+    honest = mean_trial(0.5, "half", (0.89, 0.71, 0.79, 0.61), 0.5)
+    assert rank_means([PLAIN, honest]) == [honest, PLAIN]
 
 
-def test_a_dice_clearly_lower_does_not_win_by_its_likelihood() -> None:
-    better, likelier = MeanTrial(TWO, 0.5, "half", 0.81, 0.9), MeanTrial(TWO, 0.0, "half", 0.80, 0.1)
-    assert rank_means([likelier, better])[0] == better
+def test_likelihood_does_not_buy_a_loss_of_dice() -> None:
+    likelier = mean_trial(0.0, "half", (0.87, 0.67, 0.77, 0.57), 0.1)  # three points lower in every case
+    assert rank_means([likelier, PLAIN])[0] == PLAIN
 
 
-def test_equally_likely_ways_are_cut_as_usual() -> None:
-    usual, other = MeanTrial(TWO, 0.5, "half", 0.800, 0.5), MeanTrial(TWO, 0.5, "dice", 0.801, 0.5)
-    assert rank_means([other, usual])[0] == usual
+def test_a_loss_of_dice_that_the_cases_leave_open_is_not_risked() -> None:
+    likelier = mean_trial(0.0, "half", (0.99, 0.60, 0.90, 0.50), 0.1)  # 0.0 on average, 0.06 the standard error
+    assert rank_means([likelier, PLAIN])[0] == PLAIN
+
+
+def test_a_gain_of_dice_in_every_case_wins_against_likelihood() -> None:
+    better = mean_trial(0.5, "half", (0.93, 0.72, 0.83, 0.63), 0.95)
+    assert rank_means([PLAIN, better])[0] == better
+
+
+def test_the_cut_for_dice_has_to_earn_its_place() -> None:
+    lucky = mean_trial(1.0, "dice", (0.99, 0.69, 0.79, 0.59), 0.9)  # one case makes all of its gain
+    earned = mean_trial(1.0, "dice", (0.92, 0.73, 0.82, 0.62), 0.9)
+    assert rank_means([lucky, PLAIN])[0] == PLAIN
+    assert rank_means([PLAIN, earned])[0] == earned
 
 
 def test_without_any_defined_dice_the_likelihood_decides() -> None:
-    first, second = MeanTrial(TWO, 0.5, "half", math.nan, 0.2), MeanTrial(TWO, 0.25, "half", math.nan, 0.1)
+    nothing = (math.nan, math.nan)
+    first, second = mean_trial(1.0, "half", nothing, 0.2), mean_trial(0.25, "half", nothing, 0.1)
     assert rank_means([first, second])[0] == second
 
 
 def test_an_empty_hold_out_leaves_the_plain_segmenter() -> None:
-    nothing = [MeanTrial(TWO, w, d, math.nan, math.nan) for w in (0.0, 0.5, 1.0) for d in ("half", "dice")]
+    nothing = [mean_trial(w, d, (math.nan,), math.nan) for w in (0.0, 0.5, 1.0) for d in ("half", "dice")]
     assert rank_means(nothing)[0] == nothing[4]
 
 

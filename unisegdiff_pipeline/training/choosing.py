@@ -1,8 +1,10 @@
 """What is chosen on the inner hold-out: temperature, sampler, weight w, and how the mask is cut.
 
 The sampler is chosen by the energy score, a proper score of a set of masks against each annotator; of those about as
-good the one with the fewest network calls is taken. The mean that masks are made of is judged afterwards, by Dice and
-likelihood: how much of p_det enters it, and whether it is cut at 0.5 or where the samples promise the highest Dice.
+good the one with the fewest network calls is taken. The mean that masks are made of is judged afterwards: how much of
+p_det enters it, and whether it is cut at 0.5 or where the samples promise the highest Dice. A dozen cases say little of
+a mean, so masks depart from the plain segmenter's only where its Dice is not at stake, case by case, and likelihood
+decides among what Dice cannot tell apart.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch.nn import functional
 from unisegdiff_pipeline.diffusion.coding import Temperature, cross_entropy, cross_entropy_of_probabilities, temper
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
-from unisegdiff_pipeline.evaluation.summary import CaseScores, summarise
+from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, InferenceSettings
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
 TEMPERATURES = tuple(np.geomspace(0.5, 8.0, 33).tolist())
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent draws, in voxels of the plan
+ONE_CALL = SamplerSettings("ddim", "stage_a", 0, 0.0)
 TRAJECTORIES = (
-    SamplerSettings("ddim", "stage_a", 0, 0.0),
     SamplerSettings("hard", "stage_a", 2, 0.0),
     SamplerSettings("ddim", "stage_a", 4, 0.0),
     SamplerSettings("hard", "det", 2, 0.0),
@@ -47,10 +49,9 @@ TRAJECTORIES = (
 )
 FIRST_ROUND_SHARE = 0.25  # of the cases see all trajectories, the others only the best of them
 FIRST_ROUND_CASES = 4  # at least
-SECOND_ROUND = 2  # trajectories
 TRIED_CALLS = 14.0  # calls that a case sees on average, over both rounds
 ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the fewest calls win, and the longest field
-DICE_TOLERANCE = 0.003  # settings within this of the best Dice are told apart by their likelihood
+DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
 NEAR_FOREGROUND = 0.05
 MARGIN_VOXELS = 4
@@ -68,13 +69,29 @@ class SamplerTrial:
 
 @dataclass(frozen=True)
 class MeanTrial:
-    """A way to make the mask, and the Dice and negative log-likelihood that it reached on the hold-out."""
+    """A way to make the mask, and the Dice and negative log-likelihood that it reached on the hold-out.
+
+    `dice_of_cases` are means over the classes of a case, NaN where none is defined; all trials have the same cases.
+    """
 
     sampler: SamplerSettings
     w: float
     decision: Decision
-    dice: float
+    dice_of_cases: tuple[float, ...]
     nll: float
+
+    @property
+    def dice(self) -> float:
+        """Mean over the cases where Dice is defined; NaN without one."""
+        return mean_of_defined(self.dice_of_cases)
+
+    def gain(self, other: MeanTrial) -> tuple[float, float]:
+        """Mean difference of Dice to another trial over the same cases, and its standard error."""
+        found = np.subtract(self.dice_of_cases, other.dice_of_cases)
+        found = found[~np.isnan(found)]
+        if len(found) < 2:
+            return (float(found.mean()) if len(found) else 0.0), 0.0
+        return float(found.mean()), float(found.std(ddof=1) / len(found) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -146,8 +163,8 @@ def choose_settings(run: FoldRun, model: StagedModel, settings: InferenceSetting
 def _try_samplers(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]
 ) -> list[SamplerTrial]:
-    """In two rounds: on some cases the length of the field, by draws from p_det, and all trajectories with it; on the
-    others the best of these again, and the draws from p_det. Trials of the second round are over all cases.
+    """Draws from p_det with several lengths of the field, and draws after one call with the best length, are cheap and
+    tried on all cases. The longer trajectories are tried on some of them first, and the best one on the others too.
     """
     first = run.data.open(cases[0])
     spacing = first.properties.spacing_mm[-run.configuration.network.dims :]
@@ -161,16 +178,17 @@ def _try_samplers(
     best_length = rank_samplers(_trials(from_p_det))[0].sampler.correlation_length_mm
     # Pure noise holds no mask to invert, as a network for the noise would have to.
     able = [t for t in TRAJECTORIES if settings.target != "epsilon" or t.start == "det"]
-    drawn = [replace(t, correlation_length_mm=best_length, draw=True) for t in able]
-    first_round = _energies(run, model, settings, drawn, some)
-    kept, dropped = first_round, dict[SamplerSettings, list[float]]()
-    if others:
-        order = sorted(_trials(first_round), key=lambda trial: trial.energy)
-        best = list(dict.fromkeys(_trajectory(trial.sampler) for trial in order))[:SECOND_ROUND]
-        second_round = _energies(run, model, settings, [d for d in drawn if _trajectory(d) in best], others)
-        kept = {sampler: first_round[sampler] + values for sampler, values in second_round.items()}
-        dropped = {sampler: values for sampler, values in first_round.items() if sampler not in kept}
-    return rank_samplers(_trials(from_p_det | kept)) + rank_samplers(_trials(dropped))
+    one_call, *longer = [replace(t, correlation_length_mm=best_length, draw=True) for t in (ONE_CALL, *able)]
+    on_all = from_p_det
+    if settings.target != "epsilon":
+        on_all = on_all | _energies(run, model, settings, [one_call], cases)
+    first_round = _energies(run, model, settings, longer, some)
+    best = _trajectory(min(_trials(first_round), key=lambda trial: trial.energy).sampler)
+    second_round = _energies(run, model, settings, [d for d in longer if _trajectory(d) == best], others)
+    dropped = {sampler: values for sampler, values in first_round.items() if _trajectory(sampler) != best}
+    for sampler in first_round.keys() - dropped.keys():
+        on_all[sampler] = first_round[sampler] + second_round.get(sampler, [])
+    return rank_samplers(_trials(on_all)) + rank_samplers(_trials(dropped))
 
 
 def _trajectory(sampler: SamplerSettings) -> SamplerSettings:
@@ -255,7 +273,7 @@ def rank_samplers(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
 
 
 def _try_means(run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]) -> list[MeanTrial]:
-    scores: dict[tuple[float, Decision], list[CaseScores]] = defaultdict(list)
+    dice: dict[tuple[float, Decision], list[float]] = defaultdict(list)
     losses: dict[float, list[float]] = defaultdict(list)
     generator = np.random.default_rng(run.request.seed)
     scheme = run.plans.labels
@@ -275,27 +293,41 @@ def _try_means(run: FoldRun, model: StagedModel, settings: InferenceSettings, ca
                 losses[w].append(float((loss * chosen.weights).sum() / chosen.weights.sum()))
             for decision in DECISIONS:
                 decided = decided_probabilities(p, masks, scheme, decision)
-                found = CaseScores(case_id, tuple(score_on_plan_grid(run, stored, decided)))
-                scores[w, decision].append(found)
+                scores = score_on_plan_grid(run, stored, decided)
+                dice[w, decision].append(mean_of_defined(score.dice for score in scores))
     return [
-        MeanTrial(settings.sampler, w, decision, summarise(found).mean_dice, float(np.mean(losses.get(w, [np.nan]))))
-        for (w, decision), found in scores.items()
+        MeanTrial(settings.sampler, w, decision, tuple(found), float(np.mean(losses.get(w, [np.nan]))))
+        for (w, decision), found in dice.items()
     ]
 
 
 def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:
-    """Trials, best first: of those within DICE_TOLERANCE of the best Dice the likeliest, then the others by Dice.
+    """Trials, best first.
 
-    Of equally likely ones the usual cut at 0.5 comes first. Where the hold-out says nothing (no foreground at all), the
-    plain segmenter does: w = 1, cut at 0.5.
+    One standard error of the paired differences decides (Breiman et al. 1984, their rule for trees): masks may not
+    lose DICE_AT_STAKE against the plain segmenter's (w = 1, cut at 0.5), nor be worse than the best that is left; of
+    those the likeliest comes first. The cut for the highest Dice has to earn its place against the one at 0.5 in the
+    same way. Where the hold-out says nothing (no foreground at all), the plain segmenter comes first.
     """
-    if all(np.isnan(t.dice) and np.isnan(t.nll) for t in trials):
-        return sorted(trials, key=lambda t: (-t.w, DECISIONS.index(t.decision)))
-    top = max((t.dice for t in trials if not np.isnan(t.dice)), default=float("nan"))
-    near = [t for t in trials if np.isnan(top) or t.dice >= top - DICE_TOLERANCE]
-    rest = [t for t in trials if t not in near]
-    near.sort(key=lambda t: (np.inf if np.isnan(t.nll) else t.nll, DECISIONS.index(t.decision)))
-    return near + sorted(rest, key=lambda t: -t.dice)
+    usual = {(t.sampler, t.w): t for t in trials if t.decision == "half"}
+    plain = next(t for t in usual.values() if t.w == 1)
+
+    def may_win(trial: MeanTrial) -> bool:
+        gain, error = trial.gain(plain)
+        if gain - error < -DICE_AT_STAKE:
+            return False
+        gain, error = trial.gain(usual[trial.sampler, trial.w])
+        return trial.decision == "half" or gain > error
+
+    def order(trial: MeanTrial) -> tuple[float, float, float]:
+        nll = np.inf if np.isnan(trial.nll) else trial.nll
+        return nll, -np.nan_to_num(trial.dice), -trial.w
+
+    able = [t for t in trials if may_win(t)]
+    best = max(able, key=lambda t: np.nan_to_num(t.dice))
+    gains = {t: best.gain(t) for t in able}
+    near = sorted((t for t in able if gains[t][0] <= gains[t][1]), key=order)
+    return near + sorted((t for t in trials if t not in near), key=lambda t: -np.nan_to_num(t.dice))
 
 
 def _sampled(
