@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unisegdiff_pipeline.io import progress as module
-from unisegdiff_pipeline.io.progress import format_duration, progress
+from unisegdiff_pipeline.io.progress import counted, format_duration, progress
 
 
 def test_lines_say_how_much_is_left(monkeypatch, capsys):
@@ -23,3 +23,7 @@ def test_lines_say_how_much_is_left(monkeypatch, capsys):
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_counted_nouns() -> None:
+    assert [counted(n, "case") for n in (0, 1, 2)] == ["0 cases", "1 case", "2 cases"]

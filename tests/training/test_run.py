@@ -184,6 +184,8 @@ def test_phase_1_can_be_taken_over(request_: TrainRequest, tmp_path: Path) -> No
     assert all(torch.equal(a[name], b[name]) for name in a)
     entries = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
     assert all(entry["phase"] != 1 for entry in entries)
+    with pytest.raises(UsdError, match=r"phase_1_from was .* and is now None"):
+        train(dataclasses.replace(request_, roots=roots))
 
 
 def test_continuing_refuses_another_training(request_: TrainRequest) -> None:

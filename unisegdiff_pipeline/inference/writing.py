@@ -109,9 +109,7 @@ def write_prediction(
         threshold: where the probabilities are cut into the mask.
     """
     case_id, geometry = properties.case_id, properties.geometry
-    labels, drawn_masks = restore_masks(
-        probabilities, samples, properties, scheme, options.combine, threshold
-    )
+    labels, drawn_masks = restore_masks(probabilities, samples, properties, scheme, options.combine, threshold)
     lesions, volumes = LesionCounter(labels, scheme), VolumeCounter(labels, scheme)
     for index, drawn in enumerate(drawn_masks):
         lesions.add_sample(drawn)

@@ -27,6 +27,11 @@ def progress(iterable: Iterable[T], total: int | None, description: str) -> Iter
         yield from _plain_lines(iterable, total, description)
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 case", "2 cases"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_duration(seconds: float) -> str:
     """A duration for people: "8.2 s", "3 min 05 s", "2 h 10 min"."""
     if seconds < 60:

@@ -24,6 +24,7 @@ def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
         "max_time_s": run.request.max_time_s,
         "epochs": run.request.epochs,
         "iterations": run.request.iterations,
+        "phase_1_from": run.request.phase_1_from,
         "seed": run.request.seed,
         "device": str(run.device),
         "torch": torch.__version__,
@@ -42,7 +43,7 @@ def require_same_training(run: FoldRun, trainer: type[Trainer]) -> None:
     if not path.is_file():
         return
     former, now = read_json(path), to_jsonable(describe_training(run, trainer))
-    for name in ("train_cases", "holdout_cases", "validation_cases", "seed", "trainer"):
+    for name in ("train_cases", "holdout_cases", "validation_cases", "seed", "trainer", "phase_1_from"):
         if former.get(name) != now[name]:
             what = "is another" if isinstance(now[name], list) else f"was {former.get(name)!r} and is now {now[name]!r}"
             raise UsdError(

@@ -16,8 +16,9 @@ from unisegdiff_pipeline.inference.model_folder import (
     save_weights,
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
-from unisegdiff_pipeline.io.progress import format_duration
+from unisegdiff_pipeline.io.progress import counted, format_duration
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
+from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
@@ -110,7 +111,7 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     assert issubclass(trainer, DiffusionTrainer)
     labels = run.plans.labels
     denoiser = build_model(run.configuration, labels.coding, labels.num_channels, True).denoiser
-    costs = measure_costs(run, StagedModel(segmenter.to(run.device), denoiser, labels.coding).to(run.device))
+    costs = measure_costs(run, to_device(StagedModel(segmenter, denoiser, labels.coding), run.device))
     start_s = _phase_start_s(checkpoint, 2)
     budget = phase_2_budget(run, share, costs, run.watch.seconds if start_s is None else start_s)
     phase_2 = trainer(run, budget, segmenter, settings)
@@ -122,7 +123,7 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
         settings = _settings_of_another_fold(run, settings)
     else:
         cases = costs.choosing_cases(run)
-        run.log.say(f"choosing the sampler and w on {len(cases)} held-out cases")
+        run.log.say(f"choosing the sampler and w on {counted(len(cases), 'held-out case')}")
         choice = choose_settings(run, model, settings, cases)
         chosen_on = f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}"
         settings = replace(choice.settings, chosen_on=chosen_on)
@@ -189,9 +190,9 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
     settings = replace(settings, temperature=temperature)
     stages, dice = realised_stages(run, model, settings, cases)
     run.log.say(
-        f"on {len(cases)} held-out cases: temperature of the segmenter {temperature.foreground:g} for foreground and "
-        f"{temperature.background:g} for background, stages from lam_a {stages.lam_a:g} (planned {settings.lam_a:g}) "
-        f"to lam_c {stages.lam_c:g} ({settings.lam_c:g})"
+        f"on {counted(len(cases), 'held-out case')}: temperature of the segmenter {temperature.foreground:g} for "
+        f"foreground and {temperature.background:g} for background, stages from lam_a {stages.lam_a:g} "
+        f"(planned {settings.lam_a:g}) to lam_c {stages.lam_c:g} ({settings.lam_c:g})"
     )
     return replace(settings, lam_a=stages.lam_a, lam_c=stages.lam_c, input_scale=stages.input_scale), dice
 
@@ -228,7 +229,7 @@ def _finished_model(run: FoldRun) -> tuple[StagedModel, InferenceSettings]:
     labels = run.plans.labels
     model = build_model(run.configuration, labels.coding, labels.num_channels, with_denoiser)
     load_weights(run.folder / WEIGHTS_NAME, model, run.plan_hash)
-    return model.to(run.device).eval(), settings
+    return to_device(model, run.device).eval(), settings
 
 
 def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:

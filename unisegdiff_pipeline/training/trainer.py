@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import text_hash
-from unisegdiff_pipeline.io.progress import format_duration
+from unisegdiff_pipeline.io.progress import counted, format_duration
+from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
@@ -109,7 +110,7 @@ class Trainer(abc.ABC):
         self.best_weights: dict[str, Tensor] | None = None
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
         torch.manual_seed(int(text_hash(f"{run.request.seed}|weights|{self.phase}")[:15], 16))
-        self.network = self.build_network().to(run.device)
+        self.network = to_device(self.build_network(), run.device)
         self.ema = Ema(self.network, self.plan.ema_decay)
         self.optimizer = self._build_optimizer()
 
@@ -311,7 +312,8 @@ class Trainer(abc.ABC):
             "validation", phase=self.phase, iteration=self.iteration, seconds=self.run.watch.seconds, **scores
         )
         shown = "  ".join(f"{name.removeprefix('dice_')} {value:.3f}" for name, value in scores.items())
-        self.run.log.say(f"phase {self.phase}  Dice on {len(self.run.monitored_cases)} held-out cases: {shown}")
+        cases = counted(len(self.run.monitored_cases), "held-out case")
+        self.run.log.say(f"phase {self.phase}  Dice on {cases}: {shown}")
         self.last_score = scores["dice_mean"]
         if self.last_score > self.best_score:
             self.best_score, self.best_weights = self.last_score, cpu_state(self.ema.network)
@@ -327,9 +329,7 @@ class Trainer(abc.ABC):
         return f"{length}, batch {self.plan.batch_size}, patch {patch}"
 
 
-def pool_targets(
-    target: Tensor, valid: Tensor, strides: Sequence[Sequence[int]]
-) -> tuple[list[Tensor], list[Tensor]]:
+def pool_targets(target: Tensor, valid: Tensor, strides: Sequence[Sequence[int]]) -> tuple[list[Tensor], list[Tensor]]:
     """Targets and masks for deep supervision: the full ones, then means over the strides of each level.
 
     A coarse target is the mean of the VALID voxels below it (a soft label), its mask the share of these.
