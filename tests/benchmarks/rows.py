@@ -5,7 +5,8 @@
 The rows are staged, segmentation, peer_our_plan (nnU-Net with our patch, batch, spacing and widths), peer_as_planned.
 All train on the same split (ours), for the same wall time, in turn; ours spend it with the choice of settings and the
 final validation inside. nnU-Net mirrors in prediction, as it does by default. FOLDER keeps what was trained, so that
-rows can be added later; a row that is there is not trained again. Nothing else should run meanwhile.
+rows can be added later; a row that is there is not trained again, and a single row is not compared with anything.
+Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ def main() -> None:
             masks.append(train_own(bench, row, args.dataset, args.configuration))
         else:
             masks.append(train_peer(bench, row, args.dataset, args.configuration, validation / "imagesTr"))
+    if len(masks) < 2:
+        return
     script = Path(__file__).with_name("paired.py")
     command = [sys.executable, str(script), str(validation / "labelsTr"), *map(str, masks)]
     subprocess.run([*command, "--dataset-json", str(args.raw / args.dataset / "dataset.json")], check=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, channel_lam
 from unisegdiff_pipeline.diffusion.targets import state_estimate
 from unisegdiff_pipeline.networks.blocks import depth_to_space, space_to_depth
 from unisegdiff_pipeline.networks.denoiser import Denoiser, voxel_evidence
@@ -103,6 +103,27 @@ def test_denoiser_reads_mask_and_noise_level_after_a_step() -> None:
         ]
     assert not torch.allclose(answers[0], answers[1])
     assert not torch.allclose(answers[0], answers[2])
+
+
+def test_scaled_channels_are_read_at_their_own_noise_level() -> None:
+    """A mask scaled by b is one at lam + 2 ln b: its evidence and the noise it implies are those of that level."""
+    model = make_model(PLAN_3D, "softmax", 3)
+    denoiser = model.denoiser
+    assert denoiser is not None
+    torch.nn.init.normal_(denoiser.head.weight)
+    torch.nn.init.normal_(denoiser.gain.weight)
+    lam, b = torch.tensor([-1.0, 0.5]), torch.tensor([1.0, 2.0, 0.5])
+    mask_lam = channel_lam(lam, StageEdges(-3.0, 1.0, tuple(b.tolist())))
+    with torch.no_grad():
+        condition = model.condition(torch.randn(2, 2, *PLAN_3D.patch_size))
+        x_t = torch.randn(condition.det_logits.shape)
+        own = denoiser(x_t, lam, condition.det_logits, condition.features, mask_lam)
+        shared = denoiser(x_t, lam, condition.det_logits, condition.features)
+        inputs = denoiser._inputs(x_t, mask_lam, condition.det_logits)
+        a, s = (v[:, :, None, None, None] for v in alpha_sigma(lam[:, None] + 2 * b.log()))
+        x_det = mask_to_x(condition.det_logits.softmax(dim=1))
+    torch.testing.assert_close(inputs[:, 6:], ((x_t - a * x_det) / s).clamp(-8, 8), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(own.x0_logits, shared.x0_logits)
 
 
 def test_a_model_without_denoiser_says_so() -> None:

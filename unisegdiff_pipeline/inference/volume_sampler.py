@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.diffusion.samplers import Drawn, sample
+from unisegdiff_pipeline.diffusion.schedule import channel_lam
 from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.inference.active_region import (
     BLOCK,
@@ -315,7 +316,10 @@ class _BoxSampler:
         x = x_t[:, :, 0] if flat else x_t
         lams = torch.full((x.shape[0],), lam, device=x.device)
         with autocast(case.device):
-            found = case.model.denoise(x, lams, condition.det_logits, condition.features, self.settings.temperature)
+            found = case.model.denoise(
+                x, lams, condition.det_logits, condition.features, self.settings.temperature,
+                channel_lam(lams, self.settings.edges),
+            )  # fmt: skip
         return Estimate(found.probabilities[:, :, None], found.correction[:, :, None]) if flat else found
 
     def _slices_in_case(self) -> Slices:

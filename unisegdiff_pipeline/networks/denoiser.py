@@ -89,17 +89,26 @@ class Denoiser(nn.Module):
         """Bring the segmenter's features to the denoiser's widths; once a patch, whatever the number of calls."""
         return tuple(project(f) for project, f in zip(self.project, features, strict=False))
 
-    def forward(self, x_t: Tensor, lam: Tensor, det_logits: Tensor, projected: Sequence[Tensor]) -> DenoiserOutput:
+    def forward(
+        self,
+        x_t: Tensor,
+        lam: Tensor,
+        det_logits: Tensor,
+        projected: Sequence[Tensor],
+        mask_lam: Tensor | None = None,
+    ) -> DenoiserOutput:
         """Denoise once.
 
         Args:
             x_t: noised mask (B, C, *patch).
             lam: (B,); -inf for pure noise.
+            mask_lam: `channel_lam` of x_t, (B, C) where channels are scaled; None: lam.
             det_logits: bounded logits of the segmenter (B, C, *patch), zero for examples that must do without them.
             projected: `project_features` of the patch, batch size B.
         """
         embedded = self.embedding(lam)
-        x = self.stem(space_to_depth(self._inputs(x_t, lam, det_logits), self.stride)) + projected[0]
+        mask_lam = lam if mask_lam is None else mask_lam
+        x = self.stem(space_to_depth(self._inputs(x_t, mask_lam, det_logits), self.stride)) + projected[0]
         skips = []
         for i, encode in enumerate(self.encode):
             if i > 0:
@@ -111,7 +120,7 @@ class Denoiser(nn.Module):
         logits, noise = depth_to_space(self.head(x).float(), self.stride).chunk(2, dim=1)
         gain, weight = (expand_to(v, x_t.ndim) for v in (GAIN_RATE * self.gain(embedded).float()).split(1, dim=1))
         logits = torch.addcmul(logits, 1 + gain, det_logits)
-        return DenoiserOutput(torch.addcmul(logits, weight, voxel_evidence(x_t, lam)), noise)
+        return DenoiserOutput(torch.addcmul(logits, weight, voxel_evidence(x_t, mask_lam)), noise)
 
     def _inputs(self, x_t: Tensor, lam: Tensor, det_logits: Tensor) -> Tensor:
         """(B, 3 C, *patch): the noised mask, the segmenter's x and the noise it implies."""
@@ -126,7 +135,7 @@ class Denoiser(nn.Module):
 
 
 def voxel_evidence(x_t: Tensor, lam: Tensor) -> Tensor:
-    """E = 2 a x_t / s^2, the log odds that a noised voxel (B, C, *spatial) adds by itself; bounded.
+    """E = 2 a x_t / s^2, the log odds that a noised voxel (B, C, *spatial) adds by itself; bounded. lam (B,) or (B, C).
 
     log N(x_t; a, s^2) - log N(x_t; -a, s^2) for a sigmoid channel. For one-hot channels log N(x_t; a x_0, s^2) of the
     classes differ by the same numbers.

@@ -59,6 +59,7 @@ class StagedModel(nn.Module):
         det_logits: Tensor,
         features: Sequence[Tensor],
         temperature: Temperature = NO_TEMPERATURE,
+        mask_lam: Tensor | None = None,
     ) -> Estimate:
         """Estimate mask and noise in x_t.
 
@@ -66,8 +67,9 @@ class StagedModel(nn.Module):
             x_t: (B, C, *patch), fp32.
             lam: (B,).
             det_logits, features: of a `Condition`; batch size B, or 1 for all.
+            mask_lam: `channel_lam` of x_t, (B, C) where channels are scaled; None: lam.
         """
-        output = self.denoiser_output(x_t, lam, det_logits, features, temperature)
+        output = self.denoiser_output(x_t, lam, det_logits, features, temperature, mask_lam=mask_lam)
         return Estimate(probabilities_from_logits(output.x0_logits, self.coding), output.noise_correction)
 
     def denoiser_output(
@@ -78,6 +80,7 @@ class StagedModel(nn.Module):
         features: Sequence[Tensor],
         temperature: Temperature = NO_TEMPERATURE,
         keep_det: Tensor | None = None,
+        mask_lam: Tensor | None = None,
     ) -> DenoiserOutput:
         """As `denoise`, but with the logits of x_0, for losses.
 
@@ -89,7 +92,7 @@ class StagedModel(nn.Module):
         bounded = bounded_logits(det_logits, self.coding, temperature)
         if keep_det is not None:
             bounded = bounded * keep_det.reshape(-1, *(1,) * (bounded.ndim - 1))
-        output: DenoiserOutput = self.denoiser(x_t, lam, bounded, features)
+        output: DenoiserOutput = self.denoiser(x_t, lam, bounded, features, mask_lam)
         return output
 
 

@@ -119,9 +119,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= HIDE_DET_SHARE).float()
         measured = self.bf16 is not None and self.iteration % MEASURE_EVERY == 0  # not while a step is timed
         with LastLayerGradients(self.network.head) if measured else contextlib.nullcontext() as gradients:
-            output = self.model.denoiser_output(
-                example.x_t, example.lam, example.det_logits, features, self.temperature, keep
-            )
+            output = self._denoise(self.model, example, features, keep)
         losses = self.example_losses(example, output)
         if gradients is not None:
             self._measure(example, output, losses.detach(), gradients)
@@ -138,6 +136,14 @@ class DiffusionTrainer(Trainer, abc.ABC):
         noise = torch.randn(x0.shape, generator=generator, device=self.run.device)
         x_t = noise_mask(source, channel_lam(draw.lam, self.edges), noise)
         return NoisedExamples(x_t, x0, target, valid, draw.lam, draw.stage, draw.from_mean, det_logits)
+
+    def _denoise(
+        self, model: StagedModel, example: NoisedExamples, features: tuple[Tensor, ...], keep: Tensor | None = None
+    ) -> DenoiserOutput:
+        return model.denoiser_output(
+            example.x_t, example.lam, example.det_logits, features, self.temperature, keep,
+            channel_lam(example.lam, self.edges),
+        )  # fmt: skip
 
     @torch.no_grad()
     def _measure(
@@ -171,7 +177,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
             condition = model.condition(batch.image)
             example = self._noise(batch, condition, draw, run.generator("bands"))
             features = tuple(repeat_examples(f, len(self.bands)) for f in condition.features)
-            output = model.denoiser_output(example.x_t, example.lam, example.det_logits, features, self.temperature)
+            output = self._denoise(model, example, features)
             losses = self.example_losses(example, output)
             meter.add(self.bands.index(example.lam, example.from_mean), losses, self._dice(example, output))
         self._record_bands(meter, "held_out")
