@@ -45,11 +45,11 @@ TRAJECTORIES = (
     SamplerSettings("ddim", "stage_a", 4, 0.0),
     SamplerSettings("hard", "det", 2, 0.0),
     SamplerSettings("ddim", "det", 4, 2.0),
-    SamplerSettings("ddim", "det", 8, 2.0),
 )
+MOST_CALLS = max(trajectory.total_calls for trajectory in TRAJECTORIES)
 FIRST_ROUND_SHARE = 0.25  # of the cases see all trajectories, the others only the best of them
 FIRST_ROUND_CASES = 4  # at least
-TRIED_CALLS = 14.0  # calls that a case sees on average, over both rounds
+TRIED_CALLS = 11.0  # calls that a case sees on average, over both rounds
 ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the fewest calls win, and the longest field
 DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere

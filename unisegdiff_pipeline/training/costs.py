@@ -9,7 +9,7 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
-from unisegdiff_pipeline.training.choosing import TRIED_CALLS
+from unisegdiff_pipeline.training.choosing import MOST_CALLS, TRIED_CALLS
 from unisegdiff_pipeline.training.schedule import PhaseBudget
 from unisegdiff_pipeline.training.trainer import FoldRun
 from unisegdiff_pipeline.training.validation import planned_settings, predict_stored
@@ -20,7 +20,7 @@ DESCRIBING_SHARE = 0.02  # of the time budget, for what phase 1 is like on the h
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
 # Of the time budget, kept by phase 1, which knows the costs of untrained weights only: these sample everywhere,
 # trained ones around lesions. What is kept too much goes to phase 2, which measures again.
-LARGEST_UNTRAINED_SHARE = 0.5
+LARGEST_UNTRAINED_SHARE = 0.25
 UNFORESEEN_S = 1.0
 LEAST_PHASE_2_S = 1.0
 TOO_SHORT_SHARE = 0.8  # of the time budget, needed by the final validation alone
@@ -64,8 +64,9 @@ class Costs:
         """Seconds to keep for choosing and the final validation, at most `largest_share` of the time budget."""
         assert run.request.max_time_s is not None
         choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
-        # Restoring and scoring a case cost about as much as segmenting it; more calls than the default may be chosen.
-        validation = len(run.validation_cases) * (2 * self.segment_s + 2 * self.sample_s)
+        # Restoring and scoring a case cost about as much as segmenting it.
+        sampling_s = self.sample_s * MOST_CALLS / SamplerSettings().total_calls
+        validation = len(run.validation_cases) * (2 * self.segment_s + sampling_s)
         monitoring = len(self.monitored_cases(run)) * (self.segment_s + self.sample_s / 2)
         return min(largest_share * run.request.max_time_s, choosing + validation + monitoring) + UNFORESEEN_S
 
