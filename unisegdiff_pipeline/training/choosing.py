@@ -179,9 +179,9 @@ def _try_samplers(
     # Pure noise holds no mask to invert, as a network for the noise would have to.
     able = [t for t in TRAJECTORIES if settings.target != "epsilon" or t.start == "det"]
     one_call, *longer = [replace(t, correlation_length_mm=best_length, draw=True) for t in (ONE_CALL, *able)]
-    on_all = from_p_det
+    on_all = dict(from_p_det)
     if settings.target != "epsilon":
-        on_all = on_all | _energies(run, model, settings, [one_call], cases)
+        on_all |= _energies(run, model, settings, [one_call], cases)
     first_round = _energies(run, model, settings, longer, some)
     best = _trajectory(min(_trials(first_round), key=lambda trial: trial.energy).sampler)
     second_round = _energies(run, model, settings, [d for d in longer if _trajectory(d) == best], others)

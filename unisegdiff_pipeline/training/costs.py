@@ -20,7 +20,7 @@ DESCRIBING_SHARE = 0.02  # of the time budget, for what phase 1 is like on the h
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
 # Of the time budget, kept by phase 1, which knows the costs of untrained weights only: these sample everywhere,
 # trained ones around lesions. What is kept too much goes to phase 2, which measures again.
-LARGEST_UNTRAINED_SHARE = 0.25
+LARGEST_UNTRAINED_SHARE = 0.35
 UNFORESEEN_S = 1.0
 LEAST_PHASE_2_S = 1.0
 TOO_SHORT_SHARE = 0.8  # of the time budget, needed by the final validation alone
