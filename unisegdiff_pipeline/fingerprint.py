@@ -6,6 +6,7 @@ volumes are areas in mm2 (Z spacing 1) and their spacing may be nominal (dataset
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Sequence
@@ -61,6 +62,19 @@ class ComponentFacts:
     count: int
     volumes_mm3: tuple[float, ...]
     thickness_mm: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ClassOrder:
+    """How two classes lie to each other over the `num_cases` cases that hold both.
+
+    `same_share` is, along Z, Y and X, the share of these cases in which the centres lie in the more frequent order.
+    """
+
+    first: str
+    second: str
+    num_cases: int
+    same_share: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -123,16 +137,23 @@ class Fingerprint:
     median_crop_share: float
     intensities: tuple[IntensityStatistics, ...]
     lesions: tuple[LesionSummary, ...]
+    class_orders: tuple[ClassOrder, ...]
     cases: tuple[CaseFingerprint, ...]
 
 
 @dataclass(frozen=True)
 class _CaseFacts:
-    """What one worker sends back: `samples` (C, n) are foreground intensities, None without foreground."""
+    """What one worker sends back.
+
+    Attributes:
+        samples: foreground intensities (C, n), None without foreground.
+        centres: mean index (Z, Y, X) of each class's voxels, (classes, 3); NaN for classes that do not occur.
+    """
 
     fingerprint: CaseFingerprint | None
     is_2d: bool
     samples: np.ndarray | None
+    centres: np.ndarray | None
     check: CaseCheck
 
 
@@ -186,7 +207,7 @@ def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples
     check = check_case(case, description, volumes)
     image, labels = volumes.image, volumes.labels
     if check.problems or image is None or labels is None:
-        return _CaseFacts(None, False, None, check)
+        return _CaseFacts(None, False, None, None, check)
     crop = box_slices(nonzero_box(image.array))
     cropped, cropped_labels = image.array[:, *crop], labels.array[0][crop]
     foreground = (cropped_labels > 0) & ~description.labels.ignored(cropped_labels)
@@ -203,7 +224,8 @@ def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples
         raters=tuple(component_facts(r.array[0], description.labels, spacing_mm) for r in volumes.raters),
     )
     samples = _sample_intensities(cropped, foreground, num_samples, case.case_id)
-    return _CaseFacts(fingerprint, image.geometry.is_2d, samples, check)
+    centres = np.array([_centre(mask) for _, mask in description.labels.class_masks(labels.array[0])])
+    return _CaseFacts(fingerprint, image.geometry.is_2d, samples, centres, check)
 
 
 def component_facts(
@@ -235,6 +257,14 @@ def _facts_of_class(name: str, mask: np.ndarray, spacing_mm: tuple[float, float,
         volumes_mm3=tuple(_rounded(float(sizes[i]) * voxel_mm3) for i in largest),
         thickness_mm=tuple(_rounded(t) for t in thickness),
     )
+
+
+def _centre(mask: np.ndarray) -> list[float]:
+    """Mean index (Z, Y, X) of the voxels of a mask; NaN without any."""
+    counts = [np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    if not counts[0].any():
+        return [math.nan] * 3
+    return [float(np.average(np.arange(len(n)), weights=n)) for n in counts]
 
 
 def _thickness_mm(component: np.ndarray, spacing_mm: Sequence[float], is_2d: bool) -> float:
@@ -284,6 +314,7 @@ def summarize(dataset_name: str, description: DatasetDescription, facts: Sequenc
         median_crop_share=_rounded(float(np.median(crop_shares))),
         intensities=_intensity_statistics(samples, len(description.channel_names)),
         lesions=summarize_lesions(cases, description.labels.names),
+        class_orders=class_orders([f.centres for f in usable if f.centres is not None], description.labels.names),
         cases=cases,
     )
 
@@ -306,6 +337,19 @@ def summarize_lesions(cases: Sequence[CaseFingerprint], class_names: Sequence[st
             )
         )
     return tuple(summaries)
+
+
+def class_orders(centres: Sequence[np.ndarray], class_names: Sequence[str]) -> tuple[ClassOrder, ...]:
+    """The order of every two classes that occur together; `centres` holds one array (classes, 3) per case."""
+    orders = []
+    for first, second in itertools.combinations(range(len(class_names)), 2):
+        differences = np.array([case[first] - case[second] for case in centres])
+        differences = differences[~np.isnan(differences).any(axis=1)]
+        if len(differences):
+            shares = np.maximum((differences > 0).mean(axis=0), (differences < 0).mean(axis=0))
+            z, y, x = (_rounded(float(share)) for share in shares)
+            orders.append(ClassOrder(class_names[first], class_names[second], len(differences), (z, y, x)))
+    return tuple(orders)
 
 
 def _intensity_statistics(samples: Sequence[np.ndarray], num_channels: int) -> tuple[IntensityStatistics, ...]:

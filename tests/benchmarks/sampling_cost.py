@@ -17,11 +17,13 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.networks.denoiser import Denoiser
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
 
+LESION = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 SAMPLES, CALLS = 8, (1, 2, 4, 8)
 PATCHES = {
     ("2D", "default"): (256, 256),
@@ -44,7 +46,7 @@ def model_of(kind: tuple[str, str]) -> tuple[StagedModel, tuple[int, ...]]:
     )
     plan = NetworkPlan(dims, patch, 1, levels)
     denoiser = Denoiser(plan, DenoiserPlan(), 1, "binary")
-    return StagedModel(SegmentationUNet(plan, 1), denoiser, "binary").eval(), patch
+    return StagedModel(SegmentationUNet(plan, 1), denoiser, LESION).eval(), patch
 
 
 def multiply_adds(function: Callable[[], object]) -> float:

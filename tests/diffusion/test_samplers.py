@@ -9,7 +9,10 @@ from torch import Tensor
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings, coherent_draw, lam_schedule, sample
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, expand_to
 from unisegdiff_pipeline.diffusion.targets import Estimate
+from unisegdiff_pipeline.io.labels import LabelScheme
 
+BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+REGIONS = LabelScheme(("core", "whole", "other"), ((2,), (1, 2), (3,)), "regions", (2, 1, 3))
 EDGES = StageEdges(-4.0, 2.0)
 PRIOR = 0.3
 
@@ -47,7 +50,7 @@ def test_share_of_samples_is_the_prior(method: str) -> None:
         torch.full((1, 1, 4, 4), PRIOR),
         EDGES,
         settings,
-        "binary",
+        BINARY,
     ).probabilities
     assert p.mean().item() == pytest.approx(PRIOR, abs=0.05)
     assert ((p < 0.1) | (p > 0.9)).float().mean() > 0.9  # decided, not the mean
@@ -56,7 +59,7 @@ def test_share_of_samples_is_the_prior(method: str) -> None:
 def test_one_call_of_stage_a_is_the_mean() -> None:
     p = sample(
         exact_estimate, lambda i: normal(i, (50, 1, 4, 4)), None, torch.full((1, 1, 4, 4), PRIOR), EDGES,
-        SamplerSettings(start="stage_a", num_calls=0), "binary",
+        SamplerSettings(start="stage_a", num_calls=0), BINARY,
     ).probabilities  # fmt: skip
     assert torch.allclose(p, torch.full_like(p, PRIOR), atol=1e-5)
 
@@ -85,7 +88,7 @@ def test_without_any_call_masks_are_drawn_from_the_segmenter() -> None:
     p_det = torch.tensor([0.2, 0.7]).reshape(1, 1, 2, 1)
     settings = SamplerSettings(num_calls=0, draw=True)
     shape = (4000, 1, 2, 1)
-    drawn = sample(refuse, lambda i: normal(i, shape), lambda i: normal(9 + i, shape), p_det, EDGES, settings, "binary")
+    drawn = sample(refuse, lambda i: normal(i, shape), lambda i: normal(9 + i, shape), p_det, EDGES, settings, BINARY)
     assert torch.equal(drawn.probabilities, p_det.expand(shape))
     assert set(drawn.masks.unique().tolist()) == {0.0, 1.0}
     assert drawn.masks.mean((0, 1, 3)).tolist() == pytest.approx([0.2, 0.7], abs=0.03)
@@ -101,17 +104,30 @@ def test_a_draw_at_the_end_gives_back_what_one_call_leaves_open() -> None:
     def whole(index: int) -> Tensor:
         return normal(50 + index, (3000, 1, 1, 1)).expand(shape)
 
-    drawn = sample(exact_estimate, lambda i: normal(i, shape), whole, p_det, EDGES, settings, "binary")
+    drawn = sample(exact_estimate, lambda i: normal(i, shape), whole, p_det, EDGES, settings, BINARY)
     assert drawn.masks.flatten(1).float().std(dim=1).max() == 0
     assert drawn.masks.mean().item() == pytest.approx(PRIOR, abs=0.03)
     assert len((drawn.probabilities > 0.5).unique()) == 1
+
+
+def test_regions_are_drawn_within_those_around_them() -> None:
+    """A core likelier than its whole, as two sigmoids may have it, is drawn as often as the whole."""
+    shape = (4000, 3, 1, 1)
+    p_det = torch.tensor([0.8, 0.4, 0.6]).reshape(1, 3, 1, 1)
+    settings = SamplerSettings(num_calls=0, draw=True)
+    drawn = sample(
+        exact_estimate, lambda i: normal(i, shape), lambda i: normal(i, shape), p_det, EDGES, settings, REGIONS
+    )
+    assert (drawn.masks[:, 0] <= drawn.masks[:, 1]).all()
+    assert drawn.masks.mean((0, 2, 3)).tolist() == pytest.approx([0.4, 0.4, 0.6], abs=0.03)
+    assert drawn.probabilities[0].flatten().tolist() == pytest.approx([0.4, 0.4, 0.6])
 
 
 def test_what_needs_a_field_says_so() -> None:
     noise = normal(0, (1, 1, 2, 2))
     for settings in (SamplerSettings(draw=True), SamplerSettings(method="hard", num_calls=2)):
         with pytest.raises(ValueError, match="need a field"):
-            sample(exact_estimate, lambda i: noise, None, torch.full((1, 1, 2, 2), 0.5), EDGES, settings, "binary")
+            sample(exact_estimate, lambda i: noise, None, torch.full((1, 1, 2, 2), 0.5), EDGES, settings, BINARY)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def folder(tmp_path: Path, plans: Plans) -> Path:
 def add_fold(folder: Path, plans: Plans, fold: str, denoiser: bool = True) -> None:
     torch.manual_seed(int(fold) if fold.isdigit() else 9)
     configuration = plans.configurations["2d"]
-    model = build_model(configuration, "binary", 1, denoiser)
+    model = build_model(configuration, plans.labels, denoiser)
     save_weights(folder / f"fold_{fold}/weights.safetensors", model, {"plan_hash": plan_hash(configuration)})
     write_settings(folder / f"fold_{fold}", SETTINGS)
 
@@ -99,7 +99,7 @@ def test_finished_folds_are_found_and_chosen(folder: Path) -> None:
 def test_loading_gives_the_saved_weights(folder: Path, plans: Plans) -> None:
     network, settings = load_fold(open_model_folder(folder), "2", torch.device("cpu"))
     torch.manual_seed(2)
-    expected = build_model(plans.configurations["2d"], "binary", 1, True).state_dict()
+    expected = build_model(plans.configurations["2d"], plans.labels, True).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
     assert settings == SETTINGS
     assert not network.training

@@ -64,7 +64,7 @@ def make_model(root: Path, dims: int, folds: tuple[str, ...] = ("0",), denoiser:
     write_json(folder / "plans.json", plans)
     for fold in folds:
         torch.manual_seed(int(fold))
-        model = build_model(configuration, labels.coding, labels.num_channels, denoiser)
+        model = build_model(configuration, labels, denoiser)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(0.4 * torch.randn_like(parameter))

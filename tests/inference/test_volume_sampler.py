@@ -12,7 +12,7 @@ from unisegdiff_pipeline.inference import tiled_case
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
-from unisegdiff_pipeline.io.labels import Coding
+from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.networks import precision
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet, SegmenterOutput
@@ -36,7 +36,12 @@ def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
-def tiny_model(patch: tuple[int, ...], channels: int, coding: Coding, denoiser: bool = True) -> StagedModel:
+BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+SOFTMAX = LabelScheme(("edge", "core"), ((1,), (2,)), "softmax", (1, 2))
+REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
+
+
+def tiny_model(patch: tuple[int, ...], labels: LabelScheme, denoiser: bool = True) -> StagedModel:
     dims = len(patch)
     levels = tuple(LevelPlan(f, (1 if i == 0 else 2,) * dims, (3,) * dims, 1) for i, f in enumerate((4, 6, 8)))
     configuration = ConfigurationPlan(
@@ -48,7 +53,7 @@ def tiny_model(patch: tuple[int, ...], channels: int, coding: Coding, denoiser: 
         TrainingPlan(2),
     )
     torch.manual_seed(0)
-    model = build_model(configuration, coding, channels, denoiser)
+    model = build_model(configuration, labels, denoiser)
     with torch.no_grad():
         for parameter in model.parameters():  # the heads start at zero, which would make every sample p_det
             parameter.copy_(0.3 * torch.randn_like(parameter))
@@ -64,7 +69,7 @@ def predict(model: StagedModel, image: torch.Tensor, patch: tuple[int, ...], **c
 @pytest.fixture(scope="module")
 def volume() -> tuple[StagedModel, torch.Tensor, tuple[int, int, int]]:
     generator = torch.Generator().manual_seed(1)
-    return tiny_model((8, 16, 16), 3, "softmax"), torch.randn(1, 11, 36, 27, generator=generator), (8, 16, 16)
+    return tiny_model((8, 16, 16), SOFTMAX), torch.randn(1, 11, 36, 27, generator=generator), (8, 16, 16)
 
 
 def same(a: CasePrediction, b: CasePrediction, tolerance: float = 1e-4) -> bool:
@@ -151,7 +156,7 @@ def test_a_case_of_one_tile_equals_the_bare_network() -> None:
     from unisegdiff_pipeline.diffusion.samplers import sample
     from unisegdiff_pipeline.inference.volume_noise import noise_in_box
 
-    model = tiny_model((8, 16, 16), 1, "binary")
+    model = tiny_model((8, 16, 16), BINARY)
     image = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(2))
     found = predict(model, image, (8, 16, 16))
     assert found.facts.num_tiles == 1
@@ -168,7 +173,7 @@ def test_a_case_of_one_tile_equals_the_bare_network() -> None:
             p_det,
             SETTINGS.edges,
             SETTINGS.sampler,
-            "binary",
+            BINARY,
         )
     assert torch.allclose(found.p_det, p_det[0])
     for i in range(3):
@@ -177,13 +182,13 @@ def test_a_case_of_one_tile_equals_the_bare_network() -> None:
 
 
 def test_small_image_is_padded_and_cropped() -> None:
-    model = tiny_model((16, 16), 1, "binary")
+    model = tiny_model((16, 16), BINARY)
     found = predict(model, torch.randn(1, 1, 9, 13), (16, 16))
     assert found.p_det.shape == found.mean.shape == (1, 1, 9, 13)
 
 
 def test_slices_of_a_volume_under_a_2d_network() -> None:
-    model = tiny_model((16, 16), 2, "regions")
+    model = tiny_model((16, 16), REGIONS)
     image = torch.randn(1, 5, 20, 18, generator=torch.Generator().manual_seed(3))
     found = predict(model, image, (16, 16))
     assert found.p_det.shape == (2, 5, 20, 18)
@@ -194,7 +199,7 @@ def test_slices_of_a_volume_under_a_2d_network() -> None:
 
 def test_nothing_active_means_samples_equal_p_det(volume) -> None:
     _, image, patch = volume
-    quiet = tiny_model((8, 16, 16), 3, "softmax")
+    quiet = tiny_model((8, 16, 16), SOFTMAX)
     with torch.no_grad():
         quiet.segmenter.heads[0].weight.zero_()
         quiet.segmenter.heads[0].bias.copy_(torch.tensor([9.0, -9.0, -9.0]))
@@ -207,7 +212,7 @@ def test_nothing_active_means_samples_equal_p_det(volume) -> None:
 
 
 def test_samples_stay_p_det_outside_the_active_region() -> None:
-    model = tiny_model((8, 8), 1, "binary")
+    model = tiny_model((8, 8), BINARY)
     image = torch.zeros(1, 1, 8, 64)
     image[..., 4:8] = 5.0
     _make_p_det_follow_brightness(model)
@@ -225,7 +230,7 @@ def _make_p_det_follow_brightness(model: StagedModel) -> None:
 
 
 def test_two_far_lesions_are_sampled_alike_as_one_box_and_as_two() -> None:
-    model = tiny_model((8, 8), 1, "binary")
+    model = tiny_model((8, 8), BINARY)
     _make_p_det_follow_brightness(model)
     image = torch.zeros(1, 1, 48, 48)
     image[..., 2:6, 2:6] = image[..., 40:44, 40:44] = image[..., 2:6, 40:44] = 2.6
@@ -237,7 +242,7 @@ def test_two_far_lesions_are_sampled_alike_as_one_box_and_as_two() -> None:
 
 
 def test_plain_segmenter() -> None:
-    model = tiny_model((8, 16, 16), 3, "softmax", denoiser=False)
+    model = tiny_model((8, 16, 16), SOFTMAX, denoiser=False)
     found = predict(model, torch.randn(1, 9, 20, 16), (8, 16, 16))
     assert found.num_samples == 0
     assert found.boxes == ()
@@ -245,9 +250,11 @@ def test_plain_segmenter() -> None:
 
 
 def test_mirroring_makes_p_det_follow_flips() -> None:
-    model = tiny_model((16, 16), 1, "binary")
+    model = tiny_model((16, 16), BINARY)
     image = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(4))
     plain, flipped = (predict(model, i, (16, 16), num_samples=0).p_det for i in (image, image.flip(3)))
     assert not torch.allclose(plain, flipped.flip(3), atol=1e-3)
-    plain, flipped = (predict(model, i, (16, 16), num_samples=0, mirror=True).p_det for i in (image, image.flip(3)))
+    plain, flipped = (
+        predict(model, i, (16, 16), num_samples=0, mirror_axes=(1,)).p_det for i in (image, image.flip(3))
+    )
     assert torch.allclose(plain, flipped.flip(3), atol=1e-5)

@@ -53,3 +53,9 @@ def test_ignored_voxels():
     assert [(name, mask.tolist()) for name, mask in REGIONS.class_masks(np.array([2, 3]))] == [
         ("whole", [True, True]), ("core", [False, True]), ("active", [False, True])
     ]  # fmt: skip
+
+
+def test_nesting_pairs_each_region_with_those_around_it() -> None:
+    scheme = LabelScheme(("core", "whole", "edge", "other"), ((3,), (1, 2, 3), (2, 3), (4,)), "regions", (3, 1, 2, 4))
+    assert scheme.nesting == ((2, 1), (0, 1), (0, 2))
+    assert LabelScheme(("a", "b"), ((1,), (2,)), "softmax", (1, 2)).nesting == ()

@@ -8,6 +8,7 @@ import torch
 from unisegdiff_pipeline.diffusion.coding import mask_to_x
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, channel_lam
 from unisegdiff_pipeline.diffusion.targets import state_estimate
+from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.networks.blocks import depth_to_space, space_to_depth
 from unisegdiff_pipeline.networks.denoiser import Denoiser, voxel_evidence
 from unisegdiff_pipeline.networks.staged_model import StagedModel
@@ -29,10 +30,17 @@ PLAN_2D = NetworkPlan(
 )
 
 
-def make_model(plan: NetworkPlan, coding: str, channels: int) -> StagedModel:
+BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+SOFTMAX = LabelScheme(("edge", "core"), ((1,), (2,)), "softmax", (1, 2))
+REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
+
+
+def make_model(plan: NetworkPlan, labels: LabelScheme) -> StagedModel:
     torch.manual_seed(0)
     widths = DenoiserPlan(features=(4, 6, 8))
-    model = StagedModel(SegmentationUNet(plan, channels), Denoiser(plan, widths, channels, coding), coding)  # type: ignore[arg-type]
+    channels = labels.num_channels
+    denoiser = Denoiser(plan, widths, channels, labels.coding)
+    model = StagedModel(SegmentationUNet(plan, channels), denoiser, labels)
     return model.eval()
 
 
@@ -61,11 +69,12 @@ def test_unet_shapes(encoder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "coding", "channels"), [(PLAN_3D, "softmax", 3), (PLAN_2D, "binary", 1), (PLAN_3D, "regions", 2)]
+    ("plan", "labels"),
+    [(PLAN_3D, SOFTMAX), (PLAN_2D, BINARY), (PLAN_3D, REGIONS)],
 )
-def test_untrained_denoiser_says_what_the_segmenter_says(plan: NetworkPlan, coding: str, channels: int) -> None:
+def test_untrained_denoiser_says_what_the_segmenter_says(plan: NetworkPlan, labels: LabelScheme) -> None:
     """Mask head, inverted noise and their blend all equal 2 p_det - 1, at every noise level."""
-    model = make_model(plan, coding, channels)
+    model = make_model(plan, labels)
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(3, plan.num_input_channels, *plan.patch_size, generator=generator)
     edges = StageEdges(-3.0, 1.0)
@@ -81,7 +90,7 @@ def test_untrained_denoiser_says_what_the_segmenter_says(plan: NetworkPlan, codi
 
 
 def test_hidden_logits_leave_one_half() -> None:
-    model = make_model(PLAN_2D, "binary", 1)
+    model = make_model(PLAN_2D, BINARY)
     with torch.no_grad():
         condition = model.condition(torch.randn(2, 1, 16, 24))
         x_t, lam = torch.randn(2, 1, 16, 24), torch.zeros(2)
@@ -92,7 +101,7 @@ def test_hidden_logits_leave_one_half() -> None:
 
 
 def test_denoiser_reads_mask_and_noise_level_after_a_step() -> None:
-    model = make_model(PLAN_2D, "binary", 1)
+    model = make_model(PLAN_2D, BINARY)
     torch.nn.init.normal_(model.denoiser.head.weight)  # type: ignore[union-attr]
     with torch.no_grad():
         condition = model.condition(torch.randn(1, 1, 16, 24))
@@ -107,7 +116,7 @@ def test_denoiser_reads_mask_and_noise_level_after_a_step() -> None:
 
 def test_scaled_channels_are_read_at_their_own_noise_level() -> None:
     """A mask scaled by b is one at lam + 2 ln b: its evidence and the noise it implies are those of that level."""
-    model = make_model(PLAN_3D, "softmax", 3)
+    model = make_model(PLAN_3D, SOFTMAX)
     denoiser = model.denoiser
     assert denoiser is not None
     torch.nn.init.normal_(denoiser.head.weight)
@@ -127,7 +136,7 @@ def test_scaled_channels_are_read_at_their_own_noise_level() -> None:
 
 
 def test_a_model_without_denoiser_says_so() -> None:
-    model = StagedModel(SegmentationUNet(PLAN_2D, 1), None, "binary")
+    model = StagedModel(SegmentationUNet(PLAN_2D, 1), None, BINARY)
     with pytest.raises(ValueError, match="no denoiser"):
         model.denoise(torch.zeros(1, 1, 16, 24), torch.zeros(1), torch.zeros(1, 1, 16, 24), ())
 

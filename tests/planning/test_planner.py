@@ -43,6 +43,7 @@ def make_fingerprint(
         median_crop_share=1.0,
         intensities=(IntensityStatistics(0, 1, -3, 0, 3, -2, 2),),
         lesions=(LesionSummary("lesion", 1.0, same, same, same, same, 0.05),),
+        class_orders=(),
         cases=tuple(replace(case, case_id=f"case_{i}") for i in range(num_cases)),
     )
 

@@ -224,3 +224,12 @@ def test_a_draw_depends_on_its_generator_alone() -> None:
     assert repr(first[0]) == repr(first[1])
     assert repr(np.random.get_state()) == state[0]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), state[1])
+
+
+def test_only_the_axes_that_are_given_are_mirrored_and_half_a_turn_is_no_way_around() -> None:
+    recipe = recipe_for_patch((40, 56, 40), False, (0, 2))
+    draws = [draw_augmentation(recipe, 1, np.random.default_rng(i)) for i in range(200)]
+    assert [any(d.mirror[axis] for d in draws) for axis in range(3)] == [True, False, True]
+    assert recipe_for_patch((128, 160), False, (1,)).rotation[1] == pytest.approx(math.radians(15))
+    assert recipe_for_patch((16, 160, 160), True, (1, 2)).rotation[1] == pytest.approx(math.radians(180))
+    assert recipe_for_patch((16, 160, 160), True, (0, 1)).rotation[1] == pytest.approx(math.radians(15))

@@ -37,7 +37,9 @@ def build_parser() -> CommandParser:
     add_seed(parser)
     add_device(parser)
     parser.add_argument(
-        "--mirror", action="store_true", help="also average over mirrored images, which takes 4 (2D) or 8 times as long"
+        "--mirror",
+        action="store_true",
+        help="also average over mirrored images, which takes up to 4 (2D) or 8 times as long",
     )
     parser.add_argument(
         "--combine",

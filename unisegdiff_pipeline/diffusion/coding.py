@@ -6,6 +6,7 @@ sigmoid channel each (`LabelScheme.coding`). The channel axis is 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,22 @@ def bounded_logits(logits: Tensor, coding: Coding, temperature: Temperature = NO
     if coding == "softmax":
         scaled = scaled - scaled.mean(dim=1, keepdim=True)
     return scaled.clamp(-LOG_ODDS_LIMIT, LOG_ODDS_LIMIT)
+
+
+def nested_probabilities(p: Tensor, nesting: Sequence[tuple[int, int]]) -> Tensor:
+    """Probabilities (N, C, *spatial) in which no region is likelier than one that it lies within.
+
+    One random number per voxel then draws all regions of a mask without any leaving those around it.
+
+    Args:
+        nesting: `LabelScheme.nesting`, outer regions settled before those within them.
+    """
+    if not nesting:
+        return p
+    channels = list(p.unbind(dim=1))
+    for inner, outer in nesting:
+        channels[inner] = torch.minimum(channels[inner], channels[outer])
+    return torch.stack(channels, dim=1)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, coding: Coding) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.coding import mask_to_x
+from unisegdiff_pipeline.diffusion.coding import mask_to_x, nested_probabilities
 from unisegdiff_pipeline.diffusion.schedule import (
     PURE_NOISE,
     StageEdges,
@@ -29,7 +29,7 @@ from unisegdiff_pipeline.diffusion.schedule import (
     noise_mask,
 )
 from unisegdiff_pipeline.diffusion.targets import Estimate, final_probabilities, state_estimate
-from unisegdiff_pipeline.io.labels import Coding
+from unisegdiff_pipeline.io.labels import Coding, LabelScheme
 
 EstimateFunction = Callable[[Tensor, float], Estimate]
 NoiseFunction = Callable[[int], Tensor]
@@ -103,7 +103,7 @@ def sample(
     p_det: Tensor,
     edges: StageEdges,
     settings: SamplerSettings,
-    coding: Coding,
+    labels: LabelScheme,
 ) -> Drawn:
     """Draw masks; both results are (N, C, *spatial).
 
@@ -112,11 +112,13 @@ def sample(
         noise: index of a draw => standard normal (N, C, *spatial); index 0 is the start.
         field: index of a draw => smooth standard normal field (N, C, *spatial), needed by "hard" and `draw` only.
         p_det: the segmenter's probabilities, broadcastable to (N, C, *spatial).
+        labels: what the channels are; regions within others are drawn within them.
     """
-    p = _final_probabilities(estimate, noise, field, p_det, edges, settings, coding)
+    p = _final_probabilities(estimate, noise, field, p_det, edges, settings, labels)
     if not settings.draw:
         return Drawn(p, p)
-    masks = coherent_draw(p, _require(field)(settings.total_calls), coding)
+    p = nested_probabilities(p, labels.nesting)
+    masks = coherent_draw(p, _require(field)(settings.total_calls), labels.coding)
     return Drawn(p.expand_as(masks), masks)
 
 
@@ -127,7 +129,7 @@ def _final_probabilities(
     p_det: Tensor,
     edges: StageEdges,
     settings: SamplerSettings,
-    coding: Coding,
+    labels: LabelScheme,
 ) -> Tensor:
     lams = lam_schedule(edges, settings)
     if not lams:
@@ -139,7 +141,7 @@ def _final_probabilities(
         found = estimate(x, lam)
         lam_t = _lam_tensor(lam, x)
         if call == len(lams) - 1:
-            return final_probabilities(lam_t, found, edges, coding)
+            return final_probabilities(lam_t, found, edges, labels.coding)
         lam_next = channel_lam(_lam_tensor(lams[call + 1], x), edges)
         x0 = state_estimate(lam_t, found, edges)
         if settings.method == "ddim":
@@ -147,7 +149,8 @@ def _final_probabilities(
         elif settings.method == "renoise":
             x = noise_mask(x0, lam_next, noise(call + 1))
         else:
-            drawn = coherent_draw(final_probabilities(lam_t, found, edges, coding), _require(field)(call), coding)
+            p = nested_probabilities(final_probabilities(lam_t, found, edges, labels.coding), labels.nesting)
+            drawn = coherent_draw(p, _require(field)(call), labels.coding)
             x = noise_mask(mask_to_x(drawn), lam_next, noise(call + 1))
     raise AssertionError("the last call returns")
 

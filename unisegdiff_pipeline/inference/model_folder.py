@@ -120,8 +120,7 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
     tensors, metadata = read_weights(path)
     require_same_plan(path, metadata, plan_hash(model.configuration))
     has_denoiser = any(name.startswith("denoiser.") for name in tensors)
-    labels = model.plans.labels
-    network = build_model(model.configuration, labels.coding, labels.num_channels, has_denoiser)
+    network = build_model(model.configuration, model.plans.labels, has_denoiser)
     load_tensors(path, network, tensors)
     return to_device(network, device).eval().requires_grad_(False), read_settings(folder)
 

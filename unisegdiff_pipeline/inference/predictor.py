@@ -119,7 +119,8 @@ class Predictor:
         model_folder: RESULTS/DATASET/TRAINER__CONFIGURATION.
         folds: None takes all finished ones.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        mirror: average the segmenter over all flips, as nnU-Net does; costs 4 (2D) or 8 (3D) times its time.
+        mirror: average the segmenter over flips along the plan's `mirror_axes`, as nnU-Net does along all axes; costs
+            up to 4 (2D) or 8 (3D) times its time.
         decision: how probabilities become the mask, "half" or "dice"; None takes what most folds chose.
     """
 
@@ -135,6 +136,7 @@ class Predictor:
         self.folds = choose_folds(self.model, folds)
         self.device = resolve_device(device)
         self.mirror = mirror
+        self.mirror_axes = self.model.configuration.patch_mirror_axes if mirror else ()
         self.networks: list[tuple[StagedModel, InferenceSettings]] = [
             load_fold(self.model, fold, self.device) for fold in self.folds
         ]
@@ -224,7 +226,7 @@ class Predictor:
             member = predict_case(
                 image, network, settings, patch_size=self.model.configuration.network.patch_size,
                 case_id=properties.case_id, seed=seed, sample_ids=ids, spacing_mm=properties.spacing_mm,
-                limits=limits, mirror=self.mirror,
+                limits=limits, mirror_axes=self.mirror_axes,
             )  # fmt: skip
             probabilities = member.probabilities()
             total = probabilities if total is None else total.add_(probabilities)

@@ -32,18 +32,24 @@ class TiledCase:
         image: preprocessed image (C, Z, Y, X), fp32; stays where it is, tiles go to the model's device.
         model: in eval mode.
         patch_size: of the plan; two numbers for a 2D network, whose tiles are slices.
-        mirror: average p_det over all flips of a tile; the denoiser sees the unflipped answer.
+        mirror_axes: axes of the patch; p_det is averaged over all flips of a tile along them, while the denoiser sees
+            the unflipped answer.
     """
 
     def __init__(
-        self, image: Tensor, model: StagedModel, patch_size: Sequence[int], limits: Limits, mirror: bool = False
+        self,
+        image: Tensor,
+        model: StagedModel,
+        patch_size: Sequence[int],
+        limits: Limits,
+        mirror_axes: Sequence[int] = (),
     ) -> None:
         if image.ndim != 4:
             raise ValueError(f"image has shape {tuple(image.shape)}; expected (C, Z, Y, X), with Z = 1 for 2D")
         self.model = model
         self.limits = limits
-        self.mirror = mirror
         self.dims = len(patch_size)
+        self._flips = _flips(mirror_axes)
         self.device = next(model.parameters()).device
         self.grid = plan_tiles(image.shape[1:], network_window(patch_size), limits.step)
         self.weights = gaussian_weights(self.grid.window).to(self.device)
@@ -131,13 +137,13 @@ class TiledCase:
 
     def _mirrored(self, tile: int, p: Tensor, temperature: Temperature) -> Tensor:
         """Mean of p (K, *patch) over all flips of the tile, where mirroring is on."""
-        if not self.mirror:
+        if not self._flips:
             return p
         image, total = self.images([tile]), p.clone()
-        for axes in _flips(self.dims):
+        for axes in self._flips:
             flipped = self._run(image.flip([a + 2 for a in axes]))
             total += self.model.det_probabilities(flipped, temperature)[0].flip([a + 1 for a in axes])
-        return total / 2**self.dims
+        return total / (1 + len(self._flips))
 
     def _in_volume(self, values: Tensor) -> Tensor:
         """(K, *patch) => (K, Z, Y, X)."""
@@ -172,6 +178,6 @@ def _num_bytes(condition: Condition) -> int:
     return sum(t.numel() * t.element_size() for t in (condition.det_logits, *condition.features))
 
 
-def _flips(dims: int) -> list[list[int]]:
+def _flips(axes: Sequence[int]) -> list[list[int]]:
     """All non-empty sets of axes."""
-    return [[a for a in range(dims) if code >> a & 1] for code in range(1, 2**dims)]
+    return [[a for i, a in enumerate(axes) if code >> i & 1] for code in range(1, 2 ** len(axes))]

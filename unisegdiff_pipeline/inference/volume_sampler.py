@@ -137,7 +137,7 @@ def predict_case(
     sample_ids: Sequence[int] | None = None,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
     limits: Limits | None = None,
-    mirror: bool = False,
+    mirror_axes: Sequence[int] = (),
     keep_samples: bool = True,
 ) -> CasePrediction:
     """Predict one preprocessed case.
@@ -150,7 +150,7 @@ def predict_case(
         num_samples: None takes the settings' number; ignored where the model has no denoiser.
         sample_ids: numbers of the samples to draw instead of 0 .. num_samples - 1.
         spacing_mm: of the image (Z, Y, X); turns the correlation length of coherent draws into voxels.
-        mirror: average p_det over all flips.
+        mirror_axes: axes of the patch over whose flips p_det is averaged.
         keep_samples: False keeps their mean only.
     """
     if sample_ids is None:
@@ -159,7 +159,7 @@ def predict_case(
     training = model.training
     model.eval()
     try:
-        case = TiledCase(torch.as_tensor(image), model, patch_size, limits, mirror)
+        case = TiledCase(torch.as_tensor(image), model, patch_size, limits, mirror_axes)
         return sample_case(
             case, settings, case_id=case_id, seed=seed, sample_ids=sample_ids, spacing_mm=spacing_mm,
             keep_samples=keep_samples,
@@ -260,8 +260,8 @@ class _BoxSampler:
         def field(draw: int) -> Tensor:
             return _on_threads(lambda i: self._field(i, f"field{draw}"), ids).to(self.case.device)
 
-        settings, coding = self.settings, self.case.model.coding
-        return sample(self._estimate, noise, field, self.p_det[None], settings.edges, settings.sampler, coding)
+        settings, labels = self.settings, self.case.model.labels
+        return sample(self._estimate, noise, field, self.p_det[None], settings.edges, settings.sampler, labels)
 
     def _noise(self, sample_id: int, stream: str) -> Tensor:
         return noise_in_box(

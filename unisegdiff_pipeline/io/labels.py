@@ -41,6 +41,15 @@ class LabelScheme:
         return 1 if self.coding == "softmax" else 0
 
     @property
+    def nesting(self) -> tuple[tuple[int, int], ...]:
+        """Pairs (inner, outer) of region channels of which the first lies within the second; largest regions first."""
+        if self.coding != "regions":
+            return ()
+        regions = [frozenset(values) for values in self.members]
+        largest_first = sorted(range(len(regions)), key=lambda i: -len(regions[i]))
+        return tuple((i, j) for i in largest_first for j in largest_first if regions[i] < regions[j])
+
+    @property
     def allowed_values(self) -> frozenset[int]:
         """All label values that a label file may hold."""
         values = {0, *(v for group in self.members for v in group)}

@@ -14,7 +14,7 @@ from unisegdiff_pipeline.diffusion.coding import (
     probabilities_from_logits,
 )
 from unisegdiff_pipeline.diffusion.targets import Estimate
-from unisegdiff_pipeline.io.labels import Coding
+from unisegdiff_pipeline.io.labels import Coding, LabelScheme
 from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
@@ -33,14 +33,15 @@ class StagedModel(nn.Module):
     Args:
         segmenter: the pre-trained U-Net.
         denoiser: None for a model of phase 1 only.
-        coding: how labels are coded as channels.
+        labels: what the channels are.
     """
 
-    def __init__(self, segmenter: SegmentationUNet, denoiser: Denoiser | None, coding: Coding) -> None:
+    def __init__(self, segmenter: SegmentationUNet, denoiser: Denoiser | None, labels: LabelScheme) -> None:
         super().__init__()
         self.segmenter = segmenter
         self.denoiser = denoiser
-        self.coding: Coding = coding
+        self.labels = labels
+        self.coding: Coding = labels.coding
 
     def condition(self, image: Tensor) -> Condition:
         """Run the segmenter once on a patch (B, C, *patch)."""
@@ -96,13 +97,14 @@ class StagedModel(nn.Module):
         return output
 
 
-def build_model(
-    configuration: ConfigurationPlan, coding: Coding, num_channels: int, with_denoiser: bool
-) -> StagedModel:
+def build_model(configuration: ConfigurationPlan, labels: LabelScheme, with_denoiser: bool) -> StagedModel:
     """Untrained model of a plan; initial weights come from torch's global generator, seed it first."""
-    segmenter = SegmentationUNet(configuration.network, num_channels, configuration.training.deep_supervision)
-    denoiser = Denoiser(configuration.network, configuration.denoiser, num_channels, coding) if with_denoiser else None
-    return StagedModel(segmenter, denoiser, coding)
+    channels = labels.num_channels
+    segmenter = SegmentationUNet(configuration.network, channels, configuration.training.deep_supervision)
+    denoiser = None
+    if with_denoiser:
+        denoiser = Denoiser(configuration.network, configuration.denoiser, channels, labels.coding)
+    return StagedModel(segmenter, denoiser, labels)
 
 
 def count_parameters(module: nn.Module) -> int:

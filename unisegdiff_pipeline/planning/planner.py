@@ -18,6 +18,7 @@ from unisegdiff_pipeline.planning.coarsening import (
     all_resolved,
     coarsen_in_plane,
 )
+from unisegdiff_pipeline.planning.mirroring import plan_mirror_axes
 from unisegdiff_pipeline.planning.normalization import (
     ChannelNormalization,
     choose_nonzero_mask,
@@ -203,7 +204,9 @@ def _finish(
     context.decide(name, "training.batch_size", reason)
     patch = network.patch_size
     dummy_2d = network.dims == 3 and max(patch) / patch[0] > ANISOTROPY
-    training = _training_plan(context, batch_size, batch_dice, dummy_2d)
+    mirror_axes, reason = plan_mirror_axes(context.fingerprint.class_orders, context.spacing.axis_order)
+    context.decide(name, "training.mirror_axes", reason)
+    training = replace(_training_plan(context, batch_size, batch_dice, dummy_2d), mirror_axes=mirror_axes)
     context.decide_all(name, "training", training_reasons(training, on_cpu=context.sizer.on_cpu, dims=network.dims))
     _decide_network(context, name, network, batch_size)
     return ConfigurationPlan(

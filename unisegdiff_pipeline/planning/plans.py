@@ -106,7 +106,10 @@ class DenoiserPlan:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Numbers of the training; flags of usd_train override single fields."""
+    """Numbers of the training; flags of usd_train override single fields.
+
+    `mirror_axes` are axes of (Z, Y, X); a 2D network leaves Z out.
+    """
 
     batch_size: int
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -120,6 +123,7 @@ class TrainingPlan:
     batch_dice: bool = False
     deep_supervision: bool = True
     dummy_2d_augmentation: bool = False
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,12 @@ class ConfigurationPlan:
     denoiser: DenoiserPlan
     training: TrainingPlan
     stages: StagePlan | None = None  # planned from the preprocessed labels, at the end of preprocessing
+
+    @property
+    def patch_mirror_axes(self) -> tuple[int, ...]:
+        """The training's `mirror_axes` as axes of a patch, which lacks Z where the network is a 2D one."""
+        missing = 3 - self.network.dims
+        return tuple(axis - missing for axis in self.training.mirror_axes if axis >= missing)
 
 
 @dataclass(frozen=True)

@@ -105,16 +105,27 @@ class AugmentationDraw:
         return any(o is not None for o in (*operations, self.low_resolution, self.gamma_inverted, self.gamma))
 
 
-def recipe_for_patch(patch_size: Sequence[int], in_plane_only: bool) -> AugmentationRecipe:
+def recipe_for_patch(
+    patch_size: Sequence[int], in_plane_only: bool, mirror_axes: Sequence[int] | None = None
+) -> AugmentationRecipe:
     """nnU-Net's recipe for a patch: it rotates less where turning would push much of the patch out of view.
 
     Full turns in 2D and in-plane, 15 degrees for 2D patches of aspect above 1.5, 30 degrees about each axis in 3D.
+    Where an axis of the plane is not to be mirrored there are no full turns either, because half a turn mirrors both.
+
+    Args:
+        patch_size: of the plan, (Y, X) or (Z, Y, X).
+        in_plane_only: for patches of very coarse first axis.
+        mirror_axes: axes of the patch that may be mirrored; None: all.
     """
     dims = len(patch_size)
+    axes = tuple(range(dims) if mirror_axes is None else mirror_axes)
     elongated_2d = dims == 2 and max(patch_size) / min(patch_size) > 1.5
-    degrees = 15.0 if elongated_2d else 180.0 if dims == 2 or in_plane_only else 30.0
+    in_plane = dims == 2 or in_plane_only
+    no_full_turns = in_plane and not {dims - 2, dims - 1} <= set(axes)
+    degrees = 15.0 if elongated_2d or no_full_turns else 180.0 if in_plane else 30.0
     angle = math.radians(degrees)
-    return AugmentationRecipe(dims, (-angle, angle), in_plane_only and dims == 3, mirror_axes=tuple(range(dims)))
+    return AugmentationRecipe(dims, (-angle, angle), in_plane_only and dims == 3, mirror_axes=axes)
 
 
 def draw_augmentation(recipe: AugmentationRecipe, num_channels: int, rng: np.random.Generator) -> AugmentationDraw:

@@ -104,8 +104,7 @@ def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> 
         run.monitored_cases = run.holdout_cases
         return PhaseBudget(iterations=_phase_1_iterations(total, share))
     assert run.request.max_time_s is not None
-    labels = run.plans.labels
-    untrained = to_device(build_model(run.configuration, labels.coding, labels.num_channels, share < 1), run.device)
+    untrained = to_device(build_model(run.configuration, run.plans.labels, share < 1), run.device)
     costs = measure_costs(run, untrained)
     run.monitored_cases = replace(costs, sample_s=0.0).monitored_cases(run)
     start_s = run.watch.seconds if start_s is None else start_s

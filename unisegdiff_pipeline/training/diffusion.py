@@ -73,7 +73,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         self.log_variances = nn.Parameter(torch.zeros(len(STAGE_NAMES), device=run.device))
         super().__init__(run, budget)
         self.segmenter = to_device(segmenter, run.device).eval().requires_grad_(False)
-        self.model = StagedModel(self.segmenter, self.network, self.coding)
+        self.model = StagedModel(self.segmenter, self.network, run.plans.labels)
         self.segmenter.eval()
         self.bands = LamBands.of_edges(self.edges)
         self._meter = BandMeter(self.bands, run.device)
@@ -206,7 +206,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     def model_for_prediction(self) -> StagedModel:
         denoiser = self.ema.network
         assert isinstance(denoiser, Denoiser)
-        return StagedModel(self.segmenter, denoiser, self.coding).eval()
+        return StagedModel(self.segmenter, denoiser, self.run.plans.labels).eval()
 
     def validate(self) -> dict[str, float]:
         if self._held_out_allowance.is_due or self.progress >= 1:

@@ -105,13 +105,12 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
         facts.lam_a, facts.lam_c, facts.input_scale, temperature=facts.temperature, w=0.0, weights=facts.weights
     )
     if not two_phases:
-        model = StagedModel(segmenter, None, run.plans.labels.coding)
+        model = StagedModel(segmenter, None, run.plans.labels)
         _finish(run, model, replace(settings, w=1.0, num_samples=0), None)
         return
     assert issubclass(trainer, DiffusionTrainer)
-    labels = run.plans.labels
-    denoiser = build_model(run.configuration, labels.coding, labels.num_channels, True).denoiser
-    costs = measure_costs(run, to_device(StagedModel(segmenter, denoiser, labels.coding), run.device))
+    denoiser = build_model(run.configuration, run.plans.labels, True).denoiser
+    costs = measure_costs(run, to_device(StagedModel(segmenter, denoiser, run.plans.labels), run.device))
     start_s = _phase_start_s(checkpoint, 2)
     budget = phase_2_budget(run, share, costs, run.watch.seconds if start_s is None else start_s)
     phase_2 = trainer(run, budget, segmenter, settings)
@@ -145,8 +144,7 @@ def _phase_1(
         folder = run.request.phase_1_from
         require_fair_phase_1(run, folder)
     if (folder / PHASE_1_NAME).is_file():
-        labels = run.plans.labels
-        segmenter = build_model(run.configuration, labels.coding, labels.num_channels, False).segmenter
+        segmenter = build_model(run.configuration, run.plans.labels, False).segmenter
         load_weights(folder / PHASE_1_NAME, segmenter, run.plan_hash)
         run.log.say(f"phase 1 is taken from {folder / PHASE_1_NAME}")
         facts = read_dataclass(Phase1Facts, folder / PHASE_1_FACTS_NAME)
@@ -226,8 +224,7 @@ def _finish(run: FoldRun, model: StagedModel, settings: InferenceSettings, choic
 def _finished_model(run: FoldRun) -> tuple[StagedModel, InferenceSettings]:
     settings = read_settings(run.folder)
     with_denoiser = settings.num_samples > 0
-    labels = run.plans.labels
-    model = build_model(run.configuration, labels.coding, labels.num_channels, with_denoiser)
+    model = build_model(run.configuration, run.plans.labels, with_denoiser)
     load_weights(run.folder / WEIGHTS_NAME, model, run.plan_hash)
     return to_device(model, run.device).eval(), settings
 

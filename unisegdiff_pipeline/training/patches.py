@@ -158,7 +158,8 @@ class PatchSource:
         self._patch = tuple(configuration.network.patch_size)
         self._foreground_share = configuration.training.foreground_share
         self._masked = [i for i, masked in enumerate(configuration.preprocessing.use_nonzero_mask) if masked]
-        recipe = recipe_for_patch(self._patch, configuration.training.dummy_2d_augmentation)
+        in_plane_only = configuration.training.dummy_2d_augmentation
+        recipe = recipe_for_patch(self._patch, in_plane_only, configuration.patch_mirror_axes)
         self._recipe = recipe if augment else None
         self._memory_left_bytes = memory_budget_gb * 1e9
         self._in_memory: dict[str, Case] = {}

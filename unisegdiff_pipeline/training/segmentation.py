@@ -44,7 +44,7 @@ class SegmentationTrainer(Trainer):
     def model_for_prediction(self) -> StagedModel:
         segmenter = self.ema.network
         assert isinstance(segmenter, SegmentationUNet)
-        return StagedModel(segmenter, None, self.coding).eval()
+        return StagedModel(segmenter, None, self.run.plans.labels).eval()
 
     def validate(self) -> dict[str, float]:
         settings = planned_settings(self.run.configuration)
