@@ -53,6 +53,22 @@ def test_cross_entropy_is_the_same_from_logits_and_probabilities(coding: str) ->
     assert torch.allclose(a, b, atol=1e-5)
 
 
+def test_a_ceiling_levels_what_is_sure_and_keeps_what_is_not() -> None:
+    z = torch.tensor([[[40.0, 8.0, 0.01, -3.0]]])
+    levelled = temper(z, "binary", Temperature(2.0, 1.0, ceiling=0.85)).flatten().tolist()
+    assert levelled[0] == pytest.approx(0.85)
+    assert levelled[1] == pytest.approx(0.85 * math.tanh(4 / 0.85))
+    assert levelled[2] == pytest.approx(0.005, rel=1e-3)
+    assert levelled[3] == -3
+    logits = torch.tensor([[[0.0, 2.0, 0.0], [9.0, 0.0, 0.0], [-3.0, 1.0, 0.0]]])
+    levelled_logits = temper(logits, "softmax", Temperature(1.0, 1.0, ceiling=0.85))
+    assert (levelled_logits[0, 1, 0] - levelled_logits[0, 0, 0]).item() == pytest.approx(0.85, rel=1e-3)
+    assert levelled_logits[0, :, 1].tolist() == [2.0, 0.0, 1.0]
+    assert levelled_logits.isfinite().all()
+    with pytest.raises(ValueError, match="ceiling"):
+        Temperature(ceiling=0.0)
+
+
 def test_two_temperatures_change_no_decision_and_leave_the_background_alone() -> None:
     z = torch.tensor([[[4.0, 0.5, -0.5, -6.0]]])
     assert temper(z, "binary", Temperature(4.0, 1.0)).flatten().tolist() == [1.0, 0.125, -0.5, -6.0]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from unisegdiff_pipeline.diffusion.coding import probabilities_from_logits
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.settings import Decision
 from unisegdiff_pipeline.training.choosing import (
@@ -104,13 +105,27 @@ def test_an_empty_hold_out_leaves_the_plain_segmenter() -> None:
 
 
 def test_temperatures_of_a_segmenter_that_is_too_sure_of_its_objects_only() -> None:
-    """Foreground said with odds of e^4 and true in 73 % (e^1) of the voxels; background as sure as it says, e^-3."""
-    sure, right = torch.full((1000,), 4.0), torch.full((1000,), -3.0)
-    target = torch.cat([(torch.arange(1000) < 731), (torch.arange(1000) < 47)]).float()
+    """Foreground of which a quarter of the log odds is true, at all of them; background as sure as it says, e^-3."""
+    sure, right = torch.linspace(0.1, 12, 1000).repeat(20), torch.full((1000,), -3.0)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(len(sure), generator=generator) < (sure / 4).sigmoid()
+    target = torch.cat([drawn, torch.arange(1000) < 47]).float()
     logits = torch.cat([sure, right])[None, None]
-    found = fit_temperature(logits, target[None, None], torch.ones(2000), "binary")
+    found = fit_temperature(logits, target[None, None], torch.ones(21_000), "binary")
+    assert found.ceiling is None
     assert found.foreground == pytest.approx(4.0, rel=0.06)  # the grid's steps are 9 % wide
     assert found.background == pytest.approx(1.0, rel=0.06)
+
+
+def test_objects_that_are_there_in_doubt_get_a_ceiling() -> None:
+    """Whole objects that readers mark in seven of ten cases: sure in the middle, unsure at the edge, both 0.7."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.empty(1, 1, 4000).uniform_(0.5, 9.0, generator=generator)
+    target = (torch.rand(4000, generator=generator) < 0.7).float()
+    found = fit_temperature(logits, target[None, None], torch.ones(4000), "binary")
+    assert found.ceiling in (0.75, 1.0)  # log(0.7 / 0.3) = 0.85
+    p = probabilities_from_logits(logits, "binary", found)
+    assert (p - 0.7).abs().mean() < 0.03
 
 
 def test_temperatures_without_any_voxel_are_one() -> None:

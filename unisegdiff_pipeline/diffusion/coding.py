@@ -35,15 +35,29 @@ class Temperature:
 
     A segmenter trained with Dice is too sure of the objects that it finds, and right about the background far from any.
     One temperature for both would have to lie: high enough for objects, it lifts all of the background.
+
+    Where it is the object as a whole that is in doubt, as where annotators disagree on whether there is any, its middle
+    is no surer than its parts near the edge. Divided logits keep the middle the surest; a ceiling makes it level.
+
+    Attributes:
+        foreground, background: above 0.
+        ceiling: of the log odds of foreground, above 0; they approach it as L tanh(z / L). None: there is none.
     """
 
     foreground: float = 1.0
     background: float = 1.0
+    ceiling: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("foreground", "background"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"the temperature of the {name} is {getattr(self, name)}; it must be above 0")
+        for name in ("foreground", "background", "ceiling"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} of the temperature is {value}; it must be above 0")
+
+    def describe(self) -> str:
+        """In words, for logs."""
+        ceiling = "" if self.ceiling is None else f" (log odds below {self.ceiling:g})"
+        return f"{self.foreground:g} for foreground{ceiling} and {self.background:g} for background"
 
 
 NO_TEMPERATURE = Temperature()
@@ -52,10 +66,21 @@ NO_TEMPERATURE = Temperature()
 def temper(logits: Tensor, coding: Coding, temperature: Temperature) -> Tensor:
     """Logits (B, C, *spatial) in fp32 divided by the temperature of what they decide for; no decision changes."""
     z = logits.float()
-    if temperature.foreground == temperature.background:
+    if temperature.foreground == temperature.background and temperature.ceiling is None:
         return z / temperature.foreground
-    found = z[:, 1:].amax(dim=1, keepdim=True) > z[:, :1] if coding == "softmax" else z > 0
-    return z / torch.where(found, temperature.foreground, temperature.background)
+    odds = foreground_log_odds(z, coding)
+    share = torch.full_like(odds, 1 / temperature.foreground)
+    if temperature.ceiling is not None:
+        share = temperature.ceiling * torch.tanh(odds * share / temperature.ceiling) / odds
+    return z * torch.where(odds > 0, share, 1 / temperature.background)
+
+
+def foreground_log_odds(logits: Tensor, coding: Coding) -> Tensor:
+    """By how much logits (B, C, *spatial) say foreground: of each sigmoid channel, or of the likeliest class.
+
+    Returns (B, C, *spatial), or (B, 1, *spatial) for softmax coding.
+    """
+    return logits[:, 1:].amax(dim=1, keepdim=True) - logits[:, :1] if coding == "softmax" else logits
 
 
 def probabilities_from_logits(logits: Tensor, coding: Coding, temperature: Temperature = NO_TEMPERATURE) -> Tensor:

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unisegdiff_pipeline.diffusion.coding import Temperature, cross_entropy, cross_entropy_of_probabilities, temper
+from unisegdiff_pipeline.diffusion.coding import (
+    Temperature,
+    cross_entropy,
+    cross_entropy_of_probabilities,
+    foreground_log_odds,
+    temper,
+)
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
@@ -37,6 +43,8 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.training.trainer import FoldRun
 
 TEMPERATURES = tuple(np.geomspace(0.5, 8.0, 33).tolist())
+CEILINGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of the log odds of foreground
+CEILING_GAIN = 0.005  # of the loss in voxels that are found; below it there is no ceiling
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent draws, in voxels of the plan
 ONE_CALL = SamplerSettings("ddim", "stage_a", 0, 0.0)
@@ -135,17 +143,24 @@ def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -
 
 
 def fit_temperature(logits: Tensor, target: Tensor, weights: Tensor, coding: Coding) -> Temperature:
-    """The likeliest temperatures of TEMPERATURES; logits and target (1, K, V), weights (V,)."""
+    """The likeliest of TEMPERATURES and CEILINGS; logits and target (1, K, V), weights (V,)."""
     if logits.shape[2] == 0:
         return Temperature()
 
-    def loss(temperature: Temperature) -> float:
-        return float((weights * cross_entropy(temper(logits, coding, temperature), target, coding)[0]).sum())
+    def loss(temperature: Temperature, voxels: Tensor | slice = slice(None)) -> float:
+        losses = cross_entropy(temper(logits[..., voxels], coding, temperature), target[..., voxels], coding)[0]
+        return float((weights[voxels] * losses).sum())
 
     # Every voxel is divided by one of the two, so that each can be fitted alone.
     background = min(TEMPERATURES, key=lambda value: loss(Temperature(1.0, value)))
-    foreground = min(TEMPERATURES, key=lambda value: loss(Temperature(value, background)))
-    return Temperature(round(foreground, 3), round(background, 3))
+    found = (foreground_log_odds(logits, coding) > 0).any(dim=1)[0].nonzero()[:, 0]
+    losses = {
+        (value, ceiling): loss(Temperature(value, background, ceiling), found)
+        for ceiling in (None, *CEILINGS)
+        for value in TEMPERATURES
+    }
+    foreground, ceiling = min(losses, key=lambda key: losses[key] * (1.0 if key[1] else 1.0 - CEILING_GAIN))
+    return Temperature(round(foreground, 3), round(background, 3), ceiling)
 
 
 def choose_settings(run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]) -> Choice:

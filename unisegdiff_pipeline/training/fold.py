@@ -188,9 +188,8 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
     settings = replace(settings, temperature=temperature)
     stages, dice = realised_stages(run, model, settings, cases)
     run.log.say(
-        f"on {counted(len(cases), 'held-out case')}: temperature of the segmenter {temperature.foreground:g} for "
-        f"foreground and {temperature.background:g} for background, stages from lam_a {stages.lam_a:g} "
-        f"(planned {settings.lam_a:g}) to lam_c {stages.lam_c:g} ({settings.lam_c:g})"
+        f"on {counted(len(cases), 'held-out case')}: temperature of the segmenter {temperature.describe()}, stages "
+        f"from lam_a {stages.lam_a:g} (planned {settings.lam_a:g}) to lam_c {stages.lam_c:g} ({settings.lam_c:g})"
     )
     return replace(settings, lam_a=stages.lam_a, lam_c=stages.lam_c, input_scale=stages.input_scale), dice
 
