@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import unisegdiff_pipeline
+from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.progress import format_duration
@@ -389,7 +390,7 @@ def _chosen(fold: _Fold) -> Section | None:
 
 def _temperature(value: Any) -> str:
     if isinstance(value, Mapping):
-        return f"{value.get('foreground'):g} for foreground, {value.get('background'):g} for background"
+        return Temperature(**value).describe()
     return f"{value:g}"
 
 
