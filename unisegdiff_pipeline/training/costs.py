@@ -22,6 +22,7 @@ MEASURED_CASES = 5  # the largest of a few with foreground is timed
 # trained ones around lesions. What is kept too much goes to phase 2, which measures again.
 LARGEST_UNTRAINED_SHARE = 0.35
 UNFORESEEN_S = 1.0
+UNFORESEEN_SHARE = 0.02  # of the time budget: the costs of a case are measured once, and differ by a fifth
 LEAST_PHASE_2_S = 1.0
 TOO_SHORT_SHARE = 0.8  # of the time budget, needed by the final validation alone
 
@@ -68,7 +69,8 @@ class Costs:
         sampling_s = self.sample_s * MOST_CALLS / SamplerSettings().total_calls
         validation = len(run.validation_cases) * (2 * self.segment_s + sampling_s)
         monitoring = len(self.monitored_cases(run)) * (self.segment_s + self.sample_s / 2)
-        return min(largest_share * run.request.max_time_s, choosing + validation + monitoring) + UNFORESEEN_S
+        unforeseen_s = UNFORESEEN_S + UNFORESEEN_SHARE * run.request.max_time_s
+        return min(largest_share * run.request.max_time_s, choosing + validation + monitoring) + unforeseen_s
 
 
 def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
