@@ -10,6 +10,7 @@ import pytest
 from unisegdiff_pipeline.fingerprint import (
     CaseFingerprint,
     Fingerprint,
+    _centre,
     component_facts,
     extract_fingerprint,
     summarize_lesions,
@@ -62,6 +63,13 @@ def test_regions_are_measured_as_such() -> None:
     whole, core = component_facts(picture("11022", "11022", "00000"), REGIONS, (1.0, 1.0, 1.0))
     assert (whole.voxels, whole.count) == (8, 2)
     assert (core.voxels, core.count) == (4, 1)
+
+
+def test_centre_of_a_class_by_hand() -> None:
+    mask = np.zeros((4, 6, 8), bool)
+    mask[2, 3, 5:8] = mask[3, 3, 6] = True
+    assert _centre(mask) == [2.25, 3.0, 6.0]
+    assert np.isnan(_centre(np.zeros((4, 6, 8), bool))).all()
 
 
 def test_absent_class_has_no_components() -> None:

@@ -147,7 +147,8 @@ class _CaseFacts:
 
     Attributes:
         samples: foreground intensities (C, n), None without foreground.
-        centres: mean index (Z, Y, X) of each class's voxels, (classes, 3); NaN for classes that do not occur.
+        centres: mean index (Z, Y, X) of each class's voxels, (classes, 3); NaN for classes that do not occur. None
+            where there is one class only.
     """
 
     fingerprint: CaseFingerprint | None
@@ -224,7 +225,9 @@ def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples
         raters=tuple(component_facts(r.array[0], description.labels, spacing_mm) for r in volumes.raters),
     )
     samples = _sample_intensities(cropped, foreground, num_samples, case.case_id)
-    centres = np.array([_centre(mask) for _, mask in description.labels.class_masks(labels.array[0])])
+    centres = None
+    if len(description.labels.names) > 1:
+        centres = np.array([_centre(mask) for _, mask in description.labels.class_masks(labels.array[0])])
     return _CaseFacts(fingerprint, image.geometry.is_2d, samples, centres, check)
 
 
@@ -261,10 +264,12 @@ def _facts_of_class(name: str, mask: np.ndarray, spacing_mm: tuple[float, float,
 
 def _centre(mask: np.ndarray) -> list[float]:
     """Mean index (Z, Y, X) of the voxels of a mask; NaN without any."""
-    counts = [np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    box = nonzero_box(mask)
+    inside = mask[box_slices(box)]
+    counts = [np.count_nonzero(inside, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
     if not counts[0].any():
         return [math.nan] * 3
-    return [float(np.average(np.arange(len(n)), weights=n)) for n in counts]
+    return [low + float(np.average(np.arange(len(n)), weights=n)) for (low, _), n in zip(box, counts, strict=True)]
 
 
 def _thickness_mm(component: np.ndarray, spacing_mm: Sequence[float], is_2d: bool) -> float:
@@ -314,7 +319,7 @@ def summarize(dataset_name: str, description: DatasetDescription, facts: Sequenc
         median_crop_share=_rounded(float(np.median(crop_shares))),
         intensities=_intensity_statistics(samples, len(description.channel_names)),
         lesions=summarize_lesions(cases, description.labels.names),
-        class_orders=class_orders([f.centres for f in usable if f.centres is not None], description.labels.names),
+        class_orders=class_orders([f.centres for f in usable if f.centres is not None], description.labels),
         cases=cases,
     )
 
@@ -339,16 +344,22 @@ def summarize_lesions(cases: Sequence[CaseFingerprint], class_names: Sequence[st
     return tuple(summaries)
 
 
-def class_orders(centres: Sequence[np.ndarray], class_names: Sequence[str]) -> tuple[ClassOrder, ...]:
-    """The order of every two classes that occur together; `centres` holds one array (classes, 3) per case."""
+def class_orders(centres: Sequence[np.ndarray], scheme: LabelScheme) -> tuple[ClassOrder, ...]:
+    """The order of every two classes that occur together; `centres` holds one array (classes, 3) per case.
+
+    Regions that lie within one another are no two things that could be taken for each other, and are left out.
+    """
     orders = []
-    for first, second in itertools.combinations(range(len(class_names)), 2):
+    nested = {frozenset(pair) for pair in scheme.nesting}
+    for first, second in itertools.combinations(range(len(scheme.names)), 2):
+        if {first, second} in nested:
+            continue
         differences = np.array([case[first] - case[second] for case in centres])
         differences = differences[~np.isnan(differences).any(axis=1)]
         if len(differences):
             shares = np.maximum((differences > 0).mean(axis=0), (differences < 0).mean(axis=0))
             z, y, x = (_rounded(float(share)) for share in shares)
-            orders.append(ClassOrder(class_names[first], class_names[second], len(differences), (z, y, x)))
+            orders.append(ClassOrder(scheme.names[first], scheme.names[second], len(differences), (z, y, x)))
     return tuple(orders)
 
 

@@ -255,6 +255,6 @@ def test_mirroring_makes_p_det_follow_flips() -> None:
     plain, flipped = (predict(model, i, (16, 16), num_samples=0).p_det for i in (image, image.flip(3)))
     assert not torch.allclose(plain, flipped.flip(3), atol=1e-3)
     plain, flipped = (
-        predict(model, i, (16, 16), num_samples=0, mirror_axes=(1,)).p_det for i in (image, image.flip(3))
+        predict(model, i, (16, 16), num_samples=0, mirror_axes=(0, 1)).p_det for i in (image, image.flip(3))
     )
     assert torch.allclose(plain, flipped.flip(3), atol=1e-5)

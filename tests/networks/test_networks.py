@@ -39,8 +39,8 @@ def make_model(plan: NetworkPlan, labels: LabelScheme) -> StagedModel:
     torch.manual_seed(0)
     widths = DenoiserPlan(features=(4, 6, 8))
     channels = labels.num_channels
-    denoiser = Denoiser(plan, widths, channels, labels.coding)
-    model = StagedModel(SegmentationUNet(plan, channels), denoiser, labels)
+    segmenter = SegmentationUNet(plan, channels)
+    model = StagedModel(segmenter, Denoiser(plan, widths, channels, labels.coding), labels)
     return model.eval()
 
 

@@ -150,6 +150,17 @@ def test_plans_survive_a_round_trip_through_json() -> None:
     assert from_jsonable(Plans, to_jsonable(plans)) == plans
 
 
+def test_mirror_axes_are_those_of_the_patch_and_checked(tmp_path: Path) -> None:
+    plans = stored_plans("Dataset004_Hippocampus", "cpu_2_cores")
+    slices, volumes = plans.configurations["2d"], plans.configurations["3d_fullres"]
+    assert slices.training.mirror_axes == volumes.training.mirror_axes == (2,)
+    assert (slices.patch_mirror_axes, volumes.patch_mirror_axes) == ((1,), (2,))
+    text = (STORED / "Dataset004_Hippocampus" / "plans_cpu_2_cores.json").read_text()
+    (tmp_path / "plans.json").write_text(text.replace('"mirror_axes": [2]', '"mirror_axes": [3]'))
+    with pytest.raises(UsdError, match=r"plans\.json: .*training: mirror_axes is \[3\]; allowed are 0, 1 and 2"):
+        read_dataclass(Plans, tmp_path / "plans.json")
+
+
 def test_only_the_wanted_configurations_and_their_reasons() -> None:
     plans = plan_dataset(make_fingerprint((64, 64, 64), (1.0, 1.0, 1.0)), describe(), CPU, ["3d_fullres"])
     assert list(plans.configurations) == ["3d_fullres"]

@@ -128,6 +128,26 @@ def test_objects_that_are_there_in_doubt_get_a_ceiling() -> None:
     assert (p - 0.7).abs().mean() < 0.03
 
 
+def test_a_segmenter_that_finds_nothing_keeps_its_temperature_of_foreground() -> None:
+    found = fit_temperature(torch.full((1, 1, 100), -2.0), torch.zeros(1, 1, 100), torch.ones(100), "binary")
+    assert (found.foreground, found.ceiling) == (1.0, None)
+    assert found.background == 0.5
+
+
+@pytest.mark.parametrize("coding", ["softmax", "regions"])
+def test_a_ceiling_is_found_for_several_channels_too(coding: str) -> None:
+    """One object, in doubt as a whole; which class it is, is known."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.empty(1, 2, 4000).uniform_(1.0, 9.0, generator=generator)
+    there = (torch.rand(4000, generator=generator) < 0.7).float()
+    target = torch.stack([there, there])[None]
+    if coding == "softmax":
+        logits = torch.cat([torch.zeros(1, 1, 4000), logits[:, :1], torch.full((1, 1, 4000), -9.0)], dim=1)
+        target = torch.stack([1 - there, there, torch.zeros(4000)])[None]
+    found = fit_temperature(logits, target, torch.ones(4000), coding)  # type: ignore[arg-type]
+    assert found.ceiling in (0.75, 1.0)
+
+
 def test_temperatures_without_any_voxel_are_one() -> None:
     found = fit_temperature(torch.zeros(1, 2, 0), torch.zeros(1, 2, 0), torch.zeros(0), "softmax")
     assert (found.foreground, found.background) == (1.0, 1.0)

@@ -52,9 +52,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_by_hand() -> None:
     costs = Costs(segment_s=1.0)
-    # 10 cases segmented and restored, 3 monitored ones scored once more, 1 s for what is unforeseen
-    assert costs.final_s(run_of(100)) == 10 * 2 + 3 + 1
-    assert costs.final_s(run_of(100), largest_share=0.1) == 10 + 1
+    # 10 cases segmented and restored, 3 monitored ones scored once more, 1 s and 2 % for what is unforeseen
+    assert costs.final_s(run_of(100)) == 10 * 2 + 3 + 1 + 2
+    assert costs.final_s(run_of(100), largest_share=0.1) == 10 + 1 + 2
 
 
 def test_phase_2_leaves_the_time_that_validation_takes() -> None:
@@ -74,7 +74,7 @@ def test_it_says_so_where_the_time_is_exceeded() -> None:
     assert "--max-time is exceeded" in line
 
 
-@pytest.mark.parametrize(("sample_s", "kept"), [(0.0, 12.5), (50.0, 36.0)], ids=["as measured", "not all"])
+@pytest.mark.parametrize(("sample_s", "kept"), [(0.0, 14.5), (50.0, 38.0)], ids=["as measured", "not all"])
 def test_phase_1_keeps_what_untrained_weights_take(measured: Any, sample_s: float, kept: float) -> None:
     measured(Costs(segment_s=0.5, sample_s=sample_s))
     assert phase_1_budget(run_of(100), 0.75).seconds == pytest.approx(0.75 * (100 - kept))

@@ -31,7 +31,9 @@ def x_to_probabilities(x: Tensor, coding: Coding, floor: float = 5e-4) -> Tensor
 
 @dataclass(frozen=True)
 class Temperature:
-    """What divides a segmenter's logits (Guo et al. 2017), one number where it says foreground, one where background.
+    """What makes a segmenter's logits honest: they are divided (Guo et al. 2017), and those of foreground levelled.
+
+    One number divides where it says foreground, another where it says background.
 
     A segmenter trained with Dice is too sure of the objects that it finds, and right about the background far from any.
     One temperature for both would have to lie: high enough for objects, it lifts all of the background.
@@ -41,7 +43,8 @@ class Temperature:
 
     Attributes:
         foreground, background: above 0.
-        ceiling: of the log odds of foreground, above 0; they approach it as L tanh(z / L). None: there is none.
+        ceiling: of the log odds of foreground, above 0; they approach it as L tanh(z / L). None: there is none. Odds
+            between classes stay: that there is anything may be in doubt where it is sure what it would be.
     """
 
     foreground: float = 1.0
@@ -64,15 +67,18 @@ NO_TEMPERATURE = Temperature()
 
 
 def temper(logits: Tensor, coding: Coding, temperature: Temperature) -> Tensor:
-    """Logits (B, C, *spatial) in fp32 divided by the temperature of what they decide for; no decision changes."""
+    """Logits (B, C, *spatial) in fp32 at the temperature of what they decide for; no decision changes."""
     z = logits.float()
     if temperature.foreground == temperature.background and temperature.ceiling is None:
         return z / temperature.foreground
     odds = foreground_log_odds(z, coding)
-    share = torch.full_like(odds, 1 / temperature.foreground)
-    if temperature.ceiling is not None:
-        share = temperature.ceiling * torch.tanh(odds * share / temperature.ceiling) / odds
-    return z * torch.where(odds > 0, share, 1 / temperature.background)
+    found = odds > 0
+    z = z / torch.where(found, temperature.foreground, temperature.background)
+    if temperature.ceiling is None:
+        return z
+    odds = odds / temperature.foreground
+    excess = torch.where(found, odds - temperature.ceiling * torch.tanh(odds / temperature.ceiling), 0.0)
+    return torch.cat([z[:, :1] + excess, z[:, 1:]], dim=1) if coding == "softmax" else z - excess
 
 
 def foreground_log_odds(logits: Tensor, coding: Coding) -> Tensor:

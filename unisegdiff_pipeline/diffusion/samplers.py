@@ -115,9 +115,9 @@ def sample(
         labels: what the channels are; regions within others are drawn within them.
     """
     p = _final_probabilities(estimate, noise, field, p_det, edges, settings, labels)
+    p = nested_probabilities(p, labels.nesting)
     if not settings.draw:
         return Drawn(p, p)
-    p = nested_probabilities(p, labels.nesting)
     masks = coherent_draw(p, _require(field)(settings.total_calls), labels.coding)
     return Drawn(p.expand_as(masks), masks)
 
@@ -166,9 +166,9 @@ def ddim_step(x_t: Tensor, x0: Tensor, lam: Tensor, lam_next: Tensor) -> Tensor:
 def coherent_draw(p: Tensor, field: Tensor, coding: Coding) -> Tensor:
     """A hard mask with exact marginals p whose neighbouring voxels agree, {0, 1} (N, C, *spatial).
 
-    Sigmoid channels: [p > u] with u = Phi(field); one field serves all regions of a sample, so that nested regions
-    stay nested. Softmax: argmin of -log Phi(field_c) / p_c, a race of exponential clocks (the Gumbel-max trick, without
-    its outer logarithms) with correlated fields.
+    Sigmoid channels: [p > u] with u = Phi(field); one field serves all regions of a sample, so that regions whose
+    probabilities are nested (`nested_probabilities`) are drawn nested. Softmax: argmin of -log Phi(field_c) / p_c, a
+    race of exponential clocks (the Gumbel-max trick, without its outer logarithms) with correlated fields.
 
     Args:
         field: standard normal at every voxel, correlated between neighbours, (N, C, *spatial).

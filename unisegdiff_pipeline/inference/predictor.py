@@ -494,7 +494,7 @@ class _FolderRun:
             "settings": {f: to_jsonable(s) for f, (_, s) in zip(predictor.folds, predictor.networks, strict=True)},
             "num_samples": self.num_samples,
             "seed": self.seed,
-            "mirror": predictor.mirror,
+            "mirror_axes": list(predictor.mirror_axes),
             "save_samples": self.options.save_samples,
             "save_probabilities": self.options.save_probabilities,
             "save_uncertainty_parts": self.options.save_uncertainty_parts,

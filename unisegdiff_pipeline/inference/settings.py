@@ -9,7 +9,6 @@ from typing import Literal, get_args
 from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
-from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 
 FILE_NAME = "inference.json"
@@ -26,7 +25,7 @@ class InferenceSettings:
         lam_a, lam_c: realised edges of the stages, planned ones unless training moved them.
         input_scale: factor b of each channel, as planned; empty for 1 everywhere.
         target: what the denoiser was trained to predict.
-        temperature: divides the segmenter's logits, for p_det and for the denoiser's input alike.
+        temperature: what the segmenter's logits are made honest with, for p_det and for the denoiser's input alike.
         w: final probability = w * p_det + (1 - w) * mean of the samples; 1 is the plain segmenter.
         decision: how the final probability becomes a mask: "half" cuts it at 0.5 (or takes the likeliest class), "dice"
             where the samples of the case promise the highest Dice (see `decision`).
@@ -67,8 +66,4 @@ def write_settings(fold_folder: Path, settings: InferenceSettings) -> None:
 
 def read_settings(fold_folder: Path) -> InferenceSettings:
     """Read inference.json of a fold; a wrong key or value is a UsdError that names the file."""
-    path = fold_folder / FILE_NAME
-    try:
-        return read_dataclass(InferenceSettings, path)
-    except ValueError as error:
-        raise UsdError(f"{path}: {error}; correct the value or train the fold again.") from None
+    return read_dataclass(InferenceSettings, fold_folder / FILE_NAME)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature
+from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature, nested_probabilities
 from unisegdiff_pipeline.inference.active_region import ACTIVE_PROBABILITY, foreground
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.sliding_window import (
@@ -66,7 +66,14 @@ class TiledCase:
 
     @torch.inference_mode()
     def det_probabilities(self, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
-        """p_det over the padded volume, (K, Z, Y, X) fp32, on the device if the limits allow, else on the CPU."""
+        """p_det over the padded volume, (K, Z, Y, X) fp32, on the device if the limits allow, else on the CPU.
+
+        Regions are no likelier than those around them, so that every mixture with samples keeps them nested.
+        """
+        p = self._blended(temperature)
+        return nested_probabilities(p[None], self.model.labels.nesting)[0]
+
+    def _blended(self, temperature: Temperature) -> Tensor:
         tiles = self._segmented(temperature)
         first_index, first = next(tiles)
         if len(self.grid.starts) == 1:

@@ -110,7 +110,10 @@ def _convert_dataclass(cls: type, data: Any, path: str) -> Any:
             values[name] = _convert(hints[name], data[name], f"{prefix}{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UsdError(f"missing key {prefix}{name}; add it, or let the command that made the file write it again.")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:  # what the dataclass itself does not allow
+        raise UsdError(f"{prefix and path + ': '}{error}; correct the value.") from None
 
 
 def _require(condition: bool, path: str, expected: str, data: Any) -> None:

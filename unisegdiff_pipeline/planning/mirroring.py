@@ -6,26 +6,32 @@ on which they lie in order, one is presented as the other. nnU-Net mirrors every
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from unisegdiff_pipeline.fingerprint import ClassOrder
 
 ALL_AXES = (0, 1, 2)
-MIN_CASES = 10  # with both classes; fewer say nothing of an order
-ORDERED_SHARE = 0.95  # of the cases; by chance 10 of 10 have the same order once in 500 times
+ORDERED_SHARE = 0.95  # of the cases that hold both classes
+CHANCE = 0.05  # at most, that classes in no order at all look like it along any axis (Bonferroni)
 
 
-def plan_mirror_axes(orders: Sequence[ClassOrder], axis_order: Sequence[int] = ALL_AXES) -> tuple[tuple[int, ...], str]:
+def plan_mirror_axes(orders: Sequence[ClassOrder], axis_order: Sequence[int]) -> tuple[tuple[int, ...], str]:
     """Axes of (Z, Y, X), after `axis_order`, that images may be mirrored along, and the reason."""
     ordered: dict[int, str] = {}
     for order in orders:
-        if order.num_cases < MIN_CASES:
-            continue
         for axis, stored in enumerate(axis_order):
-            if order.same_share[stored] >= ORDERED_SHARE:
-                reason = f"{order.first} and {order.second} lie in the same order in {order.same_share[stored]:.0%}"
-                ordered.setdefault(axis, f"{'ZYX'[axis]}, on which {reason} of the cases")
+            share = order.same_share[stored]
+            if share >= ORDERED_SHARE and chance_of_order(order.num_cases, share) * 3 * len(orders) <= CHANCE:
+                reason = f"{order.first} and {order.second} lie in the same order in {share:.0%} of the cases"
+                ordered.setdefault(axis, f"{'ZYX'[axis]}, on which {reason}")
     if not ordered:
         return ALL_AXES, "all axes, as in nnU-Net: no two classes lie in the same order along any"
     allowed = tuple(axis for axis in ALL_AXES if axis not in ordered)
     return allowed, "all axes but " + "; ".join(ordered[axis] for axis in sorted(ordered))
+
+
+def chance_of_order(num_cases: int, share: float) -> float:
+    """Probability that either order is seen in at least this share of the cases where both are equally likely."""
+    least = round(share * num_cases)
+    return 2 * sum(math.comb(num_cases, count) for count in range(least, num_cases + 1)) / 2**num_cases

@@ -206,7 +206,7 @@ def _finish(
     dummy_2d = network.dims == 3 and max(patch) / patch[0] > ANISOTROPY
     mirror_axes, reason = plan_mirror_axes(context.fingerprint.class_orders, context.spacing.axis_order)
     context.decide(name, "training.mirror_axes", reason)
-    training = replace(_training_plan(context, batch_size, batch_dice, dummy_2d), mirror_axes=mirror_axes)
+    training = _training_plan(context, batch_size, batch_dice, dummy_2d, mirror_axes)
     context.decide_all(name, "training", training_reasons(training, on_cpu=context.sizer.on_cpu, dims=network.dims))
     _decide_network(context, name, network, batch_size)
     return ConfigurationPlan(
@@ -242,10 +242,11 @@ def _normalizations(context: _Context) -> tuple[ChannelNormalization, ...]:
     return choose_normalizations(description.channel_names, is_picture_ending(description.file_ending))
 
 
-def _training_plan(context: _Context, batch_size: int, batch_dice: bool, dummy_2d: bool) -> TrainingPlan:
-    if context.sizer.on_cpu:
-        return TrainingPlan(batch_size, num_epochs=_CPU_EPOCHS, batch_dice=batch_dice, dummy_2d_augmentation=dummy_2d)
-    return TrainingPlan(batch_size, learning_rate=1e-3, batch_dice=batch_dice, dummy_2d_augmentation=dummy_2d)
+def _training_plan(
+    context: _Context, batch_size: int, batch_dice: bool, dummy_2d: bool, mirror_axes: tuple[int, ...]
+) -> TrainingPlan:
+    plan = TrainingPlan(batch_size, batch_dice=batch_dice, dummy_2d_augmentation=dummy_2d, mirror_axes=mirror_axes)
+    return replace(plan, num_epochs=_CPU_EPOCHS) if context.sizer.on_cpu else replace(plan, learning_rate=1e-3)
 
 
 def _plan_denoiser(context: _Context, name: str, network: NetworkPlan) -> DenoiserPlan:

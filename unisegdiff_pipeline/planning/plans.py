@@ -125,6 +125,10 @@ class TrainingPlan:
     dummy_2d_augmentation: bool = False
     mirror_axes: tuple[int, ...] = (0, 1, 2)
 
+    def __post_init__(self) -> None:
+        if len({*self.mirror_axes} & {0, 1, 2}) != len(self.mirror_axes):
+            raise ValueError(f"mirror_axes is {list(self.mirror_axes)}; allowed are 0, 1 and 2 (Z, Y, X), each once")
+
 
 @dataclass(frozen=True)
 class ConfigurationPlan:

@@ -361,7 +361,7 @@ def _chosen(fold: _Fold) -> Section | None:
     chosen, sampler = fold.chosen, fold.chosen.get("sampler", {})
     items = {
         "chosen on": str(chosen.get("chosen_on", "")),
-        "temperature of the segmenter": _temperature(chosen.get("temperature", 1)),
+        "temperature of the segmenter": _temperature(chosen.get("temperature", {})),
         "w, weight of the segmenter": f"{chosen.get('w', 1):g}",
         "samples": f"{chosen.get('num_samples', 0)}",
     }
@@ -389,9 +389,10 @@ def _chosen(fold: _Fold) -> Section | None:
 
 
 def _temperature(value: Any) -> str:
-    if isinstance(value, Mapping):
+    try:
         return Temperature(**value).describe()
-    return f"{value:g}"
+    except (TypeError, ValueError):  # of another version
+        return str(value)
 
 
 def _in_words(sampler: Mapping[str, Any]) -> str:

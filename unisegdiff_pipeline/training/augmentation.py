@@ -11,6 +11,7 @@ operation against batchgeneratorsv2 itself for equal parameters. What differs, a
 - Gamma works in the range [0, 1] with exp(g ln y) and takes the statistics there (same values up to rounding).
 - Rotation and scaling read the case itself (`affine.py`) where nnU-Net reads a patch enlarged for a scale of 1/0.85
   and fills what lies beyond with zeros: here the corners of a strongly shrunk patch hold real voxels.
+- Axes that the plan does not mirror are not mirrored, nor by full turns of the plane: 15 degrees take their place.
 - For channels normalised inside a non-zero mask, "outside" is where all of them are exactly zero after the spatial
   part; nnU-Net carries the mask as label -1.
 

@@ -147,15 +147,17 @@ def fit_temperature(logits: Tensor, target: Tensor, weights: Tensor, coding: Cod
     if logits.shape[2] == 0:
         return Temperature()
 
-    def loss(temperature: Temperature, voxels: Tensor | slice = slice(None)) -> float:
-        losses = cross_entropy(temper(logits[..., voxels], coding, temperature), target[..., voxels], coding)[0]
-        return float((weights[voxels] * losses).sum())
+    # Every voxel is divided by one of the two (of regions each channel), so that each can be fitted alone.
+    def loss(temperature: Temperature, z: Tensor, x: Tensor, weight: Tensor) -> float:
+        return float((weight * cross_entropy(temper(z, coding, temperature), x, coding)[0]).sum())
 
-    # Every voxel is divided by one of the two, so that each can be fitted alone.
-    background = min(TEMPERATURES, key=lambda value: loss(Temperature(1.0, value)))
-    found = (foreground_log_odds(logits, coding) > 0).any(dim=1)[0].nonzero()[:, 0]
+    background = min(TEMPERATURES, key=lambda value: loss(Temperature(1.0, value), logits, target, weights))
+    found = (foreground_log_odds(logits, coding) > 0).any(dim=1)[0]
+    if not found.any():
+        return Temperature(background=round(background, 3))
+    part = logits[..., found], target[..., found], weights[found]
     losses = {
-        (value, ceiling): loss(Temperature(value, background, ceiling), found)
+        (value, ceiling): loss(Temperature(value, background, ceiling), *part)
         for ceiling in (None, *CEILINGS)
         for value in TEMPERATURES
     }

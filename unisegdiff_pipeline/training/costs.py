@@ -83,12 +83,16 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
     cases = [run.data.open(case_id) for case_id in (run.holdout_cases or run.train_cases)[:MEASURED_CASES]]
     stored = max(cases, key=lambda case: (bool(len(case.components.num_voxels)), case.image.shape))
     settings = planned_settings(run.configuration)
-    seconds = []
-    for num_samples in (0, 0, 0 if model.denoiser is None else settings.num_samples):  # the first one warms up
+
+    def seconds(num_samples: int) -> float:
         start = time.monotonic()
         predict_stored(run, model, stored, settings, num_samples)
-        seconds.append(time.monotonic() - start)
-    return Costs(seconds[1], 0.0 if model.denoiser is None else max(0.0, seconds[2] - seconds[1]))
+        return time.monotonic() - start
+
+    sampled = model.denoiser is not None
+    seconds(1 if sampled else 0)  # the first prediction of a process takes longer
+    segment_s = seconds(0)
+    return Costs(segment_s, max(0.0, seconds(settings.num_samples) - segment_s) if sampled else 0.0)
 
 
 def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> PhaseBudget:
