@@ -11,7 +11,8 @@ from torch import nn
 
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.training import costs as module
-from unisegdiff_pipeline.training.costs import Costs, phase_1_budget, phase_2_budget
+from unisegdiff_pipeline.training.choosing import QUICK_SEARCH
+from unisegdiff_pipeline.training.costs import Costs, phase_1_budget, phase_2_budget, within_budget
 
 
 class Log:
@@ -64,6 +65,18 @@ def test_phase_2_leaves_the_time_that_validation_takes() -> None:
     assert costs.final_s(run) > 35
     assert 30 + budget.seconds + costs.final_s(run) == pytest.approx(100)
     assert run.log.said == []
+
+
+def test_where_time_is_short_choosing_and_validation_give_way_to_phase_2() -> None:
+    costs = Costs(segment_s=0.2, sample_s=2.0)
+    enough, short = run_of(300, seconds=100), run_of(100, seconds=40)
+    assert within_budget(enough, costs, 100) == costs
+    quick = within_budget(short, costs, 40)
+    assert quick.search == QUICK_SEARCH
+    assert short.log.said == ["time is short: samplers of more than one call are not tried"]
+    assert costs.final_s(short) > 50
+    # 3 held-out cases with 3 calls, 10 validated with 1 call, 3 monitored: 4 calls take 2 s
+    assert quick.final_s(short) == pytest.approx(3 * (0.4 + 1.5) + 10 * (0.4 + 0.5) + 3 * (0.2 + 1) + 1 + 2)
 
 
 def test_it_says_so_where_the_time_is_exceeded() -> None:

@@ -54,16 +54,34 @@ TRAJECTORIES = (
     SamplerSettings("hard", "det", 2, 0.0),
     SamplerSettings("ddim", "det", 4, 2.0),
 )
-MOST_CALLS = max(trajectory.total_calls for trajectory in TRAJECTORIES)
 FIRST_ROUND_SHARE = 0.25  # of the cases see all trajectories, the others only the best of them
 FIRST_ROUND_CASES = 4  # at least
-TRIED_CALLS = 11.0  # calls that a case sees on average, over both rounds
 ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the fewest calls win, and the longest field
 DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
 NEAR_FOREGROUND = 0.05
 MARGIN_VOXELS = 4
 FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class Search:
+    """How far samplers are searched: draws from p_det and after one call always, and these longer trajectories.
+
+    `calls_per_case` is about what a case sees over both rounds and the final.
+    """
+
+    trajectories: tuple[SamplerSettings, ...]
+    calls_per_case: float
+
+    @property
+    def most_calls(self) -> int:
+        """Calls of the longest sampler that may be chosen."""
+        return max(t.total_calls for t in (ONE_CALL, *self.trajectories))
+
+
+FULL_SEARCH = Search(TRAJECTORIES, 19.0)
+QUICK_SEARCH = Search((), 3.0)
 
 
 @dataclass(frozen=True)
@@ -165,9 +183,11 @@ def fit_temperature(logits: Tensor, target: Tensor, weights: Tensor, coding: Cod
     return Temperature(round(foreground, 3), round(background, 3), ceiling)
 
 
-def choose_settings(run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]) -> Choice:
+def choose_settings(
+    run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search = FULL_SEARCH
+) -> Choice:
     """Sampler, then w and decision, on held-out cases."""
-    samplers = _try_samplers(run, model, settings, cases)
+    samplers = _try_samplers(run, model, settings, cases, search)
     means: list[MeanTrial] = []
     for sampler in finalists(samplers):
         means += _try_means(run, model, replace(settings, sampler=sampler), cases)
@@ -178,7 +198,7 @@ def choose_settings(run: FoldRun, model: StagedModel, settings: InferenceSetting
 
 
 def _try_samplers(
-    run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]
+    run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search
 ) -> list[SamplerTrial]:
     """Draws from p_det with several lengths of the field, and draws after one call with the best length, are cheap and
     tried on all cases. The longer trajectories are tried on some of them first, and the best one on the others too.
@@ -194,11 +214,13 @@ def _try_samplers(
     from_p_det = _energies(run, model, settings, without_calls, cases)
     best_length = rank_samplers(_trials(from_p_det))[0].sampler.correlation_length_mm
     # Pure noise holds no mask to invert, as a network for the noise would have to.
-    able = [t for t in TRAJECTORIES if settings.target != "epsilon" or t.start == "det"]
+    able = [t for t in search.trajectories if settings.target != "epsilon" or t.start == "det"]
     one_call, *longer = [replace(t, correlation_length_mm=best_length, draw=True) for t in (ONE_CALL, *able)]
     on_all = dict(from_p_det)
     if settings.target != "epsilon":
         on_all |= _energies(run, model, settings, [one_call], cases)
+    if not longer:
+        return rank_samplers(_trials(on_all))
     first_round = _energies(run, model, settings, longer, some)
     best = _trajectory(min(_trials(first_round), key=lambda trial: trial.energy).sampler)
     second_round = _energies(run, model, settings, [d for d in longer if _trajectory(d) == best], others)

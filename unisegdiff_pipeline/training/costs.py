@@ -9,7 +9,7 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
-from unisegdiff_pipeline.training.choosing import MOST_CALLS, TRIED_CALLS
+from unisegdiff_pipeline.training.choosing import FULL_SEARCH, QUICK_SEARCH, Search
 from unisegdiff_pipeline.training.schedule import PhaseBudget
 from unisegdiff_pipeline.training.trainer import FoldRun
 from unisegdiff_pipeline.training.validation import planned_settings, predict_stored
@@ -24,21 +24,25 @@ LARGEST_UNTRAINED_SHARE = 0.35
 UNFORESEEN_S = 1.0
 UNFORESEEN_SHARE = 0.02  # of the time budget: the costs of a case are measured once, and differ by a fifth
 LEAST_PHASE_2_S = 1.0
+LEAST_PHASE_2_SHARE = 0.15  # of the time budget; below it samplers of several calls are not worth what they take
 TOO_SHORT_SHARE = 0.8  # of the time budget, needed by the final validation alone
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that one held-out case takes to segment, and to sample with the default settings on top."""
+    """Seconds that one held-out case takes to segment, and to sample with the default settings on top.
+
+    `search` is how far samplers are to be searched; it decides what choosing and the final validation may take.
+    """
 
     segment_s: float = 0.0
     sample_s: float = 0.0
+    search: Search = FULL_SEARCH
 
     @property
     def choosing_s(self) -> float:
-        """Seconds a case takes when settings are chosen: every sampler is tried on it, the best one twice."""
-        default = SamplerSettings().num_calls
-        return 2 * self.segment_s + self.sample_s * (TRIED_CALLS + 2 * default) / default
+        """Seconds a case takes when settings are chosen."""
+        return 2 * self.segment_s + self.sample_s * self.search.calls_per_case / SamplerSettings().total_calls
 
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as the time for choosing allows, at least six."""
@@ -66,7 +70,7 @@ class Costs:
         assert run.request.max_time_s is not None
         choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
         # Restoring and scoring a case cost about as much as segmenting it.
-        sampling_s = self.sample_s * MOST_CALLS / SamplerSettings().total_calls
+        sampling_s = self.sample_s * self.search.most_calls / SamplerSettings().total_calls
         validation = len(run.validation_cases) * (2 * self.segment_s + sampling_s)
         monitoring = len(self.monitored_cases(run)) * (self.segment_s + self.sample_s / 2)
         unforeseen_s = UNFORESEEN_S + UNFORESEEN_SHARE * run.request.max_time_s
@@ -122,6 +126,20 @@ def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> 
         )
     reserved = costs.final_s(run, LARGEST_UNTRAINED_SHARE) + start_s
     return PhaseBudget(seconds=share * (run.request.max_time_s - reserved))
+
+
+def within_budget(run: FoldRun, costs: Costs, start_s: float) -> Costs:
+    """The costs with a quick search where the full one would leave phase 2 less than LEAST_PHASE_2_SHARE of the budget.
+
+    Samplers of several calls are of no use to a denoiser that had no time to learn.
+    """
+    if run.request.max_time_s is None:
+        return costs
+    left_s = run.request.max_time_s - costs.final_s(run) - start_s
+    if left_s >= LEAST_PHASE_2_SHARE * run.request.max_time_s:
+        return costs
+    run.log.say("time is short: samplers of more than one call are not tried")
+    return replace(costs, search=QUICK_SEARCH)
 
 
 def phase_2_budget(run: FoldRun, share: float, costs: Costs, start_s: float) -> PhaseBudget:

@@ -31,7 +31,7 @@ from unisegdiff_pipeline.training.continuing import (
     require_fair_phase_1,
     require_same_training,
 )
-from unisegdiff_pipeline.training.costs import measure_costs, phase_1_budget, phase_2_budget
+from unisegdiff_pipeline.training.costs import measure_costs, phase_1_budget, phase_2_budget, within_budget
 from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.realising import realised_stages
 from unisegdiff_pipeline.training.request import FoldResult
@@ -112,7 +112,9 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     denoiser = build_model(run.configuration, run.plans.labels, True).denoiser
     costs = measure_costs(run, to_device(StagedModel(segmenter, denoiser, run.plans.labels), run.device))
     start_s = _phase_start_s(checkpoint, 2)
-    budget = phase_2_budget(run, share, costs, run.watch.seconds if start_s is None else start_s)
+    start_s = run.watch.seconds if start_s is None else start_s
+    costs = within_budget(run, costs, start_s)
+    budget = phase_2_budget(run, share, costs, start_s)
     phase_2 = trainer(run, budget, segmenter, settings)
     phase_2.fit(checkpoint)
     settings = replace(phase_2.settings, weights=_take_best(phase_2))
@@ -123,7 +125,7 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     else:
         cases = costs.choosing_cases(run)
         run.log.say(f"choosing the sampler and w on {counted(len(cases), 'held-out case')}")
-        choice = choose_settings(run, model, settings, cases)
+        choice = choose_settings(run, model, settings, cases, costs.search)
         chosen_on = f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}"
         settings = replace(choice.settings, chosen_on=chosen_on)
         mean = choice.means[0]
