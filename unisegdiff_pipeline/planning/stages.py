@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.parallel import usable_cores
 from unisegdiff_pipeline.planning.plans import ReadabilityCurve, StagePlan
 
 LAM_GRID: tuple[float, ...] = tuple(float(v) for v in np.arange(-18.0, 6.01, 0.5))
@@ -105,7 +107,9 @@ def class_curve(
     if not usable:
         return None
     lam = np.asarray(LAM_GRID)
-    mean = np.mean([readability_curve(m, spacing, lam_shift=lam_shift) for m in usable], axis=0)
+    with ThreadPoolExecutor(usable_cores()) as pool:  # smoothing and Phi leave the interpreter lock free
+        curves = list(pool.map(lambda mask: readability_curve(mask, spacing, lam_shift=lam_shift), usable))
+    mean = np.mean(curves, axis=0)
     return ReadabilityCurve(
         class_name=name,
         lam=LAM_GRID,
