@@ -135,7 +135,6 @@ class Predictor:
         self.model: ModelFolder = open_model_folder(Path(model_folder))
         self.folds = choose_folds(self.model, folds)
         self.device = resolve_device(device)
-        self.mirror = mirror
         self.mirror_axes = self.model.configuration.patch_mirror_axes if mirror else ()
         self.networks: list[tuple[StagedModel, InferenceSettings]] = [
             load_fold(self.model, fold, self.device) for fold in self.folds
