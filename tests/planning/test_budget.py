@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+import torch
 
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.planning import budget
@@ -32,6 +36,25 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert detect_budget("cuda", 8.0).memory_gb == 8.0  # planning here, training elsewhere
     with pytest.raises(UsdError, match="--memory-gb 8"):
         detect_budget("cuda")
+
+
+def test_torch_is_asked_only_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("", (), {"total_memory": 6 * 2**30}))
+    monkeypatch.setattr(budget, "_has_gpu_driver", lambda: True)
+    assert detect_budget("auto").memory_gb == 5.4
+    monkeypatch.setattr(budget, "_has_gpu_driver", lambda: False)
+    assert detect_budget("auto").device == "cpu"
+
+
+def test_without_a_driver_torch_is_not_imported() -> None:
+    if budget._has_gpu_driver():
+        pytest.skip("this machine has a GPU driver, which only torch can ask for memory")
+    code = "import sys; from unisegdiff_pipeline.planning.budget import detect_budget; detect_budget()"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
 
 
 def test_wrong_values_are_refused() -> None:

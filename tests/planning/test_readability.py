@@ -20,7 +20,7 @@ from unisegdiff_pipeline.planning.stages import (
     MIN_SPAN,
     class_curve,
     crossing,
-    dice_curve,
+    dice_curves,
     plan_stages,
     readability_curve,
 )
@@ -103,7 +103,7 @@ def exceedance_of_noise(
 def test_closed_form_is_within_a_tenth_of_a_nat_of_monte_carlo(
     mask: np.ndarray, max_sigma: float, noise_size: int, num_draws: int
 ) -> None:
-    planned = dice_curve(mask, (1,) * mask.ndim, FINE)
+    planned = dice_curves([mask], (1,) * mask.ndim, FINE)[0]
     at = np.array([crossing(FINE, planned, level) for level in LEVELS])
     simulated = simulated_dice(mask, np.concatenate([at - 0.1, at + 0.1]), max_sigma, noise_size, num_draws)
     below, above = simulated.reshape(2, -1)
@@ -129,7 +129,7 @@ def test_another_reader_agrees_within_one_and_a_half_nats(
     mask: np.ndarray, levels: tuple[float, ...], published: tuple[float, ...]
 ) -> None:
     """A simulated reader that keeps the mask's true number of voxels, instead of the best threshold for all draws."""
-    planned = dice_curve(mask, (1,) * mask.ndim, FINE)
+    planned = dice_curves([mask], (1,) * mask.ndim, FINE)[0]
     assert [crossing(FINE, planned, level) for level in levels] == pytest.approx(published, abs=1.5)
 
 
@@ -145,7 +145,7 @@ def test_larger_objects_are_readable_in_more_noise(dims: int, size: int, radii: 
 def test_less_noise_reads_better_at_every_single_lam(mask: np.ndarray) -> None:
     """One call for each lam, since a call for many takes the running maximum."""
     spacing = (1,) * mask.ndim
-    single = [dice_curve(mask, spacing, [lam])[0] for lam in LAM_GRID[::2]]
+    single = [dice_curves([mask], spacing, [lam])[0][0] for lam in LAM_GRID[::2]]
     assert np.all(np.diff(single) > -0.002), single
     assert single[-1] > single[0] + 0.3
 

@@ -16,7 +16,7 @@ from unisegdiff_pipeline.planning.stages import (
     _pool,
     class_curve,
     crossing,
-    dice_curve,
+    dice_curves,
     plan_stages,
     readability_curve,
     realise_stages,
@@ -39,7 +39,7 @@ def scheme(coding: str, *names: str) -> LabelScheme:
 
 @pytest.mark.parametrize(("radius", "lam_30", "lam_95"), [(3, -2.3, 0.5), (8, -4.7, -0.7), (25, -8.7, -2.9)])
 def test_discs_are_readable_where_simulation_says(radius: int, lam_30: float, lam_95: float) -> None:
-    dice = dice_curve(ball(radius), (1, 1), FINE)
+    dice = dice_curves([ball(radius)], (1, 1), FINE)[0]
     assert crossing(FINE, dice, 0.3) == pytest.approx(lam_30, abs=0.12)
     assert crossing(FINE, dice, 0.95) == pytest.approx(lam_95, abs=0.12)
 
@@ -58,7 +58,7 @@ def test_expected_dice_agrees_with_noise_drawn_and_thresholded() -> None:
             hits = [f > theta for f in fields]
             true_pos = np.mean([(h & mask).sum() for h in hits])
             best = max(best, 2 * true_pos / (mask.sum() + np.mean([h.sum() for h in hits])))
-    assert dice_curve(mask, (1, 1), [lam])[0] == pytest.approx(best, abs=0.02)
+    assert dice_curves([mask], (1, 1), [lam])[0][0] == pytest.approx(best, abs=0.02)
 
 
 def test_chance_is_removed_and_the_curve_rises_from_0_to_1() -> None:
@@ -164,8 +164,8 @@ def test_anisotropic_smoothing_uses_mm() -> None:
     """A slab one voxel thick and 5 mm deep reads like its 2D slice, not like a five times thicker object."""
     slab = np.zeros((7, 64, 64), bool)
     slab[3] = ball(6, 64)
-    flat = dice_curve(ball(6, 64), (1, 1), FINE)
-    deep = dice_curve(slab, (20, 1, 1), FINE)
+    flat = dice_curves([ball(6, 64)], (1, 1), FINE)[0]
+    deep = dice_curves([slab], (20, 1, 1), FINE)[0]
     assert crossing(FINE, deep, 0.8) == pytest.approx(crossing(FINE, flat, 0.8), abs=0.3)
 
 

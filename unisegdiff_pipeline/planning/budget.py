@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from pathlib import Path
 from typing import Literal
 
 from unisegdiff_pipeline.io.errors import UsdError
@@ -44,8 +47,21 @@ def detect_budget(device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: fl
 
 def _cuda_memory_gb() -> float | None:
     """Total memory of the first CUDA device, None without one."""
+    if not _has_gpu_driver():  # importing torch takes longer than planning, and many a plan needs nothing else of it
+        return None
     import torch
 
     if not torch.cuda.is_available():
         return None
     return float(torch.cuda.get_device_properties(0).total_memory) / 2**30
+
+
+def _has_gpu_driver() -> bool:
+    """Whether this machine has a driver by which torch could reach a GPU: NVIDIA's, or on Linux AMD's."""
+    if Path("/dev/kfd").exists():
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -40,6 +40,7 @@ _SIGMAS = (0.0, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.3, 16.0, 22.6, 3
 _NUM_BINS = 96
 _NUM_THRESHOLDS = 64
 _TRUNCATE = 3.0
+_Extent = tuple[tuple[int, int], ...]
 
 
 def plan_stages(
@@ -107,9 +108,7 @@ def class_curve(
     if not usable:
         return None
     lam = np.asarray(LAM_GRID)
-    with ThreadPoolExecutor(usable_cores()) as pool:  # smoothing and Phi leave the interpreter lock free
-        curves = list(pool.map(lambda mask: readability_curve(mask, spacing, lam_shift=lam_shift), usable))
-    mean = np.mean(curves, axis=0)
+    mean = np.mean(_readability(usable, dice_curves(usable, spacing, lam_shift=lam_shift)), axis=0)
     return ReadabilityCurve(
         class_name=name,
         lam=LAM_GRID,
@@ -124,34 +123,46 @@ def readability_curve(
     mask: np.ndarray, spacing: Sequence[float], lam: Sequence[float] | None = None, lam_shift: float = 0.0
 ) -> np.ndarray:
     """Chance-corrected readability S(lam) of one boolean mask, values in [0, 1], same length as `lam`."""
-    dice = dice_curve(mask, spacing, lam, lam_shift)
-    share = float(mask.mean())
+    return _readability([mask], dice_curves([mask], spacing, lam, lam_shift))[0]
+
+
+def _readability(masks: Sequence[np.ndarray], dice: np.ndarray) -> np.ndarray:
+    """Dice (masks, lam) without what chance gives."""
+    share = np.array([mask.mean() for mask in masks])[:, None]
     chance = 2 * share / (1 + share)
     return np.clip((dice - chance) / (1 - chance), 0.0, 1.0)
 
 
-def dice_curve(
-    mask: np.ndarray, spacing: Sequence[float], lam: Sequence[float] | None = None, lam_shift: float = 0.0
+def dice_curves(
+    masks: Sequence[np.ndarray],
+    spacing: Sequence[float],
+    lam: Sequence[float] | None = None,
+    lam_shift: float = 0.0,
 ) -> np.ndarray:
-    """Expected Dice D(lam) of the best smooth-and-threshold reading of one boolean mask.
+    """Expected Dice D(lam) of the best smooth-and-threshold reading of each mask, (masks, lam).
 
     Args:
-        mask: boolean, any number of axes, neither empty nor full.
+        masks: boolean, any number of axes, neither empty nor full.
         spacing: voxel size of each axis; the smoothing is isotropic in this unit.
         lam: where to evaluate, LAM_GRID by default.
         lam_shift: move of the curve along lam, -ln 2 for one-hot coding.
     """
     lams = tuple(LAM_GRID if lam is None else (float(v) for v in lam))
-    size = int(mask.sum())
-    best = np.zeros(len(lams))
-    for sigma in _sigmas_for(mask, spacing):
-        sigma_vox = tuple(sigma * min(spacing) / s for s in spacing)
-        smooth = _smooth_histograms(mask, sigma_vox)
-        rates = _exceedance(lams, lam_shift, round(smooth.tau, 6))  # (lam, theta, bin)
-        true_pos, false_pos = rates @ smooth.inside, rates @ smooth.outside  # (lam, theta)
-        dice = 2 * true_pos / (size + true_pos + false_pos)
-        best = np.maximum(best, dice.max(axis=1))
-    return np.maximum.accumulate(best)
+    sizes = np.array([mask.sum() for mask in masks])
+    with ThreadPoolExecutor(usable_cores()) as pool:  # smoothing leaves the interpreter lock free
+        smoothed = list(pool.map(lambda mask: _all_histograms(mask, spacing), masks))
+    best = np.zeros((len(masks), len(lams)))
+    for sigma in _SIGMAS:
+        chosen = [i for i, histograms in enumerate(smoothed) if sigma in histograms]
+        if not chosen:
+            continue
+        tau = math.prod(math.sqrt(_kernel_energy(s)) for s in _in_voxels(sigma, spacing))
+        rates = _exceedance(lams, lam_shift, round(tau, 6)).reshape(-1, _NUM_BINS)  # (lam and theta, bin)
+        histograms = np.concatenate([smoothed[i][sigma] for i in chosen], axis=1)
+        true_pos, all_pos = np.moveaxis((rates @ histograms).reshape(len(lams), -1, len(chosen), 2), -1, 0)
+        dice = 2 * true_pos / (sizes[chosen] + all_pos)  # (lam, theta, mask)
+        best[chosen] = np.maximum(best[chosen], dice.max(axis=1).T)
+    return np.maximum.accumulate(best, axis=1)
 
 
 def crossing(lam: np.ndarray, values: np.ndarray, level: float) -> float:
@@ -173,39 +184,51 @@ def truncation_edge(uncertainty: float) -> float:
     return -math.log(2.0 * uncertainty)
 
 
-@dataclass(frozen=True)
-class _SmoothHistograms:
-    inside: np.ndarray  # voxels of the lesion per bin of m in [0, 1]
-    outside: np.ndarray  # voxels of the background per bin
-    tau: float  # standard deviation of the smoothed unit noise
+def _all_histograms(mask: np.ndarray, spacing: Sequence[float]) -> dict[float, np.ndarray]:
+    """The histograms of a mask for each kernel that is worth trying."""
+    extent = _extent(mask)
+    sigmas = _sigmas_for(mask, extent, spacing)
+    return {sigma: _smooth_histograms(mask, extent, _in_voxels(sigma, spacing)) for sigma in sigmas}
 
 
-def _smooth_histograms(mask: np.ndarray, sigma_vox: tuple[float, ...]) -> _SmoothHistograms:
-    """Histograms of m = g * x0 over lesion and background, from the part of the mask that smoothing can reach."""
+def _in_voxels(sigma: float, spacing: Sequence[float]) -> tuple[float, ...]:
+    """A kernel width in units of the finest voxel as voxels of each axis."""
+    return tuple(sigma * min(spacing) / s for s in spacing)
+
+
+def _smooth_histograms(mask: np.ndarray, extent: _Extent, sigma_vox: tuple[float, ...]) -> np.ndarray:
+    """Voxels of the lesion, and all, in each bin of m = g * x0 in [0, 1] => (bins, 2); m is zero beyond the kernel."""
     from scipy.ndimage import gaussian_filter
 
-    tau = math.prod(math.sqrt(_kernel_energy(s)) for s in sigma_vox)
-    part = _reachable_part(mask, sigma_vox)
+    part = _reachable_part(mask, extent, sigma_vox)
     factors = tuple(_pooling_factor(s) for s in sigma_vox)
     ones, cells = _pool(part.astype(np.float32), factors)
     # pooling is itself a box of variance (f^2 - 1)/12, which the Gaussian of the pooled grid leaves out
     rest = [math.sqrt(max(s * s - (f * f - 1) / 12, 0.0)) / f for s, f in zip(sigma_vox, factors, strict=True)]
     smooth = gaussian_filter(ones / np.maximum(cells, 1), rest, mode="nearest", truncate=_TRUNCATE)
-    bins = np.clip(np.rint(smooth * (_NUM_BINS - 1)).astype(np.int64), 0, _NUM_BINS - 1).ravel()
-    inside = np.bincount(bins, weights=ones.ravel(), minlength=_NUM_BINS)
-    outside = np.bincount(bins, weights=(cells - ones).ravel(), minlength=_NUM_BINS)
-    outside[0] += mask.size - part.size
-    return _SmoothHistograms(inside, outside, tau)
+    bins = np.rint(smooth * (_NUM_BINS - 1)).astype(np.intp)
+    if max(factors) == 1:  # counting voxels is several times faster than adding weights
+        inside, every = np.bincount(bins[part], minlength=_NUM_BINS), np.bincount(bins.ravel(), minlength=_NUM_BINS)
+    else:
+        inside = np.bincount(bins.ravel(), weights=ones.ravel(), minlength=_NUM_BINS)
+        every = np.bincount(bins.ravel(), weights=cells.ravel(), minlength=_NUM_BINS)
+    every[0] += mask.size - part.size
+    return np.stack([inside, every], axis=1).astype(float)
 
 
-def _reachable_part(mask: np.ndarray, sigma_vox: tuple[float, ...]) -> np.ndarray:
-    """The mask's bounding box with the kernel's reach around it; m is zero elsewhere."""
-    slices = []
-    for axis, sigma in enumerate(sigma_vox):
-        others = tuple(i for i in range(mask.ndim) if i != axis)
-        hit = np.flatnonzero(mask.any(axis=others))
-        reach = math.ceil(_TRUNCATE * sigma) + 1
-        slices.append(slice(max(int(hit[0]) - reach, 0), int(hit[-1]) + 1 + reach))
+def _extent(mask: np.ndarray) -> _Extent:
+    """First voxel of a mask and the one behind its last, along each axis."""
+    ranges = []
+    for axis in range(mask.ndim):
+        hit = np.flatnonzero(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
+        ranges.append((int(hit[0]), int(hit[-1]) + 1))
+    return tuple(ranges)
+
+
+def _reachable_part(mask: np.ndarray, extent: _Extent, sigma_vox: tuple[float, ...]) -> np.ndarray:
+    """The mask's extent with the kernel's reach around it; m is zero elsewhere."""
+    reaches = [math.ceil(_TRUNCATE * sigma) + 1 for sigma in sigma_vox]
+    slices = [slice(max(low - r, 0), high + r) for (low, high), r in zip(extent, reaches, strict=True)]
     return mask[tuple(slices)]
 
 
@@ -251,20 +274,20 @@ def _exceedance(lams: tuple[float, ...], lam_shift: float, tau: float) -> np.nda
     return ndtr(signal[:, None, None] * bins - theta[:, :, None])
 
 
-def _sigmas_for(mask: np.ndarray, spacing: Sequence[float]) -> tuple[float, ...]:
+def _sigmas_for(mask: np.ndarray, extent: _Extent, spacing: Sequence[float]) -> tuple[float, ...]:
     """Kernel widths worth trying, in units of the finest voxel: up to twice the radius of the thickest part.
 
     A tube is read in the most noise by a kernel wider than itself, which also gathers voxels along it.
     """
-    radius = _half_thickness(mask, spacing) / min(spacing)
+    radius = _half_thickness(mask, extent, spacing) / min(spacing)
     return tuple(s for s in _SIGMAS if s <= max(1.0, 2 * radius))
 
 
-def _half_thickness(mask: np.ndarray, spacing: Sequence[float]) -> float:
+def _half_thickness(mask: np.ndarray, extent: _Extent, spacing: Sequence[float]) -> float:
     """Largest distance of a mask voxel to the nearest background voxel, in units of `spacing`."""
     from scipy.ndimage import distance_transform_edt
 
-    part = _reachable_part(mask, (0.0,) * mask.ndim)
+    part = _reachable_part(mask, extent, (0.0,) * mask.ndim)
     # A big mask is measured on a coarser grid: a voxel more or less of radius changes no choice of kernel
     step = max(1, round((part.size / 200_000) ** (1 / part.ndim)))
     part = part[(slice(None, None, step),) * part.ndim]
