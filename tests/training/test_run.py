@@ -180,12 +180,24 @@ def test_phase_1_can_be_taken_over(request_: TrainRequest, tmp_path: Path) -> No
     source = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=2)).folds[0]
     roots = dataclasses.replace(request_.roots, results=tmp_path / "second")
     result = train(dataclasses.replace(request_, roots=roots, phase_1_from=source.folder)).folds[0]
-    a, b = weights_of(source.folder), weights_of(result.folder)
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    given, taken = weights_of(source.folder), load_file(result.folder / "phase_1.safetensors")
+    assert all(torch.equal(value, given[f"segmenter.{name}"]) for name, value in taken.items())
     entries = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
     assert all(entry["phase"] != 1 for entry in entries)
     with pytest.raises(UsdError, match=r"phase_1_from was .* and is now None"):
         train(dataclasses.replace(request_, roots=roots))
+
+
+def test_the_segmenter_goes_on_in_phase_2_whatever_the_denoiser_learns(request_: TrainRequest, tmp_path: Path) -> None:
+    staged = train(request_).folds[0].folder
+    source = dataclasses.replace(request_, phase_1_from=staged, iterations=2)
+    found = []
+    for trainer in ("StagedDiffusionTrainer", "X0DiffusionTrainer"):
+        roots = dataclasses.replace(request_.roots, results=tmp_path / trainer)
+        found.append(weights_of(train(dataclasses.replace(source, roots=roots, trainer=trainer)).folds[0].folder))
+    before = load_file(staged / "phase_1.safetensors")
+    assert any(not torch.equal(value, found[0][f"segmenter.{name}"]) for name, value in before.items())
+    assert all(torch.equal(found[0][f"segmenter.{name}"], found[1][f"segmenter.{name}"]) for name in before)
 
 
 def test_continuing_refuses_another_training(request_: TrainRequest) -> None:

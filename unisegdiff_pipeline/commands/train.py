@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    began = time.monotonic()
     request = request_of(args)
     if args.dry_run:
         say(describe(request))
@@ -115,7 +117,7 @@ def _train(args: argparse.Namespace) -> int:
 
     keep_freed_memory()
     try:
-        result = train(request)
+        result = train(request, began)
     except TrainingInterrupted as stop:
         report_error(str(stop), kind="interrupted")
         return EXIT_SIGNAL + stop.signal_number

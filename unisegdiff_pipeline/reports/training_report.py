@@ -206,9 +206,10 @@ def _progress(fold: _Fold) -> Section:
     if of_kind(fold.entries, "train"):
         scored = bool(of_kind(fold.entries, "validation"))
         drawn = [
-            _curve(fold, "Loss", _paint_loss, "Loss over time", "As descended; in phase 2 weighted by stage."),
+            _curve(fold, "Loss", _paint_loss, "Loss over time", "As descended; the denoiser's weighted by stage."),
             _curve(fold, "Dice", _paint_dice, "Dice on held-out cases", _about_dice(fold)) if scored else None,
-            _curve(fold, "learning rate", _paint_rate, "Learning rate over time", "Learning rate."),
+            _curve(fold, "learning rate", _paint_rate, "Learning rate over time", "Learning rate; in phase 2 that "
+                   "of the denoiser."),
             _curve(fold, "norm", _paint_norm, "Norm of the gradient over time", "Norm of the gradient, before it is "
                    "limited."),
         ]  # fmt: skip
@@ -261,6 +262,7 @@ def _plot(axis: Axes, fold: _Fold, phase: int, key: str, color: int, label: str)
 def _paint_loss(axis: Axes, fold: _Fold) -> None:
     for phase in fold.phases:
         _plot(axis, fold, phase, "loss", phase - 1, f"phase {phase}, {PHASES.get(phase, '')}")
+    _plot(axis, fold, 2, "loss_segmenter", 3, "phase 2, segmenter")
 
 
 def _paint_rate(axis: Axes, fold: _Fold) -> None:

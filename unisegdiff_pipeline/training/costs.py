@@ -17,11 +17,12 @@ from unisegdiff_pipeline.training.validation import planned_settings, predict_st
 CHOOSING_SHARE = 0.1  # of the time budget, for choosing on the hold-out
 MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
 DESCRIBING_SHARE = 0.02  # of the time budget, for what phase 1 is like on the hold-out
+FEWEST_CASES = 6  # to choose on, however short the time is
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
 # Of the time budget, kept by phase 1, which knows the costs of untrained weights only: these sample everywhere,
 # trained ones around lesions. What is kept too much goes to phase 2, which measures again.
 LARGEST_UNTRAINED_SHARE = 0.35
-UNFORESEEN_S = 1.0
+UNFORESEEN_S = 3.0  # the last report among it
 UNFORESEEN_SHARE = 0.02  # of the time budget: the costs of a case are measured once, and differ by a fifth
 LEAST_PHASE_2_S = 1.0
 LEAST_PHASE_2_SHARE = 0.15  # of the time budget; below it samplers of several calls are not worth what they take
@@ -41,22 +42,22 @@ class Costs:
 
     @property
     def choosing_s(self) -> float:
-        """Seconds a case takes when settings are chosen."""
-        return 2 * self.segment_s + self.sample_s * self.search.calls_per_case / SamplerSettings().total_calls
+        """Seconds a case takes when temperatures and settings are chosen."""
+        return 3 * self.segment_s + self.sample_s * self.search.calls_per_case / SamplerSettings().total_calls
 
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
-        """As many held-out cases as the time for choosing allows, at least six."""
+        """As many held-out cases as the time for choosing allows, at least FEWEST_CASES."""
         if run.request.max_time_s is None:
             return run.holdout_cases
         affordable = int(CHOOSING_SHARE * run.request.max_time_s / max(self.choosing_s, 1e-6))
-        return run.holdout_cases[: max(6, affordable)]
+        return run.holdout_cases[: max(FEWEST_CASES, affordable)]
 
     def described_cases(self, run: FoldRun) -> tuple[str, ...]:
-        """As many held-out cases as may be segmented twice after phase 1, at least six."""
+        """As many held-out cases as may be segmented twice after phase 1, at least FEWEST_CASES."""
         if run.request.max_time_s is None:
             return run.holdout_cases
         affordable = int(DESCRIBING_SHARE * run.request.max_time_s / max(2 * self.segment_s, 1e-6))
-        return run.holdout_cases[: max(6, affordable)]
+        return run.holdout_cases[: max(FEWEST_CASES, affordable)]
 
     def monitored_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as may be scored several times during training, at least three."""
@@ -69,12 +70,16 @@ class Costs:
         """Seconds to keep for choosing and the final validation, at most `largest_share` of the time budget."""
         assert run.request.max_time_s is not None
         choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
-        # Restoring and scoring a case cost about as much as segmenting it.
-        sampling_s = self.sample_s * self.search.most_calls / SamplerSettings().total_calls
-        validation = len(run.validation_cases) * (2 * self.segment_s + sampling_s)
         monitoring = len(self.monitored_cases(run)) * (self.segment_s + self.sample_s / 2)
         unforeseen_s = UNFORESEEN_S + UNFORESEEN_SHARE * run.request.max_time_s
-        return min(largest_share * run.request.max_time_s, choosing + validation + monitoring) + unforeseen_s
+        expected_s = choosing + self.validation_s(run) + monitoring
+        return min(largest_share * run.request.max_time_s, expected_s) + unforeseen_s
+
+    def validation_s(self, run: FoldRun) -> float:
+        """Seconds of the final validation with the longest sampler that may be chosen."""
+        sampling_s = self.sample_s * self.search.most_calls / SamplerSettings().total_calls
+        # Restoring and scoring a case cost about as much as segmenting it.
+        return len(run.validation_cases) * (2 * self.segment_s + sampling_s)
 
 
 def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
@@ -97,6 +102,19 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
     seconds(1 if sampled else 0)  # the first prediction of a process takes longer
     segment_s = seconds(0)
     return Costs(segment_s, max(0.0, seconds(settings.num_samples) - segment_s) if sampled else 0.0)
+
+
+def affordable_cases(run: FoldRun, model: StagedModel, costs: Costs) -> tuple[str, ...]:
+    """Held-out cases to choose on, now that both phases are over: as planned, fewer where a case takes longer by now.
+
+    The model is timed again: what it finds, and what else the machine does, may have changed since phase 2 began.
+    """
+    planned = costs.choosing_cases(run)
+    if run.request.max_time_s is None:
+        return planned
+    now = replace(measure_costs(run, model), search=costs.search)
+    left_s = run.request.max_time_s - run.watch.seconds - now.validation_s(run) - UNFORESEEN_S
+    return planned[: max(FEWEST_CASES, int(left_s / max(now.choosing_s, 1e-6)))]
 
 
 def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> PhaseBudget:

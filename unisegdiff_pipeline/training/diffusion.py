@@ -1,11 +1,11 @@
-"""Phase 2: the denoiser learns on top of the frozen segmenter of phase 1."""
+"""Phase 2: the denoiser learns on top of the segmenter, which goes on learning from the same patches."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +32,17 @@ from unisegdiff_pipeline.diffusion.targets import (
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput, repeat_examples
-from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.training.bands import BandMeter, LamBands, LastLayerGradients, mask_dice
 from unisegdiff_pipeline.training.patches import Batch, PatchSource
 from unisegdiff_pipeline.training.schedule import Allowance, PhaseBudget
+from unisegdiff_pipeline.training.segmentation import segmentation_loss
 from unisegdiff_pipeline.training.trainer import FoldRun, StepResult, Trainer
 from unisegdiff_pipeline.training.validation import validate_cases
 
+MOST_EXAMPLES = 24  # noised masks a step; on a CPU more take longer than the segmenter's step, and teach little more
 HIDE_DET_SHARE = 0.2  # examples that must do without the segmenter's logits, so that the noised mask is really read
 NUM_VALIDATION_SAMPLES = 4
 LEVELS_STREAM = 0x5EED
@@ -52,17 +53,20 @@ HELD_OUT_SHARE = 0.01  # of the time may go into looking at them
 
 
 class DiffusionTrainer(Trainer, abc.ABC):
-    """Noises masks, conditions on the segmenter once a patch, and leaves the loss to its subclasses.
+    """Noises masks, conditions on the segmenter once a patch, and leaves the denoiser's loss to its subclasses.
+
+    The segmenter goes on with the loss of phase 1 and the rest of its schedule; the denoiser's loss does not reach it.
 
     Args:
         run, budget: as for `Trainer`.
-        segmenter: of phase 1, used frozen and in eval mode.
+        segmenter: of phase 1.
         settings: what phase 1 left for prediction: realised edges of the stages, temperature of p_det.
     """
 
     phase: ClassVar[int] = 2
+    num_validations: ClassVar[int] = 3
     target: ClassVar[Target] = "staged"
-    network: Denoiser
+    network: StagedModel
 
     def __init__(
         self, run: FoldRun, budget: PhaseBudget, segmenter: SegmentationUNet, settings: InferenceSettings
@@ -71,10 +75,8 @@ class DiffusionTrainer(Trainer, abc.ABC):
         self.edges = self.settings.edges
         self.temperature = settings.temperature
         self.log_variances = nn.Parameter(torch.zeros(len(STAGE_NAMES), device=run.device))
+        self._segmenter = segmenter.requires_grad_(True)
         super().__init__(run, budget)
-        self.segmenter = to_device(segmenter, run.device).eval().requires_grad_(False)
-        self.model = StagedModel(self.segmenter, self.network, run.plans.labels)
-        self.segmenter.eval()
         self.bands = LamBands.of_edges(self.edges)
         self._meter = BandMeter(self.bands, run.device)
         self._bands_recorded_at = 0.0
@@ -92,7 +94,20 @@ class DiffusionTrainer(Trainer, abc.ABC):
     def build_network(self) -> nn.Module:
         configuration = self.run.configuration
         labels = self.run.plans.labels
-        return Denoiser(configuration.network, configuration.denoiser, labels.num_channels, labels.coding)
+        denoiser = Denoiser(configuration.network, configuration.denoiser, labels.num_channels, labels.coding)
+        return StagedModel(self._segmenter, denoiser, labels)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The part of the network that is new in this phase."""
+        assert self.network.denoiser is not None
+        return self.network.denoiser
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": list(self.denoiser.parameters()), "span": (0.0, 1.0)},
+            {"params": list(self.network.segmenter.parameters()), "span": (self.plan.phase_1_share, 1.0)},
+        ]
 
     def extra_parameters(self) -> list[nn.Parameter]:
         return [self.log_variances]
@@ -106,31 +121,38 @@ class DiffusionTrainer(Trainer, abc.ABC):
         """Loss of each example (B,), by what the trainer lets the network predict."""
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
-        with torch.no_grad():
-            output = self.segmenter(batch.image)
-        condition = Condition(output.logits[0].float(), self.network.project_features(output.features))
+        segmented = self.network.segmenter(batch.image)
+        loss_segmenter = segmentation_loss(segmented.logits, batch, self.run.configuration, self.coding).loss
+        self.descend(loss_segmenter)  # now, and on its own: the denoiser's loss is not to reach the segmenter
+        logits, features = segmented.logits[0].detach(), [f.detach() for f in segmented.features]
+        del segmented
         levels = self.run.configuration.denoiser.noise_levels_per_patch
         # Drawn on the CPU, like all that decides which examples there are: the same for every device; and from a stream
         # of its own, so that no noise repeats the numbers that chose its level.
         own_stream = torch.Generator().manual_seed(generator.initial_seed() ^ LEVELS_STREAM)
-        draw = self.draw_levels(len(batch.image), levels, own_stream)
-        example = self._noise(batch, condition, draw, generator)
-        features = tuple(repeat_examples(f, levels) for f in condition.features)
+        count = min(len(batch.image), max(1, MOST_EXAMPLES // levels))
+        chosen = torch.randperm(len(batch.image), generator=own_stream)[:count]
+        projected = self.denoiser.project_features([f[chosen] for f in features])
+        condition = Condition(logits[chosen].float(), projected)
+        draw = self.draw_levels(count, levels, own_stream)
+        example = self._noise(batch.select(chosen), condition, draw, generator)
+        repeated = tuple(repeat_examples(f, levels) for f in condition.features)
         keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= HIDE_DET_SHARE).float()
         measured = self.bf16 is not None and self.iteration % MEASURE_EVERY == 0  # not while a step is timed
-        with LastLayerGradients(self.network.head) if measured else contextlib.nullcontext() as gradients:
-            output = self._denoise(self.model, example, features, keep)
+        with LastLayerGradients(self.denoiser.head) if measured else contextlib.nullcontext() as gradients:
+            output = self._denoise(self.network, example, repeated, keep)
         losses = self.example_losses(example, output)
         if gradients is not None:
             self._measure(example, output, losses.detach(), gradients)
-        return self.weigh(losses, example.stage)
+        result = self.weigh(losses, example.stage)
+        return StepResult(result.loss, {"loss_segmenter": loss_segmenter.detach(), **result.logged})
 
     def _noise(self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator) -> NoisedExamples:
         levels = len(draw.lam) // len(batch.image)
         draw = StageDraw(*(v.to(self.run.device) for v in (draw.lam, draw.stage, draw.from_mean)))
         det_logits = repeat_examples(condition.det_logits, levels)
         target, valid = repeat_examples(batch.target, levels), repeat_examples(batch.valid, levels)
-        mean = self.model.det_probabilities(Condition(det_logits, ()), self.temperature)
+        mean = self.network.det_probabilities(Condition(det_logits, ()), self.temperature)
         x0 = mask_to_x(torch.where(valid > 0, target, mean))  # ignored voxels: what the segmenter says
         source = torch.where(expand_to(draw.from_mean, x0.ndim), mask_to_x(mean), x0)
         noise = torch.randn(x0.shape, generator=generator, device=self.run.device)
@@ -204,9 +226,9 @@ class DiffusionTrainer(Trainer, abc.ABC):
         return StepResult(weighted.mean(), logged)
 
     def model_for_prediction(self) -> StagedModel:
-        denoiser = self.ema.network
-        assert isinstance(denoiser, Denoiser)
-        return StagedModel(self.segmenter, denoiser, self.run.plans.labels).eval()
+        model = self.ema.network
+        assert isinstance(model, StagedModel)
+        return model
 
     def validate(self) -> dict[str, float]:
         if self._held_out_allowance.is_due or self.progress >= 1:

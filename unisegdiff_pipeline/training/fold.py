@@ -31,11 +31,16 @@ from unisegdiff_pipeline.training.continuing import (
     require_fair_phase_1,
     require_same_training,
 )
-from unisegdiff_pipeline.training.costs import measure_costs, phase_1_budget, phase_2_budget, within_budget
+from unisegdiff_pipeline.training.costs import (
+    affordable_cases,
+    measure_costs,
+    phase_1_budget,
+    phase_2_budget,
+    within_budget,
+)
 from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.realising import realised_stages
 from unisegdiff_pipeline.training.request import FoldResult
-from unisegdiff_pipeline.training.schedule import Stopwatch
 from unisegdiff_pipeline.training.segmentation import SegmentationTrainer
 from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
 from unisegdiff_pipeline.training.validation import (
@@ -50,7 +55,7 @@ BEST_MARGIN = 0.005  # earlier weights replace the last ones only if they are cl
 
 @dataclass(frozen=True)
 class Phase1Facts:
-    """What phase 1 leaves for phase 2 beside its weights."""
+    """What phase 1 leaves for phase 2 beside its weights; the temperature is that of the denoiser's input there."""
 
     temperature: Temperature
     weights: str
@@ -73,12 +78,12 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     finished = (run.folder / WEIGHTS_NAME).is_file()
     if finished:
         require_same_plan(run.folder / WEIGHTS_NAME, read_weights(run.folder / WEIGHTS_NAME)[1], run.plan_hash)
-        run.watch = Stopwatch(_seconds_so_far(run, checkpoint))
+        run.watch.add(_seconds_so_far(run, checkpoint))
     if finished and (run.folder / "validation" / SUMMARY_NAME).is_file():
         run.log.say(f"{run.folder} is trained; nothing to do (--restart begins again)")
         return _result(run, _read_scores(run))
     if not finished:
-        run.watch = Stopwatch(_seconds_so_far(run, checkpoint))
+        run.watch.add(_seconds_so_far(run, checkpoint))
         write_json(run.folder / REQUEST_NAME, describe_training(run, trainer))
         _train_phases(run, trainer, checkpoint)
         (run.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
@@ -123,7 +128,8 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     if not run.holdout_cases:
         settings = _settings_of_another_fold(run, settings)
     else:
-        cases = costs.choosing_cases(run)
+        cases = affordable_cases(run, model, costs)
+        settings = replace(settings, temperature=choose_temperature(run, model, cases))
         run.log.say(f"choosing the sampler and w on {counted(len(cases), 'held-out case')}")
         choice = choose_settings(run, model, settings, cases, costs.search)
         chosen_on = f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}"
@@ -154,7 +160,7 @@ def _phase_1(
             _keep_phase_1(run, segmenter, replace(facts, seconds=run.watch.seconds))
         return segmenter, facts
     kind = trainer if issubclass(trainer, SegmentationTrainer) else SegmentationTrainer
-    phase_1 = kind(run, phase_1_budget(run, share, _phase_start_s(checkpoint, 1)))
+    phase_1 = kind(run, phase_1_budget(run, share, _phase_start_s(checkpoint, 1)), share)
     phase_1.fit(checkpoint)
     weights = _take_best(phase_1)
     segmenter = phase_1.model_for_prediction().segmenter
@@ -237,8 +243,14 @@ def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> Infe
         run.log.say("no case is held out and no other fold is finished: w and sampler stay at their defaults")
         return replace(settings, w=InferenceSettings(settings.lam_a, settings.lam_c).w)
     found = read_settings(folder)
-    chosen_on = f"{folder.name}, as there"
-    return replace(settings, w=found.w, decision=found.decision, sampler=found.sampler, chosen_on=chosen_on)
+    return replace(
+        settings,
+        temperature=found.temperature,
+        w=found.w,
+        decision=found.decision,
+        sampler=found.sampler,
+        chosen_on=f"{folder.name}, as there",
+    )
 
 
 def _finished_fold(run: FoldRun) -> Path | None:

@@ -85,6 +85,12 @@ class Batch:
         image, target, valid = (t.to(device, non_blocking=True) for t in (self.image, self.target, self.valid))
         return Batch(image, target, valid, self.case_ids)
 
+    def select(self, indices: Tensor) -> Batch:
+        """The examples of these indices."""
+        at = indices.to(self.image.device)
+        case_ids = tuple(self.case_ids[i] for i in indices.tolist())
+        return Batch(self.image[at], self.target[at], self.valid[at], case_ids)
+
 
 @dataclass(frozen=True)
 class PackedBatch:

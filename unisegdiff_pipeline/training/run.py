@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.registry import find_trainer
 from unisegdiff_pipeline.training.request import FoldResult, TrainRequest, TrainResult
 from unisegdiff_pipeline.training.run_log import RunLog
+from unisegdiff_pipeline.training.schedule import Stopwatch
 from unisegdiff_pipeline.training.splits import Split, inner_holdout, load_or_create_splits, select_split
 from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
 
@@ -32,25 +34,31 @@ CV_SUMMARY_NAME = "cv_summary.json"
 MAX_WORKERS = 12
 
 
-def train(request: TrainRequest) -> TrainResult:
+def train(request: TrainRequest, began: float | None = None) -> TrainResult:
     """Train what the request asks for; finished folds are skipped, interrupted ones continued.
+
+    Args:
+        request: what to train.
+        began: time.monotonic() from which the first fold's time counts, so that imports may count; by default now.
 
     Raises:
         UsdError: data, plan or budget cannot be used; the message says what to do.
         TrainingInterrupted: on SIGINT or SIGTERM, with a checkpoint saved.
     """
+    began = time.monotonic() if began is None else began
     _check_budget(request)
     setting = _open(request)
     _write_model_files(setting, restarted=set(setting.folds) if request.restart else set())
     results = []
     with StopRequest() as stop:
         for fold in setting.folds:
-            run = _fold_run(request, setting, fold, stop)
+            run = _fold_run(request, setting, fold, stop, began)
             try:
                 results.append(train_fold(run, setting.trainer))
             finally:
                 run.log.final_report()
                 run.log.close()
+            began = time.monotonic()
     if request.fold != "cv":
         return TrainResult(tuple(results))
     return _summarise_folds(results, setting.model_folder)
@@ -58,7 +66,7 @@ def train(request: TrainRequest) -> TrainResult:
 
 def open_fold(request: TrainRequest, stop: StopRequest) -> FoldRun:
     """The cases, plan and folder of one fold, "0" to "4" or "all", without training it."""
-    return _fold_run(request, _open(request), request.fold, stop)
+    return _fold_run(request, _open(request), request.fold, stop, time.monotonic())
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ def _open(request: TrainRequest) -> _Setting:
     return _Setting(trainer, dataset, plans, configuration, data, records, folds, model_folder, device)
 
 
-def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopRequest) -> FoldRun:
+def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopRequest, began: float) -> FoldRun:
     """Everything one fold needs; with --restart its former folder is removed, once all else has been settled."""
     split, records, plans = setting.folds[fold], setting.records, setting.plans
     kept: tuple[str, ...] = split.train
@@ -124,6 +132,7 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
         plan_hash=plan_hash(setting.configuration),
         log=log,
         stop=stop,
+        watch=Stopwatch(began),
     )
 
 

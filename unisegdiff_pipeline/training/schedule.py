@@ -30,16 +30,20 @@ class PhaseBudget:
 
 
 class Stopwatch:
-    """Seconds of work over several sittings: what earlier ones took, plus this one."""
+    """Seconds of work over several sittings: what earlier ones took, plus this one, which began at `began`."""
 
-    def __init__(self, earlier_seconds: float = 0.0) -> None:
-        self._earlier = earlier_seconds
-        self._start = time.monotonic()
+    def __init__(self, began: float | None = None) -> None:
+        self._earlier_s = 0.0
+        self._began = time.monotonic() if began is None else began
 
     @property
     def seconds(self) -> float:
         """Seconds so far."""
-        return self._earlier + time.monotonic() - self._start
+        return self._earlier_s + time.monotonic() - self._began
+
+    def add(self, earlier_s: float) -> None:
+        """Count seconds of earlier sittings, too."""
+        self._earlier_s += earlier_s
 
 
 class Allowance:

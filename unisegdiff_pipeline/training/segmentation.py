@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unisegdiff_pipeline.diffusion.losses import mask_loss
+from unisegdiff_pipeline.io.labels import Coding
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.training.patches import Batch
 from unisegdiff_pipeline.training.trainer import StepResult, Trainer, pool_targets
 from unisegdiff_pipeline.training.validation import planned_settings, validate_cases
@@ -19,6 +22,7 @@ class SegmentationTrainer(Trainer):
     """Dice + cross-entropy with deep supervision."""
 
     phase: ClassVar[int] = 1
+    num_validations: ClassVar[int] = 6
     network: SegmentationUNet
 
     def build_network(self) -> nn.Module:
@@ -28,18 +32,7 @@ class SegmentationTrainer(Trainer):
         )
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
-        logits = self.network(batch.image).logits
-        levels = self.run.configuration.network.levels[1 : len(logits)]
-        targets, masks = pool_targets(batch.target, batch.valid, [level.stride for level in levels])
-        # nnU-Net's weights 1, 1/2, 1/4, ... with the coarsest level left out, unless it is the only one.
-        count = max(1, len(logits) - 1)
-        weights = [0.5**i for i in range(count)]
-        losses = [
-            mask_loss(logits[i], targets[i], masks[i], self.coding, 1.0, batch_dice=self.plan.batch_dice).mean()
-            for i in range(count)
-        ]
-        total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
-        return StepResult(total, {"loss_full_resolution": losses[0].detach()})
+        return segmentation_loss(self.network(batch.image).logits, batch, self.run.configuration, self.coding)
 
     def model_for_prediction(self) -> StagedModel:
         segmenter = self.ema.network
@@ -49,3 +42,20 @@ class SegmentationTrainer(Trainer):
     def validate(self) -> dict[str, float]:
         settings = planned_settings(self.run.configuration)
         return validate_cases(self.run, self.model_for_prediction(), 0, settings, picture=self.moment)
+
+
+def segmentation_loss(
+    logits: Sequence[Tensor], batch: Batch, configuration: ConfigurationPlan, coding: Coding
+) -> StepResult:
+    """Dice + cross-entropy of a segmenter's logits (B, C, ...), one tensor a resolution, the finest first."""
+    levels = configuration.network.levels[1 : len(logits)]
+    targets, masks = pool_targets(batch.target, batch.valid, [level.stride for level in levels])
+    # nnU-Net's weights 1, 1/2, 1/4, ... with the coarsest level left out, unless it is the only one.
+    count = max(1, len(logits) - 1)
+    weights = [0.5**i for i in range(count)]
+    batch_dice = configuration.training.batch_dice
+    losses = [
+        mask_loss(logits[i], targets[i], masks[i], coding, 1.0, batch_dice=batch_dice).mean() for i in range(count)
+    ]
+    total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
+    return StepResult(total, {"loss_full_resolution": losses[0].detach()})

@@ -35,7 +35,6 @@ from unisegdiff_pipeline.training.schedule import PhaseBudget, Stopwatch, learni
 GRADIENT_CLIP = 12.0  # nnU-Net's
 LOG_EVERY_S = 10.0
 LOADER_TIMEOUT_S = 600.0
-NUM_VALIDATIONS = 6
 
 
 @dataclass
@@ -95,13 +94,17 @@ class Trainer(abc.ABC):
     Args:
         run: what the phases of the fold share.
         budget: how long this phase lasts.
+        schedule_end: where the learning rate's schedule is at the end of this phase; below 1 where a later phase goes
+            on with the same weights.
     """
 
     phase: ClassVar[int]
+    num_validations: ClassVar[int]  # on held-out cases, over the phase
 
-    def __init__(self, run: FoldRun, budget: PhaseBudget) -> None:
+    def __init__(self, run: FoldRun, budget: PhaseBudget, schedule_end: float = 1.0) -> None:
         self.run = run
         self.budget = budget
+        self.schedule_end = schedule_end
         self.plan = run.configuration.training
         self.coding = run.plans.labels.coding
         self.iteration = 0
@@ -134,6 +137,10 @@ class Trainer(abc.ABC):
         """Parameters outside the network that the optimiser also moves, without weight decay."""
         return []
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The network's parameters as groups of the optimiser, each with the "span" of the schedule it goes through."""
+        return [{"params": list(self.network.parameters()), "span": (0.0, self.schedule_end)}]
+
     def after_step(self) -> None:  # noqa: B027 (most phases need nothing here)
         """Called behind every step of the optimiser, to keep parameters within their limits."""
 
@@ -152,7 +159,7 @@ class Trainer(abc.ABC):
         last_save = last_log = lap = time.monotonic()
         seconds_of_iterations = 0.0  # since the last log entry, without validations and checkpoints
         sums: dict[str, list[Tensor]] = defaultdict(list)
-        validated = math.floor(self.progress * NUM_VALIDATIONS)
+        validated = math.floor(self.progress * self.num_validations)
         run.log.say(f"phase {self.phase} ({type(self).__name__}): {self._describe()}")
         self.network.train()
         pinned = run.device.type == "cuda"
@@ -170,8 +177,8 @@ class Trainer(abc.ABC):
                     self._log(sums, seconds_of_iterations)
                     sums.clear()
                     last_log, seconds_of_iterations = now, 0.0
-                if math.floor(self.progress * NUM_VALIDATIONS) > validated and self.progress < 1:
-                    validated = math.floor(self.progress * NUM_VALIDATIONS)
+                if math.floor(self.progress * self.num_validations) > validated and self.progress < 1:
+                    validated = math.floor(self.progress * self.num_validations)
                     self._validate()
                 if run.stop.signal_number is not None:
                     self.save()
@@ -229,7 +236,8 @@ class Trainer(abc.ABC):
 
     def _iterate(self, batch: Batch) -> dict[str, Tensor]:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.plan.learning_rate, self.iteration, self.progress)
+            start, end = group["span"]
+            group["lr"] = learning_rate(self.plan.learning_rate, self.iteration, start + (end - start) * self.progress)
         batch = batch.to(self.run.device)
         if self.bf16 is None:
             self.bf16 = self._choose_bf16(batch)
@@ -237,7 +245,8 @@ class Trainer(abc.ABC):
             self.save()  # the choice goes by the clock; a training that is continued must keep it
         with autocast(self.run.device, self.bf16):
             result = self._backward(batch)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        norm = torch.stack([nn.utils.clip_grad_norm_(params, GRADIENT_CLIP) for params in groups]).norm()
         if not torch.isfinite(norm):
             raise UsdError(
                 f"the gradient of phase {self.phase} is {norm.item()} at iteration {self.iteration}, cases "
@@ -254,9 +263,13 @@ class Trainer(abc.ABC):
         """Loss and fresh gradients of a batch; the generator makes it the same however often it is called."""
         self.optimizer.zero_grad(set_to_none=True)
         result = self.training_step(batch, self.run.generator(self.phase, self.iteration))
-        with torch.autocast(self.run.device.type, enabled=False):
-            result.loss.backward()
+        self.descend(result.loss)
         return result
+
+    def descend(self, loss: Tensor) -> None:
+        """Add the gradient of a loss; a step may call it for a part of its loss, whose graph is then free."""
+        with torch.autocast(self.run.device.type, enabled=False):
+            loss.backward()
 
     def _choose_bf16(self, batch: Batch) -> bool:
         """By the clock under a time budget; fp32 on a CPU under an iteration budget, which promises equal weights."""
@@ -268,9 +281,9 @@ class Trainer(abc.ABC):
         self._backward(batch)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
-        groups: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
+        groups = self.parameter_groups()
         if extra := self.extra_parameters():
-            groups.append({"params": extra, "weight_decay": 0.0})
+            groups.append({"params": extra, "weight_decay": 0.0, "span": (0.0, 1.0)})
         if self.plan.optimizer == "sgd":
             return torch.optim.SGD(
                 groups, self.plan.learning_rate, momentum=0.99, nesterov=True, weight_decay=self.plan.weight_decay
