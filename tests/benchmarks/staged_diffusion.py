@@ -2,6 +2,7 @@
 
     python tests/benchmarks/staged_diffusion.py train DATASET CONFIG --work FOLDER [--raw ROOT] [--arms ARM ...]
     python tests/benchmarks/staged_diffusion.py score DATASET CONFIG --work FOLDER [--raw ROOT]
+    python tests/benchmarks/staged_diffusion.py attention DATASET CONFIG --work FOLDER
 
 `train` trains on fold 0: one phase 1, shared by all arms; each arm's phase 2 on top of it, its choices on the inner
 hold-out included; and the segmenter alone for the seconds of both phases together. What is there is not trained again.
@@ -11,7 +12,11 @@ hold-out included; and the segmenter alone for the seconds of both phases togeth
     rival       coherent draws from that segmenter, without any denoiser; length of the field and temperature by the
                 energy score on the hold-out
     p_det       the phase 1 that the arms share, as it is
-    others      the arms, by trainer, as chosen; where that is a draw without calls, the best sampler with calls as well
+    others      the arms, by trainer, as chosen; where that is a draw without calls, the best sampler with calls as
+                well; the staged one also with four calls in all, from p_A and from p_det
+
+`attention` prints from the arms' logs how fast they learn and what they do at each noise level: Dice on held-out cases
+over the seconds of phase 2; Dice of held-out patches, and the share of the gradient's norm, in bands of lam.
 
 Differences to the segmenter are paired over cases (groups where groups.csv has them), with bootstrap intervals.
 """
@@ -20,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import math
 import os
@@ -123,10 +129,7 @@ class Bench:
             rows[name] = self._with_settings(rows[name], name, chosen)
         for arm in self.arms:
             if (self.model(arm) / "fold_0/inference.json").is_file():
-                rows[arm] = self.model(arm)
-                calling = self._choose_again(arm)
-                if calling is not None:
-                    rows[f"{arm}, with calls"] = self._with_settings(self.model(arm), f"{arm}_calling", calling)
+                rows |= self._rows_of_arm(arm)
         return rows
 
     def _with_settings(self, model: Path, name: str, settings: InferenceSettings) -> Path:
@@ -136,23 +139,32 @@ class Bench:
         write_settings(target / "fold_0", settings)
         return target
 
-    def _choose_again(self, arm: str) -> InferenceSettings | None:
+    def _rows_of_arm(self, arm: str) -> dict[str, Path]:
         """Choose an arm's settings on as many cases as the rival's: its own training had time for a few.
 
-        Returns the best settings with calls, where none were chosen.
+        The best settings with calls are a row of their own where none were chosen; the staged arm also has four calls
+        from either start, which tells what stage A is worth.
         """
         fold_run = self.holdout_run(arm)
         model, settings = _finished_model(fold_run)
         cases = fold_run.holdout_cases[: self.holdout_cases]
         choice = choosing.choose_settings(fold_run, model, settings, cases)
         write_settings(self.model(arm) / "fold_0", replace(choice.settings, chosen_on=f"{len(cases)} held-out cases"))
-        if choice.settings.sampler.total_calls:
-            return None
-        all_cases = [t for t in choice.samplers if t.sampler.total_calls and t.num_cases == len(cases)]
-        sampler = choosing.rank_samplers(all_cases)[0].sampler
-        tried = replace(settings, sampler=sampler)
-        best = choosing.rank_means(choosing._try_means(fold_run, model, tried, cases))[0]
-        return replace(tried, w=best.w, decision=best.decision)
+        samplers = {}
+        if not choice.settings.sampler.total_calls:
+            all_cases = [t for t in choice.samplers if t.sampler.total_calls and t.num_cases == len(cases)]
+            samplers["with calls"] = choosing.rank_samplers(all_cases)[0].sampler
+        if arm == ARMS[0]:
+            length = max(t.sampler.correlation_length_mm for t in choice.samplers if t.sampler.total_calls)
+            samplers["from p_A"] = SamplerSettings("ddim", "stage_a", 3, 0.0, length, draw=True)
+            samplers["from p_det"] = SamplerSettings("ddim", "det", 4, 0.0, length, draw=True)
+        rows = {arm: self.model(arm)}
+        for name, sampler in samplers.items():
+            tried = replace(settings, sampler=sampler)
+            best = choosing.rank_means(choosing._try_means(fold_run, model, tried, cases))[0]
+            chosen = replace(tried, w=best.w, decision=best.decision)
+            rows[f"{arm}, {name}"] = self._with_settings(self.model(arm), f"{arm}, {name}", chosen)
+        return rows
 
     def images(self) -> tuple[Path, list[str]]:
         """A folder with the images of the fold's validation cases, and the cases."""
@@ -186,6 +198,30 @@ class Bench:
         (self.work / f"{self.dataset}.md").write_text(table)
         print(table, flush=True)
 
+    def attention(self) -> None:
+        """Print how the arms learn and what they do at each noise level, from their logs."""
+        logs = {arm: self.model(arm) / "fold_0/log.jsonl" for arm in self.arms}
+        entries = {
+            arm: [json.loads(line) for line in path.read_text().splitlines()]
+            for arm, path in logs.items()
+            if path.is_file()
+        }
+        for arm, mine in entries.items():
+            phase_2 = [e for e in mine if e.get("phase") == 2]
+            start = next(e["seconds"] for e in phase_2 if "seconds" in e)
+            scores = [(e["seconds"] - start, e["dice_mean"]) for e in phase_2 if e["kind"] == "validation"]
+            print(f"{arm}: " + ", ".join(f"{dice:.3f} at {seconds:.0f} s" for seconds, dice in scores))
+        for title, cases, key in (
+            ("Dice of held-out patches", "held_out", "dice"),
+            ("loss of held-out patches", "held_out", "loss"),
+            ("share of the gradient's norm", "training", "gradient_norm"),
+        ):
+            print(f"\n{title}, by band of lam\n")
+            for arm, mine in entries.items():
+                bands = [e for e in mine if e["kind"] == "bands" and e["cases"] == cases]
+                found = _bands(bands[-1:] if cases == "held_out" else bands[len(bands) // 2 :], key)
+                print(f"{arm}: " + ", ".join(f"{name}: {v:.3f}" for name, v in found.items()))
+
     def _cases(self, output: Path) -> dict[str, dict[str, float]]:
         """Scores of each case, mean over its classes."""
         by_case: dict[str, list[dict[str, float]]] = {}
@@ -198,6 +234,17 @@ class Bench:
         for case, scores in cases.items():
             scores |= _more_scores(self.raw / self.dataset, output, case, description)
         return cases
+
+
+def _bands(entries: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
+    """Mean of a column of the log by band of lam; norms of the gradient as shares of their sum."""
+    columns = zip(*(entry[key] for entry in entries), strict=True)
+    means = [_mean([math.nan if v is None else v for v in column]) for column in columns]
+    if key == "gradient_norm":
+        total = sum(v for v in means if not math.isnan(v))
+        means = [v / total for v in means]
+    intervals = [f"{low:.1f} to {high:.1f}" for low, high in itertools.pairwise(entries[-1]["limits"])]
+    return dict(zip(["pure noise", *intervals, "from p_det"], means, strict=True))
 
 
 def _more_scores(dataset: Path, output: Path, case: str, description: Any) -> dict[str, float]:
@@ -315,7 +362,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["train", "score"])
+    parser.add_argument("part", choices=["train", "score", "attention"])
     parser.add_argument("dataset", help="full name, DatasetXXX_Name")
     parser.add_argument("config")
     parser.add_argument("--work", type=Path, required=True)
@@ -326,7 +373,7 @@ def main() -> None:
     parser.add_argument("--phase-2-seconds", type=int, default=180)
     args = parser.parse_args()
     bench = Bench(args)
-    bench.train() if args.part == "train" else bench.score()
+    {"train": bench.train, "score": bench.score, "attention": bench.attention}[args.part]()
 
 
 if __name__ == "__main__":
