@@ -39,7 +39,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from unisegdiff_pipeline.diffusion.coding import Temperature, cross_entropy, temper
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
@@ -49,7 +48,7 @@ from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training import choosing, run
-from unisegdiff_pipeline.training.fold import _finished_model
+from unisegdiff_pipeline.training.fold import finished_model
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.trainer import FoldRun
@@ -120,7 +119,7 @@ class Bench:
         """Model folder of each row; the segmenter and its rival get the settings they are scored with."""
         rows = {"segmenter": self.model("segmenter"), "rival": self.model("segmenter"), "p_det": self.model("p_det")}
         fold_run = self.holdout_run("segmenter")
-        model, settings = _finished_model(fold_run)
+        model, settings = finished_model(fold_run)
         cases = fold_run.holdout_cases[: self.holdout_cases]
         tempered = replace(settings, temperature=_temperature_near_objects(fold_run, model, cases))
         temperatures = (Temperature(), settings.temperature, tempered.temperature)
@@ -146,7 +145,7 @@ class Bench:
         from either start, which tells what stage A is worth.
         """
         fold_run = self.holdout_run(arm)
-        model, settings = _finished_model(fold_run)
+        model, settings = finished_model(fold_run)
         cases = fold_run.holdout_cases[: self.holdout_cases]
         choice = choosing.choose_settings(fold_run, model, settings, cases)
         write_settings(self.model(arm) / "fold_0", replace(choice.settings, chosen_on=f"{len(cases)} held-out cases"))
@@ -161,7 +160,7 @@ class Bench:
         rows = {arm: self.model(arm)}
         for name, sampler in samplers.items():
             tried = replace(settings, sampler=sampler)
-            best = choosing.rank_means(choosing._try_means(fold_run, model, tried, cases))[0]
+            best = choosing.rank_means(choosing.try_means(fold_run, model, tried, cases))[0]
             chosen = replace(tried, w=best.w, decision=best.decision)
             rows[f"{arm}, {name}"] = self._with_settings(self.model(arm), f"{arm}, {name}", chosen)
         return rows
@@ -271,18 +270,8 @@ def _more_scores(dataset: Path, output: Path, case: str, description: Any) -> di
 
 def _temperature_near_objects(fold_run: FoldRun, model: Any, cases: Sequence[str]) -> Temperature:
     """The one temperature with the least likelihood loss near objects, where calibration is scored."""
-    logits, targets = [], []
-    generator = np.random.default_rng(0)
     coding = fold_run.plans.labels.coding
-    for case_id in cases:
-        stored = fold_run.data.open(case_id)
-        tiles = choosing._tiled(fold_run, model, stored)
-        p = tiles.det_probabilities()[(slice(None), *tiles.grid.inner)].float().cpu().clamp(1e-6, 1 - 1e-6)
-        target = choosing._mean_target(fold_run, stored)
-        near = choosing._voxels(p, target, fold_run, stored, generator, near_only=True).indices
-        logits.append((p.log() if coding == "softmax" else p.logit()).flatten(1)[:, near])
-        targets.append(target.flatten(1)[:, near])
-    z, t = torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None]
+    z, t, _ = choosing.held_out_logits(fold_run, model, cases, near_only=True)
     one = [Temperature(value, value) for value in choosing.TEMPERATURES]
     return min(one, key=lambda value: float(cross_entropy(temper(z, coding, value), t, coding).mean()))
 
@@ -297,7 +286,7 @@ def _best_rival(
     found = []
     for temperature in dict.fromkeys(temperatures):
         tried = replace(settings, temperature=temperature, num_samples=NUM_SAMPLES)
-        for sampler, energies in choosing._energies(fold_run, model, tried, samplers, cases).items():
+        for sampler, energies in choosing.energies_of_samplers(fold_run, model, tried, samplers, cases).items():
             found.append((float(np.mean(energies)), replace(tried, sampler=sampler)))
     return min(found, key=lambda item: item[0])[1]
 

@@ -143,21 +143,33 @@ def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -
     Of each case voxels near foreground and voxels elsewhere are drawn, and weighted by how many they stand for. With
     several annotators each counts.
     """
+    return fit_temperature(*held_out_logits(run, model, cases), run.plans.labels.coding)
+
+
+def held_out_logits(
+    run: FoldRun, model: StagedModel, cases: Sequence[str], near_only: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of p_det and coded labels (1, K, V) at some voxels of held-out cases, and the weights of the voxels (V,).
+
+    Args:
+        run, model: as trained.
+        cases: where to look.
+        near_only: leave out the voxels far from all foreground.
+    """
     logits, targets, weights = [], [], []
     generator = np.random.default_rng(run.request.seed)
-    coding = run.plans.labels.coding
     for case_id in cases:
         stored = run.data.open(case_id)
         tiles = _tiled(run, model, stored)
         p = tiles.det_probabilities()[(slice(None), *tiles.grid.inner)].float().cpu()
         odds = p.clamp(1e-6, 1 - 1e-6)
-        z = odds.log() if coding == "softmax" else odds.logit()
+        z = odds.log() if run.plans.labels.coding == "softmax" else odds.logit()
         target = _mean_target(run, stored)
-        chosen = _voxels(p, target, run, stored, generator)
+        chosen = _voxels(p, target, run, stored, generator, near_only)
         logits.append(z.flatten(1)[:, chosen.indices])
         targets.append(target.flatten(1)[:, chosen.indices])
         weights.append(chosen.weights)
-    return fit_temperature(torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None], torch.cat(weights), coding)
+    return torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None], torch.cat(weights)
 
 
 def fit_temperature(logits: Tensor, target: Tensor, weights: Tensor, coding: Coding) -> Temperature:
@@ -190,7 +202,7 @@ def choose_settings(
     samplers = _try_samplers(run, model, settings, cases, search)
     means: list[MeanTrial] = []
     for sampler in finalists(samplers):
-        means += _try_means(run, model, replace(settings, sampler=sampler), cases)
+        means += try_means(run, model, replace(settings, sampler=sampler), cases)
     means = rank_means(means)
     best = means[0]
     chosen = replace(settings, sampler=best.sampler, w=best.w, decision=best.decision)
@@ -211,19 +223,19 @@ def _try_samplers(
     without_calls = [
         SamplerSettings("ddim", "det", 0, 0.0, round(voxels * unit_mm, 3), draw=True) for voxels in LENGTHS_VOXELS
     ]
-    from_p_det = _energies(run, model, settings, without_calls, cases)
+    from_p_det = energies_of_samplers(run, model, settings, without_calls, cases)
     best_length = rank_samplers(_trials(from_p_det))[0].sampler.correlation_length_mm
     # Pure noise holds no mask to invert, as a network for the noise would have to.
     able = [t for t in search.trajectories if settings.target != "epsilon" or t.start == "det"]
     one_call, *longer = [replace(t, correlation_length_mm=best_length, draw=True) for t in (ONE_CALL, *able)]
     on_all = dict(from_p_det)
     if settings.target != "epsilon":
-        on_all |= _energies(run, model, settings, [one_call], cases)
+        on_all |= energies_of_samplers(run, model, settings, [one_call], cases)
     if not longer:
         return rank_samplers(_trials(on_all))
-    first_round = _energies(run, model, settings, longer, some)
+    first_round = energies_of_samplers(run, model, settings, longer, some)
     best = _trajectory(min(_trials(first_round), key=lambda trial: trial.energy).sampler)
-    second_round = _energies(run, model, settings, [d for d in longer if _trajectory(d) == best], others)
+    second_round = energies_of_samplers(run, model, settings, [d for d in longer if _trajectory(d) == best], others)
     dropped = {sampler: values for sampler, values in first_round.items() if _trajectory(sampler) != best}
     for sampler in first_round.keys() - dropped.keys():
         on_all[sampler] = first_round[sampler] + second_round.get(sampler, [])
@@ -239,7 +251,7 @@ def _trials(found: Mapping[SamplerSettings, Sequence[float]]) -> list[SamplerTri
     return [SamplerTrial(sampler, float(np.nanmean(values)), len(values)) for sampler, values in found.items()]
 
 
-def _energies(
+def energies_of_samplers(
     run: FoldRun,
     model: StagedModel,
     settings: InferenceSettings,
@@ -311,7 +323,8 @@ def rank_samplers(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
     return sorted(trials, key=order)
 
 
-def _try_means(run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]) -> list[MeanTrial]:
+def try_means(run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]) -> list[MeanTrial]:
+    """Every weight w and every cut of the mean, for the sampler of `settings`, on held-out cases."""
     dice: dict[tuple[float, Decision], list[float]] = defaultdict(list)
     losses: dict[float, list[float]] = defaultdict(list)
     generator = np.random.default_rng(run.request.seed)

@@ -89,7 +89,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
         (run.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
     scores: dict[str, dict[str, float | None]] = {}
     if run.validation_cases:
-        model, settings = _finished_model(run)
+        model, settings = finished_model(run)
         summary = final_validation(run, model, settings)
         print(summary_table(summary, volumes_nominal=not run.plans.spacing_known), flush=True)
         scores = _scores(summary)
@@ -228,7 +228,8 @@ def _finish(run: FoldRun, model: StagedModel, settings: InferenceSettings, choic
     )
 
 
-def _finished_model(run: FoldRun) -> tuple[StagedModel, InferenceSettings]:
+def finished_model(run: FoldRun) -> tuple[StagedModel, InferenceSettings]:
+    """The model that a fold ended with, and what was chosen for it."""
     settings = read_settings(run.folder)
     with_denoiser = settings.num_samples > 0
     model = build_model(run.configuration, run.plans.labels, with_denoiser)
