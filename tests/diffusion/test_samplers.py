@@ -123,6 +123,23 @@ def test_regions_are_drawn_within_those_around_them() -> None:
     assert drawn.probabilities[0].flatten().tolist() == pytest.approx([0.4, 0.4, 0.6])
 
 
+def test_hard_draws_between_calls_are_nested_too() -> None:
+    shape = (500, 3, 1, 1)
+    p = torch.tensor([0.8, 0.4, 0.6]).reshape(1, 3, 1, 1).expand(shape)
+    seen = []
+
+    def spy(x_t: Tensor, lam: float) -> Estimate:
+        seen.append(x_t)
+        return Estimate(p, torch.zeros_like(p))
+
+    settings = SamplerSettings("hard", "stage_a", 1, correlation_length_mm=1.0)
+    no_noise = torch.zeros(shape)
+    sample(spy, lambda _: no_noise, lambda i: normal(i, shape), p[:1], EDGES, settings, REGIONS)
+    drawn = seen[1] > 0  # a (2 x - 1), x the mask that was drawn behind the first call
+    assert (drawn[:, 0] <= drawn[:, 1]).all()
+    assert drawn.float().mean((0, 2, 3)).tolist() == pytest.approx([0.4, 0.4, 0.6], abs=0.07)
+
+
 def test_what_needs_a_field_says_so() -> None:
     noise = normal(0, (1, 1, 2, 2))
     for settings in (SamplerSettings(draw=True), SamplerSettings(method="hard", num_calls=2)):
