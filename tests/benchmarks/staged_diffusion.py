@@ -4,14 +4,15 @@
     python tests/benchmarks/staged_diffusion.py score DATASET CONFIG --work FOLDER [--raw ROOT]
     python tests/benchmarks/staged_diffusion.py attention DATASET CONFIG --work FOLDER
 
-`train` trains on fold 0: one phase 1, shared by all arms; each arm's phase 2 on top of it, its choices on the inner
-hold-out included; and the segmenter alone for the seconds of both phases together. What is there is not trained again.
+`train` trains on fold 0: the staged diffusion for --seconds, as `usd_train --max-time` does, choosing and validation
+inside; the segmenter alone for as long; and each other arm's phase 2, on top of the staged one's phase 1, for as many
+iterations as the staged one's had, which cost the same. What is there is not trained again.
 `score` predicts the fold's validation cases, which nothing was chosen on, and evaluates them with usd_evaluate:
 
     segmenter   trained for the seconds of both phases, temperature fitted on the hold-out near objects, as scored
     rival       coherent draws from that segmenter, without any denoiser; length of the field and temperature by the
                 energy score on the hold-out
-    p_det       the phase 1 that the arms share, as it is
+    p_det       the staged diffusion's segmenter, and draws from it
     others      the arms, by trainer, as chosen; where that is a draw without calls, the best sampler with calls as
                 well; the staged one also with four calls in all, from p_A and from p_det
 
@@ -72,7 +73,7 @@ class Bench:
         self.work, self.raw = args.work.absolute(), args.raw.absolute()
         self.arms = tuple(args.arms)
         self.holdout_cases = args.holdout_cases
-        self.seconds = (args.phase_1_seconds, args.phase_2_seconds)
+        self.seconds = args.seconds
         self.env = {
             **os.environ,
             "usd_raw": str(self.raw),
@@ -80,32 +81,33 @@ class Bench:
             "usd_results": str(self.work / "results"),
         }
 
-    def call(self, command: str, *arguments: object, **env: str) -> None:
+    def call(self, command: str, *arguments: object) -> None:
         path = Path(sys.executable).parent / command
-        subprocess.run([str(path), *map(str, arguments)], env={**self.env, **env}, check=True)
+        subprocess.run([str(path), *map(str, arguments)], env=self.env, check=True)
 
     def model(self, name: str) -> Path:
-        """RESULTS/DATASET/TRAINER__CONFIGURATION of an arm; the shared phase 1 has results of its own."""
-        root = self.work / ("phase_1" if name == "p_det" else "results")
-        trainer = "SegmentationTrainer" if name in ("p_det", "segmenter") else name
-        return root / self.dataset / f"{trainer}__{self.configuration}"
+        """RESULTS/DATASET/TRAINER__CONFIGURATION of an arm."""
+        trainer = "SegmentationTrainer" if name == "segmenter" else name
+        return self.work / "results" / self.dataset / f"{trainer}__{self.configuration}"
 
     def train(self) -> None:
-        first, second = self.seconds
         if not (self.work / "preprocessed" / self.dataset / "plans.json").is_file():
             self.call("usd_plan_and_preprocess", "-d", self.dataset[7:10], "-c", self.configuration)
-        self._train("p_det", first, usd_results=str(self.work / "phase_1"))
-        self._train("segmenter", first + second)
+        self._train(ARMS[0], "--max-time", self.seconds)
+        self._train("segmenter", "--max-time", self.seconds)
+        staged = self.model(ARMS[0]) / "fold_0"
+        entries = map(json.loads, (staged / "log.jsonl").read_text().splitlines())
+        iterations = max(e["iteration"] for e in entries if e.get("phase") == 2)
         for arm in self.arms:
-            self._train(arm, second, "--phase-1-from", self.model("p_det") / "fold_0")
+            self._train(arm, "--iterations", iterations, "--phase-1-from", staged)
 
-    def _train(self, name: str, seconds: int, *more: object, **env: str) -> None:
+    def _train(self, name: str, *length: object) -> None:
         if (self.model(name) / "fold_0/validation/summary.json").is_file():
             return
         trainer = self.model(name).name.partition("__")[0]
-        print(f"== {self.dataset} {name}, {seconds} s", flush=True)
-        arguments = [self.dataset[7:10], "0", "-c", self.configuration, "--trainer", trainer, "--max-time", seconds]
-        self.call("usd_train", *arguments, "--device", "cpu", *more, **env)
+        print(f"== {self.dataset} {name}, {length}", flush=True)
+        arguments = [self.dataset[7:10], "0", "-c", self.configuration, "--trainer", trainer, *length]
+        self.call("usd_train", *arguments, "--device", "cpu")
 
     def holdout_run(self, name: str) -> FoldRun:
         """The run of a finished fold, to choose on its hold-out."""
@@ -117,7 +119,7 @@ class Bench:
 
     def rows(self) -> dict[str, Path]:
         """Model folder of each row; the segmenter and its rival get the settings they are scored with."""
-        rows = {"segmenter": self.model("segmenter"), "rival": self.model("segmenter"), "p_det": self.model("p_det")}
+        rows = {"segmenter": self.model("segmenter"), "rival": self.model("segmenter")}
         fold_run = self.holdout_run("segmenter")
         model, settings = finished_model(fold_run)
         cases = fold_run.holdout_cases[: self.holdout_cases]
@@ -158,6 +160,10 @@ class Bench:
             samplers["from p_A"] = SamplerSettings("ddim", "stage_a", 3, 0.0, length, draw=True)
             samplers["from p_det"] = SamplerSettings("ddim", "det", 4, 0.0, length, draw=True)
         rows = {arm: self.model(arm)}
+        if arm == ARMS[0]:
+            drawn = next(t.sampler for t in choice.samplers if not t.sampler.total_calls)
+            plain = replace(settings, sampler=drawn, w=1.0, decision="half")
+            rows = {"p_det": self._with_settings(self.model(arm), "p_det", plain), **rows}
         for name, sampler in samplers.items():
             tried = replace(settings, sampler=sampler)
             best = choosing.rank_means(choosing.try_means(fold_run, model, tried, cases))[0]
@@ -182,7 +188,7 @@ class Bench:
         for name, model in self.rows().items():
             output = self.work / "masks" / self.dataset / name
             start = time.monotonic()
-            samples = [] if name in ("segmenter", "p_det") else ["--samples", NUM_SAMPLES, "--save-samples"]
+            samples = [] if name == "segmenter" else ["--samples", NUM_SAMPLES, "--save-samples"]
             arguments = ["-i", images, "-o", output, "-m", model, "-f", 0, "--save-probabilities", "--device", "cpu"]
             self.call("usd_predict", *arguments, *samples)
             seconds = time.monotonic() - start
@@ -322,7 +328,7 @@ def _table(found: dict[str, Any]) -> str:
         if name != "segmenter":
             pair = paired_comparison([cases[c]["dice"] for c in base], [base[c]["dice"] for c in base])
             dice += f" [{pair.mean_difference:+.3f}, {pair.ci_low:+.3f} to {pair.ci_high:+.3f}] {pair.p_wilcoxon:.2g}"
-        sampled = name not in ("segmenter", "p_det")
+        sampled = name != "segmenter"
         calls = str(settings.sampler.total_calls) + (" hard" if settings.sampler.method == "hard" else "")
         values = [
             name,
@@ -358,8 +364,7 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, default=os.environ.get("usd_raw", os.environ.get("nnUNet_raw")))
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--holdout-cases", type=int, default=24, help="to choose on in `score`, for every row")
-    parser.add_argument("--phase-1-seconds", type=int, default=300)
-    parser.add_argument("--phase-2-seconds", type=int, default=180)
+    parser.add_argument("--seconds", type=int, default=480)
     args = parser.parse_args()
     bench = Bench(args)
     {"train": bench.train, "score": bench.score, "attention": bench.attention}[args.part]()

@@ -25,7 +25,8 @@ class InferenceSettings:
         lam_a, lam_c: realised edges of the stages, planned ones unless training moved them.
         input_scale: factor b of each channel, as planned; empty for 1 everywhere.
         target: what the denoiser was trained to predict.
-        temperature: what the segmenter's logits are made honest with, for p_det and for the denoiser's input alike.
+        temperature: what the segmenter's logits are made honest with, for p_det.
+        denoiser_temperature: the same for the denoiser's input, as in its training: the segmenter's when that began.
         w: final probability = w * p_det + (1 - w) * mean of the samples; 1 is the plain segmenter.
         decision: how the final probability becomes a mask: "half" cuts it at 0.5 (or takes the likeliest class), "dice"
             where the samples of the case promise the highest Dice (see `decision`).
@@ -40,6 +41,7 @@ class InferenceSettings:
     input_scale: tuple[float, ...] = ()
     target: Target = "staged"
     temperature: Temperature = NO_TEMPERATURE
+    denoiser_temperature: Temperature = NO_TEMPERATURE
     w: float = 0.5
     decision: Decision = "half"
     num_samples: int = 8

@@ -317,7 +317,7 @@ class _BoxSampler:
         lams = torch.full((x.shape[0],), lam, device=x.device)
         with autocast(case.device):
             found = case.model.denoise(
-                x, lams, condition.det_logits, condition.features, self.settings.temperature,
+                x, lams, condition.det_logits, condition.features, self.settings.denoiser_temperature,
                 channel_lam(lams, self.settings.edges),
             )  # fmt: skip
         return Estimate(found.probabilities[:, :, None], found.correction[:, :, None]) if flat else found

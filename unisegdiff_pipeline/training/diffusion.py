@@ -73,7 +73,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     ) -> None:
         self.settings = self.own_settings(settings)
         self.edges = self.settings.edges
-        self.temperature = settings.temperature
+        self.temperature = settings.denoiser_temperature
         self.log_variances = nn.Parameter(torch.zeros(len(STAGE_NAMES), device=run.device))
         self._segmenter = segmenter.requires_grad_(True)
         super().__init__(run, budget)

@@ -107,8 +107,9 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
         share = 0.0
     segmenter, facts = _phase_1(run, trainer, checkpoint, share)
     settings = InferenceSettings(
-        facts.lam_a, facts.lam_c, facts.input_scale, temperature=facts.temperature, w=0.0, weights=facts.weights
-    )
+        facts.lam_a, facts.lam_c, facts.input_scale,
+        temperature=facts.temperature, denoiser_temperature=facts.temperature, w=0.0, weights=facts.weights,
+    )  # fmt: skip
     if not two_phases:
         model = StagedModel(segmenter, None, run.plans.labels)
         _finish(run, model, replace(settings, w=1.0, num_samples=0), None)
