@@ -8,6 +8,7 @@ import math
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training import diffusion
 from unisegdiff_pipeline.training import trainer as trainer_module
+from unisegdiff_pipeline.training.fold import _take_best
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import train
@@ -165,6 +167,32 @@ def test_continuing_gives_the_same_bits_as_never_having_stopped(
     a, b = weights_of(straight.folder), weights_of(continued.folder)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("best", "last", "kept"),
+    [
+        ((0.9, 0.8, 0.7, 0.6), (0.8, 0.7, 0.6, 0.5), "best"),  # better in every case
+        ((0.9, 0.9, 0.9, 0.2), (0.2, 0.8, 0.8, 0.8), "ema"),  # by luck in one
+        ((0.804, 0.704, 0.604), (0.8, 0.7, 0.6), "ema"),  # by next to nothing
+        ((0.9, 0.8, 0.7), (0.8, 0.7), "best"),  # a later sitting looked at fewer cases
+        ((0.9,), (0.8,), "ema"),
+    ],
+)
+def test_earlier_weights_replace_the_last_only_where_the_cases_bear_it_out(
+    best: tuple[float, ...], last: tuple[float, ...], kept: str
+) -> None:
+    loaded: list[object] = []
+    trainer: Any = SimpleNamespace(
+        best=best,
+        last=last,
+        best_weights={},
+        ema=SimpleNamespace(network=SimpleNamespace(load_state_dict=loaded.append)),
+        run=SimpleNamespace(log=SimpleNamespace(say=lambda line: None)),
+    )
+    trainer.gain_of_best = lambda: Trainer.gain_of_best(trainer)
+    assert _take_best(trainer) == kept
+    assert len(loaded) == (kept == "best")
 
 
 def test_another_seed_gives_other_weights(request_: TrainRequest, tmp_path: Path) -> None:

@@ -118,6 +118,15 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_gain(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """Mean of a - b over the cases where both are defined, and its standard error; each 0 without cases enough."""
+    found = np.subtract(a, b)
+    found = found[~np.isnan(found)]
+    if len(found) < 2:
+        return (float(found.mean()) if len(found) else 0.0), 0.0
+    return float(found.mean()), float(found.std(ddof=1) / len(found) ** 0.5)
+
+
 def paired_comparison(
     a: Sequence[float],
     b: Sequence[float],

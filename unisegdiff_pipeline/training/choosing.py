@@ -27,6 +27,7 @@ from unisegdiff_pipeline.diffusion.coding import (
     temper,
 )
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.evaluation.comparison import mean_gain
 from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.decision import decided_probabilities
@@ -113,11 +114,7 @@ class MeanTrial:
 
     def gain(self, other: MeanTrial) -> tuple[float, float]:
         """Mean difference of Dice to another trial over the same cases, and its standard error."""
-        found = np.subtract(self.dice_of_cases, other.dice_of_cases)
-        found = found[~np.isnan(found)]
-        if len(found) < 2:
-            return (float(found.mean()) if len(found) else 0.0), 0.0
-        return float(found.mean()), float(found.std(ddof=1) / len(found) ** 0.5)
+        return mean_gain(self.dice_of_cases, other.dice_of_cases)
 
 
 @dataclass(frozen=True)

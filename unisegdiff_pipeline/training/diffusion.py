@@ -40,7 +40,7 @@ from unisegdiff_pipeline.training.patches import Batch, PatchSource
 from unisegdiff_pipeline.training.schedule import Allowance, PhaseBudget
 from unisegdiff_pipeline.training.segmentation import segmentation_loss
 from unisegdiff_pipeline.training.trainer import FoldRun, StepResult, Trainer
-from unisegdiff_pipeline.training.validation import validate_cases
+from unisegdiff_pipeline.training.validation import HeldOutDice, validate_cases
 
 MOST_EXAMPLES = 24  # noised masks a step; on a CPU more take longer than the segmenter's step, and teach little more
 HIDE_DET_SHARE = 0.2  # examples that must do without the segmenter's logits, so that the noised mask is really read
@@ -230,7 +230,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         assert isinstance(model, StagedModel)
         return model
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> HeldOutDice:
         if self._held_out_allowance.is_due or self.progress >= 1:
             with self._held_out_allowance.spent():
                 self.measure_held_out()

@@ -50,7 +50,8 @@ from unisegdiff_pipeline.training.validation import (
 )
 
 CANDIDATES_NAME = "candidates.json"
-BEST_MARGIN = 0.005  # earlier weights replace the last ones only if they are clearly better on the hold-out
+BEST_MARGIN = 0.005  # of Dice on the hold-out, by which earlier weights must be better to replace the last ones
+BEST_STANDARD_ERRORS = 2.0  # and of that difference, case by case: of few cases the best is mostly the luckiest
 
 
 @dataclass(frozen=True)
@@ -210,12 +211,14 @@ def _keep_phase_1(run: FoldRun, segmenter: SegmentationUNet, facts: Phase1Facts)
 
 def _take_best(trainer: Trainer) -> str:
     """Put the best weights of the hold-out into the moving average where they are clearly better than the last."""
-    last = trainer.last_score
-    if trainer.best_weights is not None and trainer.best_score > last + BEST_MARGIN:
-        trainer.ema.network.load_state_dict(trainer.best_weights)
-        trainer.run.log.say(f"weights with Dice {trainer.best_score:.3f} on the hold-out replace the last ({last:.3f})")
-        return "best"
-    return "ema"
+    if trainer.best_weights is None:
+        return "ema"
+    gain, standard_error = trainer.gain_of_best()
+    if gain <= max(BEST_MARGIN, BEST_STANDARD_ERRORS * standard_error):
+        return "ema"
+    trainer.ema.network.load_state_dict(trainer.best_weights)
+    trainer.run.log.say(f"earlier weights, whose Dice on the hold-out is {gain:.3f} higher, replace the last")
+    return "best"
 
 
 def _finish(run: FoldRun, model: StagedModel, settings: InferenceSettings, choice: Choice | None) -> None:

@@ -15,7 +15,7 @@ from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.training.patches import Batch
 from unisegdiff_pipeline.training.trainer import StepResult, Trainer, pool_targets
-from unisegdiff_pipeline.training.validation import planned_settings, validate_cases
+from unisegdiff_pipeline.training.validation import HeldOutDice, planned_settings, validate_cases
 
 
 class SegmentationTrainer(Trainer):
@@ -39,7 +39,7 @@ class SegmentationTrainer(Trainer):
         assert isinstance(segmenter, SegmentationUNet)
         return StagedModel(segmenter, None, self.run.plans.labels).eval()
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> HeldOutDice:
         settings = planned_settings(self.run.configuration)
         return validate_cases(self.run, self.model_for_prediction(), 0, settings, picture=self.moment)
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from unisegdiff_pipeline.evaluation.comparison import mean_gain
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import text_hash
 from unisegdiff_pipeline.io.progress import counted, format_duration
@@ -31,6 +32,7 @@ from unisegdiff_pipeline.training.pictures import Moment
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run_log import RunLog
 from unisegdiff_pipeline.training.schedule import PhaseBudget, Stopwatch, learning_rate
+from unisegdiff_pipeline.training.validation import HeldOutDice
 
 GRADIENT_CLIP = 12.0  # nnU-Net's
 LOG_EVERY_S = 10.0
@@ -109,7 +111,9 @@ class Trainer(abc.ABC):
         self.coding = run.plans.labels.coding
         self.iteration = 0
         self.phase_start_s = run.watch.seconds
-        self.best_score = self.last_score = -math.inf
+        # Dice of each held-out case with `best_weights`, and with the last ones that were looked at
+        self.best: tuple[float, ...] = ()
+        self.last: tuple[float, ...] = ()
         self.best_weights: dict[str, Tensor] | None = None
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
         torch.manual_seed(int(text_hash(f"{run.request.seed}|weights|{self.phase}")[:15], 16))
@@ -130,8 +134,8 @@ class Trainer(abc.ABC):
         """The model with the moving average of this phase's weights."""
 
     @abc.abstractmethod
-    def validate(self) -> dict[str, float]:
-        """Scores on the inner hold-out, keyed "dice_mean" and "dice_<class>"."""
+    def validate(self) -> HeldOutDice:
+        """Dice on the inner hold-out."""
 
     def extra_parameters(self) -> list[nn.Parameter]:
         """Parameters outside the network that the optimiser also moves, without weight decay."""
@@ -214,7 +218,7 @@ class Trainer(abc.ABC):
             "extra": [p.detach() for p in self.extra_parameters()],
             "ema": self.ema.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "best_score": self.best_score,
+            "best": self.best,
             "best_weights": self.best_weights,
             "bf16": self.bf16,
         }
@@ -229,7 +233,7 @@ class Trainer(abc.ABC):
                 parameter.copy_(value)
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best_score, self.best_weights = state["best_score"], state["best_weights"]
+        self.best, self.best_weights = tuple(state["best"]), state["best_weights"]
         self.bf16 = state["bf16"]
         self.run.log.forget_after(self.phase, self.iteration)
         self.run.log.say(f"continuing phase {self.phase} at iteration {self.iteration}")
@@ -320,17 +324,28 @@ class Trainer(abc.ABC):
     def _validate(self) -> None:
         if not self.run.monitored_cases:
             return
-        scores = self.validate()
+        found = self.validate()
+        scores = found.means
         self.run.log.record(
             "validation", phase=self.phase, iteration=self.iteration, seconds=self.run.watch.seconds, **scores
         )
         shown = "  ".join(f"{name.removeprefix('dice_')} {value:.3f}" for name, value in scores.items())
         cases = counted(len(self.run.monitored_cases), "held-out case")
         self.run.log.say(f"phase {self.phase}  Dice on {cases}: {shown}")
-        self.last_score = scores["dice_mean"]
-        if self.last_score > self.best_score:
-            self.best_score, self.best_weights = self.last_score, cpu_state(self.ema.network)
+        self.last = found.of_cases
+        if self.best_weights is None or self.gain_of_best()[0] < 0:
+            self.best, self.best_weights = self.last, cpu_state(self.ema.network)
         self.run.log.refresh_report()
+
+    def gain_of_best(self) -> tuple[float, float]:
+        """How much higher Dice on the hold-out is with the best weights than with the last, and its standard error.
+
+        A sitting with less time may look at fewer cases than an earlier one, the first of them.
+        """
+        count = min(len(self.best), len(self.last))
+        if count < 2:  # one case tells nothing
+            return 0.0, 0.0
+        return mean_gain(self.best[:count], self.last[:count])
 
     def _describe(self) -> str:
         length = (

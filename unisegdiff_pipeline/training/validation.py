@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
-from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, summarise
+from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_defined, summarise
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
@@ -37,10 +38,22 @@ def planned_settings(configuration: ConfigurationPlan) -> InferenceSettings:
     return InferenceSettings(stages.lam_a, stages.lam_c, stages.input_scale, w=0.0)
 
 
+@dataclass(frozen=True)
+class HeldOutDice:
+    """Dice on held-out cases during training.
+
+    `means` has the keys "dice_mean" and "dice_<class>"; `of_cases` the mean over the classes of each case, NaN where
+    none is defined.
+    """
+
+    means: dict[str, float]
+    of_cases: tuple[float, ...]
+
+
 def validate_cases(
     run: FoldRun, model: StagedModel, num_samples: int, settings: InferenceSettings, picture: Moment | None = None
-) -> dict[str, float]:
-    """Mean Dice on the monitored held-out cases, on the plan's grid: "dice_mean" and "dice_<class>".
+) -> HeldOutDice:
+    """Dice on the monitored held-out cases, on the plan's grid.
 
     With `picture`, pictures of one of the cases are kept on the way.
     """
@@ -53,7 +66,10 @@ def validate_cases(
             keep_pictures(run, picture, stored, prediction)
         cases.append(CaseScores(case_id, tuple(score_on_plan_grid(run, stored, prediction.probabilities()))))
     summary = summarise(cases)
-    return {"dice_mean": summary.mean_dice, **{f"dice_{c.class_name}": c.mean_dice for c in summary.classes}}
+    return HeldOutDice(
+        {"dice_mean": summary.mean_dice, **{f"dice_{c.class_name}": c.mean_dice for c in summary.classes}},
+        tuple(mean_of_defined(score.dice for score in case.scores) for case in cases),
+    )
 
 
 def predict_stored(
