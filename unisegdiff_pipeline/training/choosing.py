@@ -82,6 +82,7 @@ class Search:
 
 
 FULL_SEARCH = Search(TRAJECTORIES, 19.0)
+SHORT_SEARCH = Search(tuple(t for t in TRAJECTORIES if t.total_calls <= 3), 11.0)
 QUICK_SEARCH = Search((), 3.0)
 
 

@@ -9,7 +9,7 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
-from unisegdiff_pipeline.training.choosing import FULL_SEARCH, QUICK_SEARCH, Search
+from unisegdiff_pipeline.training.choosing import FULL_SEARCH, QUICK_SEARCH, SHORT_SEARCH, Search
 from unisegdiff_pipeline.training.schedule import PhaseBudget
 from unisegdiff_pipeline.training.trainer import FoldRun
 from unisegdiff_pipeline.training.validation import planned_settings, predict_stored
@@ -19,13 +19,13 @@ MONITORING_SHARE = 0.005  # of the time budget, for one validation during traini
 DESCRIBING_SHARE = 0.02  # of the time budget, for what phase 1 is like on the hold-out
 FEWEST_CASES = 6  # to choose on, however short the time is
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
-# Of the time budget, kept by phase 1, which knows the costs of untrained weights only: these sample everywhere,
-# trained ones around lesions. What is kept too much goes to phase 2, which measures again.
-LARGEST_UNTRAINED_SHARE = 0.35
 UNFORESEEN_S = 3.0  # the last report among it
 UNFORESEEN_SHARE = 0.02  # of the time budget: the costs of a case are measured once, and differ by a fifth
 LEAST_PHASE_2_S = 1.0
-LEAST_PHASE_2_SHARE = 0.15  # of the time budget; below it samplers of several calls are not worth what they take
+LEAST_PHASE_2_SHARE = 0.15  # of the time budget
+# Of the time budget, for choosing and the final validation. Phase 1 keeps no more, because it knows the costs of
+# untrained weights only: these sample everywhere, trained ones around lesions.
+LARGEST_FINAL_SHARE = 0.15
 TOO_SHORT_SHARE = 0.8  # of the time budget, needed by the final validation alone
 
 
@@ -142,21 +142,25 @@ def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> 
             f"--max-time {run.request.max_time_s:g} s is too short: the validation of {len(run.validation_cases)} "
             f"cases needs about {least:.0f} s of it; give at least {2 * least:.0f} s."
         )
-    reserved = costs.final_s(run, LARGEST_UNTRAINED_SHARE) + start_s
+    reserved = costs.final_s(run, LARGEST_FINAL_SHARE) + start_s
     return PhaseBudget(seconds=share * (run.request.max_time_s - reserved))
 
 
 def within_budget(run: FoldRun, costs: Costs, start_s: float) -> Costs:
-    """The costs with a quick search where the full one would leave phase 2 less than LEAST_PHASE_2_SHARE of the budget.
+    """The costs with the widest search that time allows; `start_s` is when phase 2 began.
 
-    Samplers of several calls are of no use to a denoiser that had no time to learn.
+    Choosing and the final validation are to take at most LARGEST_FINAL_SHARE of the time budget and to leave phase 2 at
+    least LEAST_PHASE_2_SHARE of it: samplers of several calls are of no use to networks that had no time to learn.
     """
     if run.request.max_time_s is None:
         return costs
-    left_s = run.request.max_time_s - costs.final_s(run) - start_s
-    if left_s >= LEAST_PHASE_2_SHARE * run.request.max_time_s:
-        return costs
-    run.log.say("time is short: samplers of more than one call are not tried")
+    budget_s = run.request.max_time_s
+    for search in (FULL_SEARCH, SHORT_SEARCH):
+        tried = replace(costs, search=search)
+        final_s = tried.final_s(run)
+        if final_s <= LARGEST_FINAL_SHARE * budget_s and final_s + start_s <= (1 - LEAST_PHASE_2_SHARE) * budget_s:
+            return tried
+        run.log.say(f"time is short: samplers of {search.most_calls} calls are not tried")
     return replace(costs, search=QUICK_SEARCH)
 
 
