@@ -69,7 +69,7 @@ FLOOR = 1e-4
 class Search:
     """How far samplers are searched: draws from p_det and after one call always, and these longer trajectories.
 
-    `calls_per_case` is about what a case sees over both rounds and the final.
+    `calls_per_case` is about what a case takes over both rounds and the final, drawing and scoring included.
     """
 
     trajectories: tuple[SamplerSettings, ...]
@@ -81,9 +81,9 @@ class Search:
         return max(t.total_calls for t in (ONE_CALL, *self.trajectories))
 
 
-FULL_SEARCH = Search(TRAJECTORIES, 19.0)
-SHORT_SEARCH = Search(tuple(t for t in TRAJECTORIES if t.total_calls <= 3), 11.0)
-QUICK_SEARCH = Search((), 3.0)
+FULL_SEARCH = Search(TRAJECTORIES, 26.0)
+SHORT_SEARCH = Search(tuple(t for t in TRAJECTORIES if t.total_calls <= 3), 15.0)
+QUICK_SEARCH = Search((), 4.0)
 
 
 @dataclass(frozen=True)
