@@ -225,7 +225,7 @@ class Bench:
             for arm, mine in entries.items():
                 bands = [e for e in mine if e["kind"] == "bands" and e["cases"] == cases]
                 found = _bands(bands[-1:] if cases == "held_out" else bands[len(bands) // 2 :], key)
-                print(f"{arm}: " + ", ".join(f"{name}: {v:.3f}" for name, v in found.items()))
+                print(f"{arm}: " + ", ".join(f"{name}: {v:.3g}" for name, v in found.items()))
 
     def _cases(self, output: Path) -> dict[str, dict[str, float]]:
         """Scores of each case, mean over its classes."""
