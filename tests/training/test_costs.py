@@ -20,6 +20,7 @@ class Log:
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.report_s = 0.0
 
     def say(self, line: str) -> None:
         self.said.append(line)

@@ -25,6 +25,7 @@ from unisegdiff_pipeline.training.fold import _take_best
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import train
+from unisegdiff_pipeline.training.run_log import RunLog
 from unisegdiff_pipeline.training.trainer import Trainer, pool_targets
 
 
@@ -193,6 +194,26 @@ def test_earlier_weights_replace_the_last_only_where_the_cases_bear_it_out(
     trainer.gain_of_best = lambda: Trainer.gain_of_best(trainer)
     assert _take_best(trainer) == kept
     assert len(loaded) == (kept == "best")
+
+
+def test_a_time_that_is_too_short_leaves_nothing(request_: TrainRequest) -> None:
+    with pytest.raises(UsdError, match=r"--max-time 0\.01 s is too short"):
+        train(dataclasses.replace(request_, iterations=None, max_time_s=0.01))
+    assert not list(request_.roots.require_results().rglob("fold_*"))
+
+
+def test_the_report_is_there_when_the_fold_is_said_to_be_trained(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def say(self: RunLog, text: str) -> None:
+        if text.startswith("fold trained in"):
+            found.append("finished" in (self.path.parent / "report.html").read_text())
+
+    monkeypatch.setattr(RunLog, "say", say)
+    train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1))
+    assert found == [True]
 
 
 def test_another_seed_gives_other_weights(request_: TrainRequest, tmp_path: Path) -> None:

@@ -103,13 +103,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from unisegdiff_pipeline.inference.predictor import predict_folder
-
     model = find_model(args) if args.model is None else require_model_folder(args.model)
     source = args.input[0] if len(args.input) == 1 else tuple(args.input)
     if args.dry_run:
         say(describe(model, source, args.folds))
         return
+
+    from unisegdiff_pipeline.inference.predictor import predict_folder  # imports torch, which takes seconds
+
     say(f"Model: {model}")
     predict_folder(
         source,

@@ -110,6 +110,9 @@ def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         say(describe(request))
         return 0
+    # Before torch is imported, which takes seconds.
+    request.roots.preprocessed_dataset(request.dataset)
+    request.roots.require_results()
 
     from unisegdiff_pipeline.networks.allocator import keep_freed_memory
     from unisegdiff_pipeline.training.interrupt import TrainingInterrupted

@@ -19,7 +19,7 @@ MONITORING_SHARE = 0.005  # of the time budget, for one validation during traini
 DESCRIBING_SHARE = 0.02  # of the time budget, for what phase 1 is like on the hold-out
 FEWEST_CASES = 6  # to choose on, however short the time is
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
-UNFORESEEN_S = 3.0  # the last report among it
+UNFORESEEN_S = 3.0
 UNFORESEEN_SHARE = 0.02  # of the time budget: the costs of a case are measured once, and differ by a fifth
 LEAST_PHASE_2_S = 1.0
 LEAST_PHASE_2_SHARE = 0.15  # of the time budget
@@ -71,7 +71,7 @@ class Costs:
         assert run.request.max_time_s is not None
         choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
         monitoring = len(self.monitored_cases(run)) * (self.segment_s + self.sample_s / 2)
-        unforeseen_s = UNFORESEEN_S + UNFORESEEN_SHARE * run.request.max_time_s
+        unforeseen_s = UNFORESEEN_S + run.log.report_s + UNFORESEEN_SHARE * run.request.max_time_s
         expected_s = choosing + self.validation_s(run) + monitoring
         return min(largest_share * run.request.max_time_s, expected_s) + unforeseen_s
 
@@ -113,7 +113,7 @@ def affordable_cases(run: FoldRun, model: StagedModel, costs: Costs) -> tuple[st
     if run.request.max_time_s is None:
         return planned
     now = replace(measure_costs(run, model), search=costs.search)
-    left_s = run.request.max_time_s - run.watch.seconds - now.validation_s(run) - UNFORESEEN_S
+    left_s = run.request.max_time_s - run.watch.seconds - now.validation_s(run) - UNFORESEEN_S - run.log.report_s
     return planned[: max(FEWEST_CASES, int(left_s / max(now.choosing_s, 1e-6)))]
 
 

@@ -97,6 +97,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     else:
         write_json(run.folder / "validation" / SUMMARY_NAME, {"summary": None, "cases": []})
     run.log.record("finished", phase=3, iteration=0, seconds=run.watch.seconds)
+    run.log.final_report()
     run.log.say(f"fold trained in {format_duration(run.watch.seconds)}; results in {run.folder}")
     return _result(run, scores)
 
@@ -156,7 +157,10 @@ def _phase_1(
     if (folder / PHASE_1_NAME).is_file():
         segmenter = build_model(run.configuration, run.plans.labels, False).segmenter
         load_weights(folder / PHASE_1_NAME, segmenter, run.plan_hash)
-        run.log.say(f"phase 1 is taken from {folder / PHASE_1_NAME}")
+        if folder == run.folder:
+            run.log.say("phase 1 has ended")
+        else:
+            run.log.say(f"phase 1 is taken from {folder / PHASE_1_NAME}")
         facts = read_dataclass(Phase1Facts, folder / PHASE_1_FACTS_NAME)
         if folder != run.folder:
             _keep_phase_1(run, segmenter, replace(facts, seconds=run.watch.seconds))

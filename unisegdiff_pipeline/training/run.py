@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from unisegdiff_pipeline.evaluation.summary import fold_table
-from unisegdiff_pipeline.inference.model_folder import plan_hash
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, plan_hash
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.parallel import usable_cores
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
@@ -20,6 +20,9 @@ from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
+from unisegdiff_pipeline.reports.training_log import LOG_NAME
+from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME
+from unisegdiff_pipeline.training.continuing import PHASE_1_NAME
 from unisegdiff_pipeline.training.fold import train_fold
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.registry import find_trainer
@@ -55,8 +58,11 @@ def train(request: TrainRequest, began: float | None = None) -> TrainResult:
             run = _fold_run(request, setting, fold, stop, began)
             try:
                 results.append(train_fold(run, setting.trainer))
-            finally:
+            except BaseException:
                 run.log.final_report()
+                _remove_if_not_begun(run.folder)
+                raise
+            finally:
                 run.log.close()
             began = time.monotonic()
     if request.fold != "cv":
@@ -134,6 +140,12 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
         stop=stop,
         watch=Stopwatch(began),
     )
+
+
+def _remove_if_not_begun(folder: Path) -> None:
+    """Remove a fold's folder in which nothing has been trained, so that it is not taken for a training."""
+    if not any((folder / name).exists() for name in (LOG_NAME, CHECKPOINT_NAME, PHASE_1_NAME, WEIGHTS_NAME)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def default_workers() -> int:

@@ -21,11 +21,15 @@ class RunLog:
     Args:
         folder: results folder of the fold.
         tensorboard: also write events to folder/tensorboard.
+
+    Attributes:
+        report_s: seconds that the last report took.
     """
 
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:
         self.path = folder / LOG_NAME
         folder.mkdir(parents=True, exist_ok=True)
+        self.report_s = 0.0
         self._report_allowance = Allowance(REPORT_SHARE)
         self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
 
@@ -59,17 +63,20 @@ class RunLog:
             self._write_report(is_running=True)
 
     def final_report(self) -> None:
-        """Write report.html of a training that has ended or is interrupted."""
-        self._write_report(is_running=False)
+        """Write report.html of a training that has ended or is interrupted; none of one that has not begun."""
+        if self.path.is_file():
+            self._write_report(is_running=False)
 
     def _write_report(self, is_running: bool) -> None:
         from unisegdiff_pipeline.reports.training_report import write_training_report
 
+        start = time.monotonic()
         with self._report_allowance.spent():
             try:
                 write_training_report(self.path.parent, is_running)
             except Exception as error:  # a training is worth more than its report
                 self.say(f"{self.path.parent / 'report.html'} could not be written: {error}")
+        self.report_s = time.monotonic() - start
 
     def close(self) -> None:
         """Flush TensorBoard events."""
