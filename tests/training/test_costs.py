@@ -54,9 +54,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_by_hand() -> None:
     costs = Costs(segment_s=1.0)
-    # 10 cases segmented and restored, 3 monitored ones scored once more, 3 s and 2 % for what is unforeseen
-    assert costs.final_s(run_of(100)) == 10 * 2 + 3 + 3 + 2
-    assert costs.final_s(run_of(100), largest_share=0.1) == 10 + 3 + 2
+    # 10 cases segmented and restored, 3 monitored ones scored once more, 5 s and 2 % for what is unforeseen
+    assert costs.final_s(run_of(100)) == 10 * 2 + 3 + 5 + 2
+    assert costs.final_s(run_of(100), largest_share=0.1) == 10 + 5 + 2
 
 
 def test_phase_2_leaves_the_time_that_validation_takes() -> None:
@@ -70,7 +70,7 @@ def test_phase_2_leaves_the_time_that_validation_takes() -> None:
 
 @pytest.mark.parametrize(
     ("max_time_s", "search", "left_out"),
-    [(600, FULL_SEARCH, ()), (400, SHORT_SEARCH, (5,)), (100, QUICK_SEARCH, (5, 3))],
+    [(620, FULL_SEARCH, ()), (400, SHORT_SEARCH, (5,)), (100, QUICK_SEARCH, (5, 3))],
 )
 def test_where_time_is_short_choosing_and_validation_give_way(
     max_time_s: float, search: Search, left_out: tuple[int, ...]
@@ -84,7 +84,7 @@ def test_where_time_is_short_choosing_and_validation_give_way(
 def test_seconds_of_a_search_by_hand() -> None:
     # 3 held-out cases with 4 calls, 10 validated with 1 call, 3 monitored: 4 calls take 2 s
     quick = Costs(segment_s=0.2, sample_s=2.0, search=QUICK_SEARCH)
-    assert quick.final_s(run_of(100)) == pytest.approx(3 * (0.6 + 2.0) + 10 * (0.4 + 0.5) + 3 * (0.2 + 1) + 3 + 2)
+    assert quick.final_s(run_of(100)) == pytest.approx(3 * (0.6 + 2.0) + 10 * (0.4 + 0.5) + 3 * (0.2 + 1) + 5 + 2)
 
 
 def test_settings_are_chosen_on_fewer_cases_where_a_case_takes_longer_by_then(measured: Any) -> None:
@@ -96,7 +96,7 @@ def test_settings_are_chosen_on_fewer_cases_where_a_case_takes_longer_by_then(me
     measured(planned)
     assert affordable_cases(run, nn.Identity(), planned) == planned.choosing_cases(run)  # type: ignore[arg-type]
     measured(Costs(segment_s=1.0, sample_s=2.0))
-    # 60 s are left; 3 for what is unforeseen, 5 cases of 2 + 0.5 s to validate, 5 s a case to choose on
+    # 60 s are left; 5 for what is unforeseen, 5 cases of 2 + 0.5 s to validate, 5 s a case to choose on
     assert affordable_cases(run, nn.Identity(), planned) == run.holdout_cases[:8]  # type: ignore[arg-type]
     measured(Costs(segment_s=10.0, sample_s=2.0))
     assert affordable_cases(run, nn.Identity(), planned) == run.holdout_cases[:6]  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def test_it_says_so_where_the_time_is_exceeded() -> None:
     assert "--max-time is exceeded" in line
 
 
-@pytest.mark.parametrize(("sample_s", "kept"), [(0.0, 16.5), (50.0, 20.0)], ids=["as measured", "not all"])
+@pytest.mark.parametrize(("sample_s", "kept"), [(0.0, 18.5), (50.0, 22.0)], ids=["as measured", "not all"])
 def test_phase_1_keeps_what_untrained_weights_take(measured: Any, sample_s: float, kept: float) -> None:
     measured(Costs(segment_s=0.5, sample_s=sample_s))
     assert phase_1_budget(run_of(100), 0.75).seconds == pytest.approx(0.75 * (100 - kept))
