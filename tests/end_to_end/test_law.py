@@ -116,14 +116,14 @@ def test_a_lesion_is_drawn_as_often_as_readers_mark_it(drawn: list[Drawn]) -> No
     assert len(drawn) >= 40
     share = np.mean([mask.any() for case in drawn for mask in case.samples])
     print(f"share of samples with a lesion {share:.3f}")
-    assert share == pytest.approx(EXISTENCE, abs=0.15)
+    assert share == pytest.approx(EXISTENCE, abs=0.10)
 
 
 def test_samples_lie_as_near_to_the_law_as_its_own_draws(drawn: list[Drawn]) -> None:
     model = np.mean([generalised_energy_distance(pairwise_overlaps(c.samples, c.law)).ged_v for c in drawn])
     oracle = np.mean([generalised_energy_distance(pairwise_overlaps(c.law_again, c.law)).ged_v for c in drawn])
     print(f"GED of the model {model:.4f}, of the law {oracle:.4f}")
-    assert model <= 2.0 * oracle
+    assert model <= 1.6 * oracle
 
 
 def test_samples_differ_as_much_as_readers_do(drawn: list[Drawn]) -> None:
