@@ -151,7 +151,7 @@ class Bench:
         cases = fold_run.holdout_cases[: self.holdout_cases]
         choice = choosing.choose_settings(fold_run, model, settings, cases)
         write_settings(self.model(arm) / "fold_0", replace(choice.settings, chosen_on=f"{len(cases)} held-out cases"))
-        samplers = {}
+        rows, samplers = {arm: self.model(arm)}, {}
         if not choice.settings.sampler.total_calls:
             all_cases = [t for t in choice.samplers if t.sampler.total_calls and t.num_cases == len(cases)]
             samplers["with calls"] = choosing.rank_samplers(all_cases)[0].sampler
@@ -159,8 +159,6 @@ class Bench:
             length = max(t.sampler.correlation_length_mm for t in choice.samplers if t.sampler.total_calls)
             samplers["from p_A"] = SamplerSettings("ddim", "stage_a", 3, 0.0, length, draw=True)
             samplers["from p_det"] = SamplerSettings("ddim", "det", 4, 0.0, length, draw=True)
-        rows = {arm: self.model(arm)}
-        if arm == ARMS[0]:
             drawn = next(t.sampler for t in choice.samplers if not t.sampler.total_calls)
             plain = replace(settings, sampler=drawn, w=1.0, decision="half")
             rows = {"p_det": self._with_settings(self.model(arm), "p_det", plain), **rows}

@@ -192,7 +192,7 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
         found = settings if folder is None else read_settings(folder)
         return replace(
             settings,
-            temperature=found.temperature,
+            temperature=found.denoiser_temperature,  # that of the other fold's segmenter when its phase 1 ended
             lam_a=found.lam_a,
             lam_c=found.lam_c,
             input_scale=found.input_scale,
