@@ -25,6 +25,22 @@ def test_bad_starts_are_named(size: int, window: int, step: float, word: str) ->
         sw.tile_starts(size, window, step)
 
 
+@pytest.mark.parametrize(
+    ("patch", "shape", "divisor", "window"),
+    [
+        ((128, 112), (1, 128, 128), (16, 16), (1, 128, 128)),
+        ((112, 128), (1, 118, 140), (16, 16), (1, 128, 144)),  # rounded up to what the network takes
+        ((128, 112), (30, 100, 300), (16, 16), (1, 128, 112)),  # 304 is over twice 112; slices stay slices
+        ((128, 112), (1, 256, 224), (16, 16), (1, 256, 224)),
+        ((32, 40, 32), (36, 50, 35), (8, 8, 8), (40, 56, 40)),
+        ((32, 32, 32), (64, 64, 64), (8, 8, 8), (32, 64, 64)),  # all three would be eight patches; four are the most
+        ((16, 64, 64), (9, 64, 60), (1, 16, 16), (16, 64, 64)),  # nothing is smaller than the patch
+    ],
+)
+def test_window_by_hand(patch, shape, divisor, window) -> None:
+    assert sw.prediction_window(patch, shape, divisor) == window
+
+
 def test_small_volume_is_padded_evenly_and_recovered() -> None:
     grid = sw.plan_tiles((1, 3, 6), (1, 6, 4))
     assert grid.padded_shape == (1, 6, 6)

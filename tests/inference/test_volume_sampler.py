@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference import tiled_case
 from unisegdiff_pipeline.inference.limits import Limits
@@ -69,7 +70,8 @@ def predict(model: StagedModel, image: torch.Tensor, patch: tuple[int, ...], **c
 @pytest.fixture(scope="module")
 def volume() -> tuple[StagedModel, torch.Tensor, tuple[int, int, int]]:
     generator = torch.Generator().manual_seed(1)
-    return tiny_model((8, 16, 16), SOFTMAX), torch.randn(1, 11, 36, 27, generator=generator), (8, 16, 16)
+    # more than twice the patch along each axis, so that it is tiled along all of them
+    return tiny_model((8, 12, 12), SOFTMAX), torch.randn(1, 18, 27, 26, generator=generator), (8, 12, 12)
 
 
 def same(a: CasePrediction, b: CasePrediction, tolerance: float = 1e-4) -> bool:
@@ -78,8 +80,8 @@ def same(a: CasePrediction, b: CasePrediction, tolerance: float = 1e-4) -> bool:
 
 def test_shapes_and_the_weighted_mean(volume) -> None:
     found = predict(volume[0], volume[1], volume[2])
-    assert found.p_det.shape == (3, 11, 36, 27)
-    assert torch.allclose(found.p_det.sum(0), torch.ones(11, 36, 27), atol=1e-5)
+    assert found.p_det.shape == (3, 18, 27, 26)
+    assert torch.allclose(found.p_det.sum(0), torch.ones(18, 27, 26), atol=1e-5)
     stacked = torch.stack([found.sample(i) for i in range(3)])
     assert (stacked.mean(0) - found.mean).abs().max() < 1e-3  # samples are kept in fp16
     assert torch.allclose(found.probabilities(), 0.25 * found.p_det + 0.75 * found.mean, atol=1e-6)
@@ -187,11 +189,33 @@ def test_small_image_is_padded_and_cropped() -> None:
     assert found.p_det.shape == found.mean.shape == (1, 1, 9, 13)
 
 
+def test_an_image_little_larger_than_a_patch_is_one_tile() -> None:
+    model = tiny_model((8, 16, 16), BINARY)
+    image = torch.randn(1, 11, 20, 27, generator=torch.Generator().manual_seed(6))
+    found = predict(model, image, (8, 16, 16), num_samples=0)
+    assert found.facts.num_tiles == 1
+    whole = torch.nn.functional.pad(image, (0, 1, 0, 0, 0, 1))  # 27 => 28 and 11 => 12, which divide by 4
+    with torch.inference_mode():
+        expected = model.condition(whole[None]).det_logits.sigmoid()[0, :, :11, :, :27]
+    assert torch.allclose(found.p_det, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [BINARY, SOFTMAX])
+def test_a_temperature_changes_no_decision_where_tiles_disagree(labels: LabelScheme) -> None:
+    model = tiny_model((8, 12, 12), labels, denoiser=False)
+    image = 3 * torch.randn(1, 18, 27, 26, generator=torch.Generator().manual_seed(7))
+    cold = predict(model, image, (8, 12, 12)).p_det
+    settings = dataclasses.replace(SETTINGS, temperature=Temperature(4.0, 0.7))
+    warm = predict(model, image, (8, 12, 12), settings=settings).p_det
+    assert not torch.allclose(cold, warm, atol=0.02)
+    assert torch.equal(cold > 0.5, warm > 0.5) if labels is BINARY else torch.equal(cold.argmax(0), warm.argmax(0))
+
+
 def test_slices_of_a_volume_under_a_2d_network() -> None:
     model = tiny_model((16, 16), REGIONS)
-    image = torch.randn(1, 5, 20, 18, generator=torch.Generator().manual_seed(3))
+    image = torch.randn(1, 5, 36, 18, generator=torch.Generator().manual_seed(3))
     found = predict(model, image, (16, 16))
-    assert found.p_det.shape == (2, 5, 20, 18)
+    assert found.p_det.shape == (2, 5, 36, 18)
     assert same(found, predict(model, image, (16, 16), limits=Limits(0.0, 1e-9, 1, 1)))
     alone = predict(model, image[:, 2:3], (16, 16))
     assert torch.allclose(alone.p_det[:, 0], found.p_det[:, 2], atol=1e-5)
@@ -199,7 +223,7 @@ def test_slices_of_a_volume_under_a_2d_network() -> None:
 
 def test_nothing_active_means_samples_equal_p_det(volume) -> None:
     _, image, patch = volume
-    quiet = tiny_model((8, 16, 16), SOFTMAX)
+    quiet = tiny_model(patch, SOFTMAX)
     with torch.no_grad():
         quiet.segmenter.heads[0].weight.zero_()
         quiet.segmenter.heads[0].bias.copy_(torch.tensor([9.0, -9.0, -9.0]))

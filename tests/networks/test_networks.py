@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from unisegdiff_pipeline.diffusion.coding import mask_to_x
+from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, channel_lam
 from unisegdiff_pipeline.diffusion.targets import state_estimate
 from unisegdiff_pipeline.io.labels import LabelScheme
@@ -66,6 +66,17 @@ def test_unet_shapes(encoder: str) -> None:
     assert [tuple(v.shape[1:]) for v in output.logits] == [(3, 8, 16, 16), (3, 8, 8, 8), (3, 4, 4, 4)]
     assert [tuple(v.shape[1:]) for v in output.features] == [(6, 8, 8, 8), (8, 4, 4, 4), (10, 2, 2, 2)]
     assert len(net.eval()(image).logits) == 1
+
+
+@pytest.mark.parametrize(("labels", "shares"), [(BINARY, [0.02]), (REGIONS, [0.3, 0.0]), (SOFTMAX, [0.90, 0.08, 0.02])])
+def test_an_untrained_segmenter_answers_with_given_shares(labels: LabelScheme, shares: list[float]) -> None:
+    torch.manual_seed(0)
+    net = SegmentationUNet(PLAN_2D, len(shares))
+    net.start_from(torch.tensor(shares), labels.coding)
+    for logits in net(torch.randn(4, 1, 16, 24)).logits:
+        found = probabilities_from_logits(logits, labels.coding).mean(dim=(0, 2, 3))
+        # a share of 0 is one of a thousandth, so that its logit is finite
+        assert torch.allclose(found, torch.tensor(shares).clamp_min(1e-3), rtol=0.3)
 
 
 @pytest.mark.parametrize(

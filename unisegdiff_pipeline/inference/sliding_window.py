@@ -19,6 +19,11 @@ Slices = tuple[slice, slice, slice]
 # where other tiles overlap and only loses digits where none does.
 SMALLEST_WEIGHT = 1e-4
 
+# A prediction needs less memory than a training step, and sees more with larger windows. Up to twice the patch along an
+# axis was measured (documentation/explanation/measurements.md); four patches in a call take no more memory than a step.
+LARGEST_STRETCH = 2
+MOST_PATCHES = 4
+
 
 @dataclass(frozen=True)
 class TileGrid:
@@ -61,6 +66,28 @@ def network_window(patch_size: Sequence[int]) -> Index:
     if len(patch_size) == 3:
         return patch_size[0], patch_size[1], patch_size[2]
     raise ValueError(f"patch_size {tuple(patch_size)} has {len(patch_size)} axes; a patch has 2 or 3")
+
+
+def prediction_window(patch_size: Sequence[int], shape: Sequence[int], divisor: Sequence[int]) -> Index:
+    """Window (Z, Y, X) for an image of `shape` (Z, Y, X): the patch, but the whole image along axes it nearly covers.
+
+    Along these one tile takes the place of overlapping ones: more context, and less to compute.
+
+    Args:
+        patch_size: of the plan, two numbers for a 2D network.
+        shape: of the image.
+        divisor: what the network's input must divide by along each axis of the patch.
+    """
+    window, patch = list(network_window(patch_size)), network_window(patch_size)
+    first = 3 - len(patch_size)  # slices of a 2D network stay slices
+    whole = {axis: math.ceil(shape[axis] / d) * d for axis, d in enumerate(divisor, start=first)}
+    for axis in sorted(whole, key=lambda axis: (whole[axis] / patch[axis], -axis)):
+        grown = list(window)
+        grown[axis] = whole[axis]
+        small_enough = math.prod(grown) <= MOST_PATCHES * math.prod(patch)
+        if patch[axis] < whole[axis] <= LARGEST_STRETCH * patch[axis] and small_enough:
+            window = grown
+    return _index(window)
 
 
 def tile_starts(size: int, window: int, step: float = 0.5) -> list[int]:

@@ -7,16 +7,21 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature, nested_probabilities
+from unisegdiff_pipeline.diffusion.coding import (
+    NO_TEMPERATURE,
+    Temperature,
+    nested_probabilities,
+    probabilities_from_logits,
+)
 from unisegdiff_pipeline.inference.active_region import ACTIVE_PROBABILITY, foreground
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.sliding_window import (
     Index,
     blend,
     gaussian_weights,
-    network_window,
     pad_volume,
     plan_tiles,
+    prediction_window,
     weight_sum,
 )
 from unisegdiff_pipeline.networks.precision import autocast
@@ -31,9 +36,10 @@ class TiledCase:
     Args:
         image: preprocessed image (C, Z, Y, X), fp32; stays where it is, tiles go to the model's device.
         model: in eval mode.
-        patch_size: of the plan; two numbers for a 2D network, whose tiles are slices.
-        mirror_axes: axes of the patch; p_det is averaged over all flips of a tile along them, while the denoiser sees
-            the unflipped answer.
+        patch_size: of the plan; two numbers for a 2D network, whose tiles are slices. Tiles are larger along axes that
+            a patch nearly covers (`prediction_window`).
+        mirror_axes: axes of the patch; the segmenter's logits are averaged over all flips of a tile along them, while
+            the denoiser sees the unflipped answer.
     """
 
     def __init__(
@@ -51,7 +57,8 @@ class TiledCase:
         self.dims = len(patch_size)
         self._flips = _flips(mirror_axes)
         self.device = next(model.parameters()).device
-        self.grid = plan_tiles(image.shape[1:], network_window(patch_size), limits.step)
+        window = prediction_window(patch_size, image.shape[1:], model.segmenter.divisor)
+        self.grid = plan_tiles(image.shape[1:], window, limits.step)
         self.weights = gaussian_weights(self.grid.window).to(self.device)
         self.num_recomputed = 0  # segmenter calls that a larger cache would have saved
         self._image = pad_volume(image, self.grid)
@@ -70,14 +77,26 @@ class TiledCase:
 
         Regions are no likelier than those around them, so that every mixture with samples keeps them nested.
         """
-        p = self._blended(temperature)
-        return nested_probabilities(p[None], self.model.labels.nesting)[0]
+        p = self.det_logits(temperature)
+        for z in range(p.shape[1]):  # slice by slice, so that no second volume is needed
+            p[:, z] = self._probabilities(p[None, :, z], temperature)[0]
+        return p
 
-    def _blended(self, temperature: Temperature) -> Tensor:
+    @torch.inference_mode()
+    def det_logits(self, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
+        """The segmenter's logits, blended over the padded volume, (K, Z, Y, X) fp32; a new array at each call.
+
+        Logits are blended, as by nnU-Net, and not probabilities: so a temperature, which comes afterwards, changes no
+        decision where tiles disagree.
+
+        Args:
+            temperature: that p_det is taken at; it says which tiles are likely to be sampled, and worth a place in the
+                cache.
+        """
         tiles = self._segmented(temperature)
         first_index, first = next(tiles)
         if len(self.grid.starts) == 1:
-            return first
+            return first.clone()
         channels = first.shape[0]
         out = torch.zeros((channels, *self.grid.padded_shape), device=self._home(channels))
         weights = self.weights.to(out.device)
@@ -85,8 +104,8 @@ class TiledCase:
 
         def placed() -> Iterator[tuple[Index, Tensor]]:
             yield self.grid.starts[first_index], first.to(out.device)
-            for index, p in tiles:
-                yield self.grid.starts[index], p.to(out.device)
+            for index, logits in tiles:
+                yield self.grid.starts[index], logits.to(out.device)
 
         return blend(placed(), weights, total, out)
 
@@ -108,8 +127,12 @@ class TiledCase:
         for tile in set(self._cache) - set(tiles):
             self._free_bytes += _num_bytes(self._cache.pop(tile))
 
+    def _probabilities(self, logits: Tensor, temperature: Temperature) -> Tensor:
+        p = probabilities_from_logits(logits, self.model.coding, temperature)
+        return nested_probabilities(p, self.model.labels.nesting)
+
     def _segmented(self, temperature: Temperature) -> Iterator[tuple[int, Tensor]]:
-        """(tile, p_det (K, *window)) of every tile."""
+        """(tile, logits (K, *window)) of every tile."""
         for batch in batches(range(len(self.grid.starts)), self.limits.segmenter_voxels // self.window_voxels):
             missing = [t for t in batch if t not in self._cache]
             fresh = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
@@ -119,7 +142,7 @@ class TiledCase:
                 # Tiles without any foreground are unlikely to be sampled: their place in the cache is for others.
                 if tile in fresh and float(foreground(p, self.model.coding).max()) > ACTIVE_PROBABILITY:
                     self._keep(tile, condition)
-                yield tile, self._in_volume(self._mirrored(tile, p, temperature))
+                yield tile, self._in_volume(self._mirrored(tile, condition.det_logits[0]))
 
     def _compute(self, tiles: Sequence[int]) -> list[Condition]:
         """Run the segmenter on some tiles; a Condition of batch size 1 for each."""
@@ -142,14 +165,14 @@ class TiledCase:
         with torch.inference_mode(), autocast(self.device):
             return self.model.condition(images)
 
-    def _mirrored(self, tile: int, p: Tensor, temperature: Temperature) -> Tensor:
-        """Mean of p (K, *patch) over all flips of the tile, where mirroring is on."""
+    def _mirrored(self, tile: int, logits: Tensor) -> Tensor:
+        """Mean of logits (K, *patch) over all flips of the tile, where mirroring is on."""
         if not self._flips:
-            return p
-        image, total = self.images([tile]), p.clone()
+            return logits
+        image, total = self.images([tile]), logits.clone()
         for axes in self._flips:
             flipped = self._run(image.flip([a + 2 for a in axes]))
-            total += self.model.det_probabilities(flipped, temperature)[0].flip([a + 1 for a in axes])
+            total += flipped.det_logits[0].flip([a + 1 for a in axes])
         return total / (1 + len(self._flips))
 
     def _in_volume(self, values: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from unisegdiff_pipeline.diffusion.coding import (
     cross_entropy,
     cross_entropy_of_probabilities,
     foreground_log_odds,
+    probabilities_from_logits,
     temper,
 )
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
@@ -159,9 +160,8 @@ def held_out_logits(
     for case_id in cases:
         stored = run.data.open(case_id)
         tiles = _tiled(run, model, stored)
-        p = tiles.det_probabilities()[(slice(None), *tiles.grid.inner)].float().cpu()
-        odds = p.clamp(1e-6, 1 - 1e-6)
-        z = odds.log() if run.plans.labels.coding == "softmax" else odds.logit()
+        z = tiles.det_logits()[(slice(None), *tiles.grid.inner)].cpu()
+        p = probabilities_from_logits(z[None], run.plans.labels.coding)[0]
         target = _mean_target(run, stored)
         chosen = _voxels(p, target, run, stored, generator, near_only)
         logits.append(z.flatten(1)[:, chosen.indices])

@@ -7,6 +7,7 @@ A batch is therefore the same whoever makes it, in whatever order, and a continu
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,13 @@ class PatchSource:
         """Batch number `iteration` in its small form."""
         with single_thread():
             return _collate([self._example(iteration, item) for item in range(self.batch_size)])
+
+    def channel_shares(self, num_patches: int) -> Tensor:
+        """Share of the valid voxels that each channel of the targets covers (K,), in so many patches or a few more."""
+        batches = [self.batch(number) for number in range(math.ceil(num_patches / self.batch_size))]
+        covered = sum((b.target * b.valid).transpose(0, 1).flatten(1).sum(dim=1) for b in batches)
+        valid = sum(b.valid.sum() for b in batches)
+        return torch.as_tensor(covered) / torch.as_tensor(valid).clamp_min(1)
 
     def preload(self) -> None:
         """Read cases into memory up to the budget, so that processes forked afterwards share them."""

@@ -13,9 +13,11 @@ from unisegdiff_pipeline.io.labels import Coding
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
-from unisegdiff_pipeline.training.patches import Batch
+from unisegdiff_pipeline.training.patches import Batch, PatchSource
 from unisegdiff_pipeline.training.trainer import StepResult, Trainer, pool_targets
 from unisegdiff_pipeline.training.validation import HeldOutDice, planned_settings, validate_cases
+
+COUNTED_PATCHES = 64  # for the prior of the untrained network
 
 
 class SegmentationTrainer(Trainer):
@@ -26,10 +28,12 @@ class SegmentationTrainer(Trainer):
     network: SegmentationUNet
 
     def build_network(self) -> nn.Module:
-        configuration = self.run.configuration
-        return SegmentationUNet(
-            configuration.network, self.run.plans.labels.num_channels, configuration.training.deep_supervision
-        )
+        configuration, labels = self.run.configuration, self.run.plans.labels
+        network = SegmentationUNet(configuration.network, labels.num_channels, configuration.training.deep_supervision)
+        run = self.run
+        source = PatchSource(run.data, run.train_cases, configuration, labels, run.request.seed, False, 0.0)
+        network.start_from(source.channel_shares(COUNTED_PATCHES), labels.coding)
+        return network
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
         return segmentation_loss(self.network(batch.image).logits, batch, self.run.configuration, self.coding)
