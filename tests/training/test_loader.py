@@ -104,12 +104,13 @@ def test_a_fault_of_ours_keeps_its_type(workers) -> None:
         numbers(CountingSource("bug"), 0, 9, workers)
 
 
-def test_ctrl_c_for_the_process_group_does_not_reach_the_workers() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_for_the_whole_job_do_not_end_the_workers(number: signal.Signals) -> None:
     with open_loader(CountingSource(), 0, None, 1) as batches:
         next(batches)
         (worker,) = multiprocessing.active_children()
         assert os.getpgid(worker.pid) != os.getpgid(0)
-        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, number)
         assert [int(next(batches).image.mean()) for _ in range(20)] == list(range(1, 21))
 
 

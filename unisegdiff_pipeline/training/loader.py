@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -141,10 +142,16 @@ def _unchanged(batch: Any) -> Any:
 def _start_worker(_: int) -> None:
     """Settle a new worker process: one thread, and no signals but from the training process.
 
-    Ctrl-C and a scheduler's SIGTERM go to the whole process group. The training process answers them by saving, for
-    which its workers have to stay alive; it ends them itself, and they end by themselves when it is gone.
+    Ctrl-C and a scheduler's SIGTERM go to the whole process group, or to every process of a job (Slurm's scancel). The
+    training process answers them by saving, for which its workers have to stay alive; it ends them itself, and they
+    end by themselves when it is gone. A second SIGTERM ends a worker.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+
+
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
