@@ -104,6 +104,12 @@ def test_a_fault_of_ours_keeps_its_type(workers) -> None:
         numbers(CountingSource("bug"), 0, 9, workers)
 
 
+def test_a_worker_that_dies_with_a_batch_on_its_way_is_named_too() -> None:
+    error = ConnectionResetError(104, "Connection reset by peer")
+    with pytest.raises(UsdError, match=r"ended unexpectedly \(.*reset"), open_loader(CountingSource(), 0, 9, 1):
+        raise error
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_for_the_whole_job_do_not_end_the_workers(number: signal.Signals) -> None:
     with open_loader(CountingSource(), 0, None, 1) as batches:

@@ -68,8 +68,9 @@ def open_loader(
     iterator = iter(loader)
     try:
         yield _unpacked(iterator)
-    except RuntimeError as error:  # a worker's death interrupts whatever the training is doing at that moment
-        message = _worker_problem(str(error), workers, timeout_s)
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # A worker's death interrupts whatever the training is doing at that moment, a batch on its way included.
+        message = _worker_problem(error, workers, timeout_s)
         if message is None:
             raise
         raise UsdError(message) from error
@@ -88,15 +89,17 @@ def _unpacked(iterator: Iterator[PackedBatch | _UserError]) -> Iterator[Batch]:
         yield result.unpack()
 
 
-def _worker_problem(error: str, workers: int, timeout_s: float) -> str | None:
+def _worker_problem(error: Exception, workers: int, timeout_s: float) -> str | None:
     """The message for the user where an error is that of a dead or silent worker, else None."""
-    if re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", error):
+    text = str(error) or type(error).__name__
+    died = re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", text)
+    if died or (workers > 0 and isinstance(error, (ConnectionError, EOFError))):
         return (
-            f"a process that prepares training batches ended unexpectedly ({error.splitlines()[0]}); most often the "
+            f"a process that prepares training batches ended unexpectedly ({text.splitlines()[0]}); most often the "
             f"system ended it for want of memory or of shared memory (/dev/shm). Use fewer than {workers} processes "
             f"with --workers, or --workers 0 to prepare batches in the training process itself."
         )
-    if "DataLoader timed out" in error:
+    if "DataLoader timed out" in text:
         return (
             f"no training batch arrived from {workers} worker processes within {timeout_s:g} seconds; the disk of the "
             f"preprocessed data may not answer, or the machine is overloaded. Use --workers 0 to prepare batches in "
