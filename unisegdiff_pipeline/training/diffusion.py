@@ -186,12 +186,15 @@ class DiffusionTrainer(Trainer, abc.ABC):
 
     @torch.no_grad()
     def measure_held_out(self) -> None:
-        """Log losses and Dice by band of lam on patches of held-out cases: the same patches and noise each time."""
+        """Log losses and Dice by band of lam on patches of held-out cases.
+
+        The patches and the noise are the same each time, and for all trainings of a fold with the same seed.
+        """
         run = self.run
         plan = replace(self.plan, batch_size=min(self.plan.batch_size, HELD_OUT_PATCHES), foreground_share=1.0)
         configuration = replace(run.configuration, training=plan)
         source = PatchSource(
-            run.data, run.monitored_cases, configuration, run.plans.labels, run.request.seed, False, memory_budget_gb=0
+            run.data, run.holdout_cases, configuration, run.plans.labels, run.request.seed, False, memory_budget_gb=0
         )
         batch, draw = source.batch(0).to(run.device), self.bands.grid(plan.batch_size)
         model, meter = self.model_for_prediction(), BandMeter(self.bands, run.device)
