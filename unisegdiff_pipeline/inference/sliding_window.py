@@ -78,7 +78,8 @@ def prediction_window(patch_size: Sequence[int], shape: Sequence[int], divisor: 
         shape: of the image.
         divisor: what the network's input must divide by along each axis of the patch.
     """
-    window, patch = list(network_window(patch_size)), network_window(patch_size)
+    patch = network_window(patch_size)
+    window = list(patch)
     first = 3 - len(patch_size)  # slices of a 2D network stay slices
     whole = {axis: math.ceil(shape[axis] / d) * d for axis, d in enumerate(divisor, start=first)}
     for axis in sorted(whole, key=lambda axis: (whole[axis] / patch[axis], -axis)):

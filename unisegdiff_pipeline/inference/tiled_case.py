@@ -138,11 +138,14 @@ class TiledCase:
             fresh = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
             for tile in batch:
                 condition = fresh[tile] if tile in fresh else self._cache[tile]
-                p = self.model.det_probabilities(condition, temperature)[0]
-                # Tiles without any foreground are unlikely to be sampled: their place in the cache is for others.
-                if tile in fresh and float(foreground(p, self.model.coding).max()) > ACTIVE_PROBABILITY:
+                if tile in fresh and self._may_be_sampled(condition, temperature):
                     self._keep(tile, condition)
                 yield tile, self._in_volume(self._mirrored(tile, condition.det_logits[0]))
+
+    def _may_be_sampled(self, condition: Condition, temperature: Temperature) -> bool:
+        """Whether there is any foreground; where there is none, a place in the cache is for others."""
+        p = self.model.det_probabilities(condition, temperature)[0]
+        return float(foreground(p, self.model.coding).max()) > ACTIVE_PROBABILITY
 
     def _compute(self, tiles: Sequence[int]) -> list[Condition]:
         """Run the segmenter on some tiles; a Condition of batch size 1 for each."""

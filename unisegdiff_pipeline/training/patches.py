@@ -183,10 +183,12 @@ class PatchSource:
 
     def channel_shares(self, num_patches: int) -> Tensor:
         """Share of the valid voxels that each channel of the targets covers (K,), in so many patches or a few more."""
-        batches = [self.batch(number) for number in range(math.ceil(num_patches / self.batch_size))]
-        covered = sum((b.target * b.valid).transpose(0, 1).flatten(1).sum(dim=1) for b in batches)
-        valid = sum(b.valid.sum() for b in batches)
-        return torch.as_tensor(covered) / torch.as_tensor(valid).clamp_min(1)
+        covered, valid = torch.zeros(self._scheme.num_channels, dtype=torch.float64), 0.0
+        for number in range(math.ceil(num_patches / self.batch_size)):
+            batch = self.batch(number)
+            covered += (batch.target * batch.valid).transpose(0, 1).flatten(1).sum(dim=1)
+            valid += float(batch.valid.sum())
+        return (covered / max(valid, 1.0)).float()
 
     def preload(self) -> None:
         """Read cases into memory up to the budget, so that processes forked afterwards share them."""

@@ -28,9 +28,9 @@ class SegmentationTrainer(Trainer):
     network: SegmentationUNet
 
     def build_network(self) -> nn.Module:
-        configuration, labels = self.run.configuration, self.run.plans.labels
-        network = SegmentationUNet(configuration.network, labels.num_channels, configuration.training.deep_supervision)
         run = self.run
+        configuration, labels = run.configuration, run.plans.labels
+        network = SegmentationUNet(configuration.network, labels.num_channels, configuration.training.deep_supervision)
         source = PatchSource(run.data, run.train_cases, configuration, labels, run.request.seed, False, 0.0)
         network.start_from(source.channel_shares(COUNTED_PATCHES), labels.coding)
         return network
