@@ -1,10 +1,11 @@
 """What samples cost beside one forward pass of the segmenter: multiply-adds, and seconds on this machine.
 
-    python tests/benchmarks/sampling_cost.py [--repeats 5] [--threads 1]
+    python tests/benchmarks/sampling_cost.py [--repeats 5] [--threads 1] [--device cuda] [--large]
 
 Networks are untrained: cost does not depend on weights. "default" has nnU-Net's widths (32, 64, ... up to 320 in 3D and
 512 in 2D, two convolutions a level), "cpu" the widths that are planned for a CPU (16 to 128). One patch, all of it
-active, 8 samples; seconds are medians over repeats of the network calls alone, the two in turn.
+active, 8 samples; seconds are medians over repeats of the network calls alone, the two in turn, in the number format
+that prediction takes on that device.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.networks.denoiser import Denoiser
+from unisegdiff_pipeline.networks.layout import to_device
+from unisegdiff_pipeline.networks.precision import autocast, resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
@@ -31,6 +34,7 @@ PATCHES = {
     ("3D", "default"): (64, 64, 64),
     ("3D", "cpu"): (32, 40, 32),
 }
+LARGE_PATCHES = {("2D", "default"): (512, 512), ("3D", "default"): (128, 128, 128)}  # --large: nnU-Net's usual ones
 WIDTHS = {
     ("2D", "default"): (32, 64, 128, 256, 512, 512),
     ("2D", "cpu"): (16, 32, 64, 128, 128),
@@ -39,50 +43,68 @@ WIDTHS = {
 }
 
 
-def model_of(kind: tuple[str, str]) -> tuple[StagedModel, tuple[int, ...]]:
-    patch, dims = PATCHES[kind], len(PATCHES[kind])
+def model_of(kind: tuple[str, str], patch: tuple[int, ...]) -> StagedModel:
+    dims = len(patch)
     levels = tuple(
         LevelPlan(width, (1 if i == 0 else 2,) * dims, (3,) * dims, 2) for i, width in enumerate(WIDTHS[kind])
     )
     plan = NetworkPlan(dims, patch, 1, levels)
     denoiser = Denoiser(plan, DenoiserPlan(), 1, "binary")
-    return StagedModel(SegmentationUNet(plan, 1), denoiser, LESION).eval(), patch
+    return StagedModel(SegmentationUNet(plan, 1), denoiser, LESION).eval()
 
 
-def multiply_adds(function: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops() / 2
+Work = tuple[Callable[[], object], Callable[[], object]]
+
+
+def work_of(model: StagedModel, patch: tuple[int, ...], samples: int, device: torch.device) -> Work:
+    """One forward pass of the segmenter on a patch, and one call of the denoiser for so many samples of it."""
+    image, x_t = torch.randn(1, 1, *patch, device=device), torch.randn(samples, 1, *patch, device=device)
+    lam = torch.zeros(samples, device=device)
+    condition = model.condition(image)
+    return (
+        lambda: model.segmenter(image),
+        lambda: model.denoise(x_t, lam, condition.det_logits, condition.features),
+    )
+
+
+def multiply_adds(model: StagedModel, patch: tuple[int, ...], device: torch.device) -> float:
+    """Those of a call for one sample as a share of those of the segmenter's forward pass.
+
+    With gradients, because the kernels that a CPU takes without them are unknown to the counter.
+    """
+    counts = []
+    with torch.enable_grad():
+        for function in work_of(model, patch, 1, device):
+            with FlopCounterMode(display=False) as counter:
+                function()
+            counts.append(counter.get_total_flops())
+    return counts[1] / counts[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--large", action="store_true", help="patches of 512 x 512 and 128 x 128 x 128")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    device = resolve_device(args.device)
     columns = ["network", "patch", "call / forward, multiply-adds", "8 samples x 4 calls + forward"]
     columns += ["call of 8 samples / forward, seconds", *(f"{n} calls" for n in CALLS)]
     print("|", " | ".join(columns), "|")
-    for kind in PATCHES:
-        model, patch = model_of(kind)
-        image, x_t = torch.randn(1, 1, *patch), torch.randn(SAMPLES, 1, *patch)
-        lam = torch.zeros(SAMPLES)
-        with torch.inference_mode():
-            condition = model.condition(image)
-
-            def forward(model: StagedModel = model, image: torch.Tensor = image) -> object:
-                return model.segmenter(image)
-
-            def call(model=model, x_t=x_t, lam=lam, condition=condition) -> object:  # type: ignore[no-untyped-def]
-                return model.denoise(x_t, lam, condition.det_logits, condition.features)
-
-            ratio = multiply_adds(call) / SAMPLES / multiply_adds(forward)
-            seconds: dict[str, list[float]] = {"forward": [], "call": []}
+    for kind, patch in (LARGE_PATCHES if args.large else PATCHES).items():
+        model = to_device(model_of(kind, patch), device)
+        ratio = multiply_adds(model, patch, device)
+        seconds: dict[str, list[float]] = {"forward": [], "call": []}
+        with torch.inference_mode(), autocast(device):
+            functions = dict(zip(seconds, work_of(model, patch, SAMPLES, device), strict=True))
             for _ in range(args.repeats + 1):
-                for name, function in (("forward", forward), ("call", call)):
+                for name, function in functions.items():
                     start = time.perf_counter()
                     function()
+                    if device.type == "cuda":
+                        torch.cuda.synchronize()
                     seconds[name].append(time.perf_counter() - start)
         medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
         in_time = medians["call"] / medians["forward"]

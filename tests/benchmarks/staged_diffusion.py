@@ -35,6 +35,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Bench:
         self.work, self.raw = args.work.absolute(), args.raw.absolute()
         self.arms = tuple(args.arms)
         self.holdout_cases = args.holdout_cases
-        self.seconds = args.seconds
+        self.seconds, self.device, self.jobs = args.seconds, args.device, args.jobs
         self.env = {
             **os.environ,
             "usd_raw": str(self.raw),
@@ -92,7 +93,9 @@ class Bench:
 
     def train(self) -> None:
         if not (self.work / "preprocessed" / self.dataset / "plans.json").is_file():
-            self.call("usd_plan_and_preprocess", "-d", self.dataset[7:10], "-c", self.configuration)
+            self.call(
+                "usd_plan_and_preprocess", "-d", self.dataset[7:10], "-c", self.configuration, "--device", self.device
+            )
         self._train(ARMS[0], "--max-time", self.seconds)
         self._train("segmenter", "--max-time", self.seconds)
         staged = self.model(ARMS[0]) / "fold_0"
@@ -107,14 +110,14 @@ class Bench:
         trainer = self.model(name).name.partition("__")[0]
         print(f"== {self.dataset} {name}, {length}", flush=True)
         arguments = [self.dataset[7:10], "0", "-c", self.configuration, "--trainer", trainer, *length]
-        self.call("usd_train", *arguments, "--device", "cpu")
+        self.call("usd_train", *arguments, "--device", self.device)
 
     def holdout_run(self, name: str) -> FoldRun:
         """The run of a finished fold, to choose on its hold-out."""
         folder = self.model(name)
         roots = Roots(self.raw, self.work / "preprocessed", folder.parent.parent)
         trainer = folder.name.partition("__")[0]
-        request = TrainRequest(self.dataset, "0", roots, self.configuration, trainer, device="cpu", workers=0)
+        request = TrainRequest(self.dataset, "0", roots, self.configuration, trainer, device=self.device, workers=0)
         return run.open_fold(request, StopRequest())
 
     def rows(self) -> dict[str, Path]:
@@ -182,24 +185,27 @@ class Bench:
 
     def score(self) -> None:
         images, _ = self.images()
-        found = {}
-        for name, model in self.rows().items():
-            output = self.work / "masks" / self.dataset / name
-            start = time.monotonic()
-            samples = [] if name == "segmenter" else ["--samples", NUM_SAMPLES, "--save-samples"]
-            arguments = ["-i", images, "-o", output, "-m", model, "-f", 0, "--save-probabilities", "--device", "cpu"]
-            self.call("usd_predict", *arguments, *samples)
-            seconds = time.monotonic() - start
-            reference = self.raw / self.dataset / "labelsTr"
-            description = self.raw / self.dataset / "dataset.json"
-            report = ["--no-report", "-o", output / "evaluation", "--dataset-json", description]
-            self.call("usd_evaluate", reference, output, "--subset", *report)
-            settings = read_settings(model / "fold_0")
-            found[name] = {"seconds": seconds, "settings": settings, "cases": self._cases(output)}
-            found[name]["ece"] = _pooled_ece(output)
+        rows = self.rows()
+        with ThreadPoolExecutor(self.jobs) as pool:
+            found = dict(zip(rows, pool.map(lambda name: self._scored(name, rows[name], images), rows), strict=True))
         table = _table(found)
         (self.work / f"{self.dataset}.md").write_text(table)
         print(table, flush=True)
+
+    def _scored(self, name: str, model: Path, images: Path) -> dict[str, Any]:
+        """What a row of the table says: the model's masks of the validation cases, evaluated."""
+        output = self.work / "masks" / self.dataset / name
+        start = time.monotonic()
+        samples = [] if name == "segmenter" else ["--samples", NUM_SAMPLES, "--save-samples"]
+        arguments = ["-i", images, "-o", output, "-m", model, "-f", 0, "--save-probabilities", "--device", self.device]
+        self.call("usd_predict", *arguments, *samples)
+        seconds = time.monotonic() - start
+        reference = self.raw / self.dataset / "labelsTr"
+        description = self.raw / self.dataset / "dataset.json"
+        report = ["--no-report", "-o", output / "evaluation", "--dataset-json", description]
+        self.call("usd_evaluate", reference, output, "--subset", *report)
+        settings = read_settings(model / "fold_0")
+        return {"seconds": seconds, "settings": settings, "cases": self._cases(output), "ece": _pooled_ece(output)}
 
     def attention(self) -> None:
         """Print how the arms learn and what they do at each noise level, from their logs."""
@@ -363,6 +369,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--holdout-cases", type=int, default=24, help="to choose on in `score`, for every row")
     parser.add_argument("--seconds", type=int, default=480)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="rows scored at a time; more make s/case incomparable")
     args = parser.parse_args()
     bench = Bench(args)
     {"train": bench.train, "score": bench.score, "attention": bench.attention}[args.part]()

@@ -55,6 +55,14 @@ def test_labels_are_those_of_largest_interpolated_weight(case, patch, start, mat
     np.testing.assert_array_equal(take(labels, start, patch, matrix), scores.argmax(0))
 
 
+@pytest.mark.parametrize("scale", [1 - 1e-9, 1 + 1e-9])
+def test_a_span_that_rounds_up_to_a_whole_number_stays_in_its_box(scale: float) -> None:
+    array = np.random.default_rng(2).normal(size=(9, 12)).astype(np.float32)
+    np.testing.assert_allclose(take(array, (0, 0), (9, 12), scale * np.eye(2)), array, atol=1e-5)
+    labels = (array > 0).astype(np.uint8)
+    np.testing.assert_array_equal(take(labels, (0, 0), (9, 12), scale * np.eye(2)), labels)
+
+
 def test_identity_reads_the_plain_patch_and_zeros_outside() -> None:
     array = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
     np.testing.assert_allclose(take(array, (1, 2), (3, 3), np.eye(2)), [[7, 8, 0], [11, 12, 0], [0, 0, 0]])

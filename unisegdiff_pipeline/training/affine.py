@@ -56,11 +56,12 @@ def affine_box(start: Sequence[int], patch: Sequence[int], matrix: np.ndarray, c
         # Positions below -1 and above `size` are nothing but zeros, so the box never needs to go further out.
         low = min(max(math.floor(centre - reach), -1), size)
         high = max(min(centre + reach, float(size)), float(low))
-        position = _positions(matrix[axis], patch, halves, centre - low).clamp_(0.0, high - low)
+        span = float(np.float32(high - low))  # as the positions are rounded, which may be up to a whole number
+        position = _positions(matrix[axis], patch, halves, centre - low).clamp_(0.0, span)
         whole = position.to(torch.int32)
         fractions.append(position.sub_(whole).reshape(-1))
         origin.append(low)
-        shape.append(math.floor(high - low) + 2)
+        shape.append(math.floor(span) + 2)
         cells = whole if cells is None else cells.mul_(shape[axis]).add_(whole)
     assert cells is not None
     return AffineBox(tuple(origin), tuple(shape), cells.reshape(-1), tuple(fractions))

@@ -250,7 +250,9 @@ class Trainer(abc.ABC):
         with autocast(self.run.device, self.bf16):
             result = self._backward(batch)
         groups = [group["params"] for group in self.optimizer.param_groups]
-        norm = torch.stack([nn.utils.clip_grad_norm_(params, GRADIENT_CLIP) for params in groups]).norm()
+        # A group without any gradient has a norm of zero, on the CPU.
+        norms = [nn.utils.clip_grad_norm_(params, GRADIENT_CLIP).to(self.run.device) for params in groups]
+        norm = torch.stack(norms).norm()
         if not torch.isfinite(norm):
             raise UsdError(
                 f"the gradient of phase {self.phase} is {norm.item()} at iteration {self.iteration}, cases "
