@@ -6,7 +6,8 @@
 
 `train` trains on fold 0: the staged diffusion for --seconds, as `usd_train --max-time` does, choosing and validation
 inside; the segmenter alone for as long; and each other arm's phase 2, on top of the staged one's phase 1, for as many
-iterations as the staged one's had, which cost the same. What is there is not trained again.
+iterations as the staged one's had, which cost the same. What is there is not trained again. With --together all of them
+train side by side on one GPU, each phase 2 for the seconds that the staged one's has left.
 `score` predicts the fold's validation cases, which nothing was chosen on, and evaluates them with usd_evaluate:
 
     segmenter   trained for the seconds of both phases, temperature fitted on the hold-out near objects, as scored
@@ -50,6 +51,7 @@ from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training import choosing, run
+from unisegdiff_pipeline.training.continuing import PHASE_1_NAME
 from unisegdiff_pipeline.training.fold import finished_model
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.request import TrainRequest
@@ -75,6 +77,7 @@ class Bench:
         self.arms = tuple(args.arms)
         self.holdout_cases = args.holdout_cases
         self.seconds, self.device, self.jobs = args.seconds, args.device, args.jobs
+        self.together, self.workers = args.together, args.workers
         self.env = {
             **os.environ,
             "usd_raw": str(self.raw),
@@ -96,9 +99,12 @@ class Bench:
             self.call(
                 "usd_plan_and_preprocess", "-d", self.dataset[7:10], "-c", self.configuration, "--device", self.device
             )
+        staged = self.model(ARMS[0]) / "fold_0"
+        if self.together:
+            self._train_together(staged)
+            return
         self._train(ARMS[0], "--max-time", self.seconds)
         self._train("segmenter", "--max-time", self.seconds)
-        staged = self.model(ARMS[0]) / "fold_0"
         entries = map(json.loads, (staged / "log.jsonl").read_text().splitlines())
         iterations = max(e["iteration"] for e in entries if e.get("phase") == 2)
         for arm in self.arms:
@@ -107,10 +113,31 @@ class Bench:
     def _train(self, name: str, *length: object) -> None:
         if (self.model(name) / "fold_0/validation/summary.json").is_file():
             return
-        trainer = self.model(name).name.partition("__")[0]
         print(f"== {self.dataset} {name}, {length}", flush=True)
-        arguments = [self.dataset[7:10], "0", "-c", self.configuration, "--trainer", trainer, *length]
-        self.call("usd_train", *arguments, "--device", self.device)
+        self.call("usd_train", *self._training(name, *length))
+
+    def _train_together(self, staged: Path) -> None:
+        end = time.monotonic() + self.seconds
+        running = [self._start(name, "--max-time", self.seconds) for name in (ARMS[0], "segmenter")]
+        while not (staged / PHASE_1_NAME).is_file() and running[0].poll() is None:
+            time.sleep(0.5)
+        left = round(end - time.monotonic())
+        others = [arm for arm in self.arms if arm != ARMS[0]]
+        running += [self._start(arm, "--max-time", left, "--phase-1-from", staged) for arm in others]
+        failed = [" ".join(map(str, process.args)) for process in running if process.wait()]
+        if failed:
+            raise SystemExit("these trainings failed:\n" + "\n".join(failed))
+
+    def _start(self, name: str, *length: object) -> subprocess.Popen[bytes]:
+        command = [str(Path(sys.executable).parent / "usd_train"), *map(str, self._training(name, *length))]
+        return subprocess.Popen(command, env=self.env)
+
+    def _training(self, name: str, *length: object) -> list[object]:
+        """Arguments of usd_train for one arm."""
+        trainer = self.model(name).name.partition("__")[0]
+        where = [self.dataset[7:10], "0", "-c", self.configuration, "--trainer", trainer, "--device", self.device]
+        workers = [] if self.workers is None else ["--workers", self.workers]
+        return [*where, *workers, *length]
 
     def holdout_run(self, name: str) -> FoldRun:
         """The run of a finished fold, to choose on its hold-out."""
@@ -370,6 +397,8 @@ def main() -> None:
     parser.add_argument("--holdout-cases", type=int, default=24, help="to choose on in `score`, for every row")
     parser.add_argument("--seconds", type=int, default=480)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--together", action="store_true", help="train all arms side by side")
+    parser.add_argument("--workers", type=int, help="of each training")
     parser.add_argument("--jobs", type=int, default=1, help="rows scored at a time; more make s/case incomparable")
     args = parser.parse_args()
     bench = Bench(args)
