@@ -183,8 +183,8 @@ class Bench:
         write_settings(self.model(arm) / "fold_0", replace(choice.settings, chosen_on=f"{len(cases)} held-out cases"))
         rows, samplers = {arm: self.model(arm)}, {}
         if not choice.settings.sampler.total_calls:
-            all_cases = [t for t in choice.samplers if t.sampler.total_calls and t.num_cases == len(cases)]
-            samplers["with calls"] = choosing.rank_samplers(all_cases)[0].sampler
+            calling = [trial for trial in choice.samplers if trial.sampler.total_calls]
+            samplers["with calls"] = choosing.rank_samplers(calling)[0].sampler
         if arm == ARMS[0]:
             length = max(t.sampler.correlation_length_mm for t in choice.samplers if t.sampler.total_calls)
             samplers["from p_A"] = SamplerSettings("ddim", "stage_a", 3, 0.0, length, draw=True)

@@ -56,8 +56,6 @@ TRAJECTORIES = (
     SamplerSettings("hard", "det", 2, 0.0),
     SamplerSettings("ddim", "det", 4, 2.0),
 )
-FIRST_ROUND_SHARE = 0.25  # of the cases see all trajectories, the others only the best of them
-FIRST_ROUND_CASES = 4  # at least
 ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the fewest calls win, and the longest field
 DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
@@ -70,7 +68,7 @@ FLOOR = 1e-4
 class Search:
     """How far samplers are searched: draws from p_det and after one call always, and these longer trajectories.
 
-    `calls_per_case` is about what a case takes over both rounds and the final, drawing and scoring included.
+    `calls_per_case` is about what a case takes with the final, drawing and scoring included.
     """
 
     trajectories: tuple[SamplerSettings, ...]
@@ -82,8 +80,8 @@ class Search:
         return max(t.total_calls for t in (ONE_CALL, *self.trajectories))
 
 
-FULL_SEARCH = Search(TRAJECTORIES, 26.0)
-SHORT_SEARCH = Search(tuple(t for t in TRAJECTORIES if t.total_calls <= 3), 15.0)
+FULL_SEARCH = Search(TRAJECTORIES, 31.0)
+SHORT_SEARCH = Search(tuple(t for t in TRAJECTORIES if t.total_calls <= 3), 18.0)
 QUICK_SEARCH = Search((), 4.0)
 
 
@@ -210,34 +208,22 @@ def choose_settings(
 def _try_samplers(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search
 ) -> list[SamplerTrial]:
-    """Draws from p_det with several lengths of the field, and draws after one call with the best length, are cheap and
-    tried on all cases. The longer trajectories are tried on some of them first, and the best one on the others too.
+    """Draws from p_det with several lengths of the field, and the trajectories with the best length, on all cases.
+
+    All on all cases: the differences between trajectories are smaller than those between a few cases.
     """
     first = run.data.open(cases[0])
     spacing = first.properties.spacing_mm[-run.configuration.network.dims :]
     unit_mm = float(np.prod(spacing)) ** (1 / len(spacing))
-    few = max(FIRST_ROUND_CASES, round(FIRST_ROUND_SHARE * len(cases)))
-    some, others = cases[:few], cases[few:]
     without_calls = [
         SamplerSettings("ddim", "det", 0, 0.0, round(voxels * unit_mm, 3), draw=True) for voxels in LENGTHS_VOXELS
     ]
-    from_p_det = energies_of_samplers(run, model, settings, without_calls, cases)
-    best_length = rank_samplers(_trials(from_p_det))[0].sampler.correlation_length_mm
+    found = energies_of_samplers(run, model, settings, without_calls, cases)
+    best_length = rank_samplers(_trials(found))[0].sampler.correlation_length_mm
     # Pure noise holds no mask to invert, as a network for the noise would have to.
-    able = [t for t in search.trajectories if settings.target != "epsilon" or t.start == "det"]
-    one_call, *longer = [replace(t, correlation_length_mm=best_length, draw=True) for t in (ONE_CALL, *able)]
-    on_all = dict(from_p_det)
-    if settings.target != "epsilon":
-        on_all |= energies_of_samplers(run, model, settings, [one_call], cases)
-    if not longer:
-        return rank_samplers(_trials(on_all))
-    first_round = energies_of_samplers(run, model, settings, longer, some)
-    best = _trajectory(min(_trials(first_round), key=lambda trial: trial.energy).sampler)
-    second_round = energies_of_samplers(run, model, settings, [d for d in longer if _trajectory(d) == best], others)
-    dropped = {sampler: values for sampler, values in first_round.items() if _trajectory(sampler) != best}
-    for sampler in first_round.keys() - dropped.keys():
-        on_all[sampler] = first_round[sampler] + second_round.get(sampler, [])
-    return rank_samplers(_trials(on_all)) + rank_samplers(_trials(dropped))
+    able = [t for t in (ONE_CALL, *search.trajectories) if settings.target != "epsilon" or t.start == "det"]
+    calling = [replace(t, correlation_length_mm=best_length, draw=True) for t in able]
+    return rank_samplers(_trials(found | energies_of_samplers(run, model, settings, calling, cases)))
 
 
 def _trajectory(sampler: SamplerSettings) -> SamplerSettings:
@@ -299,8 +285,7 @@ def finalists(ranked: Sequence[SamplerTrial]) -> list[SamplerSettings]:
     if first.sampler.total_calls:
         return [first.sampler]
     limit = first.energy + abs(first.energy) * ENERGY_TOLERANCE
-    calling = [trial for trial in ranked if trial.sampler.total_calls and trial.num_cases == first.num_cases]
-    near = [trial for trial in calling if trial.energy <= limit]
+    near = [trial for trial in ranked if trial.sampler.total_calls and trial.energy <= limit]
     return [first.sampler] + ([min(near, key=lambda t: t.energy).sampler] if near else [])
 
 
