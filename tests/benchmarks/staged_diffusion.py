@@ -66,6 +66,7 @@ ARMS = (
 )
 COLUMNS = ("dice", "majority", "soft_dice", "single_sample_dice", "energy_score_u", "ged_u", "ged_v", "nll", "brier")
 NUM_SAMPLES = 8
+SEARCHES = {"full": choosing.FULL_SEARCH, "short": choosing.SHORT_SEARCH, "quick": choosing.QUICK_SEARCH}
 
 
 class Bench:
@@ -77,7 +78,7 @@ class Bench:
         self.arms = tuple(args.arms)
         self.holdout_cases = args.holdout_cases
         self.seconds, self.device, self.jobs = args.seconds, args.device, args.jobs
-        self.together, self.workers = args.together, args.workers
+        self.together, self.workers, self.search = args.together, args.workers, args.search
         self.env = {
             **os.environ,
             "usd_raw": str(self.raw),
@@ -179,7 +180,7 @@ class Bench:
         fold_run = self.holdout_run(arm)
         model, settings = finished_model(fold_run)
         cases = fold_run.holdout_cases[: self.holdout_cases]
-        choice = choosing.choose_settings(fold_run, model, settings, cases)
+        choice = choosing.choose_settings(fold_run, model, settings, cases, SEARCHES[self.search])
         write_settings(self.model(arm) / "fold_0", replace(choice.settings, chosen_on=f"{len(cases)} held-out cases"))
         rows, samplers = {arm: self.model(arm)}, {}
         if not choice.settings.sampler.total_calls:
@@ -395,6 +396,7 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, default=os.environ.get("usd_raw", os.environ.get("nnUNet_raw")))
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--holdout-cases", type=int, default=24, help="to choose on in `score`, for every row")
+    parser.add_argument("--search", choices=SEARCHES, default="full", help="how far samplers are searched in `score`")
     parser.add_argument("--seconds", type=int, default=480)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--together", action="store_true", help="train all arms side by side")
