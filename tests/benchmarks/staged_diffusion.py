@@ -191,10 +191,10 @@ class Bench:
             samplers["from p_A"] = SamplerSettings("ddim", "stage_a", 3, 0.0, length, draw=True)
             samplers["from p_det"] = SamplerSettings("ddim", "det", 4, 0.0, length, draw=True)
             drawn = next(t.sampler for t in choice.samplers if not t.sampler.total_calls)
-            plain = replace(settings, sampler=drawn, w=1.0, decision="half")
+            plain = replace(settings, sampler=drawn, mask_sampler=None, w=1.0, decision="half")
             rows = {"p_det": self._with_settings(self.model(arm), "p_det", plain), **rows}
         for name, sampler in samplers.items():
-            tried = replace(settings, sampler=sampler)
+            tried = replace(settings, sampler=sampler, mask_sampler=None)
             best = choosing.rank_means(choosing.try_means(fold_run, model, tried, cases))[0]
             chosen = replace(tried, w=best.w, decision=best.decision)
             rows[f"{arm}, {name}"] = self._with_settings(self.model(arm), f"{arm}, {name}", chosen)
@@ -362,6 +362,8 @@ def _table(found: dict[str, Any]) -> str:
             dice += f" [{pair.mean_difference:+.3f}, {pair.ci_low:+.3f} to {pair.ci_high:+.3f}] {pair.p_wilcoxon:.2g}"
         sampled = name != "segmenter"
         calls = str(settings.sampler.total_calls) + (" hard" if settings.sampler.method == "hard" else "")
+        if settings.mask_sampler is not None:
+            calls += f", masks {settings.mask_sampler.total_calls}"
         values = [
             name,
             f"{settings.w:g}, {settings.decision}",

@@ -153,6 +153,20 @@ def test_every_sampler_runs_and_does_not_depend_on_batches(volume, method, start
     assert difference.mean() < 1e-4 if method == "hard" else difference.max() < 1e-4
 
 
+@pytest.mark.parametrize("length_mm", [3.0, 12.0])
+def test_masks_may_come_of_another_sampler_than_the_mean(volume, length_mm: float) -> None:
+    model, image, patch = volume
+    drawing = SamplerSettings("ddim", "det", 0, 0.0, length_mm, draw=True)
+    calling = SamplerSettings("hard", "det", 2, 0.0, length_mm, draw=True)
+    both = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=calling, mask_sampler=drawing))
+    means = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=calling))
+    masks = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=drawing))
+    assert same(both, means)
+    assert not torch.equal(both.sample(0), means.sample(0))
+    for i in range(both.num_samples):
+        assert torch.equal(both.sample(i), masks.sample(i))
+
+
 def test_a_case_of_one_tile_equals_the_bare_network() -> None:
     """No blending, no tiling: the sampler on the model itself must give the same."""
     from unisegdiff_pipeline.diffusion.samplers import sample

@@ -9,7 +9,8 @@ import torch
 
 from unisegdiff_pipeline.diffusion.coding import probabilities_from_logits
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
-from unisegdiff_pipeline.inference.settings import Decision
+from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
+from unisegdiff_pipeline.training import choosing
 from unisegdiff_pipeline.training.choosing import (
     MeanTrial,
     SamplerTrial,
@@ -44,6 +45,25 @@ def test_draws_without_calls_share_the_final_with_the_best_sampler_that_is_about
     assert finalists([none, two, eight]) == [NONE, EIGHT]
     assert finalists([none, SamplerTrial(TWO, 0.80, 9)]) == [NONE]
     assert finalists([two, none]) == [TWO]
+
+
+@pytest.mark.parametrize("winner", [NONE, EIGHT])
+def test_where_another_sampler_makes_the_mean_the_first_still_draws_the_masks(
+    monkeypatch: pytest.MonkeyPatch, winner: SamplerSettings
+) -> None:
+    ranked = [SamplerTrial(NONE, 0.750, 9), SamplerTrial(EIGHT, 0.755, 9), SamplerTrial(TWO, 0.9, 9)]
+
+    def means(run: object, model: object, settings: InferenceSettings, cases: object) -> list[MeanTrial]:
+        loss = 0.4 if settings.sampler == winner else 0.5
+        assert settings.mask_sampler == (None if settings.sampler == NONE else NONE)
+        return [MeanTrial(settings.sampler, 1.0, "half", (0.8, 0.9), loss)]
+
+    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: ranked)
+    monkeypatch.setattr(choosing, "try_means", means)
+    before = InferenceSettings(-3.0, 0.5, mask_sampler=TWO)  # what an earlier choice left counts no more
+    chosen = choosing.choose_settings(None, None, before, ["a", "b"]).settings  # type: ignore[arg-type]
+    assert chosen.sampler == winner
+    assert chosen.mask_sampler == (None if winner == NONE else NONE)
 
 
 def test_energy_scores_below_zero_are_ranked_alike() -> None:

@@ -32,6 +32,7 @@ class InferenceSettings:
             where the samples of the case promise the highest Dice (see `decision`).
         num_samples: masks drawn a case unless the user asks for another number.
         sampler: method, start, number of calls, end of the schedule, correlation length.
+        mask_sampler: draws the masks where `sampler`, which then makes the mean alone, is not the best to draw them.
         weights: which weights the fold holds: "ema" at the end, or the "best" ones seen on held-out cases.
         chosen_on: the cases that temperature, w and sampler were chosen on, in words.
     """
@@ -46,6 +47,7 @@ class InferenceSettings:
     decision: Decision = "half"
     num_samples: int = 8
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    mask_sampler: SamplerSettings | None = None
     weights: str = "ema"
     chosen_on: str = "nothing; defaults"
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.samplers import Drawn, sample
+from unisegdiff_pipeline.diffusion.samplers import Drawn, SamplerSettings, sample
 from unisegdiff_pipeline.diffusion.schedule import channel_lam
 from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.inference.active_region import (
@@ -197,7 +197,8 @@ def sample_case(
     boxes: list[SampledBox] = []
     num_active = 0
     if drawn:
-        lengths = _correlation_lengths(case, settings, spacing_mm)
+        samplers = [settings.sampler] if settings.mask_sampler is None else [settings.sampler, settings.mask_sampler]
+        lengths = [max(values) for values in zip(*(_lengths(case, s, spacing_mm) for s in samplers), strict=True)]
         block = (BLOCK if case.dims == 3 else 1, BLOCK, BLOCK)
         # One block at least around what is active: a mask may reach a little beyond where p_det is above nothing.
         reach = [0.0 if b == 1 else max(float(BLOCK), 2 * length) for b, length in zip(block, lengths, strict=True)]
@@ -206,7 +207,7 @@ def sample_case(
         num_active = len(tiles)
         case.forget_except(tiles)
         for group in _groups(tiles, case, p_det.shape[0]):
-            sampler = _BoxSampler(case, settings, group, p_det, active, lengths, seed, case_id)
+            sampler = _BoxSampler(case, settings, group, p_det, active, spacing_mm, seed, case_id)
             boxes.append(sampler.draw(drawn, keep_samples, keep_soft))
     facts = SamplingFacts(
         len(case.grid.starts), num_active, case.num_recomputed, segmented - start, time.perf_counter() - segmented
@@ -220,10 +221,10 @@ class _BoxSampler:
 
     def __init__(
         self, case: TiledCase, settings: InferenceSettings, tiles: Sequence[int], p_det: Tensor, active: Tensor,
-        lengths_voxels: Sequence[float], seed: int, case_id: str,
+        spacing_mm: Sequence[float], seed: int, case_id: str,
     ) -> None:  # fmt: skip
         self.case, self.settings, self.tiles = case, settings, list(tiles)
-        self.seed, self.case_id, self.lengths_voxels = seed, case_id, lengths_voxels
+        self.seed, self.case_id, self.spacing_mm = seed, case_id, spacing_mm
         self.start, self.extent = bounding_box(tiles, case.grid)
         box = box_slices(self.start, self.extent)
         self.p_det = p_det[(slice(None), *box)].to(case.device)  # (K, *box)
@@ -254,14 +255,23 @@ class _BoxSampler:
         return SampledBox(self._slices_in_case(), inside, mean, samples, torch.cat(soft) if soft else None)
 
     def _draw_together(self, ids: Sequence[int]) -> Drawn:
+        drawn = self._drawn(ids, self.settings.sampler)
+        if self.settings.mask_sampler is None:
+            return drawn
+        return Drawn(drawn.probabilities, self._drawn(ids, self.settings.mask_sampler).masks)
+
+    def _drawn(self, ids: Sequence[int], sampler: SamplerSettings) -> Drawn:
+        lengths = _lengths(self.case, sampler, self.spacing_mm)
+
         def noise(draw: int) -> Tensor:
             return _on_threads(lambda i: self._noise(i, f"noise{draw}"), ids).to(self.case.device)
 
         def field(draw: int) -> Tensor:
-            return _on_threads(lambda i: self._field(i, f"field{draw}"), ids).to(self.case.device)
+            return _on_threads(lambda i: self._field(i, f"field{draw}", lengths), ids).to(self.case.device)
 
-        settings, labels = self.settings, self.case.model.labels
-        return sample(self._estimate, noise, field, self.p_det[None], settings.edges, settings.sampler, labels)
+        return sample(
+            self._estimate, noise, field, self.p_det[None], self.settings.edges, sampler, self.case.model.labels
+        )
 
     def _noise(self, sample_id: int, stream: str) -> Tensor:
         return noise_in_box(
@@ -269,10 +279,10 @@ class _BoxSampler:
             slices_only=self.case.dims == 2,
         )  # fmt: skip
 
-    def _field(self, sample_id: int, stream: str) -> Tensor:
+    def _field(self, sample_id: int, stream: str, lengths_voxels: Sequence[float]) -> Tensor:
         return smooth_field_in_box(
             self.seed, self.case_id, sample_id, stream, self.p_det.shape[0], self.start, self.extent,
-            self.lengths_voxels, slices_only=self.case.dims == 2,
+            lengths_voxels, slices_only=self.case.dims == 2,
         )  # fmt: skip
 
     def _estimate(self, x_t: Tensor, lam: float) -> Estimate:
@@ -366,7 +376,7 @@ def _groups(tiles: Sequence[int], case: TiledCase, channels: int) -> list[list[i
     return connected_tiles(tiles, case.grid)
 
 
-def _correlation_lengths(case: TiledCase, settings: InferenceSettings, spacing_mm: Sequence[float]) -> list[float]:
+def _lengths(case: TiledCase, sampler: SamplerSettings, spacing_mm: Sequence[float]) -> list[float]:
     """Correlation length in voxels along each axis; slices of a 2D network are drawn on their own."""
-    lengths = [settings.sampler.correlation_length_mm / s for s in spacing_mm]
+    lengths = [sampler.correlation_length_mm / s for s in spacing_mm]
     return [0.0, *lengths[1:]] if case.dims == 2 else lengths

@@ -1,10 +1,10 @@
 """What is chosen on the inner hold-out: temperature, sampler, weight w, and how the mask is cut.
 
 The sampler is chosen by the energy score, a proper score of a set of masks against each annotator; of those about as
-good the one with the fewest network calls is taken. The mean that masks are made of is judged afterwards: how much of
-p_det enters it, and whether it is cut at 0.5 or where the samples promise the highest Dice. A dozen cases say little of
-a mean, so masks depart from the plain segmenter's only where its Dice is not at stake, case by case, and likelihood
-decides among what Dice cannot tell apart.
+good the one with the fewest network calls is taken. The mean that the mask is made of is judged afterwards: whose
+samples enter it, how much of p_det, and whether it is cut at 0.5 or where the drawn masks promise the highest Dice. A
+dozen cases say little of a mean, so masks depart from the plain segmenter's only where its Dice is not at stake, case
+by case, and likelihood decides among what Dice cannot tell apart.
 """
 
 from __future__ import annotations
@@ -195,13 +195,15 @@ def choose_settings(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search = FULL_SEARCH
 ) -> Choice:
     """Sampler, then w and decision, on held-out cases."""
+    settings = replace(settings, mask_sampler=None)
     samplers = _try_samplers(run, model, settings, cases, search)
-    means: list[MeanTrial] = []
-    for sampler in finalists(samplers):
-        means += try_means(run, model, replace(settings, sampler=sampler), cases)
-    means = rank_means(means)
+    first = samplers[0].sampler
+    candidates = {
+        s: replace(settings, sampler=s, mask_sampler=None if s == first else first) for s in finalists(samplers)
+    }
+    means = rank_means([mean for tried in candidates.values() for mean in try_means(run, model, tried, cases)])
     best = means[0]
-    chosen = replace(settings, sampler=best.sampler, w=best.w, decision=best.decision)
+    chosen = replace(candidates[best.sampler], w=best.w, decision=best.decision)
     return Choice(chosen, tuple(samplers), tuple(means))
 
 
@@ -278,8 +280,8 @@ def _energy(run: FoldRun, raters: np.ndarray, samples: Iterator[Tensor]) -> floa
 
 
 def finalists(ranked: Sequence[SamplerTrial]) -> list[SamplerSettings]:
-    """The first of the ranked samplers and, where it draws from p_det alone, the best that is about as good and calls
-    the denoiser: its masks are no better, but its mean may be.
+    """Samplers that may make the mean: the first of the ranked ones and, where it draws from p_det alone, the best that
+    is about as good and calls the denoiser: its masks are no better, but its mean may be.
     """
     first = ranked[0]
     if first.sampler.total_calls:

@@ -143,6 +143,9 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
             f"chosen: {mean.sampler.describe()} (energy score {energy:.3f} on the hold-out), w = {mean.w:g} "
             f"(Dice {mean.dice:.3f}, NLL {mean.nll:.4f})"
         )
+        if settings.mask_sampler is not None:
+            first = choice.samplers[0]
+            run.log.say(f"masks are drawn by {first.sampler.describe()} (energy score {first.energy:.3f})")
     _finish(run, model, settings, choice)
 
 
@@ -258,6 +261,7 @@ def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> Infe
         w=found.w,
         decision=found.decision,
         sampler=found.sampler,
+        mask_sampler=found.mask_sampler,
         chosen_on=f"{folder.name}, as there",
     )
 
