@@ -73,6 +73,7 @@ def finish(folder: Path) -> None:
         "lam_a": -6.0, "lam_c": 0.0, "temperature": {"foreground": 1.5, "background": 1.0}, "w": 0.25,
         "decision": "dice", "num_samples": 8,
         "sampler": sampler,
+        "mask_sampler": {"num_calls": 0, "draw": True, "correlation_length_mm": 7.5},
     }  # fmt: skip
     (folder / "inference.json").write_text(json.dumps({**chosen, "weights": "ema", "chosen_on": "2 cases"}))
     means = [{"w": w, "decision": "half", "dice": 0.7, "nll": None} for w in (0.0, 0.5)]
@@ -123,6 +124,7 @@ def test_a_finished_training_shows_what_was_chosen_and_scored(fold: Path) -> Non
     assert "continues it" not in text
     for part in (
         "What was chosen", "ddim, 5 calls from pure noise", "highest expected Dice",
+        "coherent draws of 7.5 mm from the segmenter",
         "Validation Dice", "12 validation cases", "case_11",
     ):  # fmt: skip
         assert part in text
