@@ -76,7 +76,7 @@ def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_draws_the_samples_of_a_cpu(patch: tuple[int, ...], shape: tuple[int, ...], method: str) -> None:
     model = tiny_model(patch)
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
-    sampler = SamplerSettings("ddim" if method == "ddim" else "hard", "stage_a", 3, 0.0, 2.0)
+    sampler = SamplerSettings("ddim" if method == "ddim" else "hard", "stage_a", 3, 0.0, 2.0, draw=method == "hard")
     settings = dataclasses.replace(SETTINGS, sampler=sampler)
 
     def predicted(device: str, limits: Limits = ROOMY) -> CasePrediction:
@@ -87,13 +87,12 @@ def test_a_gpu_draws_the_samples_of_a_cpu(patch: tuple[int, ...], shape: tuple[i
 
     expected, found = predicted("cpu"), predicted("cuda")
     cut = predicted("cuda", Limits(0.0, 1e-4, 1, 1))
-    # A hard draw may turn where a probability lies at the threshold, and changes what follows.
-    allowed = 1e-3 if method == "ddim" else 0.02
     for other in (found, cut):
         assert (expected.p_det - other.p_det).abs().max() < 1e-3
-        assert (expected.mean - other.mean).abs().mean() < allowed
-        different = np.mean([(expected.sample(i) != other.sample(i)).float().mean().item() for i in range(3)])
-        assert different < 0.02 or method == "ddim"
+        for i in range(3):
+            difference = (expected.sample(i) - other.sample(i)).abs()
+            # A hard draw may turn where a probability lies at the threshold, and changes what follows.
+            assert difference.mean() < 0.02 if method == "hard" else difference.max() < 2e-3
 
 
 @pytest.fixture
@@ -131,7 +130,9 @@ def test_main_job_with_an_interruption(
         folders = ["-i", phantom_2d / "imagesTs", "-o", outputs[device], "-m", result.folder.parent, "-f", 0]
         switches = ["--device", device, "--samples", 3, "--save-probabilities"]
         assert predict_command.main([str(word) for word in (*folders, *switches)]) == 0
-    for path in sorted((outputs["cpu"] / "probabilities").glob("*.npz")):
+    probabilities = sorted((outputs["cpu"] / "probabilities").glob("*.npz"))
+    assert probabilities
+    for path in probabilities:
         a, b = (np.load(outputs[d] / "probabilities" / path.name)["probabilities"].astype(float) for d in outputs)
         assert np.abs(a - b).mean() < 0.01  # bf16 against fp32
     masks = sorted(outputs["cpu"].glob("*.png"))

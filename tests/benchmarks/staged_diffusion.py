@@ -8,7 +8,9 @@
 inside; the segmenter alone for as long; and each other arm's phase 2, on top of the staged one's phase 1, for as many
 iterations as the staged one's had, which cost the same. What is there is not trained again. With --together all of them
 train side by side on one GPU, each phase 2 for the seconds that the staged one's has left.
-`score` predicts the fold's validation cases, which nothing was chosen on, and evaluates them with usd_evaluate:
+`score` predicts the fold's validation cases, which nothing was chosen on, and evaluates them with usd_evaluate, `table`
+prints what has been scored again; likelihood, Brier score and calibration are taken near what any annotator or any row
+sees, the same voxels for every row:
 
     segmenter   trained for the seconds of both phases, temperature fitted on the hold-out near objects, as scored
     rival       coherent draws from that segmenter, without any denoiser; length of the field and temperature by the
@@ -45,14 +47,16 @@ import numpy as np
 
 from unisegdiff_pipeline.diffusion.coding import Temperature, cross_entropy, temper
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.evaluation.calibration import calibration_error, case_calibration, evaluation_region, merge
 from unisegdiff_pipeline.evaluation.comparison import paired_comparison
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.io.serialization import read_dataclass
 from unisegdiff_pipeline.training import choosing, run
-from unisegdiff_pipeline.training.continuing import PHASE_1_NAME
-from unisegdiff_pipeline.training.fold import finished_model
+from unisegdiff_pipeline.training.continuing import PHASE_1_FACTS_NAME, PHASE_1_NAME
+from unisegdiff_pipeline.training.fold import Phase1Facts, finished_model
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.trainer import FoldRun
@@ -64,7 +68,8 @@ ARMS = (
     "EpsilonDiffusionTrainer",
     "FixedThirdsDiffusionTrainer",
 )
-COLUMNS = ("dice", "majority", "soft_dice", "single_sample_dice", "energy_score_u", "ged_u", "ged_v", "nll", "brier")
+EVALUATED = ("dice", "single_sample_dice", "energy_score_u", "ged_u", "ged_v")  # by usd_evaluate
+COLUMNS = (*EVALUATED, "majority", "soft_dice", "nll", "brier")
 NUM_SAMPLES = 8
 SEARCHES = {"full": choosing.FULL_SEARCH, "short": choosing.SHORT_SEARCH, "quick": choosing.QUICK_SEARCH}
 
@@ -118,11 +123,13 @@ class Bench:
         self.call("usd_train", *self._training(name, *length))
 
     def _train_together(self, staged: Path) -> None:
-        end = time.monotonic() + self.seconds
         running = [self._start(name, "--max-time", self.seconds) for name in (ARMS[0], "segmenter")]
         while not (staged / PHASE_1_NAME).is_file() and running[0].poll() is None:
             time.sleep(0.5)
-        left = round(end - time.monotonic())
+        if not (staged / PHASE_1_NAME).is_file():
+            raise SystemExit(f"the training in {staged} ended before phase 1 had")
+        facts = read_dataclass(Phase1Facts, staged / PHASE_1_FACTS_NAME)
+        left = round(self.seconds - facts.seconds)
         others = [arm for arm in self.arms if arm != ARMS[0]]
         running += [self._start(arm, "--max-time", left, "--phase-1-from", staged) for arm in others]
         failed = [" ".join(map(str, process.args)) for process in running if process.wait()]
@@ -183,8 +190,8 @@ class Bench:
         choice = choosing.choose_settings(fold_run, model, settings, cases, SEARCHES[self.search])
         write_settings(self.model(arm) / "fold_0", replace(choice.settings, chosen_on=f"{len(cases)} held-out cases"))
         rows, samplers = {arm: self.model(arm)}, {}
-        if not choice.settings.sampler.total_calls:
-            calling = [trial for trial in choice.samplers if trial.sampler.total_calls]
+        calling = [trial for trial in choice.samplers if trial.sampler.total_calls]
+        if calling and not choice.settings.sampler.total_calls:
             samplers["with calls"] = choosing.rank_samplers(calling)[0].sampler
         if arm == ARMS[0]:
             length = max(t.sampler.correlation_length_mm for t in choice.samplers if t.sampler.total_calls)
@@ -215,25 +222,38 @@ class Bench:
         images, _ = self.images()
         rows = self.rows()
         with ThreadPoolExecutor(self.jobs) as pool:
-            found = dict(zip(rows, pool.map(lambda name: self._scored(name, rows[name], images), rows), strict=True))
-        table = _table(found)
-        (self.work / f"{self.dataset}.md").write_text(table)
-        print(table, flush=True)
+            list(pool.map(lambda item: self._predict(*item, images), enumerate(rows.items())))
+        self.table()
 
-    def _scored(self, name: str, model: Path, images: Path) -> dict[str, Any]:
-        """What a row of the table says: the model's masks of the validation cases, evaluated."""
+    def _predict(self, number: int, row: tuple[str, Path], images: Path) -> None:
+        """The masks of a row of the table for the validation cases, evaluated."""
+        name, model = row
         output = self.work / "masks" / self.dataset / name
         start = time.monotonic()
         samples = [] if name == "segmenter" else ["--samples", NUM_SAMPLES, "--save-samples"]
         arguments = ["-i", images, "-o", output, "-m", model, "-f", 0, "--save-probabilities", "--device", self.device]
         self.call("usd_predict", *arguments, *samples)
-        seconds = time.monotonic() - start
+        facts = {"number": number, "seconds": time.monotonic() - start, "model": str(model)}
         reference = self.raw / self.dataset / "labelsTr"
         description = self.raw / self.dataset / "dataset.json"
         report = ["--no-report", "-o", output / "evaluation", "--dataset-json", description]
         self.call("usd_evaluate", reference, output, "--subset", *report)
-        settings = read_settings(model / "fold_0")
-        return {"seconds": seconds, "settings": settings, "cases": self._cases(output), "ece": _pooled_ece(output)}
+        (output / "evaluation" / "row.json").write_text(json.dumps(facts))
+
+    def table(self) -> None:
+        """Write the table of the rows that have been scored."""
+        masks = self.work / "masks" / self.dataset
+        facts = {path.parts[-3]: json.loads(path.read_text()) for path in masks.glob("*/evaluation/row.json")}
+        found = {}
+        for name in sorted(facts, key=lambda name: facts[name]["number"]):
+            cases = self._cases(masks / name, [masks / other for other in facts])
+            counts = zip(*(scores.pop("counts") for scores in cases.values()), strict=True)
+            ece = _mean([calibration_error(merge(of_class)) for of_class in counts])
+            settings = read_settings(Path(facts[name]["model"]) / "fold_0")
+            found[name] = {"seconds": facts[name]["seconds"], "settings": settings, "cases": cases, "ece": ece}
+        table = _table(found)
+        (self.work / f"{self.dataset}.md").write_text(table)
+        print(table, flush=True)
 
     def attention(self) -> None:
         """Print how the arms learn and what they do at each noise level, from their logs."""
@@ -259,17 +279,18 @@ class Bench:
                 found = _bands(bands[-1:] if cases == "held_out" else bands[len(bands) // 2 :], key)
                 print(f"{arm}: " + ", ".join(f"{name}: {v:.3g}" for name, v in found.items()))
 
-    def _cases(self, output: Path) -> dict[str, dict[str, float]]:
+    def _cases(self, output: Path, all_rows: Sequence[Path]) -> dict[str, dict[str, Any]]:
         """Scores of each case, mean over its classes."""
         by_case: dict[str, list[dict[str, float]]] = {}
         with open(output / "evaluation" / "metrics.csv", newline="") as stream:
             for row in csv.DictReader(stream):
-                values = {key: _number(row.get(key, "")) for key in COLUMNS}
-                by_case.setdefault(row["case"], []).append(values)
-        cases = {case: {key: _mean([r[key] for r in rows]) for key in COLUMNS} for case, rows in by_case.items()}
-        description = read_dataset_json(self.raw / self.dataset / "dataset.json")
-        for case, scores in cases.items():
-            scores |= _more_scores(self.raw / self.dataset, output, case, description)
+                by_case.setdefault(row["case"], []).append({key: _number(row.get(key, "")) for key in EVALUATED})
+        dataset = self.raw / self.dataset
+        description = read_dataset_json(dataset / "dataset.json")
+        cases: dict[str, dict[str, Any]] = {}
+        for case, rows in by_case.items():
+            cases[case] = {key: _mean([row[key] for row in rows]) for key in EVALUATED}
+            cases[case] |= _more_scores(dataset, output, all_rows, case, description)
         return cases
 
 
@@ -284,26 +305,39 @@ def _bands(entries: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
     return dict(zip(["pure noise", *intervals, "from p_det"], means, strict=True))
 
 
-def _more_scores(dataset: Path, output: Path, case: str, description: Any) -> dict[str, float]:
-    """Dice of the vote over the samples, and soft Dice of the probabilities with the mean of the annotators."""
+def _more_scores(dataset: Path, output: Path, all_rows: Sequence[Path], case: str, description: Any) -> dict[str, Any]:
+    """Dice of the vote over the samples, and what the probabilities are worth beside the annotators' masks.
+
+    They are judged near what any annotator or any row of the table sees, the same voxels for every row: usd_evaluate
+    takes each row's own mask, and the rows cut their masks in different ways.
+    """
     scheme, ending = description.labels, description.file_ending
-    reference = read_labels(dataset / "labelsTr" / f"{case}{ending}").array[0]
+    labels = read_labels(dataset / "labelsTr" / f"{case}{ending}")
+    reference = labels.array[0]
     raters = sorted((dataset / "ratersTr").glob(f"{case}_rater*{ending}")) if (dataset / "ratersTr").is_dir() else []
     maps = [read_labels(path).array[0] for path in raters] or [reference]
-    target = np.mean([scheme.encode(labels) for labels in maps], axis=0)[scheme.foreground_offset :]
     p = np.load(output / "probabilities" / f"{case}.npz")["probabilities"].astype(np.float32)
-    soft = p[scheme.foreground_offset :]
-    axes = tuple(range(1, soft.ndim))
-    sums = soft.sum(axes) + target.sum(axes)
-    soft_dice = np.where(sums > 0, 2 * (soft * target).sum(axes) / np.maximum(sums, 1e-9), np.nan)
+    predicted = [read_labels(row / f"{case}{ending}").array[0] for row in all_rows]
+    scores: dict[str, list[Any]] = {"soft_dice": [], "nll": [], "brier": [], "counts": [], "majority": []}
+    for index, of_class in enumerate(zip(*(scheme.class_masks(labels) for labels in maps), strict=True)):
+        masks, soft = [mask for _, mask in of_class], p[scheme.foreground_offset + index]
+        target = np.mean(masks, axis=0)
+        total = float(soft.sum() + target.sum())
+        scores["soft_dice"].append(2 * float((soft * target).sum()) / total if total else math.nan)
+        seen = [[mask for _, mask in scheme.class_masks(labels)][index] for labels in predicted]
+        union = np.logical_or.reduce(masks)
+        region = evaluation_region(
+            union, np.logical_or.reduce(seen), labels.geometry.spacing_mm, description.spacing_known
+        )
+        found = case_calibration(soft, masks, region)
+        for name in ("nll", "brier", "counts"):
+            scores[name].append(getattr(found, name))
     samples = [read_labels(path).array[0] for path in sorted((output / "samples").glob(f"{case}_sample*"))]
-    if not samples:
-        return {"majority": math.nan, "soft_dice": _mean(soft_dice.tolist())}
-    vote = scheme.decode(np.mean([scheme.encode(labels) for labels in samples], axis=0))
-    dice = []
-    for (_, a), (_, b) in zip(scheme.class_masks(vote), scheme.class_masks(reference), strict=True):
-        dice.append(2 * (a & b).sum() / (a.sum() + b.sum()) if b.any() else math.nan)
-    return {"majority": _mean(dice), "soft_dice": _mean(soft_dice.tolist())}
+    if samples:
+        vote = scheme.decode(np.mean([scheme.encode(labels) for labels in samples], axis=0))
+        for (_, a), (_, b) in zip(scheme.class_masks(vote), scheme.class_masks(reference), strict=True):
+            scores["majority"].append(2 * (a & b).sum() / (a.sum() + b.sum()) if b.any() else math.nan)
+    return {name: values if name == "counts" else _mean(values) for name, values in scores.items()}
 
 
 def _temperature_near_objects(fold_run: FoldRun, model: Any, cases: Sequence[str]) -> Temperature:
@@ -327,22 +361,6 @@ def _best_rival(
         for sampler, energies in choosing.energies_of_samplers(fold_run, model, tried, samplers, cases).items():
             found.append((float(np.mean(energies)), replace(tried, sampler=sampler)))
     return min(found, key=lambda item: item[0])[1]
-
-
-def _pooled_ece(output: Path) -> float:
-    """Expected calibration error over the voxels of all cases near objects, mean over classes."""
-    summary = json.loads((output / "evaluation" / "summary.json").read_text())
-    return _mean([_find(c, "ece") for c in _find_classes(summary)])
-
-
-def _find_classes(summary: Any) -> list[Any]:
-    classes = summary["classes"]
-    return list(classes.values()) if isinstance(classes, dict) else classes
-
-
-def _find(facts: Any, key: str) -> float:
-    value = facts["reliability"].get(key)
-    return math.nan if value is None else float(value)
 
 
 def _table(found: dict[str, Any]) -> str:
@@ -391,7 +409,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["train", "score", "attention"])
+    parser.add_argument("part", choices=["train", "score", "table", "attention"])
     parser.add_argument("dataset", help="full name, DatasetXXX_Name")
     parser.add_argument("config")
     parser.add_argument("--work", type=Path, required=True)
@@ -406,7 +424,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="rows scored at a time; more make s/case incomparable")
     args = parser.parse_args()
     bench = Bench(args)
-    {"train": bench.train, "score": bench.score, "attention": bench.attention}[args.part]()
+    {"train": bench.train, "score": bench.score, "table": bench.table, "attention": bench.attention}[args.part]()
 
 
 if __name__ == "__main__":

@@ -25,25 +25,25 @@ NONE = SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4.0)
 
 
 def test_the_best_energy_score_wins() -> None:
-    trials = [SamplerTrial(TWO, 0.80, 9), SamplerTrial(EIGHT, 0.75, 9), SamplerTrial(NONE, 0.9, 9)]
+    trials = [SamplerTrial(TWO, 0.80), SamplerTrial(EIGHT, 0.75), SamplerTrial(NONE, 0.9)]
     assert rank_samplers(trials)[0].sampler == EIGHT
 
 
 def test_of_about_equal_samplers_the_one_with_the_fewest_calls_wins() -> None:
-    trials = [SamplerTrial(EIGHT, 0.750, 9), SamplerTrial(TWO, 0.764, 9), SamplerTrial(NONE, 0.766, 9)]
+    trials = [SamplerTrial(EIGHT, 0.750), SamplerTrial(TWO, 0.764), SamplerTrial(NONE, 0.766)]
     assert [t.sampler for t in rank_samplers(trials)] == [TWO, EIGHT, NONE]
 
 
 def test_of_about_equal_draws_the_one_with_the_longest_field_wins() -> None:
     long = replace(NONE, correlation_length_mm=64.0)
-    assert rank_samplers([SamplerTrial(NONE, 0.750, 9), SamplerTrial(long, 0.760, 9)])[0].sampler == long
-    assert rank_samplers([SamplerTrial(NONE, 0.750, 9), SamplerTrial(long, 0.770, 9)])[0].sampler == NONE
+    assert rank_samplers([SamplerTrial(NONE, 0.750), SamplerTrial(long, 0.760)])[0].sampler == long
+    assert rank_samplers([SamplerTrial(NONE, 0.750), SamplerTrial(long, 0.770)])[0].sampler == NONE
 
 
 def test_draws_without_calls_share_the_final_with_the_best_sampler_that_is_about_as_good() -> None:
-    none, two, eight = SamplerTrial(NONE, 0.750, 9), SamplerTrial(TWO, 0.762, 9), SamplerTrial(EIGHT, 0.755, 9)
+    none, two, eight = SamplerTrial(NONE, 0.750), SamplerTrial(TWO, 0.762), SamplerTrial(EIGHT, 0.755)
     assert finalists([none, two, eight]) == [NONE, EIGHT]
-    assert finalists([none, SamplerTrial(TWO, 0.80, 9)]) == [NONE]
+    assert finalists([none, SamplerTrial(TWO, 0.80)]) == [NONE]
     assert finalists([two, none]) == [TWO]
 
 
@@ -51,7 +51,7 @@ def test_draws_without_calls_share_the_final_with_the_best_sampler_that_is_about
 def test_where_another_sampler_makes_the_mean_the_first_still_draws_the_masks(
     monkeypatch: pytest.MonkeyPatch, winner: SamplerSettings
 ) -> None:
-    ranked = [SamplerTrial(NONE, 0.750, 9), SamplerTrial(EIGHT, 0.755, 9), SamplerTrial(TWO, 0.9, 9)]
+    ranked = [SamplerTrial(NONE, 0.750), SamplerTrial(EIGHT, 0.755), SamplerTrial(TWO, 0.9)]
 
     def means(run: object, model: object, settings: InferenceSettings, cases: object) -> list[MeanTrial]:
         loss = 0.4 if settings.sampler == winner else 0.5
@@ -67,8 +67,8 @@ def test_where_another_sampler_makes_the_mean_the_first_still_draws_the_masks(
 
 
 def test_energy_scores_below_zero_are_ranked_alike() -> None:
-    assert rank_samplers([SamplerTrial(EIGHT, -0.100, 9), SamplerTrial(TWO, -0.0985, 9)])[0].sampler == TWO
-    assert rank_samplers([SamplerTrial(EIGHT, -0.100, 9), SamplerTrial(TWO, -0.0975, 9)])[0].sampler == EIGHT
+    assert rank_samplers([SamplerTrial(EIGHT, -0.100), SamplerTrial(TWO, -0.0985)])[0].sampler == TWO
+    assert rank_samplers([SamplerTrial(EIGHT, -0.100), SamplerTrial(TWO, -0.0975)])[0].sampler == EIGHT
 
 
 def mean_trial(w: float, decision: Decision, dice: Sequence[float], nll: float) -> MeanTrial:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,11 +47,11 @@ class SampledBox:
         slices: of the box in the case (Z, Y, X).
         inside: boolean (*box), the voxels that samples may differ in; elsewhere p_det holds. Boxes of scattered
             lesions may overlap, their inner voxels do not.
-        mean: mean probability over the samples (K, *box), fp32, CPU.
-        samples: each sample's mask, or probabilities where it is not drawn, (N, K, *box), fp16, CPU; None where they
-            were not kept.
-        soft: each sample's probabilities before its mask was drawn, as `samples`; None where they were not kept or no
-            mask was drawn.
+        mean: mean probability over the samples of the settings' `sampler` (K, *box), fp32, CPU.
+        samples: each sample's mask, or probabilities where it is not drawn, (N, K, *box), fp16, CPU; of the settings'
+            `mask_sampler` where there is one; None where they were not kept.
+        soft: each sample's probabilities before its mask was drawn, as `samples`; None where they were not kept, no
+            mask was drawn, or another sampler draws the masks.
     """
 
     slices: Slices
@@ -243,22 +243,24 @@ class _BoxSampler:
         soft: list[Tensor] = []
         mean = torch.zeros_like(self.p_det)
         for ids in batches(list(sample_ids), int(self.case.limits.state_gb * 2**30) // bytes_each):
-            drawn = self._draw_together(ids)  # (n, K, *box) each
+            drawn = self._draw_together(ids, keep_samples)  # (n, K, *box) each
             mean += drawn.probabilities.sum(dim=0)
             if keep_samples:
                 kept.append(self._cropped(drawn.masks).half().cpu())
-            if keep_soft and self.settings.sampler.draw:
+            if keep_soft and self.settings.sampler.draw and self.settings.mask_sampler is None:
                 soft.append(self._cropped(drawn.probabilities).half().cpu())
         samples = torch.cat(kept) if keep_samples else None
         mean = self._cropped(mean / len(sample_ids)).cpu()
         inside = self._cropped(self.inside).cpu()
         return SampledBox(self._slices_in_case(), inside, mean, samples, torch.cat(soft) if soft else None)
 
-    def _draw_together(self, ids: Sequence[int]) -> Drawn:
-        drawn = self._drawn(ids, self.settings.sampler)
-        if self.settings.mask_sampler is None:
-            return drawn
-        return Drawn(drawn.probabilities, self._drawn(ids, self.settings.mask_sampler).masks)
+    def _draw_together(self, ids: Sequence[int], with_masks: bool) -> Drawn:
+        sampler, mask_sampler = self.settings.sampler, self.settings.mask_sampler
+        if mask_sampler is None:
+            return self._drawn(ids, sampler)
+        # No mask is drawn of the mean's samples; without any call they are nothing but draws.
+        p = self._drawn(ids, replace(sampler, draw=False) if sampler.total_calls else sampler).probabilities
+        return Drawn(p, self._drawn(ids, mask_sampler).masks if with_masks else p)
 
     def _drawn(self, ids: Sequence[int], sampler: SamplerSettings) -> Drawn:
         lengths = _lengths(self.case, sampler, self.spacing_mm)

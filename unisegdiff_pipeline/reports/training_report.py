@@ -368,9 +368,11 @@ def _chosen(fold: _Fold) -> Section | None:
         "samples": f"{chosen.get('num_samples', 0)}",
     }
     if chosen.get("num_samples"):
-        items["sampler"] = _in_words(sampler)
         if chosen.get("mask_sampler"):
-            items["drawn masks by another"] = _in_words(chosen["mask_sampler"])
+            items["sampler of the mean"] = _in_words(sampler)
+            items["sampler of the masks"] = _in_words(chosen["mask_sampler"])
+        else:
+            items["sampler"] = _in_words(sampler)
         items["mask"] = {"half": "cut at 0.5", "dice": "cut for the highest expected Dice"}.get(
             str(chosen.get("decision")), str(chosen.get("decision"))
         )

@@ -87,11 +87,10 @@ QUICK_SEARCH = Search((), 4.0)
 
 @dataclass(frozen=True)
 class SamplerTrial:
-    """A sampler and its mean energy score over some cases of the hold-out (lower is better)."""
+    """A sampler and its mean energy score over the cases that choose (lower is better)."""
 
     sampler: SamplerSettings
     energy: float
-    num_cases: int
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,6 @@ def choose_settings(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search = FULL_SEARCH
 ) -> Choice:
     """Sampler, then w and decision, on held-out cases."""
-    settings = replace(settings, mask_sampler=None)
     samplers = _try_samplers(run, model, settings, cases, search)
     first = samplers[0].sampler
     candidates = {
@@ -225,7 +223,9 @@ def _try_samplers(
     # Pure noise holds no mask to invert, as a network for the noise would have to.
     able = [t for t in (ONE_CALL, *search.trajectories) if settings.target != "epsilon" or t.start == "det"]
     calling = [replace(t, correlation_length_mm=best_length, draw=True) for t in able]
-    return rank_samplers(_trials(found | energies_of_samplers(run, model, settings, calling, cases)))
+    if calling:
+        found |= energies_of_samplers(run, model, settings, calling, cases)
+    return rank_samplers(_trials(found))
 
 
 def _trajectory(sampler: SamplerSettings) -> SamplerSettings:
@@ -234,7 +234,7 @@ def _trajectory(sampler: SamplerSettings) -> SamplerSettings:
 
 
 def _trials(found: Mapping[SamplerSettings, Sequence[float]]) -> list[SamplerTrial]:
-    return [SamplerTrial(sampler, float(np.nanmean(values)), len(values)) for sampler, values in found.items()]
+    return [SamplerTrial(sampler, float(np.nanmean(values))) for sampler, values in found.items()]
 
 
 def energies_of_samplers(
@@ -252,7 +252,8 @@ def energies_of_samplers(
         tiles = _tiled(run, model, stored)
         raters = _raters(stored)
         for sampler in samplers:
-            prediction = _sampled(run, tiles, replace(settings, sampler=sampler), stored, keep_soft=True)
+            tried = replace(settings, sampler=sampler, mask_sampler=None)
+            prediction = _sampled(run, tiles, tried, stored, keep_soft=True)
             numbers = range(prediction.num_samples)
             found[sampler].append(_energy(run, raters, (prediction.sample(i) for i in numbers)))
             if sampler.total_calls and sampler.method != "hard":

@@ -42,8 +42,10 @@ from unisegdiff_pipeline.training.segmentation import segmentation_loss
 from unisegdiff_pipeline.training.trainer import FoldRun, StepResult, Trainer
 from unisegdiff_pipeline.training.validation import HeldOutDice, validate_cases
 
-# Noised masks a step: on a CPU more take longer than the segmenter's step and teach little more, a GPU hardly notices.
-MOST_EXAMPLES = {"cpu": 24, "cuda": 216}
+# Noised masks a step: on a CPU more take longer than the segmenter's step and teach little more. On a GPU they cost a
+# fifth more (small patches); their voxels are bounded, since the plan counts the segmenter's memory alone.
+MOST_EXAMPLES = 24
+MOST_VOXELS_ON_GPU = 4_000_000
 HIDE_DET_SHARE = 0.2  # examples that must do without the segmenter's logits, so that the noised mask is really read
 NUM_VALIDATION_SAMPLES = 4
 LEVELS_STREAM = 0x5EED
@@ -131,7 +133,9 @@ class DiffusionTrainer(Trainer, abc.ABC):
         # Drawn on the CPU, like all that decides which examples there are: the same for every device; and from a stream
         # of its own, so that no noise repeats the numbers that chose its level.
         own_stream = torch.Generator().manual_seed(generator.initial_seed() ^ LEVELS_STREAM)
-        most = MOST_EXAMPLES.get(self.run.device.type, MOST_EXAMPLES["cpu"])
+        most = MOST_EXAMPLES
+        if self.run.device.type == "cuda":
+            most = max(most, MOST_VOXELS_ON_GPU // batch.target[0, 0].numel())
         count = min(len(batch.image), max(1, most // levels))
         chosen = torch.randperm(len(batch.image), generator=own_stream)[:count]
         projected = self.denoiser.project_features([f[chosen] for f in features])
