@@ -91,9 +91,13 @@ class Bench:
             "usd_results": str(self.work / "results"),
         }
 
+    def start(self, command: str, *arguments: object) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([str(Path(sys.executable).parent / command), *map(str, arguments)], env=self.env)
+
     def call(self, command: str, *arguments: object) -> None:
-        path = Path(sys.executable).parent / command
-        subprocess.run([str(path), *map(str, arguments)], env=self.env, check=True)
+        process = self.start(command, *arguments)
+        if process.wait():
+            raise subprocess.CalledProcessError(process.returncode, process.args)
 
     def model(self, name: str) -> Path:
         """RESULTS/DATASET/TRAINER__CONFIGURATION of an arm."""
@@ -123,22 +127,20 @@ class Bench:
         self.call("usd_train", *self._training(name, *length))
 
     def _train_together(self, staged: Path) -> None:
-        running = [self._start(name, "--max-time", self.seconds) for name in (ARMS[0], "segmenter")]
+        running = [
+            self.start("usd_train", *self._training(name, "--max-time", self.seconds))
+            for name in (ARMS[0], "segmenter")
+        ]
         while not (staged / PHASE_1_NAME).is_file() and running[0].poll() is None:
             time.sleep(0.5)
         if not (staged / PHASE_1_NAME).is_file():
             raise SystemExit(f"the training in {staged} ended before phase 1 had")
         facts = read_dataclass(Phase1Facts, staged / PHASE_1_FACTS_NAME)
-        left = round(self.seconds - facts.seconds)
-        others = [arm for arm in self.arms if arm != ARMS[0]]
-        running += [self._start(arm, "--max-time", left, "--phase-1-from", staged) for arm in others]
+        rest = ("--max-time", round(self.seconds - facts.seconds), "--phase-1-from", staged)
+        running += [self.start("usd_train", *self._training(arm, *rest)) for arm in self.arms if arm != ARMS[0]]
         failed = [" ".join(map(str, process.args)) for process in running if process.wait()]
         if failed:
             raise SystemExit("these trainings failed:\n" + "\n".join(failed))
-
-    def _start(self, name: str, *length: object) -> subprocess.Popen[bytes]:
-        command = [str(Path(sys.executable).parent / "usd_train"), *map(str, self._training(name, *length))]
-        return subprocess.Popen(command, env=self.env)
 
     def _training(self, name: str, *length: object) -> list[object]:
         """Arguments of usd_train for one arm."""

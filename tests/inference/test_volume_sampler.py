@@ -15,6 +15,7 @@ from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.networks import precision
+from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet, SegmenterOutput
 from unisegdiff_pipeline.planning.plans import (
@@ -296,3 +297,24 @@ def test_mirroring_makes_p_det_follow_flips() -> None:
         predict(model, i, (16, 16), num_samples=0, mirror_axes=(0, 1)).p_det for i in (image, image.flip(3))
     )
     assert torch.allclose(plain, flipped.flip(3), atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("patch", "shape"), [((12, 12), (1, 27, 26)), ((8, 12, 12), (18, 27, 26))])
+@pytest.mark.parametrize("method", ["ddim", "hard"])
+def test_a_gpu_draws_the_samples_of_a_cpu(patch, shape, method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # products of ten bits
+    model = tiny_model(patch, SOFTMAX)
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
+    settings = dataclasses.replace(
+        SETTINGS, sampler=SamplerSettings(method, "stage_a", 3, 0.0, 2.0, draw=method == "hard")
+    )
+    expected = predict(model, image, patch, settings=settings)
+    model = to_device(model, torch.device("cuda"))
+    for limits in (ROOMY, Limits(0.0, 1e-4, 1, 1)):
+        other = predict(model, image, patch, settings=settings, limits=limits)
+        assert (expected.p_det - other.p_det).abs().max() < 1e-3
+        for i in range(3):
+            difference = (expected.sample(i) - other.sample(i)).abs()
+            # A hard draw may turn where a probability lies at the threshold, and changes what follows.
+            assert difference.mean() < 0.02 if method == "hard" else difference.max() < 2e-3
