@@ -14,7 +14,6 @@ from unisegdiff_pipeline.training import choosing
 from unisegdiff_pipeline.training.choosing import (
     MeanTrial,
     SamplerTrial,
-    finalists,
     fit_temperature,
     rank_means,
     rank_samplers,
@@ -40,30 +39,44 @@ def test_of_about_equal_draws_the_one_with_the_longest_field_wins() -> None:
     assert rank_samplers([SamplerTrial(NONE, 0.750), SamplerTrial(long, 0.770)])[0].sampler == NONE
 
 
-def test_draws_without_calls_share_the_final_with_the_best_sampler_that_is_about_as_good() -> None:
-    none, two, eight = SamplerTrial(NONE, 0.750), SamplerTrial(TWO, 0.762), SamplerTrial(EIGHT, 0.755)
-    assert finalists([none, two, eight]) == [NONE, EIGHT]
-    assert finalists([none, SamplerTrial(TWO, 0.80)]) == [NONE]
-    assert finalists([two, none]) == [TWO]
-
-
 @pytest.mark.parametrize("winner", [NONE, EIGHT])
 def test_where_another_sampler_makes_the_mean_the_first_still_draws_the_masks(
     monkeypatch: pytest.MonkeyPatch, winner: SamplerSettings
 ) -> None:
-    ranked = [SamplerTrial(NONE, 0.750), SamplerTrial(EIGHT, 0.755), SamplerTrial(TWO, 0.9)]
+    """EIGHT has the likeliest mean when cut at 0.5, whatever its masks; the final decides with every cut."""
+    ranked = [SamplerTrial(NONE, 0.750), SamplerTrial(TWO, 0.755), SamplerTrial(EIGHT, 0.9)]
+    halves = [
+        MeanTrial(s, w, "half", (0.8, 0.9), nll)
+        for s, w, nll in ((TWO, 1.0, 0.5), (TWO, 0.5, 0.49), (EIGHT, 1.0, 0.5), (EIGHT, 0.5, 0.48), (NONE, 1.0, 0.5))
+    ]
 
     def means(run: object, model: object, settings: InferenceSettings, cases: object) -> list[MeanTrial]:
+        assert settings.sampler in (NONE, EIGHT)
         loss = 0.4 if settings.sampler == winner else 0.5
         assert settings.mask_sampler == (None if settings.sampler == NONE else NONE)
         return [MeanTrial(settings.sampler, 1.0, "half", (0.8, 0.9), loss)]
 
-    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: ranked)
+    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: (ranked, halves))
     monkeypatch.setattr(choosing, "try_means", means)
     before = InferenceSettings(-3.0, 0.5, mask_sampler=TWO)  # what an earlier choice left counts no more
     chosen = choosing.choose_settings(None, None, before, ["a", "b"]).settings  # type: ignore[arg-type]
     assert chosen.sampler == winner
     assert chosen.mask_sampler == (None if winner == NONE else NONE)
+
+
+def test_a_mean_that_is_no_better_adds_no_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = [MeanTrial(s, w, "half", (0.8, 0.9), 0.5 - (w == 1) / 10) for s in (EIGHT, TWO) for w in (0.5, 1.0)]
+    tried = []
+
+    def means(run: object, model: object, settings: InferenceSettings, cases: object) -> list[MeanTrial]:
+        tried.append(settings.sampler)
+        return [MeanTrial(settings.sampler, 1.0, "half", (0.8, 0.9), 0.4)]
+
+    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: ([SamplerTrial(TWO, 0.75)], halves))
+    monkeypatch.setattr(choosing, "try_means", means)
+    chosen = choosing.choose_settings(None, None, InferenceSettings(-3.0, 0.5), ["a"]).settings  # type: ignore[arg-type]
+    assert tried == [TWO]
+    assert (chosen.sampler, chosen.mask_sampler) == (TWO, None)
 
 
 def test_energy_scores_below_zero_are_ranked_alike() -> None:

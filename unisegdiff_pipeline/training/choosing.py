@@ -1,10 +1,10 @@
 """What is chosen on the inner hold-out: temperature, sampler, weight w, and how the mask is cut.
 
-The sampler is chosen by the energy score, a proper score of a set of masks against each annotator; of those about as
-good the one with the fewest network calls is taken. The mean that the mask is made of is judged afterwards: whose
-samples enter it, how much of p_det, and whether it is cut at 0.5 or where the drawn masks promise the highest Dice. A
-dozen cases say little of a mean, so masks depart from the plain segmenter's only where its Dice is not at stake, case
-by case, and likelihood decides among what Dice cannot tell apart.
+Masks and mean are chosen apart. Masks are drawn by the sampler with the best energy score, a proper score of a set of
+masks against each annotator; of those about as good the one with the fewest network calls is taken. The mean is judged
+by Dice and likelihood: whose samples enter it, how much of p_det, and whether it is cut at 0.5 or where the drawn masks
+promise the highest Dice. A dozen cases say little of a mean, so it departs from the plain segmenter's only where its
+Dice is not at stake, case by case, and likelihood decides among what Dice cannot tell apart.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class Search:
         return max(t.total_calls for t in (ONE_CALL, *self.trajectories))
 
 
-FULL_SEARCH = Search(TRAJECTORIES, 31.0)
-SHORT_SEARCH = Search(tuple(t for t in TRAJECTORIES if t.total_calls <= 3), 18.0)
-QUICK_SEARCH = Search((), 4.0)
+FULL_SEARCH = Search(TRAJECTORIES, 36.0)
+SHORT_SEARCH = Search(tuple(t for t in TRAJECTORIES if t.total_calls <= 3), 25.0)
+QUICK_SEARCH = Search((), 10.0)
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Voxels:
-    """Some voxels of a case, flat indices, and how many voxels of the case each of them stands for."""
+    """Some voxels of a case (V,): flat indices, how many voxels each stands for, and its coded label (K, V)."""
 
     indices: Tensor
     weights: Tensor
+    target: Tensor
 
 
 def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -> Temperature:
@@ -159,10 +160,9 @@ def held_out_logits(
         tiles = _tiled(run, model, stored)
         z = tiles.det_logits()[(slice(None), *tiles.grid.inner)].cpu()
         p = probabilities_from_logits(z[None], run.plans.labels.coding)[0]
-        target = _mean_target(run, stored)
-        chosen = _voxels(p, target, run, stored, generator, near_only)
+        chosen = _voxels(p, run, stored, generator, near_only)
         logits.append(z.flatten(1)[:, chosen.indices])
-        targets.append(target.flatten(1)[:, chosen.indices])
+        targets.append(chosen.target)
         weights.append(chosen.weights)
     return torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None], torch.cat(weights)
 
@@ -193,11 +193,16 @@ def fit_temperature(logits: Tensor, target: Tensor, weights: Tensor, coding: Cod
 def choose_settings(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search = FULL_SEARCH
 ) -> Choice:
-    """Sampler, then w and decision, on held-out cases."""
-    samplers = _try_samplers(run, model, settings, cases, search)
+    """The sampler of the masks and that of the mean, then w and decision, on held-out cases.
+
+    All samplers have been run when masks and means are compared, the means cut at 0.5. Where another sampler makes the
+    better mean it is given its chance beside the masks' own, with every cut.
+    """
+    samplers, cut_at_half = _try_samplers(run, model, settings, cases, search)
     first = samplers[0].sampler
+    averaging = rank_means(sorted(cut_at_half, key=lambda t: t.sampler != first))[0].sampler
     candidates = {
-        s: replace(settings, sampler=s, mask_sampler=None if s == first else first) for s in finalists(samplers)
+        s: replace(settings, sampler=s, mask_sampler=None if s == first else first) for s in (first, averaging)
     }
     means = rank_means([mean for tried in candidates.values() for mean in try_means(run, model, tried, cases)])
     best = means[0]
@@ -207,7 +212,7 @@ def choose_settings(
 
 def _try_samplers(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search
-) -> list[SamplerTrial]:
+) -> tuple[list[SamplerTrial], list[MeanTrial]]:
     """Draws from p_det with several lengths of the field, and the trajectories with the best length, on all cases.
 
     All on all cases: the differences between trajectories are smaller than those between a few cases.
@@ -218,14 +223,13 @@ def _try_samplers(
     without_calls = [
         SamplerSettings("ddim", "det", 0, 0.0, round(voxels * unit_mm, 3), draw=True) for voxels in LENGTHS_VOXELS
     ]
-    found = energies_of_samplers(run, model, settings, without_calls, cases)
+    found, means = score_samplers(run, model, settings, without_calls, cases)
     best_length = rank_samplers(_trials(found))[0].sampler.correlation_length_mm
     # Pure noise holds no mask to invert, as a network for the noise would have to.
     able = [t for t in (ONE_CALL, *search.trajectories) if settings.target != "epsilon" or t.start == "det"]
     calling = [replace(t, correlation_length_mm=best_length, draw=True) for t in able]
-    if calling:
-        found |= energies_of_samplers(run, model, settings, calling, cases)
-    return rank_samplers(_trials(found))
+    found_calling, means_calling = score_samplers(run, model, settings, calling, cases) if calling else ({}, [])
+    return rank_samplers(_trials(found | found_calling)), means + means_calling
 
 
 def _trajectory(sampler: SamplerSettings) -> SamplerSettings:
@@ -237,28 +241,37 @@ def _trials(found: Mapping[SamplerSettings, Sequence[float]]) -> list[SamplerTri
     return [SamplerTrial(sampler, float(np.nanmean(values))) for sampler, values in found.items()]
 
 
-def energies_of_samplers(
+def score_samplers(
     run: FoldRun,
     model: StagedModel,
     settings: InferenceSettings,
     samplers: Sequence[SamplerSettings],
     cases: Sequence[str],
-) -> dict[SamplerSettings, list[float]]:
-    """Energy scores of each sampler that draws at its end and, for the same calls, of cutting at 0.5 instead."""
-    found: dict[SamplerSettings, list[float]] = defaultdict(list)
+) -> tuple[dict[SamplerSettings, list[float]], list[MeanTrial]]:
+    """Energy scores of the masks of samplers that draw at their end, case by case, and their means, cut at 0.5.
+
+    The same calls also give the energy scores of cutting each sample at 0.5 instead of drawing its mask.
+    """
+    energies: dict[SamplerSettings, list[float]] = defaultdict(list)
+    means = {sampler: _MeanScores(sampler) for sampler in samplers}
+    generator = np.random.default_rng(run.request.seed)
     for case_id in cases:
         run.leave_if_asked()
         stored = run.data.open(case_id)
         tiles = _tiled(run, model, stored)
         raters = _raters(stored)
+        voxels: _Voxels | None = None
         for sampler in samplers:
             tried = replace(settings, sampler=sampler, mask_sampler=None)
             prediction = _sampled(run, tiles, tried, stored, keep_soft=True)
             numbers = range(prediction.num_samples)
-            found[sampler].append(_energy(run, raters, (prediction.sample(i) for i in numbers)))
+            energies[sampler].append(_energy(run, raters, (prediction.sample(i) for i in numbers)))
             if sampler.total_calls and sampler.method != "hard":
-                found[_trajectory(sampler)].append(_energy(run, raters, (prediction.soft_sample(i) for i in numbers)))
-    return dict(found)
+                soft = (prediction.soft_sample(i) for i in numbers)
+                energies[_trajectory(sampler)].append(_energy(run, raters, soft))
+            voxels = voxels or _voxels(prediction.p_det, run, stored, generator)  # of p_det alone: the same for all
+            means[sampler].add(run, stored, prediction, voxels, ("half",))
+    return dict(energies), [trial for scores in means.values() for trial in scores.trials()]
 
 
 def _energy(run: FoldRun, raters: np.ndarray, samples: Iterator[Tensor]) -> float:
@@ -280,18 +293,6 @@ def _energy(run: FoldRun, raters: np.ndarray, samples: Iterator[Tensor]) -> floa
     return float(np.mean(scores))
 
 
-def finalists(ranked: Sequence[SamplerTrial]) -> list[SamplerSettings]:
-    """Samplers that may make the mean: the first of the ranked ones and, where it draws from p_det alone, the best that
-    is about as good and calls the denoiser: its masks are no better, but its mean may be.
-    """
-    first = ranked[0]
-    if first.sampler.total_calls:
-        return [first.sampler]
-    limit = first.energy + abs(first.energy) * ENERGY_TOLERANCE
-    near = [trial for trial in ranked if trial.sampler.total_calls and trial.energy <= limit]
-    return [first.sampler] + ([min(near, key=lambda t: t.energy).sampler] if near else [])
-
-
 def rank_samplers(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
     """Trials, best first: of those within ENERGY_TOLERANCE of the best the fewest calls and the longest field.
 
@@ -310,33 +311,50 @@ def rank_samplers(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
 
 
 def try_means(run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]) -> list[MeanTrial]:
-    """Every weight w and every cut of the mean, for the sampler of `settings`, on held-out cases."""
-    dice: dict[tuple[float, Decision], list[float]] = defaultdict(list)
-    losses: dict[float, list[float]] = defaultdict(list)
+    """Every weight w and every cut of the mean, for the samplers of `settings`, on held-out cases."""
+    scores = _MeanScores(settings.sampler)
     generator = np.random.default_rng(run.request.seed)
-    scheme = run.plans.labels
-    weights = WEIGHTS if settings.sampler.total_calls else (1.0,)  # without calls the samples' mean is p_det
     for case_id in cases:
         run.leave_if_asked()
         stored = run.data.open(case_id)
         prediction = _sampled(run, _tiled(run, model, stored), settings, stored)
-        masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
-        target = _mean_target(run, stored)
-        chosen = _voxels(prediction.p_det, target, run, stored, generator)
-        for w in weights:
+        scores.add(run, stored, prediction, _voxels(prediction.p_det, run, stored, generator), DECISIONS)
+    return scores.trials()
+
+
+class _MeanScores:
+    """Dice and likelihood of every weight w of one sampler's mean, gathered case by case."""
+
+    def __init__(self, sampler: SamplerSettings) -> None:
+        self.sampler = sampler
+        self.weights = WEIGHTS if sampler.total_calls else (1.0,)  # without calls the samples' mean is p_det
+        self.dice: dict[tuple[float, Decision], list[float]] = defaultdict(list)
+        self.losses: dict[float, list[float]] = defaultdict(list)
+
+    def add(
+        self, run: FoldRun, stored: StoredCase, prediction: CasePrediction, voxels: _Voxels,
+        decisions: Sequence[Decision],
+    ) -> None:  # fmt: skip
+        """Score one case."""
+        scheme = run.plans.labels
+        masks = []
+        if "dice" in decisions:
+            masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
+        for w in self.weights:
             p = prediction.probabilities(w)
-            if len(chosen.indices):
-                q = p.flatten(1)[:, chosen.indices].clamp(FLOOR, 1 - FLOOR)[None]
-                loss = cross_entropy_of_probabilities(q, target.flatten(1)[:, chosen.indices][None], scheme.coding)[0]
-                losses[w].append(float((loss * chosen.weights).sum() / chosen.weights.sum()))
-            for decision in DECISIONS:
-                decided = decided_probabilities(p, masks, scheme, decision)
-                scores = score_on_plan_grid(run, stored, decided)
-                dice[w, decision].append(mean_of_defined(score.dice for score in scores))
-    return [
-        MeanTrial(settings.sampler, w, decision, tuple(found), float(np.mean(losses.get(w, [np.nan]))))
-        for (w, decision), found in dice.items()
-    ]
+            if len(voxels.indices):
+                q = p.flatten(1)[:, voxels.indices].clamp(FLOOR, 1 - FLOOR)[None]
+                loss = cross_entropy_of_probabilities(q, voxels.target[None], scheme.coding)[0]
+                self.losses[w].append(float((loss * voxels.weights).sum() / voxels.weights.sum()))
+            for decision in decisions:
+                scores = score_on_plan_grid(run, stored, decided_probabilities(p, masks, scheme, decision))
+                self.dice[w, decision].append(mean_of_defined(score.dice for score in scores))
+
+    def trials(self) -> list[MeanTrial]:
+        return [
+            MeanTrial(self.sampler, w, decision, tuple(found), float(np.mean(self.losses.get(w, [np.nan]))))
+            for (w, decision), found in self.dice.items()
+        ]
 
 
 def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:
@@ -402,17 +420,13 @@ def _mean_target(run: FoldRun, stored: StoredCase) -> Tensor:
 
 
 def _voxels(
-    p: Tensor,
-    target: Tensor,
-    run: FoldRun,
-    stored: StoredCase,
-    generator: np.random.Generator,
-    near_only: bool = False,
+    p: Tensor, run: FoldRun, stored: StoredCase, generator: np.random.Generator, near_only: bool = False
 ) -> _Voxels:
     """Voxels near foreground that anybody sees, and voxels elsewhere, at most VOXELS_PER_CASE each.
 
     Ignored voxels are left out.
     """
+    target = _mean_target(run, stored)
     first = run.plans.labels.foreground_offset
     seen = (p[first:].amax(dim=0) > NEAR_FOREGROUND) | (target[first:].amax(dim=0) > 0)
     side = [1 if length == 1 else 2 * MARGIN_VOXELS + 1 for length in seen.shape]
@@ -429,4 +443,5 @@ def _voxels(
             kept = found[torch.from_numpy(generator.choice(len(found), VOXELS_PER_CASE, replace=False))]
         indices.append(kept)
         weights.append(torch.full((len(kept),), len(found) / max(len(kept), 1)))
-    return _Voxels(torch.cat(indices), torch.cat(weights))
+    places = torch.cat(indices)
+    return _Voxels(places, torch.cat(weights), target.flatten(1)[:, places])
