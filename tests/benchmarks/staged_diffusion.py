@@ -32,13 +32,14 @@ import csv
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,10 @@ class Bench:
         rival = _best_rival(fold_run, model, settings, temperatures, cases)
         for name, chosen in (("segmenter", tempered), ("rival", rival)):
             rows[name] = self._with_settings(rows[name], name, chosen)
-        for arm in self.arms:
-            if (self.model(arm) / "fold_0/inference.json").is_file():
-                rows |= self._rows_of_arm(arm)
+        trained = [arm for arm in self.arms if (self.model(arm) / "fold_0/inference.json").is_file()]
+        with ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn")) as pool:
+            for found in pool.map(self._rows_of_arm, trained):
+                rows |= found
         return rows
 
     def _with_settings(self, model: Path, name: str, settings: InferenceSettings) -> Path:
@@ -360,7 +362,7 @@ def _best_rival(
     found = []
     for temperature in dict.fromkeys(temperatures):
         tried = replace(settings, temperature=temperature, num_samples=NUM_SAMPLES)
-        for sampler, energies in choosing.energies_of_samplers(fold_run, model, tried, samplers, cases).items():
+        for sampler, energies in choosing.score_samplers(fold_run, model, tried, samplers, cases)[0].items():
             found.append((float(np.mean(energies)), replace(tried, sampler=sampler)))
     return min(found, key=lambda item: item[0])[1]
 
@@ -423,7 +425,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--together", action="store_true", help="train all arms side by side")
     parser.add_argument("--workers", type=int, help="of each training")
-    parser.add_argument("--jobs", type=int, default=1, help="rows scored at a time; more make s/case incomparable")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="arms to choose for and rows to score at a time; more make s/case incomparable",
+    )
     args = parser.parse_args()
     bench = Bench(args)
     {"train": bench.train, "score": bench.score, "table": bench.table, "attention": bench.attention}[args.part]()
