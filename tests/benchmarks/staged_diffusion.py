@@ -54,6 +54,7 @@ from unisegdiff_pipeline.inference.settings import InferenceSettings, read_setti
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.io.raw_dataset import read_groups
 from unisegdiff_pipeline.io.serialization import read_dataclass
 from unisegdiff_pipeline.training import choosing, run
 from unisegdiff_pipeline.training.continuing import PHASE_1_FACTS_NAME, PHASE_1_NAME
@@ -255,7 +256,8 @@ class Bench:
             ece = _mean([calibration_error(merge(of_class)) for of_class in counts])
             settings = read_settings(Path(facts[name]["model"]) / "fold_0")
             found[name] = {"seconds": facts[name]["seconds"], "settings": settings, "cases": cases, "ece": ece}
-        table = _table(found)
+        groups = read_groups(self.raw / self.dataset / "groups.csv")
+        table = _table(found, groups)
         (self.work / f"{self.dataset}.md").write_text(table)
         print(table, flush=True)
 
@@ -367,8 +369,9 @@ def _best_rival(
     return min(found, key=lambda item: item[0])[1]
 
 
-def _table(found: dict[str, Any]) -> str:
+def _table(found: dict[str, Any], groups: dict[str, str]) -> str:
     base = found["segmenter"]["cases"]
+    of_cases = [groups.get(case, case) for case in base]
     lines = [
         "| row | w, cut | calls | Dice [minus segmenter's, 95 %] p | majority | soft Dice | one sample | energy U "
         "| GED U / V | NLL | Brier | ECE | s/case |",
@@ -380,7 +383,7 @@ def _table(found: dict[str, Any]) -> str:
         means = {key: _mean([c[key] for c in cases.values()]) for key in COLUMNS}
         dice = f"{means['dice']:.3f}"
         if name != "segmenter":
-            pair = paired_comparison([cases[c]["dice"] for c in base], [base[c]["dice"] for c in base])
+            pair = paired_comparison([cases[c]["dice"] for c in base], [base[c]["dice"] for c in base], of_cases)
             dice += f" [{pair.mean_difference:+.3f}, {pair.ci_low:+.3f} to {pair.ci_high:+.3f}] {pair.p_wilcoxon:.2g}"
         sampled = name != "segmenter"
         calls = str(settings.sampler.total_calls) + (" hard" if settings.sampler.method == "hard" else "")

@@ -13,12 +13,43 @@ from scipy import stats
 from unisegdiff_pipeline.evaluation.comparison import (
     bootstrap_interval,
     holm,
+    mean_gain,
     paired_comparison,
     rank_table,
     signed_rank_test,
 )
 
 NAN = math.nan
+
+
+# Standard errors
+
+
+def test_gain_over_cases_equals_scipy() -> None:
+    a, b = np.random.default_rng(0).uniform(size=(2, 12))
+    assert mean_gain([*a, NAN], [*b, 0.5]) == pytest.approx((np.mean(a - b), stats.sem(a - b)))
+
+
+def test_cases_of_one_patient_count_as_one() -> None:
+    of_patients = [0.1, 0.3, -0.2]
+    once = mean_gain(of_patients, [0.0] * 3)
+    thrice = mean_gain(np.repeat(of_patients, 3).tolist(), [0.0] * 9, list("aaabbbccc"))
+    assert thrice == pytest.approx(once)
+
+
+def test_patients_of_unequal_size_by_hand() -> None:
+    # mean 0.1; sums of deviations 0.2 + 0.2 - 0.1 = 0.3 and -0.3; sqrt(2 * 0.18) / 4
+    gain = mean_gain([0.3, 0.3, 0.0, -0.2], [0.0] * 4, ["a", "a", "a", "b"])
+    assert gain == pytest.approx((0.1, math.sqrt(2 * 0.18) / 4))
+
+
+def test_one_patient_alone_is_judged_by_the_cases() -> None:
+    assert mean_gain([0.1, 0.3], [0.0, 0.0], ["a", "a"]) == mean_gain([0.1, 0.3], [0.0, 0.0])
+
+
+def test_too_few_cases_for_an_error() -> None:
+    assert mean_gain([0.5], [0.25]) == (0.25, 0.0)
+    assert mean_gain([NAN], [0.25]) == (0.0, 0.0)
 
 
 # Bootstrap

@@ -171,22 +171,25 @@ def test_continuing_gives_the_same_bits_as_never_having_stopped(
 
 
 @pytest.mark.parametrize(
-    ("best", "last", "kept"),
+    ("best", "last", "groups", "kept"),
     [
-        ((0.9, 0.8, 0.7, 0.6), (0.8, 0.7, 0.6, 0.5), "best"),  # better in every case
-        ((0.9, 0.9, 0.9, 0.2), (0.2, 0.8, 0.8, 0.8), "ema"),  # by luck in one
-        ((0.804, 0.704, 0.604), (0.8, 0.7, 0.6), "ema"),  # by next to nothing
-        ((0.9, 0.8, 0.7), (0.8, 0.7), "best"),  # a later sitting looked at fewer cases
-        ((0.9,), (0.8,), "ema"),
+        ((0.9, 0.8, 0.7, 0.6), (0.8, 0.7, 0.6, 0.5), "abcd", "best"),  # better in every case
+        ((0.9, 0.9, 0.9, 0.2), (0.2, 0.8, 0.8, 0.8), "abcd", "ema"),  # by luck in one
+        ((0.9, 0.9, 0.9, 0.9, 0.7, 0.7), (0.7,) * 6, "abcdef", "best"),
+        ((0.9, 0.9, 0.9, 0.9, 0.7, 0.7), (0.7,) * 6, "aaaabb", "ema"),  # by luck in one of two patients
+        ((0.804, 0.704, 0.604), (0.8, 0.7, 0.6), "abc", "ema"),  # by next to nothing
+        ((0.9, 0.8, 0.7), (0.8, 0.7), "ab", "best"),  # a later sitting looked at fewer cases
+        ((0.9,), (0.8,), "a", "ema"),
     ],
 )
 def test_earlier_weights_replace_the_last_only_where_the_cases_bear_it_out(
-    best: tuple[float, ...], last: tuple[float, ...], kept: str
+    best: tuple[float, ...], last: tuple[float, ...], groups: str, kept: str
 ) -> None:
     loaded: list[object] = []
     trainer: Any = SimpleNamespace(
         best=best,
         last=last,
+        groups=tuple(groups),
         best_weights={},
         ema=SimpleNamespace(network=SimpleNamespace(load_state_dict=loaded.append)),
         run=SimpleNamespace(log=SimpleNamespace(say=lambda line: None)),

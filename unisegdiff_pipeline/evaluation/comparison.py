@@ -118,13 +118,21 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def mean_gain(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """Mean of a - b over the cases where both are defined, and its standard error; each 0 without cases enough."""
-    found = np.subtract(a, b)
-    found = found[~np.isnan(found)]
+def mean_gain(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None = None) -> tuple[float, float]:
+    """Mean of a - b over the cases where both are defined, and its standard error; each 0 without cases enough.
+
+    With the group (patient) of each case the error is that of a mean over groups of unequal size (Cochran 1977,
+    "Sampling techniques", section 9.3); one group alone says nothing of others, and its cases count instead.
+    """
+    found, unit = _defined(np.subtract(a, b), groups)
     if len(found) < 2:
         return (float(found.mean()) if len(found) else 0.0), 0.0
-    return float(found.mean()), float(found.std(ddof=1) / len(found) ** 0.5)
+    mean = float(found.mean())
+    if unit.max() == 0:
+        unit = np.arange(len(found))
+    totals = np.bincount(unit, weights=found - mean)
+    units = len(totals)
+    return mean, float(np.sqrt(units / (units - 1) * np.square(totals).sum()) / len(found))
 
 
 def paired_comparison(

@@ -97,7 +97,8 @@ class SamplerTrial:
 class MeanTrial:
     """A way to make the mask, and the Dice and negative log-likelihood that it reached on the hold-out.
 
-    `dice_of_cases` are means over the classes of a case, NaN where none is defined; all trials have the same cases.
+    `dice_of_cases` are means over the classes of a case, NaN where none is defined; all trials have the same cases, of
+    these groups (patients).
     """
 
     sampler: SamplerSettings
@@ -105,6 +106,7 @@ class MeanTrial:
     decision: Decision
     dice_of_cases: tuple[float, ...]
     nll: float
+    groups: tuple[str, ...] | None = None
 
     @property
     def dice(self) -> float:
@@ -113,7 +115,7 @@ class MeanTrial:
 
     def gain(self, other: MeanTrial) -> tuple[float, float]:
         """Mean difference of Dice to another trial over the same cases, and its standard error."""
-        return mean_gain(self.dice_of_cases, other.dice_of_cases)
+        return mean_gain(self.dice_of_cases, other.dice_of_cases, self.groups)
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,7 @@ class _MeanScores:
         self.weights = WEIGHTS if sampler.total_calls else (1.0,)  # without calls the samples' mean is p_det
         self.dice: dict[tuple[float, Decision], list[float]] = defaultdict(list)
         self.losses: dict[float, list[float]] = defaultdict(list)
+        self.groups: list[str] = []
 
     def add(
         self, run: FoldRun, stored: StoredCase, prediction: CasePrediction, voxels: _Voxels,
@@ -337,6 +340,7 @@ class _MeanScores:
     ) -> None:  # fmt: skip
         """Score one case."""
         scheme = run.plans.labels
+        self.groups.append(stored.properties.group or stored.case_id)
         masks = []
         if "dice" in decisions:
             masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
@@ -352,7 +356,14 @@ class _MeanScores:
 
     def trials(self) -> list[MeanTrial]:
         return [
-            MeanTrial(self.sampler, w, decision, tuple(found), float(np.mean(self.losses.get(w, [np.nan]))))
+            MeanTrial(
+                self.sampler,
+                w,
+                decision,
+                tuple(found),
+                float(np.mean(self.losses.get(w, [np.nan]))),
+                tuple(self.groups),
+            )
             for (w, decision), found in self.dice.items()
         ]
 

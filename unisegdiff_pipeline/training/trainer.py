@@ -114,6 +114,7 @@ class Trainer(abc.ABC):
         # Dice of each held-out case with `best_weights`, and with the last ones that were looked at
         self.best: tuple[float, ...] = ()
         self.last: tuple[float, ...] = ()
+        self.groups: tuple[str, ...] = ()
         self.best_weights: dict[str, Tensor] | None = None
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
         torch.manual_seed(int(text_hash(f"{run.request.seed}|weights|{self.phase}")[:15], 16))
@@ -334,7 +335,7 @@ class Trainer(abc.ABC):
         shown = "  ".join(f"{name.removeprefix('dice_')} {value:.3f}" for name, value in scores.items())
         cases = counted(len(self.run.monitored_cases), "held-out case")
         self.run.log.say(f"phase {self.phase}  Dice on {cases}: {shown}")
-        self.last = found.of_cases
+        self.last, self.groups = found.of_cases, found.groups
         if self.best_weights is None or self.gain_of_best()[0] < 0:
             self.best, self.best_weights = self.last, cpu_state(self.ema.network)
         self.run.log.refresh_report()
@@ -347,7 +348,7 @@ class Trainer(abc.ABC):
         count = min(len(self.best), len(self.last))
         if count < 2:  # one case tells nothing
             return 0.0, 0.0
-        return mean_gain(self.best[:count], self.last[:count])
+        return mean_gain(self.best[:count], self.last[:count], self.groups[:count])
 
     def _describe(self) -> str:
         length = (

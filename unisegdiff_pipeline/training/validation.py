@@ -43,11 +43,12 @@ class HeldOutDice:
     """Dice on held-out cases during training.
 
     `means` has the keys "dice_mean" and "dice_<class>"; `of_cases` the mean over the classes of each case, NaN where
-    none is defined.
+    none is defined; `groups` the group (patient) of each.
     """
 
     means: dict[str, float]
     of_cases: tuple[float, ...]
+    groups: tuple[str, ...]
 
 
 def validate_cases(
@@ -58,9 +59,10 @@ def validate_cases(
     With `picture`, pictures of one of the cases are kept on the way.
     """
     shown = None if picture is None else shown_case(run)
-    cases = []
+    cases, groups = [], []
     for case_id in run.monitored_cases:
         stored = run.data.open(case_id)
+        groups.append(stored.properties.group or case_id)
         prediction = predict_stored(run, model, stored, settings, num_samples, keep_samples=case_id == shown)
         if picture is not None and case_id == shown:
             keep_pictures(run, picture, stored, prediction)
@@ -69,6 +71,7 @@ def validate_cases(
     return HeldOutDice(
         {"dice_mean": summary.mean_dice, **{f"dice_{c.class_name}": c.mean_dice for c in summary.classes}},
         tuple(mean_of_defined(score.dice for score in case.scores) for case in cases),
+        tuple(groups),
     )
 
 
