@@ -10,9 +10,10 @@ iterations as the staged one's had, which cost the same. What is there is not tr
 train side by side on one GPU, each phase 2 for the seconds that the staged one's has left.
 `score` predicts the fold's validation cases, which nothing was chosen on, and evaluates them with usd_evaluate, `table`
 prints what has been scored again; likelihood, Brier score and calibration are taken near what any annotator or any row
-sees, the same voxels for every row:
+sees, the same voxels for every row, and likelihood over whole cases as well:
 
     segmenter   trained for the seconds of both phases, temperature fitted on the hold-out near objects, as scored
+    whole       the same, temperature fitted on all voxels of held-out cases
     rival       coherent draws from that segmenter, without any denoiser; length of the field and temperature by the
                 energy score on the hold-out
     p_det       the staged diffusion's segmenter, and draws from it
@@ -71,8 +72,9 @@ ARMS = (
     "FixedThirdsDiffusionTrainer",
 )
 EVALUATED = ("dice", "single_sample_dice", "energy_score_u", "ged_u", "ged_v")  # by usd_evaluate
-COLUMNS = (*EVALUATED, "majority", "soft_dice", "nll", "brier")
+COLUMNS = (*EVALUATED, "majority", "soft_dice", "nll", "brier", "nll_whole")
 NUM_SAMPLES = 8
+PLAIN = ("segmenter", "whole")  # rows without samples
 SEARCHES = {"full": choosing.FULL_SEARCH, "short": choosing.SHORT_SEARCH, "quick": choosing.QUICK_SEARCH}
 
 
@@ -161,15 +163,16 @@ class Bench:
 
     def rows(self) -> dict[str, Path]:
         """Model folder of each row; the segmenter and its rival get the settings they are scored with."""
-        rows = {"segmenter": self.model("segmenter"), "rival": self.model("segmenter")}
+        rows = {}
         fold_run = self.holdout_run("segmenter")
         model, settings = finished_model(fold_run)
         cases = fold_run.holdout_cases[: self.holdout_cases]
-        tempered = replace(settings, temperature=_temperature_near_objects(fold_run, model, cases))
+        tempered = replace(settings, temperature=_one_temperature(fold_run, model, cases, near_only=True))
+        whole = replace(settings, temperature=_one_temperature(fold_run, model, cases, near_only=False))
         temperatures = (Temperature(), settings.temperature, tempered.temperature)
         rival = _best_rival(fold_run, model, settings, temperatures, cases)
-        for name, chosen in (("segmenter", tempered), ("rival", rival)):
-            rows[name] = self._with_settings(rows[name], name, chosen)
+        for name, chosen in (("segmenter", tempered), ("whole", whole), ("rival", rival)):
+            rows[name] = self._with_settings(self.model("segmenter"), name, chosen)
         trained = [arm for arm in self.arms if (self.model(arm) / "fold_0/inference.json").is_file()]
         with ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn")) as pool:
             for found in pool.map(self._rows_of_arm, trained):
@@ -226,6 +229,7 @@ class Bench:
     def score(self) -> None:
         images, _ = self.images()
         rows = self.rows()
+        shutil.rmtree(self.work / "masks" / self.dataset, ignore_errors=True)  # of rows chosen before
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(lambda item: self._predict(*item, images), enumerate(rows.items())))
         self.table()
@@ -235,7 +239,7 @@ class Bench:
         name, model = row
         output = self.work / "masks" / self.dataset / name
         start = time.monotonic()
-        samples = [] if name == "segmenter" else ["--samples", NUM_SAMPLES, "--save-samples"]
+        samples = ["--samples", NUM_SAMPLES, "--save-samples"] if name not in PLAIN else []
         arguments = ["-i", images, "-o", output, "-m", model, "-f", 0, "--save-probabilities", "--device", self.device]
         self.call("usd_predict", *arguments, *samples)
         facts = {"number": number, "seconds": time.monotonic() - start, "model": str(model)}
@@ -324,7 +328,9 @@ def _more_scores(dataset: Path, output: Path, all_rows: Sequence[Path], case: st
     maps = [read_labels(path).array[0] for path in raters] or [reference]
     p = np.load(output / "probabilities" / f"{case}.npz")["probabilities"].astype(np.float32)
     predicted = [read_labels(row / f"{case}{ending}").array[0] for row in all_rows]
-    scores: dict[str, list[Any]] = {"soft_dice": [], "nll": [], "brier": [], "counts": [], "majority": []}
+    scores: dict[str, list[Any]] = {
+        name: [] for name in ("soft_dice", "nll", "brier", "counts", "nll_whole", "majority")
+    }
     for index, of_class in enumerate(zip(*(scheme.class_masks(labels) for labels in maps), strict=True)):
         masks, soft = [mask for _, mask in of_class], p[scheme.foreground_offset + index]
         target = np.mean(masks, axis=0)
@@ -338,6 +344,7 @@ def _more_scores(dataset: Path, output: Path, all_rows: Sequence[Path], case: st
         found = case_calibration(soft, masks, region)
         for name in ("nll", "brier", "counts"):
             scores[name].append(getattr(found, name))
+        scores["nll_whole"].append(case_calibration(soft, masks, np.ones_like(region)).nll)
     samples = [read_labels(path).array[0] for path in sorted((output / "samples").glob(f"{case}_sample*"))]
     if samples:
         vote = scheme.decode(np.mean([scheme.encode(labels) for labels in samples], axis=0))
@@ -346,12 +353,12 @@ def _more_scores(dataset: Path, output: Path, all_rows: Sequence[Path], case: st
     return {name: values if name == "counts" else _mean(values) for name, values in scores.items()}
 
 
-def _temperature_near_objects(fold_run: FoldRun, model: Any, cases: Sequence[str]) -> Temperature:
-    """The one temperature with the least likelihood loss near objects, where calibration is scored."""
+def _one_temperature(fold_run: FoldRun, model: Any, cases: Sequence[str], near_only: bool) -> Temperature:
+    """The one temperature with the least likelihood loss near objects, where calibration is scored, or everywhere."""
     coding = fold_run.plans.labels.coding
-    z, t, _ = choosing.held_out_logits(fold_run, model, cases, near_only=True)
+    z, t, weights = choosing.held_out_logits(fold_run, model, cases, near_only)
     one = [Temperature(value, value) for value in choosing.TEMPERATURES]
-    return min(one, key=lambda value: float(cross_entropy(temper(z, coding, value), t, coding).mean()))
+    return min(one, key=lambda value: float((weights * cross_entropy(temper(z, coding, value), t, coding)[0]).sum()))
 
 
 def _best_rival(
@@ -374,8 +381,8 @@ def _table(found: dict[str, Any], groups: dict[str, str]) -> str:
     of_cases = [groups.get(case, case) for case in base]
     lines = [
         "| row | w, cut | calls | Dice [minus segmenter's, 95 %] p | majority | soft Dice | one sample | energy U "
-        "| GED U / V | NLL | Brier | ECE | s/case |",
-        "|" + "---|" * 13,
+        "| GED U / V | NLL | Brier | ECE | NLL, whole cases | s/case |",
+        "|" + "---|" * 14,
     ]
     for name, row in found.items():
         cases = row["cases"]
@@ -385,7 +392,7 @@ def _table(found: dict[str, Any], groups: dict[str, str]) -> str:
         if name != "segmenter":
             pair = paired_comparison([cases[c]["dice"] for c in base], [base[c]["dice"] for c in base], of_cases)
             dice += f" [{pair.mean_difference:+.3f}, {pair.ci_low:+.3f} to {pair.ci_high:+.3f}] {pair.p_wilcoxon:.2g}"
-        sampled = name != "segmenter"
+        sampled = name not in PLAIN
         calls = str(settings.sampler.total_calls) + (" hard" if settings.sampler.method == "hard" else "")
         if settings.mask_sampler is not None:
             calls += f", masks {settings.mask_sampler.total_calls}"
@@ -399,6 +406,7 @@ def _table(found: dict[str, Any], groups: dict[str, str]) -> str:
             f"{means['nll']:.4f}",
             f"{means['brier']:.4f}",
             f"{row['ece']:.4f}",
+            f"{means['nll_whole']:.5f}",
             f"{row['seconds'] / len(cases):.2f}",
         ]
         lines.append("| " + " | ".join("-" if v == "nan" else v for v in values) + " |")
