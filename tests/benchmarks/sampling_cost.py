@@ -19,6 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 from unisegdiff_pipeline.networks.denoiser import Denoiser
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, resolve_device
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="patches of 512 x 512 and 128 x 128 x 128")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the commands do
     device = resolve_device(args.device)
     columns = ["network", "patch", "call / forward, multiply-adds", "8 samples x 4 calls + forward"]
     columns += ["call of 8 samples / forward, seconds", *(f"{n} calls" for n in CALLS)]

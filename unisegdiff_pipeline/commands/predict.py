@@ -110,7 +110,9 @@ def _predict(args: argparse.Namespace) -> None:
         return
 
     from unisegdiff_pipeline.inference.predictor import predict_folder  # imports torch, which takes seconds
+    from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 
+    keep_freed_memory()
     say(f"Model: {model}")
     predict_folder(
         source,

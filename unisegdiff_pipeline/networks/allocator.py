@@ -17,7 +17,8 @@ def keep_freed_memory() -> bool:
     By default glibc maps every large block anew and unmaps it when it is freed, so that each activation of each
     training step is first zeroed page by page by the kernel. On machines where a page fault is dear (virtual ones
     above all) that took as long as the convolutions themselves. The process keeps its peak memory instead, which a
-    training reaches in every step anyway. Other allocators and systems are left as they are; a GPU does not need it.
+    training reaches in every step and a prediction in every case. Other allocators and systems are left as they are; a
+    GPU does not need it.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False
