@@ -68,7 +68,7 @@ FLOOR = 1e-4
 class Search:
     """How far samplers are searched: draws from p_det and after one call always, and these longer trajectories.
 
-    `calls_per_case` is about what a case takes with the final, drawing and scoring included.
+    `calls_per_case` are the network calls of the trajectories and the final, with drawing and scoring their masks.
     """
 
     trajectories: tuple[SamplerSettings, ...]
@@ -80,9 +80,9 @@ class Search:
         return max(t.total_calls for t in (ONE_CALL, *self.trajectories))
 
 
-FULL_SEARCH = Search(TRAJECTORIES, 36.0)
-SHORT_SEARCH = Search(tuple(t for t in TRAJECTORIES if t.total_calls <= 3), 25.0)
-QUICK_SEARCH = Search((), 10.0)
+FULL_SEARCH = Search(TRAJECTORIES, 26.0)
+SHORT_SEARCH = Search(tuple(t for t in TRAJECTORIES if t.total_calls <= 3), 15.0)
+QUICK_SEARCH = Search((), 2.0)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from unisegdiff_pipeline.training.validation import planned_settings, predict_st
 CHOOSING_SHARE = 0.1  # of the time budget, for choosing on the hold-out
 MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
 DESCRIBING_SHARE = 0.02  # of the time budget, for what phase 1 is like on the hold-out
+# In forward passes over a case: what temperatures, draws without calls and their scores take; 4 to 9 were measured.
+CHOOSING_PASSES = 9
 FEWEST_CASES = 6  # to choose on, however short the time is
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
 UNFORESEEN_S = 5.0
@@ -24,8 +26,10 @@ UNFORESEEN_SHARE = 0.02  # of the time budget: the costs of a case are measured 
 LEAST_PHASE_2_S = 1.0
 LEAST_PHASE_2_SHARE = 0.15  # of the time budget
 # Of the time budget, for choosing and the final validation. Phase 1 keeps no more, because it knows the costs of
-# untrained weights only: these sample everywhere, trained ones around lesions.
+# untrained weights only: these sample everywhere, trained ones around lesions. What the shortest search needs has to be
+# there in any case, so of that it keeps more.
 LARGEST_FINAL_SHARE = 0.15
+LARGEST_QUICK_SHARE = 0.4
 TOO_SHORT_SHARE = 0.8  # of the time budget, needed by the final validation alone
 
 
@@ -43,7 +47,10 @@ class Costs:
     @property
     def choosing_s(self) -> float:
         """Seconds a case takes when temperatures and settings are chosen."""
-        return 3 * self.segment_s + self.sample_s * self.search.calls_per_case / SamplerSettings().total_calls
+        return (
+            CHOOSING_PASSES * self.segment_s
+            + self.sample_s * self.search.calls_per_case / SamplerSettings().total_calls
+        )
 
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as the time for choosing allows, at least FEWEST_CASES."""
@@ -142,7 +149,8 @@ def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> 
             f"--max-time {run.request.max_time_s:g} s is too short: the validation of {len(run.validation_cases)} "
             f"cases needs about {least:.0f} s of it; give at least {2 * least:.0f} s."
         )
-    reserved = costs.final_s(run, LARGEST_FINAL_SHARE) + start_s
+    quick_s = replace(costs, search=QUICK_SEARCH).final_s(run, LARGEST_QUICK_SHARE)
+    reserved = max(costs.final_s(run, LARGEST_FINAL_SHARE), quick_s) + start_s
     return PhaseBudget(seconds=share * (run.request.max_time_s - reserved))
 
 
