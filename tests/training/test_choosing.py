@@ -33,6 +33,11 @@ def test_of_about_equal_samplers_the_one_with_the_fewest_calls_wins() -> None:
     assert [t.sampler for t in rank_samplers(trials)] == [TWO, EIGHT, NONE]
 
 
+def test_draws_without_calls_have_to_be_the_best_outright() -> None:
+    assert rank_samplers([SamplerTrial(NONE, 0.751), SamplerTrial(EIGHT, 0.750)])[0].sampler == EIGHT
+    assert rank_samplers([SamplerTrial(NONE, 0.750), SamplerTrial(EIGHT, 0.751)])[0].sampler == NONE
+
+
 def test_of_about_equal_draws_the_one_with_the_longest_field_wins() -> None:
     long = replace(NONE, correlation_length_mm=64.0)
     assert rank_samplers([SamplerTrial(NONE, 0.750), SamplerTrial(long, 0.760)])[0].sampler == long

@@ -215,9 +215,10 @@ def choose_settings(
 def _try_samplers(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search
 ) -> tuple[list[SamplerTrial], list[MeanTrial]]:
-    """Draws from p_det with several lengths of the field, and the trajectories with the best length, on all cases.
+    """Draws from p_det with several lengths of the field, then draws and trajectories with the best length.
 
-    All on all cases: the differences between trajectories are smaller than those between a few cases.
+    All on all cases: the differences between trajectories are smaller than those between a few cases. The best of many
+    lengths is mostly the luckiest, so with this length all draw other masks than those that chose it.
     """
     first = run.data.open(cases[0])
     spacing = first.properties.spacing_mm[-run.configuration.network.dims :]
@@ -225,13 +226,13 @@ def _try_samplers(
     without_calls = [
         SamplerSettings("ddim", "det", 0, 0.0, round(voxels * unit_mm, 3), draw=True) for voxels in LENGTHS_VOXELS
     ]
-    found, means = score_samplers(run, model, settings, without_calls, cases)
-    best_length = rank_samplers(_trials(found))[0].sampler.correlation_length_mm
+    found, _ = score_samplers(run, model, settings, without_calls, cases)
+    best = rank_samplers(_trials(found))[0].sampler
     # Pure noise holds no mask to invert, as a network for the noise would have to.
     able = [t for t in (ONE_CALL, *search.trajectories) if settings.target != "epsilon" or t.start == "det"]
-    calling = [replace(t, correlation_length_mm=best_length, draw=True) for t in able]
-    found_calling, means_calling = score_samplers(run, model, settings, calling, cases) if calling else ({}, [])
-    return rank_samplers(_trials(found | found_calling)), means + means_calling
+    calling = [replace(t, correlation_length_mm=best.correlation_length_mm, draw=True) for t in able]
+    found, means = score_samplers(run, model, settings, [best, *calling], cases, first_sample=settings.num_samples)
+    return rank_samplers(_trials(found)), means
 
 
 def _trajectory(sampler: SamplerSettings) -> SamplerSettings:
@@ -249,10 +250,12 @@ def score_samplers(
     settings: InferenceSettings,
     samplers: Sequence[SamplerSettings],
     cases: Sequence[str],
+    first_sample: int = 0,
 ) -> tuple[dict[SamplerSettings, list[float]], list[MeanTrial]]:
     """Energy scores of the masks of samplers that draw at their end, case by case, and their means, cut at 0.5.
 
-    The same calls also give the energy scores of cutting each sample at 0.5 instead of drawing its mask.
+    The same calls also give the energy scores of cutting each sample at 0.5 instead of drawing its mask. Samples are
+    counted from `first_sample` on: others have other noise.
     """
     energies: dict[SamplerSettings, list[float]] = defaultdict(list)
     means = {sampler: _MeanScores(sampler) for sampler in samplers}
@@ -265,7 +268,7 @@ def score_samplers(
         voxels: _Voxels | None = None
         for sampler in samplers:
             tried = replace(settings, sampler=sampler, mask_sampler=None)
-            prediction = _sampled(run, tiles, tried, stored, keep_soft=True)
+            prediction = _sampled(run, tiles, tried, stored, keep_soft=True, first_sample=first_sample)
             numbers = range(prediction.num_samples)
             energies[sampler].append(_energy(run, raters, (prediction.sample(i) for i in numbers)))
             if sampler.total_calls and sampler.method != "hard":
@@ -299,13 +302,14 @@ def rank_samplers(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
     """Trials, best first: of those within ENERGY_TOLERANCE of the best the fewest calls and the longest field.
 
     A dozen cases tell energy scores apart by a few per cent. A long field draws an object as a whole or not at all; a
-    short one leaves pieces of it nearly always, which overlap hardly tells and counting lesions does.
+    short one leaves pieces of it nearly always, which overlap hardly tells and counting lesions does. Draws without
+    any call have to be the best outright: their probabilities were tempered on these very cases, those of calls not.
     """
-    limit = min((trial.energy for trial in trials), default=0.0)
-    limit += abs(limit) * ENERGY_TOLERANCE
+    best = min(trials, key=lambda trial: trial.energy)
+    limit = best.energy + abs(best.energy) * ENERGY_TOLERANCE
 
     def order(trial: SamplerTrial) -> tuple[bool, int, float, float]:
-        if trial.energy > limit:
+        if trial.energy > limit or (best.sampler.total_calls > 0) != (trial.sampler.total_calls > 0):
             return True, 0, 0.0, trial.energy
         return False, trial.sampler.total_calls, -trial.sampler.correlation_length_mm, trial.energy
 
@@ -398,14 +402,15 @@ def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:
 
 
 def _sampled(
-    run: FoldRun, tiles: TiledCase, settings: InferenceSettings, stored: StoredCase, keep_soft: bool = False
-) -> CasePrediction:
+    run: FoldRun, tiles: TiledCase, settings: InferenceSettings, stored: StoredCase, keep_soft: bool = False,
+    first_sample: int = 0,
+) -> CasePrediction:  # fmt: skip
     return sample_case(
         tiles,
         settings,
         case_id=stored.case_id,
         seed=run.request.seed,
-        sample_ids=range(settings.num_samples),
+        sample_ids=range(first_sample, first_sample + settings.num_samples),
         spacing_mm=stored.properties.spacing_mm,
         keep_soft=keep_soft,
     )
