@@ -344,7 +344,7 @@ def _more_scores(dataset: Path, output: Path, all_rows: Sequence[Path], case: st
         found = case_calibration(soft, masks, region)
         for name in ("nll", "brier", "counts"):
             scores[name].append(getattr(found, name))
-        scores["nll_whole"].append(case_calibration(soft, masks, np.ones_like(region)).nll)
+        scores["nll_whole"].append(case_calibration(soft, masks, ~scheme.ignored(reference)).nll)
     samples = [read_labels(path).array[0] for path in sorted((output / "samples").glob(f"{case}_sample*"))]
     if samples:
         vote = scheme.decode(np.mean([scheme.encode(labels) for labels in samples], axis=0))

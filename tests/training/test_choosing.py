@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from unisegdiff_pipeline.training.choosing import (
 )
 
 TWO, EIGHT = SamplerSettings(num_calls=2), SamplerSettings(num_calls=8)
+THREE = SamplerSettings(num_calls=3)
 NONE = SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4.0)
 
 
@@ -33,9 +36,40 @@ def test_of_about_equal_samplers_the_one_with_the_fewest_calls_wins() -> None:
     assert [t.sampler for t in rank_samplers(trials)] == [TWO, EIGHT, NONE]
 
 
-def test_draws_without_calls_have_to_be_the_best_outright() -> None:
+def test_draws_without_calls_have_to_be_no_worse_than_the_sampler_that_is_taken_else() -> None:
     assert rank_samplers([SamplerTrial(NONE, 0.751), SamplerTrial(EIGHT, 0.750)])[0].sampler == EIGHT
-    assert rank_samplers([SamplerTrial(NONE, 0.750), SamplerTrial(EIGHT, 0.751)])[0].sampler == NONE
+    assert rank_samplers([SamplerTrial(NONE, 0.750), SamplerTrial(EIGHT, 0.750)])[0].sampler == NONE
+    eight, two = SamplerTrial(EIGHT, 0.750), SamplerTrial(TWO, 0.760)
+    assert [t.sampler for t in rank_samplers([eight, SamplerTrial(NONE, 0.755), two])] == [NONE, TWO, EIGHT]
+
+
+def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_field(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[list[SamplerSettings], int]] = []
+
+    def score(
+        run: object, model: object, settings: object, samplers: Sequence[SamplerSettings], cases: object,
+        first_sample: int = 0,
+    ) -> tuple[dict[SamplerSettings, list[float]], list[MeanTrial]]:  # fmt: skip
+        asked.append((list(samplers), first_sample))
+        lucky = 0.7 if first_sample == 0 else 0.9
+        return {s: [0.8 if s.total_calls or s.correlation_length_mm != 8 else lucky] for s in samplers}, []
+
+    stored = SimpleNamespace(properties=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0)))
+    run: Any = SimpleNamespace(
+        data=SimpleNamespace(open=lambda case: stored),
+        configuration=SimpleNamespace(network=SimpleNamespace(dims=2)),
+    )
+    monkeypatch.setattr(choosing, "score_samplers", score)
+    model: Any = None
+    ranked, _ = choosing._try_samplers(run, model, InferenceSettings(-3.0, 0.5), ["a"], choosing.QUICK_SEARCH)
+    (lengths, first), (final, fresh) = asked
+    assert (len(lengths), first) == (len(choosing.LENGTHS_VOXELS), 0)
+    assert ([s.total_calls for s in final], fresh) == ([0, 1], 8)
+    assert {s.correlation_length_mm for s in final} == {8.0}
+    assert ranked[0].sampler.total_calls == 1  # the draws' 0.7 was luck
+    assert len(ranked) == 1 + len(choosing.LENGTHS_VOXELS)
 
 
 def test_of_about_equal_draws_the_one_with_the_longest_field_wins() -> None:
@@ -44,19 +78,19 @@ def test_of_about_equal_draws_the_one_with_the_longest_field_wins() -> None:
     assert rank_samplers([SamplerTrial(NONE, 0.750), SamplerTrial(long, 0.770)])[0].sampler == NONE
 
 
-@pytest.mark.parametrize("winner", [NONE, EIGHT])
+@pytest.mark.parametrize("winner", [NONE, THREE])
 def test_where_another_sampler_makes_the_mean_the_first_still_draws_the_masks(
     monkeypatch: pytest.MonkeyPatch, winner: SamplerSettings
 ) -> None:
-    """EIGHT has the likeliest mean when cut at 0.5, whatever its masks; the final decides with every cut."""
-    ranked = [SamplerTrial(NONE, 0.750), SamplerTrial(TWO, 0.755), SamplerTrial(EIGHT, 0.9)]
+    """THREE has the likeliest mean when cut at 0.5, whatever its masks; the final decides with every cut."""
+    ranked = [SamplerTrial(NONE, 0.750), SamplerTrial(TWO, 0.755), SamplerTrial(THREE, 0.9)]
     halves = [
         MeanTrial(s, w, "half", (0.8, 0.9), nll)
-        for s, w, nll in ((TWO, 1.0, 0.5), (TWO, 0.5, 0.49), (EIGHT, 1.0, 0.5), (EIGHT, 0.5, 0.48), (NONE, 1.0, 0.5))
+        for s, w, nll in ((TWO, 1.0, 0.5), (TWO, 0.5, 0.49), (THREE, 1.0, 0.5), (THREE, 0.5, 0.48), (NONE, 1.0, 0.5))
     ]
 
     def means(run: object, model: object, settings: InferenceSettings, cases: object) -> list[MeanTrial]:
-        assert settings.sampler in (NONE, EIGHT)
+        assert settings.sampler in (NONE, THREE)
         loss = 0.4 if settings.sampler == winner else 0.5
         assert settings.mask_sampler == (None if settings.sampler == NONE else NONE)
         return [MeanTrial(settings.sampler, 1.0, "half", (0.8, 0.9), loss)]
@@ -69,19 +103,33 @@ def test_where_another_sampler_makes_the_mean_the_first_still_draws_the_masks(
     assert chosen.mask_sampler == (None if winner == NONE else NONE)
 
 
-def test_a_mean_that_is_no_better_adds_no_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    halves = [MeanTrial(s, w, "half", (0.8, 0.9), 0.5 - (w == 1) / 10) for s in (EIGHT, TWO) for w in (0.5, 1.0)]
+@pytest.mark.parametrize(
+    ("first", "losses"),
+    [
+        (TWO, {(TWO, 1.0): 0.4}),  # p_det is likeliest
+        (TWO, {(TWO, 0.5): 0.4}),
+        (replace(TWO, draw=False), {(TWO, 0.5): 0.4}),  # cut or drawn: the mean is the same
+        (TWO, {(EIGHT, 0.5): 0.4}),  # ten calls together are more than the longest sampler takes
+    ],
+)
+def test_a_mean_that_is_no_better_or_too_dear_adds_no_sampler(
+    monkeypatch: pytest.MonkeyPatch, first: SamplerSettings, losses: dict[tuple[SamplerSettings, float], float]
+) -> None:
+    drawing = {s: replace(s, draw=True, correlation_length_mm=4.0) for s in (EIGHT, TWO)}
+    halves = [
+        MeanTrial(drawing[s], w, "half", (0.8, 0.9), losses.get((s, w), 0.5)) for s in (EIGHT, TWO) for w in (0.5, 1.0)
+    ]
     tried = []
 
     def means(run: object, model: object, settings: InferenceSettings, cases: object) -> list[MeanTrial]:
         tried.append(settings.sampler)
         return [MeanTrial(settings.sampler, 1.0, "half", (0.8, 0.9), 0.4)]
 
-    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: ([SamplerTrial(TWO, 0.75)], halves))
+    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: ([SamplerTrial(first, 0.75)], halves))
     monkeypatch.setattr(choosing, "try_means", means)
     chosen = choosing.choose_settings(None, None, InferenceSettings(-3.0, 0.5), ["a"]).settings  # type: ignore[arg-type]
-    assert tried == [TWO]
-    assert (chosen.sampler, chosen.mask_sampler) == (TWO, None)
+    assert tried == [first]
+    assert (chosen.sampler, chosen.mask_sampler) == (first, None)
 
 
 def test_energy_scores_below_zero_are_ranked_alike() -> None:

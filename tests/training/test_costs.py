@@ -117,6 +117,7 @@ def test_it_says_so_where_the_time_is_exceeded() -> None:
         (200, 0.5, 39.0),  # a full search would take more: 0.15 of the time, and 9 s
         (100, 1.0, 37.5),  # even the shortest search takes more, and is kept
         (100, 50.0, 47.0),  # as far as 0.4 of the time
+        (15, 50.0, 9.0),  # and never more than 0.6 of what is left
     ],
 )
 def test_phase_1_keeps_what_untrained_weights_take(

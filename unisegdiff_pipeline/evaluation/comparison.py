@@ -119,10 +119,10 @@ def bootstrap_interval(
 
 
 def mean_gain(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None = None) -> tuple[float, float]:
-    """Mean of a - b over the cases where both are defined, and its standard error; each 0 without cases enough.
+    """Mean of a - b over the cases where both are defined, and its standard error; 0 for what too few cases tell.
 
     With the group (patient) of each case the error is that of a mean over groups of unequal size (Cochran 1977,
-    "Sampling techniques", section 9.3); one group alone says nothing of others, and its cases count instead.
+    "Sampling techniques", chapter 9A); one group alone says nothing of others, and its cases count instead.
     """
     found, unit = _defined(np.subtract(a, b), groups)
     if len(found) < 2:

@@ -31,8 +31,8 @@ class Limits:
 def find_limits(device: torch.device) -> Limits:
     """Limits for `device` from the memory that is free now.
 
-    On a CPU calls of this size keep activations near the caches: larger ones were no faster, and calls of the denoiser
-    four times as large took twice as long for five classes. A GPU needs larger calls to be busy.
+    On a CPU calls of this size keep activations near the caches: larger ones were no faster, and with calls of the
+    denoiser four times as large five classes took 1.5 times as long. A GPU needs larger calls to be busy.
     """
     if device.type == "cuda":
         # What torch has reserved and does not use is free too: after training that is nearly everything.

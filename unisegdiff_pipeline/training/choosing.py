@@ -1,7 +1,8 @@
 """What is chosen on the inner hold-out: temperature, sampler, weight w, and how the mask is cut.
 
 Masks and mean are chosen apart. Masks are drawn by the sampler with the best energy score, a proper score of a set of
-masks against each annotator; of those about as good the one with the fewest network calls is taken. The mean is judged
+masks against each annotator; of those about as good that call the network the one with the fewest calls is taken, and
+draws from p_det without any call where they are no worse than that one. The mean is judged
 by Dice and likelihood: whose samples enter it, how much of p_det, and whether it is cut at 0.5 or where the drawn masks
 promise the highest Dice. A dozen cases say little of a mean, so it departs from the plain segmenter's only where its
 Dice is not at stake, case by case, and likelihood decides among what Dice cannot tell apart.
@@ -56,7 +57,7 @@ TRAJECTORIES = (
     SamplerSettings("hard", "det", 2, 0.0),
     SamplerSettings("ddim", "det", 4, 2.0),
 )
-ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the fewest calls win, and the longest field
+ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the fewest calls win (one at least), the longest field
 DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
 NEAR_FOREGROUND = 0.05
@@ -68,7 +69,7 @@ FLOOR = 1e-4
 class Search:
     """How far samplers are searched: draws from p_det and after one call always, and these longer trajectories.
 
-    `calls_per_case` are the network calls of the trajectories and the final, with drawing and scoring their masks.
+    `calls_per_case` is about what choosing takes of a case beside `costs.CHOOSING_PASSES`, in network calls.
     """
 
     trajectories: tuple[SamplerSettings, ...]
@@ -120,7 +121,7 @@ class MeanTrial:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and all that was tried, best first."""
+    """What was chosen, and what was tried, best first; other lengths of the field than the one taken stand last."""
 
     settings: InferenceSettings
     samplers: tuple[SamplerTrial, ...]
@@ -197,15 +198,17 @@ def choose_settings(
 ) -> Choice:
     """The sampler of the masks and that of the mean, then w and decision, on held-out cases.
 
-    All samplers have been run when masks and means are compared, the means cut at 0.5. Where another sampler makes the
-    better mean it is given its chance beside the masks' own, with every cut.
+    Where another sampler makes the better mean, cut at 0.5, it is given its chance beside the masks' own, with every
+    cut. Together they may take no more calls than the longest sampler of the search.
     """
     samplers, cut_at_half = _try_samplers(run, model, settings, cases, search)
     first = samplers[0].sampler
-    averaging = rank_means(sorted(cut_at_half, key=lambda t: t.sampler != first))[0].sampler
-    candidates = {
-        s: replace(settings, sampler=s, mask_sampler=None if s == first else first) for s in (first, averaging)
-    }
+    own = [t for t in cut_at_half if _calls_of(t.sampler) == _calls_of(first)]
+    others = [t for t in cut_at_half if t not in own and t.sampler.total_calls + first.total_calls <= search.most_calls]
+    finalists = [first]
+    if others and (best := rank_means([*own, *others])[0]) not in own and best.w < 1:
+        finalists.append(best.sampler)
+    candidates = {s: replace(settings, sampler=s, mask_sampler=None if s == first else first) for s in finalists}
     means = rank_means([mean for tried in candidates.values() for mean in try_means(run, model, tried, cases)])
     best = means[0]
     chosen = replace(candidates[best.sampler], w=best.w, decision=best.decision)
@@ -226,13 +229,19 @@ def _try_samplers(
     without_calls = [
         SamplerSettings("ddim", "det", 0, 0.0, round(voxels * unit_mm, 3), draw=True) for voxels in LENGTHS_VOXELS
     ]
-    found, _ = score_samplers(run, model, settings, without_calls, cases)
-    best = rank_samplers(_trials(found))[0].sampler
+    by_length, _ = score_samplers(run, model, settings, without_calls, cases)
+    best = rank_samplers(_trials(by_length))[0].sampler
     # Pure noise holds no mask to invert, as a network for the noise would have to.
     able = [t for t in (ONE_CALL, *search.trajectories) if settings.target != "epsilon" or t.start == "det"]
     calling = [replace(t, correlation_length_mm=best.correlation_length_mm, draw=True) for t in able]
     found, means = score_samplers(run, model, settings, [best, *calling], cases, first_sample=settings.num_samples)
-    return rank_samplers(_trials(found)), means
+    others = [trial for trial in _trials(by_length) if trial.sampler != best]
+    return rank_samplers(_trials(found)) + rank_samplers(others), means
+
+
+def _calls_of(sampler: SamplerSettings) -> SamplerSettings:
+    """What samplers have in common that end with the same probabilities, whether masks are drawn from them or not."""
+    return replace(sampler, draw=True, correlation_length_mm=0.0)
 
 
 def _trajectory(sampler: SamplerSettings) -> SamplerSettings:
@@ -252,13 +261,14 @@ def score_samplers(
     cases: Sequence[str],
     first_sample: int = 0,
 ) -> tuple[dict[SamplerSettings, list[float]], list[MeanTrial]]:
-    """Energy scores of the masks of samplers that draw at their end, case by case, and their means, cut at 0.5.
+    """Energy scores of the masks of samplers that draw at their end, case by case, and the means of calling samplers,
+    cut at 0.5.
 
     The same calls also give the energy scores of cutting each sample at 0.5 instead of drawing its mask. Samples are
     counted from `first_sample` on: others have other noise.
     """
     energies: dict[SamplerSettings, list[float]] = defaultdict(list)
-    means = {sampler: _MeanScores(sampler) for sampler in samplers}
+    means = {sampler: _MeanScores(sampler) for sampler in samplers if sampler.total_calls}
     generator = np.random.default_rng(run.request.seed)
     for case_id in cases:
         run.leave_if_asked()
@@ -274,8 +284,9 @@ def score_samplers(
             if sampler.total_calls and sampler.method != "hard":
                 soft = (prediction.soft_sample(i) for i in numbers)
                 energies[_trajectory(sampler)].append(_energy(run, raters, soft))
-            voxels = voxels or _voxels(prediction.p_det, run, stored, generator)  # of p_det alone: the same for all
-            means[sampler].add(run, stored, prediction, voxels, ("half",))
+            if sampler in means:
+                voxels = voxels or _voxels(prediction.p_det, run, stored, generator)  # of p_det: the same for all
+                means[sampler].add(run, stored, prediction, voxels, ("half",))
     return dict(energies), [trial for scores in means.values() for trial in scores.trials()]
 
 
@@ -299,17 +310,26 @@ def _energy(run: FoldRun, raters: np.ndarray, samples: Iterator[Tensor]) -> floa
 
 
 def rank_samplers(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
-    """Trials, best first: of those within ENERGY_TOLERANCE of the best the fewest calls and the longest field.
+    """Trials, best first: of those that call the network and lie within ENERGY_TOLERANCE of the best of them the fewest
+    calls; draws without any call, the longest field within that tolerance, where they are no worse than that one.
 
     A dozen cases tell energy scores apart by a few per cent. A long field draws an object as a whole or not at all; a
     short one leaves pieces of it nearly always, which overlap hardly tells and counting lesions does. Draws without
-    any call have to be the best outright: their probabilities were tempered on these very cases, those of calls not.
+    calls get no such allowance: they depend most on the temperatures, which were fitted on these very cases.
     """
-    best = min(trials, key=lambda trial: trial.energy)
-    limit = best.energy + abs(best.energy) * ENERGY_TOLERANCE
+    calling = _rank_alike([trial for trial in trials if trial.sampler.total_calls])
+    draws = _rank_alike([trial for trial in trials if not trial.sampler.total_calls])
+    draws_first = not calling or (bool(draws) and draws[0].energy <= calling[0].energy)
+    return draws + calling if draws_first else calling + draws
+
+
+def _rank_alike(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
+    """Within ENERGY_TOLERANCE of the best by calls and length of the field, the others by energy."""
+    limit = min((trial.energy for trial in trials), default=0.0)
+    limit += abs(limit) * ENERGY_TOLERANCE
 
     def order(trial: SamplerTrial) -> tuple[bool, int, float, float]:
-        if trial.energy > limit or (best.sampler.total_calls > 0) != (trial.sampler.total_calls > 0):
+        if trial.energy > limit:
             return True, 0, 0.0, trial.energy
         return False, trial.sampler.total_calls, -trial.sampler.correlation_length_mm, trial.energy
 

@@ -30,6 +30,7 @@ LEAST_PHASE_2_SHARE = 0.15  # of the time budget
 # there in any case, so of that it keeps more.
 LARGEST_FINAL_SHARE = 0.15
 LARGEST_QUICK_SHARE = 0.4
+LEAST_PHASE_1_SHARE = 0.4  # of the time that is left for both phases and the end, whatever the end may take
 TOO_SHORT_SHARE = 0.8  # of the time budget, needed by the final validation alone
 
 
@@ -83,7 +84,7 @@ class Costs:
         return min(largest_share * run.request.max_time_s, expected_s) + unforeseen_s
 
     def validation_s(self, run: FoldRun) -> float:
-        """Seconds of the final validation with the longest sampler that may be chosen."""
+        """Seconds of the final validation with the most calls that the samplers of mean and masks may take."""
         sampling_s = self.sample_s * self.search.most_calls / SamplerSettings().total_calls
         # Restoring and scoring a case cost about as much as segmenting it.
         return len(run.validation_cases) * (2 * self.segment_s + sampling_s)
@@ -150,8 +151,9 @@ def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> 
             f"cases needs about {least:.0f} s of it; give at least {2 * least:.0f} s."
         )
     quick_s = replace(costs, search=QUICK_SEARCH).final_s(run, LARGEST_QUICK_SHARE)
-    reserved = max(costs.final_s(run, LARGEST_FINAL_SHARE), quick_s) + start_s
-    return PhaseBudget(seconds=share * (run.request.max_time_s - reserved))
+    reserved_s = max(costs.final_s(run, LARGEST_FINAL_SHARE), quick_s)
+    left_s = run.request.max_time_s - start_s
+    return PhaseBudget(seconds=share * max(left_s - reserved_s, LEAST_PHASE_1_SHARE * left_s))
 
 
 def within_budget(run: FoldRun, costs: Costs, start_s: float) -> Costs:
