@@ -51,10 +51,10 @@ def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_
     def score(
         run: object, model: object, settings: object, samplers: Sequence[SamplerSettings], cases: object,
         first_sample: int = 0,
-    ) -> tuple[dict[SamplerSettings, list[float]], list[MeanTrial]]:  # fmt: skip
+    ) -> tuple[dict[SamplerSettings, list[float]], dict[SamplerSettings, dict[float, float]]]:  # fmt: skip
         asked.append((list(samplers), first_sample))
         lucky = 0.7 if first_sample == 0 else 0.9
-        return {s: [0.8 if s.total_calls or s.correlation_length_mm != 8 else lucky] for s in samplers}, []
+        return {s: [0.8 if s.total_calls or s.correlation_length_mm != 8 else lucky] for s in samplers}, {}
 
     stored = SimpleNamespace(properties=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0)))
     run: Any = SimpleNamespace(
@@ -82,12 +82,9 @@ def test_of_about_equal_draws_the_one_with_the_longest_field_wins() -> None:
 def test_where_another_sampler_makes_the_mean_the_first_still_draws_the_masks(
     monkeypatch: pytest.MonkeyPatch, winner: SamplerSettings
 ) -> None:
-    """THREE has the likeliest mean when cut at 0.5, whatever its masks; the final decides with every cut."""
+    """THREE has the likeliest mean, whatever its masks; the final decides by Dice as well."""
     ranked = [SamplerTrial(NONE, 0.750), SamplerTrial(TWO, 0.755), SamplerTrial(THREE, 0.9)]
-    halves = [
-        MeanTrial(s, w, "half", (0.8, 0.9), nll)
-        for s, w, nll in ((TWO, 1.0, 0.5), (TWO, 0.5, 0.49), (THREE, 1.0, 0.5), (THREE, 0.5, 0.48), (NONE, 1.0, 0.5))
-    ]
+    losses = {TWO: {0.5: 0.49, 1.0: 0.5}, THREE: {0.5: 0.48, 1.0: 0.5}}
 
     def means(run: object, model: object, settings: InferenceSettings, cases: object) -> list[MeanTrial]:
         assert settings.sampler in (NONE, THREE)
@@ -95,7 +92,7 @@ def test_where_another_sampler_makes_the_mean_the_first_still_draws_the_masks(
         assert settings.mask_sampler == (None if settings.sampler == NONE else NONE)
         return [MeanTrial(settings.sampler, 1.0, "half", (0.8, 0.9), loss)]
 
-    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: (ranked, halves))
+    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: (ranked, losses))
     monkeypatch.setattr(choosing, "try_means", means)
     before = InferenceSettings(-3.0, 0.5, mask_sampler=TWO)  # what an earlier choice left counts no more
     chosen = choosing.choose_settings(None, None, before, ["a", "b"]).settings  # type: ignore[arg-type]
@@ -106,26 +103,27 @@ def test_where_another_sampler_makes_the_mean_the_first_still_draws_the_masks(
 @pytest.mark.parametrize(
     ("first", "losses"),
     [
-        (TWO, {(TWO, 1.0): 0.4}),  # p_det is likeliest
         (TWO, {(TWO, 0.5): 0.4}),
+        (TWO, {(THREE, 0.5): 0.499}),  # hardly likelier than p_det
+        (TWO, {(THREE, 0.5): 0.45, (TWO, 0.5): 0.4}),
         (replace(TWO, draw=False), {(TWO, 0.5): 0.4}),  # cut or drawn: the mean is the same
         (TWO, {(EIGHT, 0.5): 0.4}),  # ten calls together are more than the longest sampler takes
     ],
 )
-def test_a_mean_that_is_no_better_or_too_dear_adds_no_sampler(
+def test_a_mean_that_is_no_likelier_or_too_dear_adds_no_sampler(
     monkeypatch: pytest.MonkeyPatch, first: SamplerSettings, losses: dict[tuple[SamplerSettings, float], float]
 ) -> None:
-    drawing = {s: replace(s, draw=True, correlation_length_mm=4.0) for s in (EIGHT, TWO)}
-    halves = [
-        MeanTrial(drawing[s], w, "half", (0.8, 0.9), losses.get((s, w), 0.5)) for s in (EIGHT, TWO) for w in (0.5, 1.0)
-    ]
+    found = {
+        replace(s, draw=True, correlation_length_mm=4.0): {w: losses.get((s, w), 0.5) for w in (0.5, 1.0)}
+        for s in (EIGHT, THREE, TWO)
+    }
     tried = []
 
     def means(run: object, model: object, settings: InferenceSettings, cases: object) -> list[MeanTrial]:
         tried.append(settings.sampler)
         return [MeanTrial(settings.sampler, 1.0, "half", (0.8, 0.9), 0.4)]
 
-    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: ([SamplerTrial(first, 0.75)], halves))
+    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: ([SamplerTrial(first, 0.75)], found))
     monkeypatch.setattr(choosing, "try_means", means)
     chosen = choosing.choose_settings(None, None, InferenceSettings(-3.0, 0.5), ["a"]).settings  # type: ignore[arg-type]
     assert tried == [first]

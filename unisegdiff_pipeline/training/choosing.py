@@ -42,6 +42,8 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.validation import score_on_plan_grid
 
+Losses = Mapping[SamplerSettings, Mapping[float, float]]  # by sampler and w
+
 if TYPE_CHECKING:
     from unisegdiff_pipeline.training.trainer import FoldRun
 
@@ -57,6 +59,7 @@ TRAJECTORIES = (
     SamplerSettings("hard", "det", 2, 0.0),
     SamplerSettings("ddim", "det", 4, 2.0),
 )
+MEAN_GAIN = 0.005  # of the loss, by which another sampler's mean must be likelier to be tried
 ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the fewest calls win (one at least), the longest field
 DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
@@ -198,16 +201,12 @@ def choose_settings(
 ) -> Choice:
     """The sampler of the masks and that of the mean, then w and decision, on held-out cases.
 
-    Where another sampler makes the better mean, cut at 0.5, it is given its chance beside the masks' own, with every
-    cut. Together they may take no more calls than the longest sampler of the search.
+    Where another sampler makes a likelier mean it is given its chance beside the masks' own. Together they may take no
+    more calls than the longest sampler of the search.
     """
-    samplers, cut_at_half = _try_samplers(run, model, settings, cases, search)
+    samplers, losses = _try_samplers(run, model, settings, cases, search)
     first = samplers[0].sampler
-    own = [t for t in cut_at_half if _calls_of(t.sampler) == _calls_of(first)]
-    others = [t for t in cut_at_half if t not in own and t.sampler.total_calls + first.total_calls <= search.most_calls]
-    finalists = [first]
-    if others and (best := rank_means([*own, *others])[0]) not in own and best.w < 1:
-        finalists.append(best.sampler)
+    finalists = [first, *_likelier_mean(first, losses, search.most_calls - first.total_calls)]
     candidates = {s: replace(settings, sampler=s, mask_sampler=None if s == first else first) for s in finalists}
     means = rank_means([mean for tried in candidates.values() for mean in try_means(run, model, tried, cases)])
     best = means[0]
@@ -215,9 +214,17 @@ def choose_settings(
     return Choice(chosen, tuple(samplers), tuple(means))
 
 
+def _likelier_mean(first: SamplerSettings, losses: Losses, most_calls: int) -> list[SamplerSettings]:
+    """The sampler whose mean is likelier, at its best w, than p_det and the mean of `first` at any; none or one."""
+    own = [loss for s, by_w in losses.items() for w, loss in by_w.items() if w == 1 or _calls_of(s) == _calls_of(first)]
+    others = {s: min(by_w.values()) for s, by_w in losses.items() if s.total_calls <= most_calls}
+    best = min(others, key=lambda s: others[s], default=None)
+    return [best] if best is not None and others[best] <= (1 - MEAN_GAIN) * min(own) else []
+
+
 def _try_samplers(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search
-) -> tuple[list[SamplerTrial], list[MeanTrial]]:
+) -> tuple[list[SamplerTrial], Losses]:
     """Draws from p_det with several lengths of the field, then draws and trajectories with the best length.
 
     All on all cases: the differences between trajectories are smaller than those between a few cases. The best of many
@@ -234,9 +241,9 @@ def _try_samplers(
     # Pure noise holds no mask to invert, as a network for the noise would have to.
     able = [t for t in (ONE_CALL, *search.trajectories) if settings.target != "epsilon" or t.start == "det"]
     calling = [replace(t, correlation_length_mm=best.correlation_length_mm, draw=True) for t in able]
-    found, means = score_samplers(run, model, settings, [best, *calling], cases, first_sample=settings.num_samples)
+    found, losses = score_samplers(run, model, settings, [best, *calling], cases, first_sample=settings.num_samples)
     others = [trial for trial in _trials(by_length) if trial.sampler != best]
-    return rank_samplers(_trials(found)) + rank_samplers(others), means
+    return rank_samplers(_trials(found)) + rank_samplers(others), losses
 
 
 def _calls_of(sampler: SamplerSettings) -> SamplerSettings:
@@ -260,9 +267,9 @@ def score_samplers(
     samplers: Sequence[SamplerSettings],
     cases: Sequence[str],
     first_sample: int = 0,
-) -> tuple[dict[SamplerSettings, list[float]], list[MeanTrial]]:
-    """Energy scores of the masks of samplers that draw at their end, case by case, and the means of calling samplers,
-    cut at 0.5.
+) -> tuple[dict[SamplerSettings, list[float]], Losses]:
+    """Energy scores of the masks of samplers that draw at their end, case by case, and the negative log-likelihood of
+    the mean of each that calls the network, at every weight w.
 
     The same calls also give the energy scores of cutting each sample at 0.5 instead of drawing its mask. Samples are
     counted from `first_sample` on: others have other noise.
@@ -286,8 +293,8 @@ def score_samplers(
                 energies[_trajectory(sampler)].append(_energy(run, raters, soft))
             if sampler in means:
                 voxels = voxels or _voxels(prediction.p_det, run, stored, generator)  # of p_det: the same for all
-                means[sampler].add(run, stored, prediction, voxels, ("half",))
-    return dict(energies), [trial for scores in means.values() for trial in scores.trials()]
+                means[sampler].add(run, stored, prediction, voxels, ())
+    return dict(energies), {sampler: scores.mean_losses() for sampler, scores in means.items()}
 
 
 def _energy(run: FoldRun, raters: np.ndarray, samples: Iterator[Tensor]) -> float:
@@ -378,14 +385,19 @@ class _MeanScores:
                 scores = score_on_plan_grid(run, stored, decided_probabilities(p, masks, scheme, decision))
                 self.dice[w, decision].append(mean_of_defined(score.dice for score in scores))
 
+    def mean_losses(self) -> dict[float, float]:
+        """Mean over the cases for each w; NaN where no voxel counts."""
+        return {w: float(np.mean(self.losses.get(w, [np.nan]))) for w in self.weights}
+
     def trials(self) -> list[MeanTrial]:
+        losses = self.mean_losses()
         return [
             MeanTrial(
                 self.sampler,
                 w,
                 decision,
                 tuple(found),
-                float(np.mean(self.losses.get(w, [np.nan]))),
+                losses[w],
                 tuple(self.groups),
             )
             for (w, decision), found in self.dice.items()
