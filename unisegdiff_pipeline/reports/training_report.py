@@ -384,7 +384,8 @@ def _chosen(fold: _Fold) -> Section | None:
     if samplers := fold.candidates.get("samplers"):
         columns = [Column("sampler", "text"), Column("energy score", digits=4)]
         rows = [[_in_words(s.get("sampler", {})), s.get("energy")] for s in samplers]
-        body.append(details(f"All {len(rows)} samplers, best first", [table(Table(columns, rows))]))
+        title = f"All {len(rows)} samplers, best first, other lengths of the field last"
+        body.append(details(title, [table(Table(columns, rows))]))
     if means := fold.candidates.get("means"):
         columns = [Column("sampler", "text"), Column("w", digits=2), Column("cut", "text")]
         columns += [Column("Dice", digits=4), Column("NLL", digits=4)]
