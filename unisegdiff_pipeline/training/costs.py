@@ -17,8 +17,9 @@ from unisegdiff_pipeline.training.validation import planned_settings, predict_st
 CHOOSING_SHARE = 0.1  # of the time budget, for choosing on the hold-out
 MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
 DESCRIBING_SHARE = 0.02  # of the time budget, for what phase 1 is like on the hold-out
-# In forward passes over a case: what temperatures, draws without calls and their scores take; 4 to 9 were measured.
-CHOOSING_PASSES = 9
+# In forward passes over a case: what temperatures, draws without calls and their scores take. 4 to 9 were measured on
+# one core, more on two, since scores are taken on one.
+CHOOSING_PASSES = 14
 FEWEST_CASES = 6  # to choose on, however short the time is
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
 UNFORESEEN_S = 5.0
