@@ -2,10 +2,10 @@
 
 Masks and mean are chosen apart. Masks are drawn by the sampler with the best energy score, a proper score of a set of
 masks against each annotator; of those about as good that call the network the one with the fewest calls is taken, and
-draws from p_det without any call where they are no worse than that one. The mean is judged
-by Dice and likelihood: whose samples enter it, how much of p_det, and whether it is cut at 0.5 or where the drawn masks
-promise the highest Dice. A dozen cases say little of a mean, so it departs from the plain segmenter's only where its
-Dice is not at stake, case by case, and likelihood decides among what Dice cannot tell apart.
+draws from p_det without any call where they are no worse than that one. The mean is judged by Dice and likelihood:
+whose samples enter it, how much of p_det, and whether it is cut at 0.5 or where the drawn masks promise the highest
+Dice. A dozen cases say little of a mean, so it departs from the plain segmenter's only where its Dice is not at stake,
+case by case, and likelihood decides among what Dice cannot tell apart.
 """
 
 from __future__ import annotations
@@ -392,14 +392,7 @@ class _MeanScores:
     def trials(self) -> list[MeanTrial]:
         losses = self.mean_losses()
         return [
-            MeanTrial(
-                self.sampler,
-                w,
-                decision,
-                tuple(found),
-                losses[w],
-                tuple(self.groups),
-            )
+            MeanTrial(self.sampler, w, decision, tuple(found), losses[w], tuple(self.groups))
             for (w, decision), found in self.dice.items()
         ]
 
