@@ -60,7 +60,7 @@ Work = tuple[Callable[[], object], Callable[[], object]]
 def work_of(model: StagedModel, patch: tuple[int, ...], samples: int, device: torch.device) -> Work:
     """One forward pass of the segmenter on a patch, and one call of the denoiser for so many samples of it."""
     image, x_t = torch.randn(1, 1, *patch, device=device), torch.randn(samples, 1, *patch, device=device)
-    lam = torch.zeros(samples, device=device)
+    lam = torch.zeros(1, device=device)
     condition = model.condition(image)
     return (
         lambda: model.segmenter(image),

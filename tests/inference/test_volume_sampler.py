@@ -9,7 +9,9 @@ import torch
 
 from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
-from unisegdiff_pipeline.inference import tiled_case
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE
+from unisegdiff_pipeline.diffusion.targets import Estimate
+from unisegdiff_pipeline.inference import tiled_case, volume_sampler
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
@@ -166,6 +168,26 @@ def test_masks_may_come_of_another_sampler_than_the_mean(volume, length_mm: floa
     assert not torch.equal(both.sample(0), means.sample(0))
     for i in range(both.num_samples):
         assert torch.equal(both.sample(i), masks.sample(i))
+
+
+def test_a_first_call_that_mean_and_masks_share_is_made_once(volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image, patch = volume
+    mean = SamplerSettings("ddim", "stage_a", 0, 0.0)
+    drawing = SamplerSettings("hard", "stage_a", 1, 0.0, 6.0, draw=True)
+    alone = [predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=s)) for s in (mean, drawing)]
+    levels: list[float] = []
+    estimate = volume_sampler._BoxSampler._estimate
+
+    def counted(self: volume_sampler._BoxSampler, x_t: torch.Tensor, lam: float) -> Estimate:
+        levels.append(lam)
+        return estimate(self, x_t, lam)
+
+    monkeypatch.setattr(volume_sampler._BoxSampler, "_estimate", counted)
+    both = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=mean, mask_sampler=drawing))
+    assert levels == [PURE_NOISE, SETTINGS.lam_a]
+    assert same(both, alone[0])
+    for i in range(both.num_samples):
+        assert torch.equal(both.sample(i), alone[1].sample(i))
 
 
 def test_a_case_of_one_tile_equals_the_bare_network() -> None:

@@ -9,7 +9,7 @@ from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_l
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, channel_lam
 from unisegdiff_pipeline.diffusion.targets import state_estimate
 from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.networks.blocks import depth_to_space, space_to_depth
+from unisegdiff_pipeline.networks.blocks import TRANSPOSED_CONV, depth_to_space, space_to_depth
 from unisegdiff_pipeline.networks.denoiser import Denoiser, voxel_evidence
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
@@ -98,6 +98,33 @@ def test_untrained_denoiser_says_what_the_segmenter_says(plan: NetworkPlan, labe
             estimate = model.denoise(x_t, level, condition.det_logits, condition.features)
             assert (mask_to_x(estimate.probabilities) - expected).abs().max() < 1e-5
             assert (state_estimate(level, estimate, edges) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 2)])
+def test_upsampling_in_prediction_is_that_of_training(stride: tuple[int, int]) -> None:
+    up, x = TRANSPOSED_CONV[2](6, 4, stride, stride), torch.randn(3, 6, 5, 7)
+    expected = up(x)
+    assert expected.shape == (3, 4, 5 * stride[0], 7 * stride[1])
+    with torch.inference_mode():
+        assert torch.allclose(up(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("plan", "labels"), [(PLAN_3D, SOFTMAX), (PLAN_2D, REGIONS)])
+def test_one_noise_level_for_all_is_that_level_for_each(plan: NetworkPlan, labels: LabelScheme) -> None:
+    model = make_model(plan, labels)
+    assert model.denoiser is not None
+    torch.nn.init.normal_(model.denoiser.head.weight)
+    edges = StageEdges(-3.0, 1.0, tuple(1.0 + 0.5 * i for i in range(labels.num_channels)))
+    with torch.no_grad():
+        condition = model.condition(torch.randn(3, plan.num_input_channels, *plan.patch_size))
+        x_t = torch.randn_like(condition.det_logits)
+        for lam in (float("-inf"), -1.0, 3.0):
+            levels = torch.full((3,), lam)
+            each, one = (
+                model.denoise(x_t, v, *condition, mask_lam=channel_lam(v, edges)) for v in (levels, levels[:1])
+            )
+            assert torch.allclose(each.probabilities, one.probabilities, atol=1e-5)
+            assert torch.allclose(each.correction, one.correction, rtol=1e-4, atol=1e-4)
 
 
 def test_hidden_logits_leave_one_half() -> None:

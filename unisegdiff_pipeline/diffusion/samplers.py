@@ -193,4 +193,4 @@ def _require(field: NoiseFunction | None) -> NoiseFunction:
 
 def _lam_tensor(lam: float, like: Tensor) -> Tensor:
     assert not math.isnan(lam)
-    return torch.full((like.shape[0],), lam, dtype=torch.float32, device=like.device)
+    return torch.full((1,), lam, dtype=torch.float32, device=like.device)  # of all samples, to broadcast

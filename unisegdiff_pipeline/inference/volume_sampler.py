@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.samplers import Drawn, SamplerSettings, sample
-from unisegdiff_pipeline.diffusion.schedule import channel_lam
+from unisegdiff_pipeline.diffusion.samplers import Drawn, EstimateFunction, SamplerSettings, sample
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, channel_lam
 from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.inference.active_region import (
     BLOCK,
@@ -36,7 +36,7 @@ from unisegdiff_pipeline.inference.volume_noise import noise_in_box, smooth_fiel
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 
-STATE_ARRAYS = 10  # arrays of the state's size alive at once in a sampler's step, measured
+STATE_ARRAYS = 12  # arrays of the state's size alive at once: 10 in a sampler's step, measured, and the opening call's
 
 
 @dataclass(frozen=True)
@@ -257,12 +257,22 @@ class _BoxSampler:
     def _draw_together(self, ids: Sequence[int], with_masks: bool) -> Drawn:
         sampler, mask_sampler = self.settings.sampler, self.settings.mask_sampler
         if mask_sampler is None:
-            return self._drawn(ids, sampler)
-        # No mask is drawn of the mean's samples; without any call they are nothing but draws.
-        p = self._drawn(ids, replace(sampler, draw=False) if sampler.total_calls else sampler).probabilities
-        return Drawn(p, self._drawn(ids, mask_sampler).masks if with_masks else p)
+            return self._drawn(ids, sampler, self._estimate)
+        opening: list[Estimate] = []
 
-    def _drawn(self, ids: Sequence[int], sampler: SamplerSettings) -> Drawn:
+        def estimate(x_t: Tensor, lam: float) -> Estimate:
+            """Both samplers may begin with pure noise, and then with the same."""
+            if lam != PURE_NOISE:
+                return self._estimate(x_t, lam)
+            if not opening:
+                opening.append(self._estimate(x_t, lam))
+            return opening[0]
+
+        # No mask is drawn of the mean's samples; without any call they are nothing but draws.
+        p = self._drawn(ids, replace(sampler, draw=False) if sampler.total_calls else sampler, estimate).probabilities
+        return Drawn(p, self._drawn(ids, mask_sampler, estimate).masks if with_masks else p)
+
+    def _drawn(self, ids: Sequence[int], sampler: SamplerSettings, estimate: EstimateFunction) -> Drawn:
         lengths = _lengths(self.case, sampler, self.spacing_mm)
 
         def noise(draw: int) -> Tensor:
@@ -271,9 +281,7 @@ class _BoxSampler:
         def field(draw: int) -> Tensor:
             return _on_threads(lambda i: self._field(i, f"field{draw}", lengths), ids).to(self.case.device)
 
-        return sample(
-            self._estimate, noise, field, self.p_det[None], self.settings.edges, sampler, self.case.model.labels
-        )
+        return sample(estimate, noise, field, self.p_det[None], self.settings.edges, sampler, self.case.model.labels)
 
     def _noise(self, sample_id: int, stream: str) -> Tensor:
         return noise_in_box(
@@ -326,11 +334,11 @@ class _BoxSampler:
             condition = Condition(condition.det_logits.repeat_interleave(n, dim=0), features)
         flat = case.dims == 2
         x = x_t[:, :, 0] if flat else x_t
-        lams = torch.full((x.shape[0],), lam, device=x.device)
+        level = torch.full((1,), lam, device=x.device)
         with autocast(case.device):
             found = case.model.denoise(
-                x, lams, condition.det_logits, condition.features, self.settings.denoiser_temperature,
-                channel_lam(lams, self.settings.edges),
+                x, level, condition.det_logits, condition.features, self.settings.denoiser_temperature,
+                channel_lam(level, self.settings.edges),
             )  # fmt: skip
         return Estimate(found.probabilities[:, :, None], found.correction[:, :, None]) if flat else found
 

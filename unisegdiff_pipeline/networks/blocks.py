@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu_
+from torch.nn.functional import conv2d, leaky_relu_
 
 from unisegdiff_pipeline.diffusion.schedule import LAM_EMBEDDED_FOR_PURE_NOISE
 from unisegdiff_pipeline.networks.normalisation import LEAKY_SLOPE, InstanceNorm
@@ -28,8 +29,22 @@ class Conv3d(nn.Conv3d):
         return super().forward(x)
 
 
+class Upsampling2d(nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` of a kernel as large as its stride, in prediction on a CPU as a 1x1 convolution.
+
+    Nothing overlaps there, so that each input pixel becomes a block of outputs; oneDNN takes twice as long for it.
+    """
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if x.device.type != "cpu" or torch.is_grad_enabled() or output_size is not None:
+            return super().forward(x, output_size)
+        to_blocks = self.weight.permute(1, 2, 3, 0).flatten(0, 2)[..., None, None]  # (outputs * block, inputs, 1, 1)
+        bias = None if self.bias is None else self.bias.repeat_interleave(math.prod(self.kernel_size))
+        return depth_to_space(conv2d(x, to_blocks, bias), self.stride)
+
+
 CONV: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: Conv3d}
-TRANSPOSED_CONV: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+TRANSPOSED_CONV: dict[int, Callable[..., nn.Module]] = {2: Upsampling2d, 3: nn.ConvTranspose3d}
 AVERAGE_POOL: dict[int, Callable[..., nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
@@ -95,7 +110,7 @@ class FilmConv(nn.Module):
     """Convolution, instance norm, scale and shift from the noise level, leaky ReLU.
 
     The scale and shift stand AFTER the norm: the norm removes the amplitude that tells noise levels apart, so lam has
-    to enter again behind it.
+    to enter again behind it. Where all examples have one noise level, as in a sampler's call, they are the norm's own.
     """
 
     def __init__(
@@ -107,10 +122,15 @@ class FilmConv(nn.Module):
         self.film = nn.Linear(embedding, 2 * outputs)
 
     def forward(self, x: Tensor, embedded_lam: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
-        scale, shift = self.film(embedded_lam).to(x.dtype).chunk(2, dim=1)  # (B, C) each
+        """x (B, inputs, *spatial); embedded_lam (B, embedding), or (1, embedding) for all."""
+        x = self.conv(x)
+        scale, shift = self.film(embedded_lam).chunk(2, dim=1)  # (B, C) each
+        if len(scale) == 1:
+            return leaky_relu_(self.norm(x, 1 + scale[0].float(), shift[0].float()), LEAKY_SLOPE)
+        x = self.norm(x)
         shape = scale.shape + (1,) * (x.ndim - 2)
-        return leaky_relu_(torch.addcmul(shift.reshape(shape), x, 1 + scale.reshape(shape)), LEAKY_SLOPE)
+        scale, shift = (v.to(x.dtype).reshape(shape) for v in (scale, shift))
+        return leaky_relu_(torch.addcmul(shift, x, 1 + scale), LEAKY_SLOPE)
 
 
 def space_to_depth(x: Tensor, stride: Sequence[int]) -> Tensor:

@@ -101,8 +101,8 @@ class Denoiser(nn.Module):
 
         Args:
             x_t: noised mask (B, C, *patch).
-            lam: (B,); -inf for pure noise.
-            mask_lam: `channel_lam` of x_t, (B, C) where channels are scaled; None: lam.
+            lam: (B,), or (1,) for all, which is faster; -inf for pure noise.
+            mask_lam: `channel_lam` of x_t, (B or 1, C) where channels are scaled; None: lam.
             det_logits: bounded logits of the segmenter (B, C, *patch), zero for examples that must do without them.
             projected: `project_features` of the patch, batch size B.
         """

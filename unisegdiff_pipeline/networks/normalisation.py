@@ -30,11 +30,14 @@ class InstanceNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(features)) if affine else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Normalise; `weight` and `bias` (C,), fp32, stand in for the learned ones."""
+        if weight is None:
+            weight, bias = self.weight, self.bias
         if x.device.type == "cpu":
-            result: Tensor = _CpuInstanceNorm.apply(x, self.weight, self.bias, self.slope)
+            result: Tensor = _CpuInstanceNorm.apply(x, weight, bias, self.slope)
             return result
-        x = nn.functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=EPSILON)
+        x = nn.functional.instance_norm(x, weight=weight, bias=bias, eps=EPSILON)
         return x if self.slope == NO_ACTIVATION else nn.functional.leaky_relu_(x, self.slope)
 
 

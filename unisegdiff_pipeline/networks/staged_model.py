@@ -66,9 +66,9 @@ class StagedModel(nn.Module):
 
         Args:
             x_t: (B, C, *patch), fp32.
-            lam: (B,).
+            lam: (B,), or (1,) for all.
             det_logits, features: of a `Condition`; batch size B, or 1 for all.
-            mask_lam: `channel_lam` of x_t, (B, C) where channels are scaled; None: lam.
+            mask_lam: `channel_lam` of x_t, (B or 1, C) where channels are scaled; None: lam.
         """
         output = self.denoiser_output(x_t, lam, det_logits, features, temperature, mask_lam=mask_lam)
         return Estimate(probabilities_from_logits(output.x0_logits, self.coding), output.noise_correction)
