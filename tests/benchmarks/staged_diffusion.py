@@ -17,8 +17,8 @@ sees, the same voxels for every row, and likelihood over whole cases as well:
     rival       coherent draws from that segmenter, without any denoiser; length of the field and temperature by the
                 energy score on the hold-out
     p_det       the staged diffusion's segmenter, and draws from it
-    others      the arms, by trainer, as chosen; where that is a draw without calls, the best sampler with calls as
-                well; the staged one also with four calls in all, from p_A and from p_det
+    others      the arms, by trainer, as chosen; where that is a draw without calls, the usual sampler as well; the
+                staged one also with masks of four calls in all, from p_A and from p_det
 
 `attention` prints from the arms' logs how fast they learn and what they do at each noise level: Dice on held-out cases
 over the seconds of phase 2; Dice of held-out patches, and the share of the gradient's norm, in bands of lam.
@@ -196,22 +196,24 @@ class Bench:
         model, settings = finished_model(fold_run)
         cases = fold_run.holdout_cases[: self.holdout_cases]
         choice = choosing.choose_settings(fold_run, model, settings, cases, SEARCHES[self.search])
-        write_settings(self.model(arm) / "fold_0", replace(choice.settings, chosen_on=f"{len(cases)} held-out cases"))
+        settings = choice.settings
+        temperatures = choosing.choose_temperature(fold_run, model, cases).of_others
+        write_settings(self.model(arm) / "fold_0", replace(settings, chosen_on=f"{len(cases)} held-out cases"))
         rows, samplers = {arm: self.model(arm)}, {}
-        calling = [trial for trial in choice.samplers if trial.sampler.total_calls]
-        if calling and not choice.settings.sampler.total_calls:
-            samplers["with calls"] = choosing.rank_samplers(calling)[0].sampler
+        chosen_masks = choice.samplers[0].sampler
+        length = next(t.sampler.correlation_length_mm for t in choice.samplers if t.sampler.draw)
+        if not chosen_masks.total_calls:
+            samplers["with calls"] = replace(choosing.USUAL, correlation_length_mm=length, draw=True)
         if arm == ARMS[0]:
-            length = max(t.sampler.correlation_length_mm for t in choice.samplers if t.sampler.total_calls)
             samplers["from p_A"] = SamplerSettings("ddim", "stage_a", 3, 0.0, length, draw=True)
             samplers["from p_det"] = SamplerSettings("ddim", "det", 4, 0.0, length, draw=True)
             drawn = next(t.sampler for t in choice.samplers if not t.sampler.total_calls)
             plain = replace(settings, sampler=drawn, mask_sampler=None, w=1.0, decision="half")
             rows = {"p_det": self._with_settings(self.model(arm), "p_det", plain), **rows}
         for name, sampler in samplers.items():
-            tried = replace(settings, sampler=sampler, mask_sampler=None)
-            best = choosing.rank_means(choosing.try_means(fold_run, model, tried, cases))[0]
-            chosen = replace(tried, w=best.w, decision=best.decision)
+            tried = choosing.with_samplers(settings, sampler)
+            best = choosing.rank_means(choosing.try_means(fold_run, model, tried, temperatures))[0]
+            chosen = replace(choosing.with_samplers(settings, sampler, best.w), decision=best.decision)
             rows[f"{arm}, {name}"] = self._with_settings(self.model(arm), f"{arm}, {name}", chosen)
         return rows
 
@@ -356,7 +358,7 @@ def _more_scores(dataset: Path, output: Path, all_rows: Sequence[Path], case: st
 def _one_temperature(fold_run: FoldRun, model: Any, cases: Sequence[str], near_only: bool) -> Temperature:
     """The one temperature with the least likelihood loss near objects, where calibration is scored, or everywhere."""
     coding = fold_run.plans.labels.coding
-    z, t, weights = choosing.held_out_logits(fold_run, model, cases, near_only)
+    z, t, weights, _ = choosing.held_out_logits(fold_run, model, cases, near_only)
     one = [Temperature(value, value) for value in choosing.TEMPERATURES]
     return min(one, key=lambda value: float((weights * cross_entropy(temper(z, coding, value), t, coding)[0]).sum()))
 
@@ -371,7 +373,8 @@ def _best_rival(
     found = []
     for temperature in dict.fromkeys(temperatures):
         tried = replace(settings, temperature=temperature, num_samples=NUM_SAMPLES)
-        for sampler, energies in choosing.score_samplers(fold_run, model, tried, samplers, cases)[0].items():
+        tempered = dict.fromkeys(cases, temperature)
+        for sampler, energies in choosing.score_samplers(fold_run, model, tried, samplers, tempered).items():
             found.append((float(np.mean(energies)), replace(tried, sampler=sampler)))
     return min(found, key=lambda item: item[0])[1]
 

@@ -76,8 +76,10 @@ def finish(folder: Path) -> None:
         "mask_sampler": {"num_calls": 0, "draw": True, "correlation_length_mm": 7.5},
     }  # fmt: skip
     (folder / "inference.json").write_text(json.dumps({**chosen, "weights": "ema", "chosen_on": "2 cases"}))
-    means = [{"w": w, "decision": "half", "dice": 0.7, "nll": None} for w in (0.0, 0.5)]
-    candidates = {"samplers": [{"sampler": sampler, "energy": 0.8}], "means": means}
+    means = [
+        {"w": w, "decision": "half", "dice_of_cases": [0.7123, None], "nll_of_cases": [None, None]} for w in (0.0, 0.5)
+    ]
+    candidates = {"samplers": [{"sampler": sampler, "energy_of_cases": [0.8, 0.9]}], "means": means}
     (folder / "candidates.json").write_text(json.dumps(candidates))
     (folder / "validation").mkdir()
     cases = [
@@ -125,6 +127,7 @@ def test_a_finished_training_shows_what_was_chosen_and_scored(fold: Path) -> Non
     for part in (
         "What was chosen", "ddim, 5 calls from pure noise", "highest expected Dice",
         "coherent draws of 7.5 mm from the segmenter",
+        "0.7123", "0.8500",  # means over the cases of what was tried
         "Validation Dice", "12 validation cases", "case_11",
     ):  # fmt: skip
         assert part in text

@@ -9,38 +9,51 @@ from typing import Any
 import pytest
 import torch
 
-from unisegdiff_pipeline.diffusion.coding import probabilities_from_logits
+from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.diffusion.schedule import Target
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
+from unisegdiff_pipeline.io.labels import Coding
 from unisegdiff_pipeline.training import choosing
 from unisegdiff_pipeline.training.choosing import (
+    STAGE_A,
+    FittedTemperature,
     MeanTrial,
     SamplerTrial,
-    fit_temperature,
+    fit_temperatures,
+    rank_lengths,
     rank_means,
     rank_samplers,
 )
 
 TWO, EIGHT = SamplerSettings(num_calls=2), SamplerSettings(num_calls=8)
-THREE = SamplerSettings(num_calls=3)
 NONE = SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4.0)
 
 
-def test_the_best_energy_score_wins() -> None:
-    trials = [SamplerTrial(TWO, 0.80), SamplerTrial(EIGHT, 0.75), SamplerTrial(NONE, 0.9)]
-    assert rank_samplers(trials)[0].sampler == EIGHT
+def trial(sampler: SamplerSettings, *energies: float, groups: tuple[str, ...] | None = None) -> SamplerTrial:
+    return SamplerTrial(sampler, energies, groups)
 
 
-def test_of_about_equal_samplers_the_one_with_the_fewest_calls_wins() -> None:
-    trials = [SamplerTrial(EIGHT, 0.750), SamplerTrial(TWO, 0.764), SamplerTrial(NONE, 0.766)]
-    assert [t.sampler for t in rank_samplers(trials)] == [TWO, EIGHT, NONE]
+def test_the_usual_sampler_stays_where_another_is_hardly_better() -> None:
+    usual, better = trial(TWO, 0.8, 0.7, 0.6), trial(EIGHT, 0.6, 0.71, 0.61)  # 0.06 better, 0.07 the standard error
+    assert [t.sampler for t in rank_samplers([better, trial(NONE, 0.9, 0.9, 0.9), usual], TWO)] == [TWO, EIGHT, NONE]
 
 
-def test_draws_without_calls_have_to_be_no_worse_than_the_sampler_that_is_taken_else() -> None:
-    assert rank_samplers([SamplerTrial(NONE, 0.751), SamplerTrial(EIGHT, 0.750)])[0].sampler == EIGHT
-    assert rank_samplers([SamplerTrial(NONE, 0.750), SamplerTrial(EIGHT, 0.750)])[0].sampler == NONE
-    eight, two = SamplerTrial(EIGHT, 0.750), SamplerTrial(TWO, 0.760)
-    assert [t.sampler for t in rank_samplers([eight, SamplerTrial(NONE, 0.755), two])] == [NONE, TWO, EIGHT]
+@pytest.mark.parametrize("other", [EIGHT, NONE])
+def test_a_clearly_better_sampler_takes_its_place(other: SamplerSettings) -> None:
+    usual, better = trial(TWO, 0.8, 0.7, 0.6), trial(other, 0.75, 0.66, 0.55)
+    assert [t.sampler for t in rank_samplers([usual, better], TWO)] == [other, TWO]
+
+
+def test_better_in_all_cases_of_two_patients_is_not_clear_where_one_of_them_gains_nothing() -> None:
+    groups = ("a", "a", "a", "a", "b", "b")
+    usual = trial(TWO, *[0.8] * 6, groups=groups)
+    better = trial(EIGHT, 0.7, 0.71, 0.7, 0.71, 0.79, 0.8, groups=groups)
+    assert rank_samplers([usual, better], TWO)[0].sampler == TWO
+
+
+def test_a_single_case_replaces_nothing() -> None:
+    assert rank_samplers([trial(TWO, 0.9), trial(EIGHT, 0.1)], TWO)[0].sampler == TWO
 
 
 def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_field(
@@ -51,92 +64,78 @@ def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_
     def score(
         run: object, model: object, settings: object, samplers: Sequence[SamplerSettings], cases: object,
         first_sample: int = 0,
-    ) -> tuple[dict[SamplerSettings, list[float]], dict[SamplerSettings, dict[float, float]]]:  # fmt: skip
+    ) -> dict[SamplerSettings, list[float]]:  # fmt: skip
         asked.append((list(samplers), first_sample))
         lucky = 0.7 if first_sample == 0 else 0.9
-        return {s: [0.8 if s.total_calls or s.correlation_length_mm != 8 else lucky] for s in samplers}, {}
+        return {s: [0.8 if s.total_calls or s.correlation_length_mm != 8 else lucky] for s in samplers}
 
-    stored = SimpleNamespace(properties=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0)))
+    stored = SimpleNamespace(properties=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0)), group="a")
     run: Any = SimpleNamespace(
         data=SimpleNamespace(open=lambda case: stored),
         configuration=SimpleNamespace(network=SimpleNamespace(dims=2)),
     )
     monkeypatch.setattr(choosing, "score_samplers", score)
     model: Any = None
-    ranked, _ = choosing._try_samplers(run, model, InferenceSettings(-3.0, 0.5), ["a"], choosing.QUICK_SEARCH)
+    settings, cases = InferenceSettings(-3.0, 0.5), {"a": NO_TEMPERATURE}
+    ranked = choosing._try_samplers(run, model, settings, cases, choosing.FULL_SEARCH)
     (lengths, first), (final, fresh) = asked
     assert (len(lengths), first) == (len(choosing.LENGTHS_VOXELS), 0)
-    assert ([s.total_calls for s in final], fresh) == ([0, 1], 8)
+    assert ([s.total_calls for s in final], fresh) == ([0, 2, 1, 2, 3, 4], 8)
     assert {s.correlation_length_mm for s in final} == {8.0}
-    assert ranked[0].sampler.total_calls == 1  # the draws' 0.7 was luck
-    assert len(ranked) == 1 + len(choosing.LENGTHS_VOXELS)
+    assert (ranked[0].sampler.start, ranked[0].sampler.total_calls) == ("stage_a", 2)
+    assert len(ranked) == 5 + len(choosing.LENGTHS_VOXELS)
+    asked.clear()
+    choosing._try_samplers(run, model, replace(settings, target="epsilon"), cases, choosing.FULL_SEARCH)
+    assert [s.total_calls for s in asked[1][0]] == [0, 2, 4]  # pure noise holds no mask that could be inverted
 
 
 def test_of_about_equal_draws_the_one_with_the_longest_field_wins() -> None:
     long = replace(NONE, correlation_length_mm=64.0)
-    assert rank_samplers([SamplerTrial(NONE, 0.750), SamplerTrial(long, 0.760)])[0].sampler == long
-    assert rank_samplers([SamplerTrial(NONE, 0.750), SamplerTrial(long, 0.770)])[0].sampler == NONE
-
-
-@pytest.mark.parametrize("winner", [NONE, THREE])
-def test_where_another_sampler_makes_the_mean_the_first_still_draws_the_masks(
-    monkeypatch: pytest.MonkeyPatch, winner: SamplerSettings
-) -> None:
-    """THREE has the likeliest mean, whatever its masks; the final decides by Dice as well."""
-    ranked = [SamplerTrial(NONE, 0.750), SamplerTrial(TWO, 0.755), SamplerTrial(THREE, 0.9)]
-    losses = {TWO: {0.5: 0.49, 1.0: 0.5}, THREE: {0.5: 0.48, 1.0: 0.5}}
-
-    def means(run: object, model: object, settings: InferenceSettings, cases: object) -> list[MeanTrial]:
-        assert settings.sampler in (NONE, THREE)
-        loss = 0.4 if settings.sampler == winner else 0.5
-        assert settings.mask_sampler == (None if settings.sampler == NONE else NONE)
-        return [MeanTrial(settings.sampler, 1.0, "half", (0.8, 0.9), loss)]
-
-    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: (ranked, losses))
-    monkeypatch.setattr(choosing, "try_means", means)
-    before = InferenceSettings(-3.0, 0.5, mask_sampler=TWO)  # what an earlier choice left counts no more
-    chosen = choosing.choose_settings(None, None, before, ["a", "b"]).settings  # type: ignore[arg-type]
-    assert chosen.sampler == winner
-    assert chosen.mask_sampler == (None if winner == NONE else NONE)
+    assert rank_lengths([trial(NONE, 0.750), trial(long, 0.760)])[0].sampler == long
+    assert rank_lengths([trial(NONE, 0.750), trial(long, 0.770)])[0].sampler == NONE
+    assert rank_lengths([trial(NONE, -0.100), trial(long, -0.0985)])[0].sampler == long
+    assert rank_lengths([trial(NONE, -0.100), trial(long, -0.0975)])[0].sampler == NONE
 
 
 @pytest.mark.parametrize(
-    ("first", "losses"),
+    ("masks", "w", "target", "expected"),
     [
-        (TWO, {(TWO, 0.5): 0.4}),
-        (TWO, {(THREE, 0.5): 0.499}),  # hardly likelier than p_det
-        (TWO, {(THREE, 0.5): 0.45, (TWO, 0.5): 0.4}),
-        (replace(TWO, draw=False), {(TWO, 0.5): 0.4}),  # cut or drawn: the mean is the same
-        (TWO, {(EIGHT, 0.5): 0.4}),  # ten calls together are more than the longest sampler takes
+        (TWO, 0.25, "staged", (STAGE_A, TWO)),
+        (NONE, 0.0, "v", (STAGE_A, NONE)),
+        (TWO, 1.0, "staged", (TWO, None)),  # p_det alone: no mean is needed
+        (TWO, 0.25, "epsilon", (TWO, None)),
+        (replace(STAGE_A, draw=True, correlation_length_mm=4.0), 0.25, "staged", None),
     ],
 )
-def test_a_mean_that_is_no_likelier_or_too_dear_adds_no_sampler(
-    monkeypatch: pytest.MonkeyPatch, first: SamplerSettings, losses: dict[tuple[SamplerSettings, float], float]
+def test_stage_a_makes_the_mean(
+    masks: SamplerSettings, w: float, target: Target, expected: tuple[SamplerSettings, SamplerSettings | None] | None
 ) -> None:
-    found = {
-        replace(s, draw=True, correlation_length_mm=4.0): {w: losses.get((s, w), 0.5) for w in (0.5, 1.0)}
-        for s in (EIGHT, THREE, TWO)
-    }
-    tried = []
+    before = InferenceSettings(-3.0, 0.5, target=target, mask_sampler=EIGHT)  # of an earlier choice
+    found = choosing.with_samplers(before, masks, w)
+    assert (found.sampler, found.mask_sampler) == (expected or (masks, None))
+    assert found.w == w
+
+
+@pytest.mark.parametrize("best", [1.0, 0.25])
+def test_settings_hold_what_was_chosen(monkeypatch: pytest.MonkeyPatch, best: float) -> None:
+    fitted = FittedTemperature(Temperature(2.0, 3.0), {"a": Temperature(5.0, 5.0)})
 
     def means(run: object, model: object, settings: InferenceSettings, cases: object) -> list[MeanTrial]:
-        tried.append(settings.sampler)
-        return [MeanTrial(settings.sampler, 1.0, "half", (0.8, 0.9), 0.4)]
+        assert (settings.sampler, settings.mask_sampler, cases) == (STAGE_A, EIGHT, fitted.of_others)
+        return [MeanTrial(STAGE_A, w, "half", (0.9 if w == best else 0.6, 0.8), (0.5, 0.4)) for w in (0.25, 1.0)]
 
-    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: ([SamplerTrial(first, 0.75)], found))
+    monkeypatch.setattr(choosing, "choose_temperature", lambda *args: fitted)
+    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: [trial(EIGHT, 0.5)])
     monkeypatch.setattr(choosing, "try_means", means)
-    chosen = choosing.choose_settings(None, None, InferenceSettings(-3.0, 0.5), ["a"]).settings  # type: ignore[arg-type]
-    assert tried == [first]
-    assert (chosen.sampler, chosen.mask_sampler) == (first, None)
+    run: Any = None
+    chosen = choosing.choose_settings(run, run, InferenceSettings(-3.0, 0.5), ["a"]).settings
+    assert (chosen.w, chosen.temperature) == (best, fitted.of_all)
+    assert (chosen.sampler, chosen.mask_sampler) == ((EIGHT, None) if best == 1 else (STAGE_A, EIGHT))
 
 
-def test_energy_scores_below_zero_are_ranked_alike() -> None:
-    assert rank_samplers([SamplerTrial(EIGHT, -0.100), SamplerTrial(TWO, -0.0985)])[0].sampler == TWO
-    assert rank_samplers([SamplerTrial(EIGHT, -0.100), SamplerTrial(TWO, -0.0975)])[0].sampler == EIGHT
-
-
-def mean_trial(w: float, decision: Decision, dice: Sequence[float], nll: float) -> MeanTrial:
-    return MeanTrial(TWO, w, decision, tuple(dice), nll)
+def mean_trial(w: float, decision: Decision, dice: Sequence[float], nll: float | Sequence[float]) -> MeanTrial:
+    losses = (nll,) * len(dice) if isinstance(nll, float) else tuple(nll)
+    return MeanTrial(TWO, w, decision, tuple(dice), losses)
 
 
 PLAIN = mean_trial(1.0, "half", (0.9, 0.7, 0.8, 0.6), 0.9)
@@ -176,15 +175,30 @@ def test_the_cut_for_dice_has_to_earn_its_place() -> None:
     assert rank_means([PLAIN, earned])[0] == earned
 
 
+def test_the_usual_weight_stays_where_another_is_hardly_likelier() -> None:
+    usual = mean_trial(choosing.USUAL_W, "half", PLAIN.dice_of_cases, (0.5, 0.6, 0.7, 0.6))
+    hardly = mean_trial(0.5, "half", PLAIN.dice_of_cases, (0.3, 0.7, 0.7, 0.6))  # 0.025 likelier, 0.06 the error
+    clearly = mean_trial(0.0, "half", PLAIN.dice_of_cases, (0.4, 0.5, 0.65, 0.5))
+    assert rank_means([PLAIN, hardly, usual])[:2] == [usual, hardly]
+    assert rank_means([PLAIN, hardly, usual, clearly])[0] == clearly
+
+
 def test_without_any_defined_dice_the_likelihood_decides() -> None:
     nothing = (math.nan, math.nan)
-    first, second = mean_trial(1.0, "half", nothing, 0.2), mean_trial(0.25, "half", nothing, 0.1)
+    first, second = mean_trial(1.0, "half", nothing, 0.2), mean_trial(0.5, "half", nothing, 0.1)
     assert rank_means([first, second])[0] == second
 
 
 def test_an_empty_hold_out_leaves_the_plain_segmenter() -> None:
     nothing = [mean_trial(w, d, (math.nan,), math.nan) for w in (0.0, 0.5, 1.0) for d in ("half", "dice")]
     assert rank_means(nothing)[0] == nothing[4]
+
+
+def fit_temperature(logits: torch.Tensor, target: torch.Tensor, coding: Coding) -> Temperature:
+    """Of voxels that count alike and belong to one group."""
+    num_voxels = logits.shape[2]
+    weights, owners = torch.ones(num_voxels), torch.zeros(num_voxels, dtype=torch.long)
+    return fit_temperatures(logits, target, weights, coding, owners, 1)[0]
 
 
 def test_temperatures_of_a_segmenter_that_is_too_sure_of_its_objects_only() -> None:
@@ -194,7 +208,7 @@ def test_temperatures_of_a_segmenter_that_is_too_sure_of_its_objects_only() -> N
     drawn = torch.rand(len(sure), generator=generator) < (sure / 4).sigmoid()
     target = torch.cat([drawn, torch.arange(1000) < 47]).float()
     logits = torch.cat([sure, right])[None, None]
-    found = fit_temperature(logits, target[None, None], torch.ones(21_000), "binary")
+    found = fit_temperature(logits, target[None, None], "binary")
     assert found.ceiling is None
     assert found.foreground == pytest.approx(4.0, rel=0.06)  # the grid's steps are 9 % wide
     assert found.background == pytest.approx(1.0, rel=0.06)
@@ -205,20 +219,20 @@ def test_objects_that_are_there_in_doubt_get_a_ceiling() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.empty(1, 1, 4000).uniform_(0.5, 9.0, generator=generator)
     target = (torch.rand(4000, generator=generator) < 0.7).float()
-    found = fit_temperature(logits, target[None, None], torch.ones(4000), "binary")
+    found = fit_temperature(logits, target[None, None], "binary")
     assert found.ceiling in (0.75, 1.0)  # log(0.7 / 0.3) = 0.85
     p = probabilities_from_logits(logits, "binary", found)
     assert (p - 0.7).abs().mean() < 0.03
 
 
 def test_a_segmenter_that_finds_nothing_keeps_its_temperature_of_foreground() -> None:
-    found = fit_temperature(torch.full((1, 1, 100), -2.0), torch.zeros(1, 1, 100), torch.ones(100), "binary")
+    found = fit_temperature(torch.full((1, 1, 100), -2.0), torch.zeros(1, 1, 100), "binary")
     assert (found.foreground, found.ceiling) == (1.0, None)
     assert found.background == 0.5
 
 
 @pytest.mark.parametrize("coding", ["softmax", "regions"])
-def test_a_ceiling_is_found_for_several_channels_too(coding: str) -> None:
+def test_a_ceiling_is_found_for_several_channels_too(coding: Coding) -> None:
     """One object, in doubt as a whole; which class it is, is known."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.empty(1, 2, 4000).uniform_(1.0, 9.0, generator=generator)
@@ -227,10 +241,40 @@ def test_a_ceiling_is_found_for_several_channels_too(coding: str) -> None:
     if coding == "softmax":
         logits = torch.cat([torch.zeros(1, 1, 4000), logits[:, :1], torch.full((1, 1, 4000), -9.0)], dim=1)
         target = torch.stack([1 - there, there, torch.zeros(4000)])[None]
-    found = fit_temperature(logits, target, torch.ones(4000), coding)  # type: ignore[arg-type]
+    found = fit_temperature(logits, target, coding)
     assert found.ceiling in (0.75, 1.0)
 
 
 def test_temperatures_without_any_voxel_are_one() -> None:
-    found = fit_temperature(torch.zeros(1, 2, 0), torch.zeros(1, 2, 0), torch.zeros(0), "softmax")
+    found = fit_temperature(torch.zeros(1, 2, 0), torch.zeros(1, 2, 0), "softmax")
     assert (found.foreground, found.background) == (1.0, 1.0)
+
+
+def test_a_group_is_judged_by_the_temperature_of_all_others() -> None:
+    """Two groups are half as sure as they say; the third says the opposite of what is."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.linspace(-8, 8, 3000).repeat(3)
+    target = (torch.rand(9000, generator=generator) < (z / 2).sigmoid()).float()
+    owners = torch.arange(3).repeat_interleave(3000)
+    target[owners == 2] = (z[owners == 2] < 0).float()
+    data = z[None, None], target[None, None], torch.ones(9000), "binary", owners
+    of_all, without = fit_temperatures(*data, 3)
+    assert [t.foreground > 3 for t in (of_all, *without)] == [True, True, True, False]
+    assert without[2].foreground == pytest.approx(2.0, rel=0.1)
+    assert without[2].background == pytest.approx(2.0, rel=0.1)
+    kept = owners != 2
+    alone, _ = fit_temperatures(data[0][..., kept], data[1][..., kept], data[2][kept], "binary", owners[kept], 2)
+    assert without[2] == alone
+
+
+def test_what_only_one_group_shows_is_unknown_without_it() -> None:
+    """The other group has nothing that is found, a third no voxel at all."""
+    z, owners = torch.tensor([3.0] * 50 + [-3.0] * 50), torch.tensor([0] * 50 + [1] * 50)
+    target = (z > 0).float()
+    data = z[None, None], target[None, None], torch.ones(100), "binary", owners
+    of_all, without = fit_temperatures(*data, 3)
+    assert (of_all.foreground, of_all.background) == (0.5, 0.5)
+    assert without[0] == Temperature(1.0, 0.5)
+    assert without[2] == of_all
+    empty = (torch.zeros(1, 1, 0), torch.zeros(1, 1, 0), torch.zeros(0), "binary", torch.zeros(0, dtype=torch.long))
+    assert fit_temperatures(*empty, 2) == (NO_TEMPERATURE, [NO_TEMPERATURE, NO_TEMPERATURE])

@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
+from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training import diffusion
 from unisegdiff_pipeline.training import trainer as trainer_module
+from unisegdiff_pipeline.training.choosing import STAGE_A, USUAL, USUAL_W
 from unisegdiff_pipeline.training.fold import _take_best
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.request import TrainRequest
@@ -274,6 +276,11 @@ def test_fold_all_trains_on_every_case(request_: TrainRequest) -> None:
     assert len(described["train_cases"]) == 12
     assert described["holdout_cases"] == described["validation_cases"] == []
     assert result.scores == {}
+    settings = read_settings(result.folder)
+    assert (settings.sampler, settings.w, settings.decision) == (STAGE_A, USUAL_W, "half")
+    assert settings.mask_sampler is not None
+    assert settings.mask_sampler.correlation_length_mm > 0
+    assert dataclasses.replace(settings.mask_sampler, correlation_length_mm=0.0, draw=False) == USUAL
 
 
 def test_restart_keeps_the_former_fold_when_the_request_cannot_work(request_: TrainRequest) -> None:

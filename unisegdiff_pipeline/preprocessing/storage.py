@@ -75,6 +75,11 @@ class StoredCase:
     properties: CaseProperties
 
     @property
+    def group(self) -> str:
+        """What the case belongs to (a patient, say); its own name where no group is known."""
+        return self.properties.group or self.case_id
+
+    @property
     def num_rows(self) -> int:
         """Label rows: one, and one more for each rater."""
         return int(self.labels.shape[0])

@@ -383,16 +383,24 @@ def _chosen(fold: _Fold) -> Section | None:
     body = [facts(items)]
     if samplers := fold.candidates.get("samplers"):
         columns = [Column("sampler", "text"), Column("energy score", digits=4)]
-        rows = [[_in_words(s.get("sampler", {})), s.get("energy")] for s in samplers]
+        rows = [[_in_words(s.get("sampler", {})), _mean(s, "energy")] for s in samplers]
         title = f"All {len(rows)} samplers, best first, other lengths of the field last"
         body.append(details(title, [table(Table(columns, rows))]))
     if means := fold.candidates.get("means"):
         columns = [Column("sampler", "text"), Column("w", digits=2), Column("cut", "text")]
         columns += [Column("Dice", digits=4), Column("NLL", digits=4)]
-        names = ("w", "decision", "dice", "nll")
-        rows = [[_in_words(m.get("sampler", {})), *(m.get(name) for name in names)] for m in means]
+        rows = [
+            [_in_words(m.get("sampler", {})), m.get("w"), m.get("decision"), _mean(m, "dice"), _mean(m, "nll")]
+            for m in means
+        ]
         body.append(details(f"All {len(rows)} ways to make the mask, best first", [table(Table(columns, rows))]))
     return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
+
+
+def _mean(trial: Mapping[str, Any], name: str) -> float | None:
+    """Mean over the cases that a score is defined in; None without one."""
+    defined = [v for v in trial.get(f"{name}_of_cases") or () if v is not None]
+    return sum(defined) / len(defined) if defined else None
 
 
 def _temperature(value: Any) -> str:

@@ -1,11 +1,13 @@
 """What is chosen on the inner hold-out: temperature, sampler, weight w, and how the mask is cut.
 
-Masks and mean are chosen apart. Masks are drawn by the sampler with the best energy score, a proper score of a set of
-masks against each annotator; of those about as good that call the network the one with the fewest calls is taken, and
-draws from p_det without any call where they are no worse than that one. The mean is judged by Dice and likelihood:
-whose samples enter it, how much of p_det, and whether it is cut at 0.5 or where the drawn masks promise the highest
-Dice. A dozen cases say little of a mean, so it departs from the plain segmenter's only where its Dice is not at stake,
-case by case, and likelihood decides among what Dice cannot tell apart.
+The temperature of p_det is fitted on the very cases that then compare p_det with what the denoiser makes of them, which
+nothing was fitted on. So each of them is predicted with the temperature that the other patients' cases have.
+
+Stage A's answer to pure noise is the mean of the masks that may be, so it makes the mean, mixed with p_det by w. Masks
+are drawn from that answer, and once again after a call where stage B begins, unless the energy score, a proper score of
+a set of masks against each annotator, says clearly that another sampler is better. The cases are few, and what the best
+of many candidates gains on a dozen of them is mostly luck; so each choice has a usual answer, and the burden of proof
+lies with the others.
 """
 
 from __future__ import annotations
@@ -42,8 +44,6 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.validation import score_on_plan_grid
 
-Losses = Mapping[SamplerSettings, Mapping[float, float]]  # by sampler and w
-
 if TYPE_CHECKING:
     from unisegdiff_pipeline.training.trainer import FoldRun
 
@@ -52,15 +52,20 @@ CEILINGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of the log odds of
 CEILING_GAIN = 0.005  # of the loss in voxels that are found; below it there is no ceiling
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent draws, in voxels of the plan
-ONE_CALL = SamplerSettings("ddim", "stage_a", 0, 0.0)
-TRAJECTORIES = (
+USUAL_LENGTH_VOXELS = 16.0
+STAGE_A = SamplerSettings("ddim", "stage_a", 0, 0.0)  # one call at pure noise
+USUAL = SamplerSettings("hard", "stage_a", 1, 0.0)  # draws the masks, unless another is clearly better
+USUAL_FROM_DET = SamplerSettings("hard", "det", 2, 0.0)  # the same for a network that has no stage A
+OTHERS = (
+    STAGE_A,
+    USUAL_FROM_DET,
     SamplerSettings("hard", "stage_a", 2, 0.0),
-    SamplerSettings("ddim", "stage_a", 4, 0.0),
-    SamplerSettings("hard", "det", 2, 0.0),
     SamplerSettings("ddim", "det", 4, 2.0),
 )
-MEAN_GAIN = 0.005  # of the loss, by which another sampler's mean must be likelier to be tried
-ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the fewest calls win (one at least), the longest field
+USUAL_W = 0.25
+SAMPLER_ERRORS = 2.0  # standard errors by which another sampler must have the better energy score
+LIKELIHOOD_ERRORS = 1.0  # the same for another w and the likelihood
+ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the longest field of draws is taken
 DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
 NEAR_FOREGROUND = 0.05
@@ -70,46 +75,61 @@ FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class Search:
-    """How far samplers are searched: draws from p_det and after one call always, and these longer trajectories.
+    """How far samplers are searched: draws from p_det and the usual sampler always, and these others.
 
     `calls_per_case` is about what choosing takes of a case beside `costs.CHOOSING_PASSES`, in network calls.
     """
 
-    trajectories: tuple[SamplerSettings, ...]
+    others: tuple[SamplerSettings, ...]
     calls_per_case: float
 
     @property
     def most_calls(self) -> int:
-        """Calls of the longest sampler that may be chosen."""
-        return max(t.total_calls for t in (ONE_CALL, *self.trajectories))
+        """Calls that mean and masks may take together."""
+        return max(map(_calls_with_mean, (USUAL, *self.others)))
 
 
-FULL_SEARCH = Search(TRAJECTORIES, 26.0)
-SHORT_SEARCH = Search(tuple(t for t in TRAJECTORIES if t.total_calls <= 3), 15.0)
-QUICK_SEARCH = Search((), 2.0)
+def _calls_with_mean(sampler: SamplerSettings) -> int:
+    """Calls of a sampler of masks and of the mean: stage A's answer is the first call of those that begin with it."""
+    return sampler.total_calls + (sampler.start != "stage_a")
+
+
+FULL_SEARCH = Search(OTHERS, 17.0)
+SHORT_SEARCH = Search(tuple(s for s in OTHERS if _calls_with_mean(s) <= 3), 12.0)
+QUICK_SEARCH = Search((), 5.0)
 
 
 @dataclass(frozen=True)
 class SamplerTrial:
-    """A sampler and its mean energy score over the cases that choose (lower is better)."""
+    """A sampler and its energy scores in the cases that choose (lower is better), which are of these groups."""
 
     sampler: SamplerSettings
-    energy: float
+    energy_of_cases: tuple[float, ...]
+    groups: tuple[str, ...] | None = None
+
+    @property
+    def energy(self) -> float:
+        """Mean over the cases; NaN without one."""
+        return mean_of_defined(self.energy_of_cases)
+
+    def clearly_above(self, other: SamplerTrial) -> bool:
+        """Whether its masks are worse than the other's beyond what chance may do."""
+        return _clear(self.energy_of_cases, other.energy_of_cases, self.groups, SAMPLER_ERRORS)
 
 
 @dataclass(frozen=True)
 class MeanTrial:
     """A way to make the mask, and the Dice and negative log-likelihood that it reached on the hold-out.
 
-    `dice_of_cases` are means over the classes of a case, NaN where none is defined; all trials have the same cases, of
-    these groups (patients).
+    Both are given case by case, Dice as the mean over the classes of a case, NaN where none is defined; all trials have
+    the same cases, of these groups (patients).
     """
 
     sampler: SamplerSettings
     w: float
     decision: Decision
     dice_of_cases: tuple[float, ...]
-    nll: float
+    nll_of_cases: tuple[float, ...]
     groups: tuple[str, ...] | None = None
 
     @property
@@ -117,9 +137,24 @@ class MeanTrial:
         """Mean over the cases where Dice is defined; NaN without one."""
         return mean_of_defined(self.dice_of_cases)
 
+    @property
+    def nll(self) -> float:
+        """Mean over the cases that have voxels which count; NaN without one."""
+        return mean_of_defined(self.nll_of_cases)
+
     def gain(self, other: MeanTrial) -> tuple[float, float]:
         """Mean difference of Dice to another trial over the same cases, and its standard error."""
         return mean_gain(self.dice_of_cases, other.dice_of_cases, self.groups)
+
+    def clearly_above(self, other: MeanTrial) -> bool:
+        """Whether its likelihood loss is higher than the other's beyond what chance may do."""
+        return _clear(self.nll_of_cases, other.nll_of_cases, self.groups, LIKELIHOOD_ERRORS)
+
+
+def _clear(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None, errors: float) -> bool:
+    """Whether a lies above b by more than so many standard errors; never where too few cases tell."""
+    difference, error = mean_gain(a, b, groups)
+    return 0 < errors * error < difference
 
 
 @dataclass(frozen=True)
@@ -140,19 +175,37 @@ class _Voxels:
     target: Tensor
 
 
-def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -> Temperature:
+@dataclass(frozen=True)
+class FittedTemperature:
+    """The temperature of p_det, and for each held-out case the one that cases of all other groups (patients) give.
+
+    The latter make p_det on a held-out case what it will be on a new one.
+    """
+
+    of_all: Temperature
+    of_others: Mapping[str, Temperature]
+
+
+def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -> FittedTemperature:
     """The temperatures of p_det with the least negative log-likelihood of whole held-out cases.
 
     Of each case voxels near foreground and voxels elsewhere are drawn, and weighted by how many they stand for. With
     several annotators each counts.
     """
-    return fit_temperature(*held_out_logits(run, model, cases), run.plans.labels.coding)
+    logits, target, weights, lengths = held_out_logits(run, model, cases)
+    groups = [run.data.open(case_id).group for case_id in cases]
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    owners = torch.tensor([numbers[group] for group in groups]).repeat_interleave(torch.tensor(lengths))
+    of_all, without = fit_temperatures(logits, target, weights, run.plans.labels.coding, owners, len(numbers))
+    of_others = {case_id: without[numbers[group]] for case_id, group in zip(cases, groups, strict=True)}
+    return FittedTemperature(of_all, of_others)
 
 
 def held_out_logits(
     run: FoldRun, model: StagedModel, cases: Sequence[str], near_only: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of p_det and coded labels (1, K, V) at some voxels of held-out cases, and the weights of the voxels (V,).
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Logits of p_det and coded labels (1, K, V) at some voxels of held-out cases, the weights of the voxels (V,), and
+    how many voxels are of each case.
 
     Args:
         run, model: as trained.
@@ -170,94 +223,121 @@ def held_out_logits(
         logits.append(z.flatten(1)[:, chosen.indices])
         targets.append(chosen.target)
         weights.append(chosen.weights)
-    return torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None], torch.cat(weights)
+    counts = [len(w) for w in weights]
+    return torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None], torch.cat(weights), counts
 
 
-def fit_temperature(logits: Tensor, target: Tensor, weights: Tensor, coding: Coding) -> Temperature:
-    """The likeliest of TEMPERATURES and CEILINGS; logits and target (1, K, V), weights (V,)."""
-    if logits.shape[2] == 0:
-        return Temperature()
+def fit_temperatures(
+    logits: Tensor, target: Tensor, weights: Tensor, coding: Coding, owners: Tensor, num_groups: int
+) -> tuple[Temperature, list[Temperature]]:
+    """The likeliest of TEMPERATURES and CEILINGS for all voxels, and for those of all groups but each.
+
+    Losses are sums over voxels, so one pass over them gives every group's share. A single group has no others, and
+    gets the temperature of all.
+
+    Args:
+        logits, target: (1, K, V).
+        weights: (V,).
+        owners: (V,), the number of the group that a voxel belongs to, from 0 to `num_groups` - 1.
+    """
+
+    def losses(tried: Sequence[Temperature], part: Tensor | slice) -> Tensor:
+        """(len(tried), num_groups), of some voxels."""
+        z, x, weight, owner = logits[..., part], target[..., part], weights[part].double(), owners[part]
+        found = torch.zeros(len(tried), num_groups, dtype=torch.float64)
+        for row, temperature in zip(found, tried, strict=True):
+            row.index_add_(0, owner, weight * cross_entropy(temper(z, coding, temperature), x, coding)[0])
+        return found
 
     # Every voxel is divided by one of the two (of regions each channel), so that each can be fitted alone.
-    def loss(temperature: Temperature, z: Tensor, x: Tensor, weight: Tensor) -> float:
-        return float((weight * cross_entropy(temper(z, coding, temperature), x, coding)[0]).sum())
-
-    background = min(TEMPERATURES, key=lambda value: loss(Temperature(1.0, value), logits, target, weights))
     found = (foreground_log_odds(logits, coding) > 0).any(dim=1)[0]
-    if not found.any():
-        return Temperature(background=round(background, 3))
-    part = logits[..., found], target[..., found], weights[found]
-    losses = {
-        (value, ceiling): loss(Temperature(value, background, ceiling), *part)
-        for ceiling in (None, *CEILINGS)
-        for value in TEMPERATURES
-    }
-    foreground, ceiling = min(losses, key=lambda key: losses[key] * (1.0 if key[1] else 1.0 - CEILING_GAIN))
-    return Temperature(round(foreground, 3), round(background, 3), ceiling)
+    backgrounds = [Temperature(1.0, value) for value in TEMPERATURES]
+    foregrounds = [Temperature(value, 1.0, ceiling) for ceiling in (None, *CEILINGS) for value in TEMPERATURES]
+    of_background, of_foreground = losses(backgrounds, slice(None)), losses(foregrounds, found)
+    handicap = torch.tensor([1.0 if t.ceiling else 1.0 - CEILING_GAIN for t in foregrounds], dtype=torch.float64)
+    counts, counts_found = (torch.bincount(v, minlength=num_groups) for v in (owners, owners[found]))
+
+    def best(groups: Tensor) -> Temperature:
+        """Of the voxels of some groups (num_groups,)."""
+        if not counts[groups].any():
+            return Temperature()
+        background = backgrounds[int(of_background[:, groups].sum(dim=1).argmin())].background
+        if not counts_found[groups].any():
+            return Temperature(background=round(background, 3))
+        chosen = foregrounds[int((of_foreground[:, groups].sum(dim=1) * handicap).argmin())]
+        return Temperature(round(chosen.foreground, 3), round(background, 3), chosen.ceiling)
+
+    of_all = best(torch.ones(num_groups, dtype=torch.bool))
+    if num_groups < 2:
+        return of_all, [of_all] * num_groups
+    return of_all, [best(torch.arange(num_groups) != group) for group in range(num_groups)]
 
 
 def choose_settings(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search = FULL_SEARCH
 ) -> Choice:
-    """The sampler of the masks and that of the mean, then w and decision, on held-out cases.
-
-    Where another sampler makes a likelier mean it is given its chance beside the masks' own. Together they may take no
-    more calls than the longest sampler of the search.
-    """
-    samplers, losses = _try_samplers(run, model, settings, cases, search)
-    first = samplers[0].sampler
-    finalists = [first, *_likelier_mean(first, losses, search.most_calls - first.total_calls)]
-    candidates = {s: replace(settings, sampler=s, mask_sampler=None if s == first else first) for s in finalists}
-    means = rank_means([mean for tried in candidates.values() for mean in try_means(run, model, tried, cases)])
-    best = means[0]
-    chosen = replace(candidates[best.sampler], w=best.w, decision=best.decision)
+    """Temperature, the sampler of the masks, then w and decision, on held-out cases."""
+    fitted = choose_temperature(run, model, cases)
+    settings = replace(settings, temperature=fitted.of_all)
+    samplers = _try_samplers(run, model, settings, fitted.of_others, search)
+    means = rank_means(try_means(run, model, with_samplers(settings, samplers[0].sampler), fitted.of_others))
+    chosen = replace(with_samplers(settings, samplers[0].sampler, means[0].w), decision=means[0].decision)
     return Choice(chosen, tuple(samplers), tuple(means))
 
 
-def _likelier_mean(first: SamplerSettings, losses: Losses, most_calls: int) -> list[SamplerSettings]:
-    """The sampler whose mean is likelier, at its best w, than p_det and the mean of `first` at any; none or one."""
-    own = [loss for s, by_w in losses.items() for w, loss in by_w.items() if w == 1 or _calls_of(s) == _calls_of(first)]
-    others = {s: min(by_w.values()) for s, by_w in losses.items() if s.total_calls <= most_calls}
-    best = min(others, key=lambda s: others[s], default=None)
-    return [best] if best is not None and others[best] <= (1 - MEAN_GAIN) * min(own) else []
+def unchosen_settings(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:
+    """The usual answers, for a fold that holds no case out."""
+    length = _lengths_mm(run, run.data.open(run.train_cases[0]))[LENGTHS_VOXELS.index(USUAL_LENGTH_VOXELS)]
+    return with_samplers(settings, replace(usual_sampler(settings), correlation_length_mm=length, draw=True))
+
+
+def usual_sampler(settings: InferenceSettings) -> SamplerSettings:
+    """Of masks; pure noise holds no mask to invert, as a network for the noise would have to."""
+    return USUAL_FROM_DET if settings.target == "epsilon" else USUAL
+
+
+def with_samplers(settings: InferenceSettings, masks: SamplerSettings, w: float = USUAL_W) -> InferenceSettings:
+    """The settings with a sampler of the masks, and stage A for the mean where there is one and anything of it counts.
+
+    A network for the noise has no stage A: the masks' own sampler makes the mean.
+    """
+    own = w == 1 or settings.target == "epsilon" or _trajectory(masks) == STAGE_A
+    return replace(settings, w=w, sampler=masks if own else STAGE_A, mask_sampler=None if own else masks)
 
 
 def _try_samplers(
-    run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search
-) -> tuple[list[SamplerTrial], Losses]:
+    run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Mapping[str, Temperature], search: Search
+) -> list[SamplerTrial]:
     """Draws from p_det with several lengths of the field, then draws and trajectories with the best length.
 
-    All on all cases: the differences between trajectories are smaller than those between a few cases. The best of many
-    lengths is mostly the luckiest, so with this length all draw other masks than those that chose it.
+    The best of many lengths is mostly the luckiest, so with this length all draw other masks than those that chose it.
     """
-    first = run.data.open(cases[0])
-    spacing = first.properties.spacing_mm[-run.configuration.network.dims :]
-    unit_mm = float(np.prod(spacing)) ** (1 / len(spacing))
-    without_calls = [
-        SamplerSettings("ddim", "det", 0, 0.0, round(voxels * unit_mm, 3), draw=True) for voxels in LENGTHS_VOXELS
+    opened = [run.data.open(case_id) for case_id in cases]
+    groups = tuple(stored.group for stored in opened)
+    without_calls = [SamplerSettings("ddim", "det", 0, 0.0, mm, draw=True) for mm in _lengths_mm(run, opened[0])]
+    found = score_samplers(run, model, settings, without_calls, cases)
+    by_length = rank_lengths([SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()])
+    draws = by_length[0].sampler
+    able = [s for s in search.others if settings.target != "epsilon" or s.start == "det"]
+    calling = [
+        replace(s, correlation_length_mm=draws.correlation_length_mm, draw=True)
+        for s in dict.fromkeys([usual_sampler(settings), *able])
     ]
-    by_length, _ = score_samplers(run, model, settings, without_calls, cases)
-    best = rank_samplers(_trials(by_length))[0].sampler
-    # Pure noise holds no mask to invert, as a network for the noise would have to.
-    able = [t for t in (ONE_CALL, *search.trajectories) if settings.target != "epsilon" or t.start == "det"]
-    calling = [replace(t, correlation_length_mm=best.correlation_length_mm, draw=True) for t in able]
-    found, losses = score_samplers(run, model, settings, [best, *calling], cases, first_sample=settings.num_samples)
-    others = [trial for trial in _trials(by_length) if trial.sampler != best]
-    return rank_samplers(_trials(found)) + rank_samplers(others), losses
+    found = score_samplers(run, model, settings, [draws, *calling], cases, first_sample=settings.num_samples)
+    trials = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
+    return rank_samplers(trials, calling[0]) + by_length[1:]
 
 
-def _calls_of(sampler: SamplerSettings) -> SamplerSettings:
-    """What samplers have in common that end with the same probabilities, whether masks are drawn from them or not."""
-    return replace(sampler, draw=True, correlation_length_mm=0.0)
+def _lengths_mm(run: FoldRun, stored: StoredCase) -> list[float]:
+    """LENGTHS_VOXELS on the grid of a case."""
+    spacing_mm = stored.properties.spacing_mm[-run.configuration.network.dims :]
+    unit_mm = float(np.prod(spacing_mm)) ** (1 / len(spacing_mm))
+    return [round(voxels * unit_mm, 3) for voxels in LENGTHS_VOXELS]
 
 
 def _trajectory(sampler: SamplerSettings) -> SamplerSettings:
     """The sampler up to its end: what is drawn and what is cut there come of the same calls."""
-    return replace(sampler, draw=False, correlation_length_mm=0.0)
-
-
-def _trials(found: Mapping[SamplerSettings, Sequence[float]]) -> list[SamplerTrial]:
-    return [SamplerTrial(sampler, float(np.nanmean(values))) for sampler, values in found.items()]
+    return replace(sampler, draw=False, correlation_length_mm=0.0) if sampler.total_calls else sampler
 
 
 def score_samplers(
@@ -265,36 +345,29 @@ def score_samplers(
     model: StagedModel,
     settings: InferenceSettings,
     samplers: Sequence[SamplerSettings],
-    cases: Sequence[str],
+    cases: Mapping[str, Temperature],
     first_sample: int = 0,
-) -> tuple[dict[SamplerSettings, list[float]], Losses]:
-    """Energy scores of the masks of samplers that draw at their end, case by case, and the negative log-likelihood of
-    the mean of each that calls the network, at every weight w.
+) -> dict[SamplerSettings, list[float]]:
+    """Energy scores of the masks of samplers that draw at their end, case by case.
 
     The same calls also give the energy scores of cutting each sample at 0.5 instead of drawing its mask. Samples are
-    counted from `first_sample` on: others have other noise.
+    counted from `first_sample` on: others have other noise. `cases` says with which temperature each is predicted.
     """
     energies: dict[SamplerSettings, list[float]] = defaultdict(list)
-    means = {sampler: _MeanScores(sampler) for sampler in samplers if sampler.total_calls}
-    generator = np.random.default_rng(run.request.seed)
-    for case_id in cases:
+    for case_id, temperature in cases.items():
         run.leave_if_asked()
         stored = run.data.open(case_id)
         tiles = _tiled(run, model, stored)
         raters = _raters(stored)
-        voxels: _Voxels | None = None
         for sampler in samplers:
-            tried = replace(settings, sampler=sampler, mask_sampler=None)
+            tried = replace(settings, temperature=temperature, sampler=sampler, mask_sampler=None)
             prediction = _sampled(run, tiles, tried, stored, keep_soft=True, first_sample=first_sample)
             numbers = range(prediction.num_samples)
             energies[sampler].append(_energy(run, raters, (prediction.sample(i) for i in numbers)))
             if sampler.total_calls and sampler.method != "hard":
                 soft = (prediction.soft_sample(i) for i in numbers)
                 energies[_trajectory(sampler)].append(_energy(run, raters, soft))
-            if sampler in means:
-                voxels = voxels or _voxels(prediction.p_det, run, stored, generator)  # of p_det: the same for all
-                means[sampler].add(run, stored, prediction, voxels, ())
-    return dict(energies), {sampler: scores.mean_losses() for sampler, scores in means.items()}
+    return dict(energies)
 
 
 def _energy(run: FoldRun, raters: np.ndarray, samples: Iterator[Tensor]) -> float:
@@ -316,47 +389,48 @@ def _energy(run: FoldRun, raters: np.ndarray, samples: Iterator[Tensor]) -> floa
     return float(np.mean(scores))
 
 
-def rank_samplers(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
-    """Trials, best first: of those that call the network and lie within ENERGY_TOLERANCE of the best of them the fewest
-    calls; draws without any call, the longest field within that tolerance, where they are no worse than that one.
-
-    A dozen cases tell energy scores apart by a few per cent. A long field draws an object as a whole or not at all; a
-    short one leaves pieces of it nearly always, which overlap hardly tells and counting lesions does. Draws without
-    calls get no such allowance: they depend most on the temperatures, which were fitted on these very cases.
-    """
-    calling = _rank_alike([trial for trial in trials if trial.sampler.total_calls])
-    draws = _rank_alike([trial for trial in trials if not trial.sampler.total_calls])
-    draws_first = not calling or (bool(draws) and draws[0].energy <= calling[0].energy)
-    return draws + calling if draws_first else calling + draws
+def rank_samplers(trials: Sequence[SamplerTrial], usual: SamplerSettings) -> list[SamplerTrial]:
+    """Trials by energy, the usual sampler before them all unless the best is clearly better."""
+    ranked = sorted(trials, key=lambda trial: trial.energy)
+    default = next(trial for trial in ranked if trial.sampler == usual)
+    if not default.clearly_above(ranked[0]):
+        ranked.remove(default)
+        ranked.insert(0, default)
+    return ranked
 
 
-def _rank_alike(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
-    """Within ENERGY_TOLERANCE of the best by calls and length of the field, the others by energy."""
-    limit = min((trial.energy for trial in trials), default=0.0)
+def rank_lengths(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
+    """Draws of several lengths of the field, best first: within ENERGY_TOLERANCE of the best the longest field."""
+    limit = min(trial.energy for trial in trials)
     limit += abs(limit) * ENERGY_TOLERANCE
 
-    def order(trial: SamplerTrial) -> tuple[bool, int, float, float]:
-        if trial.energy > limit:
-            return True, 0, 0.0, trial.energy
-        return False, trial.sampler.total_calls, -trial.sampler.correlation_length_mm, trial.energy
+    def order(trial: SamplerTrial) -> tuple[bool, float]:
+        far = trial.energy > limit
+        return far, trial.energy if far else -trial.sampler.correlation_length_mm
 
     return sorted(trials, key=order)
 
 
-def try_means(run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]) -> list[MeanTrial]:
-    """Every weight w and every cut of the mean, for the samplers of `settings`, on held-out cases."""
+def try_means(
+    run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Mapping[str, Temperature]
+) -> list[MeanTrial]:
+    """Every weight w and every cut of the mean, for the samplers of `settings`, on held-out cases.
+
+    `cases` says with which temperature each is predicted.
+    """
     scores = _MeanScores(settings.sampler)
     generator = np.random.default_rng(run.request.seed)
-    for case_id in cases:
+    for case_id, temperature in cases.items():
         run.leave_if_asked()
         stored = run.data.open(case_id)
-        prediction = _sampled(run, _tiled(run, model, stored), settings, stored)
-        scores.add(run, stored, prediction, _voxels(prediction.p_det, run, stored, generator), DECISIONS)
+        tried = replace(settings, temperature=temperature)
+        prediction = _sampled(run, _tiled(run, model, stored), tried, stored)
+        scores.add(run, stored, prediction, _voxels(prediction.p_det, run, stored, generator))
     return scores.trials()
 
 
 class _MeanScores:
-    """Dice and likelihood of every weight w of one sampler's mean, gathered case by case."""
+    """Dice and likelihood of every weight w of the mean, gathered case by case."""
 
     def __init__(self, sampler: SamplerSettings) -> None:
         self.sampler = sampler
@@ -365,34 +439,23 @@ class _MeanScores:
         self.losses: dict[float, list[float]] = defaultdict(list)
         self.groups: list[str] = []
 
-    def add(
-        self, run: FoldRun, stored: StoredCase, prediction: CasePrediction, voxels: _Voxels,
-        decisions: Sequence[Decision],
-    ) -> None:  # fmt: skip
+    def add(self, run: FoldRun, stored: StoredCase, prediction: CasePrediction, voxels: _Voxels) -> None:
         """Score one case."""
         scheme = run.plans.labels
-        self.groups.append(stored.properties.group or stored.case_id)
-        masks = []
-        if "dice" in decisions:
-            masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
+        self.groups.append(stored.group)
+        masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
         for w in self.weights:
             p = prediction.probabilities(w)
-            if len(voxels.indices):
-                q = p.flatten(1)[:, voxels.indices].clamp(FLOOR, 1 - FLOOR)[None]
-                loss = cross_entropy_of_probabilities(q, voxels.target[None], scheme.coding)[0]
-                self.losses[w].append(float((loss * voxels.weights).sum() / voxels.weights.sum()))
-            for decision in decisions:
+            q = p.flatten(1)[:, voxels.indices].clamp(FLOOR, 1 - FLOOR)[None]
+            loss = cross_entropy_of_probabilities(q, voxels.target[None], scheme.coding)[0]
+            self.losses[w].append(float((loss * voxels.weights).sum() / voxels.weights.sum()))  # NaN without a voxel
+            for decision in DECISIONS:
                 scores = score_on_plan_grid(run, stored, decided_probabilities(p, masks, scheme, decision))
                 self.dice[w, decision].append(mean_of_defined(score.dice for score in scores))
 
-    def mean_losses(self) -> dict[float, float]:
-        """Mean over the cases for each w; NaN where no voxel counts."""
-        return {w: float(np.mean(self.losses.get(w, [np.nan]))) for w in self.weights}
-
     def trials(self) -> list[MeanTrial]:
-        losses = self.mean_losses()
         return [
-            MeanTrial(self.sampler, w, decision, tuple(found), losses[w], tuple(self.groups))
+            MeanTrial(self.sampler, w, decision, tuple(found), tuple(self.losses[w]), tuple(self.groups))
             for (w, decision), found in self.dice.items()
         ]
 
@@ -401,28 +464,36 @@ def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:
     """Trials, best first.
 
     One standard error of the paired differences decides (Breiman et al. 1984, their rule for trees): masks may not
-    lose DICE_AT_STAKE against the plain segmenter's (w = 1, cut at 0.5), nor be worse than the best that is left; of
-    those the likeliest comes first. The cut for the highest Dice has to earn its place against the one at 0.5 in the
-    same way. Where the hold-out says nothing (no foreground at all), the plain segmenter comes first.
+    lose DICE_AT_STAKE against the plain segmenter's (w = 1, cut at 0.5), nor be worse than the best that is left. Of
+    those w = USUAL_W comes first, unless another is likelier by LIKELIHOOD_ERRORS. The cut for the highest Dice has to
+    earn its place against the one at 0.5 in the same way. Where the hold-out says nothing (no foreground at all), the
+    plain segmenter comes first.
     """
-    usual = {(t.sampler, t.w): t for t in trials if t.decision == "half"}
-    plain = next(t for t in usual.values() if t.w == 1)
+    halves = {trial.w: trial for trial in trials if trial.decision == "half"}
 
     def may_win(trial: MeanTrial) -> bool:
-        gain, error = trial.gain(plain)
+        gain, error = trial.gain(halves[1.0])
         if gain - error < -DICE_AT_STAKE:
             return False
-        gain, error = trial.gain(usual[trial.sampler, trial.w])
+        gain, error = trial.gain(halves[trial.w])
         return trial.decision == "half" or gain > error
 
-    def order(trial: MeanTrial) -> tuple[float, float, float]:
-        nll = np.inf if np.isnan(trial.nll) else trial.nll
-        return nll, -np.nan_to_num(trial.dice), -trial.w
+    def loss(trial: MeanTrial) -> float:
+        return np.inf if np.isnan(trial.nll) else trial.nll
 
     able = [t for t in trials if may_win(t)]
     best = max(able, key=lambda t: np.nan_to_num(t.dice))
     gains = {t: best.gain(t) for t in able}
-    near = sorted((t for t in able if gains[t][0] <= gains[t][1]), key=order)
+    near = [t for t in able if gains[t][0] <= gains[t][1]]
+    likeliest = min(near, key=loss)
+
+    def is_usual(trial: MeanTrial) -> bool:
+        return trial.w == USUAL_W and not np.isnan(trial.nll) and not trial.clearly_above(likeliest)
+
+    def order(trial: MeanTrial) -> tuple[bool, float, float, float]:
+        return not is_usual(trial), loss(trial), -np.nan_to_num(trial.dice), -trial.w
+
+    near.sort(key=order)
     return near + sorted((t for t in trials if t not in near), key=lambda t: -np.nan_to_num(t.dice))
 
 

@@ -22,7 +22,7 @@ from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
-from unisegdiff_pipeline.training.choosing import Choice, choose_settings, choose_temperature
+from unisegdiff_pipeline.training.choosing import Choice, choose_settings, choose_temperature, unchosen_settings
 from unisegdiff_pipeline.training.continuing import (
     PHASE_1_FACTS_NAME,
     PHASE_1_NAME,
@@ -132,20 +132,15 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
         settings = _settings_of_another_fold(run, settings)
     else:
         cases = affordable_cases(run, model, costs)
-        settings = replace(settings, temperature=choose_temperature(run, model, cases))
-        run.log.say(f"choosing the sampler and w on {counted(len(cases), 'held-out case')}")
+        run.log.say(f"choosing temperature, sampler and w on {counted(len(cases), 'held-out case')}")
         choice = choose_settings(run, model, settings, cases, costs.search)
         chosen_on = f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}"
         settings = replace(choice.settings, chosen_on=chosen_on)
-        mean = choice.means[0]
-        energy = next(trial.energy for trial in choice.samplers if trial.sampler == mean.sampler)
+        masks, mean = choice.samplers[0], choice.means[0]
         run.log.say(
-            f"chosen: {mean.sampler.describe()} (energy score {energy:.3f} on the hold-out), w = {mean.w:g} "
-            f"(Dice {mean.dice:.3f}, NLL {mean.nll:.4f})"
+            f"chosen: masks by {masks.sampler.describe()} (energy score {masks.energy:.3f} on the hold-out); mean by "
+            f"{mean.sampler.describe()}, w = {mean.w:g} (Dice {mean.dice:.3f}, NLL {mean.nll:.4f})"
         )
-        if settings.mask_sampler is not None:
-            first = choice.samplers[0]
-            run.log.say(f"masks are drawn by {first.sampler.describe()} (energy score {first.energy:.3f})")
     _finish(run, model, settings, choice)
 
 
@@ -201,7 +196,7 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
             input_scale=found.input_scale,
         ), {}
     cases = measure_costs(run, model).described_cases(run)
-    temperature = choose_temperature(run, model, cases)
+    temperature = choose_temperature(run, model, cases).of_all
     settings = replace(settings, temperature=temperature)
     stages, dice = realised_stages(run, model, settings, cases)
     run.log.say(
@@ -252,8 +247,8 @@ def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> Infe
     """Fold "all" holds no case out: it takes what a finished fold of the same model chose, defaults without one."""
     folder = _finished_fold(run)
     if folder is None:
-        run.log.say("no case is held out and no other fold is finished: w and sampler stay at their defaults")
-        return replace(settings, w=InferenceSettings(settings.lam_a, settings.lam_c).w)
+        run.log.say("no case is held out and no other fold is finished: w and samplers are the usual ones")
+        return unchosen_settings(run, settings)
     found = read_settings(folder)
     return replace(
         settings,

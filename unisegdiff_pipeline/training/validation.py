@@ -62,7 +62,7 @@ def validate_cases(
     cases, groups = [], []
     for case_id in run.monitored_cases:
         stored = run.data.open(case_id)
-        groups.append(stored.properties.group or case_id)
+        groups.append(stored.group)
         prediction = predict_stored(run, model, stored, settings, num_samples, keep_samples=case_id == shown)
         if picture is not None and case_id == shown:
             keep_pictures(run, picture, stored, prediction)
