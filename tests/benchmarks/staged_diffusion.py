@@ -396,9 +396,8 @@ def _table(found: dict[str, Any], groups: dict[str, str]) -> str:
             pair = paired_comparison([cases[c]["dice"] for c in base], [base[c]["dice"] for c in base], of_cases)
             dice += f" [{pair.mean_difference:+.3f}, {pair.ci_low:+.3f} to {pair.ci_high:+.3f}] {pair.p_wilcoxon:.2g}"
         sampled = name not in PLAIN
-        calls = str(settings.sampler.total_calls) + (" hard" if settings.sampler.method == "hard" else "")
-        if settings.mask_sampler is not None:
-            calls += f", masks {settings.mask_sampler.total_calls}"
+        drawing = settings.mask_sampler or settings.sampler
+        calls = str(drawing.total_calls) + (" hard" if drawing.method == "hard" else "")
         values = [
             name,
             f"{settings.w:g}, {settings.decision}",

@@ -153,6 +153,8 @@ def test_what_needs_a_field_says_so() -> None:
         (SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4), "coherent draws of 4 mm from the segmenter"),
         (SamplerSettings("hard", "det", 2, 0.0, 8.0, True), "2 calls from the segmenter to lam_c + 0, ending in"),
         (SamplerSettings(start="stage_a"), "ddim, 5 calls from pure noise to lam_c + 2"),
+        (SamplerSettings("hard", "stage_a", 1, 0.0, 8.0, True), "hard, 2 calls from pure noise to lam_a, ending in"),
+        (SamplerSettings("ddim", "stage_a", 0, 0.0), "ddim, 1 call from pure noise"),
     ],
 )
 def test_settings_in_words(settings: SamplerSettings, words: str) -> None:

@@ -74,8 +74,10 @@ class SamplerSettings:
         if self.total_calls == 0:
             return f"coherent draws of {self.correlation_length_mm:g} mm from the segmenter"
         start = "pure noise" if self.start == "stage_a" else "the segmenter"
+        last = {0: "", 1: " to lam_a"}.get(self.num_calls, f" to lam_c + {self.lam_end:g}")
         end = f", ending in coherent draws of {self.correlation_length_mm:g} mm" if self.draw else ""
-        return f"{self.method}, {self.total_calls} calls from {start} to lam_c + {self.lam_end:g}{end}"
+        calls = "1 call" if self.total_calls == 1 else f"{self.total_calls} calls"
+        return f"{self.method}, {calls} from {start}{last}{end}"
 
 
 class Drawn(NamedTuple):

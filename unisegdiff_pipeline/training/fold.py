@@ -137,9 +137,10 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
         chosen_on = f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}"
         settings = replace(choice.settings, chosen_on=chosen_on)
         masks, mean = choice.samplers[0], choice.means[0]
+        by = "the segmenter alone" if mean.w == 1 else mean.sampler.describe()
         run.log.say(
-            f"chosen: masks by {masks.sampler.describe()} (energy score {masks.energy:.3f} on the hold-out); mean by "
-            f"{mean.sampler.describe()}, w = {mean.w:g} (Dice {mean.dice:.3f}, NLL {mean.nll:.4f})"
+            f"chosen: masks by {masks.sampler.describe()} (energy score {masks.energy:.3f} on the hold-out); "
+            f"mean by {by}, w = {mean.w:g} (Dice {mean.dice:.3f}, NLL {mean.nll:.4f})"
         )
     _finish(run, model, settings, choice)
 
