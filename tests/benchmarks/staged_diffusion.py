@@ -57,6 +57,7 @@ from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.io.raw_dataset import read_groups
 from unisegdiff_pipeline.io.serialization import read_dataclass
+from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 from unisegdiff_pipeline.training import choosing, run
 from unisegdiff_pipeline.training.continuing import PHASE_1_FACTS_NAME, PHASE_1_NAME
 from unisegdiff_pipeline.training.fold import Phase1Facts, finished_model
@@ -192,6 +193,7 @@ class Bench:
         The best settings with calls are a row of their own where none were chosen; the staged arm also has four calls
         from either start, which tells what stage A is worth.
         """
+        keep_freed_memory()  # as usd_train does
         fold_run = self.holdout_run(arm)
         model, settings = finished_model(fold_run)
         cases = fold_run.holdout_cases[: self.holdout_cases]
