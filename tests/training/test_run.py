@@ -58,11 +58,11 @@ def test_both_phases_leave_a_complete_fold(request_: TrainRequest) -> None:
     assert "checkpoint.pt" not in names
     settings = json.loads((result.folder / "inference.json").read_text())
     tried = json.loads((result.folder / "candidates.json").read_text())
-    assert {s["sampler"]["num_calls"] for s in tried["samplers"]} == {0, 2, 4}
-    for name in ("sampler", "w", "decision"):
+    assert {s["sampler"]["num_calls"] for s in tried["samplers"]} == {0, 1, 2, 4}
+    for name in ("w", "decision"):
         assert settings[name] == tried["means"][0][name]
-    assert settings["sampler"] in [trial["sampler"] for trial in tried["samplers"]]
-    assert 0 <= settings["w"] <= 1
+    assert (settings["mask_sampler"] or settings["sampler"]) == tried["samplers"][0]["sampler"]
+    assert settings["w"] == 1 or settings["sampler"] == tried["means"][0]["sampler"]
     assert "hold-out" in settings["chosen_on"]
     assert any(name.startswith("denoiser.") for name in weights_of(result.folder))
     assert "mean" in result.scores
