@@ -190,7 +190,7 @@ class Bench:
     def _rows_of_arm(self, arm: str) -> dict[str, Path]:
         """Choose an arm's settings on as many cases as the rival's: its own training had time for a few.
 
-        The best settings with calls are a row of their own where none were chosen; the staged arm also has four calls
+        The usual sampler is a row of its own where one without calls was chosen; the staged arm also has four calls
         from either start, which tells what stage A is worth.
         """
         keep_freed_memory()  # as usd_train does
@@ -199,13 +199,12 @@ class Bench:
         cases = fold_run.holdout_cases[: self.holdout_cases]
         choice = choosing.choose_settings(fold_run, model, settings, cases, SEARCHES[self.search])
         settings = choice.settings
-        temperatures = choosing.choose_temperature(fold_run, model, cases).of_others
         write_settings(self.model(arm) / "fold_0", replace(settings, chosen_on=f"{len(cases)} held-out cases"))
         rows, samplers = {arm: self.model(arm)}, {}
-        chosen_masks = choice.samplers[0].sampler
         length = next(t.sampler.correlation_length_mm for t in choice.samplers if t.sampler.draw)
-        if not chosen_masks.total_calls:
-            samplers["with calls"] = replace(choosing.USUAL, correlation_length_mm=length, draw=True)
+        if not choice.samplers[0].sampler.total_calls:
+            usual = choosing.usual_sampler(settings)
+            samplers["with calls"] = replace(usual, correlation_length_mm=length, draw=True)
         if arm == ARMS[0]:
             samplers["from p_A"] = SamplerSettings("ddim", "stage_a", 3, 0.0, length, draw=True)
             samplers["from p_det"] = SamplerSettings("ddim", "det", 4, 0.0, length, draw=True)
@@ -214,7 +213,7 @@ class Bench:
             rows = {"p_det": self._with_settings(self.model(arm), "p_det", plain), **rows}
         for name, sampler in samplers.items():
             tried = choosing.with_samplers(settings, sampler)
-            best = choosing.rank_means(choosing.try_means(fold_run, model, tried, temperatures))[0]
+            best = choosing.rank_means(choosing.try_means(fold_run, model, tried, choice.temperatures))[0]
             chosen = replace(choosing.with_samplers(settings, sampler, best.w), decision=best.decision)
             rows[f"{arm}, {name}"] = self._with_settings(self.model(arm), f"{arm}, {name}", chosen)
         return rows

@@ -159,9 +159,13 @@ def _clear(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None,
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and what was tried, best first; other lengths of the field than the one taken stand last."""
+    """What was chosen, and what was tried, best first; other lengths of the field than the one taken stand last.
+
+    `temperatures` are those that the cases were predicted with.
+    """
 
     settings: InferenceSettings
+    temperatures: Mapping[str, Temperature]
     samplers: tuple[SamplerTrial, ...]
     means: tuple[MeanTrial, ...]
 
@@ -244,10 +248,10 @@ def fit_temperatures(
     def losses(tried: Sequence[Temperature], part: Tensor | slice) -> Tensor:
         """(len(tried), num_groups), of some voxels."""
         z, x, weight, owner = logits[..., part], target[..., part], weights[part].double(), owners[part]
-        found = torch.zeros(len(tried), num_groups, dtype=torch.float64)
-        for row, temperature in zip(found, tried, strict=True):
+        table = torch.zeros(len(tried), num_groups, dtype=torch.float64)
+        for row, temperature in zip(table, tried, strict=True):
             row.index_add_(0, owner, weight * cross_entropy(temper(z, coding, temperature), x, coding)[0])
-        return found
+        return table
 
     # Every voxel is divided by one of the two (of regions each channel), so that each can be fitted alone.
     found = (foreground_log_odds(logits, coding) > 0).any(dim=1)[0]
@@ -282,7 +286,7 @@ def choose_settings(
     samplers = _try_samplers(run, model, settings, fitted.of_others, search)
     means = rank_means(try_means(run, model, with_samplers(settings, samplers[0].sampler), fitted.of_others))
     chosen = replace(with_samplers(settings, samplers[0].sampler, means[0].w), decision=means[0].decision)
-    return Choice(chosen, tuple(samplers), tuple(means))
+    return Choice(chosen, fitted.of_others, tuple(samplers), tuple(means))
 
 
 def unchosen_settings(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:
@@ -418,46 +422,32 @@ def try_means(
 
     `cases` says with which temperature each is predicted.
     """
-    scores = _MeanScores(settings.sampler)
+    scheme, sampler = run.plans.labels, settings.sampler
+    weights = WEIGHTS if sampler.total_calls else (1.0,)  # without calls the samples' mean is p_det
+    dice: dict[tuple[float, Decision], list[float]] = defaultdict(list)
+    losses: dict[float, list[float]] = defaultdict(list)
+    groups: list[str] = []
     generator = np.random.default_rng(run.request.seed)
     for case_id, temperature in cases.items():
         run.leave_if_asked()
         stored = run.data.open(case_id)
+        groups.append(stored.group)
         tried = replace(settings, temperature=temperature)
         prediction = _sampled(run, _tiled(run, model, stored), tried, stored)
-        scores.add(run, stored, prediction, _voxels(prediction.p_det, run, stored, generator))
-    return scores.trials()
-
-
-class _MeanScores:
-    """Dice and likelihood of every weight w of the mean, gathered case by case."""
-
-    def __init__(self, sampler: SamplerSettings) -> None:
-        self.sampler = sampler
-        self.weights = WEIGHTS if sampler.total_calls else (1.0,)  # without calls the samples' mean is p_det
-        self.dice: dict[tuple[float, Decision], list[float]] = defaultdict(list)
-        self.losses: dict[float, list[float]] = defaultdict(list)
-        self.groups: list[str] = []
-
-    def add(self, run: FoldRun, stored: StoredCase, prediction: CasePrediction, voxels: _Voxels) -> None:
-        """Score one case."""
-        scheme = run.plans.labels
-        self.groups.append(stored.group)
+        voxels = _voxels(prediction.p_det, run, stored, generator)
         masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
-        for w in self.weights:
+        for w in weights:
             p = prediction.probabilities(w)
             q = p.flatten(1)[:, voxels.indices].clamp(FLOOR, 1 - FLOOR)[None]
             loss = cross_entropy_of_probabilities(q, voxels.target[None], scheme.coding)[0]
-            self.losses[w].append(float((loss * voxels.weights).sum() / voxels.weights.sum()))  # NaN without a voxel
+            losses[w].append(float((loss * voxels.weights).sum() / voxels.weights.sum()))  # NaN without a voxel
             for decision in DECISIONS:
                 scores = score_on_plan_grid(run, stored, decided_probabilities(p, masks, scheme, decision))
-                self.dice[w, decision].append(mean_of_defined(score.dice for score in scores))
-
-    def trials(self) -> list[MeanTrial]:
-        return [
-            MeanTrial(self.sampler, w, decision, tuple(found), tuple(self.losses[w]), tuple(self.groups))
-            for (w, decision), found in self.dice.items()
-        ]
+                dice[w, decision].append(mean_of_defined(score.dice for score in scores))
+    return [
+        MeanTrial(sampler, w, decision, tuple(found), tuple(losses[w]), tuple(groups))
+        for (w, decision), found in dice.items()
+    ]
 
 
 def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:

@@ -245,7 +245,7 @@ def finished_model(run: FoldRun) -> tuple[StagedModel, InferenceSettings]:
 
 
 def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:
-    """Fold "all" holds no case out: it takes what a finished fold of the same model chose, defaults without one."""
+    """Fold "all" holds no case out: it takes what a finished fold of the same model chose, else what is usual."""
     folder = _finished_fold(run)
     if folder is None:
         run.log.say("no case is held out and no other fold is finished: w and samplers are the usual ones")
