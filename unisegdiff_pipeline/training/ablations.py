@@ -60,11 +60,6 @@ class EpsilonDiffusionTrainer(UnstagedDiffusionTrainer):
 
     target: ClassVar[Target] = "epsilon"
 
-    @classmethod
-    def own_settings(cls, settings: InferenceSettings) -> InferenceSettings:
-        """Pure noise holds no mask to invert, so that sampling starts from the segmenter's answer."""
-        return replace(super().own_settings(settings), sampler=replace(settings.sampler, start="det"))
-
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
         x0 = mask_to_x(probabilities_from_logits(output.x0_logits, self.coding))
         error = noise_error(channel_lam(example.lam, self.edges), x0, output.noise_correction, example.x0)

@@ -36,6 +36,7 @@ from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.training.bands import BandMeter, LamBands, LastLayerGradients, mask_dice
+from unisegdiff_pipeline.training.choosing import unchosen_settings
 from unisegdiff_pipeline.training.patches import Batch, PatchSource
 from unisegdiff_pipeline.training.schedule import Allowance, PhaseBudget
 from unisegdiff_pipeline.training.segmentation import segmentation_loss
@@ -74,7 +75,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     def __init__(
         self, run: FoldRun, budget: PhaseBudget, segmenter: SegmentationUNet, settings: InferenceSettings
     ) -> None:
-        self.settings = self.own_settings(settings)
+        self.settings = unchosen_settings(run, self.own_settings(settings))  # held-out cases are looked at with these
         self.edges = self.settings.edges
         self.temperature = settings.denoiser_temperature
         self.log_variances = nn.Parameter(torch.zeros(len(STAGE_NAMES), device=run.device))
