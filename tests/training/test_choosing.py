@@ -168,6 +168,13 @@ def test_a_gain_of_dice_in_every_case_wins_against_likelihood() -> None:
     assert rank_means([PLAIN, better])[0] == better
 
 
+def test_a_tenth_of_a_point_of_dice_buys_no_likelihood_however_sure_it_is() -> None:
+    likelier = mean_trial(0.5, "half", tuple(d - 0.001 for d in PLAIN.dice_of_cases), 0.5)
+    lower = mean_trial(0.5, "half", tuple(d - 0.003 for d in PLAIN.dice_of_cases), 0.5)
+    assert rank_means([PLAIN, likelier])[0] == likelier
+    assert rank_means([PLAIN, lower])[0] == PLAIN
+
+
 def test_the_cut_for_dice_has_to_earn_its_place() -> None:
     lucky = mean_trial(1.0, "dice", (0.99, 0.69, 0.79, 0.59), 0.9)  # one case makes all of its gain
     earned = mean_trial(1.0, "dice", (0.92, 0.73, 0.82, 0.62), 0.9)
