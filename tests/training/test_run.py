@@ -242,6 +242,24 @@ def test_phase_1_can_be_taken_over(request_: TrainRequest, tmp_path: Path) -> No
         train(dataclasses.replace(request_, roots=roots))
 
 
+def test_phase_2_trains_anew_with_another_seed_and_the_hold_out_of_phase_1(
+    request_: TrainRequest, tmp_path: Path
+) -> None:
+    source = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=2)).folds[0].folder
+    described, weights = [], []
+    for seed in (request_.seed, 77):
+        roots = dataclasses.replace(request_.roots, results=tmp_path / str(seed))
+        plain = dataclasses.replace(request_, roots=roots, phase_1_from=source, iterations=2, seed=seed)
+        folder = train(plain).folds[0].folder
+        described.append(json.loads((folder / "request.json").read_text()))
+        weights.append(weights_of(folder))
+    first, second = described
+    assert second["seed"] == 77
+    assert first["train_cases"] == second["train_cases"]
+    assert first["holdout_cases"] == second["holdout_cases"]
+    assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_the_segmenter_goes_on_in_phase_2_whatever_the_denoiser_learns(request_: TrainRequest, tmp_path: Path) -> None:
     staged = train(request_).folds[0].folder
     source = dataclasses.replace(request_, phase_1_from=staged, iterations=2)

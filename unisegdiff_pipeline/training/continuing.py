@@ -58,6 +58,12 @@ def require_same_training(run: FoldRun, trainer: type[Trainer]) -> None:
         )
 
 
+def held_out_of(folder: Path) -> tuple[str, ...]:
+    """The cases that a training in `folder` holds out to choose on, in its order; none where there is no training."""
+    path = folder / REQUEST_NAME
+    return tuple(read_json(path)["holdout_cases"]) if path.is_file() else ()
+
+
 def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
     """Raise a UsdError where a foreign phase 1 is not there, or has seen cases that this fold holds out."""
     for name in (PHASE_1_NAME, PHASE_1_FACTS_NAME, REQUEST_NAME):
@@ -68,5 +74,5 @@ def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
     if leaked:
         raise UsdError(
             f"--phase-1-from {folder} was trained on {len(leaked)} cases that this fold holds out ({leaked[0]}, ...): "
-            f"its scores would mean nothing. Take phase 1 from the same fold and seed."
+            f"its scores would mean nothing. Take phase 1 from the same fold."
         )

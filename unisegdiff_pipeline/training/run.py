@@ -22,7 +22,7 @@ from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.reports.training_log import LOG_NAME
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME
-from unisegdiff_pipeline.training.continuing import PHASE_1_NAME
+from unisegdiff_pipeline.training.continuing import PHASE_1_NAME, held_out_of
 from unisegdiff_pipeline.training.fold import train_fold
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.registry import find_trainer
@@ -107,15 +107,8 @@ def _open(request: TrainRequest) -> _Setting:
 
 def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopRequest, began: float) -> FoldRun:
     """Everything one fold needs; with --restart its former folder is removed, once all else has been settled."""
-    split, records, plans = setting.folds[fold], setting.records, setting.plans
-    kept: tuple[str, ...] = split.train
-    held: tuple[str, ...] = ()
-    if fold != "all":
-        groups = {case: record.group for case, record in records.items()}
-        volumes = {case: record.foreground_mm3 for case, record in records.items()}
-        kept, held = inner_holdout(split.train, groups, HOLDOUT_SHARE, request.seed, volumes)
-        # In an order of their own, because a short training looks at the first ones only.
-        held = tuple(np.random.default_rng(request.seed).permutation(held).tolist())
+    split, plans = setting.folds[fold], setting.plans
+    kept, held = (split.train, ()) if fold == "all" else _hold_out(request, split, setting.records)
     folder = setting.model_folder / f"fold_{fold}"
     if request.restart and folder.is_dir():
         shutil.rmtree(folder)
@@ -140,6 +133,20 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
         stop=stop,
         watch=Stopwatch(began),
     )
+
+
+def _hold_out(
+    request: TrainRequest, split: Split, records: dict[str, CaseRecord]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Cases to train on, and cases held out: by the seed, or those of the phase 1 that is taken over."""
+    taken_over = None if request.phase_1_from is None else held_out_of(request.phase_1_from)
+    if taken_over and set(taken_over) < set(split.train):
+        return tuple(case for case in split.train if case not in taken_over), taken_over
+    groups = {case: record.group for case, record in records.items()}
+    volumes = {case: record.foreground_mm3 for case, record in records.items()}
+    kept, held = inner_holdout(split.train, groups, HOLDOUT_SHARE, request.seed, volumes)
+    # In an order of their own, because a short training looks at the first ones only.
+    return kept, tuple(np.random.default_rng(request.seed).permutation(held).tolist())
 
 
 def _remove_if_not_begun(folder: Path) -> None:
