@@ -1,11 +1,12 @@
 """What samples cost beside one forward pass of the segmenter: multiply-adds, and seconds on this machine.
 
-    python tests/benchmarks/sampling_cost.py [--repeats 5] [--threads 1] [--device cuda] [--large]
+    python tests/benchmarks/sampling_cost.py [--repeats 15] [--threads 1] [--device cuda] [--large] [--tiles 8] [--graph
 
 Networks are untrained: cost does not depend on weights. "default" has nnU-Net's widths (32, 64, ... up to 320 in 3D and
-512 in 2D, two convolutions a level), "cpu" the widths that are planned for a CPU (16 to 128). One patch, all of it
-active, 8 samples; seconds are medians over repeats of the network calls alone, the two in turn, in the number format
-that prediction takes on that device.
+512 in 2D, two convolutions a level), "cpu" the widths that are planned for a CPU (16 to 128). One patch or several in a
+batch, as tiles of a volume are, all of them active, 8 samples each; seconds are medians over repeats of the network
+calls alone, the two in turn, in the number format that prediction takes on that device. With --graphs both are replayed
+as CUDA graphs, which takes away the time of launching kernels one by one.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.networks.allocator import keep_freed_memory
-from unisegdiff_pipeline.networks.denoiser import Denoiser
+from unisegdiff_pipeline.networks.denoiser import Denoiser, repeat_examples
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, resolve_device
-from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
 
@@ -57,15 +58,31 @@ def model_of(kind: tuple[str, str], patch: tuple[int, ...]) -> StagedModel:
 Work = tuple[Callable[[], object], Callable[[], object]]
 
 
-def work_of(model: StagedModel, patch: tuple[int, ...], samples: int, device: torch.device) -> Work:
-    """One forward pass of the segmenter on a patch, and one call of the denoiser for so many samples of it."""
-    image, x_t = torch.randn(1, 1, *patch, device=device), torch.randn(samples, 1, *patch, device=device)
+def work_of(model: StagedModel, patch: tuple[int, ...], samples: int, device: torch.device, tiles: int = 1) -> Work:
+    """One forward pass of the segmenter on some patches, and one call of the denoiser for so many samples of each."""
+    image = torch.randn(tiles, 1, *patch, device=device)
+    x_t = torch.randn(tiles * samples, 1, *patch, device=device)
     lam = torch.zeros(1, device=device)
     condition = model.condition(image)
+    if tiles > 1:  # of one patch it broadcasts over its samples
+        features = tuple(repeat_examples(f, samples) for f in condition.features)
+        condition = Condition(repeat_examples(condition.det_logits, samples), features)
     return (
         lambda: model.segmenter(image),
         lambda: model.denoise(x_t, lam, condition.det_logits, condition.features),
     )
+
+
+def as_graph(function: Callable[[], object]) -> Callable[[], object]:
+    """The same kernels, launched at once."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):  # a first run chooses kernels, which a capture must not
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
 
 
 def multiply_adds(model: StagedModel, patch: tuple[int, ...], device: torch.device) -> float:
@@ -88,19 +105,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--large", action="store_true", help="patches of 512 x 512 and 128 x 128 x 128")
+    parser.add_argument("--tiles", type=int, default=1, help="patches in a batch")
+    parser.add_argument("--graphs", action="store_true", help="replay CUDA graphs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as the commands do
     device = resolve_device(args.device)
     columns = ["network", "patch", "call / forward, multiply-adds", "8 samples x 4 calls + forward"]
-    columns += ["call of 8 samples / forward, seconds", *(f"{n} calls" for n in CALLS)]
+    columns += ["forward, ms", "call of 8 samples / forward, seconds", *(f"{n} calls" for n in CALLS)]
     print("|", " | ".join(columns), "|")
     for kind, patch in (LARGE_PATCHES if args.large else PATCHES).items():
         model = to_device(model_of(kind, patch), device)
         ratio = multiply_adds(model, patch, device)
         seconds: dict[str, list[float]] = {"forward": [], "call": []}
         with torch.inference_mode(), autocast(device):
-            functions = dict(zip(seconds, work_of(model, patch, SAMPLES, device), strict=True))
+            work = work_of(model, patch, SAMPLES, device, args.tiles)
+            functions = dict(zip(seconds, map(as_graph, work) if args.graphs else work, strict=True))
             for _ in range(args.repeats + 1):
                 for name, function in functions.items():
                     start = time.perf_counter()
@@ -112,7 +132,7 @@ def main() -> None:
         in_time = medians["call"] / medians["forward"]
         totals = "".join(f" {1 + n * in_time:.1f}x |" for n in CALLS)
         print(f"| {' '.join(kind)} | {' x '.join(map(str, patch))} | {ratio:.3f} | {1 + 4 * SAMPLES * ratio:.2f}x "
-              f"| {in_time:.2f} |{totals}", flush=True)  # fmt: skip
+              f"| {1e3 * medians['forward']:.1f} | {in_time:.2f} |{totals}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
     python tests/benchmarks/staged_diffusion.py train DATASET CONFIG --work FOLDER [--raw ROOT] [--arms ARM ...]
     python tests/benchmarks/staged_diffusion.py score DATASET CONFIG --work FOLDER [--raw ROOT]
-    python tests/benchmarks/staged_diffusion.py attention DATASET CONFIG --work FOLDER
+    python tests/benchmarks/staged_diffusion.py holdout|attention DATASET CONFIG --work FOLDER
 
 `train` trains on fold 0: the staged diffusion for --seconds, as `usd_train --max-time` does, choosing and validation
 inside; the segmenter alone for as long; and each other arm's phase 2, on top of the staged one's phase 1, for as many
 iterations as the staged one's had, which cost the same. What is there is not trained again. With --together all of them
-train side by side on one GPU, each phase 2 for the seconds that the staged one's has left.
+train side by side on one GPU, each phase 2 for the seconds that the staged one's has left. An arm is a trainer as
+`usd_train --trainer` takes it, so that `variants:NearestDrawTrainer` (variants.py) is one too. With --seed S the arms'
+second phases are trained again, on the same phase 1 and hold-out with other patches and noise, and lie in seed_S.
 `score` predicts the fold's validation cases, which nothing was chosen on, and evaluates them with usd_evaluate, `table`
 prints what has been scored again; likelihood, Brier score and calibration are taken near what any annotator or any row
 sees, the same voxels for every row, and likelihood over whole cases as well:
@@ -20,8 +22,10 @@ sees, the same voxels for every row, and likelihood over whole cases as well:
     others      the arms, by trainer, as chosen; where that is a draw without calls, the usual sampler as well; the
                 staged one also with masks of four calls in all, from p_A and from p_det
 
-`attention` prints from the arms' logs how fast they learn and what they do at each noise level: Dice on held-out cases
-over the seconds of phase 2; Dice of held-out patches, and the share of the gradient's norm, in bands of lam.
+`holdout` prints what choosing found on the held-out cases: energy scores of the samplers that were tried, likelihood
+loss by w. `attention` prints from the arms' logs how fast they learn and what they do at each noise level: Dice on
+held-out cases over the seconds of phase 2; Dice of held-out patches, and the share of the gradient's norm, in bands of
+lam.
 
 Differences to the segmenter are paired over cases (groups where groups.csv has them), with bootstrap intervals.
 """
@@ -56,11 +60,11 @@ from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.io.raw_dataset import read_groups
-from unisegdiff_pipeline.io.serialization import read_dataclass
+from unisegdiff_pipeline.io.serialization import read_dataclass, read_json
 from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 from unisegdiff_pipeline.training import choosing, run
 from unisegdiff_pipeline.training.continuing import PHASE_1_FACTS_NAME, PHASE_1_NAME
-from unisegdiff_pipeline.training.fold import Phase1Facts, finished_model
+from unisegdiff_pipeline.training.fold import CANDIDATES_NAME, Phase1Facts, finished_model, write_choice
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.trainer import FoldRun
@@ -87,13 +91,15 @@ class Bench:
         self.work, self.raw = args.work.absolute(), args.raw.absolute()
         self.arms = tuple(args.arms)
         self.holdout_cases = args.holdout_cases
-        self.seconds, self.device, self.jobs = args.seconds, args.device, args.jobs
+        self.seconds, self.device, self.jobs, self.seed = args.seconds, args.device, args.jobs, args.seed
+        self.own = self.work if self.seed == 0 else self.work / f"seed_{self.seed}"  # where arms, masks and tables lie
         self.together, self.workers, self.search = args.together, args.workers, args.search
         self.env = {
             **os.environ,
             "usd_raw": str(self.raw),
             "usd_preprocessed": str(self.work / "preprocessed"),
-            "usd_results": str(self.work / "results"),
+            "usd_results": str(self.own / "results"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),
         }
 
     def start(self, command: str, *arguments: object) -> subprocess.Popen[bytes]:
@@ -106,24 +112,29 @@ class Bench:
 
     def model(self, name: str) -> Path:
         """RESULTS/DATASET/TRAINER__CONFIGURATION of an arm."""
-        trainer = "SegmentationTrainer" if name == "segmenter" else name
-        return self.work / "results" / self.dataset / f"{trainer}__{self.configuration}"
+        home = self.work if name == "segmenter" else self.own
+        return home / "results" / self.dataset / f"{_trainer(name).rpartition(':')[2]}__{self.configuration}"
+
+    @property
+    def phase_1(self) -> Path:
+        """The fold whose phase 1 all arms share: the staged one of seed 0."""
+        return self.work / "results" / self.dataset / f"{ARMS[0]}__{self.configuration}" / "fold_0"
 
     def train(self) -> None:
         if not (self.work / "preprocessed" / self.dataset / "plans.json").is_file():
             self.call(
                 "usd_plan_and_preprocess", "-d", self.dataset[7:10], "-c", self.configuration, "--device", self.device
             )
-        staged = self.model(ARMS[0]) / "fold_0"
         if self.together:
-            self._train_together(staged)
+            self._train_together(self.phase_1)
             return
-        self._train(ARMS[0], "--max-time", self.seconds)
-        self._train("segmenter", "--max-time", self.seconds)
-        entries = map(json.loads, (staged / "log.jsonl").read_text().splitlines())
+        if self.seed == 0:
+            self._train(ARMS[0], "--max-time", self.seconds)
+            self._train("segmenter", "--max-time", self.seconds)
+        entries = map(json.loads, (self.phase_1 / "log.jsonl").read_text().splitlines())
         iterations = max(e["iteration"] for e in entries if e.get("phase") == 2)
         for arm in self.arms:
-            self._train(arm, "--iterations", iterations, "--phase-1-from", staged)
+            self._train(arm, "--iterations", iterations, "--phase-1-from", self.phase_1, "--seed", self.seed)
 
     def _train(self, name: str, *length: object) -> None:
         if (self.model(name) / "fold_0/validation/summary.json").is_file():
@@ -149,17 +160,18 @@ class Bench:
 
     def _training(self, name: str, *length: object) -> list[object]:
         """Arguments of usd_train for one arm."""
-        trainer = self.model(name).name.partition("__")[0]
-        where = [self.dataset[7:10], "0", "-c", self.configuration, "--trainer", trainer, "--device", self.device]
+        what = [self.dataset[7:10], "0", "-c", self.configuration, "--trainer", _trainer(name)]
         workers = [] if self.workers is None else ["--workers", self.workers]
-        return [*where, *workers, *length]
+        return [*what, "--device", self.device, *workers, *length]
 
     def holdout_run(self, name: str) -> FoldRun:
         """The run of a finished fold, to choose on its hold-out."""
         folder = self.model(name)
         roots = Roots(self.raw, self.work / "preprocessed", folder.parent.parent)
-        trainer = folder.name.partition("__")[0]
-        request = TrainRequest(self.dataset, "0", roots, self.configuration, trainer, device=self.device, workers=0)
+        request = TrainRequest(
+            self.dataset, "0", roots, self.configuration, _trainer(name), device=self.device, workers=0, seed=self.seed,
+            phase_1_from=None if self.seed == 0 else self.phase_1,
+        )  # fmt: skip
         return run.open_fold(request, StopRequest())
 
     def rows(self) -> dict[str, Path]:
@@ -182,7 +194,7 @@ class Bench:
 
     def _with_settings(self, model: Path, name: str, settings: InferenceSettings) -> Path:
         """A copy of a model that predicts with these settings."""
-        target = self.work / "rivals" / self.dataset / name / model.name
+        target = self.own / "rivals" / self.dataset / name / model.name
         shutil.copytree(model, target, dirs_exist_ok=True)
         write_settings(target / "fold_0", settings)
         return target
@@ -199,7 +211,7 @@ class Bench:
         cases = fold_run.holdout_cases[: self.holdout_cases]
         choice = choosing.choose_settings(fold_run, model, settings, cases, SEARCHES[self.search])
         settings = choice.settings
-        write_settings(self.model(arm) / "fold_0", replace(settings, chosen_on=f"{len(cases)} held-out cases"))
+        write_choice(self.model(arm) / "fold_0", replace(settings, chosen_on=f"{len(cases)} held-out cases"), choice)
         rows, samplers = {arm: self.model(arm)}, {}
         length = next(t.sampler.correlation_length_mm for t in choice.samplers if t.sampler.draw)
         if not choice.samplers[0].sampler.total_calls:
@@ -232,7 +244,7 @@ class Bench:
     def score(self) -> None:
         images, _ = self.images()
         rows = self.rows()
-        shutil.rmtree(self.work / "masks" / self.dataset, ignore_errors=True)  # of rows chosen before
+        shutil.rmtree(self.own / "masks" / self.dataset, ignore_errors=True)  # of rows chosen before
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(lambda item: self._predict(*item, images), enumerate(rows.items())))
         self.table()
@@ -240,7 +252,7 @@ class Bench:
     def _predict(self, number: int, row: tuple[str, Path], images: Path) -> None:
         """The masks of a row of the table for the validation cases, evaluated."""
         name, model = row
-        output = self.work / "masks" / self.dataset / name
+        output = self.own / "masks" / self.dataset / name
         start = time.monotonic()
         samples = ["--samples", NUM_SAMPLES, "--save-samples"] if name not in PLAIN else []
         arguments = ["-i", images, "-o", output, "-m", model, "-f", 0, "--save-probabilities", "--device", self.device]
@@ -254,7 +266,7 @@ class Bench:
 
     def table(self) -> None:
         """Write the table of the rows that have been scored."""
-        masks = self.work / "masks" / self.dataset
+        masks = self.own / "masks" / self.dataset
         facts = {path.parts[-3]: json.loads(path.read_text()) for path in masks.glob("*/evaluation/row.json")}
         found = {}
         for name in sorted(facts, key=lambda name: facts[name]["number"]):
@@ -265,8 +277,30 @@ class Bench:
             found[name] = {"seconds": facts[name]["seconds"], "settings": settings, "cases": cases, "ece": ece}
         groups = read_groups(self.raw / self.dataset / "groups.csv")
         table = _table(found, groups)
-        (self.work / f"{self.dataset}.md").write_text(table)
+        (self.own / f"{self.dataset}.md").write_text(table)
         print(table, flush=True)
+
+    def holdout(self) -> None:
+        """Print what was tried on the held-out cases, from the arms' candidates.json."""
+        energies: dict[str, dict[str, float]] = {}
+        losses: dict[str, dict[str, float]] = {}
+        for arm in self.arms:
+            path = self.model(arm) / "fold_0" / CANDIDATES_NAME
+            if not path.is_file():
+                continue
+            found = read_json(path)
+            for trial in found["samplers"]:
+                s = SamplerSettings(**trial["sampler"])
+                row = f"{s.method}, {s.total_calls} from {s.start}" if s.total_calls else "draws from p_det"
+                # Best first, so that of several lengths of the field the one that was taken counts.
+                energies.setdefault(row, {}).setdefault(arm, _mean(trial["energy_of_cases"]))
+            for trial in found["means"]:
+                losses.setdefault(f"w = {trial['w']:g}", {})[arm] = _mean(trial["nll_of_cases"])
+        for title, rows in (("energy score", energies), ("likelihood loss, whole cases", losses)):
+            print(f"\n| {title} | " + " | ".join(arm.rpartition(":")[2] for arm in self.arms) + " |")
+            print("|" + "---|" * (1 + len(self.arms)))
+            for row, values in rows.items():
+                print(f"| {row} | " + " | ".join(f"{values[a]:.4f}" if a in values else "-" for a in self.arms) + " |")
 
     def attention(self) -> None:
         """Print how the arms learn and what they do at each noise level, from their logs."""
@@ -305,6 +339,10 @@ class Bench:
             cases[case] = {key: _mean([row[key] for row in rows]) for key in EVALUATED}
             cases[case] |= _more_scores(dataset, output, all_rows, case, description)
         return cases
+
+
+def _trainer(name: str) -> str:
+    return "SegmentationTrainer" if name == "segmenter" else name
 
 
 def _bands(entries: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
@@ -427,7 +465,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["train", "score", "table", "attention"])
+    parser.add_argument("part", choices=["train", "score", "table", "holdout", "attention"])
     parser.add_argument("dataset", help="full name, DatasetXXX_Name")
     parser.add_argument("config")
     parser.add_argument("--work", type=Path, required=True)
@@ -436,6 +474,7 @@ def main() -> None:
     parser.add_argument("--holdout-cases", type=int, default=24, help="to choose on in `score`, for every row")
     parser.add_argument("--search", choices=SEARCHES, default="full", help="how far samplers are searched in `score`")
     parser.add_argument("--seconds", type=int, default=480)
+    parser.add_argument("--seed", type=int, default=0, help="of the arms' second phases")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--together", action="store_true", help="train all arms side by side")
     parser.add_argument("--workers", type=int, help="of each training")
@@ -446,8 +485,7 @@ def main() -> None:
         help="arms to choose for and rows to score at a time; more make s/case incomparable",
     )
     args = parser.parse_args()
-    bench = Bench(args)
-    {"train": bench.train, "score": bench.score, "table": bench.table, "attention": bench.attention}[args.part]()
+    getattr(Bench(args), args.part)()
 
 
 if __name__ == "__main__":

@@ -225,14 +225,19 @@ def _take_best(trainer: Trainer) -> str:
 
 
 def _finish(run: FoldRun, model: StagedModel, settings: InferenceSettings, choice: Choice | None) -> None:
-    write_settings(run.folder, settings)
-    tried = {} if choice is None else {"samplers": choice.samplers, "means": choice.means}
-    write_json(run.folder / CANDIDATES_NAME, tried)
+    write_choice(run.folder, settings, choice)
     save_weights(
         run.folder / WEIGHTS_NAME,
         model,
         {"plan_hash": run.plan_hash, "dataset": run.plans.dataset_name, "configuration": run.configuration.name},
     )
+
+
+def write_choice(folder: Path, settings: InferenceSettings, choice: Choice | None) -> None:
+    """What a fold predicts with, and what was tried before that was chosen."""
+    write_settings(folder, settings)
+    tried = {} if choice is None else {"samplers": choice.samplers, "means": choice.means}
+    write_json(folder / CANDIDATES_NAME, tried)
 
 
 def finished_model(run: FoldRun) -> tuple[StagedModel, InferenceSettings]:
