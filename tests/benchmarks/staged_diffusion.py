@@ -80,6 +80,11 @@ EVALUATED = ("dice", "single_sample_dice", "energy_score_u", "ged_u", "ged_v")  
 COLUMNS = (*EVALUATED, "majority", "soft_dice", "nll", "brier", "nll_whole")
 NUM_SAMPLES = 8
 PLAIN = ("segmenter", "whole")  # rows without samples
+LABELS = {
+    "segmenter": "segmenter, tempered near objects",
+    "whole": "segmenter, tempered on whole cases",
+    **dict(zip(ARMS, ("staged", "x0", "v", "epsilon", "fixed thirds"), strict=True)),
+}
 SEARCHES = {"full": choosing.FULL_SEARCH, "short": choosing.SHORT_SEARCH, "quick": choosing.QUICK_SEARCH}
 
 
@@ -297,10 +302,10 @@ class Bench:
             for trial in found["means"]:
                 losses.setdefault(f"w = {trial['w']:g}", {})[arm] = _mean(trial["nll_of_cases"])
         for title, rows in (("energy score", energies), ("likelihood loss, whole cases", losses)):
-            print(f"\n| {title} | " + " | ".join(arm.rpartition(":")[2] for arm in self.arms) + " |")
+            print("\n" + _line([title, *(_label(arm) for arm in self.arms)]))
             print("|" + "---|" * (1 + len(self.arms)))
             for row, values in rows.items():
-                print(f"| {row} | " + " | ".join(f"{values[a]:.4f}" if a in values else "-" for a in self.arms) + " |")
+                print(_line([row, *(f"{values[arm]:.4f}" if arm in values else "-" for arm in self.arms)]))
 
     def attention(self) -> None:
         """Print how the arms learn and what they do at each noise level, from their logs."""
@@ -386,7 +391,7 @@ def _more_scores(dataset: Path, output: Path, all_rows: Sequence[Path], case: st
         for name in ("nll", "brier", "counts"):
             scores[name].append(getattr(found, name))
         scores["nll_whole"].append(case_calibration(soft, masks, ~scheme.ignored(reference)).nll)
-    samples = [read_labels(path).array[0] for path in sorted((output / "samples").glob(f"{case}_sample*"))]
+    samples = [read_labels(path).array[0] for path in sorted((output / "samples").glob(f"{case}_sample*{ending}"))]
     if samples:
         vote = scheme.decode(np.mean([scheme.encode(labels) for labels in samples], axis=0))
         for (_, a), (_, b) in zip(scheme.class_masks(vote), scheme.class_masks(reference), strict=True):
@@ -419,39 +424,58 @@ def _best_rival(
 
 
 def _table(found: dict[str, Any], groups: dict[str, str]) -> str:
+    """Scores of the rows, then paired differences of what is drawn."""
     base = found["segmenter"]["cases"]
-    of_cases = [groups.get(case, case) for case in base]
-    lines = [
-        "| row | w, cut | calls | Dice [minus segmenter's, 95 %] p | majority | soft Dice | one sample | energy U "
-        "| GED U / V | NLL | Brier | ECE | NLL, whole cases | s/case |",
-        "|" + "---|" * 14,
-    ]
+    several = any(not math.isnan(case["ged_u"]) for row in found.values() for case in row["cases"].values())
+    columns = ["row", "w, cut", "calls", "Dice, minus segmenter's [95 %] p", "of the vote", "soft Dice", "one sample"]
+    columns += ["energy U", *(["GED U / V"] if several else []), "NLL", "Brier", "ECE", "NLL, whole cases", "s/case"]
+    lines = [_line(columns), "|" + "---|" * len(columns)]
     for name, row in found.items():
-        cases = row["cases"]
-        settings = row["settings"]
-        means = {key: _mean([c[key] for c in cases.values()]) for key in COLUMNS}
-        dice = f"{means['dice']:.3f}"
-        if name != "segmenter":
-            pair = paired_comparison([cases[c]["dice"] for c in base], [base[c]["dice"] for c in base], of_cases)
-            dice += f" [{pair.mean_difference:+.3f}, {pair.ci_low:+.3f} to {pair.ci_high:+.3f}] {pair.p_wilcoxon:.2g}"
-        sampled = name not in PLAIN
+        cases, settings = row["cases"], row["settings"]
+        means = {key: _mean([case[key] for case in cases.values()]) for key in COLUMNS}
         drawing = settings.mask_sampler or settings.sampler
-        calls = str(drawing.total_calls) + (" hard" if drawing.method == "hard" else "")
         values = [
-            name,
-            f"{settings.w:g}, {settings.decision}",
-            calls if sampled else "-",
-            dice,
+            _label(name),
+            "-" if name in (*PLAIN, "rival", "p_det") else f"{settings.w:g}, {settings.decision}",
+            "-" if name in PLAIN else f"{drawing.total_calls}" + " hard" * (drawing.method == "hard"),
+            f"{means['dice']:.3f}" + ("" if name == "segmenter" else f", {_difference(cases, base, 'dice', groups)}"),
             *(f"{means[key]:.3f}" for key in ("majority", "soft_dice", "single_sample_dice", "energy_score_u")),
-            f"{means['ged_u']:.3f} / {means['ged_v']:.3f}",
-            f"{means['nll']:.4f}",
-            f"{means['brier']:.4f}",
-            f"{row['ece']:.4f}",
-            f"{means['nll_whole']:.5f}",
+            *([f"{means['ged_u']:.3f} / {means['ged_v']:.3f}"] if several else []),
+            *(f"{value:.3f}" for value in (means["nll"], means["brier"], row["ece"])),
+            f"{means['nll_whole']:.4f}",
             f"{row['seconds'] / len(cases):.2f}",
         ]
-        lines.append("| " + " | ".join("-" if v == "nan" else v for v in values) + " |")
+        lines.append(_line(["-" if "nan" in v else v for v in values]))
+    others = [name for name in ("rival", "p_det", ARMS[0]) if name in found]
+    title = "energy U" + ", as GED U" * several + ", minus that of"  # annotators' own distances cancel
+    columns = [title, *(_label(name) for name in others)]
+    lines += ["", _line(columns), "|" + "---|" * len(columns)]
+    for name in found:
+        if name not in PLAIN:
+            mine, theirs = found[name]["cases"], [found[other]["cases"] for other in others]
+            lines.append(_line([_label(name), *(_difference(mine, b, "energy_score_u", groups) for b in theirs)]))
     return "\n".join(lines) + "\n"
+
+
+def _difference(a: dict[str, Any], b: dict[str, Any], key: str, groups: dict[str, str]) -> str:
+    """Mean paired difference with its interval over groups (patients) and Wilcoxon's p, in words."""
+    pair = paired_comparison([a[c][key] for c in b], [b[c][key] for c in b], [groups.get(c, c) for c in b])
+    if pair.ci_low == pair.ci_high:
+        return f"{pair.mean_difference:+.3f}"
+    return f"{pair.mean_difference:+.3f} [{pair.ci_low:+.3f}, {pair.ci_high:+.3f}] {pair.p_wilcoxon:.2g}"
+
+
+def _label(name: str) -> str:
+    """A row's name in the table."""
+    arm, _, rest = name.partition(", ")
+    label = LABELS.get(arm, arm.rpartition(":")[2].removesuffix("Trainer"))
+    if arm == ARMS[0]:
+        return f"{label}, {rest.replace('from', '4 calls from') or 'as chosen'}"
+    return f"{label}, {rest}" if rest else label
+
+
+def _line(values: Sequence[str]) -> str:
+    return "| " + " | ".join(values) + " |"
 
 
 def _number(text: str) -> float:

@@ -115,7 +115,7 @@ class SamplerTrial:
 
     def clearly_above(self, other: SamplerTrial) -> bool:
         """Whether its masks are worse than the other's beyond what chance may do."""
-        return _clear(self.energy_of_cases, other.energy_of_cases, self.groups, SAMPLER_ERRORS)
+        return is_clearly_above(self.energy_of_cases, other.energy_of_cases, self.groups, SAMPLER_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,10 @@ class MeanTrial:
 
     def clearly_above(self, other: MeanTrial) -> bool:
         """Whether its likelihood loss is higher than the other's beyond what chance may do."""
-        return _clear(self.nll_of_cases, other.nll_of_cases, self.groups, LIKELIHOOD_ERRORS)
+        return is_clearly_above(self.nll_of_cases, other.nll_of_cases, self.groups, LIKELIHOOD_ERRORS)
 
 
-def _clear(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None, errors: float) -> bool:
+def is_clearly_above(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None, errors: float) -> bool:
     """Whether a lies above b by more than so many standard errors; never where too few cases tell."""
     difference, error = mean_gain(a, b, groups)
     return 0 < errors * error < difference

@@ -47,7 +47,6 @@ from unisegdiff_pipeline.training.validation import HeldOutDice, validate_cases
 # fifth more (small patches); their voxels are bounded, since the plan counts the segmenter's memory alone.
 MOST_EXAMPLES = 24
 MOST_VOXELS_ON_GPU = 4_000_000
-HIDE_DET_SHARE = 0.2  # examples that must do without the segmenter's logits, so that the noised mask is really read
 NUM_VALIDATION_SAMPLES = 4
 LEVELS_STREAM = 0x5EED
 MEASURE_EVERY = 8  # every so many iterations loss, gradient and Dice of each example are looked at
@@ -70,6 +69,8 @@ class DiffusionTrainer(Trainer, abc.ABC):
     phase: ClassVar[int] = 2
     num_validations: ClassVar[int] = 3
     target: ClassVar[Target] = "staged"
+    # Of the examples: these must do without the segmenter's logits, so that the noised mask is really read.
+    hidden_share: ClassVar[float] = 0.2
     network: StagedModel
 
     def __init__(
@@ -144,7 +145,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         draw = self.draw_levels(count, levels, own_stream)
         example = self._noise(batch.select(chosen), condition, draw, generator)
         repeated = tuple(repeat_examples(f, levels) for f in condition.features)
-        keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= HIDE_DET_SHARE).float()
+        keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= self.hidden_share).float()
         measured = self.bf16 is not None and self.iteration % MEASURE_EVERY == 0  # not while a step is timed
         with LastLayerGradients(self.denoiser.head) if measured else contextlib.nullcontext() as gradients:
             output = self._denoise(self.network, example, repeated, keep)

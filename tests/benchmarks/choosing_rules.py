@@ -1,0 +1,115 @@
+"""Which rule to choose settings by: each chooses on one half of the held-out patients and is judged on the other.
+
+    python tests/benchmarks/choosing_rules.py FOLD [FOLD ...] [--halves 400] [--seed 0]
+
+FOLD is a fold's folder, fold_k, of a finished training; its candidates.json has what each candidate reached in each
+held-out case. A rule for masks is scored by their energy score as a multiple of that of draws from p_det, a rule for
+the mean by its likelihood loss as a multiple of that of p_det: means over the halves, then over the folds given.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.inference.settings import read_settings
+from unisegdiff_pipeline.io.serialization import read_json
+from unisegdiff_pipeline.training.choosing import USUAL_W, is_clearly_above, usual_sampler
+from unisegdiff_pipeline.training.fold import CANDIDATES_NAME
+
+Scores = dict[str, np.ndarray]  # name of a candidate => one number a held-out case
+Rule = Callable[[Scores, Sequence[str]], str]
+
+
+def best(scores: Scores, groups: Sequence[str]) -> str:
+    return min(scores, key=lambda name: float(np.nanmean(scores[name])))
+
+
+def always(name: str) -> Rule:
+    return lambda scores, groups: name
+
+
+def unless_better(name: str, errors: float) -> Rule:
+    """The candidate of this name, unless the best is better by so many standard errors."""
+
+    def rule(scores: Scores, groups: Sequence[str]) -> str:
+        found = best(scores, groups)
+        return found if is_clearly_above(scores[name], scores[found], groups, errors) else name
+
+    return rule
+
+
+def judged(
+    rules: dict[str, Rule], scores: Scores, groups: Sequence[str], base: str, halves: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Mean over random halves of what each rule's choice reaches on the other half, as a multiple of `base`'s."""
+    names = np.array(groups)
+    patients = np.unique(names)
+    sums = dict.fromkeys(rules, 0.0)
+    for _ in range(halves):
+        chosen = np.isin(names, rng.permutation(patients)[: len(patients) // 2])
+        seen = {name: values[chosen] for name, values in scores.items()}
+        of_others = {name: float(np.nanmean(values[~chosen])) for name, values in scores.items()}
+        for name, rule in rules.items():
+            sums[name] += of_others[rule(seen, names[chosen].tolist())] / of_others[base] / halves
+    return sums
+
+
+def masks(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:
+    """Rules for the sampler of the masks, its candidates, the groups of the cases, and the candidate to compare with.
+
+    Of draws without calls only those with the chosen length of the field count, which stand first.
+    """
+    usual = str(replace(usual_sampler(read_settings(fold)), draw=True))
+    scores: Scores = {}
+    groups: Sequence[str] = ()
+    for entry in read_json(fold / CANDIDATES_NAME)["samplers"]:
+        name = str(replace(SamplerSettings(**entry["sampler"]), correlation_length_mm=0.0))
+        scores.setdefault(name, np.array(entry["energy_of_cases"], dtype=float))
+        groups = entry["groups"] or groups
+    rules = {
+        "the best": best,
+        "the usual one always": always(usual),
+        "the usual one, unless another is better by one standard error": unless_better(usual, 1.0),
+        "the usual one, unless by two": unless_better(usual, 2.0),
+    }
+    return rules, scores, groups, str(SamplerSettings("ddim", "det", 0, 0.0, draw=True))
+
+
+def means(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:
+    """The same for w."""
+    scores: Scores = {}
+    groups: Sequence[str] = ()
+    for entry in read_json(fold / CANDIDATES_NAME)["means"]:
+        scores[f"{entry['w']:g}"] = np.array(entry["nll_of_cases"], dtype=float)
+        groups = entry["groups"]
+    rules = {"the likeliest w": best}
+    rules |= {f"w = {w} always": always(w) for w in scores}
+    rules[f"w = {USUAL_W:g}, unless another is likelier by one standard error"] = unless_better(f"{USUAL_W:g}", 1.0)
+    return rules, scores, groups, "1"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folds", nargs="+", type=Path)
+    parser.add_argument("--halves", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    for title, read in (
+        ("masks: energy score / that of draws from p_det", masks),
+        ("mean: loss / that of p_det", means),
+    ):
+        rng = np.random.default_rng(args.seed)
+        found = [judged(*read(fold), args.halves, rng) for fold in args.folds]
+        print(f"\n| {title}, {len(args.folds)} trainings | |\n|---|---|")
+        for name in found[0]:
+            print(f"| {name} | {np.mean([scores[name] for scores in found]):.3f} |")
+
+
+if __name__ == "__main__":
+    main()

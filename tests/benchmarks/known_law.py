@@ -1,0 +1,170 @@
+"""What each sampler gives back of a law of annotation that is known: documentation/explanation/staged_diffusion.md.
+
+    python tests/benchmarks/known_law.py [--work FOLDER]
+
+Each image shows one disc. A reader marks it with probability 0.7, and then with a radius that is off by N(0, 1.5 px),
+whatever the image. Nothing else is random, so that a case has the same law as every other but for radius and place.
+Trained are 200 iterations of phase 1 and 400 of phase 2 on 100 images; 48 new ones are drawn from, 16 masks each.
+tests/end_to_end/test_law.py holds what is chosen to bounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from unisegdiff_pipeline.commands import plan_and_preprocess, train
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.evaluation.diversity import generalised_energy_distance, pairwise_overlaps
+from unisegdiff_pipeline.inference.predictor import Predictor
+from unisegdiff_pipeline.inference.settings import read_settings, write_settings
+from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.io.images import write_labels
+from unisegdiff_pipeline.training.choosing import OTHERS, USUAL
+
+SIZE, NUM_CASES, NUM_HELD_OUT, NUM_RATERS = 40, 100, 48, 4
+EXISTENCE, OFFSET_SD = 0.7, 1.5
+NUM_SAMPLES = 16
+PHASE_1_ITERATIONS, PHASE_2_ITERATIONS = 200, 400
+LENGTH_MM = 32.0  # of the field, for all samplers
+DRAWS = SamplerSettings("ddim", "det", 0, 0.0, draw=True)
+
+
+@dataclass(frozen=True)
+class Disc:
+    """What an image shows."""
+
+    centre: tuple[float, float]
+    radius: float
+
+    def distance(self) -> np.ndarray:
+        grid = np.mgrid[:SIZE, :SIZE].astype(np.float64)
+        return np.hypot(grid[0] - self.centre[0], grid[1] - self.centre[1]) - self.radius
+
+    def image(self, rng: np.random.Generator) -> np.ndarray:
+        clean = np.where(self.distance() < 0, 150, 90)
+        return np.clip(clean + rng.normal(0, 8, clean.shape), 0, 255).astype(np.uint8)
+
+    def read(self, rng: np.random.Generator) -> np.ndarray:
+        """The mask of one reader."""
+        if rng.random() >= EXISTENCE:
+            return np.zeros((SIZE, SIZE), bool)
+        return self.distance() < rng.normal(0, OFFSET_SD)
+
+
+def draw_disc(rng: np.random.Generator) -> Disc:
+    y, x = rng.uniform(12, SIZE - 12, 2)
+    return Disc((float(y), float(x)), float(rng.uniform(5, 9)))
+
+
+def train_on_readings(root: Path) -> Path:
+    """Both phases on readings of the law, by the commands; the folder of the model."""
+    raw = root / "raw" / "Dataset950_Law"
+    for index in range(NUM_CASES):
+        rng = np.random.default_rng([1, index])
+        disc, case = draw_disc(rng), f"disc_{index:03d}"
+        raters = [disc.read(rng) for _ in range(NUM_RATERS)]
+        masks = {raw / f"imagesTr/{case}_0000.png": disc.image(rng)}
+        masks[raw / f"labelsTr/{case}.png"] = (np.sum(raters, axis=0) >= 2).astype(np.uint8)
+        masks |= {raw / f"ratersTr/{case}_rater{i}.png": m.astype(np.uint8) for i, m in enumerate(raters, start=1)}
+        for path, array in masks.items():
+            write_labels(path, array[None], Geometry(is_2d=True))
+    description = {"channel_names": {"0": "grey"}, "labels": {"background": 0, "disc": 1}, "numTraining": NUM_CASES}
+    (raw / "dataset.json").write_text(json.dumps({**description, "file_ending": ".png"}))
+    roots = ["--raw", str(raw.parent), "--preprocessed", str(root / "preprocessed")]
+    assert plan_and_preprocess.main(["-d", "950", *roots, "--device", "cpu", "--memory-gb", "4", "--workers", "0"]) == 0
+    results = root / "results"
+    common = ["950", "0", *roots, "--results", str(results), "--batch-size", "8", "--device", "cpu"]
+    assert train.main([*common, "--trainer", "SegmentationTrainer", "--iterations", str(PHASE_1_ITERATIONS)]) == 0
+    phase_1 = results / "Dataset950_Law/SegmentationTrainer__2d/fold_0"
+    assert train.main([*common, "--phase-1-from", str(phase_1), "--iterations", str(PHASE_2_ITERATIONS)]) == 0
+    return results / "Dataset950_Law/StagedDiffusionTrainer__2d"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Masks (NUM_SAMPLES, SIZE, SIZE) of one held-out image, by the model, and twice by the law."""
+
+    samples: np.ndarray
+    law: np.ndarray
+    law_again: np.ndarray
+
+
+def draw(predictor: Predictor) -> list[Drawn]:
+    """Masks of new discs."""
+    found = []
+    for index in range(NUM_HELD_OUT):
+        rng = np.random.default_rng([2, index])
+        disc = draw_disc(rng)
+        geometry = Geometry(is_2d=True)
+        image = disc.image(rng)[None, None].astype(np.float32)
+        name = f"case_{index}_0000.png"
+        predicted = predictor.predict(image, geometry.spacing_mm, num_samples=NUM_SAMPLES, case_id=name)
+        law, again = (np.stack([disc.read(rng) for _ in range(NUM_SAMPLES)]) for _ in range(2))
+        found.append(Drawn(predicted.samples.reshape(NUM_SAMPLES, SIZE, SIZE) > 0, law, again))
+    return found
+
+
+def existence(drawn: Sequence[Drawn]) -> float:
+    """Share of the model's masks that hold a disc."""
+    return float(np.mean([mask.any() for case in drawn for mask in case.samples]))
+
+
+def energy_distances(drawn: Sequence[Drawn]) -> tuple[float, float]:
+    """GED against draws of the law, of the model and of the law's own."""
+    of_model, of_law = (
+        [generalised_energy_distance(pairwise_overlaps(masks, case.law)).ged_v for case, masks in pairs]
+        for pairs in ([(c, c.samples) for c in drawn], [(c, c.law_again) for c in drawn])
+    )
+    return float(np.mean(of_model)), float(np.mean(of_law))
+
+
+def distances_of_pairs(drawn: Sequence[Drawn]) -> tuple[float, float]:
+    """Mean 1 - IoU of two masks of the model, and of two of the law."""
+    pairs = np.triu_indices(NUM_SAMPLES, k=1)
+    of_model, of_law = (
+        np.mean([1 - pairwise_overlaps(masks, []).samples[pairs] for masks in sets])
+        for sets in ([c.samples for c in drawn], [c.law for c in drawn])
+    )
+    return float(of_model), float(of_law)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="keeps the training and takes it up again; by default it is not kept")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = args.work or Path(temporary)
+        model = work / "results/Dataset950_Law/StagedDiffusionTrainer__2d"
+        if not (model / "fold_0/validation/summary.json").is_file():
+            train_on_readings(work)
+        chosen = read_settings(model / "fold_0")
+        lines = []
+        for sampler in (None, DRAWS, USUAL, *OTHERS):
+            settings, name = chosen, "as chosen"
+            if sampler is not None:
+                drawing = replace(sampler, draw=True, correlation_length_mm=LENGTH_MM)
+                settings, name = replace(chosen, sampler=drawing, mask_sampler=None), drawing.describe()
+            copied = Path(temporary) / f"model_{len(lines)}" / model.name
+            shutil.copytree(model, copied)
+            write_settings(copied / "fold_0", settings)
+            drawn = draw(Predictor(copied, device="cpu"))
+            (of_model, of_law), (apart, apart_law) = energy_distances(drawn), distances_of_pairs(drawn)
+            lines.append(
+                f"| {name} | {existence(drawn):.2f} | {apart:.2f} | {of_model:.3f} | {of_model / of_law:.2f}x |"
+            )
+        print("| masks | share with a disc | mean distance of two | GED V | as a multiple of the law's |")
+        print("|---|---|---|---|---|")
+        print("\n".join(lines))
+        print(f"| the law | {EXISTENCE:.2f} | {apart_law:.2f} | {of_law:.3f} | 1 |")
+
+
+if __name__ == "__main__":
+    main()
