@@ -1,11 +1,11 @@
 """What each sampler gives back of a law of annotation that is known: documentation/explanation/staged_diffusion.md.
 
-    python tests/benchmarks/known_law.py [--work FOLDER]
+    python tests/benchmarks/known_law.py [--images 100] [--seed 0] [--work FOLDER]
 
 Each image shows one disc. A reader marks it with probability 0.7, and then with a radius that is off by N(0, 1.5 px),
 whatever the image. Nothing else is random, so that a case has the same law as every other but for radius and place.
-Trained are 200 iterations of phase 1 and 400 of phase 2 on 100 images; 48 new ones are drawn from, 16 masks each.
-tests/end_to_end/test_law.py holds what is chosen to bounds.
+Trained are 200 iterations of phase 1 and 400 of phase 2, the latter anew for each seed; 48 new images are drawn from, 16
+masks each. tests/end_to_end/test_law.py holds what is chosen to bounds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels
 from unisegdiff_pipeline.training.choosing import OTHERS, USUAL
 
-SIZE, NUM_CASES, NUM_HELD_OUT, NUM_RATERS = 40, 100, 48, 4
+SIZE, NUM_IMAGES, NUM_HELD_OUT, NUM_RATERS = 40, 100, 48, 4
 EXISTENCE, OFFSET_SD = 0.7, 1.5
 NUM_SAMPLES = 16
 PHASE_1_ITERATIONS, PHASE_2_ITERATIONS = 200, 400
@@ -64,10 +64,18 @@ def draw_disc(rng: np.random.Generator) -> Disc:
     return Disc((float(y), float(x)), float(rng.uniform(5, 9)))
 
 
-def train_on_readings(root: Path) -> Path:
-    """Both phases on readings of the law, by the commands; the folder of the model."""
+def train_on_readings(root: Path, num_images: int = NUM_IMAGES, seed: int = 0) -> Path:
+    """Both phases on readings of the law, by the commands; the folder of the model.
+
+    What is there already is not trained again.
+
+    Args:
+        root: where everything goes.
+        num_images: a fifth and the hold-out among them, which are not trained on.
+        seed: of phase 2.
+    """
     raw = root / "raw" / "Dataset950_Law"
-    for index in range(NUM_CASES):
+    for index in range(num_images):
         rng = np.random.default_rng([1, index])
         disc, case = draw_disc(rng), f"disc_{index:03d}"
         raters = [disc.read(rng) for _ in range(NUM_RATERS)]
@@ -76,16 +84,18 @@ def train_on_readings(root: Path) -> Path:
         masks |= {raw / f"ratersTr/{case}_rater{i}.png": m.astype(np.uint8) for i, m in enumerate(raters, start=1)}
         for path, array in masks.items():
             write_labels(path, array[None], Geometry(is_2d=True))
-    description = {"channel_names": {"0": "grey"}, "labels": {"background": 0, "disc": 1}, "numTraining": NUM_CASES}
+    description = {"channel_names": {"0": "grey"}, "labels": {"background": 0, "disc": 1}, "numTraining": num_images}
     (raw / "dataset.json").write_text(json.dumps({**description, "file_ending": ".png"}))
     roots = ["--raw", str(raw.parent), "--preprocessed", str(root / "preprocessed")]
     assert plan_and_preprocess.main(["-d", "950", *roots, "--device", "cpu", "--memory-gb", "4", "--workers", "0"]) == 0
-    results = root / "results"
-    common = ["950", "0", *roots, "--results", str(results), "--batch-size", "8", "--device", "cpu"]
-    assert train.main([*common, "--trainer", "SegmentationTrainer", "--iterations", str(PHASE_1_ITERATIONS)]) == 0
-    phase_1 = results / "Dataset950_Law/SegmentationTrainer__2d/fold_0"
-    assert train.main([*common, "--phase-1-from", str(phase_1), "--iterations", str(PHASE_2_ITERATIONS)]) == 0
-    return results / "Dataset950_Law/StagedDiffusionTrainer__2d"
+    phase_1, phase_2 = root / "results", root / f"results_{seed}"
+    common = ["950", "0", *roots, "--batch-size", "8", "--device", "cpu"]
+    alone = ["--results", str(phase_1), "--trainer", "SegmentationTrainer", "--iterations", str(PHASE_1_ITERATIONS)]
+    assert train.main([*common, *alone]) == 0
+    segmenter = phase_1 / "Dataset950_Law/SegmentationTrainer__2d/fold_0"
+    staged = ["--results", str(phase_2), "--iterations", str(PHASE_2_ITERATIONS), "--seed", str(seed)]
+    assert train.main([*common, *staged, "--phase-1-from", str(segmenter)]) == 0
+    return phase_2 / "Dataset950_Law/StagedDiffusionTrainer__2d"
 
 
 @dataclass(frozen=True)
@@ -138,13 +148,12 @@ def distances_of_pairs(drawn: Sequence[Drawn]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=NUM_IMAGES)
+    parser.add_argument("--seed", type=int, default=0, help="of phase 2")
     parser.add_argument("--work", type=Path, help="keeps the training and takes it up again; by default it is not kept")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        work = args.work or Path(temporary)
-        model = work / "results/Dataset950_Law/StagedDiffusionTrainer__2d"
-        if not (model / "fold_0/validation/summary.json").is_file():
-            train_on_readings(work)
+        model = train_on_readings(args.work or Path(temporary), args.images, args.seed)
         chosen = read_settings(model / "fold_0")
         lines = []
         for sampler in (None, DRAWS, USUAL, *OTHERS):

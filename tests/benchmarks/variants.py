@@ -46,6 +46,14 @@ class DiceBesideTrainer(StagedDiffusionTrainer):
         return losses + torch.where(example.stage == STAGE_C, 0.0, dice_loss)
 
 
+class TrueMasksAtLamATrainer(StagedDiffusionTrainer):
+    """No example is made from the segmenter's mean: those at lam_a hold the label under the noise, as all others do."""
+
+    def draw_levels(self, num_patches: int, levels: int, generator: torch.Generator) -> StageDraw:
+        draw = super().draw_levels(num_patches, levels, generator)
+        return replace(draw, from_mean=torch.zeros_like(draw.from_mean))
+
+
 class FrozenSegmenterTrainer(StagedDiffusionTrainer):
     """The segmenter of phase 1 stays what it is."""
 
