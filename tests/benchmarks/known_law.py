@@ -4,8 +4,8 @@
 
 Each image shows one disc. A reader marks it with probability 0.7, and then with a radius that is off by N(0, 1.5 px),
 whatever the image. Nothing else is random, so that a case has the same law as every other but for radius and place.
-Trained are 200 iterations of phase 1 and 400 of phase 2, the latter anew for each seed; 48 new images are drawn from, 16
-masks each. tests/end_to_end/test_law.py holds what is chosen to bounds.
+Trained are 200 iterations of phase 1 and 400 of phase 2, the latter anew for each seed; 48 new images are drawn from,
+16 masks each. tests/end_to_end/test_law.py holds what is chosen to bounds.
 """
 
 from __future__ import annotations
