@@ -288,7 +288,7 @@ class Bench:
     def holdout(self) -> None:
         """Print what was tried on the held-out cases, from the arms' candidates.json."""
         energies: dict[str, dict[str, float]] = {}
-        losses: dict[str, dict[str, float]] = {}
+        losses: dict[str, dict[str, float]] = {f"w = {w:g}": {} for w in choosing.WEIGHTS}
         for arm in self.arms:
             path = self.model(arm) / "fold_0" / CANDIDATES_NAME
             if not path.is_file():
@@ -300,7 +300,7 @@ class Bench:
                 # Best first, so that of several lengths of the field the one that was taken counts.
                 energies.setdefault(row, {}).setdefault(arm, _mean(trial["energy_of_cases"]))
             for trial in found["means"]:
-                losses.setdefault(f"w = {trial['w']:g}", {})[arm] = _mean(trial["nll_of_cases"])
+                losses[f"w = {trial['w']:g}"][arm] = _mean(trial["nll_of_cases"])
         for title, rows in (("energy score", energies), ("likelihood loss, whole cases", losses)):
             print("\n" + _line([title, *(_label(arm) for arm in self.arms)]))
             print("|" + "---|" * (1 + len(self.arms)))
@@ -319,7 +319,7 @@ class Bench:
             phase_2 = [e for e in mine if e.get("phase") == 2]
             start = next(e["seconds"] for e in phase_2 if "seconds" in e)
             scores = [(e["seconds"] - start, e["dice_mean"]) for e in phase_2 if e["kind"] == "validation"]
-            print(f"{arm}: " + ", ".join(f"{dice:.3f} at {seconds:.0f} s" for seconds, dice in scores))
+            print(f"{_label(arm)}: " + ", ".join(f"{dice:.3f} at {seconds:.0f} s" for seconds, dice in scores))
         for title, cases, key in (
             ("Dice of held-out patches", "held_out", "dice"),
             ("loss of held-out patches", "held_out", "loss"),
@@ -329,7 +329,7 @@ class Bench:
             for arm, mine in entries.items():
                 bands = [e for e in mine if e["kind"] == "bands" and e["cases"] == cases]
                 found = _bands(bands[-1:] if cases == "held_out" else bands[len(bands) // 2 :], key)
-                print(f"{arm}: " + ", ".join(f"{name}: {v:.3g}" for name, v in found.items()))
+                print(f"{_label(arm)}: " + ", ".join(f"{name}: {v:.3g}" for name, v in found.items()))
 
     def _cases(self, output: Path, all_rows: Sequence[Path]) -> dict[str, dict[str, Any]]:
         """Scores of each case, mean over its classes."""

@@ -50,7 +50,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--batch-size", type=whole_number(1), metavar="N", help="patches an iteration (default: plan)")
     parser.add_argument("--lr", type=positive_number, metavar="X", help="highest learning rate (default: plan)")
     parser.add_argument(
-        "--phase-1-from", type=Path, metavar="DIR", help="take the segmenter of this finished fold_k folder"
+        "--phase-1-from", type=Path, metavar="DIR", help="take segmenter and hold-out of this finished fold_k folder"
     )
     add_seed(parser)
     add_device(parser)
