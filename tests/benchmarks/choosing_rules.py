@@ -3,8 +3,9 @@
     python tests/benchmarks/choosing_rules.py FOLD [FOLD ...] [--halves 400] [--seed 0]
 
 FOLD is a fold's folder, fold_k, of a finished training; its candidates.json has what each candidate reached in each
-held-out case. A rule for masks is scored by their energy score as a multiple of that of draws from p_det, a rule for
-the mean by its likelihood loss as a multiple of that of p_det: means over the halves, then over the folds given.
+held-out case, with temperatures and a length of the field that all of them chose. A rule for masks is scored by their
+energy score as a multiple of that of draws from p_det, a rule for the mean by its likelihood loss as a multiple of that
+of p_det: over the halves, then the mean over the folds given.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.io.serialization import read_json
-from unisegdiff_pipeline.training.choosing import USUAL_W, is_clearly_above, usual_sampler
+from unisegdiff_pipeline.training.choosing import USUAL_W, WEIGHTS, is_clearly_above, usual_sampler
 from unisegdiff_pipeline.training.fold import CANDIDATES_NAME
 
 Scores = dict[str, np.ndarray]  # name of a candidate => one number a held-out case
@@ -44,23 +45,24 @@ def unless_better(name: str, errors: float) -> Rule:
     return rule
 
 
-def judged(
+def score_rules(
     rules: dict[str, Rule], scores: Scores, groups: Sequence[str], base: str, halves: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Mean over random halves of what each rule's choice reaches on the other half, as a multiple of `base`'s."""
+    """What each rule's choice reaches on the other half, over random halves, as a multiple of what `base` does."""
     names = np.array(groups)
     patients = np.unique(names)
-    sums = dict.fromkeys(rules, 0.0)
+    sums, total = dict.fromkeys(rules, 0.0), 0.0
     for _ in range(halves):
         chosen = np.isin(names, rng.permutation(patients)[: len(patients) // 2])
         seen = {name: values[chosen] for name, values in scores.items()}
         of_others = {name: float(np.nanmean(values[~chosen])) for name, values in scores.items()}
         for name, rule in rules.items():
-            sums[name] += of_others[rule(seen, names[chosen].tolist())] / of_others[base] / halves
-    return sums
+            sums[name] += of_others[rule(seen, names[chosen].tolist())]
+        total += of_others[base]
+    return {name: value / total for name, value in sums.items()}
 
 
-def masks(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:
+def read_samplers(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:
     """Rules for the sampler of the masks, its candidates, the groups of the cases, and the candidate to compare with.
 
     Of draws without calls only those with the chosen length of the field count, which stand first.
@@ -71,7 +73,7 @@ def masks(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:
     for entry in read_json(fold / CANDIDATES_NAME)["samplers"]:
         name = str(replace(SamplerSettings(**entry["sampler"]), correlation_length_mm=0.0))
         scores.setdefault(name, np.array(entry["energy_of_cases"], dtype=float))
-        groups = entry["groups"] or groups
+        groups = entry["groups"]
     rules = {
         "the best": best,
         "the usual one always": always(usual),
@@ -81,7 +83,7 @@ def masks(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:
     return rules, scores, groups, str(SamplerSettings("ddim", "det", 0, 0.0, draw=True))
 
 
-def means(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:
+def read_means(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:
     """The same for w."""
     scores: Scores = {}
     groups: Sequence[str] = ()
@@ -89,7 +91,7 @@ def means(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:
         scores[f"{entry['w']:g}"] = np.array(entry["nll_of_cases"], dtype=float)
         groups = entry["groups"]
     rules = {"the likeliest w": best}
-    rules |= {f"w = {w} always": always(w) for w in scores}
+    rules |= {f"w = {w:g} always": always(f"{w:g}") for w in WEIGHTS}
     rules[f"w = {USUAL_W:g}, unless another is likelier by one standard error"] = unless_better(f"{USUAL_W:g}", 1.0)
     return rules, scores, groups, "1"
 
@@ -101,11 +103,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for title, read in (
-        ("masks: energy score / that of draws from p_det", masks),
-        ("mean: loss / that of p_det", means),
+        ("masks: energy score / that of draws from p_det", read_samplers),
+        ("mean: loss / that of p_det", read_means),
     ):
         rng = np.random.default_rng(args.seed)
-        found = [judged(*read(fold), args.halves, rng) for fold in args.folds]
+        found = [score_rules(*read(fold), args.halves, rng) for fold in args.folds]
         print(f"\n| {title}, {len(args.folds)} trainings | |\n|---|---|")
         for name in found[0]:
             print(f"| {name} | {np.mean([scores[name] for scores in found]):.3f} |")

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -33,7 +34,7 @@ SIZE, NUM_IMAGES, NUM_HELD_OUT, NUM_RATERS = 40, 100, 48, 4
 EXISTENCE, OFFSET_SD = 0.7, 1.5
 NUM_SAMPLES = 16
 PHASE_1_ITERATIONS, PHASE_2_ITERATIONS = 200, 400
-LENGTH_MM = 32.0  # of the field, for all samplers
+LENGTH_MM = 32.0  # of the field, for all samplers but the chosen one
 DRAWS = SamplerSettings("ddim", "det", 0, 0.0, draw=True)
 
 
@@ -64,6 +65,11 @@ def draw_disc(rng: np.random.Generator) -> Disc:
     return Disc((float(y), float(x)), float(rng.uniform(5, 9)))
 
 
+def run(command: ModuleType, arguments: Sequence[str]) -> None:
+    if code := command.main(list(arguments)):
+        raise SystemExit(f"{command.__name__} {' '.join(arguments)} failed with {code}")
+
+
 def train_on_readings(root: Path, num_images: int = NUM_IMAGES, seed: int = 0) -> Path:
     """Both phases on readings of the law, by the commands; the folder of the model.
 
@@ -74,6 +80,7 @@ def train_on_readings(root: Path, num_images: int = NUM_IMAGES, seed: int = 0) -
         num_images: a fifth and the hold-out among them, which are not trained on.
         seed: of phase 2.
     """
+    root = root / f"{num_images}_images"
     raw = root / "raw" / "Dataset950_Law"
     for index in range(num_images):
         rng = np.random.default_rng([1, index])
@@ -87,14 +94,14 @@ def train_on_readings(root: Path, num_images: int = NUM_IMAGES, seed: int = 0) -
     description = {"channel_names": {"0": "grey"}, "labels": {"background": 0, "disc": 1}, "numTraining": num_images}
     (raw / "dataset.json").write_text(json.dumps({**description, "file_ending": ".png"}))
     roots = ["--raw", str(raw.parent), "--preprocessed", str(root / "preprocessed")]
-    assert plan_and_preprocess.main(["-d", "950", *roots, "--device", "cpu", "--memory-gb", "4", "--workers", "0"]) == 0
+    run(plan_and_preprocess, ["-d", "950", *roots, "--device", "cpu", "--memory-gb", "4", "--workers", "0"])
     phase_1, phase_2 = root / "results", root / f"results_{seed}"
     common = ["950", "0", *roots, "--batch-size", "8", "--device", "cpu"]
     alone = ["--results", str(phase_1), "--trainer", "SegmentationTrainer", "--iterations", str(PHASE_1_ITERATIONS)]
-    assert train.main([*common, *alone]) == 0
+    run(train, [*common, *alone])
     segmenter = phase_1 / "Dataset950_Law/SegmentationTrainer__2d/fold_0"
     staged = ["--results", str(phase_2), "--iterations", str(PHASE_2_ITERATIONS), "--seed", str(seed)]
-    assert train.main([*common, *staged, "--phase-1-from", str(segmenter)]) == 0
+    run(train, [*common, *staged, "--phase-1-from", str(segmenter)])
     return phase_2 / "Dataset950_Law/StagedDiffusionTrainer__2d"
 
 
@@ -129,21 +136,17 @@ def existence(drawn: Sequence[Drawn]) -> float:
 
 def energy_distances(drawn: Sequence[Drawn]) -> tuple[float, float]:
     """GED against draws of the law, of the model and of the law's own."""
-    of_model, of_law = (
-        [generalised_energy_distance(pairwise_overlaps(masks, case.law)).ged_v for case, masks in pairs]
-        for pairs in ([(c, c.samples) for c in drawn], [(c, c.law_again) for c in drawn])
-    )
+    of_model = [generalised_energy_distance(pairwise_overlaps(case.samples, case.law)).ged_v for case in drawn]
+    of_law = [generalised_energy_distance(pairwise_overlaps(case.law_again, case.law)).ged_v for case in drawn]
     return float(np.mean(of_model)), float(np.mean(of_law))
 
 
 def distances_of_pairs(drawn: Sequence[Drawn]) -> tuple[float, float]:
     """Mean 1 - IoU of two masks of the model, and of two of the law."""
     pairs = np.triu_indices(NUM_SAMPLES, k=1)
-    of_model, of_law = (
-        np.mean([1 - pairwise_overlaps(masks, []).samples[pairs] for masks in sets])
-        for sets in ([c.samples for c in drawn], [c.law for c in drawn])
-    )
-    return float(of_model), float(of_law)
+    of_model = [1 - pairwise_overlaps(case.samples, []).samples[pairs] for case in drawn]
+    of_law = [1 - pairwise_overlaps(case.law, []).samples[pairs] for case in drawn]
+    return float(np.mean(of_model)), float(np.mean(of_law))
 
 
 def main() -> None:

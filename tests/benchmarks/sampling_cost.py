@@ -1,6 +1,6 @@
 """What samples cost beside one forward pass of the segmenter: multiply-adds, and seconds on this machine.
 
-    python tests/benchmarks/sampling_cost.py [--repeats 15] [--threads 1] [--device cuda] [--large] [--tiles 8] [--graph
+    python tests/benchmarks/sampling_cost.py [--repeats N] [--threads N] [--device D] [--large] [--tiles N] [--graphs]
 
 Networks are untrained: cost does not depend on weights. "default" has nnU-Net's widths (32, 64, ... up to 320 in 3D and
 512 in 2D, two convolutions a level), "cpu" the widths that are planned for a CPU (16 to 128). One patch or several in a
@@ -76,6 +76,7 @@ def work_of(model: StagedModel, patch: tuple[int, ...], samples: int, device: to
 def as_graph(function: Callable[[], object]) -> Callable[[], object]:
     """The same kernels, launched at once."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # a first run chooses kernels, which a capture must not
         function()
     torch.cuda.current_stream().wait_stream(stream)
@@ -111,6 +112,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as the commands do
     device = resolve_device(args.device)
+    if args.graphs and device.type != "cuda":
+        parser.error("--graphs needs --device cuda")
     columns = ["network", "patch", "call / forward, multiply-adds", "8 samples x 4 calls + forward"]
     columns += ["forward, ms", "call of 8 samples / forward, seconds", *(f"{n} calls" for n in CALLS)]
     print("|", " | ".join(columns), "|")

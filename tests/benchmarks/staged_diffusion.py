@@ -9,7 +9,8 @@ inside; the segmenter alone for as long; and each other arm's phase 2, on top of
 iterations as the staged one's had, which cost the same. What is there is not trained again. With --together all of them
 train side by side on one GPU, each phase 2 for the seconds that the staged one's has left. An arm is a trainer as
 `usd_train --trainer` takes it, so that `variants:NearestDrawTrainer` (variants.py) is one too. With --seed S the arms'
-second phases are trained again, on the same phase 1 and hold-out with other patches and noise, and lie in seed_S.
+second phases are trained again, on the same phase 1 and hold-out with other initial weights, patches and noise, and lie
+in seed_S.
 `score` predicts the fold's validation cases, which nothing was chosen on, and evaluates them with usd_evaluate, `table`
 prints what has been scored again; likelihood, Brier score and calibration are taken near what any annotator or any row
 sees, the same voxels for every row, and likelihood over whole cases as well:
@@ -27,7 +28,8 @@ loss by w. `attention` prints from the arms' logs how fast they learn and what t
 held-out cases over the seconds of phase 2; Dice of held-out patches, and the share of the gradient's norm, in bands of
 lam.
 
-Differences to the segmenter are paired over cases (groups where groups.csv has them), with bootstrap intervals.
+Differences of Dice to the segmenter's, and in a second table of energy scores to the rival's, p_det's and the staged
+row's, are paired over cases (groups where groups.csv has them), with bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -296,13 +298,15 @@ class Bench:
             found = read_json(path)
             for trial in found["samplers"]:
                 s = SamplerSettings(**trial["sampler"])
+                if not s.draw:
+                    continue
                 row = f"{s.method}, {s.total_calls} from {s.start}" if s.total_calls else "draws from p_det"
                 # Best first, so that of several lengths of the field the one that was taken counts.
                 energies.setdefault(row, {}).setdefault(arm, _mean(trial["energy_of_cases"]))
             for trial in found["means"]:
                 losses[f"w = {trial['w']:g}"][arm] = _mean(trial["nll_of_cases"])
         for title, rows in (("energy score", energies), ("likelihood loss, whole cases", losses)):
-            print("\n" + _line([title, *(_label(arm) for arm in self.arms)]))
+            print("\n" + _line([title, *map(_arm, self.arms)]))
             print("|" + "---|" * (1 + len(self.arms)))
             for row, values in rows.items():
                 print(_line([row, *(f"{values[arm]:.4f}" if arm in values else "-" for arm in self.arms)]))
@@ -319,7 +323,7 @@ class Bench:
             phase_2 = [e for e in mine if e.get("phase") == 2]
             start = next(e["seconds"] for e in phase_2 if "seconds" in e)
             scores = [(e["seconds"] - start, e["dice_mean"]) for e in phase_2 if e["kind"] == "validation"]
-            print(f"{_label(arm)}: " + ", ".join(f"{dice:.3f} at {seconds:.0f} s" for seconds, dice in scores))
+            print(f"{_arm(arm)}: " + ", ".join(f"{dice:.3f} at {seconds:.0f} s" for seconds, dice in scores))
         for title, cases, key in (
             ("Dice of held-out patches", "held_out", "dice"),
             ("loss of held-out patches", "held_out", "loss"),
@@ -329,7 +333,7 @@ class Bench:
             for arm, mine in entries.items():
                 bands = [e for e in mine if e["kind"] == "bands" and e["cases"] == cases]
                 found = _bands(bands[-1:] if cases == "held_out" else bands[len(bands) // 2 :], key)
-                print(f"{_label(arm)}: " + ", ".join(f"{name}: {v:.3g}" for name, v in found.items()))
+                print(f"{_arm(arm)}: " + ", ".join(f"{name}: {v:.3g}" for name, v in found.items()))
 
     def _cases(self, output: Path, all_rows: Sequence[Path]) -> dict[str, dict[str, Any]]:
         """Scores of each case, mean over its classes."""
@@ -445,7 +449,7 @@ def _table(found: dict[str, Any], groups: dict[str, str]) -> str:
             f"{means['nll_whole']:.4f}",
             f"{row['seconds'] / len(cases):.2f}",
         ]
-        lines.append(_line(["-" if "nan" in v else v for v in values]))
+        lines.append(_line(["-" if v in ("nan", "nan / nan") else v for v in values]))
     others = [name for name in ("rival", "p_det", ARMS[0]) if name in found]
     title = "energy U" + ", as GED U" * several + ", minus that of"  # annotators' own distances cancel
     columns = [title, *(_label(name) for name in others)]
@@ -458,9 +462,9 @@ def _table(found: dict[str, Any], groups: dict[str, str]) -> str:
 
 
 def _difference(a: dict[str, Any], b: dict[str, Any], key: str, groups: dict[str, str]) -> str:
-    """Mean paired difference with its interval over groups (patients) and Wilcoxon's p, in words."""
+    """Mean paired difference, with its interval over groups (patients) and Wilcoxon's p where there are any."""
     pair = paired_comparison([a[c][key] for c in b], [b[c][key] for c in b], [groups.get(c, c) for c in b])
-    if pair.ci_low == pair.ci_high:
+    if not pair.ci_low < pair.ci_high:
         return f"{pair.mean_difference:+.3f}"
     return f"{pair.mean_difference:+.3f} [{pair.ci_low:+.3f}, {pair.ci_high:+.3f}] {pair.p_wilcoxon:.2g}"
 
@@ -468,10 +472,13 @@ def _difference(a: dict[str, Any], b: dict[str, Any], key: str, groups: dict[str
 def _label(name: str) -> str:
     """A row's name in the table."""
     arm, _, rest = name.partition(", ")
-    label = LABELS.get(arm, arm.rpartition(":")[2].removesuffix("Trainer"))
     if arm == ARMS[0]:
-        return f"{label}, {rest.replace('from', '4 calls from') or 'as chosen'}"
-    return f"{label}, {rest}" if rest else label
+        return f"{_arm(arm)}, {rest.replace('from', '4 calls from') or 'as chosen'}"
+    return f"{_arm(arm)}, {rest}" if rest else _arm(arm)
+
+
+def _arm(name: str) -> str:
+    return LABELS.get(name, name.rpartition(":")[2].removesuffix("Trainer"))
 
 
 def _line(values: Sequence[str]) -> str:
@@ -509,6 +516,8 @@ def main() -> None:
         help="arms to choose for and rows to score at a time; more make s/case incomparable",
     )
     args = parser.parse_args()
+    if args.together and args.seed:
+        parser.error("--together trains phase 1 as well; give --seed without it, to train second phases in turn")
     getattr(Bench(args), args.part)()
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unisegdiff_pipeline.diffusion.coding import mask_to_x
-from unisegdiff_pipeline.diffusion.losses import mask_loss
+from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
+from unisegdiff_pipeline.diffusion.losses import soft_dice
 from unisegdiff_pipeline.diffusion.noise import kernel_radius, smooth_field
 from unisegdiff_pipeline.diffusion.samplers import coherent_draw
 from unisegdiff_pipeline.diffusion.schedule import channel_lam, expand_to, noise_mask
@@ -29,6 +29,8 @@ from unisegdiff_pipeline.networks.staged_model import Condition
 from unisegdiff_pipeline.training.diffusion import NoisedExamples, StagedDiffusionTrainer
 from unisegdiff_pipeline.training.patches import Batch
 
+MASKS_STREAM = 0x0DD
+
 
 class LogitsNeverHiddenTrainer(StagedDiffusionTrainer):
     """Every example sees the segmenter's logits."""
@@ -37,13 +39,13 @@ class LogitsNeverHiddenTrainer(StagedDiffusionTrainer):
 
 
 class DiceBesideTrainer(StagedDiffusionTrainer):
-    """Dice beside the mask's cross-entropy in stages A and B, as the segmenter has it."""
+    """Dice of each example beside the mask's cross-entropy in stages A and B."""
 
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
         losses = super().example_losses(example, output)
-        arguments = (output.x0_logits, example.target, example.valid, self.coding)
-        dice_loss = mask_loss(*arguments, dice_weight=1.0) - mask_loss(*arguments)
-        return losses + torch.where(example.stage == STAGE_C, 0.0, dice_loss)
+        p = probabilities_from_logits(output.x0_logits, self.coding)
+        dice = soft_dice(p, example.target, example.valid, self.coding)
+        return losses + torch.where(example.stage == STAGE_C, 0.0, 1 - dice)
 
 
 class TrueMasksAtLamATrainer(StagedDiffusionTrainer):
@@ -77,8 +79,8 @@ class OtherMasksTrainer(StagedDiffusionTrainer, abc.ABC):
     _looks_at_held_out = False
 
     @abc.abstractmethod
-    def other_masks(self, target: Tensor, p_det: Tensor, generator: torch.Generator) -> Tensor:
-        """Masks beside those of the patches (B, C, *patch)."""
+    def other_masks(self, batch: Batch, p_det: Tensor, generator: torch.Generator) -> Tensor:
+        """Masks beside those of the patches, (B, C, *patch) as p_det."""
 
     def measure_held_out(self) -> None:
         self._looks_at_held_out = True
@@ -89,13 +91,15 @@ class OtherMasksTrainer(StagedDiffusionTrainer, abc.ABC):
         example = super()._noise(batch, condition, draw, generator)
         if self._looks_at_held_out:
             return example
+        # A stream of its own: all else that is drawn stays what it is without other masks.
+        own = torch.Generator(self.run.device).manual_seed(generator.initial_seed() ^ MASKS_STREAM)
         levels = len(example.lam) // len(batch.image)
         p_det = self.network.det_probabilities(condition, self.temperature)
-        other = repeat_examples(self.other_masks(batch.target, p_det, generator), levels)
-        chosen = torch.rand(len(example.lam), generator=generator, device=self.run.device) < self.other_share
+        other = torch.where(batch.valid > 0, self.other_masks(batch, p_det, own), p_det)
+        chosen = torch.rand(len(example.lam), generator=own, device=self.run.device) < self.other_share
         chosen &= ~example.from_mean
-        noise = torch.randn(example.x0.shape, generator=generator, device=self.run.device)
-        x_t = noise_mask(mask_to_x(other), channel_lam(example.lam, self.edges), noise)
+        noise = torch.randn(example.x0.shape, generator=own, device=self.run.device)
+        x_t = noise_mask(mask_to_x(repeat_examples(other, levels)), channel_lam(example.lam, self.edges), noise)
         return replace(example, x_t=torch.where(expand_to(chosen, x_t.ndim), x_t, example.x_t))
 
 
@@ -106,10 +110,10 @@ class NearestDrawTrainer(OtherMasksTrainer):
     num_draws: ClassVar[int] = 4
     length_voxels: ClassVar[float] = 4.0
 
-    def other_masks(self, target: Tensor, p_det: Tensor, generator: torch.Generator) -> Tensor:
+    def other_masks(self, batch: Batch, p_det: Tensor, generator: torch.Generator) -> Tensor:
         draws = torch.stack([self._draw(p_det, generator) for _ in range(self.num_draws)])
-        nearest = (draws - target).abs().flatten(2).sum(dim=2).argmin(dim=0)
-        return draws[nearest, torch.arange(len(target), device=target.device)]
+        nearest = ((draws - batch.target).abs() * batch.valid).flatten(2).sum(dim=2).argmin(dim=0)
+        return draws[nearest, torch.arange(len(p_det), device=p_det.device)]
 
     def _draw(self, p: Tensor, generator: torch.Generator) -> Tensor:
         margin = 2 * kernel_radius(self.length_voxels)
@@ -120,11 +124,15 @@ class NearestDrawTrainer(OtherMasksTrainer):
 
 
 class MovedLabelTrainer(OtherMasksTrainer):
-    """Half of the examples hold the label moved by a voxel; of one class a third is eroded, a third dilated as well."""
+    """Half of the examples hold the label moved by -1, 0 or 1 voxels along each axis (around the patch).
+
+    Of sigmoid channels a third is dilated and a third eroded as well.
+    """
 
     other_share: ClassVar[float] = 0.5
 
-    def other_masks(self, target: Tensor, p_det: Tensor, generator: torch.Generator) -> Tensor:
+    def other_masks(self, batch: Batch, p_det: Tensor, generator: torch.Generator) -> Tensor:
+        target = batch.target
         axes = tuple(range(1, target.ndim - 1))
         pool = functional.max_pool2d if target.ndim == 4 else functional.max_pool3d
         moved = []

@@ -50,7 +50,10 @@ def build_parser() -> CommandParser:
     parser.add_argument("--batch-size", type=whole_number(1), metavar="N", help="patches an iteration (default: plan)")
     parser.add_argument("--lr", type=positive_number, metavar="X", help="highest learning rate (default: plan)")
     parser.add_argument(
-        "--phase-1-from", type=Path, metavar="DIR", help="take segmenter and hold-out of this finished fold_k folder"
+        "--phase-1-from",
+        type=Path,
+        metavar="DIR",
+        help="begin with phase 2, on the segmenter and the hold-out of this fold_k folder",
     )
     add_seed(parser)
     add_device(parser)

@@ -67,7 +67,7 @@ SAMPLER_ERRORS = 2.0  # standard errors by which another sampler must have the b
 LIKELIHOOD_ERRORS = 1.0  # the same for another w and the likelihood
 ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the longest field of draws is taken
 DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
-DICE_TOLERANCE = 0.002  # below the best that nobody would see, however small its standard error
+DICE_TOLERANCE = 0.002  # so much less Dice than the best has nobody sees, however small the standard error
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
 NEAR_FOREGROUND = 0.05
 MARGIN_VOXELS = 4
@@ -291,7 +291,7 @@ def choose_settings(
 
 
 def unchosen_settings(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:
-    """The usual answers, for a fold that holds no case out."""
+    """The usual answers, before anything is chosen, or where a fold holds no case out."""
     length = _lengths_mm(run, run.data.open(run.train_cases[0]))[LENGTHS_VOXELS.index(USUAL_LENGTH_VOXELS)]
     return with_samplers(settings, replace(usual_sampler(settings), correlation_length_mm=length, draw=True))
 
@@ -455,10 +455,10 @@ def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:
     """Trials, best first.
 
     One standard error of the paired differences decides (Breiman et al. 1984, their rule for trees): masks may not
-    lose DICE_AT_STAKE against the plain segmenter's (w = 1, cut at 0.5), nor be worse than the best that is left, by
-    more than DICE_TOLERANCE. Of those w = USUAL_W comes first, unless another is likelier by LIKELIHOOD_ERRORS. The cut
-    for the highest Dice has to earn its place against the one at 0.5 in the same way. Where the hold-out says nothing
-    (no foreground at all), the plain segmenter comes first.
+    lose DICE_AT_STAKE against the plain segmenter's (w = 1, cut at 0.5), nor be worse than the best that is left by it
+    and by DICE_TOLERANCE. Of those w = USUAL_W comes first, unless another is likelier by LIKELIHOOD_ERRORS. The cut
+    for the highest Dice has to gain one standard error against the one at 0.5. Where the hold-out says nothing (no
+    foreground at all), the plain segmenter comes first.
     """
     halves = {trial.w: trial for trial in trials if trial.decision == "half"}
 

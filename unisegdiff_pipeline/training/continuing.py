@@ -1,4 +1,4 @@
-"""What may be continued or taken over: a training with the same cases, seed and plan, and nothing else."""
+"""What may be continued or taken over: a training with the same cases and plan; the seed may differ of a phase 1."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     phase: ClassVar[int] = 2
     num_validations: ClassVar[int] = 3
     target: ClassVar[Target] = "staged"
-    # Of the examples: these must do without the segmenter's logits, so that the noised mask is really read.
+    # Share of the examples that must do without the segmenter's logits, so that the noised mask is really read.
     hidden_share: ClassVar[float] = 0.2
     network: StagedModel
 

@@ -22,7 +22,7 @@ from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
-from unisegdiff_pipeline.training.choosing import Choice, choose_settings, choose_temperature, unchosen_settings
+from unisegdiff_pipeline.training.choosing import Choice, choose_settings, choose_temperature
 from unisegdiff_pipeline.training.continuing import (
     PHASE_1_FACTS_NAME,
     PHASE_1_NAME,
@@ -254,7 +254,7 @@ def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> Infe
     folder = _finished_fold(run)
     if folder is None:
         run.log.say("no case is held out and no other fold is finished: w and samplers are the usual ones")
-        return unchosen_settings(run, settings)
+        return settings
     found = read_settings(folder)
     return replace(
         settings,

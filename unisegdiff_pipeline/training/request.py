@@ -26,7 +26,7 @@ class TrainRequest:
         workers: processes that prepare patches; None chooses from the cores, 0 works in this process.
         checkpoint_every_s: seconds between checkpoints.
         restart: begin again instead of continuing.
-        phase_1_from: fold folder of a finished training whose segmenter and held-out cases are taken over; phase 1 is
+        phase_1_from: fold folder whose phase 1 has ended; its segmenter and held-out cases are taken over, phase 1 is
             skipped.
         tensorboard: also write TensorBoard events.
     """

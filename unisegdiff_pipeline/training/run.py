@@ -108,10 +108,10 @@ def _open(request: TrainRequest) -> _Setting:
 def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopRequest, began: float) -> FoldRun:
     """Everything one fold needs; with --restart its former folder is removed, once all else has been settled."""
     split, plans = setting.folds[fold], setting.plans
-    kept, held = (split.train, ()) if fold == "all" else _hold_out(request, split, setting.records)
     folder = setting.model_folder / f"fold_{fold}"
     if request.restart and folder.is_dir():
         shutil.rmtree(folder)
+    kept, held = (split.train, ()) if fold == "all" else _hold_out(request, split, setting.records, folder)
     log = RunLog(folder, request.tensorboard)
     log.say(
         f"{plans.dataset_name} {setting.configuration.name} fold {fold}: {len(kept)} cases to train on, {len(held)} "
@@ -136,13 +136,20 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
 
 
 def _hold_out(
-    request: TrainRequest, split: Split, records: dict[str, CaseRecord]
+    request: TrainRequest, split: Split, records: dict[str, CaseRecord], folder: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Cases to train on, and cases held out: by the seed, or those of the phase 1 that is taken over."""
-    taken_over = None if request.phase_1_from is None else held_out_of(request.phase_1_from)
-    if taken_over and set(taken_over) < set(split.train):
-        return tuple(case for case in split.train if case not in taken_over), taken_over
+    """Cases to train on, and cases held out: by the seed, or those of the phase 1 that is taken over.
+
+    Cases of a patient that is held out are not trained on, should they have come since. Where phase 1 holds out other
+    cases than this fold trains on, it is of another fold and refused later, with its name.
+    """
     groups = {case: record.group for case, record in records.items()}
+    taken_over: tuple[str, ...] = ()
+    if request.phase_1_from is not None:  # what has been begun knows it too, should the source have gone since
+        taken_over = held_out_of(folder) or held_out_of(request.phase_1_from)
+    if taken_over and set(taken_over) < set(split.train):
+        patients = {groups[case] for case in taken_over}
+        return tuple(case for case in sorted(split.train) if groups[case] not in patients), taken_over
     volumes = {case: record.foreground_mm3 for case, record in records.items()}
     kept, held = inner_holdout(split.train, groups, HOLDOUT_SHARE, request.seed, volumes)
     # In an order of their own, because a short training looks at the first ones only.
