@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import Target
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
 from unisegdiff_pipeline.io.labels import Coding
+from unisegdiff_pipeline.preprocessing.components import ANNOTATED
 from unisegdiff_pipeline.training import choosing
 from unisegdiff_pipeline.training.choosing import (
     STAGE_A,
@@ -21,7 +23,6 @@ from unisegdiff_pipeline.training.choosing import (
     MeanTrial,
     SamplerTrial,
     fit_temperatures,
-    rank_lengths,
     rank_means,
     rank_samplers,
 )
@@ -67,16 +68,20 @@ def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_
     ) -> dict[SamplerSettings, list[float]]:  # fmt: skip
         asked.append((list(samplers), first_sample))
         lucky = 0.7 if first_sample == 0 else 0.9
-        return {s: [0.8 if s.total_calls or s.correlation_length_mm != 8 else lucky] for s in samplers}
+        return {
+            s: [0.8, 0.82] if s.total_calls or s.correlation_length_mm != 8 else [lucky, lucky + 0.03] for s in samplers
+        }
 
-    stored = SimpleNamespace(properties=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0)), group="a")
+    def stored(case: str) -> Any:
+        return SimpleNamespace(properties=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0)), group=case)
+
     run: Any = SimpleNamespace(
-        data=SimpleNamespace(open=lambda case: stored),
-        configuration=SimpleNamespace(network=SimpleNamespace(dims=2)),
+        data=SimpleNamespace(open=stored), configuration=SimpleNamespace(network=SimpleNamespace(dims=2))
     )
     monkeypatch.setattr(choosing, "score_samplers", score)
+    monkeypatch.setattr(choosing, "planned_length_mm", lambda run: 16.0)
     model: Any = None
-    settings, cases = InferenceSettings(-3.0, 0.5), {"a": NO_TEMPERATURE}
+    settings, cases = InferenceSettings(-3.0, 0.5), {"a": NO_TEMPERATURE, "b": NO_TEMPERATURE}
     ranked = choosing._try_samplers(run, model, settings, cases, choosing.FULL_SEARCH)
     (lengths, first), (final, fresh) = asked
     assert (len(lengths), first) == (len(choosing.LENGTHS_VOXELS), 0)
@@ -89,12 +94,37 @@ def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_
     assert [s.total_calls for s in asked[1][0]] == [0, 2, 4]  # pure noise holds no mask that could be inverted
 
 
-def test_of_about_equal_draws_the_one_with_the_longest_field_wins() -> None:
-    long = replace(NONE, correlation_length_mm=64.0)
-    assert rank_lengths([trial(NONE, 0.750), trial(long, 0.760)])[0].sampler == long
-    assert rank_lengths([trial(NONE, 0.750), trial(long, 0.770)])[0].sampler == NONE
-    assert rank_lengths([trial(NONE, -0.100), trial(long, -0.0985)])[0].sampler == long
-    assert rank_lengths([trial(NONE, -0.100), trial(long, -0.0975)])[0].sampler == NONE
+def objects(shape: tuple[int, ...], spacing_mm: tuple[float, ...], *num_voxels: int, rows: int = 1) -> Any:
+    """A stored case with annotated objects of these sizes; with several rows those of the first do not count."""
+    row, last = np.arange(len(num_voxels)) % rows, len(num_voxels)
+    table = SimpleNamespace(
+        class_index=np.array([0] * last + [ANNOTATED]),
+        row=np.append(row, 0),
+        num_voxels=np.array([*num_voxels, 10**6]),
+    )
+    properties = SimpleNamespace(spacing_mm=spacing_mm)
+    return SimpleNamespace(components=table, properties=properties, image=np.empty((1, *shape)), num_rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("case", "dims", "expected"),
+    [
+        (objects((1, 64, 64), (1.0, 1.0, 1.0), 50, 50, 5000), 2, 16.0),  # radius 4.0
+        (objects((1, 64, 64), (1.0, 2.0, 2.0), 50, 50, 5000), 2, 32.0),  # 8.0 mm
+        (objects((1, 64, 64), (1.0, 1.0, 1.0), 5000, 50, 5000, 50, rows=2), 2, 16.0),  # row 0 is the annotators' vote
+        (objects((32, 64, 64), (1.0, 1.0, 1.0), 2000), 3, 32.0),  # a ball of radius 7.8
+        (objects((1, 64, 64), (1.0, 1.0, 1.0), 10), 2, 8.0),
+        (objects((1, 64, 64), (1.0, 1.0, 1.0), 10**5), 2, 64.0),  # the longest there is
+        (objects((1, 64, 64), (1.0, 1.0, 1.0)), 2, 16.0),  # nothing is annotated
+    ],
+)
+def test_the_field_is_planned_from_the_radius_of_the_objects(case: Any, dims: int, expected: float) -> None:
+    run: Any = SimpleNamespace(
+        train_cases=("a",),
+        data=SimpleNamespace(open=lambda name: case),
+        configuration=SimpleNamespace(network=SimpleNamespace(dims=dims)),
+    )
+    assert choosing.planned_length_mm(run) == expected
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
 from unisegdiff_pipeline.io.labels import Coding
 from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.preprocessing.components import ANNOTATED
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.validation import score_on_plan_grid
 
@@ -52,7 +53,11 @@ CEILINGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of the log odds of
 CEILING_GAIN = 0.005  # of the loss in voxels that are found; below it there is no ceiling
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent draws, in voxels of the plan
-USUAL_LENGTH_VOXELS = 16.0
+# Shorter than some radii of the objects, and pieces of them are drawn; longer, and all that are in doubt come and go
+# together.
+RADII_PER_LENGTH = 4.0
+FALLBACK_LENGTH_VOXELS = 16.0  # where nothing is annotated
+MOST_MEASURED_CASES = 200
 STAGE_A = SamplerSettings("ddim", "stage_a", 0, 0.0)  # one call at pure noise
 USUAL = SamplerSettings("hard", "stage_a", 1, 0.0)  # draws the masks, unless another is clearly better
 USUAL_FROM_DET = SamplerSettings("hard", "det", 2, 0.0)  # the same for a network that has no stage A
@@ -65,7 +70,6 @@ OTHERS = (
 USUAL_W = 0.25
 SAMPLER_ERRORS = 2.0  # standard errors by which another sampler must have the better energy score
 LIKELIHOOD_ERRORS = 1.0  # the same for another w and the likelihood
-ENERGY_TOLERANCE = 0.02  # of the best energy score; within it the longest field of draws is taken
 DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
 DICE_TOLERANCE = 0.002  # so much less Dice than the best has nobody sees, however small the standard error
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
@@ -292,8 +296,8 @@ def choose_settings(
 
 def unchosen_settings(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:
     """The usual answers, before anything is chosen, or where a fold holds no case out."""
-    length = _lengths_mm(run, run.data.open(run.train_cases[0]))[LENGTHS_VOXELS.index(USUAL_LENGTH_VOXELS)]
-    return with_samplers(settings, replace(usual_sampler(settings), correlation_length_mm=length, draw=True))
+    length_mm = planned_length_mm(run)
+    return with_samplers(settings, replace(usual_sampler(settings), correlation_length_mm=length_mm, draw=True))
 
 
 def usual_sampler(settings: InferenceSettings) -> SamplerSettings:
@@ -313,15 +317,17 @@ def with_samplers(settings: InferenceSettings, masks: SamplerSettings, w: float 
 def _try_samplers(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Mapping[str, Temperature], search: Search
 ) -> list[SamplerTrial]:
-    """Draws from p_det with several lengths of the field, then draws and trajectories with the best length.
+    """Draws from p_det with several lengths of the field, then draws and trajectories with the length that is taken.
 
-    The best of many lengths is mostly the luckiest, so with this length all draw other masks than those that chose it.
+    It is the planned one unless draws with another are clearly better; those draws were lucky, so with it all draw
+    other masks than chose it.
     """
     opened = [run.data.open(case_id) for case_id in cases]
     groups = tuple(stored.group for stored in opened)
-    without_calls = [SamplerSettings("ddim", "det", 0, 0.0, mm, draw=True) for mm in _lengths_mm(run, opened[0])]
-    found = score_samplers(run, model, settings, without_calls, cases)
-    by_length = rank_lengths([SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()])
+    without_calls = {mm: SamplerSettings("ddim", "det", 0, 0.0, mm, draw=True) for mm in _lengths_mm(run, opened[0])}
+    found = score_samplers(run, model, settings, list(without_calls.values()), cases)
+    trials = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
+    by_length = rank_samplers(trials, without_calls[planned_length_mm(run)])
     draws = by_length[0].sampler
     able = [s for s in search.others if settings.target != "epsilon" or s.start == "det"]
     calling = [
@@ -329,8 +335,33 @@ def _try_samplers(
         for s in dict.fromkeys([usual_sampler(settings), *able])
     ]
     found = score_samplers(run, model, settings, [draws, *calling], cases, first_sample=settings.num_samples)
-    trials = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
-    return rank_samplers(trials, calling[0]) + by_length[1:]
+    drawn = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
+    return rank_samplers(drawn, calling[0]) + by_length[1:]
+
+
+def planned_length_mm(run: FoldRun) -> float:
+    """Of the smooth field: what is nearest to RADII_PER_LENGTH median radii of the annotated objects trained on.
+
+    Radii are those of discs or, in volumes, balls of the same size; each annotator's objects count.
+    """
+    step = -(-len(run.train_cases) // MOST_MEASURED_CASES)
+    opened = [run.data.open(case_id) for case_id in run.train_cases[::step]]
+    radii = np.concatenate([_radii_mm(stored) for stored in opened])
+    lengths = _lengths_mm(run, opened[0])
+    if not len(radii):
+        return lengths[LENGTHS_VOXELS.index(FALLBACK_LENGTH_VOXELS)]
+    aim = RADII_PER_LENGTH * float(np.median(radii))
+    return min(lengths, key=lambda length: abs(np.log(length / aim)))
+
+
+def _radii_mm(stored: StoredCase) -> np.ndarray:
+    """Of the objects of a case (N,)."""
+    table, spacing_mm = stored.components, stored.properties.spacing_mm
+    counted = (table.class_index != ANNOTATED) & ((table.row > 0) | (stored.num_rows == 1))
+    num_voxels = table.num_voxels[counted].astype(np.float64)
+    if stored.image.shape[1] == 1:
+        return np.sqrt(num_voxels * np.prod(spacing_mm[1:]) / np.pi)
+    return np.cbrt(num_voxels * np.prod(spacing_mm) * 3 / (4 * np.pi))
 
 
 def _lengths_mm(run: FoldRun, stored: StoredCase) -> list[float]:
@@ -402,18 +433,6 @@ def rank_samplers(trials: Sequence[SamplerTrial], usual: SamplerSettings) -> lis
         ranked.remove(default)
         ranked.insert(0, default)
     return ranked
-
-
-def rank_lengths(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
-    """Draws of several lengths of the field, best first: within ENERGY_TOLERANCE of the best the longest field."""
-    limit = min(trial.energy for trial in trials)
-    limit += abs(limit) * ENERGY_TOLERANCE
-
-    def order(trial: SamplerTrial) -> tuple[bool, float]:
-        far = trial.energy > limit
-        return far, trial.energy if far else -trial.sampler.correlation_length_mm
-
-    return sorted(trials, key=order)
 
 
 def try_means(
