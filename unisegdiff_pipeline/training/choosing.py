@@ -53,8 +53,7 @@ CEILINGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of the log odds of
 CEILING_GAIN = 0.005  # of the loss in voxels that are found; below it there is no ceiling
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent draws, in voxels of the plan
-# Shorter than some radii of the objects, and pieces of them are drawn; longer, and all that are in doubt come and go
-# together.
+# A shorter field draws pieces of objects; with a longer one all objects that are in doubt come and go together.
 RADII_PER_LENGTH = 4.0
 FALLBACK_LENGTH_VOXELS = 16.0  # where nothing is annotated
 MOST_MEASURED_CASES = 200
