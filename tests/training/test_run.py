@@ -21,6 +21,7 @@ from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training import diffusion
+from unisegdiff_pipeline.training import run as run_module
 from unisegdiff_pipeline.training import trainer as trainer_module
 from unisegdiff_pipeline.training.choosing import STAGE_A, USUAL, USUAL_W
 from unisegdiff_pipeline.training.fold import _take_best
@@ -319,6 +320,21 @@ def test_restart_keeps_the_former_fold_when_the_request_cannot_work(request_: Tr
     folder = train(plain).folds[0].folder
     with pytest.raises((UsdError, RuntimeError)):
         train(dataclasses.replace(plain, restart=True, device="cuda:99"))
+    assert (folder / WEIGHTS_NAME).is_file()
+
+
+def test_restart_keeps_the_former_fold_when_no_case_can_be_held_out(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)
+    folder = train(plain).folds[0].folder
+
+    def nothing_to_hold_out(*args: object) -> None:
+        raise UsdError("the training cases form 1 group")
+
+    monkeypatch.setattr(run_module, "inner_holdout", nothing_to_hold_out)
+    with pytest.raises(UsdError, match="1 group"):
+        train(dataclasses.replace(plain, restart=True))
     assert (folder / WEIGHTS_NAME).is_file()
 
 

@@ -109,9 +109,9 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
     """Everything one fold needs; with --restart its former folder is removed, once all else has been settled."""
     split, plans = setting.folds[fold], setting.plans
     folder = setting.model_folder / f"fold_{fold}"
+    kept, held = (split.train, ()) if fold == "all" else _hold_out(request, split, setting.records, folder)
     if request.restart and folder.is_dir():
         shutil.rmtree(folder)
-    kept, held = (split.train, ()) if fold == "all" else _hold_out(request, split, setting.records, folder)
     log = RunLog(folder, request.tensorboard)
     log.say(
         f"{plans.dataset_name} {setting.configuration.name} fold {fold}: {len(kept)} cases to train on, {len(held)} "
@@ -145,8 +145,10 @@ def _hold_out(
     """
     groups = {case: record.group for case, record in records.items()}
     taken_over: tuple[str, ...] = ()
-    if request.phase_1_from is not None:  # what has been begun knows it too, should the source have gone since
-        taken_over = held_out_of(folder) or held_out_of(request.phase_1_from)
+    if request.phase_1_from is not None:
+        # What has been begun, and goes on, knows them too, should the source have gone since.
+        begun = () if request.restart else held_out_of(folder)
+        taken_over = begun or held_out_of(request.phase_1_from)
     if taken_over and set(taken_over) < set(split.train):
         patients = {groups[case] for case in taken_over}
         return tuple(case for case in sorted(split.train) if groups[case] not in patients), taken_over
