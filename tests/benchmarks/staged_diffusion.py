@@ -215,6 +215,7 @@ class Bench:
         keep_freed_memory()  # as usd_train does
         fold_run = self.holdout_run(arm)
         model, settings = finished_model(fold_run)
+        settings = choosing.unchosen_settings(fold_run, settings)
         cases = fold_run.holdout_cases[: self.holdout_cases]
         choice = choosing.choose_settings(fold_run, model, settings, cases, SEARCHES[self.search])
         settings = choice.settings

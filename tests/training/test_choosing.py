@@ -79,9 +79,10 @@ def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_
         data=SimpleNamespace(open=stored), configuration=SimpleNamespace(network=SimpleNamespace(dims=2))
     )
     monkeypatch.setattr(choosing, "score_samplers", score)
-    monkeypatch.setattr(choosing, "planned_length_mm", lambda run: 16.0)
     model: Any = None
-    settings, cases = InferenceSettings(-3.0, 0.5), {"a": NO_TEMPERATURE, "b": NO_TEMPERATURE}
+    planned = replace(choosing.USUAL, correlation_length_mm=16.0, draw=True)
+    settings = InferenceSettings(-3.0, 0.5, mask_sampler=planned)
+    cases = {"a": NO_TEMPERATURE, "b": NO_TEMPERATURE}
     ranked = choosing._try_samplers(run, model, settings, cases, choosing.FULL_SEARCH)
     (lengths, first), (final, fresh) = asked
     assert (len(lengths), first) == (len(choosing.LENGTHS_VOXELS), 0)

@@ -284,7 +284,14 @@ def fit_temperatures(
 def choose_settings(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, cases: Sequence[str], search: Search = FULL_SEARCH
 ) -> Choice:
-    """Temperature, the sampler of the masks, then w and decision, on held-out cases."""
+    """Temperature, the sampler of the masks, then w and decision, on held-out cases.
+
+    Args:
+        run, model: as trained.
+        settings: the usual ones (`unchosen_settings`), whose field is as long as planned.
+        cases: held-out ones to choose on.
+        search: samplers to try.
+    """
     fitted = choose_temperature(run, model, cases)
     settings = replace(settings, temperature=fitted.of_all)
     samplers = _try_samplers(run, model, settings, fitted.of_others, search)
@@ -326,7 +333,8 @@ def _try_samplers(
     without_calls = {mm: SamplerSettings("ddim", "det", 0, 0.0, mm, draw=True) for mm in _lengths_mm(run, opened[0])}
     found = score_samplers(run, model, settings, list(without_calls.values()), cases)
     trials = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
-    by_length = rank_samplers(trials, without_calls[planned_length_mm(run)])
+    planned = settings.mask_sampler or settings.sampler
+    by_length = rank_samplers(trials, without_calls[planned.correlation_length_mm])
     draws = by_length[0].sampler
     able = [s for s in search.others if settings.target != "epsilon" or s.start == "det"]
     calling = [

@@ -9,7 +9,7 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
-from unisegdiff_pipeline.training.choosing import FULL_SEARCH, QUICK_SEARCH, SHORT_SEARCH, Search
+from unisegdiff_pipeline.training.choosing import FULL_SEARCH, QUICK_SEARCH, SHORT_SEARCH, USUAL_FROM_DET, Search
 from unisegdiff_pipeline.training.schedule import PhaseBudget
 from unisegdiff_pipeline.training.trainer import FoldRun
 from unisegdiff_pipeline.training.validation import planned_settings, predict_stored
@@ -54,6 +54,11 @@ class Costs:
             + self.sample_s * self.search.calls_per_case / SamplerSettings().total_calls
         )
 
+    @property
+    def monitoring_s(self) -> float:
+        """Seconds a case takes when its mean is scored during training: half as many samples, two calls at most."""
+        return self.segment_s + self.sample_s / 2 * USUAL_FROM_DET.total_calls / SamplerSettings().total_calls
+
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as the time for choosing allows, at least FEWEST_CASES."""
         if run.request.max_time_s is None:
@@ -72,14 +77,14 @@ class Costs:
         """As many held-out cases as may be scored several times during training, at least three."""
         if run.request.max_time_s is None:
             return run.holdout_cases
-        per_case = self.segment_s + self.sample_s / 2
-        return run.holdout_cases[: max(3, int(MONITORING_SHARE * run.request.max_time_s / max(per_case, 1e-6)))]
+        affordable = int(MONITORING_SHARE * run.request.max_time_s / max(self.monitoring_s, 1e-6))
+        return run.holdout_cases[: max(3, affordable)]
 
     def final_s(self, run: FoldRun, largest_share: float = 1.0) -> float:
         """Seconds to keep for choosing and the final validation, at most `largest_share` of the time budget."""
         assert run.request.max_time_s is not None
         choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
-        monitoring = len(self.monitored_cases(run)) * (self.segment_s + self.sample_s / 2)
+        monitoring = len(self.monitored_cases(run)) * self.monitoring_s
         unforeseen_s = UNFORESEEN_S + run.log.report_s + UNFORESEEN_SHARE * run.request.max_time_s
         expected_s = choosing + self.validation_s(run) + monitoring
         return min(largest_share * run.request.max_time_s, expected_s) + unforeseen_s
