@@ -1,11 +1,12 @@
 """What each sampler gives back of a law of annotation that is known: documentation/explanation/staged_diffusion.md.
 
-    python tests/benchmarks/known_law.py [--images 100] [--seed 0] [--work FOLDER]
+    python tests/benchmarks/known_law.py [--images 100] [--seed 0] [--lengths] [--work FOLDER]
 
 Each image shows one disc. A reader marks it with probability 0.7, and then with a radius that is off by N(0, 1.5 px),
 whatever the image. Nothing else is random, so that a case has the same law as every other but for radius and place.
 Trained are 200 iterations of phase 1 and 400 of phase 2, the latter anew for each seed; 48 new images are drawn from,
-16 masks each. tests/end_to_end/test_law.py holds what is chosen to bounds.
+16 masks each, as chosen and by all samplers with the planned field, or with --lengths by the usual sampler with fields
+of all lengths. tests/end_to_end/test_law.py holds what is chosen to bounds.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.settings import read_settings, write_settings
 from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels
-from unisegdiff_pipeline.training.choosing import OTHERS, USUAL
+from unisegdiff_pipeline.training.choosing import LENGTHS_VOXELS, OTHERS, USUAL
 
 SIZE, NUM_IMAGES, NUM_HELD_OUT, NUM_RATERS = 40, 100, 48, 4
 EXISTENCE, OFFSET_SD = 0.7, 1.5
 NUM_SAMPLES = 16
 PHASE_1_ITERATIONS, PHASE_2_ITERATIONS = 200, 400
-LENGTH_MM = 32.0  # of the field, for all samplers but the chosen one
+LENGTH_MM = 32.0  # of the field, as planned
 DRAWS = SamplerSettings("ddim", "det", 0, 0.0, draw=True)
 
 
@@ -153,17 +154,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=NUM_IMAGES)
     parser.add_argument("--seed", type=int, default=0, help="of phase 2")
+    parser.add_argument("--lengths", action="store_true", help="the usual sampler with fields of all lengths")
     parser.add_argument("--work", type=Path, help="keeps the training and takes it up again; by default it is not kept")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         model = train_on_readings(args.work or Path(temporary), args.images, args.seed)
         chosen = read_settings(model / "fold_0")
         lines = []
-        for sampler in (None, DRAWS, USUAL, *OTHERS):
+        of_all_kinds = [replace(s, draw=True, correlation_length_mm=LENGTH_MM) for s in (DRAWS, USUAL, *OTHERS)]
+        of_all_lengths = [replace(USUAL, draw=True, correlation_length_mm=length_mm) for length_mm in LENGTHS_VOXELS]
+        for sampler in of_all_lengths if args.lengths else (None, *of_all_kinds):
             settings, name = chosen, "as chosen"
             if sampler is not None:
-                drawing = replace(sampler, draw=True, correlation_length_mm=LENGTH_MM)
-                settings, name = replace(chosen, sampler=drawing, mask_sampler=None), drawing.describe()
+                settings, name = replace(chosen, sampler=sampler, mask_sampler=None), sampler.describe()
             copied = Path(temporary) / f"model_{len(lines)}" / model.name
             shutil.copytree(model, copied)
             write_settings(copied / "fold_0", settings)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/staged_diffusion.py train DATASET CONFIG --work FOLDER [--raw ROOT] [--arms ARM ...]
     python tests/benchmarks/staged_diffusion.py score DATASET CONFIG --work FOLDER [--raw ROOT]
-    python tests/benchmarks/staged_diffusion.py holdout|attention DATASET CONFIG --work FOLDER
+    python tests/benchmarks/staged_diffusion.py holdout|lengths|attention DATASET CONFIG --work FOLDER
 
 `train` trains on fold 0: the staged diffusion for --seconds, as `usd_train --max-time` does, choosing and validation
 inside; the segmenter alone for as long; and each other arm's phase 2, on top of the staged one's phase 1, for as many
@@ -24,9 +24,9 @@ sees, the same voxels for every row, and likelihood over whole cases as well:
                 staged one also with masks of four calls in all, from p_A and from p_det
 
 `holdout` prints what choosing found on the held-out cases: energy scores of the samplers that were tried, likelihood
-loss by w. `attention` prints from the arms' logs how fast they learn and what they do at each noise level: Dice on
-held-out cases over the seconds of phase 2; Dice of held-out patches, and the share of the gradient's norm, in bands of
-lam.
+loss by w. `lengths` prints energy scores of the usual sampler on them by the length of its field. `attention` prints
+from the arms' logs how fast they learn and what they do at each noise level: Dice on held-out cases over the seconds of
+phase 2; Dice of held-out patches, and the share of the gradient's norm, in bands of lam.
 
 Differences of Dice to the segmenter's, and in a second table of energy scores to the rival's, p_det's and the staged
 row's, are paired over cases (groups where groups.csv has them), with bootstrap intervals.
@@ -312,6 +312,21 @@ class Bench:
             for row, values in rows.items():
                 print(_line([row, *(f"{values[arm]:.4f}" if arm in values else "-" for arm in self.arms)]))
 
+    def lengths(self) -> None:
+        """Print energy scores of the usual sampler with each length of the field, on all held-out cases."""
+        for arm in self.arms:
+            fold_run = self.holdout_run(arm)
+            model, settings = finished_model(fold_run)
+            cases = fold_run.holdout_cases
+            lengths_mm = choosing.field_lengths_mm(fold_run, fold_run.data.open(cases[0]))
+            usual = choosing.usual_sampler(settings)
+            samplers = [replace(usual, correlation_length_mm=length_mm, draw=True) for length_mm in lengths_mm]
+            temperatures = choosing.choose_temperature(fold_run, model, cases).of_others
+            found = choosing.score_samplers(fold_run, model, settings, samplers, temperatures)
+            planned_mm = choosing.planned_length_mm(fold_run)
+            print(_line([_arm(arm), *(f"{mm:g} mm" + " (planned)" * (mm == planned_mm) for mm in lengths_mm)]))
+            print(_line([usual.describe(), *(f"{_mean(found[s]):.4f}" for s in samplers)]), flush=True)
+
     def attention(self) -> None:
         """Print how the arms learn and what they do at each noise level, from their logs."""
         logs = {arm: self.model(arm) / "fold_0/log.jsonl" for arm in self.arms}
@@ -416,9 +431,8 @@ def _best_rival(
     fold_run: FoldRun, model: Any, settings: Any, temperatures: Sequence[Temperature], cases: Sequence[str]
 ) -> Any:
     """Settings of coherent draws from the segmenter, the best on the hold-out."""
-    spacing = fold_run.data.open(cases[0]).properties.spacing_mm[-fold_run.configuration.network.dims :]
-    unit_mm = float(np.prod(spacing)) ** (1 / len(spacing))
-    samplers = [SamplerSettings("ddim", "det", 0, 0.0, voxels * unit_mm, True) for voxels in choosing.LENGTHS_VOXELS]
+    lengths_mm = choosing.field_lengths_mm(fold_run, fold_run.data.open(cases[0]))
+    samplers = [SamplerSettings("ddim", "det", 0, 0.0, length_mm, True) for length_mm in lengths_mm]
     found = []
     for temperature in dict.fromkeys(temperatures):
         tried = replace(settings, temperature=temperature, num_samples=NUM_SAMPLES)
@@ -497,7 +511,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["train", "score", "table", "holdout", "attention"])
+    parser.add_argument("part", choices=["train", "score", "table", "holdout", "lengths", "attention"])
     parser.add_argument("dataset", help="full name, DatasetXXX_Name")
     parser.add_argument("config")
     parser.add_argument("--work", type=Path, required=True)

@@ -330,7 +330,9 @@ def _try_samplers(
     """
     opened = [run.data.open(case_id) for case_id in cases]
     groups = tuple(stored.group for stored in opened)
-    without_calls = {mm: SamplerSettings("ddim", "det", 0, 0.0, mm, draw=True) for mm in _lengths_mm(run, opened[0])}
+    without_calls = {
+        mm: SamplerSettings("ddim", "det", 0, 0.0, mm, draw=True) for mm in field_lengths_mm(run, opened[0])
+    }
     found = score_samplers(run, model, settings, list(without_calls.values()), cases)
     trials = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
     planned = settings.mask_sampler or settings.sampler
@@ -354,7 +356,7 @@ def planned_length_mm(run: FoldRun) -> float:
     step = -(-len(run.train_cases) // MOST_MEASURED_CASES)
     opened = [run.data.open(case_id) for case_id in run.train_cases[::step]]
     radii = np.concatenate([_radii_mm(stored) for stored in opened])
-    lengths = _lengths_mm(run, opened[0])
+    lengths = field_lengths_mm(run, opened[0])
     if not len(radii):
         return lengths[LENGTHS_VOXELS.index(FALLBACK_LENGTH_VOXELS)]
     aim = RADII_PER_LENGTH * float(np.median(radii))
@@ -371,7 +373,7 @@ def _radii_mm(stored: StoredCase) -> np.ndarray:
     return np.cbrt(num_voxels * np.prod(spacing_mm) * 3 / (4 * np.pi))
 
 
-def _lengths_mm(run: FoldRun, stored: StoredCase) -> list[float]:
+def field_lengths_mm(run: FoldRun, stored: StoredCase) -> list[float]:
     """LENGTHS_VOXELS on the grid of a case."""
     spacing_mm = stored.properties.spacing_mm[-run.configuration.network.dims :]
     unit_mm = float(np.prod(spacing_mm)) ** (1 / len(spacing_mm))
