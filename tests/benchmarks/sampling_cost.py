@@ -3,10 +3,11 @@
     python tests/benchmarks/sampling_cost.py [--repeats N] [--threads N] [--device D] [--large] [--tiles N] [--graphs]
 
 Networks are untrained: cost does not depend on weights. "default" has nnU-Net's widths (32, 64, ... up to 320 in 3D and
-512 in 2D, two convolutions a level), "cpu" the widths that are planned for a CPU (16 to 128). One patch or several in a
-batch, as tiles of a volume are, all of them active, 8 samples each; seconds are medians over repeats of the network
-calls alone, the two in turn, in the number format that prediction takes on that device. With --graphs both are replayed
-as CUDA graphs, which takes away the time of launching kernels one by one.
+512 in 2D, two convolutions a level), "cpu" the widths that are planned for a CPU (16 to 128); the denoiser is as wide
+as planned for each. One patch or several in a batch, as tiles of a volume are, all of them active, 8 samples each;
+seconds are medians over repeats of the network calls alone, the two in turn, in the number format that prediction takes
+on that device. With --graphs both are replayed as CUDA graphs, which takes away the time of launching kernels one by
+one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, resolve_device
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
+from unisegdiff_pipeline.planning.planner import denoiser_widths
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
 
 LESION = LabelScheme(("lesion",), ((1,),), "binary", (1,))
@@ -51,7 +53,7 @@ def model_of(kind: tuple[str, str], patch: tuple[int, ...]) -> StagedModel:
         LevelPlan(width, (1 if i == 0 else 2,) * dims, (3,) * dims, 2) for i, width in enumerate(WIDTHS[kind])
     )
     plan = NetworkPlan(dims, patch, 1, levels)
-    denoiser = Denoiser(plan, DenoiserPlan(), 1, "binary")
+    denoiser = Denoiser(plan, DenoiserPlan(features=denoiser_widths(plan, 1)[0]), 1, "binary")
     return StagedModel(SegmentationUNet(plan, 1), denoiser, LESION).eval()
 
 

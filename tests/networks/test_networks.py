@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, channel_lam
@@ -14,6 +15,7 @@ from unisegdiff_pipeline.networks.denoiser import Denoiser, voxel_evidence
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
+from unisegdiff_pipeline.planning.topology import denoiser_multiply_adds
 
 LEVELS_3D = (
     LevelPlan(4, (1, 1, 1), (1, 3, 3), 2),
@@ -125,6 +127,17 @@ def test_one_noise_level_for_all_is_that_level_for_each(plan: NetworkPlan, label
             )
             assert torch.allclose(each.probabilities, one.probabilities, atol=1e-5)
             assert torch.allclose(each.correction, one.correction, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("plan", "labels"), [(PLAN_2D, BINARY), (PLAN_3D, SOFTMAX)], ids=["2d", "3d"])
+def test_a_call_costs_as_much_as_planning_reckons(plan: NetworkPlan, labels: LabelScheme) -> None:
+    model = make_model(plan, labels)
+    condition = model.condition(torch.randn(1, plan.num_input_channels, *plan.patch_size))
+    x_t = torch.randn(1, labels.num_channels, *plan.patch_size)
+    with FlopCounterMode(display=False) as counter:
+        model.denoise(x_t, torch.zeros(1), condition.det_logits, condition.features)
+    flops = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+    assert flops == 2 * denoiser_multiply_adds(plan, (4, 6, 8), labels.num_channels)
 
 
 def test_hidden_logits_leave_one_half() -> None:

@@ -100,8 +100,8 @@ def test_feature_map_values_by_hand() -> None:
 
 
 def test_denoiser_multiply_adds_by_hand() -> None:
-    # one level on 2 x 2 cells: 4 channels in, width 5, 4 features of the segmenter, two heads of 4 channels
-    expected = 4 * (9 * 5 * (4 + 5) + 5 * 4) + 4 * 5 * 2 * 4
+    # one level on 2 x 2 cells: 3 inputs of 4 channels, width 5, two heads of 4 channels
+    expected = 4 * (3 * 4 * 5 + 9 * 5 * 5 + 5 * 2 * 4)
     assert denoiser_multiply_adds(two_levels(), (5, 10, 20), num_channels=1) == expected
 
 

@@ -53,8 +53,7 @@ _LOWRES_MIN_SAVING = 2.0
 _MIN_SLICES_3D = 8
 
 _DENOISER_WIDTHS = ((16, 32, 64), (12, 24, 48), (8, 16, 32))
-# A segmenter for a CPU has half the width of one for a GPU and a quarter of its cost; the denoiser's work is the same
-_DENOISER_SHARE = {"cuda": 0.05, "cpu": 0.20}
+_DENOISER_SHARE = 0.03  # of the segmenter, for one call
 
 
 @dataclass(frozen=True)
@@ -249,15 +248,20 @@ def _training_plan(
     return replace(plan, num_epochs=_CPU_EPOCHS) if context.sizer.on_cpu else replace(plan, learning_rate=1e-3)
 
 
-def _plan_denoiser(context: _Context, name: str, network: NetworkPlan) -> DenoiserPlan:
-    """The widest denoiser of which one call costs a small share of the segmenter."""
-    limit = _DENOISER_SHARE[context.sizer.budget.device]
-    segmenter = multiply_adds(network, context.sizer.num_outputs)
+def denoiser_widths(network: NetworkPlan, num_outputs: int) -> tuple[tuple[int, ...], float]:
+    """The widest denoiser of which one call costs a small share of the segmenter's multiply-adds, and that share."""
+    segmenter = multiply_adds(network, num_outputs)
     for widths in _DENOISER_WIDTHS:
-        share = denoiser_multiply_adds(network, widths, context.sizer.num_outputs) / segmenter
-        if share <= limit:
+        share = denoiser_multiply_adds(network, widths, num_outputs) / segmenter
+        if share <= _DENOISER_SHARE:
             break
-    context.decide(name, "denoiser.features", f"one call costs {share:.1%} of the segmenter, {limit:.0%} is allowed")
+    return widths, share
+
+
+def _plan_denoiser(context: _Context, name: str, network: NetworkPlan) -> DenoiserPlan:
+    widths, share = denoiser_widths(network, context.sizer.num_outputs)
+    reason = f"one call costs {share:.1%} of the segmenter, {_DENOISER_SHARE:.0%} is allowed"
+    context.decide(name, "denoiser.features", reason)
     plan = DenoiserPlan(features=widths)
     context.decide_all(name, "denoiser", denoiser_reasons(plan))
     return plan

@@ -7,6 +7,7 @@ larger than the median image, and shrinks along the axis that covers most of the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -170,21 +171,16 @@ def multiply_adds(network: NetworkPlan, num_outputs: int) -> int:
 
 
 def denoiser_multiply_adds(network: NetworkPlan, features: Sequence[int], num_channels: int) -> int:
-    """Multiply-adds of one call of the denoiser on one patch of the segmenter.
+    """Multiply-adds of one call of the denoiser for one sample of one patch, convolutions only.
 
-    A U-Net of len(features) levels on space-to-depth of the mask by the segmenter's first stride, two convolutions a
-    level on either side, one 1x1 convolution a level for the segmenter's features, two heads.
+    A U-Net on space-to-depth of the mask by the segmenter's first stride (`networks.denoiser`): one convolution a level
+    on either side. Projecting the segmenter's features takes no part in a call: it is done once a patch.
     """
-    shapes = level_shapes(network)[1:] or level_shapes(network)
-    voxels = [math.prod(s) for s in shapes[: len(features)]]
-    kernels = [math.prod(level.kernel) for level in (network.levels[1:] or network.levels)[: len(features)]]
-    conditions = [level.features for level in (network.levels[1:] or network.levels)[: len(features)]]
-    block = math.prod(network.levels[1].stride) if len(network.levels) > 1 else 1
-    total, width_in = 0, num_channels * block
-    used = list(features)[: len(voxels)]
-    for width, n, kernel, condition in zip(used, voxels, kernels, conditions, strict=True):
-        total += n * (kernel * width * (width_in + width) + width * condition)
-        width_in = width
-    for above, width, n, kernel in zip(used[1:], used[:-1], voxels[:-1], kernels[:-1], strict=True):
-        total += n * (above * width + kernel * 3 * width * width)
-    return total + voxels[0] * used[0] * 2 * num_channels * block
+    levels, voxels = network.levels[1:], [math.prod(s) for s in level_shapes(network)[1:]]
+    used = list(zip(levels, voxels, features, strict=False))
+    packed = num_channels * math.prod(levels[0].stride)
+    total = voxels[0] * features[0] * (3 * packed + 2 * packed)  # stem, and the head of logits and noise
+    total += sum(n * math.prod(level.kernel) * width**2 for level, n, width in used)
+    for (level, n, width), (_, _, below) in itertools.pairwise(used):
+        total += n * width * (2 * below + math.prod(level.kernel) * width)  # down, up, and the convolution behind it
+    return total
