@@ -56,7 +56,7 @@ class Costs:
 
     @property
     def monitoring_s(self) -> float:
-        """Seconds a case takes when its mean is scored during training: half as many samples, two calls at most."""
+        """Seconds a case takes when its mask is scored during training: half as many samples of two calls."""
         return self.segment_s + self.sample_s / 2 * USUAL_FROM_DET.total_calls / SamplerSettings().total_calls
 
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:

@@ -245,11 +245,13 @@ class DiffusionTrainer(Trainer, abc.ABC):
         if self._held_out_allowance.is_due or self.progress >= 1:
             with self._held_out_allowance.spent():
                 self.measure_held_out()
+        # The temperature is that of the segmenter of phase 1, which has learned on since: cut at 0.5, most objects in
+        # doubt would be lost by now, whatever the denoiser does.
         return validate_cases(
             self.run,
             self.model_for_prediction(),
             num_samples=NUM_VALIDATION_SAMPLES,
-            settings=self.settings,
+            settings=replace(self.settings, decision="dice"),
             picture=self.moment,
         )
 

@@ -54,7 +54,7 @@ class HeldOutDice:
 def validate_cases(
     run: FoldRun, model: StagedModel, num_samples: int, settings: InferenceSettings, picture: Moment | None = None
 ) -> HeldOutDice:
-    """Dice on the monitored held-out cases, on the plan's grid.
+    """Dice on the monitored held-out cases, on the plan's grid, of masks as the settings decide on them.
 
     With `picture`, pictures of one of the cases are kept on the way.
     """
@@ -66,7 +66,8 @@ def validate_cases(
         prediction = predict_stored(run, model, stored, settings, num_samples, keep_samples=case_id == shown)
         if picture is not None and case_id == shown:
             keep_pictures(run, picture, stored, prediction)
-        cases.append(CaseScores(case_id, tuple(score_on_plan_grid(run, stored, prediction.probabilities()))))
+        decided = _decided(run, prediction, settings)
+        cases.append(CaseScores(case_id, tuple(score_on_plan_grid(run, stored, decided))))
     summary = summarise(cases)
     return HeldOutDice(
         {"dice_mean": summary.mean_dice, **{f"dice_{c.class_name}": c.mean_dice for c in summary.classes}},
@@ -83,7 +84,7 @@ def predict_stored(
     num_samples: int | None,
     keep_samples: bool = False,
 ) -> CasePrediction:
-    """Predict one preprocessed case."""
+    """Predict one preprocessed case; the samples are kept where the decision needs them, or the caller does."""
     return predict_case(
         stored.image[...],
         model,
@@ -93,7 +94,7 @@ def predict_stored(
         seed=run.request.seed,
         num_samples=num_samples,
         spacing_mm=stored.properties.spacing_mm,
-        keep_samples=keep_samples,
+        keep_samples=keep_samples or settings.decision == "dice",
     )
 
 
@@ -114,8 +115,7 @@ def final_validation(run: FoldRun, model: StagedModel, settings: InferenceSettin
     for case_id in progress(run.validation_cases, len(run.validation_cases), "validation"):
         run.leave_if_asked()
         stored = run.data.open(case_id)
-        keep = settings.decision == "dice"
-        prediction = predict_stored(run, model, stored, settings, None, keep_samples=keep)
+        prediction = predict_stored(run, model, stored, settings, None)
         labels = restore_labels(_decided(run, prediction, settings), stored.properties, run.plans.labels)
         spacing = stored.properties.geometry.spacing_mm
         reference = stored.reference()[0]

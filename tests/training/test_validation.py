@@ -1,0 +1,52 @@
+"""Held-out cases during training are scored by the masks that the settings decide on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.training import validation
+
+BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+
+
+@pytest.mark.parametrize(("decision", "dice"), [("half", 0.0), ("dice", 1.0)])
+def test_an_object_in_doubt_counts_where_its_mask_is_cut_for_dice(
+    monkeypatch: pytest.MonkeyPatch, decision: Decision, dice: float
+) -> None:
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:6, 2:6] = 1
+    stored = SimpleNamespace(
+        case_id="case",
+        group="patient",
+        image=np.zeros((1, 1, 8, 8), np.float32),
+        labels=mask.numpy().astype(np.uint8),
+        properties=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0)),
+    )
+
+    def predict(*args: object, keep_samples: bool, **options: object) -> CasePrediction:
+        """Every second sample holds the object, but its mean probability is 0.4."""
+        samples = torch.stack([mask, torch.zeros_like(mask)]).half() if keep_samples else None
+        box = SampledBox((slice(None),) * 3, torch.ones(1, 8, 8, dtype=torch.bool), 0.4 * mask, samples)
+        return CasePrediction(0.4 * mask, (box,), 2, 0.0, SamplingFacts(1, 1, 0, 0.0, 0.0))
+
+    run: Any = SimpleNamespace(
+        monitored_cases=("case",),
+        data=SimpleNamespace(open=lambda case_id: stored),
+        plans=SimpleNamespace(labels=BINARY, spacing_known=True),
+        configuration=SimpleNamespace(network=SimpleNamespace(patch_size=(8, 8))),
+        request=SimpleNamespace(seed=0),
+    )
+    monkeypatch.setattr(validation, "predict_case", predict)
+    model: Any = None
+    settings = InferenceSettings(-3.0, 0.5, decision=decision)
+    found = validation.validate_cases(run, model, 2, settings)
+    assert found.means == {"dice_mean": dice, "dice_lesion": dice}
+    assert (found.of_cases, found.groups) == ((dice,), ("patient",))
