@@ -199,6 +199,12 @@ def test_a_gain_of_dice_in_every_case_wins_against_likelihood() -> None:
     assert rank_means([PLAIN, better])[0] == better
 
 
+def test_what_the_luckiest_of_the_cuts_gains_rules_out_no_usual_weight() -> None:
+    usual = mean_trial(choosing.USUAL_W, "half", (0.90, 0.68, 0.80, 0.60), 0.5)
+    lucky = mean_trial(0.75, "half", (0.91, 0.72, 0.80, 0.61), 0.8)  # by 0.015, 1.7 standard errors
+    assert rank_means([PLAIN, lucky, usual])[0] == usual
+
+
 def test_a_tenth_of_a_point_of_dice_buys_no_likelihood_however_sure_it_is() -> None:
     likelier = mean_trial(0.5, "half", tuple(d - 0.001 for d in PLAIN.dice_of_cases), 0.5)
     lower = mean_trial(0.5, "half", tuple(d - 0.003 for d in PLAIN.dice_of_cases), 0.5)

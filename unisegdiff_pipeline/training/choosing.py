@@ -70,6 +70,7 @@ USUAL_W = 0.25
 SAMPLER_ERRORS = 2.0  # standard errors by which another sampler must have the better energy score
 LIKELIHOOD_ERRORS = 1.0  # the same for another w and the likelihood
 DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
+DICE_ERRORS = 2.0  # standard errors by which Dice must be below the best to rule out a way to make the mask
 DICE_TOLERANCE = 0.002  # so much less Dice than the best has nobody sees, however small the standard error
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
 NEAR_FOREGROUND = 0.05
@@ -482,11 +483,11 @@ def try_means(
 def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:
     """Trials, best first.
 
-    One standard error of the paired differences decides (Breiman et al. 1984, their rule for trees): masks may not
-    lose DICE_AT_STAKE against the plain segmenter's (w = 1, cut at 0.5), nor be worse than the best that is left by it
-    and by DICE_TOLERANCE. Of those w = USUAL_W comes first, unless another is likelier by LIKELIHOOD_ERRORS. The cut
-    for the highest Dice has to gain one standard error against the one at 0.5. Where the hold-out says nothing (no
-    foreground at all), the plain segmenter comes first.
+    Standard errors of the paired differences decide (Breiman et al. 1984, their rule for trees): by one of them masks
+    may not lose DICE_AT_STAKE against the plain segmenter's (w = 1, cut at 0.5), nor by DICE_ERRORS and DICE_TOLERANCE
+    be worse than the best that is left, which of ten ways is mostly the luckiest. Of those w = USUAL_W comes first,
+    unless another is likelier by LIKELIHOOD_ERRORS. The cut for the highest Dice has to gain one standard error against
+    the one at 0.5. Where the hold-out says nothing (no foreground at all), the plain segmenter comes first.
     """
     halves = {trial.w: trial for trial in trials if trial.decision == "half"}
 
@@ -503,7 +504,7 @@ def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:
     able = [t for t in trials if may_win(t)]
     best = max(able, key=lambda t: np.nan_to_num(t.dice))
     gains = {t: best.gain(t) for t in able}
-    near = [t for t in able if gains[t][0] <= max(gains[t][1], DICE_TOLERANCE)]
+    near = [t for t in able if gains[t][0] <= max(DICE_ERRORS * gains[t][1], DICE_TOLERANCE)]
     likeliest = min(near, key=loss)
 
     def is_usual(trial: MeanTrial) -> bool:
