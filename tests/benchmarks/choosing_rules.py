@@ -5,7 +5,9 @@
 FOLD is a fold's folder, fold_k, of a finished training; its candidates.json has what each candidate reached in each
 held-out case, with temperatures and a length of the field that all of them chose. A rule for masks is scored by their
 energy score as a multiple of that of draws from p_det, a rule for the mean by its likelihood loss as a multiple of that
-of p_det: over the halves, then the mean over the folds given.
+of p_det: over the halves, then the mean over the folds given. Last, w and cut as they are chosen, with one standard
+error of Dice and with two that rule a candidate out: Dice minus that of the plain segmenter (w = 1, cut at 0.5), loss
+as a multiple of p_det's, and the share of choices with w = 1.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ import numpy as np
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.io.serialization import read_json
-from unisegdiff_pipeline.training.choosing import USUAL_W, WEIGHTS, is_clearly_above, usual_sampler
+from unisegdiff_pipeline.training.choosing import (
+    USUAL_W,
+    WEIGHTS,
+    MeanTrial,
+    is_clearly_above,
+    rank_means,
+    usual_sampler,
+)
 from unisegdiff_pipeline.training.fold import CANDIDATES_NAME
 
 Scores = dict[str, np.ndarray]  # name of a candidate => one number a held-out case
@@ -96,6 +105,42 @@ def read_means(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]
     return rules, scores, groups, "1"
 
 
+def read_mean_trials(fold: Path) -> list[MeanTrial]:
+    """The ways to make the mask that were tried; cases without Dice have NaN."""
+    found = []
+    for entry in read_json(fold / CANDIDATES_NAME)["means"]:
+        dice, nll = (tuple(np.array(entry[key], dtype=float)) for key in ("dice_of_cases", "nll_of_cases"))
+        sampler = SamplerSettings(**entry["sampler"])
+        found.append(MeanTrial(sampler, entry["w"], entry["decision"], dice, nll, tuple(entry["groups"])))
+    return found
+
+
+def score_dice_errors(
+    trials: Sequence[MeanTrial], errors: float, halves: int, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """Dice minus the plain segmenter's, loss over p_det's, and share of w = 1, of choices judged on the other half."""
+    names = np.array(trials[0].groups)
+    patients = np.unique(names)
+    found = []
+    for _ in range(halves):
+        chosen = np.isin(names, rng.permutation(patients)[: len(patients) // 2])
+        of_others = {(t.w, t.decision): t for t in (_of_cases(trial, ~chosen) for trial in trials)}
+        plain = of_others[1.0, "half"]
+        best = rank_means([_of_cases(trial, chosen) for trial in trials], errors)[0]
+        there = of_others[best.w, best.decision]
+        found.append((there.dice - plain.dice, there.nll / plain.nll, float(best.w == 1)))
+    dice, nll, plain_share = np.nanmean(found, axis=0).tolist()
+    return dice, nll, plain_share
+
+
+def _of_cases(trial: MeanTrial, chosen: np.ndarray) -> MeanTrial:
+    """The trial on some of its cases."""
+    dice, nll, groups = (
+        tuple(np.array(v)[chosen].tolist()) for v in (trial.dice_of_cases, trial.nll_of_cases, trial.groups)
+    )
+    return replace(trial, dice_of_cases=dice, nll_of_cases=nll, groups=groups)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folds", nargs="+", type=Path)
@@ -111,6 +156,14 @@ def main() -> None:
         print(f"\n| {title}, {len(args.folds)} trainings | |\n|---|---|")
         for name in found[0]:
             print(f"| {name} | {np.mean([scores[name] for scores in found]):.3f} |")
+    print(
+        "\n| w and cut, where Dice rules out by | Dice, minus plain | loss / that of p_det | w = 1 |\n|---|---|---|---|"
+    )
+    for errors in (1.0, 2.0):
+        rng = np.random.default_rng(args.seed)
+        trials = [score_dice_errors(read_mean_trials(fold), errors, args.halves, rng) for fold in args.folds]
+        dice, nll, plain_share = np.mean(trials, axis=0)
+        print(f"| {errors:g} standard errors | {dice:+.4f} | {nll:.3f} | {plain_share:.0%} |")
 
 
 if __name__ == "__main__":

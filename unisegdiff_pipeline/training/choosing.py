@@ -480,14 +480,15 @@ def try_means(
     ]
 
 
-def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:
+def rank_means(trials: Sequence[MeanTrial], dice_errors: float = DICE_ERRORS) -> list[MeanTrial]:
     """Trials, best first.
 
     Standard errors of the paired differences decide (Breiman et al. 1984, their rule for trees): by one of them masks
-    may not lose DICE_AT_STAKE against the plain segmenter's (w = 1, cut at 0.5), nor by DICE_ERRORS and DICE_TOLERANCE
-    be worse than the best that is left, which of ten ways is mostly the luckiest. Of those w = USUAL_W comes first,
-    unless another is likelier by LIKELIHOOD_ERRORS. The cut for the highest Dice has to gain one standard error against
-    the one at 0.5. Where the hold-out says nothing (no foreground at all), the plain segmenter comes first.
+    may not lose DICE_AT_STAKE against the plain segmenter's (w = 1, cut at 0.5), nor by `dice_errors` and by
+    DICE_TOLERANCE be worse than the best that is left, which of ten ways is mostly the luckiest. Of those w = USUAL_W
+    comes first, unless another is likelier by LIKELIHOOD_ERRORS. The cut for the highest Dice has to gain one standard
+    error against the one at 0.5. Where the hold-out says nothing (no foreground at all), the plain segmenter comes
+    first.
     """
     halves = {trial.w: trial for trial in trials if trial.decision == "half"}
 
@@ -504,7 +505,7 @@ def rank_means(trials: Sequence[MeanTrial]) -> list[MeanTrial]:
     able = [t for t in trials if may_win(t)]
     best = max(able, key=lambda t: np.nan_to_num(t.dice))
     gains = {t: best.gain(t) for t in able}
-    near = [t for t in able if gains[t][0] <= max(DICE_ERRORS * gains[t][1], DICE_TOLERANCE)]
+    near = [t for t in able if gains[t][0] <= max(dice_errors * gains[t][1], DICE_TOLERANCE)]
     likeliest = min(near, key=loss)
 
     def is_usual(trial: MeanTrial) -> bool:
