@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
@@ -103,6 +105,11 @@ def test_denoiser_multiply_adds_by_hand() -> None:
     # one level on 2 x 2 cells: 3 inputs of 4 channels, width 5, two heads of 4 channels
     expected = 4 * (3 * 4 * 5 + 9 * 5 * 5 + 5 * 2 * 4)
     assert denoiser_multiply_adds(two_levels(), (5, 10, 20), num_channels=1) == expected
+
+
+def test_a_network_of_one_level_has_no_denoiser() -> None:
+    one_level = replace(two_levels(), levels=two_levels().levels[:1])
+    assert denoiser_multiply_adds(one_level, (5, 10, 20), num_channels=1) == 0
 
 
 def test_whole_network_of_nnunet_costs_what_is_known() -> None:

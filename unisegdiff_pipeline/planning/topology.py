@@ -177,6 +177,8 @@ def denoiser_multiply_adds(network: NetworkPlan, features: Sequence[int], num_ch
     on either side. Projecting the segmenter's features takes no part in a call: it is done once a patch.
     """
     levels, voxels = network.levels[1:], [math.prod(s) for s in level_shapes(network)[1:]]
+    if not levels:  # images too small for a U-Net: building it says so
+        return 0
     used = list(zip(levels, voxels, features, strict=False))
     packed = num_channels * math.prod(levels[0].stride)
     total = voxels[0] * features[0] * (3 * packed + 2 * packed)  # stem, and the head of logits and noise
