@@ -13,7 +13,7 @@ as a multiple of p_det's, and the share of choices with w = 1.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,15 +54,20 @@ def unless_better(name: str, errors: float) -> Rule:
     return rule
 
 
+def random_halves(names: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Which cases (N,) belong to a random half of the patients `names` (N,), so many times."""
+    patients = np.unique(names)
+    for _ in range(count):
+        yield np.isin(names, rng.permutation(patients)[: len(patients) // 2])
+
+
 def score_rules(
     rules: dict[str, Rule], scores: Scores, groups: Sequence[str], base: str, halves: int, rng: np.random.Generator
 ) -> dict[str, float]:
     """What each rule's choice reaches on the other half, over random halves, as a multiple of what `base` does."""
     names = np.array(groups)
-    patients = np.unique(names)
     sums, total = dict.fromkeys(rules, 0.0), 0.0
-    for _ in range(halves):
-        chosen = np.isin(names, rng.permutation(patients)[: len(patients) // 2])
+    for chosen in random_halves(names, halves, rng):
         seen = {name: values[chosen] for name, values in scores.items()}
         of_others = {name: float(np.nanmean(values[~chosen])) for name, values in scores.items()}
         for name, rule in rules.items():
@@ -94,15 +99,12 @@ def read_samplers(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], s
 
 def read_means(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:
     """The same for w."""
-    scores: Scores = {}
-    groups: Sequence[str] = ()
-    for entry in read_json(fold / CANDIDATES_NAME)["means"]:
-        scores[f"{entry['w']:g}"] = np.array(entry["nll_of_cases"], dtype=float)
-        groups = entry["groups"]
-    rules = {"the likeliest w": best}
+    trials = read_mean_trials(fold)
+    scores = {f"{trial.w:g}": np.array(trial.nll_of_cases) for trial in trials}
+    rules: dict[str, Rule] = {"the likeliest w": best}
     rules |= {f"w = {w:g} always": always(f"{w:g}") for w in WEIGHTS}
     rules[f"w = {USUAL_W:g}, unless another is likelier by one standard error"] = unless_better(f"{USUAL_W:g}", 1.0)
-    return rules, scores, groups, "1"
+    return rules, scores, trials[0].groups or (), "1"
 
 
 def read_mean_trials(fold: Path) -> list[MeanTrial]:
@@ -119,11 +121,8 @@ def score_dice_errors(
     trials: Sequence[MeanTrial], errors: float, halves: int, rng: np.random.Generator
 ) -> tuple[float, float, float]:
     """Dice minus the plain segmenter's, loss over p_det's, and share of w = 1, of choices judged on the other half."""
-    names = np.array(trials[0].groups)
-    patients = np.unique(names)
     found = []
-    for _ in range(halves):
-        chosen = np.isin(names, rng.permutation(patients)[: len(patients) // 2])
+    for chosen in random_halves(np.array(trials[0].groups), halves, rng):
         of_others = {(t.w, t.decision): t for t in (_of_cases(trial, ~chosen) for trial in trials)}
         plain = of_others[1.0, "half"]
         best = rank_means([_of_cases(trial, chosen) for trial in trials], errors)[0]

@@ -452,7 +452,7 @@ def _table(found: dict[str, Any], groups: dict[str, str]) -> str:
     for name, row in found.items():
         cases, settings = row["cases"], row["settings"]
         means = {key: _mean([case[key] for case in cases.values()]) for key in COLUMNS}
-        drawing = settings.mask_sampler or settings.sampler
+        drawing = settings.drawn_by
         values = [
             _label(name),
             "-" if name in (*PLAIN, "rival", "p_det") else f"{settings.w:g}, {settings.decision}",

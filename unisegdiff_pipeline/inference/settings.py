@@ -62,6 +62,11 @@ class InferenceSettings:
         """Stage edges in the form that the samplers take."""
         return StageEdges(self.lam_a, self.lam_c, self.input_scale, self.target)
 
+    @property
+    def drawn_by(self) -> SamplerSettings:
+        """The sampler that draws the masks."""
+        return self.mask_sampler or self.sampler
+
 
 def write_settings(fold_folder: Path, settings: InferenceSettings) -> None:
     """Write inference.json of a fold, atomically."""

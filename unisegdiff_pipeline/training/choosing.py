@@ -336,8 +336,7 @@ def _try_samplers(
     }
     found = score_samplers(run, model, settings, list(without_calls.values()), cases)
     trials = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
-    planned = settings.mask_sampler or settings.sampler
-    by_length = rank_samplers(trials, without_calls[planned.correlation_length_mm])
+    by_length = rank_samplers(trials, without_calls[settings.drawn_by.correlation_length_mm])
     draws = by_length[0].sampler
     able = [s for s in search.others if settings.target != "epsilon" or s.start == "det"]
     calling = [

@@ -245,8 +245,8 @@ class DiffusionTrainer(Trainer, abc.ABC):
         if self._held_out_allowance.is_due or self.progress >= 1:
             with self._held_out_allowance.spent():
                 self.measure_held_out()
-        # The temperature is that of the segmenter of phase 1, which has learned on since: cut at 0.5, most objects in
-        # doubt would be lost by now, whatever the denoiser does.
+        # Cut for Dice: honest probabilities of objects in doubt hardly reach 0.5, and the temperature that decides how
+        # many do is fitted anew only in the end.
         return validate_cases(
             self.run,
             self.model_for_prediction(),
