@@ -106,7 +106,8 @@ def test_scores_are_those_of_the_modules(
         diversity = score_samples(samples, raters, case.uncertainty, valid)
         assert found.diversity is not None
         assert astuple(found.diversity) == pytest.approx(astuple(diversity), nan_ok=True)
-        assert found.confidence == pytest.approx(diversity.sample_agreement)
+        whole = [np.isin(sample, scheme.members[index]) for sample in case.samples]
+        assert found.confidence == pytest.approx(score_samples(whole, raters).sample_agreement)
         voxel_ml = 4 * 1.5 * 1 / 1000
         assert found.sample_volumes_ml == pytest.approx([s.sum() * voxel_ml for s in samples])
         assert found.overlap.tp == np.count_nonzero(reference & predicted)
@@ -140,7 +141,7 @@ def test_a_lesion_in_one_slice_of_a_volume_is_no_2d_image(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("probabilities", 2 * (0.9 + 0.5) / (0.9 + 0.5 + 0.4 + 2)),  # region: three voxels, mask: the first two
+        ("probabilities", 2 * (0.9 + 0.5) / (0.9 + 0.5 + 0.4 + 0.2 + 2)),  # 0.2 far away; mask: the first two voxels
         ("uncertainty", 1 - (0.1 + 0.3) / 2),
         (None, math.nan),
     ],
@@ -149,7 +150,7 @@ def test_confidence_of_a_case_by_hand(tmp_path: Path, kind: str | None, expected
     geometry = Geometry((1.0, 1.0, 1.0))
     row = np.array([[[1, 1, 0] + [0] * 5]], np.uint8)
     write_labels(tmp_path / "m.nii.gz", row, geometry)
-    p = np.array([0.9, 0.5, 0.4] + [0.0] * 5, np.float32).reshape(1, 1, 1, 8)
+    p = np.array([0.9, 0.5, 0.4] + [0.0] * 4 + [0.2], np.float32).reshape(1, 1, 1, 8)
     np.savez(tmp_path / "p.npz", probabilities=p)
     write_map(tmp_path / "u.nii.gz", np.array([[[0.1, 0.3] + [0.9] * 6]], np.float32), geometry)
     binary = LabelScheme(("lesion",), ((1,),), "binary", (1,))
@@ -158,6 +159,22 @@ def test_confidence_of_a_case_by_hand(tmp_path: Path, kind: str | None, expected
     settings = CaseSettings(binary, confidence=kind)  # type: ignore[arg-type]
     (found,) = score_case_fully(inputs, settings).classes
     assert found.confidence == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["samples", "probabilities", "uncertainty"])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_confidence_does_not_know_the_reference(tmp_path: Path, kind: str, ignored: bool) -> None:
+    """One prediction and two references, with and without voxels to ignore in the mask: one value."""
+    case = make_case(tmp_path, (6, 12, 14), 0)
+    other = np.zeros_like(case.reference)
+    other[5, 11, 13] = 1
+    other[0, :, :7] = 3 if ignored else 0
+    write_labels(tmp_path / "other.nii.gz", other, GEOMETRY)
+    settings = CaseSettings(IGNORING, confidence=kind)  # type: ignore[arg-type]
+    pair = (case.inputs, dataclasses.replace(case.inputs, reference=tmp_path / "other.nii.gz"))
+    values = [[found.confidence for found in score_case_fully(inputs, settings).classes] for inputs in pair]
+    assert values[0] == values[1]
+    assert not any(map(math.isnan, values[0]))
 
 
 def test_lesions_in_a_single_line_are_told_apart(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from unisegdiff_pipeline.evaluation.boundary import BoundaryScore, boundary_score, rater_tolerance_mm
 from unisegdiff_pipeline.evaluation.calibration import CaseCalibration, case_calibration, evaluation_region
-from unisegdiff_pipeline.evaluation.diversity import DiversityScore, score_samples
+from unisegdiff_pipeline.evaluation.diversity import DiversityScore, mean_agreement, score_samples
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs
 from unisegdiff_pipeline.evaluation.lesions import Lesion, LesionScore, score_lesions
 from unisegdiff_pipeline.evaluation.metrics import MM3_PER_ML, ClassScore, score_masks
@@ -151,7 +151,7 @@ def _score_class(volumes: _CaseVolumes, index: int, settings: CaseSettings) -> C
         lesions=lesions,
         calibration=_calibration(probability, reference, region, volumes, index, scheme),
         diversity=diversity,
-        confidence=_confidence(settings, predicted, probability, region, volumes, diversity),
+        confidence=_confidence(volumes, index, probability, diversity, settings),
         sample_volumes_ml=tuple(
             voxel_ml * int(np.count_nonzero(_mask(sample, scheme, index, sample.box, volumes.valid)))
             for sample in volumes.samples
@@ -241,17 +241,23 @@ def _diversity(reference: np.ndarray, volumes: _CaseVolumes, index: int, scheme:
 
 
 def _confidence(
-    settings: CaseSettings,
-    predicted: np.ndarray,
-    probability: np.ndarray | None,
-    region: np.ndarray | None,
     volumes: _CaseVolumes,
+    index: int,
+    probability: np.ndarray | None,
     diversity: DiversityScore | None,
+    settings: CaseSettings,
 ) -> float:
+    """Of the prediction alone: neither the reference nor the voxels that it leaves out (ignore label) may change it."""
+    scheme = settings.scheme
     if settings.confidence == "samples":
-        return math.nan if diversity is None else diversity.sample_agreement
-    if settings.confidence == "probabilities" and probability is not None and region is not None:
-        inside, total = float(probability[predicted].sum(dtype=np.float64)), float(probability[region].sum(dtype=float))
+        if volumes.valid is None or diversity is None:
+            return math.nan if diversity is None else diversity.sample_agreement
+        boxes = [sample.box for sample in volumes.samples if sample.inner.any()]
+        box = grown_box(boxes, volumes.shape)
+        return mean_agreement(_mask(sample, scheme, index, box, None) for sample in volumes.samples)
+    predicted = _is_class(volumes.predicted, scheme, index)
+    if settings.confidence == "probabilities" and probability is not None:
+        inside, total = float(probability[predicted].sum(dtype=np.float64)), float(probability.sum(dtype=np.float64))
         size = int(np.count_nonzero(predicted))
         return 2 * inside / (total + size) if total + size else math.nan
     if settings.confidence == "uncertainty" and volumes.uncertainty is not None and predicted.any():

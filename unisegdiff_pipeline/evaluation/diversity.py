@@ -164,6 +164,11 @@ def pairwise_overlaps(samples: Iterable[np.ndarray], raters: Iterable[np.ndarray
     return _overlaps(sample_pile, rater_pile)
 
 
+def mean_agreement(samples: Iterable[np.ndarray]) -> float:
+    """Mean Dice between two different samples (boolean, one shape), two empty ones agree; NaN for fewer than two."""
+    return _mean_of_pairs(_dice(pairwise_overlaps(samples, ()).samples))
+
+
 def generalised_energy_distance(overlaps: Overlaps) -> GedScore:
     """GED^2 = 2 E d(s, y) - E d(s, s') - E d(y, y') with d = 1 - IoU.
 

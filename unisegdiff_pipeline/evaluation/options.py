@@ -11,7 +11,7 @@ from unisegdiff_pipeline.io.labels import LabelScheme
 CaseConfidence = Literal["samples", "probabilities", "uncertainty"]
 CASE_CONFIDENCE: dict[CaseConfidence, str] = {
     "samples": "mean Dice between the samples of the case",
-    "probabilities": "expected Dice of the mask by its own probabilities",
+    "probabilities": "expected Dice of the mask by its own probabilities over the whole image",
     "uncertainty": "1 - mean uncertainty within the predicted mask",
 }
 
