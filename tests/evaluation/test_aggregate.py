@@ -175,6 +175,30 @@ def test_a_run_that_lacks_a_case_is_refused(tmp_path: Path) -> None:
         evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", BINARY, workers=0, against=[tmp_path / "other"])
 
 
+def test_a_run_with_more_cases_is_compared_on_those_that_are_scored(tmp_path: Path) -> None:
+    for case in ("one", "two", "three", "unknown"):
+        write(tmp_path / "more", case, "1100000")
+    evaluate(tmp_path, CASES)
+    (tmp_path / "pred" / "two.nii.gz").unlink()
+    (tmp_path / "pred" / "three.nii.gz").unlink()
+    runs = [tmp_path / "more"]
+    evaluation = evaluate_folders(
+        tmp_path / "labelsTs", tmp_path / "pred", BINARY, workers=0, subset=True, against=runs
+    )
+    assert [case.overlap.case_id for case in evaluation.cases] == ["one"]  # "four" is in pred only
+    assert evaluation.not_predicted == ("four", "three", "two")
+    assert {run.num_cases for run in evaluation.report.ranking} == {1}
+
+
+def test_a_subset_without_a_common_case_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "other", "two", "1100000")
+    evaluate(tmp_path, CASES)
+    (tmp_path / "pred" / "two.nii.gz").unlink()
+    runs = [tmp_path / "other"]
+    with pytest.raises(UsdError, match="pred, other have no case in common"):
+        evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", BINARY, workers=0, subset=True, against=runs)
+
+
 def test_runs_of_equal_folder_names_are_told_apart(tmp_path: Path) -> None:
     evaluate(tmp_path, CASES)
     for case, (reference, _) in CASES.items():

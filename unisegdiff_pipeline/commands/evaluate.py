@@ -57,7 +57,7 @@ def _add_meaning(parser: CommandParser) -> None:
     meaning.add_argument(
         "--labels", type=whole_number(1), nargs="+", metavar="N", help="score these label values, no dataset.json"
     )
-    parser.add_argument("--subset", action="store_true", help="score only the cases that PRED holds")
+    parser.add_argument("--subset", action="store_true", help="score only the cases that PRED and each OTHER hold")
 
 
 def _add_inputs(parser: CommandParser) -> None:
@@ -211,7 +211,7 @@ def _what_was_scored(evaluation: Evaluation) -> str:
             found.append(f"{name} in {settings[name]['path']}{of_cases}")
     lines = [f"Scored {cases} case(s){', with ' if found else ''}{'; '.join(found)}."]
     if evaluation.not_predicted:
-        lines.append(f"{len(evaluation.not_predicted)} reference case(s) have no prediction and are left out.")
+        lines.append(f"{len(evaluation.not_predicted)} reference case(s) are left out, which not every run predicted.")
     return "\n".join(lines)
 
 

@@ -95,7 +95,7 @@ class Evaluation:
 
     @property
     def not_predicted(self) -> tuple[str, ...]:
-        """References that are left out."""
+        """References that are left out, because the prediction or a run that it is compared with lacks them."""
         return self.inputs.not_predicted
 
     def write(self, folder: Path) -> WrittenFiles:
@@ -127,12 +127,13 @@ def evaluate_folders(
         prediction: folder of predicted label maps with the same case names; the endings may differ.
         scheme: what the label values mean.
         spacing_known: False marks volumes and distances as nominal.
-        subset: score only the predicted cases; otherwise a reference without a prediction is an error.
+        subset: score only the cases that the prediction and all runs in `against` hold; otherwise a reference that one
+            of them lacks is an error.
         check_values: refuse label values that the scheme does not know.
         workers: processes; 0 or 1 works in this one, None decides by the amount of data. The result is the same.
         folders: where probabilities, samples, raters and so on lie; by default the usual places, see `inputs`.
         options: tolerances, matching rule and the like.
-        against: other prediction folders to compare with on the same cases.
+        against: other prediction folders to compare with on the same cases; what else they hold is left out.
 
     Raises:
         UsdError: naming every missing case, every pair of different shape or geometry, or every case that fails.
@@ -142,7 +143,10 @@ def evaluate_folders(
     inputs = collect_inputs(folders, subset=subset)
     runs = {run_name(prediction, ()): inputs}
     for other in against:
-        runs[run_name(other, runs)] = _other_inputs(inputs, other)
+        runs[run_name(other, runs)] = _other_inputs(inputs, other, subset)
+    if subset and prediction.is_dir():
+        runs = _common_cases(runs)
+        inputs = runs[run_name(prediction, ())]
     voxels = [check_geometry(run.cases) for run in runs.values()]
     settings = CaseSettings(
         scheme, spacing_known, check_values, options.tolerances_mm, options.rule, confidence=_confidence(inputs.cases)
@@ -165,20 +169,29 @@ def run_name(folder: Path, taken: Sequence[str] | dict[str, Inputs]) -> str:
     raise UsdError(f"{folder} is given twice; name each run once.")
 
 
-def _other_inputs(inputs: Inputs, prediction: Path) -> Inputs:
-    """Files of another run for the cases that are scored."""
+def _common_cases(runs: dict[str, Inputs]) -> dict[str, Inputs]:
+    """All runs, on the cases that each of them holds."""
+    common = set.intersection(*({case.case_id for case in run.cases} for run in runs.values()))
+    if not common:
+        raise UsdError(f"{', '.join(runs)} have no case in common; name runs on the same cases.")
+    return {name: run.restricted(common) for name, run in runs.items()}
+
+
+def _other_inputs(inputs: Inputs, prediction: Path, subset: bool) -> Inputs:
+    """Files of another run for the cases that are scored; of a subset for those that it holds."""
     folders = discover_folders(inputs.folders.reference, prediction, groups=inputs.folders.groups)
     folders = dataclasses.replace(folders, raters=inputs.folders.raters)
-    found = {case.case_id: case for case in collect_inputs(folders, subset=True).cases}
+    found = {case.case_id: case for case in collect_inputs(folders, subset=True, more_predictions=True).cases}
     if inputs.folders.prediction.is_file() and prediction.is_file():
         found = {inputs.cases[0].case_id: next(iter(found.values()))}
     missing = [case.case_id for case in inputs.cases if case.case_id not in found]
-    if missing:
+    if missing and not subset:
         raise UsdError(
             f"--against {prediction} lacks predictions of {len(missing)} of {len(inputs.cases)} case(s): "
-            f"{listing(missing)}. Runs are compared on the same cases; predict these, or leave the run out."
+            f"{listing(missing)}. Runs are compared on the same cases; predict these, leave the run out, or compare on "
+            f"the cases that all runs hold with --subset."
         )
-    return Inputs(folders, tuple(found[case.case_id] for case in inputs.cases))
+    return Inputs(folders, tuple(found[case.case_id] for case in inputs.cases if case.case_id in found))
 
 
 def _confidence(cases: Sequence[CaseInputs]) -> CaseConfidence | None:

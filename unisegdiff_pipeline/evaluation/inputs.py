@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -67,6 +67,12 @@ class Inputs:
     cases: tuple[CaseInputs, ...]
     not_predicted: tuple[str, ...] = ()
 
+    def restricted(self, case_ids: Collection[str]) -> Inputs:
+        """The same files, of these cases only; references of the others count as not predicted."""
+        kept = tuple(case for case in self.cases if case.case_id in case_ids)
+        dropped = {case.case_id for case in self.cases} - {case.case_id for case in kept}
+        return replace(self, cases=kept, not_predicted=tuple(sorted({*self.not_predicted, *dropped})))
+
 
 def discover_folders(
     reference: Path,
@@ -102,18 +108,21 @@ def discover_folders(
     )
 
 
-def collect_inputs(folders: InputFolders, *, subset: bool = False) -> Inputs:
+def collect_inputs(folders: InputFolders, *, subset: bool = False, more_predictions: bool = False) -> Inputs:
     """Find the files of every case.
 
     Args:
         folders: where to look.
         subset: score only the predicted cases; otherwise a reference without a prediction is an error.
+        more_predictions: leave out predictions without a reference; otherwise they are an error.
 
     Raises:
         UsdError: naming the cases that have no reference, no prediction, or nothing in a folder that the user named,
             and those that only such a folder holds.
     """
-    cases, not_predicted = find_pairs(folders.reference, folders.prediction, subset=subset)
+    cases, not_predicted = find_pairs(
+        folders.reference, folders.prediction, subset=subset, more_predictions=more_predictions
+    )
     names = [case.case_id for case in cases]
     probabilities = _one_per_case(folders, "probabilities", names, subset)
     uncertainty = _one_per_case(folders, "uncertainty", names, subset)
@@ -137,7 +146,9 @@ def collect_inputs(folders: InputFolders, *, subset: bool = False) -> Inputs:
     )
 
 
-def find_pairs(reference: Path, prediction: Path, *, subset: bool) -> tuple[list[CaseInputs], list[str]]:
+def find_pairs(
+    reference: Path, prediction: Path, *, subset: bool, more_predictions: bool = False
+) -> tuple[list[CaseInputs], list[str]]:
     """Match label files by case name; returns the cases and the references that have no prediction."""
     from unisegdiff_pipeline.io.images import split_ending
 
@@ -146,7 +157,7 @@ def find_pairs(reference: Path, prediction: Path, *, subset: bool) -> tuple[list
     references, predictions = find_masks(reference), find_masks(prediction)
     unknown = sorted(predictions.keys() - references.keys())
     missing = sorted(references.keys() - predictions.keys())
-    if unknown:
+    if unknown and not more_predictions:
         raise UsdError(
             f"{prediction} holds {len(unknown)} prediction(s) that have no reference in {reference}: "
             f"{listing(unknown)}. Give the folder of the matching references, or move these files away."
@@ -156,7 +167,8 @@ def find_pairs(reference: Path, prediction: Path, *, subset: bool) -> tuple[list
             f"{prediction} lacks predictions of {len(missing)} reference case(s): {listing(missing)}. Predict them, "
             f"or score only what is there with --subset."
         )
-    return [CaseInputs(case, references[case], path) for case, path in sorted(predictions.items())], missing
+    common = sorted(predictions.keys() & references.keys())
+    return [CaseInputs(case, references[case], predictions[case]) for case in common], missing
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
