@@ -89,7 +89,7 @@ def test_from_raw_data_to_masks(
     assert usd_predict(arguments) == 0
     mask = read_labels(masks / f"new{label_ending}")
     assert mask.array.shape[1:] == shape
-    assert geometry_differences(mask.geometry, read_header(image)[1]) == []
+    assert geometry_differences(mask.geometry, read_header(image)[1], shape) == []
     assert set(np.unique(mask.array)) <= {0, 1, 2 if labels is REGIONS else 1}
     on_top = {path.name for path in masks.iterdir() if path.is_file() and not path.name.startswith(".")}
     sidecar = {"new.json"} if ending == ".tif" else set()  # the spacing of a TIFF

@@ -237,7 +237,7 @@ def check_geometry(cases: Sequence[CaseInputs]) -> int:
         voxels += math.prod(shape[1:])
         if shape[1:] != predicted_shape[1:]:
             problems.append(f"{case.case_id}: shape {shape[1:]} (Z, Y, X), predicted {predicted_shape[1:]}")
-        elif differences := geometry_differences(geometry, predicted_geometry):
+        elif differences := geometry_differences(geometry, predicted_geometry, shape[1:]):
             problems.append(f"{case.case_id}: {'; '.join(differences)}")
     if problems:
         raise UsdError(

@@ -166,7 +166,7 @@ def _check_grid(path: Path, volume: Volume, like: Volume) -> None:
     shape, expected = volume.array.shape[1:], like.array.shape[1:]
     if shape != expected:
         raise UsdError(f"{path} has shape {shape} (Z, Y, X), its reference {expected}; resample it to that grid.")
-    if differences := geometry_differences(like.geometry, volume.geometry):
+    if differences := geometry_differences(like.geometry, volume.geometry, shape):
         raise UsdError(
             f"{path} lies on another grid than its reference: {'; '.join(differences)}. Resample it to that grid."
         )

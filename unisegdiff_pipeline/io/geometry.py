@@ -6,12 +6,14 @@ the LPS convention of ITK, so that they survive reading and writing unchanged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 IDENTITY_DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+MAX_DISPLACEMENT_VOXELS = 0.1  # between the corners of grids that count as one
 
 
 @dataclass(frozen=True)
@@ -45,29 +47,71 @@ class Volume:
     geometry: Geometry
 
 
-def geometry_differences(a: Geometry, b: Geometry, tolerance: float = 1e-3) -> list[str]:
-    """Say in words how two geometries differ; an empty list means that their voxels lie at the same places.
+def geometry_differences(a: Geometry, b: Geometry, shape: Sequence[int]) -> list[str]:
+    """Say in words how two geometries of one shape differ; empty where their voxels lie at the same places.
+
+    What counts is where voxels end up: the geometries agree where no corner of the grid moves by
+    `MAX_DISPLACEMENT_VOXELS` or more. Rounded headers and cosines that were made orthonormal again pass, and a small
+    rotation of a large image, which moves its far corner, does not.
+
+    Args:
+        a: geometry of the first file; displacements are counted in its voxels.
+        b: geometry of the second file.
+        shape: (Z, Y, X), the voxels of both.
+    """
+    displacement = corner_displacement(a, b, shape)
+    if displacement < MAX_DISPLACEMENT_VOXELS:
+        return []
+    fields = (
+        ("spacing_mm", f"spacing {_numbers(a.spacing_mm)} against {_numbers(b.spacing_mm)} mm (Z, Y, X)"),
+        ("origin_mm", f"origin {_numbers(a.origin_mm)} against {_numbers(b.origin_mm)} mm (x, y, z)"),
+        ("direction", f"direction {_numbers(a.direction)} against {_numbers(b.direction)}"),
+    )
+    # Named is what alone moves a corner visibly; several small differences may only do so together.
+    differences = [
+        words
+        for name, words in fields
+        if corner_displacement(a, replace(a, **{name: getattr(b, name)}), shape) >= MAX_DISPLACEMENT_VOXELS / 3
+    ]
+    return [*differences, f"a corner lies {displacement:.3g} voxels off (allowed is {MAX_DISPLACEMENT_VOXELS})"]
+
+
+def corner_displacement(a: Geometry, b: Geometry, shape: Sequence[int]) -> float:
+    """Largest distance, in voxels of `a` along one axis, between a corner voxel of `a` and the same one of `b`.
+
+    A 2D file knows no third coordinate. Beside a single slice its plane is compared: spacing always, origin and
+    direction where the slice is axial, because only then the first two coordinates mean the same in both.
 
     Args:
         a: geometry of the first file.
         b: geometry of the second file.
-        tolerance: largest difference let pass: of spacings as a share of the spacing, of origins as a share of the
-            largest voxel edge, of direction cosines as such. The default is far below a visible shift and above
-            what float32 headers and conversions between formats lose.
+        shape: (Z, Y, X), the voxels of both.
     """
-    differences = []
-    if a.is_2d != b.is_2d:
-        differences.append(f"one is {_dimension(a)}, the other {_dimension(b)}")
-    spacing_a, spacing_b = np.array(a.spacing_mm), np.array(b.spacing_mm)
-    if np.any(np.abs(spacing_a - spacing_b) > tolerance * np.maximum(spacing_a, spacing_b)):
-        differences.append(f"spacing {_numbers(a.spacing_mm)} against {_numbers(b.spacing_mm)} mm (Z, Y, X)")
-    origin_a, origin_b = np.array(a.origin_mm), np.array(b.origin_mm)
-    rounding_mm = 4 * np.finfo(np.float32).eps * np.maximum(np.abs(origin_a), np.abs(origin_b))
-    if np.any(np.abs(origin_a - origin_b) > tolerance * max(a.spacing_mm) + rounding_mm):
-        differences.append(f"origin {_numbers(a.origin_mm)} against {_numbers(b.origin_mm)} mm (x, y, z)")
-    if np.any(np.abs(np.array(a.direction) - np.array(b.direction)) > tolerance):
-        differences.append(f"direction {_numbers(a.direction)} against {_numbers(b.direction)}")
-    return differences
+    if a.is_2d or b.is_2d:
+        axial = all(abs(geometry.direction[8]) > 0.99 for geometry in (a, b))
+        a, b = _in_plane(a, axial), _in_plane(b, axial)
+    z, y, x = (max(size - 1, 0) for size in shape)
+    corners = np.array([(i, j, k) for i in (0, x) for j in (0, y) for k in (0, z)], dtype=float).T  # (3, 8)
+    matrix_a, origin_a = _index_to_mm(a)
+    matrix_b, origin_b = _index_to_mm(b)
+    moved = np.linalg.solve(matrix_a, matrix_b @ corners + (origin_b - origin_a)[:, None]) - corners
+    return float(np.abs(moved).max())
+
+
+def _index_to_mm(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix (3, 3) and origin that turn a voxel's index (x, y, z) into its place in mm."""
+    direction = np.reshape(geometry.direction, (3, 3))
+    return direction * np.array(geometry.spacing_mm[::-1]), np.array(geometry.origin_mm, dtype=float)
+
+
+def _in_plane(geometry: Geometry, placed: bool) -> Geometry:
+    """The plane of the first two axes; `placed` keeps origin and direction."""
+    spacing_mm = (1.0, *geometry.spacing_mm[1:])
+    if not placed:
+        return Geometry(spacing_mm, is_2d=True)
+    x, y, *_ = geometry.origin_mm
+    xx, xy, _, yx, yy, *_ = geometry.direction
+    return Geometry(spacing_mm, (x, y, 0.0), (xx, xy, 0.0, yx, yy, 0.0, 0.0, 0.0, 1.0), is_2d=True)
 
 
 def nonzero_box(array: np.ndarray) -> Box:
@@ -98,10 +142,6 @@ def box_slices(box: Box) -> tuple[slice, slice, slice]:
     """The box as slices of the three spatial axes: `array[..., *box_slices(box)]`."""
     (z0, z1), (y0, y1), (x0, x1) = box
     return slice(z0, z1), slice(y0, y1), slice(x0, x1)
-
-
-def _dimension(geometry: Geometry) -> str:
-    return "2D" if geometry.is_2d else "3D"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

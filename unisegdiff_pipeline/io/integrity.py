@@ -207,7 +207,7 @@ def _check_channels(case: RawCase, description: DatasetDescription, image: Volum
         )
     for path in case.image_paths[1:]:
         try:
-            differences = geometry_differences(read_header(path)[1], image.geometry)
+            differences = geometry_differences(image.geometry, read_header(path)[1], image.array.shape[1:])
         except UsdError:  # reading it has been reported
             continue
         if differences:
@@ -257,7 +257,7 @@ def _check_labels(
             "Resample the label map onto the image's grid with nearest neighbours, or find the right image.",
         )
         return
-    differences = geometry_differences(labels.geometry, image.geometry)
+    differences = geometry_differences(image.geometry, labels.geometry, image.array.shape[1:])
     if differences:
         yield Problem(
             str(path),
