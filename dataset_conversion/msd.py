@@ -16,7 +16,7 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
 from unisegdiff_pipeline.io.paths import dataset_name
-from unisegdiff_pipeline.io.serialization import read_json, write_json
+from unisegdiff_pipeline.io.serialization import read_object, write_json
 
 _ENDING = ".nii.gz"
 _FOLDER = re.compile(r"Task(?P<number>\d+)_(?P<name>.+)")
@@ -71,7 +71,7 @@ def convert(source: Path, raw_root: Path, dataset_id: int | None = None) -> Path
 def _description(source: Path) -> dict[str, Any]:
     """dataset.json of the new data set, but for numTraining."""
     path = source / "dataset.json"
-    published = read_json(path)
+    published = read_object(path)
     try:
         channels = {str(int(number)): str(name) for number, name in published["modality"].items()}
         labels = {str(name): int(value) for value, name in published["labels"].items()}

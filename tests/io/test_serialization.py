@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,15 @@ import numpy as np
 import pytest
 
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, read_json, to_jsonable, write_json
+from unisegdiff_pipeline.io.serialization import (
+    from_jsonable,
+    read_dataclass,
+    read_json,
+    read_json_lines,
+    read_object,
+    to_jsonable,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -87,3 +96,63 @@ def test_read_json_errors(tmp_path):
     (tmp_path / "a.json").write_text('{\n "a": 1,\n')
     with pytest.raises(UsdError, match="in line 3"):
         read_json(tmp_path / "a.json")
+
+
+BAD_JSON = {
+    b'{"a": "Pr\xfcfung"}': "is not UTF-8: byte 0xfc in line 1",
+    '{"a": 1}'.encode("utf-16"): "is not UTF-8",
+    b"[" * 2000 + b"]" * 2000: "over 50 deep",
+    b"[" * 100_000 + b"]" * 100_000: "over 50 deep",
+    b'{"a": ' + b"9" * 5000 + b"}": "too many digits",
+    b'{"a": NaN}': "NaN is no number",
+    b'{"a": -Infinity}': "-Infinity is no number",
+    b'{"a": 1e999}': "1e999 is larger",
+    b'{"a": 1, "a": 2}': "the key 'a' stands twice",
+    b'{"a": "\\ud800"}': "half a surrogate pair",
+    b"": "no valid JSON",
+    b"\x00": "no valid JSON",
+    b'{"a": 1} x': "line 1, column 10",
+}
+
+
+@pytest.mark.parametrize("content", BAD_JSON)
+def test_damaged_json_is_named_with_file_and_place(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UsdError, match=re.escape(BAD_JSON[content])) as caught:
+        read_json(path)
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < 500
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}')
+    assert read_object(tmp_path / "a.json") == {"a": "\U0001f600"}
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"text"'])
+def test_another_shape_than_an_object_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UsdError, match=r"a\.json must hold a JSON object"):
+        read_object(tmp_path / "a.json")
+
+
+def test_numbers_too_large_for_a_float_are_refused():
+    with pytest.raises(UsdError, match="rate must be a number that can be stored"):
+        from_jsonable(Inner, {"size": [1, 2], "rate": 10**400})
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(UsdError, match="must be a readable file"):
+        read_json(tmp_path)
+
+
+def test_json_lines(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert read_json_lines(path) == []
+    path.write_text('{"a": 1}\n\n{"a": 2}\n{"a": ')
+    assert read_json_lines(path) == [{"a": 1}, {"a": 2}]
+    for damage in ('{"a": ', "[1]", '{"a": NaN}'):
+        path.write_text('{"a": 1}\n' + damage + '\n{"a": 3}\n')
+        with pytest.raises(UsdError, match=r"log\.jsonl, line 2,"):
+            read_json_lines(path)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
+
+from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.reports.training_log import of_kind, read_log, thinned, value
 
 
@@ -13,6 +16,15 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
     assert read_log(path) == []
     path.write_text('{"kind": "train", "phase": 1}\n{"kind": "tra')
     assert read_log(path) == [{"kind": "train", "phase": 1}]
+
+
+@pytest.mark.parametrize(
+    "entry", ["{}", '{"kind": 3}', '{"kind": "train", "phase": "x"}', '{"kind": "a", "seconds": []}']
+)
+def test_an_entry_of_another_shape_is_named(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "log.jsonl").write_text('{"kind": "train"}\n' + entry + "\n")
+    with pytest.raises(UsdError, match=r"log\.jsonl: .* of entry 2 is .*delete that line"):
+        read_log(tmp_path / "log.jsonl")
 
 
 def test_entries_are_told_apart_by_kind_and_phase() -> None:

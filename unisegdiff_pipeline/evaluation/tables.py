@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
@@ -13,8 +12,9 @@ from unisegdiff_pipeline.evaluation.case import CaseResult, ClassResult
 from unisegdiff_pipeline.evaluation.diversity import DiversityScore
 from unisegdiff_pipeline.evaluation.lesions import Lesion, LesionScore
 from unisegdiff_pipeline.evaluation.metrics import ClassScore
-from unisegdiff_pipeline.io.files import atomic_path
+from unisegdiff_pipeline.io.csv_tables import write_csv
 
+DIGITS = 9  # significant ones of a number
 CALIBRATION_METRICS = ("nll", "brier", "ece", "adaptive_ece")
 # Columns that are counts or names, of which a mean says nothing.
 NOT_AVERAGED = frozenset(
@@ -58,22 +58,22 @@ def write_metrics(path: Path, cases: Sequence[CaseResult], tolerances_mm: Sequen
     """Write metrics.csv atomically; numbers with nine significant digits."""
     columns = _columns([result for case in cases for result in case.classes], tolerances_mm)
     rows = (
-        [case.case_id, case.group, *(_cell(row.get(column)) for column in columns)]
+        [case.case_id, case.group, *(row.get(column) for column in columns)]
         for case in cases
         for row in (metric_row(result, tolerances_mm) for result in case.classes)
     )
-    _write(path, ["case", "group", *columns], rows)
+    write_csv(path, ["case", "group", *columns], rows, DIGITS)
 
 
 def write_lesions(path: Path, cases: Sequence[CaseResult]) -> None:
     """Write lesions.csv atomically: the lesions of the reference and of the prediction, matched_id joined by ";"."""
     rows = (
-        [case.case_id, result.overlap.class_name, *map(_cell, _lesion_cells(lesion))]
+        [case.case_id, result.overlap.class_name, *_lesion_cells(lesion)]
         for case in cases
         for result in case.classes
         for lesion in result.lesions
     )
-    _write(path, LESION_COLUMNS, rows)
+    write_csv(path, LESION_COLUMNS, rows, DIGITS)
 
 
 def _columns(results: Sequence[ClassResult], tolerances_mm: Sequence[float]) -> list[str]:
@@ -106,19 +106,6 @@ def _lesion_cells(lesion: Lesion) -> list[object]:
         lesion.iou,
         lesion.confidence,
     ]
-
-
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-def _cell(value: object) -> object:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.9g}" if isinstance(value, float) else value
 
 
 def _fields(score: Any) -> dict[str, Any]:

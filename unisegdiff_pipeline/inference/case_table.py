@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unisegdiff_pipeline.io.files import atomic_path
+from unisegdiff_pipeline.io.csv_tables import read_csv, write_csv
+from unisegdiff_pipeline.io.errors import UsdError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+DIGITS = 6
+
 
 def write_rows(path: Path, row_type: type[DataclassInstance], rows: Iterable[DataclassInstance]) -> None:
     """Write a table atomically; numbers with six significant digits, truth values as yes and no."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow([f.name for f in fields(row_type)])
-        for row in rows:
-            writer.writerow([_cell(value) for value in asdict(row).values()])
+    write_csv(path, _header(row_type), ([_cell(value) for value in asdict(row).values()] for row in rows), DIGITS)
 
 
 def join_rows(path: Path, row_type: type[DataclassInstance], parts: Iterable[Path]) -> None:
-    """Write a table from those that `write_rows` wrote, one after the other, atomically; missing ones are left out."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerow([f.name for f in fields(row_type)])
-        for part in parts:
-            if part.is_file():
-                with open(part, newline="", encoding="utf-8") as rows:
-                    next(rows)  # its header
-                    stream.writelines(rows)
+    """Write a table from those that `write_rows` wrote, one after the other, atomically; missing ones are left out.
+
+    Raises:
+        UsdError: a part is damaged; names it and the remedy.
+    """
+    header, rows = _header(row_type), []
+    for part in parts:
+        if part.is_file():
+            found = [row for _, row in read_csv(part)]
+            if found[:1] != [header] or any(len(row) != len(header) for row in found):
+                raise UsdError(
+                    f"{part} is damaged, it does not hold the table that was written; delete it and predict that case "
+                    f"again with --overwrite."
+                )
+            rows += found[1:]
+    write_csv(path, header, rows, DIGITS)
+
+
+def _header(row_type: type[DataclassInstance]) -> list[str]:
+    return [f.name for f in fields(row_type)]
 
 
 def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.6g}" if isinstance(value, float) else value
+    return ("yes" if value else "no") if isinstance(value, bool) else value

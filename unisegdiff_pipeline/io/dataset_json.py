@@ -10,7 +10,7 @@ from typing import Any
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import SUPPORTED_ENDINGS, is_picture_ending
 from unisegdiff_pipeline.io.labels import Coding, LabelScheme
-from unisegdiff_pipeline.io.serialization import read_json
+from unisegdiff_pipeline.io.serialization import read_object
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ def read_dataset_json(path: Path) -> DatasetDescription:
         UsdError: names the file, the key, what it holds and what is allowed.
     """
     path = Path(path)
-    raw = read_json(path)
-    if not isinstance(raw, dict):
-        raise UsdError(f"{path} must hold a JSON object with channel_names, labels and file_ending; rewrite it.")
+    raw = read_object(path)
     try:
         return parse_description(raw)
     except UsdError as error:

@@ -27,7 +27,7 @@ import numpy as np
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.geometry import Geometry, Volume
-from unisegdiff_pipeline.io.serialization import from_jsonable, read_json, write_json
+from unisegdiff_pipeline.io.serialization import from_jsonable, read_object, write_json
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ITK_ENDINGS = (".nrrd", ".mha", ".gipl")
@@ -498,7 +498,7 @@ def _picture_geometry(path: Path, frames: int) -> Geometry:
     for name in (stem, re.sub(r"_\d{4}$", "", stem)):
         sidecar = path.with_name(f"{name}.json")
         if sidecar.is_file():
-            content = read_json(sidecar)
+            content = read_object(sidecar)
             spacing = from_jsonable(tuple[float, float, float], content.get("spacing"), f"{sidecar}: spacing")
             return Geometry(spacing, is_2d=frames == 1)
     return Geometry(is_2d=frames == 1)

@@ -28,7 +28,7 @@ from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels, write_map
 from unisegdiff_pipeline.io.paths import dataset_name
-from unisegdiff_pipeline.io.serialization import read_json, to_jsonable, write_json
+from unisegdiff_pipeline.io.serialization import read_object, to_jsonable, write_json
 
 NUM_RATERS = 4
 CONSENSUS_VOTES = 2
@@ -124,7 +124,7 @@ def make_phantom_dataset(
     settings = {"dims": dims, "num_train": num_train, "num_test": num_test, "seed": seed, "size": list(size)}
     if folder.exists():
         law = folder / "truth" / "law.json"
-        if law.is_file() and read_json(law)["settings"] == settings:
+        if law.is_file() and read_object(law).get("settings") == settings:
             return folder
         raise UsdError(f"{folder} exists and holds something else; remove it, or choose another place or number.")
     with atomic_path(folder) as temporary:

@@ -13,7 +13,6 @@ Opening looks at names only. What is missing or does not fit together is found b
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import re
@@ -21,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unisegdiff_pipeline.io.csv_tables import read_csv
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, DatasetEntry, read_dataset_json
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import label_ending, read_header, split_ending
@@ -153,15 +153,14 @@ def read_groups(path: Path) -> dict[str, str]:
     """Read groups.csv as case -> group; an absent file gives an empty dictionary."""
     if not path.is_file():
         return {}
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
-    if not rows or [cell.strip().lower() for cell in rows[0]] != ["case", "group"]:
+    rows = read_csv(path)
+    if not rows or [cell.strip().lower() for cell in rows[0][1]] != ["case", "group"]:
         raise UsdError(f'{path} must begin with the line "case,group"; add it.')
     groups: dict[str, str] = {}
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in rows[1:]:
         cells = [cell.strip() for cell in row]
         if len(cells) != 2 or not all(cells):
-            raise UsdError(f"{path} line {number} is {','.join(row)!r}; each line holds a case and its group.")
+            raise UsdError(f"{path} line {number} is {','.join(row)[:200]!r}; each line holds a case and its group.")
         if groups.setdefault(cells[0], cells[1]) != cells[1]:
             raise UsdError(f"{path} names two groups for the case {cells[0]!r}; keep one.")
     return groups

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import os
+import reprlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +18,8 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path
 
 T = TypeVar("T")
+
+MAX_DEPTH = 50  # of lists and objects in one another; the deepest file of this package, plans.json, has 8
 
 
 def to_jsonable(value: Any) -> Any:
@@ -54,7 +58,9 @@ def _convert(annotation: Any, data: Any, path: str) -> Any:
         return _convert_union(args, data, path)
     if origin is typing.Literal:
         if data not in args:
-            raise UsdError(f"{path} is {data!r}, allowed is one of {', '.join(map(repr, args))}; correct the value.")
+            raise UsdError(
+                f"{path} is {_shown(data)}, allowed is one of {', '.join(map(repr, args))}; correct the value."
+            )
         return data
     if dataclasses.is_dataclass(annotation):
         return _convert_dataclass(typing.cast(type, annotation), data, path)
@@ -69,6 +75,7 @@ def _convert(annotation: Any, data: Any, path: str) -> Any:
         return {k: _convert(args[1], v, f"{path}.{k}") for k, v in data.items()}
     if annotation is float:
         _require(isinstance(data, (int, float)) and not isinstance(data, bool), path, "a number", data)
+        _require(abs(data) <= sys.float_info.max, path, "a number that can be stored", data)
         return float(data)
     if annotation is int:
         _require(isinstance(data, int) and not isinstance(data, bool), path, "a whole number", data)
@@ -93,7 +100,7 @@ def _convert_union(args: tuple[Any, ...], data: Any, path: str) -> Any:
             return _convert(candidate, data, path)
         except UsdError as error:
             failure = error
-    raise failure or UsdError(f"{path} must not be {data!r}.")
+    raise failure or UsdError(f"{path} must not be {_shown(data)}.")
 
 
 def _convert_dataclass(cls: type, data: Any, path: str) -> Any:
@@ -103,7 +110,7 @@ def _convert_dataclass(cls: type, data: Any, path: str) -> Any:
     prefix = "" if path == "(top level)" else f"{path}."
     for key in data:
         if key not in fields:
-            raise UsdError(f"unknown key {prefix}{key}; allowed here: {', '.join(fields)}. Remove or rename it.")
+            raise UsdError(f"unknown key {prefix}{key[:80]}; allowed here: {', '.join(fields)}. Remove or rename it.")
     values = {}
     for name, field in fields.items():
         if name in data:
@@ -118,19 +125,132 @@ def _convert_dataclass(cls: type, data: Any, path: str) -> Any:
 
 def _require(condition: bool, path: str, expected: str, data: Any) -> None:
     if not condition:
-        raise UsdError(f"{path} must be {expected}, not {data!r}; correct the value.")
+        raise UsdError(f"{path} must be {expected}, not {_shown(data)}; correct the value.")
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, short whatever it is."""
+    writer = reprlib.Repr()
+    writer.maxstring = writer.maxlong = writer.maxother = 80
+    return writer.repr(value)
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; a missing file or a syntax error is a UsdError that names the file and the line."""
+    """Parse a JSON file; every state and settings file is read here.
+
+    A byte order mark is skipped. JSON's extensions are not read: NaN, infinities, and a key that stands twice in one
+    object, of which a parser would silently keep the last.
+
+    Raises:
+        UsdError: missing, unreadable, not UTF-8 or no such JSON; names the file, and the line or key at fault.
+    """
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UsdError(f"{path} does not exist; check the path, or run the command that writes it first.") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise UsdError(f"{path} cannot be read ({error.strerror}); it must be a readable file.") from error
+    return _parse(content, str(path))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Parse a JSON file that must hold an object; see `read_json`."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UsdError(f"{path} must hold a JSON object {{...}}, not {_shown(value)}; restore or rewrite it.")
+    return value
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file of JSON lines, none where there is no file; a last line cut off by a kill is left out.
+
+    Raises:
+        UsdError: unreadable, or a line other than the last is no JSON object; names the file and the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    try:
+        *lines, last = path.read_bytes().split(b"\n")  # complete lines end in a line break
+    except OSError as error:
+        raise UsdError(f"{path} cannot be read ({error.strerror}); it must be a readable file.") from error
+    found = []
+    for number, line in enumerate([*lines, last], start=1):
+        if not line.strip():
+            continue
+        try:
+            value = _parse(line, name := f"{path}, line {number},")
+            if not isinstance(value, dict):
+                raise UsdError(f"{name} must hold a JSON object {{...}}, not {_shown(value)}; delete that line.")
+        except UsdError:
+            if line is last:
+                break
+            raise
+        found.append(value)
+    return found
+
+
+def _parse(content: bytes, name: str) -> Any:
+    """Parse JSON text; `name` begins every message."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise UsdError(
-            f"{path} is no valid JSON: {error.msg} in line {error.lineno}, column {error.colno}; mend that line."
+            f"{name} is not UTF-8: byte 0x{content[error.start]:02x} in line {line}; save the file as UTF-8."
         ) from None
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise UsdError(f"{name} is no valid JSON: {error.msg} in {place}; correct that line.") from None
+    except RecursionError:
+        raise UsdError(_too_deep(name)) from None
+    except ValueError as error:  # of the three functions above, and Python's own limit of digits
+        problem = "a number has too many digits" if "digits" in str(error) else str(error)
+        raise UsdError(f"{name} cannot be used: {problem}; correct it.") from None
+    if _depth(value) > MAX_DEPTH:
+        raise UsdError(_too_deep(name))
+    try:
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsdError(f"{name} holds half a surrogate pair (\\ud800 to \\udfff), correct that text.") from None
+    return value
+
+
+def _too_deep(name: str) -> str:
+    return f"{name} nests lists and objects over {MAX_DEPTH} deep; no file of this program does, restore or rewrite it."
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and objects, counted up to MAX_DEPTH + 1."""
+    level, depth = [value], 0
+    while level and depth <= MAX_DEPTH:
+        level = [v for c in level if isinstance(c, (dict, list)) for v in (c.values() if isinstance(c, dict) else c)]
+        depth += 1
+    return depth
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {_shown(twice)} stands twice in one object, keep one")
+    return found
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word} is no number that JSON knows")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is larger than any number that can be stored")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

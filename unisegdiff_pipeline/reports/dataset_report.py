@@ -17,7 +17,8 @@ from typing import TypeVar
 
 import unisegdiff_pipeline
 from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, Percentiles
-from unisegdiff_pipeline.io.serialization import read_dataclass, read_json
+from unisegdiff_pipeline.io.integrity import Problem
+from unisegdiff_pipeline.io.serialization import read_dataclass
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 from unisegdiff_pipeline.reports import dataset_figures
 from unisegdiff_pipeline.reports.dataset_warnings import data_warnings
@@ -64,7 +65,7 @@ def write_dataset_report(folder: Path, with_plans: bool = True) -> Path:
     plans = None
     if with_plans and (folder / PLANS_NAME).is_file():
         plans = read_dataclass(Plans, folder / PLANS_NAME)
-    found = read_json(folder / WARNINGS_NAME) if (folder / WARNINGS_NAME).is_file() else []
+    found = read_dataclass(tuple[Problem, ...], folder / WARNINGS_NAME) if (folder / WARNINGS_NAME).is_file() else ()
     page = Page(
         title=fingerprint.dataset_name,
         subtitle="Data set report",
@@ -119,9 +120,9 @@ def _spacing_detail(fingerprint: Fingerprint, plans: Plans | None) -> str:
     return f"median, {_times(_axes(fingerprint, 'ZYX'))}"
 
 
-def _warnings(fingerprint: Fingerprint, plans: Plans | None, found: Sequence[dict[str, str]]) -> Section:
+def _warnings(fingerprint: Fingerprint, plans: Plans | None, found: Sequence[Problem]) -> Section:
     body = [notice(text, "warning") for text in data_warnings(fingerprint, plans)]
-    files = [f"{w['file']}: {w['message']}. {w['remedy']}".rstrip() for w in found]
+    files = [str(warning) for warning in found]
     if files:
         body.append(paragraph(f"The check of the files found {len(files)} more to look at:"))
         body.append(bullets(files[:MOST_WARNINGS]))

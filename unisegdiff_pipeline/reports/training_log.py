@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.serialization import read_json_lines
+
 LOG_NAME = "log.jsonl"
 Entry = dict[str, Any]
+# Keys that more than a figure depends on: key, types, in words. Only the first has to be there.
+_KEYS = (
+    ("kind", (str,), "a text"),
+    ("phase", (int,), "a whole number"),
+    ("iteration", (int,), "a whole number"),
+    ("seconds", (int, float), "a number"),
+)
 
 
 def read_log(path: Path) -> list[Entry]:
-    """All entries of a log file, none where there is no file; a last line cut off by a kill is left out."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+    """All entries of a log file, none where there is no file; a last line cut off by a kill is left out.
+
+    Raises:
+        UsdError: a line that is no entry; names the file, the line and the remedy.
+    """
+    entries = read_json_lines(path)
+    for number, entry in enumerate(entries, start=1):
+        for key, kinds, expected in _KEYS:
+            found = entry.get(key)
+            if (found is None and key == "kind") or not isinstance(found, (*kinds, type(None))) or found is True:
+                raise UsdError(
+                    f"{path}: {key} of entry {number} is {found!r:.80}, it must be {expected}; delete that line."
+                )
+    return entries
 
 
 def of_kind(entries: Sequence[Entry], kind: str, phase: int | None = None) -> list[Entry]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.serialization import read_json, to_jsonable
+from unisegdiff_pipeline.io.serialization import from_jsonable, read_object, to_jsonable
 from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
 
 REQUEST_NAME = "request.json"
@@ -42,7 +42,7 @@ def require_same_training(run: FoldRun, trainer: type[Trainer]) -> None:
     path = run.folder / REQUEST_NAME
     if not path.is_file():
         return
-    former, now = read_json(path), to_jsonable(describe_training(run, trainer))
+    former, now = _read_request(path), to_jsonable(describe_training(run, trainer))
     for name in ("train_cases", "holdout_cases", "validation_cases", "seed", "trainer", "phase_1_from"):
         if former.get(name) != now[name]:
             what = "is another" if isinstance(now[name], list) else f"was {former.get(name)!r} and is now {now[name]!r}"
@@ -61,7 +61,7 @@ def require_same_training(run: FoldRun, trainer: type[Trainer]) -> None:
 def held_out_of(folder: Path) -> tuple[str, ...]:
     """The cases that a training in `folder` holds out to choose on, in its order; none where there is no training."""
     path = folder / REQUEST_NAME
-    return tuple(read_json(path)["holdout_cases"]) if path.is_file() else ()
+    return tuple(_read_request(path)["holdout_cases"]) if path.is_file() else ()
 
 
 def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
@@ -69,10 +69,22 @@ def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
     for name in (PHASE_1_NAME, PHASE_1_FACTS_NAME, REQUEST_NAME):
         if not (folder / name).is_file():
             raise UsdError(f"--phase-1-from {folder} holds no {name}; name a fold's folder whose phase 1 has ended.")
-    seen = set(read_json(folder / REQUEST_NAME)["train_cases"])
+    seen = set(_read_request(folder / REQUEST_NAME)["train_cases"])
     leaked = sorted(seen & {*run.holdout_cases, *run.validation_cases})
     if leaked:
         raise UsdError(
             f"--phase-1-from {folder} was trained on {len(leaked)} cases that this fold holds out ({leaked[0]}, ...): "
             f"its scores would mean nothing. Take phase 1 from the same fold."
         )
+
+
+def _read_request(path: Path) -> dict[str, Any]:
+    """request.json as `describe_training` wrote it; cases are lists of names, `training` is an object."""
+    request = read_object(path)
+    try:
+        for name in ("train_cases", "holdout_cases", "validation_cases"):
+            from_jsonable(tuple[str, ...], request.get(name), name)
+        from_jsonable(dict[str, Any], request.get("training"), "training")
+    except UsdError as error:
+        raise UsdError(f"{path}: {error} Restore the file, or begin the fold again with --restart.") from None
+    return request

@@ -16,8 +16,9 @@ from unisegdiff_pipeline.inference.model_folder import (
     save_weights,
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
+from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.progress import counted, format_duration
-from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
+from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, read_object, write_json
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
@@ -294,9 +295,16 @@ def _scores(summary: Summary) -> dict[str, dict[str, float | None]]:
 
 
 def _read_scores(run: FoldRun) -> dict[str, dict[str, float | None]]:
-    stored = read_json(run.folder / "validation" / SUMMARY_NAME)["summary"]
+    path = run.folder / "validation" / SUMMARY_NAME
+    stored = read_object(path).get("summary")
     if stored is None:
         return {}
-    scores = {c["class_name"]: {"dice": c["mean_dice"], "iou": c["mean_iou"]} for c in stored["classes"]}
-    scores["mean"] = {"dice": stored["mean_dice"], "iou": stored["mean_iou"]}
-    return scores
+    try:
+        scores = {c["class_name"]: {"dice": c["mean_dice"], "iou": c["mean_iou"]} for c in stored["classes"]}
+        scores["mean"] = {"dice": stored["mean_dice"], "iou": stored["mean_iou"]}
+        return from_jsonable(dict[str, dict[str, float | None]], scores)
+    except (KeyError, TypeError, UsdError):
+        raise UsdError(
+            f"{path} holds no scores as validation writes them; delete it and run the same command again: it only "
+            f"validates anew."
+        ) from None

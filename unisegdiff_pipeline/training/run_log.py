@@ -29,6 +29,7 @@ class RunLog:
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:
         self.path = folder / LOG_NAME
         folder.mkdir(parents=True, exist_ok=True)
+        _drop_half_line(self.path)
         self.report_s = 0.0
         self._report_allowance = Allowance(REPORT_SHARE)
         self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
@@ -82,6 +83,13 @@ class RunLog:
         """Flush TensorBoard events."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _drop_half_line(path: Path) -> None:
+    """Remove a last line that a kill cut off, so that the next entry does not become part of it."""
+    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 def _tensorboard_writer(folder: Path) -> Any:
