@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+Shape = tuple[int, ...]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 IDENTITY_DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 MAX_DISPLACEMENT_VOXELS = 0.1  # between the corners of grids that count as one

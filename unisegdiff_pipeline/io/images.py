@@ -6,17 +6,10 @@
 | .nrrd .mha .gipl | SimpleITK | SimpleITK |
 | .png .jpg .jpeg .bmp | none: 2D, spacing 1 | Pillow |
 | .tif .tiff | none, or `CASE.json` with "spacing" beside a stack of slices | Pillow |
-
-Voxels of NIfTI files are not read by SimpleITK, because it fills the end of a truncated file with arbitrary values
-and says nothing; nibabel raises, and is several times faster on small files.
 """
 
 from __future__ import annotations
 
-import errno
-import gzip
-import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,43 +17,37 @@ from typing import Any
 
 import numpy as np
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io import itk, nifti, pictures
+from unisegdiff_pipeline.io.endings import (
+    ITK_ENDINGS,
+    LOSSY_ENDINGS,
+    NIFTI_ENDINGS,
+    PICTURE_ENDINGS,
+    SUPPORTED_ENDINGS,
+    TIFF_ENDINGS,
+    is_picture_ending,
+    label_ending,
+    map_ending,
+    split_ending,
+)
+from unisegdiff_pipeline.io.errors import UsdError, unreadable
 from unisegdiff_pipeline.io.files import atomic_path
-from unisegdiff_pipeline.io.geometry import Geometry, Volume
-from unisegdiff_pipeline.io.serialization import from_jsonable, read_object, write_json
+from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume
+from unisegdiff_pipeline.io.serialization import write_json
 
-NIFTI_ENDINGS = (".nii.gz", ".nii")
-ITK_ENDINGS = (".nrrd", ".mha", ".gipl")
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
-TIFF_ENDINGS = (".tiff", ".tif")
-LOSSY_ENDINGS = (".jpg", ".jpeg")
-NIFTI_HEADER_BYTES = 352  # with the four bytes that say that no extension follows
-SUPPORTED_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS + PICTURE_ENDINGS + TIFF_ENDINGS
-
-Shape = tuple[int, ...]
-
-
-def split_ending(name: str) -> tuple[str, str]:
-    """Split a file name into stem and supported ending, `("case_0000", ".nii.gz")`; the ending is "" if unknown."""
-    for ending in SUPPORTED_ENDINGS:
-        if name.lower().endswith(ending):
-            return name[: -len(ending)], name[-len(ending) :]
-    return name, ""
-
-
-def is_picture_ending(ending: str) -> bool:
-    """Whether files of this ending are pictures without a geometry of their own."""
-    return ending.lower() in PICTURE_ENDINGS + TIFF_ENDINGS
-
-
-def label_ending(file_ending: str) -> str:
-    """Ending of label files that belong to images of `file_ending`: the same, but PNG beside JPEG, which is lossy."""
-    return ".png" if file_ending.lower() in LOSSY_ENDINGS else file_ending
-
-
-def map_ending(file_ending: str) -> str:
-    """Ending of probability and uncertainty maps that belong to images of `file_ending`: pictures get PNG maps."""
-    return ".png" if file_ending.lower() in PICTURE_ENDINGS else file_ending
+__all__ = [
+    "SUPPORTED_ENDINGS",
+    "is_picture_ending",
+    "label_ending",
+    "map_ending",
+    "read_header",
+    "read_image",
+    "read_labels",
+    "read_map",
+    "split_ending",
+    "write_labels",
+    "write_map",
+]
 
 
 def read_image(paths: Sequence[Path], num_channels: int | None = None) -> Volume:
@@ -197,11 +184,11 @@ def _reader(path: Path) -> _Format:
     _, ending = split_ending(path.name)
     ending = ending.lower()
     if ending in NIFTI_ENDINGS:
-        return _Format(_nifti_header, _read_nifti, _write_itk)
+        return _Format(nifti.header, nifti.read, itk.write)
     if ending in ITK_ENDINGS:
-        return _Format(_itk_header, _read_itk, _write_itk)
+        return _Format(itk.header, itk.read, itk.write)
     if ending in PICTURE_ENDINGS + TIFF_ENDINGS:
-        return _Format(_picture_header, _read_picture, _write_picture)
+        return _Format(pictures.header, pictures.read, pictures.write)
     raise UsdError(f"{path} has no known ending; supported are {', '.join(SUPPORTED_ENDINGS)}. Convert the file.")
 
 
@@ -214,12 +201,7 @@ def _read(path: Path, as_labels: bool = False) -> Volume:
     except (UsdError, MemoryError):
         raise
     except Exception as error:  # the libraries raise anything from OSError to SyntaxError for a damaged file
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: BaseException) -> UsdError:
-    reason = " ".join(str(error).split())[-300:] or type(error).__name__
-    return UsdError(f"{path} cannot be read, it seems to be truncated or damaged ({reason}); copy or export it again.")
+        raise unreadable(path, error) from error
 
 
 def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
@@ -264,256 +246,3 @@ def _smallest_integer_type(array: np.ndarray) -> np.dtype[Any]:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return np.dtype(dtype)
     return np.dtype(np.int64)
-
-
-# --------------------------------------------------------------------------------------------- NIfTI, NRRD, MHA
-
-
-def _itk() -> Any:
-    import SimpleITK
-
-    # Its readers print to stderr about header details that do not matter here; real problems are raised.
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    return SimpleITK
-
-
-def _itk_geometry(spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]) -> Geometry:
-    """Geometry from ITK's own order (x, y, z); dimensions above three are dropped, a missing third is added."""
-    dims = len(spacing)
-    matrix = np.eye(max(3, dims))
-    matrix[:dims, :dims] = np.reshape(direction, (dims, dims))
-    padded_spacing = [*map(float, spacing), 1.0][:3]
-    padded_origin = [*map(float, origin), 0.0][:3]
-    z, y, x = padded_spacing[::-1]
-    return Geometry((z, y, x), tuple(padded_origin), tuple(matrix[:3, :3].ravel().tolist()), is_2d=dims == 2)
-
-
-def _itk_header(path: Path) -> tuple[Shape, Geometry]:
-    sitk = _itk()
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _unreadable(path, error) from error
-    size = reader.GetSize()
-    geometry = _itk_geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-    channels = reader.GetNumberOfComponents() * (size[3] if len(size) == 4 else 1)
-    return (channels, *((*size[:3], 1)[:3][::-1])), geometry
-
-
-def _read_itk(path: Path, as_labels: bool) -> Volume:
-    sitk = _itk()
-    image = sitk.ReadImage(str(path))
-    geometry = _itk_geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    array = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        array = np.ascontiguousarray(np.moveaxis(array, -1, 0))
-    elif image.GetDimension() < 4:
-        array = array[None]
-    if geometry.is_2d:
-        array = array[:, None]
-    return Volume(array, geometry)
-
-
-def _write_itk(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    sitk = _itk()
-    if geometry.is_2d:
-        image = sitk.GetImageFromArray(array[0])
-        image.SetSpacing(geometry.spacing_mm[:0:-1])
-        image.SetOrigin(geometry.origin_mm[:2])
-        image.SetDirection(np.reshape(geometry.direction, (3, 3))[:2, :2].ravel().tolist())
-    else:
-        image = sitk.GetImageFromArray(array)
-        image.SetSpacing(geometry.spacing_mm[::-1])
-        image.SetOrigin(geometry.origin_mm)
-        image.SetDirection(geometry.direction)
-    try:
-        sitk.WriteImage(image, str(path), useCompression=True)
-    except RuntimeError as error:
-        raise OSError(" ".join(str(error).split())[-300:]) from error
-    if not _is_complete(path, array):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-
-def _is_complete(path: Path, array: np.ndarray) -> bool:
-    """Whether a file that ITK has written holds the whole array; on a full disk ITK cuts it short and says nothing.
-
-    The size says so for NIfTI, that of the content being the last four bytes of a gzip file. Other formats are read
-    back.
-    """
-    size = NIFTI_HEADER_BYTES + array.nbytes
-    if path.suffix.lower() == ".nii":
-        return path.stat().st_size == size
-    if path.suffix.lower() == ".gz":
-        with open(path, "rb") as stream:
-            stream.seek(-min(4, path.stat().st_size), os.SEEK_END)
-            return int.from_bytes(stream.read(), "little") == size % (1 << 32)
-    try:
-        return _read_itk(path, True).array.tobytes() == array.tobytes()
-    except RuntimeError:
-        return False
-
-
-def _nifti_header(path: Path) -> tuple[Shape, Geometry]:
-    import nibabel
-
-    try:
-        image: Any = nibabel.load(path)
-        return _nifti_shape(image.shape), _nifti_geometry(path, image)
-    except UsdError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_nifti(path: Path, as_labels: bool) -> Volume:
-    import nibabel
-
-    image: Any = nibabel.load(path)
-    geometry = _nifti_geometry(path, image)
-    if path.suffix.lower() == ".gz":
-        # Decompressing to the end of the file compares its checksum, which reading only the voxels would not reach.
-        image = type(image).from_bytes(gzip.decompress(path.read_bytes()))
-    slope, intercept = image.dataobj.slope, image.dataobj.inter
-    # Unscaled voxels keep their integer type; scaled ones need no float64 copy of the volume.
-    scaled = (slope, intercept) != (1, 0)
-    array: np.ndarray = np.asarray(image.dataobj, dtype=np.float32 if scaled else None)
-    if array.dtype.fields:  # RGB(A) voxels
-        array = np.stack([array[str(name)] for name in array.dtype.fields], axis=-1).reshape(*array.shape[:3], -1)
-    return Volume(np.ascontiguousarray(array.T).reshape(_nifti_shape(array.shape)), geometry)
-
-
-def _nifti_shape(shape: Shape) -> Shape:
-    """(X, Y, Z, ...) of the file as (C, Z, Y, X); all axes beyond the third are channels."""
-    x, y, z = (*shape[:3], 1, 1)[:3]
-    return (int(np.prod(shape[3:], dtype=int)), z, y, x)
-
-
-def _nifti_geometry(path: Path, image: Any) -> Geometry:
-    try:
-        return _itk_header(path)[1]
-    except UsdError as cause:  # above all "only supports orthonormal direction cosines"
-        try:
-            return _affine_geometry(path, image.affine, is_2d=len(image.shape) == 2)
-        except UsdError as error:
-            raise error from cause
-
-
-def _affine_geometry(path: Path, affine: np.ndarray, is_2d: bool) -> Geometry:
-    """Geometry from nibabel's RAS affine, with the directions made orthonormal where they nearly are.
-
-    Raises:
-        UsdError: a sheared grid, which spacing and rotation cannot describe.
-    """
-    matrix = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]  # RAS -> LPS
-    spacing = np.linalg.norm(matrix, axis=0)
-    if not (np.isfinite(affine).all() and (spacing > 0).all()):
-        raise UsdError(f"{path} has no valid affine in its header; write spacing, origin and direction into it.")
-    u, _, vt = np.linalg.svd(matrix / spacing)
-    direction = u @ vt
-    shear = float(np.abs(direction - matrix / spacing).max())
-    if shear > 0.02:
-        raise UsdError(
-            f"{path} has a sheared grid (directions are off orthogonal by {shear:.3f}, allowed is 0.02); resample it "
-            "onto an orthogonal grid."
-        )
-    origin = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, 3]
-    z, y, x = spacing[::-1].tolist()
-    return Geometry((z, y, x), tuple(origin.tolist()), tuple(direction.ravel().tolist()), is_2d=is_2d)
-
-
-# ------------------------------------------------------------------------------------------------------ pictures
-
-
-def _pillow() -> Any:
-    from PIL import Image
-
-    # Its limit guards web servers against hostile files; whole-slide pictures are larger than that.
-    Image.MAX_IMAGE_PIXELS = None
-    return Image
-
-
-def _picture_header(path: Path) -> tuple[Shape, Geometry]:
-    try:
-        with _pillow().open(path) as picture:
-            frames = getattr(picture, "n_frames", 1) if path.suffix.lower() in TIFF_ENDINGS else 1
-            shape = (_picture_channels(picture), frames, picture.height, picture.width)
-    except FileNotFoundError:
-        raise UsdError(f"{path} does not exist; check the path and the file name.") from None
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    return shape, _picture_geometry(path, frames)
-
-
-def _read_picture(path: Path, as_labels: bool) -> Volume:
-    from PIL import ImageSequence
-
-    with _pillow().open(path) as picture:
-        if path.suffix.lower() in TIFF_ENDINGS:
-            slices = [_picture_array(frame, as_labels) for frame in ImageSequence.Iterator(picture)]
-        else:
-            slices = [_picture_array(picture, as_labels)]
-    array = slices[0][:, None] if len(slices) == 1 else np.stack(slices, axis=1)  # (C, Z, Y, X)
-    return Volume(_drop_opaque_alpha(array), _picture_geometry(path, len(slices)))
-
-
-def _picture_channels(picture: Any) -> int:
-    if picture.mode == "P":
-        return 1 if _has_grey_palette(picture) else 3
-    return {"RGB": 3, "CMYK": 3, "YCbCr": 3, "LAB": 3, "HSV": 3, "RGBA": 4, "PA": 4, "LA": 2}.get(picture.mode, 1)
-
-
-def _picture_array(picture: Any, as_labels: bool) -> np.ndarray:
-    """One frame as (C, Y, X); of a palette, label maps use the indices and images the colours."""
-    if picture.mode == "P" and not as_labels:
-        picture = picture.convert("L" if _has_grey_palette(picture) else "RGB")
-    elif picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        picture = picture.convert("RGB")
-    elif picture.mode == "PA":
-        picture = picture.convert("RGBA")
-    array = np.asarray(picture)
-    if array.dtype == bool:
-        array = array.astype(np.uint8)
-    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-
-
-def _has_grey_palette(picture: Any) -> bool:
-    palette = np.reshape(picture.getpalette("RGB"), (-1, 3))
-    return bool((palette == palette[:, :1]).all())
-
-
-def _drop_opaque_alpha(array: np.ndarray) -> np.ndarray:
-    """Drop the last channel of grey + alpha or RGBA where it is at its maximum everywhere."""
-    if array.shape[0] in (2, 4) and array.dtype == np.uint8 and (array[-1] == 255).all():
-        return array[:-1]
-    return array
-
-
-def _picture_geometry(path: Path, frames: int) -> Geometry:
-    """Spacing 1, unless a stack of slices has a JSON file beside it, as nnU-Net's reader of 3D TIFF expects."""
-    if path.suffix.lower() not in TIFF_ENDINGS:
-        return Geometry(is_2d=True)
-    stem, _ = split_ending(path.name)
-    for name in (stem, re.sub(r"_\d{4}$", "", stem)):
-        sidecar = path.with_name(f"{name}.json")
-        if sidecar.is_file():
-            content = read_object(sidecar)
-            spacing = from_jsonable(tuple[float, float, float], content.get("spacing"), f"{sidecar}: spacing")
-            return Geometry(spacing, is_2d=frames == 1)
-    return Geometry(is_2d=frames == 1)
-
-
-def _write_picture(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    if array.dtype == np.int16:
-        array = array.astype(np.uint16 if array.min() >= 0 else np.int32)
-    tiff = path.suffix.lower() in TIFF_ENDINGS
-    if array.shape[0] != 1 and not tiff:
-        raise ValueError(f"{path.suffix} holds one slice, but the array has shape {array.shape}; use another format")
-    if array.dtype not in (np.uint8, np.uint16) and not tiff:
-        raise ValueError(f"{path.suffix} holds values 0..65535, but the array is {array.dtype} up to {array.max()}")
-    slices = [_pillow().fromarray(np.ascontiguousarray(part)) for part in array]
-    if tiff:
-        slices[0].save(path, compression="tiff_deflate", save_all=True, append_images=slices[1:])
-    else:
-        slices[0].save(path)

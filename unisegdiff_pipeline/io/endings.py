@@ -1,0 +1,34 @@
+"""Endings of image files: which family of formats they name, and how files that belong together end."""
+
+from __future__ import annotations
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+ITK_ENDINGS = (".nrrd", ".mha", ".gipl")
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
+TIFF_ENDINGS = (".tiff", ".tif")
+LOSSY_ENDINGS = (".jpg", ".jpeg")
+SUPPORTED_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS + PICTURE_ENDINGS + TIFF_ENDINGS
+
+
+
+def split_ending(name: str) -> tuple[str, str]:
+    """Split a file name into stem and supported ending, `("case_0000", ".nii.gz")`; the ending is "" if unknown."""
+    for ending in SUPPORTED_ENDINGS:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)], name[-len(ending) :]
+    return name, ""
+
+
+def is_picture_ending(ending: str) -> bool:
+    """Whether files of this ending are pictures without a geometry of their own."""
+    return ending.lower() in PICTURE_ENDINGS + TIFF_ENDINGS
+
+
+def label_ending(file_ending: str) -> str:
+    """Ending of label files that belong to images of `file_ending`: the same, but PNG beside JPEG, which is lossy."""
+    return ".png" if file_ending.lower() in LOSSY_ENDINGS else file_ending
+
+
+def map_ending(file_ending: str) -> str:
+    """Ending of probability and uncertainty maps that belong to images of `file_ending`: pictures get PNG maps."""
+    return ".png" if file_ending.lower() in PICTURE_ENDINGS else file_ending

@@ -1,0 +1,102 @@
+"""Files that SimpleITK reads and writes: NRRD, MHA and GIPL; of NIfTI it reads the geometry and writes the files."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unisegdiff_pipeline.io.errors import unreadable
+from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume
+
+_NIFTI_HEADER_BYTES = 352  # with the four bytes that say that no extension follows
+
+
+def _itk() -> Any:
+    import SimpleITK
+
+    # Its readers print to stderr about header details that do not matter here; real problems are raised.
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    return SimpleITK
+
+
+def geometry_from_itk(spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]) -> Geometry:
+    """Geometry from ITK's own order (x, y, z); dimensions above three are dropped, a missing third is added."""
+    dims = len(spacing)
+    matrix = np.eye(max(3, dims))
+    matrix[:dims, :dims] = np.reshape(direction, (dims, dims))
+    padded_spacing = [*map(float, spacing), 1.0][:3]
+    padded_origin = [*map(float, origin), 0.0][:3]
+    z, y, x = padded_spacing[::-1]
+    return Geometry((z, y, x), tuple(padded_origin), tuple(matrix[:3, :3].ravel().tolist()), is_2d=dims == 2)
+
+
+def header(path: Path) -> tuple[Shape, Geometry]:
+    sitk = _itk()
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise unreadable(path, error) from error
+    size = reader.GetSize()
+    geometry = geometry_from_itk(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    channels = reader.GetNumberOfComponents() * (size[3] if len(size) == 4 else 1)
+    return (channels, *((*size[:3], 1)[:3][::-1])), geometry
+
+
+def read(path: Path, as_labels: bool) -> Volume:
+    sitk = _itk()
+    image = sitk.ReadImage(str(path))
+    geometry = geometry_from_itk(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    array = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        array = np.ascontiguousarray(np.moveaxis(array, -1, 0))
+    elif image.GetDimension() < 4:
+        array = array[None]
+    if geometry.is_2d:
+        array = array[:, None]
+    return Volume(array, geometry)
+
+
+def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    sitk = _itk()
+    if geometry.is_2d:
+        image = sitk.GetImageFromArray(array[0])
+        image.SetSpacing(geometry.spacing_mm[:0:-1])
+        image.SetOrigin(geometry.origin_mm[:2])
+        image.SetDirection(np.reshape(geometry.direction, (3, 3))[:2, :2].ravel().tolist())
+    else:
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(geometry.spacing_mm[::-1])
+        image.SetOrigin(geometry.origin_mm)
+        image.SetDirection(geometry.direction)
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(" ".join(str(error).split())[-300:]) from error
+    if not _is_complete(path, array):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _is_complete(path: Path, array: np.ndarray) -> bool:
+    """Whether a file that ITK has written holds the whole array; on a full disk ITK cuts it short and says nothing.
+
+    The size says so for NIfTI, that of the content being the last four bytes of a gzip file. Other formats are read
+    back.
+    """
+    size = _NIFTI_HEADER_BYTES + array.nbytes
+    if path.suffix.lower() == ".nii":
+        return path.stat().st_size == size
+    if path.suffix.lower() == ".gz":
+        with open(path, "rb") as stream:
+            stream.seek(-min(4, path.stat().st_size), os.SEEK_END)
+            return int.from_bytes(stream.read(), "little") == size % (1 << 32)
+    try:
+        return read(path, True).array.tobytes() == array.tobytes()
+    except RuntimeError:
+        return False
