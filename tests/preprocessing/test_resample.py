@@ -10,7 +10,6 @@ from unisegdiff_pipeline.preprocessing.resample import (
     GridMap,
     find_separate_axis,
     resample_image,
-    resample_labels,
     resampled_shape,
 )
 
@@ -96,28 +95,6 @@ def test_separate_axis_repeats_slices() -> None:
     image = np.stack([np.full((6, 6), v, np.float32) for v in (0, 5, 9)])[None]
     result = resample_image(image, (6, 6, 6), 3, separate_axis=0)
     np.testing.assert_allclose(result[0, :, 0, 0], [0, 0, 5, 5, 9, 9])
-
-
-def test_labels_doubled_and_halved() -> None:
-    labels = np.zeros((1, 4, 4), np.uint8)
-    labels[0, :, 2:] = 3
-    labels[0, 2:, :2] = 1
-    doubled = resample_labels(labels, (1, 8, 8))
-    np.testing.assert_array_equal(doubled, np.kron(labels, np.ones((1, 2, 2), np.uint8)))
-    np.testing.assert_array_equal(resample_labels(doubled, (1, 4, 4)), labels)
-
-
-def test_labels_are_never_mixed_into_new_values() -> None:
-    labels = np.zeros((1, 1, 12), np.uint8)
-    labels[..., 4:8], labels[..., 8:] = 1, 7
-    assert set(np.unique(resample_labels(labels, (1, 1, 31)))) == {0, 1, 7}
-
-
-def test_empty_and_unchanged_labels() -> None:
-    empty = np.zeros((2, 4, 4), np.int16)
-    assert resample_labels(empty, (3, 5, 5)).dtype == np.int16
-    assert not resample_labels(empty, (3, 5, 5)).any()
-    assert resample_labels(empty, (2, 4, 4)) is empty
 
 
 @pytest.mark.parametrize(

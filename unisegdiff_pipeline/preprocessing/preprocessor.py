@@ -19,6 +19,7 @@ from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.components import find_components
 from unisegdiff_pipeline.preprocessing.crop import crop_to_nonzero, permute
+from unisegdiff_pipeline.preprocessing.label_resampling import resample_labels
 from unisegdiff_pipeline.preprocessing.normalize import normalize_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.reference import (
@@ -29,7 +30,6 @@ from unisegdiff_pipeline.preprocessing.reference import (
 from unisegdiff_pipeline.preprocessing.resample import (
     find_separate_axis,
     resample_image,
-    resample_labels,
     resampled_shape,
 )
 from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
 ANISOTROPY_THRESHOLD = 3.0
 SLAB_BYTES = 96 * 1024 * 1024  # a slab of cubic resampling; it shares 22 input rows with the next
-LINEAR_SLAB_BYTES = 24 * 1024 * 1024  # linear slabs share two, so they may be as small as suits the cache
+LINEAR_SLAB_BYTES = 24 * 1024 * 1024  # linear slabs share two rows, so they may be as small as suits the cache
 PREFILTER_REACH = 10  # voxels; the cubic prefilter decays as 0.268^k, 2e-6 at 10
 OUTPUT_BLOCK = 64
-TIE_TOLERANCE = 1e-5
 
 
 def resampled_shape(
@@ -57,11 +56,16 @@ def find_separate_axis(
     return None
 
 
-def axis_weights(num_in: int, num_out: int, order: int) -> tuple[np.ndarray, np.ndarray]:
+def axis_weights(num_in: int, num_out: int, order: int, covering: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Weights of one axis: output j is the sum over k of weights[j, k] * input[clip(starts[j] + k)].
 
     All kernels act on the input repeated outwards without end, so that they are convolutions of each other: B-spline
     basis * prefilter sqrt(3) * (sqrt(3) - 2)^|k| * Gaussian.
+
+    Args:
+        order: 3, 1 or 0.
+        covering: where the axis loses voxels, weigh an input by the part of the output voxel that it covers, which
+            keeps sums, instead of smoothing.
 
     Returns:
         starts (num_out,), rising, may lie outside of the input; weights (num_out, K), float64, rows sum to one.
@@ -69,6 +73,8 @@ def axis_weights(num_in: int, num_out: int, order: int) -> tuple[np.ndarray, np.
     positions = (np.arange(num_out) + 0.5) * (num_in / num_out) - 0.5
     if order == 0:
         return np.floor(positions + 0.5).astype(int), np.ones((num_out, 1))
+    if covering and num_out < num_in:
+        return _covered_parts(num_in, num_out)
     below = np.floor(positions).astype(int)
     t = (positions - below)[:, None]
     if order == 1:
@@ -85,6 +91,16 @@ def axis_weights(num_in: int, num_out: int, order: int) -> tuple[np.ndarray, np.
     return starts, weights / weights.sum(axis=1, keepdims=True)
 
 
+def _covered_parts(num_in: int, num_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """What part of output voxel j, [j, j + 1) * num_in / num_out, each input voxel covers."""
+    edges = np.arange(num_out + 1) * (num_in / num_out)
+    starts = np.floor(edges[:-1] + 1e-9).astype(int)
+    inputs = starts[:, None] + np.arange(math.ceil(num_in / num_out) + 1)
+    covered = np.minimum(inputs + 1, edges[1:, None]) - np.maximum(inputs, edges[:-1, None])
+    weights = covered.clip(0)
+    return starts, weights / weights.sum(axis=1, keepdims=True)
+
+
 def _convolve_rows(rows: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Full convolution of each row with a symmetric kernel."""
     out = np.zeros((len(rows), rows.shape[1] + len(kernel) - 1))
@@ -96,12 +112,12 @@ def _convolve_rows(rows: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 class AxisMap:
     """Resampling of one axis, applied in bands of OUTPUT_BLOCK outputs, so that the cost is linear in its length."""
 
-    def __init__(self, num_in: int, num_out: int, order: int, device: str = "cpu") -> None:
+    def __init__(self, num_in: int, num_out: int, order: int, device: str = "cpu", covering: bool = False) -> None:
         self.num_in, self.num_out = num_in, num_out
         self.is_identity = num_in == num_out
         self._device = device
         if not self.is_identity:
-            self._starts, self._weights = axis_weights(num_in, num_out, order)
+            self._starts, self._weights = axis_weights(num_in, num_out, order, covering)
 
     def needed(self, first: int, last: int) -> tuple[int, int]:
         """Range of input voxels that the outputs [first, last) depend on."""
@@ -148,18 +164,19 @@ class GridMap:
 
     def __init__(
         self, shape_in: Sequence[int], shape_out: Sequence[int], order: int,
-        separate_axis: int | None = None, device: str = "cpu",
+        separate_axis: int | None = None, device: str = "cpu", covering: bool = False,
     ) -> None:  # fmt: skip
         """
         Args:
             shape_in, shape_out: (Z, Y, X).
             order: 3 or 1, for all axes but `separate_axis`, which is resampled with order 0.
             device: where the matrices are applied.
+            covering: weigh by covered parts where an axis loses voxels; see `axis_weights`.
         """
         self.shape_in, self.shape_out = tuple(shape_in), tuple(shape_out)
         self._device = device
         self._axes = [
-            AxisMap(n, m, 0 if axis == separate_axis else order, device)
+            AxisMap(n, m, 0 if axis == separate_axis else order, device, covering)
             for axis, (n, m) in enumerate(zip(shape_in, shape_out, strict=True))
         ]
 
@@ -221,40 +238,3 @@ def resample_image(
             values = grid.slab(channel[None], first, last)[0].clamp_(lowest, highest)
             torch.from_numpy(out[first:last]).copy_(values)
     return result
-
-
-def resample_labels(
-    labels: np.ndarray, shape: Sequence[int], separate_axis: int | None = None, device: str = "cpu"
-) -> np.ndarray:
-    """Resample a label map (Z, Y, X): each value's mask linearly, then the value with the largest share.
-
-    The background's share is what the others leave; at a tie the label wins, as in nnU-Net.
-    """
-    grid = GridMap(labels.shape, shape, 1, separate_axis, device)
-    if grid.is_identity:
-        return labels
-    values = [int(v) for v in np.unique(labels) if v != 0]
-    result = np.zeros(tuple(shape), labels.dtype)
-    if not values:
-        return result
-    for first, last in grid.slabs(1, LINEAR_SLAB_BYTES):
-        result[first:last] = _largest_share(grid, labels, values, first, last)
-    return result
-
-
-def _largest_share(grid: GridMap, labels: np.ndarray, values: list[int], first: int, last: int) -> np.ndarray:
-    start, stop = grid.needed_rows(first, last)
-    rows = labels[start:stop]
-    winner = np.zeros((last - first, *grid.shape_out[1:]), labels.dtype)
-    best = np.zeros(winner.shape, np.float32)
-    background = np.ones(winner.shape, np.float32)
-    for value in values:
-        mask = rows == value
-        if not mask.any():
-            continue
-        share = grid.apply(mask[None], first, last)[0].cpu().numpy()
-        winner[share > best] = value
-        np.maximum(best, share, out=best)
-        background -= share
-    winner[background > best + TIE_TOLERANCE] = 0
-    return winner

@@ -15,7 +15,7 @@ from unisegdiff_pipeline.io.files import file_hash, text_hash
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 
-FORMAT_VERSION = 1  # raised when the stored arrays change their meaning
+FORMAT_VERSION = 2  # raised when the stored arrays change their meaning
 
 
 @dataclass(frozen=True)
