@@ -202,6 +202,26 @@ def test_grey_pictures_saved_as_colour(tmp_path):
     assert check_dataset(folder).problems == ()
 
 
+def test_palettes_in_another_order_are_found(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "Dataset001_X"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    red, green, black = [255, 0, 0], [0, 255, 0], [0, 0, 0]
+    for case, palette in {"a": black + red + green, "b": black + green + red, "c": black + red + [9, 9, 9]}.items():
+        Image.fromarray(np.arange(20, dtype=np.uint8).reshape(4, 5)).save(folder / "imagesTr" / f"{case}_0000.png")
+        labels = Image.new("P", (5, 4))
+        labels.putdata([0, 1, 2 * (case != "c"), 0] * 5)
+        labels.putpalette(palette)
+        labels.save(folder / "labelsTr" / f"{case}.png")
+    description = {"channel_names": {"0": "US"}, "labels": {"background": 0, "l": 1, "m": 2}, "file_ending": ".png"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    (problem,) = check_dataset(folder).problems
+    assert problem.file.endswith("labelsTr/b")
+    assert "value 1 has the colour (0, 255, 0), but (255, 0, 0) in a" in problem.message
+
+
 def test_a_case_that_was_read_is_not_read_again(folder):
     folder.good_case("a")
     raw = open_raw_dataset(folder.folder)

@@ -38,6 +38,7 @@ from unisegdiff_pipeline.io.serialization import write_json
 __all__ = [
     "SUPPORTED_ENDINGS",
     "is_picture_ending",
+    "label_colours",
     "label_ending",
     "map_ending",
     "read_header",
@@ -53,8 +54,7 @@ __all__ = [
 def read_image(paths: Sequence[Path], num_channels: int | None = None) -> Volume:
     """Read the files of one case and concatenate their channels in the order of `paths`.
 
-    One RGB picture gives three channels, a 4D file one channel a frame; an alpha channel is dropped where it is
-    opaque everywhere.
+    One RGB picture gives three channels, a 4D file one channel a frame; an opaque alpha channel counts for nothing.
 
     Args:
         paths: files of one case in channel order.
@@ -123,12 +123,15 @@ def read_map(path: Path, scale: float | None = None) -> Volume:
 
 
 def read_header(path: Path) -> tuple[Shape, Geometry]:
-    """Shape (C, Z, Y, X) and geometry of a file, without reading voxels.
-
-    An alpha channel counts as a channel here, because only its voxels tell whether it is opaque.
-    """
+    """Shape (C, Z, Y, X) and geometry of a file, without reading voxels; both are what reading it gives."""
     path = Path(path)
     return _reader(path).header(path)
+
+
+def label_colours(path: Path) -> dict[int, tuple[int, int, int]]:
+    """Colours (R, G, B) of the values of a label picture with a palette of colours; empty for all other files."""
+    path = Path(path)
+    return pictures.label_colours(path) if is_picture_ending(split_ending(path.name)[1]) else {}
 
 
 def write_labels(path: Path, labels: np.ndarray, geometry: Geometry) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import Volume, geometry_differences
-from unisegdiff_pipeline.io.images import label_ending, read_header, read_image, read_labels
+from unisegdiff_pipeline.io.images import label_colours, label_ending, read_header, read_image, read_labels
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem
 
 _MAX_NAMED = 10
@@ -55,6 +55,7 @@ class CaseCheck:
         image_hash: hash of shape and voxels, the same for identical images; None without a readable image.
         is_2d: whether the image is 2D; None without a readable image.
         empty: the label map holds background (and ignored voxels) only.
+        label_colours: (value, colour) of the values that occur in label pictures with a palette of colours.
     """
 
     case_id: str
@@ -63,6 +64,7 @@ class CaseCheck:
     image_hash: str | None
     is_2d: bool | None
     empty: bool
+    label_colours: tuple[tuple[int, tuple[int, int, int]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def check_case(case: RawCase, description: DatasetDescription, volumes: CaseVolu
         image_hash=None if image is None else _hash(image.array),
         is_2d=None if image is None else image.geometry.is_2d,
         empty=labels is not None and not any(mask.any() for _, mask in description.labels.class_masks(labels.array)),
+        label_colours=() if labels is None or case.label_path is None else _used_colours(case.label_path, labels),
     )
 
 
@@ -138,6 +141,7 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
     warnings = [warning for check in checks for warning in check.warnings]
     problems += [_stray_file(raw, path) for path in raw.stray_files]
     problems += _mixed_dimensions(raw, checks)
+    problems += _mixed_palettes(raw, checks)
     warnings += _check_counts(raw)
     identical = _identical_images(checks)
     warnings += [_identical_warning(raw, case_ids) for case_ids in identical]
@@ -266,6 +270,11 @@ def _check_labels(
         )
 
 
+def _used_colours(path: Path, labels: Volume) -> tuple[tuple[int, tuple[int, int, int]], ...]:
+    colours = label_colours(path)
+    return tuple((value, colours[value]) for value in sorted(label_values(labels.array) & colours.keys()))
+
+
 def _value_remedy(unknown: Sequence[int], allowed: Sequence[int]) -> str:
     if unknown == [255] and allowed == [0, 1]:
         return "Masks of 0 and 255 must be written as 0 and 1: divide them by 255."
@@ -316,6 +325,22 @@ def _mixed_dimensions(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[
             f"2D and 3D images are mixed: {_some(rare)} are {kind}",
             "Split the data set, or convert these images.",
         )
+
+
+def _mixed_palettes(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
+    """A value that has one colour in one label picture and another colour in the next is not one class."""
+    first: dict[int, tuple[str, tuple[int, int, int]]] = {}
+    for check in checks:
+        for value, colour in check.label_colours:
+            case_id, expected = first.setdefault(value, (check.case_id, colour))
+            if colour != expected:
+                yield Problem(
+                    str(raw.folder / "labelsTr" / check.case_id),
+                    f"the label value {value} has the colour {colour}, but {expected} in {case_id}: its palette is in "
+                    "another order",
+                    "Save all label maps as grey values, or with one palette.",
+                )
+                break
 
 
 def _check_counts(raw: RawDataset) -> Iterable[Problem]:
