@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
-from unisegdiff_pipeline.inference import predictor as predictor_module
+from unisegdiff_pipeline.inference import folder_run
+from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
-from unisegdiff_pipeline.inference.predictor import Predictor, predict, predict_folder
+from unisegdiff_pipeline.inference.predictor import Predictor, predict
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path
@@ -156,7 +157,6 @@ def test_a_second_run_does_only_what_is_left(tmp_path: Path) -> None:
     assert (out / "case0.png").stat().st_mtime_ns == stamp
     assert (out / "case1.png").read_bytes() == before["case1.png"]
     assert predict_folder(images, out, model, device="cpu", overwrite=True) == 3
-    assert predict_folder(images, out, model, device="cpu", seed=1) == 3  # other settings are another prediction
 
 
 def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_a_case_that_fails_is_named_and_the_others_finish(tmp_path: Path) -> Non
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 3), tmp_path / "out"
     damaged = images / "case1_0000.png"
     damaged.write_bytes(damaged.read_bytes()[:60])
-    with pytest.raises(UsdError, match=r"1 cases could not be predicted.*case1_0000"):
+    with pytest.raises(UsdError, match=r"1 case could not be predicted.*case1_0000"):
         predict_folder(images, out, model, device="cpu")
     assert (out / "case0.png").is_file()
     assert (out / "case2.png").is_file()
@@ -205,7 +205,7 @@ def test_a_case_whose_computing_or_writing_fails_is_named_and_the_others_finish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 4), tmp_path / "out"
-    compute, write = Predictor.predict_preprocessed, predictor_module.write_prediction
+    compute, write = Predictor.predict_preprocessed, folder_run.write_prediction
 
     def compute_all_but_one(self, image, properties, **options):
         if properties.case_id == "case0":
@@ -218,9 +218,9 @@ def test_a_case_whose_computing_or_writing_fails_is_named_and_the_others_finish(
         return write(output, probabilities, samples, properties, *rest)
 
     monkeypatch.setattr(Predictor, "predict_preprocessed", compute_all_but_one)
-    monkeypatch.setattr(predictor_module, "write_prediction", write_all_but_one)
+    monkeypatch.setattr(folder_run, "write_prediction", write_all_but_one)
     for memory_gb in (100.0, 0.0):  # three cases at once, and one at a time
-        monkeypatch.setattr(predictor_module, "available_memory_gb", lambda memory_gb=memory_gb: memory_gb)
+        monkeypatch.setattr(folder_run, "available_memory_gb", lambda memory_gb=memory_gb: memory_gb)
         with pytest.raises(UsdError, match=r"2 cases could not .*case0: too large; case2: not writable"):
             predict_folder(images, out, model, device="cpu", overwrite=True)
         manifest = json.loads((out / "manifest.json").read_text())
@@ -236,8 +236,8 @@ def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         tried.append(properties.case_id)
         raise UsdError("a cannot be written") from OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(predictor_module, "write_prediction", full)
-    monkeypatch.setattr(predictor_module, "available_memory_gb", lambda: 0.0)
+    monkeypatch.setattr(folder_run, "write_prediction", full)
+    monkeypatch.setattr(folder_run, "available_memory_gb", lambda: 0.0)
     with pytest.raises(UsdError, match="a cannot be written"):
         predict_folder(images, out, model, device="cpu")
     assert tried == ["case0"]
@@ -250,6 +250,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     with atomic_path(out / "case0.png") as own:
         stale = own.name.replace(str(os.getpid()), str(process.pid))
         own.touch()
+    (out / "case0.png").unlink()
     for folder in (out, out / "uncertainty", out / ".cases"):
         folder.mkdir(exist_ok=True)
         (folder / stale).touch()
@@ -335,7 +336,7 @@ def test_combined_masks_are_those_of_the_written_samples(tmp_path: Path, dims: i
     assert manifest["request"] != json.loads((mean / "manifest.json").read_text())["request"]
 
 
-def test_combined_masks_continue_and_another_rule_begins_again(tmp_path: Path) -> None:
+def test_combined_masks_continue_and_another_rule_is_another_prediction(tmp_path: Path) -> None:
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
     run = {"device": "cpu", "num_samples": 3}
     assert predict_folder(images, out, model, **run, combine="majority") == 2
@@ -343,7 +344,9 @@ def test_combined_masks_continue_and_another_rule_begins_again(tmp_path: Path) -
     (out / "case0.png").unlink()
     assert predict_folder(images, out, model, **run, combine="majority") == 1
     assert (out / "case0.png").read_bytes() == before
-    assert predict_folder(images, out, model, **run, combine="staple") == 2
+    with pytest.raises(UsdError, match=r'combine "majority" there, "staple" asked for'):
+        predict_folder(images, out, model, **run, combine="staple")
+    assert predict_folder(images, out, model, **run, combine="staple", overwrite=True) == 2
     assert predict_folder(images, out, model, **run, combine="staple", save_uncertainty_parts=True) == 2
     assert predict_folder(images, out, model, **run, combine="staple", save_uncertainty_parts=True) == 0
 
@@ -455,7 +458,7 @@ def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
 
 
 def test_large_cases_are_done_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor_module, "available_memory_gb", lambda: 0.0)
+    monkeypatch.setattr(folder_run, "available_memory_gb", lambda: 0.0)
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
     assert predict_folder(images, out, model, device="cpu") == 2
     assert (out / "case1.png").is_file()

@@ -154,7 +154,7 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
 
 
 def _predict(args: argparse.Namespace, raw: RawDataset, model: Path, predictions: Path) -> None:
-    from unisegdiff_pipeline.inference.predictor import predict_folder
+    from unisegdiff_pipeline.inference.folder_run import predict_folder
 
     _announce(4, f"predicting the held-out phantoms with {args.samples} samples each")
     predict_folder(
@@ -167,6 +167,7 @@ def _predict(args: argparse.Namespace, raw: RawDataset, model: Path, predictions
         device=args.device,
         save_probabilities=True,
         save_samples=True,
+        overwrite=True,  # the folder is the demo's own
     )
 
 

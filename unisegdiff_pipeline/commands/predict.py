@@ -60,7 +60,11 @@ def build_parser() -> CommandParser:
         action="store_true",
         help="write how much of the uncertainty lies between folds, within samples, and in single samples",
     )
-    parser.add_argument("--overwrite", action="store_true", help="predict cases again that OUT holds already")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="predict cases again that OUT holds already, and remove those of another model or other settings",
+    )
     parts = parser.add_argument_group("sharing a folder between several runs")
     parts.add_argument("--num-parts", type=whole_number(1), default=1, metavar="N", help="number of runs (default: 1)")
     parts.add_argument(
@@ -109,7 +113,7 @@ def _predict(args: argparse.Namespace) -> None:
         say(describe(model, source, args.folds))
         return
 
-    from unisegdiff_pipeline.inference.predictor import predict_folder  # imports torch, which takes seconds
+    from unisegdiff_pipeline.inference.folder_run import predict_folder  # imports torch, which takes seconds
     from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 
     keep_freed_memory()

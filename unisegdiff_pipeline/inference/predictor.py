@@ -1,4 +1,4 @@
-"""Prediction of arrays and of folders with a trained model, one or several folds.
+"""Prediction of arrays with a trained model, one or several folds.
 
 Folds are averaged in probability. The samples asked for are shared out over the folds, sample i to fold i modulo
 their number, so that five folds cost five segmenter passes but no more denoiser calls than one; a fold that gets no
@@ -8,28 +8,21 @@ sample stands for its p_det.
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.inference.combining import Combination, require_combinable
 from unisegdiff_pipeline.inference.decision import NEUTRAL, best_threshold
 from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.model_folder import (
-    WEIGHTS_NAME,
     ModelFolder,
     choose_folds,
     load_fold,
     open_model_folder,
-    plan_hash,
 )
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
@@ -41,26 +34,12 @@ from unisegdiff_pipeline.inference.uncertainty_parts import (
 )
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, predict_case
 from unisegdiff_pipeline.inference.writing import (
-    CaseRecord,
-    OutputOptions,
-    mask_path,
-    output_folders,
-    read_record,
     restore_masks,
     restore_probabilities,
-    uncertainty_scale,
-    write_prediction,
-    write_record,
-    write_summary,
 )
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import file_hash, is_full_disk, remove_stale_temporaries, text_hash
 from unisegdiff_pipeline.io.geometry import Geometry, Volume
 from unisegdiff_pipeline.io.labels import Coding, LabelScheme
-from unisegdiff_pipeline.io.parallel import available_memory_gb, usable_cores
-from unisegdiff_pipeline.io.progress import progress
-from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
-from unisegdiff_pipeline.io.serialization import to_jsonable
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
@@ -180,7 +159,7 @@ class Predictor:
         """
         self.require_possible(combine, uncertainty_parts, self.num_samples(num_samples))
         volume = _volume_of(image, spacing_mm)
-        _require_finite(volume.array, case_id)
+        require_finite(volume.array, case_id)
         prepared, properties = preprocess_image(volume, self.model.configuration.preprocessing, case_id)
         found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed)
         mask, drawn = restore_masks(
@@ -260,248 +239,6 @@ def predict(
     )
 
 
-def predict_folder(
-    source: Path | Sequence[Path],
-    output: Path,
-    model_folder: Path,
-    folds: Sequence[str | int] | str | int | None = None,
-    *,
-    num_samples: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    num_parts: int = 1,
-    part_id: int = 0,
-    save_probabilities: bool = False,
-    save_samples: bool = False,
-    overwrite: bool = False,
-    mirror: bool = False,
-    combine: Combination = "mean",
-    decision: Decision | None = None,
-    save_uncertainty_parts: bool = False,
-) -> int:
-    """Predict the cases of a folder, a file or a list; returns how many were predicted now.
-
-    What runs that were killed left half written in `output` is removed first.
-
-    Cases that `output` holds already, made from the same image by the same model with the same settings, are left as
-    they are. See `writing` for what is written.
-
-    Args:
-        source: folder, file or list of files, named as in the raw layout.
-        output: folder for masks; made if missing.
-        num_parts, part_id: of the sorted cases this run takes every `num_parts`-th, beginning with `part_id`.
-        overwrite: predict finished cases again.
-        combine: what masks are made of; see `combining`.
-        decision: how the mean probability is cut into the mask; None takes what most folds chose.
-
-    Raises:
-        UsdError: no such model or input; nothing to combine or to split; a full disk; or cases that failed, named
-            after all others have been finished.
-    """
-    if not 0 <= part_id < num_parts:
-        raise UsdError(f"part_id is {part_id} of {num_parts} parts; allowed is 0 to {num_parts - 1}.")
-    started = time.perf_counter()
-    output = Path(output)
-    model = open_model_folder(Path(model_folder))
-    choose_folds(model, folds)
-    cases = find_cases(source, model.plans.file_ending, len(model.plans.channel_names))
-    _require_elsewhere(output, cases)
-    for folder in output_folders(output):
-        remove_stale_temporaries(folder)
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores())))
-    predictor = Predictor(model_folder, folds, device, mirror, decision)
-    count = predictor.num_samples(num_samples)
-    predictor.require_possible(combine, save_uncertainty_parts, count)
-    options = OutputOptions(
-        model.plans.file_ending, model.plans.spacing_known, save_samples, save_probabilities, save_uncertainty_parts,
-        combine,
-    )  # fmt: skip
-    run = _FolderRun(predictor, output, options, count, seed)
-    chosen = cases[part_id::num_parts]
-    left = [case for case in chosen if overwrite or not run.is_finished(case)]
-    if len(left) < len(chosen):
-        _say(f"{len(chosen) - len(left)} of {len(chosen)} cases are finished already; {len(left)} are left")
-    try:
-        run.predict(left)
-    finally:
-        run.write_tables(time.perf_counter() - started)
-    run.raise_failures()
-    return len(left)
-
-
-@dataclass
-class _Prepared:
-    """A case that has been read and preprocessed."""
-
-    case: RawCase
-    image: np.ndarray
-    properties: CaseProperties
-    input_hashes: tuple[str, ...]
-    seconds: dict[str, float]
-
-
-class _FolderRun:
-    """Goes through cases: one is read while another is in the network and a third is written."""
-
-    def __init__(self, predictor: Predictor, output: Path, options: OutputOptions, num_samples: int, seed: int) -> None:
-        self.predictor, self.output, self.options = predictor, output, options
-        self.num_samples, self.seed = num_samples, seed
-        self.failures: dict[str, UsdError] = {}
-        self.description = self._describe()
-        self.request = text_hash(str(sorted(self.description.items(), key=lambda item: item[0])))
-
-    def is_finished(self, case: RawCase) -> bool:
-        """Whether the output holds this case, made from the same files in the same way."""
-        record = read_record(self.output, case.case_id)
-        if record is None or record.request != self.request:
-            return False
-        if not mask_path(self.output, case.case_id, self.options.file_ending).is_file():
-            return False
-        return record.input_hashes == tuple(file_hash(path) for path in case.image_paths)
-
-    def predict(self, cases: Sequence[RawCase]) -> None:
-        """Predict cases one after the other; failures of single cases are collected, and named by raise_failures."""
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            reading: Future[_Prepared] | None = reader.submit(self._prepare, cases[0]) if cases else None
-            writing: tuple[str, Future[None]] | None = None
-            for index in progress(range(len(cases)), len(cases), "predicting"):
-                case, following = cases[index], cases[index + 1 : index + 2]
-                assert reading is not None
-                overlap = False
-                with self._collected(case.case_id):
-                    prepared = reading.result()
-                    overlap = self._overlap_fits(prepared)
-                    reading = reader.submit(self._prepare, following[0]) if following and overlap else None
-                    found = self._compute(prepared)
-                    self._wait_for(writing)
-                    writing = case.case_id, writer.submit(self._write, prepared, found)
-                    del prepared, found
-                    if not overlap:
-                        self._wait_for(writing)
-                        writing = None
-                if not overlap:
-                    reading = reader.submit(self._prepare, following[0]) if following else None
-            self._wait_for(writing)
-
-    def _wait_for(self, writing: tuple[str, Future[None]] | None) -> None:
-        if writing is not None:
-            case_id, future = writing
-            with self._collected(case_id):
-                future.result()
-
-    @contextmanager
-    def _collected(self, case_id: str) -> Iterator[None]:
-        """Keep the error of a case for the end; a full disk would fail all others too, and ends the run."""
-        try:
-            yield
-        except UsdError as error:
-            if is_full_disk(error):
-                raise
-            self.failures[case_id] = error
-
-    def write_tables(self, seconds: float) -> None:
-        """Write lesions.csv, volumes.csv and manifest.json over all finished cases, those of earlier runs included."""
-        manifest = {"request": self.request, **self.description, "seconds_of_last_run": round(seconds, 3)}
-        manifest["device"] = str(self.predictor.device)
-        manifest["uncertainty"] = {
-            "meaning": "entropy of the mean probability as a share of the largest possible",
-            "scale": uncertainty_scale(self.options.file_ending),
-        }
-        manifest["failed"] = {case_id: str(error) for case_id, error in self.failures.items()}
-        write_summary(self.output, manifest)
-
-    def raise_failures(self) -> None:
-        """Name all cases that failed, if any did."""
-        if self.failures:
-            lines = "; ".join(f"{case_id}: {error}" for case_id, error in self.failures.items())
-            raise UsdError(f"{len(self.failures)} cases could not be predicted, the others are done. {lines}")
-
-    def _prepare(self, case: RawCase) -> _Prepared:
-        from unisegdiff_pipeline.io.images import read_image
-
-        start = time.perf_counter()
-        hashes = tuple(file_hash(path) for path in case.image_paths)
-        volume = read_image(case.image_paths)
-        _require_finite(volume.array, str(case.image_paths[0]))
-        read = time.perf_counter()
-        image, properties = preprocess_image(
-            volume, self.predictor.model.configuration.preprocessing, case.case_id, case.group
-        )
-        seconds = {"read": read - start, "preprocess": time.perf_counter() - read}
-        return _Prepared(case, image, properties, hashes, seconds)
-
-    def _compute(self, prepared: _Prepared) -> EnsemblePrediction:
-        start = time.perf_counter()
-        try:
-            found = self.predictor.predict_preprocessed(
-                prepared.image, prepared.properties, num_samples=self.num_samples, seed=self.seed
-            )
-        except torch.OutOfMemoryError as error:
-            raise UsdError(
-                f"memory of {self.predictor.device} ran out at case {prepared.case.case_id} "
-                f"(shape {prepared.properties.shape} on the plan's grid); use --device cpu, or a GPU with more memory."
-            ) from error
-        prepared.seconds["network"] = time.perf_counter() - start
-        prepared.seconds["segmenter"] = found.facts.seconds_segmenter
-        prepared.seconds["samples"] = found.facts.seconds_samples
-        return found
-
-    def _write(self, prepared: _Prepared, found: EnsemblePrediction) -> None:
-        start = time.perf_counter()
-        labels = self.predictor.labels
-        parts = found.uncertainty_parts(labels.coding) if self.options.save_uncertainty_parts else None
-        num_lesions = write_prediction(
-            self.output, found.probabilities, found.samples(), prepared.properties, labels, self.options, parts,
-            found.threshold,
-        )  # fmt: skip
-        prepared.seconds["write"] = time.perf_counter() - start
-        facts = found.facts
-        counts = {
-            "num_tiles": facts.num_tiles,
-            "num_active_tiles": facts.num_active_tiles,
-            "num_recomputed": facts.num_recomputed,
-            "num_samples": len(found.sample_places),
-            "num_lesions": num_lesions,
-            "threshold": found.threshold,
-        }
-        if facts.num_recomputed > facts.num_tiles:
-            _say(
-                f"{prepared.case.case_id}: the features of its {facts.num_active_tiles} active tiles did not fit into "
-                f"memory; the segmenter ran {facts.num_recomputed} times more than once a tile"
-            )
-        inputs = tuple(str(path) for path in prepared.case.image_paths)
-        record = CaseRecord(
-            prepared.case.case_id, self.request, inputs, prepared.input_hashes, prepared.seconds, counts
-        )
-        write_record(self.output, record)
-
-    def _overlap_fits(self, prepared: _Prepared) -> bool:
-        """Whether three cases of this size may be in memory at once."""
-        channels = self.predictor.labels.num_channels * max(1, len(self.predictor.folds))
-        voxels = np.prod(prepared.properties.shape, dtype=np.int64)
-        size_gb = (prepared.image.nbytes + 4 * channels * int(voxels)) / 2**30
-        return size_gb < OVERLAP_SHARE * available_memory_gb()
-
-    def _describe(self) -> dict[str, object]:
-        """Everything that a result depends on besides the image and the device."""
-        predictor = self.predictor
-        return {
-            "model": str(predictor.model.folder.resolve()),
-            "plan_hash": plan_hash(predictor.model.configuration),
-            "folds": list(predictor.folds),
-            "weights": {f: file_hash(predictor.model.fold_folder(f) / WEIGHTS_NAME) for f in predictor.folds},
-            "settings": {f: to_jsonable(s) for f, (_, s) in zip(predictor.folds, predictor.networks, strict=True)},
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            "mirror_axes": list(predictor.mirror_axes),
-            "save_samples": self.options.save_samples,
-            "save_probabilities": self.options.save_probabilities,
-            "save_uncertainty_parts": self.options.save_uncertainty_parts,
-            "combine": self.options.combine,
-            "decision": predictor.decision,
-        }
-
-
 def _volume_of(image: np.ndarray, spacing_mm: Sequence[float]) -> Volume:
     if image.ndim not in (3, 4):
         raise ValueError(f"image has shape {image.shape}; expected (C, Z, Y, X), or (C, Y, X) for a 2D image")
@@ -512,20 +249,14 @@ def _volume_of(image: np.ndarray, spacing_mm: Sequence[float]) -> Volume:
     return Volume(array.astype(np.float32), Geometry((float(z), float(y), float(x)), is_2d=image.ndim == 3))
 
 
-def _require_finite(array: np.ndarray, name: str) -> None:
+def require_finite(array: np.ndarray, name: str) -> None:
+    """Raise a UsdError where an image holds NaN or infinite values; `name` says which image."""
     # The sum of finite floats is finite here far before it overflows, and costs no copy of the volume.
     if not np.isfinite(array.sum(dtype=np.float64)):
         count = int(array.size - np.isfinite(array).sum())
         raise UsdError(
             f"{name} holds {count} voxels that are NaN or infinite; replace them, or export the image again."
         )
-
-
-def _require_elsewhere(output: Path, cases: Sequence[RawCase]) -> None:
-    """Masks beside images would be taken for images the next time, or replace them."""
-    for case in cases:
-        if case.image_paths[0].parent.resolve() == output.resolve():
-            raise UsdError(f"{output} is the folder of the images; choose another folder for the masks.")
 
 
 def _sum_facts(members: Sequence[CasePrediction]) -> SamplingFacts:
@@ -537,7 +268,3 @@ def _sum_facts(members: Sequence[CasePrediction]) -> SamplingFacts:
         sum(f.seconds_segmenter for f in facts),
         sum(f.seconds_samples for f in facts),
     )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@
     OUT/probabilities/CASE.npz       "probabilities" (K, Z, Y, X), half precision, if asked for
     OUT/lesions.csv  volumes.csv  manifest.json
                                      over all cases
+    OUT/.prediction.json             what all of it is made of; see `output_folder`
     OUT/.cases/CASE.csv, volumes/CASE.csv, CASE.json
                                      the case's lesions and volumes, and what was done; the record is written last of
                                      all, so it says that the case is complete
@@ -64,7 +65,7 @@ class CaseRecord:
     """One finished case.
 
     Attributes:
-        request: hash of everything that the result depends on besides the image; see `predictor`.
+        request: hash of everything that the mask depends on besides the image; see `output_folder`.
         input_hashes: content of the image files, in channel order.
         seconds: time of each step.
         facts: number of tiles and the like.
@@ -81,6 +82,21 @@ class CaseRecord:
 def mask_path(output: Path, case_id: str, file_ending: str) -> Path:
     """Where the mask of a case lies."""
     return output / f"{case_id}{label_ending(file_ending)}"
+
+
+def expected_files(output: Path, case_id: str, options: OutputOptions, num_folds: int, num_samples: int) -> list[Path]:
+    """What a finished case has in the output folder, tables and record apart."""
+    mask, uncertainty = mask_path(output, case_id, options.file_ending), output / "uncertainty"
+    name = f"{case_id}{map_ending(options.file_ending)}"
+    files = [mask, uncertainty / name]
+    if options.save_samples:
+        files += [_sample_path(output, case_id, index, options.file_ending) for index in range(num_samples)]
+    if options.save_probabilities:
+        files.append(output / "probabilities" / f"{case_id}.npz")
+    if options.save_uncertainty_parts:
+        there = {"between_folds": num_folds > 1, "within_samples": num_samples > 0}
+        files += [uncertainty / part / name for part in PARTS if there.get(part, True)]
+    return files
 
 
 def output_folders(output: Path) -> tuple[Path, ...]:
@@ -115,8 +131,7 @@ def write_prediction(
         lesions.add_sample(drawn)
         volumes.add_sample(drawn)
         if options.save_samples:
-            name = f"{case_id}_sample{index:02d}{label_ending(options.file_ending)}"
-            write_labels(output / "samples" / name, drawn, geometry)
+            write_labels(_sample_path(output, case_id, index, options.file_ending), drawn, geometry)
     _write_uncertainty(output / "uncertainty", normalised_entropy(probabilities, scheme.coding), properties, options)
     for part in fields(parts) if parts else ():
         if (values := getattr(parts, part.name)) is not None:
@@ -129,8 +144,8 @@ def write_prediction(
     known = options.spacing_known
     found = lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
     measured = volumes.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
-    write_rows(_lesions_path(output, case_id), Lesion, found)
-    write_rows(_volumes_path(output, case_id), ClassVolume, measured)
+    write_rows(lesions_path(output, case_id), Lesion, found)
+    write_rows(volumes_path(output, case_id), ClassVolume, measured)
     write_labels(mask_path(output, case_id, options.file_ending), labels, geometry)
     return len(found)
 
@@ -162,12 +177,12 @@ def restore_probabilities(probabilities: Tensor, properties: CaseProperties, sch
 
 def write_record(output: Path, record: CaseRecord) -> None:
     """Write the record of a case; from then on it counts as finished."""
-    write_json(_record_path(output, record.case), record)
+    write_json(record_path(output, record.case), record)
 
 
 def read_record(output: Path, case_id: str) -> CaseRecord | None:
     """The record of a finished case; None where there is none or it cannot be read, so that the case is done again."""
-    path = _record_path(output, case_id)
+    path = record_path(output, case_id)
     if not path.is_file():
         return None
     try:
@@ -183,8 +198,8 @@ def write_summary(output: Path, run: Mapping[str, Any]) -> None:
         run: what holds for the whole run: model, folds, settings, seed, options.
     """
     records = list(_records(output))
-    join_rows(output / "lesions.csv", Lesion, [_lesions_path(output, r.case) for r in records])
-    join_rows(output / "volumes.csv", ClassVolume, [_volumes_path(output, r.case) for r in records])
+    join_rows(output / "lesions.csv", Lesion, [lesions_path(output, r.case) for r in records])
+    join_rows(output / "volumes.csv", ClassVolume, [volumes_path(output, r.case) for r in records])
     cases = {
         r.case: {
             "inputs": r.inputs,
@@ -216,15 +231,22 @@ def _records(output: Path) -> Iterator[CaseRecord]:
             yield record
 
 
-def _record_path(output: Path, case_id: str) -> Path:
+def _sample_path(output: Path, case_id: str, index: int, file_ending: str) -> Path:
+    return output / "samples" / f"{case_id}_sample{index:02d}{label_ending(file_ending)}"
+
+
+def record_path(output: Path, case_id: str) -> Path:
+    """Where the record of a case lies."""
     return output / RECORDS / f"{case_id}.json"
 
 
-def _lesions_path(output: Path, case_id: str) -> Path:
+def lesions_path(output: Path, case_id: str) -> Path:
+    """Where the lesions of a case lie."""
     return output / RECORDS / f"{case_id}.csv"
 
 
-def _volumes_path(output: Path, case_id: str) -> Path:
+def volumes_path(output: Path, case_id: str) -> Path:
+    """Where the volumes of a case lie."""
     return output / RECORDS / "volumes" / f"{case_id}.csv"
 
 

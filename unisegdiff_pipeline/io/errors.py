@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 
@@ -17,3 +18,15 @@ def unreadable(path: Path, error: BaseException) -> UsdError:
     """The error of a file that a library could not read, with what the library said."""
     reason = " ".join(str(error).split())[-300:] or type(error).__name__
     return UsdError(f"{path} cannot be read, it seems to be truncated or damaged ({reason}); copy or export it again.")
+
+
+def describe_failure(error: BaseException) -> str:
+    """What went wrong with one of many cases: the message of a UsdError, else the type and the place of the error."""
+    if isinstance(error, UsdError):
+        return str(error)
+    message = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"memory ran out{f' ({message})' if message else ''}; free memory, or take a machine with more."
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
+    return f"{type(error).__name__}{f': {message}' if message else ''}{place}"

@@ -1,0 +1,239 @@
+"""Whose a folder of predictions is, what is removed from it, and cases that fail in every way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.inference.test_predictor import listing, make_model, make_pictures
+from unisegdiff_pipeline.inference import output_folder
+from unisegdiff_pipeline.inference.folder_run import predict_folder
+from unisegdiff_pipeline.inference.predictor import Predictor
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.images import read_image
+from unisegdiff_pipeline.io.reading_process import ReadingProcess
+from unisegdiff_pipeline.networks import precision
+
+ALL = {"save_samples": True, "save_probabilities": True}
+
+
+@pytest.fixture(autouse=True)
+def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "bf16_in_hardware", lambda device_type: False)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Model, two pictures, output folder."""
+    return make_model(tmp_path, 2, folds=("0", "1")), make_pictures(tmp_path / "in", 2), tmp_path / "out"
+
+
+def bytes_of(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in listing(out) - {"manifest.json"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed 0 there, 1 asked for"),
+        ({"num_samples": 1}, "num_samples 2 there, 1 asked for"),
+        ({"folds": ["0"]}, "folds"),
+        ({"mirror": True}, "mirror_axes"),
+        ({"decision": "dice"}, 'decision "half" there, "dice" asked for'),
+    ],
+)
+def test_another_prediction_is_refused_by_its_difference_and_touches_nothing(folders, change, named) -> None:
+    model, images, out = folders
+    predict_folder(images, out, model, device="cpu", **ALL)
+    before = bytes_of(out)
+    with pytest.raises(UsdError, match=f"{named}.*--overwrite"):
+        predict_folder(images, out, model, device="cpu", **ALL, **change)
+    assert bytes_of(out) == before
+
+
+def test_another_model_is_refused_and_overwriting_removes_all_of_it(folders, tmp_path: Path) -> None:
+    """Samples and probabilities of the first, and its cases that are not predicted again, would be scored as one."""
+    first, images, out = folders
+    second = make_model(tmp_path / "second", 2, folds=("1",))
+    predict_folder(images, out, first, folds=["0"], device="cpu", **ALL)
+    (images / "case1_0000.png").unlink()
+    with pytest.raises(UsdError, match=r"made otherwise by .*first|made otherwise by .*StagedDiffusionTrainer__tiny"):
+        predict_folder(images, out, second, device="cpu")
+    assert predict_folder(images, out, second, device="cpu", overwrite=True) == 1
+    assert listing(out) == {"case0.png", "uncertainty/case0.png", "lesions.csv", "volumes.csv", "manifest.json"}
+    alone = tmp_path / "alone"
+    predict_folder(images, alone, second, device="cpu")
+    assert bytes_of(out) == bytes_of(alone)
+
+
+def test_a_model_that_was_moved_is_the_same(folders, tmp_path: Path) -> None:
+    model, images, out = folders
+    predict_folder(images, out, model, device="cpu")
+    moved = tmp_path / "elsewhere" / model.name
+    shutil.copytree(model, moved)
+    assert predict_folder(images, out, moved, device="cpu") == 0
+
+
+def test_what_is_asked_for_besides_is_added_and_what_is_there_serves(folders) -> None:
+    """Samples and probabilities say how much is written, not what: no other prediction."""
+    model, images, out = folders
+    predict_folder(images, out, model, device="cpu")
+    masks = (out / "case0.png").read_bytes()
+    assert predict_folder(images, out, model, device="cpu", **ALL) == 2
+    assert (out / "case0.png").read_bytes() == masks
+    assert predict_folder(images, out, model, device="cpu") == 0
+    (out / "samples" / "case1_sample01.png").unlink()
+    assert predict_folder(images, out, model, device="cpu", **ALL) == 1
+    assert predict_folder(images, out, model, device="cpu", **ALL, save_uncertainty_parts=True) == 2
+    assert predict_folder(images, out, model, device="cpu", **ALL, save_uncertainty_parts=True) == 0
+
+
+def test_nothing_of_the_old_image_stays_when_the_new_one_fails(folders) -> None:
+    model, images, out = folders
+    predict_folder(images, out, model, device="cpu", **ALL)
+    (images / "case1_0000.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    with pytest.raises(UsdError, match="case1"):
+        predict_folder(images, out, model, device="cpu")
+    assert not [name for name in listing(out) if "case1" in name]
+    assert set(json.loads((out / "manifest.json").read_text())["cases"]) == {"case0"}
+
+
+def test_parts_that_overwrite_keep_what_the_others_have_made(folders) -> None:
+    model, images, out = folders
+    predict_folder(images, out, model, device="cpu", **ALL)
+    for part in (0, 1):
+        assert predict_folder(images, out, model, device="cpu", seed=4, overwrite=True, num_parts=2, part_id=part) == 1
+    assert {name for name in listing(out) if "case" in name} == {
+        f"{folder}case{i}.png" for folder in ("", "uncertainty/") for i in (0, 1)
+    }
+    assert predict_folder(images, out, model, device="cpu", seed=4) == 0
+
+
+def test_files_of_others_are_not_written_among(folders) -> None:
+    model, images, out = folders
+    out.mkdir()
+    Image.fromarray(np.ones((20, 25), np.uint8)).save(out / "case0.png")
+    Image.fromarray(np.ones((20, 25), np.uint8)).save(out / "patient.png")
+    with pytest.raises(UsdError, match=r"2 files that no prediction.*case0\.png, patient\.png"):
+        predict_folder(images, out, model, device="cpu")
+    assert predict_folder(images, out, model, device="cpu", overwrite=True) == 2
+    assert (out / "patient.png").is_file()
+
+
+def test_a_folder_of_an_earlier_version_is_known_by_its_manifest(folders) -> None:
+    model, images, out = folders
+    predict_folder(images, out, model, device="cpu", **ALL)
+    (out / ".prediction.json").unlink()
+    with pytest.raises(UsdError, match="seed 0 there, 3 asked for"):
+        predict_folder(images, out, model, device="cpu", seed=3)
+    assert predict_folder(images, out, model, device="cpu", **ALL) == 0
+    (out / ".prediction.json").unlink()
+    (out / "manifest.json").unlink()
+    with pytest.raises(UsdError, match="does not say what it was made with"):
+        predict_folder(images, out, model, device="cpu", **ALL)
+
+
+def test_a_run_notices_that_another_took_its_folder(folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images, out = folders
+    compute = Predictor.predict_preprocessed
+    calls = []
+
+    def with_another_run(self, image, properties, **options):
+        found = compute(self, image, properties, **options)
+        if not calls:
+            calls.append(properties.case_id)
+            predict_folder(images, out, model, device="cpu", seed=9, overwrite=True)
+        return found
+
+    monkeypatch.setattr(Predictor, "predict_preprocessed", with_another_run)
+    with pytest.raises(UsdError, match="taken over by another prediction"):
+        predict_folder(images, out, model, device="cpu")
+    monkeypatch.undo()
+    assert predict_folder(images, out, model, device="cpu", seed=9) == 0
+
+
+def test_an_output_that_cannot_be_written_is_found_before_anything_is_computed(folders, monkeypatch) -> None:
+    model, images, out = folders
+    monkeypatch.setattr(Predictor, "__init__", lambda *_: pytest.fail("the model was loaded"))
+    out.mkdir()
+    (out / "samples").touch()
+    with pytest.raises(UsdError, match=r"samples cannot be written into"):
+        predict_folder(images, out, model, device="cpu", **ALL)
+    (out / "samples").unlink()
+    read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))  # whoever runs the tests may write everywhere
+
+    def refuse(**_: object) -> None:
+        raise read_only
+
+    monkeypatch.setattr(output_folder.tempfile, "NamedTemporaryFile", refuse)
+    with pytest.raises(UsdError, match=r"out cannot be written into \(Read-only file system\)"):
+        predict_folder(images, out, model, device="cpu")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("shapes differ"), ZeroDivisionError()])
+def test_any_error_of_one_case_is_named_and_the_others_finish(folders, monkeypatch, error: Exception) -> None:
+    model, images, out = folders
+    compute = Predictor.predict_preprocessed
+
+    def all_but_one(self, image, properties, **options):
+        if properties.case_id == "case0":
+            raise error
+        return compute(self, image, properties, **options)
+
+    monkeypatch.setattr(Predictor, "predict_preprocessed", all_but_one)
+    named = "memory ran out" if isinstance(error, MemoryError) else rf"{type(error).__name__}.*test_folder_run\.py:\d+"
+    with pytest.raises(UsdError, match=f"1 case could not be predicted.*case0: {named}"):
+        predict_folder(images, out, model, device="cpu")
+    assert (out / "case1.png").is_file()
+
+
+def test_an_image_that_kills_its_reader_costs_this_case_alone(folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images, out = folders
+    read = ReadingProcess.read_image
+
+    def kill_at_the_first(self, paths, *rest):
+        if "case0" in str(paths[0]):
+            self._process.kill()
+        return read(self, paths, *rest)
+
+    monkeypatch.setattr(ReadingProcess, "read_image", kill_at_the_first)
+    with pytest.raises(UsdError, match=r"case0: .*case0_0000\.png.*ended by SIGKILL"):
+        predict_folder(images, out, model, device="cpu")
+    assert (out / "case1.png").is_file()
+
+
+def test_the_process_reads_what_the_reader_reads_and_passes_its_errors_on(folders, tmp_path: Path) -> None:
+    path = folders[1] / "case0_0000.png"
+    with ReadingProcess() as images:
+        found, expected = images.read_image([path]), read_image([path])
+        assert np.array_equal(found.array, expected.array)
+        assert found.geometry == expected.geometry
+        with pytest.raises(UsdError, match=r"missing\.png does not exist"):
+            images.read_image([tmp_path / "missing.png"])
+        process = images._process
+        assert np.array_equal(images.read_image([path]).array, expected.array)
+        assert images._process is process
+        filled = np.zeros(expected.array.shape, np.float32)
+        images.read_image([path], lambda shape: filled.reshape(shape))
+        assert np.array_equal(filled, expected.array)
+    assert process is not None
+    assert process.poll() is not None  # nothing is left running
+
+
+def test_half_an_answer_is_not_taken_for_the_next(folders) -> None:
+    first, second = (folders[1] / f"case{i}_0000.png" for i in (0, 1))
+
+    def no_room(shape: tuple[int, ...]) -> np.ndarray:
+        raise MemoryError
+
+    with ReadingProcess() as images:
+        with pytest.raises(MemoryError):
+            images.read_image([first], no_room)
+        assert np.array_equal(images.read_image([second]).array, read_image([second]).array)

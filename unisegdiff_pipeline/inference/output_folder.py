@@ -1,0 +1,226 @@
+"""Whose an output folder is: one model with one set of settings, so that masks of two are never mixed.
+
+`OUT/.prediction.json` says what the folder's predictions are made of. It is written before the first of them, and runs
+that share a folder find each other's. A run that would make its masks in another way is refused, or, if it is to
+overwrite, first removes all that earlier runs have written, cases that it will not predict included: left beside its
+own masks they would be scored as one prediction.
+
+What is written beside the masks (samples, probabilities) is no part of this: a case that lacks something is predicted
+again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unisegdiff_pipeline.inference.writing import (
+    RECORDS,
+    lesions_path,
+    mask_path,
+    output_folders,
+    read_record,
+    record_path,
+    volumes_path,
+)
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.images import label_ending, map_ending, split_ending
+from unisegdiff_pipeline.io.progress import counted
+from unisegdiff_pipeline.io.serialization import read_json, to_jsonable, write_json
+
+OWNER = ".prediction.json"
+MANIFEST = "manifest.json"
+LISTED = 3
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What the predictions of a folder are made of.
+
+    Attributes:
+        request: hash of `made_of`.
+        model: the model's folder, for messages; a model that was moved is the same.
+        made_of: everything that a mask depends on besides the image and the device.
+    """
+
+    request: str
+    model: str
+    made_of: Mapping[str, Any]
+
+
+class FolderTakenError(UsdError):
+    """The output folder has become that of another prediction; whatever is written from now on would be mixed."""
+
+
+def require_writable(output: Path) -> None:
+    """Try all folders that prediction writes into, as far as they exist, before anything is computed.
+
+    Raises:
+        UsdError: one of them, or the folder that it would be made in, cannot be written into.
+    """
+    for folder in output_folders(output):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        try:
+            with tempfile.NamedTemporaryFile(dir=existing, prefix=".tmp-"):
+                pass
+        except OSError as error:
+            raise UsdError(
+                f"{existing} cannot be written into ({error.strerror}), but {folder} is to hold results; choose a "
+                f"folder that you may write to."
+            ) from error
+
+
+def claim_folder(output: Path, owner: Owner, cases: Sequence[str], file_ending: str, *, overwrite: bool) -> None:
+    """Make an output folder this run's own, or find that it is already.
+
+    Args:
+        owner: what this run's masks are made of.
+        cases: that this run and those beside it may write.
+        file_ending: of the images.
+        overwrite: remove what was made in another way, and take the place of other files of these cases.
+
+    Raises:
+        UsdError: the folder holds predictions of another model or settings, or files that no prediction wrote.
+    """
+    there = _owner_of(output)
+    if there is None and not _records(output):
+        _require_no_strangers(output, cases, overwrite)
+        if overwrite:
+            for case_id in cases:
+                remove_case(output, case_id, file_ending)
+    elif there is None or _differences(there.made_of, owner.made_of):
+        if not overwrite:
+            raise UsdError(_refusal(output, there, owner))
+        for case_id, request in _records(output).items():
+            if request != owner.request:  # that of a run beside this one stays
+                remove_case(output, case_id, file_ending)
+        _write_owner(output, owner)
+        return
+    if there is None or there.request != owner.request or not (output / OWNER).is_file():
+        _write_owner(output, owner)
+
+
+def require_own(output: Path, owner: Owner) -> None:
+    """Refuse to write a case into a folder that another run has made its own meanwhile.
+
+    Raises:
+        FolderTakenError: it has.
+    """
+    there = _owner_of(output)
+    if there is None or there.request != owner.request:
+        raise FolderTakenError(
+            f"{output} was taken over by another prediction while this one ran; choose another folder for one of them."
+        )
+
+
+def remove_case(output: Path, case_id: str, file_ending: str) -> None:
+    """Remove all that prediction wrote for a case; its record first, so that the rest never counts as complete."""
+    for path in (record_path(output, case_id), lesions_path(output, case_id), volumes_path(output, case_id)):
+        path.unlink(missing_ok=True)
+    for path in _parts(output, case_id, file_ending):
+        path.unlink(missing_ok=True)
+
+
+def _parts(output: Path, case_id: str, file_ending: str) -> Iterator[Path]:
+    """Mask, maps, probabilities and samples of a case, with what a stack of TIFF slices has beside it."""
+    maps = [folder for folder in output_folders(output) if "uncertainty" in folder.relative_to(output).parts]
+    files = [mask_path(output, case_id, file_ending), *(f / f"{case_id}{map_ending(file_ending)}" for f in maps)]
+    files.append(output / "probabilities" / f"{case_id}.npz")
+    sample = re.compile(rf"{re.escape(case_id)}_sample\d+{re.escape(label_ending(file_ending))}")
+    if (output / "samples").is_dir():
+        files += [path for path in (output / "samples").iterdir() if sample.fullmatch(path.name)]
+    for path in files:
+        yield path
+        stem, ending = split_ending(path.name)
+        if ending.lower() in (".tif", ".tiff"):
+            yield path.with_name(f"{stem}.json")
+
+
+def _owner_of(output: Path) -> Owner | None:
+    """Who owns a folder; of one that an earlier version wrote, what its manifest says."""
+    with contextlib.suppress(UsdError, KeyError, TypeError, AttributeError):
+        if (output / OWNER).is_file():
+            content = read_json(output / OWNER)
+            return Owner(str(content["request"]), str(content["model"]), dict(content["made_of"]))
+    with contextlib.suppress(UsdError, KeyError, TypeError, AttributeError):
+        if (output / MANIFEST).is_file():
+            content = read_json(output / MANIFEST)
+            return Owner(str(content["request"]), str(content["model"]), dict(content))
+    return None
+
+
+def _write_owner(output: Path, owner: Owner) -> None:
+    write_json(output / OWNER, {"request": owner.request, "model": owner.model, "made_of": owner.made_of})
+
+
+def _records(output: Path) -> dict[str, str | None]:
+    """Request of each case that has a record, None where it cannot be read."""
+    found: dict[str, str | None] = {}
+    for path in sorted((output / RECORDS).glob("*.json")):
+        record = read_record(output, path.name.removesuffix(".json"))
+        found[path.name.removesuffix(".json")] = None if record is None else record.request
+    return found
+
+
+def _require_no_strangers(output: Path, cases: Sequence[str], overwrite: bool) -> None:
+    """Refuse to write masks among files that are none of prediction's own."""
+    folders = (output, output / "samples", output / "probabilities", output / "uncertainty")
+    strangers = [
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".") and (split_ending(path.name)[1] or path.suffix == ".npz") and path.is_file()
+    ]
+    if strangers and not overwrite:
+        raise UsdError(
+            f"{output} holds {counted(len(strangers), 'file')} that no prediction of this program wrote "
+            f"({_listed(str(path.relative_to(output)) for path in strangers)}); masks among them would be taken for "
+            f"one prediction. Choose another folder, or write there all the same with --overwrite (overwrite=True), "
+            f"which replaces those of the predicted cases."
+        )
+
+
+def _refusal(output: Path, there: Owner | None, owner: Owner) -> str:
+    if there is None:
+        what = "a prediction that does not say what it was made with"
+    else:
+        model = f" by {there.model}" if there.model != owner.model else ""
+        what = f"a prediction made otherwise{model} ({_listed(_differences(there.made_of, owner.made_of))})"
+    return (
+        f"{output} holds {what}; masks of both in one folder would be taken for one prediction. Choose another folder, "
+        f"or replace what is there with --overwrite (overwrite=True), which removes all its cases first."
+    )
+
+
+def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """In words, where two predictions are made of different things."""
+    old, new = dict(_flat(there)), dict(_flat(json.loads(json.dumps(to_jsonable(asked)))))
+    keys = [*new, *(key for key in old if key not in new and key.split(".")[0] in asked)]
+    return [_difference(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+def _difference(key: str, old: object, new: object) -> str:
+    if key.startswith(("weights.", "plan_hash")):
+        return f"other {key.replace('weights.', 'weights of fold ').replace('plan_hash', 'plan')}"
+    return f"{key} {json.dumps(old)} there, {json.dumps(new)} asked for"
+
+
+def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _listed(texts: Iterable[str]) -> str:
+    items = list(texts)
+    more = f", and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return ", ".join(items[:LISTED]) + more
