@@ -40,7 +40,7 @@ setup(
         "SimpleITK>=2.3",
         "nibabel>=5.2",
         "pillow>=10.3",
-        "blosc2>=3.0",
+        "blosc2>=4.14.1",
         "connected-components-3d>=3.16",
         "tqdm>=4.66",
         "matplotlib>=3.9",

@@ -106,13 +106,13 @@ def test_preprocessing_again_does_only_what_changed(phantom_2d: Path, variables:
     arguments = ["-d", "902", "--raw", str(raw.parent), "--workers", "0", *BUDGET]
     assert usd_plan_and_preprocess(arguments) == 0
     folder = variables / "preprocessed" / raw.name / "2d"
-    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.b2nd")}
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.b2nd")}
     image = raw / "imagesTr" / "phantom_0007_0000.png"  # it holds no foreground, so no statistics change
     volume = read_image([image])
     write_labels(image, volume.array[0].astype(np.uint8)[:, ::-1], volume.geometry)
     assert usd_plan_and_preprocess(arguments) == 0
-    changed = {p.name.split(".")[0] for p in folder.glob("*.b2nd") if p.stat().st_mtime_ns != before[p.name]}
-    assert changed == {"phantom_0007", "phantom_0007_labels"}
+    changed = {path for path in before if path.stat().st_mtime_ns != before[path]}
+    assert changed == {folder / "images" / "phantom_0007.b2nd", folder / "labels" / "phantom_0007.b2nd"}
 
 
 def test_demo_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
@@ -16,6 +17,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     load_fold,
     open_model_folder,
     plan_hash,
+    read_weights,
     save_weights,
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
@@ -129,6 +131,27 @@ def test_damaged_weights_are_named(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UsdError, match=r"fold_0/weights\.safetensors cannot be read"):
         load_fold(open_model_folder(folder), "0", torch.device("cpu"))
+
+
+def test_a_flipped_byte_in_the_weights_is_named(folder: Path) -> None:
+    path = folder / "fold_0" / "weights.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UsdError, match=r"weights\.safetensors is damaged"):
+        read_weights(path)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(network.bias, float("nan"))
+    save_weights(tmp_path / "w.safetensors", network, {"plan_hash": "a"})
+    with pytest.raises(UsdError, match=r"w\.safetensors holds values in bias that are no finite numbers"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def test_weights_without_a_hash_are_those_of_earlier_versions_and_load(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors", metadata={"plan_hash": "a"})
+    assert read_weights(tmp_path / "w.safetensors")[0]["w"].tolist() == [1, 1]
 
 
 def test_folders_that_are_no_model(tmp_path: Path, folder: Path) -> None:

@@ -182,12 +182,12 @@ def test_added_and_removed_cases(raw_folder: Path) -> None:
 def test_another_group_rewrites_no_array(raw_folder: Path) -> None:
     run(raw_folder)
     target = raw_folder.parent.parent / "preprocessed"
-    before = (target / "2d" / "a.b2nd").stat().st_mtime_ns
+    before = (target / "2d" / "images" / "a.b2nd").stat().st_mtime_ns
     report = run(raw_folder, groups={"a": "twins", "b": "twins"})
     assert report.done == ()
     assert PreprocessedFolder(target / "2d").open("a").properties.group == "twins"
     assert [r.group for r in read_cases(target)] == ["twins", "twins", "c"]
-    assert (target / "2d" / "a.b2nd").stat().st_mtime_ns == before
+    assert (target / "2d" / "images" / "a.b2nd").stat().st_mtime_ns == before
 
 
 def test_copies_of_an_image_share_a_group(raw_folder: Path) -> None:
@@ -240,11 +240,32 @@ def test_what_killed_workers_left_is_removed(raw_folder: Path) -> None:
     with atomic_path(target / "a.b2nd") as own:
         stale = own.name.replace(str(os.getpid()), str(process.pid))
         own.touch()
-    for part in ("", "2d", "reference"):
-        (target / part).mkdir(exist_ok=True)
+    for part in ("", "2d/images", "2d/cases", "reference"):
+        (target / part).mkdir(exist_ok=True, parents=True)
         (target / part / stale).touch()
     run(raw_folder)
     assert list(target.rglob(".tmp-*")) == []
+
+
+@pytest.mark.parametrize("name", ["2d/images/b.b2nd", "3d_fullres/components/b.npz", "reference/b_reference.b2nd"])
+def test_a_damaged_case_is_done_again(raw_folder: Path, name: str) -> None:
+    first = run(raw_folder)
+    path = raw_folder.parent.parent / "preprocessed" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+    again = run(raw_folder, plans=first.plans)
+    assert path.read_bytes() == whole
+    assert again.done == (() if name.startswith("reference") else (f"{name.split('/')[0]}/b",))
+
+
+def test_cases_of_the_former_layout_are_made_again(raw_folder: Path) -> None:
+    folder = raw_folder.parent.parent / "preprocessed" / "2d"
+    folder.mkdir(parents=True)
+    for name in ("a.b2nd", "a_labels.b2nd", "a_components.npz", "a.json"):
+        (folder / name).write_text("{}")
+    assert "2d/a" in run(raw_folder).done
+    kept = {"cases", "components", "images", "labels", "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == kept
 
 
 def test_a_case_is_read_once(raw_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

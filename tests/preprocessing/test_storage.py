@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,11 @@ from unisegdiff_pipeline.preprocessing.storage import (
     CaseFile,
     PreprocessedFolder,
     block_and_chunk,
+    damaged_files,
+    open_array,
     reference_path,
+    remove_case,
+    remove_former_layout,
     stored_case_file,
     write_array,
     write_case,
@@ -68,7 +73,7 @@ def test_a_case_without_its_json_is_not_there(tmp_path: Path) -> None:
     store(tmp_path, "a")
     store(tmp_path, "b")
     (tmp_path / "manifest.json").write_text("{}")
-    (tmp_path / "b.json").unlink()
+    (tmp_path / "cases" / "b.json").unlink()
     assert PreprocessedFolder(tmp_path).case_ids == ("a",)
     with pytest.raises(UsdError, match=r"case 'b' is not in .*usd_preprocess"):
         PreprocessedFolder(tmp_path).open("b")
@@ -79,7 +84,7 @@ def test_stored_case_file_wants_all_files(tmp_path: Path) -> None:
     stored = stored_case_file(tmp_path, "a")
     assert stored is not None
     assert stored.source == SOURCE
-    (tmp_path / "a_labels.b2nd").unlink()
+    (tmp_path / "labels" / "a.b2nd").unlink()
     assert stored_case_file(tmp_path, "a") is None
 
 
@@ -90,9 +95,90 @@ def test_missing_configuration_names_the_command(tmp_path: Path) -> None:
 
 def test_damaged_array_names_the_file(tmp_path: Path) -> None:
     store(tmp_path)
-    (tmp_path / "a.b2nd").write_bytes(b"not an array")
-    with pytest.raises(UsdError, match=r"a\.b2nd cannot be read"):
+    (tmp_path / "images" / "a.b2nd").write_bytes(b"not an array")
+    with pytest.raises(UsdError, match=r"a\.b2nd cannot be read.*usd_preprocess again"):
         PreprocessedFolder(tmp_path).open("a")
+
+
+def flip_a_byte(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def zeros_in_the_middle(content: bytes) -> bytes:
+    third = len(content) // 3
+    return content[:third] + bytes(third) + content[2 * third :]
+
+
+DAMAGES = (flip_a_byte, zeros_in_the_middle, lambda content: content[:-1], lambda content: b"")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["images/a.b2nd", "labels/a.b2nd", "components/a.npz"])
+def test_damage_is_noticed(tmp_path: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+    store(tmp_path, "a")
+    store(tmp_path, "b")
+    folder = PreprocessedFolder(tmp_path)
+    folder.require_undamaged(["a", "b"])
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    with pytest.raises(UsdError, match=r"usd_preprocess again") as caught:
+        folder.require_undamaged(["a", "b"])
+    assert str(tmp_path / name) in str(caught.value)
+    folder.require_undamaged(["b"])
+
+
+def test_a_block_that_cannot_be_decompressed_names_the_file(tmp_path: Path) -> None:
+    store(tmp_path)
+    path = tmp_path / "images" / "a.b2nd"
+    path.write_bytes(zeros_in_the_middle(path.read_bytes()))
+    with pytest.raises(UsdError, match=r"a\.b2nd.*usd_preprocess again"):
+        PreprocessedFolder(tmp_path).open("a").load()
+
+
+def test_damaged_components_name_the_file(tmp_path: Path) -> None:
+    store(tmp_path)
+    path = tmp_path / "components" / "a.npz"
+    path.write_bytes(flip_a_byte(path.read_bytes()))
+    with pytest.raises(UsdError, match=r"a\.npz cannot be read.*usd_preprocess again"):
+        _ = PreprocessedFolder(tmp_path).open("a").components
+
+
+def test_a_case_whose_record_holds_no_hashes_counts_as_damaged(tmp_path: Path) -> None:
+    store(tmp_path)
+    stored = stored_case_file(tmp_path, "a")
+    assert stored is not None
+    assert damaged_files(tmp_path, "a", stored) == []
+    assert len(damaged_files(tmp_path, "a", CaseFile(stored.source, "", stored.properties))) == 3
+
+
+NAMES = ("a", "a_labels", "a_components", "manifest", "images", "labels", "a.b2nd", "a.json", "cases")
+
+
+def test_no_case_shares_a_file_with_another(tmp_path: Path) -> None:
+    for case_id in NAMES:
+        store(tmp_path, case_id)
+    folder = PreprocessedFolder(tmp_path)
+    assert folder.case_ids == tuple(sorted(NAMES))
+    folder.require_undamaged(NAMES)
+    remove_case(tmp_path, "a")
+    assert set(folder.__class__(tmp_path).case_ids) == set(NAMES) - {"a"}
+    folder.require_undamaged(NAMES[1:])
+
+
+def test_files_of_the_former_layout_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("a.b2nd", "a_labels.b2nd", "a_components.npz", "a.json", "manifest.json", "mine.txt"):
+        (tmp_path / name).write_bytes(b"")
+    remove_former_layout(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "mine.txt"]
+
+
+def test_what_a_file_would_evaluate_is_refused(tmp_path: Path) -> None:
+    import blosc2
+
+    a = blosc2.asarray(np.arange(9), urlpath=str(tmp_path / "x.b2nd"), mode="w")
+    (a + 1).save(urlpath=str(tmp_path / "lazy.b2nd"))
+    with pytest.raises(UsdError, match=r"lazy\.b2nd cannot be read"):
+        open_array(tmp_path / "lazy.b2nd")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,22 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, "a")
 
 
+def test_a_flipped_byte_in_a_checkpoint_is_named(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"plan_hash": "a", "network": {"w": torch.full((1000,), 3.0)}})
+    path = tmp_path / CHECKPOINT_NAME
+    content = path.read_bytes()
+    place = content.index(torch.full((1000,), 3.0).numpy().tobytes()) + 2000
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(UsdError, match=r"checkpoint\.pt cannot be read \(wrong checksum"):
+        load_checkpoint(tmp_path, "a")
+
+
+def test_something_else_than_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save([1], tmp_path / CHECKPOINT_NAME)
+    with pytest.raises(UsdError, match="another plan"):
+        load_checkpoint(tmp_path, "a")
+
+
 def test_ema_by_hand() -> None:
     net = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(net.weight)

@@ -281,7 +281,7 @@ def test_stored_cases_give_the_same_patches_as_cases_in_memory(tmp_path) -> None
     image, labels = coded_case((6, 12, 14), [(0, BOX, 1)])
     write_array(tmp_path / "a.b2nd", image, (6, 8, 8))
     write_array(tmp_path / "a_labels.b2nd", labels, (6, 8, 8))
-    find_components(labels, BINARY, "a").save(tmp_path / "a_components.npz")
+    find_components(labels, BINARY, "a").save(tmp_path / "components" / "a.npz")
 
     class Folder:
         def open(self, case_id: str) -> StoredCase:

@@ -14,6 +14,7 @@ from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, summarise, summary_table
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.images import read_image, read_labels
+from unisegdiff_pipeline.io.npz import read_npz
 from unisegdiff_pipeline.io.phantoms import true_probability
 from unisegdiff_pipeline.io.progress import format_duration
 from unisegdiff_pipeline.io.serialization import write_json
@@ -113,8 +114,9 @@ def _pictures(raw: RawDataset, predictions: Path, case_id: str) -> list[tuple[np
     ending = raw.description.file_ending
     image = read_image([raw.folder / "imagesTs" / f"{case_id}_0000{ending}"]).array[0, 0]
     uncertainty = read_image([predictions / "uncertainty" / f"{case_id}{ending}"]).array[0, 0]
-    with np.load(predictions / "probabilities" / f"{case_id}.npz") as stored:
-        probability = stored["probabilities"][0, 0].astype(np.float32)
+    path = predictions / "probabilities" / f"{case_id}.npz"
+    stored = read_npz(path, ("probabilities",), "Remove the demo's folder and run usd_demo again.")["probabilities"]
+    probability = stored[0, 0].astype(np.float32)
     samples = sorted((predictions / "samples").glob(f"{case_id}_*{ending}"))[:SHOWN_SAMPLES]
     masks = [raw.folder / "labelsTs" / f"{case_id}{ending}", predictions / f"{case_id}{ending}", *samples]
     reference, mask, *drawn = (read_labels(path).array[0, 0].astype(np.float32) for path in masks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import Box, Geometry, Volume, box_slices, geometry_differences, nonzero_box
 from unisegdiff_pipeline.io.images import read_labels, read_map
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.npz import read_npz
 
 ARRAY_NAMES = ("probabilities", "softmax")  # nnU-Net 2 and this package; nnU-Net 1
 PROBABILITY_SLACK = 1e-3  # half precision and resampling leave values slightly outside of 0 to 1
@@ -117,8 +118,9 @@ class Probabilities:
 
     def __init__(self, path: Path, scheme: LabelScheme, like: Volume) -> None:
         self._path = path
-        self._array = _read_npz(path) if path.suffix.lower() == ".npz" else _read_channels(path, like)
         shape = like.array.shape[1:]
+        is_npz = path.suffix.lower() == ".npz"
+        self._array = _read_npz(path, scheme, shape) if is_npz else _read_channels(path, like)
         if self._array.ndim == 3 and shape[0] == 1:
             self._array = self._array[:, None]
         _check_shape(path, self._array, shape)
@@ -172,18 +174,13 @@ def _check_grid(path: Path, volume: Volume, like: Volume) -> None:
         )
 
 
-def _read_npz(path: Path) -> np.ndarray:
-    try:
-        with np.load(path) as stored:
-            for name in ARRAY_NAMES:
-                if name in stored.files:
-                    return np.asarray(stored[name])
-            names = ", ".join(stored.files) or "nothing"
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsdError(
-            f"{path} cannot be read, it seems to be truncated or damaged ({error}); copy or export it again."
-        ) from error
-    raise UsdError(f"{path} holds {names}; expected is an array named {' or '.join(ARRAY_NAMES)}.")
+def _read_npz(path: Path, scheme: LabelScheme, shape: Sequence[int]) -> np.ndarray:
+    # Twice a float64 for each value that can be of use, so that another number of channels is named as that.
+    most = max(2**30, 16 * (len(scheme.names) + 1) * math.prod(shape))
+    (array,) = read_npz(path, ARRAY_NAMES, "Copy or export it again.", any_of=True, max_bytes=most).values()
+    if array.dtype.kind not in "fiub":
+        raise UsdError(f"{path} holds an array of {array.dtype}; probabilities are real numbers. Export it again.")
+    return array
 
 
 def _read_channels(path: Path, like: Volume) -> np.ndarray:

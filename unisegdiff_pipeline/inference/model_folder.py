@@ -9,6 +9,7 @@ Weights are safetensors: loading them executes nothing. Their metadata says whic
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PLANS_NAME = "plans.json"
 DATASET_NAME = "dataset.json"
 WEIGHTS_NAME = "weights.safetensors"
+TENSORS_HASH = "tensors_hash"  # key of the metadata
 
 
 @dataclass(frozen=True)
@@ -126,27 +128,53 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
 
 
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write weights as safetensors with string metadata, atomically; `metadata` must hold "plan_hash"."""
+    """Write weights as safetensors with string metadata, atomically; `metadata` must hold "plan_hash".
+
+    A hash of all tensors is added to the metadata, which reading compares: safetensors itself has none.
+    """
     from safetensors.torch import save_file
 
     if "plan_hash" not in metadata:
         raise ValueError(f"metadata has the keys {', '.join(metadata)}; it must hold plan_hash")
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=dict(metadata))
+        save_file(tensors, temporary, metadata={**metadata, TENSORS_HASH: _tensors_hash(tensors)})
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, on the CPU."""
+    """Tensors and metadata of a safetensors file, on the CPU.
+
+    Raises:
+        UsdError: missing, damaged (files of earlier versions hold no hash to tell by), or with values that are not
+            finite.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise UsdError(f"{path} does not exist; train that fold first, or check the path.")
     try:
         with safe_open(path, framework="pt") as stream:
-            return {name: stream.get_tensor(name) for name in stream.keys()}, dict(stream.metadata() or {})  # noqa: SIM118
-    except SafetensorError as error:
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            metadata = dict(stream.metadata() or {})
+    except (SafetensorError, OSError) as error:
         raise UsdError(f"{path} cannot be read ({error}); it is damaged: copy it again or train again.") from error
+    if TENSORS_HASH in metadata and metadata[TENSORS_HASH] != _tensors_hash(tensors):
+        raise UsdError(f"{path} is damaged, its weights are not those that were written: copy it again or train again.")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UsdError(f"{path} holds values in {name} that are no finite numbers: copy it again or train again.")
+    return tensors, metadata
+
+
+def _tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash of names, types, shapes and values, whatever their order."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def require_same_plan(path: Path, metadata: Mapping[str, str], expected_plan_hash: str) -> None:

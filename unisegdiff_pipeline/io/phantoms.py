@@ -27,6 +27,7 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels, write_map
+from unisegdiff_pipeline.io.npz import read_npz
 from unisegdiff_pipeline.io.paths import dataset_name
 from unisegdiff_pipeline.io.serialization import read_object, to_jsonable, write_json
 
@@ -137,8 +138,7 @@ def true_probability(folder: Path, case_id: str) -> np.ndarray:
     path = Path(folder) / "truth" / f"{case_id}.npz"
     if not path.is_file():
         raise UsdError(f"{path} does not exist; name a case of a data set made by make_phantom_dataset.")
-    with np.load(path) as content:
-        return content["probability"]
+    return read_npz(path, ("probability",), "Remove the data set and make it again.")["probability"]
 
 
 def marking_probability(lesions: Sequence[Lesion], grid_mm: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from unisegdiff_pipeline.io.files import atomic_path, text_hash
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.npz import read_npz
 
 Balance = Literal["component", "voxel"]
 MAX_VOXELS_PER_COMPONENT = 2000
@@ -83,9 +84,12 @@ class ComponentTable:
 
     @classmethod
     def load(cls, path: Path) -> ComponentTable:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+        """Read what `save` wrote.
+
+        Raises:
+            UsdError: missing or damaged.
+        """
+        return cls(**read_npz(path, cls.__dataclass_fields__, "Run usd_preprocess again, it redoes that case."))
 
 
 def find_components(labels: np.ndarray, scheme: LabelScheme, case_id: str) -> ComponentTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import remove_stale_temporaries
 from unisegdiff_pipeline.io.geometry import Volume
 from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
+from unisegdiff_pipeline.io.parallel import choose_workers, map_cases, usable_cores
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
 from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, PreprocessingPlan
@@ -48,9 +49,13 @@ from unisegdiff_pipeline.preprocessing.storage import (
     REFERENCE_FOLDER,
     CaseFile,
     PreprocessedFolder,
+    case_folders,
+    damaged_files,
     remove_case,
+    remove_former_layout,
     stored_case_file,
     write_case,
+    write_case_file,
 )
 
 __all__ = ["PreprocessReport", "preprocess_dataset", "preprocess_image", "preprocess_labels",
@@ -181,7 +186,12 @@ def preprocess_dataset(
     _remove_temporaries(folder, tasks)
     removed = tuple(f"{name}/{case_id}" for name, task in tasks.items() for case_id in _remove_stale(task, group_of))
     description = replace(raw.description, labels=plans.labels)  # plans may have been edited
-    jobs = [_job(case, group_of[case.case_id], folder, description, tuple(tasks.values())) for case in raw.cases]
+    with ThreadPoolExecutor(usable_cores()) as pool:  # what is stored is hashed, which leaves Python's lock
+        jobs = list(
+            pool.map(
+                lambda case: _job(case, group_of[case.case_id], folder, description, tuple(tasks.values())), raw.cases
+            )
+        )
     todo = [job for job in jobs if job.tasks or job.write_reference]
     done = {f"{task.folder.name}/{job.case.case_id}" for job in todo for task in job.tasks}
     try:
@@ -216,13 +226,14 @@ def _task(plans: Plans, name: str, folder: Path) -> _Task:
     configuration = plans.configurations[name]
     task_folder = folder / name
     task_folder.mkdir(parents=True, exist_ok=True)
+    remove_former_layout(task_folder)
     settings = settings_hash(plans.labels, configuration.preprocessing.hash())
     return _Task(task_folder, configuration.preprocessing, configuration.network.patch_size, settings)
 
 
 def _remove_temporaries(folder: Path, tasks: Iterable[str]) -> None:
     """Remove what worker processes that were killed left half written."""
-    for part in (folder, folder / REFERENCE_FOLDER, *(folder / name for name in tasks)):
+    for part in (folder, folder / REFERENCE_FOLDER, *(part for name in tasks for part in case_folders(folder / name))):
         remove_stale_temporaries(part)
 
 
@@ -243,7 +254,8 @@ def _job(
     open_tasks = []
     for task in tasks:
         stored = stored_case_file(task.folder, case.case_id)
-        if stored is None or not is_current(stored.source, files, task.settings):
+        current = stored is not None and is_current(stored.source, files, task.settings)
+        if stored is None or not current or damaged_files(task.folder, case.case_id, stored):
             open_tasks.append(task)
     reference = stored_reference_source(folder, case.case_id)
     needs_reference = not is_current(reference, labels, settings_hash(description.labels))
@@ -360,7 +372,7 @@ def _update_groups(task: _Task, stored: Mapping[str, CaseFile], group_of: Mappin
     for case_id, case in stored.items():
         if case.properties.group != group_of[case_id]:  # after another groups.csv nothing else changes
             properties = replace(case.properties, group=group_of[case_id])
-            write_json(task.folder / f"{case_id}.json", replace(case, properties=properties))
+            write_case_file(task.folder, replace(case, properties=properties))
 
 
 def _with_stages(plans: Plans, tasks: Mapping[str, _Task], done: set[str]) -> Plans:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import file_hash
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.names import file_of
 from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, read_json, write_json
 from unisegdiff_pipeline.preprocessing.sources import CaseSource
-from unisegdiff_pipeline.preprocessing.storage import REFERENCE_FOLDER, reference_path, write_array
+from unisegdiff_pipeline.preprocessing.storage import (
+    REFERENCE_FOLDER,
+    damage_message,
+    is_undamaged,
+    reference_path,
+    write_array,
+)
 
 CASES_FILE = "cases.json"
 
@@ -29,8 +38,11 @@ class CaseRecord:
 
 @dataclass(frozen=True)
 class _StoredReference:
+    """`hash` is that of the label maps' file, as it was written."""
+
     source: CaseSource
     record: CaseRecord
+    hash: str = ""
 
 
 def write_reference(
@@ -38,21 +50,38 @@ def write_reference(
     case_id: str, group: str, source: CaseSource,
 ) -> CaseRecord:  # fmt: skip
     """Store the label maps (R, Z, Y, X) of a case and return its record."""
-    path = _record_path(dataset_folder, case_id)
+    path, array_path = _record_path(dataset_folder, case_id), reference_path(dataset_folder, case_id)
     path.unlink(missing_ok=True)
-    write_array(reference_path(dataset_folder, case_id), labels, labels.shape[1:])
+    write_array(array_path, labels, labels.shape[1:])
     voxel_mm3 = float(np.prod(spacing_mm))
     volumes = {name: voxel_mm3 * int(np.count_nonzero(mask)) for name, mask in scheme.class_masks(labels[0])}
     foreground = np.count_nonzero((labels[0] != 0) & ~scheme.ignored(labels[0]))
     record = CaseRecord(case_id, group, len(labels) - 1, volumes, voxel_mm3 * int(foreground))
-    write_json(path, _StoredReference(source, record))
+    write_json(path, _StoredReference(source, record, file_hash(array_path)))
     return record
 
 
 def stored_reference_source(dataset_folder: Path, case_id: str) -> CaseSource | None:
-    """What the stored label maps of a case were made from; None where there are none, or unreadable ones."""
+    """What the stored label maps of a case were made from; None where there are none, or damaged ones."""
     stored = _stored(dataset_folder, case_id)
-    return stored.source if stored is not None and reference_path(dataset_folder, case_id).is_file() else None
+    if stored is None or not is_undamaged(reference_path(dataset_folder, case_id), stored.hash):
+        return None
+    return stored.source
+
+
+def require_undamaged_references(dataset_folder: Path, case_ids: Sequence[str]) -> None:
+    """Compare the label maps of these cases with the hashes taken when they were written.
+
+    Raises:
+        UsdError: names the damaged files.
+    """
+    damaged = [
+        reference_path(dataset_folder, case_id)
+        for case_id in dict.fromkeys(case_ids)
+        if stored_reference_source(dataset_folder, case_id) is None
+    ]
+    if damaged:
+        raise UsdError(damage_message(damaged))
 
 
 def write_cases(dataset_folder: Path, groups: dict[str, str]) -> tuple[CaseRecord, ...]:
@@ -63,9 +92,10 @@ def write_cases(dataset_folder: Path, groups: dict[str, str]) -> tuple[CaseRecor
         if stored is not None:
             records.append(replace(stored.record, group=group))
     for path in (dataset_folder / REFERENCE_FOLDER).glob("*.json"):
-        if path.stem not in groups and not path.name.startswith(".tmp-"):
+        case_id = path.name.removesuffix(".json")
+        if case_id not in groups and not path.name.startswith(".tmp-"):
             path.unlink(missing_ok=True)
-            reference_path(dataset_folder, path.stem).unlink(missing_ok=True)
+            reference_path(dataset_folder, case_id).unlink(missing_ok=True)
     write_json(dataset_folder / CASES_FILE, records)
     return tuple(records)
 
@@ -94,4 +124,4 @@ def _stored(dataset_folder: Path, case_id: str) -> _StoredReference | None:
 
 
 def _record_path(dataset_folder: Path, case_id: str) -> Path:
-    return dataset_folder / REFERENCE_FOLDER / f"{case_id}.json"
+    return file_of(dataset_folder / REFERENCE_FOLDER, case_id, ".json")

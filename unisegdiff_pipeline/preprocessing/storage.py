@@ -6,10 +6,14 @@ The layout below a data set's folder:
         plans.json, cases.json, ...
         reference/CASE_reference.b2nd            label maps (R, Z, Y, X) on the grid of the label file
         <configuration>/manifest.json            what each case was made from, for all cases
-        <configuration>/CASE.b2nd                image (C, Z, Y, X) float32
-        <configuration>/CASE_labels.b2nd         labels (R, Z, Y, X); row 0 = labelsTr, rows 1.. = raters
-        <configuration>/CASE_components.npz      components with sampled voxels
-        <configuration>/CASE.json                source and properties; written last: a case without it is not there
+        <configuration>/images/CASE.b2nd         image (C, Z, Y, X) float32
+        <configuration>/labels/CASE.b2nd         labels (R, Z, Y, X); row 0 = labelsTr, rows 1.. = raters
+        <configuration>/components/CASE.npz      components with sampled voxels
+        <configuration>/cases/CASE.json          source, properties and the hash of each of the three files; written
+                                                 last: a case without it is not there
+
+Each kind of file has a folder of its own, so that no case's name can be that of another case's file. The hashes are
+compared when preprocessing or training begins: compressed arrays carry none, and a flipped byte would be trained on.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,8 +31,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path
+from unisegdiff_pipeline.io.files import atomic_path, file_hash
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.names import file_of
+from unisegdiff_pipeline.io.parallel import usable_cores
+from unisegdiff_pipeline.io.progress import progress
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.components import ComponentTable
@@ -38,7 +46,9 @@ __all__ = ["CaseProperties", "ComponentTable", "PreprocessedFolder", "StoredCase
 
 MANIFEST = "manifest.json"
 REFERENCE_FOLDER = "reference"
-ARRAY_ENDINGS = (".b2nd", "_labels.b2nd", "_components.npz")
+IMAGES, LABELS, COMPONENTS, CASES = "images", "labels", "components", "cases"
+ENDINGS = {IMAGES: ".b2nd", LABELS: ".b2nd", COMPONENTS: ".npz", CASES: ".json"}
+ARRAYS = (IMAGES, LABELS, COMPONENTS)
 # A block is what is decompressed at once and should stay in a core's cache; a chunk is what is read at once.
 MAX_BLOCK_BYTES = 128 * 1024
 MAX_CHUNK_BYTES = 6 * 1024 * 1024
@@ -92,7 +102,7 @@ class StoredCase:
     @cached_property
     def components(self) -> ComponentTable:
         """Components of all rows; read when first asked for."""
-        return ComponentTable.load(self.folder / f"{self.case_id}_components.npz")
+        return ComponentTable.load(case_path(self.folder, COMPONENTS, self.case_id))
 
     def reference(self) -> np.ndarray:
         """Label maps (R, Z, Y, X) on the grid of the label file, in its own axis order."""
@@ -107,11 +117,19 @@ class StoredCase:
 
 @dataclass(frozen=True)
 class CaseFile:
-    """Content of CASE.json; `image_hash` is of the voxels as read, the same for copies of an image."""
+    """Content of CASE.json.
+
+    Attributes:
+        source: what the case was made from.
+        image_hash: of the voxels as read, the same for copies of an image.
+        properties: the way to the original grid.
+        hashes: of the stored files, by kind; `write_case` fills them in.
+    """
 
     source: CaseSource
     image_hash: str
     properties: CaseProperties
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 class PreprocessedFolder:
@@ -133,8 +151,8 @@ class PreprocessedFolder:
     @cached_property
     def case_ids(self) -> tuple[str, ...]:
         """Names of all complete cases, sorted."""
-        found = self.folder.glob("*.json")
-        return tuple(sorted(p.stem for p in found if p.name != MANIFEST and not p.name.startswith(".tmp-")))
+        found = (self.folder / CASES).glob("*.json")
+        return tuple(sorted(p.name.removesuffix(".json") for p in found if not p.name.startswith(".tmp-")))
 
     def require_current(self, case_ids: Sequence[str], scheme: LabelScheme, plan: PreprocessingPlan) -> None:
         """Raise a UsdError that names cases which are not there, or were preprocessed by another plan."""
@@ -146,6 +164,19 @@ class PreprocessedFolder:
                     f"usd_preprocess again (only what changed is redone), or restore the former plans.json."
                 )
 
+    def require_undamaged(self, case_ids: Sequence[str]) -> None:
+        """Compare the files of these cases with the hashes taken when they were written; every file is read once.
+
+        Raises:
+            UsdError: names the damaged files.
+        """
+        wanted = list(dict.fromkeys(case_ids))
+        with ThreadPoolExecutor(usable_cores()) as pool:  # hashing leaves Python's lock
+            found = pool.map(lambda case_id: damaged_files(self.folder, case_id, self._file(case_id)), wanted)
+            damaged = [path for paths in progress(found, len(wanted), "checking preprocessed files") for path in paths]
+        if damaged:
+            raise UsdError(damage_message(damaged))
+
     def open(self, case_id: str) -> StoredCase:
         """Open a case; arrays stay on disk until they are indexed.
 
@@ -153,12 +184,12 @@ class PreprocessedFolder:
             UsdError: where the case is not there.
         """
         properties = self._file(case_id).properties
-        image = open_array(self.folder / f"{case_id}.b2nd")
-        labels = open_array(self.folder / f"{case_id}_labels.b2nd")
+        image = open_array(case_path(self.folder, IMAGES, case_id))
+        labels = open_array(case_path(self.folder, LABELS, case_id))
         return StoredCase(self.folder, case_id, image, labels, properties)
 
     def _file(self, case_id: str) -> CaseFile:
-        path = self.folder / f"{case_id}.json"
+        path = case_path(self.folder, CASES, case_id)
         if not path.is_file():
             raise UsdError(
                 f"case {case_id!r} is not in {self.folder}; it was not preprocessed or was removed from the raw data "
@@ -178,36 +209,80 @@ def write_case(
     """Write one case; its JSON disappears first and comes last, so that a killed run leaves no half case."""
     properties = content.properties
     case_id = properties.case_id
-    remove_case(folder, case_id, keep_arrays=True)
+    case_path(folder, CASES, case_id).unlink(missing_ok=True)
+    paths = {kind: case_path(folder, kind, case_id) for kind in ARRAYS}
     resampled = properties.shape != properties.shape_cropped
-    write_array(folder / f"{case_id}.b2nd", image, patch_size, smooth=resampled)
-    write_array(folder / f"{case_id}_labels.b2nd", labels, patch_size)
-    components.save(folder / f"{case_id}_components.npz")
-    write_json(folder / f"{case_id}.json", content)
+    write_array(paths[IMAGES], image, patch_size, smooth=resampled)
+    write_array(paths[LABELS], labels, patch_size)
+    components.save(paths[COMPONENTS])
+    write_case_file(folder, replace(content, hashes={kind: file_hash(path) for kind, path in paths.items()}))
+
+
+def write_case_file(folder: Path, content: CaseFile) -> None:
+    """Write CASE.json, which makes a case complete."""
+    write_json(case_path(folder, CASES, content.properties.case_id), content)
 
 
 def stored_case_file(folder: Path, case_id: str) -> CaseFile | None:
     """CASE.json of a case; None where the case is incomplete or was written by another version."""
-    paths = [folder / f"{case_id}{ending}" for ending in (".json", *ARRAY_ENDINGS)]
-    if not all(path.is_file() for path in paths):
+    if not all(case_path(folder, kind, case_id).is_file() for kind in ENDINGS):
         return None
     try:
-        return read_dataclass(CaseFile, paths[0])
+        return read_dataclass(CaseFile, case_path(folder, CASES, case_id))
     except UsdError:
         return None
 
 
-def remove_case(folder: Path, case_id: str, keep_arrays: bool = False) -> None:
-    """Remove a case from a configuration; `keep_arrays` leaves the arrays for a writer that will replace them."""
-    (folder / f"{case_id}.json").unlink(missing_ok=True)
-    if not keep_arrays:
-        for ending in ARRAY_ENDINGS:
-            (folder / f"{case_id}{ending}").unlink(missing_ok=True)
+def damaged_files(folder: Path, case_id: str, content: CaseFile) -> list[Path]:
+    """Files of a case that are missing or are not what was written."""
+    paths = {kind: case_path(folder, kind, case_id) for kind in ARRAYS}
+    return [path for kind, path in paths.items() if not is_undamaged(path, content.hashes.get(kind, ""))]
+
+
+def is_undamaged(path: Path, expected_hash: str) -> bool:
+    """Whether a file is there and has the hash that it had when it was written."""
+    try:
+        return file_hash(path) == expected_hash
+    except OSError:
+        return False
+
+
+def damage_message(damaged: Sequence[Path]) -> str:
+    """The message for files that are not what was written."""
+    listed = ", ".join(map(str, damaged[:5])) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
+    return (
+        f"{listed}: damaged or changed since preprocessing wrote it; run usd_preprocess again, it redoes only the "
+        f"damaged cases. Should it happen again, check the disk."
+    )
+
+
+def remove_case(folder: Path, case_id: str) -> None:
+    """Remove a case from a configuration."""
+    for kind in (CASES, *ARRAYS):
+        case_path(folder, kind, case_id).unlink(missing_ok=True)
+
+
+def remove_former_layout(folder: Path) -> None:
+    """Remove the cases of versions that kept all kinds of files in the configuration's folder itself."""
+    for labels in folder.glob("*_labels.b2nd"):
+        stem = labels.name.removesuffix("_labels.b2nd")
+        for ending in (".json", ".b2nd", "_components.npz", "_labels.b2nd"):
+            (folder / f"{stem}{ending}").unlink(missing_ok=True)
+
+
+def case_folders(folder: Path) -> tuple[Path, ...]:
+    """The folders that a configuration's files lie in."""
+    return tuple(folder / kind for kind in ENDINGS)
+
+
+def case_path(folder: Path, kind: str, case_id: str) -> Path:
+    """File of one kind of a case."""
+    return file_of(folder / kind, case_id, ENDINGS[kind])
 
 
 def reference_path(dataset_folder: Path, case_id: str) -> Path:
     """File of the label maps on the original grid."""
-    return dataset_folder / REFERENCE_FOLDER / f"{case_id}_reference.b2nd"
+    return file_of(dataset_folder / REFERENCE_FOLDER, case_id, "_reference.b2nd")
 
 
 def write_array(path: Path, array: np.ndarray, patch_size: Sequence[int], smooth: bool = False) -> None:
@@ -237,24 +312,57 @@ def write_array(path: Path, array: np.ndarray, patch_size: Sequence[int], smooth
         ) from error
 
 
-def open_array(path: Path) -> Any:
-    """Open an array without reading it; indexing decompresses the blocks it touches, in the calling thread."""
+@dataclass(frozen=True)
+class StoredArray:
+    """An array on disk; indexing decompresses the blocks that it touches, in the calling thread.
+
+    Raises:
+        UsdError: on indexing, where a block is damaged.
+    """
+
+    path: Path
+    array: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of a numpy array."""
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """As of a numpy array."""
+        return self.array.dtype
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        try:
+            return np.asarray(self.array[key])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UsdError(damage_message([self.path])) from error
+
+
+def open_array(path: Path) -> StoredArray:
+    """Open an array without reading it.
+
+    Raises:
+        UsdError: missing, damaged, or something else than an array.
+    """
     import blosc2
 
     # Memory mapping saves a copy; on Windows it forbids the replacement of the file.
     mapping = {} if os.name == "nt" else {"mmap_mode": "r"}
     try:
-        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **mapping)
-    except (FileNotFoundError, RuntimeError, ValueError, OSError) as error:
-        raise UsdError(
-            f"{path} cannot be read ({error}); it is missing or damaged: delete {path.parent / path.stem}* and run "
-            f"usd_preprocess again, it redoes only what is missing."
-        ) from error
+        # "safe": lazy expressions and functions that a file may hold are refused, not evaluated.
+        array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, deserialize="safe", **mapping)
+    except Exception as error:  # of a damaged file, blosc2 raises whatever its parts meet first
+        raise UsdError(f"{path} cannot be read ({error}). {damage_message([path])}") from error
+    if not isinstance(array, blosc2.NDArray):
+        raise UsdError(f"{path} holds no array but a {type(array).__name__}. {damage_message([path])}")
+    return StoredArray(path, array)
 
 
 def read_array(path: Path) -> np.ndarray:
     """Read a whole array."""
-    return np.asarray(open_array(path)[...])
+    return open_array(path)[...]
 
 
 def block_and_chunk(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,17 @@ def load_checkpoint(folder: Path, expected_plan_hash: str) -> dict[str, Any] | N
     if not path.is_file():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:  # torch's own reader does not compare the checksums of its parts
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsdError(
             f"{path} cannot be read ({error}); it is damaged or no checkpoint of this program: "
             f"delete it, or begin again with --restart."
         ) from error
-    if state.get("plan_hash") != expected_plan_hash:
+    if not isinstance(state, dict) or state.get("plan_hash") != expected_plan_hash:
         raise UsdError(
             f"{path} was made with another plan: the network or the preprocessing in plans.json has changed since. "
             f"Restore the former plans.json to continue, or begin again with --restart."

@@ -18,7 +18,7 @@ from unisegdiff_pipeline.io.parallel import usable_cores
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
-from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases
+from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases, require_undamaged_references
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.reports.training_log import LOG_NAME
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME
@@ -102,6 +102,8 @@ def _open(request: TrainRequest) -> _Setting:
     device = resolve_device(request.device)
     cases = [case for split in folds.values() for case in (*split.train, *split.val)]
     data.require_current(cases, plans.labels, configuration.preprocessing)
+    data.require_undamaged(cases)
+    require_undamaged_references(dataset, [case for split in folds.values() for case in split.val])
     return _Setting(trainer, dataset, plans, configuration, data, records, folds, model_folder, device)
 
 
