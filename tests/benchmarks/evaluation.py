@@ -29,7 +29,7 @@ from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import map_ending, read_labels, split_ending, write_labels, write_map
 from unisegdiff_pipeline.io.labels import LabelScheme
 
-WRITTEN = ("metrics.csv", "lesions.csv", "summary.json")
+WRITTEN = ("metrics.csv", "lesion_scores.csv", "summary.json")
 
 
 def perturbed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ import pytest
 
 from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
 from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
+from unisegdiff_pipeline.evaluation.overview import evaluation_table
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels
@@ -242,3 +244,39 @@ def test_matching_flags_reach_the_scores(folders: tuple[Path, Path], tmp_path: P
         stored = json.loads((tmp_path / "out" / "summary.json").read_text())
         found.append((stored["settings"]["lesion_matching"]["criterion"], stored["mean"]["lesion_f1"]["mean"]))
     assert found == [("overlap", 0.0), ("dilated", 1.0)]
+
+
+@pytest.mark.parametrize("ending", [".png", ".nii.gz"])
+def test_2d_images_of_unknown_pixel_size_are_measured_in_pixels(tmp_path: Path, ending: str) -> None:
+    """Two of four reference pixels are found and none is wrong; a made-up spacing of 5 x 10 mm changes nothing."""
+    geometry = Geometry(is_2d=True) if ending == ".png" else Geometry((1.0, 5.0, 10.0), is_2d=True)
+    write(tmp_path / "ref", "a", 1, 1, 0, 1, 1, 0, ending=ending, geometry=geometry)
+    write(tmp_path / "pred", "a", 1, 0, 0, 1, 0, 0, ending=ending, geometry=geometry)
+    evaluation = evaluate_folders(tmp_path / "ref", tmp_path / "pred", BINARY, spacing_known=False)
+    files = evaluation.write(tmp_path / "out")
+    with open(files.metrics, newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["reference_pixels2"], row["volume_error_pixels2"], row["hd_pixels"]) == ("4", "-2", "1")
+    assert row["surface_dice_1pixels"] == "1"
+    with open(files.lesions, newline="") as stream:
+        (lesion, _) = csv.DictReader(stream)
+    assert files.lesions.name == "lesion_scores.csv"
+    assert (lesion["area_pixels2"], lesion["centroid_x_pixels"], lesion["centroid_y_pixels"]) == ("4", "0.5", "0.5")
+    stored = json.loads(files.summary.read_text())
+    assert stored["units"] == {"length": "pixels", "size": "pixels2", "nominal": False}
+    assert stored["mean"]["predicted_pixels2"]["mean"] == 2
+    assert stored["classes"][0]["strata"][0]["high_pixels2"] is None
+    text = evaluation_table(evaluation.report)
+    assert "HD95 pixels" in text
+    written = "".join(path.read_text() for path in (files.metrics, files.lesions, files.summary)) + text
+    assert not re.findall(r"_mm\b|_ml\b|\bmm\b|\bml\b", written.replace(str(tmp_path), ""))
+
+
+def test_2d_images_of_known_pixel_size_have_areas(tmp_path: Path) -> None:
+    geometry = Geometry((1.0, 5.0, 10.0), is_2d=True)
+    write(tmp_path / "ref", "a", 1, 1, 0, 1, 1, 0, geometry=geometry)
+    write(tmp_path / "pred", "a", 1, 0, 0, 1, 0, 0, geometry=geometry)
+    files = evaluate_folders(tmp_path / "ref", tmp_path / "pred", BINARY).write(tmp_path / "out")
+    with open(files.metrics, newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["reference_mm2"], row["volume_error_mm2"], row["hd_mm"]) == ("200", "-100", "10")

@@ -27,7 +27,7 @@ CASES = {
     "Dataset101_BUSI": ("normal", "benign"),
     "Dataset108_LIDC4R": ("",),
 }
-FILES = ("metrics.csv", "lesions.csv", "summary.json")
+FILES = ("metrics.csv", "lesion_scores.csv", "summary.json")
 
 
 def read(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -87,14 +87,18 @@ def test_scores_are_those_of_other_software(raw_data: Path, dataset: str, tmp_pa
         a, b = whole == values[row["class_name"]], moved == values[row["class_name"]]
         lesions = label(a, generate_binary_structure(3, 3))[1]
         assert int(row["num_reference_lesions"]) == lesions
-        assert float(row["reference_ml"]) == pytest.approx(a.sum() * np.prod(spacing) / 1000, rel=1e-6)
+        if path.suffix == ".png":
+            assert float(row["reference_pixels2"]) == a.sum()
+        else:
+            assert float(row["reference_ml"]) == pytest.approx(a.sum() * np.prod(spacing) / 1000, rel=1e-6)
+        distance = row["hd_pixels" if path.suffix == ".png" else "hd_mm"]
         if not a.any():
-            assert row["dice"] == row["hd_mm"] == ""
+            assert row["dice"] == distance == ""
             continue
         assert float(row["dice"]) == pytest.approx(medpy.dc(b, a))
         if a.shape[0] == 1:
             a, b, spacing = a[0], b[0], spacing[1:]
-        assert float(row["hd_mm"]) == pytest.approx(medpy.hd(b, a, spacing), rel=1e-6)
+        assert float(distance) == pytest.approx(medpy.hd(b, a, spacing), rel=1e-6)
         assert float(row["single_sample_dice"]) <= float(row["d_max"]) == pytest.approx(float(row["dice"]))
 
 
@@ -106,7 +110,7 @@ def test_raters_and_patients(raw_data: Path, tmp_path: Path) -> None:
     patients = {re.match(r"LIDC-IDRI-\d+", row["case"])[0] for row in rows}  # type: ignore[index]
     assert {row["group"] for row in rows} == patients
     assert (summary["settings"]["num_groups"], summary["settings"]["num_cases"]) == (len(patients), 24)
-    assert summary["settings"]["rater_tolerances_mm"]["nodule"] > 0
+    assert summary["settings"]["rater_tolerances_pixels"]["nodule"] > 0
     (nodule,) = summary["classes"]
     assert sum(nodule["rank_histogram"]) == nodule["volume_coverage"][0]["n"] > 0
     for row in rows:

@@ -10,6 +10,7 @@ import pytest
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.summary import CaseScores, fold_table, summarise, summary_table
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.units import units_of
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 
@@ -46,7 +47,7 @@ def test_a_class_that_never_occurs_stays_undefined() -> None:
 
 
 def test_table_tells_false_positives_and_nominal_volumes() -> None:
-    text = summary_table(summarise(CASES), volumes_nominal=True)
+    text = summary_table(summarise(CASES), units_of(is_2d=False, spacing_known=False))
     assert "0.667" in text.splitlines()[2]
     assert "the mean Dice is 0.500" in text
     assert "nominal" in text

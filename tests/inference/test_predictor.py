@@ -420,14 +420,14 @@ def test_volumes_of_mask_and_samples(tmp_path: Path) -> None:
 
 
 def test_volumes_of_an_earlier_folder_and_without_samples(tmp_path: Path) -> None:
-    """Pictures are measured in mm2; a finished case whose volumes are not there is left out of the table."""
+    """Pictures are measured in pixels; a finished case whose volumes are not there is left out of the table."""
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
     predict_folder(images, out, model, device="cpu", num_samples=0)
     rows = read_rows(out / "volumes.csv")
     assert [row["case"] for row in rows] == ["case0", "case1"]
     area = np.count_nonzero(read_labels(out / "case0.png").array)
     assert rows[0] | {"spacing_known": ""} == {
-        "case": "case0", "class_name": "lesion", "unit": "mm2", "spacing_known": "", "volume": f"{area}",
+        "case": "case0", "class_name": "lesion", "unit": "pixels2", "spacing_known": "", "volume": f"{area}",
         "num_samples": "0", "expected_volume": "", "std": "", "quantile_05": "", "quantile_95": "",
     }  # fmt: skip
     assert rows[0]["spacing_known"] == read_rows(out / "lesions.csv")[0]["spacing_known"] == "no"

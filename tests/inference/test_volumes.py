@@ -41,7 +41,9 @@ def test_quantiles_of_many_samples() -> None:
     for voxels in range(39, 0, -1):
         counter.add_sample(labels(voxels))
     (row,) = counter.rows("c", (3.0, 1.0, 1.0), is_2d=True, spacing_known=False)
-    assert (row.unit, row.spacing_known, row.volume) == ("mm2", False, 7.0)
+    assert (row.unit, row.spacing_known, row.volume) == ("pixels2", False, 7.0)
+    (known,) = counter.rows("c", (3.0, 2.0, 1.0), is_2d=True)
+    assert (known.unit, known.volume) == ("mm2", 14.0)
     assert (row.quantile_05, row.quantile_95) == pytest.approx((2.0, 38.0))
 
 

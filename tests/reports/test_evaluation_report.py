@@ -18,6 +18,7 @@ from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.io.images import map_ending, read_labels, split_ending, write_labels, write_map
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.units import VOLUMES
 from unisegdiff_pipeline.reports.case_gallery import find_images, highlights
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
@@ -132,7 +133,7 @@ def test_numbers_are_those_of_the_files(flat: tuple[Evaluation, Path]) -> None:
         if row["dice"]:
             assert float(cells[place][1]) == pytest.approx(float(row["dice"]), abs=1e-8)
     assert f"{evaluation.report.mean['dice'].mean:.3f}" in text
-    assert "Volumes and distances are nominal" in text
+    assert "Areas and distances are in pixels" in text
     assert "1 prediction stands on an empty reference" in text
 
 
@@ -140,7 +141,7 @@ def test_everything_that_was_scored_is_shown(flat: tuple[Evaluation, Path]) -> N
     text = (flat[1] / "report.html").read_text(encoding="utf-8")
     for heading in (
         "Summary", "Comparison with other runs", "Best, median and worst cases", "Distribution over cases", "Lesions",
-        "Volumes", "Probabilities and confidence", "All cases", "Settings",
+        "Areas", "Probabilities and confidence", "All cases", "Settings",
     ):  # fmt: skip
         assert f"<h2>{heading}</h2>" in text
     for title in ("reliability curves", "FROC curves", "risk-coverage curves", "Bland-Altman plot", "rank histogram"):
@@ -188,8 +189,9 @@ def test_several_classes_have_a_panel_for_each_side(phantom_2d: Path, tmp_path: 
 def test_volumes_have_decimals_enough(flat: tuple[Evaluation, Path], mean_ml: float, digits: int) -> None:
     report = flat[0].report
     volume = dataclasses.replace(report.mean["reference_ml"], mean=mean_ml)
-    changed = dataclasses.replace(report, mean={**report.mean, "reference_ml": volume})
+    changed = dataclasses.replace(report, units=VOLUMES, mean={**report.mean, "reference_ml": volume})
     assert volume_digits(changed) == digits
+    assert volume_digits(dataclasses.replace(changed, units=report.units)) == 1  # means of whole pixels
 
 
 def test_a_class_has_one_hue_in_charts_and_pictures() -> None:

@@ -18,6 +18,7 @@ from unisegdiff_pipeline.io.npz import read_npz
 from unisegdiff_pipeline.io.phantoms import true_probability
 from unisegdiff_pipeline.io.progress import format_duration
 from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.io.units import units_of
 from unisegdiff_pipeline.reports.page import (
     Html,
     KeyFigure,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.io.raw_dataset import RawDataset
 
 SHOWN_CASES, SHOWN_SAMPLES = 6, 3
+PIXELS = units_of(is_2d=True, spacing_known=False)
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,12 @@ class DemoResult:
 
 def score_truth(raw: RawDataset, case_ids: Sequence[str]) -> Summary:
     """Score the best mask that anyone could know, true probability > 0.5, against the references."""
-    cases = []
+    cases, labels = [], raw.description.labels
     for case_id in case_ids:
         reference = read_labels(raw.folder / "labelsTs" / f"{case_id}{raw.description.file_ending}")
         truth = (true_probability(raw.folder, case_id) > 0.5).astype(np.uint8)
         spacing_mm = reference.geometry.spacing_mm
-        cases.append(
-            CaseScores(case_id, tuple(score_case(reference.array[0], truth, raw.description.labels, spacing_mm)))
-        )
+        cases.append(CaseScores(case_id, tuple(score_case(reference.array[0], truth, labels, spacing_mm, is_2d=True))))
     return summarise(cases)
 
 
@@ -141,7 +141,7 @@ def _page(result: DemoResult, cases: Path, reports: Mapping[str, str], seconds: 
     ]
     titles = (("Predicted masks", result.predicted), ("True probability above 0.5", result.truth))
     tables = [
-        subsection(title, [Html(f"<pre>{html.escape(summary_table(summary, volumes_nominal=True))}</pre>")])
+        subsection(title, [Html(f"<pre>{html.escape(summary_table(summary, PIXELS))}</pre>")])
         for title, summary in titles
     ]
     caption = "Image, reference, and what is known and what was predicted about each case."

@@ -34,7 +34,7 @@ def build_parser() -> CommandParser:
         "--output",
         type=Path,
         metavar="DIR",
-        help="where metrics.csv, lesions.csv, summary.json and report.html go (default: PRED/evaluation)",
+        help="where metrics.csv, lesion_scores.csv, summary.json and report.html go (default: PRED/evaluation)",
     )
     _add_meaning(parser)
     _add_inputs(parser)
@@ -89,7 +89,10 @@ def _add_choices(parser: CommandParser) -> None:
     )
     group.add_argument("--iou", type=share, metavar="T", help="least IoU of matching lesions, with --match iou")
     group.add_argument(
-        "--dilation-mm", type=positive_number, metavar="MM", help="largest distance, with --match dilated (default: 3)"
+        "--dilation-mm",
+        type=positive_number,
+        metavar="MM",
+        help="largest distance, with --match dilated (default: 3; in pixels where their size is unknown)",
     )
     group.add_argument("--one-to-one", action="store_true", help="match each lesion at most once")
     group.add_argument(
@@ -105,14 +108,14 @@ def _add_choices(parser: CommandParser) -> None:
         nargs="+",
         default=[1.0, 2.0],
         metavar="MM",
-        help="tolerances of surface Dice (default: 1 2)",
+        help="tolerances of surface Dice (default: 1 2; in pixels likewise)",
     )
     group.add_argument(
         "--strata-ml",
         type=positive_number,
         nargs="+",
         metavar="ML",
-        help="volumes that divide lesions by size (default: thirds of the reference lesions)",
+        help="sizes that divide lesions: ml, in 2D mm2 or pixels (default: thirds of the reference lesions)",
     )
     group.add_argument(
         "--bootstrap",

@@ -186,13 +186,14 @@ def plan_and_preprocess(
 
 def describe_plans(plans: Plans) -> str:
     """The plan in a few lines for the terminal; the reasons stand in plans.json."""
-    nominal = "" if plans.spacing_known else " (nominal)"
+    is_2d = set(plans.configurations) == {"2d"}
+    unit = "mm" if plans.spacing_known else "pixels of the images" if is_2d else "mm (nominal)"
     lines = [f"{plans.dataset_name}: planned for {_budget_text(plans.budget)}"]
     for name, configuration in plans.configurations.items():
         network, spacing = configuration.network, configuration.preprocessing.target_spacing_mm
         mark = " (recommended)" if name == plans.recommended_configuration else ""
         lines.append(
-            f"  {name}{mark}: spacing {_sizes(f'{s:.3g}' for s in spacing if s is not None)} mm{nominal}, "
+            f"  {name}{mark}: spacing {_sizes(f'{s:.3g}' for s in spacing if s is not None)} {unit}, "
             f"patch {_sizes(map(str, network.patch_size))}, batch {configuration.training.batch_size}, "
             f"features {network.levels[0].features} to {network.levels[-1].features} on {len(network.levels)} levels"
         )

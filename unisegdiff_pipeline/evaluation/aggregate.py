@@ -28,6 +28,7 @@ from unisegdiff_pipeline.evaluation.lesions import Lesion, StratumScore, count_l
 from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, EvaluationOptions
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.evaluation.tables import metric_names, metric_values
+from unisegdiff_pipeline.io.units import VOLUMES, Units
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ def report_class(
     groups: Sequence[str],
     options: EvaluationOptions,
     confidence: CaseConfidence | None,
+    units: Units = VOLUMES,
 ) -> ClassReport:
     """Put the results of one class over all cases together; `groups` names the group of each case."""
     overlaps = [result.overlap for result in results]
@@ -172,7 +174,7 @@ def report_class(
             for name in metric_names(results, options.tolerances_mm)
         },
         pooled=_pooled(results, lesions),
-        strata=stratify(lesions, _edges_ml(lesions, options)),
+        strata=stratify(lesions, _edges_ml(lesions, options, units), units),
         froc=_froc([result.lesions for result in results]),
         reliability=_reliability(results),
         volume_coverage=_volume_coverage(results),
@@ -296,10 +298,10 @@ def _pooled(results: Sequence[ClassResult], lesions: Sequence[Lesion]) -> Pooled
     )
 
 
-def _edges_ml(lesions: Sequence[Lesion], options: EvaluationOptions) -> tuple[float, ...]:
+def _edges_ml(lesions: Sequence[Lesion], options: EvaluationOptions, units: Units) -> tuple[float, ...]:
     if options.strata_edges_ml is not None:
         return options.strata_edges_ml
-    return strata_edges_ml(lesion.volume_ml for lesion in lesions if lesion.side == "reference")
+    return strata_edges_ml(lesion.size(units) for lesion in lesions if lesion.side == "reference")
 
 
 def _froc(cases: Sequence[Sequence[Lesion]]) -> FrocSummary | None:

@@ -19,7 +19,7 @@ from unisegdiff_pipeline.evaluation.calibration import CaseCalibration, case_cal
 from unisegdiff_pipeline.evaluation.diversity import DiversityScore, mean_agreement, score_samples
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs
 from unisegdiff_pipeline.evaluation.lesions import Lesion, LesionScore, score_lesions
-from unisegdiff_pipeline.evaluation.metrics import MM3_PER_ML, ClassScore, score_masks
+from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_masks
 from unisegdiff_pipeline.evaluation.options import CaseSettings
 from unisegdiff_pipeline.evaluation.reading import (
     Labels,
@@ -33,6 +33,7 @@ from unisegdiff_pipeline.evaluation.reading import (
 from unisegdiff_pipeline.evaluation.summary import CaseScores
 from unisegdiff_pipeline.io.geometry import Box, Geometry, box_slices, nonzero_box
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.units import measured_grid, voxel_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class ClassResult:
         calibration: None without probabilities.
         diversity: None without samples and with a single rater only.
         confidence: of the case, before its reference is known; see `options.CASE_CONFIDENCE`. NaN where unknown.
-        sample_volumes_ml: volume of each sample.
+        sample_volumes_ml: volume of each sample, of 2D images its area, as `overlap` has them.
     """
 
     overlap: ClassScore
@@ -97,7 +98,7 @@ def rater_distances_mm(case: CaseInputs, settings: CaseSettings) -> tuple[float,
     valid = None if scheme.ignore_value is None else ~scheme.ignored(reference.array[0])
     raters = read_masks(case.raters, scheme, reference, settings.check_values)
     box = grown_box([rater.box for rater in raters if rater.inner.any()], reference.array.shape[1:])
-    spacing_mm = reference.geometry.spacing_mm
+    spacing_mm = measured_grid(reference.geometry, settings.units).spacing_mm
     return tuple(
         rater_tolerance_mm([_mask(rater, scheme, index, box, valid) for rater in raters], spacing_mm)
         for index in range(len(scheme.names))
@@ -112,7 +113,7 @@ class _CaseVolumes:
         reference = read_mask(case.reference, scheme, check_values=check)
         self.reference = reference.array[0]
         self.predicted = read_mask(case.prediction, scheme, reference, check).array[0]
-        self.geometry: Geometry = reference.geometry
+        self.geometry: Geometry = measured_grid(reference.geometry, settings.units)
         self.valid = None if scheme.ignore_value is None else ~scheme.ignored(self.reference)
         self.samples = read_masks(case.samples, scheme, reference, check)
         self.raters = read_masks(case.raters, scheme, reference, check)
@@ -133,7 +134,7 @@ def _score_class(volumes: _CaseVolumes, index: int, settings: CaseSettings) -> C
     scheme = settings.scheme
     reference = _valid(_is_class(volumes.reference, scheme, index), volumes.valid)
     predicted = _valid(_is_class(volumes.predicted, scheme, index), volumes.valid)
-    voxel_ml = volumes.geometry.voxel_volume_mm3 / MM3_PER_ML
+    voxel_ml = voxel_size(volumes.geometry)
     overlap = score_masks(
         scheme.names[index], reference, predicted, volumes.valid, voxel_ml, volumes_nominal=not settings.spacing_known
     )

@@ -23,6 +23,7 @@ from unisegdiff_pipeline.evaluation.inputs import (
     check_geometry,
     collect_inputs,
     discover_folders,
+    hold_2d,
     listing,
 )
 from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, CaseSettings, EvaluationOptions
@@ -30,7 +31,8 @@ from unisegdiff_pipeline.evaluation.summary import Summary, summarise
 from unisegdiff_pipeline.evaluation.tables import write_lesions, write_metrics
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.io.serialization import to_jsonable, write_json
+from unisegdiff_pipeline.io.units import Units, units_of
 
 # Below this many voxels in all files together, starting worker processes takes longer than scoring.
 VOXELS_WORTH_PROCESSES = 30_000_000
@@ -43,7 +45,8 @@ class FolderSummary:
 
     Attributes:
         reference, prediction: what was compared.
-        spacing_known: False says that all distances and volumes are nominal.
+        spacing_known: False says that all distances and volumes are nominal, or of 2D images in pixels.
+        units: of all sizes and distances.
         settings: every choice that the scores depend on.
         not_predicted: references without a prediction, left out because a subset was asked for.
         mean: each metric over all classes; see `aggregate.mean_over_classes`.
@@ -55,6 +58,7 @@ class FolderSummary:
     reference: str
     prediction: str
     spacing_known: bool
+    units: Units
     settings: dict[str, Any]
     not_predicted: tuple[str, ...]
     mean: dict[str, MetricSummary]
@@ -99,11 +103,15 @@ class Evaluation:
         return self.inputs.not_predicted
 
     def write(self, folder: Path) -> WrittenFiles:
-        """Write metrics.csv, lesions.csv (undefined cells are empty) and summary.json (undefined values are null)."""
-        files = WrittenFiles(folder / "metrics.csv", folder / "lesions.csv", folder / "summary.json")
-        write_metrics(files.metrics, self.cases, self.options.tolerances_mm)
-        write_lesions(files.lesions, self.cases)
-        write_json(files.summary, self.report)
+        """Write metrics.csv, lesion_scores.csv (undefined cells are empty) and summary.json (undefined: null).
+
+        Columns and keys are named by the units of the data; see `io.units`.
+        """
+        files = WrittenFiles(folder / "metrics.csv", folder / "lesion_scores.csv", folder / "summary.json")
+        units = self.report.units
+        write_metrics(files.metrics, self.cases, self.options.tolerances_mm, units)
+        write_lesions(files.lesions, self.cases, units)
+        write_json(files.summary, units.named(to_jsonable(self.report)))
         return files
 
 
@@ -126,7 +134,7 @@ def evaluate_folders(
         reference: folder of reference label maps, CASE + ending.
         prediction: folder of predicted label maps with the same case names; the endings may differ.
         scheme: what the label values mean.
-        spacing_known: False marks volumes and distances as nominal.
+        spacing_known: False marks volumes and distances as nominal; those of 2D images are then in pixels.
         subset: score only the cases that the prediction and all runs in `against` hold; otherwise a reference that one
             of them lacks is an error.
         check_values: refuse label values that the scheme does not know.
@@ -149,7 +157,13 @@ def evaluate_folders(
         inputs = runs[run_name(prediction, ())]
     voxels = [check_geometry(run.cases) for run in runs.values()]
     settings = CaseSettings(
-        scheme, spacing_known, check_values, options.tolerances_mm, options.rule, confidence=_confidence(inputs.cases)
+        scheme,
+        spacing_known,
+        check_values,
+        options.tolerances_mm,
+        options.rule,
+        confidence=_confidence(inputs.cases),
+        units=units_of(hold_2d(inputs.cases), spacing_known),
     )
     settings = _with_rater_tolerances(settings, inputs, voxels[0], workers)
     results = {
@@ -243,13 +257,14 @@ def _put_together(
     others = dict(list(results.items())[1:])
     groups = [case.group for case in scored]
     classes = tuple(
-        report_class([case.classes[index] for case in scored], groups, options, settings.confidence)
+        report_class([case.classes[index] for case in scored], groups, options, settings.confidence, settings.units)
         for index in range(len(settings.scheme.names))
     )
     report = FolderSummary(
         reference=str(inputs.folders.reference),
         prediction=str(inputs.folders.prediction),
         spacing_known=settings.spacing_known,
+        units=settings.units,
         settings=_describe(inputs, options, settings),
         not_predicted=inputs.not_predicted,
         mean=mean_over_classes(scored, classes, options),
@@ -273,7 +288,7 @@ def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings
         "surface_dice_tolerances_mm": options.tolerances_mm,
         "rater_tolerances_mm": dict(zip(scheme.names, settings.rater_tolerances_mm, strict=False)),
         "lesion_matching": options.rule,
-        "lesion_matching_in_words": options.rule.describe(),
+        "lesion_matching_in_words": options.rule.describe(settings.units),
         "lesion_confidence": _lesion_confidence(inputs.cases),
         "lesion_strata_edges_ml": options.strata_edges_ml,
         "case_confidence": None if settings.confidence is None else CASE_CONFIDENCE[settings.confidence],

@@ -247,6 +247,13 @@ def check_geometry(cases: Sequence[CaseInputs]) -> int:
     return voxels
 
 
+def hold_2d(cases: Sequence[CaseInputs]) -> bool:
+    """Whether all references are 2D images, by their headers."""
+    from unisegdiff_pipeline.io.images import read_header
+
+    return all(read_header(case.reference)[1].is_2d for case in cases)
+
+
 def _usual_places(reference: Path, prediction: Path) -> dict[str, Path]:
     places: dict[str, Path] = {}
     if prediction.is_dir():

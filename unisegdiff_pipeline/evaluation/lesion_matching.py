@@ -11,6 +11,7 @@ import numpy as np
 
 from unisegdiff_pipeline.evaluation.components import Components, Connectivity, find_runs
 from unisegdiff_pipeline.evaluation.dilation import SPACING_ROUNDING, dilated
+from unisegdiff_pipeline.io.units import VOLUMES, Units
 
 Criterion = Literal["overlap", "iou", "dilated"]
 
@@ -52,12 +53,12 @@ class MatchingRule:
         if self.connectivity not in get_args(Connectivity):
             raise ValueError(f"connectivity is {self.connectivity}; choose 6, 18 or 26 (in 2D: 4, 8 or 8 neighbours)")
 
-    def describe(self) -> str:
-        """The rule in words, for settings and reports."""
+    def describe(self, units: Units = VOLUMES) -> str:
+        """The rule in words, for settings and reports; distances are in these units."""
         criterion = {
             "overlap": "they share a voxel",
             "iou": f"their IoU is at least {self.threshold:g}",
-            "dilated": f"they come within {self.dilation_mm:g} mm of each other",
+            "dilated": f"they come within {units.length_text(self.dilation_mm)} of each other",
         }[self.criterion]
         partners = "each at most once (one-to-one)" if self.one_to_one else "any number of times (many-to-many)"
         planar = 4 if self.connectivity == 6 else 8

@@ -31,21 +31,21 @@ import numpy as np
 from unisegdiff_pipeline.evaluation.components import Components, find_components
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, Pairs, find_overlaps, match_lesions
 from unisegdiff_pipeline.io.geometry import Box, Geometry, box_slices, nonzero_box
+from unisegdiff_pipeline.io.units import MM3_PER_ML, VOLUMES, Units
 
 Side = Literal["reference", "prediction"]
-MM3_PER_ML = 1000.0
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion of one class in one case; a row of lesions.csv.
+    """One lesion of one class in one case; a row of lesion_scores.csv.
 
     Attributes:
         side: the mask it belongs to.
         lesion_id: number within case, class and side, from 1, largest first; of equal ones the first in Z, Y, X.
         voxels: its size.
         volume_ml: its volume; a 2D image counts as a slice of 1 mm.
-        area_mm2: its area in a 2D image (Z = 1), else None.
+        area_mm2: its area in a 2D image (Z = 1), in pixels where `io.units` says so, else None.
         longest_diameter_mm: largest distance between two of its voxel centres, in the plane for a 2D image; 0 for a
             single voxel.
         centroid_mm: mean of its voxel centres (x, y, z) in the physical coordinates of the file (LPS).
@@ -67,6 +67,10 @@ class Lesion:
     dice: float
     iou: float
     confidence: float
+
+    def size(self, units: Units) -> float:
+        """Its volume, or its area where sizes are areas."""
+        return self.volume_ml if units.size == "ml" or self.area_mm2 is None else self.area_mm2
 
 
 @dataclass(frozen=True)
@@ -210,8 +214,10 @@ def strata_edges_ml(volumes_ml: Iterable[float], num_strata: int = 3) -> tuple[f
     return tuple(edges)
 
 
-def stratify(lesions: Iterable[Lesion], edges_ml: Sequence[float]) -> tuple[StratumScore, ...]:
-    """Score lesions (of all cases) by their volume; `edges_ml` are the ascending inner edges, giving one more stratum.
+def stratify(lesions: Iterable[Lesion], edges_ml: Sequence[float], units: Units = VOLUMES) -> tuple[StratumScore, ...]:
+    """Score lesions (of all cases) by their size; `edges_ml` are the ascending inner edges, giving one more stratum.
+
+    Sizes are volumes in ml, of 2D images areas; `units` names them.
 
     Raises:
         ValueError: where the edges do not ascend or one is not positive.
@@ -220,7 +226,7 @@ def stratify(lesions: Iterable[Lesion], edges_ml: Sequence[float]) -> tuple[Stra
     if not all(low < high for low, high in itertools.pairwise(bounds)):  # also for an edge that is not a number
         raise ValueError(f"edges_ml is {tuple(edges_ml)}; give positive volumes in ascending order")
     lesions = tuple(lesions)
-    return tuple(_stratum(lesions, low, high) for low, high in itertools.pairwise(bounds))
+    return tuple(_stratum(lesions, low, high, units) for low, high in itertools.pairwise(bounds))
 
 
 def _describe(
@@ -292,10 +298,10 @@ def _per_run(components: Components, values: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, np.cumsum(length) - length, dtype=np.float64)
 
 
-def _stratum(lesions: Sequence[Lesion], low_ml: float, high_ml: float) -> StratumScore:
-    score = count_lesions(lesion for lesion in lesions if low_ml <= lesion.volume_ml < high_ml)
+def _stratum(lesions: Sequence[Lesion], low_ml: float, high_ml: float, units: Units) -> StratumScore:
+    score = count_lesions(lesion for lesion in lesions if low_ml <= lesion.size(units) < high_ml)
     return StratumScore(
-        name=_range_name(low_ml, high_ml),
+        name=_range_name(low_ml, high_ml, units.size_text),
         low_ml=low_ml,
         high_ml=high_ml,
         num_reference=score.num_reference_lesions,
@@ -306,12 +312,12 @@ def _stratum(lesions: Sequence[Lesion], low_ml: float, high_ml: float) -> Stratu
     )
 
 
-def _range_name(low_ml: float, high_ml: float) -> str:
+def _range_name(low_ml: float, high_ml: float, unit: str) -> str:
     if low_ml == 0 and high_ml == math.inf:
         return "all"
     if low_ml == 0:
-        return f"below {high_ml:g} ml"
-    return f"{low_ml:g} ml and more" if high_ml == math.inf else f"{low_ml:g} to {high_ml:g} ml"
+        return f"below {high_ml:g} {unit}"
+    return f"{low_ml:g} {unit} and more" if high_ml == math.inf else f"{low_ml:g} to {high_ml:g} {unit}"
 
 
 def _check_shapes(

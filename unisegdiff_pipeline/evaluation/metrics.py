@@ -9,7 +9,7 @@ What an empty mask means, said once for the whole package:
 Overlap means Dice, IoU, sensitivity and precision, so that all four are averaged over the same cases. The precision of
 an empty prediction is 0 over 0; it is counted as 0 here, lest predicting nothing in hard cases raise its mean.
 
-Volumes are nominal where the voxel size of a data set is not known (spacing_known = false).
+Volumes are nominal where the voxel size of a data set is not known (spacing_known = false); 2D images have areas.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Literal
 import numpy as np
 
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.units import MM3_PER_ML
 
 Outcome = Literal["scored", "both_empty", "false_positive"]
-MM3_PER_ML = 1000.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ClassScore:
         iou: TP / (TP + FP + FN).
         sensitivity: TP / (TP + FN).
         precision: TP / (TP + FP); 0 for an empty prediction.
-        reference_ml, predicted_ml: volumes.
+        reference_ml, predicted_ml: volumes; of 2D images areas in mm2, or in pixels of unknown size (`io.units`).
         volume_error_ml: predicted minus reference.
         volume_error_percent: 100 times the volume error over the reference volume; NaN for an empty reference.
         false_positive_ml: volume predicted outside the reference.
@@ -70,6 +70,7 @@ def score_case(
     scheme: LabelScheme,
     spacing_mm: Sequence[float],
     spacing_known: bool = True,
+    is_2d: bool = False,
 ) -> list[ClassScore]:
     """Score every class or region of one case.
 
@@ -79,6 +80,7 @@ def score_case(
         scheme: classes, regions and the ignore label; voxels ignored in the reference are left out.
         spacing_mm: voxel size, one value per axis.
         spacing_known: False marks the volumes as nominal.
+        is_2d: sizes are areas in the unit of `spacing_mm`, not volumes.
 
     Raises:
         ValueError: where the two shapes differ.
@@ -86,7 +88,7 @@ def score_case(
     if reference.shape != predicted.shape:
         raise ValueError(f"reference has shape {reference.shape} and prediction {predicted.shape}; they must be equal")
     valid = None if scheme.ignore_value is None else ~scheme.ignored(reference)
-    voxel_ml = math.prod(spacing_mm) / MM3_PER_ML
+    voxel_ml = math.prod(spacing_mm) / (1.0 if is_2d else MM3_PER_ML)
     pairs = zip(scheme.class_masks(reference), scheme.class_masks(predicted), strict=True)
     return [
         score_masks(name, in_reference, in_prediction, valid, voxel_ml, volumes_nominal=not spacing_known)

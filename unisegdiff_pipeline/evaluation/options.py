@@ -7,6 +7,7 @@ from typing import Literal
 
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.units import VOLUMES, Units
 
 CaseConfidence = Literal["samples", "probabilities", "uncertainty"]
 CASE_CONFIDENCE: dict[CaseConfidence, str] = {
@@ -23,7 +24,8 @@ class EvaluationOptions:
     Attributes:
         tolerances_mm: of surface Dice, one column each.
         rule: when a predicted lesion counts as matched to a reference lesion.
-        strata_edges_ml: inner edges of the lesions' size strata; None = thirds of the reference lesions of each class.
+        strata_edges_ml: inner edges of the lesions' size strata, of 2D images areas in the unit of
+            the data set; None = thirds of the reference lesions of each class.
         resamples: bootstrap draws of each interval; 0 = no intervals.
         level: share of the intervals.
         seed: of the bootstrap and of ties in the rank histogram.
@@ -50,6 +52,7 @@ class CaseSettings:
         rater_tolerances_mm: per class a further tolerance of surface Dice, by the distance between raters; empty
             without raters.
         confidence: what the confidence of a case is taken from; None = there is nothing to take it from.
+        units: what sizes and distances are measured in.
     """
 
     scheme: LabelScheme
@@ -59,3 +62,4 @@ class CaseSettings:
     rule: MatchingRule = field(default_factory=MatchingRule)
     rater_tolerances_mm: tuple[float, ...] = ()
     confidence: CaseConfidence | None = None
+    units: Units = VOLUMES

@@ -12,7 +12,7 @@ from unisegdiff_pipeline.evaluation.summary import format_table, mean_of_defined
 # Metric => heading and form; those that an evaluation lacks are left out.
 SHOWN = {
     "median": ("median", ".3f"),
-    "hd95_mm": ("HD95 mm", ".3g"),
+    "hd95_mm": ("HD95 {length}", ".3g"),
     "surface_dice": ("surface Dice", ".3f"),
     "lesion_f1": ("lesion F1", ".3f"),
     "num_false_positive": ("FP lesions", ".2f"),
@@ -31,7 +31,8 @@ def evaluation_table(report: FolderSummary) -> str:
     defined = (name for name, metric in report.mean.items() if metric.n)
     names = ["surface_dice" if name == surface_dice else name for name in defined]
     shown = [name for name in SHOWN if name in ("median", *names)]
-    rows = [("class", "Dice", _interval_heading(report), *(SHOWN[name][0] for name in shown), "n", "empty", "false")]
+    headings = (SHOWN[name][0].format(length=report.units.length) for name in shown)
+    rows = [("class", "Dice", _interval_heading(report), *headings, "n", "empty", "false")]
     for entry in report.classes:
         counts = (entry.outcomes.scored, entry.outcomes.both_empty, entry.outcomes.false_positive)
         rows.append((entry.class_name, *_cells(entry.metrics, shown, surface_dice), *map(str, counts)))
@@ -83,8 +84,9 @@ def _note(report: FolderSummary, tolerances: tuple[float, ...]) -> str:
     if false_positives:
         note += f"\nfalse: predictions on an empty reference, {false_positives} here, in no mean; {_by_nnunet(report)}."
     if tolerances:
-        note += f"\nSurface Dice at {tolerances[0]:g} mm. {_first_upper(report.settings['lesion_matching_in_words'])}."
-    if not report.spacing_known:
+        rule = _first_upper(report.settings["lesion_matching_in_words"])
+        note += f"\nSurface Dice at {report.units.length_text(tolerances[0])}. {rule}."
+    if report.units.nominal:
         note += "\nVolumes and distances are nominal: the voxel size of this data set is not known."
     return note
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unisegdiff_pipeline.evaluation.metrics import ClassScore
+from unisegdiff_pipeline.io.units import VOLUMES, Units
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,10 @@ def _summarise_class(name: str, scores: Sequence[ClassScore]) -> ClassSummary:
     )
 
 
-def summary_table(summary: Summary, volumes_nominal: bool = False) -> str:
+def summary_table(summary: Summary, units: Units = VOLUMES) -> str:
     """The summary as a text table of one row a class, followed by a line on what its columns count."""
-    header = ("class", "Dice", "sd", "median", "IoU", "volume error ml", "scored", "both empty", "false positive")
+    error = f"{units.size_word} error {units.size_text}"
+    header = ("class", "Dice", "sd", "median", "IoU", error, "scored", "both empty", "false positive")
     rows = [header, *(_row(c) for c in summary.classes)]
     if len(summary.classes) > 1:
         rows.append(("mean", _number(summary.mean_dice), "", "", _number(summary.mean_iou), "", "", "", ""))
@@ -120,7 +122,7 @@ def summary_table(summary: Summary, volumes_nominal: bool = False) -> str:
             f" {sum(c.num_false_positive for c in summary.classes)} prediction(s) on empty references are not in"
             f" them; counted as 0, as nnU-Net does, the mean Dice is {_number(summary.mean_dice_nnunet)}."
         )
-    if volumes_nominal:
+    if units.nominal:
         note += " Volumes are nominal: the voxel size of this data set is not known."
     return f"{format_table(rows)}\n{note}"
 

@@ -1,8 +1,9 @@
-"""metrics.csv and lesions.csv: one row a case and class, one row a lesion; undefined values are empty cells."""
+"""metrics.csv and lesion_scores.csv: one row a case and class, one row a lesion; undefined values are empty cells."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from unisegdiff_pipeline.evaluation.diversity import DiversityScore
 from unisegdiff_pipeline.evaluation.lesions import Lesion, LesionScore
 from unisegdiff_pipeline.evaluation.metrics import ClassScore
 from unisegdiff_pipeline.io.csv_tables import write_csv
+from unisegdiff_pipeline.io.units import VOLUMES, Units
 
 DIGITS = 9  # significant ones of a number
 CALIBRATION_METRICS = ("nll", "brier", "ece", "adaptive_ece")
@@ -54,26 +56,32 @@ def metric_names(results: Iterable[ClassResult], tolerances_mm: Sequence[float])
     return [name for name in _columns(list(results), tolerances_mm) if name not in NOT_AVERAGED]
 
 
-def write_metrics(path: Path, cases: Sequence[CaseResult], tolerances_mm: Sequence[float]) -> None:
-    """Write metrics.csv atomically; numbers with nine significant digits."""
+def write_metrics(
+    path: Path, cases: Sequence[CaseResult], tolerances_mm: Sequence[float], units: Units = VOLUMES
+) -> None:
+    """Write metrics.csv atomically; numbers with nine significant digits, columns named by their units."""
     columns = _columns([result for case in cases for result in case.classes], tolerances_mm)
     rows = (
         [case.case_id, case.group, *(row.get(column) for column in columns)]
         for case in cases
         for row in (metric_row(result, tolerances_mm) for result in case.classes)
     )
-    write_csv(path, ["case", "group", *columns], rows, DIGITS)
+    write_csv(path, ["case", "group", *map(units.name, columns)], rows, DIGITS)
 
 
-def write_lesions(path: Path, cases: Sequence[CaseResult]) -> None:
-    """Write lesions.csv atomically: the lesions of the reference and of the prediction, matched_id joined by ";"."""
+def write_lesions(path: Path, cases: Sequence[CaseResult], units: Units = VOLUMES) -> None:
+    """Write lesion_scores.csv atomically: the lesions of the reference and of the prediction.
+
+    matched_id is joined by ";"; lesions of 2D images have an area and no volume.
+    """
+    shown = [column != "volume_ml" or units.size == "ml" for column in LESION_COLUMNS]
     rows = (
-        [case.case_id, result.overlap.class_name, *_lesion_cells(lesion)]
+        list(itertools.compress((case.case_id, result.overlap.class_name, *_lesion_cells(lesion)), shown))
         for case in cases
         for result in case.classes
         for lesion in result.lesions
     )
-    write_csv(path, LESION_COLUMNS, rows, DIGITS)
+    write_csv(path, [units.name(column) for column in itertools.compress(LESION_COLUMNS, shown)], rows, DIGITS)
 
 
 def _columns(results: Sequence[ClassResult], tolerances_mm: Sequence[float]) -> list[str]:

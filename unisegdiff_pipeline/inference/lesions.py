@@ -20,7 +20,8 @@ class Lesion:
 
     Attributes:
         lesion: number within case and class, largest first, from 1.
-        area_mm2: area of a lesion in a 2D image, else None; `volume_mm3` and `volume_ml` the other way round.
+        area_mm2: area of a lesion in a 2D image whose pixel size is known, else None; where it is not, `voxels` is the
+            area in pixels. `volume_mm3` and `volume_ml` are those of a volume, else None.
         spacing_known: False marks millimetres as nominal.
         mean_probability: of the class over the lesion's voxels; None where probabilities were not at hand.
         confidence: share of samples that overlap it; None without samples.
@@ -104,7 +105,7 @@ class LesionCounter:
                         class_name=found.name,
                         lesion=i + 1,
                         voxels=voxels,
-                        area_mm2=voxels * area_mm2 if is_2d else None,
+                        area_mm2=voxels * area_mm2 if is_2d and spacing_known else None,
                         volume_mm3=None if is_2d else volume_mm3,
                         volume_ml=None if is_2d else volume_mm3 / 1000,
                         spacing_known=spacing_known,

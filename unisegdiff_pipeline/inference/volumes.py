@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.units import units_of
 
 TAILS = (0.05, 0.95)
 
@@ -18,7 +19,7 @@ class ClassVolume:
     """A row of volumes.csv; all sizes in `unit`.
 
     Attributes:
-        unit: "ml", or "mm2" for a 2D image.
+        unit: "ml"; of a 2D image "mm2", or "pixels2" where the pixel size is not known.
         spacing_known: False marks millimetres as nominal.
         volume: of the mask.
         num_samples: drawn masks that the following is taken over.
@@ -30,7 +31,7 @@ class ClassVolume:
 
     case: str
     class_name: str
-    unit: Literal["ml", "mm2"]
+    unit: Literal["ml", "mm2", "pixels2"]
     spacing_known: bool
     volume: float
     num_samples: int
@@ -56,8 +57,9 @@ class VolumeCounter:
         self, case: str, spacing_mm: Sequence[float], *, is_2d: bool = False, spacing_known: bool = True
     ) -> list[ClassVolume]:
         """One row for each class or region; `spacing_mm` is (Z, Y, X) of the written mask."""
+        units = units_of(is_2d, spacing_known)
         z, y, x = (float(s) for s in spacing_mm)
-        per_voxel = y * x if is_2d else z * y * x / 1000
+        per_voxel = {"ml": z * y * x / 1000, "mm2": y * x, "pixels2": 1.0}[units.size]
         rows = []
         for index, name in enumerate(self._scheme.names):
             volumes = np.array([counts[index] for counts in self._samples]) * per_voxel
@@ -67,7 +69,7 @@ class VolumeCounter:
                 ClassVolume(
                     case=case,
                     class_name=name,
-                    unit="mm2" if is_2d else "ml",
+                    unit=units.size,
                     spacing_known=spacing_known,
                     volume=self._mask[index] * per_voxel,
                     num_samples=len(volumes),

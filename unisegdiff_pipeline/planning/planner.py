@@ -273,7 +273,9 @@ def _plan_denoiser(context: _Context, name: str, network: NetworkPlan) -> Denois
 def _decide_common(context: _Context) -> None:
     context.decisions["budget"] = context.sizer.reason()
     if not context.description.spacing_known:
-        context.decisions["spacing_known"] = "false: spacings are nominal, and so is every result in mm"
+        nominal = "false: spacings are nominal, and so is every result in mm"
+        in_pixels = "false: sizes and distances are given in pixels"
+        context.decisions["spacing_known"] = in_pixels if context.fingerprint.is_2d else nominal
     for choice in _normalizations(context):
         if choice.warning:
             warnings.warn(choice.warning, UserWarning, stacklevel=4)

@@ -65,8 +65,10 @@ def draw_boxes(
     return draw(paint, alt, *_size(len(groups)))
 
 
-def draw_bland_altman(reference_ml: Sequence[float], predicted_ml: Sequence[float], unit: str, color: str) -> Html:
-    """Difference of two volumes over their mean, with the mean difference and the limits of agreement."""
+def draw_bland_altman(
+    reference_ml: Sequence[float], predicted_ml: Sequence[float], unit: str, color: str, word: str = "volume"
+) -> Html:
+    """Difference of two sizes, called by `word`, over their mean, with the mean difference and limits of agreement."""
     a, b = np.asarray(reference_ml, float), np.asarray(predicted_ml, float)
     mean, difference = (a + b) / 2, b - a
     bias, low, high = limits_of_agreement(reference_ml, predicted_ml)
@@ -74,7 +76,7 @@ def draw_bland_altman(reference_ml: Sequence[float], predicted_ml: Sequence[floa
     def paint(figure: Figure) -> None:
         axis = figure.subplots()
         if not len(mean):
-            say_nothing_to_show(axis, "no case with a volume")
+            say_nothing_to_show(axis, f"no case with a {word}")
             return
         axis.axhline(0, color=MUTED, linewidth=0.8)
         axis.scatter(mean, difference, s=14, color=color, alpha=0.7, linewidths=0, zorder=3)
@@ -89,9 +91,9 @@ def draw_bland_altman(reference_ml: Sequence[float], predicted_ml: Sequence[floa
         if len(positive) == len(mean) and positive.max() > LOGARITHMIC_FROM * positive.min():
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter("{x:g}")
-        axis.set(xlabel=f"mean of both volumes, {unit}", ylabel=f"predicted \N{MINUS SIGN} reference, {unit}")
+        axis.set(xlabel=f"mean of both {word}s, {unit}", ylabel=f"predicted \N{MINUS SIGN} reference, {unit}")
 
-    return draw(paint, f"Bland-Altman plot of {len(mean)} volumes; mean difference {bias:.3g} {unit}")
+    return draw(paint, f"Bland-Altman plot of {len(mean)} {word}s; mean difference {bias:.3g} {unit}")
 
 
 def signed(value: float) -> str:

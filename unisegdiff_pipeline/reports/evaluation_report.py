@@ -1,11 +1,12 @@
 """The report of an evaluation: scores with intervals, distributions, lesions, volumes, calibration, pictures of cases.
 
-Everything in it is in summary.json, metrics.csv and lesions.csv beside it, but for the pictures.
+Everything in it is in summary.json, metrics.csv and lesion_scores.csv beside it, but for the pictures.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import unisegdiff_pipeline
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, FolderSummary
 from unisegdiff_pipeline.evaluation.tables import metric_row
+from unisegdiff_pipeline.io.units import Units
 from unisegdiff_pipeline.reports import evaluation_figures as charts
 from unisegdiff_pipeline.reports.case_gallery import Highlight, draw_case, find_images, highlights, write_viewer
 from unisegdiff_pipeline.reports.evaluation_tables import (
@@ -31,7 +33,7 @@ from unisegdiff_pipeline.reports.evaluation_tables import (
     strata_table,
 )
 from unisegdiff_pipeline.reports.figures import series_color
-from unisegdiff_pipeline.reports.metric_names import metric_name
+from unisegdiff_pipeline.reports.metric_names import MetricName, metric_name
 from unisegdiff_pipeline.reports.page import (
     Cell,
     Column,
@@ -96,7 +98,7 @@ def write_evaluation_report(folder: Path, evaluation: Evaluation) -> Path:
         lead=_lead(evaluation),
         sections=[section for section in sections if section is not None],
         footer=f"Written by unisegdiff_pipeline {unisegdiff_pipeline.__version__}. "
-        "All numbers: metrics.csv, lesions.csv and summary.json beside this file.",
+        "All numbers: metrics.csv, lesion_scores.csv and summary.json beside this file.",
     )
     return write_page(folder / REPORT_NAME, page)
 
@@ -108,11 +110,13 @@ def _lead(evaluation: Evaluation) -> list[Html]:
     report = evaluation.report
     several = len(report.classes) > 1
     names = present(KEY_METRICS, report)
-    figures = [_key_figure(name, report.mean[name], several) for name in names[:6]]
+    figures = [_key_figure(metric_name(name, report.units), report.mean[name], several) for name in names[:6]]
     parts = [key_figures(figures)]
-    if not report.spacing_known:
+    if report.units.nominal:
         text = "Volumes and distances are nominal: the voxel size of this data set is not known."
         parts.append(notice(text, "warning"))
+    elif report.units.length == "pixels":
+        parts.append(notice("Areas and distances are in pixels: the pixel size of this data set is not known."))
     if report.not_predicted:
         parts.append(notice(f"{len(report.not_predicted)} reference cases have no prediction and are left out."))
     if false := sum(entry.outcomes.false_positive for entry in report.classes):
@@ -122,8 +126,7 @@ def _lead(evaluation: Evaluation) -> list[Html]:
     return parts
 
 
-def _key_figure(name: str, summary: MetricSummary, several_classes: bool) -> KeyFigure:
-    shown = metric_name(name)
+def _key_figure(shown: MetricName, summary: MetricSummary, several_classes: bool) -> KeyFigure:
     of_classes = "mean of classes, " if several_classes else ""
     interval = interval_text(summary, shown.digits)
     detail = f"{interval}{', ' if interval else ''}{of_classes}n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{summary.n}"
@@ -200,7 +203,7 @@ def _case_part(
     report: FolderSummary, item: Highlight, images: Sequence[Path], viewers: Mapping[str, tuple[str, int]]
 ) -> Html:
     case_id = item.inputs.case_id
-    body = [paragraph(_case_line(item), quiet=True)]
+    body = [paragraph(_case_line(item, report.units), quiet=True)]
     if case_id in viewers:
         target, size = viewers[case_id]
         body.append(paragraph(Html(f"{link(target, 'Open all slices in the viewer')} ({size / 1e6:.1f} MB)")))
@@ -208,7 +211,7 @@ def _case_part(
     return subsection(f"{item.kind}: {case_id}", body)
 
 
-def _case_line(item: Highlight) -> str:
+def _case_line(item: Highlight, units: Units) -> str:
     parts = []
     for entry in item.result.classes:
         score, lesions = entry.overlap, entry.lesion_score
@@ -216,11 +219,11 @@ def _case_line(item: Highlight) -> str:
         if score.outcome == "both_empty":
             continue
         if score.outcome == "false_positive":
-            parts.append(f"{prefix}reference empty, {score.predicted_ml:.3g} ml predicted")
+            parts.append(f"{prefix}reference empty, {units.size_shown(score.predicted_ml)} predicted")
             continue
         found = f"{lesions.num_detected} of {lesions.num_reference_lesions} lesions found"
         false = f", {lesions.num_false_positive} false" if lesions.num_false_positive else ""
-        parts.append(f"{prefix}Dice {score.dice:.3f}, {score.reference_ml:.3g} ml, {found}{false}")
+        parts.append(f"{prefix}Dice {score.dice:.3f}, {units.size_shown(score.reference_ml)}, {found}{false}")
     return "; ".join(parts) + "."
 
 
@@ -233,7 +236,7 @@ def _distributions(evaluation: Evaluation) -> Section:
     values = {name: _values_by_class(evaluation, name) for name in names}
     boxes = []
     for name in names:
-        shown = metric_name(name)
+        shown = metric_name(name, report.units)
         content = charts.draw_boxes(values[name], shown.label, shown.digits == 3, f"box plots of {shown.label}")
         boxes.append(figure(content, f"{shown.label}: {shown.hint}."))
     text = (
@@ -263,7 +266,8 @@ def _lesions(evaluation: Evaluation) -> Section:
             groups = _lesion_dice_by_size(evaluation, index, entry)
             alt, colors = f"lesion Dice by size, {entry.class_name}", [series_color(index)] * len(groups)
             content = charts.draw_boxes(groups, "Dice of a lesion", True, alt, colors)
-            text = f"{entry.class_name}: Dice of each reference lesion by its volume, missed ones as 0."
+            word = report.units.size_word
+            text = f"{entry.class_name}: Dice of each reference lesion by its {word}, missed ones as 0."
             figures.append(figure(content, text))
     body = [lesion_table(report), grid(figures), strata_table(report)]
     return Section("Lesions", body, f"Rule: {report.settings['lesion_matching_in_words']}.{_drawn_note(report)}")
@@ -271,24 +275,26 @@ def _lesions(evaluation: Evaluation) -> Section:
 
 def _lesion_dice_by_size(evaluation: Evaluation, index: int, entry: ClassReport) -> dict[str, list[float]]:
     groups: dict[str, list[float]] = {stratum.name: [] for stratum in entry.strata}
+    units = evaluation.report.units
     for case in evaluation.cases:
         for lesion in case.classes[index].lesions:
             if lesion.side == "reference":
-                name = next(s.name for s in entry.strata if s.low_ml <= lesion.volume_ml < s.high_ml)
+                name = next(s.name for s in entry.strata if s.low_ml <= lesion.size(units) < s.high_ml)
                 groups[name].append(lesion.dice)
     return groups
 
 
 def _volumes(evaluation: Evaluation) -> Section:
     report = evaluation.report
-    unit = "ml" if report.spacing_known else "ml (nominal)"
+    unit, word = report.units.size_text, report.units.size_word
+    unit += " (nominal)" if report.units.nominal else ""
     figures = []
     for index, entry in enumerate(report.classes[:DRAWN_CLASSES]):
         overlaps = [case.classes[index].overlap for case in evaluation.cases]
         volumes = [(o.reference_ml, o.predicted_ml) for o in overlaps if o.reference_ml or o.predicted_ml]
         reference, predicted = [a for a, _ in volumes], [b for _, b in volumes]
         bias, low, high = charts.limits_of_agreement(reference, predicted)
-        content = charts.draw_bland_altman(reference, predicted, unit, series_color(index))
+        content = charts.draw_bland_altman(reference, predicted, unit, series_color(index), word)
         caption = (
             f"{entry.class_name}, {len(volumes)} cases: mean difference {charts.signed(bias)} {unit}, limits of "
             f"agreement {charts.signed(low)} to {charts.signed(high)}."
@@ -297,7 +303,7 @@ def _volumes(evaluation: Evaluation) -> Section:
     for index, entry in enumerate(report.classes[:DRAWN_CLASSES]):
         if entry.rank_histogram:
             content = charts.draw_rank_histogram(entry.rank_histogram, series_color(index))
-            caption = "rank of the reference volume among the samples; flat where they spread as they should."
+            caption = f"rank of the reference {word} among the samples; flat where they spread as they should."
             figures.append(figure(content, f"{entry.class_name}: {caption} Grey: 95 % of chance."))
     body = [grid(figures)]
     if any(entry.volume_coverage for entry in report.classes):
@@ -306,7 +312,7 @@ def _volumes(evaluation: Evaluation) -> Section:
         "Bland-Altman plots: predicted minus reference over the mean of both, with the mean difference and the limits "
         "that hold 95 % of normal differences. Cases where both masks are empty are left out."
     )
-    return Section("Volumes", body, intro)
+    return Section(f"{word.capitalize()}s", body, intro)
 
 
 def _probabilities(report: FolderSummary) -> Section | None:
@@ -355,15 +361,17 @@ def _case_cell(value: Any) -> Cell:
 
 
 def _settings(report: FolderSummary) -> Section:
-    settings = dict(report.settings)
-    if settings["lesion_strata_edges_ml"] is None:
-        settings["lesion_strata_edges_ml"] = "thirds of the reference lesions of each class"
-    shown = {
-        name.replace("_", " ").replace("num ", "number of ").removesuffix(" in words"): _setting(value)
-        for name, value in settings.items()
-        if f"{name}_in_words" not in settings
-    }
+    settings = report.units.named(dict(report.settings))
+    edges = report.units.name("lesion_strata_edges_ml")
+    if settings[edges] is None:
+        settings[edges] = "thirds of the reference lesions of each class"
+    shown = {_spoken(name): _setting(value) for name, value in settings.items() if f"{name}_in_words" not in settings}
     return Section("Settings", [facts(shown)], "Every choice that the numbers depend on.")
+
+
+def _spoken(name: str) -> str:
+    text = name.replace("_", " ").replace("num ", "number of ").removesuffix(" in words")
+    return re.sub(r" (mm|ml|mm2|pixels|pixels2)$", lambda unit: f", {unit[1].replace('2', chr(0xB2))}", text)
 
 
 def _setting(value: Any) -> str:

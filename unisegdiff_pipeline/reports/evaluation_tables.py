@@ -16,7 +16,7 @@ MAIN_METRICS = (
     "dice", "surface_dice", "surface_dice_rater", "hd95_mm", "assd_mm", "volume_error_ml", "lesion_sensitivity",
     "lesion_precision", "lesion_f1", "nll", "adaptive_ece", "energy_score_u", "ged_u", "hm_iou",
 )  # fmt: skip
-VOLUME_DIGITS = 2  # decimals of volumes of a millilitre and more
+VOLUME_DIGITS, PIXEL_DIGITS = 2, 1  # decimals of volumes of a millilitre and more, and of means of whole pixels
 CLASSES_AS_COLUMNS = 7
 SUMMARY_COLUMNS = (
     Column("Mean"), Column("Interval", hint="bootstrap interval of the mean"), Column("Deviation"), Column("Median"),
@@ -29,13 +29,13 @@ def main_table(report: FolderSummary) -> Html:
     names = present(MAIN_METRICS, report)
     entries: dict[str, Mapping[str, MetricSummary]] = {entry.class_name: entry.metrics for entry in report.classes}
     if len(entries) == 1:
-        rows = [[metric_name(name).label, *_summary_cells(shown_as(name, report), report.mean[name])] for name in names]
+        rows = [[shown_as(name, report).label, *_summary_cells(name, report, report.mean[name])] for name in names]
         return table(Table([Column("Metric", "text"), *SUMMARY_COLUMNS], rows, sortable=False))
     entries["mean of classes"] = report.mean
     if len(entries) <= CLASSES_AS_COLUMNS:
         columns = [Column("Metric", "text"), *(Column(name) for name in entries)]
         rows = [
-            [metric_name(name).label, *(_mean_cell(shown_as(name, report), e.get(name)) for e in entries.values())]
+            [shown_as(name, report).label, *(_mean_cell(shown_as(name, report), e.get(name)) for e in entries.values())]
             for name in names
         ]
         return table(Table(columns, rows, sortable=False))
@@ -51,7 +51,11 @@ def outcome_table(report: FolderSummary) -> Html:
         Column("Both empty", hint="cases where neither mask holds the class: undefined, in no mean"),
         Column("False positive", hint="cases whose reference is empty and whose prediction is not"),
         Column("Specificity", hint="share of the cases with an empty reference whose prediction is empty, too"),
-        Column("False positive, ml", digits=volume_digits(report), hint="volume predicted on empty references"),
+        Column(
+            f"False positive, {report.units.size_text}",
+            digits=volume_digits(report),
+            hint=f"{report.units.size_word} predicted on empty references",
+        ),
         Column("Dice of all voxels", hint="all cases as one image"),
     ]
     rows: list[list[Cell]] = [
@@ -68,7 +72,7 @@ def metric_table(report: FolderSummary) -> Html:
     """A row a metric and class."""
     columns = [Column("Metric", "text"), Column("Class", "text"), *SUMMARY_COLUMNS]
     rows: list[list[Cell]] = [
-        [metric_name(name).label, entry.class_name, *_summary_cells(shown_as(name, report), summary)]
+        [shown_as(name, report).label, entry.class_name, *_summary_cells(name, report, summary)]
         for entry in report.classes
         for name, summary in entry.metrics.items()
     ]
@@ -121,7 +125,8 @@ def lesion_table(report: FolderSummary) -> Html:
 
 def strata_table(report: FolderSummary) -> Html:
     columns = [
-        Column("Volume", "text"), Column("Class", "text"), Column("Reference"), Column("Detected"),
+        Column(report.units.size_word.capitalize(), "text"), Column("Class", "text"), Column("Reference"),
+        Column("Detected"),
         Column("False positive"), Column("Sensitivity"), Column("Lesion Dice"),
     ]  # fmt: skip
     rows: list[list[Cell]] = [
@@ -136,8 +141,9 @@ def strata_table(report: FolderSummary) -> Html:
 
 
 def coverage_table(report: FolderSummary) -> Html:
+    word = report.units.size_word
     columns = [
-        Column("Class", "text"), Column("Interval", digits=2, hint="central share of the sampled volumes"),
+        Column("Class", "text"), Column("Interval", digits=2, hint=f"central fraction of the sampled {word}s"),
         Column("Holds the reference", hint="share of cases"),
         Column("Perfect samples", hint="share that perfect samples of this number reach"), Column("n"),
         Column("Undefined"),
@@ -147,7 +153,7 @@ def coverage_table(report: FolderSummary) -> Html:
         for entry in report.classes
         for row in entry.volume_coverage or ()
     ]
-    return table(Table(columns, rows, "Volume intervals from the samples"))
+    return table(Table(columns, rows, f"{word.capitalize()} intervals from the samples"))
 
 
 def probability_table(report: FolderSummary) -> Html:
@@ -182,13 +188,15 @@ def metric_column(name: str, report: FolderSummary) -> Column:
 
 def shown_as(name: str, report: FolderSummary) -> MetricName:
     """How a metric is shown in this report: volumes with as many decimals as small lesions need."""
-    shown = metric_name(name)
+    shown = metric_name(name, report.units)
     return dataclasses.replace(shown, digits=volume_digits(report)) if name.endswith("_ml") else shown
 
 
 def volume_digits(report: FolderSummary) -> int:
-    """Decimals of volumes: three significant digits of the mean reference volume, two decimals at least."""
+    """Decimals of sizes: three significant digits of the mean reference, two decimals at least; of pixels one."""
     mean_ml = report.mean["reference_ml"].mean
+    if report.units.size == "pixels2":
+        return PIXEL_DIGITS
     return VOLUME_DIGITS - min(0, math.floor(math.log10(mean_ml))) if mean_ml > 0 else VOLUME_DIGITS
 
 
@@ -199,8 +207,9 @@ def interval_text(summary: MetricSummary, digits: int) -> str:
     return f"{format_number(summary.ci_low, digits)} to {format_number(summary.ci_high, digits)}"
 
 
-def _summary_cells(shown: MetricName, summary: MetricSummary) -> list[Cell]:
+def _summary_cells(name: str, report: FolderSummary, summary: MetricSummary) -> list[Cell]:
     """Cells of SUMMARY_COLUMNS."""
+    shown = shown_as(name, report)
     mean, deviation, median = (
         Shown(format_number(value, shown.digits), value) for value in (summary.mean, summary.std, summary.median)
     )
@@ -220,7 +229,7 @@ def _mean_cell(shown: MetricName, summary: MetricSummary | None) -> Cell:
 def _difference_rows(report: FolderSummary) -> list[list[Cell]]:
     return [
         [
-            run.name, row.class_name, metric_name(row.metric).label, row.mean_difference,
+            run.name, row.class_name, metric_name(row.metric, report.units).label, row.mean_difference,
             Shown(f"{format_number(row.ci_low)} to {format_number(row.ci_high)}", row.ci_low),
             _p_value(row.p_wilcoxon), _p_value(row.p_holm), row.effect_size, row.wins, row.ties, row.losses, row.n,
         ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from unisegdiff_pipeline.io.units import VOLUMES, Units
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,17 @@ _NAMES = {
 }
 
 
-def metric_name(name: str) -> MetricName:
-    """How a column of metrics.csv is shown; unknown ones by their own name."""
+def metric_name(name: str, units: Units = VOLUMES) -> MetricName:
+    """How a metric is shown in these units, by its name inside the package; unknown ones by their own name."""
     if match := re.fullmatch(r"surface_dice_(.+)mm", name):
-        tolerance = match[1]
-        return MetricName(f"Surface Dice, {tolerance} mm", 3, f"surface within {tolerance} mm of the other one", True)
-    return _NAMES.get(name) or MetricName(name.replace("_", " ").capitalize())
+        tolerance = units.length_text(float(match[1]))
+        return MetricName(f"Surface Dice, {tolerance}", 3, f"surface within {tolerance} of the other one", True)
+    found = _NAMES.get(name) or MetricName(name.replace("_", " ").capitalize())
+    label, hint = found.label, found.hint
+    if name.endswith("_mm"):
+        label = label.replace(", mm", f", {units.length}")
+    elif name.endswith(("_ml", "volume_error_percent")):
+        word = units.size_word
+        label = label.replace(", ml", f", {units.size_text}").replace("Volume", word.capitalize())
+        hint = hint.replace("volume", word)
+    return replace(found, label=label, hint=hint)

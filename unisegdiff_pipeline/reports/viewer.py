@@ -5,7 +5,7 @@ asks the network for nothing and may not (Content-Security-Policy). 2D cases nee
 evaluation report show all of them.
 
 Volumes are turned to the axes nearest to (right, anterior, superior), never interpolated; positions are shown in the
-file's own voxels and millimetres, as lesions.csv has them.
+file's own voxels and millimetres, as lesion_scores.csv has them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ViewerMark:
 
     Attributes:
         name: what is there, such as "reference 1: 2.31 ml, missed".
-        position_mm: (x, y, z) in the file's coordinates (LPS), as the centroids of lesions.csv.
+        position_mm: (x, y, z) in the file's coordinates (LPS), as the centroids of lesion_scores.csv.
     """
 
     name: str

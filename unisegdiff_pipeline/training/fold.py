@@ -47,6 +47,7 @@ from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
 from unisegdiff_pipeline.training.validation import (
     SUMMARY_NAME,
     final_validation,
+    fold_units,
     planned_settings,
 )
 
@@ -93,7 +94,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     if run.validation_cases:
         model, settings = finished_model(run)
         summary = final_validation(run, model, settings)
-        print(summary_table(summary, volumes_nominal=not run.plans.spacing_known), flush=True)
+        print(summary_table(summary, fold_units(run)), flush=True)
         scores = _scores(summary)
     else:
         write_json(run.folder / "validation" / SUMMARY_NAME, {"summary": None, "cases": []})

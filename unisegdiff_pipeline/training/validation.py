@@ -14,7 +14,8 @@ from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
 from unisegdiff_pipeline.io.progress import progress
-from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.io.serialization import to_jsonable, write_json
+from unisegdiff_pipeline.io.units import Units, measured_grid, units_of
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
@@ -111,23 +112,31 @@ def final_validation(run: FoldRun, model: StagedModel, settings: InferenceSettin
     Masks are compared with the reference on the grid of the label files.
     """
     folder = run.folder / "validation"
-    cases, start = [], time.monotonic()
+    cases, start, units = [], time.monotonic(), fold_units(run)
     for case_id in progress(run.validation_cases, len(run.validation_cases), "validation"):
         run.leave_if_asked()
         stored = run.data.open(case_id)
         prediction = predict_stored(run, model, stored, settings, None)
         labels = restore_labels(_decided(run, prediction, settings), stored.properties, run.plans.labels)
-        spacing = stored.properties.geometry.spacing_mm
+        grid = measured_grid(stored.properties.geometry, units)
         reference = stored.reference()[0]
-        scores = score_case(reference, labels, run.plans.labels, spacing, run.plans.spacing_known)
+        scores = score_case(
+            reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d
+        )
         cases.append(CaseScores(case_id, tuple(scores)))
         _write_mask(run, folder, stored, labels)
     summary = summarise(cases)
-    write_json(
-        folder / SUMMARY_NAME,
-        {"summary": summary, "seconds": time.monotonic() - start, "settings": settings, "cases": cases},
-    )
+    found = {"summary": summary, "units": units, "cases": cases}
+    facts = {"seconds": time.monotonic() - start, "settings": settings}
+    write_json(folder / SUMMARY_NAME, units.named(to_jsonable(found)) | to_jsonable(facts))
     return summary
+
+
+def fold_units(run: FoldRun) -> Units:
+    """Units of sizes and distances of the fold's cases."""
+    cases = run.validation_cases or run.train_cases
+    is_2d = all(run.data.open(case_id).properties.geometry.is_2d for case_id in cases)
+    return units_of(is_2d, run.plans.spacing_known)
 
 
 def _decided(run: FoldRun, prediction: CasePrediction, settings: InferenceSettings) -> torch.Tensor:
