@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,23 @@ def test_loading_gives_the_saved_weights(folder: Path, plans: Plans) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
     assert settings == SETTINGS
     assert not network.training
+
+
+def test_equal_weights_are_equal_files_that_others_may_read(tmp_path: Path) -> None:
+    network, metadata = torch.nn.Linear(3, 2), {"plan_hash": "h", **{name: name.upper() for name in "qwertyuiop"}}
+    former = os.umask(0o027)
+    try:
+        for name in ("a", "b", "c"):
+            save_weights(tmp_path / name, network, metadata)
+    finally:
+        os.umask(former)
+    (content,) = {(tmp_path / name).read_bytes() for name in ("a", "b", "c")}
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    tensors, stored = read_weights(tmp_path / "a")
+    assert stored == metadata
+    assert all(torch.equal(value, tensors[name]) for name, value in network.state_dict().items())
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert list(header["__metadata__"]) == sorted(metadata)
 
 
 def test_a_plain_segmenter_is_recognised(folder: Path, plans: Plans) -> None:

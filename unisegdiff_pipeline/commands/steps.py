@@ -118,14 +118,17 @@ def keep_stages(plans: Plans, former: Path) -> Plans:
     from unisegdiff_pipeline.planning.plans import Plans
 
     try:
-        old = read_dataclass(Plans, former).configurations
+        old = read_dataclass(Plans, former)
     except UsdError:  # written by another version, or edited: the new plans replace it anyway
         return plans
     kept = {
-        name: old[name] if name in old and replace(old[name], stages=None) == configuration else configuration
+        name: old.configurations[name]
         for name, configuration in plans.configurations.items()
+        if name in old.configurations and replace(old.configurations[name], stages=None) == configuration
     }
-    return replace(plans, configurations=kept)
+    keys = [f"configurations.{name}.stages" for name in kept]
+    reasons = {key: old.decisions[key] for key in keys if key in old.decisions}
+    return replace(plans, configurations={**plans.configurations, **kept}, decisions={**plans.decisions, **reasons})
 
 
 def choose_configurations(plans: Plans, asked_for: Sequence[str] | None) -> tuple[str, ...]:

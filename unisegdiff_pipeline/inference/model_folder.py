@@ -130,15 +130,30 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write weights as safetensors with string metadata, atomically; `metadata` must hold "plan_hash".
 
-    A hash of all tensors is added to the metadata, which reading compares: safetensors itself has none.
+    A hash of all tensors is added to the metadata, which reading compares: safetensors itself has none. Equal weights
+    and metadata give equal files.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if "plan_hash" not in metadata:
         raise ValueError(f"metadata has the keys {', '.join(metadata)}; it must hold plan_hash")
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    content = _with_sorted_metadata(save(tensors, metadata={**metadata, TENSORS_HASH: _tensors_hash(tensors)}))
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={**metadata, TENSORS_HASH: _tensors_hash(tensors)})
+        temporary.write_bytes(content)  # safetensors' own writer gives the file to its owner alone
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """A safetensors file whose metadata stand in the order of their keys; the library's order is random.
+
+    The file is eight bytes with the length of the header, the header as JSON, and the tensors, placed from its end on.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

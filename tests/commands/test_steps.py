@@ -1,0 +1,31 @@
+"""What planning again keeps of a former plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from unisegdiff_pipeline.commands.steps import keep_stages
+from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.planning.plans import Plans, StagePlan
+
+PLANS = Path(__file__).parents[2] / "plans" / "Dataset004_Hippocampus" / "plans_cpu_2_cores.json"
+
+
+def test_stages_keep_their_reason_when_the_plan_is_made_again(tmp_path: Path) -> None:
+    bare = read_dataclass(Plans, PLANS)
+    configurations = {name: replace(c, stages=None) for name, c in bare.configurations.items()}
+    bare = replace(bare, configurations=configurations)
+    stages = StagePlan(-6.0, -1.0, (1.0,), ())
+    former = replace(
+        bare,
+        configurations={name: replace(c, stages=stages) for name, c in configurations.items()},
+        decisions={"configurations.2d.stages": "a", "configurations.3d_fullres.stages": "b", "other": "gone"},
+    )
+    write_json(tmp_path / "plans.json", former)
+    training = replace(configurations["2d"].training, batch_size=77)
+    new = replace(bare, configurations={**configurations, "2d": replace(configurations["2d"], training=training)})
+    kept = keep_stages(new, tmp_path / "plans.json")
+    assert kept.configurations["3d_fullres"].stages == stages
+    assert kept.configurations["2d"].stages is None  # planned otherwise: its stages are planned anew
+    assert kept.decisions == {**bare.decisions, "configurations.3d_fullres.stages": "b"}
