@@ -44,6 +44,8 @@ def model_of(root: Path, *flags: str) -> str:
 def trained(root: Path, *names: str) -> Path:
     for name in names:
         write_json(root / "Dataset004_X" / name / "plans.json", dataclasses.replace(PLANS))
+        for file in ("weights.safetensors", "inference.json"):
+            write_json(root / "Dataset004_X" / name / "fold_0" / file, None)
     return root
 
 
@@ -64,6 +66,34 @@ def test_what_was_not_trained_is_an_error_that_lists_the_models(tmp_path: Path) 
     for flags in (["-c", "3d_lowres"], ["--trainer", "SegmentationTrainer"]):
         with pytest.raises(UsdError, match="StagedDiffusionTrainer__2d"):
             model_of(root, *flags)
+
+
+def test_runs_and_plans_are_found_by_their_names(tmp_path: Path) -> None:
+    names = ("StagedDiffusionTrainer__2d", "StagedDiffusionTrainer__2d__low", "StagedDiffusionTrainer__2d__low2")
+    root = trained(tmp_path, *names)
+    assert model_of(root) == "StagedDiffusionTrainer__2d"
+    assert model_of(root, "--run", "low") == "StagedDiffusionTrainer__2d__low"
+    with pytest.raises(UsdError, match=r"no such model; there are .*__low2"):
+        model_of(root, "--run", "lo")
+
+
+def test_models_with_names_only(tmp_path: Path) -> None:
+    root = trained(tmp_path, "StagedDiffusionTrainer__2d__a")
+    assert model_of(root) == "StagedDiffusionTrainer__2d__a"
+    trained(tmp_path, "StagedDiffusionTrainer__2d__b")
+    with pytest.raises(UsdError, match=r"holds several models; .*__a, .*__b.*--run NAME"):
+        model_of(root)
+
+
+def test_a_folder_without_a_finished_fold_is_no_model_and_is_named(tmp_path: Path) -> None:
+    root = trained(tmp_path, "StagedDiffusionTrainer__2d")
+    refused = root / "Dataset004_X" / "StagedDiffusionTrainer__3d_fullres"
+    (refused / "fold_0").mkdir(parents=True)  # the recommended one, without plans.json
+    assert model_of(root) == "StagedDiffusionTrainer__2d"
+    write_json(refused / "plans.json", PLANS)
+    assert model_of(root) == "StagedDiffusionTrainer__2d"
+    with pytest.raises(UsdError, match=r"without a finished fold, and so left out: StagedDiffusionTrainer__3d_fullres"):
+        model_of(root, "-c", "3d_fullres")
 
 
 def test_own_trainers_are_named_by_their_class(tmp_path: Path) -> None:

@@ -1,54 +1,114 @@
-"""What a dry run of usd_train says, and what it says where nothing has been preprocessed."""
+"""What a dry run of usd_train says, by the rules of the training itself, and what is refused there."""
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.commands.train import build_parser, describe, main, request_of
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.serialization import read_json, write_json
 
-PLANS = Path(__file__).parents[2] / "plans" / "Dataset004_Hippocampus" / "plans_cpu_2_cores.json"
+
+@pytest.fixture(scope="module")
+def prepared(phantom_2d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Preprocessed root of the 2D phantoms."""
+    root = tmp_path_factory.mktemp("prepared")
+    arguments = ["-d", "902", "--raw", str(phantom_2d.parent), "--preprocessed", str(root), "--device", "cpu"]
+    assert plan_and_preprocess.main([*arguments, "--memory-gb", "4"]) == 0
+    return root
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "Dataset004_Hippocampus"
-    folder.mkdir()
-    shutil.copy(PLANS, folder / "plans.json")
-    return tmp_path
+def roots(prepared: Path, tmp_path: Path) -> list[str]:
+    return ["--preprocessed", str(prepared), "--results", str(tmp_path / "results"), "--device", "cpu"]
 
 
-def lines(root: Path, *flags: str) -> dict[str, str]:
-    arguments = ["4", "0", "--preprocessed", str(root), "--results", str(root / "results"), *flags]
-    text = describe(request_of(build_parser().parse_args(arguments)))
+def lines(roots: list[str], *flags: str, fold: str = "0") -> dict[str, str]:
+    text = describe(request_of(build_parser().parse_args(["902", fold, *roots, *flags])))
     return {line[:14].strip(): line[15:] for line in text.splitlines()}
 
 
-def test_what_no_flag_gives_is_the_plan_s(root: Path) -> None:
-    said = lines(root)
-    assert said["configuration"] == "3d_fullres (plan)"
+def begun(tmp_path: Path, fold: str = "0", **asked: object) -> Path:
+    """A fold that was asked something and has trained a little, with the cases of the real splits."""
+    folder = tmp_path / "results/Dataset902_Phantom2D/StagedDiffusionTrainer__2d" / f"fold_{fold}"
+    write_json(folder / "log.jsonl", {"kind": "train", "phase": 1})
+    write_json(folder / "request.json", asked)
+    return folder
+
+
+def request_like(roots: list[str], fold: str = "0", **changes: object) -> dict[str, object]:
+    """request.json of a fold as a training writes it."""
+    from unisegdiff_pipeline.training.continuing import describe_training
+    from unisegdiff_pipeline.training.interrupt import StopRequest
+    from unisegdiff_pipeline.training.registry import TRAINERS
+    from unisegdiff_pipeline.training.run import open_fold
+
+    request = dataclasses.replace(request_of(build_parser().parse_args(["902", fold, *roots])), **changes)  # type: ignore[arg-type]
+    return describe_training(open_fold(request, StopRequest()), TRAINERS["StagedDiffusionTrainer"])
+
+
+def test_what_no_flag_gives_is_the_plan_s(roots: list[str], tmp_path: Path) -> None:
+    said = lines(roots)
+    assert said["configuration"] == "2d"
     assert said["length"] == "250 epochs (plan)"
-    assert said["batch size"] == "2 (plan)"
-    assert said["results"].endswith("results/Dataset004_Hippocampus/StagedDiffusionTrainer__3d_fullres")
+    assert said["batch size"].endswith(" (plan)")
+    assert said["seed"] == "0"
+    assert said["results"].endswith("results/Dataset902_Phantom2D/StagedDiffusionTrainer__2d")
+    assert said["fold 0"] == "begins"
     assert "phase 1 from" not in said
+    assert not (tmp_path / "results").exists()
 
 
-def test_flags_stand_there_as_given(root: Path) -> None:
-    said = lines(root, "-c", "2d", "--max-time", "15m", "--batch-size", "7", "--restart")
-    assert (said["configuration"], said["batch size"]) == ("2d", "7")
+def test_flags_stand_there_as_given(roots: list[str]) -> None:
+    said = lines(roots, "--max-time", "15m", "--batch-size", "7", "--restart", "--run", "low", "--seed", "3")
+    assert (said["batch size"], said["seed"]) == ("7", "3")
+    assert said["results"].endswith("StagedDiffusionTrainer__2d__low")
     assert said["length"] == "900 s with choosing and the final validation"
-    assert said["begin again"].startswith("yes")
-    assert lines(root, "--iterations", "30")["length"] == "30 iterations"
+    assert lines(roots, "--iterations", "30")["length"] == "30 iterations"
 
 
-def test_a_configuration_that_is_not_planned(root: Path) -> None:
-    with pytest.raises(UsdError, match=r"'3d_lowres' is not in .* choose one of 2d, 3d_fullres"):
-        lines(root, "-c", "3d_lowres")
+def test_a_fold_that_was_begun_is_said_to_be_continued_with_what_it_was_asked(roots: list[str], tmp_path: Path) -> None:
+    begun(tmp_path, **request_like(roots, max_time_s=900.0, learning_rate=0.5))
+    said = lines(roots)
+    assert said["length"] == "900 s with choosing and the final validation"
+    assert said["learning rate"] == "0.5"
+    assert said["fold 0"] == "continues where it stopped"
+    assert lines(roots, "--restart")["fold 0"].startswith("begins again")
+    said = lines(roots, fold="cv")
+    assert said["length"] == "900 s with choosing and the final validation"
+    assert (said["fold 0"], said["fold 1"]) == ("continues where it stopped", "begins")
+    with pytest.raises(UsdError, match=r"--max-time 900s and is now asked for --epochs 3"):
+        lines(roots, "--epochs", "3")
+    assert lines(roots, "--epochs", "3", "--run", "beside")["fold 0"] == "begins"
 
 
-def test_what_was_not_preprocessed_names_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["7", "0", "--preprocessed", str(root), "--results", str(root / "results")]) == 1
-    assert "usd_plan_and_preprocess -d 7 first" in " ".join(capsys.readouterr().err.split())
+def test_a_dry_run_refuses_what_the_training_would_refuse(
+    roots: list[str], tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags, message in (
+        (["902", "9"], "fold 9 does not exist, splits_final.json has folds 0 to 4"),
+        (["902", "0", "-c", "3d_lowres"], "'3d_lowres' is not in"),
+        (["902", "0", "--trainer", "NoTrainer"], "use one of StagedDiffusionTrainer"),
+        (["902", "0", "--run", "../x"], "cannot be part of a folder's name"),
+        (["7", "0"], "usd_plan_and_preprocess -d 7 first"),
+    ):
+        for dry in (["--dry-run"], []):
+            assert main([*flags, *roots, *dry]) == 1
+            assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "results").exists()
+    begun(tmp_path, **(request_like(roots) | {"validation_cases": ["gone"]}))
+    assert main(["902", "0", *roots, "--dry-run"]) == 1
+    assert "1 left (gone)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_dry_run_writes_nothing(roots: list[str], prepared: Path, tmp_path: Path) -> None:
+    before = sorted(prepared.rglob("*"))
+    (prepared / "Dataset902_Phantom2D" / "splits_final.json").unlink(missing_ok=True)
+    lines(roots)
+    assert not (prepared / "Dataset902_Phantom2D" / "splits_final.json").exists()
+    assert {*prepared.rglob("*")} <= {*before}
+    assert read_json(prepared / "Dataset902_Phantom2D" / "plans.json")["dataset_name"] == "Dataset902_Phantom2D"

@@ -178,7 +178,7 @@ def test_folders_that_are_no_model(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UsdError, match="is no folder"):
         open_model_folder(tmp_path / "nowhere")
     renamed = folder.rename(tmp_path / "my_model")
-    with pytest.raises(UsdError, match="named after the configuration 'my_model'"):
+    with pytest.raises(UsdError, match="my_model is not named after one of the configurations"):
         open_model_folder(renamed)
     empty = tmp_path / "T__2d"
     shutil.copytree(renamed, empty)

@@ -31,6 +31,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "folder" / ".lock"
 
 
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(UsdError, match=message), locked(path, "fold 0"):
+        pass
+
+
 def test_a_lock_is_gone_afterwards_whatever_happened(path: Path) -> None:
     with locked(path, "fold 0"):
         assert holder_of(path) is not None
@@ -42,9 +47,7 @@ def test_a_lock_is_gone_afterwards_whatever_happened(path: Path) -> None:
 
 def test_the_same_process_is_refused_too(path: Path) -> None:
     with locked(path, "fold 0"):
-        with pytest.raises(UsdError, match=rf"process {os.getpid()} on this machine .* works on fold 0"):
-            with locked(path, "fold 0"):
-                pass
+        refused(path, rf"process {os.getpid()} on this machine .* works on fold 0")
         assert path.exists()
 
 
@@ -52,9 +55,7 @@ def test_another_process_is_named_and_its_death_frees_the_lock(path: Path) -> No
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UsdError, match=rf"process {other.pid} on this machine \({platform.node()}\)"):
-            with locked(path, "fold 0"):
-                pass
+        refused(path, rf"process {other.pid} on this machine \({platform.node()}\)")
         other.send_signal(signal.SIGKILL)
     assert path.exists()  # nobody could remove it
     assert holder_of(path) is None
@@ -71,8 +72,7 @@ def stale(path: Path, **changes: object) -> None:
 def test_without_record_locks_the_process_that_is_named_decides(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_lock", lambda descriptor: False)
     stale(path, started=locks._start_time(1))
-    with pytest.raises(UsdError, match="process 1 on this machine"), locked(path, "fold 0"):
-        pass
+    refused(path, "process 1 on this machine")
     path.write_text(path.read_text().replace('"pid": 1', '"pid": 999999999'))
     with locked(path, "fold 0"):
         pass
@@ -87,9 +87,7 @@ def test_of_a_number_that_was_given_again_the_start_time_tells(path: Path, monke
 
 def test_the_lock_of_another_machine_counts_until_it_expires(path: Path) -> None:
     stale(path, host="node7", pid=321)
-    with pytest.raises(UsdError, match=r"process 321 on node7 works on fold 0 since then.*expire 5 minutes"):
-        with locked(path, "fold 0"):
-            pass
+    refused(path, r"process 321 on node7 works on fold 0 since then.*expire 5 minutes")
     old = path.stat().st_mtime - EXPIRY_S - 10
     os.utime(path, (old, old))
     with locked(path, "fold 0"):

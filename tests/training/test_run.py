@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import platform
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +19,18 @@ import torch
 from safetensors.torch import load_file
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
-from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import text_hash
+from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training import diffusion
 from unisegdiff_pipeline.training import run as run_module
 from unisegdiff_pipeline.training import trainer as trainer_module
 from unisegdiff_pipeline.training.choosing import STAGE_A, USUAL, USUAL_W
 from unisegdiff_pipeline.training.fold import _take_best
+from unisegdiff_pipeline.training.fold_files import remove_training
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import train
@@ -239,8 +245,10 @@ def test_phase_1_can_be_taken_over(request_: TrainRequest, tmp_path: Path) -> No
     assert all(torch.equal(value, given[f"segmenter.{name}"]) for name, value in taken.items())
     entries = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
     assert all(entry["phase"] != 1 for entry in entries)
-    with pytest.raises(UsdError, match=r"phase_1_from was .* and is now None"):
-        train(dataclasses.replace(request_, roots=roots))
+    again = dataclasses.replace(request_, roots=roots)
+    assert train(again).folds[0].folder == result.folder  # without the flag it is what it was
+    with pytest.raises(UsdError, match=r"with --phase-1-from .*fold_0 and is now asked for --phase-1-from .*elsewhere"):
+        train(dataclasses.replace(again, phase_1_from=tmp_path / "elsewhere"))
 
 
 def test_phase_2_trains_anew_with_another_seed_and_the_hold_out_of_phase_1(
@@ -313,6 +321,95 @@ def test_fold_all_trains_on_every_case(request_: TrainRequest) -> None:
     assert settings.mask_sampler is not None
     assert settings.mask_sampler.correlation_length_mm > 0
     assert dataclasses.replace(settings.mask_sampler, correlation_length_mm=0.0, draw=False) == USUAL
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_restart_removes_what_training_wrote_and_nothing_else(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)
+    folder = train(plain).folds[0].folder
+    written = files_of(folder)
+    notes = {"notes.txt", "validation/notes.txt", "pictures/mine.png", "mine/weights.safetensors"}
+    for name in notes:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = text_hash(platform.node())[:8]
+    leftovers = [f".tmp-{dead.pid}-{host}-checkpoint.pt", f"validation/.tmp-{dead.pid}-{host}-a.png"]
+    for name in leftovers:
+        (folder / name).write_text("half")
+
+    def lost(*args: object, **kwargs: object) -> None:
+        raise UsdError("no time")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "train_fold", lost)  # refused once it was to begin
+        with pytest.raises(UsdError, match="no time"):
+            train(dataclasses.replace(plain, restart=True))
+    assert files_of(folder) == written | notes
+    first = (folder / "log.jsonl").read_bytes()
+    train(dataclasses.replace(plain, restart=True, seed=5))
+    assert files_of(folder) == written | notes
+    assert (folder / "log.jsonl").read_bytes() != first
+    remove_training(folder, ())
+    assert files_of(folder) == notes
+
+
+def test_a_second_training_of_a_fold_is_refused_and_changes_nothing(request_: TrainRequest) -> None:
+    plain = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)
+    model = request_.roots.require_results() / "Dataset902_Phantom2D" / "SegmentationTrainer__2d"
+    with locked(model / ".lock-fold_0", "fold 0"):
+        with pytest.raises(UsdError, match=rf"process {os.getpid()} on this machine .* works on .*fold_0"):
+            train(plain)
+        assert {p.name for p in model.iterdir()} == {".lock-fold_0"}
+        train(dataclasses.replace(plain, fold="1"))  # another fold may be trained meanwhile
+        with pytest.raises(UsdError, match="works on"):
+            train(dataclasses.replace(plain, restart=True))
+    train(plain)
+    assert {p.name for p in model.iterdir()} == {"fold_0", "fold_1", "plans.json", "dataset.json"}
+
+
+def test_a_refused_training_leaves_nothing(request_: TrainRequest, tmp_path: Path) -> None:
+    roots = dataclasses.replace(request_.roots, results=tmp_path / "new" / "results")
+    with pytest.raises(UsdError, match="leaves one of the two phases without any"):
+        train(dataclasses.replace(request_, roots=roots, iterations=1))
+    assert not (tmp_path / "new" / "results").exists()
+    finished = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)).folds[0].folder
+    before = files_of(request_.roots.require_results())
+    with pytest.raises(UsdError, match="leaves one of the two phases without any"):
+        train(dataclasses.replace(request_, iterations=1))
+    assert files_of(request_.roots.require_results()) == before
+    assert not finished.parent.with_name("StagedDiffusionTrainer__2d").exists()
+
+
+def test_a_finished_fold_refuses_another_request_and_a_run_goes_beside_it(request_: TrainRequest) -> None:
+    plain = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)
+    folder = train(plain).folds[0].folder
+    open_ = dataclasses.replace(plain, iterations=None, batch_size=None, seed=None)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for changes in ({"learning_rate": 0.001}, {"max_time_s": 60.0}, {"seed": 4}):
+        with pytest.raises(UsdError, match="--run NAME"):
+            train(dataclasses.replace(open_, **changes))  # type: ignore[arg-type]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    beside = train(dataclasses.replace(plain, learning_rate=0.001, run="low")).folds[0].folder
+    assert beside.parent.name == "SegmentationTrainer__2d__low"
+    assert open_model_folder(beside.parent).folds == ("0",)
+    again = train(open_).folds[0].folder  # finished, and asked for nothing else: read
+    assert again == folder
+    assert log_of(folder, "finished") == log_of(again, "finished")
+
+
+def test_a_checkpoint_that_a_kill_left_beside_the_weights_goes(request_: TrainRequest) -> None:
+    plain = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)
+    folder = train(plain).folds[0].folder
+    (folder / "checkpoint.pt").write_bytes(b"of a kill between the weights and its removal")
+    train(plain)
+    assert not (folder / "checkpoint.pt").exists()
 
 
 def test_restart_keeps_the_former_fold_when_the_request_cannot_work(request_: TrainRequest) -> None:

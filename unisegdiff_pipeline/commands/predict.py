@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from unisegdiff_pipeline.commands.common import (
@@ -86,6 +86,7 @@ def _add_model(parser: CommandParser) -> None:
     group.add_argument(
         "--trainer", metavar="NAME", help="with -d; default: StagedDiffusionTrainer where it was trained"
     )
+    group.add_argument("--run", metavar="NAME", help="with -d; the model that was trained with --run NAME")
     group.add_argument(
         "-f",
         "--folds",
@@ -101,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.part_id >= args.num_parts:
         parser.error(f"--part-id {args.part_id} must be below --num-parts {args.num_parts}")
-    if args.model is not None and (args.configuration or args.trainer):
-        parser.error("-c and --trainer go with -d; a model folder given with -m says both itself")
+    if args.model is not None and (args.configuration or args.trainer or args.run):
+        parser.error("-c, --trainer and --run go with -d; a model folder given with -m says them itself")
     return run(lambda: _predict(args))
 
 
@@ -150,41 +151,19 @@ def require_model_folder(path: Path) -> Path:
 
 def find_model(args: argparse.Namespace) -> Path:
     """The model folder of a data set; of several, the default trainer's and the plan's recommended configuration."""
+    from unisegdiff_pipeline.inference import model_search
     from unisegdiff_pipeline.io.paths import find_dataset
     from unisegdiff_pipeline.training.request import DEFAULT_TRAINER
 
     root = roots_of(args).require_results()
     remedy = f"Train it with usd_train {args.dataset} 0, or check the number and the root folder."
-    folder = root / find_dataset(root, args.dataset, remedy)
-    models = [path for path in sorted(folder.iterdir()) if path.is_dir() and "__" in path.name]
-    there = f"there are {', '.join(path.name for path in models)}" if models else "there is none"
-    fitting = [path for path in models if args.configuration in (None, _configuration(path))]
-    trainer = (args.trainer or DEFAULT_TRAINER).split(":")[-1]
-    fitting = _prefer(fitting, lambda path: path.name.split("__")[0] == trainer, args.trainer)
-    if len(fitting) > 1:
-        fitting = _prefer(fitting, lambda path: _configuration(path) == _recommended(path), None)
-    if not fitting:
-        raise UsdError(f"{folder} holds no such model; {there}. Train it with usd_train, or correct -c and --trainer.")
-    if len(fitting) > 1:
-        raise UsdError(f"{folder} holds several models; {there}. Choose one with -c CONFIG and --trainer NAME.")
-    return fitting[0]
-
-
-def _prefer(models: list[Path], test: Callable[[Path], bool], demanded: str | None) -> list[Path]:
-    """The models that pass the test; all of them where none does and nothing was demanded."""
-    passing = [path for path in models if test(path)]
-    return passing if passing or demanded else models
-
-
-def _configuration(model: Path) -> str:
-    return model.name.split("__")[-1]
-
-
-def _recommended(model: Path) -> str:
-    from unisegdiff_pipeline.io.serialization import read_dataclass
-    from unisegdiff_pipeline.planning.plans import Plans
-
-    return read_dataclass(Plans, model / "plans.json").recommended_configuration
+    return model_search.find_model(
+        root / find_dataset(root, args.dataset, remedy),
+        DEFAULT_TRAINER,
+        configuration=args.configuration,
+        trainer=None if args.trainer is None else args.trainer.split(":")[-1],
+        run=args.run,
+    )
 
 
 def describe(model: Path, source: Path | Sequence[Path], folds: Sequence[str] | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from unisegdiff_pipeline.commands.common import (
     CommandParser,
     add_device,
     add_roots,
-    add_seed,
     duration,
     positive_number,
     report_error,
@@ -22,10 +21,16 @@ from unisegdiff_pipeline.commands.common import (
     say,
     whole_number,
 )
-from unisegdiff_pipeline.io.errors import UsdError
 
 if TYPE_CHECKING:
-    from unisegdiff_pipeline.training.request import TrainRequest
+    from unisegdiff_pipeline.training.request import FoldPreview, TrainRequest
+
+STATES = {
+    "new": "begins",
+    "restarted": "begins again; what was trained is removed",
+    "begun": "continues where it stopped",
+    "finished": "is trained; nothing to do",
+}
 
 
 def build_parser() -> CommandParser:
@@ -33,7 +38,7 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         "usd_train",
         "Train on preprocessed data: first the segmenter, then the staged diffusion model on top of it.\n"
-        "An interrupted training continues where it stopped.",
+        "An interrupted training continues where it stopped, with what it was asked; no flag has to be given again.",
     )
     parser.add_argument("dataset", metavar="DATASET", help="4, 004 or Dataset004_Hippocampus")
     parser.add_argument(
@@ -55,7 +60,12 @@ def build_parser() -> CommandParser:
         metavar="DIR",
         help="begin with phase 2, on the segmenter and the hold-out of this fold_k folder",
     )
-    add_seed(parser)
+    parser.add_argument(
+        "--run",
+        metavar="NAME",
+        help="train beside others of the same kind, into a model folder ending in NAME",
+    )
+    parser.add_argument("--seed", type=whole_number(0), metavar="N", help="random seed (default: 0)")
     add_device(parser)
     parser.add_argument(
         "--workers",
@@ -75,7 +85,7 @@ def build_parser() -> CommandParser:
         default=False,
         help="continue where the training stopped (the default)",
     )
-    again.add_argument("--restart", dest="restart", action="store_true", help="begin again; removes the fold's folder")
+    again.add_argument("--restart", dest="restart", action="store_true", help="begin again; removes what was trained")
     parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and stop")
     add_roots(parser, "raw", "preprocessed", "results")
     return parser
@@ -154,46 +164,54 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         restart=args.restart,
         phase_1_from=args.phase_1_from,
         tensorboard=args.tensorboard,
+        run=args.run,
     )
 
 
 def describe(request: TrainRequest) -> str:
-    """What a request would train, a line for each setting; those of the plan are marked."""
-    from unisegdiff_pipeline.commands.steps import load_plans
+    """What a request would train, a line for each setting, by the rules of the training itself."""
+    from unisegdiff_pipeline.training.run import preview
 
-    folder, plans = load_plans(request.roots, request.dataset)
-    name = request.configuration or plans.recommended_configuration
-    if name not in plans.configurations:
-        planned_names = ", ".join(plans.configurations)
-        raise UsdError(f"configuration {name!r} is not in {folder / 'plans.json'}; choose one of {planned_names}.")
-    planned = plans.configurations[name].training
-
-    def of_plan(value: object, default: object) -> str:
-        return f"{default} (plan)" if value is None else str(value)
-
-    trainer = request.trainer.split(":")[-1]
-    lines = {
-        "preprocessed": folder,
-        "results": request.roots.require_results() / plans.dataset_name / f"{trainer}__{name}",
-        "configuration": of_plan(request.configuration, name),
+    previews = preview(request)
+    first = previews[0]
+    lines: dict[str, object] = {
+        "results": first.folder.parent,
+        "configuration": first.configuration.name,
         "trainer": request.trainer,
         "fold": request.fold,
-        "length": _length(request) or f"{planned.num_epochs} epochs (plan)",
-        "batch size": of_plan(request.batch_size, planned.batch_size),
-        "learning rate": of_plan(request.learning_rate, planned.learning_rate),
-        "seed": request.seed,
+        "length": _of_folds(previews, lambda fold: _length(fold)),
+        "batch size": _of_folds(previews, lambda fold: _of_plan(fold, "batch_size")),
+        "learning rate": _of_folds(previews, lambda fold: _of_plan(fold, "learning_rate")),
+        "seed": _of_folds(previews, lambda fold: fold.request.seed),
         "device": request.device,
-        "begin again": "yes, removing what is there" if request.restart else "no, continue where it stopped",
     }
-    if request.phase_1_from is not None:
-        lines["phase 1 from"] = request.phase_1_from
+    if first.request.phase_1_from is not None:
+        lines["phase 1 from"] = first.request.phase_1_from
+    for fold in previews:
+        lines[f"fold {fold.fold}"] = STATES[fold.state]
     return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
 
 
-def _length(request: TrainRequest) -> str | None:
-    """The length that a flag gives, both phases together; None where the plan says it."""
+def _of_folds(previews: Sequence[FoldPreview], text: Callable[[FoldPreview], object]) -> str:
+    """One value where all folds have the same, else the value of each."""
+    values = {fold.fold: str(text(fold)) for fold in previews}
+    if len(set(values.values())) == 1:
+        return values[previews[0].fold]
+    return ", ".join(f"{value} (fold {fold})" for fold, value in values.items())
+
+
+def _of_plan(fold: FoldPreview, name: str) -> str:
+    asked = getattr(fold.request, name)
+    return f"{getattr(fold.configuration.training, name)} (plan)" if asked is None else str(asked)
+
+
+def _length(fold: FoldPreview) -> str:
+    """The length of both phases together."""
+    request = fold.request
     if request.max_time_s is not None:
         return f"{request.max_time_s:g} s with choosing and the final validation"
     if request.epochs is not None:
         return f"{request.epochs} epochs"
-    return None if request.iterations is None else f"{request.iterations} iterations"
+    if request.iterations is not None:
+        return f"{request.iterations} iterations"
+    return f"{fold.configuration.training.num_epochs} epochs (plan)"

@@ -1,4 +1,4 @@
-"""A trained model on disk: RESULTS/DATASET/TRAINER__CONFIGURATION.
+"""A trained model on disk: RESULTS/DATASET/TRAINER__CONFIGURATION (see `model_name` for names behind it).
 
     plans.json  dataset.json
     fold_0/     weights.safetensors  inference.json  ...
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unisegdiff_pipeline.inference.model_name import SEPARATOR, parse_model_name
 from unisegdiff_pipeline.inference.settings import FILE_NAME as SETTINGS_NAME
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings
 from unisegdiff_pipeline.io.errors import UsdError
@@ -77,16 +78,21 @@ def open_model_folder(folder: Path) -> ModelFolder:
             f"{folder / PLANS_NAME} has schema_version {plans.schema_version}, this program reads {SCHEMA_VERSION}; "
             f"predict with the version that trained the model, or train again."
         )
-    folds = tuple(
+    folds = finished_folds(folder)
+    if not folds:
+        raise UsdError(f"{folder} holds no finished fold (fold_0/{WEIGHTS_NAME}, ...); finish a fold with usd_train.")
+    return ModelFolder(folder, plans, _configuration(folder, plans), folds)
+
+
+def finished_folds(folder: Path) -> tuple[str, ...]:
+    """Names of the folds of a model folder that have weights and settings, sorted."""
+    return tuple(
         sorted(
             path.name.removeprefix("fold_")
             for path in folder.glob("fold_*")
             if (path / WEIGHTS_NAME).is_file() and (path / SETTINGS_NAME).is_file()
         )
     )
-    if not folds:
-        raise UsdError(f"{folder} holds no finished fold (fold_0/{WEIGHTS_NAME}, ...); finish a fold with usd_train.")
-    return ModelFolder(folder, plans, _configuration(folder, plans), folds)
 
 
 def choose_folds(model: ModelFolder, wanted: Sequence[str | int] | str | int | None) -> tuple[str, ...]:
@@ -218,13 +224,18 @@ def load_weights(path: Path, network: nn.Module, expected_plan_hash: str) -> Non
 
 
 def _configuration(folder: Path, plans: Plans) -> ConfigurationPlan:
-    name = folder.resolve().name.split("__")[-1]
-    if name not in plans.configurations:
+    own = folder.resolve().name
+    name = parse_model_name(own)
+    # A folder that was put beside others under a name of its own may have more in front.
+    candidates = (None if name is None else name.configuration, own.split(SEPARATOR)[-1])
+    configuration = next((c for c in candidates if c in plans.configurations), None)
+    if configuration is None:
         raise UsdError(
-            f"{folder} is named after the configuration {name!r}, which its {PLANS_NAME} does not hold "
-            f"({_listed(plans.configurations)}); give the folder its name TRAINER__CONFIGURATION back."
+            f"{folder} is not named after one of the configurations that its {PLANS_NAME} holds "
+            f"({_listed(plans.configurations)}); give the folder its name TRAINER__CONFIGURATION back, behind which "
+            f"the names of the plan and the run may stand."
         )
-    return plans.configurations[name]
+    return plans.configurations[configuration]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -141,7 +141,8 @@ def _name(fold: _Fold) -> str:
 
 
 def _subtitle(fold: _Fold) -> str:
-    trainer, _, configuration = fold.folder.parent.name.partition("__")
+    trainer, _, configuration = fold.folder.parent.name.partition("__")  # and what stands behind it
+    configuration = configuration.replace("__", ", ")
     state = "finished" if fold.is_finished else "running" if fold.is_running else "stopped"
     return f"{trainer}, {configuration}; {state}, written {time.strftime('%Y-%m-%d %H:%M:%S')}"
 

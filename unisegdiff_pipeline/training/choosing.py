@@ -222,7 +222,7 @@ def held_out_logits(
         near_only: leave out the voxels far from all foreground.
     """
     logits, targets, weights = [], [], []
-    generator = np.random.default_rng(run.request.seed)
+    generator = np.random.default_rng(run.seed)
     for case_id in cases:
         stored = run.data.open(case_id)
         tiles = _tiled(run, model, stored)
@@ -456,7 +456,7 @@ def try_means(
     dice: dict[tuple[float, Decision], list[float]] = defaultdict(list)
     losses: dict[float, list[float]] = defaultdict(list)
     groups: list[str] = []
-    generator = np.random.default_rng(run.request.seed)
+    generator = np.random.default_rng(run.seed)
     for case_id, temperature in cases.items():
         run.leave_if_asked()
         stored = run.data.open(case_id)
@@ -525,7 +525,7 @@ def _sampled(
         tiles,
         settings,
         case_id=stored.case_id,
-        seed=run.request.seed,
+        seed=run.seed,
         sample_ids=range(first_sample, first_sample + settings.num_samples),
         spacing_mm=stored.properties.spacing_mm,
         keep_soft=keep_soft,

@@ -1,7 +1,14 @@
-"""What may be continued or taken over: a training with the same cases and plan; the seed may differ of a phase 1."""
+"""What a fold was asked, and what may be continued or taken over.
+
+A fold keeps its request in request.json. The command repeated without a flag continues what was asked; a flag that asks
+for another thing is refused, since the weights would then be those of neither. Workers, device, checkpoint interval and
+TensorBoard change no training and may differ.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +16,20 @@ import torch
 
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.serialization import from_jsonable, read_object, to_jsonable
+from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
 
 REQUEST_NAME = "request.json"
 PHASE_1_NAME = "phase_1.safetensors"
 PHASE_1_FACTS_NAME = "phase_1.json"
+LENGTHS = ("max_time_s", "epochs", "iterations")
+ASKED = (*LENGTHS, "batch_size", "learning_rate", "seed", "phase_1_from")
+WAYS_OUT = "Leave the flag out to go on with it, train beside it with --run NAME, or begin again with --restart."
+LISTED_CASES = 5
 
 
 def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
+    source = run.request.phase_1_from
     return {
         "trainer": trainer.__name__,
         "configuration": run.configuration.name,
@@ -24,8 +37,10 @@ def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
         "max_time_s": run.request.max_time_s,
         "epochs": run.request.epochs,
         "iterations": run.request.iterations,
-        "phase_1_from": run.request.phase_1_from,
-        "seed": run.request.seed,
+        "batch_size": run.request.batch_size,
+        "learning_rate": run.request.learning_rate,
+        "phase_1_from": None if source is None else str(source.absolute()),
+        "seed": run.seed,
         "device": str(run.device),
         "torch": torch.__version__,
         "train_cases": run.train_cases,
@@ -34,34 +49,124 @@ def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
     }
 
 
+def read_request(folder: Path) -> dict[str, Any] | None:
+    """What was asked of the training in a fold's folder; None where none has begun.
+
+    Raises:
+        UsdError: the file is damaged.
+    """
+    path = folder / REQUEST_NAME
+    if not path.is_file():
+        return None
+    stored = _read_request(path)
+    if "learning_rate" not in stored:
+        # Folders of earlier versions say what batch size and learning rate came to, not whether a flag gave them.
+        stored |= {name: stored["training"].get(name) for name in ("batch_size", "learning_rate")}
+    if stored.get("phase_1_from") is not None:
+        stored["phase_1_from"] = str(Path(stored["phase_1_from"]).absolute())
+    return stored
+
+
+def _read_request(path: Path) -> dict[str, Any]:
+    """request.json as `describe_training` wrote it; keys that earlier versions did not write may be missing."""
+    request = read_object(path)
+    numbers = {name: float | None for name in ASKED if name != "phase_1_from"}
+    cases = dict.fromkeys(("train_cases", "holdout_cases", "validation_cases"), tuple[str, ...])
+    try:
+        for name, kind in {**numbers, "phase_1_from": str | None, **cases, "training": dict[str, Any]}.items():
+            from_jsonable(kind, request.get(name), name)  # type: ignore[arg-type]
+    except UsdError as error:
+        raise UsdError(f"{path}: {error} Restore the file, or begin the fold again with --restart.") from None
+    return request
+
+
+def as_asked(request: TrainRequest, folder: Path) -> TrainRequest:
+    """The request with all that is left open as it was asked of the training in `folder`, the seed filled in.
+
+    Raises:
+        UsdError: a flag asks for another training than the one that is there; names both values.
+    """
+    former = None if request.restart else read_request(folder)
+    if former is None:
+        return dataclasses.replace(request, seed=request.seed_or_default)
+    differences = [
+        f"{old} and is now asked for {new}"
+        for old, new in (_length(request, former), *(_value(request, former, name) for name in ASKED[len(LENGTHS) :]))
+        if new is not None and old != new
+    ]
+    if differences:
+        raise UsdError(f"{folder} was trained with {', with '.join(differences)}. {WAYS_OUT}")
+    source = former.get("phase_1_from")
+    asked: dict[str, Any] = {name: former.get(name) for name in ASKED if name != "phase_1_from"}
+    return dataclasses.replace(request, **asked, phase_1_from=None if source is None else Path(source))
+
+
+def taken_over(request: TrainRequest, settled: TrainRequest) -> str:
+    """The flags that a request leaves open and that were given before, for the log; empty where there are none."""
+    names = [name for name in ASKED if getattr(request, name) is None and getattr(settled, name) is not None]
+    return ", ".join(_flag(name, getattr(settled, name)) for name in names if name != "seed" or settled.seed)
+
+
+def like_the_others(request: TrainRequest, others: Mapping[str, TrainRequest]) -> TrainRequest:
+    """The request of a cross-validation's next fold: what is left open is as it was asked of the folds begun.
+
+    Args:
+        request: what the command says.
+        others: the requests of the folds begun, by name.
+
+    Raises:
+        UsdError: they were asked different things, so that it is not known what the next one is to be.
+    """
+    taken: dict[str, Any] = {}
+    for names in (LENGTHS, *((name,) for name in ("batch_size", "learning_rate", "seed"))):
+        if any(getattr(request, name) is not None for name in names):
+            continue
+        asked = {fold: tuple(getattr(other, name) for name in names) for fold, other in others.items()}
+        if len(set(asked.values())) > 1:
+            parts = ", ".join(f"fold {fold}: {_said(names, values)}" for fold, values in asked.items())
+            raise UsdError(
+                f"the folds of this cross-validation were asked different things ({parts}), so what the others are to "
+                f"be is not known. Train the others singly (usd_train DATASET FOLD), or train all anew with --run NAME."
+            )
+        for values in asked.values():
+            taken |= dict(zip(names, values, strict=True))
+    return dataclasses.replace(request, **taken)
+
+
 def require_same_training(run: FoldRun, trainer: type[Trainer]) -> None:
-    """Raise a UsdError where the folder holds a training with other cases, another seed or another batch size.
+    """Raise a UsdError where the folder holds a training with other cases, or by other numbers of the plan.
 
     Going on with them would choose settings on cases that were trained on, or validate on them.
     """
-    path = run.folder / REQUEST_NAME
-    if not path.is_file():
+    former = read_request(run.folder)
+    if former is None:
         return
-    former, now = _read_request(path), to_jsonable(describe_training(run, trainer))
-    for name in ("train_cases", "holdout_cases", "validation_cases", "seed", "trainer", "phase_1_from"):
-        if former.get(name) != now[name]:
-            what = "is another" if isinstance(now[name], list) else f"was {former.get(name)!r} and is now {now[name]!r}"
-            raise UsdError(
-                f"{run.folder} holds a training whose {name} {what}; continuing it would mix the two. "
-                f"Give the former flags and splits_final.json again, or begin again with --restart."
-            )
-    batch = former.get("training", {}).get("batch_size")
-    if batch != now["training"]["batch_size"]:
+    now = to_jsonable(describe_training(run, trainer))
+    ways_out = "Restore the former one, train beside it with --run NAME, or begin again with --restart."
+    if former.get("trainer") != now["trainer"]:
         raise UsdError(
-            f"{run.folder} holds a training with batch size {batch}, now it is {now['training']['batch_size']}; "
-            f"give --batch-size {batch} to continue it, or begin again with --restart."
+            f"{run.folder} was trained by {former.get('trainer')} and is now asked for {now['trainer']}. {ways_out}"
         )
+    for name in ("train_cases", "holdout_cases", "validation_cases"):
+        if former.get(name) != now[name]:
+            differ = _cases_differ(former[name], now[name])
+            raise UsdError(
+                f"{run.folder} holds a training whose {name} were others: {differ}. Restore the former data and "
+                f"splits_final.json, train beside it with --run NAME, or begin again with --restart."
+            )
+    changed = [
+        f"training.{name} was {former['training'][name]!r} and is now {value!r}"
+        for name, value in now["training"].items()
+        if name in former["training"] and former["training"][name] != value
+    ]
+    if changed:
+        raise UsdError(f"{run.folder} was trained by another plan: {', '.join(changed)}. {ways_out}")
 
 
 def held_out_of(folder: Path) -> tuple[str, ...]:
     """The cases that a training in `folder` holds out to choose on, in its order; none where there is no training."""
-    path = folder / REQUEST_NAME
-    return tuple(_read_request(path)["holdout_cases"]) if path.is_file() else ()
+    former = read_request(folder)
+    return () if former is None else tuple(former["holdout_cases"])
 
 
 def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
@@ -78,13 +183,53 @@ def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
         )
 
 
-def _read_request(path: Path) -> dict[str, Any]:
-    """request.json as `describe_training` wrote it; cases are lists of names, `training` is an object."""
-    request = read_object(path)
-    try:
-        for name in ("train_cases", "holdout_cases", "validation_cases"):
-            from_jsonable(tuple[str, ...], request.get(name), name)
-        from_jsonable(dict[str, Any], request.get("training"), "training")
-    except UsdError as error:
-        raise UsdError(f"{path}: {error} Restore the file, or begin the fold again with --restart.") from None
-    return request
+def _length(request: TrainRequest, former: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The former length and the one now asked for, as flags; None where the request leaves it open."""
+    now = tuple(getattr(request, name) for name in LENGTHS)
+    return _said(LENGTHS, tuple(former.get(name) for name in LENGTHS), former["training"]), (
+        None if now == (None, None, None) else _said(LENGTHS, now)
+    )
+
+
+def _value(request: TrainRequest, former: Mapping[str, Any], name: str) -> tuple[str, str | None]:
+    now = getattr(request, name)
+    if isinstance(now, Path):
+        now = str(now.absolute())
+    return _said((name,), (former.get(name),), former["training"]), None if now is None else _said((name,), (now,))
+
+
+def _said(names: Sequence[str], values: Sequence[Any], planned: Mapping[str, Any] | None = None) -> str:
+    """Values as the flags that ask for them; one that is not given is the plan's, where there is one."""
+    for name, value in zip(names, values, strict=True):
+        if value is not None:
+            return _flag(name, value)
+    of_plan = {"max_time_s": "num_epochs"}.get(names[0], names[0])
+    if planned is None or of_plan not in planned:
+        return f"no {_FLAGS[names[0]]}"
+    return _flag("epochs" if of_plan == "num_epochs" else names[0], planned[of_plan])
+
+
+_FLAGS = {
+    "max_time_s": "--max-time",
+    "epochs": "--epochs",
+    "iterations": "--iterations",
+    "batch_size": "--batch-size",
+    "learning_rate": "--lr",
+    "seed": "--seed",
+    "phase_1_from": "--phase-1-from",
+}
+
+
+def _flag(name: str, value: Any) -> str:
+    number = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{_FLAGS[name]} {number}{'s' if name == 'max_time_s' else ''}"
+
+
+def _cases_differ(former: Sequence[str], now: Sequence[str]) -> str:
+    come, gone = sorted({*now} - {*former}), sorted({*former} - {*now})
+    parts = [f"{len(names)} {what} ({_listed(names)})" for names, what in ((come, "came"), (gone, "left")) if names]
+    return ", ".join(parts) or "they stand in another order"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED_CASES]) + (", ..." if len(names) > LISTED_CASES else "")

@@ -202,7 +202,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         plan = replace(self.plan, batch_size=min(self.plan.batch_size, HELD_OUT_PATCHES), foreground_share=1.0)
         configuration = replace(run.configuration, training=plan)
         source = PatchSource(
-            run.data, run.holdout_cases, configuration, run.plans.labels, run.request.seed, False, memory_budget_gb=0
+            run.data, run.holdout_cases, configuration, run.plans.labels, run.seed, False, memory_budget_gb=0
         )
         batch, draw = source.batch(0).to(run.device), self.bands.grid(plan.batch_size)
         model, meter = self.model_for_prediction(), BandMeter(self.bands, run.device)

@@ -76,13 +76,15 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     Raises:
         TrainingInterrupted: on SIGINT or SIGTERM, after saving.
     """
-    checkpoint = load_checkpoint(run.folder, run.plan_hash)
     require_same_training(run, trainer)
     finished = (run.folder / WEIGHTS_NAME).is_file()
+    if finished:  # a kill may have come between the two
+        (run.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+    checkpoint = load_checkpoint(run.folder, run.plan_hash)
     if finished:
         require_same_plan(run.folder / WEIGHTS_NAME, read_weights(run.folder / WEIGHTS_NAME)[1], run.plan_hash)
         run.watch.add(_seconds_so_far(run, checkpoint))
-    if finished and (run.folder / "validation" / SUMMARY_NAME).is_file():
+    if is_finished(run.folder):
         run.log.say(f"{run.folder} is trained; nothing to do (--restart begins again)")
         return _result(run, _read_scores(run))
     if not finished:
@@ -102,6 +104,11 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     run.log.final_report()
     run.log.say(f"fold trained in {format_duration(run.watch.seconds)}; results in {run.folder}")
     return _result(run, scores)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a fold's folder holds the final weights and the scores of its validation."""
+    return (folder / WEIGHTS_NAME).is_file() and (folder / "validation" / SUMMARY_NAME).is_file()
 
 
 def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 
 DEFAULT_TRAINER = "StagedDiffusionTrainer"
+DEFAULT_SEED = 0
 
 
 @dataclass(frozen=True)
 class TrainRequest:
     """One call of usd_train.
+
+    What is None is left open: a fold that was begun goes on with what it was asked then, a new one takes the plan's
+    value (seed: DEFAULT_SEED).
 
     Attributes:
         dataset: number or name of the data set.
@@ -29,6 +35,7 @@ class TrainRequest:
         phase_1_from: fold folder whose phase 1 has ended; its segmenter and held-out cases are taken over, phase 1 is
             skipped.
         tensorboard: also write TensorBoard events.
+        run: name of a training beside others of the same trainer and configuration; part of the model folder's name.
     """
 
     dataset: str
@@ -41,13 +48,41 @@ class TrainRequest:
     iterations: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
-    seed: int = 0
+    seed: int | None = None
     workers: int | None = None
     device: str = "auto"
     checkpoint_every_s: float = 300.0
     restart: bool = False
     phase_1_from: Path | None = None
     tensorboard: bool = False
+    run: str | None = None
+
+    @property
+    def seed_or_default(self) -> int:
+        """The seed, where it is left open the default one."""
+        return DEFAULT_SEED if self.seed is None else self.seed
+
+
+FoldState = Literal["new", "restarted", "begun", "finished"]
+
+
+@dataclass(frozen=True)
+class FoldPreview:
+    """What would be done with a fold.
+
+    Attributes:
+        fold: name of the fold.
+        folder: its results folder.
+        state: what is there now, or that it begins again.
+        request: what it is asked, nothing left open that it was asked before.
+        configuration: the plan, with the request's overrides.
+    """
+
+    fold: str
+    folder: Path
+    state: FoldState
+    request: TrainRequest
+    configuration: ConfigurationPlan
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,21 +12,35 @@ import numpy as np
 import torch
 
 from unisegdiff_pipeline.evaluation.summary import fold_table
-from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, plan_hash
+from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, plan_hash
+from unisegdiff_pipeline.inference.model_name import ModelName, require_name
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.parallel import usable_cores
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases, require_undamaged_references
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
-from unisegdiff_pipeline.reports.training_log import LOG_NAME
-from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME
-from unisegdiff_pipeline.training.continuing import PHASE_1_NAME, held_out_of
-from unisegdiff_pipeline.training.fold import train_fold
+from unisegdiff_pipeline.training.continuing import (
+    as_asked,
+    held_out_of,
+    like_the_others,
+    read_request,
+    require_same_training,
+    taken_over,
+)
+from unisegdiff_pipeline.training.fold import is_finished, train_fold
+from unisegdiff_pipeline.training.fold_files import (
+    has_begun,
+    remove_temporaries,
+    remove_training,
+    set_aside,
+    settle_former,
+)
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.registry import find_trainer
-from unisegdiff_pipeline.training.request import FoldResult, TrainRequest, TrainResult
+from unisegdiff_pipeline.training.request import FoldPreview, FoldResult, FoldState, TrainRequest, TrainResult
 from unisegdiff_pipeline.training.run_log import RunLog
 from unisegdiff_pipeline.training.schedule import Stopwatch
 from unisegdiff_pipeline.training.splits import Split, inner_holdout, load_or_create_splits, select_split
@@ -45,26 +59,24 @@ def train(request: TrainRequest, began: float | None = None) -> TrainResult:
         began: time.monotonic() from which the first fold's time counts, so that imports may count; by default now.
 
     Raises:
-        UsdError: data, plan or budget cannot be used; the message says what to do.
+        UsdError: data, plan or budget cannot be used, a fold was asked another thing before, or another process trains
+            it; the message says what to do. Of a training that could not begin nothing is left.
         TrainingInterrupted: on SIGINT or SIGTERM, with a checkpoint saved.
     """
     began = time.monotonic() if began is None else began
     _check_budget(request)
     setting = _open(request)
-    _write_model_files(setting, restarted=set(setting.folds) if request.restart else set())
+    _requests(request, setting)  # of all folds, before the first is touched
+    made = [path for path in _folders(setting.model_folder) if not path.exists()]
     results = []
-    with StopRequest() as stop:
-        for fold in setting.folds:
-            run = _fold_run(request, setting, fold, stop, began)
-            try:
-                results.append(train_fold(run, setting.trainer))
-            except BaseException:
-                run.log.final_report()
-                _remove_if_not_begun(run.folder)
-                raise
-            finally:
-                run.log.close()
-            began = time.monotonic()
+    try:
+        with StopRequest() as stop:
+            for fold in setting.folds:
+                results.append(_train_one(request, setting, fold, stop, began))
+                began = time.monotonic()
+    except BaseException:
+        _remove_what_is_empty(setting.model_folder, made)
+        raise
     if request.fold != "cv":
         return TrainResult(tuple(results))
     return _summarise_folds(results, setting.model_folder)
@@ -72,7 +84,65 @@ def train(request: TrainRequest, began: float | None = None) -> TrainResult:
 
 def open_fold(request: TrainRequest, stop: StopRequest) -> FoldRun:
     """The cases, plan and folder of one fold, "0" to "4" or "all", without training it."""
-    return _fold_run(request, _open(request), request.fold, stop, time.monotonic())
+    setting = _open(request)
+    return _fold_run(_requests(request, setting)[request.fold], setting, request.fold, stop, time.monotonic())
+
+
+def preview(request: TrainRequest) -> tuple[FoldPreview, ...]:
+    """What `train` would do with each fold, by the same rules; nothing is written.
+
+    Raises:
+        UsdError: what `train` would refuse before it begins.
+    """
+    _check_budget(request)
+    setting = _open(request, writing=False)
+    _check_plan_of_folds(setting, restarted=set(setting.folds) if request.restart else set())
+    found = []
+    for fold, settled in _requests(request, setting).items():
+        run = _fold_run(settled, setting, fold, StopRequest(), time.monotonic())
+        if not request.restart:
+            require_same_training(run, setting.trainer)
+        found.append(FoldPreview(fold, run.folder, _state(request, run.folder), settled, run.configuration))
+    return tuple(found)
+
+
+def _state(request: TrainRequest, folder: Path) -> FoldState:
+    if not has_begun(folder):
+        return "new"
+    if request.restart:
+        return "restarted"
+    return "finished" if is_finished(folder) else "begun"
+
+
+def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRequest, began: float) -> FoldResult:
+    """One fold under its lock; where it cannot begin, its folder is as it was, with --restart too."""
+    folder = _fold_folder(setting, fold)
+    with locked(setting.model_folder / f".lock-{folder.name}", f"{folder}"):
+        settle_former(folder)  # of a training that was killed
+        settled = _requests(request, setting)[fold]  # again: another process may have had the fold until now
+        run = _fold_run(settled, setting, fold, stop, began)
+        try:
+            if request.restart:
+                set_aside(folder, run.validation_cases)
+            remove_temporaries(folder)
+            _write_model_files(setting, restarted=set(setting.folds) if request.restart else set())
+            run.log.open()
+            if kept := taken_over(request, settled):
+                run.log.say(f"as asked before: {kept}")
+            run.log.say(
+                f"{setting.plans.dataset_name} {setting.configuration.name} fold {fold}: {len(run.train_cases)} cases "
+                f"to train on, {len(run.holdout_cases)} held out to choose settings, {len(run.validation_cases)} to "
+                f"validate"
+            )
+            return train_fold(run, setting.trainer)
+        except BaseException:
+            run.log.final_report()
+            if not has_begun(folder):
+                remove_training(folder, run.validation_cases)
+            raise
+        finally:
+            run.log.close()
+            settle_former(folder)
 
 
 @dataclass(frozen=True)
@@ -81,6 +151,7 @@ class _Setting:
 
     trainer: type[Trainer]
     dataset: Path
+    plans_path: Path
     plans: Plans
     configuration: ConfigurationPlan
     data: PreprocessedFolder
@@ -90,39 +161,75 @@ class _Setting:
     device: torch.device
 
 
-def _open(request: TrainRequest) -> _Setting:
+def _open(request: TrainRequest, writing: bool = True) -> _Setting:
     trainer = find_trainer(request.trainer)
     dataset = request.roots.preprocessed_dataset(request.dataset)
-    plans = read_dataclass(Plans, dataset / "plans.json")
-    configuration = _configuration(plans, request, dataset)
-    model_folder = request.roots.require_results() / plans.dataset_name / f"{trainer.__name__}__{configuration.name}"
+    plans_path = dataset / "plans.json"
+    plans = read_dataclass(Plans, plans_path)
+    configuration = _configuration(plans, request, plans_path)
+    run = None if request.run is None else require_name("--run", request.run)
+    name = ModelName(trainer.__name__, configuration.name, run=run)
+    model_folder = request.roots.require_results() / plans.dataset_name / name.folder
     records = {record.case_id: record for record in read_cases(dataset)}
-    folds = _folds(request, dataset, records)
+    folds = _folds(request, dataset, records, writing)
     data = PreprocessedFolder(dataset / configuration.name)
     device = resolve_device(request.device)
     cases = [case for split in folds.values() for case in (*split.train, *split.val)]
     data.require_current(cases, plans.labels, configuration.preprocessing)
-    data.require_undamaged(cases)
-    require_undamaged_references(dataset, [case for split in folds.values() for case in split.val])
-    return _Setting(trainer, dataset, plans, configuration, data, records, folds, model_folder, device)
+    if writing:  # reads every byte
+        data.require_undamaged(cases)
+        require_undamaged_references(dataset, [case for split in folds.values() for case in split.val])
+    return _Setting(
+        trainer=trainer,
+        dataset=dataset,
+        plans_path=plans_path,
+        plans=plans,
+        configuration=configuration,
+        data=data,
+        records=records,
+        folds=folds,
+        model_folder=model_folder,
+        device=device,
+    )
+
+
+def _fold_folder(setting: _Setting, fold: str) -> Path:
+    return setting.model_folder / f"fold_{fold}"
+
+
+def _requests(request: TrainRequest, setting: _Setting) -> dict[str, TrainRequest]:
+    """What each fold is asked, all that it was asked before included.
+
+    Raises:
+        UsdError: a flag asks for another training than the one that is there.
+    """
+    folders = {fold: _fold_folder(setting, fold) for fold in setting.folds}
+    if request.restart:
+        return {fold: as_asked(request, folder) for fold, folder in folders.items()}
+    begun = {fold: as_asked(request, folder) for fold, folder in folders.items() if read_request(folder) is not None}
+    if len(begun) == len(folders):
+        return begun
+    new = like_the_others(request, begun)  # the folds of one cross-validation are asked the same
+    return {fold: begun[fold] if fold in begun else as_asked(new, folder) for fold, folder in folders.items()}
+
+
+def _overridden(configuration: ConfigurationPlan, request: TrainRequest) -> ConfigurationPlan:
+    training = configuration.training
+    if request.batch_size is not None:
+        training = dataclasses.replace(training, batch_size=request.batch_size)
+    if request.learning_rate is not None:
+        training = dataclasses.replace(training, learning_rate=request.learning_rate)
+    return dataclasses.replace(configuration, training=training)
 
 
 def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopRequest, began: float) -> FoldRun:
-    """Everything one fold needs; with --restart its former folder is removed, once all else has been settled."""
-    split, plans = setting.folds[fold], setting.plans
-    folder = setting.model_folder / f"fold_{fold}"
+    """Everything one fold needs; nothing is written."""
+    split, folder = setting.folds[fold], _fold_folder(setting, fold)
     kept, held = (split.train, ()) if fold == "all" else _hold_out(request, split, setting.records, folder)
-    if request.restart and folder.is_dir():
-        shutil.rmtree(folder)
-    log = RunLog(folder, request.tensorboard)
-    log.say(
-        f"{plans.dataset_name} {setting.configuration.name} fold {fold}: {len(kept)} cases to train on, {len(held)} "
-        f"held out to choose settings, {len(split.val)} to validate"
-    )
     return FoldRun(
         request=request,
-        plans=plans,
-        configuration=setting.configuration,
+        plans=setting.plans,
+        configuration=_overridden(setting.configuration, request),
         data=setting.data,
         folder=folder,
         train_cases=kept,
@@ -131,7 +238,7 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
         device=setting.device,
         workers=default_workers() if request.workers is None else request.workers,
         plan_hash=plan_hash(setting.configuration),
-        log=log,
+        log=RunLog(folder, request.tensorboard),
         stop=stop,
         watch=Stopwatch(began),
     )
@@ -155,15 +262,24 @@ def _hold_out(
         patients = {groups[case] for case in taken_over}
         return tuple(case for case in sorted(split.train) if groups[case] not in patients), taken_over
     volumes = {case: record.foreground_mm3 for case, record in records.items()}
-    kept, held = inner_holdout(split.train, groups, HOLDOUT_SHARE, request.seed, volumes)
+    kept, held = inner_holdout(split.train, groups, HOLDOUT_SHARE, request.seed_or_default, volumes)
     # In an order of their own, because a short training looks at the first ones only.
-    return kept, tuple(np.random.default_rng(request.seed).permutation(held).tolist())
+    return kept, tuple(np.random.default_rng(request.seed_or_default).permutation(held).tolist())
 
 
-def _remove_if_not_begun(folder: Path) -> None:
-    """Remove a fold's folder in which nothing has been trained, so that it is not taken for a training."""
-    if not any((folder / name).exists() for name in (LOG_NAME, CHECKPOINT_NAME, PHASE_1_NAME, WEIGHTS_NAME)):
-        shutil.rmtree(folder, ignore_errors=True)
+def _folders(model_folder: Path) -> tuple[Path, ...]:
+    """The folders that a training may have to make for its model, the innermost first."""
+    return model_folder, model_folder.parent, model_folder.parent.parent
+
+
+def _remove_what_is_empty(model_folder: Path, made: Sequence[Path]) -> None:
+    """Remove what this command made for a model of which no fold has begun, so that it is not taken for one."""
+    if model_folder in made and model_folder.is_dir() and not any(model_folder.glob("fold_*")):
+        for name in (PLANS_NAME, DATASET_NAME):
+            (model_folder / name).unlink(missing_ok=True)
+    for folder in made:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def default_workers() -> int:
@@ -182,57 +298,57 @@ def _check_budget(request: TrainRequest) -> None:
         raise UsdError(f"{' and '.join(named)} were both given, but a training has one budget; keep one of them.")
 
 
-def _configuration(plans: Plans, request: TrainRequest, dataset: Path) -> ConfigurationPlan:
+def _configuration(plans: Plans, request: TrainRequest, path: Path) -> ConfigurationPlan:
     name = request.configuration or plans.recommended_configuration
     if name not in plans.configurations:
         raise UsdError(
-            f"configuration {name!r} is not in {dataset / 'plans.json'}; it has {', '.join(plans.configurations)}. "
+            f"configuration {name!r} is not in {path}; it has {', '.join(plans.configurations)}. "
             f"Choose one with -c, or plan again with usd_plan -d {plans.dataset_name}."
         )
     configuration = plans.configurations[name]
     if configuration.stages is None:
         raise UsdError(
-            f"the stages of configuration {name!r} are not planned yet in {dataset / 'plans.json'}; "
+            f"the stages of configuration {name!r} are not planned yet in {path}; "
             f"finish preprocessing with usd_preprocess -d {plans.dataset_name} -c {name}."
         )
-    training = configuration.training
-    if request.batch_size is not None:
-        training = dataclasses.replace(training, batch_size=request.batch_size)
-    if request.learning_rate is not None:
-        training = dataclasses.replace(training, learning_rate=request.learning_rate)
-    return dataclasses.replace(configuration, training=training)
+    return configuration
 
 
-def _folds(request: TrainRequest, dataset: Path, records: dict[str, CaseRecord]) -> dict[str, Split]:
+def _folds(
+    request: TrainRequest, dataset: Path, records: dict[str, CaseRecord], writing: bool = True
+) -> dict[str, Split]:
     if request.fold == "all":
         return {"all": Split(tuple(sorted(records)), ())}
     raw_folder = None if request.roots.raw is None else request.roots.raw / dataset.name
-    splits = load_or_create_splits(dataset, raw_folder)
+    splits = load_or_create_splits(dataset, raw_folder, writing=writing)
     if request.fold == "cv":
         return {str(i): split for i, split in enumerate(splits)}
     if not request.fold.isdigit():
         raise UsdError(f"fold {request.fold!r} is unknown; use 0 to {len(splits) - 1}, all or cv.")
-    return {request.fold: select_split(splits, int(request.fold))}
+    number = int(request.fold)
+    return {str(number): select_split(splits, number)}
+
+
+def _check_plan_of_folds(setting: _Setting, restarted: set[str]) -> None:
+    """Raise a UsdError where the model folder holds folds of another plan, other than those that begin again now."""
+    folder, configuration = setting.model_folder, setting.configuration
+    path = folder / PLANS_NAME
+    if not path.is_file():
+        return
+    former = read_dataclass(Plans, path).configurations.get(configuration.name)
+    others = [p.name for p in folder.glob("fold_*") if p.name.removeprefix("fold_") not in restarted and has_begun(p)]
+    if others and (former is None or plan_hash(former) != plan_hash(configuration)):
+        raise UsdError(
+            f"{folder} holds {', '.join(sorted(others))}, trained with another plan than {setting.plans_path} is now. "
+            f"Restore the former plan, train beside it with --run NAME, or move {folder} away and train anew."
+        )
 
 
 def _write_model_files(setting: _Setting, restarted: set[str]) -> None:
-    """Put plans.json and dataset.json beside the folds, so that a model can be used without its data.
-
-    Raises:
-        UsdError: where the folder holds folds of another plan, other than those that begin again now.
-    """
-    folder, dataset, configuration = setting.model_folder, setting.dataset, setting.configuration
-    path = folder / "plans.json"
-    if path.is_file():
-        former = read_dataclass(Plans, path).configurations.get(configuration.name)
-        others = [p.name for p in folder.glob("fold_*") if p.name.removeprefix("fold_") not in restarted]
-        if others and (former is None or plan_hash(former) != plan_hash(configuration)):
-            raise UsdError(
-                f"{folder} holds {', '.join(sorted(others))}, trained with another plan than {dataset / 'plans.json'} "
-                f"is now. Restore the former plans.json, or move {folder} away and train anew."
-            )
-    write_json(path, setting.plans)
-    write_json(folder / "dataset.json", read_json(dataset / "dataset.json"))
+    """Put plans.json and dataset.json beside the folds, so that a model can be used without its data."""
+    _check_plan_of_folds(setting, restarted)
+    write_json(setting.model_folder / PLANS_NAME, setting.plans)
+    write_json(setting.model_folder / DATASET_NAME, read_json(setting.dataset / DATASET_NAME))
 
 
 def _summarise_folds(results: list[FoldResult], model_folder: Path) -> TrainResult:

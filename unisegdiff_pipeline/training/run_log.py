@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,21 @@ class RunLog:
 
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:
         self.path = folder / LOG_NAME
-        folder.mkdir(parents=True, exist_ok=True)
-        _drop_half_line(self.path)
         self.report_s = 0.0
         self._report_allowance = Allowance(REPORT_SHARE)
-        self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
+        self._tensorboard = tensorboard
+        self._writer: Any = None
+
+    def open(self) -> None:
+        """Make the folder, and the TensorBoard events on request.
+
+        Raises:
+            UsdError: TensorBoard is not installed.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_half_line(self.path)
+        if self._tensorboard:
+            self._writer = _tensorboard_writer(self.path.parent / "tensorboard")
 
     def say(self, text: str) -> None:
         """Print a line with the time of day."""
@@ -52,11 +63,25 @@ class RunLog:
         """All entries; a last line cut off by a kill is left out."""
         return read_log(self.path)
 
-    def forget_after(self, phase: int, iteration: int) -> None:
+    @property
+    def num_entries(self) -> int:
+        """Entries so far; a checkpoint keeps the number."""
+        return len(self.entries())
+
+    def keep(self, num_entries: int) -> None:
         """Drop what was logged behind a checkpoint, so that a continued training does not log it twice."""
-        kept = [e for e in self.entries() if (e.get("phase", 0), e.get("iteration", 0)) <= (phase, iteration)]
+        self._rewrite(self.entries()[:num_entries])
+
+    def forget_phase(self, phase: int) -> None:
+        """Drop what a phase, or a later one, that begins from its start now has logged before it was killed."""
+        kept = [entry for entry in self.entries() if entry.get("phase", 0) < phase]
+        self._rewrite(kept)
+
+    def _rewrite(self, entries: Sequence[dict[str, Any]]) -> None:
+        if not self.path.is_file():
+            return
         with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
+            temporary.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
 
     def refresh_report(self) -> None:
         """Write report.html of a training that goes on, unless that would take more than REPORT_SHARE of its time."""

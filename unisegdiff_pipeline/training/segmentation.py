@@ -31,7 +31,7 @@ class SegmentationTrainer(Trainer):
         run = self.run
         configuration, labels = run.configuration, run.plans.labels
         network = SegmentationUNet(configuration.network, labels.num_channels, configuration.training.deep_supervision)
-        source = PatchSource(run.data, run.train_cases, configuration, labels, run.request.seed, False, 0.0)
+        source = PatchSource(run.data, run.train_cases, configuration, labels, run.seed, False, 0.0)
         network.start_from(source.channel_shares(COUNTED_PATCHES), labels.coding)
         return network
 

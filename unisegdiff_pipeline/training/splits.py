@@ -104,7 +104,12 @@ def inner_holdout(
 
 
 def load_or_create_splits(
-    preprocessed_folder: Path, raw_folder: Path | None = None, num_folds: int = 5, seed: int = 12345
+    preprocessed_folder: Path,
+    raw_folder: Path | None = None,
+    num_folds: int = 5,
+    seed: int = 12345,
+    *,
+    writing: bool = True,
 ) -> list[Split]:
     """Splits of a preprocessed data set: an existing splits_final.json is honoured, else one is made and written.
 
@@ -112,6 +117,7 @@ def load_or_create_splits(
         preprocessed_folder: preprocessed/DatasetXXX_Name, with cases.json.
         raw_folder: a splits_final.json there is taken over, as in nnU-Net.
         num_folds, seed: for new splits.
+        writing: off to look only.
 
     Raises:
         UsdError: a damaged file, cases that do not exist, a case in both parts of a fold, or two files that differ.
@@ -123,12 +129,14 @@ def load_or_create_splits(
         splits = _read_splits(given, records)
         if path.is_file() and read_json(path) != read_json(given):
             raise UsdError(f"{given} and {path} differ; delete the one that is not meant, the other is then used.")
-        write_json(path, splits)
+        if writing:
+            write_json(path, splits)
     elif path.is_file():
         splits = _read_splits(path, records)
     else:
         splits = make_splits([(r.case_id, r.group, r.foreground_mm3) for r in records], num_folds, seed)
-        write_json(path, splits)
+        if writing:
+            write_json(path, splits)
     return splits
 
 

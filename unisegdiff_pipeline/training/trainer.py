@@ -44,6 +44,7 @@ class FoldRun:
     """Everything that the phases of one fold share.
 
     Attributes:
+        request: what was asked, nothing left open that the fold was asked before.
         configuration: the plan, with the request's overrides of batch size and learning rate.
         folder: results folder of the fold.
         train_cases: cases that weights are learned from; without `holdout_cases`.
@@ -69,6 +70,11 @@ class FoldRun:
     watch: Stopwatch = field(default_factory=Stopwatch)
     monitored_cases: tuple[str, ...] = ()
 
+    @property
+    def seed(self) -> int:
+        """What every random number of the fold follows from."""
+        return self.request.seed_or_default
+
     def leave_if_asked(self) -> None:
         """Raise TrainingInterrupted after SIGINT or SIGTERM; called where everything is saved."""
         if self.stop.signal_number is not None:
@@ -76,7 +82,7 @@ class FoldRun:
 
     def generator(self, *key: object) -> torch.Generator:
         """A generator on the training's device, keyed by the seed and `key`: no state has to be saved."""
-        digest = text_hash("|".join(map(str, (self.request.seed, *key))))
+        digest = text_hash("|".join(map(str, (self.seed, *key))))
         return torch.Generator(self.device).manual_seed(int(digest[:15], 16))
 
 
@@ -117,7 +123,7 @@ class Trainer(abc.ABC):
         self.groups: tuple[str, ...] = ()
         self.best_weights: dict[str, Tensor] | None = None
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
-        torch.manual_seed(int(text_hash(f"{run.request.seed}|weights|{self.phase}")[:15], 16))
+        torch.manual_seed(int(text_hash(f"{run.seed}|weights|{self.phase}")[:15], 16))
         self.network = to_device(self.build_network(), run.device)
         self.ema = Ema(self.network, self.plan.ema_decay)
         self.optimizer = self._build_optimizer()
@@ -157,9 +163,11 @@ class Trainer(abc.ABC):
         """
         if checkpoint is not None and checkpoint["phase"] == self.phase:
             self._restore(checkpoint)
+        else:
+            self.run.log.forget_phase(self.phase)
         run = self.run
         # Phase 2 sees other patches than phase 1 did.
-        seed = 2 * run.request.seed + self.phase - 1
+        seed = 2 * run.seed + self.phase - 1
         source = PatchSource(run.data, run.train_cases, run.configuration, run.plans.labels, seed, augment=True)
         last_save = last_log = lap = time.monotonic()
         seconds_of_iterations = 0.0  # since the last log entry, without validations and checkpoints
@@ -222,6 +230,7 @@ class Trainer(abc.ABC):
             "best": self.best,
             "best_weights": self.best_weights,
             "bf16": self.bf16,
+            "log_entries": self.run.log.num_entries,
         }
         save_checkpoint(self.run.folder, state)
 
@@ -236,7 +245,8 @@ class Trainer(abc.ABC):
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.best_weights = tuple(state["best"]), state["best_weights"]
         self.bf16 = state["bf16"]
-        self.run.log.forget_after(self.phase, self.iteration)
+        if "log_entries" in state:  # not in checkpoints of earlier versions
+            self.run.log.keep(state["log_entries"])
         self.run.log.say(f"continuing phase {self.phase} at iteration {self.iteration}")
 
     def _iterate(self, batch: Batch) -> dict[str, Tensor]:

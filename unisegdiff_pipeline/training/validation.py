@@ -92,7 +92,7 @@ def predict_stored(
         settings,
         patch_size=run.configuration.network.patch_size,
         case_id=stored.case_id,
-        seed=run.request.seed,
+        seed=run.seed,
         num_samples=num_samples,
         spacing_mm=stored.properties.spacing_mm,
         keep_samples=keep_samples or settings.decision == "dice",
