@@ -69,14 +69,15 @@ def read_request(folder: Path) -> dict[str, Any] | None:
 
 def _read_request(path: Path) -> dict[str, Any]:
     """request.json as `describe_training` wrote it; keys that earlier versions did not write may be missing."""
-    request = read_object(path)
     numbers = {name: float | None for name in ASKED if name != "phase_1_from"}
     cases = dict.fromkeys(("train_cases", "holdout_cases", "validation_cases"), tuple[str, ...])
     try:
+        request = read_object(path)
         for name, kind in {**numbers, "phase_1_from": str | None, **cases, "training": dict[str, Any]}.items():
             from_jsonable(kind, request.get(name), name)  # type: ignore[arg-type]
     except UsdError as error:
-        raise UsdError(f"{path}: {error} Restore the file, or begin the fold again with --restart.") from None
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise UsdError(f"{where}{error} Restore the file, or begin the fold again with --restart.") from None
     return request
 
 
