@@ -297,7 +297,7 @@ def test_trainers_of_the_benchmarks_differ_in_what_they_say(request_: TrainReque
 def test_continuing_refuses_another_training(request_: TrainRequest) -> None:
     train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1))
     other = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1, seed=99)
-    with pytest.raises(UsdError, match=r"holds a training whose .*--restart"):
+    with pytest.raises(UsdError, match=r"--seed 3 and is now asked for --seed 99.*--restart"):
         train(other)
 
 
