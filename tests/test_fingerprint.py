@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from unisegdiff_pipeline.fingerprint import (
     summarize_lesions,
 )
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry
+from unisegdiff_pipeline.io.images import write_labels, write_map
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
@@ -172,3 +175,62 @@ def test_intensities_are_those_of_the_foreground(tmp_path: Path) -> None:
     (statistics,) = fingerprint.intensities
     assert (statistics.minimum, statistics.mean, statistics.maximum, statistics.std) == (100, 150, 200, 50)
     assert fingerprint.cases[0].foreground_share == 0.04
+
+
+def stored_in(codes: str, labels: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], tuple[float, float, float]]:
+    """A label map (Z, Y, X) in LPS with voxels of 3 x 2 x 1 mm, stored in other axes: array, direction, spacing."""
+    target = {"LPS": ((0, 1, 2), (1, 1, 1)), "RAS": ((0, 1, 2), (1, -1, -1)), "ASR": ((2, 0, 1), (-1, 1, -1))}
+    order, signs = target[codes]
+    turned = labels.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
+    direction = np.zeros((3, 3))
+    for axis, (former, sign) in enumerate(zip(order, signs, strict=True)):
+        direction[2 - former, 2 - axis] = sign
+    spacing = tuple((3.0, 2.0, 1.0)[axis] for axis in order)
+    return turned, tuple(direction.ravel().tolist()), spacing
+
+
+def test_facts_of_volumes_stored_in_other_orientations_are_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset001_X"
+    folder.mkdir()
+    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "left": 1, "right": 2}}
+    (folder / "dataset.json").write_text(json.dumps(description | {"file_ending": ".nii.gz"}))
+    rng = np.random.default_rng(0)
+    for i, codes in enumerate(("LPS", "RAS", "LPS", "ASR")):
+        labels = np.zeros((5, 6, 8), np.uint8)
+        labels[1, 2 + i % 2, 6] = 1  # to the patient's left of class 2, in front of it in every second case
+        labels[3, 2 + (i + 1) % 2, 1] = 2
+        stored, direction, spacing = stored_in(codes, labels)
+        geometry = Geometry(spacing, (1.0, 2.0, 3.0), direction)
+        write_labels(folder / f"labelsTr/c{i}.nii.gz", stored, geometry)
+        write_map(folder / f"imagesTr/c{i}_0000.nii.gz", rng.random(stored.shape) + 1, geometry)
+    fingerprint, report = extract_fingerprint(open_raw_dataset(folder), workers=0)
+    assert report.problems == ()
+    assert fingerprint.direction == IDENTITY_DIRECTION
+    assert [case.orientation for case in fingerprint.cases] == ["LPS", "RAS", "LPS", "ASR"]
+    for case in fingerprint.cases:
+        assert (case.shape, case.spacing_mm, case.shape_after_crop) == ((5, 6, 8), (3.0, 2.0, 1.0), (5, 6, 8))
+    (order,) = fingerprint.class_orders
+    assert order.same_share == (1.0, 0.5, 1.0)
+
+
+def slices_in(folder: Path, *codes: str) -> Fingerprint:
+    """A data set of volumes of one slice."""
+    folder.mkdir(parents=True)
+    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    for i, code in enumerate(codes):
+        array = np.random.default_rng(i).random((1, 6, 8)) + 1
+        _, direction, _ = stored_in(code, np.zeros((1, 1, 1), np.uint8))
+        write_labels(folder / f"labelsTr/c{i}.nii.gz", (array > 1.5).astype(np.uint8), Geometry(direction=direction))
+        write_map(folder / f"imagesTr/c{i}_0000.nii.gz", array, Geometry(direction=direction))
+    return extract_fingerprint(open_raw_dataset(folder), workers=0)[0]
+
+
+def test_single_slices_are_turned_within_one_plane_only(tmp_path: Path) -> None:
+    same_plane = slices_in(tmp_path / "Dataset001_X", "LPS", "RAS", "LPS")
+    assert same_plane.is_2d
+    assert same_plane.direction == IDENTITY_DIRECTION
+    other_plane = slices_in(tmp_path / "Dataset002_X", "LPS", "ASR", "LPS")
+    assert other_plane.is_2d
+    assert other_plane.direction is None
+    assert [case.shape for case in other_plane.cases] == [(1, 6, 8)] * 3

@@ -1,7 +1,8 @@
 """Facts about a data set that planning stands on: spacing, shape, intensities, and the lesions themselves.
 
-Every case is read once: the integrity check looks at the same volumes. Axes are (Z, Y, X); 2D images have Z = 1, their
-volumes are areas in mm2 (Z spacing 1) and their spacing may be nominal (dataset.json: spacing_known).
+Every case is read once: the integrity check looks at the same volumes. Axes are (Z, Y, X) after all volumes have been
+turned into the orientation that most of them have; 2D images have Z = 1, their volumes are areas in mm2 (Z spacing 1)
+and their spacing may be nominal (dataset.json: spacing_known).
 """
 
 from __future__ import annotations
@@ -10,19 +11,28 @@ import itertools
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from unisegdiff_pipeline.io.geometry import box_slices, nonzero_box
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.orientation import (
+    Direction,
+    Reorientation,
+    axis_codes,
+    common_direction,
+    nearest_reorientation,
+)
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.io.dataset_json import DatasetDescription
     from unisegdiff_pipeline.io.integrity import CaseCheck, IntegrityReport
     from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
+
+T = TypeVar("T")
 
 MAX_LISTED = 200  # components listed by size per class and label map; `count` is never cut
 _SAMPLED_INTENSITIES = 4_000_000  # foreground voxels over all cases and one channel, the same number from each case
@@ -79,7 +89,10 @@ class ClassOrder:
 
 @dataclass(frozen=True)
 class CaseFingerprint:
-    """Facts of one case; `raters` holds the components per rater of data sets with several annotators."""
+    """Facts of one case; `raters` holds the components per rater of data sets with several annotators.
+
+    `orientation` says where the axes x, y, z of the file point ("LPS"), empty for 2D images; see `io.orientation`.
+    """
 
     case_id: str
     group: str | None
@@ -90,6 +103,7 @@ class CaseFingerprint:
     empty: bool
     classes: tuple[ComponentFacts, ...]
     raters: tuple[tuple[ComponentFacts, ...], ...] = ()
+    orientation: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,7 +142,11 @@ class LesionSummary:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Facts of a data set; lists are in the order of dataset.json (channels, classes) and of case_id (cases)."""
+    """Facts of a data set; lists are in the order of dataset.json (channels, classes) and of case_id (cases).
+
+    `direction` is that of the axes x, y, z (LPS, row major) that all volumes are turned to; None leaves them as they
+    are stored: 2D images, and single slices in different planes.
+    """
 
     dataset_name: str
     is_2d: bool
@@ -139,23 +157,42 @@ class Fingerprint:
     lesions: tuple[LesionSummary, ...]
     class_orders: tuple[ClassOrder, ...]
     cases: tuple[CaseFingerprint, ...]
+    direction: Direction | None
 
 
 @dataclass(frozen=True)
 class _CaseFacts:
-    """What one worker sends back.
+    """What one worker sends back, in the axes of the file.
 
     Attributes:
+        direction: of the image; None for 2D images.
         samples: foreground intensities (C, n), None without foreground.
         centres: mean index (Z, Y, X) of each class's voxels, (classes, 3); NaN for classes that do not occur. None
             where there is one class only.
     """
 
     fingerprint: CaseFingerprint | None
-    is_2d: bool
+    direction: Sequence[float] | None
     samples: np.ndarray | None
     centres: np.ndarray | None
     check: CaseCheck
+
+    def turned(self, direction: Direction | None) -> _CaseFacts:
+        """The same facts in the axes that lie nearest to a direction."""
+        if self.fingerprint is None or self.direction is None or direction is None:
+            return self
+        turn, facts, centres = nearest_reorientation(self.direction, direction), self.fingerprint, self.centres
+        if centres is not None:
+            last = np.asarray(facts.shape) - 1
+            centres = np.stack([last[a] - centres[:, a] if flipped else centres[:, a]
+                                for a, flipped in zip(turn.axis_order, turn.flipped, strict=True)], axis=1)  # fmt: skip
+        facts = replace(
+            facts,
+            shape=_in_order(facts.shape, turn),
+            spacing_mm=_in_order(facts.spacing_mm, turn),
+            shape_after_crop=_in_order(facts.shape_after_crop, turn),
+        )
+        return replace(self, fingerprint=facts, centres=centres)
 
 
 # ------------------------------------------------------------------------------------------------------ extraction
@@ -208,7 +245,7 @@ def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples
     check = check_case(case, description, volumes)
     image, labels = volumes.image, volumes.labels
     if check.problems or image is None or labels is None:
-        return _CaseFacts(None, False, None, None, check)
+        return _CaseFacts(None, None, None, None, check)
     crop = box_slices(nonzero_box(image.array))
     cropped, cropped_labels = image.array[:, *crop], labels.array[0][crop]
     foreground = (cropped_labels > 0) & ~description.labels.ignored(cropped_labels)
@@ -223,12 +260,14 @@ def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples
         empty=not bool(foreground.any()),
         classes=component_facts(labels.array[0], description.labels, spacing_mm),
         raters=tuple(component_facts(r.array[0], description.labels, spacing_mm) for r in volumes.raters),
+        orientation="" if image.geometry.is_2d else axis_codes(image.geometry.direction),
     )
     samples = _sample_intensities(cropped, foreground, num_samples, case.case_id)
     centres = None
     if len(description.labels.names) > 1:
         centres = np.array([_centre(mask) for _, mask in description.labels.class_masks(labels.array[0])])
-    return _CaseFacts(fingerprint, image.geometry.is_2d, samples, centres, check)
+    direction = None if image.geometry.is_2d else image.geometry.direction
+    return _CaseFacts(fingerprint, direction, samples, centres, check)
 
 
 def component_facts(
@@ -308,12 +347,14 @@ def _is_small(raw: RawDataset) -> bool:
 def summarize(dataset_name: str, description: DatasetDescription, facts: Sequence[_CaseFacts]) -> Fingerprint:
     """Put the facts of all cases without problems together; there must be one."""
     usable = [fact for fact in facts if fact.fingerprint is not None]
+    direction = _direction_of(usable)
+    usable = [fact.turned(direction) for fact in usable]
     cases = tuple(fact.fingerprint for fact in usable if fact.fingerprint is not None)
     samples = [fact.samples for fact in usable if fact.samples is not None]
     crop_shares = [math.prod(c.shape_after_crop) / math.prod(c.shape) for c in cases]
     return Fingerprint(
         dataset_name=dataset_name,
-        is_2d=all(fact.is_2d or fact.fingerprint.shape[0] == 1 for fact in usable if fact.fingerprint is not None),
+        is_2d=all(case.shape[0] == 1 for case in cases),
         channel_names=description.channel_names,
         share_of_empty_cases=_rounded(float(np.mean([c.empty for c in cases]))),
         median_crop_share=_rounded(float(np.median(crop_shares))),
@@ -321,7 +362,24 @@ def summarize(dataset_name: str, description: DatasetDescription, facts: Sequenc
         lesions=summarize_lesions(cases, description.labels.names),
         class_orders=class_orders([f.centres for f in usable if f.centres is not None], description.labels),
         cases=cases,
+        direction=direction,
     )
+
+
+def _direction_of(facts: Sequence[_CaseFacts]) -> Direction | None:
+    """The direction that all volumes are turned to.
+
+    Single slices lie in planes of their own: where these differ, turning them into one orientation would lay some of
+    them across, so all are left as they are stored.
+    """
+    volumes = [(fact.direction, fact.fingerprint) for fact in facts if fact.direction is not None and fact.fingerprint]
+    if not volumes:
+        return None
+    wanted = common_direction([direction for direction, _ in volumes])
+    single = all(facts.shape[0] == 1 for _, facts in volumes)
+    if single and any(nearest_reorientation(direction, wanted).axis_order[0] != 0 for direction, _ in volumes):
+        return None
+    return wanted
 
 
 def summarize_lesions(cases: Sequence[CaseFingerprint], class_names: Sequence[str]) -> tuple[LesionSummary, ...]:
@@ -380,6 +438,11 @@ def _percentiles(values: Sequence[float]) -> Percentiles | None:
     if not values:
         return None
     return Percentiles(*(_rounded(float(v)) for v in np.percentile(np.asarray(values, float), (10, 25, 50, 75, 90))))
+
+
+def _in_order(values: tuple[T, T, T], turn: Reorientation) -> tuple[T, T, T]:
+    z, y, x = turn.axis_order
+    return values[z], values[y], values[x]
 
 
 def _rounded(value: float) -> float:

@@ -248,3 +248,16 @@ def test_real_sets_pass(raw_data, name, empty):
     report = check_dataset(raw_data / name)
     assert report.problems == ()
     assert len(report.empty_cases) == empty
+
+
+def test_volumes_stored_in_different_orientations_are_a_warning(folder):
+    for case in "ab":
+        folder.good_case(case)
+    flipped = Geometry(GEOMETRY.spacing_mm, GEOMETRY.origin_mm, (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))
+    for channel in (0, 1):
+        folder.image("c", channel, geometry=flipped)
+    folder.labels("c", geometry=flipped)
+    report = folder.check()
+    assert report.problems == ()
+    (warning,) = report.warnings
+    assert "stored in different orientations: 2 LPS, 1 RAS (RAS: c)" in warning.message

@@ -45,6 +45,7 @@ def make_fingerprint(
         lesions=(LesionSummary("lesion", 1.0, same, same, same, same, 0.05),),
         class_orders=(),
         cases=tuple(replace(case, case_id=f"case_{i}") for i in range(num_cases)),
+        direction=None,
     )
 
 

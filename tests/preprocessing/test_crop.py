@@ -1,21 +1,10 @@
-"""Permutation, cropping and hole filling on pictures that can be read."""
+"""Cropping and hole filling on pictures that can be read."""
 
 from __future__ import annotations
 
-from itertools import permutations
-
 import numpy as np
-import pytest
 
-from unisegdiff_pipeline.preprocessing.crop import crop_to_nonzero, inverse_order, nonzero_mask, permute, uncrop
-
-
-@pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_permutation_and_its_inverse(order: tuple[int, int, int]) -> None:
-    array = np.arange(2 * 3 * 4).reshape(1, 2, 3, 4)
-    permuted = permute(array, order)
-    assert permuted.shape[1:] == tuple(array.shape[1 + axis] for axis in order)
-    np.testing.assert_array_equal(permute(permuted, inverse_order(order)), array)
+from unisegdiff_pipeline.preprocessing.crop import crop_to_nonzero, nonzero_mask, uncrop
 
 
 def test_crop_and_uncrop() -> None:

@@ -72,6 +72,9 @@ def fingerprint_step(
     from unisegdiff_pipeline.fingerprint import extract_fingerprint
 
     say(f"{raw.name}: checking and measuring {len(raw.cases)} cases")
+    reader = raw.description.raw.get("overwrite_image_reader_writer")
+    if isinstance(reader, str) and reader.endswith("Reorient"):
+        say(f"{raw.name}: dataset.json asks for {reader}: volumes are turned to one orientation, as always")
     fingerprint, report = extract_fingerprint(raw, workers=workers, scheduler=scheduler)
     report_integrity(raw, report)
     return fingerprint, report

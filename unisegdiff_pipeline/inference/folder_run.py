@@ -15,7 +15,13 @@ import numpy as np
 import torch
 
 from unisegdiff_pipeline.inference.combining import Combination
-from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, choose_folds, open_model_folder, plan_hash
+from unisegdiff_pipeline.inference.model_folder import (
+    PLANS_NAME,
+    WEIGHTS_NAME,
+    choose_folds,
+    open_model_folder,
+    plan_hash,
+)
 from unisegdiff_pipeline.inference.output_folder import (
     FolderTakenError,
     Owner,
@@ -140,6 +146,7 @@ class _FolderRun:
         self.predictor, self.output, self.options = predictor, output, options
         self.num_samples, self.seed = num_samples, seed
         self.failures: dict[str, Exception] = {}
+        self._warned = False
         made_of = self._made_of()
         request = text_hash(json.dumps(to_jsonable(made_of), sort_keys=True))
         self.owner = Owner(request, str(predictor.model.folder.resolve()), made_of)
@@ -225,11 +232,21 @@ class _FolderRun:
         volume = images.read_image(case.image_paths)
         require_finite(volume.array, str(case.image_paths[0]))
         read = time.perf_counter()
-        image, properties = preprocess_image(
-            volume, self.predictor.model.configuration.preprocessing, case.case_id, case.group
-        )
+        preprocessing = self.predictor.model.configuration.preprocessing
+        if preprocessing.direction is None and not volume.geometry.is_2d:
+            self._warn_of_stored_orientation()
+        image, properties = preprocess_image(volume, preprocessing, case.case_id, case.group)
         seconds = {"read": read - start, "preprocess": time.perf_counter() - read}
         return _Prepared(case, image, properties, hashes, seconds)
+
+    def _warn_of_stored_orientation(self) -> None:
+        if not self._warned:
+            self._warned = True
+            _say(
+                f"warning: the plan of this model names no orientation (preprocessing.direction in "
+                f"{self.predictor.model.folder / PLANS_NAME}), so volumes are predicted as they are stored: their axes "
+                f"must point where those of the training images do. Plan and train again to have them turned."
+            )
 
     def _compute(self, prepared: _Prepared) -> EnsemblePrediction:
         start = time.perf_counter()

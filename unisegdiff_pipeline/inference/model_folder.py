@@ -56,7 +56,7 @@ def plan_hash(configuration: ConfigurationPlan) -> str:
     Batch size, learning rate and stages may change while a training goes on; these may not.
     """
     parts = {
-        "preprocessing": asdict(configuration.preprocessing),
+        "preprocessing": configuration.preprocessing.fields(),
         "network": asdict(configuration.network),
         "denoiser": asdict(configuration.denoiser),
     }

@@ -38,7 +38,7 @@ from unisegdiff_pipeline.inference.writing import (
     restore_probabilities,
 )
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry, Volume
+from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry, Volume
 from unisegdiff_pipeline.io.labels import Coding, LabelScheme
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
@@ -142,6 +142,7 @@ class Predictor:
         case_id: str = "array",
         combine: Combination = "mean",
         uncertainty_parts: bool = False,
+        direction: Sequence[float] | None = None,
     ) -> Prediction:
         """Predict an array.
 
@@ -152,15 +153,17 @@ class Predictor:
             seed, case_id: name the noise; equal names give equal samples.
             combine: what the mask is made of: the mean probability, or the drawn masks; see `combining`.
             uncertainty_parts: also say where uncertainty comes from; see `uncertainty_parts`.
+            direction: of the axes x, y, z, as in `Geometry`; without it the array must lie as the training images do.
 
         Raises:
             UsdError: wrong number of channels, NaN or infinite values; masks to combine or uncertainty to split where
                 nothing is drawn.
         """
         self.require_possible(combine, uncertainty_parts, self.num_samples(num_samples))
-        volume = _volume_of(image, spacing_mm)
+        preprocessing = self.model.configuration.preprocessing
+        volume = _volume_of(image, spacing_mm, direction or preprocessing.direction or IDENTITY_DIRECTION)
         require_finite(volume.array, case_id)
-        prepared, properties = preprocess_image(volume, self.model.configuration.preprocessing, case_id)
+        prepared, properties = preprocess_image(volume, preprocessing, case_id)
         found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed)
         mask, drawn = restore_masks(
             found.probabilities, found.samples(), properties, self.labels, combine, found.threshold
@@ -232,21 +235,24 @@ def predict(
     seed: int = 0,
     combine: Combination = "mean",
     uncertainty_parts: bool = False,
+    direction: Sequence[float] | None = None,
 ) -> Prediction:
     """Predict one array; see `Predictor.predict`. Make a `Predictor` for several, it loads the model once."""
     return Predictor(model_folder, folds, device).predict(
-        image, spacing_mm, num_samples=num_samples, seed=seed, combine=combine, uncertainty_parts=uncertainty_parts
-    )
+        image, spacing_mm, num_samples=num_samples, seed=seed, combine=combine, uncertainty_parts=uncertainty_parts,
+        direction=direction,
+    )  # fmt: skip
 
 
-def _volume_of(image: np.ndarray, spacing_mm: Sequence[float]) -> Volume:
+def _volume_of(image: np.ndarray, spacing_mm: Sequence[float], direction: Sequence[float]) -> Volume:
     if image.ndim not in (3, 4):
         raise ValueError(f"image has shape {image.shape}; expected (C, Z, Y, X), or (C, Y, X) for a 2D image")
     if len(spacing_mm) != image.ndim - 1 and not (image.ndim == 3 and len(spacing_mm) == 3):
         raise ValueError(f"spacing_mm {tuple(spacing_mm)} has {len(spacing_mm)} values for an image {image.shape}")
     z, y, x = (1.0, *spacing_mm) if len(spacing_mm) == 2 else spacing_mm
     array = image[:, None] if image.ndim == 3 else image
-    return Volume(array.astype(np.float32), Geometry((float(z), float(y), float(x)), is_2d=image.ndim == 3))
+    spacing = (float(z), float(y), float(x))
+    return Volume(array.astype(np.float32), Geometry(spacing, direction=tuple(direction), is_2d=image.ndim == 3))
 
 
 def require_finite(array: np.ndarray, name: str) -> None:

@@ -17,6 +17,7 @@ from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import Volume, geometry_differences
 from unisegdiff_pipeline.io.images import label_colours, label_ending, read_header, read_image, read_labels
+from unisegdiff_pipeline.io.orientation import axis_codes
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem
 
 _MAX_NAMED = 10
@@ -54,6 +55,7 @@ class CaseCheck:
         warnings: what should be looked at.
         image_hash: hash of shape and voxels, the same for identical images; None without a readable image.
         is_2d: whether the image is 2D; None without a readable image.
+        orientation: axis codes of a volume, "LPS" for instance; None for 2D images and without a readable one.
         empty: the label map holds background (and ignored voxels) only.
         label_colours: (value, colour) of the values that occur in label pictures with a palette of colours.
     """
@@ -63,6 +65,7 @@ class CaseCheck:
     warnings: tuple[Problem, ...]
     image_hash: str | None
     is_2d: bool | None
+    orientation: str | None
     empty: bool
     label_colours: tuple[tuple[int, tuple[int, int, int]], ...] = ()
 
@@ -130,6 +133,7 @@ def check_case(case: RawCase, description: DatasetDescription, volumes: CaseVolu
         warnings=tuple(warnings),
         image_hash=None if image is None else _hash(image.array),
         is_2d=None if image is None else image.geometry.is_2d,
+        orientation=None if image is None or image.geometry.is_2d else axis_codes(image.geometry.direction),
         empty=labels is not None and not any(mask.any() for _, mask in description.labels.class_masks(labels.array)),
         label_colours=() if labels is None or case.label_path is None else _used_colours(case.label_path, labels),
     )
@@ -143,6 +147,7 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
     problems += _mixed_dimensions(raw, checks)
     problems += _mixed_palettes(raw, checks)
     warnings += _check_counts(raw)
+    warnings += _mixed_orientations(raw, checks)
     identical = _identical_images(checks)
     warnings += [_identical_warning(raw, case_ids) for case_ids in identical]
     return IntegrityReport(
@@ -341,6 +346,24 @@ def _mixed_palettes(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Pr
                     "Save all label maps as grey values, or with one palette.",
                 )
                 break
+
+
+def _mixed_orientations(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
+    by_codes: dict[str, list[str]] = {}
+    for check in checks:
+        if check.orientation is not None:
+            by_codes.setdefault(check.orientation, []).append(check.case_id)
+    if len(by_codes) < 2:
+        return
+    commonest_first = sorted(by_codes.items(), key=lambda item: -len(item[1]))
+    counts = ", ".join(f"{len(case_ids)} {codes}" for codes, case_ids in commonest_first)
+    yield Problem(
+        str(raw.folder / "imagesTr"),
+        f"the volumes are stored in different orientations: {counts} ({commonest_first[-1][0]}: "
+        f"{_some(commonest_first[-1][1])})",
+        "All are turned to one orientation before anything else, and predictions back; check the headers of the rare "
+        "ones if they should be alike.",
+    )
 
 
 def _check_counts(raw: RawDataset) -> Iterable[Problem]:

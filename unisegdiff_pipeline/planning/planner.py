@@ -36,6 +36,7 @@ from unisegdiff_pipeline.planning.plans import (
 )
 from unisegdiff_pipeline.planning.reasons import (
     denoiser_reasons,
+    direction_reason,
     network_reasons,
     preprocessing_reasons,
     training_reasons,
@@ -228,7 +229,9 @@ def _preprocessing(context: _Context, name: str, spacing: tuple[float | None, fl
         normalization=schemes,
         use_nonzero_mask=choose_nonzero_mask(schemes, context.fingerprint.median_crop_share),
         intensities=context.fingerprint.intensities,
+        direction=context.fingerprint.direction,
     )
+    context.decide(name, "preprocessing.direction", direction_reason(context.fingerprint))
     context.decide(name, "preprocessing.axis_order", context.spacing.order_reason)
     for i, choice in enumerate(choices):
         context.decide(name, f"preprocessing.normalization[{i}]", choice.reason)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from unisegdiff_pipeline.fingerprint import IntensityStatistics as IntensityStatistics
 from unisegdiff_pipeline.io.files import text_hash
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.orientation import Direction
 
 SCHEMA_VERSION = 1
 Normalization = Literal["ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1"]
@@ -29,6 +30,9 @@ class PreprocessingPlan:
         intensities: per channel; used by "ct".
         image_order: spline order of image resampling, 3 or 1.
         separate_z: "auto" resamples the first axis apart (nearest) where its spacing is over 3 times the others.
+        direction: of the axes x, y, z (LPS, row major as in `Geometry`) that volumes are turned to before all else, by
+            permuting and flipping axes; None takes them as they are stored, as for 2D images and in plans of earlier
+            versions.
     """
 
     axis_order: tuple[int, int, int]
@@ -38,13 +42,21 @@ class PreprocessingPlan:
     intensities: tuple[IntensityStatistics, ...]
     image_order: int = 3
     separate_z: Literal["auto", "always", "never"] = "auto"
+    direction: Direction | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """All fields that do something, for hashes: plans of before a field was there keep theirs."""
+        fields = asdict(self)
+        if self.direction is None:
+            del fields["direction"]
+        return fields
 
     def hash(self) -> str:
         """Hash of what images are treated with; part of the key that says whether a preprocessed case is current.
 
         Intensities count only where "ct" uses them: else every new case would make all others stale.
         """
-        fields = asdict(self)
+        fields = self.fields()
         if "ct" not in self.normalization:
             del fields["intensities"]
         return text_hash(json.dumps(fields, sort_keys=True))

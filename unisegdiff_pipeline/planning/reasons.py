@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+from unisegdiff_pipeline.fingerprint import Fingerprint
+from unisegdiff_pipeline.io.orientation import axis_codes
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, NetworkPlan, PreprocessingPlan, TrainingPlan
 from unisegdiff_pipeline.planning.spacing import ANISOTROPY
 
@@ -20,6 +24,18 @@ def preprocessing_reasons(plan: PreprocessingPlan, median_crop_share: float) -> 
             f"{ANISOTROPY:g} times that of the others, as in nnU-Net"
         ),
     }
+
+
+def direction_reason(fingerprint: Fingerprint) -> str:
+    """Why volumes are turned to a direction, or are not."""
+    counts = Counter(case.orientation for case in fingerprint.cases if case.orientation)
+    if not counts:
+        return "2D images are taken as they are stored"
+    stored = ", ".join(f"{count} {codes}" for codes, count in sorted(counts.items(), key=lambda item: -item[1]))
+    if fingerprint.direction is None:
+        return f"single slices in different planes ({stored}) are taken as they are stored"
+    codes = axis_codes(fingerprint.direction)
+    return f"{codes} (where x, y, z point to), as most training images are stored ({stored}); others are turned to it"
 
 
 def network_reasons(plan: NetworkPlan) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Axis permutation and cropping to the non-zero region, and the way back."""
+"""Cropping to the non-zero region, and the way back."""
 
 from __future__ import annotations
 
@@ -8,18 +8,7 @@ import numpy as np
 
 from unisegdiff_pipeline.io.geometry import Box, box_slices, nonzero_box
 
-__all__ = ["crop_to_nonzero", "inverse_order", "nonzero_mask", "permute", "uncrop"]
-
-
-def permute(array: np.ndarray, axis_order: Sequence[int]) -> np.ndarray:
-    """View of (C, Z, Y, X) with its spatial axes in `axis_order`."""
-    return array.transpose(0, *(axis + 1 for axis in axis_order))
-
-
-def inverse_order(axis_order: Sequence[int]) -> tuple[int, int, int]:
-    """The permutation that undoes `axis_order`."""
-    z, y, x = (list(axis_order).index(axis) for axis in range(3))
-    return z, y, x
+__all__ = ["crop_to_nonzero", "nonzero_mask", "uncrop"]
 
 
 def crop_to_nonzero(image: np.ndarray) -> tuple[np.ndarray, Box]:

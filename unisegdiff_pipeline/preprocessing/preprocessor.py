@@ -14,12 +14,13 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import remove_stale_temporaries
 from unisegdiff_pipeline.io.geometry import Volume
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.orientation import Reorientation, axis_codes, nearest_reorientation
 from unisegdiff_pipeline.io.parallel import choose_workers, map_cases, usable_cores
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
 from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.components import find_components
-from unisegdiff_pipeline.preprocessing.crop import crop_to_nonzero, permute
+from unisegdiff_pipeline.preprocessing.crop import crop_to_nonzero
 from unisegdiff_pipeline.preprocessing.label_resampling import resample_labels
 from unisegdiff_pipeline.preprocessing.normalize import normalize_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
@@ -68,7 +69,7 @@ SMALL_JOB_BYTES = 2_000_000_000
 def preprocess_image(
     volume: Volume, plan: PreprocessingPlan, case_id: str = "", group: str | None = None, device: str = "cpu"
 ) -> tuple[np.ndarray, CaseProperties]:
-    """Permute, crop to the non-zero region, normalise and resample an image.
+    """Turn into the plan's orientation, crop to the non-zero region, normalise and resample an image.
 
     Normalisation comes before resampling: interpolation would spread the hard edge between an object and the empty
     background around it into values that are neither, and they would enter mean and deviation.
@@ -83,13 +84,13 @@ def preprocess_image(
         The image (C, Z, Y, X) on the plan grid, float32, and its way back.
 
     Raises:
-        UsdError: where the channels do not fit the plan.
+        UsdError: where the channels do not fit the plan, or a single slice lies across the plan's slices.
     """
-    permuted = permute(volume.array, plan.axis_order)
-    cropped, box = crop_to_nonzero(permuted)
+    turn = _reorientation(volume, plan, case_id)
+    cropped, box = crop_to_nonzero(turn.apply(volume.array))
     image = np.array(cropped, np.float32, order="C")  # a copy: what follows works in place
     normalize_image(image, plan, case_id)
-    spacing = [volume.geometry.spacing_mm[axis] for axis in plan.axis_order]
+    spacing = [volume.geometry.spacing_mm[axis] for axis in turn.axis_order]
     z, y, x = (s if t is None else t for s, t in zip(spacing, plan.target_spacing_mm, strict=True))
     shape = resampled_shape(image.shape[1:], spacing, plan.target_spacing_mm)
     separate_axis = find_separate_axis(spacing, (z, y, x), plan.separate_z)
@@ -98,7 +99,8 @@ def preprocess_image(
         group=group,
         geometry=volume.geometry,
         shape_original=_shape(volume.array),
-        axis_order=plan.axis_order,
+        axis_order=turn.axis_order,
+        flipped=turn.flipped,
         crop_box=box,
         shape_cropped=_shape(image),
         shape=shape,
@@ -110,9 +112,27 @@ def preprocess_image(
 
 def preprocess_labels(labels: np.ndarray, properties: CaseProperties, device: str = "cpu") -> np.ndarray:
     """Bring label maps (R, Z, Y, X) of the image's grid onto the plan grid (R, *properties.shape)."""
-    cropped = permute(labels, properties.axis_order)[(slice(None), *properties.crop_slices)]
+    cropped = properties.reorientation.apply(labels)[(slice(None), *properties.crop_slices)]
     rows = [resample_labels(row, properties.shape, properties.separate_axis, device) for row in cropped]
     return np.ascontiguousarray(np.stack(rows))
+
+
+def _reorientation(volume: Volume, plan: PreprocessingPlan, case_id: str) -> Reorientation:
+    """From the axes of the file to those of the plan; 2D images have no other orientation than their own."""
+    geometry = volume.geometry
+    turn = Reorientation()
+    if plan.direction is not None and not geometry.is_2d:
+        turn = nearest_reorientation(geometry.direction, plan.direction)
+    turn = turn.then(plan.axis_order)
+    lies_otherwise = turn.axis_order != plan.axis_order and turn.apply(volume.array).shape[1] != 1
+    if lies_otherwise and volume.array.shape[1] == 1 and plan.target_spacing_mm[0] is None:
+        assert plan.direction is not None
+        raise UsdError(
+            f"case {case_id!r} is a single slice stored as {axis_codes(geometry.direction)} (axes x, y, z), which lies "
+            f"across the slices that this configuration works on ({axis_codes(plan.direction)}); give it slices of the "
+            "plane that it was trained on, or whole volumes."
+        )
+    return turn
 
 
 def _shape(array: np.ndarray) -> tuple[int, int, int]:

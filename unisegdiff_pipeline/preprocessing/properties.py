@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.io.orientation import Reorientation
 
 Shape = tuple[int, int, int]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -19,12 +20,13 @@ class CaseProperties:
         group: cases of one group (a patient, say) stay in one fold.
         geometry: geometry of the image file, in its own axes.
         shape_original: (Z, Y, X) of the image file.
-        axis_order: permutation applied to (Z, Y, X) first; all fields below are in permuted axes.
+        axis_order: permutation applied to (Z, Y, X) of the file first: into the plan's orientation, then its own.
         crop_box: (first, one past last) voxel of each axis that was kept.
         shape_cropped: shape inside the crop box.
         shape: shape on the plan grid.
         spacing_mm: voxel size on the plan grid.
         separate_axis: axis that is resampled apart from the others by nearest neighbour, None where there is none.
+        flipped: axes that are reversed after the permutation. All fields but the first three are in the new axes.
     """
 
     case_id: str
@@ -37,6 +39,12 @@ class CaseProperties:
     shape: Shape
     spacing_mm: tuple[float, float, float]
     separate_axis: int | None = None
+    flipped: tuple[bool, bool, bool] = (False, False, False)
+
+    @property
+    def reorientation(self) -> Reorientation:
+        """From the axes of the file to those of the plan."""
+        return Reorientation(self.axis_order, self.flipped)
 
     @property
     def shape_permuted(self) -> Shape:

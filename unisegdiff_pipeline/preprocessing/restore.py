@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.preprocessing.crop import inverse_order, permute, uncrop
+from unisegdiff_pipeline.preprocessing.crop import uncrop
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.resample import LINEAR_SLAB_BYTES, GridMap
 
@@ -64,4 +64,4 @@ def _grid(shape: tuple[int, ...], properties: CaseProperties, device: str) -> Gr
 
 def _to_file_axes(cropped: np.ndarray, properties: CaseProperties, fill: float) -> np.ndarray:
     whole = uncrop(cropped, properties.crop_box, properties.shape_permuted, fill)
-    return np.ascontiguousarray(permute(whole, inverse_order(properties.axis_order)))
+    return np.ascontiguousarray(properties.reorientation.undo(whole))

@@ -1,0 +1,163 @@
+"""Copies of an image that are stored in other axes get the same masks, samples and maps, voxel for voxel in space."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.inference.folder_run import predict_folder
+from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
+from unisegdiff_pipeline.inference.predictor import Predictor
+from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION
+from unisegdiff_pipeline.io.images import read_image
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.orientation import Direction
+from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.networks import precision
+from unisegdiff_pipeline.networks.staged_model import build_model
+from unisegdiff_pipeline.planning.plans import (
+    Budget,
+    ConfigurationPlan,
+    DenoiserPlan,
+    LevelPlan,
+    NetworkPlan,
+    Plans,
+    PreprocessingPlan,
+    TrainingPlan,
+)
+
+LABELS = LabelScheme(("left", "right"), ((1,), (2,)), "softmax", (1, 2))
+RAS: Direction = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+CODES = ("RAS", "LAS", "LPS", "ASR", "RSA")
+
+
+@pytest.fixture(autouse=True)
+def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "bf16_in_hardware", lambda device_type: False)
+    torch.set_num_threads(1)
+
+
+def make_model(root: Path, dims: int, direction: Direction | None) -> Path:
+    """A model folder with random weights, whose answers know no symmetry."""
+    levels = tuple(LevelPlan(f, (1 if i == 0 else 2,) * dims, (3,) * dims, 1) for i, f in enumerate((4, 6)))
+    spacing = (None, 1.0, 1.2) if dims == 2 else (2.0, 1.0, 1.2)
+    preprocessing = PreprocessingPlan((0, 1, 2), spacing, ("zscore",), (False,), (), direction=direction)
+    network = NetworkPlan(dims, (8, 16, 16)[-dims:], 1, levels)
+    configuration = ConfigurationPlan("tiny", preprocessing, (1, 1, 1), network, DenoiserPlan((4,)), TrainingPlan(2))
+    plans = Plans(
+        1, "Dataset001_X", LABELS, ("MRI",), ".nii.gz", True, Budget("cpu", 8, 2), "tiny", {"tiny": configuration}
+    )
+    folder = root / "StagedDiffusionTrainer__tiny"
+    write_json(folder / "plans.json", plans)
+    torch.manual_seed(0)
+    model = build_model(configuration, LABELS, True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.4 * torch.randn_like(parameter))
+    save_weights(folder / "fold_0/weights.safetensors", model, {"plan_hash": plan_hash(configuration)})
+    write_settings(folder / "fold_0", InferenceSettings(-3.0, 0.5, sampler=SamplerSettings(num_calls=1), num_samples=2))
+    return folder
+
+
+def image_in(codes: str, tilt: float = 0.0, num_slices: int = 9) -> nibabel.Nifti1Image:
+    """One image with an empty border and voxels of 1 x 1.5 x 2.5 mm, stored in the axes that `codes` name."""
+    rng = np.random.default_rng(3)
+    array = np.zeros((20, 18, num_slices), np.float32)
+    array[2:19, 1:17] = rng.standard_normal((17, 16, num_slices)) + 5
+    affine = np.eye(4)
+    c, s = np.cos(np.radians(tilt)), np.sin(np.radians(tilt))
+    affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.diag([1.0, 1.5, 2.5])
+    affine[:3, 3] = (-7, 11, 40)
+    return turned(nibabel.Nifti1Image(array, affine), codes)
+
+
+def turned(image: nibabel.Nifti1Image, codes: str) -> nibabel.Nifti1Image:
+    return image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(codes)))
+
+
+def assert_same_in_space(a: Path, b: Path) -> None:
+    """Equal voxels at equal places, by nibabel."""
+    first, second = turned(nibabel.load(a), "RAS"), turned(nibabel.load(b), "RAS")
+    np.testing.assert_allclose(first.affine, second.affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("tilt", [0.0, 25.0])
+@pytest.mark.parametrize("direction", [IDENTITY_DIRECTION, RAS])
+def test_masks_samples_and_maps_of_reoriented_copies_are_equal(
+    tmp_path: Path, dims: int, tilt: float, direction: Direction
+) -> None:
+    model, out = make_model(tmp_path, dims, direction), tmp_path / "out"
+    probabilities = {}
+    for codes in CODES:  # of the same name, so that the same noise is drawn
+        file = tmp_path / codes / "case_0000.nii.gz"
+        file.parent.mkdir()
+        nibabel.save(image_in(codes, tilt), file)
+        predict_folder(file, out / codes, model, device="cpu", save_samples=True, save_probabilities=True)
+        array = np.load(out / codes / "probabilities/case.npz")["probabilities"]
+        mask = nibabel.load(out / codes / "case.nii.gz")
+        np.testing.assert_allclose(mask.affine, nibabel.load(file).affine, atol=1e-4)
+        images = [nibabel.Nifti1Image(channel.T.astype(np.float32), mask.affine) for channel in array]
+        probabilities[codes] = [np.asarray(turned(image, "RAS").dataobj) for image in images]
+    assert len(np.unique(np.asarray(nibabel.load(out / "RAS/case.nii.gz").dataobj))) == 3
+    for codes in CODES[1:]:
+        for name in ("case", "uncertainty/case", "samples/case_sample00", "samples/case_sample01"):
+            assert_same_in_space(out / "RAS" / f"{name}.nii.gz", out / codes / f"{name}.nii.gz")
+        np.testing.assert_array_equal(probabilities[codes], probabilities["RAS"])
+
+
+def test_an_array_that_knows_its_direction_is_turned_and_another_is_not(tmp_path: Path) -> None:
+    predictor = Predictor(make_model(tmp_path, 3, RAS), device="cpu")
+    nibabel.save(image_in("LPS"), tmp_path / "lps.nii.gz")
+    nibabel.save(image_in("RAS"), tmp_path / "ras.nii.gz")
+    lps, ras = read_image([tmp_path / "lps.nii.gz"]), read_image([tmp_path / "ras.nii.gz"])
+    plain = predictor.predict(ras.array, ras.geometry.spacing_mm)
+    found = predictor.predict(lps.array, lps.geometry.spacing_mm, direction=lps.geometry.direction)
+    np.testing.assert_array_equal(found.mask, plain.mask[:, ::-1, ::-1])
+    np.testing.assert_array_equal(found.samples, plain.samples[..., ::-1, ::-1])
+
+
+def test_models_of_earlier_versions_predict_volumes_as_they_are_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, images, out = make_model(tmp_path, 3, None), tmp_path / "in", tmp_path / "out"
+    images.mkdir()
+    nibabel.save(image_in("RAS"), images / "case_0000.nii.gz")
+    nibabel.save(image_in("RAS"), images / "other_0000.nii.gz")
+    assert predict_folder(images, out, model, device="cpu") == 2
+    assert capsys.readouterr().err.count("names no orientation") == 1
+    volume = read_image([images / "case_0000.nii.gz"])
+    turned_by_plan = Predictor(make_model(tmp_path / "new", 3, RAS), device="cpu")
+    expected = turned_by_plan.predict(volume.array, volume.geometry.spacing_mm, case_id="case").mask
+    np.testing.assert_array_equal(np.asarray(nibabel.load(out / "case.nii.gz").dataobj).T, expected)
+
+
+def test_a_single_slice_across_the_slices_of_a_2d_configuration_is_refused(tmp_path: Path) -> None:
+    model = make_model(tmp_path, 2, RAS)
+    images = tmp_path / "in"
+    images.mkdir()
+    nibabel.save(image_in("LAS", num_slices=1), images / "flipped_0000.nii.gz")
+    sagittal = image_in("RAS", num_slices=1)  # 20 x 18 x 1, now called A, S and R
+    affine = np.zeros((4, 4))
+    affine[2, 1] = affine[1, 0] = affine[0, 2] = affine[3, 3] = 1
+    nibabel.save(nibabel.Nifti1Image(np.asarray(sagittal.dataobj), affine), images / "sagittal_0000.nii.gz")
+    with pytest.raises(UsdError, match=r"1 case could not be predicted.*single slice stored as ASR.*RAS"):
+        predict_folder(images, tmp_path / "out", model, device="cpu")
+    assert (tmp_path / "out/flipped.nii.gz").is_file()
+
+
+def test_hashes_of_plans_without_a_direction_are_what_they_were() -> None:
+    plan = PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("zscore",), (False,), ())
+    assert "direction" not in plan.fields()
+    assert plan.hash() == "d6bf1ee997b442407a0e82c366626e2a"
+    assert replace(plan, direction=RAS).hash() != plan.hash()
