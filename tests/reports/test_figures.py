@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from unisegdiff_pipeline.reports.figures import INK, SERIES, box_and_points, draw, picture, series_color
@@ -106,3 +108,33 @@ def test_groups_without_values_keep_their_place() -> None:
 
 def test_series_colours_repeat() -> None:
     assert series_color(0) == series_color(len(SERIES)) != series_color(1)
+
+
+LABELS = (r"$\frac{$", "a$b$", 'data:image/png;base64,xx"', ' id="x" href="#', "<script>", "#0072b2", "url(#a)", "%s")
+
+
+def test_labels_are_shown_as_they_are_whatever_they_read_like() -> None:
+    def paint(drawn: Figure) -> None:
+        axis = drawn.subplots()
+        for name in LABELS:
+            axis.plot([1, 2], [1, 2], label=name)
+        axis.set(title=LABELS[0], xlabel=LABELS[1], ylabel=LABELS[2])
+        axis.set_yticks(range(len(LABELS)), LABELS)
+        axis.legend()
+
+    shown = [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", draw(paint, "x"))]
+    for name in LABELS:
+        assert shown.count(name.strip()) + shown.count(name) >= 2, name
+
+
+def test_logarithmic_axes_have_labels_without_formulas() -> None:
+    def paint(drawn: Figure) -> None:
+        axis, other = drawn.subplots(2)
+        axis.plot([0.01, 1e6], [1, 2])
+        axis.set_xscale("log")
+        other.plot([1, 2], [-1e5, 1e5])
+        other.set_yscale("symlog", linthresh=10)
+
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", draw(paint, "x"))
+    assert {"0.01", "1", "10⁶", "\N{MINUS SIGN}10⁵"} <= set(texts)
+    assert not any("$" in text for text in texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import math
 import re
 from collections.abc import Callable
@@ -124,6 +125,21 @@ def test_links_to_elsewhere_are_refused(target: str) -> None:
         link(target, "x")
 
 
+HOSTILE = ("href=//x", 'src="https://x"', "url(//x)", "@import '//x'", "<img src=//x>", "$\\frac{$", "=1+1", "</b>")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_text_that_reads_like_markup_is_shown_as_it_is(name: str) -> None:
+    parts = [
+        paragraph(name), bullets([name]), facts({name: name}), details(name, [Html("<style>a { }</style>")]),
+        figure(DOT, name), link("a.html", name), legend({name: "#000000"}), key_figures([KeyFigure(name, name, name)]),
+        table(Table([Column(name, "text", hint=name)], [[name], [Shown(name, 1.0)]], caption=name)),
+    ]  # fmt: skip
+    text = render_page(Page(name, [Section(name, parts, name)], name, [paragraph(name)], name))
+    assert text.count(html.escape(name)) >= 18
+    assert (name in text) == (html.escape(name) == name)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -133,6 +149,8 @@ def test_links_to_elsewhere_are_refused(target: str) -> None:
         '<use xlink:href="https://example.org/a.svg#b"/>',
         '<div style="background: url(https://example.org/a.png)"></div>',
         "<style>@import 'https://example.org/a.css';</style>",
+        '<svg><rect fill="url(https://example.org/a.svg#b)"/></svg>',
+        '<form action="https://example.org"></form>',
     ],
 )
 def test_pages_that_would_load_something_are_refused(content: str) -> None:

@@ -31,6 +31,7 @@ from unisegdiff_pipeline.inference.writing import (
 )
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import label_ending, map_ending, split_ending
+from unisegdiff_pipeline.io.names import file_of
 from unisegdiff_pipeline.io.progress import counted
 from unisegdiff_pipeline.io.serialization import read_json, to_jsonable, write_json
 
@@ -130,8 +131,8 @@ def remove_case(output: Path, case_id: str, file_ending: str) -> None:
 def _parts(output: Path, case_id: str, file_ending: str) -> Iterator[Path]:
     """Mask, maps, probabilities and samples of a case, with what a stack of TIFF slices has beside it."""
     maps = [folder for folder in output_folders(output) if "uncertainty" in folder.relative_to(output).parts]
-    files = [mask_path(output, case_id, file_ending), *(f / f"{case_id}{map_ending(file_ending)}" for f in maps)]
-    files.append(output / "probabilities" / f"{case_id}.npz")
+    files = [mask_path(output, case_id, file_ending), *(file_of(f, case_id, map_ending(file_ending)) for f in maps)]
+    files.append(file_of(output / "probabilities", case_id, ".npz"))
     sample = re.compile(rf"{re.escape(case_id)}_sample\d+{re.escape(label_ending(file_ending))}")
     if (output / "samples").is_dir():
         files += [path for path in (output / "samples").iterdir() if sample.fullmatch(path.name)]

@@ -40,6 +40,7 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.images import label_ending, map_ending, write_labels, write_map
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.names import file_of
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
@@ -81,7 +82,7 @@ class CaseRecord:
 
 def mask_path(output: Path, case_id: str, file_ending: str) -> Path:
     """Where the mask of a case lies."""
-    return output / f"{case_id}{label_ending(file_ending)}"
+    return file_of(output, case_id, label_ending(file_ending))
 
 
 def expected_files(output: Path, case_id: str, options: OutputOptions, num_folds: int, num_samples: int) -> list[Path]:
@@ -92,7 +93,7 @@ def expected_files(output: Path, case_id: str, options: OutputOptions, num_folds
     if options.save_samples:
         files += [_sample_path(output, case_id, index, options.file_ending) for index in range(num_samples)]
     if options.save_probabilities:
-        files.append(output / "probabilities" / f"{case_id}.npz")
+        files.append(file_of(output / "probabilities", case_id, ".npz"))
     if options.save_uncertainty_parts:
         there = {"between_folds": num_folds > 1, "within_samples": num_samples > 0}
         files += [uncertainty / part / name for part in PARTS if there.get(part, True)]
@@ -140,7 +141,7 @@ def write_prediction(
         channel = probabilities[index + scheme.foreground_offset]
         lesions.add_probability(index, restore_map(channel, properties))
     if options.save_probabilities:
-        _write_probabilities(output / "probabilities" / f"{case_id}.npz", probabilities, properties, scheme)
+        _write_probabilities(file_of(output / "probabilities", case_id, ".npz"), probabilities, properties, scheme)
     known = options.spacing_known
     found = lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
     measured = volumes.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
@@ -232,26 +233,26 @@ def _records(output: Path) -> Iterator[CaseRecord]:
 
 
 def _sample_path(output: Path, case_id: str, index: int, file_ending: str) -> Path:
-    return output / "samples" / f"{case_id}_sample{index:02d}{label_ending(file_ending)}"
+    return file_of(output / "samples", case_id, f"_sample{index:02d}{label_ending(file_ending)}")
 
 
 def record_path(output: Path, case_id: str) -> Path:
     """Where the record of a case lies."""
-    return output / RECORDS / f"{case_id}.json"
+    return file_of(output / RECORDS, case_id, ".json")
 
 
 def lesions_path(output: Path, case_id: str) -> Path:
     """Where the lesions of a case lie."""
-    return output / RECORDS / f"{case_id}.csv"
+    return file_of(output / RECORDS, case_id, ".csv")
 
 
 def volumes_path(output: Path, case_id: str) -> Path:
     """Where the volumes of a case lie."""
-    return output / RECORDS / "volumes" / f"{case_id}.csv"
+    return file_of(output / RECORDS / "volumes", case_id, ".csv")
 
 
 def _write_uncertainty(folder: Path, values: Tensor, properties: CaseProperties, options: OutputOptions) -> None:
-    path = folder / f"{properties.case_id}{map_ending(options.file_ending)}"
+    path = file_of(folder, properties.case_id, map_ending(options.file_ending))
     restored = restore_map(values, properties)
     write_map(path, restored, properties.geometry, uncertainty_scale(options.file_ending))
 

@@ -10,6 +10,7 @@ from typing import Any
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import SUPPORTED_ENDINGS, is_picture_ending
 from unisegdiff_pipeline.io.labels import Coding, LabelScheme
+from unisegdiff_pipeline.io.names import require_name, require_text
 from unisegdiff_pipeline.io.serialization import read_object
 
 
@@ -130,6 +131,7 @@ def _channel_names(raw: Mapping[str, Any]) -> tuple[str, ...]:
     for i, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             raise UsdError(f"channel_names.{i} is {name!r}; it must be a non-empty text such as CT or T1.")
+        require_text(name, f"channel_names.{i}")
     return names
 
 
@@ -142,6 +144,7 @@ def _label_groups(labels: Any) -> dict[str, tuple[int, ...]]:
         raise UsdError('labels maps values to names; swap them: {"background": 0, "lesion": 1}.')
     groups = {}
     for name, value in labels.items():
+        require_text(name, "a name in labels")
         values = value if isinstance(value, list) else [value]
         if not values or any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in values):
             raise UsdError(
@@ -217,7 +220,7 @@ def _entries(dataset: Any) -> dict[str, DatasetEntry] | None:
         return None
     if not isinstance(dataset, dict):
         raise UsdError('dataset must map case names to {"images": [...], "label": "..."}; correct it or leave it out.')
-    return {case_id: _entry(case_id, entry) for case_id, entry in dataset.items()}
+    return {require_name(case_id, "a case of dataset"): _entry(case_id, entry) for case_id, entry in dataset.items()}
 
 
 def _entry(case_id: str, entry: Any) -> DatasetEntry:
@@ -227,4 +230,7 @@ def _entry(case_id: str, entry: Any) -> DatasetEntry:
         raise UsdError(f"dataset.{case_id}.images must be a list of paths, one for each channel; correct it.")
     if label is not None and not isinstance(label, str):
         raise UsdError(f"dataset.{case_id}.label is {label!r}; it must be a path.")
+    for path in (*images, *([] if label is None else [label])):
+        if not path.isprintable() or any(len(part.encode("utf-8")) > 255 for part in path.split("/")):
+            raise UsdError(f"dataset.{case_id} names {path[:100]!r}, which can be no path; correct it.")
     return DatasetEntry(tuple(images), label)

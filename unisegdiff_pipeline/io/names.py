@@ -1,7 +1,8 @@
 """Names that become paths: cases, data sets, configurations, trainers, runs. The one place that joins them to folders.
 
 A name may come out of a file that somebody else wrote. It must stay within its folder on every system, must not be one
-that a system treats as a device, and must not look like a temporary file of this package.
+that a system treats as a device, and must not look like a temporary file of this package. Names that never become paths
+(classes, channels, groups) may be any text of one line.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.io.errors import UsdError
 
+MAX_TEXT = 200  # characters
 MAX_BYTES = 200  # file systems allow 255; endings and the names of temporaries take the rest
 _FORBIDDEN = re.compile(r'[/\\:*?"<>|]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # Windows
@@ -51,6 +53,20 @@ def name_problem(name: str) -> str | None:
     if len(name.encode("utf-8")) > MAX_BYTES:
         return f"be longer than {MAX_BYTES} bytes"
     return None
+
+
+def require_text(name: str, what: str) -> str:
+    """Return `name` where it is a text of one line that tables, figures and terminals can show.
+
+    Raises:
+        UsdError: names what is wrong with it; `what` begins the message.
+    """
+    if not name.strip() or not name.isprintable() or len(name) > MAX_TEXT:
+        raise UsdError(
+            f"{what} is {name[:MAX_TEXT]!r}; it must be a text of 1 to {MAX_TEXT} characters without line breaks and "
+            f"control characters. Rename it."
+        )
+    return name
 
 
 def file_of(folder: Path, name: str, ending: str = "") -> Path:

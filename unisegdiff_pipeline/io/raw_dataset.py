@@ -22,8 +22,10 @@ from pathlib import Path
 
 from unisegdiff_pipeline.io.csv_tables import read_csv
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, DatasetEntry, read_dataset_json
+from unisegdiff_pipeline.io.endings import TIFF_ENDINGS
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import label_ending, read_header, split_ending
+from unisegdiff_pipeline.io.names import require_name, require_text
 
 _CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _RATER_SUFFIX = re.compile(r"(?P<case>.+)_rater(?P<rater>\d+)")
@@ -77,6 +79,8 @@ def open_raw_dataset(folder: Path) -> RawDataset:
         )
     groups = read_groups(folder / "groups.csv")
     raters = _list_raters(folder / "ratersTr", label_ending(description.file_ending), listing)
+    for case_id in (*listing.images, *listing.labels):
+        require_name(case_id, f"a case of {folder}")
     cases = tuple(
         RawCase(case_id, listing.images.get(case_id, ()), listing.labels.get(case_id), raters.get(case_id, ()),
                 groups.get(case_id))
@@ -114,6 +118,13 @@ def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: in
     if problems:
         shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
         raise UsdError(f"{len(problems)} of {len(images)} input cases are incomplete: {shown}. Add the missing files.")
+    for case_id in images:
+        require_name(case_id, "an input case")
+        if case_id.lower() == "manifest" and file_ending.lower() in TIFF_ENDINGS:
+            raise UsdError(
+                f"an input case is named {case_id!r}: the file with the spacing of its mask would replace the "
+                f"manifest.json of the prediction; rename the image."
+            )
     return tuple(RawCase(case_id, images[case_id]) for case_id in sorted(images))
 
 
@@ -161,6 +172,7 @@ def read_groups(path: Path) -> dict[str, str]:
         cells = [cell.strip() for cell in row]
         if len(cells) != 2 or not all(cells):
             raise UsdError(f"{path} line {number} is {','.join(row)[:200]!r}; each line holds a case and its group.")
+        require_text(cells[1], f"{path} line {number}: the group")
         if groups.setdefault(cells[0], cells[1]) != cells[1]:
             raise UsdError(f"{path} names two groups for the case {cells[0]!r}; keep one.")
     return groups

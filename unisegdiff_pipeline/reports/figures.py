@@ -13,7 +13,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,8 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", PAPER: "--paper"} 
     color: f"--series-{index + 1}" for index, color in enumerate(SERIES)
 }
 HALF_WIDTH_IN, HALF_HEIGHT_IN = 4.6, 3.1
+_TAG = re.compile(r"<[^>]*>")
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MANY_POINTS = 3000  # more marks than this are drawn as pixels, which keeps the page small
 
 
@@ -58,6 +60,7 @@ def draw(
     with mpl.rc_context(style):
         figure = Figure(figsize=(width_in, height_in), layout="constrained" if constrained else None)
         paint(figure)
+        _label_powers_without_math(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), alt)
@@ -138,6 +141,7 @@ def _style() -> dict[str, Any]:
         "ytick.labelsize": 8.5,
         "legend.fontsize": 8.5,
         "legend.frameon": False,
+        "text.parse_math": False,  # a class may be named "$"; labels hold no formulas
         "text.color": INK,
         "axes.labelcolor": INK,
         "axes.edgecolor": MUTED,
@@ -167,13 +171,10 @@ def _inline(svg: str, alt: str) -> Html:
     """Turn matplotlib's SVG file into an element of a page: no prologue, names of its own, the page's colours."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
+    # Only tags are changed: labels, which matplotlib has escaped, may read like anything.
+    used = {name for tag in _TAG.findall(body) for name in re.findall(r'(?:url\(#|href="#)([^)"]+)', tag)}
     prefix = f"f{hashlib.sha256(svg.encode('utf-8')).hexdigest()[:8]}-"
-    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", body)
-    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", body)
-    for color, variable in _VARIABLES.items():
-        body = re.sub(rf"{color}\b", f"var({variable})", body, flags=re.IGNORECASE)
-    body = re.sub(r"data:image/png;base64,([^\"]+)", lambda m: _smaller_image(m[1]), body)
+    body = _TAG.sub(lambda m: _inline_tag(m[0], used, prefix), body)
     width, height = (float(re.search(rf'\b{name}="([\d.]+)pt"', body)[1]) for name in ("width", "height"))  # type: ignore[index]
     opening = (
         f'<svg class=plot role=img viewBox="0 0 {width:g} {height:g}" width="{width / 0.75:.0f}" '
@@ -181,6 +182,39 @@ def _inline(svg: str, alt: str) -> Html:
         f"<title>{html.escape(alt)}</title>"
     )
     return Html(re.sub(r"<svg[^>]*>", lambda _: opening, body, count=1).strip())
+
+
+def _inline_tag(tag: str, used: Collection[str], prefix: str) -> str:
+    """A tag with names that begin with `prefix`, where they are used, and the page's colours."""
+    tag = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", tag)
+    tag = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", tag)
+    for color, variable in _VARIABLES.items():
+        tag = re.sub(rf"{color}\b", f"var({variable})", tag, flags=re.IGNORECASE)
+    return re.sub(r"data:image/png;base64,([^\"]+)", lambda m: _smaller_image(m[1]), tag)
+
+
+def _label_powers_without_math(figure: Figure) -> None:
+    """Give logarithmic axes labels such as 10⁴ and 0.01; matplotlib's own are formulas."""
+    from matplotlib.ticker import LogFormatter, LogFormatterMathtext
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            if not super().__call__(x, pos):  # where no label is due
+                return ""
+            power = math.log10(abs(x)) if x else 0.0
+            if abs(power) < 4 or abs(power - round(power)) > 1e-9:
+                return f"{x:g}"
+            return ("\N{MINUS SIGN}" if x < 0 else "") + "10" + str(round(power)).translate(_SUPERSCRIPTS)
+
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        scale: Any = axis.get_transform()
+        for former, replace in (
+            (axis.get_major_formatter(), axis.set_major_formatter),
+            (axis.get_minor_formatter(), axis.set_minor_formatter),
+        ):
+            if isinstance(former, LogFormatterMathtext):
+                linear_to = getattr(scale, "linthresh", None)
+                replace(Plain(scale.base, former.labelOnlyBase, former.minor_thresholds, linear_to))
 
 
 def _smaller_image(encoded: str) -> str:

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Literal
 
@@ -23,12 +24,15 @@ from unisegdiff_pipeline.io.files import atomic_path
 MANY_COLUMNS = 12  # more are printed across a page in landscape
 ASSETS = Path(__file__).parent / "assets"
 UNDEFINED = "\N{EN DASH}"
-# What would make a browser load something: absolute addresses in attributes and in style sheets, and imports of them.
-_EXTERNAL = re.compile(
-    r"""(?:\b(?:src|srcset|data|poster|action|(?:xlink:)?href)\s*=\s*["']?|url\(\s*["']?|@import\s+["']?)"""
-    r"""\s*((?:[a-z][a-z0-9+.-]*:)?//[^\s"'>)]*)""",
-    re.IGNORECASE,
+# What a browser loads by itself or follows: attributes that hold addresses, and style sheets.
+_ADDRESSES = frozenset(
+    ("src", "srcset", "data", "poster", "action", "formaction", "href", "xlink:href", "background", "manifest", "ping")
 )
+_STYLES = frozenset(
+    ("style", "fill", "stroke", "clip-path", "mask", "filter", "cursor", "marker-start", "marker-mid", "marker-end")
+)
+_EXTERNAL = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//[^\s\"'>)]*", re.IGNORECASE)
+_IN_STYLES = re.compile(rf"(?:url\(|@import)\s*[\"']?\s*({_EXTERNAL.pattern})", re.IGNORECASE)
 
 
 class Html(str):
@@ -351,6 +355,34 @@ def _cell(cell: Cell, column: Column) -> str:
 
 
 def _require_self_contained(body: str) -> None:
-    found = _EXTERNAL.search(re.sub(r'xmlns(:\w+)?="[^"]*"', "", body))
-    if found:
-        raise ValueError(f"the page refers to {found.group(1)[:80]!r}; pages must hold everything themselves")
+    addresses = _Addresses()
+    addresses.feed(body)
+    addresses.close()
+    if addresses.external:
+        raise ValueError(f"the page refers to {addresses.external[0][:80]!r}; pages must hold everything themselves")
+
+
+class _Addresses(HTMLParser):
+    """External addresses in a page's attributes and styles. Its text may say anything: a browser does not follow it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.external: list[str] = []
+        self._in_style = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_style = tag == "style"
+        for name, value in attrs:
+            if value is None:
+                continue
+            if name in _ADDRESSES:
+                self.external += [word for word in value.split() if _EXTERNAL.match(word)]
+            elif name in _STYLES:
+                self.external += _IN_STYLES.findall(value)
+
+    def handle_data(self, data: str) -> None:
+        if self._in_style:
+            self.external += _IN_STYLES.findall(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_style = False

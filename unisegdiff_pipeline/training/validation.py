@@ -13,6 +13,7 @@ from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
+from unisegdiff_pipeline.io.names import file_of
 from unisegdiff_pipeline.io.progress import progress
 from unisegdiff_pipeline.io.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.io.units import Units, measured_grid, units_of
@@ -152,5 +153,5 @@ def _write_mask(run: FoldRun, folder: Path, stored: StoredCase, labels: np.ndarr
     except ImportError as error:
         run.log.say(f"masks of the validation cases are not written: {error}")
         return
-    path = folder / f"{stored.case_id}{label_ending(run.plans.file_ending)}"
+    path = file_of(folder, stored.case_id, label_ending(run.plans.file_ending))
     write_labels(path, labels, stored.properties.geometry)
