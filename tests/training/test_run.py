@@ -10,6 +10,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
+from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.io.errors import UsdError
@@ -26,9 +28,12 @@ from unisegdiff_pipeline.io.files import text_hash
 from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training import diffusion
+from unisegdiff_pipeline.training import fold as fold_module
 from unisegdiff_pipeline.training import run as run_module
 from unisegdiff_pipeline.training import trainer as trainer_module
+from unisegdiff_pipeline.training import validation as validation_module
 from unisegdiff_pipeline.training.choosing import STAGE_A, USUAL, USUAL_W
+from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.fold import _take_best
 from unisegdiff_pipeline.training.fold_files import remove_training
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
@@ -173,7 +178,7 @@ def test_continuing_gives_the_same_bits_as_never_having_stopped(
         train(request_)
     assert count == stop_at
     continued = train(request_).folds[0]
-    assert count == 8
+    assert count == 9  # the step that the signal came in is taken again
     a, b = weights_of(straight.folder), weights_of(continued.folder)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -208,10 +213,54 @@ def test_earlier_weights_replace_the_last_only_where_the_cases_bear_it_out(
     assert len(loaded) == (kept == "best")
 
 
-def test_a_time_that_is_too_short_leaves_nothing(request_: TrainRequest) -> None:
-    with pytest.raises(UsdError, match=r"--max-time 0\.01 s is too short"):
-        train(dataclasses.replace(request_, iterations=None, max_time_s=0.01))
-    assert not list(request_.roots.require_results().rglob("fold_*"))
+def test_a_time_that_is_too_short_gives_a_model_with_defaults_and_says_so(
+    request_: TrainRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(dataclasses.replace(request_, iterations=None, max_time_s=0.01)).folds[0]
+    settings = read_settings(result.folder)
+    assert settings.chosen_on == "nothing, for lack of time; defaults"
+    assert (settings.w, settings.decision, settings.temperature) == (USUAL_W, "half", NO_TEMPERATURE)
+    assert any(name.startswith("denoiser.") for name in weights_of(result.folder))
+    summary = json.loads((result.folder / "validation" / "summary.json").read_text())
+    described = json.loads((result.folder / "request.json").read_text())
+    assert summary["summary"] is None
+    assert summary["not_validated"] == described["validation_cases"]
+    assert result.scores == {}
+    printed = capsys.readouterr().out
+    for part in ("timing the prediction of a case", "the stages stay as planned", "they are the defaults"):
+        assert part in printed
+    assert "--max-time is over: 0 of 3 validation cases are predicted and scored; the model is complete" in printed
+    assert train(dataclasses.replace(request_, iterations=None, max_time_s=0.01)).folds[0].scores == {}
+
+
+def test_a_training_that_is_interrupted_anywhere_goes_on_to_the_same_weights(
+    request_: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def into(name: str) -> TrainRequest:
+        return dataclasses.replace(request_, roots=dataclasses.replace(request_.roots, results=tmp_path / name))
+
+    straight = train(into("straight")).folds[0].folder
+    moments: dict[str, tuple[Any, str]] = {
+        "sharing": (fold_module, "phase_1_budget"),
+        "looking": (DiffusionTrainer, "validate"),
+        "choosing": (fold_module, "choose_settings"),
+        "validating": (validation_module, "restore_labels"),
+    }
+    for moment, (module, name) in moments.items():
+
+        def interrupted(*_: Any, **__: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, interrupted)
+            with pytest.raises(TrainingInterrupted, match="SIGINT"):
+                train(into(moment))
+        assert len(list((tmp_path / moment).rglob("fold_0"))) == (moment != "sharing")  # where nothing has begun
+        continued = train(into(moment)).folds[0].folder
+        a, b = weights_of(straight), weights_of(continued)
+        assert all(torch.equal(a[key], b[key]) for key in a), moment
+        assert read_settings(straight) == read_settings(continued)
 
 
 def test_the_report_is_there_when_the_fold_is_said_to_be_trained(

@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.progress import progress
+from unisegdiff_pipeline.io.signals import held_back
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -183,6 +184,7 @@ def _process_pool(workers: int, preload: Sequence[str]) -> Iterator[ProcessPoolE
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(["__main__", *preload])
+        _start_fork_server()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         yield pool
@@ -192,6 +194,15 @@ def _process_pool(workers: int, preload: Sequence[str]) -> Iterator[ProcessPoolE
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_fork_server() -> None:
+    """Start it deaf to Ctrl-C: it imports for seconds, and would answer with a traceback meanwhile."""
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # first, because it lets SIGINT through when it has started
+    with held_back(signal.SIGINT):
+        forkserver.ensure_running()
 
 
 def _start_worker() -> None:

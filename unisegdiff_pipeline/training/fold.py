@@ -22,6 +22,7 @@ from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, 
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
+from unisegdiff_pipeline.planning.plans import StagePlan
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from unisegdiff_pipeline.training.choosing import Choice, choose_settings, choose_temperature
 from unisegdiff_pipeline.training.continuing import (
@@ -33,10 +34,14 @@ from unisegdiff_pipeline.training.continuing import (
     require_same_training,
 )
 from unisegdiff_pipeline.training.costs import (
+    DESCRIBING_LIMIT_SHARE,
+    Costs,
     affordable_cases,
     measure_costs,
     phase_1_budget,
     phase_2_budget,
+    share_s,
+    time_left_s,
     within_budget,
 )
 from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
@@ -95,9 +100,10 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     scores: dict[str, dict[str, float | None]] = {}
     if run.validation_cases:
         model, settings = finished_model(run)
-        summary = final_validation(run, model, settings)
-        print(summary_table(summary, fold_units(run)), flush=True)
-        scores = _scores(summary)
+        summary = final_validation(run, model, settings, time_left_s(run))
+        if summary is not None:
+            print(summary_table(summary, fold_units(run)), flush=True)
+            scores = _scores(summary)
     else:
         write_json(run.folder / "validation" / SUMMARY_NAME, {"summary": None, "cases": []})
     run.log.record("finished", phase=3, iteration=0, seconds=run.watch.seconds)
@@ -140,11 +146,8 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     if not run.holdout_cases:
         settings = _settings_of_another_fold(run, settings)
     else:
-        cases = affordable_cases(run, model, costs)
-        run.log.say(f"choosing temperature, sampler and w on {counted(len(cases), 'held-out case')}")
-        choice = choose_settings(run, model, settings, cases, costs.search)
-        chosen_on = f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}"
-        settings = replace(choice.settings, chosen_on=chosen_on)
+        settings, choice = _chosen(run, model, settings, costs)
+    if choice is not None:
         masks, mean = choice.samplers[0], choice.means[0]
         by = "the segmenter alone" if mean.w == 1 else mean.sampler.describe()
         run.log.say(
@@ -152,6 +155,27 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
             f"mean by {by}, w = {mean.w:g} (Dice {mean.dice:.3f}, NLL {mean.nll:.4f})"
         )
     _finish(run, model, settings, choice)
+
+
+def _chosen(
+    run: FoldRun, model: StagedModel, settings: InferenceSettings, costs: Costs
+) -> tuple[InferenceSettings, Choice | None]:
+    """What is chosen on held-out cases, as far as the time budget allows; else the defaults, which is said."""
+    cases = affordable_cases(run, model, costs)
+    choice: Choice | None = None
+    left_s = time_left_s(run)
+    if cases:
+        run.log.say(f"choosing temperature, sampler and w on {counted(len(cases), 'held-out case')}")
+        with run.stop.limited(left_s):
+            choice = choose_settings(run, model, settings, cases, costs.search)
+    if choice is None:
+        run.log.say(
+            "there is no time left to choose temperature, sampler and w: they are the defaults, so that probabilities "
+            "may be too sure or too unsure. Train with a longer --max-time."
+        )
+        return replace(settings, chosen_on="nothing, for lack of time; defaults"), None
+    chosen_on = f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}"
+    return replace(choice.settings, chosen_on=chosen_on), choice
 
 
 def _phase_1(
@@ -206,9 +230,17 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
             input_scale=found.input_scale,
         ), {}
     cases = measure_costs(run, model).described_cases(run)
-    temperature = choose_temperature(run, model, cases).of_all
+    described: tuple[Temperature, StagePlan, dict[str, float]] | None = None
+    if cases:
+        run.log.say(f"describing the segmenter on {counted(len(cases), 'held-out case')}")
+        with run.stop.limited(share_s(run, DESCRIBING_LIMIT_SHARE)):
+            temperature = choose_temperature(run, model, cases).of_all
+            described = temperature, *realised_stages(run, model, replace(settings, temperature=temperature), cases)
+    if described is None:
+        run.log.say("there is no time to describe the segmenter on held-out cases: the stages stay as planned")
+        return settings, {}
+    temperature, stages, dice = described
     settings = replace(settings, temperature=temperature)
-    stages, dice = realised_stages(run, model, settings, cases)
     run.log.say(
         f"on {counted(len(cases), 'held-out case')}: temperature of the segmenter {temperature.describe()}, stages "
         f"from lam_a {stages.lam_a:g} (planned {settings.lam_a:g}) to lam_c {stages.lam_c:g} ({settings.lam_c:g})"
@@ -217,8 +249,9 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
 
 
 def _keep_phase_1(run: FoldRun, segmenter: SegmentationUNet, facts: Phase1Facts) -> None:
-    write_json(run.folder / PHASE_1_FACTS_NAME, facts)
-    save_weights(run.folder / PHASE_1_NAME, segmenter, {"plan_hash": run.plan_hash})
+    with run.stop.deferred():
+        write_json(run.folder / PHASE_1_FACTS_NAME, facts)
+        save_weights(run.folder / PHASE_1_NAME, segmenter, {"plan_hash": run.plan_hash})
 
 
 def _take_best(trainer: Trainer) -> str:
@@ -234,12 +267,14 @@ def _take_best(trainer: Trainer) -> str:
 
 
 def _finish(run: FoldRun, model: StagedModel, settings: InferenceSettings, choice: Choice | None) -> None:
-    write_choice(run.folder, settings, choice)
-    save_weights(
-        run.folder / WEIGHTS_NAME,
-        model,
-        {"plan_hash": run.plan_hash, "dataset": run.plans.dataset_name, "configuration": run.configuration.name},
-    )
+    metadata = {
+        "plan_hash": run.plan_hash,
+        "dataset": run.plans.dataset_name,
+        "configuration": run.configuration.name,
+    }
+    with run.stop.deferred():
+        write_choice(run.folder, settings, choice)
+        save_weights(run.folder / WEIGHTS_NAME, model, metadata)
 
 
 def write_choice(folder: Path, settings: InferenceSettings, choice: Choice | None) -> None:

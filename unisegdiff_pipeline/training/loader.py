@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.signals import held_back, take_up
 from unisegdiff_pipeline.training.patches import Batch, PackedBatch, PatchSource
 
 BATCHES_AHEAD = 4
@@ -65,7 +66,8 @@ def open_loader(
         # Else the loader would take its seed from the global generator, and continuing would change the training.
         generator=torch.Generator(),
     )
-    iterator = iter(loader)
+    with held_back(signal.SIGINT, signal.SIGTERM):
+        iterator = iter(loader)
     try:
         yield _unpacked(iterator)
     except (RuntimeError, ConnectionError, EOFError) as error:
@@ -79,7 +81,8 @@ def open_loader(
         # being handled still refers to the iterator.
         shutdown = getattr(iterator, "_shutdown_workers", None)
         if shutdown is not None:
-            shutdown()
+            with contextlib.suppress(Exception):  # what ended the training matters, not how its workers took it
+                shutdown()
 
 
 def _unpacked(iterator: Iterator[PackedBatch | _UserError]) -> Iterator[Batch]:
@@ -152,6 +155,7 @@ def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ignore_once)
+    take_up(signal.SIGINT, signal.SIGTERM)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 

@@ -49,6 +49,7 @@ from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
 HOLDOUT_SHARE = 0.15
 CV_SUMMARY_NAME = "cv_summary.json"
 MAX_WORKERS = 12
+REPORT_ON_LEAVING_S = 1.0  # whoever interrupts a training waits no longer for its report
 
 
 def train(request: TrainRequest, began: float | None = None) -> TrainResult:
@@ -136,7 +137,8 @@ def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRe
             )
             return train_fold(run, setting.trainer)
         except BaseException:
-            run.log.final_report()
+            with stop.limited(None if stop.signal_number is None else REPORT_ON_LEAVING_S):
+                run.log.final_report()
             if not has_begun(folder):
                 remove_training(folder, run.validation_cases)
             raise

@@ -52,6 +52,7 @@ class FoldRun:
         validation_cases: the fold's own, predicted once at the end; empty for fold "all".
         watch: seconds of this fold, all sittings together.
         monitored_cases: held-out cases that are scored during training; fewer where time is short.
+        monitoring_limit_s: longest time that scoring them once may take; None without a time budget.
     """
 
     request: TrainRequest
@@ -69,6 +70,7 @@ class FoldRun:
     stop: StopRequest
     watch: Stopwatch = field(default_factory=Stopwatch)
     monitored_cases: tuple[str, ...] = ()
+    monitoring_limit_s: float | None = None
 
     @property
     def seed(self) -> int:
@@ -77,8 +79,7 @@ class FoldRun:
 
     def leave_if_asked(self) -> None:
         """Raise TrainingInterrupted after SIGINT or SIGTERM; called where everything is saved."""
-        if self.stop.signal_number is not None:
-            raise TrainingInterrupted(self.stop.signal_number)
+        self.stop.check()
 
     def generator(self, *key: object) -> torch.Generator:
         """A generator on the training's device, keyed by the seed and `key`: no state has to be saved."""
@@ -122,6 +123,7 @@ class Trainer(abc.ABC):
         self.last: tuple[float, ...] = ()
         self.groups: tuple[str, ...] = ()
         self.best_weights: dict[str, Tensor] | None = None
+        self.validated = 0  # looks at held-out cases so far, without the one at the end
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
         torch.manual_seed(int(text_hash(f"{run.seed}|weights|{self.phase}")[:15], 16))
         self.network = to_device(self.build_network(), run.device)
@@ -169,18 +171,29 @@ class Trainer(abc.ABC):
         # Phase 2 sees other patches than phase 1 did.
         seed = 2 * run.seed + self.phase - 1
         source = PatchSource(run.data, run.train_cases, run.configuration, run.plans.labels, seed, augment=True)
+        run.log.say(f"phase {self.phase} ({type(self).__name__}): {self._describe()}")
+        self.network.train()
+        try:
+            self._train_on(source)
+            self.save()
+            self._validate()
+        except TrainingInterrupted:
+            if self.iteration > 0:
+                self.save()
+            raise
+
+    def _train_on(self, source: PatchSource) -> None:
+        run = self.run
         last_save = last_log = lap = time.monotonic()
         seconds_of_iterations = 0.0  # since the last log entry, without validations and checkpoints
         sums: dict[str, list[Tensor]] = defaultdict(list)
-        validated = math.floor(self.progress * self.num_validations)
-        run.log.say(f"phase {self.phase} ({type(self).__name__}): {self._describe()}")
-        self.network.train()
         pinned = run.device.type == "cuda"
+        self._validate_if_due()  # where a former session ended before it could
         with open_loader(
             source, self.iteration, self.budget.iterations, run.workers, LOADER_TIMEOUT_S, pinned
         ) as batches:
             for batch in batches:
-                if self.progress >= 1:
+                if self.progress >= 1 and self.iteration > 0:
                     break
                 for name, value in self._iterate(batch).items():
                     sums[name].append(value)
@@ -190,20 +203,13 @@ class Trainer(abc.ABC):
                     self._log(sums, seconds_of_iterations)
                     sums.clear()
                     last_log, seconds_of_iterations = now, 0.0
-                if math.floor(self.progress * self.num_validations) > validated and self.progress < 1:
-                    validated = math.floor(self.progress * self.num_validations)
-                    self._validate()
-                if run.stop.signal_number is not None:
-                    self.save()
-                    run.leave_if_asked()
+                self._validate_if_due()
+                run.leave_if_asked()
                 if time.monotonic() - last_save > run.request.checkpoint_every_s:
                     self.save()
                     run.log.refresh_report()
                     last_save = time.monotonic()
                 lap = time.monotonic()
-        self.save()
-        self._validate()
-        self.run.leave_if_asked()
 
     @property
     def progress(self) -> float:
@@ -229,10 +235,12 @@ class Trainer(abc.ABC):
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "best_weights": self.best_weights,
+            "validated": self.validated,
             "bf16": self.bf16,
             "log_entries": self.run.log.num_entries,
         }
-        save_checkpoint(self.run.folder, state)
+        with self.run.stop.deferred():
+            save_checkpoint(self.run.folder, state)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
@@ -244,6 +252,8 @@ class Trainer(abc.ABC):
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.best_weights = tuple(state["best"]), state["best_weights"]
+        # Checkpoints of earlier versions were not made while a validation was due.
+        self.validated = state.get("validated", math.floor(self.progress * self.num_validations))
         self.bf16 = state["bf16"]
         if "log_entries" in state:  # not in checkpoints of earlier versions
             self.run.log.keep(state["log_entries"])
@@ -270,10 +280,11 @@ class Trainer(abc.ABC):
                 f"{', '.join(batch.case_ids)}: the training has diverged. Lower --lr (now {self.plan.learning_rate:g}) "
                 f"and begin again with --restart."
             )
-        self.optimizer.step()
-        self.after_step()
-        self.ema.update(self.network, self.iteration)
-        self.iteration += 1
+        with self.run.stop.deferred():
+            self.optimizer.step()
+            self.after_step()
+            self.ema.update(self.network, self.iteration)
+            self.iteration += 1
         return {"loss": result.loss.detach(), "gradient_norm": norm.detach(), **result.logged}
 
     def _backward(self, batch: Batch) -> StepResult:
@@ -334,10 +345,25 @@ class Trainer(abc.ABC):
         assert self.budget.seconds is not None
         return self.budget.seconds * (1 - self.progress)
 
+    def _validate_if_due(self) -> None:
+        due = math.floor(self.progress * self.num_validations)
+        if due > self.validated and self.progress < 1:
+            self._validate()
+            self.validated = due
+
     def _validate(self) -> None:
         if not self.run.monitored_cases:
             return
-        found = self.validate()
+        found: HeldOutDice | None = None
+        with self.run.stop.limited(self.run.monitoring_limit_s) as limit:
+            found = self.validate()
+        if found is None or limit.exceeded:
+            self.run.log.say(
+                f"scoring {counted(len(self.run.monitored_cases), 'held-out case')} took longer than --max-time leaves "
+                f"room for; no more are scored during this training"
+            )
+            self.run.monitored_cases = ()
+            return
         scores = found.means
         self.run.log.record(
             "validation", phase=self.phase, iteration=self.iteration, seconds=self.run.watch.seconds, **scores
@@ -345,9 +371,10 @@ class Trainer(abc.ABC):
         shown = "  ".join(f"{name.removeprefix('dice_')} {value:.3f}" for name, value in scores.items())
         cases = counted(len(self.run.monitored_cases), "held-out case")
         self.run.log.say(f"phase {self.phase}  Dice on {cases}: {shown}")
-        self.last, self.groups = found.of_cases, found.groups
-        if self.best_weights is None or self.gain_of_best()[0] < 0:
-            self.best, self.best_weights = self.last, cpu_state(self.ema.network)
+        with self.run.stop.deferred():
+            self.last, self.groups = found.of_cases, found.groups
+            if self.best_weights is None or self.gain_of_best()[0] < 0:
+                self.best, self.best_weights = self.last, cpu_state(self.ema.network)
         self.run.log.refresh_report()
 
     def gain_of_best(self) -> tuple[float, float]:

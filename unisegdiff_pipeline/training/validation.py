@@ -14,7 +14,7 @@ from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
 from unisegdiff_pipeline.io.names import file_of
-from unisegdiff_pipeline.io.progress import progress
+from unisegdiff_pipeline.io.progress import counted, progress
 from unisegdiff_pipeline.io.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.io.units import Units, measured_grid, units_of
 from unisegdiff_pipeline.networks.staged_model import StagedModel
@@ -107,30 +107,53 @@ def score_on_plan_grid(run: FoldRun, stored: StoredCase, probabilities: torch.Te
     return score_case(reference, predicted, run.plans.labels, stored.properties.spacing_mm, run.plans.spacing_known)
 
 
-def final_validation(run: FoldRun, model: StagedModel, settings: InferenceSettings) -> Summary:
+def final_validation(
+    run: FoldRun, model: StagedModel, settings: InferenceSettings, time_left_s: float | None = None
+) -> Summary | None:
     """Predict the fold's validation cases once, write their masks to validation/ and their scores to summary.json.
 
     Masks are compared with the reference on the grid of the label files.
+
+    Args:
+        run, model, settings: a finished fold.
+        time_left_s: seconds after which the cases that are left are given up, and named in summary.json.
+
+    Returns:
+        Scores over the cases that were predicted; None without any.
     """
     folder = run.folder / "validation"
-    cases, start, units = [], time.monotonic(), fold_units(run)
-    for case_id in progress(run.validation_cases, len(run.validation_cases), "validation"):
-        run.leave_if_asked()
-        stored = run.data.open(case_id)
-        prediction = predict_stored(run, model, stored, settings, None)
-        labels = restore_labels(_decided(run, prediction, settings), stored.properties, run.plans.labels)
-        grid = measured_grid(stored.properties.geometry, units)
-        reference = stored.reference()[0]
-        scores = score_case(
-            reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d
+    cases: list[CaseScores] = []
+    start, units = time.monotonic(), fold_units(run)
+    with run.stop.limited(None if time_left_s is None else max(0.0, time_left_s)):
+        for case_id in progress(run.validation_cases, len(run.validation_cases), "validation"):
+            cases.append(_validated(run, folder, model, settings, case_id, units))
+    given_up = run.validation_cases[len(cases) :]
+    if given_up:
+        run.log.say(
+            f"--max-time is over: {len(cases)} of {counted(len(run.validation_cases), 'validation case')} are "
+            f"predicted and scored; the model is complete"
         )
-        cases.append(CaseScores(case_id, tuple(scores)))
-        _write_mask(run, folder, stored, labels)
-    summary = summarise(cases)
-    found = {"summary": summary, "units": units, "cases": cases}
+    summary = summarise(cases) if cases else None
+    found = {"summary": summary, "units": units, "cases": cases, "not_validated": given_up}
     facts = {"seconds": time.monotonic() - start, "settings": settings}
     write_json(folder / SUMMARY_NAME, units.named(to_jsonable(found)) | to_jsonable(facts))
     return summary
+
+
+def _validated(
+    run: FoldRun, folder: Path, model: StagedModel, settings: InferenceSettings, case_id: str, units: Units
+) -> CaseScores:
+    """Predict one validation case, write its mask and score it."""
+    stored = run.data.open(case_id)
+    prediction = predict_stored(run, model, stored, settings, None)
+    labels = restore_labels(_decided(run, prediction, settings), stored.properties, run.plans.labels)
+    grid = measured_grid(stored.properties.geometry, units)
+    reference = stored.reference()[0]
+    scores = score_case(
+        reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d
+    )
+    _write_mask(run, folder, stored, labels)
+    return CaseScores(case_id, tuple(scores))
 
 
 def fold_units(run: FoldRun) -> Units:

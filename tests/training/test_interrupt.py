@@ -1,0 +1,101 @@
+"""Signals that end a training at once, but between steps; and time limits of a step."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from unisegdiff_pipeline.training.interrupt import StopRequest, TrainingInterrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_interrupts_at_once(number: signal.Signals) -> None:
+    def work() -> None:
+        with StopRequest():
+            signal.raise_signal(number)
+            time.sleep(60)
+
+    start = time.monotonic()
+    with pytest.raises(TrainingInterrupted, match=number.name) as caught:
+        work()
+    assert caught.value.signal_number == number
+    assert time.monotonic() - start < 30
+
+
+def test_what_forgives_errors_does_not_swallow_it() -> None:
+    assert not issubclass(TrainingInterrupted, Exception)
+
+
+def test_a_step_is_finished_first() -> None:
+    done = []
+
+    def work() -> None:
+        with StopRequest() as stop:
+            with stop.deferred():
+                signal.raise_signal(signal.SIGTERM)
+                with stop.deferred():
+                    done.append("inner")
+                done.append("outer")
+            done.append("behind")
+
+    with pytest.raises(TrainingInterrupted):
+        work()
+    assert done == ["inner", "outer"]
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    def work() -> None:
+        with StopRequest() as stop, stop.deferred():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+def test_former_handlers_come_back() -> None:
+    former = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopRequest():
+        assert signal.getsignal(signal.SIGINT) != former[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == former
+
+
+def test_a_step_ends_when_its_time_is_over() -> None:
+    start = time.monotonic()
+    with StopRequest() as stop:
+        with stop.limited(0.05) as limit:
+            time.sleep(60)
+        assert limit.exceeded
+        with stop.limited(60) as limit:  # and the next one has its own
+            pass
+        assert not limit.exceeded
+        with stop.limited(None) as limit:
+            pass
+        assert not limit.exceeded
+    assert time.monotonic() - start < 30
+
+
+def test_a_deferred_step_is_not_cut_by_its_time() -> None:
+    done = []
+    with StopRequest() as stop:
+        with stop.limited(0.01) as limit:
+            with stop.deferred():
+                time.sleep(0.05)
+                done.append("written")
+            done.append("behind")
+        assert limit.exceeded
+    assert done == ["written"]
+
+
+def test_a_signal_goes_through_a_time_limit() -> None:
+    with pytest.raises(TrainingInterrupted), StopRequest() as stop, stop.limited(60):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_without_listening_there_is_no_limit() -> None:
+    with StopRequest().limited(0.001) as limit:
+        time.sleep(0.01)
+    assert not limit.exceeded
