@@ -12,6 +12,7 @@ from unisegdiff_pipeline.io.geometry import Geometry, Shape
 
 MIN_SPACING_MM, MAX_SPACING_MM = 1e-7, 1e5  # 0.1 nm, less than an atom, and 100 m
 MAX_ORIGIN_MM = 1e9
+MAX_VALUES_PER_BYTE = 200_000  # above what deflate (8 x 1032 bits) and blank fax pages reach
 MAX_SHEAR = 0.02  # of the direction cosines
 _FLOAT32_BYTES = 4
 _UNCHECKED_BYTES = 1 << 26  # asking for the free memory costs more than reading smaller files
@@ -31,7 +32,13 @@ def check_declared(path: Path, shape: Shape, bytes_per_value: float, geometry: G
     """
     if min(shape) < 1:
         raise UsdError(f"{path} has the shape {shape} (C, Z, Y, X), so it holds no voxels; export it again.")
-    needed = math.prod(shape) * (bytes_per_value + _FLOAT32_BYTES)
+    values, size = math.prod(shape), path.stat().st_size
+    if values > MAX_VALUES_PER_BYTE * size:
+        raise UsdError(
+            f"{path} declares the shape {shape} (C, Z, Y, X), which cannot be held by its {size} bytes; it is "
+            "truncated or damaged, copy or export it again."
+        )
+    needed = values * (bytes_per_value + _FLOAT32_BYTES)
     if needed > _UNCHECKED_BYTES:
         from unisegdiff_pipeline.io.parallel import available_memory_gb
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from unisegdiff_pipeline.io.errors import unreadable
+from unisegdiff_pipeline.io.declared import check_declared
+from unisegdiff_pipeline.io.errors import UsdError, unreadable
 from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume
+from unisegdiff_pipeline.io.itk_headers import Declared, read_declared, require_data
 
 _NIFTI_HEADER_BYTES = 352  # with the four bytes that say that no extension follows
 
@@ -35,9 +38,9 @@ def geometry_from_itk(spacing: Sequence[float], origin: Sequence[float], directi
     return Geometry((z, y, x), tuple(padded_origin), tuple(matrix[:3, :3].ravel().tolist()), is_2d=dims == 2)
 
 
-def header(path: Path) -> tuple[Shape, Geometry]:
-    sitk = _itk()
-    reader = sitk.ImageFileReader()
+def information(path: Path) -> tuple[Shape, Geometry]:
+    """Shape (C, Z, Y, X) and geometry as SimpleITK sees them, not checked."""
+    reader = _itk().ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -49,18 +52,47 @@ def header(path: Path) -> tuple[Shape, Geometry]:
     return (channels, *((*size[:3], 1)[:3][::-1])), geometry
 
 
+def header(path: Path) -> tuple[Shape, Geometry]:
+    """Shape (C, Z, Y, X) and geometry of an MHA, NRRD or GIPL file, checked."""
+    try:
+        _, shape, geometry = _checked(path)
+    except FileNotFoundError:
+        raise UsdError(f"{path} does not exist; check the path and the file name.") from None
+    except (UsdError, MemoryError):
+        raise
+    except Exception as error:
+        raise unreadable(path, error) from error
+    return shape, geometry
+
+
 def read(path: Path, as_labels: bool) -> Volume:
+    """Voxels (C, Z, Y, X) of an MHA, NRRD or GIPL file."""
+    declared, _, geometry = _checked(path)
+    require_data(path, declared)
+    return Volume(_voxels(path), geometry)
+
+
+def _checked(path: Path) -> tuple[Declared, Shape, Geometry]:
+    declared = read_declared(path)
+    shape, geometry = information(path)
+    if math.prod(shape) != math.prod(declared.sizes):
+        raise UsdError(
+            f"{path} declares the sizes {declared.sizes}, but is read with the shape {shape} (C, Z, Y, X); its header "
+            "is damaged, export it again."
+        )
+    check_declared(path, shape, declared.bytes_per_value, geometry)
+    return declared, shape, geometry
+
+
+def _voxels(path: Path) -> np.ndarray:
     sitk = _itk()
     image = sitk.ReadImage(str(path))
-    geometry = geometry_from_itk(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    array = sitk.GetArrayFromImage(image)
+    array: np.ndarray = sitk.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.ascontiguousarray(np.moveaxis(array, -1, 0))
     elif image.GetDimension() < 4:
         array = array[None]
-    if geometry.is_2d:
-        array = array[:, None]
-    return Volume(array, geometry)
+    return array[:, None] if image.GetDimension() == 2 else array
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
@@ -97,6 +129,6 @@ def _is_complete(path: Path, array: np.ndarray) -> bool:
             stream.seek(-min(4, path.stat().st_size), os.SEEK_END)
             return int.from_bytes(stream.read(), "little") == size % (1 << 32)
     try:
-        return read(path, True).array.tobytes() == array.tobytes()
+        return _voxels(path).tobytes() == array.tobytes()
     except RuntimeError:
         return False

@@ -1,85 +1,197 @@
-"""NIfTI files: the geometry as SimpleITK sees it, else from the affine; the voxels by nibabel.
+"""NIfTI files: header and voxels by nibabel and numpy, the geometry as SimpleITK sees it, else from the affine.
 
-Voxels are not read by SimpleITK, because it fills the end of a truncated file with arbitrary values and says nothing;
-nibabel raises, and is several times faster on small files.
+Voxels are not read by SimpleITK, because it fills the end of a truncated file with arbitrary values and says nothing.
+The header is checked here before SimpleITK sees the file.
 """
 
 from __future__ import annotations
 
-import gzip
+import math
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unisegdiff_pipeline.io import itk
+from unisegdiff_pipeline.io.content import Content, is_gzip, open_content, read_exactly, require_end, skip
+from unisegdiff_pipeline.io.declared import MAX_ORIGIN_MM, check_declared, nearest_rotation
 from unisegdiff_pipeline.io.errors import UsdError, unreadable
 from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume
 
+_HEADER_BYTES = {348: 352, 540: 544}  # size of the header (NIfTI-1, NIfTI-2): with the flags of extensions after it
+_MAX_EXTENSION_BYTES = 1 << 28  # between header and voxels
+_MM_OF_UNIT = {"meter": 1000.0, "micron": 1e-3}
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a header says; `shape` is (C, Z, Y, X), `file_shape` (X, Y, Z, ...) as in the file."""
+
+    fields: Any
+    shape: Shape
+    file_shape: Shape
+    dtype: np.dtype[Any]
+    offset: int
+    geometry: Geometry
+
 
 def header(path: Path) -> tuple[Shape, Geometry]:
-    import nibabel
-
+    """Shape (C, Z, Y, X) and geometry, checked."""
     try:
-        image: Any = nibabel.load(path)
-        return _nifti_shape(image.shape), _nifti_geometry(path, image)
-    except UsdError:
+        with open_content(path) as content:
+            found = _read_header(path, content)
+    except FileNotFoundError:
+        raise UsdError(f"{path} does not exist; check the path and the file name.") from None
+    except (UsdError, MemoryError):
         raise
     except Exception as error:
         raise unreadable(path, error) from error
+    return found.shape, found.geometry
 
 
 def read(path: Path, as_labels: bool) -> Volume:
-    import nibabel
+    """Voxels (C, Z, Y, X) in the type of the file, or float32 where the header scales them."""
+    from nibabel.volumeutils import apply_read_scaling
 
-    image: Any = nibabel.load(path)
-    geometry = _nifti_geometry(path, image)
-    if path.suffix.lower() == ".gz":
-        # Decompressing to the end of the file compares its checksum, which reading only the voxels would not reach.
-        image = type(image).from_bytes(gzip.decompress(path.read_bytes()))
-    slope, intercept = image.dataobj.slope, image.dataobj.inter
-    # Unscaled voxels keep their integer type; scaled ones need no float64 copy of the volume.
-    scaled = (slope, intercept) != (1, 0)
-    array: np.ndarray = np.asarray(image.dataobj, dtype=np.float32 if scaled else None)
-    if array.dtype.fields:  # RGB(A) voxels
-        array = np.stack([array[str(name)] for name in array.dtype.fields], axis=-1).reshape(*array.shape[:3], -1)
-    return Volume(np.ascontiguousarray(array.T).reshape(_nifti_shape(array.shape)), geometry)
+    with open_content(path) as content:
+        found = _read_header(path, content)
+        skip(content, found.offset - _HEADER_BYTES[int(found.fields["sizeof_hdr"])])
+        voxels = np.empty(math.prod(found.file_shape) * found.dtype.itemsize, np.uint8)
+        read_exactly(content, voxels.data)
+        require_end(path, content, found.file_shape, found.dtype.itemsize)
+    array = voxels.view(found.dtype).reshape(found.file_shape[::-1])  # the first axis varies fastest
+    if found.dtype.fields:
+        array = _colours(path, array)
+    slope, intercept = found.fields.get_slope_inter()
+    if slope is not None and (slope, intercept) != (1, 0):  # unscaled voxels keep their integer type
+        array = apply_read_scaling(array.astype(np.float32), np.float32(slope), np.float32(intercept))
+    return Volume(array.reshape(found.shape), found.geometry)
 
 
-def _nifti_shape(shape: Shape) -> Shape:
-    """(X, Y, Z, ...) of the file as (C, Z, Y, X); all axes beyond the third are channels."""
+# ------------------------------------------------------------------------------------------------------- headers
+
+
+def _read_header(path: Path, content: Content) -> _Header:
+    """Parse and check the header at the beginning of the content, the flags of extensions included."""
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    block = bytearray(4)
+    read_exactly(content, memoryview(block))
+    sizes = {order: int.from_bytes(block, order) for order in ("little", "big")}
+    order, size = next(((o, n) for o, n in sizes.items() if n in _HEADER_BYTES), ("little", 0))
+    if not size:
+        raise UsdError(f"{path} is no NIfTI file, whatever its name says; check where it comes from.")
+    rest = bytearray(_HEADER_BYTES[size] - 4)
+    read_exactly(content, memoryview(rest))
+    block += rest
+    kind = Nifti1Header if size == 348 else Nifti2Header
+    fields: Any = kind(bytes(block[:size]), endianness="<" if order == "little" else ">", check=False)
+    shape = _dimensions(path, fields)
+    dtype = _voxel_type(path, fields)
+    channels = math.prod(shape[3:]) * len(dtype.fields or (0,))
     x, y, z = (*shape[:3], 1, 1)[:3]
-    return (int(np.prod(shape[3:], dtype=int)), z, y, x)
+    offset = _voxel_offset(path, fields, _HEADER_BYTES[size])
+    _check_forms(path, fields, shape)
+    geometry = _geometry(path, fields, bytes(block), shape)
+    result = _Header(fields, (channels, z, y, x), shape, dtype, offset, geometry)
+    check_declared(path, result.shape, dtype.itemsize / len(dtype.fields or (0,)), geometry)
+    return result
 
 
-def _nifti_geometry(path: Path, image: Any) -> Geometry:
+def _dimensions(path: Path, fields: Any) -> Shape:
+    """(X, Y, Z, ...) as the header gives them."""
+    count = int(fields["dim"][0])
+    if not 1 <= count <= 7:
+        raise UsdError(f"{path} declares {count} dimensions, allowed is 1 to 7; that is damaged, export it again.")
+    shape = tuple(int(size) for size in fields["dim"][1 : count + 1])
+    if min(shape) < 1:
+        raise UsdError(f"{path} declares the shape {shape} (X, Y, Z, ...), so it holds no voxels; export it again.")
+    return shape
+
+
+def _voxel_type(path: Path, fields: Any) -> np.dtype[Any]:
     try:
-        return itk.header(path)[1]
+        dtype: np.dtype[Any] = fields.get_data_dtype()
+    except Exception:  # nibabel raises its own kinds for codes that it does not know
+        dtype = np.dtype("V")
+    if dtype.itemsize == 0 or dtype.kind not in "iufV":
+        raise UsdError(
+            f"{path} holds voxels of type {int(fields['datatype'])} ({dtype}), allowed are integers, real numbers and "
+            "RGB; convert the image."
+        )
+    return dtype
+
+
+def _voxel_offset(path: Path, fields: Any, first: int) -> int:
+    offset = float(fields["vox_offset"])
+    if offset == 0:  # "directly behind the header"
+        return first
+    if not first <= offset <= first + _MAX_EXTENSION_BYTES:
+        raise UsdError(f"{path} declares that its voxels begin at byte {offset:g}; that is damaged, export it again.")
+    return int(offset)
+
+
+def _colours(path: Path, array: np.ndarray) -> np.ndarray:
+    """RGB or RGBA voxels (..., Z, Y, X) as (3, ..., Z, Y, X)."""
+    names = [str(name) for name in array.dtype.names or ()]
+    if len(names) == 4 and not (array[names[3]] == 255).all():
+        raise UsdError(f"{path} has transparent voxels, which have no meaning here; save the image without alpha.")
+    return np.stack([array[name] for name in names[:3]])
+
+
+# ------------------------------------------------------------------------------------------------------ geometry
+
+
+def _check_forms(path: Path, fields: Any, shape: Shape) -> None:
+    """Refuse the values of the form in use that SimpleITK replaces silently or cannot digest."""
+    axes = range(1, min(len(shape), 3) + 1)
+    spacing = np.array([float(fields["pixdim"][axis]) for axis in axes if shape[axis - 1] > 1])
+    valid_spacing = bool((spacing > 0).all() and np.isfinite(spacing).all())
+    if int(fields["sform_code"]) > 0:
+        matrix = np.stack([fields[f"srow_{axis}"] for axis in "xyz"]).astype(float)
+        valid = bool((np.abs(matrix) <= MAX_ORIGIN_MM).all()) and np.linalg.det(matrix[:, :3]) != 0
+        what = f"the affine (sform) is {matrix.round(6).tolist()}"
+    elif int(fields["qform_code"]) > 0:
+        quaternion = np.array([float(fields[f"quatern_{part}"]) for part in "bcd"])
+        offset = np.array([float(fields[f"qoffset_{axis}"]) for axis in "xyz"])
+        valid = valid_spacing and bool(np.isfinite(offset).all()) and bool((quaternion**2).sum() <= 1 + 1e-3)
+        what = f"the qform has quaternion {quaternion.tolist()}, offset {offset.tolist()}, spacing {spacing.tolist()}"
+    else:
+        valid = valid_spacing
+        what = f"there is no affine, and the spacing is {spacing.tolist()} mm (x, y, z)"
+    if not valid:
+        raise UsdError(f"{path} has no valid geometry: {what}; write the true affine into its header.")
+
+
+def _geometry(path: Path, fields: Any, block: bytes, shape: Shape) -> Geometry:
+    try:
+        if is_gzip(path) == (path.suffix.lower() == ".gz"):
+            return itk.information(path)[1]
+        with tempfile.TemporaryDirectory() as folder:  # SimpleITK goes by the name, and the header is all it needs
+            copy = Path(folder) / "header.nii"
+            copy.write_bytes(block[:-4] + bytes(4))
+            return itk.information(copy)[1]
     except UsdError as cause:  # above all "only supports orthonormal direction cosines"
         try:
-            return _affine_geometry(path, image.affine, is_2d=len(image.shape) == 2)
+            scale = _MM_OF_UNIT.get(fields.get_xyzt_units()[0], 1.0)
+            affine = np.diag([scale, scale, scale, 1.0]) @ fields.get_best_affine()
+            return _affine_geometry(path, affine, is_2d=len(shape) == 2)
         except UsdError as error:
             raise error from cause
 
 
 def _affine_geometry(path: Path, affine: np.ndarray, is_2d: bool) -> Geometry:
-    """Geometry from nibabel's RAS affine, with the directions made orthonormal where they nearly are.
+    """Geometry from nibabel's RAS affine in mm, with the directions made orthonormal where they nearly are.
 
     Raises:
-        UsdError: a sheared grid, which spacing and rotation cannot describe.
+        UsdError: no valid or a sheared grid, which spacing and rotation cannot describe.
     """
     matrix = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]  # RAS -> LPS
     spacing = np.linalg.norm(matrix, axis=0)
-    if not (np.isfinite(affine).all() and (spacing > 0).all()):
-        raise UsdError(f"{path} has no valid affine in its header; write spacing, origin and direction into it.")
-    u, _, vt = np.linalg.svd(matrix / spacing)
-    direction = u @ vt
-    shear = float(np.abs(direction - matrix / spacing).max())
-    if shear > 0.02:
-        raise UsdError(
-            f"{path} has a sheared grid (directions are off orthogonal by {shear:.3f}, allowed is 0.02); resample it "
-            "onto an orthogonal grid."
-        )
+    direction = nearest_rotation(path, matrix / np.where(spacing > 0, spacing, 1.0))
     origin = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, 3]
     z, y, x = spacing[::-1].tolist()
     return Geometry((z, y, x), tuple(origin.tolist()), tuple(direction.ravel().tolist()), is_2d=is_2d)

@@ -112,8 +112,9 @@ def _declared(path: Path, picture: Any) -> tuple[Shape, Geometry]:
         tiff_pages.check_description(path, picture.tag_v2.get(270), frames)
     if frames > 1 and path.suffix.lower() not in TIFF_ENDINGS:
         raise UsdError(f"{path} is a TIFF of {frames} pages; name it {split_ending(path.name)[0]}.tif.")
-    shape = (_channels(picture), frames, *_displayed_size(path, picture))
-    geometry = _geometry(path, frames)
+    size, geometry = _displayed_size(path, picture), _geometry(path, frames)
+    check_declared(path, (1, frames, *size), _BYTES_PER_VALUE, geometry)  # Pillow decodes a picture for its palette
+    shape = (_channels(picture), frames, *size)
     check_declared(path, shape, _BYTES_PER_VALUE, geometry)
     return shape, geometry
 
