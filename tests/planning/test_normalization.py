@@ -25,7 +25,10 @@ def test_other_names_are_z_score_with_a_reason() -> None:
         assert name in choice.reason
 
 
-@pytest.mark.parametrize(("name", "meant"), [("CTA", "ct"), ("z-score", "zscore"), ("rgb_to_01", "rgb_to_0_1")])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("CTA", "ct"), ("CT scan", "ct"), ("CT_", "ct"), ("z-score", "zscore"), ("rgb_to_01", "rgb_to_0_1")],
+)
 def test_near_misses_warn_but_stay_z_score(name: str, meant: str) -> None:
     choice = choose_normalizations([name], False)[0]
     assert choice.scheme == "zscore"

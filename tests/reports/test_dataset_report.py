@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 
-from unisegdiff_pipeline.fingerprint import Fingerprint, LesionSummary, Percentiles
+from unisegdiff_pipeline.fingerprint import Fingerprint, LesionSummary, Percentiles, extract_fingerprint
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.planning.plans import Plans, ReadabilityCurve, StagePlan
+from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
+from unisegdiff_pipeline.reports.dataset_pictures import chosen_cases
 from unisegdiff_pipeline.reports.dataset_report import write_dataset_report
 from unisegdiff_pipeline.reports.dataset_warnings import data_warnings
 
@@ -106,6 +110,59 @@ def test_few_and_empty_cases_are_warned_of() -> None:
     assert "There are only" not in found_in(fingerprint)
     assert "There are only 10 cases" in found_in(dataclasses.replace(fingerprint, cases=fingerprint.cases[:10]))
     assert "60% of the cases hold no foreground" in found_in(dataclasses.replace(fingerprint, share_of_empty_cases=0.6))
+    lidc, _ = reviewed("Dataset108_LIDC4R")
+    empty = sum(case.empty for case in lidc.cases)
+    assert f"hold no foreground ({empty} of {len(lidc.cases)})" in found_in(lidc)
+
+
+@pytest.mark.parametrize("name", ["CT scan", "CT_", "ct-arterial", "zscored"])
+def test_a_channel_name_that_nearly_names_a_scheme_is_warned_of(name: str) -> None:
+    fingerprint, _ = reviewed("Dataset101_BUSI")
+    assert "looks like the normalisation" in found_in(dataclasses.replace(fingerprint, channel_names=(name,)))
+
+
+@pytest.mark.parametrize("names", [("CT",), ("CT_8bit",), ("US",), ("T1c", "FLAIR"), ("R", "G", "B")])
+def test_other_channel_names_are_not(names: tuple[str, ...]) -> None:
+    fingerprint, _ = reviewed("Dataset101_BUSI")
+    assert "looks like" not in found_in(dataclasses.replace(fingerprint, channel_names=names))
+
+
+def test_three_cases_come_first_and_the_stages_last(phantom_2d: Path, tmp_path: Path) -> None:
+    """The facts of a raw data set, with pictures of a small, a median and a large label."""
+    raw = open_raw_dataset(phantom_2d)
+    fingerprint, report = extract_fingerprint(raw, workers=0)
+    report.require_ok()
+    folder = prepared(tmp_path, fingerprint, None)
+    text = write_dataset_report(folder, raw=raw).read_text()
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert headings == [
+        "Three cases with their labels", "Images", "Intensities", "Objects", "Warnings", "Cases",
+        "Stages of the diffusion",
+    ]  # fmt: skip
+    chosen = chosen_cases(fingerprint.cases)
+    voxels = [sum(c.voxels for c in case.classes) for case in chosen]
+    assert len(chosen) == 3
+    assert 0 < voxels[0] < voxels[1] < voxels[2]
+    assert re.findall(r"<section class=part><h3>(.*?)</h3>", text) == [case.case_id for case in chosen]
+    assert text.count("<figcaption>Labels</figcaption>") == 3
+    assert CLASS_COLORS[0] in text
+
+
+def test_cases_whose_files_have_gone_are_not_pictured(phantom_2d: Path, tmp_path: Path) -> None:
+    raw = open_raw_dataset(phantom_2d)
+    fingerprint, _ = extract_fingerprint(raw, workers=0)
+    gone = dataclasses.replace(raw, cases=tuple(dataclasses.replace(c, label_path=tmp_path / "x") for c in raw.cases))
+    text = write_dataset_report(prepared(tmp_path, fingerprint, None), raw=gone).read_text()
+    assert "Three cases" not in text
+
+
+def test_pictures_of_unknown_pixel_size_are_measured_in_pixels(tmp_path: Path) -> None:
+    fingerprint, plans = reviewed("Dataset101_BUSI")
+    text = write_dataset_report(prepared(tmp_path, fingerprint, with_stages(plans))).read_text()
+    assert "area pixels\N{SUPERSCRIPT TWO}" in text
+    assert "thickness pixels" in text
+    shown = re.sub(r"<script>.*|<style>.*?</style>", "", text, flags=re.S)
+    assert not re.findall(r"\bmm\b|\bml\b", re.sub(r"<[^>]*>", " ", shown))
 
 
 def test_rare_missing_and_tiny_classes_are_warned_of() -> None:

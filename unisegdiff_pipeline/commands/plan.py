@@ -51,6 +51,6 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
             say(json.dumps(to_jsonable(plans), indent=1))
             return
         write_json(folder / steps.PLANS, plans)
-        say(f"{steps.describe_plans(plans)}\nPlans: {folder / steps.PLANS}\nReport: {steps.write_report(folder)}")
+        say(f"{steps.describe_plans(plans)}\nPlans: {folder / steps.PLANS}\nReport: {steps.write_report(folder, raw)}")
 
     return plan

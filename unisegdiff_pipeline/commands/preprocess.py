@@ -41,7 +41,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
         folder, plans = steps.load_plans(roots, raw.name)
         names = steps.choose_configurations(plans, args.configuration)
         steps.preprocess_step(raw, folder, plans, names, args.workers, args.scheduler)
-        report = f"\nReport: {steps.write_report(folder)}" if (folder / steps.FINGERPRINT).is_file() else ""
+        report = f"\nReport: {steps.write_report(folder, raw)}" if (folder / steps.FINGERPRINT).is_file() else ""
         say(f"Preprocessed: {folder}{report}")
 
     return preprocess

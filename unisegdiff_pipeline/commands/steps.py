@@ -100,11 +100,11 @@ def write_facts(folder: Path, raw: RawDataset, fingerprint: Fingerprint, report:
     write_json(folder / DATASET, raw.description.raw)
 
 
-def write_report(folder: Path, with_plans: bool = True) -> Path:
-    """Write dataset_report.html from what the preprocessed folder holds; returns its path."""
+def write_report(folder: Path, raw: RawDataset, with_plans: bool = True) -> Path:
+    """Write dataset_report.html from what the preprocessed folder holds, and pictures; returns its path."""
     from unisegdiff_pipeline.reports.dataset_report import write_dataset_report
 
-    return write_dataset_report(folder, with_plans)
+    return write_dataset_report(folder, with_plans, raw)
 
 
 def plan_step(raw: RawDataset, fingerprint: Fingerprint, budget: Budget, former: Path | None = None) -> Plans:
@@ -186,7 +186,7 @@ def plan_and_preprocess(
     write_json(folder / PLANS, plans)
     say(describe_plans(plans))
     preprocess_step(raw, folder, plans, names, workers, scheduler)
-    write_report(folder)
+    write_report(folder, raw)
     return read_dataclass(Plans, folder / PLANS)
 
 

@@ -10,7 +10,6 @@ LOSSY_ENDINGS = (".jpg", ".jpeg")
 SUPPORTED_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS + PICTURE_ENDINGS + TIFF_ENDINGS
 
 
-
 def split_ending(name: str) -> tuple[str, str]:
     """Split a file name into stem and supported ending, `("case_0000", ".nii.gz")`; the ending is "" if unknown."""
     for ending in SUPPORTED_ENDINGS:

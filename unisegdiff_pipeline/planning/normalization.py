@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -48,7 +49,10 @@ def _choose(name: str, is_rgb: bool) -> ChannelNormalization:
             return ChannelNormalization(scheme, f"channel {name!r} names the scheme {scheme}")
     if is_rgb:
         return ChannelNormalization("rgb_to_0_1", f"channel {name!r} is a colour of natural images: divided by 255")
-    near = difflib.get_close_matches(folded, SCHEMES, n=1, cutoff=_NEAR_MISS)
+    # "CT scan" and "CT_" mean the scheme; a number, as in "CT_8bit", says that the values are others.
+    words = [] if any(c.isdigit() for c in folded) else re.split(r"[^a-z]+", folded)
+    near: list[str] = [scheme for scheme in SCHEMES if scheme in words]
+    near = near or difflib.get_close_matches(folded, SCHEMES, n=1, cutoff=_NEAR_MISS)
     reason = f"channel {name!r} names no scheme: z-score per image"
     if not near:
         return ChannelNormalization("zscore", reason)

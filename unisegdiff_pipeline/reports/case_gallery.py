@@ -192,8 +192,8 @@ class _CaseDrawing:
         (members,) = self._classes.values()
         # The wider line beneath stays visible where both agree.
         outlines = [
-            Outline(np.isin(reference, members), REFERENCE_COLOR, 2.4),
-            Outline(np.isin(predicted, members), PREDICTION_COLOR, 1.1),
+            Outline(np.isin(reference, members), REFERENCE_COLOR, 2.8),
+            Outline(np.isin(predicted, members), PREDICTION_COLOR, 1.3),
         ]
         return [(self._panel("reference and prediction", outlines), "Masks")]
 
@@ -207,7 +207,9 @@ class _CaseDrawing:
 
     def sample(self, index: int, labels: np.ndarray) -> tuple[Html, str]:
         name = f"Sample {index + 1}"
-        return self._panel(name, self._by_class(labels)), name
+        outlines = self._by_class(labels)
+        is_empty = not any(outline.mask.any() for outline in outlines)
+        return self._panel(name, outlines, "empty" if is_empty else ""), name
 
     def uncertainty(self, values: np.ndarray, reference: np.ndarray) -> tuple[Html, str]:
         outlines = [Outline(np.isin(reference, sum(map(tuple, self._classes.values()), ())), "#ffffff", 0.9)]
@@ -239,9 +241,11 @@ class _CaseDrawing:
             for members, color in zip(self._classes.values(), colors, strict=True)
         ]
 
-    def _panel(self, name: str, outlines: Sequence[Outline]) -> Html:
+    def _panel(self, name: str, outlines: Sequence[Outline], note: str = "") -> Html:
         alt = f"{self._case_id}: {name.lower()}"
-        return draw_panel(self._background, self._plane.pixel_mm, alt, outlines=outlines, region=self._region)
+        return draw_panel(
+            self._background, self._plane.pixel_mm, alt, outlines=outlines, region=self._region, note=note
+        )
 
 
 def _class_colors(count: int) -> list[str]:

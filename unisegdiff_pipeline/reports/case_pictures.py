@@ -25,7 +25,8 @@ REFERENCE_COLOR, PREDICTION_COLOR = "#35c8ff", "#ffb000"
 CLASS_COLORS = ("#35c8ff", "#ff7a45", "#45e0a8", "#ff8fc8", "#ffc233", "#8fdcff", "#d9b98c", "#b9c3cc")
 UNCERTAINTY_MAP = "magma"
 WINDOW_PERCENTILES = (0.5, 99.5)
-PANEL_IN = 2.1  # width
+PANEL_IN = 3.33  # width: 320 CSS pixels
+HALO_PT = 1.3  # of the dark line on either side of an outline
 MAX_PIXELS = 400  # of a panel along an edge; larger slices are averaged down
 # Least extent of a cut-out over that of the masks and of the slice; a larger one than the last is not cut at all.
 AROUND_MASKS, OF_SLICE, NOT_WORTH_CUTTING = 1.8, 0.24, 0.8
@@ -70,7 +71,7 @@ class Outline:
 
     mask: np.ndarray
     color: str
-    width: float = 1.3
+    width: float = 1.6
 
 
 def choose_plane(masks: Sequence[np.ndarray], geometry: Geometry, oriented: bool) -> Plane:
@@ -129,13 +130,18 @@ def _anatomical_axes(geometry: Geometry) -> list[tuple[int, int]]:
     return found
 
 
+def is_colored(image: np.ndarray) -> bool:
+    """Whether a slice (C, rows, columns) is taken for colours: three channels of 0 to 255."""
+    return image.shape[0] == 3 and image.min() >= 0 and image.max() <= 255
+
+
 def window(image: np.ndarray) -> np.ndarray:
-    """A slice (C, rows, columns) as uint8: (rows, columns, 3) for three channels of 0..255, else the first in grey.
+    """A slice (C, rows, columns) as uint8: (rows, columns, 3) for colours, else the first channel in grey.
 
     Grey values are stretched between two percentiles of what lies above the lowest value, so that air around a patient
     does not decide on the contrast.
     """
-    if image.shape[0] == 3 and image.min() >= 0 and image.max() <= 255:
+    if is_colored(image):
         return np.moveaxis(image, 0, -1).astype(np.uint8)
     plane = np.nan_to_num(image[0].astype(np.float32))
     lowest = float(plane.min())
@@ -182,6 +188,7 @@ def draw_panel(
     region: Region | None = None,
     box: Region | None = None,
     letters: Sequence[str] = (),
+    note: str = "",
     color_map: str = "gray",
     highest: float = 255,
 ) -> Html:
@@ -195,6 +202,7 @@ def draw_panel(
         region: the part to show; None shows all.
         box: a part to mark by a frame.
         letters: names of the left and the top edge.
+        note: a word in the middle, such as "empty".
         color_map: matplotlib's name of the colours of values.
         highest: value of the last colour; the first is 0.
     """
@@ -214,6 +222,8 @@ def draw_panel(
             corners = [(box.left, box.top), (box.right, box.top), (box.right, box.bottom), (box.left, box.bottom)]
             axis.plot(*np.transpose([*corners, corners[0]]), color="#ffffff", linewidth=1, dashes=(4, 2))
         _draw_letters(axis, letters)
+        if note:
+            axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", va="center", fontsize=13, **_ON_PICTURES)
         axis.set(xlim=extent[:2], ylim=extent[2:])
         axis.set_axis_off()
 
@@ -235,9 +245,16 @@ def _draw_letters(axis: Axes, letters: Sequence[str]) -> None:
         letters, ((0.02, 0.5, "left", "center"), (0.5, 0.98, "center", "top")), strict=False
     ):
         axis.text(
-            x, y, letter, transform=axis.transAxes, ha=horizontal, va=vertical, color="#ffffff", fontsize=8,
-            fontweight="bold",
+            x, y, letter, transform=axis.transAxes, ha=horizontal, va=vertical, fontsize=11, **_ON_PICTURES
         )  # fmt: skip
+
+
+_HALO = "#000000b0"
+_ON_PICTURES: dict[str, Any] = {
+    "color": "#ffffff",
+    "fontweight": "bold",
+    "bbox": {"facecolor": "#00000090", "edgecolor": "none", "boxstyle": "round,pad=0.15"},
+}
 
 
 def _draw_outline(axis: Axes, outline: Outline) -> None:
@@ -250,7 +267,7 @@ def _draw_outline(axis: Axes, outline: Outline) -> None:
     codes = np.tile([Path.MOVETO, Path.LINETO], len(lines))
     path = Path(lines.reshape(-1, 2).astype(float), codes)
     # A dark line beneath keeps outlines visible on bright tissue and on colour pictures.
-    for color, width in (("#00000080", outline.width + 1.0), (outline.color, outline.width)):
+    for color, width in ((_HALO, outline.width + 2 * HALO_PT), (outline.color, outline.width)):
         axis.add_patch(PathPatch(path, facecolor="none", edgecolor=color, linewidth=width, capstyle="round"))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unisegdiff_pipeline.fingerprint import ComponentFacts, Fingerprint
+from unisegdiff_pipeline.io.units import MM3_PER_ML, Units
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.reports import figures
 from unisegdiff_pipeline.reports.page import Html, format_number
@@ -31,7 +32,12 @@ def spacings(fingerprint: Fingerprint) -> Html:
 def shapes(fingerprint: Fingerprint) -> Html:
     """Shape after cropping of all cases along each axis."""
     values = [case.shape_after_crop for case in fingerprint.cases]
-    return _by_axis(fingerprint, values, "voxels", "Shape after cropping of all cases along each axis")
+    return _by_axis(
+        fingerprint,
+        values,
+        "pixels" if fingerprint.is_2d else "voxels",
+        "Shape after cropping of all cases along each axis",
+    )
 
 
 def intensities(fingerprint: Fingerprint) -> Html:
@@ -45,7 +51,7 @@ def intensities(fingerprint: Fingerprint) -> Html:
             box = {
                 "whislo": s.percentile_00_5, "q1": low, "med": s.median, "q3": high, "whishi": s.percentile_99_5,
             }  # fmt: skip
-            color = figures.series_color(index)
+            color = figures.channel_color(name, index)
             axis.bxp(
                 [box], orientation="horizontal", showfliers=False, patch_artist=True, widths=0.5,
                 boxprops={"facecolor": color, "alpha": 0.25, "edgecolor": color},
@@ -103,9 +109,20 @@ def counts(fingerprint: Fingerprint) -> Html:
     return _histogram(fingerprint, paint, "Components of each label map")
 
 
-def volumes(fingerprint: Fingerprint) -> Html:
+def length_scale(fingerprint: Fingerprint, units: Units) -> float:
+    """Factor of the fingerprint's millimetres; files of unknown pixel size may have made one up, which it undoes."""
+    pixels = [spacing for case in fingerprint.cases for spacing in case.spacing_mm[1:]]
+    return 1.0 if units.length == "mm" else 1 / float(np.median(pixels))
+
+
+def size_scale(fingerprint: Fingerprint, units: Units) -> float:
+    """The same for its cubic millimetres, of 2D images square ones."""
+    return 1 / MM3_PER_ML if units.size == "ml" else length_scale(fingerprint, units) ** 2
+
+
+def volumes(fingerprint: Fingerprint, units: Units) -> Html:
     """Volumes of all listed components, areas for 2D images."""
-    unit, scale = ("area (mm²)", 1.0) if fingerprint.is_2d else ("volume (ml)", 1e-3)
+    unit, scale = f"{units.size_word} ({units.size_text})", size_scale(fingerprint, units)
     values = [[v * scale for m in maps for v in m.volumes_mm3] for maps in _maps(fingerprint)]
     every = list(chain(*values))
     bins = np.geomspace(min(every) * 0.99, max(every) * 1.01, NUM_BINS)
@@ -118,14 +135,15 @@ def volumes(fingerprint: Fingerprint) -> Html:
     return _histogram(fingerprint, paint, f"Components by {unit}")
 
 
-def thicknesses(fingerprint: Fingerprint) -> Html:
+def thicknesses(fingerprint: Fingerprint, units: Units) -> Html:
     """Thickness of all listed components."""
-    values = [[t for m in maps for t in m.thickness_mm] for maps in _maps(fingerprint)]
+    scale = length_scale(fingerprint, units)
+    values = [[t * scale for m in maps for t in m.thickness_mm] for maps in _maps(fingerprint)]
     bins = np.linspace(0, max(chain(*values)) * 1.01, NUM_BINS)
 
     def paint(axis: Axes) -> None:
         axis.hist(values, bins=bins.tolist(), label=_names(fingerprint))
-        axis.set(xlabel="thickness (mm)", ylabel="components")
+        axis.set(xlabel=f"thickness ({units.length})", ylabel="components")
 
     return _histogram(fingerprint, paint, "Components by thickness")
 
@@ -151,7 +169,7 @@ def readability(configuration: ConfigurationPlan) -> Html:
         axis.set(xlabel="lam = ln(signal-to-noise ratio)", ylabel="readability")
         axis.set(xlim=(lam[0], lam[-1]), ylim=(-0.02, 1.02))
         if stages.curves:
-            axis.legend(loc="center left")
+            figures.legend_above(drawn)
 
     return figures.draw(paint, f"Readability of noised masks over lam, {configuration.name}")
 

@@ -18,9 +18,12 @@ from typing import TypeVar
 import unisegdiff_pipeline
 from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, Percentiles
 from unisegdiff_pipeline.io.integrity import Problem
+from unisegdiff_pipeline.io.raw_dataset import RawDataset
 from unisegdiff_pipeline.io.serialization import read_dataclass
+from unisegdiff_pipeline.io.units import Units, units_of
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
-from unisegdiff_pipeline.reports import dataset_figures
+from unisegdiff_pipeline.reports import dataset_figures, dataset_pictures
+from unisegdiff_pipeline.reports.dataset_figures import length_scale, size_scale
 from unisegdiff_pipeline.reports.dataset_warnings import data_warnings
 from unisegdiff_pipeline.reports.page import (
     Cell,
@@ -35,6 +38,7 @@ from unisegdiff_pipeline.reports.page import (
     details,
     facts,
     figure,
+    format_number,
     grid,
     key_figures,
     link,
@@ -51,12 +55,13 @@ MOST_CASES = 2000  # rows of the table of cases
 MOST_WARNINGS = 12  # shown at once
 
 
-def write_dataset_report(folder: Path, with_plans: bool = True) -> Path:
+def write_dataset_report(folder: Path, with_plans: bool = True, raw: RawDataset | None = None) -> Path:
     """Write dataset_report.html into a preprocessed data set's folder; returns its path.
 
     Args:
         folder: preprocessed/DatasetXXX_Name, which holds fingerprint.json.
         with_plans: show plans.json, where there is one; off where it may belong to an earlier fingerprint.
+        raw: the data set, for pictures of three of its cases; without it there are none.
 
     Raises:
         UsdError: fingerprint.json or plans.json cannot be read.
@@ -66,18 +71,21 @@ def write_dataset_report(folder: Path, with_plans: bool = True) -> Path:
     if with_plans and (folder / PLANS_NAME).is_file():
         plans = read_dataclass(Plans, folder / PLANS_NAME)
     found = read_dataclass(tuple[Problem, ...], folder / WARNINGS_NAME) if (folder / WARNINGS_NAME).is_file() else ()
+    units = units_of(fingerprint.is_2d, plans is None or plans.spacing_known)
+    pictures = None if raw is None else dataset_pictures.section(fingerprint, raw)
     page = Page(
         title=fingerprint.dataset_name,
         subtitle="Data set report",
-        lead=_lead(fingerprint, plans),
+        lead=[*_lead(fingerprint, units), *_warnings_ahead(len(data_warnings(fingerprint, plans)) + len(found))],
         sections=[
-            _warnings(fingerprint, plans, found),
-            _images(fingerprint, plans),
+            *([] if pictures is None else [pictures]),
+            _images(fingerprint, units),
             _intensities(fingerprint, plans),
-            _objects(fingerprint, plans),
+            _objects(fingerprint, units),
+            *([] if plans is None else [_plan(plans, units)]),
+            _warnings(fingerprint, plans, found),
+            _cases(fingerprint, units),
             _stages(fingerprint, plans),
-            *([] if plans is None else [_plan(plans)]),
-            _cases(fingerprint),
         ],
         footer=f"unisegdiff_pipeline {unisegdiff_pipeline.__version__}",
     )
@@ -87,14 +95,14 @@ def write_dataset_report(folder: Path, with_plans: bool = True) -> Path:
 # ------------------------------------------------------------------------------------------------------------ opening
 
 
-def _lead(fingerprint: Fingerprint, plans: Plans | None) -> list[Html]:
+def _lead(fingerprint: Fingerprint, units: Units) -> list[Html]:
     cases, empty = fingerprint.cases, sum(case.empty for case in fingerprint.cases)
     raters = max(len(case.raters) for case in cases)
     classes = [lesion.class_name for lesion in fingerprint.lesions]
     items = [
         KeyFigure("Cases", str(len(cases)), f"{empty} without foreground"),
         KeyFigure("Images", "2D" if fingerprint.is_2d else "3D", _shape_text(fingerprint)),
-        KeyFigure("Voxel size, mm", _spacing_text(fingerprint), _spacing_detail(fingerprint, plans)),
+        _size_figure(fingerprint, units),
         KeyFigure("Channels", str(len(fingerprint.channel_names)), ", ".join(fingerprint.channel_names)),
         KeyFigure("Classes", str(len(classes)), ", ".join(classes)),
     ]
@@ -108,16 +116,22 @@ def _shape_text(fingerprint: Fingerprint) -> str:
     return f"median {_times(round(statistics.median(axis)) for axis in zip(*shapes, strict=True))}"
 
 
-def _spacing_text(fingerprint: Fingerprint) -> str:
+def _size_figure(fingerprint: Fingerprint, units: Units) -> KeyFigure:
+    name = "Pixel size" if fingerprint.is_2d else "Voxel size"
+    if units.length == "pixels":
+        return KeyFigure(name, "unknown", "sizes are in pixels")
     spacings = [_axes(fingerprint, case.spacing_mm) for case in fingerprint.cases]
     medians = [statistics.median(axis) for axis in zip(*spacings, strict=True)]
-    return _times(f"{s:.3g}" for s in medians)
+    detail = "nominal: not known" if units.nominal else f"median, {_times(_axes(fingerprint, 'ZYX'))}"
+    return KeyFigure(f"{name}, mm", _times(f"{s:.3g}" for s in medians), detail)
 
 
-def _spacing_detail(fingerprint: Fingerprint, plans: Plans | None) -> str:
-    if plans is not None and not plans.spacing_known:
-        return "nominal: not known"
-    return f"median, {_times(_axes(fingerprint, 'ZYX'))}"
+def _warnings_ahead(count: int) -> list[Html]:
+    """A line at the top that leads to the warnings further down."""
+    if not count:
+        return []
+    text = link("#warnings", "1 warning" if count == 1 else f"{count} warnings")
+    return [notice(Html(f"{text} to look at before you train."), "warning")]
 
 
 def _warnings(fingerprint: Fingerprint, plans: Plans | None, found: Sequence[Problem]) -> Section:
@@ -136,18 +150,18 @@ def _warnings(fingerprint: Fingerprint, plans: Plans | None, found: Sequence[Pro
 # ------------------------------------------------------------------------------------------------------------ the data
 
 
-def _images(fingerprint: Fingerprint, plans: Plans | None) -> Section:
-    drawn, said = [], []
+def _images(fingerprint: Fingerprint, units: Units) -> Section:
+    drawn, said, name = [], [], "Pixels" if fingerprint.is_2d else "Voxels"
     spacings, shapes = ({getattr(c, name) for c in fingerprint.cases} for name in ("spacing_mm", "shape_after_crop"))
     if len(spacings) > 1:
-        drawn.append(figure(dataset_figures.spacings(fingerprint), "Voxel size along each axis."))
-    elif plans is None or plans.spacing_known:
-        said.append(f"Voxels are of {_times(f'{s:.3g}' for s in _axes(fingerprint, *spacings))} mm in every image.")
+        drawn.append(figure(dataset_figures.spacings(fingerprint), f"{name[:-1]} size along each axis."))
+    elif units.length == "mm" and not units.nominal:
+        said.append(f"{name} are of {_times(f'{s:.3g}' for s in _axes(fingerprint, *spacings))} mm in every image.")
     if len(shapes) > 1:
-        text = "Voxels along each axis after cropping to what is not zero."
+        text = f"{name} along each axis after cropping to what is not zero."
         drawn.append(figure(dataset_figures.shapes(fingerprint), text))
     else:
-        said.append(f"All images have {_times(_axes(fingerprint, *shapes))} voxels.")
+        said.append(f"All images have {_times(_axes(fingerprint, *shapes))} {name.lower()}.")
     cropped = 1 - fingerprint.median_crop_share
     if cropped >= 0.005:
         said.append(f"Cropping to what is not zero takes {cropped:.0%} of the median image away.")
@@ -173,29 +187,31 @@ def _intensities(fingerprint: Fingerprint, plans: Plans | None) -> Section:
 _INTENSITY_TITLES = ("mean", "std", "minimum", "0.5 %", "median", "99.5 %", "maximum")
 
 
-def _objects(fingerprint: Fingerprint, plans: Plans | None) -> Section:
-    unit = "area" if fingerprint.is_2d else "volume"
+def _objects(fingerprint: Fingerprint, units: Units) -> Section:
     drawn = [figure(dataset_figures.balance(fingerprint), "Class balance, on a logarithmic scale.")]
     if any(lesion.share_of_maps for lesion in fingerprint.lesions):
         drawn += [
             figure(dataset_figures.counts(fingerprint), "Connected components of each label map."),
-            figure(dataset_figures.volumes(fingerprint), f"Components by {unit}."),
-            figure(dataset_figures.thicknesses(fingerprint), "Components by thickness: twice the largest distance to "
-                   "the outside."),
-        ]  # fmt: skip
-    nominal = " All sizes are nominal: voxel sizes are not known." if plans and not plans.spacing_known else ""
+            figure(dataset_figures.volumes(fingerprint, units), f"Components by {units.size_word}."),
+            figure(
+                dataset_figures.thicknesses(fingerprint, units),
+                "Components by thickness: twice the largest distance to the outside.",
+            ),
+        ]
+    nominal = " All sizes are nominal: voxel sizes are not known." if units.nominal else ""
     intro = f"Connected components of each class; voxels touch by face, edge or corner.{nominal}"
-    return Section("Objects", [grid(drawn), table(_objects_table(fingerprint)), *_raters(fingerprint)], intro)
+    return Section("Objects", [grid(drawn), table(_objects_table(fingerprint, units)), *_raters(fingerprint)], intro)
 
 
-def _objects_table(fingerprint: Fingerprint) -> Table:
-    unit, scale = ("area mm²", 1.0) if fingerprint.is_2d else ("volume ml", 1e-3)
+def _objects_table(fingerprint: Fingerprint, units: Units) -> Table:
+    scale = size_scale(fingerprint, units)
     spread = "median (10 to 90 %)"
     columns = [
         Column("class", "text"), Column("in maps", hint="share of the label maps that hold the class"),
         Column("share of voxels"), Column("components a map", hint=f"{spread}, over maps that hold the class"),
-        Column(unit, hint=spread), Column("thickness mm", hint=spread),
-        Column("main thickness mm", hint=f"{spread}, of each map's thickest component"),
+        Column(f"{units.size_word} {units.size_text}", hint=spread),
+        Column(f"thickness {units.length}", hint=spread),
+        Column(f"main thickness {units.length}", hint=f"{spread}, of each map's thickest component"),
     ]  # fmt: skip
     rows: list[list[Cell]] = [
         [
@@ -204,8 +220,8 @@ def _objects_table(fingerprint: Fingerprint) -> Table:
             Shown(f"{lesion.foreground_share:.3%}", lesion.foreground_share),
             _spread(lesion.components_per_map),
             _spread(lesion.volume_mm3, scale),
-            _spread(lesion.thickness_mm),
-            _spread(lesion.main_thickness_mm),
+            _spread(lesion.thickness_mm, length_scale(fingerprint, units)),
+            _spread(lesion.main_thickness_mm, length_scale(fingerprint, units)),
         ]
         for lesion in fingerprint.lesions
     ]
@@ -266,13 +282,14 @@ _ABOUT_STAGES = (
 )
 
 
-def _plan(plans: Plans) -> Section:
+def _plan(plans: Plans, units: Units) -> Section:
     columns = [Column("", "text"), *(Column(name, "text") for name in plans.configurations)]
-    described = [_describe(configuration) for configuration in plans.configurations.values()]
+    described = [_describe(configuration, units) for configuration in plans.configurations.values()]
     rows: list[list[Cell]] = [[key, *(d[key] for d in described)] for key in described[0]]
     reasons: list[list[Cell]] = [[key, reason] for key, reason in plans.decisions.items()]
     budget = plans.budget
-    device = f"a CPU with {budget.num_cores} cores" if budget.device == "cpu" else "a GPU"
+    cores = f"{budget.num_cores} core{'' if budget.num_cores == 1 else 's'}"
+    device = f"a CPU with {cores}" if budget.device == "cpu" else "a GPU"
     items = {
         "planned for": f"{device} and {budget.memory_gb:.3g} GB",
         "recommended": plans.recommended_configuration,
@@ -288,13 +305,17 @@ def _plan(plans: Plans) -> Section:
     return Section("Plan", [*body, paragraph(where, quiet=True)])
 
 
-def _describe(c: ConfigurationPlan) -> dict[str, str]:
+def _describe(c: ConfigurationPlan, units: Units) -> dict[str, str]:
     network, training, spacing = c.network, c.training, c.preprocessing.target_spacing_mm
     features = ", ".join(str(level.features) for level in network.levels)
-    stages = "not planned yet" if c.stages is None else f"lam {c.stages.lam_a:.2f} and {c.stages.lam_c:.2f}"
+    stages = "not planned yet"
+    if c.stages is not None:
+        stages = f"lam {format_number(c.stages.lam_a, 2)} and {format_number(c.stages.lam_c, 2)}"
+    is_2d = units.size != "ml"  # 2D images have no Z
+    size = _times("kept" if s is None else f"{s:.3g}" for s in spacing[is_2d:])
     return {
-        "voxel size": f"{_times('kept' if s is None else f'{s:.3g}' for s in spacing)} mm",
-        "median image": _times(c.median_shape),
+        "pixel size" if is_2d else "voxel size": f"{size} {units.length}{' of the files' if is_2d else ''}",
+        "median image": _times(c.median_shape[is_2d:]),
         "patch": _times(network.patch_size),
         "batch": str(training.batch_size),
         "normalisation": ", ".join(dict.fromkeys(c.preprocessing.normalization)),
@@ -307,32 +328,33 @@ def _describe(c: ConfigurationPlan) -> dict[str, str]:
     }
 
 
-def _cases(fingerprint: Fingerprint) -> Section:
+def _cases(fingerprint: Fingerprint, units: Units) -> Section:
     shown = fingerprint.cases[:MOST_CASES]
-    unit, scale = ("mm²", 1.0) if fingerprint.is_2d else ("ml", 1e-3)
     with_groups = any(case.group is not None for case in shown)
     columns = [
         Column("case", "text"), *([Column("group", "text")] if with_groups else []), Column("shape"),
-        Column("voxel mm"), Column("foreground"), Column("components"), Column(f"largest {unit}", digits=2),
-        Column("thickest mm", digits=1),
+        *([Column("voxel mm")] if units.length == "mm" else []), Column("foreground"), Column("components"),
+        Column(f"largest {units.size_text}", digits=0 if units.size == "pixels2" else 2),
+        Column(f"thickest {units.length}", digits=1),
     ]  # fmt: skip
     rows = []
     for case in shown:
-        row = _case_row(fingerprint, case, scale)
+        row = _case_row(fingerprint, case, units)
         rows.append([row[0], *([case.group or ""] if with_groups else []), *row[1:]])
     left = len(fingerprint.cases) - len(shown)
     intro = f"The first {len(shown)} cases; {left} more are in fingerprint.json." if left else ""
     return Section("Cases", [table(Table(columns, rows, caption=f"{len(rows)} cases", searchable=True))], intro)
 
 
-def _case_row(fingerprint: Fingerprint, case: CaseFingerprint, scale: float) -> list[Cell]:
-    volumes = [v * scale for c in case.classes for v in c.volumes_mm3[:1]]
-    thickness = [t for c in case.classes for t in c.thickness_mm]
+def _case_row(fingerprint: Fingerprint, case: CaseFingerprint, units: Units) -> list[Cell]:
+    volumes = [v * size_scale(fingerprint, units) for c in case.classes for v in c.volumes_mm3[:1]]
+    thickness = [t * length_scale(fingerprint, units) for c in case.classes for t in c.thickness_mm]
     shape, spacing = _axes(fingerprint, case.shape), _axes(fingerprint, case.spacing_mm)
+    size: list[Cell] = [Shown(_times(f"{s:.3g}" for s in spacing), math.prod(spacing))]
     return [
         case.case_id,
         Shown(_times(shape), float(math.prod(case.shape))),
-        Shown(_times(f"{s:.3g}" for s in spacing), math.prod(spacing)),
+        *(size if units.length == "mm" else []),
         Shown(f"{case.foreground_share:.2%}", case.foreground_share),
         sum(c.count for c in case.classes),
         max(volumes, default=None),

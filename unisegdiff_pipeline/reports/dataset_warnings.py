@@ -7,10 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from unisegdiff_pipeline.fingerprint import Fingerprint
+from unisegdiff_pipeline.io.units import units_of
+from unisegdiff_pipeline.planning.normalization import choose_normalizations
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 
 FEW_CASES = 20
-MANY_EMPTY = 0.5
+MANY_EMPTY = 0.1
 FEW_MAPS = 10
 SPACING_RATIO = 2.0
 THIN_VOXELS = 3.0
@@ -25,7 +27,8 @@ def data_warnings(fingerprint: Fingerprint, plans: Plans | None) -> list[str]:
     if plans.spacing_known:
         found += _about_spacing(fingerprint)
     configuration = plans.configurations[plans.recommended_configuration]
-    return [*found, *_about_thin_objects(fingerprint, configuration), *_about_stages(fingerprint, configuration)]
+    found += _about_thin_objects(fingerprint, configuration, plans.spacing_known)
+    return [*found, *_about_stages(fingerprint, configuration)]
 
 
 def _about_cases(fingerprint: Fingerprint) -> Iterator[str]:
@@ -37,10 +40,13 @@ def _about_cases(fingerprint: Fingerprint) -> Iterator[str]:
         )
     if fingerprint.share_of_empty_cases > MANY_EMPTY:
         yield (
-            f"{fingerprint.share_of_empty_cases:.0%} of the cases hold no foreground. Training takes this into "
-            "account, but their scores only say whether anything was found where nothing is: look at false positives "
-            "beside Dice."
+            f"{fingerprint.share_of_empty_cases:.0%} of the cases hold no foreground "
+            f"({sum(case.empty for case in fingerprint.cases)} of {count}). See that they are meant to be empty; Dice "
+            "is undefined for them, so look at false positives beside it."
         )
+    for choice in choose_normalizations(fingerprint.channel_names, natural_images=True):
+        if choice.warning:
+            yield f"{choice.warning[0].upper()}{choice.warning[1:]}."
 
 
 def _about_classes(fingerprint: Fingerprint) -> Iterator[str]:
@@ -74,7 +80,9 @@ def _about_spacing(fingerprint: Fingerprint) -> Iterator[str]:
             )
 
 
-def _about_thin_objects(fingerprint: Fingerprint, configuration: ConfigurationPlan) -> Iterator[str]:
+def _about_thin_objects(
+    fingerprint: Fingerprint, configuration: ConfigurationPlan, spacing_known: bool
+) -> Iterator[str]:
     in_plane = [s for s in configuration.preprocessing.target_spacing_mm[1:] if s is not None]
     if not in_plane:
         return
@@ -85,7 +93,8 @@ def _about_thin_objects(fingerprint: Fingerprint, configuration: ConfigurationPl
             thin.append(lesion.class_name)
         elif lesion.thickness_mm is not None and lesion.thickness_mm.p50 < limit_mm:
             specks.append(lesion.class_name)
-    size = f"{THIN_VOXELS:g} voxels at the {max(in_plane):.3g} mm planned for {configuration.name}"
+    unit = units_of(fingerprint.is_2d, spacing_known).length
+    size = f"{THIN_VOXELS:g} voxels at the {max(in_plane):.3g} {unit} planned for {configuration.name}"
     if thin:
         yield (
             f"In half of the label maps {_listed(thin)} is nowhere thicker than {size}: Dice will be low whatever is "

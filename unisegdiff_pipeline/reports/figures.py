@@ -81,6 +81,12 @@ def series_color(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
+def channel_color(name: str, index: int) -> str:
+    """Colour of a channel: channels R, G and B have their own hue, others that of their place."""
+    hues = {"r": SERIES[1], "red": SERIES[1], "g": SERIES[2], "green": SERIES[2], "b": SERIES[0], "blue": SERIES[0]}
+    return hues.get(name.casefold(), series_color(index))
+
+
 def legend_above(figure: Figure, columns: int = 2) -> None:
     """A legend of all lines above the axes, where it hides nothing."""
     figure.legend(loc="outside upper left", ncols=columns)

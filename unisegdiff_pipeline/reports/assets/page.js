@@ -1,5 +1,5 @@
 "use strict";
-// Sorting and searching of tables. The page reads without it; it only adds to what is there.
+// Sorting and searching of tables, and hints. The page reads without it; it only adds to what is there.
 
 function cellKey(row, column) {
   const cell = row.cells[column];
@@ -70,6 +70,19 @@ for (const box of document.querySelectorAll(".table-box")) {
   if (box.dataset.sortable !== undefined) makeSortable(table);
   if (box.dataset.searchable !== undefined) makeSearchable(box, table);
 }
+
+// On a narrow window nothing else tells that a table or a picture goes on at its side.
+function hintAtScrolling(scroller, what) {
+  const hint = document.createElement("p");
+  hint.className = "scroll-hint";
+  hint.textContent = `\u2194 scroll sideways for ${what}`;
+  scroller.after(hint);
+  const update = () => { hint.hidden = scroller.scrollWidth <= scroller.clientWidth + 1; };
+  new ResizeObserver(update).observe(scroller);
+  update();
+}
+for (const scroller of document.querySelectorAll(".table-scroll")) hintAtScrolling(scroller, "more columns");
+for (const scroller of document.querySelectorAll(".wide > .picture")) hintAtScrolling(scroller, "the rest");
 
 // A click on a small picture enlarges it.
 for (const picture of document.querySelectorAll(".panels figure")) {

@@ -1,0 +1,102 @@
+"""Three cases with their labels: a label that is flipped, shifted or of another case is seen at once.
+
+They are drawn from the raw files, as viewers show them, before anything was resampled or normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.images import read_image, read_labels
+from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
+from unisegdiff_pipeline.reports.case_pictures import (
+    CLASS_COLORS,
+    Outline,
+    choose_plane,
+    draw_panel,
+    is_colored,
+    region_of_interest,
+    window,
+)
+from unisegdiff_pipeline.reports.page import Html, Section, legend, panels, subsection
+
+QUANTILES = (1 / 6, 1 / 2, 5 / 6)  # of the amount of foreground: a small, a median and a large one
+MOST_CHANNELS = 4
+MOST_VOXELS = 200_000_000  # of an image; reading a larger one takes longer than its picture is worth
+
+
+def section(fingerprint: Fingerprint, raw: RawDataset) -> Section | None:
+    """Pictures of three cases with foreground; None where there is none, or no file can be read."""
+    files = {case.case_id: case for case in raw.cases}
+    parts = []
+    for case in chosen_cases([c for c in fingerprint.cases if c.case_id in files]):
+        try:
+            parts.append(subsection(case.case_id, [_panels(fingerprint, files[case.case_id], raw)]))
+        except UsdError:  # the files have changed since they were measured; the commands say so
+            continue
+    if not parts:
+        return None
+    labels = raw.description.labels
+    intro = (
+        "With little, median and much foreground: the slice with the largest labelled area, as the files hold it. See "
+        "whether the outlines follow what they should."
+    )
+    if not fingerprint.is_2d and raw.description.spacing_known:
+        intro += " The patient's right (R) is on the left, anterior (A) or superior (S) on top."
+    colors = dict(zip(labels.names, _colors(len(labels.names)), strict=True))
+    return Section("Three cases with their labels", [*parts, legend(colors)], intro)
+
+
+def chosen_cases(cases: Sequence[CaseFingerprint]) -> list[CaseFingerprint]:
+    """A small, a median and a large one of the cases with foreground, by the voxels they label."""
+
+    def amount(case: CaseFingerprint) -> int:
+        return sum(found.voxels for found in case.classes)
+
+    able = [c for c in cases if not c.empty and np.prod(c.shape, dtype=float) <= MOST_VOXELS]
+    ranked = sorted(able, key=lambda case: (amount(case), case.case_id))
+    places = dict.fromkeys(int(quantile * len(ranked)) for quantile in QUANTILES)
+    return [ranked[place] for place in places] if ranked else []
+
+
+def _panels(fingerprint: Fingerprint, case: RawCase, raw: RawDataset) -> Html:
+    assert case.label_path is not None
+    image, labels = read_image(case.image_paths), read_labels(case.label_path)
+    if image.array.shape[1:] != labels.array.shape[1:]:
+        raise UsdError(f"{case.label_path} has another shape than its image.")
+    scheme, mask = raw.description.labels, labels.array[0]
+    classes = dict(scheme.class_masks(mask))
+    foreground = np.logical_or.reduce(list(classes.values()))
+    plane = choose_plane([foreground], labels.geometry, raw.description.spacing_known)
+    shown = plane.cut(image.array)
+    names = fingerprint.channel_names
+    pictures = {name: window(shown[i : i + 1]) for i, name in enumerate(names[:MOST_CHANNELS])}
+    if is_colored(shown):
+        pictures = {"Image": window(shown)}
+    outlines = _outlines({name: plane.cut(m) for name, m in classes.items()})
+    region = region_of_interest([outline.mask for outline in outlines], plane.pixel_mm)
+    first = next(iter(pictures.values()))
+    found: list[tuple[Html, str]] = []
+    place = f", slice {plane.index + 1}" if len(mask) > 1 else ""
+    for name, picture in pictures.items():
+        alt = f"{case.case_id}: {name}"
+        found.append((draw_panel(picture, plane.pixel_mm, alt, letters=plane.letters), f"{name}{place}"))
+    whole = draw_panel(first, plane.pixel_mm, f"{case.case_id}: labels", outlines=outlines, letters=plane.letters)
+    found.append((whole, "Labels"))
+    if region is not None:
+        near = draw_panel(first, plane.pixel_mm, f"{case.case_id}: near", outlines=outlines, region=region)
+        found.append((near, "Labels, enlarged"))
+    return panels(found)
+
+
+def _outlines(masks: Mapping[str, np.ndarray]) -> list[Outline]:
+    colors = _colors(len(masks))
+    return [Outline(mask, color) for mask, color in zip(masks.values(), colors, strict=True)]
+
+
+def _colors(count: int) -> list[str]:
+    return [CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(count)]
