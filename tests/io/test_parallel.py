@@ -173,3 +173,12 @@ def test_control_groups(tmp_path, monkeypatch):
 def test_this_machine_has_cores_and_memory():
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
     assert 0.01 < available_memory_gb() < 1e5
+
+
+def test_where_no_process_can_start_cases_are_worked_on_here(monkeypatch):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.Lock", full)
+    with pytest.warns(UserWarning, match=r"/dev/shm is full or missing \(No space left on device\); Testing works in"):
+        assert [result.value for result in _run(_square, workers=2)] == [0, 1, 4, 9]

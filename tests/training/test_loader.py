@@ -13,7 +13,7 @@ import torch
 
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.training.loader import open_loader
-from unisegdiff_pipeline.training.patches import PackedBatch
+from unisegdiff_pipeline.training.patches import Batch, PackedBatch
 
 
 @dataclass
@@ -27,6 +27,9 @@ class CountingSource:
 
     def preload(self) -> None:
         self.preloaded = True
+
+    def batch(self, iteration: int) -> Batch:
+        return self.packed_batch(iteration).unpack()
 
     def packed_batch(self, iteration: int) -> PackedBatch:
         if iteration == self.at and self.accident == "killed":
@@ -132,3 +135,42 @@ def test_negative_workers_are_refused() -> None:
         open_loader(CountingSource(), 0, 1, -1),
     ):
         pass
+
+
+def test_batches_that_shared_memory_has_no_room_for_are_made_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(self: PackedBatch) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </x>: No space left on device (28)\ntrace")
+
+    monkeypatch.setattr(PackedBatch, "share_memory_", no_room)
+    said = r"/dev/shm\) has no room for a batch \(unable .* \(28\)\).*--workers 0"
+    with pytest.warns(UserWarning, match=said) as found:
+        assert numbers(CountingSource(), 0, 9, 2) == list(range(9))
+    assert len(found) == 1
+
+
+def test_where_no_process_can_start_batches_are_made_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.Lock", full)
+    with pytest.warns(UserWarning, match=r"/dev/shm is full or missing \(No space left on device\); batches are"):
+        assert numbers(CountingSource(), 0, 3, 2) == [0, 1, 2]
+
+
+def test_the_cleanup_of_a_loader_does_not_hide_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Workers
+
+    original = Workers._shutdown_workers
+
+    def failing(self: Workers) -> None:
+        original(self)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    def train() -> None:
+        with open_loader(CountingSource(), 0, None, 1):
+            raise UsdError("the training has diverged")
+
+    monkeypatch.setattr(Workers, "_shutdown_workers", failing)
+    monkeypatch.setattr(Workers, "__del__", lambda self: None)
+    with pytest.raises(UsdError, match="diverged"):
+        train()

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +29,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 _MEMORY_SHARE = 0.8
+LOCKS_PER_WORKER = 5  # of a pool or a loader: 3 for each queue, and one queue more than workers
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -77,6 +79,9 @@ def map_cases(
         return []
     job = _Job(function, list(items), list(names), description)
     workers = min(workers, len(items))
+    if workers > 1 and scheduler is None and not threads and (reason := no_processes(workers)):
+        warnings.warn(f"{reason}; {description} works in this process, as with --workers 0.", stacklevel=2)
+        workers = 0
     if scheduler is not None:
         job.run_on(_dask_executor(scheduler))
     elif workers <= 1:
@@ -247,6 +252,19 @@ def choose_workers(memory_per_item_gb: float, requested: int | None = None) -> i
         return requested
     by_memory = int(_MEMORY_SHARE * available_memory_gb() / max(memory_per_item_gb, 1e-3))
     return max(1, min(usable_cores(), by_memory))
+
+
+def no_processes(workers: int) -> str | None:
+    """Why so many worker processes cannot be started; None where they can.
+
+    They lock each other out by semaphores, which take 4 KB of shared memory each.
+    """
+    try:
+        locks = [multiprocessing.Lock() for _ in range(LOCKS_PER_WORKER * (workers + 1))]
+    except OSError as error:
+        return f"worker processes cannot be started, most often because /dev/shm is full or missing ({error.strerror})"
+    del locks
+    return None
 
 
 def usable_cores() -> int:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -17,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.parallel import no_processes
 from unisegdiff_pipeline.io.signals import held_back, take_up
 from unisegdiff_pipeline.training.patches import Batch, PackedBatch, PatchSource
 
@@ -35,7 +37,8 @@ def open_loader(
     """Give an iterator over the batches first_iteration .. last_iteration - 1, without an end where that is None.
 
     The batches are the same bit by bit for any number of workers. Workers are forked where the system allows it:
-    they start in milliseconds and share the cases that `source` has read into memory.
+    they start in milliseconds and share the cases that `source` has read into memory. Batches that do not fit into
+    shared memory (/dev/shm, 64 MB in a Docker container) are made in this process, with a warning.
 
     Args:
         source: makes batch i on demand.
@@ -50,6 +53,9 @@ def open_loader(
     """
     if workers < 0:
         raise ValueError(f"workers is {workers}; give 0 or more")
+    if workers > 0 and (reason := no_processes(workers)):
+        warnings.warn(f"{reason}; batches are prepared in this process, as with --workers 0.", stacklevel=2)
+        workers = 0
     if workers > 0:
         source.preload()
     loader = DataLoader(
@@ -69,7 +75,7 @@ def open_loader(
     with held_back(signal.SIGINT, signal.SIGTERM):
         iterator = iter(loader)
     try:
-        yield _unpacked(iterator)
+        yield _unpacked(iterator, source)
     except (RuntimeError, ConnectionError, EOFError) as error:
         # A worker's death interrupts whatever the training is doing at that moment, a batch on its way included.
         message = _worker_problem(error, workers, timeout_s)
@@ -85,10 +91,22 @@ def open_loader(
                 shutdown()
 
 
-def _unpacked(iterator: Iterator[PackedBatch | _UserError]) -> Iterator[Batch]:
+def _unpacked(iterator: Iterator[PackedBatch | _UserError | _NotShared], source: PatchSource) -> Iterator[Batch]:
+    warned = False
     for result in iterator:
         if isinstance(result, _UserError):
             raise UsdError(result.message)
+        if isinstance(result, _NotShared):
+            if not warned:
+                warnings.warn(
+                    f"shared memory (/dev/shm) has no room for a batch ({result.reason}); batches are prepared in the "
+                    f"training process itself, as with --workers 0. Where it is larger (docker run --shm-size=8g), "
+                    f"worker processes prepare them ahead.",
+                    stacklevel=2,
+                )
+            warned = True
+            yield source.batch(result.iteration)
+            continue
         yield result.unpack()
 
 
@@ -118,17 +136,36 @@ class _UserError:
     message: str
 
 
+@dataclass(frozen=True)
+class _NotShared:
+    """In place of a batch that a worker has no shared memory for."""
+
+    iteration: int
+    reason: str
+
+
 class _Batches(Dataset):
     """Batches by iteration number."""
 
     def __init__(self, source: PatchSource) -> None:
         self._source = source
+        self._no_room = ""  # for batches in shared memory, as the system says it
 
-    def __getitem__(self, iteration: int) -> PackedBatch | _UserError:
+    def __getitem__(self, iteration: int) -> PackedBatch | _UserError | _NotShared:
+        if self._no_room:
+            return _NotShared(iteration, self._no_room)
         try:
-            return self._source.packed_batch(iteration)
+            batch = self._source.packed_batch(iteration)
         except UsdError as error:
             return _UserError(str(error))
+        if torch.utils.data.get_worker_info() is not None:
+            try:
+                # Else the loader does it later, on a thread whose failure nobody hears of: the batch never arrives.
+                batch.share_memory_()
+            except (RuntimeError, OSError) as error:
+                self._no_room = (str(error).splitlines() or [type(error).__name__])[0]
+                return _NotShared(iteration, self._no_room)
+        return batch
 
 
 class _Iterations(Iterable[int]):

@@ -115,6 +115,12 @@ class PackedBatch:
         valid = torch.ones_like(target[:, :1]) if self.valid is None else self.valid.float()
         return Batch(self.image, target, valid, self.case_ids)
 
+    def share_memory_(self) -> None:
+        """Move the batch into memory that other processes can map."""
+        for tensor in (self.image, self.target, self.valid):
+            if tensor is not None:
+                tensor.share_memory_()
+
     def pin_memory(self) -> PackedBatch:
         """The same batch in page-locked memory, for fast copies to a GPU (the name is what DataLoader looks for)."""
         valid = None if self.valid is None else self.valid.pin_memory()

@@ -37,6 +37,7 @@ from unisegdiff_pipeline.training.validation import HeldOutDice
 GRADIENT_CLIP = 12.0  # nnU-Net's
 LOG_EVERY_S = 10.0
 LOADER_TIMEOUT_S = 600.0
+PROBING_SHARE = 0.1  # of a phase's time, for finding out whether bf16 is faster
 
 
 @dataclass
@@ -300,10 +301,16 @@ class Trainer(abc.ABC):
             loss.backward()
 
     def _choose_bf16(self, batch: Batch) -> bool:
-        """By the clock under a time budget; fp32 on a CPU under an iteration budget, which promises equal weights."""
+        """By the clock under a time budget, fp32 where that takes too long.
+
+        On a CPU under an iteration budget always fp32, because that promises equal weights.
+        """
         if self.budget.iterations is not None and self.run.device.type == "cpu":
             return False
-        return is_faster_in_bf16(self.run.device, lambda: self._probe(batch))
+        faster = False
+        with self.run.stop.limited(None if self.budget.seconds is None else PROBING_SHARE * self.budget.seconds):
+            faster = is_faster_in_bf16(self.run.device, lambda: self._probe(batch))
+        return faster
 
     def _probe(self, batch: Batch) -> None:
         self._backward(batch)
