@@ -196,6 +196,9 @@ def test_a_declared_size_is_refused_before_it_is_decompressed(tmp_path, monkeypa
     content[20:24] = struct.pack(">I", 60_000)
     content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
     path.write_bytes(content)
+    with pytest.raises(UsdError, match="which cannot be held by its"):
+        read_header(path)
+    path.write_bytes(content + bytes(20_000))
     for reader in (read_labels, read_header, lambda p: read_image([p])):
         with pytest.raises(UsdError, match=r"declares the shape \(1, 1, 60000, 60000\).*2\.0 GB of memory are free"):
             reader(path)
