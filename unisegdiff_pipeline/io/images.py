@@ -32,7 +32,7 @@ from unisegdiff_pipeline.io.endings import (
 )
 from unisegdiff_pipeline.io.errors import UsdError, unreadable
 from unisegdiff_pipeline.io.files import atomic_path
-from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume
+from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume, geometry_differences
 from unisegdiff_pipeline.io.serialization import write_json
 
 __all__ = [
@@ -64,13 +64,13 @@ def read_image(paths: Sequence[Path], num_channels: int | None = None) -> Volume
         Volume with float32 array (C, Z, Y, X), C-contiguous, and the geometry of the first file.
 
     Raises:
-        UsdError: a file cannot be read, the files differ in shape, or their channels are not num_channels.
+        UsdError: a file cannot be read, the files lie on different grids, or their channels are not num_channels.
     """
     if not paths:
         raise ValueError("paths is empty; pass at least one file")
     volumes = [_read(Path(path)) for path in paths]
     for path, volume in zip(paths[1:], volumes[1:], strict=True):
-        _require_same_shape(Path(paths[0]), volumes[0], Path(path), volume)
+        _require_same_grid(Path(paths[0]), volumes[0], Path(path), volume)
     arrays = [volume.array.astype(np.float32, copy=False) for volume in volumes]
     array = np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
     if num_channels is not None and array.shape[0] != num_channels:
@@ -218,11 +218,16 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         raise UsdError(f"{path} cannot be written ({error}); check free space and permissions there.") from error
 
 
-def _require_same_shape(first: Path, a: Volume, second: Path, b: Volume) -> None:
+def _require_same_grid(first: Path, a: Volume, second: Path, b: Volume) -> None:
     if a.array.shape[1:] != b.array.shape[1:]:
         raise UsdError(
             f"{second} has shape {b.array.shape[1:]} (Z, Y, X), but {first.name} of the same case has "
             f"{a.array.shape[1:]}; resample the channels of a case onto one grid."
+        )
+    if differences := geometry_differences(a.geometry, b.geometry, a.array.shape[1:]):
+        raise UsdError(
+            f"{second} lies elsewhere than {first.name} of the same case: {'; '.join(differences)}. Resample the "
+            "channels of a case onto one grid."
         )
 
 

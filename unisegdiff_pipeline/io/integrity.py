@@ -16,7 +16,7 @@ import numpy as np
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import Volume, geometry_differences
-from unisegdiff_pipeline.io.images import label_colours, label_ending, read_header, read_image, read_labels
+from unisegdiff_pipeline.io.images import label_colours, label_ending, read_image, read_labels
 from unisegdiff_pipeline.io.orientation import axis_codes
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem
 
@@ -214,17 +214,6 @@ def _check_channels(case: RawCase, description: DatasetDescription, image: Volum
             if same and expected == 1
             else "Name every channel in dataset.json (for colour pictures R, G and B), or save the image without them.",
         )
-    for path in case.image_paths[1:]:
-        try:
-            differences = geometry_differences(image.geometry, read_header(path)[1], image.array.shape[1:])
-        except UsdError:  # reading it has been reported
-            continue
-        if differences:
-            yield Problem(
-                str(path),
-                f"the channel lies elsewhere than {case.image_paths[0].name}: {'; '.join(differences)}",
-                "Resample the channels of a case onto one grid.",
-            )
 
 
 def _check_intensities(case: RawCase, image: Volume) -> Iterable[Problem]:

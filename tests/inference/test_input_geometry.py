@@ -1,4 +1,8 @@
-"""Copies of an image that are stored in other axes get the same masks, samples and maps, voxel for voxel in space."""
+"""What the geometry of an input does to its prediction.
+
+Copies of an image that are stored in other axes get the same masks, samples and maps, voxel for voxel in space; inputs
+whose geometry cannot be right are refused by name, and the others of the folder are predicted.
+"""
 
 from __future__ import annotations
 
@@ -46,15 +50,17 @@ def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
-def make_model(root: Path, dims: int, direction: Direction | None) -> Path:
+def make_model(root: Path, dims: int, direction: Direction | None, channels: tuple[str, ...] = ("MRI",)) -> Path:
     """A model folder with random weights, whose answers know no symmetry."""
     levels = tuple(LevelPlan(f, (1 if i == 0 else 2,) * dims, (3,) * dims, 1) for i, f in enumerate((4, 6)))
     spacing = (None, 1.0, 1.2) if dims == 2 else (2.0, 1.0, 1.2)
-    preprocessing = PreprocessingPlan((0, 1, 2), spacing, ("zscore",), (False,), (), direction=direction)
-    network = NetworkPlan(dims, (8, 16, 16)[-dims:], 1, levels)
+    preprocessing = PreprocessingPlan(
+        (0, 1, 2), spacing, ("zscore",) * len(channels), (False,) * len(channels), (), direction=direction
+    )
+    network = NetworkPlan(dims, (8, 16, 16)[-dims:], len(channels), levels)
     configuration = ConfigurationPlan("tiny", preprocessing, (1, 1, 1), network, DenoiserPlan((4,)), TrainingPlan(2))
     plans = Plans(
-        1, "Dataset001_X", LABELS, ("MRI",), ".nii.gz", True, Budget("cpu", 8, 2), "tiny", {"tiny": configuration}
+        1, "Dataset001_X", LABELS, channels, ".nii.gz", True, Budget("cpu", 8, 2), "tiny", {"tiny": configuration}
     )
     folder = root / "StagedDiffusionTrainer__tiny"
     write_json(folder / "plans.json", plans)
@@ -161,3 +167,29 @@ def test_hashes_of_plans_without_a_direction_are_what_they_were() -> None:
     assert "direction" not in plan.fields()
     assert plan.hash() == "d6bf1ee997b442407a0e82c366626e2a"
     assert replace(plan, direction=RAS).hash() != plan.hash()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_channels_on_different_grids_are_refused_by_name_and_the_other_cases_finish(tmp_path: Path, dims: int) -> None:
+    model, images, out = make_model(tmp_path, dims, RAS, ("T1", "FLAIR")), tmp_path / "in", tmp_path / "out"
+    images.mkdir()
+    first = image_in("RAS")
+    array, affine = np.asarray(first.dataobj), first.affine
+    spacing, shifted = affine.copy(), affine.copy()
+    spacing[2, 2] *= 1.5
+    shifted[0, 3] += 0.2  # of a voxel of 1 mm
+    tiny = affine + 1e-3 * (np.arange(16).reshape(4, 4) == 3)
+    second = {"flipped": turned(first, "LAS"), "same": first}
+    for name, other in (("spacing", spacing), ("shifted", shifted), ("tiny", tiny)):
+        second[name] = nibabel.Nifti1Image(array, other)
+    for name, flair in second.items():
+        nibabel.save(first, images / f"{name}_0000.nii.gz")
+        nibabel.save(flair, images / f"{name}_0001.nii.gz")
+    with pytest.raises(UsdError) as caught:
+        predict_folder(images, out, model, device="cpu")
+    message = str(caught.value)
+    assert message.startswith("3 cases could not be predicted")
+    for name in ("flipped", "spacing", "shifted"):
+        assert f"{name}_0001.nii.gz lies elsewhere than {name}_0000.nii.gz" in message
+        assert not (out / f"{name}.nii.gz").exists()
+    assert {path.name for path in out.glob("*.nii.gz")} == {"same.nii.gz", "tiny.nii.gz"}
