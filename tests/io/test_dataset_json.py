@@ -80,6 +80,10 @@ def test_entries():
         ({"labels": {"background": 0, "a": [0, 1]}, "regions_class_order": [1]}, ["labels.a holds the value 0"]),
         ({"labels": {"background": 0, "a": [1, 2]}, "regions_class_order": [1, 2]}, ["2 values for the 1 regions"]),
         ({"labels": {"background": 0, "a": [1, 2]}, "regions_class_order": [3]}, ["holds [3]"]),
+        (
+            {"labels": {"background": 0, "a": [1, 2], "b": 1}, "regions_class_order": [1, 2]},
+            ["regions_class_order is [1, 2]", "value 1, which is in a, b, would be written as 2", "[2, 1] would keep"],
+        ),
         ({"channel_names": {"CT": "0"}}, ["channel_names", "swapped"]),
         ({"channel_names": {"1": "CT"}}, ['must be "0" to "0"']),
         ({"channel_names": {"0": ""}}, ["channel_names.0"]),

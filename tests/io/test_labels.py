@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,38 @@ def test_nesting_pairs_each_region_with_those_around_it() -> None:
     scheme = LabelScheme(("core", "whole", "edge", "other"), ((3,), (1, 2, 3), (2, 3), (4,)), "regions", (3, 1, 2, 4))
     assert scheme.nesting == ((2, 1), (0, 1), (0, 2))
     assert LabelScheme(("a", "b"), ((1,), (2,)), "softmax", (1, 2)).nesting == ()
+
+
+def test_an_order_that_overwrites_a_region_is_named_with_one_that_works():
+    regions = LabelScheme(("whole", "core", "enhancing"), ((1, 2, 3, 4), (1, 2, 3), (1,)), "regions", (1, 2, 3))
+    assert regions.order_problem() == (
+        "[1, 2, 3] for whole, core, enhancing: voxels of the value 1, which is in whole, core, enhancing, would be "
+        "written as 3, which is in whole, core; [4, 2, 1] would keep the regions of every value."
+    )
+    assert replace(regions, write_values=(4, 2, 1)).order_problem() is None
+    assert replace(regions, write_values=(4, 3, 1)).order_problem() is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_problem_means_that_every_value_keeps_its_regions(seed):
+    """Against decode(encode(v)) over random regions and orders."""
+    rng = np.random.default_rng(seed)
+    for _ in range(50):
+        members = tuple(tuple((np.flatnonzero(rng.random(4) < 0.5) + 1).tolist()) or (1,) for _ in range(3))
+        scheme = LabelScheme(("a", "b", "c"), members, "regions", tuple(rng.integers(1, 5, 3).tolist()), 5)
+        values = np.array(sorted({v for group in members for v in group}))
+        again = scheme.decode(scheme.encode(values))
+        keeps = [scheme.regions_of(v) for v in values] == [scheme.regions_of(v) for v in again]
+        assert (scheme.order_problem() is None) == keeps
+
+
+def test_larger_regions_must_come_first():
+    regions = LabelScheme(("core", "whole"), ((2,), (1, 2)), "regions", (2, 1))
+    assert "list the regions as whole, core, with regions_class_order [1, 2]." in (regions.order_problem() or "")
+    assert LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2)).order_problem() is None
+
+
+def test_regions_that_overlap_need_a_region_of_what_they_share():
+    overlap = LabelScheme(("a", "b"), ((1, 2), (2, 3)), "regions", (1, 3))
+    assert "no order keeps" in (overlap.order_problem() or "")
+    assert LabelScheme(("a", "b", "both"), ((1, 2), (2, 3), (2,)), "regions", (1, 3, 2)).order_problem() is None

@@ -101,6 +101,8 @@ def predict_folder(
     output = Path(output)
     model = open_model_folder(Path(model_folder))
     choose_folds(model, folds)
+    if problem := model.plans.labels.order_problem():  # refused when planned today; masks of such models say it
+        _say(f"warning: labels.write_values in {model.folder / PLANS_NAME} is {problem}")
     cases = find_cases(source, model.plans.file_ending, len(model.plans.channel_names))
     _require_elsewhere(output, cases)
     require_writable(output)

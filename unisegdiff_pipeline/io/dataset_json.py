@@ -102,7 +102,10 @@ def parse_labels(labels: Any, class_order: Any = None) -> LabelScheme:
         write_values = tuple(group[0] for group in groups.values())
     else:
         write_values = _class_order(class_order, tuple(groups), values)
-    return LabelScheme(tuple(groups), tuple(groups.values()), coding, write_values, ignore_value)
+    scheme = LabelScheme(tuple(groups), tuple(groups.values()), coding, write_values, ignore_value)
+    if has_regions and (problem := scheme.order_problem()):
+        raise UsdError(f"regions_class_order is {problem}")
+    return scheme
 
 
 def _file_ending(raw: Mapping[str, Any]) -> str:

@@ -55,6 +55,28 @@ class LabelScheme:
         values = {0, *(v for group in self.members for v in group)}
         return frozenset(values if self.ignore_value is None else values | {self.ignore_value})
 
+    def regions_of(self, value: int) -> tuple[str, ...]:
+        """Names of the classes or regions that a label value belongs to."""
+        return tuple(name for name, values in zip(self.names, self.members, strict=True) if value in values)
+
+    def order_problem(self) -> str | None:
+        """Say which label value a perfect prediction would write as one of other regions, and what to do; None if none.
+
+        Of the regions that hold a voxel the last one is written, so its value must belong to all of them, and to no
+        other.
+        """
+        for value in sorted({v for values in self.members for v in values}):
+            regions = self.regions_of(value)
+            written = self.write_values[self.names.index(regions[-1])]
+            if self.regions_of(written) != regions:
+                found = ", ".join(self.regions_of(written)) or "no region"
+                return (
+                    f"{list(self.write_values)} for {', '.join(self.names)}: voxels of the value {value}, which is in "
+                    f"{', '.join(regions)}, would be written as {written}, which is in {found}; "
+                    f"{_order_remedy(self.names, self.members)}"
+                )
+        return None
+
     def class_masks(self, labels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (name, boolean mask) for each foreground class or region of a label map of any shape."""
         for name, values in zip(self.names, self.members, strict=True):
@@ -83,3 +105,30 @@ class LabelScheme:
         for channel, value in zip(probabilities, self.write_values, strict=True):
             labels[channel > 0.5] = value
         return labels
+
+
+def _order_remedy(names: tuple[str, ...], members: tuple[tuple[int, ...], ...]) -> str:
+    """An order that keeps the regions of every value: of the regions as they are, else of the larger ones first."""
+    if order := _working_order(members):
+        return f"[{', '.join(map(str, order))}] would keep the regions of every value."
+    largest_first = sorted(range(len(names)), key=lambda i: -len(members[i]))
+    if order := _working_order(tuple(members[i] for i in largest_first)):
+        return (
+            f"list the regions as {', '.join(names[i] for i in largest_first)}, with regions_class_order "
+            f"[{', '.join(map(str, order))}]."
+        )
+    return (
+        "no order keeps the regions of every value, because regions overlap and neither lies within the other: add a "
+        "region for the values that they share, and list it last."
+    )
+
+
+def _working_order(members: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """A value to write for each region, of those whose last region it is; empty where they are in different regions."""
+    order = []
+    for i, values in enumerate(members):
+        own = [v for v in values if not any(v in later for later in members[i + 1 :])]
+        if len({tuple(v in earlier for earlier in members[:i]) for v in own}) > 1:
+            return ()
+        order.append(own[0] if own else values[0])  # one that is overwritten everywhere may be written as anything
+    return tuple(order)
