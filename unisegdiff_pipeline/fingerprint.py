@@ -215,6 +215,7 @@ def extract_fingerprint(
         UsdError: cases failed in a way that is no problem of the data (a killed worker), or no case is usable, which
             names all problems.
     """
+    from unisegdiff_pipeline.io.endings import has_native_reader
     from unisegdiff_pipeline.io.integrity import merge_checks
     from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
     from unisegdiff_pipeline.io.raw_dataset import largest_case_gb
@@ -228,6 +229,7 @@ def extract_fingerprint(
         description=f"{raw.name}: integrity and fingerprint",
         scheduler=scheduler,
         threads=_is_small(raw),
+        native=any(has_native_reader(path) for case in raw.cases for path in case.image_paths),
         preload=("unisegdiff_pipeline.fingerprint", "unisegdiff_pipeline.io.integrity"),
     )
     facts = [result.value for result in results]

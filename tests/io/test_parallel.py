@@ -38,6 +38,25 @@ def _die_on_two(x: int) -> int:
     return x
 
 
+def _crash_on_two(x: int) -> int:
+    if x == 2:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return x
+
+
+class _ManyArguments(Exception):
+    """Cannot be rebuilt from its message, as errors of some libraries cannot, and so not be sent to another process."""
+
+    def __init__(self, path: str, line: int) -> None:
+        super().__init__(f"{path}, line {line}")
+
+
+def _raise_unsendable(x: int) -> int:
+    if x == 1:
+        raise _ManyArguments("header", 3)
+    return x
+
+
 def _threads_of_worker(_: int) -> str | None:
     return os.environ.get("OMP_NUM_THREADS")
 
@@ -85,6 +104,24 @@ def test_a_killed_worker_is_named_and_the_others_finish():
     assert "1 of 4 cases failed" in message
     assert "c: its worker process was killed" in message
     assert "fewer workers" in message
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_crash_of_native_code_is_named_and_the_others_finish(workers):
+    with pytest.raises(UsdError) as caught:
+        _run(_crash_on_two, workers=workers, native=True, threads=True)
+    message = str(caught.value)
+    assert "1 of 4 cases failed" in message
+    assert "c: its worker process crashed (SIGSEGV) in the native code of a library; a file of the case" in message
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 2, "threads": True}])
+def test_an_error_of_any_type_is_named_with_its_place_and_without_a_traceback(options, capfd):
+    place = r"b: _ManyArguments: header, line 3 \(test_parallel\.py:\d+ in _raise_unsendable\)"
+    with pytest.raises(UsdError, match=place) as caught:
+        _run(_raise_unsendable, **options)
+    assert "1 of 4 cases failed" in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_ctrl_c_ends_the_workers_at_once():

@@ -29,6 +29,7 @@ from unisegdiff_pipeline.evaluation.inputs import (
 from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, CaseSettings, EvaluationOptions
 from unisegdiff_pipeline.evaluation.summary import Summary, summarise
 from unisegdiff_pipeline.evaluation.tables import write_lesions, write_metrics
+from unisegdiff_pipeline.io.endings import has_native_reader
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.serialization import to_jsonable, write_json
@@ -138,7 +139,8 @@ def evaluate_folders(
         subset: score only the cases that the prediction and all runs in `against` hold; otherwise a reference that one
             of them lacks is an error.
         check_values: refuse label values that the scheme does not know.
-        workers: processes; 0 or 1 works in this one, None decides by the amount of data. The result is the same.
+        workers: processes; 0 works in this one, None decides by the amount of data and their format. The result is the
+            same.
         folders: where probabilities, samples, raters and so on lie; by default the usual places, see `inputs`.
         options: tolerances, matching rule and the like.
         against: other prediction folders to compare with on the same cases; what else they hold is left out.
@@ -243,10 +245,11 @@ def _map(
         of_probabilities = 6 * channels if any(case.probability for case in cases) else 0
         memory_gb = 0.3 + (24 + maps + of_probabilities) * voxels / len(cases) / 1e9
         worth_it = voxels * (maps + len(settings.scheme.names)) > VOXELS_WORTH_PROCESSES
-        workers = choose_workers(memory_gb, None) if worth_it else 0
+        workers = choose_workers(memory_gb, None) if worth_it else 1
     call = functools.partial(function, settings=settings)
     names = [case.case_id for case in cases]
-    found = map_cases(call, cases, names=names, workers=workers, description=what, preload=PRELOADED)
+    native = any(has_native_reader(path) for case in cases for path in (case.reference, case.prediction))
+    found = map_cases(call, cases, names=names, workers=workers, description=what, native=native, preload=PRELOADED)
     return [result.value for result in found]
 
 

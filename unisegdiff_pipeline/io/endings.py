@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ITK_ENDINGS = (".nrrd", ".mha", ".gipl")
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
 TIFF_ENDINGS = (".tiff", ".tif")
 LOSSY_ENDINGS = (".jpg", ".jpeg")
 SUPPORTED_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS + PICTURE_ENDINGS + TIFF_ENDINGS
+
+
+def has_native_reader(path: Path) -> bool:
+    """Whether a file's format is parsed by native code, which a damaged file may crash, and the process with it.
+
+    ITK's formats and TIFF; headers are checked first, but not every field of them. NIfTI is parsed in Python, and of
+    pictures Python parses what says how much there is.
+    """
+    return path.name.lower().endswith(ITK_ENDINGS + TIFF_ENDINGS)
 
 
 def split_ending(name: str) -> tuple[str, str]:

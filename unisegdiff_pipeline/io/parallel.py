@@ -1,7 +1,8 @@
 """Running one function over many cases on a process pool, on threads, in this process, or on a Dask cluster.
 
-A case that fails is named and the others finish. A worker that is killed, mostly for want of memory, costs the cases
-under way; they are tried again one at a time, so that the one that kills its worker is found.
+A case that fails is named with what failed and where, and the others finish. A worker that is killed for lack of
+memory, or whose native code crashes, costs the cases under way; they are tried again one at a time, so that the one
+that ends its worker is found. Tracebacks go to the log of this module at level INFO.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import os
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.errors import UsdError, describe_failure
 from unisegdiff_pipeline.io.progress import progress
 from unisegdiff_pipeline.io.signals import held_back
 
@@ -30,6 +32,7 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 _MEMORY_SHARE = 0.8
 LOCKS_PER_WORKER = 5  # of a pool or a loader: 3 for each queue, and one queue more than workers
+_CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -56,6 +59,7 @@ def map_cases(
     description: str,
     scheduler: str | None = None,
     threads: bool = False,
+    native: bool = False,
     preload: Sequence[str] = (),
 ) -> list[CaseResult[Result]]:
     """Call `function` on every item and return the results in the order of the items.
@@ -64,10 +68,12 @@ def map_cases(
         function: called with one item; importable by name unless it runs in this process or on threads.
         items: what to work on.
         names: name of each item, for messages.
-        workers: processes (or threads) at most; 0 and 1 mean in this process.
+        workers: processes (or threads) at most; 0 means in this process, and so does 1 unless `native`.
         description: what is done, shown with the progress.
         scheduler: address of a Dask scheduler; the workers there are used instead of a pool here.
         threads: use threads, which start at once and share memory; for work that leaves the interpreter lock.
+        native: the work is done by native code that a damaged file may crash, and this process with it: no threads, and
+            a process for a single worker too.
         preload: modules that the server of the pool imports once for all workers.
 
     Raises:
@@ -79,19 +85,29 @@ def map_cases(
         return []
     job = _Job(function, list(items), list(names), description)
     workers = min(workers, len(items))
-    if workers > 1 and scheduler is None and not threads and (reason := no_processes(workers)):
+    processes = workers > 0 and (native or (workers > 1 and not threads))
+    if processes and scheduler is None and (reason := no_processes(workers)):
         warnings.warn(f"{reason}; {description} works in this process, as with --workers 0.", stacklevel=2)
+        processes = False
         workers = 0
     if scheduler is not None:
         job.run_on(_dask_executor(scheduler))
-    elif workers <= 1:
-        job.run_here()
-    elif threads:
+    elif processes:
+        job.run_on_processes(workers, preload)
+    elif workers > 1:
         with ThreadPoolExecutor(workers) as executor:
             job.run_on(executor)
     else:
-        job.run_on_processes(workers, preload)
+        job.run_here()
     return job.finish()
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What is left of an error of one case; errors of libraries do not always survive the way between processes."""
+
+    reason: str
+    traceback: str | None = None  # None of an error that the user can fix
 
 
 class _Job(Generic[Item, Result]):
@@ -100,21 +116,18 @@ class _Job(Generic[Item, Result]):
     def __init__(self, function: Callable[[Item], Result], items: list[Item], names: list[str], description: str):
         self.function, self.items, self.names, self.description = function, items, names, description
         self.results: dict[int, CaseResult[Result]] = {}
-        self.failures: dict[int, BaseException] = {}
+        self.failures: dict[int, _Failure] = {}
 
     def run_here(self) -> None:
         for index in progress(range(len(self.items)), len(self.items), self.description):
-            try:
-                self._keep(index, _timed(self.function, self.items[index]))
-            except Exception as error:
-                self._fail(index, error)
+            self._keep(index, _outcome(self.function, self.items[index]))
 
     def run_on(self, executor: Executor) -> None:
         """Submit all open items; those whose worker died stay open."""
-        futures: dict[Future[tuple[Result, float]], int] = {}
+        futures: dict[Future[tuple[Result, float] | _Failure], int] = {}
         try:
             for index in self._open():
-                futures[executor.submit(_timed, self.function, self.items[index])] = index
+                futures[executor.submit(_outcome, self.function, self.items[index])] = index
         except BrokenProcessPool:
             pass  # the rest stays open
         try:
@@ -130,52 +143,74 @@ class _Job(Generic[Item, Result]):
         for index in self._open():
             _log.warning("a worker process died; trying %s again on its own", self.names[index])
             with _process_pool(1, preload) as pool:
-                future = pool.submit(_timed, self.function, self.items[index])
+                future = pool.submit(_outcome, self.function, self.items[index])
+                processes = list((getattr(pool, "_processes", None) or {}).values())
                 self._collect(index, future)
             if index not in self.results and index not in self.failures:
-                self._fail(index, UsdError(
-                    "its worker process was killed, mostly because memory ran out; free memory, or use fewer workers"
-                ))  # fmt: skip
+                self.failures[index] = _Failure(_how_it_died(processes[0].exitcode if processes else None))
 
     def finish(self) -> list[CaseResult[Result]]:
         if not self.failures:
             return [self.results[index] for index in range(len(self.items))]
         failures = sorted(self.failures.items())
-        lines = [f"{self.names[index]}: {_reason(error)}" for index, error in failures]
-        if len(self.items) == 1 and isinstance(failures[0][1], UsdError):
-            raise failures[0][1]
+        for index, failure in failures:
+            if failure.traceback is not None:
+                _log.info("%s failed\n%s", self.names[index], failure.traceback)
+        if len(self.items) == 1 and failures[0][1].traceback is None:
+            raise UsdError(failures[0][1].reason)
+        lines = [f"{self.names[index]}: {failure.reason}" for index, failure in failures]
         summary = f"{self.description}: {len(lines)} of {len(self.items)} cases failed, the others are done"
-        raise UsdError(f"{summary}. {' | '.join(lines)}") from failures[0][1]
+        raise UsdError(f"{summary}. {' | '.join(lines)}")
 
     def _open(self) -> list[int]:
         return [i for i in range(len(self.items)) if i not in self.results and i not in self.failures]
 
-    def _collect(self, index: int, future: Future[tuple[Result, float]]) -> None:
+    def _collect(self, index: int, future: Future[tuple[Result, float] | _Failure]) -> None:
         try:
             self._keep(index, future.result())
         except BrokenProcessPool:
             pass
-        except Exception as error:
-            self._fail(index, error)
+        except Exception as error:  # on the way: what does not fit through the pipe, or a cluster's own trouble
+            self._keep(index, _failure(error))
 
-    def _keep(self, index: int, timed: tuple[Result, float]) -> None:
-        value, seconds = timed
-        self.results[index] = CaseResult(self.names[index], value, seconds)
-
-    def _fail(self, index: int, error: Exception) -> None:
-        if not isinstance(error, UsdError):  # our own fault: whoever mends it needs the traceback
-            _log.error("%s failed", self.names[index], exc_info=error)
-        self.failures[index] = error
+    def _keep(self, index: int, outcome: tuple[Result, float] | _Failure) -> None:
+        if isinstance(outcome, _Failure):
+            self.failures[index] = outcome
+        else:
+            self.results[index] = CaseResult(self.names[index], *outcome)
 
 
-def _timed(function: Callable[[Item], Result], item: Item) -> tuple[Result, float]:
+def _outcome(function: Callable[[Item], Result], item: Item) -> tuple[Result, float] | _Failure:
+    """The value and the seconds it took, or what failed."""
     start = time.perf_counter()
-    value = function(item)
+    try:
+        value = function(item)
+    except Exception as error:
+        return _failure(error)
     return value, time.perf_counter() - start
 
 
-def _reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, UsdError) else f"{type(error).__name__}: {error}"
+def _failure(error: Exception) -> _Failure:
+    users = isinstance(error, UsdError)
+    return _Failure(describe_failure(error), None if users else "".join(traceback.format_exception(error)))
+
+
+def _how_it_died(exit_code: int | None) -> str:
+    """What ended the process of a case, with the remedy; `exit_code` is the negative number of a signal."""
+    name = ""
+    if exit_code is not None and exit_code < 0:
+        with suppress(ValueError):
+            name = signal.Signals(-exit_code).name
+    if name in _CRASHES:
+        return (
+            f"its worker process crashed ({name}) in the native code of a library; a file of the case is damaged or of "
+            f"an unusual kind: export it again, or leave the case out"
+        )
+    by = f" by {name}" if name else ""
+    return (
+        f"its worker process was killed{by}, mostly because memory ran out; free memory, or use fewer workers with "
+        f"--workers"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ executors

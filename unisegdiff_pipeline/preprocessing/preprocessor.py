@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
+from unisegdiff_pipeline.io.endings import has_native_reader
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import remove_stale_temporaries
 from unisegdiff_pipeline.io.geometry import Volume
@@ -296,6 +297,7 @@ def _run(jobs: list[_CaseJob], workers: int | None, scheduler: str | None) -> No
         description="preprocessing",
         scheduler=scheduler,
         threads=total < SMALL_JOB_BYTES,
+        native=any(has_native_reader(path) for job in jobs for path in job.case.image_paths),
         preload=("numpy", "torch", "SimpleITK", "blosc2", __name__),
     )
 
