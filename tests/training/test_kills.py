@@ -1,0 +1,98 @@
+"""A training that is killed (SIGKILL) at any moment and continued ends with the same bits and the same log."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unisegdiff_pipeline.commands import plan_and_preprocess
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
+from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.training.request import TrainRequest
+from unisegdiff_pipeline.training.run import train
+from unisegdiff_pipeline.training.trainer import Trainer
+
+KILLS = 2
+
+
+def watch_writes(kill_at: int = 0) -> list[int]:
+    """Count the files put in place and the entries logged; at number `kill_at` the process kills itself before it."""
+    from unisegdiff_pipeline.training import trainer
+    from unisegdiff_pipeline.training.run_log import RunLog
+
+    count = [0]
+
+    def counted(original):  # type: ignore[no-untyped-def]
+        def wrapper(*args, **kwargs):  # type: ignore[no-untyped-def]
+            count[0] += 1
+            if count[0] == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return wrapper
+
+    trainer.LOG_EVERY_S = 0.0  # every iteration is logged
+    Path.replace = counted(Path.replace)  # type: ignore[method-assign]
+    Path.unlink = counted(Path.unlink)  # type: ignore[method-assign]
+    RunLog.record = counted(RunLog.record)  # type: ignore[method-assign]
+    return count
+
+
+def request_in(prepared: Path, results: Path) -> TrainRequest:
+    roots = Roots(raw=None, preprocessed=prepared, results=results)
+    return TrainRequest(
+        "902", "0", roots, iterations=6, batch_size=2, workers=0, device="cpu", seed=3, checkpoint_every_s=0.0
+    )
+
+
+def logged(folder: Path) -> list[tuple[object, ...]]:
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(e["kind"], e["phase"], e["iteration"], e.get("loss")) for e in entries]
+
+
+def test_kills_change_neither_weights_nor_log(
+    phantom_2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = tmp_path / "preprocessed"
+    arguments = ["-d", "902", "--raw", str(phantom_2d.parent), "--preprocessed", str(prepared), "--device", "cpu"]
+    assert plan_and_preprocess.main([*arguments, "--memory-gb", "4", "--workers", "0"]) == 0
+
+    for owner, name in ((Path, "replace"), (Path, "unlink")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # restored at the end
+    from unisegdiff_pipeline.training import trainer
+    from unisegdiff_pipeline.training.run_log import RunLog
+
+    monkeypatch.setattr(RunLog, "record", RunLog.record)
+    monkeypatch.setattr(trainer, "LOG_EVERY_S", 0.0)
+    count = watch_writes()
+    straight = train(request_in(prepared, tmp_path / "straight")).folds[0].folder
+    total = count[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(trainer, "LOG_EVERY_S", 0.0)
+
+    generator, where = random.Random(7), []
+    code = (
+        "import sys; from pathlib import Path; from tests.training import test_kills as t\n"
+        "t.watch_writes(int(sys.argv[3])); t.train(t.request_in(Path(sys.argv[1]), Path(sys.argv[2])))"
+    )
+    for kill in range(KILLS):
+        # Every part of the training: an equal part of its writes each, from where it goes on.
+        at = generator.randint(1, max(1, total // KILLS))
+        command = [sys.executable, "-c", code, str(prepared), str(tmp_path / "killed"), str(at)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
+        where.append((kill, at))
+    killed = train(request_in(prepared, tmp_path / "killed")).folds[0].folder
+    assert (killed / WEIGHTS_NAME).read_bytes() == (straight / WEIGHTS_NAME).read_bytes(), where
+    assert logged(killed) == logged(straight), where
+    names = {str(path.relative_to(straight)) for path in straight.rglob("*")}
+    assert {str(path.relative_to(killed)) for path in killed.rglob("*")} == names
+    assert not list((tmp_path / "killed").rglob(".*"))
