@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name, require_name
+from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name, require_part
 from unisegdiff_pipeline.io.errors import UsdError
 
 
@@ -29,14 +29,14 @@ def test_other_folders_are_no_models(folder: str) -> None:
 
 @pytest.mark.parametrize("name", ["a", "A1", "low.rate", "1e-4", "x" * 60, "a+b", "fold"])
 def test_names_that_may_be(name: str) -> None:
-    assert require_name("--run", name) == name
+    assert require_part("--run", name) == name
 
 
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "a/b", "/a", "a\\b", "a b", "-a", "_a", "a_", "a.", "a__b", "plans_a", "fold_0", "x" * 61, "\u00e4",
-     "a\n", "a:b", "$x"],
+     "a\n", "a:b", "$x", "con", "nul.x"],
 )  # fmt: skip
 def test_names_that_may_not(name: str) -> None:
     with pytest.raises(UsdError, match=r"--run .* cannot be part of a folder's name"):
-        require_name("--run", name)
+        require_part("--run", name)

@@ -247,6 +247,13 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_plans(parser: argparse.ArgumentParser) -> None:
+    """Add --plans."""
+    parser.add_argument(
+        "--plans", metavar="NAME", help="the plan with this name, plans_NAME.json (default: plans.json)"
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device for commands that compute with a network."""
     parser.add_argument(

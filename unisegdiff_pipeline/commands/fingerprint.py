@@ -32,9 +32,10 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     def fingerprint(dataset: str) -> None:
         raw = steps.open_raw(roots, dataset)
         folder = roots.require_preprocessed() / raw.name
-        facts, report = steps.fingerprint_step(raw, args.workers, args.scheduler)
-        steps.write_facts(folder, raw, facts, report)
-        page = steps.write_report(folder, raw, with_plans=False)  # a former plan may be of other data
+        with steps.working_on(folder):
+            facts, report = steps.fingerprint_step(raw, args.workers, args.scheduler)
+            steps.write_facts(folder, raw, facts, report)
+            page = steps.write_report(folder, raw, with_plans=False)  # a former plan may be of other data
         say(f"Facts: {folder / steps.FINGERPRINT}\nReport: {page}")
 
     return fingerprint

@@ -12,6 +12,7 @@ from unisegdiff_pipeline.commands.common import (
     add_budget,
     add_case_workers,
     add_configurations,
+    add_plans,
     dataset_parser,
     say,
 )
@@ -28,6 +29,7 @@ def build_parser() -> CommandParser:
         "Run it again after a change of the data: only what changed is preprocessed again.",
         add_configurations,
         add_budget,
+        add_plans,
         add_case_workers,
     )
     parser.add_argument("--dry-run", action="store_true", help="check and plan, print the plan, write nothing")
@@ -43,6 +45,8 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     from unisegdiff_pipeline.planning.budget import detect_budget
 
     budget = detect_budget(args.device, args.memory_gb)
+    plans_name = steps.plans_name_of(args)
+    flag = "" if plans_name is None else f" --plans {plans_name}"
 
     def plan_and_preprocess(dataset: str) -> None:
         raw = steps.open_raw(roots, dataset)
@@ -51,7 +55,8 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
             say(steps.describe_plans(steps.plan_step(raw, fingerprint, budget)))
             return
         folder = roots.require_preprocessed() / raw.name
-        steps.plan_and_preprocess(raw, folder, budget, args.configuration, args.workers, args.scheduler)
-        say(f"Report: {folder / steps.REPORT}\nReady to train: {folder}\nNext: usd_train {raw.name} 0")
+        steps.plan_and_preprocess(raw, folder, budget, args.configuration, args.workers, args.scheduler, plans_name)
+        report = f"Report: {folder / steps.REPORT}\n" if plans_name is None else ""
+        say(f"{report}Ready to train: {folder}\nNext: usd_train {raw.name} 0{flag}")
 
     return plan_and_preprocess

@@ -86,6 +86,7 @@ def _add_model(parser: CommandParser) -> None:
     group.add_argument(
         "--trainer", metavar="NAME", help="with -d; default: StagedDiffusionTrainer where it was trained"
     )
+    group.add_argument("--plans", metavar="NAME", help="with -d; the model of the plan with this name")
     group.add_argument("--run", metavar="NAME", help="with -d; the model that was trained with --run NAME")
     group.add_argument(
         "-f",
@@ -102,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.part_id >= args.num_parts:
         parser.error(f"--part-id {args.part_id} must be below --num-parts {args.num_parts}")
-    if args.model is not None and (args.configuration or args.trainer or args.run):
-        parser.error("-c, --trainer and --run go with -d; a model folder given with -m says them itself")
+    if args.model is not None and (args.configuration or args.trainer or args.plans or args.run):
+        parser.error("-c, --trainer, --plans and --run go with -d; a model folder given with -m says them itself")
     return run(lambda: _predict(args))
 
 
@@ -162,6 +163,7 @@ def find_model(args: argparse.Namespace) -> Path:
         DEFAULT_TRAINER,
         configuration=args.configuration,
         trainer=None if args.trainer is None else args.trainer.split(":")[-1],
+        plans=args.plans,
         run=args.run,
     )
 

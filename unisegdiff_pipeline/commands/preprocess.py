@@ -11,6 +11,7 @@ from unisegdiff_pipeline.commands.common import (
     CommandParser,
     add_case_workers,
     add_configurations,
+    add_plans,
     dataset_parser,
     say,
 )
@@ -26,6 +27,7 @@ def build_parser() -> CommandParser:
         "Preprocess data sets by their plans.json, then plan the stages of the diffusion from the labels.\n"
         "Only cases that are new or changed are done again.",
         add_configurations,
+        add_plans,
         add_case_workers,
     )
 
@@ -36,12 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
+    plans_name = steps.plans_name_of(args)
+
     def preprocess(dataset: str) -> None:
         raw = steps.open_raw(roots, dataset)
-        folder, plans = steps.load_plans(roots, raw.name)
-        names = steps.choose_configurations(plans, args.configuration)
-        steps.preprocess_step(raw, folder, plans, names, args.workers, args.scheduler)
-        report = f"\nReport: {steps.write_report(folder, raw)}" if (folder / steps.FINGERPRINT).is_file() else ""
+        with steps.working_on(roots.preprocessed_dataset(raw.name)):
+            folder, plans = steps.load_plans(roots, raw.name, plans_name)
+            names = steps.choose_configurations(plans, args.configuration)
+            steps.preprocess_step(raw, folder, plans, names, args.workers, args.scheduler, plans_name)
+            reported = plans_name is None and (folder / steps.FINGERPRINT).is_file()
+            report = f"\nReport: {steps.write_report(folder, raw)}" if reported else ""
         say(f"Preprocessed: {folder}{report}")
 
     return preprocess

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FINGERPRINT, PLANS, DATASET, WARNINGS = "fingerprint.json", "plans.json", "dataset.json", "warnings.json"
 REPORT = "dataset_report.html"
+LOCK = ".lock"
 LISTED_CASES = 10
 
 
@@ -54,15 +56,31 @@ def open_raw(roots: Roots, dataset: str) -> RawDataset:
     return open_raw_dataset(root / find_dataset(root, dataset))
 
 
-def load_plans(roots: Roots, dataset: str) -> tuple[Path, Plans]:
+def load_plans(roots: Roots, dataset: str, plans_name: str | None = None) -> tuple[Path, Plans]:
     """The preprocessed folder of a data set, and its plans."""
     from unisegdiff_pipeline.io.serialization import read_dataclass
-    from unisegdiff_pipeline.planning.plans import Plans
+    from unisegdiff_pipeline.planning.plans import Plans, require_plans
 
     folder = roots.preprocessed_dataset(dataset)
-    if not (folder / PLANS).is_file():
-        raise UsdError(f"{folder} holds no {PLANS}; run usd_plan -d {folder.name} first.")
-    return folder, read_dataclass(Plans, folder / PLANS)
+    return folder, read_dataclass(Plans, require_plans(folder, plans_name))
+
+
+def plans_name_of(args: argparse.Namespace) -> str | None:
+    """What --plans says; None is the default plan.
+
+    Raises:
+        UsdError: it cannot be part of a path.
+    """
+    from unisegdiff_pipeline.inference.model_name import require_part
+
+    return None if args.plans is None else require_part("--plans", args.plans)
+
+
+def working_on(folder: Path) -> AbstractContextManager[None]:
+    """Lock a preprocessed data set, so that two commands do not write it at once."""
+    from unisegdiff_pipeline.io.locks import locked
+
+    return locked(folder / LOCK, str(folder))
 
 
 def fingerprint_step(
@@ -160,11 +178,14 @@ def preprocess_step(
     configurations: Sequence[str],
     workers: int | None,
     scheduler: str | None,
+    plans_name: str | None = None,
 ) -> PreprocessReport:
     """Preprocess what is new or changed, and plan the stages from the preprocessed labels."""
     from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_dataset
 
-    return preprocess_dataset(raw, plans, configurations, folder, workers=workers, scheduler=scheduler)
+    return preprocess_dataset(
+        raw, plans, configurations, folder, workers=workers, scheduler=scheduler, plans_name=plans_name
+    )
 
 
 def plan_and_preprocess(
@@ -174,20 +195,27 @@ def plan_and_preprocess(
     configurations: Sequence[str] | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
+    plans_name: str | None = None,
 ) -> Plans:
-    """All steps for one data set; returns the plans with their stages."""
-    from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
-    from unisegdiff_pipeline.planning.plans import Plans
+    """All steps for one data set; returns the plans with their stages.
 
-    fingerprint, report = fingerprint_step(raw, workers, scheduler)
-    plans = plan_step(raw, fingerprint, budget, folder / PLANS)
-    names = choose_configurations(plans, configurations)
-    write_facts(folder, raw, fingerprint, report)
-    write_json(folder / PLANS, plans)
-    say(describe_plans(plans))
-    preprocess_step(raw, folder, plans, names, workers, scheduler)
-    write_report(folder, raw)
-    return read_dataclass(Plans, folder / PLANS)
+    A plan with a name is made beside the default one, to which the report of the data set belongs.
+    """
+    from unisegdiff_pipeline.io.serialization import write_json
+    from unisegdiff_pipeline.planning.plans import plans_file
+
+    path = folder / plans_file(plans_name)
+    with working_on(folder):
+        fingerprint, report = fingerprint_step(raw, workers, scheduler)
+        plans = plan_step(raw, fingerprint, budget, path)
+        names = choose_configurations(plans, configurations)
+        write_facts(folder, raw, fingerprint, report)
+        write_json(path, plans)
+        say(describe_plans(plans))
+        plans = preprocess_step(raw, folder, plans, names, workers, scheduler, plans_name).plans
+        if plans_name is None:
+            write_report(folder, raw)
+    return plans
 
 
 def describe_plans(plans: Plans) -> str:

@@ -12,6 +12,7 @@ from unisegdiff_pipeline.commands.common import (
     EXIT_SIGNAL,
     CommandParser,
     add_device,
+    add_plans,
     add_roots,
     duration,
     positive_number,
@@ -65,6 +66,7 @@ def build_parser() -> CommandParser:
         metavar="NAME",
         help="train beside others of the same kind, into a model folder ending in NAME",
     )
+    add_plans(parser)
     parser.add_argument("--seed", type=whole_number(0), metavar="N", help="random seed (default: 0)")
     add_device(parser)
     parser.add_argument(
@@ -165,6 +167,7 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         phase_1_from=args.phase_1_from,
         tensorboard=args.tensorboard,
         run=args.run,
+        plans=args.plans,
     )
 
 

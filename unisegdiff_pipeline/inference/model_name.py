@@ -12,9 +12,10 @@ import re
 from dataclasses import dataclass
 
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.names import name_problem
+from unisegdiff_pipeline.planning.plans import PLANS_PREFIX
 
 SEPARATOR = "__"
-PLANS_PREFIX = "plans_"
 LONGEST = 60
 
 
@@ -51,8 +52,8 @@ def parse_model_name(folder: str) -> ModelName | None:
     return ModelName(trainer, configuration, plans, rest[0] if rest else None)
 
 
-def require_name(flag: str, name: str) -> str:
-    """A name that a user gives, which becomes part of the names of files and folders.
+def require_part(flag: str, name: str) -> str:
+    """A name of a run or a plan, which becomes part of the names of files and folders.
 
     Raises:
         UsdError: it could not be such a part everywhere, or could not be told from the other parts.
@@ -63,6 +64,7 @@ def require_name(flag: str, name: str) -> str:
         or name.endswith((".", "_"))
         or name.startswith(PLANS_PREFIX)
         or name.startswith("fold_")
+        or name_problem(name) is not None
     ):
         raise UsdError(
             f"{flag} {name!r} cannot be part of a folder's name; use 1 to {LONGEST} letters, digits and . _ - + with a "

@@ -16,7 +16,7 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Holder:
 
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`, whose folder is created; it is removed at the end.
+    """Hold the lock file `path`; it is removed at the end, and so are folders that were made for it and stayed empty.
 
     Args:
         path: the lock file.
@@ -59,8 +59,13 @@ def locked(path: Path, what: str) -> Iterator[None]:
     path = Path(path).absolute()
     if path in _held:
         raise _busy(path, what, _read(path))
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(path, what)
+    try:
+        descriptor = _acquire(path, what)
+    except BaseException:
+        _remove_empty(made)
+        raise
     _held.add(path)
     released = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, released), daemon=True)
@@ -73,6 +78,13 @@ def locked(path: Path, what: str) -> Iterator[None]:
         _held.discard(path)
         path.unlink(missing_ok=True)
         os.close(descriptor)
+        _remove_empty(made)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:  # the innermost first
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def holder_of(path: Path) -> Holder | None:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from unisegdiff_pipeline.fingerprint import IntensityStatistics as IntensityStatistics
+from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import text_hash
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.orientation import Direction
 
 SCHEMA_VERSION = 1
+PLANS_PREFIX = "plans_"
 Normalization = Literal["ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1"]
 
 
@@ -184,3 +187,28 @@ class Plans:
     recommended_configuration: str
     configurations: dict[str, ConfigurationPlan]
     decisions: dict[str, str] = field(default_factory=dict)
+
+
+def plans_file(name: str | None) -> str:
+    """Name of the file of a data set's plan: plans.json, or plans_NAME.json of one with a name."""
+    return "plans.json" if name is None else f"{PLANS_PREFIX}{name}.json"
+
+
+def configuration_folder(configuration: str, plans_name: str | None) -> str:
+    """Name of the folder that the cases lie in which were preprocessed for a configuration of a plan."""
+    return configuration if plans_name is None else f"{configuration}__{PLANS_PREFIX}{plans_name}"
+
+
+def require_plans(folder: Path, name: str | None) -> Path:
+    """The file of a plan in the folder of a preprocessed data set.
+
+    Raises:
+        UsdError: there is no such plan; lists those that are there.
+    """
+    path = folder / plans_file(name)
+    if path.is_file():
+        return path
+    named = sorted(p.stem.removeprefix(PLANS_PREFIX) for p in folder.glob(f"{PLANS_PREFIX}*.json"))
+    there = f"; it has plans named {', '.join(named)}" if named else ""
+    flag = "" if name is None else f" --plans {name}"
+    raise UsdError(f"{folder} holds no {path.name}{there}. Run usd_plan -d {folder.name}{flag} first.")

@@ -19,7 +19,13 @@ from unisegdiff_pipeline.io.orientation import Reorientation, axis_codes, neares
 from unisegdiff_pipeline.io.parallel import choose_workers, map_cases, usable_cores
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
 from unisegdiff_pipeline.io.serialization import write_json
-from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, PreprocessingPlan
+from unisegdiff_pipeline.planning.plans import (
+    ConfigurationPlan,
+    Plans,
+    PreprocessingPlan,
+    configuration_folder,
+    plans_file,
+)
 from unisegdiff_pipeline.preprocessing.components import find_components
 from unisegdiff_pipeline.preprocessing.crop import crop_to_nonzero
 from unisegdiff_pipeline.preprocessing.label_resampling import resample_labels
@@ -155,6 +161,7 @@ class PreprocessReport:
 class _Task:
     """One configuration that a case is stored for."""
 
+    name: str
     folder: Path
     plan: PreprocessingPlan
     patch_size: tuple[int, ...]
@@ -182,8 +189,9 @@ def preprocess_dataset(
     scheduler: str | None = None,
     *,
     groups: Mapping[str, str] | None = None,
+    plans_name: str | None = None,
 ) -> PreprocessReport:
-    """Preprocess all training cases for the given configurations, plan the stages and write plans.json.
+    """Preprocess all training cases for the given configurations, plan the stages and write the plan's file.
 
     A case is made again only where its files, the preprocessing part of the plan or the meaning of the labels changed;
     one that is interrupted leaves nothing that counts as done; cases that left the raw data set are removed.
@@ -197,14 +205,15 @@ def preprocess_dataset(
         scheduler: address of a Dask scheduler to use instead.
         groups: group of each case where another one than in groups.csv is wanted. Cases with identical images are put
             into one group in any case.
+        plans_name: name of the plan, which has a file and folders of its own; None is the default one.
 
     Raises:
         UsdError: where cases failed (all are named, the others are done) or a configuration is not in the plans.
     """
     folder = Path(folder)
     group_of = {case.case_id: _group_of(case, groups) for case in raw.cases}
-    tasks = {name: _task(plans, name, folder) for name in configurations}
-    _remove_temporaries(folder, tasks)
+    tasks = {name: _task(plans, name, folder, plans_name) for name in configurations}
+    _remove_temporaries(folder, tasks.values())
     removed = tuple(f"{name}/{case_id}" for name, task in tasks.items() for case_id in _remove_stale(task, group_of))
     description = replace(raw.description, labels=plans.labels)  # plans may have been edited
     with ThreadPoolExecutor(usable_cores()) as pool:  # what is stored is hashed, which leaves Python's lock
@@ -214,11 +223,11 @@ def preprocess_dataset(
             )
         )
     todo = [job for job in jobs if job.tasks or job.write_reference]
-    done = {f"{task.folder.name}/{job.case.case_id}" for job in todo for task in job.tasks}
+    done = {f"{task.name}/{job.case.case_id}" for job in todo for task in job.tasks}
     try:
         _run(todo, workers, scheduler)
     finally:
-        _remove_temporaries(folder, tasks)
+        _remove_temporaries(folder, tasks.values())
         stored = {name: _stored_cases(task, group_of) for name, task in tasks.items()}
         image_hashes = {case_id: case.image_hash for cases in stored.values() for case_id, case in cases.items()}
         group_of = merge_identical(group_of, image_hashes)
@@ -228,7 +237,7 @@ def preprocess_dataset(
             write_json(task.folder / MANIFEST, {case_id: case.source for case_id, case in stored[name].items()})
     plans = _with_stages(plans, tasks, done)
     write_json(folder / "dataset.json", raw.description.raw)
-    write_json(folder / "plans.json", plans)
+    write_json(folder / plans_file(plans_name), plans)
     wanted = [f"{name}/{case_id}" for name in tasks for case_id in group_of]
     skipped = tuple(key for key in wanted if key not in done)
     return PreprocessReport(plans, tuple(key for key in wanted if key in done), skipped, removed)
@@ -238,23 +247,23 @@ def _group_of(case: RawCase, groups: Mapping[str, str] | None) -> str:
     return (groups or {}).get(case.case_id) or case.group or case.case_id
 
 
-def _task(plans: Plans, name: str, folder: Path) -> _Task:
+def _task(plans: Plans, name: str, folder: Path, plans_name: str | None) -> _Task:
     if name not in plans.configurations:
         raise UsdError(
             f"configuration {name!r} is not in the plans of {plans.dataset_name}, which have "
             f"{', '.join(plans.configurations)}; choose one of these, or plan again with -c {name}."
         )
     configuration = plans.configurations[name]
-    task_folder = folder / name
+    task_folder = folder / configuration_folder(name, plans_name)
     task_folder.mkdir(parents=True, exist_ok=True)
     remove_former_layout(task_folder)
     settings = settings_hash(plans.labels, configuration.preprocessing.hash())
-    return _Task(task_folder, configuration.preprocessing, configuration.network.patch_size, settings)
+    return _Task(name, task_folder, configuration.preprocessing, configuration.network.patch_size, settings)
 
 
-def _remove_temporaries(folder: Path, tasks: Iterable[str]) -> None:
+def _remove_temporaries(folder: Path, tasks: Iterable[_Task]) -> None:
     """Remove what worker processes that were killed left half written."""
-    for part in (folder, folder / REFERENCE_FOLDER, *(part for name in tasks for part in case_folders(folder / name))):
+    for part in (folder, folder / REFERENCE_FOLDER, *(part for task in tasks for part in case_folders(task.folder))):
         remove_stale_temporaries(part)
 
 

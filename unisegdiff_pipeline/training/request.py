@@ -36,6 +36,7 @@ class TrainRequest:
             skipped.
         tensorboard: also write TensorBoard events.
         run: name of a training beside others of the same trainer and configuration; part of the model folder's name.
+        plans: name of the plan; None is the default one, plans.json.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class TrainRequest:
     phase_1_from: Path | None = None
     tensorboard: bool = False
     run: str | None = None
+    plans: str | None = None
 
     @property
     def seed_or_default(self) -> int:

@@ -13,13 +13,13 @@ import torch
 
 from unisegdiff_pipeline.evaluation.summary import fold_table
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, plan_hash
-from unisegdiff_pipeline.inference.model_name import ModelName, require_name
+from unisegdiff_pipeline.inference.model_name import ModelName, require_part
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.parallel import usable_cores
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.networks.precision import resolve_device
-from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, configuration_folder, require_plans
 from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases, require_undamaged_references
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.training.continuing import (
@@ -166,15 +166,16 @@ class _Setting:
 def _open(request: TrainRequest, writing: bool = True) -> _Setting:
     trainer = find_trainer(request.trainer)
     dataset = request.roots.preprocessed_dataset(request.dataset)
-    plans_path = dataset / "plans.json"
+    plans_name = None if request.plans is None else require_part("--plans", request.plans)
+    plans_path = require_plans(dataset, plans_name)
     plans = read_dataclass(Plans, plans_path)
     configuration = _configuration(plans, request, plans_path)
-    run = None if request.run is None else require_name("--run", request.run)
-    name = ModelName(trainer.__name__, configuration.name, run=run)
+    run = None if request.run is None else require_part("--run", request.run)
+    name = ModelName(trainer.__name__, configuration.name, plans_name, run)
     model_folder = request.roots.require_results() / plans.dataset_name / name.folder
     records = {record.case_id: record for record in read_cases(dataset)}
     folds = _folds(request, dataset, records, writing)
-    data = PreprocessedFolder(dataset / configuration.name)
+    data = PreprocessedFolder(dataset / configuration_folder(configuration.name, plans_name))
     device = resolve_device(request.device)
     cases = [case for split in folds.values() for case in (*split.train, *split.val)]
     data.require_current(cases, plans.labels, configuration.preprocessing)
