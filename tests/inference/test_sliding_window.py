@@ -47,17 +47,20 @@ def test_small_volume_is_padded_evenly_and_recovered() -> None:
     assert grid.pad_before == (0, 1, 0)  # 3 voxels short: 1 before, 2 after
     assert grid.starts == ((0, 0, 0), (0, 0, 2))
     volume = torch.arange(18.0).reshape(1, 1, 3, 6)
-    padded = sw.pad_volume(volume, grid, value=-1.0)
-    assert padded.shape == (1, 1, 6, 6)
-    assert torch.equal(padded[(slice(None), *grid.inner)], volume)
-    assert (padded[0, 0, 0] == -1).all()
-    assert (padded[0, 0, 4:] == -1).all()
+    first, second = (sw.cut_padded(volume, start, grid, value=-1.0)[0, 0] for start in grid.starts)
+    assert first.shape == second.shape == (6, 4)
+    assert torch.equal(first[1:4], volume[0, 0, :, :4])
+    assert torch.equal(second[1:4], volume[0, 0, :, 2:])
+    assert (first[0] == -1).all()
+    assert (first[4:] == -1).all()
 
 
 def test_every_voxel_is_covered() -> None:
     grid = sw.plan_tiles((7, 23, 31), (4, 8, 16))
-    total = sw.weight_sum(grid.starts, torch.ones(grid.window), grid.padded_shape)
-    assert total.min() >= 1
+    tiles = ((start, torch.ones(1, *grid.window)) for start in grid.starts)
+    for _, mean, total in sw.blend(tiles, torch.ones(grid.window), grid.padded_shape):
+        assert total.min() >= 1
+        assert (mean == 1).all()
 
 
 def test_weights_are_a_product_of_gaussians() -> None:
@@ -73,10 +76,10 @@ def test_weights_are_a_product_of_gaussians() -> None:
 def test_blend_is_the_weighted_mean_by_hand() -> None:
     weights = torch.tensor([1.0, 3.0]).reshape(1, 1, 2)
     starts = [(0, 0, 0), (0, 0, 1)]
-    total = sw.weight_sum(starts, weights, (1, 1, 4))
-    assert total.flatten().tolist() == [1, 4, 3, 0]
     values = [torch.tensor([2.0, 4.0]).reshape(1, 1, 1, 2), torch.tensor([8.0, 6.0]).reshape(1, 1, 1, 2)]
-    out = sw.blend(zip(starts, values, strict=True), weights, total, torch.zeros(1, 1, 1, 4))
+    ((first, out, total),) = sw.blend(zip(starts, values, strict=True), weights, (1, 1, 4))
+    assert first == 0
+    assert total.flatten().tolist() == [1, 4, 3, 0]
     assert out.flatten().tolist() == [2.0, (3 * 4 + 8) / 4, 6.0, 0.0]
 
 
@@ -84,7 +87,9 @@ def test_blending_tiles_of_a_volume_gives_it_back() -> None:
     grid = sw.plan_tiles((5, 13, 9), (4, 8, 8))
     volume = torch.randn(2, *grid.padded_shape)
     weights = sw.gaussian_weights(grid.window)
-    total = sw.weight_sum(grid.starts, weights, grid.padded_shape)
     tiles = ((grid.starts[i], volume[(slice(None), *grid.slices(i))]) for i in range(len(grid.starts)))
-    out = sw.blend(tiles, weights, total, torch.zeros_like(volume))
-    assert torch.allclose(out, volume, atol=1e-5)
+    rows = []
+    for first, mean, _ in sw.blend(tiles, weights, grid.padded_shape):
+        rows += range(first, first + mean.shape[1])
+        assert torch.allclose(mean, volume[:, first : first + mean.shape[1]], atol=1e-5)
+    assert rows == list(range(grid.padded_shape[0]))

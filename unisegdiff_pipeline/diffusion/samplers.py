@@ -116,45 +116,57 @@ def sample(
         p_det: the segmenter's probabilities, broadcastable to (N, C, *spatial).
         labels: what the channels are; regions within others are drawn within them.
     """
-    p = _final_probabilities(estimate, noise, field, p_det, edges, settings, labels)
-    p = nested_probabilities(p, labels.nesting)
+    lams = lam_schedule(edges, settings)
+    if lams:
+        p = first_state(noise(0), p_det, lams[0], edges, settings)
+        for call, lam in enumerate(lams):
+            p = take_call(call, p, estimate(p, lam), edges, settings, labels)
+            if call < len(lams) - 1:
+                drawn = coherent_draw(p, _require(field)(call), labels.coding) if settings.method == "hard" else p
+                p = next_state(call, drawn, None if settings.method == "ddim" else noise(call + 1), edges, settings)
+    else:
+        p = nested_probabilities(p_det, labels.nesting)
     if not settings.draw:
         return Drawn(p, p)
     masks = coherent_draw(p, _require(field)(settings.total_calls), labels.coding)
     return Drawn(p.expand_as(masks), masks)
 
 
-def _final_probabilities(
-    estimate: EstimateFunction,
-    noise: NoiseFunction,
-    field: NoiseFunction | None,
-    p_det: Tensor,
-    edges: StageEdges,
-    settings: SamplerSettings,
-    labels: LabelScheme,
+def first_state(noise: Tensor, p_det: Tensor, lam: float, edges: StageEdges, settings: SamplerSettings) -> Tensor:
+    """What the first call is made with: pure noise, or p_det with noise."""
+    if settings.start == "stage_a":
+        return noise
+    return noise_mask(mask_to_x(p_det), channel_lam(_lam_tensor(lam, noise), edges), noise)
+
+
+def take_call(
+    call: int, x: Tensor, found: Estimate, edges: StageEdges, settings: SamplerSettings, labels: LabelScheme
 ) -> Tensor:
+    """What a call leaves at each voxel (N, C, *spatial), whatever its neighbours say.
+
+    The last call leaves probabilities; before it "ddim" leaves the next state, "renoise" the mean that noise comes to,
+    and "hard" the probabilities that a mask is drawn from.
+
+    Args:
+        x: that the call was made with.
+        found: its answer.
+    """
     lams = lam_schedule(edges, settings)
-    if not lams:
-        return p_det
-    x = noise(0)
-    if settings.start == "det":
-        x = noise_mask(mask_to_x(p_det), channel_lam(_lam_tensor(lams[0], x), edges), x)
-    for call, lam in enumerate(lams):
-        found = estimate(x, lam)
-        lam_t = _lam_tensor(lam, x)
-        if call == len(lams) - 1:
-            return final_probabilities(lam_t, found, edges, labels.coding)
-        lam_next = channel_lam(_lam_tensor(lams[call + 1], x), edges)
-        x0 = state_estimate(lam_t, found, edges)
-        if settings.method == "ddim":
-            x = ddim_step(x, x0, channel_lam(lam_t, edges), lam_next)
-        elif settings.method == "renoise":
-            x = noise_mask(x0, lam_next, noise(call + 1))
-        else:
-            p = nested_probabilities(final_probabilities(lam_t, found, edges, labels.coding), labels.nesting)
-            drawn = coherent_draw(p, _require(field)(call), labels.coding)
-            x = noise_mask(mask_to_x(drawn), lam_next, noise(call + 1))
-    raise AssertionError("the last call returns")
+    lam = _lam_tensor(lams[call], x)
+    if call == len(lams) - 1 or settings.method == "hard":
+        return nested_probabilities(final_probabilities(lam, found, edges, labels.coding), labels.nesting)
+    x0 = state_estimate(lam, found, edges)
+    if settings.method == "renoise":
+        return x0
+    return ddim_step(x, x0, channel_lam(lam, edges), channel_lam(_lam_tensor(lams[call + 1], x), edges))
+
+
+def next_state(call: int, left: Tensor, noise: Tensor | None, edges: StageEdges, settings: SamplerSettings) -> Tensor:
+    """The state of the next call from what `take_call` left; with "hard" from the mask that was drawn from it."""
+    if noise is None:  # "ddim" needs none
+        return left
+    lam_next = channel_lam(_lam_tensor(lam_schedule(edges, settings)[call + 1], left), edges)
+    return noise_mask(mask_to_x(left) if settings.method == "hard" else left, lam_next, noise)
 
 
 def ddim_step(x_t: Tensor, x0: Tensor, lam: Tensor, lam_next: Tensor) -> Tensor:

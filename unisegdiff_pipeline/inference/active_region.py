@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,28 +23,57 @@ def foreground(probabilities: Tensor, coding: Coding) -> Tensor:
     return 1 - probabilities[0] if coding == "softmax" else probabilities.amax(dim=0)
 
 
-def active_region(probability: Tensor, block: Sequence[int], reach: Sequence[float]) -> Tensor:
-    """Blocks that hold a voxel above `ACTIVE_PROBABILITY`, dilated, as a boolean (Z, Y, X).
+@dataclass(frozen=True)
+class ActiveRegion:
+    """Voxels worth sampling, known by whole blocks: a volume of booleans would be as large as a mask.
+
+    Attributes:
+        blocks: boolean, (Z, Y, X) divided by `size` and rounded up.
+        size: voxels of a block along each axis.
+    """
+
+    blocks: Tensor
+    size: Index
+
+    def within(self, place: Sequence[slice]) -> Tensor:
+        """The region in a box of the volume, as a boolean of its shape."""
+        full = self.blocks
+        for axis, (edge, part) in enumerate(zip(self.size, place, strict=True)):
+            first = part.start // edge
+            full = full.narrow(axis, first, (part.stop - 1) // edge + 1 - first).repeat_interleave(edge, dim=axis)
+            full = full.narrow(axis, part.start - first * edge, part.stop - part.start)
+        return full
+
+    def touches(self, place: Sequence[slice]) -> bool:
+        """Whether a box of the volume holds an active voxel."""
+        z, y, x = (slice(p.start // e, (p.stop - 1) // e + 1) for p, e in zip(place, self.size, strict=True))
+        return bool(self.blocks[z, y, x].any())
+
+
+def active_region(probabilities: Tensor, coding: Coding, block: Sequence[int], reach: Sequence[float]) -> ActiveRegion:
+    """Blocks that hold a voxel whose foreground is above `ACTIVE_PROBABILITY`, dilated.
 
     Args:
-        probability: of any foreground (Z, Y, X).
+        probabilities: (K, Z, Y, X).
+        coding: of their channels.
         block: voxels of a block along each axis.
         reach: voxels to dilate by along each axis, rounded up to whole blocks.
     """
     size = _triple(block)
-    blocks = functional.max_pool3d(probability[None, None].float(), size, size, ceil_mode=True) > ACTIVE_PROBABILITY
+    layers = []
+    for z in range(0, probabilities.shape[1], size[0]):
+        p = foreground(probabilities[:, z : z + size[0]].float(), coding)
+        layers.append(functional.max_pool3d(p[None, None], size, size, ceil_mode=True)[0, 0] > ACTIVE_PROBABILITY)
+    blocks = torch.cat(layers)
     radius = [math.ceil(r / b) for r, b in zip(reach, size, strict=True)]
     kernel = _triple([2 * r + 1 for r in radius])
-    grown = functional.max_pool3d(blocks.float(), kernel, 1, _triple(radius)) > 0
-    full = grown[0, 0]
-    for axis, edge in enumerate(size):
-        full = full.repeat_interleave(edge, dim=axis).narrow(axis, 0, probability.shape[axis])
-    return full
+    grown = functional.max_pool3d(blocks[None, None].float(), kernel, 1, _triple(radius)) > 0
+    return ActiveRegion(grown[0, 0], size)
 
 
-def active_tiles(active: Tensor, grid: TileGrid) -> list[int]:
-    """Indices of the tiles that hold at least one active voxel; `active` is (Z, Y, X) of the padded volume."""
-    return [i for i in range(len(grid.starts)) if bool(active[grid.slices(i)].any())]
+def active_tiles(active: ActiveRegion, grid: TileGrid) -> list[int]:
+    """Indices of the tiles that hold at least one active voxel of the padded volume."""
+    return [i for i in range(len(grid.starts)) if active.touches(grid.slices(i))]
 
 
 def connected_tiles(tiles: Sequence[int], grid: TileGrid) -> list[list[int]]:

@@ -6,7 +6,7 @@ Everything here is (Z, Y, X), also for 2D networks, whose windows are one slice 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,14 +116,17 @@ def plan_tiles(shape: Sequence[int], window: Sequence[int], step: float = 0.5) -
     return TileGrid(_index(shape), _index(padded), _index(before), _index(window), starts)
 
 
-def pad_volume(volume: Tensor, grid: TileGrid, value: float = 0.0) -> Tensor:
-    """Pad (C, Z, Y, X) to the grid's padded shape; returns the input itself where nothing is to be padded."""
-    if grid.shape == grid.padded_shape:
-        return volume
-    widths: list[int] = []
-    for size, padded, before in reversed(list(zip(grid.shape, grid.padded_shape, grid.pad_before, strict=True))):
-        widths += [before, padded - size - before]
-    return torch.nn.functional.pad(volume, widths, value=value)
+def cut_padded(volume: Tensor, start: Sequence[int], grid: TileGrid, value: float = 0.0) -> Tensor:
+    """The tile (C, *window) that begins at `start` of the padded volume, cut from the volume (C, Z, Y, X) itself."""
+    inside, widths = [], []
+    for low, size, extent, before in zip(start, grid.shape, grid.window, grid.pad_before, strict=True):
+        first, last = max(0, low - before), min(size, low - before + extent)
+        inside.append(slice(first, last))
+        widths.append((first - (low - before), extent - (last - first) - (first - (low - before))))
+    part = volume[(slice(None), *inside)]
+    if not any(map(any, widths)):
+        return part
+    return torch.nn.functional.pad(part, [w for pair in reversed(widths) for w in pair], value=value)
 
 
 def gaussian_weights(window: Sequence[int], sigma: float = 0.125) -> Tensor:
@@ -139,26 +142,47 @@ def gaussian_weights(window: Sequence[int], sigma: float = 0.125) -> Tensor:
     return weights[0].clamp_min(SMALLEST_WEIGHT)
 
 
-def weight_sum(starts: Iterable[Sequence[int]], weights: Tensor, shape: Sequence[int]) -> Tensor:
-    """Sum of the weights of all tiles in each voxel, (Z, Y, X); 0 where no tile lies."""
-    total = torch.zeros(tuple(shape), dtype=weights.dtype, device=weights.device)
-    for start in starts:
-        total[box_slices(start, weights.shape)] += weights
-    return total
+def blend(
+    tiles: Iterable[tuple[Sequence[int], Tensor]], weights: Tensor, shape: Sequence[int]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Weighted mean of overlapping tiles, a slab of rows (first axis) as soon as no further tile reaches them.
 
-
-def blend(tiles: Iterable[tuple[Sequence[int], Tensor]], weights: Tensor, total: Tensor, out: Tensor) -> Tensor:
-    """Weighted mean of overlapping tiles, written into `out` where at least one tile lies.
+    So the memory is that of one layer of tiles, and whoever takes the slabs may change what later tiles are made of
+    from the slab's last row on.
 
     Args:
-        tiles: (start, values (..., *window)) one after the other; they may come from a generator.
+        tiles: (start, values (..., *window)), rising along the first axis; they may come from a generator.
         weights: (Z, Y, X) of the window.
-        total: `weight_sum` of the same tiles.
-        out: (..., Z, Y, X), all zeros; voxels without a tile keep the zero.
+        shape: (Z, Y, X) of the volume, which the tiles cover along the first axis.
+
+    Yields:
+        first row; mean (..., rows, Y, X); sum of weights (rows, Y, X), 0 where no tile lies, and there the mean is 0.
+        Both are overwritten when the next slab is asked for.
     """
+    depth, row = weights.shape[0], 0
+    tiny = torch.finfo(weights.dtype).tiny
+    mean: Tensor | None = None
+    total = torch.zeros((depth, *shape[1:]), dtype=weights.dtype, device=weights.device)
     for start, values in tiles:
-        out[(..., *box_slices(start, weights.shape))] += values * weights
-    return out.div_(total.clamp_min(torch.finfo(total.dtype).tiny))
+        if mean is None:
+            mean = torch.zeros((*values.shape[:-3], depth, *shape[1:]), dtype=values.dtype, device=values.device)
+        if start[0] > row:
+            done = start[0] - row
+            assert done <= depth, f"no tile covers rows {row + depth} to {start[0]}"
+            mean[..., :done, :, :].div_(total[:done].clamp_min(tiny))
+            yield row, mean[..., :done, :, :], total[:done]
+            for values_or_weights in (mean, total):
+                for i in range(depth - done):
+                    values_or_weights[..., i, :, :] = values_or_weights[..., i + done, :, :]
+                values_or_weights[..., depth - done :, :, :] = 0
+            row = start[0]
+        _, y, x = box_slices(start, weights.shape)
+        mean[..., y, x] += values * weights
+        total[..., y, x] += weights
+    assert mean is not None
+    assert row + depth == shape[0], f"the last tile ends at row {row + depth} of {shape[0]}"
+    mean.div_(total.clamp_min(tiny))
+    yield row, mean, total
 
 
 def _index(values: Iterable[int]) -> Index:

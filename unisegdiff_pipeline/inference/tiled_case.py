@@ -14,16 +14,15 @@ from unisegdiff_pipeline.diffusion.coding import (
     probabilities_from_logits,
 )
 from unisegdiff_pipeline.inference.active_region import ACTIVE_PROBABILITY, foreground
-from unisegdiff_pipeline.inference.limits import Limits
+from unisegdiff_pipeline.inference.limits import Limits, call_size
 from unisegdiff_pipeline.inference.sliding_window import (
-    Index,
     blend,
+    cut_padded,
     gaussian_weights,
-    pad_volume,
     plan_tiles,
     prediction_window,
-    weight_sum,
 )
+from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 
@@ -40,6 +39,7 @@ class TiledCase:
             a patch nearly covers (`prediction_window`).
         mirror_axes: axes of the patch; the segmenter's logits are averaged over all flips of a tile along them, while
             the denoiser sees the unflipped answer.
+        scratch: where arrays of the volume's size live; None keeps them in memory.
     """
 
     def __init__(
@@ -49,42 +49,38 @@ class TiledCase:
         patch_size: Sequence[int],
         limits: Limits,
         mirror_axes: Sequence[int] = (),
+        scratch: Scratch | None = None,
     ) -> None:
         if image.ndim != 4:
             raise ValueError(f"image has shape {tuple(image.shape)}; expected (C, Z, Y, X), with Z = 1 for 2D")
         self.model = model
         self.limits = limits
+        self.scratch = scratch or Scratch()
         self.dims = len(patch_size)
         self._flips = _flips(mirror_axes)
         self.device = next(model.parameters()).device
         window = prediction_window(patch_size, image.shape[1:], model.segmenter.divisor)
         self.grid = plan_tiles(image.shape[1:], window, limits.step)
         self.weights = gaussian_weights(self.grid.window).to(self.device)
+        self.order = sorted(range(len(self.grid.starts)), key=lambda tile: self.grid.starts[tile])
         self.num_recomputed = 0  # segmenter calls that a larger cache would have saved
-        self._image = pad_volume(image, self.grid)
+        self.call_size = call_size(self.device, self.weights.numel())
+        self._image = image
         self._cache: dict[int, Condition] = {}
         self._free_bytes = int(limits.feature_gb * 2**30)
         self._seen: set[int] = set()
 
-    @property
-    def window_voxels(self) -> int:
-        """Voxels of one tile."""
-        return self.weights.numel()
-
     @torch.inference_mode()
     def det_probabilities(self, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
-        """p_det over the padded volume, (K, Z, Y, X) fp32, on the device if the limits allow, else on the CPU.
+        """p_det over the padded volume, (K, Z, Y, X) fp32, on the CPU.
 
         Regions are no likelier than those around them, so that every mixture with samples keeps them nested.
         """
-        p = self.det_logits(temperature)
-        for z in range(p.shape[1]):  # slice by slice, so that no second volume is needed
-            p[:, z] = self._probabilities(p[None, :, z], temperature)[0]
-        return p
+        return self._whole(temperature, probabilities=True)
 
     @torch.inference_mode()
     def det_logits(self, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
-        """The segmenter's logits, blended over the padded volume, (K, Z, Y, X) fp32; a new array at each call.
+        """The segmenter's logits, blended over the padded volume, (K, Z, Y, X) fp32 on the CPU; new at each call.
 
         Logits are blended, as by nnU-Net, and not probabilities: so a temperature, which comes afterwards, changes no
         decision where tiles disagree.
@@ -93,21 +89,30 @@ class TiledCase:
             temperature: that p_det is taken at; it says which tiles are likely to be sampled, and worth a place in the
                 cache.
         """
+        return self._whole(temperature, probabilities=False)
+
+    def _whole(self, temperature: Temperature, probabilities: bool) -> Tensor:
+        out: Tensor | None = None
+        for first, logits in self._logit_slabs(temperature):
+            if out is None:
+                channels = logits.shape[0]
+                out = torch.from_numpy(self.scratch.empty((channels, *self.grid.padded_shape)))
+            for z in range(logits.shape[1]):  # slice by slice: no second slab, and the same in every slab
+                values = logits[:, z]
+                out[:, first + z] = self._probabilities(values[None], temperature)[0] if probabilities else values
+            self.scratch.release()
+        assert out is not None
+        return out
+
+    def _logit_slabs(self, temperature: Temperature) -> Iterator[tuple[int, Tensor]]:
+        """(first row, blended logits (K, rows, Y, X)) from the first row to the last."""
         tiles = self._segmented(temperature)
-        first_index, first = next(tiles)
         if len(self.grid.starts) == 1:
-            return first.clone()
-        channels = first.shape[0]
-        out = torch.zeros((channels, *self.grid.padded_shape), device=self._home(channels))
-        weights = self.weights.to(out.device)
-        total = weight_sum(self.grid.starts, weights, self.grid.padded_shape)
-
-        def placed() -> Iterator[tuple[Index, Tensor]]:
-            yield self.grid.starts[first_index], first.to(out.device)
-            for index, logits in tiles:
-                yield self.grid.starts[index], logits.to(out.device)
-
-        return blend(placed(), weights, total, out)
+            yield 0, next(tiles)[1]
+            return
+        placed = ((self.grid.starts[index], logits) for index, logits in tiles)
+        for first, logits, _ in blend(placed, self.weights, self.grid.padded_shape):
+            yield first, logits
 
     def conditions(self, tiles: Sequence[int]) -> Condition:
         """Conditions of some tiles as one batch, in their order; what is not cached is computed now."""
@@ -133,7 +138,7 @@ class TiledCase:
 
     def _segmented(self, temperature: Temperature) -> Iterator[tuple[int, Tensor]]:
         """(tile, logits (K, *window)) of every tile."""
-        for batch in batches(range(len(self.grid.starts)), self.limits.segmenter_voxels // self.window_voxels):
+        for batch in batches(self.order, self.call_size):
             missing = [t for t in batch if t not in self._cache]
             fresh = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
             for tile in batch:
@@ -152,15 +157,15 @@ class TiledCase:
         self.num_recomputed += sum(t in self._seen for t in tiles)
         self._seen.update(tiles)
         found = []
-        for batch in batches(tiles, self.limits.segmenter_voxels // self.window_voxels):
-            logits, features = self._run(self.images(batch))
+        for batch in batches(tiles, self.call_size):
+            logits, features = self._run(self.images(filled(batch, self.call_size)))
             for i in range(len(batch)):
                 found.append(Condition(logits[i : i + 1], tuple(_sixteen_bit(f[i : i + 1]) for f in features)))
         return found
 
     def images(self, tiles: Sequence[int]) -> Tensor:
         """The image of some tiles as a network's batch (B, C, *patch) on the device."""
-        stacked = torch.stack([self._image[(slice(None), *self.grid.slices(t))] for t in tiles])
+        stacked = torch.stack([cut_padded(self._image, self.grid.starts[t], self.grid) for t in tiles])
         stacked = stacked.to(self.device, torch.float32)
         return stacked[:, :, 0] if self.dims == 2 else stacked
 
@@ -172,7 +177,7 @@ class TiledCase:
         """Mean of logits (K, *patch) over all flips of the tile, where mirroring is on."""
         if not self._flips:
             return logits
-        image, total = self.images([tile]), logits.clone()
+        image, total = self.images(filled([tile], self.call_size)), logits.clone()
         for axes in self._flips:
             flipped = self._run(image.flip([a + 2 for a in axes]))
             total += flipped.det_logits[0].flip([a + 1 for a in axes])
@@ -189,17 +194,17 @@ class TiledCase:
             self._cache[tile] = Condition(condition.det_logits.clone(), tuple(f.clone() for f in condition.features))
             self._free_bytes -= size
 
-    def _home(self, channels: int) -> torch.device:
-        voxels = self.grid.padded_shape[0] * self.grid.padded_shape[1] * self.grid.padded_shape[2]
-        fits = 8 * channels * voxels <= self.limits.state_gb * 2**30
-        return self.device if fits else torch.device("cpu")
-
 
 def batches(items: Sequence[int], size: int) -> Iterator[list[int]]:
     """Cut a sequence into lists of `size`, at least 1."""
     size = max(1, size)
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
+
+
+def filled(items: Sequence[int], size: int) -> list[int]:
+    """The items and then the last one again, until there are `size`: network calls are of one size."""
+    return [*items, *[items[-1]] * (size - len(items))]
 
 
 def _sixteen_bit(features: Tensor) -> Tensor:

@@ -95,8 +95,8 @@ def _within_samples(member: CasePrediction, coding: Coding) -> Tensor:
         if box.samples is None:
             raise ValueError("samples were not kept; predict with keep_samples=True")
         single = torch.zeros((channels, *box.inside.shape))
-        for sample in box.samples:
-            single += entropies(sample, coding)
+        for index in range(len(box.samples)):
+            single += entropies(box.samples[index], coding)
         explained = entropies(box.mean, coding) - single / len(box.samples)
         part = out[(slice(None), *box.slices)]
         part.copy_(torch.where(box.inside, explained, part))

@@ -60,20 +60,20 @@ def smooth_field_in_box(
     field = smooth_field(white.numpy(), lengths)
     for axis, (step, length) in enumerate(zip(steps, lengths, strict=True)):
         if step > 1:
-            places = (np.arange(start[axis], start[axis] + extent[axis]) - first[axis] * step) / step
-            field = _interpolate(field, axis + 1, places, neighbour_correlation(length))
+            # By whole numbers: a place between nodes is the same to the last digit, wherever a box begins.
+            index = np.arange(start[axis], start[axis] + extent[axis])
+            node, t = index // step - first[axis], (index % step) / step
+            field = _interpolate(field, axis + 1, node, t, neighbour_correlation(length))
     return torch.from_numpy(np.ascontiguousarray(field))
 
 
-def _interpolate(field: np.ndarray, axis: int, places: np.ndarray, correlation: float) -> np.ndarray:
-    """Values of a field between its nodes along an axis, of unit variance as at the nodes.
+def _interpolate(field: np.ndarray, axis: int, node: np.ndarray, t: np.ndarray, correlation: float) -> np.ndarray:
+    """Values of a field along an axis, the part t of the way behind a node, of unit variance as at the nodes.
 
     Linear interpolation of two values with this correlation has variance (1 - t)^2 + t^2 + 2 t (1 - t) correlation.
     """
-    node = places.astype(np.int64)
-    t = places - node
     scale = 1 / np.sqrt((1 - t) ** 2 + t**2 + 2 * t * (1 - t) * correlation)
     shape = [1] * field.ndim
-    shape[axis] = len(places)
+    shape[axis] = len(node)
     before, behind = (np.reshape(w * scale, shape).astype(np.float32) for w in (1 - t, t))
     return field.take(node, axis) * before + field.take(node + 1, axis) * behind

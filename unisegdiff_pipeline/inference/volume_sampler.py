@@ -8,35 +8,77 @@ overlapping tiles never disagree about a mask.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.samplers import Drawn, EstimateFunction, SamplerSettings, sample
+from unisegdiff_pipeline.diffusion.coding import nested_probabilities
+from unisegdiff_pipeline.diffusion.samplers import (
+    SamplerSettings,
+    coherent_draw,
+    first_state,
+    lam_schedule,
+    next_state,
+    take_call,
+)
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, channel_lam
 from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.inference.active_region import (
     BLOCK,
+    ActiveRegion,
     active_region,
     active_tiles,
     bounding_box,
     connected_tiles,
-    foreground,
 )
 from unisegdiff_pipeline.inference.limits import Limits, find_limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.inference.sliding_window import Slices, box_slices, weight_sum
-from unisegdiff_pipeline.inference.tiled_case import TiledCase, batches
+from unisegdiff_pipeline.inference.sliding_window import Index, Slices, blend, box_slices
+from unisegdiff_pipeline.inference.tiled_case import TiledCase, batches, filled
 from unisegdiff_pipeline.inference.volume_noise import noise_in_box, smooth_field_in_box
+from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 
-STATE_ARRAYS = 12  # arrays of the state's size alive at once: 10 in a sampler's step, measured, and the opening call's
+LAYER_ARRAYS = 4  # of a sample's layer of tiles alive at once: two sums, and the state and answer of tiles
+PIECE_VOXELS = 1 << 15  # of what is computed voxel by voxel at once
+SLAB_VOXELS = 1 << 22  # of noise and fields made at once: much more than what they are made of beyond the slab
+
+
+@dataclass(frozen=True)
+class PackedMasks:
+    """Masks (N, K, Z, Y, X) of zeros and ones, eight voxels a byte.
+
+    Attributes:
+        bits: (N, K, Z, Y, bytes), uint8.
+        width: X.
+    """
+
+    bits: Tensor
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: tuple[slice, ...]) -> PackedMasks: ...
+    def __getitem__(self, index: int | tuple[slice, ...]) -> Tensor | PackedMasks:
+        """One mask (K, Z, Y, X), fp16; or a part of all of them, whole along X."""
+        if isinstance(index, tuple):
+            return PackedMasks(self.bits[index], self.width)
+        if index >= len(self.bits):
+            raise IndexError(f"mask {index} of {len(self.bits)}")
+        return torch.from_numpy(np.unpackbits(self.bits[index].numpy(), axis=-1, count=self.width)).half()
 
 
 @dataclass(frozen=True)
@@ -48,8 +90,8 @@ class SampledBox:
         inside: boolean (*box), the voxels that samples may differ in; elsewhere p_det holds. Boxes of scattered
             lesions may overlap, their inner voxels do not.
         mean: mean probability over the samples of the settings' `sampler` (K, *box), fp32, CPU.
-        samples: each sample's mask, or probabilities where it is not drawn, (N, K, *box), fp16, CPU; of the settings'
-            `mask_sampler` where there is one; None where they were not kept.
+        samples: each sample's mask as bits, or its probabilities where no mask is drawn, (N, K, *box), fp16, CPU; of
+            the settings' `mask_sampler` where there is one; None where they were not kept.
         soft: each sample's probabilities before its mask was drawn, as `samples`; None where they were not kept, no
             mask was drawn, or another sampler draws the masks.
     """
@@ -57,8 +99,23 @@ class SampledBox:
     slices: Slices
     inside: Tensor
     mean: Tensor
-    samples: Tensor | None
-    soft: Tensor | None = None
+    samples: Tensor | PackedMasks | None
+    soft: Tensor | PackedMasks | None = None
+
+    def rows(self, first: int, last: int) -> SampledBox | None:
+        """What lies in the rows [first, last) of the case, its place counted from there; None for nothing."""
+        z, y, x = self.slices
+        a, b = max(first, z.start), min(last, z.stop)
+        if a >= b:
+            return None
+        part = slice(a - z.start, b - z.start)
+        return SampledBox(
+            (slice(a - first, b - first), y, x),
+            self.inside[part],
+            self.mean[:, part],
+            None if self.samples is None else self.samples[:, :, part],
+            None if self.soft is None else self.soft[:, :, part],
+        )
 
 
 @dataclass(frozen=True)
@@ -100,6 +157,11 @@ class CasePrediction:
             part.copy_(torch.where(box.inside, w * part + (1 - w) * box.mean, part))
         return out
 
+    def rows(self, first: int, last: int) -> CasePrediction:
+        """The rows [first, last) of the case alone; nothing is copied."""
+        boxes = tuple(part for box in self.boxes if (part := box.rows(first, last)) is not None)
+        return replace(self, p_det=self.p_det[:, first:last], boxes=boxes)
+
     @property
     def mean(self) -> Tensor:
         """Mean of the samples (K, Z, Y, X)."""
@@ -113,7 +175,7 @@ class CasePrediction:
         """As `sample`, but the probabilities that its mask was drawn from."""
         return self._put_together(index, [box.samples if box.soft is None else box.soft for box in self.boxes])
 
-    def _put_together(self, index: int, parts: Sequence[Tensor | None]) -> Tensor:
+    def _put_together(self, index: int, parts: Sequence[Tensor | PackedMasks | None]) -> Tensor:
         if not 0 <= index < self.num_samples:
             raise IndexError(f"sample {index} was asked for, {self.num_samples} were drawn")
         out = self.p_det.clone()
@@ -139,6 +201,7 @@ def predict_case(
     limits: Limits | None = None,
     mirror_axes: Sequence[int] = (),
     keep_samples: bool = True,
+    scratch: Scratch | None = None,
 ) -> CasePrediction:
     """Predict one preprocessed case.
 
@@ -152,6 +215,7 @@ def predict_case(
         spacing_mm: of the image (Z, Y, X); turns the correlation length of coherent draws into voxels.
         mirror_axes: axes of the patch over whose flips p_det is averaged.
         keep_samples: False keeps their mean only.
+        scratch: where arrays of the volume's size live; None keeps them in memory.
     """
     if sample_ids is None:
         sample_ids = range(settings.num_samples if num_samples is None else num_samples)
@@ -159,7 +223,7 @@ def predict_case(
     training = model.training
     model.eval()
     try:
-        case = TiledCase(torch.as_tensor(image), model, patch_size, limits, mirror_axes)
+        case = TiledCase(torch.as_tensor(image), model, patch_size, limits, mirror_axes, scratch)
         return sample_case(
             case, settings, case_id=case_id, seed=seed, sample_ids=sample_ids, spacing_mm=spacing_mm,
             keep_samples=keep_samples,
@@ -171,6 +235,15 @@ def predict_case(
 def can_sample(model: StagedModel, settings: InferenceSettings) -> bool:
     """Whether masks can be drawn: by a denoiser, or by draws from the segmenter, which need none."""
     return model.denoiser is not None or settings.sampler.total_calls == 0
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What names the noise of a case, and how large its voxels are (Z, Y, X)."""
+
+    seed: int
+    case_id: str
+    spacing_mm: tuple[float, ...]
 
 
 @torch.inference_mode()
@@ -202,155 +275,319 @@ def sample_case(
         block = (BLOCK if case.dims == 3 else 1, BLOCK, BLOCK)
         # One block at least around what is active: a mask may reach a little beyond where p_det is above nothing.
         reach = [0.0 if b == 1 else max(float(BLOCK), 2 * length) for b, length in zip(block, lengths, strict=True)]
-        active = active_region(foreground(p_det, case.model.coding), block, reach)
+        active = active_region(p_det, case.model.coding, block, reach)
         tiles = active_tiles(active, case.grid)
         num_active = len(tiles)
         case.forget_except(tiles)
-        for group in _groups(tiles, case, p_det.shape[0]):
-            sampler = _BoxSampler(case, settings, group, p_det, active, spacing_mm, seed, case_id)
+        names = _Names(seed, case_id, tuple(spacing_mm))
+        for group in connected_tiles(tiles, case.grid):
+            sampler = _BoxSampler(case, settings, group, p_det, active, names)
             boxes.append(sampler.draw(drawn, keep_samples, keep_soft))
     facts = SamplingFacts(
         len(case.grid.starts), num_active, case.num_recomputed, segmented - start, time.perf_counter() - segmented
     )
-    inner = p_det[(slice(None), *case.grid.inner)].cpu()
+    inner = p_det[(slice(None), *case.grid.inner)]
     return CasePrediction(inner, tuple(boxes), len(drawn), settings.w, facts)
 
 
 class _BoxSampler:
-    """Draws samples in the box around one group of tiles."""
+    """Draws samples in the box around one group of tiles.
+
+    The state of all samples lives in one array over the box, on disk where it does not fit into memory. A call goes
+    through the tiles layer by layer and leaves each slab of rows as soon as no further tile reaches it. What is
+    computed voxel by voxel is computed for one sample and in pieces of rows that the box alone decides, so that no
+    last digit depends on how many samples or rows are under way at once.
+    """
 
     def __init__(
-        self, case: TiledCase, settings: InferenceSettings, tiles: Sequence[int], p_det: Tensor, active: Tensor,
-        spacing_mm: Sequence[float], seed: int, case_id: str,
+        self, case: TiledCase, settings: InferenceSettings, tiles: Sequence[int], p_det: Tensor, active: ActiveRegion,
+        names: _Names,
     ) -> None:  # fmt: skip
-        self.case, self.settings, self.tiles = case, settings, list(tiles)
-        self.seed, self.case_id, self.spacing_mm = seed, case_id, spacing_mm
+        self.case, self.settings, self.names = case, settings, names
+        self.tiles = [tile for tile in case.order if tile in set(tiles)]
         self.start, self.extent = bounding_box(tiles, case.grid)
-        box = box_slices(self.start, self.extent)
-        self.p_det = p_det[(slice(None), *box)].to(case.device)  # (K, *box)
-        self.tile_starts = {
-            t: tuple(a - b for a, b in zip(case.grid.starts[t], self.start, strict=True)) for t in tiles
-        }
-        self.total = weight_sum(self.tile_starts.values(), case.weights, self.extent)
-        uncovered = self.total == 0
-        self.inside = active[box].to(case.device) & ~uncovered
-        self.uncovered = uncovered if bool(uncovered.any()) else None
+        self.place = box_slices(self.start, self.extent)
+        self.p_det = p_det[(slice(None), *self.place)]  # (K, *box)
+        self.active = active
+        self.inside = self._empty((), np.bool_)
+        voxels = self.extent[1] * self.extent[2]
+        self.piece = max(1, PIECE_VOXELS // voxels) if case.device.type == "cpu" else self.extent[0]
 
     def draw(self, sample_ids: Sequence[int], keep_samples: bool, keep_soft: bool = False) -> SampledBox:
         """Draw all samples, as many at a time as the limits allow."""
-        bytes_each = STATE_ARRAYS * 4 * self.p_det.numel()
-        kept: list[Tensor] = []
-        soft: list[Tensor] = []
-        mean = torch.zeros_like(self.p_det)
-        for ids in batches(list(sample_ids), int(self.case.limits.state_gb * 2**30) // bytes_each):
-            drawn = self._draw_together(ids, keep_samples)  # (n, K, *box) each
-            mean += drawn.probabilities.sum(dim=0)
-            if keep_samples:
-                kept.append(self._cropped(drawn.masks).half().cpu())
-            if keep_soft and self.settings.sampler.draw and self.settings.mask_sampler is None:
-                soft.append(self._cropped(drawn.probabilities).half().cpu())
-        samples = torch.cat(kept) if keep_samples else None
-        mean = self._cropped(mean / len(sample_ids)).cpu()
-        inside = self._cropped(self.inside).cpu()
-        return SampledBox(self._slices_in_case(), inside, mean, samples, torch.cat(soft) if soft else None)
+        keep_soft = keep_soft and self.settings.sampler.draw and self.settings.mask_sampler is None
+        hard = self.settings.drawn_by.draw
+        size = self._cropped_shape()
+        self._find_inside()
+        mean = _zeros(self.case, (self.p_det.shape[0], *self.extent))
+        samples = _Kept(self.case, len(sample_ids), self.p_det.shape[0], size, hard) if keep_samples else None
+        soft = _Kept(self.case, len(sample_ids), self.p_det.shape[0], size, False) if keep_soft else None
+        # Two sums over a layer of tiles for each sample, while the next tile is computed.
+        layer = self.case.grid.window[0] * self.extent[1] * self.extent[2]
+        bytes_each = LAYER_ARRAYS * 4 * self.p_det.shape[0] * layer
+        for numbers in batches(range(len(sample_ids)), int(self.case.limits.state_gb * 2**30) // bytes_each):
+            ids = [sample_ids[i] for i in numbers]
+            self._draw_together(ids, numbers, mean, samples, soft)
+        mean = mean.div_(len(sample_ids))
+        low, high = self._bounds()
+        place = box_slices(low, [b - a for a, b in zip(low, high, strict=True)])
+        return SampledBox(
+            place,
+            self._cropped(self.inside),
+            self._cropped(mean),
+            samples.finished() if samples else None,
+            soft.finished() if soft else None,
+        )
 
-    def _draw_together(self, ids: Sequence[int], with_masks: bool) -> Drawn:
+    def _draw_together(
+        self, ids: Sequence[int], numbers: Sequence[int], mean: Tensor, samples: _Kept | None, soft: _Kept | None
+    ) -> None:
+        """Draw some samples and add them to the mean; `numbers` says which places are theirs."""
         sampler, mask_sampler = self.settings.sampler, self.settings.mask_sampler
-        if mask_sampler is None:
-            return self._drawn(ids, sampler, self._estimate)
-        opening: list[Estimate] = []
+        if mask_sampler is not None and sampler.total_calls:
+            sampler = replace(sampler, draw=False)  # no mask is drawn of the mean's samples
+        ways = [sampler] if mask_sampler is None or samples is None else [sampler, mask_sampler]
+        for way, p in zip(ways, self._last_probabilities(ids, ways), strict=True):
+            for i in range(len(ids)):
+                for first, last in self._pieces(0, self.extent[0]):
+                    values = p[i, :, first:last].to(self.case.device)[None]  # (1, K, rows, Y, X)
+                    if way is ways[0]:
+                        mean[:, first:last] += values[0].to(mean.device)
+                        if soft is not None:
+                            soft.put(numbers[i], self._kept_part(values[0], first, last))
+                self.case.scratch.release()
+            if samples is not None and way is ways[-1]:
+                for i, first, masks in self._masks(p, ids, way):
+                    last = first + masks.shape[1]
+                    samples.put(numbers[i], self._kept_part(masks, first, last))
+                self.case.scratch.release()
 
-        def estimate(x_t: Tensor, lam: float) -> Estimate:
-            """Both samplers may begin with pure noise, and then with the same."""
-            if lam != PURE_NOISE:
-                return self._estimate(x_t, lam)
-            if not opening:
-                opening.append(self._estimate(x_t, lam))
-            return opening[0]
+    def _last_probabilities(self, ids: Sequence[int], ways: Sequence[SamplerSettings]) -> Iterator[Tensor]:
+        """Probabilities (n, K, *box) that the samples of each way end with.
 
-        # No mask is drawn of the mean's samples; without any call they are nothing but draws.
-        p = self._drawn(ids, replace(sampler, draw=False) if sampler.total_calls else sampler, estimate).probabilities
-        return Drawn(p, self._drawn(ids, mask_sampler, estimate).masks if with_masks else p)
+        Two ways that begin with pure noise begin with the same, whose call is made once.
+        """
+        schedules = [lam_schedule(self.settings.edges, way) for way in ways]
+        shared = len(ways) == 2 and all(lams and lams[0] == PURE_NOISE for lams in schedules)
+        states = [self._state(len(ids)) if lams else self._nested_p_det(len(ids)) for lams in schedules]
+        if shared:
+            self._begin(states[0], ids, ways[0])
+            self._call(0, states[0], list(zip(ways, states, strict=True)), ids)
+        for way, lams, x in zip(ways, schedules, states, strict=True):
+            if lams and not shared:
+                self._begin(x, ids, way)
+            for call in range(len(lams)):
+                if call or not shared:
+                    self._call(call, x, [(way, x)], ids)
+                if call < len(lams) - 1:
+                    self._renew(call, x, ids, way)
+            yield x
 
-    def _drawn(self, ids: Sequence[int], sampler: SamplerSettings, estimate: EstimateFunction) -> Drawn:
-        lengths = _lengths(self.case, sampler, self.spacing_mm)
+    def _state(self, count: int) -> Tensor:
+        """An array for some samples; on a GPU where there is room."""
+        shape, device = (count, *self.p_det.shape), self.case.device
+        if device.type != "cpu" and 8 * math.prod(shape) <= self.case.limits.state_gb * 2**30:
+            return torch.empty(shape, device=device)
+        return torch.from_numpy(self.case.scratch.empty(shape))
 
-        def noise(draw: int) -> Tensor:
-            return _on_threads(lambda i: self._noise(i, f"noise{draw}"), ids).to(self.case.device)
+    def _nested_p_det(self, count: int) -> Tensor:
+        p = torch.from_numpy(self.case.scratch.empty(self.p_det.shape))
+        for first, last in self._pieces(0, self.extent[0]):
+            nested = nested_probabilities(self.p_det[None, :, first:last], self.case.model.labels.nesting)
+            p[:, first:last] = nested[0]
+        return p.expand(count, *p.shape)
 
-        def field(draw: int) -> Tensor:
-            return _on_threads(lambda i: self._field(i, f"field{draw}", lengths), ids).to(self.case.device)
+    def _begin(self, x: Tensor, ids: Sequence[int], way: SamplerSettings) -> None:
+        lam = lam_schedule(self.settings.edges, way)[0]
+        slabs = list(self._rows_of_samples(len(ids)))
+        noises = _ahead(lambda slab: self._noise(ids[slab[0]], "noise0", *slab[1:]), slabs)
+        for (i, first, _), noise in zip(slabs, noises, strict=True):
+            for a, b in self._pieces(first, first + noise.shape[1]):
+                p_det = self.p_det[None, :, a:b].to(noise.device)
+                part = noise[None, :, a - first : b - first]
+                x[i, :, a:b] = first_state(part, p_det, lam, self.settings.edges, way)[0]
+        self.case.scratch.release()
 
-        return sample(estimate, noise, field, self.p_det[None], self.settings.edges, sampler, self.case.model.labels)
+    def _call(self, call: int, x: Tensor, ways: Sequence[tuple[SamplerSettings, Tensor]], ids: Sequence[int]) -> None:
+        """One call for all samples; what it leaves for each way is written into the way's array, which may be x."""
+        edges, labels = self.settings.edges, self.case.model.labels
+        lam = lam_schedule(edges, ways[0][0])[call]
+        for first, found in self._estimates(x, lam):  # found (2, n, K, rows, Y, X)
+            for a, b in self._pieces(first, first + found.shape[3]):
+                for i in range(len(ids)):
+                    part = found[:, i : i + 1, :, a - first : b - first]
+                    estimate = Estimate(part[0], part[1])
+                    state = x[i : i + 1, :, a:b].to(found.device)
+                    for way, out in reversed(ways):  # x itself, which is the first way's, is written last
+                        out[i, :, a:b] = take_call(call, state, estimate, edges, way, labels)[0]
+            self.case.scratch.release()
 
-    def _noise(self, sample_id: int, stream: str) -> Tensor:
+    def _renew(self, call: int, x: Tensor, ids: Sequence[int], way: SamplerSettings) -> None:
+        """Bring what a call left to the state of the next."""
+        if way.method == "ddim":
+            return
+        edges, stream = self.settings.edges, f"noise{call + 1}"
+        if way.method == "renoise":
+            parts: Iterator[tuple[int, int, Tensor]] = (
+                (i, a, x[i, :, a:b]) for i, a, b in self._rows_of_samples(len(ids))
+            )
+        else:
+            parts = self._masks(x, ids, way, call)
+        for i, first, left in parts:
+            last = first + left.shape[1]
+            noise = self._noise(ids[i], stream, first, last)
+            for a, b in self._pieces(first, last):
+                here = left[None, :, a - first : b - first].to(noise.device)
+                part = noise[None, :, a - first : b - first]
+                x[i, :, a:b] = next_state(call, here, part, edges, way)[0]
+        self.case.scratch.release()
+
+    def _masks(
+        self, p: Tensor, ids: Sequence[int], way: SamplerSettings, call: int | None = None
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """(sample, first row, mask or probabilities (K, rows, Y, X)) of the draw after a call, or the last one.
+
+        The rows of p that were given out may be overwritten.
+        """
+        stream = f"field{way.total_calls if call is None else call}"
+        slabs = list(self._rows_of_samples(len(ids)))
+        if call is None and not way.draw:
+            yield from ((i, first, p[i, :, first:last]) for i, first, last in slabs)
+            return
+        fields = _ahead(lambda slab: self._field(ids[slab[0]], stream, slab[1], slab[2], way), slabs)
+        for (i, first, last), field in zip(slabs, fields, strict=True):
+            here = p[i, :, first:last].to(self.case.device)
+            drawn = [
+                coherent_draw(here[None, :, a - first : b - first], field[None, :, a - first : b - first],
+                              self.case.model.coding)[0]
+                for a, b in self._pieces(first, last)
+            ]  # fmt: skip
+            yield i, first, torch.cat(drawn, dim=1)
+
+    def _rows_of_samples(self, count: int) -> Iterator[tuple[int, int, int]]:
+        """(sample, first row, last row) of slabs that noise and fields are made for at once."""
+        rows = max(1, SLAB_VOXELS // (self.p_det.shape[0] * self.extent[1] * self.extent[2]))
+        rows = math.ceil(rows / self.piece) * self.piece
+        for i in range(count):
+            for first in range(0, self.extent[0], rows):
+                yield i, first, min(first + rows, self.extent[0])
+
+    def _pieces(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        for a in range(first, last, self.piece):
+            yield a, min(a + self.piece, last)
+
+    def _noise(self, sample_id: int, stream: str, first: int, last: int) -> Tensor:
+        """Noise (K, rows, Y, X) of the rows [first, last)."""
         return noise_in_box(
-            self.seed, self.case_id, sample_id, stream, self.p_det.shape[0], self.start, self.extent,
-            slices_only=self.case.dims == 2,
-        )  # fmt: skip
+            self.names.seed, self.names.case_id, sample_id, stream, self.p_det.shape[0],
+            *self._rows_of_box(first, last), slices_only=self.case.dims == 2,
+        ).to(self.case.device)  # fmt: skip
 
-    def _field(self, sample_id: int, stream: str, lengths_voxels: Sequence[float]) -> Tensor:
+    def _field(self, sample_id: int, stream: str, first: int, last: int, way: SamplerSettings) -> Tensor:
+        """Smooth field (K, rows, Y, X) of the rows [first, last)."""
         return smooth_field_in_box(
-            self.seed, self.case_id, sample_id, stream, self.p_det.shape[0], self.start, self.extent,
-            lengths_voxels, slices_only=self.case.dims == 2,
-        )  # fmt: skip
+            self.names.seed, self.names.case_id, sample_id, stream, self.p_det.shape[0],
+            *self._rows_of_box(first, last), _lengths(self.case, way, self.names.spacing_mm),
+            slices_only=self.case.dims == 2,
+        ).to(self.case.device)  # fmt: skip
 
-    def _estimate(self, x_t: Tensor, lam: float) -> Estimate:
-        """Denoise every tile of the state (n, K, *box) and blend."""
+    def _rows_of_box(self, first: int, last: int) -> tuple[list[int], list[int]]:
+        """Start and extent of some rows of the box in the volume."""
+        return [self.start[0] + first, *self.start[1:]], [last - first, *self.extent[1:]]
+
+    def _estimates(self, x: Tensor, lam: float) -> Iterator[tuple[int, Tensor]]:
+        """Denoise every tile of the state x (n, K, *box) and blend: (first row, p and correction (2, n, K, ...))."""
+        denoised = self._denoised(x, lam)
         if len(self.tiles) == 1:
-            return self._denoise_tiles(self.tiles, x_t, lam)
-        p, correction = torch.zeros_like(x_t), torch.zeros_like(x_t)
-        per_call = self.case.limits.denoiser_voxels // (self.case.window_voxels * x_t.shape[0])
-        window, weights, n = self.case.grid.window, self.case.weights, x_t.shape[0]
-        for tiles in batches(self.tiles, per_call):
-            places = [box_slices(self.tile_starts[t], window) for t in tiles]
-            found = self._denoise_tiles(tiles, torch.cat([x_t[(..., *place)] for place in places]), lam)
-            for i, place in enumerate(places):
-                p[(..., *place)] += found.probabilities[i * n : (i + 1) * n] * weights
-                correction[(..., *place)] += found.correction[i * n : (i + 1) * n] * weights
-        total = self.total.clamp_min(torch.finfo(torch.float32).tiny)
-        p, correction = p.div_(total), correction.div_(total)
-        if self.uncovered is not None:  # no tile there: the estimate is p_det, so that the state stays a noised mask
-            p = torch.where(self.uncovered, self.p_det, p)
-        return Estimate(p, correction)
+            yield 0, next(denoised)[1]
+            return
+        for first, found, total in blend(denoised, self.case.weights, self.extent):
+            if bool((total == 0).any()):
+                # No tile there: the estimate is p_det, so that the state stays a noised mask.
+                p_det = self.p_det[:, first : first + total.shape[0]].to(found.device)
+                found[0] = torch.where(total == 0, p_det, found[0])
+            yield first, found
 
-    def _denoise_tiles(self, tiles: Sequence[int], x_t: Tensor, lam: float) -> Estimate:
-        """Denoise some tiles; x_t (len(tiles) * n, K, *window), tile-major, => Estimate of the same shape."""
-        condition = self.case.conditions(tiles)
-        n = x_t.shape[0] // len(tiles)
-        at_once = max(1, self.case.limits.denoiser_voxels // (self.case.window_voxels * len(tiles)))
-        if at_once < n:  # only where one tile of all samples is too much for a call, so there is one tile
-            assert len(tiles) == 1
-            parts = [self._denoise(x_t[ids[0] : ids[-1] + 1], lam, condition) for ids in batches(range(n), at_once)]
-            return Estimate(torch.cat([p.probabilities for p in parts]), torch.cat([p.correction for p in parts]))
-        return self._denoise(x_t, lam, condition)
+    def _denoised(self, x: Tensor, lam: float) -> Iterator[tuple[Index, Tensor]]:
+        """(place in the box, p and correction (2, n, K, *window)) of one tile after the other."""
+        n, size = x.shape[0], self.case.call_size
+        waiting: list[Tensor] = []
+        tile = 0
+        for numbers in batches(range(len(self.tiles) * n), size):
+            full = filled(numbers, size)
+            starts = [self._start_in_box(self.tiles[k // n]) for k in full]
+            window = self.case.grid.window
+            parts = [x[(k % n, slice(None), *box_slices(start, window))] for k, start in zip(full, starts, strict=True)]
+            found = self._denoise([self.tiles[k // n] for k in full], torch.stack(parts).to(self.case.device), lam)
+            waiting.append(found[:, : len(numbers)])
+            while sum(part.shape[1] for part in waiting) >= n:
+                whole = waiting[0] if len(waiting) == 1 else torch.cat(waiting, dim=1)
+                yield self._start_in_box(self.tiles[tile]), whole[:, :n]
+                waiting = [whole[:, n:]] if whole.shape[1] > n else []
+                tile += 1
 
-    def _denoise(self, x_t: Tensor, lam: float, condition: Condition) -> Estimate:
-        case = self.case
-        tiles = condition.det_logits.shape[0]
-        n = x_t.shape[0] // tiles
-        if tiles > 1 and n > 1:  # one tile's condition broadcasts over its samples without a copy
-            features = tuple(f.repeat_interleave(n, dim=0) for f in condition.features)
-            condition = Condition(condition.det_logits.repeat_interleave(n, dim=0), features)
-        flat = case.dims == 2
-        x = x_t[:, :, 0] if flat else x_t
-        level = torch.full((1,), lam, device=x.device)
+    def _start_in_box(self, tile: int) -> Index:
+        z, y, x = (a - b for a, b in zip(self.case.grid.starts[tile], self.start, strict=True))
+        return z, y, x
+
+    def _denoise(self, tiles: Sequence[int], x_t: Tensor, lam: float) -> Tensor:
+        """Denoise x_t (B, K, *window) of some tiles => p and correction (2, B, K, *window)."""
+        case, flat = self.case, self.case.dims == 2
+        different = list(dict.fromkeys(tiles))
+        condition = case.conditions(different)
+        if len(tiles) > 1:
+            which = torch.tensor([different.index(tile) for tile in tiles], device=case.device)
+            condition = Condition(condition.det_logits[which], tuple(f[which] for f in condition.features))
+        level = torch.full((1,), lam, device=case.device)
         with autocast(case.device):
             found = case.model.denoise(
-                x, level, condition.det_logits, condition.features, self.settings.denoiser_temperature,
-                channel_lam(level, self.settings.edges),
+                x_t[:, :, 0] if flat else x_t, level, condition.det_logits, condition.features,
+                self.settings.denoiser_temperature, channel_lam(level, self.settings.edges),
             )  # fmt: skip
-        return Estimate(found.probabilities[:, :, None], found.correction[:, :, None]) if flat else found
+        both = torch.stack([found.probabilities, found.correction])
+        return both[:, :, :, None] if flat else both
 
-    def _slices_in_case(self) -> Slices:
+    def _find_inside(self) -> None:
+        """Fill `inside`: what is active and under a tile."""
+        covered = torch.zeros(self.extent[1:], dtype=torch.bool)
+        by_layer: dict[int, list[Index]] = {}
+        for tile in self.tiles:
+            start = self._start_in_box(tile)
+            by_layer.setdefault(start[0], []).append(start)
+        depth = self.case.grid.window[0]
+        for row in range(self.extent[0]):
+            covered.fill_(False)
+            for layer, starts in by_layer.items():
+                if layer <= row < layer + depth:
+                    for start in starts:
+                        covered[box_slices(start, self.case.grid.window)[1:]] = True
+            z, y, x = self.place
+            active = self.active.within((slice(z.start + row, z.start + row + 1), y, x))[0]
+            self.inside[row] = active.cpu() & covered
+        self.case.scratch.release()
+
+    def _empty(self, leading: tuple[int, ...], dtype: DTypeLike = np.float32) -> Tensor:
+        return torch.from_numpy(self.case.scratch.empty((*leading, *self.extent), dtype))
+
+    def _kept_part(self, values: Tensor, first: int, last: int) -> tuple[slice, Tensor]:
+        """Rows of the box as (rows, values) of the part that lies in the unpadded case."""
+        low, _ = self._bounds()
+        offset = [a + p - s for a, p, s in zip(low, self.case.grid.pad_before, self.start, strict=True)]
+        size = self._cropped_shape()
+        a, b = max(first, offset[0]), min(last, offset[0] + size[0])
+        rows = slice(a - offset[0], max(a, b) - offset[0])
+        z, y, x = slice(a - first, max(a, b) - first), *(slice(offset[i], offset[i] + size[i]) for i in (1, 2))
+        return rows, values[:, z, y, x]
+
+    def _cropped_shape(self) -> tuple[int, ...]:
         low, high = self._bounds()
-        return box_slices(low, [b - a for a, b in zip(low, high, strict=True)])
+        return tuple(b - a for a, b in zip(low, high, strict=True))
 
     def _cropped(self, values: Tensor) -> Tensor:
         """The part of (..., *box) that lies in the unpadded case."""
-        low, high = self._bounds()
+        low, _ = self._bounds()
         offset = [a + p - s for a, p, s in zip(low, self.case.grid.pad_before, self.start, strict=True)]
-        return values[(..., *box_slices(offset, [b - a for a, b in zip(low, high, strict=True)]))]
+        return values[(..., *box_slices(offset, self._cropped_shape()))]
 
     def _bounds(self) -> tuple[list[int], list[int]]:
         """The box in coordinates of the unpadded case, clipped to it."""
@@ -363,27 +600,45 @@ class _BoxSampler:
         return low, high
 
 
-def _on_threads(function: Callable[[int], Tensor], ids: Sequence[int]) -> Tensor:
-    """Stack function(id) of all ids; numpy draws numbers without the interpreter lock, so threads share the work."""
-    threads = min(len(ids), torch.get_num_threads())
-    if threads == 1:
-        return torch.stack([function(i) for i in ids])
+class _Kept:
+    """Where samples are put row by row: masks as bits, anything else as 16-bit numbers."""
+
+    def __init__(self, case: TiledCase, count: int, channels: int, size: Sequence[int], hard: bool) -> None:
+        self._width, self._hard = size[2], hard
+        width, dtype = ((size[2] + 7) // 8, np.uint8) if hard else (size[2], np.float16)
+        self._values = case.scratch.empty((count, channels, size[0], size[1], width), dtype)
+
+    def put(self, number: int, part: tuple[slice, Tensor]) -> None:
+        """Keep some rows (K, rows, Y, X) of a sample."""
+        rows, values = part
+        here = values.cpu().numpy()
+        self._values[number][:, rows] = np.packbits(here > 0, axis=-1) if self._hard else here
+
+    def finished(self) -> Tensor | PackedMasks:
+        """All samples."""
+        values = torch.from_numpy(self._values)
+        return PackedMasks(values, self._width) if self._hard else values
+
+
+def _ahead(
+    function: Callable[[tuple[int, int, int]], Tensor], items: Sequence[tuple[int, int, int]]
+) -> Iterator[Tensor]:
+    """The function's results in order, made ahead on threads: numpy draws numbers without the interpreter lock."""
+    threads = min(len(items), torch.get_num_threads())
+    if threads <= 1:
+        yield from map(function, items)
+        return
     with ThreadPoolExecutor(threads) as pool:
-        return torch.stack(list(pool.map(function, ids)))
+        waiting = [pool.submit(function, item) for item in items[:threads]]
+        for item in items[threads:]:
+            yield waiting.pop(0).result()
+            waiting.append(pool.submit(function, item))
+        for future in waiting:
+            yield future.result()
 
 
-def _groups(tiles: Sequence[int], case: TiledCase, channels: int) -> list[list[int]]:
-    """All tiles as one group where one sample of their box fits the limits, else groups that do not overlap.
-
-    One group keeps the network's batches full; the groups' boxes of scattered lesions may be far smaller in sum.
-    """
-    if not tiles:
-        return []
-    _, extent = bounding_box(tiles, case.grid)
-    bytes_each = STATE_ARRAYS * 4 * channels * extent[0] * extent[1] * extent[2]
-    if bytes_each <= case.limits.state_gb * 2**30:
-        return [list(tiles)]
-    return connected_tiles(tiles, case.grid)
+def _zeros(case: TiledCase, shape: Sequence[int]) -> Tensor:
+    return torch.from_numpy(case.scratch.zeros(shape))
 
 
 def _lengths(case: TiledCase, sampler: SamplerSettings, spacing_mm: Sequence[float]) -> list[float]:

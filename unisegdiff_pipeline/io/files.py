@@ -28,7 +28,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         UsdError: the disk is full or the place is not writable.
     """
     target = Path(target)
-    temporary = target.with_name(f".tmp-{os.getpid()}-{_host()}-{target.name}")
+    temporary = temporary_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -44,6 +44,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def temporary_path(target: Path) -> Path:
+    """The temporary name beside `target` that `remove_stale_temporaries` knows."""
+    return target.with_name(f".tmp-{os.getpid()}-{_host()}-{target.name}")
 
 
 def remove_stale_temporaries(folder: Path) -> None:
