@@ -50,3 +50,13 @@ def test_axes_of_length_zero_are_left_alone() -> None:
     by_hand = smooth_field(white[1:, 2:], (0.0, 2.0))
     assert np.allclose(smooth[1:, 2:], by_hand)
     assert np.array_equal(smooth_field(white, (0.0, 0.0)), white)
+
+
+def test_voxels_twice_the_length_apart_correlate_by_one_over_e() -> None:
+    """The length is the standard deviation of the kernel, which an impulse shows; at that distance it is e^(-1/4)."""
+    impulse = np.zeros((1, 57), np.float32)
+    impulse[0, 28] = 1
+    kernel = smooth_field(impulse, (4.0,))[0].astype(float)
+    assert (kernel**2).sum() == pytest.approx(1, abs=1e-5)
+    assert (kernel[8:] * kernel[:-8]).sum() == pytest.approx(np.exp(-1), abs=1e-3)
+    assert (kernel[4:] * kernel[:-4]).sum() == pytest.approx(np.exp(-0.25), abs=1e-3)

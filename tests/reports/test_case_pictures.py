@@ -14,6 +14,7 @@ from unisegdiff_pipeline.reports.case_pictures import (
     Region,
     choose_plane,
     draw_panel,
+    filled_value,
     outline_segments,
     region_of_interest,
     window,
@@ -157,3 +158,22 @@ def test_a_panel_keeps_the_proportions_in_mm_and_bounds_its_pixels() -> None:
     cut = draw_panel(background, (1.0, 1.0), "part", region=Region(0, 100, 0, 50), box=Region(0, 9, 0, 9), letters="RA")
     assert ">R<" in cut
     assert ">A<" in cut
+
+
+def test_what_was_filled_in_around_an_image_is_black() -> None:
+    """A normalised brain of -2 to 2 in the middle of zeros; without such a frame nothing is taken for filled in."""
+    image = np.zeros((1, 10, 10), np.float32)
+    image[0, 2:8, 2:8] = np.linspace(-2, 2, 36).reshape(6, 6)
+    assert filled_value(image[0]) == 0.0
+    shown = window(image)
+    assert (shown[0] == 0).all()
+    assert shown[2, 2] == 0
+    assert shown[7, 7] == 255
+    assert 100 < shown[4, 7] < 150
+    assert filled_value(image[0, 2:8, 2:8]) is None
+    assert filled_value(np.abs(image[0])) is None  # the frame is the lowest value, which is black anyway
+
+
+def test_a_word_can_stand_in_a_picture() -> None:
+    picture = draw_panel(np.zeros((4, 4), np.uint8), (1.0, 1.0), "sample", note="empty")
+    assert ">empty</text>" in picture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import csv
 import dataclasses
+import json
 import math
 import re
 import shutil
@@ -16,10 +17,11 @@ import pytest
 
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import map_ending, read_labels, split_ending, write_labels, write_map
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.units import VOLUMES
-from unisegdiff_pipeline.reports.case_gallery import find_images, highlights
+from unisegdiff_pipeline.reports.case_gallery import _label_names, channel_names, find_images, highlights
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
 from unisegdiff_pipeline.reports.evaluation_tables import volume_digits
@@ -262,3 +264,49 @@ def test_a_case_opens_in_the_viewer_and_leads_back(solid: tuple[Evaluation, Path
     opened.page.wait_for_load_state()
     assert "/viewers/" in opened.page.url
     assert opened.complaints == []
+
+
+def test_an_organ_is_not_counted(tmp_path: Path) -> None:
+    """One piece in every case: no lesions found or missed; with a case that lacks it there is something to find."""
+
+    def write(folder: str, *cases: str) -> Path:
+        for number, case in enumerate(cases):
+            mask = np.array([[[int(c) for c in row] for row in case.split()]], np.uint8)
+            write_labels(tmp_path / folder / f"{number}.nii.gz", mask, Geometry())
+        return tmp_path / folder
+
+    organ = write("labelsTs", "1100 1100", "0110 0110")
+    text = write_evaluation_report(tmp_path / "a", evaluated(organ, write("a", "1100 1000", "0110 0010"))).read_text()
+    assert "Connected components</h2>" in text
+    assert "lesions found" not in text
+    assert "<dt>Lesion F1</dt>" not in text
+    empty = write("other/labelsTs", "1100 1100", "0000 0000")
+    text = write_evaluation_report(tmp_path / "b", evaluated(empty, write("b", "1100 1000", "0000 0000"))).read_text()
+    assert "<h2>Lesions</h2>" in text
+    assert "1 of 1 lesions found" in text
+
+
+def test_one_picture_under_several_outlines_is_held_once(flat: tuple[Evaluation, Path]) -> None:
+    text = (flat[1] / "report.html").read_text(encoding="utf-8")
+    pictures = re.findall(r'<image id="picture-\d+" xlink:href="(data:[^"]*)"', text)
+    assert len(pictures) == len(set(pictures))
+    assert set(re.findall(r'<use xlink:href="#(picture-\d+)"', text)) <= set(re.findall(r'id="(picture-\d+)"', text))
+    assert len(re.findall(r'<use xlink:href="#picture-', text)) > len(pictures) / 2
+
+
+def test_names_in_the_viewer_follow_the_classes() -> None:
+    """Regions: every value has the innermost region that holds it, in the order of the plan and of the charts."""
+    names = _label_names({"whole": (1, 2, 3), "core": (1, 3), "enhancing": (3,)})
+    assert names == {2: "whole", 1: "core", 3: "enhancing"}
+    assert list(names.values()) == ["whole", "core", "enhancing"]
+
+
+def test_channels_are_named_by_the_data_set(tmp_path: Path) -> None:
+    description = {"channel_names": {"0": "FLAIR", "1": "T1"}, "labels": {"background": 0, "x": 1}, "numTraining": 1,
+                   "file_ending": ".nii.gz"}  # fmt: skip
+    reference = tmp_path / "labelsTs" / "a.nii.gz"
+    reference.parent.mkdir()
+    assert channel_names(reference, 2) == ()
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    assert channel_names(reference, 2) == ("FLAIR", "T1")
+    assert channel_names(reference, 1) == ()

@@ -196,6 +196,10 @@ def test_slices_move_by_wheel_slider_and_key_and_the_coordinates_follow(show: Ca
 
 def test_masks_samples_and_maps_are_shown_as_chosen(show: Callable[..., Any]) -> None:
     opened = show()
+    assert opened.page.locator("#map").input_value() == "uncertainty"  # shown at once, under the outline of the mask
+    assert opened.page.locator("#mask-style").input_value() == "1"
+    choose(opened, "map", "none", "body[data-map=none]")
+    choose(opened, "mask-style", "filled")
     predicted = picture(opened)
     usual = orange(predicted)
     slide(opened, "opacity", 0)

@@ -157,3 +157,14 @@ def test_boxes_of_nothing() -> None:
     assert box_around(np.zeros(SHAPE, bool), (1.0, 1.0, 1.0)) is None
     assert join_boxes([]) is None
     assert join_boxes([((0, 1), (2, 3), (4, 5)), ((1, 3), (0, 1), (4, 9))]) == ((0, 3), (0, 3), (4, 9))
+
+
+def test_what_was_filled_in_is_stored_below_all_other_values() -> None:
+    channel = np.zeros((4, 10, 10), np.float32)
+    channel[:, 2:8, 2:8] = np.linspace(-2, 2, 144).reshape(4, 6, 6)
+    scale = grey_scale(channel, None)
+    assert scale.filled == 0.0
+    grid = ViewerGrid.of(Geometry(), channel.shape, 10**6)
+    content = gzip.decompress(image_volume(grid, channel, scale, scale.dtype))[352:]
+    stored = np.frombuffer(content, scale.dtype)
+    assert np.count_nonzero(stored == 0) == np.count_nonzero(channel == 0)

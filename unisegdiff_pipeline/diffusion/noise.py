@@ -49,6 +49,8 @@ def kernel_radius(length: float) -> int:
 def smooth_field(white: np.ndarray, lengths_voxels: Sequence[float]) -> np.ndarray:
     """Smooth white noise (C, *spatial) with a Gaussian (standard deviations in voxels) to unit variance.
 
+    Voxels d apart along an axis of standard deviation s then correlate by exp(-d^2 / (4 s^2)), 1/e at d = 2 s.
+
     Returned is the part that the kernel does not hang over: `kernel_radius` voxels less at both ends of every axis.
     """
     for axis, length in enumerate(lengths_voxels, start=1):

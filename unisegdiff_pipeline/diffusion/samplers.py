@@ -45,7 +45,8 @@ class SamplerSettings:
         start: "stage_a" makes one call at pure noise and goes on from its answer; "det" goes on from p_det.
         num_calls: network calls from lam_a on; the call of stage A comes on top. 0 with "det" calls no network.
         lam_end: offset of the last call from lam_c.
-        correlation_length_mm: of the smooth field that coherent draws are made with; 0 draws every voxel on its own.
+        correlation_length_mm: of the smooth field that coherent draws are made with, as the standard deviation of its
+            Gaussian kernel: voxels twice as far apart correlate by 1/e. 0 draws every voxel on its own.
         draw: whether each sample ends in a coherent draw from its last probabilities instead of a cut at 0.5.
     """
 

@@ -31,7 +31,7 @@ class InferenceSettings:
         decision: how the final probability becomes a mask: "half" cuts it at 0.5 (or takes the likeliest class), "dice"
             where the samples of the case promise the highest Dice (see `decision`).
         num_samples: masks drawn a case unless the user asks for another number.
-        sampler: method, start, number of calls, end of the schedule, correlation length.
+        sampler: method, start, number of calls, end of the schedule, length of the field (see `SamplerSettings`).
         mask_sampler: draws the masks where `sampler`, which then makes the mean alone, is not the best to draw them.
         weights: which weights the fold holds: "ema" at the end, or the "best" ones seen on held-out cases.
         chosen_on: the cases that temperature, w and sampler were chosen on, in words.

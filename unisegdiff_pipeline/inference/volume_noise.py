@@ -12,7 +12,9 @@ from torch import Tensor
 from unisegdiff_pipeline.diffusion.noise import BlockNoise, kernel_radius, neighbour_correlation, smooth_field
 
 BLOCK = 16  # voxels an axis
-NODES_PER_LENGTH = 2  # linear interpolation between them is then off by 3 % of a standard deviation at most
+# Linear interpolation between two nodes a length is off by at most 2.2, 3.1 and 3.8 % of a standard deviation (RMS)
+# with one, two and three coarse axes.
+NODES_PER_LENGTH = 2
 
 
 def noise_in_box(

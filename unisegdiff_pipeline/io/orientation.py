@@ -87,9 +87,7 @@ def nearest_reorientation(direction: Sequence[float], wanted: Sequence[float]) -
             best = rank, order, signs
     assert best is not None
     _, (x, y, z), signs = best
-    return Reorientation(
-        (2 - z, 2 - y, 2 - x), (bool(signs[2] < 0), bool(signs[1] < 0), bool(signs[0] < 0))
-    )
+    return Reorientation((2 - z, 2 - y, 2 - x), (bool(signs[2] < 0), bool(signs[1] < 0), bool(signs[0] < 0)))
 
 
 def common_direction(directions: Sequence[Sequence[float]]) -> Direction:

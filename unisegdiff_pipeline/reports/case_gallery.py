@@ -15,6 +15,7 @@ from unisegdiff_pipeline.evaluation.inputs import CaseInputs, Inputs
 from unisegdiff_pipeline.evaluation.lesions import Lesion
 from unisegdiff_pipeline.evaluation.reading import read_uncertainty
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
+from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import Volume
 from unisegdiff_pipeline.io.images import read_image, read_labels, split_ending
@@ -144,6 +145,7 @@ def write_viewer(path: Path, highlight: Highlight, classes: Classes, images: Seq
     case = ViewerCase(
         case_id=files.case_id,
         geometry=reference.geometry,
+        channel_names=channel_names(files.reference, 0 if image is None else len(image)),
         image=np.zeros((1, *reference.array.shape[1:]), np.uint8) if image is None else image,
         labels=_label_names(classes),
         reference=reference.array[0],
@@ -156,6 +158,18 @@ def write_viewer(path: Path, highlight: Highlight, classes: Classes, images: Seq
         report="../report.html",
     )
     return write_case_viewer(path, case)
+
+
+def channel_names(reference: Path, count: int) -> tuple[str, ...]:
+    """Names of so many channels by the dataset.json beside or above the references; none where they do not fit."""
+    for folder in reference.resolve().parents[:2]:
+        if (folder / "dataset.json").is_file():
+            try:
+                names = read_dataset_json(folder / "dataset.json").channel_names
+            except UsdError:
+                return ()
+            return names if len(names) == count else ()
+    return ()
 
 
 def _read_case_image(images: Sequence[Path], reference: Volume) -> np.ndarray | None:
@@ -253,11 +267,12 @@ def _class_colors(count: int) -> list[str]:
 
 
 def _label_names(classes: Classes) -> dict[int, str]:
-    """Name of each label value: of nested regions the innermost that holds it."""
+    """Name of each label value, of nested regions the innermost that holds it; in the order of the classes."""
     names: dict[int, str] = {}
     for name, members in sorted(classes.items(), key=lambda item: -len(item[1])):
         names |= dict.fromkeys(members, name)
-    return names
+    order = list(classes)
+    return dict(sorted(names.items(), key=lambda item: order.index(item[1])))
 
 
 def _marks(result: CaseResult) -> tuple[ViewerMark, ...]:

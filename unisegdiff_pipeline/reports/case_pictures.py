@@ -24,6 +24,7 @@ REFERENCE_COLOR, PREDICTION_COLOR = "#35c8ff", "#ffb000"
 # The hues of `figures.SERIES` in their order, brighter, so that a class has one colour in charts and on dark tissue.
 CLASS_COLORS = ("#35c8ff", "#ff7a45", "#45e0a8", "#ff8fc8", "#ffc233", "#8fdcff", "#d9b98c", "#b9c3cc")
 UNCERTAINTY_MAP = "magma"
+FILLED = 0.05
 WINDOW_PERCENTILES = (0.5, 99.5)
 PANEL_IN = 3.33  # width: 320 CSS pixels
 HALO_PT = 1.3  # of the dark line on either side of an outline
@@ -139,15 +140,29 @@ def window(image: np.ndarray) -> np.ndarray:
     """A slice (C, rows, columns) as uint8: (rows, columns, 3) for colours, else the first channel in grey.
 
     Grey values are stretched between two percentiles of what lies above the lowest value, so that air around a patient
-    does not decide on the contrast.
+    does not decide on the contrast. What was filled in around the image is black, whatever its value.
     """
     if is_colored(image):
         return np.moveaxis(image, 0, -1).astype(np.uint8)
     plane = np.nan_to_num(image[0].astype(np.float32))
     lowest = float(plane.min())
-    above = plane[plane > lowest]
-    low, high = np.percentile(above, WINDOW_PERCENTILES) if above.size else (lowest, lowest + 1)
-    return (np.clip((plane - low) / max(float(high - low), 1e-6), 0, 1) * 255).astype(np.uint8)
+    filled = filled_value(plane)
+    inside = plane > lowest if filled is None else (plane > lowest) & (plane != filled)
+    low, high = np.percentile(plane[inside], WINDOW_PERCENTILES) if inside.any() else (lowest, lowest + 1)
+    shown = (np.clip((plane - low) / max(float(high - low), 1e-6), 0, 1) * 255).astype(np.uint8)
+    return shown if filled is None else np.where(plane == filled, 0, shown).astype(np.uint8)
+
+
+def filled_value(image: np.ndarray) -> float | None:
+    """The value around an image whose own values go below it, such as 0 around a normalised brain; None without one.
+
+    It is what all corners of the array, of any number of axes, hold, and with them FILLED of all voxels.
+    """
+    corners = image[tuple(slice(None, None, max(1, n - 1)) for n in image.shape)]
+    value = float(corners.flat[0])
+    if not (corners == value).all() or value <= float(np.nanmin(image)):
+        return None
+    return value if np.count_nonzero(image == value) >= FILLED * image.size else None
 
 
 @dataclass(frozen=True)

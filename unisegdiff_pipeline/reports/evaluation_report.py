@@ -17,10 +17,12 @@ from unisegdiff_pipeline.evaluation.evaluate import Evaluation, FolderSummary
 from unisegdiff_pipeline.evaluation.tables import metric_row
 from unisegdiff_pipeline.io.units import Units
 from unisegdiff_pipeline.reports import evaluation_figures as charts
+from unisegdiff_pipeline.reports.calibration_words import calibration_in_words
 from unisegdiff_pipeline.reports.case_gallery import Highlight, draw_case, find_images, highlights, write_viewer
 from unisegdiff_pipeline.reports.evaluation_tables import (
     coverage_table,
     difference_table,
+    holds_lesions,
     interval_text,
     lesion_table,
     main_table,
@@ -203,7 +205,7 @@ def _case_part(
     report: FolderSummary, item: Highlight, images: Sequence[Path], viewers: Mapping[str, tuple[str, int]]
 ) -> Html:
     case_id = item.inputs.case_id
-    body = [paragraph(_case_line(item, report.units), quiet=True)]
+    body = [paragraph(_case_line(item, report.units, holds_lesions(report)), quiet=True)]
     if case_id in viewers:
         target, size = viewers[case_id]
         body.append(paragraph(Html(f"{link(target, 'Open all slices in the viewer')} ({size / 1e6:.1f} MB)")))
@@ -211,7 +213,7 @@ def _case_part(
     return subsection(f"{item.kind}: {case_id}", body)
 
 
-def _case_line(item: Highlight, units: Units) -> str:
+def _case_line(item: Highlight, units: Units, counted: bool) -> str:
     parts = []
     for entry in item.result.classes:
         score, lesions = entry.overlap, entry.lesion_score
@@ -221,9 +223,11 @@ def _case_line(item: Highlight, units: Units) -> str:
         if score.outcome == "false_positive":
             parts.append(f"{prefix}reference empty, {units.size_shown(score.predicted_ml)} predicted")
             continue
-        found = f"{lesions.num_detected} of {lesions.num_reference_lesions} lesions found"
-        false = f", {lesions.num_false_positive} false" if lesions.num_false_positive else ""
-        parts.append(f"{prefix}Dice {score.dice:.3f}, {units.size_shown(score.reference_ml)}, {found}{false}")
+        found = ""
+        if counted:
+            found = f", {lesions.num_detected} of {lesions.num_reference_lesions} lesions found"
+            found += f", {lesions.num_false_positive} false" if lesions.num_false_positive else ""
+        parts.append(f"{prefix}Dice {score.dice:.3f}, {units.size_shown(score.reference_ml)}{found}")
     return "; ".join(parts) + "."
 
 
@@ -270,7 +274,15 @@ def _lesions(evaluation: Evaluation) -> Section:
             text = f"{entry.class_name}: Dice of each reference lesion by its {word}, missed ones as 0."
             figures.append(figure(content, text))
     body = [lesion_table(report), grid(figures), strata_table(report)]
-    return Section("Lesions", body, f"Rule: {report.settings['lesion_matching_in_words']}.{_drawn_note(report)}")
+    intro = f"Rule: {report.settings['lesion_matching_in_words']}.{_drawn_note(report)}"
+    if holds_lesions(report):
+        return Section("Lesions", body, intro)
+    note = (
+        "Every reference holds each class in about one piece, as organs do, so there is little to count; metrics of "
+        "lesions are left out of the tables above and below."
+    )
+    counted = [paragraph(intro, quiet=True), *body]
+    return Section("Connected components", [details("Counted as lesions all the same", counted)], note)
 
 
 def _lesion_dice_by_size(evaluation: Evaluation, index: int, entry: ClassReport) -> dict[str, list[float]]:
@@ -319,7 +331,7 @@ def _probabilities(report: FolderSummary) -> Section | None:
     reliability = _of_classes(report, lambda entry: entry.reliability)
     failure = _of_classes(report, lambda entry: entry.failure_detection)
     failure = {name: curve for name, curve in failure.items() if curve.n > 1}
-    figures = []
+    figures, said = [], [notice(text) for text in calibration_in_words(reliability)]
     if reliability:
         region = report.settings["probability_region"]
         text = f"Reliability over the voxels of all cases ({region}); on the diagonal probabilities are right."
@@ -330,7 +342,7 @@ def _probabilities(report: FolderSummary) -> Section | None:
         figures.append(figure(charts.draw_risk_coverage(failure), text))
     if not figures:
         return None
-    body = [grid(figures)]
+    body = [*said, grid(figures)]
     if reliability or failure:
         body.append(probability_table(report))
     return Section("Probabilities and confidence", body, _drawn_note(report).strip())

@@ -18,6 +18,11 @@ MAIN_METRICS = (
 )  # fmt: skip
 VOLUME_DIGITS, PIXEL_DIGITS = 2, 1  # decimals of volumes of a millilitre and more, and of means of whole pixels
 CLASSES_AS_COLUMNS = 7
+ONE_PIECE = 1.1  # objects a case, at most, of an organ whose labels hold a stray voxel now and then
+LESION_METRICS = frozenset(
+    ("num_reference_lesions", "num_predicted_lesions", "num_detected", "num_false_positive", "lesion_sensitivity",
+     "lesion_precision", "lesion_f1", "mean_lesion_dice", "mean_detected_dice")
+)  # fmt: skip
 SUMMARY_COLUMNS = (
     Column("Mean"), Column("Interval", hint="bootstrap interval of the mean"), Column("Deviation"), Column("Median"),
     Column("n", hint="cases with a value"), Column("Undefined", hint="cases without one"),
@@ -174,11 +179,24 @@ def probability_table(report: FolderSummary) -> Html:
 
 
 def present(names: Iterable[str], report: FolderSummary) -> list[str]:
-    """Those metrics that some case has; "surface_dice" stands for the first tolerance."""
+    """Those metrics that some case has and that say something; "surface_dice" stands for the first tolerance."""
     tolerances = report.settings["surface_dice_tolerances_mm"]
     surface_dice = f"surface_dice_{tolerances[0]:g}mm" if tolerances else ""
     full = [surface_dice if name == "surface_dice" else name for name in names]
-    return [name for name in full if name in report.mean and report.mean[name].n]
+    shown = [name for name in full if name in report.mean and report.mean[name].n]
+    return shown if holds_lesions(report) else [name for name in shown if name not in LESION_METRICS]
+
+
+def holds_lesions(report: FolderSummary) -> bool:
+    """Whether there is something to find and to count: cases without the class, or with several objects of it.
+
+    An organ lies in every case and in one piece; counting it says nothing.
+    """
+    return any(
+        entry.outcomes.both_empty + entry.outcomes.false_positive > 0
+        or entry.pooled.num_reference_lesions > ONE_PIECE * entry.outcomes.scored
+        for entry in report.classes
+    )
 
 
 def metric_column(name: str, report: FolderSummary) -> Column:

@@ -276,6 +276,7 @@ def render_page(page: Page) -> str:
     footer = f"<footer>{markup(page.footer)}</footer>" if page.footer else ""
     body = f"<header><h1>{markup(page.title)}</h1>{subtitle}</header>{navigation}<main>{''.join(page.lead)}{sections}"
     _require_self_contained(body + footer)
+    body = _sharing_pictures(body)
     return "\n".join([_head(page), f"<body>{body}</main>{footer}", f"<script>{_asset('page.js')}</script>", "</html>"])
 
 
@@ -352,6 +353,20 @@ def _cell(cell: Cell, column: Column) -> str:
     undefined = value is None or not math.isfinite(value)
     key = "" if undefined else f' data-value="{value!r}"'
     return f'<td class="{column.kind}{" undefined" if undefined else ""}"{key}>{text}</td>'
+
+
+def _sharing_pictures(body: str) -> str:
+    """Let figures that hold the same picture, such as one slice under several outlines, hold it once."""
+    found: dict[str, str] = {}
+
+    def once(match: re.Match[str]) -> str:
+        element = match[0]
+        if element in found:
+            return f'<use xlink:href="#{found[element]}"/>'
+        found[element] = f"picture-{len(found) + 1}"
+        return f'<image id="{found[element]}"{element.removeprefix("<image")}'
+
+    return re.sub(r'<image xlink:href="data:[^"]*"[^>]*/>', once, body)
 
 
 def _require_self_contained(body: str) -> None:

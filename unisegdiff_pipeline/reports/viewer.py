@@ -148,7 +148,14 @@ def write_case_viewer(path: Path, case: ViewerCase, max_voxels: int = MAX_VOXELS
         "fileAxes": grid.file_axes,
         "fileShape": case.image.shape[:0:-1],
         "channels": [
-            {"title": name, "low": s.low, "high": s.high, "window": [s.window_low, s.window_high], "step": s.step}
+            {
+                "title": name,
+                "low": s.low,
+                "high": s.high,
+                "window": [s.window_low, s.window_high],
+                "step": s.step,
+                "filled": s.filled,
+            }
             for name, s in zip(names, scales, strict=True)
         ],
         "labels": [[value, name] for value, name in case.labels.items()],

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unisegdiff_pipeline.io.geometry import Box, Geometry, box_slices, nonzero_box
+from unisegdiff_pipeline.reports.case_pictures import filled_value
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _WINDOW_MARGIN_MM = 20.0
@@ -108,6 +109,7 @@ class GreyScale:
         window_low: value shown black at first.
         window_high: value shown white at first.
         step: distance of stored values.
+        filled: value around the image, stored as 0, below all others, so that it is black; None where there is none.
     """
 
     low: float
@@ -115,6 +117,7 @@ class GreyScale:
     window_low: float
     window_high: float
     step: float
+    filled: float | None = None
 
     @property
     def dtype(self) -> type[np.uint8] | type[np.int16]:
@@ -129,9 +132,10 @@ def grey_scale(channel: np.ndarray, box: Box | None) -> GreyScale:
     the box around the masks (of the image where there are none), so that a CT opens with the window of the organ and
     not with that of air and metal. The step is a 255th of that window, and 1 for whole numbers if that is coarser.
     """
-    values = _finite_subsample(channel)
+    filled = filled_value(channel)
+    values = _finite_subsample(channel, filled)
     low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))
-    near = values if box is None else _finite_subsample(channel[box_slices(box)])
+    near = values if box is None else _finite_subsample(channel[box_slices(box)], filled)
     window_low, window_high = (float(v) for v in np.percentile(near, (1, 99)))
     if window_high <= window_low:
         window_low, window_high = low, high
@@ -141,7 +145,7 @@ def grey_scale(channel: np.ndarray, box: Box | None) -> GreyScale:
     step = (window_high - window_low) / _GREY_STEPS
     if np.array_equal(values, np.rint(values)):
         step = max(step, 1.0)
-    return GreyScale(low, high, window_low, window_high, max(step, (high - low) / _MOST_LEVELS))
+    return GreyScale(low, high, window_low, window_high, max(step, (high - low) / _MOST_LEVELS), filled)
 
 
 def image_volume(grid: ViewerGrid, channel: np.ndarray, scale: GreyScale, dtype: type) -> bytes:
@@ -150,7 +154,10 @@ def image_volume(grid: ViewerGrid, channel: np.ndarray, scale: GreyScale, dtype:
     stored = np.subtract(turned, scale.low, dtype=np.float32)
     np.nan_to_num(stored, copy=False, nan=0.0)
     np.divide(stored, scale.step, out=stored)
-    np.clip(np.rint(stored, out=stored), 0, round((scale.high - scale.low) / scale.step), out=stored)
+    lowest = 0 if scale.filled is None else 1
+    np.clip(np.rint(stored, out=stored), lowest, round((scale.high - scale.low) / scale.step), out=stored)
+    if scale.filled is not None:
+        stored[turned == scale.filled] = 0
     return _gzipped_nifti(stored.astype(dtype), grid, slope=scale.step, inter=scale.low)
 
 
@@ -209,9 +216,10 @@ def _factors(shape: Sequence[int], spacing: np.ndarray, max_voxels: int) -> tupl
     return (factors[0], factors[1], factors[2])
 
 
-def _finite_subsample(values: np.ndarray) -> np.ndarray:
+def _finite_subsample(values: np.ndarray, filled: float | None) -> np.ndarray:
     flat = values.ravel()[:: max(1, values.size // _SUBSAMPLE)]
     finite = flat[np.isfinite(flat)]
+    finite = finite if filled is None else finite[finite != filled]
     return finite if finite.size else np.zeros(1, np.float32)
 
 

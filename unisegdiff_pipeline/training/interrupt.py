@@ -18,9 +18,7 @@ class TrainingInterrupted(BaseException):
 
     def __init__(self, signal_number: int) -> None:
         name = signal.Signals(signal_number).name
-        super().__init__(
-            f"stopped by {name}; what has been trained is saved, run the same command again to continue"
-        )
+        super().__init__(f"stopped by {name}; what has been trained is saved, run the same command again to continue")
         self.signal_number = signal_number
 
 

@@ -149,9 +149,7 @@ def _validated(
     labels = restore_labels(_decided(run, prediction, settings), stored.properties, run.plans.labels)
     grid = measured_grid(stored.properties.geometry, units)
     reference = stored.reference()[0]
-    scores = score_case(
-        reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d
-    )
+    scores = score_case(reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d)
     _write_mask(run, folder, stored, labels)
     return CaseScores(case_id, tuple(scores))
 

@@ -311,7 +311,8 @@ void main() {
     const at = indexOf(voxel)
     $('voxel').textContent = file.join(', ')
     $('millimetres').textContent = toLps(voxel).map((v) => v.toFixed(1).replace('-', '\u2212')).join(', ')
-    $('grey').textContent = number(image.img[at] * image.hdr.scl_slope + image.hdr.scl_inter)
+    const { filled } = settings.channels[$('channel').value || 0]
+    $('grey').textContent = number(image.img[at] === 0 && filled !== null ? filled : image.img[at] * image.hdr.scl_slope + image.hdr.scl_inter)
     if (referenceLabels) $('reference-label').textContent = labelName(referenceLabels[at])
     if (maskLabels) {
       $('mask-title').textContent = $('mask').selectedOptions[0].textContent
@@ -494,6 +495,10 @@ void main() {
     $('panel').hidden = false
     connect()
     applyWindow()
+    if (settings.uncertainty) {
+      $('map').value = 'uncertainty'
+      $('mask-style').value = '1' // a filled mask would hide the map
+    }
     if (map) showMap()
     applyStyle()
     layOut()
