@@ -18,6 +18,7 @@ from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import read_image
+from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
 from unisegdiff_pipeline.networks import precision
 
@@ -149,7 +150,8 @@ def test_a_run_notices_that_another_took_its_folder(folders, monkeypatch: pytest
         found = compute(self, image, properties, **options)
         if not calls:
             calls.append(properties.case_id)
-            predict_folder(images, out, model, device="cpu", seed=9, overwrite=True)
+            for part in (0, 1):  # as the only part it would be refused
+                predict_folder(images, out, model, device="cpu", seed=9, overwrite=True, num_parts=2, part_id=part)
         return found
 
     monkeypatch.setattr(Predictor, "predict_preprocessed", with_another_run)
@@ -157,6 +159,16 @@ def test_a_run_notices_that_another_took_its_folder(folders, monkeypatch: pytest
         predict_folder(images, out, model, device="cpu")
     monkeypatch.undo()
     assert predict_folder(images, out, model, device="cpu", seed=9) == 0
+
+
+def test_two_runs_do_not_predict_the_same_part_at_once(folders) -> None:
+    model, images, out = folders
+    with locked(out / ".lock-part-0-of-2", "x"):
+        with pytest.raises(UsdError, match=rf"process {os.getpid()} on this machine .* works on part 0 of 2"):
+            predict_folder(images, out, model, device="cpu", num_parts=2, part_id=0)
+        assert predict_folder(images, out, model, device="cpu", num_parts=2, part_id=1) == 1
+    assert predict_folder(images, out, model, device="cpu", num_parts=2, part_id=0) == 1
+    assert not list(out.glob(".lock*"))
 
 
 def test_an_output_that_cannot_be_written_is_found_before_anything_is_computed(folders, monkeypatch) -> None:

@@ -45,6 +45,7 @@ from unisegdiff_pipeline.inference.writing import (
 )
 from unisegdiff_pipeline.io.errors import UsdError, describe_failure
 from unisegdiff_pipeline.io.files import file_hash, is_full_disk, remove_stale_temporaries, text_hash
+from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.parallel import available_memory_gb, usable_cores
 from unisegdiff_pipeline.io.progress import counted, progress
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
@@ -93,7 +94,8 @@ def predict_folder(
 
     Raises:
         UsdError: no such model or input; nothing to combine or to split; `output` cannot be written into, or holds
-            other predictions; a full disk; or cases that failed, named after all others have been finished.
+            other predictions, or another process predicts the same part into it; a full disk; or cases that failed,
+            named after all others have been finished.
     """
     if not 0 <= part_id < num_parts:
         raise UsdError(f"part_id is {part_id} of {num_parts} parts; allowed is 0 to {num_parts - 1}.")
@@ -115,19 +117,21 @@ def predict_folder(
         combine,
     )  # fmt: skip
     run = _FolderRun(predictor, output, options, count, seed)
-    claim_folder(output, run.owner, [case.case_id for case in cases], model.plans.file_ending, overwrite=overwrite)
-    for folder in output_folders(output):
-        remove_stale_temporaries(folder)
-    chosen = cases[part_id::num_parts]
-    left = [case for case in chosen if overwrite or not run.is_finished(case)]
-    if len(left) < len(chosen):
-        _say(f"{len(chosen) - len(left)} of {len(chosen)} cases are finished already; {len(left)} are left")
-    try:
-        run.predict(left)
-    finally:
-        run.write_tables(time.perf_counter() - started)
-    run.raise_failures()
-    return len(left)
+    part = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
+    with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{part}{output}"):
+        claim_folder(output, run.owner, [case.case_id for case in cases], model.plans.file_ending, overwrite=overwrite)
+        for folder in output_folders(output):
+            remove_stale_temporaries(folder)
+        chosen = cases[part_id::num_parts]
+        left = [case for case in chosen if overwrite or not run.is_finished(case)]
+        if len(left) < len(chosen):
+            _say(f"{len(chosen) - len(left)} of {len(chosen)} cases are finished already; {len(left)} are left")
+        try:
+            run.predict(left)
+        finally:
+            run.write_tables(time.perf_counter() - started)
+        run.raise_failures()
+        return len(left)
 
 
 @dataclass
