@@ -88,6 +88,16 @@ def build_parser() -> CommandParser:
         help="continue where the training stopped (the default)",
     )
     again.add_argument("--restart", dest="restart", action="store_true", help="begin again; removes what was trained")
+    again.add_argument(
+        "--val", action="store_true", help="train nothing: predict the validation cases of finished folds again"
+    )
+    parser.add_argument(
+        "--save-validation",
+        choices=("auto", "masks", "all"),
+        default="auto",
+        help="what is kept of validation cases: masks, all (probabilities and samples, too), or auto: all where it\n"
+        "comes to 2 GB a fold before compression at most (default)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and stop")
     add_roots(parser, "raw", "preprocessed", "results")
     return parser
@@ -140,6 +150,10 @@ def _train(args: argparse.Namespace) -> int:
         report_error(str(stop), kind="interrupted")
         return EXIT_SIGNAL + stop.signal_number
     model = result.folds[0].folder.parent
+    if result.collected is not None:
+        labels = result.collected.labels or "LABELS"
+        subset = " --subset" if result.collected.not_validated else ""
+        say(f"All validation cases: usd_evaluate {labels} {result.collected.folder}{subset}")
     say(f"Model: {model}\nNext: usd_predict -i IMAGES -o MASKS -m {model}")
     return 0
 
@@ -168,6 +182,8 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         tensorboard=args.tensorboard,
         run=args.run,
         plans=args.plans,
+        save_validation=args.save_validation,
+        validate_only=args.val,
     )
 
 

@@ -89,7 +89,10 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     if finished:
         require_same_plan(run.folder / WEIGHTS_NAME, read_weights(run.folder / WEIGHTS_NAME)[1], run.plan_hash)
         run.watch.add(_seconds_so_far(run, checkpoint))
-    if is_finished(run.folder):
+    if run.request.validate_only:
+        if not finished:
+            raise UsdError(f"{run.folder} holds no finished fold to validate; train it first, without --val.")
+    elif is_finished(run.folder):
         run.log.say(f"{run.folder} is trained; nothing to do (--restart begins again)")
         return _result(run, _read_scores(run))
     if not finished:
@@ -100,12 +103,15 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     scores: dict[str, dict[str, float | None]] = {}
     if run.validation_cases:
         model, settings = finished_model(run)
-        summary = final_validation(run, model, settings, time_left_s(run))
+        summary = final_validation(run, model, settings, None if run.request.validate_only else time_left_s(run))
         if summary is not None:
             print(summary_table(summary, fold_units(run)), flush=True)
             scores = _scores(summary)
     else:
         write_json(run.folder / "validation" / SUMMARY_NAME, {"summary": None, "cases": []})
+    if run.request.validate_only:
+        run.log.final_report()
+        return _result(run, scores)
     run.log.record("finished", phase=3, iteration=0, seconds=run.watch.seconds)
     run.log.final_report()
     run.log.say(f"fold trained in {format_duration(run.watch.seconds)}; results in {run.folder}")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.training.cross_validation import CollectedCases
+
+Kept = Literal["auto", "masks", "all"]
+KEPT: tuple[Kept, ...] = get_args(Kept)
 DEFAULT_TRAINER = "StagedDiffusionTrainer"
 DEFAULT_SEED = 0
 
@@ -35,6 +40,9 @@ class TrainRequest:
         phase_1_from: fold folder whose phase 1 has ended; its segmenter and held-out cases are taken over, phase 1 is
             skipped.
         tensorboard: also write TensorBoard events.
+        save_validation: what is kept of the validation cases: "masks", "all" (probabilities and samples, too), or
+            "auto": all where it is little; see `validation_files`.
+        validate_only: predict the validation cases of finished folds again, and train nothing.
         run: name of a training beside others of the same trainer and configuration; part of the model folder's name.
         plans: name of the plan; None is the default one, plans.json.
     """
@@ -56,6 +64,8 @@ class TrainRequest:
     restart: bool = False
     phase_1_from: Path | None = None
     tensorboard: bool = False
+    save_validation: Kept = "auto"
+    validate_only: bool = False
     run: str | None = None
     plans: str | None = None
 
@@ -106,8 +116,9 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Results of all folds that were trained, and where the table over them lies (cv only)."""
+    """Results of all folds that were trained; of all folds (cv) also where the table over them and their cases lie."""
 
     folds: tuple[FoldResult, ...]
     summary_path: Path | None = None
     table: str = ""
+    collected: CollectedCases | None = None

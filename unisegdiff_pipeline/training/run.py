@@ -30,6 +30,7 @@ from unisegdiff_pipeline.training.continuing import (
     require_same_training,
     taken_over,
 )
+from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files
 from unisegdiff_pipeline.training.fold import is_finished, train_fold
 from unisegdiff_pipeline.training.fold_files import (
     has_begun,
@@ -80,7 +81,7 @@ def train(request: TrainRequest, began: float | None = None) -> TrainResult:
         raise
     if request.fold != "cv":
         return TrainResult(tuple(results))
-    return _summarise_folds(results, setting.model_folder)
+    return _summarise_folds(request, results, setting)
 
 
 def open_fold(request: TrainRequest, stop: StopRequest) -> FoldRun:
@@ -354,9 +355,16 @@ def _write_model_files(setting: _Setting, restarted: set[str]) -> None:
     write_json(setting.model_folder / DATASET_NAME, read_json(setting.dataset / DATASET_NAME))
 
 
-def _summarise_folds(results: list[FoldResult], model_folder: Path) -> TrainResult:
-    path = model_folder / CV_SUMMARY_NAME
+def _summarise_folds(request: TrainRequest, results: list[FoldResult], setting: _Setting) -> TrainResult:
+    path = setting.model_folder / CV_SUMMARY_NAME
     write_json(path, {"folds": [{"fold": r.fold, "seconds": r.seconds, "scores": r.scores} for r in results]})
     table = fold_table({result.fold: {name: s["dice"] for name, s in result.scores.items()} for result in results})
     print(f"Dice on the validation cases of each fold\n{table}\nwritten to {path}", flush=True)
-    return TrainResult(tuple(results), path, table)
+    cases = [case for split in setting.folds.values() for case in split.val]
+    collected = collect_validation(
+        setting.model_folder,
+        [result.folder for result in results],
+        label_files(setting.dataset, request.roots.raw, cases),
+        setting.plans.file_ending,
+    )
+    return TrainResult(tuple(results), path, table, collected)

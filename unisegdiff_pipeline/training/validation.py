@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,9 @@ import torch
 
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_defined, summarise
-from unisegdiff_pipeline.inference.decision import decided_probabilities
+from unisegdiff_pipeline.inference.decision import NEUTRAL, best_threshold, decided_probabilities, shift_threshold
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
-from unisegdiff_pipeline.io.names import file_of
 from unisegdiff_pipeline.io.progress import counted, progress
 from unisegdiff_pipeline.io.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.io.units import Units, measured_grid, units_of
@@ -22,9 +22,15 @@ from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
+from unisegdiff_pipeline.training.validation_files import (
+    FOLDER_NAME,
+    keeps_everything,
+    remove_cases,
+    write_case,
+    write_tables,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     import numpy as np
 
@@ -121,19 +127,27 @@ def final_validation(
     Returns:
         Scores over the cases that were predicted; None without any.
     """
-    folder = run.folder / "validation"
+    folder = run.folder / FOLDER_NAME
     cases: list[CaseScores] = []
     start, units = time.monotonic(), fold_units(run)
+    everything = keeps_everything(run, settings)
+    kept = "masks, probabilities and samples" if everything else "masks"
+    (folder / SUMMARY_NAME).unlink(missing_ok=True)  # until all are done, the fold counts as not validated
+    run.log.say(f"validating {counted(len(run.validation_cases), 'case')}; {kept} are kept in {folder}")
     with run.stop.limited(None if time_left_s is None else max(0.0, time_left_s)):
         for case_id in progress(run.validation_cases, len(run.validation_cases), "validation"):
-            cases.append(_validated(run, folder, model, settings, case_id, units))
+            cases.append(_validated(run, model, settings, case_id, units, everything))
     given_up = run.validation_cases[len(cases) :]
     if given_up:
+        remove_cases(run, given_up)
         run.log.say(
             f"--max-time is over: {len(cases)} of {counted(len(run.validation_cases), 'validation case')} are "
-            f"predicted and scored; the model is complete"
+            f"predicted and scored; the model is complete. usd_train {run.plans.dataset_name} "
+            f"{run.folder.name.removeprefix('fold_')} --val predicts them all."
         )
     summary = summarise(cases) if cases else None
+    if everything and cases:
+        write_tables(run, settings)
     found = {"summary": summary, "units": units, "cases": cases, "not_validated": given_up}
     facts = {"seconds": time.monotonic() - start, "settings": settings}
     write_json(folder / SUMMARY_NAME, units.named(to_jsonable(found)) | to_jsonable(facts))
@@ -141,16 +155,20 @@ def final_validation(
 
 
 def _validated(
-    run: FoldRun, folder: Path, model: StagedModel, settings: InferenceSettings, case_id: str, units: Units
+    run: FoldRun, model: StagedModel, settings: InferenceSettings, case_id: str, units: Units, everything: bool
 ) -> CaseScores:
-    """Predict one validation case, write its mask and score it."""
+    """Predict one validation case, score it and write what is kept of it."""
     stored = run.data.open(case_id)
-    prediction = predict_stored(run, model, stored, settings, None)
-    labels = restore_labels(_decided(run, prediction, settings), stored.properties, run.plans.labels)
+    prediction = predict_stored(run, model, stored, settings, None, keep_samples=everything)
+    probabilities, scheme = prediction.probabilities(), run.plans.labels
+    threshold = NEUTRAL
+    if settings.decision == "dice":
+        threshold = best_threshold(probabilities, _masks(run, prediction), scheme)
+    labels = restore_labels(shift_threshold(probabilities, threshold, scheme.coding), stored.properties, scheme)
     grid = measured_grid(stored.properties.geometry, units)
     reference = stored.reference()[0]
     scores = score_case(reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d)
-    _write_mask(run, folder, stored, labels)
+    write_case(run, stored, prediction, settings, threshold, labels, everything)
     return CaseScores(case_id, tuple(scores))
 
 
@@ -162,17 +180,9 @@ def fold_units(run: FoldRun) -> Units:
 
 
 def _decided(run: FoldRun, prediction: CasePrediction, settings: InferenceSettings) -> torch.Tensor:
-    scheme = run.plans.labels
-    masks = (scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples))
-    return decided_probabilities(prediction.probabilities(), masks, scheme, settings.decision)
+    masks = _masks(run, prediction)
+    return decided_probabilities(prediction.probabilities(), masks, run.plans.labels, settings.decision)
 
 
-def _write_mask(run: FoldRun, folder: Path, stored: StoredCase, labels: np.ndarray) -> None:
-    # Readers are imported here only: a machine that trains need not have them.
-    try:
-        from unisegdiff_pipeline.io.images import label_ending, write_labels
-    except ImportError as error:
-        run.log.say(f"masks of the validation cases are not written: {error}")
-        return
-    path = file_of(folder, stored.case_id, label_ending(run.plans.file_ending))
-    write_labels(path, labels, stored.properties.geometry)
+def _masks(run: FoldRun, prediction: CasePrediction) -> Iterator[np.ndarray]:
+    return (run.plans.labels.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples))

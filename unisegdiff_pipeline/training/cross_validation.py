@@ -1,0 +1,111 @@
+"""The validation cases of all folds in one folder, MODEL/cross_validation, that `usd_evaluate` takes as it is.
+
+It looks like a folder of predictions (see `inference.writing`); its files are hard links to those of the folds where
+the disk allows it. manifest.json says the fold and the label file of each case.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unisegdiff_pipeline.io.serialization import read_object, write_json
+from unisegdiff_pipeline.preprocessing.reference import stored_reference_source
+from unisegdiff_pipeline.training.validation import SUMMARY_NAME
+from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
+
+FOLDER = "cross_validation"
+OWN_OF_A_FOLD = (SUMMARY_NAME, "lesions.csv", "volumes.csv", "manifest.json")
+EVALUATION = "evaluation"  # where usd_evaluate writes unless told otherwise
+
+
+@dataclass(frozen=True)
+class CollectedCases:
+    """Where the cases lie, the folder of their label files (None where they lie in several or are not known), and the
+    cases that a fold had no time for.
+    """
+
+    folder: Path
+    labels: Path | None
+    not_validated: tuple[str, ...]
+
+
+def collect_validation(
+    model_folder: Path, fold_folders: Sequence[Path], references: Mapping[str, Path | None], file_ending: str
+) -> CollectedCases:
+    """Put what the folds kept of their validation cases into one folder; what a former call put there is replaced.
+
+    Args:
+        model_folder: where the folder is made.
+        fold_folders: folders of the finished folds.
+        references: label file of each case.
+        file_ending: of the images.
+    """
+    from unisegdiff_pipeline.inference.writing import RECORDS, write_summary
+
+    folder = model_folder / FOLDER
+    _remove_former(folder, file_ending)
+    cases: dict[str, dict[str, str | None]] = {}
+    not_validated: list[str] = []
+    for fold_folder in fold_folders:
+        source = fold_folder / FOLDER_NAME
+        summary = read_object(source / SUMMARY_NAME)
+        for case in summary["cases"]:
+            label = references.get(case["case_id"])
+            fold = fold_folder.name.removeprefix("fold_")
+            cases[case["case_id"]] = {"fold": fold, "reference": None if label is None else str(label)}
+        not_validated += summary.get("not_validated") or []
+        for path in sorted(source.rglob("*")):
+            inside = path.relative_to(source)
+            if path.is_file() and str(inside) not in OWN_OF_A_FOLD and inside.parts[0] != EVALUATION:
+                _link(path, folder / inside)
+    made_of = {"model": str(model_folder.resolve()), "validation": cases, "not_validated": not_validated}
+    if any((folder / RECORDS).glob("*.json")):
+        write_summary(folder, made_of)
+    else:
+        write_json(folder / "manifest.json", made_of)
+    labels = {Path(case["reference"]).parent for case in cases.values() if case["reference"] is not None}
+    known = len(labels) == 1 and labels != {Path()}
+    return CollectedCases(folder, labels.pop() if known else None, tuple(not_validated))
+
+
+def label_files(dataset_folder: Path, raw_root: Path | None, case_ids: Iterable[str]) -> dict[str, Path | None]:
+    """The label file that each case was preprocessed from; only its name where the raw data set is not there.
+
+    Args:
+        dataset_folder: preprocessed/DatasetXXX_Name.
+        raw_root: root of the raw data sets, if known.
+        case_ids: names of cases.
+    """
+    found: dict[str, Path | None] = {}
+    for case_id in case_ids:
+        source = stored_reference_source(dataset_folder, case_id)
+        if source is None or not source.files:
+            found[case_id] = None
+            continue
+        name = Path(source.files[0].name).name
+        path = None if raw_root is None else raw_root / dataset_folder.name / "labelsTr" / name
+        found[case_id] = path if path is not None and path.is_file() else Path(name)
+    return found
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one that knows no links
+        shutil.copy2(source, target)
+
+
+def _remove_former(folder: Path, file_ending: str) -> None:
+    """Remove the cases that the folder's manifest names, and nothing else."""
+    from unisegdiff_pipeline.inference.output_folder import remove_case
+
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        for case_id in read_object(manifest).get("validation") or {}:
+            remove_case(folder, case_id, file_ending)

@@ -1,0 +1,114 @@
+"""What is kept of the validation cases: masks always; probabilities, samples and tables as prediction writes them.
+
+    validation/summary.json          scores, and the settings that the cases were predicted with
+    validation/CASE.ext              masks
+    validation/probabilities/  samples/  uncertainty/  lesions.csv  volumes.csv  manifest.json
+                                     where everything is kept; see `inference.writing`
+
+`usd_evaluate LABELS validation/ --subset` takes the folder as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
+from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
+from unisegdiff_pipeline.io.files import file_hash, text_hash
+from unisegdiff_pipeline.io.serialization import to_jsonable
+from unisegdiff_pipeline.preprocessing.storage import StoredCase
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.training.trainer import FoldRun
+
+FOLDER_NAME = "validation"
+# Of probabilities at half precision and samples at a byte a voxel, before compression, which leaves about a tenth.
+LARGEST_KEPT_BYTES = 2_000_000_000
+
+
+def keeps_everything(run: FoldRun, settings: InferenceSettings) -> bool:
+    """Whether more than masks is kept: as asked for, else where it comes to LARGEST_KEPT_BYTES at most for the fold."""
+    if run.request.save_validation != "auto":
+        return run.request.save_validation == "all"
+    bytes_each = 2 * run.plans.labels.num_channels + settings.num_samples
+    voxels = sum(math.prod(run.data.open(case_id).properties.shape_original) for case_id in run.validation_cases)
+    return voxels * bytes_each <= LARGEST_KEPT_BYTES
+
+
+def write_case(
+    run: FoldRun, stored: StoredCase, prediction: CasePrediction, settings: InferenceSettings, threshold: float,
+    labels: np.ndarray, everything: bool,
+) -> None:  # fmt: skip
+    """Write what is kept of one case, after all that was kept of it before is removed.
+
+    Args:
+        prediction: with its samples, where everything is kept.
+        threshold: where the probabilities are cut into the mask.
+        labels: the mask (Z, Y, X) on the image's grid.
+        everything: see `keeps_everything`.
+    """
+    # Readers are imported here only: a machine that trains need not have them.
+    try:
+        from unisegdiff_pipeline.inference.output_folder import remove_case
+        from unisegdiff_pipeline.inference.writing import (
+            CaseRecord,
+            OutputOptions,
+            mask_path,
+            write_prediction,
+            write_record,
+        )
+        from unisegdiff_pipeline.io.images import write_labels
+    except ImportError as error:
+        run.log.say(f"masks of the validation cases are not written: {error}")
+        return
+    output, case_id, ending = run.folder / FOLDER_NAME, stored.case_id, run.plans.file_ending
+    remove_case(output, case_id, ending)
+    if not everything:
+        write_labels(mask_path(output, case_id, ending), labels, stored.properties.geometry)
+        return
+    options = OutputOptions(ending, run.plans.spacing_known, save_samples=True, save_probabilities=True)
+    samples: Iterator[Tensor] = (prediction.sample(i) for i in range(prediction.num_samples))
+    lesions = write_prediction(
+        output,
+        prediction.probabilities(),
+        samples,
+        stored.properties,
+        run.plans.labels,
+        options,
+        threshold=threshold,
+    )
+    facts = {"num_samples": prediction.num_samples, "num_lesions": lesions, "threshold": threshold}
+    write_record(output, CaseRecord(case_id, _request(run, settings), (), (), {}, facts))
+
+
+def remove_cases(run: FoldRun, case_ids: Iterable[str]) -> None:
+    """Remove what is kept of some cases, half written files of a case that was given up among them."""
+    try:
+        from unisegdiff_pipeline.inference.output_folder import remove_case
+    except ImportError:
+        return
+    for case_id in case_ids:
+        remove_case(run.folder / FOLDER_NAME, case_id, run.plans.file_ending)
+
+
+def write_tables(run: FoldRun, settings: InferenceSettings) -> None:
+    """Write lesions.csv, volumes.csv and manifest.json over the validation cases of the fold."""
+    from unisegdiff_pipeline.inference.writing import write_summary
+
+    made_of = {"request": _request(run, settings), "model": str(run.folder.parent.resolve()), "fold": _fold(run)}
+    write_summary(run.folder / FOLDER_NAME, {**made_of, "seed": run.seed, "settings": to_jsonable(settings)})
+
+
+def _fold(run: FoldRun) -> str:
+    return run.folder.name.removeprefix("fold_")
+
+
+def _request(run: FoldRun, settings: InferenceSettings) -> str:
+    """Hash of all that the masks of the fold's cases depend on."""
+    return text_hash(f"{file_hash(run.folder / WEIGHTS_NAME)}|{to_jsonable(settings)}|{run.seed}")
