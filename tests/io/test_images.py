@@ -14,7 +14,7 @@ from PIL import Image
 
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import is_full_disk
-from unisegdiff_pipeline.io.geometry import Geometry, geometry_differences
+from unisegdiff_pipeline.io.geometry import Geometry, geometry_differences, on_grid_of
 from unisegdiff_pipeline.io.images import (
     label_ending,
     map_ending,
@@ -153,11 +153,58 @@ def test_channel_files_are_concatenated_in_order(tmp_path):
     array = read_image([tmp_path / f"c_{i:04d}.png" for i in (2, 0, 1)]).array
     assert array[:, 0, 0, 0].tolist() == [2, 0, 1]
     assert read_image([tmp_path / "c_0000.png"], num_channels=1).array.flags.c_contiguous
-    with pytest.raises(UsdError, match=r"c_0000\.png hold 1 channels, but 3 are expected"):
+    with pytest.raises(UsdError, match=r"c_0000\.png holds 1 channel, but 3 channels are expected"):
         read_image([tmp_path / "c_0000.png"], num_channels=3)
     write_labels(tmp_path / "wide.png", np.zeros((1, 2, 4), np.uint8), Geometry(is_2d=True))
     with pytest.raises(UsdError, match=r"wide\.png has shape \(1, 2, 4\)"):
         read_image([tmp_path / "c_0000.png", tmp_path / "wide.png"])
+
+
+def test_each_of_several_files_is_one_channel(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (4, 5), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a_0000.png")
+    Image.fromarray(np.dstack([grey] * 3)).save(tmp_path / "a_0001.png")  # grey, saved as colour
+    Image.fromarray(np.dstack([grey, grey, grey // 2])).save(tmp_path / "b_0001.png")
+    first = tmp_path / "a_0000.png"
+    assert read_image([first, tmp_path / "a_0001.png"], 2).array.tolist() == [[grey.tolist()]] * 2
+    assert read_image([tmp_path / "a_0001.png"], 1).array.shape == (1, 1, 4, 5)
+    assert read_image([tmp_path / "a_0001.png"], 3).array.shape == (3, 1, 4, 5)
+    with pytest.raises(UsdError, match=r"b_0001\.png holds 3 channels .* one of the 2 channels"):
+        read_image([first, tmp_path / "b_0001.png"], 2)
+    for name, shape in (("c_0000", (2, 3, 4)), ("c_0001", (2, 3, 4, 2))):  # a 4D file (b0 and b1000) as second channel
+        nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    with pytest.raises(UsdError, match=r"c_0001\.nii\.gz holds 2 channels .* one of the 2 channels"):
+        read_image([tmp_path / "c_0000.nii.gz", tmp_path / "c_0001.nii.gz"], 2)
+
+
+def _flat(path, shape, spacing):
+    """A file of the values 0, 1, ... whose axes (x, y, z) have the given sizes."""
+    array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape[::-1])
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    sitk.WriteImage(image, str(path))
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_a_plane_is_the_same_with_and_without_a_third_axis(tmp_path, ending):
+    _flat(tmp_path / f"flat{ending}", (4, 3), (0.7, 0.8))
+    _flat(tmp_path / f"last{ending}", (4, 3, 1), (0.7, 0.8, 5.0))
+    _flat(tmp_path / f"first{ending}", (1, 4, 3), (5.0, 0.7, 0.8))
+    _flat(tmp_path / f"coarse{ending}", (4, 3, 1), (0.7, 0.9, 5.0))
+    flat, last, first, coarse = (read_labels(tmp_path / f"{n}{ending}") for n in ("flat", "last", "first", "coarse"))
+    for image in (flat, last, first):
+        for labels in (flat, last, first):
+            moved = on_grid_of(labels, image)
+            if labels.geometry.is_2d == image.geometry.is_2d:
+                assert moved is labels
+            else:
+                assert moved.array.shape == image.array.shape
+                assert moved.geometry == image.geometry
+                assert moved.array.ravel().tolist() == list(range(12))
+    assert on_grid_of(coarse, flat) is coarse
+    assert read_image([tmp_path / f"last{ending}", tmp_path / f"flat{ending}"], 2).array.shape == (2, 1, 3, 4)
+    with pytest.raises(UsdError, match="lies elsewhere"):
+        read_image([tmp_path / f"flat{ending}", tmp_path / f"coarse{ending}"], 2)
 
 
 def test_one_bit_and_equal_channel_masks(tmp_path):
@@ -192,6 +239,11 @@ def test_float_labels(tmp_path):
     write_map(path, np.array([[[0.0, 1.5]]]), Geometry())
     with pytest.raises(UsdError, match=r"label value 1\.5"):
         read_labels(path)
+    for value in (-1.0, 2e9, 1e30):
+        write_map(path, np.array([[[0.0, value]]]), Geometry())
+        with pytest.raises(UsdError, match=r"label value .*, allowed are whole numbers from 0 to 32767") as caught:
+            read_labels(path)
+        assert f"{value:g}" in str(caught.value)
     write_map(path, np.array([[[0.0, np.nan]]]), Geometry())
     with pytest.raises(UsdError, match="NaN"):
         read_labels(path)

@@ -194,12 +194,36 @@ def test_grey_pictures_saved_as_colour(tmp_path):
     Image.fromarray(np.ones((4, 5), np.uint8)).save(folder / "labelsTr" / "a.png")
     description = {"channel_names": {"0": "US"}, "labels": {"background": 0, "l": 1}, "file_ending": ".png"}
     (folder / "dataset.json").write_text(json.dumps(description))
-    (problem,) = check_dataset(folder).problems
-    assert "3 channels" in problem.message
-    assert "grey" in problem.remedy
+    report = check_dataset(folder)
+    assert report.problems == ()
+    assert "taken as one grey channel" in report.warnings[0].message
+    assert report.warnings[0].file.endswith("a_0000.png")
     description["channel_names"] = {"0": "R", "1": "G", "2": "B"}
     (folder / "dataset.json").write_text(json.dumps(description))
-    assert check_dataset(folder).problems == ()
+    report = check_dataset(folder)
+    assert report.problems == report.warnings == ()
+    description["channel_names"] = {"0": "US"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    Image.fromarray(np.dstack([grey, grey, 255 - grey])).save(folder / "imagesTr" / "a_0000.png")
+    (problem,) = check_dataset(folder).problems
+    assert "holds 3 channels" in problem.message
+    assert problem.file.endswith("a_0000.png")
+
+
+def test_planes_with_and_without_a_third_axis_are_no_mixture(tmp_path):
+    folder = tmp_path / "Dataset001_X"
+    flat = Geometry((1.0, 0.8, 0.7), is_2d=True)
+    single = Geometry((5.0, 0.8, 0.7))
+    values = np.random.default_rng(0).normal(size=(2, 1, 4, 5))
+    labels = np.zeros((1, 4, 5), np.uint8)
+    labels[0, 1, 2] = 1
+    for case, image_geometry, label_geometry in (("a", flat, single), ("b", single, flat)):
+        write_map(folder / "imagesTr" / f"{case}_0000.nrrd", values["ab".index(case)], image_geometry)
+        write_labels(folder / "labelsTr" / f"{case}.nrrd", labels, label_geometry)
+    description = {"channel_names": {"0": "X"}, "labels": {"background": 0, "l": 1}, "file_ending": ".nrrd"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    report = check_dataset(folder)
+    assert report.problems == report.warnings == ()
 
 
 def test_palettes_in_another_order_are_found(tmp_path):

@@ -11,7 +11,15 @@ import numpy as np
 
 from unisegdiff_pipeline.evaluation.inputs import listing
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Box, Geometry, Volume, box_slices, geometry_differences, nonzero_box
+from unisegdiff_pipeline.io.geometry import (
+    Box,
+    Geometry,
+    Volume,
+    box_slices,
+    geometry_differences,
+    nonzero_box,
+    on_grid_of,
+)
 from unisegdiff_pipeline.io.images import read_labels, read_map
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.npz import read_npz
@@ -67,7 +75,7 @@ def read_mask(path: Path, scheme: LabelScheme, like: Volume | None = None, check
     """
     volume = read_labels(path)
     if like is not None:
-        _check_grid(path, volume, like)
+        volume = _on_grid(path, volume, like)
     if check_values:
         check_label_values(path, volume.array, scheme)
     return volume
@@ -96,8 +104,7 @@ def read_uncertainty(path: Path, like: Volume) -> np.ndarray:
     Raises:
         UsdError: unreadable, another grid, or more than one channel.
     """
-    volume = read_map(path)
-    _check_grid(path, volume, like)
+    volume = _on_grid(path, read_map(path), like)
     if volume.array.shape[0] != 1:
         raise UsdError(f"{path} has {volume.array.shape[0]} channels; an uncertainty map has one value a voxel.")
     return volume.array[0]
@@ -164,7 +171,9 @@ def _within(bounds: Sequence[tuple[int, int]], box: Box) -> tuple[slice, ...]:
     return tuple(slice(low - start, high - start) for (low, high), (start, _) in zip(bounds, box, strict=True))
 
 
-def _check_grid(path: Path, volume: Volume, like: Volume) -> None:
+def _on_grid(path: Path, volume: Volume, like: Volume) -> Volume:
+    """The volume on the grid of `like`; a UsdError where it lies on another one."""
+    volume = on_grid_of(volume, like)
     shape, expected = volume.array.shape[1:], like.array.shape[1:]
     if shape != expected:
         raise UsdError(f"{path} has shape {shape} (Z, Y, X), its reference {expected}; resample it to that grid.")
@@ -172,6 +181,7 @@ def _check_grid(path: Path, volume: Volume, like: Volume) -> None:
         raise UsdError(
             f"{path} lies on another grid than its reference: {'; '.join(differences)}. Resample it to that grid."
         )
+    return volume
 
 
 def _read_npz(path: Path, scheme: LabelScheme, shape: Sequence[int]) -> np.ndarray:
@@ -184,8 +194,7 @@ def _read_npz(path: Path, scheme: LabelScheme, shape: Sequence[int]) -> np.ndarr
 
 
 def _read_channels(path: Path, like: Volume) -> np.ndarray:
-    volume = read_map(path)
-    _check_grid(path, volume, like)
+    volume = _on_grid(path, read_map(path), like)
     return volume.array
 
 

@@ -235,7 +235,7 @@ class _FolderRun:
     def _prepare(self, case: RawCase, images: ReadingProcess) -> _Prepared:
         start = time.perf_counter()
         hashes = tuple(file_hash(path) for path in case.image_paths)
-        volume = images.read_image(case.image_paths)
+        volume = images.read_image(case.image_paths, num_channels=len(self.predictor.model.plans.channel_names))
         require_finite(volume.array, str(case.image_paths[0]))
         read = time.perf_counter()
         preprocessing = self.predictor.model.configuration.preprocessing

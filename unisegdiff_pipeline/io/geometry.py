@@ -77,6 +77,40 @@ def geometry_differences(a: Geometry, b: Geometry, shape: Sequence[int]) -> list
     return [*differences, f"a corner lies {displacement:.3g} voxels off (allowed is {MAX_DISPLACEMENT_VOXELS})"]
 
 
+def on_grid_of(volume: Volume, like: Volume) -> Volume:
+    """A plane that one file stores as 2D and another with a third axis of size 1, in the form of `like`.
+
+    H x W beside H x W x 1 or 1 x H x W holds the same pixels. Everything else is returned unchanged, and its grid may
+    differ from that of `like`.
+    """
+    shape, like_shape = volume.array.shape[1:], like.array.shape[1:]
+    if not same_plane(shape, volume.geometry, like_shape, like.geometry):
+        return volume
+    return Volume(volume.array.reshape(-1, *like_shape), like.geometry)
+
+
+def same_plane(a_shape: Sequence[int], a: Geometry, b_shape: Sequence[int], b: Geometry) -> bool:
+    """Whether one of two files is 2D, the other one plane of the same pixels, and their spacings agree.
+
+    Args:
+        a_shape: (Z, Y, X) of the first.
+        a: geometry of the first.
+        b_shape: (Z, Y, X) of the second.
+        b: geometry of the second.
+    """
+    if a.is_2d == b.is_2d:
+        return False
+    flat_shape, flat, shape, geometry = (a_shape, a, b_shape, b) if a.is_2d else (b_shape, b, a_shape, a)
+    for axis in range(3):
+        kept = [i for i in range(3) if i != axis]
+        if shape[axis] == 1 and [shape[i] for i in kept] == list(flat_shape[1:]):
+            if axis == 0:
+                return not geometry_differences(flat, geometry, flat_shape)
+            y, x = (geometry.spacing_mm[i] for i in kept)  # in another plane the headers share no other facts
+            return not geometry_differences(_in_plane(flat, placed=False), Geometry((1.0, y, x)), flat_shape)
+    return False
+
+
 def corner_displacement(a: Geometry, b: Geometry, shape: Sequence[int]) -> float:
     """Largest distance, in voxels of `a` along one axis, between a corner voxel of `a` and the same one of `b`.
 

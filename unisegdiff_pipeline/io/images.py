@@ -32,10 +32,14 @@ from unisegdiff_pipeline.io.endings import (
 )
 from unisegdiff_pipeline.io.errors import UsdError, unreadable
 from unisegdiff_pipeline.io.files import atomic_path
-from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume, geometry_differences
+from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume, geometry_differences, on_grid_of
+from unisegdiff_pipeline.io.progress import counted
 from unisegdiff_pipeline.io.serialization import write_json
 
+MAX_LABEL = 32_767  # what is stored as 16 bits with a sign
+
 __all__ = [
+    "MAX_LABEL",
     "SUPPORTED_ENDINGS",
     "is_picture_ending",
     "label_colours",
@@ -55,6 +59,7 @@ def read_image(paths: Sequence[Path], num_channels: int | None = None) -> Volume
     """Read the files of one case and concatenate their channels in the order of `paths`.
 
     One RGB picture gives three channels, a 4D file one channel a frame; an opaque alpha channel counts for nothing.
+    Where each file stands for one channel, a colour picture whose three channels are equal is taken as grey.
 
     Args:
         paths: files of one case in channel order.
@@ -68,16 +73,22 @@ def read_image(paths: Sequence[Path], num_channels: int | None = None) -> Volume
     """
     if not paths:
         raise ValueError("paths is empty; pass at least one file")
-    volumes = [_read(Path(path)) for path in paths]
+    paths = [Path(path) for path in paths]
+    volumes = [_read(path) for path in paths]
+    if len(paths) == num_channels:
+        volumes = [_one_channel(path, volume, num_channels) for path, volume in zip(paths, volumes, strict=True)]
+    volumes = [volumes[0], *(on_grid_of(volume, volumes[0]) for volume in volumes[1:])]
     for path, volume in zip(paths[1:], volumes[1:], strict=True):
-        _require_same_grid(Path(paths[0]), volumes[0], Path(path), volume)
+        _require_same_grid(paths[0], volumes[0], path, volume)
     arrays = [volume.array.astype(np.float32, copy=False) for volume in volumes]
     array = np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
     if num_channels is not None and array.shape[0] != num_channels:
-        names = ", ".join(Path(path).name for path in paths)
+        names = ", ".join(path.name for path in paths)
+        holds, are = "holds" if len(paths) == 1 else "hold", "is" if num_channels == 1 else "are"
         raise UsdError(
-            f"{paths[0]}: {names} hold {array.shape[0]} channels, but {num_channels} are expected; give each case the "
-            "channels that dataset.json names (grey pictures must not be saved as colour)."
+            f"{paths[0]}: {names} {holds} {counted(array.shape[0], 'channel')}, but "
+            f"{counted(num_channels, 'channel')} {are} expected; give each case the channels that "
+            "dataset.json names (colour pictures hold three, grey ones one)."
         )
     return Volume(array, volumes[0].geometry)
 
@@ -88,12 +99,12 @@ def read_labels(path: Path) -> Volume:
     Float files are accepted where every value is a whole number, RGB pictures where the three channels are equal.
 
     Raises:
-        UsdError: unreadable, more than one channel, fractional values, or NaN.
+        UsdError: unreadable, more than one channel, or a value that is no whole number from 0 to 32767.
     """
     path = Path(path)
     volume = _read(path, as_labels=True)
     array = volume.array
-    if array.shape[0] in (3, 4) and all(np.array_equal(array[0], other) for other in array[1:3]):
+    if array.shape[0] == 3 and _is_grey(array):
         array = array[:1]
     if array.shape[0] != 1:
         raise UsdError(
@@ -231,6 +242,23 @@ def _require_same_grid(first: Path, a: Volume, second: Path, b: Volume) -> None:
         )
 
 
+def _one_channel(path: Path, volume: Volume, num_channels: int) -> Volume:
+    """A file that stands for one channel of its case."""
+    found = volume.array.shape[0]
+    if found == 1:
+        return volume
+    if found == 3 and _is_grey(volume.array):
+        return Volume(volume.array[:1], volume.geometry)
+    raise UsdError(
+        f"{path} holds {found} channels (colours or frames), but it stands for one of the "
+        f"{counted(num_channels, 'channel')} that dataset.json names; save one channel a file, or all of them in one."
+    )
+
+
+def _is_grey(array: np.ndarray) -> bool:
+    return all(np.array_equal(array[0], other) for other in array[1:])
+
+
 def _as_integers(array: np.ndarray, path: Path) -> np.ndarray:
     if array.dtype == bool:
         return array.astype(np.uint8)
@@ -245,6 +273,12 @@ def _as_integers(array: np.ndarray, path: Path) -> np.ndarray:
                 "interpolated? Resample labels with nearest neighbours."
             )
         array = rounded
+    low, high = (array.min(), array.max()) if array.size else (0, 0)
+    if low < 0 or high > MAX_LABEL:
+        raise UsdError(
+            f"{path} holds the label value {low if low < 0 else high:g}, allowed are whole numbers from 0 to "
+            f"{MAX_LABEL}; is it an image, or are its labels stored in another way?"
+        )
     return array.astype(_smallest_integer_type(array), copy=False)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Volume, geometry_differences
-from unisegdiff_pipeline.io.images import label_colours, label_ending, read_image, read_labels
+from unisegdiff_pipeline.io.geometry import Volume, geometry_differences, on_grid_of
+from unisegdiff_pipeline.io.images import label_colours, label_ending, read_header, read_image, read_labels
 from unisegdiff_pipeline.io.orientation import axis_codes
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem
 
@@ -54,7 +54,7 @@ class CaseCheck:
         problems: what must be mended.
         warnings: what should be looked at.
         image_hash: hash of shape and voxels, the same for identical images; None without a readable image.
-        is_2d: whether the image is 2D; None without a readable image.
+        is_2d: whether the image is 2D; None without a readable image, and for a single slice, which goes with both.
         orientation: axis codes of a volume, "LPS" for instance; None for 2D images and without a readable one.
         empty: the label map holds background (and ignored voxels) only.
         label_colours: (value, colour) of the values that occur in label pictures with a palette of colours.
@@ -104,11 +104,16 @@ def read_case(case: RawCase, description: DatasetDescription) -> CaseVolumes:
     image = None
     if case.image_paths:
         try:
-            image = read_image(case.image_paths)
+            # Missing and superfluous files are named by _check_files; what the others hold is looked at all the same.
+            fits = channel_problem(case.image_paths, len(description.channel_names)) is None
+            image = read_image(case.image_paths, len(description.channel_names) if fits else None)
         except UsdError as error:
             problems.append(_from_error(error, case.image_paths))
     labels = _try_labels(case.label_path, problems) if case.label_path is not None else None
     raters = [volume for path in case.rater_paths if (volume := _try_labels(path, problems)) is not None]
+    if image is not None:
+        labels = None if labels is None else on_grid_of(labels, image)
+        raters = [on_grid_of(rater, image) for rater in raters]
     return CaseVolumes(image, labels, tuple(raters), tuple(problems))
 
 
@@ -119,9 +124,8 @@ def check_case(case: RawCase, description: DatasetDescription, volumes: CaseVolu
     warnings: list[Problem] = []
     image, labels = volumes.image, volumes.labels
     if image is not None:
-        problems += _check_channels(case, description, image)
         problems += _check_intensities(case, image)
-        warnings += _check_constant(case, image)
+        warnings += [*_check_constant(case, image), *_check_grey(case, image)]
     if labels is not None and case.label_path is not None:
         problems += _check_labels(case, case.label_path, labels, image, description)
     if len(volumes.raters) == len(case.rater_paths):  # else it is not known which of them was read
@@ -132,7 +136,7 @@ def check_case(case: RawCase, description: DatasetDescription, volumes: CaseVolu
         problems=tuple(problems),
         warnings=tuple(warnings),
         image_hash=None if image is None else _hash(image.array),
-        is_2d=None if image is None else image.geometry.is_2d,
+        is_2d=_is_2d(image),
         orientation=None if image is None or image.geometry.is_2d else axis_codes(image.geometry.direction),
         empty=labels is not None and not any(mask.any() for _, mask in description.labels.class_masks(labels.array)),
         label_colours=() if labels is None or case.label_path is None else _used_colours(case.label_path, labels),
@@ -202,18 +206,17 @@ def _check_files(case: RawCase, description: DatasetDescription) -> Iterable[Pro
         )
 
 
-def _check_channels(case: RawCase, description: DatasetDescription, image: Volume) -> Iterable[Problem]:
-    found, expected = image.array.shape[0], len(description.channel_names)
-    # Where there are several files, their number has been checked by name.
-    if found != expected and len(case.image_paths) == 1 and found > expected:
-        same = found in (3, 4) and all(np.array_equal(image.array[0], other) for other in image.array[1:3])
-        yield Problem(
-            str(case.image_paths[0]),
-            f"the file holds {found} channels, but channel_names in dataset.json names {expected}",
-            "Its colours are all the same: save it as a grey image."
-            if same and expected == 1
-            else "Name every channel in dataset.json (for colour pictures R, G and B), or save the image without them.",
-        )
+def _check_grey(case: RawCase, image: Volume) -> Iterable[Problem]:
+    """Colour pictures that were taken as one grey channel: `read_image` has found their channels equal."""
+    if len(case.image_paths) != image.array.shape[0]:
+        return
+    for path in case.image_paths:
+        if read_header(path)[0][0] > 1:
+            yield Problem(
+                str(path),
+                "the colour picture is taken as one grey channel, because its colours are equal",
+                "Save it as a grey image to avoid this.",
+            )
 
 
 def _check_intensities(case: RawCase, image: Volume) -> Iterable[Problem]:
@@ -262,6 +265,12 @@ def _check_labels(
             f"the label map lies elsewhere than {case.image_paths[0].name}: {'; '.join(differences)}",
             "If the voxels do correspond, copy the image's geometry into the label map; else resample it.",
         )
+
+
+def _is_2d(image: Volume | None) -> bool | None:
+    if image is None or (not image.geometry.is_2d and image.array.shape[1] == 1):
+        return None
+    return image.geometry.is_2d
 
 
 def _used_colours(path: Path, labels: Volume) -> tuple[tuple[int, tuple[int, int, int]], ...]:

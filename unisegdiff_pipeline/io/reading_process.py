@@ -57,12 +57,15 @@ class ReadingProcess:
                     with contextlib.suppress(OSError):
                         stream.close()
 
-    def read_image(self, paths: Sequence[Path], allocate: Allocate = _in_memory) -> Volume:
+    def read_image(
+        self, paths: Sequence[Path], allocate: Allocate = _in_memory, num_channels: int | None = None
+    ) -> Volume:
         """Image (C, Z, Y, X), float32, of one case.
 
         Args:
             paths: files in channel order.
             allocate: makes the array that is filled, given its shape.
+            num_channels: channels that the case must have, not checked where it is None.
 
         Raises:
             UsdError: as `read_image`; or the process ended.
@@ -72,7 +75,7 @@ class ReadingProcess:
             self._start()
         assert self._process is not None
         try:
-            answer = _ask(self._process, paths)
+            answer = _ask(self._process, paths, num_channels)
             array = None if "error" in answer else allocate(tuple(answer["shape"]))
             if array is not None:
                 assert self._process.stdout is not None
@@ -107,10 +110,11 @@ class ReadingError(Exception):
     """A fault of this package's own while reading; the message names type and place."""
 
 
-def _ask(process: subprocess.Popen[bytes], paths: Sequence[Path]) -> dict[str, Any]:
+def _ask(process: subprocess.Popen[bytes], paths: Sequence[Path], num_channels: int | None) -> dict[str, Any]:
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(json.dumps([os.fspath(path) for path in paths]).encode() + b"\n")
+    request = {"paths": [os.fspath(path) for path in paths], "num_channels": num_channels}
+    process.stdin.write(json.dumps(request).encode() + b"\n")
     process.stdin.flush()
     line = process.stdout.readline()
     if not line:
@@ -148,16 +152,17 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for line in sys.stdin.buffer:
-        _answer(answers, [Path(path) for path in json.loads(line)])
+        request = json.loads(line)
+        _answer(answers, [Path(path) for path in request["paths"]], request["num_channels"])
         answers.flush()
 
 
-def _answer(stream: IO[bytes], paths: list[Path]) -> None:
+def _answer(stream: IO[bytes], paths: list[Path], num_channels: int | None) -> None:
     from unisegdiff_pipeline.io.errors import describe_failure
     from unisegdiff_pipeline.io.images import read_image
 
     try:
-        volume = read_image(paths)
+        volume = read_image(paths, num_channels)
     except Exception as error:
         kind = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__
         _write_line(stream, {"error": describe_failure(error), "kind": kind})

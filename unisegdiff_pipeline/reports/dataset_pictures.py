@@ -11,6 +11,7 @@ import numpy as np
 
 from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.geometry import on_grid_of
 from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
 from unisegdiff_pipeline.reports.case_pictures import (
@@ -65,7 +66,8 @@ def chosen_cases(cases: Sequence[CaseFingerprint]) -> list[CaseFingerprint]:
 
 def _panels(fingerprint: Fingerprint, case: RawCase, raw: RawDataset) -> Html:
     assert case.label_path is not None
-    image, labels = read_image(case.image_paths), read_labels(case.label_path)
+    image = read_image(case.image_paths, len(raw.description.channel_names))
+    labels = on_grid_of(read_labels(case.label_path), image)
     if image.array.shape[1:] != labels.array.shape[1:]:
         raise UsdError(f"{case.label_path} has another shape than its image.")
     scheme, mask = raw.description.labels, labels.array[0]
