@@ -14,7 +14,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,6 +23,7 @@ from unisegdiff_pipeline import __version__
 from unisegdiff_pipeline.io.errors import UsdError
 
 if TYPE_CHECKING:
+    from unisegdiff_pipeline.commands.nnunet import Flag
     from unisegdiff_pipeline.io.paths import Roots
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
@@ -33,9 +34,16 @@ MESSAGE_WIDTH = 110
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Argument parser that takes no abbreviations and answers an unknown flag with the nearest known one."""
+    """Argument parser that takes no abbreviations and answers an unknown flag with the nearest known one.
 
-    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+    Args:
+        prog, description, epilog: as for argparse.
+        nnunet: flags of nnU-Net's command that are understood, too.
+    """
+
+    def __init__(
+        self, prog: str, description: str, epilog: str | None = None, nnunet: Mapping[str, Flag] | None = None
+    ) -> None:
         super().__init__(
             prog=prog,
             description=description,
@@ -43,17 +51,36 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.nnunet = nnunet or {}
         self.add_argument("--version", action="version", version=f"{prog} {__version__}")
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         """Refuse unknown flags before anything else, so that a misspelt flag is named as such."""
-        for token in sys.argv[1:] if args is None else args:
+        args = list(sys.argv[1:] if args is None else args)
+        if self.nnunet:
+            args = self._understood(args)
+        for token in args:
             flag = token.split("=", 1)[0]
-            if flag.startswith("--") and len(flag) > 2 and flag not in self._option_string_actions:
+            # argparse would read -device as -d evice.
+            is_long = re.match(r"--.|-[A-Za-z][A-Za-z_]", flag) is not None
+            if is_long and flag not in self._option_string_actions:
                 self.error(self._unknown_flag(flag))
         return super().parse_known_args(args, namespace)
+
+    def _understood(self, args: list[str]) -> list[str]:
+        """The arguments with those of nnU-Net in our words; what they were understood as is said on stderr."""
+        from unisegdiff_pipeline.commands.nnunet import NotUnderstoodError, understand
+
+        try:
+            found = understand(self, self.nnunet, args)
+        except NotUnderstoodError as error:
+            self.error(f"{error}.")
+        if not found.is_foreign:
+            return args
+        report_error(found.text(self.prog), kind="note")
+        return found.arguments
 
     def _unknown_flag(self, flag: str) -> str:
         near = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.5)
@@ -204,7 +231,9 @@ def roots_of(args: argparse.Namespace) -> Roots:
 
 def dataset_parser(prog: str, description: str, *flags: Callable[[argparse.ArgumentParser], None]) -> CommandParser:
     """Parser of a command over raw data sets: -d for one or several of them, its own flags, and the root folders."""
-    parser = CommandParser(prog, description)
+    from unisegdiff_pipeline.commands.nnunet import PLAN_AND_PREPROCESS
+
+    parser = CommandParser(prog, description, nnunet=PLAN_AND_PREPROCESS)
     parser.add_argument(
         "-d", "--dataset", nargs="+", required=True, metavar="ID", help="data sets: 4, 004 or Dataset004_Hippocampus"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_seed, positive_number, run, say, whole_number
+from unisegdiff_pipeline.commands.nnunet import EVALUATE
 from unisegdiff_pipeline.io.errors import UsdError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def build_parser() -> CommandParser:
         "there, probabilities, samples and several raters. Shape and geometry are compared before scoring. Both masks\n"
         "empty: undefined, and counted. Reference empty and prediction not: the volume predicted falsely, not a Dice\n"
         "of 0. Works on predictions of this package and of nnU-Net, and on plain folders of masks.",
+        nnunet=EVALUATE,
     )
     parser.add_argument("reference", type=Path, metavar="REF", help="folder of reference masks, or one file")
     parser.add_argument("prediction", type=Path, metavar="PRED", help="folder of predicted masks, or one file")

@@ -16,6 +16,7 @@ from unisegdiff_pipeline.commands.common import (
     say,
     whole_number,
 )
+from unisegdiff_pipeline.commands.nnunet import PREDICT
 from unisegdiff_pipeline.io.errors import UsdError
 
 
@@ -25,6 +26,7 @@ def build_parser() -> CommandParser:
         "usd_predict",
         "Predict masks for images in the raw layout (CASE_0000.ext, CASE_0001.ext, ...). OUT holds the masks, and\n"
         "uncertainty/, lesions.csv, volumes.csv and manifest.json beside them. An interrupted prediction continues.",
+        nnunet=PREDICT,
     )
     parser.add_argument(
         "-i", "--input", type=Path, nargs="+", required=True, metavar="IN", help="a folder, or image files"

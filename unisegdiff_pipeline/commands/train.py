@@ -22,6 +22,7 @@ from unisegdiff_pipeline.commands.common import (
     say,
     whole_number,
 )
+from unisegdiff_pipeline.commands.nnunet import TRAIN
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.training.request import FoldPreview, TrainRequest
@@ -40,6 +41,7 @@ def build_parser() -> CommandParser:
         "usd_train",
         "Train on preprocessed data: first the segmenter, then the staged diffusion model on top of it.\n"
         "An interrupted training continues where it stopped, with what it was asked; no flag has to be given again.",
+        nnunet=TRAIN,
     )
     parser.add_argument("dataset", metavar="DATASET", help="4, 004 or Dataset004_Hippocampus")
     parser.add_argument(
