@@ -21,7 +21,7 @@ from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION
+from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry, Volume
 from unisegdiff_pipeline.io.images import read_image
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.orientation import Direction
@@ -38,6 +38,7 @@ from unisegdiff_pipeline.planning.plans import (
     PreprocessingPlan,
     TrainingPlan,
 )
+from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 
 LABELS = LabelScheme(("left", "right"), ((1,), (2,)), "softmax", (1, 2))
 RAS: Direction = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
@@ -162,11 +163,42 @@ def test_a_single_slice_across_the_slices_of_a_2d_configuration_is_refused(tmp_p
     assert (tmp_path / "out/flipped.nii.gz").is_file()
 
 
+def with_spacing(image: nibabel.Nifti1Image, factor: float) -> nibabel.Nifti1Image:
+    return nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([factor] * 3 + [1.0]))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_spacings_that_cannot_be_are_refused_by_file_and_the_other_cases_finish(tmp_path: Path, dims: int) -> None:
+    model, images, out = make_model(tmp_path, dims, RAS), tmp_path / "in", tmp_path / "out"
+    images.mkdir()
+    for name, factor in (("metres", 1e-3), ("lost", 50.0), ("good", 1.0), ("coarse", 4.0)):
+        nibabel.save(with_spacing(image_in("RAS"), factor), images / f"{name}_0000.nii.gz")
+    with pytest.raises(UsdError) as caught:
+        predict_folder(images, out, model, device="cpu")
+    message = str(caught.value)
+    assert message.startswith("2 cases could not be predicted")
+    assert "metres_0000.nii.gz: case 'metres': voxels of 0.0025 x 0.0015 x 0.001 mm are" in message
+    assert "the spacing seems to be in metres" in message
+    assert "lost_0000.nii.gz: case 'lost': voxels of 125 x 75 x 50 mm are" in message
+    assert {path.name for path in out.glob("*.nii.gz")} == {"good.nii.gz", "coarse.nii.gz"}
+
+
+def test_an_image_too_large_for_the_memory_at_the_planned_spacing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("zscore",), (False,), ())
+    volume = Volume(np.ones((1, 10, 10, 10), np.float32), Geometry((10.0, 10.0, 10.0)))
+    monkeypatch.setattr("unisegdiff_pipeline.preprocessing.preprocessor.available_memory_gb", lambda: 0.0039)
+    with pytest.raises(UsdError, match=r"'a' has 100 x 100 x 100 voxels at the planned spacing of 1 x 1 x 1 mm"):
+        preprocess_image(volume, plan, "a")
+    monkeypatch.setattr("unisegdiff_pipeline.preprocessing.preprocessor.available_memory_gb", lambda: 0.0041)
+    assert preprocess_image(volume, plan, "a")[0].shape == (1, 100, 100, 100)
+
+
 def test_hashes_of_plans_without_a_direction_are_what_they_were() -> None:
     plan = PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("zscore",), (False,), ())
     assert "direction" not in plan.fields()
     assert plan.hash() == "d6bf1ee997b442407a0e82c366626e2a"
     assert replace(plan, direction=RAS).hash() != plan.hash()
+    assert replace(plan, training_spacing_mm=(1.0, 1.0, 1.0)).hash() == plan.hash()
 
 
 @pytest.mark.parametrize("dims", [2, 3])

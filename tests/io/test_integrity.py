@@ -285,3 +285,32 @@ def test_volumes_stored_in_different_orientations_are_a_warning(folder):
     assert report.problems == ()
     (warning,) = report.warnings
     assert "stored in different orientations: 2 LPS, 1 RAS (RAS: c)" in warning.message
+
+
+def test_spacings_that_cannot_be_are_problems_whatever_the_orientation(folder):
+    """Thick slices along another axis of the file are no other spacing."""
+    folder.describe(channel_names={"0": "T1"})
+    cases = {
+        "a": Geometry((5.0, 0.2, 0.2)),
+        "b": Geometry((0.2, 0.2, 5.0), direction=(0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0)),
+        "c": Geometry((5.0, 0.2, 0.2)),
+        "metres": Geometry((0.005, 0.0002, 0.0002)),
+        "lost": Geometry((50.0, 50.0, 50.0)),
+    }
+    for case, geometry in cases.items():
+        folder.image(case, 0, geometry=geometry)
+        folder.labels(case, geometry=geometry)
+    problems = folder.check().problems
+    assert [Path(problem.file).name for problem in problems] == ["lost_0000.nii.gz", "metres_0000.nii.gz"]
+    assert "voxels of 50 x 50 x 50 mm are 250 times larger" in problems[0].message
+    assert "in metres" in problems[1].message
+
+
+def test_volumes_in_another_unit_than_mm_are_a_warning(folder):
+    for case in "ab":
+        for channel in (0, 1):
+            folder.image(case, channel, geometry=Geometry((0.001, 0.001, 0.001)))
+        folder.labels(case, geometry=Geometry((0.001, 0.001, 0.001)))
+    report = folder.check()
+    assert report.problems == ()
+    assert "the median image is 0.005 mm long" in report.warnings[0].message

@@ -241,7 +241,10 @@ class _FolderRun:
         preprocessing = self.predictor.model.configuration.preprocessing
         if preprocessing.direction is None and not volume.geometry.is_2d:
             self._warn_of_stored_orientation()
-        image, properties = preprocess_image(volume, preprocessing, case.case_id, case.group)
+        try:
+            image, properties = preprocess_image(volume, preprocessing, case.case_id, case.group)
+        except UsdError as error:
+            raise UsdError(f"{case.image_paths[0]}: {error}") from error
         seconds = {"read": read - start, "preprocess": time.perf_counter() - read}
         return _Prepared(case, image, properties, hashes, seconds)
 

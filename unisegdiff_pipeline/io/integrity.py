@@ -7,6 +7,7 @@ one pass over its files; `merge_checks` joins the checks of all cases.
 from __future__ import annotations
 
 import hashlib
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ import numpy as np
 
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Volume, geometry_differences, on_grid_of
+from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry, Volume, geometry_differences, on_grid_of
 from unisegdiff_pipeline.io.images import label_colours, label_ending, read_header, read_image, read_labels
-from unisegdiff_pipeline.io.orientation import axis_codes
+from unisegdiff_pipeline.io.orientation import axis_codes, nearest_reorientation
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem
+from unisegdiff_pipeline.io.spacing import spacing_problem
 
 _MAX_NAMED = 10
 
@@ -55,7 +57,8 @@ class CaseCheck:
         warnings: what should be looked at.
         image_hash: hash of shape and voxels, the same for identical images; None without a readable image.
         is_2d: whether the image is 2D; None without a readable image, and for a single slice, which goes with both.
-        orientation: axis codes of a volume, "LPS" for instance; None for 2D images and without a readable one.
+        shape: (Z, Y, X) of the image; None without a readable image.
+        geometry: of the image; None without a readable image.
         empty: the label map holds background (and ignored voxels) only.
         label_colours: (value, colour) of the values that occur in label pictures with a palette of colours.
     """
@@ -65,7 +68,8 @@ class CaseCheck:
     warnings: tuple[Problem, ...]
     image_hash: str | None
     is_2d: bool | None
-    orientation: str | None
+    shape: tuple[int, ...] | None
+    geometry: Geometry | None
     empty: bool
     label_colours: tuple[tuple[int, tuple[int, int, int]], ...] = ()
 
@@ -137,7 +141,8 @@ def check_case(case: RawCase, description: DatasetDescription, volumes: CaseVolu
         warnings=tuple(warnings),
         image_hash=None if image is None else _hash(image.array),
         is_2d=_is_2d(image),
-        orientation=None if image is None or image.geometry.is_2d else axis_codes(image.geometry.direction),
+        shape=None if image is None else image.array.shape[1:],
+        geometry=None if image is None else image.geometry,
         empty=labels is not None and not any(mask.any() for _, mask in description.labels.class_masks(labels.array)),
         label_colours=() if labels is None or case.label_path is None else _used_colours(case.label_path, labels),
     )
@@ -150,8 +155,10 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
     problems += [_stray_file(raw, path) for path in raw.stray_files]
     problems += _mixed_dimensions(raw, checks)
     problems += _mixed_palettes(raw, checks)
+    problems += _impossible_spacings(raw, checks)
     warnings += _check_counts(raw)
     warnings += _mixed_orientations(raw, checks)
+    warnings += _unlikely_units(raw, checks)
     identical = _identical_images(checks)
     warnings += [_identical_warning(raw, case_ids) for case_ids in identical]
     return IntegrityReport(
@@ -349,8 +356,8 @@ def _mixed_palettes(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Pr
 def _mixed_orientations(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
     by_codes: dict[str, list[str]] = {}
     for check in checks:
-        if check.orientation is not None:
-            by_codes.setdefault(check.orientation, []).append(check.case_id)
+        if check.geometry is not None and not check.geometry.is_2d:
+            by_codes.setdefault(axis_codes(check.geometry.direction), []).append(check.case_id)
     if len(by_codes) < 2:
         return
     commonest_first = sorted(by_codes.items(), key=lambda item: -len(item[1]))
@@ -362,6 +369,38 @@ def _mixed_orientations(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterabl
         "All are turned to one orientation before anything else, and predictions back; check the headers of the rare "
         "ones if they should be alike.",
     )
+
+
+def _impossible_spacings(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
+    """Spacings that are far from the median of all cases, axis by axis of the patient."""
+    files = {case.case_id: case.image_paths[0] for case in raw.cases if case.image_paths}
+    grids = {check.case_id: _grid_of_patient(check.shape, check.geometry)
+             for check in checks if check.shape is not None and check.geometry is not None}  # fmt: skip
+    if not grids:
+        return
+    expected = [statistics.median_low(spacing[axis] for spacing, _ in grids.values()) for axis in range(3)]
+    for case_id, (spacing, shape) in grids.items():
+        if problem := spacing_problem(spacing, shape, expected, "the training images in the median"):
+            yield Problem(str(files[case_id]), problem, "Write the right spacing in mm into it and into its label map.")
+
+
+def _grid_of_patient(shape: Sequence[int], geometry: Geometry) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Spacing in mm and voxels (Z, Y, X), of a volume along the patient's axes that are nearest to its own."""
+    order = (0, 1, 2) if geometry.is_2d else nearest_reorientation(geometry.direction, IDENTITY_DIRECTION).axis_order
+    return tuple(geometry.spacing_mm[axis] for axis in order), tuple(shape[axis] for axis in order)
+
+
+def _unlikely_units(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
+    """Volumes that all are smaller than half a millimetre or larger than ten metres."""
+    extents = [max(n * s for n, s in zip(check.shape, check.geometry.spacing_mm, strict=True)) for check in checks
+               if check.shape is not None and check.geometry is not None and not check.geometry.is_2d]  # fmt: skip
+    if extents and raw.description.spacing_known and not 0.5 <= (median := statistics.median(extents)) <= 1e4:
+        yield Problem(
+            str(raw.folder / "imagesTr"),
+            f"the median image is {median:.3g} mm long",
+            "If the spacings are not in mm, write them in mm, or results in mm and ml are wrong; if they are made up, "
+            'set "spacing_known": false in dataset.json.',
+        )
 
 
 def _check_counts(raw: RawDataset) -> Iterable[Problem]:

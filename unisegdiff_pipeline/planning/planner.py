@@ -230,6 +230,7 @@ def _preprocessing(context: _Context, name: str, spacing: tuple[float | None, fl
         use_nonzero_mask=choose_nonzero_mask(schemes, context.fingerprint.median_crop_share),
         intensities=context.fingerprint.intensities,
         direction=context.fingerprint.direction,
+        training_spacing_mm=_triple(_round(s) for s in context.spacing.median_spacing_mm),
     )
     context.decide(name, "preprocessing.direction", direction_reason(context.fingerprint))
     context.decide(name, "preprocessing.axis_order", context.spacing.order_reason)

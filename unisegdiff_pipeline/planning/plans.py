@@ -36,6 +36,8 @@ class PreprocessingPlan:
         direction: of the axes x, y, z (LPS, row major as in `Geometry`) that volumes are turned to before all else, by
             permuting and flipping axes; None takes them as they are stored, as for 2D images and in plans of earlier
             versions.
+        training_spacing_mm: median of the training images (Z, Y, X), which images are compared with; no part of what is
+            done to them. None in plans of earlier versions.
     """
 
     axis_order: tuple[int, int, int]
@@ -46,10 +48,12 @@ class PreprocessingPlan:
     image_order: int = 3
     separate_z: Literal["auto", "always", "never"] = "auto"
     direction: Direction | None = None
+    training_spacing_mm: tuple[float, float, float] | None = None
 
     def fields(self) -> dict[str, Any]:
-        """All fields that do something, for hashes: plans of before a field was there keep theirs."""
+        """All fields that do something to an image, for hashes: plans of before a field was there keep theirs."""
         fields = asdict(self)
+        del fields["training_spacing_mm"]
         if self.direction is None:
             del fields["direction"]
         return fields

@@ -6,6 +6,7 @@ from collections import Counter
 
 from unisegdiff_pipeline.fingerprint import Fingerprint
 from unisegdiff_pipeline.io.orientation import axis_codes
+from unisegdiff_pipeline.io.spacing import MAX_RATIO
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, NetworkPlan, PreprocessingPlan, TrainingPlan
 from unisegdiff_pipeline.planning.spacing import ANISOTROPY
 
@@ -18,6 +19,9 @@ def preprocessing_reasons(plan: PreprocessingPlan, median_crop_share: float) -> 
             "uses it alone"
         ),
         "intensities": "statistics of the foreground of all training cases; only the scheme ct uses them",
+        "training_spacing_mm": (
+            f"median of the training images; one whose spacing is over {MAX_RATIO:g} times off has lost its own"
+        ),
         "image_order": f"{plan.image_order}: cubic interpolation, as in nnU-Net; 1 is cheaper and cannot overshoot",
         "separate_z": (
             f"{plan.separate_z}: the first axis is resampled apart, by the nearest slice, where its spacing is over "

@@ -15,10 +15,14 @@ _CLEARLY_COARSER = 1.5
 
 @dataclass(frozen=True)
 class SpacingPlan:
-    """Spacing and size of the resampled images, axes already in plan order (coarsest first), with reasons."""
+    """Spacing and size of the resampled images, and the median spacing before, with reasons.
+
+    Axes are in plan order already, the coarsest first.
+    """
 
     axis_order: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
+    median_spacing_mm: tuple[float, float, float]
     median_shape: tuple[float, float, float]
     median_shape_unresampled: tuple[float, float, float]
     spacing_reason: str
@@ -35,6 +39,7 @@ def plan_spacing(fingerprint: Fingerprint) -> SpacingPlan:
     return SpacingPlan(
         axis_order=order,
         spacing_mm=_permuted(target, order),
+        median_spacing_mm=_permuted(np.median(spacings, axis=0), order),
         median_shape=_permuted(np.median(resampled, axis=0), order),
         median_shape_unresampled=_permuted(np.median(shapes, axis=0), order),
         spacing_reason=spacing_reason,

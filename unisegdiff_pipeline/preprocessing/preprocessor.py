@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,9 +17,10 @@ from unisegdiff_pipeline.io.files import remove_stale_temporaries
 from unisegdiff_pipeline.io.geometry import Volume
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.orientation import Reorientation, axis_codes, nearest_reorientation
-from unisegdiff_pipeline.io.parallel import choose_workers, map_cases, usable_cores
+from unisegdiff_pipeline.io.parallel import available_memory_gb, choose_workers, map_cases, usable_cores
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
 from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.io.spacing import spacing_problem
 from unisegdiff_pipeline.planning.plans import (
     ConfigurationPlan,
     Plans,
@@ -91,15 +93,18 @@ def preprocess_image(
         The image (C, Z, Y, X) on the plan grid, float32, and its way back.
 
     Raises:
-        UsdError: where the channels do not fit the plan, or a single slice lies across the plan's slices.
+        UsdError: where the channels do not fit the plan, a single slice lies across the plan's slices, the spacing
+            cannot be right, or the image would not fit into memory on the plan grid.
     """
     turn = _reorientation(volume, plan, case_id)
+    _require_likely_spacing(volume, turn, plan, case_id)
     cropped, box = crop_to_nonzero(turn.apply(volume.array))
     image = np.array(cropped, np.float32, order="C")  # a copy: what follows works in place
     normalize_image(image, plan, case_id)
     spacing = [volume.geometry.spacing_mm[axis] for axis in turn.axis_order]
     z, y, x = (s if t is None else t for s, t in zip(spacing, plan.target_spacing_mm, strict=True))
     shape = resampled_shape(image.shape[1:], spacing, plan.target_spacing_mm)
+    _require_fitting(image.shape[0], shape, (z, y, x), case_id)
     separate_axis = find_separate_axis(spacing, (z, y, x), plan.separate_z)
     properties = CaseProperties(
         case_id=case_id,
@@ -140,6 +145,24 @@ def _reorientation(volume: Volume, plan: PreprocessingPlan, case_id: str) -> Reo
             "plane that it was trained on, or whole volumes."
         )
     return turn
+
+
+def _require_likely_spacing(volume: Volume, turn: Reorientation, plan: PreprocessingPlan, case_id: str) -> None:
+    spacing = [volume.geometry.spacing_mm[axis] for axis in turn.axis_order]
+    shape = [volume.array.shape[1 + axis] for axis in turn.axis_order]
+    expected = plan.training_spacing_mm or plan.target_spacing_mm
+    if problem := spacing_problem(spacing, shape, expected, "the training images"):
+        raise UsdError(f"case {case_id!r}: {problem}. Write the right spacing in mm into the image.")
+
+
+def _require_fitting(channels: int, shape: Sequence[int], spacing_mm: Sequence[float], case_id: str) -> None:
+    needed_gb = 4 * channels * math.prod(shape) / 1e9
+    if needed_gb > (free_gb := available_memory_gb()):
+        raise UsdError(
+            f"case {case_id!r} has {' x '.join(map(str, shape))} voxels at the planned spacing of "
+            f"{' x '.join(f'{s:.4g}' for s in spacing_mm)} mm: {needed_gb:.1f} GB, but {free_gb:.1f} GB of memory are "
+            "free. Crop the image, check its spacing, or take a machine with more memory."
+        )
 
 
 def _shape(array: np.ndarray) -> tuple[int, int, int]:
