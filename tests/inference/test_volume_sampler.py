@@ -110,6 +110,7 @@ SAMPLERS = [
     SamplerSettings("hard", "stage_a", 2, correlation_length_mm=2.0),
     SamplerSettings("hard", "det", 1, correlation_length_mm=9.0, draw=True),
     SamplerSettings("ddim", "det", 0, correlation_length_mm=5.0, draw=True),
+    SamplerSettings("hard", "stage_a", 1, correlation_length_mm=24.0, draw=True, surface_length_mm=3.0),
 ]
 
 
@@ -141,6 +142,16 @@ def test_memory_changes_no_digit(volume, tmp_path, monkeypatch: pytest.MonkeyPat
     assert torch.equal(alone.sample(0), found.sample(2))
     reverse = predict(model, image, patch, settings=settings, sample_ids=[2, 1, 0])
     assert all(torch.equal(reverse.sample(i), found.sample(2 - i)) for i in range(3))
+
+
+def test_objects_reach_over_the_slabs_that_are_drawn_at_once(volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = dataclasses.replace(SETTINGS, sampler=SAMPLERS[-1])
+    whole = predict(volume[0], volume[1], volume[2], settings=settings)
+    monkeypatch.setattr(volume_sampler, "PIECE_VOXELS", 1)
+    monkeypatch.setattr(volume_sampler, "SLAB_VOXELS", 1)
+    rows = predict(volume[0], volume[1], volume[2], settings=settings)
+    for i in range(whole.num_samples):  # the last digit of a field may depend on the number of rows
+        assert (whole.sample(i) != rows.sample(i)).float().mean() < 1e-4
 
 
 def test_rows_are_those_of_the_whole(volume) -> None:

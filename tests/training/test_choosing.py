@@ -80,7 +80,7 @@ def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_
     )
     monkeypatch.setattr(choosing, "score_samplers", score)
     model: Any = None
-    planned = replace(choosing.USUAL, correlation_length_mm=16.0, draw=True)
+    planned = choosing.drawing(choosing.USUAL, 16.0)
     settings = InferenceSettings(-3.0, 0.5, mask_sampler=planned)
     cases = {"a": NO_TEMPERATURE, "b": NO_TEMPERATURE}
     ranked = choosing._try_samplers(run, model, settings, cases, choosing.FULL_SEARCH)
@@ -158,10 +158,64 @@ def test_settings_hold_what_was_chosen(monkeypatch: pytest.MonkeyPatch, best: fl
     monkeypatch.setattr(choosing, "choose_temperature", lambda *args: fitted)
     monkeypatch.setattr(choosing, "_try_samplers", lambda *args: [trial(EIGHT, 0.5)])
     monkeypatch.setattr(choosing, "try_means", means)
+    monkeypatch.setattr(choosing, "num_informative", lambda *args: choosing.FEWEST_FOR_SETTINGS)
     run: Any = None
     chosen = choosing.choose_settings(run, run, InferenceSettings(-3.0, 0.5), ["a"]).settings
     assert (chosen.w, chosen.temperature) == (best, fitted.of_all)
     assert (chosen.sampler, chosen.mask_sampler) == ((EIGHT, None) if best == 1 else (STAGE_A, EIGHT))
+
+
+@pytest.mark.parametrize(
+    ("patients", "left"), [(1, "temperature, sampler"), (3, "temperature, sampler"), (4, "sampler"), (5, "sampler")]
+)
+def test_too_few_patients_choose_nothing_and_say_so(monkeypatch: pytest.MonkeyPatch, patients: int, left: str) -> None:
+    """One held-out case chose a temperature of 8, with which no probability was above 0.562."""
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("nothing is to be tried on so few patients")
+
+    stored = {
+        f"{i}": SimpleNamespace(**vars(objects((1, 64, 64), (1.0, 1.0, 1.0), 50)), group=i) for i in range(patients)
+    }
+    stored["empty"] = SimpleNamespace(**vars(objects((1, 64, 64), (1.0, 1.0, 1.0))), group="another")
+    run: Any = SimpleNamespace(data=SimpleNamespace(open=stored.__getitem__))
+    fitted = FittedTemperature(Temperature(2.0, 3.0), {})
+    monkeypatch.setattr(choosing, "_try_samplers", refuse)
+    monkeypatch.setattr(choosing, "try_means", refuse)
+    monkeypatch.setattr(choosing, "held_out_logits", refuse)
+    if patients >= choosing.FEWEST_FOR_TEMPERATURE:
+        monkeypatch.setattr(choosing, "choose_temperature", lambda *args: fitted)
+    before = InferenceSettings(-3.0, 0.5, w=0.25, mask_sampler=EIGHT)
+    choice = choosing.choose_settings(run, run, before, list(stored))
+    kept = NO_TEMPERATURE if patients < choosing.FEWEST_FOR_TEMPERATURE else fitted.of_all
+    assert choice.settings == replace(before, temperature=kept)
+    assert (choice.samplers, choice.means) == ((), ())
+    assert choice.warning.startswith(f"{left}, w, threshold" if left == "sampler" else left)
+    assert f"{patients} held-out patient" in choice.warning
+    assert "are too few" in choice.warning
+
+
+def test_enough_patients_leave_nothing_at_its_default() -> None:
+    assert choosing.too_few(choosing.FEWEST_FOR_SETTINGS) == ""
+
+
+def surfaces(*size_scores: Sequence[float], energy: Sequence[float] = (0.5, 0.5, 0.5)) -> list[SamplerTrial]:
+    """Trials of a quarter (the default), the whole and an eighth of the length; the last with an energy."""
+    tried = [choosing.drawing(TWO, 16.0, part) for part in choosing.SURFACE_PARTS]
+    energies = [(0.5, 0.5, 0.5)] * (len(size_scores) - 1) + [tuple(energy)]
+    return [SamplerTrial(s, e, None, tuple(scores)) for s, e, scores in zip(tried, energies, size_scores, strict=False)]
+
+
+def test_the_surface_whose_sizes_score_clearly_better_is_taken() -> None:
+    ranked = choosing.rank_surfaces(surfaces((2.0, 2.1, 1.9), (3.0, 3.0, 3.0), (1.0, 1.2, 0.9)))
+    assert [t.sampler.surface_length_mm for t in ranked] == [2.0, 4.0, 16.0]
+    unclear = choosing.rank_surfaces(surfaces((2.0, 2.1, 1.9), (3.0, 3.0, 3.0), (1.0, 3.2, 1.4)))
+    assert unclear[0].sampler.surface_length_mm == 4.0
+
+
+def test_sizes_do_not_buy_worse_masks() -> None:
+    trials = surfaces((2.0, 2.1, 1.9), (3.0, 3.0, 3.0), (1.0, 1.2, 0.9), energy=(0.6, 0.62, 0.61))
+    assert choosing.rank_surfaces(trials)[0].sampler.surface_length_mm == 4.0
 
 
 def mean_trial(w: float, decision: Decision, dice: Sequence[float], nll: float | Sequence[float]) -> MeanTrial:

@@ -27,7 +27,7 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import text_hash
 from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.paths import Roots
-from unisegdiff_pipeline.training import diffusion
+from unisegdiff_pipeline.training import choosing, diffusion
 from unisegdiff_pipeline.training import fold as fold_module
 from unisegdiff_pipeline.training import run as run_module
 from unisegdiff_pipeline.training import trainer as trainer_module
@@ -62,7 +62,9 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS_NAME)
 
 
-def test_both_phases_leave_a_complete_fold(request_: TrainRequest) -> None:
+def test_both_phases_leave_a_complete_fold(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "FEWEST_FOR_TEMPERATURE", 1)
+    monkeypatch.setattr(choosing, "FEWEST_FOR_SETTINGS", 1)
     result = train(request_).folds[0]
     names = {p.name for p in result.folder.iterdir()}
     expected = {"weights.safetensors", "inference.json", "log.jsonl", "report.html", "validation", "candidates.json"}
@@ -106,6 +108,8 @@ def test_bands_of_lam_are_logged_and_change_no_weight(
     monkeypatch.setattr(diffusion.DiffusionTrainer, "measure_held_out", lambda self: None)
     roots = dataclasses.replace(request_.roots, results=tmp_path / "other")
     plain = train(dataclasses.replace(request_, roots=roots)).folds[0].folder
+    chosen_on = json.loads((plain / "inference.json").read_text())["chosen_on"]
+    assert "are the defaults and not chosen: 1 held-out patient with annotated objects" in chosen_on
     a, b = weights_of(measured), weights_of(plain)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -369,7 +373,7 @@ def test_fold_all_trains_on_every_case(request_: TrainRequest) -> None:
     assert (settings.sampler, settings.w, settings.decision) == (STAGE_A, USUAL_W, "half")
     assert settings.mask_sampler is not None
     assert settings.mask_sampler.correlation_length_mm > 0
-    assert dataclasses.replace(settings.mask_sampler, correlation_length_mm=0.0, draw=False) == USUAL
+    assert settings.mask_sampler == choosing.drawing(USUAL, settings.mask_sampler.correlation_length_mm)
 
 
 def files_of(folder: Path) -> set[str]:

@@ -12,7 +12,7 @@ blends, so the same sampler serves a patch and a volume. The state lives in fp32
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, nested_probabilities
+from unisegdiff_pipeline.diffusion.drawing import doubts, draw_objects, field_parts, local_maximum
 from unisegdiff_pipeline.diffusion.schedule import (
     PURE_NOISE,
     StageEdges,
@@ -33,6 +34,9 @@ from unisegdiff_pipeline.io.labels import Coding, LabelScheme
 
 EstimateFunction = Callable[[Tensor, float], Estimate]
 NoiseFunction = Callable[[int], Tensor]
+
+CERTAIN = 0.95
+LENGTH_PER_REACH = 4.0  # the correlation length is planned as four radii of an object, so that this is one
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class SamplerSettings:
         correlation_length_mm: of the smooth field that coherent draws are made with, as the standard deviation of its
             Gaussian kernel: voxels twice as far apart correlate by 1/e. 0 draws every voxel on its own.
         draw: whether each sample ends in a coherent draw from its last probabilities instead of a cut at 0.5.
+        surface_length_mm: of the field that draws where surfaces run, while that of `correlation_length_mm` draws
+            whether objects are there (`drawing.draw_objects`). None: one field draws both, as in earlier versions.
+        certain: with two fields, the probability from which on a voxel is in every draw.
     """
 
     method: Literal["ddim", "renoise", "hard"] = "ddim"
@@ -56,14 +63,32 @@ class SamplerSettings:
     lam_end: float = 2.0
     correlation_length_mm: float = 0.0
     draw: bool = False
+    surface_length_mm: float | None = None
+    certain: float = CERTAIN
 
     def __post_init__(self) -> None:
         if self.num_calls < 0:
             raise ValueError(f"num_calls is {self.num_calls}; it must be 0 or more")
         if self.correlation_length_mm < 0:
             raise ValueError(f"correlation_length_mm is {self.correlation_length_mm}; it must be 0 or more")
+        if self.surface_length_mm is not None and self.surface_length_mm < 0:
+            raise ValueError(f"surface_length_mm is {self.surface_length_mm}; it must be 0 or more, or null")
+        if not 0.5 < self.certain <= 1:
+            raise ValueError(f"certain is {self.certain}; allowed is a probability above 0.5, up to 1")
         if self.num_calls == 0 and self.start == "det" and not self.draw:
             raise ValueError("num_calls 0 with start 'det' and without draw gives p_det every time; set draw to true")
+
+    @property
+    def reach_mm(self) -> float:
+        """How far what is likely counts as the same object; 0 where one field draws all."""
+        return 0.0 if self.surface_length_mm is None else self.correlation_length_mm / LENGTH_PER_REACH
+
+    def fields(self, labels: LabelScheme) -> list[tuple[str, float, int]]:
+        """(end of the name, length in mm, channels) of the smooth fields of a draw."""
+        if self.surface_length_mm is None:
+            return [("", self.correlation_length_mm, labels.num_channels)]
+        lengths_mm = {"whole": self.correlation_length_mm, "surface": self.surface_length_mm}
+        return [(f"_{part.name}", lengths_mm[part.length], part.channels) for part in field_parts(labels)]
 
     @property
     def total_calls(self) -> int:
@@ -107,30 +132,55 @@ def sample(
     edges: StageEdges,
     settings: SamplerSettings,
     labels: LabelScheme,
+    reach: Sequence[int] = (),
 ) -> Drawn:
     """Draw masks; both results are (N, C, *spatial).
 
     Args:
         estimate: (x_t (N, C, *spatial), lam) => Estimate.
         noise: index of a draw => standard normal (N, C, *spatial); index 0 is the start.
-        field: index of a draw => smooth standard normal field (N, C, *spatial), needed by "hard" and `draw` only.
+        field: index of a draw => smooth standard normal fields, those of `SamplerSettings.fields` along the channels
+            (N, F, *spatial), needed by "hard" and `draw` only.
         p_det: the segmenter's probabilities, broadcastable to (N, C, *spatial).
         labels: what the channels are; regions within others are drawn within them.
+        reach: `SamplerSettings.reach_mm` in voxels along each axis; () for 0.
     """
+
+    def drawn_from(p: Tensor, index: int) -> Tensor:
+        nearby = local_maximum(doubts(p, labels), reach) if settings.reach_mm else None
+        return draw_masks(p, nearby, _require(field)(index), settings, labels)
+
     lams = lam_schedule(edges, settings)
     if lams:
         p = first_state(noise(0), p_det, lams[0], edges, settings)
         for call, lam in enumerate(lams):
             p = take_call(call, p, estimate(p, lam), edges, settings, labels)
             if call < len(lams) - 1:
-                drawn = coherent_draw(p, _require(field)(call), labels.coding) if settings.method == "hard" else p
+                drawn = drawn_from(p, call) if settings.method == "hard" else p
                 p = next_state(call, drawn, None if settings.method == "ddim" else noise(call + 1), edges, settings)
     else:
         p = nested_probabilities(p_det, labels.nesting)
     if not settings.draw:
         return Drawn(p, p)
-    masks = coherent_draw(p, _require(field)(settings.total_calls), labels.coding)
+    masks = drawn_from(p, settings.total_calls)
     return Drawn(p.expand_as(masks), masks)
+
+
+def draw_masks(
+    p: Tensor, nearby: Tensor | None, fields: Tensor, settings: SamplerSettings, labels: LabelScheme
+) -> Tensor:
+    """Masks {0, 1} (N, C, *spatial) from probabilities, voxel by voxel.
+
+    Args:
+        p: (N or 1, C, *spatial).
+        nearby: the largest `drawing.doubts` within reach; p's own where it is None.
+        fields: those of `SamplerSettings.fields` (N, F, *spatial).
+        settings, labels: how, and what the channels are.
+    """
+    if settings.surface_length_mm is None:
+        return coherent_draw(p, fields, labels.coding)
+    nearby = doubts(p, labels) if nearby is None else nearby
+    return draw_objects(p, nearby, fields, labels, settings.certain)
 
 
 def first_state(noise: Tensor, p_det: Tensor, lam: float, edges: StageEdges, settings: SamplerSettings) -> Tensor:

@@ -21,9 +21,10 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from unisegdiff_pipeline.diffusion.coding import nested_probabilities
+from unisegdiff_pipeline.diffusion.drawing import doubts, local_maximum
 from unisegdiff_pipeline.diffusion.samplers import (
     SamplerSettings,
-    coherent_draw,
+    draw_masks,
     first_state,
     lam_schedule,
     next_state,
@@ -271,7 +272,7 @@ def sample_case(
     num_active = 0
     if drawn:
         samplers = [settings.sampler] if settings.mask_sampler is None else [settings.sampler, settings.mask_sampler]
-        lengths = [max(values) for values in zip(*(_lengths(case, s, spacing_mm) for s in samplers), strict=True)]
+        lengths = _lengths(case, max(s.correlation_length_mm for s in samplers), spacing_mm)
         block = (BLOCK if case.dims == 3 else 1, BLOCK, BLOCK)
         # One block at least around what is active: a mask may reach a little beyond where p_det is above nothing.
         reach = [0.0 if b == 1 else max(float(BLOCK), 2 * length) for b, length in zip(block, lengths, strict=True)]
@@ -454,14 +455,26 @@ class _BoxSampler:
         if call is None and not way.draw:
             yield from ((i, first, p[i, :, first:last]) for i, first, last in slabs)
             return
-        fields = _ahead(lambda slab: self._field(ids[slab[0]], stream, slab[1], slab[2], way), slabs)
+        fields = _ahead(lambda slab: self._fields(ids[slab[0]], stream, slab[1], slab[2], way), slabs)
+        labels = self.case.model.labels
+        reach = [int(voxels) for voxels in _lengths(self.case, way.reach_mm, self.names.spacing_mm)]
+        before = p[0, :, :0]
         for (i, first, last), field in zip(slabs, fields, strict=True):
             here = p[i, :, first:last].to(self.case.device)
-            drawn = [
-                coherent_draw(here[None, :, a - first : b - first], field[None, :, a - first : b - first],
-                              self.case.model.coding)[0]
-                for a, b in self._pieces(first, last)
-            ]  # fmt: skip
+            nearby: Tensor | None = None
+            if way.reach_mm:
+                if first == 0:
+                    before = here[:, :0]
+                around = torch.cat([before, here, p[i, :, last : last + reach[0]].to(here.device)], dim=1)
+                rows = slice(before.shape[1], before.shape[1] + last - first)
+                nearby = local_maximum(doubts(around[None], labels), reach)[:, :, rows]
+                # Kept for the next slab, before these rows are overwritten.
+                before = around[:, max(0, rows.stop - reach[0]) : rows.stop].clone()
+            drawn = []
+            for a, b in self._pieces(first, last):
+                piece = slice(a - first, b - first)
+                near = None if nearby is None else nearby[:, :, piece]
+                drawn.append(draw_masks(here[None, :, piece], near, field[None, :, piece], way, labels)[0])
             yield i, first, torch.cat(drawn, dim=1)
 
     def _rows_of_samples(self, count: int) -> Iterator[tuple[int, int, int]]:
@@ -483,13 +496,17 @@ class _BoxSampler:
             *self._rows_of_box(first, last), slices_only=self.case.dims == 2,
         ).to(self.case.device)  # fmt: skip
 
-    def _field(self, sample_id: int, stream: str, first: int, last: int, way: SamplerSettings) -> Tensor:
-        """Smooth field (K, rows, Y, X) of the rows [first, last)."""
-        return smooth_field_in_box(
-            self.names.seed, self.names.case_id, sample_id, stream, self.p_det.shape[0],
-            *self._rows_of_box(first, last), _lengths(self.case, way, self.names.spacing_mm),
-            slices_only=self.case.dims == 2,
-        ).to(self.case.device)  # fmt: skip
+    def _fields(self, sample_id: int, stream: str, first: int, last: int, way: SamplerSettings) -> Tensor:
+        """All smooth fields of a draw (F, rows, Y, X), of the rows [first, last)."""
+        parts = [
+            smooth_field_in_box(
+                self.names.seed, self.names.case_id, sample_id, stream + name, channels,
+                *self._rows_of_box(first, last), _lengths(self.case, length_mm, self.names.spacing_mm),
+                slices_only=self.case.dims == 2,
+            )
+            for name, length_mm, channels in way.fields(self.case.model.labels)
+        ]  # fmt: skip
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.case.device)
 
     def _rows_of_box(self, first: int, last: int) -> tuple[list[int], list[int]]:
         """Start and extent of some rows of the box in the volume."""
@@ -641,7 +658,7 @@ def _zeros(case: TiledCase, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(case.scratch.zeros(shape))
 
 
-def _lengths(case: TiledCase, sampler: SamplerSettings, spacing_mm: Sequence[float]) -> list[float]:
-    """Correlation length in voxels along each axis; slices of a 2D network are drawn on their own."""
-    lengths = [sampler.correlation_length_mm / s for s in spacing_mm]
+def _lengths(case: TiledCase, length_mm: float, spacing_mm: Sequence[float]) -> list[float]:
+    """A correlation length in voxels along each axis; slices of a 2D network are drawn on their own."""
+    lengths = [length_mm / s for s in spacing_mm]
     return [0.0, *lengths[1:]] if case.dims == 2 else lengths

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unisegdiff_pipeline.diffusion.coding import (
+    NO_TEMPERATURE,
     Temperature,
     cross_entropy,
     cross_entropy_of_probabilities,
@@ -30,9 +31,10 @@ from unisegdiff_pipeline.diffusion.coding import (
     probabilities_from_logits,
     temper,
 )
-from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.diffusion.samplers import LENGTH_PER_REACH, SamplerSettings
 from unisegdiff_pipeline.evaluation.comparison import mean_gain
 from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
+from unisegdiff_pipeline.evaluation.spread import size_score
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.limits import find_limits
@@ -40,9 +42,11 @@ from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, Inferenc
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
 from unisegdiff_pipeline.io.labels import Coding
+from unisegdiff_pipeline.io.progress import counted
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.components import ANNOTATED
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
+from unisegdiff_pipeline.training.spread import annotators, spread_of_case
 from unisegdiff_pipeline.training.validation import score_on_plan_grid
 
 if TYPE_CHECKING:
@@ -54,10 +58,14 @@ CEILING_GAIN = 0.005  # of the loss in voxels that are found; below it there is 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent draws, in voxels of the plan
 # A shorter field draws pieces of objects; with a longer one all objects that are in doubt come and go together.
-RADII_PER_LENGTH = 4.0
+RADII_PER_LENGTH = LENGTH_PER_REACH
+# Of the field that draws surfaces, as parts of that which draws objects; the first is the default. Annotators move a
+# surface as a whole, the errors of an organ's do not.
+SURFACE_PARTS = (0.25, 1.0, 0.125)
 FALLBACK_LENGTH_VOXELS = 16.0  # where nothing is annotated
 MOST_MEASURED_CASES = 200
 STAGE_A = SamplerSettings("ddim", "stage_a", 0, 0.0)  # one call at pure noise
+DRAWS_ALONE = SamplerSettings("ddim", "det", 0, 0.0, draw=True)  # from p_det, without any call
 USUAL = SamplerSettings("hard", "stage_a", 1, 0.0)  # draws the masks, unless another is clearly better
 USUAL_FROM_DET = SamplerSettings("hard", "det", 2, 0.0)  # the same for a network that has no stage A
 OTHERS = (
@@ -67,11 +75,16 @@ OTHERS = (
     SamplerSettings("ddim", "det", 4, 2.0),
 )
 USUAL_W = 0.25
+SPREAD_ERRORS = 1.0  # standard errors by which another surface must have the better score of sampled sizes
 SAMPLER_ERRORS = 2.0  # standard errors by which another sampler must have the better energy score
 LIKELIHOOD_ERRORS = 1.0  # the same for another w and the likelihood
 DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
 DICE_ERRORS = 2.0  # standard errors by which Dice must be below the best to rule out a way to make the mask
 DICE_TOLERANCE = 0.002  # so much less Dice than the best has nobody sees, however small the standard error
+# Patients with annotated objects that a choice needs; fewer leave the default. (A single case gave a temperature of 8
+# and probabilities that never reached 0.57.)
+FEWEST_FOR_TEMPERATURE = 4
+FEWEST_FOR_SETTINGS = 6  # sampler, w, threshold and spread
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
 NEAR_FOREGROUND = 0.05
 MARGIN_VOXELS = 4
@@ -87,6 +100,7 @@ class Search:
 
     others: tuple[SamplerSettings, ...]
     calls_per_case: float
+    surface_parts: tuple[float, ...] = SURFACE_PARTS[:1]
 
     @property
     def most_calls(self) -> int:
@@ -99,18 +113,22 @@ def _calls_with_mean(sampler: SamplerSettings) -> int:
     return sampler.total_calls + (sampler.start != "stage_a")
 
 
-FULL_SEARCH = Search(OTHERS, 17.0)
-SHORT_SEARCH = Search(tuple(s for s in OTHERS if _calls_with_mean(s) <= 3), 12.0)
+FULL_SEARCH = Search(OTHERS, 23.0, SURFACE_PARTS)
+SHORT_SEARCH = Search(tuple(s for s in OTHERS if _calls_with_mean(s) <= 3), 18.0, SURFACE_PARTS)
 QUICK_SEARCH = Search((), 5.0)
 
 
 @dataclass(frozen=True)
 class SamplerTrial:
-    """A sampler and its energy scores in the cases that choose (lower is better), which are of these groups."""
+    """A sampler and its energy scores in the cases that choose (lower is better), which are of these groups.
+
+    `size_of_cases` are the scores of the sampled sizes (`size_score`), where they were compared.
+    """
 
     sampler: SamplerSettings
     energy_of_cases: tuple[float, ...]
     groups: tuple[str, ...] | None = None
+    size_of_cases: tuple[float, ...] = ()
 
     @property
     def energy(self) -> float:
@@ -166,13 +184,15 @@ def is_clearly_above(a: Sequence[float], b: Sequence[float], groups: Sequence[st
 class Choice:
     """What was chosen, and what was tried, best first; other lengths of the field than the one taken stand last.
 
-    `temperatures` are those that the cases were predicted with.
+    `temperatures` are those that the cases were predicted with. `warning` says what too few patients left at its
+    default; nothing was tried then, or the temperature was not fitted either.
     """
 
     settings: InferenceSettings
     temperatures: Mapping[str, Temperature]
     samplers: tuple[SamplerTrial, ...]
     means: tuple[MeanTrial, ...]
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,12 +215,31 @@ class FittedTemperature:
     of_others: Mapping[str, Temperature]
 
 
+def num_informative(run: FoldRun, cases: Sequence[str]) -> int:
+    """Patients (groups) among the cases for whom anything is annotated: an empty case tells nothing of objects."""
+    return len({stored.group for stored in map(run.data.open, cases) if len(_radii_mm(stored))})
+
+
+def too_few(patients: int) -> str:
+    """What stays at its default with so few patients, and why; empty where they suffice."""
+    if patients >= FEWEST_FOR_SETTINGS:
+        return ""
+    left, needed = "sampler, w, threshold and spread of the samples", f"{FEWEST_FOR_SETTINGS} are needed"
+    if patients < FEWEST_FOR_TEMPERATURE:
+        left = f"temperature, {left}"
+        needed = f"{FEWEST_FOR_TEMPERATURE} are needed for the temperature, {FEWEST_FOR_SETTINGS} for the others"
+    shown = f"{counted(patients, 'held-out patient')} with annotated objects"
+    return f"{left} are the defaults and not chosen: {shown} are too few ({needed})"
+
+
 def choose_temperature(run: FoldRun, model: StagedModel, cases: Sequence[str]) -> FittedTemperature:
     """The temperatures of p_det with the least negative log-likelihood of whole held-out cases.
 
     Of each case voxels near foreground and voxels elsewhere are drawn, and weighted by how many they stand for. With
-    several annotators each counts.
+    several annotators each counts. Fewer than FEWEST_FOR_TEMPERATURE patients with objects leave it at 1.
     """
+    if num_informative(run, cases) < FEWEST_FOR_TEMPERATURE:
+        return FittedTemperature(NO_TEMPERATURE, dict.fromkeys(cases, NO_TEMPERATURE))
     logits, target, weights, lengths = held_out_logits(run, model, cases)
     groups = [run.data.open(case_id).group for case_id in cases]
     numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
@@ -290,12 +329,17 @@ def choose_settings(
     Args:
         run, model: as trained.
         settings: the usual ones (`unchosen_settings`), whose field is as long as planned.
-        cases: held-out ones to choose on.
+        cases: held-out ones to choose on; too few patients among them (`too_few`) leave the usual settings.
         search: samplers to try.
     """
     fitted = choose_temperature(run, model, cases)
     settings = replace(settings, temperature=fitted.of_all)
+    if warning := too_few(num_informative(run, cases)):
+        return Choice(settings, fitted.of_others, (), (), warning)
     samplers = _try_samplers(run, model, settings, fitted.of_others, search)
+    if len(search.surface_parts) > 1 and samplers[0].sampler.surface_length_mm is not None:
+        surfaces = _try_surfaces(run, model, settings, samplers[0].sampler, fitted.of_others, search.surface_parts)
+        samplers = [surfaces[0], *samplers[1:], *surfaces[1:]]
     means = rank_means(try_means(run, model, with_samplers(settings, samplers[0].sampler), fitted.of_others))
     chosen = replace(with_samplers(settings, samplers[0].sampler, means[0].w), decision=means[0].decision)
     return Choice(chosen, fitted.of_others, tuple(samplers), tuple(means))
@@ -303,8 +347,13 @@ def choose_settings(
 
 def unchosen_settings(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:
     """The usual answers, before anything is chosen, or where a fold holds no case out."""
-    length_mm = planned_length_mm(run)
-    return with_samplers(settings, replace(usual_sampler(settings), correlation_length_mm=length_mm, draw=True))
+    return with_samplers(settings, drawing(usual_sampler(settings), planned_length_mm(run)))
+
+
+def drawing(sampler: SamplerSettings, length_mm: float, surface_part: float = SURFACE_PARTS[0]) -> SamplerSettings:
+    """The sampler with draws by a field of this length for objects, and one of a part of it for their surfaces."""
+    surface_mm = round(surface_part * length_mm, 3)
+    return replace(sampler, correlation_length_mm=length_mm, surface_length_mm=surface_mm, draw=True)
 
 
 def usual_sampler(settings: InferenceSettings) -> SamplerSettings:
@@ -331,21 +380,57 @@ def _try_samplers(
     """
     opened = [run.data.open(case_id) for case_id in cases]
     groups = tuple(stored.group for stored in opened)
-    without_calls = {
-        mm: SamplerSettings("ddim", "det", 0, 0.0, mm, draw=True) for mm in field_lengths_mm(run, opened[0])
-    }
+    without_calls = {mm: drawing(DRAWS_ALONE, mm) for mm in field_lengths_mm(run, opened[0])}
     found = score_samplers(run, model, settings, list(without_calls.values()), cases)
     trials = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
     by_length = rank_samplers(trials, without_calls[settings.drawn_by.correlation_length_mm])
     draws = by_length[0].sampler
     able = [s for s in search.others if settings.target != "epsilon" or s.start == "det"]
-    calling = [
-        replace(s, correlation_length_mm=draws.correlation_length_mm, draw=True)
-        for s in dict.fromkeys([usual_sampler(settings), *able])
-    ]
+    calling = [drawing(s, draws.correlation_length_mm) for s in dict.fromkeys([usual_sampler(settings), *able])]
     found = score_samplers(run, model, settings, [draws, *calling], cases, first_sample=settings.num_samples)
     drawn = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
     return rank_samplers(drawn, calling[0]) + by_length[1:]
+
+
+def _try_surfaces(
+    run: FoldRun, model: StagedModel, settings: InferenceSettings, sampler: SamplerSettings,
+    cases: Mapping[str, Temperature], parts: Sequence[float],
+) -> list[SamplerTrial]:  # fmt: skip
+    """A sampler with fields of several lengths for the surfaces, the one that is taken first.
+
+    How much a sampled volume varies hangs on it, so that the score of the sizes decides; the default, the first of
+    `parts`, stays unless another is better by SPREAD_ERRORS and its masks are not worse.
+    """
+    dims = run.configuration.network.dims
+    tried = [drawing(sampler, sampler.correlation_length_mm, part) for part in parts]
+    energies: dict[SamplerSettings, list[float]] = defaultdict(list)
+    sizes: dict[SamplerSettings, list[float]] = defaultdict(list)
+    groups = []
+    for case_id, temperature in cases.items():
+        run.leave_if_asked()
+        stored = run.data.open(case_id)
+        groups.append(stored.group)
+        tiles, raters = _tiled(run, model, stored), annotators(stored)
+        for one in tried:
+            with_one = replace(settings, temperature=temperature, sampler=one, mask_sampler=None)
+            prediction = _sampled(run, tiles, with_one, stored, first_sample=2 * settings.num_samples)
+            spreads = spread_of_case(prediction, raters, run.plans.labels, case_id)
+            energies[one].append(float(np.mean([spread.energy for spread in spreads])))
+            sizes[one].append(float(np.mean([size_score(spread, dims) for spread in spreads])))
+    trials = [SamplerTrial(one, tuple(energies[one]), tuple(groups), tuple(sizes[one])) for one in tried]
+    return rank_surfaces(trials)
+
+
+def rank_surfaces(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
+    """Trials by the score of the sizes, the first of them before all unless the best is clearly better."""
+    default = trials[0]
+    able = [t for t in trials if not t.clearly_above(default)]
+    ranked = sorted(trials, key=lambda t: (t not in able, mean_of_defined(t.size_of_cases)))
+    best = ranked[0]
+    if not is_clearly_above(default.size_of_cases, best.size_of_cases, default.groups, SPREAD_ERRORS):
+        ranked.remove(default)
+        ranked.insert(0, default)
+    return ranked
 
 
 def planned_length_mm(run: FoldRun) -> float:
@@ -364,7 +449,7 @@ def planned_length_mm(run: FoldRun) -> float:
 
 
 def _radii_mm(stored: StoredCase) -> np.ndarray:
-    """Of the objects of a case (N,)."""
+    """Of the objects that annotators drew in a case (N,)."""
     table, spacing_mm = stored.components, stored.properties.spacing_mm
     counted = (table.class_index != ANNOTATED) & ((table.row > 0) | (stored.num_rows == 1))
     num_voxels = table.num_voxels[counted].astype(np.float64)
@@ -382,7 +467,9 @@ def field_lengths_mm(run: FoldRun, stored: StoredCase) -> list[float]:
 
 def _trajectory(sampler: SamplerSettings) -> SamplerSettings:
     """The sampler up to its end: what is drawn and what is cut there come of the same calls."""
-    return replace(sampler, draw=False, correlation_length_mm=0.0) if sampler.total_calls else sampler
+    if sampler.total_calls == 0:
+        return sampler
+    return replace(sampler, draw=False, correlation_length_mm=0.0, surface_length_mm=None)
 
 
 def score_samplers(
@@ -403,7 +490,7 @@ def score_samplers(
         run.leave_if_asked()
         stored = run.data.open(case_id)
         tiles = _tiled(run, model, stored)
-        raters = _raters(stored)
+        raters = annotators(stored)
         for sampler in samplers:
             tried = replace(settings, temperature=temperature, sampler=sampler, mask_sampler=None)
             prediction = _sampled(run, tiles, tried, stored, keep_soft=True, first_sample=first_sample)
@@ -539,15 +626,9 @@ def _tiled(run: FoldRun, model: StagedModel, stored: StoredCase) -> TiledCase:
     )
 
 
-def _raters(stored: StoredCase) -> np.ndarray:
-    """Label maps of the annotators (R, Z, Y, X), or the one there is."""
-    labels = stored.labels[...]
-    return labels[1:] if stored.num_rows > 1 else labels[:1]
-
-
 def _mean_target(run: FoldRun, stored: StoredCase) -> Tensor:
     """Coded labels (K, Z, Y, X), the mean over the annotators where there are several."""
-    rows = [run.plans.labels.encode(row) for row in _raters(stored)]
+    rows = [run.plans.labels.encode(row) for row in annotators(stored)]
     return torch.from_numpy(np.stack(rows).astype(np.float32)).mean(dim=0)
 
 

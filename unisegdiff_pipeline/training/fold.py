@@ -153,7 +153,7 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
         settings = _settings_of_another_fold(run, settings)
     else:
         settings, choice = _chosen(run, model, settings, costs)
-    if choice is not None:
+    if choice is not None and choice.samplers and choice.means:
         masks, mean = choice.samplers[0], choice.means[0]
         by = "the segmenter alone" if mean.w == 1 else mean.sampler.describe()
         run.log.say(
@@ -180,7 +180,10 @@ def _chosen(
             "may be too sure or too unsure. Train with a longer --max-time."
         )
         return replace(settings, chosen_on="nothing, for lack of time; defaults"), None
-    chosen_on = f"{len(cases)} cases of the inner hold-out: {', '.join(cases)}"
+    chosen_on = f"{counted(len(cases), 'case')} of the inner hold-out: {', '.join(cases)}"
+    if choice.warning:
+        chosen_on += f"; {choice.warning}"
+        run.log.say(f"warning: {choice.warning}")
     return replace(choice.settings, chosen_on=chosen_on), choice
 
 

@@ -1,0 +1,200 @@
+"""Whether samples spread as the truth does: tables of documentation/benchmarks/sample_spread.md.
+
+    python tests/benchmarks/sample_spread.py FOLD ... --preprocessed ROOT [--raw ROOT] [--cases validation|holdout]
+        [--samples 24] [--json FILE] [--set KEY=VALUE ...]
+
+FOLD is the folder of a finished fold, RESULTS/DATASET/TRAINER__CONFIGURATION/fold_K. Its validation cases, which
+nothing was chosen on, are sampled with the settings of its inference.json on the plan's grid; folds of one data set
+are put together. Printed are, by class:
+
+    coverage at 50 and 90 %     of intervals of the sampled volumes, with the standard error of that many cases
+    sd / error's                spread of the sampled volumes over that of the error of their mean
+    volume                      sampled volume as a multiple of the annotators'
+    distance                    mean 1 - IoU of two samples, and of two annotators
+    empty                       empty draws of the cases whose largest probability is over 0.95
+    in all, in none             how often voxels that all samples, or none, mark are marked in truth
+    energy score, GED           as `usd_evaluate` has them, unbiased
+    wrong class                 of integer classes: largest part of a class that a draw gives to another, mean and worst
+
+--set changes fields of the sampler of the masks, as --set surface_length_mm=null for one field alone.
+With --raw, of phantoms of usd_demo the fraction of samples is set against the true probability, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unisegdiff_pipeline.evaluation.diversity import generalised_energy_distance, pairwise_overlaps
+from unisegdiff_pipeline.evaluation.spread import (
+    CaseSpread,
+    empty_draws,
+    fraction_curve,
+    interval_coverage,
+    mean_distances,
+    spread_ratio,
+    volume_bias,
+)
+from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.inference.volume_sampler import predict_case
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.io.phantoms import true_probability
+from unisegdiff_pipeline.training.fold import finished_model
+from unisegdiff_pipeline.training.interrupt import StopRequest
+from unisegdiff_pipeline.training.request import TrainRequest
+from unisegdiff_pipeline.training.run import open_fold
+from unisegdiff_pipeline.training.spread import annotators, spread_of_case
+from unisegdiff_pipeline.training.trainer import FoldRun
+
+SURE = 0.95
+TRUTH_BINS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One class of one case."""
+
+    spread: CaseSpread
+    ged: float
+    wrong_class: tuple[float, ...]  # of each sample: part of the reference's class that it gives to another one
+    truth: tuple[tuple[float, float, float], ...]  # (voxels, sum of sampled fractions, sum of truth) by truth
+
+
+def open_run(folder: Path, preprocessed: Path, raw: Path | None) -> FoldRun:
+    """The run of a finished fold."""
+    trainer, _, configuration = folder.parent.name.partition("__")
+    roots = Roots(raw, preprocessed, folder.parent.parent.parent)
+    dataset, fold = folder.parent.parent.name, folder.name.removeprefix("fold_")
+    request = TrainRequest(dataset, fold, roots, configuration, trainer, device="cpu", workers=0)
+    return open_fold(request, StopRequest())
+
+
+def changed(settings: InferenceSettings, changes: dict[str, Any]) -> InferenceSettings:
+    """The settings with other fields of the sampler that draws the masks."""
+    sampler = dataclasses.replace(settings.drawn_by, **changes)
+    if settings.mask_sampler is None:
+        return dataclasses.replace(settings, sampler=sampler)
+    return dataclasses.replace(settings, mask_sampler=sampler)
+
+
+def score_fold(
+    run: FoldRun, cases: Sequence[str], num_samples: int, changes: dict[str, Any], raw: Path | None
+) -> list[Scored]:
+    """Sample and score some cases of a fold."""
+    model, settings = finished_model(run)
+    settings, scheme, found = changed(settings, changes), run.plans.labels, []
+    for case_id in cases:
+        stored = run.data.open(case_id)
+        raters = annotators(stored)
+        prediction = predict_case(
+            stored.image[...], model, settings, patch_size=run.configuration.network.patch_size, case_id=case_id,
+            seed=1000 + run.request.seed, num_samples=num_samples, spacing_mm=stored.properties.spacing_mm,
+        )  # fmt: skip
+        samples = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
+        truth = _truth(raw, run.plans.dataset_name, case_id, samples)
+        for index, spread in enumerate(spread_of_case(prediction, raters, scheme, case_id)):
+            masks, references = ([list(scheme.class_masks(m))[index][1] for m in maps] for maps in (samples, raters))
+            overlaps = pairwise_overlaps(masks, references)
+            wrong = ()
+            if scheme.coding == "softmax" and len(scheme.names) > 1 and references[0].any():
+                others = (labels[references[0]] for labels in samples)
+                wrong = tuple(float(np.mean((v > 0) & (v != scheme.members[index][0]))) for v in others)
+            ged = generalised_energy_distance(overlaps).ged_u
+            found.append(Scored(spread, ged, wrong, truth))
+    return found
+
+
+def _truth(
+    raw: Path | None, dataset: str, case_id: str, samples: Sequence[np.ndarray]
+) -> tuple[tuple[float, float, float], ...]:
+    if raw is None:
+        return ()
+    try:
+        p = true_probability(raw / dataset, case_id).ravel()
+    except UsdError:
+        return ()
+    fraction = np.mean([labels > 0 for labels in samples], axis=0).ravel()
+    bins = np.minimum((p * TRUTH_BINS).astype(int), TRUTH_BINS - 1)
+    sums = [np.bincount(bins, weights, TRUTH_BINS) for weights in (None, fraction, p)]
+    return tuple(zip(*(s.tolist() for s in sums), strict=True))
+
+
+def describe(name: str, scored: Sequence[Scored]) -> dict[str, Any]:
+    """The row of one class."""
+    cases = [s.spread for s in scored]
+    fifty, ninety = interval_coverage(cases, 0.5), interval_coverage(cases, 0.9)
+    curve = {(b.fraction == 0, b.fraction == 1): b.marked for b in fraction_curve(cases)}
+    empty, draws = empty_draws(cases, SURE)
+    distances = mean_distances(cases)
+    wrong = [value for s in scored for value in s.wrong_class]
+    own = np.nanmean([c.sample_distance for c in cases])
+    return {
+        "class": name, "cases": len(cases), "coverage_50": fifty[0], "coverage_90": ninety[0], "error_50": fifty[1],
+        "error_90": ninety[1], "sd_ratio": spread_ratio(cases), "volume": volume_bias(cases), "distance": float(own),
+        "distance_of_annotators": distances[1], "empty": empty, "draws": draws,
+        "in_all": curve.get((False, True), np.nan), "in_none": curve.get((True, False), np.nan),
+        "energy": float(np.mean([s.spread.energy for s in scored])), "ged": float(np.mean([s.ged for s in scored])),
+        "wrong_mean": float(np.mean(wrong)) if wrong else np.nan, "wrong_worst": max(wrong, default=np.nan),
+    }  # fmt: skip
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    return "| " + " | ".join([
+        f"{row['dataset']}, {row['class']} ({row['cases']})",
+        f"{row['coverage_50']:.2f} ± {row['error_50']:.2f}", f"{row['coverage_90']:.2f} ± {row['error_90']:.2f}",
+        f"{row['sd_ratio']:.2f}", f"{row['volume']:.2f}",
+        f"{row['distance']:.2f} / {row['distance_of_annotators']:.2f}",
+        f"{row['empty']} of {row['draws']}", f"{row['in_all']:.3f} / {row['in_none']:.4f}",
+        f"{row['energy']:.3f} / {row['ged']:.3f}", f"{row['wrong_mean']:.3f} / {row['wrong_worst']:.2f}",
+    ]).replace("nan", "-") + " |"  # fmt: skip
+
+
+HEAD = (
+    "| cases | coverage at 50 % | at 90 % | sd / error's | volume | distance: samples / annotators | empty where sure "
+    "| true in all / in none | energy score / GED | wrong class: mean / worst |"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folds", nargs="+", type=Path)
+    parser.add_argument("--preprocessed", type=Path, required=True)
+    parser.add_argument("--raw", type=Path)
+    parser.add_argument("--cases", choices=["validation", "holdout"], default="validation")
+    parser.add_argument("--most", type=int, help="of the cases of each fold, the first")
+    parser.add_argument("--samples", type=int, default=24)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", type=Path, help="write rows, curves and cases there, too")
+    args = parser.parse_args()
+    changes = {key: json.loads(value) for key, _, value in (item.partition("=") for item in args.set)}
+    by_class: dict[tuple[str, str], list[Scored]] = defaultdict(list)
+    for folder in args.folds:
+        run = open_run(folder.absolute(), args.preprocessed, args.raw)
+        cases = run.validation_cases if args.cases == "validation" else run.holdout_cases
+        for scored in score_fold(run, cases[: args.most], args.samples, changes, args.raw):
+            by_class[run.plans.dataset_name, scored.spread.class_name].append(scored)
+    rows = [{"dataset": dataset, **describe(name, scored)} for (dataset, name), scored in by_class.items()]
+    print("\n".join([HEAD, "|" + "---|" * HEAD.count(" |"), *map(line, rows)]))
+    for (dataset, name), all_scored in by_class.items():
+        if truth := [s.truth for s in all_scored if s.truth]:
+            voxels, sampled, true = np.sum(truth, axis=0).T
+            curve = ", ".join(f"{t / v:.2f}: {s / v:.2f}" for v, s, t in zip(voxels, sampled, true, strict=True) if v)
+            print(f"{dataset}, {name}: sampled fraction by true probability: {curve}")
+        curve = ", ".join(f"{b.fraction:.2f}: {b.marked:.2f}" for b in fraction_curve([s.spread for s in all_scored]))
+        print(f"{dataset}, {name}: true fraction by sampled fraction: {curve}")
+    if args.json:
+        cases = [dataclasses.asdict(s) for all_scored in by_class.values() for s in all_scored]
+        args.json.write_text(json.dumps({"rows": rows, "cases": cases}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Hard masks from probabilities: every voxel keeps its probability, and what belongs together is drawn together.
+
+Two things are in doubt about an object, and each hangs together over a length of its own: whether it is there at all,
+as a whole, and where its surface runs. One smooth field for both is either too short for the first and draws pieces of
+objects, or too long for the second and makes a whole organ grow and shrink at once. So a probability is split in two,
+
+    q(x) = max of p within a reach of x       that there is an object at x,
+    b(x) = p(x) / q(x)                        that x belongs to it, if it is there,
+
+and a voxel is marked where Phi(f_whole) < q and Phi(f_surface) < b, with two independent smooth standard normal fields:
+with probability q b = p. What is likely enough counts as certain, so that no draw leaves out an object that is plain
+to see because a field happens to be high there.
+
+Classes are drawn in the order of what they depend on: first whether there is any foreground, then of which class it is;
+regions within others given that these were drawn. So a doubt about the class breaks no object in two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from unisegdiff_pipeline.io.labels import LabelScheme
+
+TINY = 1e-12
+FOREGROUND = 0.5  # the class is looked at where there is anything
+
+
+class FieldPart(NamedTuple):
+    """Smooth fields that a draw needs: as many as `channels`, all of the length of whole objects or of surfaces."""
+
+    name: str
+    length: Literal["whole", "surface"]
+    channels: int
+
+
+def field_parts(labels: LabelScheme) -> tuple[FieldPart, ...]:
+    """The fields of `draw_objects`, in the order of its channels: two for each level of nesting, or two and two more
+    for each of several classes."""
+    if labels.coding != "softmax":
+        levels = 1 + max(map(len, _outer_channels(labels).values()), default=0)
+        return tuple(
+            FieldPart(f"{length}{level or ''}", length, 1) for level in range(levels) for length in ("whole", "surface")
+        )
+    count = len(labels.names)
+    both = (FieldPart("whole", "whole", 1), FieldPart("surface", "surface", 1))
+    return both if count == 1 else (*both, FieldPart("class", "whole", count), FieldPart("border", "surface", count))
+
+
+def doubts(p: Tensor, labels: LabelScheme) -> Tensor:
+    """What counts in the neighbourhood of a voxel (N, D, *spatial); `draw_objects` takes its local maximum.
+
+    Of sigmoid channels the probability of each, and where there is a region around it, given that; of classes that of
+    foreground, and where there is any that of the likeliest class.
+    """
+    if labels.coding != "softmax":
+        given, around = _given_outer(p, labels), _outer_channels(labels)
+        for inner, outer in around.items():
+            given[:, inner] = torch.where(p[:, outer[-1]] >= FOREGROUND, given[:, inner], 0.0)
+        return given
+    foreground = 1 - p[:, :1]
+    likeliest = p[:, 1:].amax(dim=1, keepdim=True) / foreground.clamp_min(TINY)
+    return torch.cat([foreground, torch.where(foreground >= FOREGROUND, likeliest, 0.0)], dim=1)
+
+
+def draw_objects(p: Tensor, nearby: Tensor, fields: Tensor, labels: LabelScheme, certain: float) -> Tensor:
+    """A mask of each sample, {0, 1} (N, C, *spatial), with the marginals p but for what counts as certain.
+
+    Args:
+        p: probabilities (N or 1, C, *spatial); of regions nested ones (`coding.nested_probabilities`).
+        nearby: `local_maximum` of their `doubts` (N or 1, D, *spatial).
+        fields: standard normal and smooth, those of `field_parts` (N, F, *spatial).
+        labels: what the channels are.
+        certain: probabilities from here on count as 1.
+    """
+    if labels.coding == "softmax":
+        return _draw_classes(p, nearby, fields, certain)
+    masks: dict[int, Tensor] = {}
+    around = _outer_channels(labels)
+    given = _given_outer(p, labels)
+    for channel in sorted(range(p.shape[1]), key=lambda c: len(around.get(c, ()))):
+        outer = around.get(channel, [])
+        one, level = slice(channel, channel + 1), 2 * len(outer)
+        mask = _draw_binary(given[:, one], nearby[:, one], fields[:, level : level + 2], certain)
+        for other in outer:
+            mask = mask & masks[other]
+        masks[channel] = mask
+    return torch.cat([masks[channel] for channel in range(p.shape[1])], dim=1).to(p.dtype)
+
+
+def _outer_channels(labels: LabelScheme) -> dict[int, list[int]]:
+    """The regions around each that lies in any, from the largest to the smallest."""
+    found: dict[int, list[int]] = {}
+    for inner, around in labels.nesting:
+        found.setdefault(inner, []).append(around)
+    return found
+
+
+def _given_outer(p: Tensor, labels: LabelScheme) -> Tensor:
+    """Probability of each region, given that the smallest around it is there (N, C, *spatial)."""
+    given = p.clone()
+    for inner, outer in _outer_channels(labels).items():
+        given[:, inner] = p[:, inner] / p[:, outer[-1]].clamp_min(TINY)
+    return given
+
+
+def _draw_binary(p: Tensor, nearby: Tensor, fields: Tensor, certain: float) -> Tensor:
+    """Where there is something, boolean (N, 1, *spatial); fields (N, 2, *spatial)."""
+    nearby = torch.maximum(nearby, p)
+    sure = nearby >= certain
+    # What is certain to be there is not divided: its own probability is all that is left to draw.
+    belongs = torch.where(sure, p, p / nearby.clamp_min(TINY))
+    whole, surface = torch.special.ndtr(fields).chunk(2, dim=1)
+    return (sure | (whole < nearby)) & ((p >= certain) | (surface < belongs))
+
+
+def _draw_classes(p: Tensor, nearby: Tensor, fields: Tensor, certain: float) -> Tensor:
+    """Foreground first, then its class: a race of exponential clocks (the Gumbel-max trick) with smooth fields.
+
+    Where some class is certain nearby, what is in doubt is where it ends, which the field of surfaces draws; elsewhere
+    it is the class of an object, which the field of objects draws.
+    """
+    foreground, count = 1 - p[:, :1], p.shape[1] - 1
+    drawn = _draw_binary(foreground, nearby[:, :1], fields[:, :2], certain)
+    if count == 1:
+        return torch.cat([~drawn, drawn], dim=1).to(p.dtype)
+    classes = p[:, 1:] / foreground.clamp_min(TINY)
+    field = torch.where(nearby[:, 1:] >= certain, fields[:, 2 + count :], fields[:, 2 : 2 + count])
+    clocks = torch.special.ndtr(field).clamp(1e-7, 1 - 1e-7).log_().neg_() / classes.clamp_min(TINY)
+    best = classes.amax(dim=1, keepdim=True)
+    winner = torch.where(best >= certain, classes.argmax(dim=1, keepdim=True), clocks.argmin(dim=1, keepdim=True))
+    numbers = torch.arange(count, device=p.device).reshape(-1, *(1,) * (p.ndim - 2))
+    return torch.cat([~drawn, drawn & (winner == numbers)], dim=1).to(p.dtype)
+
+
+def local_maximum(values: Tensor, reach: Sequence[int]) -> Tensor:
+    """The largest of (N, C, *spatial) within `reach` voxels along each axis, in a box."""
+    for axis, radius in enumerate(reach, start=2):
+        covered = 0
+        while covered < radius:  # windows of windows: each doubles what is covered
+            step = min(max(1, covered), radius - covered)
+            before, behind = [0] * (2 * values.ndim), [0] * (2 * values.ndim)
+            position = 2 * (values.ndim - 1 - axis)
+            before[position], behind[position + 1] = step, step
+            size = values.shape[axis]
+            low = functional.pad(values, before).narrow(axis, 0, size)
+            high = functional.pad(values, behind).narrow(axis, step, size)
+            values = torch.maximum(values, torch.maximum(low, high))
+            covered += step
+    return values

@@ -1,0 +1,150 @@
+"""Do samples spread as the truth does? Coverage of volume intervals, spread against error, fractions against truth.
+
+A reference that is one more draw of what the samples are drawn from lies at any rank among them with equal probability.
+With `less` of N samples below it and `equal` at it, its place in their distribution is u, uniform between
+less / (N + 1) and (less + equal + 1) / (N + 1); over the cases u is uniform on [0, 1]. So the interval of level L, the
+middle L of the distribution, holds a fraction L of the references, for any N and with ties (as of empty masks), and no
+quantile of few samples need be interpolated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+NUM_BINS = 10
+
+
+@dataclass(frozen=True)
+class CaseSpread:
+    """Samples of one class in one case beside its references.
+
+    Attributes:
+        case_id, class_name: of what.
+        volumes: of the samples, in voxels (N,).
+        references: volumes of the references, one for each annotator (R,).
+        sample_distance, rater_distance: mean 1 - IoU of two samples, and of two annotators; NaN for fewer than two.
+        energy: energy score of the samples (`diversity.energy_score`, unbiased).
+        confidence: the largest probability of the class in the case.
+        voxels, marked: for each count of samples that mark a voxel, 0 to N: how many voxels, and the sum over them of
+            the fraction of annotators that mark them (N + 1,).
+    """
+
+    case_id: str
+    class_name: str
+    volumes: tuple[int, ...]
+    references: tuple[int, ...]
+    sample_distance: float
+    rater_distance: float
+    energy: float
+    confidence: float
+    voxels: tuple[int, ...]
+    marked: tuple[float, ...]
+
+    @property
+    def num_empty(self) -> int:
+        """Samples without a voxel of the class."""
+        return sum(volume == 0 for volume in self.volumes)
+
+
+def interval_coverage(cases: Sequence[CaseSpread], level: float) -> tuple[float, float]:
+    """How often the middle `level` of the sampled volumes holds a reference, and the standard error of that.
+
+    Every case counts the same, its annotators together. NaN without a case of at least two samples.
+    """
+    held = [np.mean([_held(case.volumes, volume, level) for volume in case.references]) for case in cases if
+            len(case.volumes) > 1 and case.references]  # fmt: skip
+    if not held:
+        return math.nan, math.nan
+    return float(np.mean(held)), math.sqrt(level * (1 - level) / len(held))
+
+
+def _held(volumes: Sequence[int], reference: int, level: float) -> float:
+    less, equal = sum(v < reference for v in volumes), sum(v == reference for v in volumes)
+    low, high = less / (len(volumes) + 1), (less + equal + 1) / (len(volumes) + 1)
+    inside = min(high, 0.5 + level / 2) - max(low, 0.5 - level / 2)
+    return max(0.0, inside) / (high - low)
+
+
+def spread_ratio(cases: Sequence[CaseSpread]) -> float:
+    """Standard deviation of the sampled volumes over that of the error of their mean; 1 = as wide as wrong.
+
+    sqrt((N + 1) / N mean var / mean squared error), Fortin et al. 2014, with the bias over the cases taken out of the
+    error, which no spread can cover. NaN where nothing is wrong or there are fewer than two cases.
+    """
+    counted = [case for case in cases if len(case.volumes) > 1 and case.references]
+    if len(counted) < 2:
+        return math.nan
+    variances = [np.var(case.volumes, ddof=1) * (1 + 1 / len(case.volumes)) for case in counted]
+    errors = np.concatenate([np.subtract(case.references, np.mean(case.volumes)) for case in counted])
+    error = float(np.std(errors, ddof=1))
+    return float(np.sqrt(np.mean(variances))) / error if error > 0 else math.nan
+
+
+def size_score(case: CaseSpread, dims: int) -> float:
+    """Continuous ranked probability score of the sampled sizes against the references', the mean over these.
+
+    E |s - y| - E |s - s'| / 2 (Gneiting and Raftery 2007, eq. 21; pairs of different samples), of size =
+    volume^(1/dims) in voxels, so that large objects do not decide alone. Proper: lowest for samples as wide as the
+    truth. NaN for fewer than two samples.
+    """
+    sizes, references = (np.power(v, 1 / dims) for v in (case.volumes, case.references))
+    if len(sizes) < 2 or not len(references):
+        return math.nan
+    apart = np.abs(sizes[:, None] - sizes[None])[np.triu_indices(len(sizes), k=1)].mean()
+    return float(np.abs(sizes[:, None] - references[None]).mean() - apart / 2)
+
+
+def volume_bias(cases: Sequence[CaseSpread]) -> float:
+    """Mean sampled volume over all cases, as a multiple of that of the references; NaN where these are empty."""
+    counted = [case for case in cases if case.volumes and case.references]
+    total = sum(float(np.mean(case.references)) for case in counted)
+    return sum(float(np.mean(case.volumes)) for case in counted) / total if total else math.nan
+
+
+@dataclass(frozen=True)
+class FractionBin:
+    """Voxels that a fraction of the samples in one interval marks.
+
+    Attributes:
+        fraction: mean over the voxels of the fraction of samples that mark them.
+        marked: mean of the fraction of annotators.
+        voxels: how many.
+    """
+
+    fraction: float
+    marked: float
+    voxels: int
+
+
+def fraction_curve(cases: Sequence[CaseSpread], num_bins: int = NUM_BINS) -> list[FractionBin]:
+    """How often voxels are marked in truth, by the fraction of samples that mark them; empty bins are left out.
+
+    Voxels that no sample marks make a bin of their own, and so do those that all mark.
+    """
+    sums = np.zeros((num_bins + 2, 3))
+    for case in cases:
+        n = len(case.volumes)
+        for count, (voxels, marked) in enumerate(zip(case.voxels, case.marked, strict=True)):
+            inner = 1 + min(num_bins - 1, int(count * num_bins / n))
+            row = 0 if count == 0 else num_bins + 1 if count == n else inner
+            sums[row] += voxels, voxels * count / n, marked
+    return [FractionBin(f / v, m / v, int(v)) for v, f, m in sums if v > 0]
+
+
+def empty_draws(cases: Sequence[CaseSpread], confidence: float) -> tuple[int, int]:
+    """(empty samples, samples) of the cases in which the class is likelier somewhere than `confidence`."""
+    sure = [case for case in cases if case.confidence > confidence]
+    return sum(case.num_empty for case in sure), sum(len(case.volumes) for case in sure)
+
+
+def mean_distances(cases: Sequence[CaseSpread]) -> tuple[float, float]:
+    """Mean 1 - IoU of two samples and of two annotators, over the cases with both; NaN without one."""
+    both = [case for case in cases if not math.isnan(case.sample_distance + case.rater_distance)]
+    if not both:
+        return math.nan, math.nan
+    return float(np.mean([c.sample_distance for c in both])), float(np.mean([c.rater_distance for c in both]))
