@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.snapshots import (
     DRAWN_SIDE,
     Snapshot,
+    colors_of_pictures,
     grey_picture,
     mask_layer,
+    moment,
     probability_layer,
     shown_box,
     write_snapshot,
@@ -75,3 +79,19 @@ def test_grey_pictures_bear_constant_and_extreme_images() -> None:
     values = np.linspace(0, 1, 10_000).reshape(100, 100)
     values[0, 0] = 1e9
     assert grey_picture(values)[50, 50] in range(120, 136)
+
+
+def test_an_empty_sample_is_called_so_and_sides_are_marked(tmp_path: Path) -> None:
+    reference = disc((56, 40), (30, 20), 6)
+    shown = Snapshot(reference * 1.0, reference, reference * 0.9, None, (reference, reference * 0))
+    layers = write_snapshot(tmp_path, "now", shown)
+    text = moment(tmp_path, "now", layers, "now", ("R", "A"))
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", text) == ["segmenter", "sample 1", "sample 2, empty"]
+    assert text.count("<b class=side-left>R</b><b class=side-top>A</b>") == 3
+    assert "side-" not in moment(tmp_path, "now", layers, "now")
+
+
+def test_colours_are_explained_in_the_order_of_the_classes() -> None:
+    text = colors_of_pictures(["liver", "<tumour>"])
+    assert text.index("0 to 1") < text.index("liver") < text.index("&lt;tumour&gt;")
+    assert text.index(CLASS_COLORS[0]) < text.index(CLASS_COLORS[1])

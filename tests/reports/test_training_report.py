@@ -143,7 +143,7 @@ def test_logs_of_older_versions_are_shown(fold: Path) -> None:
     (fold / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in old))
     text = write_training_report(fold).read_text()
     assert "Progress" in text
-    assert "Attention over timesteps" not in text
+    assert "Loss by noise level" not in text
     assert "iteration 60" in text
 
 
@@ -171,7 +171,7 @@ def test_in_a_browser(fold: Path, open_page: Callable[..., Any], size: tuple[int
     opened = open_page(write_training_report(fold), size)
     page = opened.page
     assert not opened.scrolls_sideways()
-    assert page.locator("svg.plot").count() == 8  # six of progress, attention over timesteps, validation
+    assert page.locator("svg.plot").count() == 8  # six of progress, loss by noise level, validation
     shown = [img for img in page.locator(".snapshot img").all() if img.is_visible()]
     assert len(shown) == 2 + 4  # image and reference, segmenter, mean and two samples
     assert all(img.evaluate("e => e.naturalWidth") > 0 for img in shown)
@@ -198,3 +198,15 @@ def test_in_print_pictures_keep_their_image(fold: Path, open_page: Callable[...,
     style = "e => [getComputedStyle(e).printColorAdjust, getComputedStyle(e).backgroundImage.slice(0, 14)]"
     assert over.evaluate(style) == ["exact", 'url("data:imag']
     opened.require_quiet()
+
+
+def test_what_phase_2_changed_is_said_in_words(fold: Path) -> None:
+    text = write_training_report(fold).read_text()
+    assert "Phase 2 goes on with it and trains the denoiser beside it" in text
+    scored = {
+        phase: [e for e in log_entries() if e["kind"] == "validation" and e["phase"] == phase] for phase in (1, 2)
+    }
+    before, after = (scored[phase][-1]["dice_mean"] for phase in (1, 2))
+    assert (
+        f"Held-out Dice was {before:.3f} at the end of phase 1, by the segmenter's mask, and is {after:.3f} now" in text
+    )

@@ -9,9 +9,13 @@ import numpy as np
 import torch
 
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts
+from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.training.pictures import shown_slice, snapshot
+from unisegdiff_pipeline.preprocessing.properties import CaseProperties
+from unisegdiff_pipeline.reports.case_pictures import Plane
+from unisegdiff_pipeline.training.pictures import shown_plane, shown_slice, snapshot
 
+FLAT = Plane(0, 0, False, False, False, (1.0, 1.0))
 CLASSES = LabelScheme(("liver", "tumour"), ((5,), (7,)), "softmax", (5, 7), ignore_value=9)
 
 
@@ -42,7 +46,7 @@ def test_the_slice_with_most_foreground_is_shown_and_ignored_voxels_do_not_count
 def test_classes_are_numbered_in_the_order_of_their_names() -> None:
     labels = np.array([[[0, 5, 7, 9]]], np.uint8)
     p = torch.tensor([[0.5, 0.1, 0.2, 1.0], [0.3, 0.8, 0.1, 0.0], [0.2, 0.1, 0.7, 0.0]])[:, None, None]
-    shown = snapshot(run_with(("zscore",)), stored(labels), prediction(p), 0)
+    shown = snapshot(run_with(("zscore",)), stored(labels), prediction(p), FLAT)
     assert shown.reference.tolist() == [[0, 1, 2, 0]]
     assert np.allclose(shown.segmenter, [[0.5, 0.9, 0.8, 0.0]])
     assert shown.image.tolist() == [[0, 1, 2, 3]]
@@ -54,5 +58,38 @@ def test_colours_are_shown_as_such() -> None:
     labels = np.zeros((1, 2, 2), np.uint8)
     p = torch.full((3, 1, 2, 2), 1 / 3)
     case = stored(labels, channels=3)
-    assert snapshot(run_with(("rgb_to_0_1",) * 3), case, prediction(p), 0).image.shape == (2, 2, 3)
-    assert snapshot(run_with(("zscore",) * 3), case, prediction(p), 0).image.shape == (2, 2)
+    assert snapshot(run_with(("rgb_to_0_1",) * 3), case, prediction(p), FLAT).image.shape == (2, 2, 3)
+    assert snapshot(run_with(("zscore",) * 3), case, prediction(p), FLAT).image.shape == (2, 2)
+
+
+def properties(direction: tuple[float, ...], axis_order: tuple[int, int, int], flipped: tuple[bool, bool, bool]) -> Any:
+    geometry = Geometry((1.0, 1.0, 1.0), direction=direction)
+    box = ((0, 2), (0, 3), (0, 4))
+    return CaseProperties(
+        "c", None, geometry, (2, 3, 4), axis_order, box, (2, 3, 4), (2, 3, 4), (1.0, 1.0, 1.0), None, flipped
+    )
+
+
+RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+KEPT, ORDER = (False, False, False), (0, 1, 2)
+
+
+def test_pictures_are_turned_as_radiologists_see_them() -> None:
+    """Axial slices: rows go to the back, columns to the patient's left, so that R is on the left and A on top."""
+    as_lps = shown_plane(properties((1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), ORDER, KEPT), 1, True)
+    assert (as_lps.flip_rows, as_lps.flip_columns, as_lps.letters) == (False, False, ("R", "A"))
+    as_ras = shown_plane(properties(RAS, ORDER, KEPT), 1, True)
+    assert (as_ras.flip_rows, as_ras.flip_columns, as_ras.letters) == (True, True, ("R", "A"))
+    turned = shown_plane(properties(RAS, ORDER, (False, True, True)), 1, True)  # preprocessing has turned it already
+    assert (turned.flip_rows, turned.flip_columns) == (False, False)
+    assert shown_plane(properties(RAS, ORDER, KEPT), 1, False).letters == ()
+
+
+def test_all_layers_are_turned_alike() -> None:
+    labels = np.array([[[5, 0], [0, 0]]], np.uint8)
+    p = torch.tensor([[[0.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])[:, None]
+    plane = Plane(0, 0, False, True, True, (1.0, 1.0), ("R", "A"))
+    shown = snapshot(run_with(("zscore",)), stored(labels), prediction(p), plane)
+    assert shown.reference.tolist() == [[0, 0], [0, 1]]
+    assert shown.segmenter.tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert shown.image.tolist() == [[3, 2], [1, 0]]

@@ -48,6 +48,11 @@ class Reorientation:
         former = (leading + self.axis_order.index(axis) for axis in range(3))
         return array[(..., *self._steps())].transpose(*range(leading), *former)
 
+    def direction(self, direction: Sequence[float]) -> np.ndarray:
+        """Directions (3, 3) of the new axes x, y, z of an image that had these."""
+        signs = np.where(self.flipped, -1.0, 1.0)
+        return _matrix(direction)[:, [2 - axis for axis in self.axis_order[::-1]]] * signs[::-1]
+
     def then(self, axis_order: Sequence[int]) -> Reorientation:
         """This one followed by another permutation."""
         z, y, x = axis_order

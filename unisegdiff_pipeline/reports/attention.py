@@ -1,4 +1,4 @@
-"""Attention over timesteps: how much training does, and how well masks are read, at each noise level.
+"""Loss by noise level: how much training does, and how well masks are read, at each noise level.
 
 For each band of lam (the log signal-to-noise ratio of the noised mask): the unweighted loss, the norm of its gradient
 with respect to the weights of the last layer, and the Dice of the mask that one call of the network estimates. Bands do
@@ -25,7 +25,7 @@ from unisegdiff_pipeline.reports.page import (
     paragraph,
     table,
 )
-from unisegdiff_pipeline.reports.scales import plain_log
+from unisegdiff_pipeline.reports.scales import fit_unit_interval, plain_log
 from unisegdiff_pipeline.reports.training_log import LOG_NAME, Entry, of_kind, read_log
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUMBERS = {"loss": "unweighted loss", "gradient_norm": "norm of the gradient", "dice": "Dice of the estimated mask"}
+TITLE = "Loss by noise level"
 WIDTH_IN, HEIGHT_IN = 10.6, 3.3
 OUTSIDE = 1.4  # nats between the outermost band and what is shown apart
 PARTS, WHOLE = ("first third", "second third", "last third"), "whole training"
@@ -97,7 +98,8 @@ def section(folder: Path, entries: Sequence[Entry]) -> Section | None:
     last = list(parts.values())[-1]
     held_out = merge([e for e in logged if e["cases"] == "held_out"][-1:])
     curves = {**parts, **({} if held_out is None else {HELD_OUT: held_out})}
-    body = [
+    inner = [
+        paragraph(_INTRO),
         figure(draw(curves, "Loss, gradient norm and Dice over lam in the course of training"), _CAPTION, wide=True),
         details(f"Numbers of the {list(parts)[-1]}", [_table(last, held_out)]),
     ]
@@ -106,8 +108,9 @@ def section(folder: Path, entries: Sequence[Entry]) -> Section | None:
         own = folder.parent.name.partition("__")[0]
         compared = {own: last, **others}
         text = "The end of this training and of those by other trainers, on the same configuration and fold."
-        body.append(figure(draw(compared, "Loss, gradient norm and Dice over lam by trainer"), text, wide=True))
-    return Section("Attention over timesteps", [*body, paragraph(_READING, quiet=True)], _INTRO)
+        inner.append(figure(draw(compared, "Loss, gradient norm and Dice over lam by trainer"), text, wide=True))
+    inner.append(paragraph(_READING, quiet=True))
+    return Section(TITLE, [details("Loss, gradient and Dice at each noise level", inner)], _FOR_WHOM)
 
 
 def draw(curves: Mapping[str, Bands], alt: str) -> Html:
@@ -123,7 +126,7 @@ def draw(curves: Mapping[str, Bands], alt: str) -> Html:
             axis.set_title(title, pad=16)
             _mark_stages(axis, first)
             if key == "dice":
-                axis.set_ylim(0, 1)
+                fit_unit_interval(axis, [v for bands in curves.values() for v in bands.means[key]])
             else:
                 plain_log(axis, "y")
         handles, labels = axes[0].get_legend_handles_labels()
@@ -210,6 +213,7 @@ def _table(bands: Bands, held_out: Bands | None) -> Html:
     return table(Table(columns, rows))
 
 
+_FOR_WHOM = "For those who work on the method; nothing here has to be looked at to use the model."
 _INTRO = (
     "What training does at each noise level. lam is the log signal-to-noise ratio of the noised mask: on the left the "
     "mask cannot be read, on the right it is nearly known."

@@ -60,7 +60,10 @@ class Plane:
 
     def cut(self, volume: np.ndarray) -> np.ndarray:
         """The slice of a volume (..., Z, Y, X) as (..., rows, columns)."""
-        plane = np.take(volume, self.index, axis=volume.ndim - 3 + self.axis)
+        return self.turn(np.take(volume, self.index, axis=volume.ndim - 3 + self.axis))
+
+    def turn(self, plane: np.ndarray) -> np.ndarray:
+        """A slice (..., rows, columns) that has been taken already, turned for display."""
         plane = np.swapaxes(plane, -1, -2) if self.transposed else plane
         plane = plane[..., ::-1, :] if self.flip_rows else plane
         return plane[..., ::-1] if self.flip_columns else plane
@@ -92,6 +95,11 @@ def choose_plane(masks: Sequence[np.ndarray], geometry: Geometry, oriented: bool
         if areas.any():
             index = int(areas.argmax())
             break
+    return turned_plane(axis, index, geometry, oriented)
+
+
+def turned_plane(axis: int, index: int, geometry: Geometry, oriented: bool) -> Plane:
+    """A slice across an axis, turned as radiologists see it; see `choose_plane`."""
     rows, columns = (i for i in range(3) if i != axis)
     if not oriented or geometry.is_2d:
         return Plane(axis, index, False, False, False, (geometry.spacing_mm[rows], geometry.spacing_mm[columns]))

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FEW_DECADES = 1.5
+LEAST_MARGIN = 0.02
+
+
+def fit_unit_interval(axes: Axes, values: Iterable[float]) -> None:
+    """Let the y axis of values from 0 to 1, such as Dice, hold them with a margin, and nothing beyond 0 and 1."""
+    known = [v for v in values if math.isfinite(v)]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    margin = max(LEAST_MARGIN, 0.08 * (high - low))
+    axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin))
 
 
 def plain_log(axes: Axes, which: Literal["x", "y"], kind: Literal["log", "symlog"] = "log") -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
-from unisegdiff_pipeline.reports.page import Html, figure, grid, picture_from_png, subsection
+from unisegdiff_pipeline.reports.page import Html, figure, grid, legend, markup, picture_from_png, subsection
 
 PICTURES_NAME = "pictures"
 IMAGE_LAYER, REFERENCE_LAYER = "image", "reference"
@@ -27,6 +27,7 @@ CONTEXT = 3.0  # side of what is shown, in longest sides of the reference's box
 DRAWN_SIDE = 288  # pixels of the picture, about
 FILL_ALPHA, PROBABILITY_ALPHA = 70, 0.75
 PROBABILITY_STEPS = 12  # even steps pack into a few kilobytes
+PROBABILITY_GRADIENT = "linear-gradient(90deg,#0d0887,#7e03a8,#cc4778,#f89540,#f0f921)"  # plasma
 
 
 @dataclass(frozen=True)
@@ -134,34 +135,63 @@ def style(folder: Path) -> Html:
     """Style sheet that lays the layers of `moment` over the image, which it holds."""
     encoded = base64.b64encode((folder / f"{IMAGE_LAYER}.png").read_bytes()).decode("ascii")
     return Html(
-        "<style>.snapshot img{display:block;width:100%;height:auto;image-rendering:pixelated}"
+        "<style>.sides{position:relative}.sides b{position:absolute;color:#fff;font-size:.8rem;line-height:1;"
+        "padding:.1em .25em;background:#0009}.side-left{left:.2rem;top:50%;transform:translateY(-50%)}"
+        ".side-top{top:.2rem;left:50%;transform:translateX(-50%)}"
+        ".snapshot img{display:block;width:100%;height:auto;image-rendering:pixelated}"
         ".snapshot .over{background-size:100% 100%;image-rendering:pixelated;print-color-adjust:exact;"
         f"-webkit-print-color-adjust:exact;background-image:url(data:image/png;base64,{encoded})}}</style>"
     )
 
 
-def case(folder: Path) -> Html:
-    """The image and the reference."""
-    image = picture_from_png(folder / f"{IMAGE_LAYER}.png", "image")
-    reference = _over(folder / f"{REFERENCE_LAYER}.png", "reference")
+def case(folder: Path, letters: Sequence[str] = ()) -> Html:
+    """The image and the reference; `letters` name what the left and the top edge point to."""
+    image = Html(f"<div class=sides>{picture_from_png(folder / f'{IMAGE_LAYER}.png', 'image')}{_sides(letters)}</div>")
+    reference = _over(folder / f"{REFERENCE_LAYER}.png", "reference", letters)
     return _row("The case", [figure(image, "image"), figure(reference, "reference")])
 
 
-def moment(folder: Path, name: str, layers: Sequence[str], title: str) -> Html:
+def moment(folder: Path, name: str, layers: Sequence[str], title: str, letters: Sequence[str] = ()) -> Html:
     """The layers of one moment over the image; those whose file is gone are left out."""
     captions = {"segmenter": "segmenter", "mean": "mean of the samples"}
+
+    def caption(layer: str, path: Path) -> str:
+        said = captions.get(layer, layer.replace("_", " "))
+        return f"{said}, empty" if layer not in captions and _is_empty(path) else said
+
     paths = {layer: folder / f"{name}_{layer}.png" for layer in layers}
     shown = [
-        figure(_over(path, f"{layer}, {title}"), captions.get(layer, layer.replace("_", " ")))
+        figure(_over(path, f"{layer}, {title}", letters), caption(layer, path))
         for layer, path in paths.items()
         if path.is_file()
     ]
     return _row(title, shown)
 
 
+def _is_empty(path: Path) -> bool:
+    """Whether a layer is transparent everywhere."""
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        return bool(opened.getchannel("A").getextrema() == (0, 0))
+
+
 def _row(title: str, shown: Sequence[Html]) -> Html:
     return Html(f"<div class=snapshot>{subsection(title, [grid(shown, min_width_px=165)])}</div>")
 
 
-def _over(path: Path, alt: str) -> Html:
-    return Html(f"<div class=over>{picture_from_png(path, alt)}</div>")
+def _over(path: Path, alt: str, letters: Sequence[str]) -> Html:
+    return Html(f'<div class="over sides">{picture_from_png(path, alt)}{_sides(letters)}</div>')
+
+
+def _sides(letters: Sequence[str]) -> Html:
+    """Marks at the left and the top edge."""
+    places = zip(letters, ("left", "top"), strict=False)
+    return Html("".join(f"<b class=side-{place}>{markup(letter)}</b>" for letter, place in places))
+
+
+def colors_of_pictures(class_names: Sequence[str]) -> Html:
+    """What the colours of the layers mean: a bar for probabilities, and the classes of references and samples."""
+    entries = {name: CLASS_COLORS[i % len(CLASS_COLORS)] for i, name in enumerate(class_names)}
+    bar = {"probability of any class, 0 to 1 (white line: 0.5)": PROBABILITY_GRADIENT}
+    return legend(bar | entries)

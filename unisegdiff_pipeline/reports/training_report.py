@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 import unisegdiff_pipeline
 from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.inference.settings_words import settings_in_words
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.progress import format_duration
-from unisegdiff_pipeline.io.serialization import read_json
+from unisegdiff_pipeline.io.serialization import from_jsonable, read_json
 from unisegdiff_pipeline.reports import attention, figures, snapshots
 from unisegdiff_pipeline.reports.page import (
     Column,
@@ -36,6 +38,7 @@ from unisegdiff_pipeline.reports.page import (
     details,
     facts,
     figure,
+    format_number,
     grid,
     key_figures,
     link,
@@ -44,6 +47,7 @@ from unisegdiff_pipeline.reports.page import (
     table,
     write_page,
 )
+from unisegdiff_pipeline.reports.scales import fit_unit_interval
 from unisegdiff_pipeline.reports.training_log import LOG_NAME, Entry, of_kind, read_log, thinned, value
 
 if TYPE_CHECKING:
@@ -53,7 +57,7 @@ if TYPE_CHECKING:
 REPORT_NAME = "report.html"
 REFRESH_S = 30
 MOST_POINTS, MARKED_POINTS = 400, 30  # of a curve
-WIDTH_IN, HEIGHT_IN = 3.45, 2.55  # three figures side by side
+WIDTH_IN, HEIGHT_IN = 3.45, 2.75  # three figures side by side
 PHASES = {1: "segmenter", 2: "diffusion"}
 HOURS_FROM_S = 3 * 3600.0
 
@@ -99,10 +103,10 @@ def write_training_report(folder: Path, is_running: bool = False) -> Path:
             section
             for section in (
                 _progress(fold),
-                attention.section(folder, fold.entries),
                 _pictures(fold),
                 _chosen(fold),
                 _validation(fold),
+                attention.section(folder, fold.entries),
                 _setup(fold),
             )
             if section is not None
@@ -207,7 +211,7 @@ def _progress(fold: _Fold) -> Section:
     if of_kind(fold.entries, "train"):
         scored = bool(of_kind(fold.entries, "validation"))
         drawn = [
-            _curve(fold, "Loss", _paint_loss, "Loss over time", "As descended; the denoiser's weighted by stage."),
+            _curve(fold, "Loss", _paint_loss, "Loss over time", "What training minimises; the denoiser's by stage."),
             _curve(fold, "Dice", _paint_dice, "Dice on held-out cases", _about_dice(fold)) if scored else None,
             _curve(fold, "learning rate", _paint_rate, "Learning rate over time", "Learning rate; in phase 2 that "
                    "of the denoiser."),
@@ -221,7 +225,45 @@ def _progress(fold: _Fold) -> Section:
                    "losses."),
         ]  # fmt: skip
     body = [grid([d for d in drawn if d is not None], min_width_px=310)] if drawn else []
-    return Section("Progress", [*body, *_phase_table(fold)])
+    return Section("Progress", [*body, *_phase_table(fold)], _phases_in_words(fold))
+
+
+def _phases_in_words(fold: _Fold) -> str:
+    """What each phase does, and what the second one changed."""
+    if not fold.phases:
+        return ""
+    alone = "Phase 1 trains the segmenter, an ordinary segmentation network."
+    if 2 not in fold.phases:
+        return alone
+    text = (
+        f"{alone} Phase 2 goes on with it and trains the denoiser beside it, which makes the samples, so that losses, "
+        "gradients and learning rates of the two phases are of different things and jump where phase 2 begins."
+    )
+    ends = [of_kind(fold.entries, "validation", phase)[-1:] for phase in (1, 2)]
+    before, after = (value(end[0], "dice_mean") if end else math.nan for end in ends)
+    if not math.isnan(before + after):
+        text += (
+            f" Held-out Dice was {before:.3f} at the end of phase 1, by the segmenter's mask, and is {after:.3f} now, "
+            "by the mean of four samples."
+        )
+    bands = of_kind(fold.entries, "bands")
+    planned = _planned_stages(fold)
+    if bands and planned is not None:
+        edges = [f"{format_number(v, 1)}" for v in (*planned, value(bands[-1], "lam_a"), value(bands[-1], "lam_c"))]
+        text += (
+            f" After phase 1 the edges of the stages went from lam {edges[0]} and {edges[1]}, as planned from the "
+            f"labels, to {edges[2]} and {edges[3]}, by what the segmenter knows."
+        )
+    return text
+
+
+def _planned_stages(fold: _Fold) -> tuple[float, float] | None:
+    name = fold.folder.parent.name.split("__")[1:2]
+    try:
+        stages = (_json(fold.folder.parent / "plans.json") or {})["configurations"][name[0]]["stages"]
+        return float(stages["lam_a"]), float(stages["lam_c"])
+    except (KeyError, IndexError, TypeError, ValueError):  # of another version, or without a plan
+        return None
 
 
 def _about_dice(fold: _Fold) -> str:
@@ -239,7 +281,7 @@ def _curve(fold: _Fold, label: str, paint: Any, alt: str, caption: str) -> Html:
         axis.set_ylabel(label)
         axis.set_xlabel(f"{_time_unit(fold)[1]} of training")
         if axis.get_legend_handles_labels()[0]:
-            axis.legend()
+            figures.legend_above(drawn)
 
     return figure(figures.draw(on, alt, WIDTH_IN, HEIGHT_IN), caption)
 
@@ -306,7 +348,7 @@ def _paint_dice(axis: Axes, fold: _Fold) -> None:
                 _times(fold, mine), [value(e, key) for e in mine], "o-" if index == 0 else ".--", lw=1.6 if index == 0
                 else 1.0, color=figures.series_color(index), label=name if phase == scored[0]["phase"] else None,
             )  # fmt: skip
-    axis.set_ylim(0, 1)
+    fit_unit_interval(axis, [value(e, key) for e in scored for key in keys])
 
 
 def _phase_table(fold: _Fold) -> list[Html]:
@@ -337,22 +379,28 @@ def _pictures(fold: _Fold) -> Section | None:
     folder = fold.folder / snapshots.PICTURES_NAME
     if not made or not (folder / f"{snapshots.IMAGE_LAYER}.png").is_file():
         return None
+    made = [e for e in made if ("letters" in e) == ("letters" in made[-1])]  # an earlier version did not turn them
     *earlier, last = made
-    body = [snapshots.style(folder), snapshots.case(folder), _moment(folder, last)]
+    letters = last.get("letters", ())
+    names = (_json(fold.folder.parent / "plans.json") or {}).get("labels", {}).get("names", ())
+    body = [snapshots.style(folder), snapshots.case(folder, letters), _moment(folder, last)]
+    body.append(snapshots.colors_of_pictures(names))
     if earlier:
         body.append(details(f"Earlier pictures ({len(earlier)})", [_moment(folder, e) for e in earlier]))
     place = f", slice {last['slice'] + 1} of {last['num_slices']}" if last["num_slices"] > 1 else ""
     intro = (
-        f"{last['case_id']}{place}: a case of the inner hold-out, never trained on. Probabilities are of any "
-        "foreground; the white line is where they cross one half. Samples of one number start from the same noise."
+        f"{last['case_id']}{place}: a case of the inner hold-out, never trained on. Samples of one number start from "
+        "the same noise at every moment."
     )
+    if letters:
+        intro += " Seen as radiologists do: R is the patient's right."
     return Section("Pictures", body, intro)
 
 
 def _moment(folder: Path, entry: Entry) -> Html:
     phase = f"Phase {entry['phase']}, {PHASES.get(entry['phase'], '')}"
     title = f"{phase}: iteration {entry['iteration']}, after {format_duration(value(entry, 'seconds'))}"
-    return snapshots.moment(folder, entry["name"], entry["layers"], title)
+    return snapshots.moment(folder, entry["name"], entry["layers"], title, entry.get("letters", ()))
 
 
 # ------------------------------------------------------------------------------------------------------------- the end
@@ -370,32 +418,45 @@ def _chosen(fold: _Fold) -> Section | None:
     }
     if chosen.get("num_samples"):
         if chosen.get("mask_sampler"):
-            items["sampler of the mean"] = _in_words(sampler)
-            items["sampler of the masks"] = _in_words(chosen["mask_sampler"])
+            items["sampler of the mean"] = _in_words(fold, sampler)
+            items["sampler of the masks"] = _in_words(fold, chosen["mask_sampler"])
         else:
-            items["sampler"] = _in_words(sampler)
-        items["mask"] = {"half": "cut at 0.5", "dice": "cut for the highest expected Dice"}.get(
+            items["sampler"] = _in_words(fold, sampler)
+        items["mask"] = {"half": "threshold of 0.5", "dice": "threshold of the highest expected Dice"}.get(
             str(chosen.get("decision")), str(chosen.get("decision"))
         )
-        items["edges of the stages"] = f"lam {chosen.get('lam_a'):g} and {chosen.get('lam_c'):g}"
+        edges = (format_number(float(chosen.get(name, math.nan)), 2) for name in ("lam_a", "lam_c"))
+        items["edges of the stages"] = f"lam {' and '.join(edges)}"
     items["weights"] = {"ema": "moving average at the end", "best": "best on the hold-out"}.get(
         str(chosen.get("weights")), str(chosen.get("weights"))
     )
-    body = [facts(items)]
+    body = [*_in_plain_words(fold), facts(items)]
     if samplers := fold.candidates.get("samplers"):
         columns = [Column("sampler", "text"), Column("energy score", digits=4)]
-        rows = [[_in_words(s.get("sampler", {})), _mean(s, "energy")] for s in samplers]
+        rows = [[_in_words(fold, s.get("sampler", {})), _mean(s, "energy")] for s in samplers]
         title = f"All {len(rows)} samplers, best first, other lengths of the field last"
         body.append(details(title, [table(Table(columns, rows))]))
     if means := fold.candidates.get("means"):
-        columns = [Column("sampler", "text"), Column("w", digits=2), Column("cut", "text")]
+        columns = [Column("sampler", "text"), Column("w", digits=2), Column("threshold", "text")]
         columns += [Column("Dice", digits=4), Column("NLL", digits=4)]
         rows = [
-            [_in_words(m.get("sampler", {})), m.get("w"), m.get("decision"), _mean(m, "dice"), _mean(m, "nll")]
+            [_in_words(fold, m.get("sampler", {})), m.get("w"), m.get("decision"), _mean(m, "dice"), _mean(m, "nll")]
             for m in means
         ]
         body.append(details(f"All {len(rows)} ways to make the mask, best first", [table(Table(columns, rows))]))
     return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
+
+
+def _in_plain_words(fold: _Fold) -> list[Html]:
+    try:
+        settings = from_jsonable(InferenceSettings, fold.chosen)
+    except UsdError:  # of another version
+        return []
+    return [bullets(settings_in_words(settings, _length_unit(fold)))]
+
+
+def _length_unit(fold: _Fold) -> str:
+    return str(((fold.validation or {}).get("units") or {}).get("length", "mm"))
 
 
 def _mean(trial: Mapping[str, Any], name: str) -> float | None:
@@ -411,9 +472,9 @@ def _temperature(value: Any) -> str:
         return str(value)
 
 
-def _in_words(sampler: Mapping[str, Any]) -> str:
+def _in_words(fold: _Fold, sampler: Mapping[str, Any]) -> str:
     try:
-        return SamplerSettings(**sampler).describe()
+        return SamplerSettings(**sampler).describe().replace(" mm", f" {_length_unit(fold)}")
     except (TypeError, ValueError):  # of another version
         return str(dict(sampler))
 

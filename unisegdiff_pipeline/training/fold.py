@@ -16,6 +16,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     save_weights,
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
+from unisegdiff_pipeline.inference.settings_words import settings_in_words
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.progress import counted, format_duration
 from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, read_object, write_json
@@ -155,11 +156,12 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
         settings, choice = _chosen(run, model, settings, costs)
     if choice is not None and choice.samplers and choice.means:
         masks, mean = choice.samplers[0], choice.means[0]
-        by = "the segmenter alone" if mean.w == 1 else mean.sampler.describe()
         run.log.say(
-            f"chosen: masks by {masks.sampler.describe()} (energy score {masks.energy:.3f} on the hold-out); "
-            f"mean by {by}, w = {mean.w:g} (Dice {mean.dice:.3f}, NLL {mean.nll:.4f})"
+            f"chosen for prediction (on the hold-out: Dice {mean.dice:.3f}, NLL {mean.nll:.4f}, energy score of the "
+            f"samples {masks.energy:.3f}, lower is better):"
         )
+        for sentence in settings_in_words(settings, fold_units(run).length):
+            run.log.say(f"  {sentence}")
     _finish(run, model, settings, choice)
 
 
@@ -251,8 +253,9 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
     temperature, stages, dice = described
     settings = replace(settings, temperature=temperature)
     run.log.say(
-        f"on {counted(len(cases), 'held-out case')}: temperature of the segmenter {temperature.describe()}, stages "
-        f"from lam_a {stages.lam_a:g} (planned {settings.lam_a:g}) to lam_c {stages.lam_c:g} ({settings.lam_c:g})"
+        f"phase 1 has ended. By {counted(len(cases), 'held-out case')}: temperature of the segmenter "
+        f"{temperature.describe()} (above 1: it was too sure); stage B, where image and noised mask both count, "
+        f"runs from lam {stages.lam_a:g} (planned {settings.lam_a:g}) to {stages.lam_c:g} ({settings.lam_c:g})"
     )
     return replace(settings, lam_a=stages.lam_a, lam_c=stages.lam_c, input_scale=stages.input_scale), dice
 

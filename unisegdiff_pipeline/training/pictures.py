@@ -9,10 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
+from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 
 if TYPE_CHECKING:
+    from unisegdiff_pipeline.reports.case_pictures import Plane
     from unisegdiff_pipeline.reports.snapshots import Snapshot
     from unisegdiff_pipeline.training.trainer import FoldRun
 
@@ -42,7 +45,8 @@ def keep_pictures(run: FoldRun, moment: Moment, stored: StoredCase, prediction: 
     try:
         name = f"phase_{moment.phase}_{moment.iteration:07d}"
         z = shown_slice(run.plans.labels, stored)
-        layers = write_snapshot(run.folder / PICTURES_NAME, name, snapshot(run, stored, prediction, z))
+        plane = shown_plane(stored.properties, z, run.plans.spacing_known)
+        layers = write_snapshot(run.folder / PICTURES_NAME, name, snapshot(run, stored, prediction, plane))
         run.log.record(
             "pictures",
             phase=moment.phase,
@@ -53,26 +57,37 @@ def keep_pictures(run: FoldRun, moment: Moment, stored: StoredCase, prediction: 
             case_id=stored.case_id,
             slice=z,
             num_slices=stored.image.shape[1],
+            letters=plane.letters,
         )
     except Exception as error:  # a training is worth more than its pictures
         run.log.say(f"pictures of {stored.case_id} could not be written: {error}")
 
 
-def snapshot(run: FoldRun, stored: StoredCase, prediction: CasePrediction, z: int) -> Snapshot:
-    """What is shown of slice `z` of a case."""
+def shown_plane(properties: CaseProperties, z: int, oriented: bool) -> Plane:
+    """Slice `z` of the plan's grid, turned as radiologists see it where the directions of the file can be trusted."""
+    from unisegdiff_pipeline.reports.case_pictures import turned_plane
+
+    direction = tuple(properties.reorientation.direction(properties.geometry.direction).ravel().tolist())
+    geometry = Geometry(properties.spacing_mm, direction=direction, is_2d=properties.geometry.is_2d)
+    return turned_plane(0, z, geometry, oriented)
+
+
+def snapshot(run: FoldRun, stored: StoredCase, prediction: CasePrediction, plane: Plane) -> Snapshot:
+    """What is shown of one slice of a case."""
     from unisegdiff_pipeline.reports.snapshots import Snapshot
 
     labels = run.plans.labels
-    reference = np.asarray(stored.labels[0:1, z : z + 1])[0, 0]
-    image = np.asarray(stored.image[:, z : z + 1])[:, 0]
+    z = plane.index
+    reference = plane.turn(np.asarray(stored.labels[0:1, z : z + 1])[0, 0])
+    image = plane.turn(np.asarray(stored.image[:, z : z + 1])[:, 0])
     colored = set(run.configuration.preprocessing.normalization) == {"rgb_to_0_1"} and len(image) == 3
-    drawn = [prediction.sample(i)[:, z].clone() for i in range(min(SHOWN_SAMPLES, prediction.num_samples))]
+    drawn = [plane.turn(prediction.sample(i)[:, z].numpy()) for i in range(min(SHOWN_SAMPLES, prediction.num_samples))]
     return Snapshot(
         image=np.moveaxis(image, 0, -1) if colored else image[0],
         reference=_numbered(labels, labels.decode(labels.encode(reference))),
-        segmenter=_foreground(labels, prediction.p_det[:, z]),
-        mean=_foreground(labels, prediction.mean[:, z]) if drawn else None,
-        samples=tuple(_numbered(labels, labels.decode(p.numpy())) for p in drawn),
+        segmenter=plane.turn(_foreground(labels, prediction.p_det[:, z])),
+        mean=plane.turn(_foreground(labels, prediction.mean[:, z])) if drawn else None,
+        samples=tuple(_numbered(labels, labels.decode(p)) for p in drawn),
     )
 
 

@@ -1,0 +1,89 @@
+"""What was chosen for prediction, and what it means for the masks, in plain sentences for logs and reports."""
+
+from __future__ import annotations
+
+import math
+
+from unisegdiff_pipeline.diffusion.coding import Temperature
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.inference.settings import InferenceSettings
+
+SAME = 0.05  # a temperature this near to 1 changes nothing that anyone would see
+
+
+def settings_in_words(settings: InferenceSettings, length_unit: str = "mm") -> list[str]:
+    """A sentence for each choice: the mask, its probability, the samples, the segmenter's probabilities.
+
+    Args:
+        settings: of a fold.
+        length_unit: of the data set, see `io.units`.
+    """
+    sentences = [_mask(settings), _probability(settings)]
+    if settings.num_samples:
+        sentences.append(f"{settings.num_samples} samples a case: {sampler_in_words(settings.drawn_by, length_unit)}.")
+    return [*sentences, _temperature(settings.temperature)]
+
+
+def sampler_in_words(sampler: SamplerSettings, length_unit: str = "mm") -> str:
+    """How one sample comes about, with the number of all its network calls."""
+    return f"{_way(sampler)}{_end(sampler, length_unit)}"
+
+
+def _mask(settings: InferenceSettings) -> str:
+    if settings.decision == "dice" and settings.num_samples:
+        return "The mask is what promises the highest Dice over the samples of the case."
+    return "The mask is where the probability is above 0.5, or of several classes the likeliest one."
+
+
+def _probability(settings: InferenceSettings) -> str:
+    if settings.w == 1 or not settings.num_samples:
+        return "The probability is the segmenter's alone."
+    if settings.w == 0:
+        return "The probability is the mean over the samples; the segmenter's own does not enter it (w = 0)."
+    return (
+        f"The probability is {settings.w:.0%} the segmenter's and {1 - settings.w:.0%} the mean over the samples "
+        f"(w = {settings.w:g})."
+    )
+
+
+def _way(sampler: SamplerSettings) -> str:
+    if sampler.total_calls == 0:
+        return "each is drawn from the segmenter's probability, without a call of the denoiser"
+    calls = "1 network call" if sampler.total_calls == 1 else f"{sampler.total_calls} network calls"
+    start = "pure noise" if sampler.start == "stage_a" else "the segmenter's probability"
+    between = {
+        "hard": "a mask is drawn and noised again between them",
+        "renoise": "the mean is noised again between them",
+        "ddim": "without new noise between them",
+    }
+    return f"each takes {calls} from {start}" + (f"; {between[sampler.method]}" if sampler.total_calls > 1 else "")
+
+
+def _end(sampler: SamplerSettings, unit: str) -> str:
+    if not sampler.draw:
+        return ", and its last probabilities are cut at a threshold of 0.5"
+    if sampler.correlation_length_mm == 0:
+        return ", and every voxel is drawn on its own"
+    return (
+        f", and its mask is drawn so that voxels within about {sampler.correlation_length_mm:.3g} {unit} fall together"
+    )
+
+
+def _temperature(temperature: Temperature) -> str:
+    if all(abs(value - 1) < SAME for value in (temperature.foreground, temperature.background)):
+        changed = "are taken as they are"
+    else:
+        parts = ((temperature.foreground, "foreground"), (temperature.background, "background"))
+        changed = f"are made {', '.join(f'{_strength(value)} for {name}' for value, name in parts)}"
+    ceiling = "" if temperature.ceiling is None else f", and never above {_percent(temperature.ceiling)}"
+    return f"The segmenter's probabilities {changed}{ceiling}, as held-out cases ask for."
+
+
+def _strength(value: float) -> str:
+    if abs(value - 1) < SAME:
+        return "no other"
+    return f"{'softer' if value > 1 else 'sharper'} (logits divided by {value:g})"
+
+
+def _percent(log_odds: float) -> str:
+    return f"{1 / (1 + math.exp(-log_odds)):.0%}"
