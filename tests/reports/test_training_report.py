@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -201,7 +202,7 @@ def test_in_print_pictures_keep_their_image(fold: Path, open_page: Callable[...,
 
 
 def test_what_phase_2_changed_is_said_in_words(fold: Path) -> None:
-    text = write_training_report(fold).read_text()
+    text = html.unescape(write_training_report(fold).read_text())
     assert "Phase 2 goes on with it and trains the denoiser beside it" in text
     scored = {
         phase: [e for e in log_entries() if e["kind"] == "validation" and e["phase"] == phase] for phase in (1, 2)
