@@ -14,8 +14,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -98,43 +97,73 @@ def run(body: Callable[[], int | None]) -> int:
     Errors that a user can mend are printed as one paragraph without a traceback (code 1), an interruption returns
     130 and SIGTERM 143, both after files under way have been removed; faults of the program keep their traceback.
     """
+    signals = _Signals()
     try:
-        with warnings.catch_warnings(), _unwinding_on_sigterm():
+        with warnings.catch_warnings(), signals:
             warnings.showwarning = _show_warning
             return body() or 0
     except UsdError as error:
-        return _fail(str(error))
+        return signals.exit_code() or _fail(str(error))
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except SystemExit as stop:
-        if stop.code != EXIT_TERMINATED:
+        signals.received = signals.received or signal.SIGINT
+        return signals.exit_code()
+    except SystemExit:
+        if not signals.received:
             raise
-        print("terminated; what was finished is kept.", file=sys.stderr)
-        return EXIT_TERMINATED
+        return signals.exit_code()
     except Exception as error:
+        # A library that is interrupted while it is imported may answer with an error of its own.
+        if signals.received:
+            return signals.exit_code()
         message = machine_message(error)
         if message is None:
             raise
         return _fail(message)
 
 
-@contextmanager
-def _unwinding_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM leave through all `finally` clauses; by default it ends a process where it stands."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
+class _Signals:
+    """Lets SIGINT and SIGTERM leave through all `finally` clauses, and remembers which of them came.
 
+    By default SIGTERM ends a process where it stands. An interruption that is lost, because Python was just then in a
+    finaliser, whose errors it only prints, is repeated.
+    """
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clearing up short
-    raise SystemExit(EXIT_TERMINATED)
+    def __init__(self) -> None:
+        self.received = 0
+        self._former: dict[int, Any] = {}
+        self._former_hook: Any = None
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {n: signal.signal(n, self._leave) for n in (signal.SIGINT, signal.SIGTERM)}
+            self._former_hook, sys.unraisablehook = sys.unraisablehook, self._repeat
+
+    def __exit__(self, *_: object) -> None:
+        if self._former:
+            sys.unraisablehook = self._former_hook
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
+
+    def exit_code(self) -> int:
+        """Of a command that a signal ended, which is said; 0 where none came."""
+        if self.received:
+            word = "interrupted" if self.received == signal.SIGINT else "terminated"
+            print(f"{word}; what was finished is kept.", file=sys.stderr, flush=True)
+            return EXIT_SIGNAL + self.received
+        return 0
+
+    def _leave(self, number: int, frame: object) -> NoReturn:
+        self.received = number
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clearing up short
+        if number == signal.SIGTERM:
+            raise SystemExit(EXIT_TERMINATED)
+        raise KeyboardInterrupt
+
+    def _repeat(self, lost: Any) -> None:
+        if self.received and isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit)):
+            signal.raise_signal(signal.SIGINT)
+        else:
+            self._former_hook(lost)
 
 
 def machine_message(error: BaseException) -> str | None:
