@@ -6,11 +6,19 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path, file_hash, is_full_disk, remove_stale_temporaries, text_hash
+from unisegdiff_pipeline.io.files import (
+    atomic_path,
+    file_hash,
+    is_full_disk,
+    remove_stale_temporaries,
+    require_writable,
+    text_hash,
+)
 
 
 def test_success_renames_and_makes_the_folder(tmp_path):
@@ -90,3 +98,20 @@ def test_hashes(tmp_path):
     assert file_hash(tmp_path / "a") == text_hash("content")
     assert text_hash("content") != text_hash("Content")
     assert len(text_hash("")) == 32
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_writable(tmp_path / "new" / "deep")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UsdError, match=r"file/out cannot be written \(.*/file: Not a directory\); .* another folder"):
+        require_writable(tmp_path / "file" / "out")
+
+    def read_only(dir: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    with pytest.raises(UsdError, match="Read-only file system"):
+        require_writable(tmp_path)

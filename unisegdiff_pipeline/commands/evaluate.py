@@ -148,7 +148,9 @@ def _evaluate(args: Namespace) -> None:
     from unisegdiff_pipeline.evaluation.inputs import discover_folders
     from unisegdiff_pipeline.evaluation.options import EvaluationOptions
     from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table
+    from unisegdiff_pipeline.io.files import require_writable
 
+    folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent) / "evaluation"
     scheme, spacing_known = _meaning(args)
     names = ("probabilities", "samples", "raters", "uncertainty", "groups")
     folders = discover_folders(args.reference, args.prediction, **{name: getattr(args, name) for name in names})
@@ -159,6 +161,7 @@ def _evaluate(args: Namespace) -> None:
         resamples=args.bootstrap,
         seed=args.seed,
     )
+    require_writable(folder)
     evaluation = evaluate_folders(
         args.reference,
         args.prediction,
@@ -171,7 +174,6 @@ def _evaluate(args: Namespace) -> None:
         options=options,
         against=args.against,
     )
-    folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent) / "evaluation"
     files = evaluation.write(folder)
     say(evaluation_table(evaluation.report))
     if args.against:

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,24 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def temporary_path(target: Path) -> Path:
     """The temporary name beside `target` that `remove_stale_temporaries` knows."""
     return target.with_name(f".tmp-{os.getpid()}-{_host()}-{target.name}")
+
+
+def require_writable(folder: Path) -> None:
+    """Find out before hours of work whether `folder` can be written, by a nameless file in it or in what is above it.
+
+    Raises:
+        UsdError: it cannot be made or written; nothing is left behind in any case.
+    """
+    folder = Path(folder)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UsdError(
+            f"{folder} cannot be written ({existing}: {error.strerror}); change the permissions, or choose another "
+            f"folder."
+        ) from error
 
 
 def remove_stale_temporaries(folder: Path) -> None:
