@@ -41,6 +41,12 @@ def test_a_ceiling_is_a_probability() -> None:
     assert "never above 88%" in settings_in_words(capped)[-1]
 
 
+def test_two_fields_draw_objects_and_surfaces() -> None:
+    text = sampler_in_words(dataclasses.replace(TWO_CALLS, surface_length_mm=4.0, certain=0.95))
+    assert "whole objects come or stay away together within about 16 mm" in text
+    assert "their surfaces run alike over 4 mm, and voxels above 95% are in every sample" in text
+
+
 def test_samplers() -> None:
     drawn = SamplerSettings("ddim", "det", 0, 0.0, 7.5, draw=True)
     assert sampler_in_words(drawn).startswith("each is drawn from the segmenter's probability, without a call")

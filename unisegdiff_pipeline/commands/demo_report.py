@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unisegdiff_pipeline.evaluation.aggregate import ReliabilitySummary
+from unisegdiff_pipeline.evaluation.calibration import NUM_BINS, ReliabilityBin
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, summarise, summary_table
 from unisegdiff_pipeline.io.files import atomic_path
@@ -19,6 +21,8 @@ from unisegdiff_pipeline.io.phantoms import true_probability
 from unisegdiff_pipeline.io.progress import format_duration
 from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.io.units import units_of
+from unisegdiff_pipeline.reports.calibration_words import calibration_in_words
+from unisegdiff_pipeline.reports.evaluation_figures import draw_reliability
 from unisegdiff_pipeline.reports.page import (
     Html,
     KeyFigure,
@@ -28,6 +32,7 @@ from unisegdiff_pipeline.reports.page import (
     figure,
     key_figures,
     link,
+    notice,
     picture_from_png,
     subsection,
     write_page,
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.io.raw_dataset import RawDataset
 
 SHOWN_CASES, SHOWN_SAMPLES = 6, 3
+LEAST_LIKELY = 0.01
 PIXELS = units_of(is_2d=True, spacing_known=False)
 
 
@@ -83,15 +89,20 @@ def write_report(
     write_json(output / "demo.json", facts)
     draw_cases(output / "cases.png", raw, predictions)
     targets = {title: path.relative_to(output).as_posix() for title, path in reports.items()}
-    return write_page(output / "report.html", _page(result, output / "cases.png", targets, seconds))
+    curve = calibration_against_truth(raw, predictions, _case_ids(raw, predictions))
+    return write_page(output / "report.html", _page(result, output / "cases.png", targets, seconds, curve))
+
+
+def _case_ids(raw: RawDataset, predictions: Path) -> list[str]:
+    ending = raw.description.file_ending
+    return sorted(p.name.removesuffix(ending) for p in predictions.glob(f"*{ending}"))
 
 
 def draw_cases(path: Path, raw: RawDataset, predictions: Path) -> None:
     """One row a case: image, reference, true probability, predicted probability, uncertainty, some samples."""
     from matplotlib.figure import Figure
 
-    ending = raw.description.file_ending
-    case_ids = sorted(p.name.removesuffix(ending) for p in predictions.glob(f"*{ending}"))[:SHOWN_CASES]
+    case_ids = _case_ids(raw, predictions)[:SHOWN_CASES]
     titles = ["image", "reference", "true probability", "predicted probability", "predicted mask", "uncertainty"]
     titles += [f"sample {i + 1}" for i in range(SHOWN_SAMPLES)]
     figure = Figure(figsize=(1.6 * len(titles), 1.7 * len(case_ids)), layout="constrained")
@@ -114,9 +125,7 @@ def _pictures(raw: RawDataset, predictions: Path, case_id: str) -> list[tuple[np
     ending = raw.description.file_ending
     image = read_image([raw.folder / "imagesTs" / f"{case_id}_0000{ending}"]).array[0, 0]
     uncertainty = read_image([predictions / "uncertainty" / f"{case_id}{ending}"]).array[0, 0]
-    path = predictions / "probabilities" / f"{case_id}.npz"
-    stored = read_npz(path, ("probabilities",), "Remove the demo's folder and run usd_demo again.")["probabilities"]
-    probability = stored[0, 0].astype(np.float32)
+    probability = _probability(predictions, case_id)
     samples = sorted((predictions / "samples").glob(f"{case_id}_*{ending}"))[:SHOWN_SAMPLES]
     masks = [raw.folder / "labelsTs" / f"{case_id}{ending}", predictions / f"{case_id}{ending}", *samples]
     reference, mask, *drawn = (read_labels(path).array[0, 0].astype(np.float32) for path in masks)
@@ -131,11 +140,48 @@ def _pictures(raw: RawDataset, predictions: Path, case_id: str) -> list[tuple[np
     ]
 
 
-def _page(result: DemoResult, cases: Path, reports: Mapping[str, str], seconds: float) -> Page:
+def calibration_against_truth(raw: RawDataset, predictions: Path, case_ids: Sequence[str]) -> ReliabilitySummary:
+    """How the predicted probability compares with the true one, over all voxels where either is above LEAST_LIKELY.
+
+    The truth is a probability here, so the curve has none of the noise of references.
+    """
+    pairs = [(true_probability(raw.folder, case)[0], _probability(predictions, case)) for case in case_ids]
+    truth, predicted = (np.concatenate([pair[i].ravel() for pair in pairs]).astype(float) for i in (0, 1))
+    kept = (truth > LEAST_LIKELY) | (predicted > LEAST_LIKELY)
+    truth, predicted = truth[kept], predicted[kept]
+    place = np.minimum((predicted * NUM_BINS).astype(int), NUM_BINS - 1)
+    counts = np.bincount(place, minlength=NUM_BINS)
+    means = [np.bincount(place, values, NUM_BINS) / np.maximum(counts, 1) for values in (predicted, truth)]
+    bins = [ReliabilityBin(int(n), float(p), float(y)) for n, p, y in zip(counts, *means, strict=True)]
+    error = sum(b.count * abs(b.mean_confidence - b.frequency) for b in bins) / max(1, int(counts.sum()))
+    return ReliabilitySummary(tuple(bins), (), error, error)
+
+
+def _probability(predictions: Path, case_id: str) -> np.ndarray:
+    """Predicted probability (Y, X) of the lesion."""
+    path = predictions / "probabilities" / f"{case_id}.npz"
+    stored = read_npz(path, ("probabilities",), "Remove the demo's folder and run usd_demo again.")["probabilities"]
+    return np.asarray(stored[0, 0], np.float32)
+
+
+def _against_truth(curve: ReliabilitySummary) -> Section:
+    drawn = draw_reliability({"lesion": curve}, "mean true probability")
+    caption = (
+        "Predicted probability against the true one, over voxels where either is above "
+        f"{LEAST_LIKELY:.0%}; on the diagonal the prediction is right."
+    )
+    words = [notice(text) for text in calibration_in_words({"lesion": curve})]
+    intro = "On real images nobody knows this probability; here the images were made by it."
+    return Section("Probability against the truth", [*words, figure(drawn, caption)], intro)
+
+
+def _page(
+    result: DemoResult, cases: Path, reports: Mapping[str, str], seconds: float, curve: ReliabilitySummary
+) -> Page:
     truth = f"{result.truth.mean_dice:.3f}"
     numbers = [
         KeyFigure("Mean Dice", f"{result.predicted.mean_dice:.3f}", "of held-out phantoms"),
-        KeyFigure("Of the truth", truth, "cut at 0.5; it bounds what can be learned"),
+        KeyFigure("Of the truth", truth, "above 0.5; it bounds what can be learned"),
         KeyFigure("Ratio", f"{result.ratio:.3f}", "of the two"),
         KeyFigure("The whole way", format_duration(seconds), "from making the data to scores"),
     ]
@@ -151,6 +197,7 @@ def _page(result: DemoResult, cases: Path, reports: Mapping[str, str], seconds: 
         lead=[key_figures(numbers)],
         sections=[
             Section("Cases", [figure(picture_from_png(cases, "Cases of the demo"), caption, wide=True)]),
+            _against_truth(curve),
             Section("Scores", tables),
             Section("Reports", [bullets(link(target, title) for title, target in reports.items())]),
         ],

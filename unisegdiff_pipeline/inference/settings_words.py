@@ -62,6 +62,12 @@ def _way(sampler: SamplerSettings) -> str:
 def _end(sampler: SamplerSettings, unit: str) -> str:
     if not sampler.draw:
         return ", and its last probabilities are cut at a threshold of 0.5"
+    if sampler.surface_length_mm is not None:
+        return (
+            f", and its mask is drawn: whole objects come or stay away together within about "
+            f"{sampler.correlation_length_mm:.3g} {unit}, their surfaces run alike over "
+            f"{sampler.surface_length_mm:.3g} {unit}, and voxels above {sampler.certain:.0%} are in every sample"
+        )
     if sampler.correlation_length_mm == 0:
         return ", and every voxel is drawn on its own"
     return (

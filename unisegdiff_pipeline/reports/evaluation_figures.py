@@ -145,19 +145,19 @@ def _with_origin(curve: FrocSummary) -> tuple[np.ndarray, np.ndarray]:
     return x[last], y[last]
 
 
-def draw_reliability(curves: Mapping[str, ReliabilitySummary]) -> Html:
-    """Share of voxels that hold the class over the predicted probability, and how many voxels there are."""
+def draw_reliability(curves: Mapping[str, ReliabilitySummary], label: str = "fraction with the class") -> Html:
+    """Fraction of voxels that hold the class over the predicted probability, and how many voxels there are."""
 
     def paint(figure: Figure) -> None:
         axis, counts = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         axis.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle="--")
         for index, (name, curve) in enumerate(curves.items()):
             bins = [b for b in curve.bins if b.count > 0]
-            color, label = series_color(index), f"{name} (ECE {curve.ece:.3f})"
-            axis.plot([b.mean_confidence for b in bins], [b.frequency for b in bins], "o-", color=color, label=label)
+            color, shown = series_color(index), f"{name} (ECE {curve.ece:.3f})"
+            axis.plot([b.mean_confidence for b in bins], [b.frequency for b in bins], "o-", color=color, label=shown)
             edges = np.linspace(0, 1, len(curve.bins) + 1)
             counts.stairs([max(b.count, 0.5) for b in curve.bins], edges, color=color, linewidth=1.2)
-        axis.set(ylabel="share with the class", ylim=(-0.03, 1.03), xlim=(-0.02, 1.02))
+        axis.set(ylabel=label, ylim=(-0.03, 1.03), xlim=(-0.02, 1.02))
         legend_above(figure)
         counts.set(xlabel="predicted probability", ylabel="voxels", yscale="log")
 

@@ -31,7 +31,6 @@ from unisegdiff_pipeline.training.validation_files import (
 )
 
 if TYPE_CHECKING:
-
     import numpy as np
 
     from unisegdiff_pipeline.training.trainer import FoldRun

@@ -1,0 +1,45 @@
+"""The demo's probability against the truth that its images were made by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.commands.demo_report import LEAST_LIKELY, calibration_against_truth
+from unisegdiff_pipeline.io.phantoms import true_probability
+from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
+from unisegdiff_pipeline.reports.calibration_words import calibration_in_words
+
+
+@pytest.fixture
+def raw(phantom_2d: Path) -> RawDataset:
+    return open_raw_dataset(phantom_2d)
+
+
+def cases_of(raw: RawDataset) -> list[str]:
+    return sorted(path.stem.removesuffix("_0000") for path in (raw.folder / "imagesTs").iterdir())[:2]
+
+
+def predict(raw: RawDataset, folder: Path, change: float) -> Path:
+    """The true probability, changed, as the prediction of every case."""
+    (folder / "probabilities").mkdir()
+    for case in cases_of(raw):
+        p = np.clip(true_probability(raw.folder, case) + change, 0, 1)
+        np.savez(folder / "probabilities" / f"{case}.npz", probabilities=p[None].astype(np.float32))
+    return folder
+
+
+def test_the_truth_is_calibrated(raw: RawDataset, tmp_path: Path) -> None:
+    curve = calibration_against_truth(raw, predict(raw, tmp_path, 0.0), cases_of(raw))
+    assert curve.ece == pytest.approx(0, abs=1e-6)
+    assert "face value" in calibration_in_words({"lesion": curve})[0]
+    truth = np.stack([true_probability(raw.folder, case) for case in cases_of(raw)])
+    assert sum(b.count for b in curve.bins) == np.count_nonzero(truth > LEAST_LIKELY)
+
+
+def test_too_high_by_a_tenth(raw: RawDataset, tmp_path: Path) -> None:
+    curve = calibration_against_truth(raw, predict(raw, tmp_path, 0.1), cases_of(raw))
+    assert 0.05 < curve.ece <= 0.1 + 1e-6  # no more than 1 can be predicted
+    assert "too high" in calibration_in_words({"lesion": curve})[0]
