@@ -136,6 +136,8 @@ def _train(args: argparse.Namespace) -> int:
     request = request_of(args)
     if args.dry_run:
         say(describe(request))
+        if not args.val and (estimated := _estimated_time(request)):
+            say(f"{'estimated time':<14} {estimated}")
         return 0
     # Before torch is imported, which takes seconds.
     request.roots.preprocessed_dataset(request.dataset)
@@ -158,6 +160,14 @@ def _train(args: argparse.Namespace) -> int:
         say(f"All validation cases: usd_evaluate {labels} {result.collected.folder}{subset}")
     say(f"Model: {model}\nNext: usd_predict -i IMAGES -o MASKS -m {model}")
     return 0
+
+
+def _estimated_time(request: TrainRequest) -> str:
+    """From a few iterations; empty where nothing is to be estimated."""
+    from unisegdiff_pipeline.training.run import estimate
+
+    found = estimate(request)
+    return "" if found is None else found.describe()
 
 
 def request_of(args: argparse.Namespace) -> TrainRequest:

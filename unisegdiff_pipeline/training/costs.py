@@ -17,8 +17,9 @@ from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.choosing import FULL_SEARCH, QUICK_SEARCH, SHORT_SEARCH, USUAL_FROM_DET, Search
+from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.schedule import PhaseBudget
-from unisegdiff_pipeline.training.trainer import FoldRun
+from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
 from unisegdiff_pipeline.training.validation import planned_settings, predict_stored
 
 CHOOSING_SHARE = 0.1  # of the time budget, for choosing on the hold-out
@@ -207,8 +208,7 @@ def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> 
     """
     total = _total_iterations(run)
     if total is not None:
-        if total < 2 and share < 1:
-            raise UsdError(f"--iterations {total} leaves one of the two phases without any; give at least 2.")
+        _require_both(total, share)
         run.monitored_cases = run.holdout_cases
         return PhaseBudget(iterations=_phase_1_iterations(total, share))
     assert run.request.max_time_s is not None
@@ -265,6 +265,33 @@ def phase_2_budget(run: FoldRun, share: float, costs: Costs, start_s: float) -> 
             f"that phase 2 gets {format_duration(max(LEAST_PHASE_2_S, least_s))}. Give more time."
         )
     return PhaseBudget(seconds=max(LEAST_PHASE_2_S, least_s, left_s))
+
+
+def phase_iterations(run: FoldRun, trainer: type[Trainer]) -> tuple[int, int] | None:
+    """Iterations of each phase; None under a time budget.
+
+    Raises:
+        UsdError: too few for two phases.
+    """
+    total = _total_iterations(run)
+    if total is None:
+        return None
+    share = phase_1_share(run, trainer)
+    _require_both(total, share)
+    first = _phase_1_iterations(total, share)
+    return first, total - first
+
+
+def phase_1_share(run: FoldRun, trainer: type[Trainer]) -> float:
+    """Share of phase 1 of both phases: all of it for a segmenter, nothing where another training's is taken over."""
+    if not issubclass(trainer, DiffusionTrainer):
+        return 1.0
+    return run.configuration.training.phase_1_share if run.request.phase_1_from is None else 0.0
+
+
+def _require_both(total: int, share: float) -> None:
+    if total < 2 and share < 1:
+        raise UsdError(f"--iterations {total} leaves one of the two phases without any; give at least 2.")
 
 
 def _phase_1_iterations(total: int, share: float) -> int:

@@ -40,6 +40,7 @@ from unisegdiff_pipeline.training.costs import (
     affordable_cases,
     measure_costs,
     phase_1_budget,
+    phase_1_share,
     phase_2_budget,
     share_s,
     time_left_s,
@@ -126,9 +127,7 @@ def is_finished(folder: Path) -> bool:
 
 def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None) -> None:
     two_phases = issubclass(trainer, DiffusionTrainer)
-    share = run.configuration.training.phase_1_share if two_phases else 1.0
-    if two_phases and run.request.phase_1_from is not None:
-        share = 0.0
+    share = phase_1_share(run, trainer)
     segmenter, facts = _phase_1(run, trainer, checkpoint, share)
     settings = InferenceSettings(
         facts.lam_a, facts.lam_c, facts.input_scale,

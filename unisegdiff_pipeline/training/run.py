@@ -45,6 +45,7 @@ from unisegdiff_pipeline.training.request import FoldPreview, FoldResult, FoldSt
 from unisegdiff_pipeline.training.run_log import RunLog
 from unisegdiff_pipeline.training.schedule import Stopwatch
 from unisegdiff_pipeline.training.splits import Split, inner_holdout, load_or_create_splits, select_split
+from unisegdiff_pipeline.training.time_estimate import TimeEstimate, estimate_time
 from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
 
 HOLDOUT_SHARE = 0.15
@@ -106,6 +107,24 @@ def preview(request: TrainRequest) -> tuple[FoldPreview, ...]:
             require_same_training(run, setting.trainer)
         found.append(FoldPreview(fold, run.folder, _state(request, run.folder), settled, run.configuration))
     return tuple(found)
+
+
+def estimate(request: TrainRequest) -> TimeEstimate | None:
+    """How long the folds that are not finished will take on this machine, each as long as the first of them.
+
+    None where there is nothing to train, or a time budget says it. Nothing is written.
+
+    Raises:
+        UsdError: what `train` would refuse before it begins.
+    """
+    setting = _open(request, writing=False)
+    requests = _requests(request, setting)
+    todo = [fold for fold in requests if request.restart or not is_finished(_fold_folder(setting, fold))]
+    if not todo:
+        return None
+    run = _fold_run(requests[todo[0]], setting, todo[0], StopRequest(), time.monotonic())
+    found = estimate_time(run, setting.trainer)
+    return None if found is None else dataclasses.replace(found, num_folds=len(todo))
 
 
 def _state(request: TrainRequest, folder: Path) -> FoldState:

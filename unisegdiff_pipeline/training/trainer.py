@@ -260,6 +260,12 @@ class Trainer(abc.ABC):
             self.run.log.keep(state["log_entries"])
         self.run.log.say(f"continuing phase {self.phase} at iteration {self.iteration}")
 
+    def step(self, batch: Batch) -> None:
+        """One iteration on its own, for timing: nothing is written."""
+        if self.bf16 is None:
+            self.bf16 = self._choose_bf16(batch.to(self.run.device))
+        self._iterate(batch)
+
     def _iterate(self, batch: Batch) -> dict[str, Tensor]:
         for group in self.optimizer.param_groups:
             start, end = group["span"]
