@@ -183,9 +183,8 @@ class _CaseFacts:
             return self
         turn, facts, centres = nearest_reorientation(self.direction, direction), self.fingerprint, self.centres
         if centres is not None:
-            last = np.asarray(facts.shape) - 1
-            centres = np.stack([last[a] - centres[:, a] if flipped else centres[:, a]
-                                for a, flipped in zip(turn.axis_order, turn.flipped, strict=True)], axis=1)  # fmt: skip
+            from_the_other_end = np.asarray(facts.shape) - 1 - centres
+            centres = np.where(turn.flipped, from_the_other_end[:, turn.axis_order], centres[:, turn.axis_order])
         facts = replace(
             facts,
             shape=_in_order(facts.shape, turn),

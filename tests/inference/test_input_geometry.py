@@ -6,6 +6,7 @@ whose geometry cannot be right are refused by name, and the others of the folder
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry, Volume
-from unisegdiff_pipeline.io.images import read_image
+from unisegdiff_pipeline.io.images import read_image, write_map
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.orientation import Direction
 from unisegdiff_pipeline.io.serialization import write_json
@@ -51,7 +52,9 @@ def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
-def make_model(root: Path, dims: int, direction: Direction | None, channels: tuple[str, ...] = ("MRI",)) -> Path:
+def make_model(
+    root: Path, dims: int, direction: Direction | None, channels: tuple[str, ...] = ("MRI",), ending: str = ".nii.gz"
+) -> Path:
     """A model folder with random weights, whose answers know no symmetry."""
     levels = tuple(LevelPlan(f, (1 if i == 0 else 2,) * dims, (3,) * dims, 1) for i, f in enumerate((4, 6)))
     spacing = (None, 1.0, 1.2) if dims == 2 else (2.0, 1.0, 1.2)
@@ -61,7 +64,7 @@ def make_model(root: Path, dims: int, direction: Direction | None, channels: tup
     network = NetworkPlan(dims, (8, 16, 16)[-dims:], len(channels), levels)
     configuration = ConfigurationPlan("tiny", preprocessing, (1, 1, 1), network, DenoiserPlan((4,)), TrainingPlan(2))
     plans = Plans(
-        1, "Dataset001_X", LABELS, channels, ".nii.gz", True, Budget("cpu", 8, 2), "tiny", {"tiny": configuration}
+        1, "Dataset001_X", LABELS, channels, ending, True, Budget("cpu", 8, 2), "tiny", {"tiny": configuration}
     )
     folder = root / "StagedDiffusionTrainer__tiny"
     write_json(folder / "plans.json", plans)
@@ -181,6 +184,18 @@ def test_spacings_that_cannot_be_are_refused_by_file_and_the_other_cases_finish(
     assert "the spacing seems to be in metres" in message
     assert "lost_0000.nii.gz: case 'lost': voxels of 125 x 75 x 50 mm are" in message
     assert {path.name for path in out.glob("*.nii.gz")} == {"good.nii.gz", "coarse.nii.gz"}
+
+
+def test_a_corrected_spacing_beside_a_stack_is_predicted_again(tmp_path: Path) -> None:
+    model, images, out = make_model(tmp_path, 3, IDENTITY_DIRECTION, ending=".tif"), tmp_path / "in", tmp_path / "out"
+    for case in "ab":
+        array = np.random.default_rng(0).random((8, 16, 14)).astype(np.float32)
+        write_map(images / f"{case}_0000.tif", array, Geometry((2.0, 1.0, 1.2)))
+    assert predict_folder(images, out, model, device="cpu") == 2
+    assert predict_folder(images, out, model, device="cpu") == 0
+    write_json(images / "b_0000.json", {"spacing": [3.0, 1.0, 1.2]})
+    assert predict_folder(images, out, model, device="cpu") == 1
+    assert json.loads((out / "b.json").read_text()) == {"spacing": [3.0, 1.0, 1.2]}
 
 
 def test_an_image_too_large_for_the_memory_at_the_planned_spacing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

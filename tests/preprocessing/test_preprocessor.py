@@ -114,6 +114,30 @@ def test_what_is_written(raw_folder: Path) -> None:
     assert set(read_json(target / "3d_fullres" / "manifest.json")) == {"a", "b", "c"}
 
 
+def test_a_corrected_spacing_beside_a_stack_is_seen(tmp_path: Path) -> None:
+    """The JSON file beside a TIFF decides its geometry as much as the voxels do."""
+    folder = tmp_path / "raw" / "Dataset901_Stacks"
+    description = {"channel_names": {"0": "EM"}, "labels": {"background": 0, "organ": 1, "lesion": 2}}
+    write_json(folder / "dataset.json", description | {"file_ending": ".tif", "spacing_known": True})
+    labels = np.zeros((6, 12, 10), np.uint8)
+    labels[2:4, 3:8, 3:8], labels[3, 4, 4:6] = 1, 2
+    for index, case_id in enumerate("ab"):
+        image = np.random.default_rng(index).normal(size=labels.shape).astype(np.float32)
+        write_map(folder / f"imagesTr/{case_id}_0000.tif", image, GEOMETRY)
+        write_labels(folder / f"labelsTr/{case_id}.tif", labels, GEOMETRY)
+    assert len(run(folder).done) == 4
+    assert run(folder).done == ()
+    for file in (folder / "imagesTr/b_0000.json", folder / "labelsTr/b.json"):
+        assert file.is_file()
+        write_json(file, {"spacing": [4.0, 1.0, 1.0]})
+    assert set(run(folder).done) == {"2d/b", "3d_fullres/b"}
+    case = PreprocessedFolder(folder.parent.parent / "preprocessed/3d_fullres").open("b")
+    assert case.properties.geometry.spacing_mm == (4.0, 1.0, 1.0)
+    (folder / "imagesTr/b_0000.json").unlink()  # the spacing would be 1, and labels would lie elsewhere
+    with pytest.raises(UsdError, match=r"b.tif: the label map lies elsewhere"):
+        run(folder)
+
+
 def test_facts_for_the_splits(raw_folder: Path) -> None:
     (raw_folder / "groups.csv").write_text("case,group\na,patient1\nb,patient1\n")
     run(raw_folder)

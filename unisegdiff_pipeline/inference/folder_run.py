@@ -45,6 +45,7 @@ from unisegdiff_pipeline.inference.writing import (
 )
 from unisegdiff_pipeline.io.errors import UsdError, describe_failure
 from unisegdiff_pipeline.io.files import file_hash, is_full_disk, remove_stale_temporaries, text_hash
+from unisegdiff_pipeline.io.images import files_read
 from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.parallel import available_memory_gb, usable_cores
 from unisegdiff_pipeline.io.progress import counted, progress
@@ -165,7 +166,7 @@ class _FolderRun:
         wanted = expected_files(self.output, case.case_id, self.options, len(self.predictor.folds), self.num_samples)
         if not all(path.is_file() for path in wanted):
             return False
-        return record.input_hashes == tuple(file_hash(path) for path in case.image_paths)
+        return record.input_hashes == _input_hashes(case)
 
     def predict(self, cases: Sequence[RawCase]) -> None:
         """Predict cases one after the other; failures of single cases are collected, and named by raise_failures."""
@@ -234,7 +235,7 @@ class _FolderRun:
 
     def _prepare(self, case: RawCase, images: ReadingProcess) -> _Prepared:
         start = time.perf_counter()
-        hashes = tuple(file_hash(path) for path in case.image_paths)
+        hashes = _input_hashes(case)
         volume = images.read_image(case.image_paths, num_channels=len(self.predictor.model.plans.channel_names))
         require_finite(volume.array, str(case.image_paths[0]))
         read = time.perf_counter()
@@ -324,6 +325,10 @@ class _FolderRun:
             "combine": self.options.combine,
             "decision": predictor.decision,
         }
+
+
+def _input_hashes(case: RawCase) -> tuple[str, ...]:
+    return tuple(file_hash(path) for path in files_read(case.image_paths))
 
 
 def _require_elsewhere(output: Path, cases: Sequence[RawCase]) -> None:

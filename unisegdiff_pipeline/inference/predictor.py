@@ -239,9 +239,14 @@ def predict(
 ) -> Prediction:
     """Predict one array; see `Predictor.predict`. Make a `Predictor` for several, it loads the model once."""
     return Predictor(model_folder, folds, device).predict(
-        image, spacing_mm, num_samples=num_samples, seed=seed, combine=combine, uncertainty_parts=uncertainty_parts,
+        image,
+        spacing_mm,
+        num_samples=num_samples,
+        seed=seed,
+        combine=combine,
+        uncertainty_parts=uncertainty_parts,
         direction=direction,
-    )  # fmt: skip
+    )
 
 
 def _volume_of(image: np.ndarray, spacing_mm: Sequence[float], direction: Sequence[float]) -> Volume:

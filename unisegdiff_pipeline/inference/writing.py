@@ -67,7 +67,7 @@ class CaseRecord:
 
     Attributes:
         request: hash of everything that the mask depends on besides the image; see `output_folder`.
-        input_hashes: content of the image files, in channel order.
+        input_hashes: content of the image files in channel order, and of what is read beside them.
         seconds: time of each step.
         facts: number of tiles and the like.
     """

@@ -41,6 +41,7 @@ MAX_LABEL = 32_767  # what is stored as 16 bits with a sign
 __all__ = [
     "MAX_LABEL",
     "SUPPORTED_ENDINGS",
+    "files_read",
     "is_picture_ending",
     "label_colours",
     "label_ending",
@@ -91,6 +92,15 @@ def read_image(paths: Sequence[Path], num_channels: int | None = None) -> Volume
             "dataset.json names (colour pictures hold three, grey ones one)."
         )
     return Volume(array, volumes[0].geometry)
+
+
+def files_read(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """All files that reading some images or label maps opens: themselves, and those beside them that give a spacing.
+
+    What is made from images depends on the content of these files, and on no other's.
+    """
+    beside = (pictures.spacing_file(Path(path)) for path in paths)
+    return tuple(dict.fromkeys([*map(Path, paths), *(path for path in beside if path is not None)]))
 
 
 def read_labels(path: Path) -> Volume:

@@ -374,8 +374,11 @@ def _mixed_orientations(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterabl
 def _impossible_spacings(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
     """Spacings that are far from the median of all cases, axis by axis of the patient."""
     files = {case.case_id: case.image_paths[0] for case in raw.cases if case.image_paths}
-    grids = {check.case_id: _grid_of_patient(check.shape, check.geometry)
-             for check in checks if check.shape is not None and check.geometry is not None}  # fmt: skip
+    grids = {
+        check.case_id: _grid_of_patient(check.shape, check.geometry)
+        for check in checks
+        if check.shape is not None and check.geometry is not None
+    }
     if not grids:
         return
     expected = [statistics.median_low(spacing[axis] for spacing, _ in grids.values()) for axis in range(3)]
@@ -392,8 +395,11 @@ def _grid_of_patient(shape: Sequence[int], geometry: Geometry) -> tuple[tuple[fl
 
 def _unlikely_units(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
     """Volumes that all are smaller than half a millimetre or larger than ten metres."""
-    extents = [max(n * s for n, s in zip(check.shape, check.geometry.spacing_mm, strict=True)) for check in checks
-               if check.shape is not None and check.geometry is not None and not check.geometry.is_2d]  # fmt: skip
+    extents = [
+        max(n * s for n, s in zip(check.shape, check.geometry.spacing_mm, strict=True))
+        for check in checks
+        if check.shape is not None and check.geometry is not None and not check.geometry.is_2d
+    ]
     if extents and raw.description.spacing_known and not 0.5 <= (median := statistics.median(extents)) <= 1e4:
         yield Problem(
             str(raw.folder / "imagesTr"),

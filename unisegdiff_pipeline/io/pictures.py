@@ -155,14 +155,20 @@ def _geometry(path: Path, frames: int) -> Geometry:
     """Spacing 1, unless a stack of slices has a JSON file beside it, as nnU-Net's reader of 3D TIFF expects."""
     if path.suffix.lower() not in TIFF_ENDINGS:
         return Geometry(is_2d=True)
+    sidecar = spacing_file(path)
+    if sidecar is None:
+        return Geometry(is_2d=frames == 1)
+    spacing = from_jsonable(tuple[float, float, float], read_object(sidecar).get("spacing"), f"{sidecar}: spacing")
+    return Geometry(spacing, is_2d=frames == 1)
+
+
+def spacing_file(path: Path) -> Path | None:
+    """The JSON file beside a TIFF that holds its spacing, named after the file or its case; None without one."""
+    if path.suffix.lower() not in TIFF_ENDINGS:
+        return None
     stem, _ = split_ending(path.name)
-    for name in (stem, re.sub(r"_\d{4}$", "", stem)):
-        sidecar = path.with_name(f"{name}.json")
-        if sidecar.is_file():
-            content = read_object(sidecar)
-            spacing = from_jsonable(tuple[float, float, float], content.get("spacing"), f"{sidecar}: spacing")
-            return Geometry(spacing, is_2d=frames == 1)
-    return Geometry(is_2d=frames == 1)
+    candidates = (path.with_name(f"{name}.json") for name in (stem, re.sub(r"_\d{4}$", "", stem)))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 # -------------------------------------------------------------------------------------------------------- pixels

@@ -393,7 +393,7 @@ def _label_rows(volumes: Sequence[Volume], scheme: LabelScheme) -> Volume:
 def _store_reference(job: _CaseJob, labels: Volume, source: CaseSource | None) -> None:
     assert source is not None
     scheme = job.description.labels
-    files = source.files[len(job.case.image_paths) :]
+    files = source.files[-len(label_files(job.case)) :]
     write_reference(
         job.dataset_folder,
         labels.array,

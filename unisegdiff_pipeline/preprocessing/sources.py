@@ -12,6 +12,7 @@ import numpy as np
 
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import file_hash, text_hash
+from unisegdiff_pipeline.io.images import files_read
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 
@@ -44,12 +45,12 @@ class CaseSource:
 
 
 def image_files(case: RawCase) -> tuple[Path, ...]:
-    """All files that a configuration's case is made from."""
-    return (*case.image_paths, *label_files(case))
+    """All files that a configuration's case is made from; those of `label_files` come last."""
+    return (*files_read(case.image_paths), *label_files(case))
 
 
 def label_files(case: RawCase) -> tuple[Path, ...]:
-    """Label file and raters' files.
+    """Label file, raters' files, and what is read beside them.
 
     Raises:
         UsdError: where a training case has no label file.
@@ -58,7 +59,7 @@ def label_files(case: RawCase) -> tuple[Path, ...]:
         raise UsdError(
             f"case {case.case_id!r} has no label file; add it to labelsTr or take the image out of imagesTr."
         )
-    return (case.label_path, *case.rater_paths)
+    return files_read((case.label_path, *case.rater_paths))
 
 
 def settings_hash(scheme: LabelScheme, preprocessing_hash: str = "") -> str:
