@@ -167,13 +167,41 @@ def test_warnings_do_not_stop(folder):
     folder.good_case("a")
     folder.good_case("b")
     folder.image("b", 1, np.full(SHAPE, 5.0))
-    folder.describe(numTraining=3)
     (folder.folder / "groups.csv").write_text("case,group\na,p1\nghost,p1\n")
     report = folder.check()
     assert report.problems == ()
     text = " ".join(str(warning) for warning in report.warnings)
-    for words in ("all voxels of channel 1 are 5", "numTraining is 3", "no files of ghost", "no group is given for b"):
+    for words in ("all voxels of channel 1 are 5", "no files of ghost", "no group is given for b"):
         assert words in text
+
+
+def test_files_that_would_be_left_out_are_problems_unless_allowed(folder):
+    for case in "abc":
+        folder.good_case(case)
+    for channel in range(2):
+        image = folder.image("c", channel)
+        image.rename(image.with_name(f"c_000{channel}.NII.GZ"))
+    folder.image("nolabel", 0)
+    folder.image("nolabel", 1)
+    folder.describe(numTraining=3)
+    problems = {Path(problem.file).name: str(problem) for problem in folder.check().problems}
+    assert set(problems) == {"c_0000.NII.GZ", "c_0001.NII.GZ", "c.nii.gz", "nolabel_0000.nii.gz", "dataset.json"}
+    assert "numTraining is 3, but there are 4 cases" in problems["dataset.json"]
+    assert "Rename it to c_0000.nii.gz" in problems["c_0000.NII.GZ"]
+    folder.describe(numTraining=3, allow_unmatched=True)
+    report = folder.check()
+    assert report.problems == ()
+    assert {Path(warning.file).name for warning in report.warnings} == set(problems)
+    assert sorted(report.groups) == ["a", "b"]
+
+
+def test_many_warnings_of_one_kind_are_one(folder):
+    for case in "abcdef":
+        folder.good_case(case)
+        folder.image(case, 1, np.full(SHAPE, 5.0))
+    (warning,) = folder.check().warnings
+    assert warning.message == "all voxels of channel 1 are 5 (5 other files too)"
+    assert warning.file.endswith("a_0000.nii.gz")
 
 
 def test_masks_of_255_get_their_own_remedy(folder):

@@ -56,7 +56,7 @@ def test_cases_channels_raters_groups_and_strays(tmp_path):
     assert [path.name for path in b.rater_paths] == ["b_rater2.png", "b_rater10.png"]
     assert (a.group, b.group) == (None, "p1")
     assert only.image_paths == ()
-    assert {path.name for path in raw.stray_files} == {"nosuffix.png", "z_rater1.png"}
+    assert {file.path.name for file in raw.stray_files} == {"nosuffix.png", "z_rater1.png"}
     assert raw.unknown_groups == ("ghost",)
 
 
@@ -139,16 +139,81 @@ def test_one_rgb_file_is_complete_for_three_channels(tmp_path):
     Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(tmp_path / "a_0000.png")
     (case,) = find_cases(tmp_path, ".png", 3)
     assert len(case.image_paths) == 1
-    with pytest.raises(UsdError, match="missing"):
+    with pytest.raises(UsdError, match=r"3 channels found, 5 expected"):
         find_cases(tmp_path, ".png", 5)
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "a_0000.png")
+    with pytest.raises(UsdError, match=r"a_0000\.png is a grey picture, but 3 channels are expected"):
+        find_cases(tmp_path, ".png", 3)
+
+
+def test_too_many_channel_files_have_their_own_remedy(tmp_path):
+    _make(tmp_path, ["a_0000.png", "a_0001.png"])
+    with pytest.raises(UsdError, match=r"2 channel files for 1 channel; remove a_0001\.png"):
+        find_cases(tmp_path, ".png", 1)
+
+
+def test_names_without_suffix_in_a_folder(tmp_path):
+    _make(tmp_path, ["patient7.png", "patient8_0000.png"])
+    cases = find_cases(tmp_path, ".png", 1)
+    assert [(case.case_id, case.image_paths[0].name) for case in cases] == [
+        ("patient7", "patient7.png"),
+        ("patient8", "patient8_0000.png"),
+    ]
+    with pytest.raises(UsdError, match=r"channel _0001 is missing beside patient8_0000\.png; add the file"):
+        find_cases(tmp_path, ".png", 2)
+    _make(tmp_path, ["patient8.png"])  # may be a label map
+    with pytest.raises(UsdError, match=r"both be case 'patient8'"):
+        find_cases(tmp_path, ".png", 1)
+
+
+def test_images_that_would_be_left_out_are_named(tmp_path):
+    _make(tmp_path, ["a_0000.png", "b_0000.PNG", "c_0000.bmp", "notes.txt.png"])
+    (tmp_path / "notes.txt.png").rename(tmp_path / "notes.txt")
+    (tmp_path / "d_0000.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(UsdError) as caught:
+        find_cases(tmp_path, ".png", 1)
+    message = str(caught.value)
+    assert "3 images would be left out" in message
+    for words in (
+        "b_0000.PNG: it ends in .PNG, expected is .png. Rename it to b_0000.png.",
+        "c_0000.bmp: it ends in .bmp, expected is .png. Convert it",
+        "d_0000.png: it is a link to a file that does not exist",
+    ):
+        assert words in message
+    assert [case.case_id for case in find_cases([tmp_path / "a_0000.png"], ".png", 1)] == ["a"]
+
+
+def test_pictures_beside_volumes_are_previews_unless_named_like_a_channel(tmp_path):
+    _make(tmp_path, ["preview.png"])
+    (tmp_path / "a_0000.nii.gz").write_bytes(b"")
+    assert [case.case_id for case in find_cases(tmp_path, ".nii.gz", 1)] == ["a"]
+    _make(tmp_path, ["b_0000.png"])
+    with pytest.raises(UsdError, match=r"b_0000\.png: it ends in \.png"):
+        find_cases(tmp_path, ".nii.gz", 1)
+
+
+def test_names_in_two_unicode_forms_are_one_name(tmp_path):
+    one, two = "M\u00fcller", "Mu\u0308ller"  # what macOS makes of the first
+    folder = _make(tmp_path / "D", [f"imagesTr/{two}_0000.png", f"labelsTr/{one}.png", f"ratersTr/{two}_rater1.png"])
+    (folder / "groups.csv").write_text(f"case,group\n{two},p\n", encoding="utf-8")
+    (case,) = open_raw_dataset(folder).cases
+    assert (case.case_id, case.group, len(case.rater_paths)) == (one, "p", 1)
+    assert case.image_paths[0].is_file()
+    assert case.label_path is not None
+    assert case.label_path.is_file()
+    (found,) = find_cases(folder / "imagesTr", ".png", 1)
+    assert found.case_id == one
+    assert find_cases(found.image_paths[0], ".png", 1) == (found,)
+    _make(folder, [f"imagesTr/{one}_0000.png"])
+    with pytest.raises(UsdError, match="two Unicode forms"):
+        open_raw_dataset(folder)
 
 
 def test_find_cases_errors(tmp_path):
     with pytest.raises(UsdError, match="no file ending in"):
         find_cases(tmp_path, ".png", 1)
     _make(tmp_path, ["scan.png"])
-    with pytest.raises(UsdError, match=r"scan_0000\.png"):
-        find_cases(tmp_path, ".png", 1)
+    assert [case.case_id for case in find_cases(tmp_path, ".png", 1)] == ["scan"]
     with pytest.raises(UsdError, match="does not exist"):
         find_cases(tmp_path / "ghost.png", ".png", 1)
     with pytest.raises(UsdError, match=r"does not end in \.nii\.gz"):

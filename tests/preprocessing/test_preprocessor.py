@@ -298,9 +298,9 @@ def test_a_case_is_read_once(raw_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     reads: list[Path] = []
     original = integrity.read_image
 
-    def counted(paths: Sequence[Path]) -> Volume:
+    def counted(paths: Sequence[Path], num_channels: int | None = None) -> Volume:
         reads.extend(paths)
-        return original(paths)
+        return original(paths, num_channels)
 
     monkeypatch.setattr(integrity, "read_image", counted)
     run(raw_folder)

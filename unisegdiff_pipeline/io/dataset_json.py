@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.images import SUPPORTED_ENDINGS, is_picture_ending
+from unisegdiff_pipeline.io.images import MAX_LABEL, SUPPORTED_ENDINGS, is_picture_ending
 from unisegdiff_pipeline.io.labels import Coding, LabelScheme
 from unisegdiff_pipeline.io.names import require_name, require_text
 from unisegdiff_pipeline.io.serialization import read_object
@@ -35,6 +35,7 @@ class DatasetDescription:
         name: display name, None where the file has none.
         entries: explicit paths of cases instead of folders, else None.
         raw: the parsed file.
+        allow_unmatched: files that belong to no case are left out with a warning; else they are errors.
     """
 
     channel_names: tuple[str, ...]
@@ -44,6 +45,7 @@ class DatasetDescription:
     name: str | None
     entries: dict[str, DatasetEntry] | None
     raw: dict[str, Any]
+    allow_unmatched: bool = False
 
 
 def read_dataset_json(path: Path) -> DatasetDescription:
@@ -66,6 +68,9 @@ def parse_description(raw: dict[str, Any]) -> DatasetDescription:
     spacing_known = raw.get("spacing_known", not is_picture_ending(ending))
     if not isinstance(spacing_known, bool):
         raise UsdError(f"spacing_known is {spacing_known!r}, allowed is true or false; correct the value.")
+    allow_unmatched = raw.get("allow_unmatched", False)
+    if not isinstance(allow_unmatched, bool):
+        raise UsdError(f"allow_unmatched is {allow_unmatched!r}, allowed is true or false; correct the value.")
     name = raw.get("name")
     if name is not None and not isinstance(name, str):
         raise UsdError(f"name is {name!r}, it must be a text; correct it or leave it out.")
@@ -77,6 +82,7 @@ def parse_description(raw: dict[str, Any]) -> DatasetDescription:
         name=name,
         entries=_entries(raw.get("dataset")),
         raw=raw,
+        allow_unmatched=allow_unmatched,
     )
 
 
@@ -149,9 +155,10 @@ def _label_groups(labels: Any) -> dict[str, tuple[int, ...]]:
     for name, value in labels.items():
         require_text(name, "a name in labels")
         values = value if isinstance(value, list) else [value]
-        if not values or any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in values):
+        if not values or any(not isinstance(v, int) or isinstance(v, bool) or not 0 <= v <= MAX_LABEL for v in values):
             raise UsdError(
-                f"labels.{name} is {value!r}; allowed is a whole number from 0, or a list of them for a region."
+                f"labels.{name} is {value!r}; allowed is a whole number from 0 to {MAX_LABEL}, or a list of them for a "
+                "region."
             )
         groups[name] = tuple(dict.fromkeys(values))
     return groups
@@ -183,10 +190,10 @@ def _require_background(groups: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def _require_consecutive(values: set[int], ignore_value: int | None) -> None:
-    missing = sorted(set(range(max(values) + 1)) - values)
-    if missing:
+    gap = next((value for value, used in enumerate(sorted(values)) if value != used), None)
+    if gap is not None:
         raise UsdError(
-            f"labels uses the values {sorted(values)}, which leaves out {missing}; values must be consecutive from 0. "
+            f"labels uses the values {sorted(values)}, which leaves out [{gap}]; values must be consecutive from 0. "
             "Renumber them in dataset.json and in the label files."
         )
 

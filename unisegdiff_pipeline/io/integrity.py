@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry, Volume, geometry_differences, on_grid_of
 from unisegdiff_pipeline.io.images import label_colours, label_ending, read_header, read_image, read_labels
 from unisegdiff_pipeline.io.orientation import axis_codes, nearest_reorientation
+from unisegdiff_pipeline.io.progress import counted
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem
 from unisegdiff_pipeline.io.spacing import spacing_problem
 
@@ -152,11 +153,13 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
     """Join the checks of all cases and look at what concerns the data set as a whole."""
     problems = [problem for check in checks for problem in check.problems]
     warnings = [warning for check in checks for warning in check.warnings]
-    problems += [_stray_file(raw, path) for path in raw.stray_files]
+    unmatched = [Problem(str(file.path), file.reason, file.remedy) for file in raw.stray_files]
+    unmatched += _check_number(raw)
+    (warnings if raw.description.allow_unmatched else problems).extend(unmatched)
     problems += _mixed_dimensions(raw, checks)
     problems += _mixed_palettes(raw, checks)
     problems += _impossible_spacings(raw, checks)
-    warnings += _check_counts(raw)
+    warnings += _check_groups(raw)
     warnings += _mixed_orientations(raw, checks)
     warnings += _unlikely_units(raw, checks)
     identical = _identical_images(checks)
@@ -164,7 +167,7 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
     return IntegrityReport(
         folder=raw.folder,
         problems=tuple(problems),
-        warnings=tuple(warnings),
+        warnings=_joined(warnings),
         groups=_merge_groups(raw.cases, identical),
         empty_cases=tuple(check.case_id for check in checks if check.empty),
     )
@@ -206,11 +209,10 @@ def _check_files(case: RawCase, description: DatasetDescription) -> Iterable[Pro
     absent = [path for path in case.image_paths if not path.exists()]
     if not absent and (problem := channel_problem(case.image_paths, len(description.channel_names))):
         names = ", ".join(description.channel_names)
-        yield Problem(
-            str(case.image_paths[0]),
-            problem,
-            f"Each case needs the channels {names} (_0000 to _{len(description.channel_names) - 1:04d}).",
-        )
+        last = len(description.channel_names) - 1
+        suffixes = f"{names} (_0000 to _{last:04d})" if last else f"{names} (_0000)"
+        word = "channels" if last else "channel"
+        yield Problem(str(case.image_paths[0]), problem, f"Each case has the {word} {suffixes}.")
 
 
 def _check_grey(case: RawCase, image: Volume) -> Iterable[Problem]:
@@ -312,17 +314,18 @@ def _hash(array: np.ndarray) -> str:
 # --------------------------------------------------------------------------------------------- the set as a whole
 
 
-def _stray_file(raw: RawDataset, path: Path) -> Problem:
-    ending = raw.description.file_ending
-    if path.parent.name == "ratersTr":
-        return Problem(
-            str(path),
-            "the annotation belongs to no case",
-            f"Name it CASE_raterN{label_ending(ending)} after a case of imagesTr, or remove it.",
-        )
-    return Problem(
-        str(path), "the image has no channel suffix", f"Name it {path.name.removesuffix(ending)}_0000{ending}."
-    )
+def _joined(warnings: Sequence[Problem]) -> tuple[Problem, ...]:
+    """One warning in place of many that say the same of different files."""
+    same: dict[tuple[str, str], list[Problem]] = {}
+    for warning in warnings:
+        same.setdefault((warning.message, warning.remedy), []).append(warning)
+    joined: list[Problem] = []
+    for first, *others in same.values():
+        if len(others) < 3:
+            joined += [first, *others]
+        else:
+            joined.append(replace(first, message=f"{first.message} ({len(others)} other files too)"))
+    return tuple(joined)
 
 
 def _mixed_dimensions(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
@@ -409,11 +412,19 @@ def _unlikely_units(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Pr
         )
 
 
-def _check_counts(raw: RawDataset) -> Iterable[Problem]:
-    path = str(raw.folder / "dataset.json")
+def _check_number(raw: RawDataset) -> Iterable[Problem]:
     announced = raw.description.raw.get("numTraining")
-    if announced is not None and announced != len(raw.cases):
-        yield Problem(path, f"numTraining is {announced}, but there are {len(raw.cases)} cases", "Correct the number.")
+    if announced is not None and str(announced) != str(len(raw.cases)):
+        yield Problem(
+            str(raw.folder / "dataset.json"),
+            f"numTraining is {announced}, but there are {counted(len(raw.cases), 'case')}",
+            "Add the cases that are missing, or correct the number."
+            if not raw.description.allow_unmatched
+            else "Correct the number.",
+        )
+
+
+def _check_groups(raw: RawDataset) -> Iterable[Problem]:
     table = str(raw.folder / "groups.csv")
     if raw.unknown_groups:
         yield Problem(table, f"there are no files of {_some(raw.unknown_groups)}", "Remove the lines.")

@@ -8,6 +8,7 @@ that a system treats as a device, and must not look like a temporary file of thi
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 from unisegdiff_pipeline.io.errors import UsdError
@@ -36,6 +37,11 @@ def require_name(name: str, what: str) -> str:
             f"letters, digits, '-', '_' and '.'."
         )
     return name
+
+
+def composed(name: str) -> str:
+    """The name in Unicode's composed form (NFC), so that names which look the same are the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def name_problem(name: str) -> str | None:

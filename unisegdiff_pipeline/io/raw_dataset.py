@@ -16,18 +16,21 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from unisegdiff_pipeline.io.csv_tables import read_csv
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, DatasetEntry, read_dataset_json
 from unisegdiff_pipeline.io.endings import TIFF_ENDINGS
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.images import label_ending, read_header, split_ending
-from unisegdiff_pipeline.io.names import require_name, require_text
+from unisegdiff_pipeline.io.images import is_picture_ending, label_ending, read_header, split_ending
+from unisegdiff_pipeline.io.names import composed, require_name, require_text
+from unisegdiff_pipeline.io.progress import counted
 
 _CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+Key = TypeVar("Key", str, int)
 _RATER_SUFFIX = re.compile(r"(?P<case>.+)_rater(?P<rater>\d+)")
 
 
@@ -43,18 +46,28 @@ class RawCase:
 
 
 @dataclass(frozen=True)
+class StrayFile:
+    """A file that is left out, why, and what to do."""
+
+    path: Path
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class RawDataset:
     """A raw data set; `cases` are sorted by case_id and hold the training cases only.
 
-    `stray_files` are files with the data set's ending whose names fit no case; `unknown_groups` are case names in
-    groups.csv without files. The integrity check reports both.
+    `stray_files` belong to no case: names that do not fit, another ending, a link to nothing, an image without label
+    map or a label map without image where dataset.json allows them. `unknown_groups` are case names in groups.csv
+    without files. The integrity check reports both.
     """
 
     folder: Path
     name: str
     description: DatasetDescription
     cases: tuple[RawCase, ...]
-    stray_files: tuple[Path, ...] = ()
+    stray_files: tuple[StrayFile, ...] = ()
     unknown_groups: tuple[str, ...] = ()
 
 
@@ -81,21 +94,26 @@ def open_raw_dataset(folder: Path) -> RawDataset:
     raters = _list_raters(folder / "ratersTr", label_ending(description.file_ending), listing)
     for case_id in (*listing.images, *listing.labels):
         require_name(case_id, f"a case of {folder}")
+    names = {*listing.images, *listing.labels}
+    if description.allow_unmatched:
+        names = listing.images.keys() & listing.labels.keys()
+        listing.stray += _unmatched(listing)
+        if not names:
+            raise UsdError(f"{folder} holds no image with a label map of the same name; check the file names.")
     cases = tuple(
         RawCase(case_id, listing.images.get(case_id, ()), listing.labels.get(case_id), raters.get(case_id, ()),
                 groups.get(case_id))
-        for case_id in sorted({*listing.images, *listing.labels})
+        for case_id in sorted(names)
     )  # fmt: skip
-    known = {case.case_id for case in cases}
-    unknown_groups = tuple(case_id for case_id in groups if case_id not in known)
+    unknown_groups = tuple(case_id for case_id in groups if case_id not in names)
     return RawDataset(folder, folder.name, description, cases, tuple(listing.stray), unknown_groups)
 
 
 def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: int) -> tuple[RawCase, ...]:
     """List the cases to predict in a folder, a single file, or a list of files.
 
-    In a folder every image must be named CASE_0000.ext as for training. Single files and lists may leave the channel
-    suffix out; of a file CASE_0000.ext with one, the other channels are found beside it.
+    Images are named CASE_0000.ext as for training. A file that holds all channels of its case may leave the suffix out;
+    of a file CASE_0000.ext that was named alone, the other channels are found beside it.
 
     Args:
         source: folder, file, or files; of a multi-channel case a list may name one file or all of them.
@@ -103,7 +121,7 @@ def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: in
         num_channels: channels that each case must have; one file may hold several (RGB, 4D).
 
     Raises:
-        UsdError: nothing found, a name that does not fit, or incomplete cases, all of them named.
+        UsdError: nothing found, images that would be left out, or cases that do not fit, all of them named.
     """
     if isinstance(source, (str, Path)):
         source = Path(source)
@@ -116,8 +134,9 @@ def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: in
     problems = [f"{case_id}: {problem}" for case_id, paths in images.items()
                 if (problem := channel_problem(paths, num_channels))]  # fmt: skip
     if problems:
-        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise UsdError(f"{len(problems)} of {len(images)} input cases are incomplete: {shown}. Add the missing files.")
+        raise UsdError(
+            f"{len(problems)} of {counted(len(images), 'input case')} cannot be predicted: {_listed(problems)}."
+        )
     for case_id in images:
         require_name(case_id, "an input case")
         if case_id.lower() == "manifest" and file_ending.lower() in TIFF_ENDINGS:
@@ -129,22 +148,33 @@ def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: in
 
 
 def channel_problem(paths: Sequence[Path], num_channels: int) -> str | None:
-    """Say what is wrong with the channel files of a case, or None; headers are read only where files are too few."""
-    numbers = [_channel_number(path) for path in paths]
-    if all(number is not None for number in numbers) and len(numbers) == num_channels:
-        expected = list(range(num_channels))
-        return None if numbers == expected else f"channel suffixes are {numbers}, expected {expected}"
-    if len(paths) > num_channels:
-        return f"{len(paths)} channel files for {num_channels} channels"
+    """Say what is wrong with the channel files of a case, and what to do, or None.
+
+    Headers are read only where files are fewer than channels; what the files hold is checked when they are read.
+    """
     if not paths:
-        return "no image file"
+        return "there is no image file; add it"
+    numbers = [_channel_number(path) for path in paths]
+    if len(paths) > num_channels:
+        names = ", ".join(path.name for path in paths[num_channels:])
+        return (
+            f"there are {counted(len(paths), 'channel file')} for {counted(num_channels, 'channel')}; "
+            f"remove {names}, or rename what is another case"
+        )
+    if len(paths) == num_channels:
+        expected = list(range(num_channels))
+        if numbers in (expected, [None]):
+            return None
+        return f"channel suffixes are {numbers}, expected {expected}; rename the files"
     try:
         found = sum(read_header(path)[0][0] for path in paths)
-    except UsdError:
-        return None if len(paths) == num_channels else _missing_channels(paths, numbers, num_channels)
-    # One channel more may be an alpha channel, which reading drops where it is opaque.
-    if num_channels <= found <= num_channels + 1:
+    except UsdError as error:
+        return str(error).removesuffix(".") if len(paths) == 1 else _missing_channels(paths, numbers, num_channels)
+    if found == num_channels:
         return None
+    if found > len(paths):
+        names = ", ".join(path.name for path in paths)
+        return f"{names}: {counted(found, 'channel')} found, {num_channels} expected; add or leave out channels"
     return _missing_channels(paths, numbers, num_channels)
 
 
@@ -173,7 +203,7 @@ def read_groups(path: Path) -> dict[str, str]:
         if len(cells) != 2 or not all(cells):
             raise UsdError(f"{path} line {number} is {','.join(row)[:200]!r}; each line holds a case and its group.")
         require_text(cells[1], f"{path} line {number}: the group")
-        if groups.setdefault(cells[0], cells[1]) != cells[1]:
+        if groups.setdefault(composed(cells[0]), cells[1]) != cells[1]:
             raise UsdError(f"{path} names two groups for the case {cells[0]!r}; keep one.")
     return groups
 
@@ -187,30 +217,62 @@ class _Listing:
 
     images: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     labels: dict[str, Path] = field(default_factory=dict)
-    stray: list[Path] = field(default_factory=list)
+    stray: list[StrayFile] = field(default_factory=list)
 
 
 def _cases_from_folders(folder: Path, description: DatasetDescription) -> _Listing:
-    images_folder = folder / "imagesTr"
+    images_folder, ending = folder / "imagesTr", description.file_ending
     if not images_folder.is_dir():
         raise UsdError(f"{images_folder} is missing; put the training images there, or list them in dataset.json.")
     listing = _Listing()
     channels: dict[str, dict[int, Path]] = {}
-    for path in _files(images_folder, description.file_ending):
-        match = _CHANNEL_SUFFIX.fullmatch(split_ending(path.name)[0])
+    for path in _files(images_folder, ending):
+        match = _CHANNEL_SUFFIX.fullmatch(_stem(path, ending))
         if match is None:
-            listing.stray.append(path)
+            remedy = f"Name it {_stem(path, ending)}_0000{ending}."
+            listing.stray.append(StrayFile(path, "the image has no channel suffix", remedy))
         else:
-            channels.setdefault(match["case"], {})[int(match["channel"])] = path
+            _add(channels.setdefault(match["case"], {}), int(match["channel"]), path)
     listing.images = {case_id: _in_order(paths) for case_id, paths in channels.items()}
-    for path in _files(folder / "labelsTr", label_ending(description.file_ending)):
-        listing.labels[split_ending(path.name)[0]] = path
+    for path in _files(folder / "labelsTr", label_ending(ending)):
+        _add(listing.labels, _stem(path, label_ending(ending)), path)
+    listing.stray += left_out(images_folder, ending)
+    listing.stray += left_out(folder / "labelsTr", label_ending(ending))
     return listing
+
+
+def left_out(folder: Path, ending: str) -> list[StrayFile]:
+    """Files of a folder that look like images and do not end in `ending`, and links to nothing.
+
+    Pictures beside volumes are taken for previews, unless they are named like a channel.
+    """
+    stray = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
+        path, (stem, found) = Path(entry.path), split_ending(entry.name)
+        if entry.name.startswith(".") or not found:
+            continue
+        if not path.exists():
+            stray.append(StrayFile(path, "it is a link to a file that does not exist", "Correct or remove the link."))
+        elif entry.is_file() and not entry.name.endswith(ending):
+            reason = f"it ends in {found}, expected is {ending}"
+            if found.lower() == ending.lower():
+                stray.append(StrayFile(path, reason, f"Rename it to {stem}{ending}."))
+            elif is_picture_ending(found) == is_picture_ending(ending) or _CHANNEL_SUFFIX.fullmatch(stem):
+                stray.append(StrayFile(path, reason, f"Convert it to {ending}, or move it away."))
+    return stray
+
+
+def _unmatched(listing: _Listing) -> Iterator[StrayFile]:
+    for case_id in sorted(listing.images.keys() - listing.labels.keys()):
+        yield StrayFile(listing.images[case_id][0], "the image has no label map and is left out", "")
+    for case_id in sorted(listing.labels.keys() - listing.images.keys()):
+        yield StrayFile(listing.labels[case_id], "the label map has no image and is left out", "")
 
 
 def _cases_from_entries(folder: Path, entries: Mapping[str, DatasetEntry]) -> _Listing:
     listing = _Listing()
     for case_id, entry in entries.items():
+        case_id = composed(case_id)
         listing.images[case_id] = tuple(_resolve(folder, image, case_id) for image in entry.images)
         if entry.label is not None:
             listing.labels[case_id] = _resolve(folder, entry.label, case_id)
@@ -231,11 +293,13 @@ def _resolve(folder: Path, text: str, case_id: str) -> Path:
 def _list_raters(folder: Path, ending: str, listing: _Listing) -> dict[str, tuple[Path, ...]]:
     found: dict[str, dict[int, Path]] = {}
     for path in _files(folder, ending):
-        match = _RATER_SUFFIX.fullmatch(split_ending(path.name)[0])
+        match = _RATER_SUFFIX.fullmatch(_stem(path, ending))
         if match is None or match["case"] not in listing.images:
-            listing.stray.append(path)
+            remedy = f"Name it CASE_raterN{ending} after a case of imagesTr, or remove it."
+            listing.stray.append(StrayFile(path, "the annotation belongs to no case", remedy))
         else:
-            found.setdefault(match["case"], {})[int(match["rater"])] = path
+            _add(found.setdefault(match["case"], {}), int(match["rater"]), path)
+    listing.stray += left_out(folder, ending)
     return {case_id: _in_order(paths) for case_id, paths in found.items()}
 
 
@@ -247,21 +311,48 @@ def _files(folder: Path, ending: str) -> list[Path]:
     return [folder / name for name in names if name.endswith(ending) and not name.startswith(".")]
 
 
+def _stem(path: Path, ending: str) -> str:
+    """The name without its ending, in the one Unicode form (NFC) that names of cases have here.
+
+    macOS and some archives store an umlaut as two characters, so that an image and its label map differ in bytes only.
+    """
+    return composed(path.name.removesuffix(ending))
+
+
+def _add(files: dict[Key, Path], key: Key, path: Path) -> None:
+    if files.setdefault(key, path) != path:
+        raise UsdError(
+            f"{files[key]} and {path} have the same name in two Unicode forms, so that they would be one case; rename "
+            "or remove one."
+        )
+
+
 def _in_order(paths: Mapping[int, Path]) -> tuple[Path, ...]:
     return tuple(paths[number] for number in sorted(paths))
 
 
 def _images_in_folder(folder: Path, file_ending: str) -> dict[str, tuple[Path, ...]]:
     files = _files(folder, file_ending)
+    if stray := left_out(folder, file_ending):
+        listed = _listed([f"{file.path.name}: {file.reason}. {file.remedy}" for file in stray])
+        raise UsdError(f"{folder}: {counted(len(stray), 'image')} would be left out. {listed}")
     if not files:
         raise UsdError(f"{folder} holds no file ending in {file_ending}, which the model expects; check the folder.")
     channels: dict[str, dict[int, Path]] = {}
+    whole: dict[str, Path] = {}  # files that hold all channels of a case and leave the suffix out
     for path in files:
-        match = _CHANNEL_SUFFIX.fullmatch(split_ending(path.name)[0])
+        match = _CHANNEL_SUFFIX.fullmatch(_stem(path, file_ending))
         if match is None:
-            raise UsdError(f"{path} has no channel suffix; name it {path.name[: -len(file_ending)]}_0000{file_ending}.")
-        channels.setdefault(match["case"], {})[int(match["channel"])] = path
-    return {case_id: _in_order(paths) for case_id, paths in channels.items()}
+            _add(whole, _stem(path, file_ending), path)
+        else:
+            _add(channels.setdefault(match["case"], {}), int(match["channel"]), path)
+    for case_id in sorted(whole.keys() & channels.keys()):
+        raise UsdError(
+            f"two inputs would both be case {case_id!r}: {whole[case_id]} and {_in_order(channels[case_id])[0]}; "
+            "rename or remove one."
+        )
+    images = {case_id: _in_order(paths) for case_id, paths in channels.items()}
+    return images | {case_id: (path,) for case_id, path in whole.items()}
 
 
 def _images_of_files(paths: Iterable[Path], file_ending: str) -> dict[str, tuple[Path, ...]]:
@@ -271,7 +362,7 @@ def _images_of_files(paths: Iterable[Path], file_ending: str) -> dict[str, tuple
             raise UsdError(f"{path} does not exist; name a folder or an image file ending in {file_ending}.")
         if not path.name.endswith(file_ending):
             raise UsdError(f"{path} does not end in {file_ending}, which the model expects; convert the image.")
-        stem = path.name[: -len(file_ending)]
+        stem = _stem(path, file_ending)
         match = _CHANNEL_SUFFIX.fullmatch(stem)
         case_id, files = (match["case"], _siblings(path, match["case"], file_ending)) if match else (stem, (path,))
         if images.setdefault(case_id, files) != files:
@@ -282,9 +373,13 @@ def _images_of_files(paths: Iterable[Path], file_ending: str) -> dict[str, tuple
 
 
 def _siblings(path: Path, case_id: str, file_ending: str) -> tuple[Path, ...]:
-    names = {entry.name for entry in os.scandir(path.parent)}
-    candidates = (f"{case_id}_{number:04d}{file_ending}" for number in range(10_000))
-    return tuple(path.parent / name for name in candidates if name in names)
+    """All channel files of the case that a file belongs to, in channel order."""
+    channels: dict[int, Path] = {}
+    for other in _files(path.parent, file_ending):
+        match = _CHANNEL_SUFFIX.fullmatch(_stem(other, file_ending))
+        if match is not None and match["case"] == case_id:
+            _add(channels, int(match["channel"]), path.parent / other.name)
+    return _in_order(channels)
 
 
 def _channel_number(path: Path) -> int | None:
@@ -293,6 +388,15 @@ def _channel_number(path: Path) -> int | None:
 
 
 def _missing_channels(paths: Sequence[Path], numbers: Sequence[int | None], num_channels: int) -> str:
+    """Names the files that are missing; of a single picture where a colour picture is expected, that it is grey."""
     missing = sorted(set(range(num_channels)) - {n for n in numbers if n is not None})
     suffixes = ", ".join(f"_{number:04d}" for number in missing)
-    return f"channel {suffixes} is missing beside {paths[0].name}"
+    channels = "channels" if len(missing) > 1 else "channel"
+    text = f"{channels} {suffixes} {'are' if len(missing) > 1 else 'is'} missing beside {paths[0].name}; "
+    if num_channels == 3 and len(paths) == 1 and is_picture_ending(split_ending(paths[0].name)[1]):
+        return f"{paths[0].name} is a grey picture, but 3 channels are expected; save it in colour (RGB), or add files"
+    return text + ("add the files" if len(missing) > 1 else "add the file")
+
+
+def _listed(problems: Sequence[str]) -> str:
+    return "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
