@@ -118,3 +118,46 @@ def test_faults_of_the_program_keep_their_traceback() -> None:
 def test_warnings_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     common.run(lambda: warnings.warn("CT_8bit is not ct", stacklevel=1))
     assert capsys.readouterr().err == "warning: CT_8bit is not ct\n"
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "/data/a.npz"), "ulimit -n 4096"),
+        (RuntimeError("received 0 items of ancdata"), "ulimit -n 4096"),
+        (RuntimeError("unable to open shared memory object: Too many open files (24)"), "ulimit -n 4096"),
+        (MemoryError(), "memory ran out: end other programs"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+            "smaller --batch-size",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out (CUDA out of memory."),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "memory ran out"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+    ],
+)
+def test_what_has_run_out_is_named_whatever_failed_for_it(
+    cause: Exception, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body() -> None:
+        raise cause
+
+    assert common.run(body) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_is_not_called_damaged_that_could_not_be_opened(capsys: pytest.CaptureFixture[str]) -> None:
+    def body(code: int) -> None:
+        try:
+            raise OSError(code, "why", "/data/a.npz")
+        except OSError as error:
+            raise UsdError("/data/a.npz is truncated or damaged; preprocess again.") from error
+
+    assert common.run(lambda: body(errno.EMFILE)) == 1
+    said = capsys.readouterr().err
+    assert "ulimit -n 4096" in said
+    assert "damaged" not in said
+    assert common.run(lambda: body(errno.EIO)) == 1
+    assert "damaged" in capsys.readouterr().err

@@ -86,6 +86,19 @@ def test_only_temporaries_of_dead_processes_are_removed(tmp_path):
     remove_stale_temporaries(tmp_path / "absent")
 
 
+def test_temporaries_below_and_of_other_machines(tmp_path):
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    elsewhere = inner / ".tmp-1-0123abcd-a.png"
+    for path in (elsewhere, inner / ".tmp-notes", inner / "mask.png"):
+        path.write_text("x")
+    remove_stale_temporaries(tmp_path, of_anyone=True)
+    remove_stale_temporaries(tmp_path, below=True)
+    assert elsewhere.exists()
+    remove_stale_temporaries(tmp_path, below=True, of_anyone=True)
+    assert {p.name for p in inner.iterdir()} == {".tmp-notes", "mask.png"}
+
+
 def test_a_full_disk_is_found_among_the_causes():
     error = UsdError("cannot be written")
     assert not is_full_disk(error)

@@ -30,6 +30,15 @@ EXIT_SIGNAL = 128  # plus the number of the signal, as shells count it
 EXIT_INTERRUPTED, EXIT_TERMINATED = EXIT_SIGNAL + signal.SIGINT, EXIT_SIGNAL + signal.SIGTERM
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 MESSAGE_WIDTH = 110
+MANY_FILES_MESSAGE = (
+    "more files would have to be open at once than this process may open: raise the limit (ulimit -n 4096), or work in "
+    "fewer processes (--workers 0), and run the command again; what was finished is kept."
+)
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
+# What libraries make of the system's answers, in texts of their own.
+_TOO_MANY_FILES = re.compile(r"Too many open files|received \d+ items of ancdata")
+_NO_THREAD = re.compile(r"can't start new thread|Resource temporarily unavailable")
+_NO_MEMORY = re.compile(r"[Cc](annot|an't|ouldn't) allocate memory|out of memory|failed to map segment|std::bad_alloc")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -103,7 +112,8 @@ def run(body: Callable[[], int | None]) -> int:
             warnings.showwarning = _show_warning
             return body() or 0
     except UsdError as error:
-        return signals.exit_code() or _fail(str(error))
+        # A file that could not be opened for lack of descriptors was taken for a damaged one.
+        return signals.exit_code() or _fail(MANY_FILES_MESSAGE if is_out_of_files(error) else str(error))
     except KeyboardInterrupt:
         signals.received = signals.received or signal.SIGINT
         return signals.exit_code()
@@ -180,7 +190,41 @@ def machine_message(error: BaseException) -> str | None:
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             return f"no permission to write or read here{where}; change the permissions, or choose another folder."
         link = link.__cause__ or link.__context__
+    return shortage_message(error)
+
+
+def shortage_message(error: BaseException) -> str | None:
+    """The paragraph where open files, processes or memory have run out anywhere in the chain of causes."""
+    link: BaseException | None = error
+    while link is not None:
+        number = link.errno if isinstance(link, OSError) else None
+        text = str(link)
+        if number in _TOO_MANY or _TOO_MANY_FILES.search(text):
+            return MANY_FILES_MESSAGE
+        if isinstance(link, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(text):
+            what = " ".join(text.split())[:200]
+            return (
+                f"memory ran out{f' ({what})' if what else ''}: end other programs, work in fewer processes "
+                f"(--workers 0), or take a machine with more; a training needs less with a smaller --batch-size or a "
+                f"plan for less (--memory-gb). What was finished is kept; the same command goes on."
+            )
+        if _NO_THREAD.search(text):
+            return (
+                "the system allows no further process or thread: raise the limit (ulimit -u), end other programs, or "
+                "work in fewer processes (--workers 0), and run the command again; what was finished is kept."
+            )
+        link = link.__cause__ or link.__context__
     return None
+
+
+def is_out_of_files(error: BaseException) -> bool:
+    """Whether an error was caused by there being too many open files."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in _TOO_MANY:
+            return True
+        link = link.__cause__
+    return False
 
 
 def _fail(message: str) -> int:

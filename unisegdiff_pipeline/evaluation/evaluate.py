@@ -31,6 +31,7 @@ from unisegdiff_pipeline.evaluation.summary import Summary, summarise
 from unisegdiff_pipeline.evaluation.tables import write_lesions, write_metrics
 from unisegdiff_pipeline.io.endings import has_native_reader
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import remove_stale_temporaries
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.io.units import Units, units_of
@@ -108,6 +109,7 @@ class Evaluation:
 
         Columns and keys are named by the units of the data; see `io.units`.
         """
+        remove_stale_temporaries(folder, below=True)  # of evaluations that were killed
         files = WrittenFiles(folder / "metrics.csv", folder / "lesion_scores.csv", folder / "summary.json")
         units = self.report.units
         write_metrics(files.metrics, self.cases, self.options.tolerances_mm, units)

@@ -70,16 +70,24 @@ def require_writable(folder: Path) -> None:
         ) from error
 
 
-def remove_stale_temporaries(folder: Path) -> None:
+def remove_stale_temporaries(folder: Path, *, below: bool = False, of_anyone: bool = False) -> None:
     """Remove the temporary files that processes of this machine which were killed have left in `folder`.
 
     Files of running processes stay, and so do those of other machines that may be writing into a shared folder.
+
+    Args:
+        folder: may be missing.
+        below: in all folders inside it as well.
+        of_anyone: nobody else writes there, since the caller holds its lock: what other machines have left goes, too.
     """
     import psutil
 
-    for path in Path(folder).glob(".tmp-*"):
-        match = re.match(rf"\.tmp-(\d+)-{_host()}-", path.name)
-        if match is not None and not psutil.pid_exists(int(match.group(1))):
+    for path in (Path(folder).rglob if below else Path(folder).glob)(".tmp-*"):
+        match = re.match(r"\.tmp-(\d+)-([0-9a-f]{8})-", path.name)
+        if match is None:
+            continue
+        elsewhere = match[2] != _host()
+        if of_anyone if elsewhere else not psutil.pid_exists(int(match[1])):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -94,9 +94,8 @@ def _written(folder: Path, validation_cases: Iterable[str]) -> list[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what trainings of this machine that were killed have left half written in a fold's folder."""
-    for part in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        remove_stale_temporaries(part)
+    """Remove what trainings that were killed have left half written in a fold's folder, whose lock the caller holds."""
+    remove_stale_temporaries(folder, below=True, of_anyone=True)
 
 
 def _validated(folder: Path) -> tuple[str, ...]:

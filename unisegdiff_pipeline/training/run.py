@@ -15,6 +15,7 @@ from unisegdiff_pipeline.evaluation.summary import fold_table
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, plan_hash
 from unisegdiff_pipeline.inference.model_name import ModelName, require_part
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.files import remove_stale_temporaries
 from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.parallel import usable_cores
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
@@ -146,6 +147,7 @@ def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRe
             if request.restart:
                 set_aside(folder, run.validation_cases)
             remove_temporaries(folder)
+            remove_stale_temporaries(setting.model_folder)
             _write_model_files(setting, restarted=set(setting.folds) if request.restart else set())
             run.log.open()
             if kept := taken_over(request, settled):
