@@ -200,7 +200,7 @@ def test_enough_patients_leave_nothing_at_its_default() -> None:
 
 
 def surfaces(*size_scores: Sequence[float], energy: Sequence[float] = (0.5, 0.5, 0.5)) -> list[SamplerTrial]:
-    """Trials of a quarter (the default), the whole and an eighth of the length; the last with an energy."""
+    """Trials of the whole length (the default), a quarter and an eighth; the last with an energy."""
     tried = [choosing.drawing(TWO, 16.0, part) for part in choosing.SURFACE_PARTS]
     energies = [(0.5, 0.5, 0.5)] * (len(size_scores) - 1) + [tuple(energy)]
     return [SamplerTrial(s, e, None, tuple(scores)) for s, e, scores in zip(tried, energies, size_scores, strict=False)]
@@ -208,14 +208,14 @@ def surfaces(*size_scores: Sequence[float], energy: Sequence[float] = (0.5, 0.5,
 
 def test_the_surface_whose_sizes_score_clearly_better_is_taken() -> None:
     ranked = choosing.rank_surfaces(surfaces((2.0, 2.1, 1.9), (3.0, 3.0, 3.0), (1.0, 1.2, 0.9)))
-    assert [t.sampler.surface_length_mm for t in ranked] == [2.0, 4.0, 16.0]
+    assert [t.sampler.surface_length_mm for t in ranked] == [2.0, 16.0, 4.0]
     unclear = choosing.rank_surfaces(surfaces((2.0, 2.1, 1.9), (3.0, 3.0, 3.0), (1.0, 3.2, 1.4)))
-    assert unclear[0].sampler.surface_length_mm == 4.0
+    assert unclear[0].sampler.surface_length_mm == 16.0
 
 
 def test_sizes_do_not_buy_worse_masks() -> None:
     trials = surfaces((2.0, 2.1, 1.9), (3.0, 3.0, 3.0), (1.0, 1.2, 0.9), energy=(0.6, 0.62, 0.61))
-    assert choosing.rank_surfaces(trials)[0].sampler.surface_length_mm == 4.0
+    assert choosing.rank_surfaces(trials)[0].sampler.surface_length_mm == 16.0
 
 
 def mean_trial(w: float, decision: Decision, dice: Sequence[float], nll: float | Sequence[float]) -> MeanTrial:

@@ -21,12 +21,14 @@ from safetensors.torch import load_file
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE
+from unisegdiff_pipeline.evaluation.spread import Spread
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import text_hash
 from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.io.serialization import read_dataclass
 from unisegdiff_pipeline.training import choosing, diffusion
 from unisegdiff_pipeline.training import fold as fold_module
 from unisegdiff_pipeline.training import run as run_module
@@ -78,6 +80,8 @@ def test_both_phases_leave_a_complete_fold(request_: TrainRequest, monkeypatch: 
     assert (settings["mask_sampler"] or settings["sampler"]) == tried["samplers"][0]["sampler"]
     assert settings["w"] == 1 or settings["sampler"] == tried["means"][0]["sampler"]
     assert "hold-out" in settings["chosen_on"]
+    assert len(read_dataclass(Spread, result.folder / "validation" / "spread.json").cases) == 3
+    assert "Spread of the samples" in (result.folder / "report.html").read_text()
     assert any(name.startswith("denoiser.") for name in weights_of(result.folder))
     assert "mean" in result.scores
     described = json.loads((result.folder / "request.json").read_text())

@@ -17,6 +17,7 @@ import numpy as np
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NUM_BINS = 10
+SPREAD_NAME = "spread.json"  # in validation/ of a fold
 
 
 @dataclass(frozen=True)
@@ -148,3 +149,18 @@ def mean_distances(cases: Sequence[CaseSpread]) -> tuple[float, float]:
     if not both:
         return math.nan, math.nan
     return float(np.mean([c.sample_distance for c in both])), float(np.mean([c.rater_distance for c in both]))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """validation/spread.json: the samples of a fold's validation cases beside their references."""
+
+    cases: tuple[CaseSpread, ...] = ()
+
+    def by_class(self) -> dict[str, list[CaseSpread]]:
+        """Cases of each class."""
+        found: dict[str, list[CaseSpread]] = {}
+        for case in self.cases:
+            found.setdefault(case.class_name, []).append(case)
+        return found
+

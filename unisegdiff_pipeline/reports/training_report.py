@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 import unisegdiff_pipeline
 from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, Spread
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.settings_words import settings_in_words
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.progress import format_duration
-from unisegdiff_pipeline.io.serialization import from_jsonable, read_json
-from unisegdiff_pipeline.reports import attention, figures, snapshots
+from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, read_json
+from unisegdiff_pipeline.reports import attention, figures, sample_spread, snapshots
 from unisegdiff_pipeline.reports.page import (
     Column,
     Html,
@@ -48,6 +49,7 @@ from unisegdiff_pipeline.reports.page import (
     write_page,
 )
 from unisegdiff_pipeline.reports.scales import fit_unit_interval
+from unisegdiff_pipeline.reports.training_findings import findings
 from unisegdiff_pipeline.reports.training_log import LOG_NAME, Entry, of_kind, read_log, thinned, value
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ def write_training_report(folder: Path, is_running: bool = False) -> Path:
                 _pictures(fold),
                 _chosen(fold),
                 _validation(fold),
+                sample_spread.section(_spread(fold).by_class()),
                 attention.section(folder, fold.entries),
                 _setup(fold),
             )
@@ -127,6 +130,14 @@ def _read_fold(folder: Path, is_running: bool) -> _Fold:
         _json(folder / "validation" / "summary.json"),
         is_running,
     )
+
+
+def _spread(fold: _Fold) -> Spread:
+    """Of the validation cases; empty where it is not there (yet) or of another version."""
+    try:
+        return read_dataclass(Spread, fold.folder / "validation" / SPREAD_NAME)
+    except UsdError:
+        return Spread()
 
 
 def _json(path: Path) -> Any:
@@ -159,6 +170,8 @@ def _lead(fold: _Fold) -> list[Html]:
     items += _dice_figures(fold)
     items.append(KeyFigure("Speed", f"{value(train[-1], 'iterations_per_s'):.2f} it/s", "iterations per second, last"))
     lead = [key_figures(items)]
+    cases = (fold.validation or {}).get("cases") or ()
+    lead += [notice(text, "warning") for text in findings(fold.entries, fold.chosen, cases, _spread(fold))]
     if not (fold.is_finished or fold.is_running):
         lead.append(notice("This training has stopped before its end. The command that began it continues it."))
     return lead

@@ -61,7 +61,7 @@ LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coh
 RADII_PER_LENGTH = LENGTH_PER_REACH
 # Of the field that draws surfaces, as parts of that which draws objects; the first is the default. Annotators move a
 # surface as a whole, the errors of an organ's do not.
-SURFACE_PARTS = (0.25, 1.0, 0.125)
+SURFACE_PARTS = (1.0, 0.25, 0.125)
 FALLBACK_LENGTH_VOXELS = 16.0  # where nothing is annotated
 MOST_MEASURED_CASES = 200
 STAGE_A = SamplerSettings("ddim", "stage_a", 0, 0.0)  # one call at pure noise

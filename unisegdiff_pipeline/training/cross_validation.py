@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
 from unisegdiff_pipeline.io.serialization import read_object, write_json
 from unisegdiff_pipeline.preprocessing.reference import stored_reference_source
 from unisegdiff_pipeline.training.validation import SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
 FOLDER = "cross_validation"
-OWN_OF_A_FOLD = (SUMMARY_NAME, "lesions.csv", "volumes.csv", "manifest.json")
+OWN_OF_A_FOLD = (SUMMARY_NAME, SPREAD_NAME, "lesions.csv", "volumes.csv", "manifest.json")
 EVALUATION = "evaluation"  # where usd_evaluate writes unless told otherwise
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
+from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, CaseSpread, Spread
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_defined, summarise
 from unisegdiff_pipeline.inference.decision import NEUTRAL, best_threshold, decided_probabilities, shift_threshold
 from unisegdiff_pipeline.inference.settings import InferenceSettings
@@ -22,6 +23,7 @@ from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
+from unisegdiff_pipeline.training.spread import annotators, spread_of_case
 from unisegdiff_pipeline.training.validation_files import (
     FOLDER_NAME,
     keeps_everything,
@@ -128,6 +130,7 @@ def final_validation(
     """
     folder = run.folder / FOLDER_NAME
     cases: list[CaseScores] = []
+    spreads: list[CaseSpread] = []
     start, units = time.monotonic(), fold_units(run)
     everything = keeps_everything(run, settings)
     kept = "masks, probabilities and samples" if everything else "masks"
@@ -135,7 +138,9 @@ def final_validation(
     run.log.say(f"validating {counted(len(run.validation_cases), 'case')}; {kept} are kept in {folder}")
     with run.stop.limited(None if time_left_s is None else max(0.0, time_left_s)):
         for case_id in progress(run.validation_cases, len(run.validation_cases), "validation"):
-            cases.append(_validated(run, model, settings, case_id, units, everything))
+            scores, of_case = _validated(run, model, settings, case_id, units, everything)
+            cases.append(scores)
+            spreads += of_case
     given_up = run.validation_cases[len(cases) :]
     if given_up:
         remove_cases(run, given_up)
@@ -147,6 +152,7 @@ def final_validation(
     summary = summarise(cases) if cases else None
     if everything and cases:
         write_tables(run, settings)
+    write_json(folder / SPREAD_NAME, Spread(tuple(spreads)))
     found = {"summary": summary, "units": units, "cases": cases, "not_validated": given_up}
     facts = {"seconds": time.monotonic() - start, "settings": settings}
     write_json(folder / SUMMARY_NAME, units.named(to_jsonable(found)) | to_jsonable(facts))
@@ -155,10 +161,10 @@ def final_validation(
 
 def _validated(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, case_id: str, units: Units, everything: bool
-) -> CaseScores:
+) -> tuple[CaseScores, list[CaseSpread]]:
     """Predict one validation case, score it and write what is kept of it."""
     stored = run.data.open(case_id)
-    prediction = predict_stored(run, model, stored, settings, None, keep_samples=everything)
+    prediction = predict_stored(run, model, stored, settings, None, keep_samples=True)
     probabilities, scheme = prediction.probabilities(), run.plans.labels
     threshold = NEUTRAL
     if settings.decision == "dice":
@@ -168,7 +174,7 @@ def _validated(
     reference = stored.reference()[0]
     scores = score_case(reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d)
     write_case(run, stored, prediction, settings, threshold, labels, everything)
-    return CaseScores(case_id, tuple(scores))
+    return CaseScores(case_id, tuple(scores)), spread_of_case(prediction, annotators(stored), scheme, case_id)
 
 
 def fold_units(run: FoldRun) -> Units:

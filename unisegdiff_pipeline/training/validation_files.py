@@ -1,6 +1,7 @@
 """What is kept of the validation cases: masks always; probabilities, samples and tables as prediction writes them.
 
     validation/summary.json          scores, and the settings that the cases were predicted with
+    validation/spread.json           samples beside the references, see `evaluation.spread`
     validation/CASE.ext              masks
     validation/probabilities/  samples/  uncertainty/  lesions.csv  volumes.csv  manifest.json
                                      where everything is kept; see `inference.writing`

@@ -1,0 +1,81 @@
+"""Values that can be done by hand, and laws in which the references are draws of what the samples are drawn from."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.evaluation.spread import (
+    CaseSpread,
+    empty_draws,
+    fraction_curve,
+    interval_coverage,
+    mean_distances,
+    size_score,
+    spread_ratio,
+    volume_bias,
+)
+
+
+def case(volumes: tuple[int, ...], *references: int, confidence: float = 0.5, apart: float = math.nan) -> CaseSpread:
+    n = len(volumes)
+    return CaseSpread("a", "lesion", volumes, references, 0.4, apart, 0.7, confidence, (0,) * (n + 1), (0.0,) * (n + 1))
+
+
+def drawn(sample_sd: float, truth_sd: float, num_cases: int = 4000, num_samples: int = 8) -> list[CaseSpread]:
+    rng = np.random.default_rng(0)
+    samples = np.rint(rng.normal(1000, sample_sd, (num_cases, num_samples))).astype(int)
+    truth = np.rint(rng.normal(1000, truth_sd, num_cases)).astype(int)
+    return [case(tuple(s.tolist()), int(t)) for s, t in zip(samples, truth, strict=True)]
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_intervals_hold_what_they_promise_where_the_reference_is_one_more_draw(level: float) -> None:
+    """Also the 90 % interval of 8 samples, which span 78 % only."""
+    assert interval_coverage(drawn(100, 100), level)[0] == pytest.approx(level, abs=0.02)
+    assert interval_coverage(drawn(250, 100), level)[0] > level + 0.04
+    assert interval_coverage(drawn(40, 100), level)[0] < level - 0.15
+
+
+def test_ties_of_empty_masks_promise_neither_more_nor_less() -> None:
+    """All samples and the reference are empty: the reference is anywhere among them."""
+    assert interval_coverage([case((0, 0, 0, 0), 0)], 0.5)[0] == pytest.approx(0.5)
+    assert interval_coverage([case((1, 2, 3), 9)], 0.5)[0] == 0
+    # One of three below: the place is uniform from 1/4 to 1/2, of which the middle half holds all.
+    assert interval_coverage([case((1, 5, 6), 3)], 0.5)[0] == pytest.approx(1.0)
+
+
+def test_annotators_of_a_case_count_as_one() -> None:
+    value, error = interval_coverage([case((1, 5, 6), 3, 9)], 0.5)
+    assert value == pytest.approx(0.5)
+    assert error == pytest.approx(0.5)
+    assert math.isnan(interval_coverage([], 0.5)[0])
+
+
+def test_spread_is_compared_with_the_error_without_its_bias() -> None:
+    assert spread_ratio(drawn(100, 100)) == pytest.approx(1, abs=0.03)
+    assert spread_ratio(drawn(300, 100)) == pytest.approx(300 / 100 / np.sqrt(1 + 9 / 8) * np.sqrt(9 / 8), rel=0.05)
+    # variances 8 * (1 + 1/2) = 12, errors 2 and -2 once their mean is taken out: sqrt(12) / sqrt(8)
+    assert spread_ratio([case((8, 12), 22), case((8, 12), 18)]) == pytest.approx(math.sqrt(12 / 8))
+
+
+def test_the_score_of_sizes_is_lowest_for_the_true_spread() -> None:
+    scores = [np.mean([size_score(c, 1) for c in drawn(sd, 100)]) for sd in (20, 100, 400)]
+    assert scores[1] == min(scores)
+    assert size_score(case((4, 16), 9), 2) == pytest.approx((1 + 1) / 2 - 2 / 2)  # sizes 2 and 4 beside 3
+    assert math.isnan(size_score(case((4,), 9), 2))
+
+
+def test_bias_and_empty_draws_by_hand() -> None:
+    cases = [case((8, 12), 20, confidence=0.99), case((0, 10), 10, confidence=0.96), case((0, 0), 5, confidence=0.9)]
+    assert volume_bias(cases) == pytest.approx((10 + 5 + 0) / 35)
+    assert empty_draws(cases, 0.95) == (1, 4)
+    assert mean_distances([case((1, 2), 1, 2, apart=0.3), case((1, 2), 1)]) == pytest.approx((0.4, 0.3))
+
+
+def test_voxels_are_binned_by_the_samples_that_mark_them() -> None:
+    one = CaseSpread("a", "lesion", (1, 1), (1,), 0.4, 0.3, 0.7, 0.5, (90, 6, 4), (9.0, 3.0, 4.0))
+    curve = [(b.fraction, b.marked, b.voxels) for b in fraction_curve([one, one])]
+    assert curve == [(0.0, pytest.approx(0.1), 180), (0.5, pytest.approx(0.5), 12), (1.0, pytest.approx(1.0), 8)]
