@@ -218,7 +218,7 @@ def test_a_tile_is_timed_where_a_whole_case_takes_too_long(monkeypatch: pytest.M
     assert measure_costs(run, MODEL) == Costs(pytest.approx(12.5), pytest.approx(50.0))  # type: ignore[arg-type]
     assert {shape for shape, _ in tiles.calls} == {(4, 8, 8, 8)}
     assert tiles.clock < 1.25
-    assert run.log.said == ["timing the prediction of one of 125 tiles of a case, to divide --max-time by it"]
+    assert run.log.said == ["timing the prediction of one of 125 tiles of a case"]
 
 
 def test_a_whole_case_is_timed_where_it_surely_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,10 +120,7 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
         return Costs()
     stored = _largest(run)
     tile, num_tiles = _one_tile(run, model, stored)
-    run.log.say(
-        f"timing the prediction of {'a case' if num_tiles == 1 else f'one of {num_tiles} tiles of a case'}, to divide "
-        f"--max-time by it"
-    )
+    run.log.say(f"timing the prediction of {'a case' if num_tiles == 1 else f'one of {num_tiles} tiles of a case'}")
     settings = planned_settings(run.configuration)
     limit_s = MEASURING_SHARE * run.request.max_time_s
 
