@@ -66,6 +66,26 @@ def test_scores_and_files(folders: tuple[Path, Path], tmp_path: Path) -> None:
     assert (lesions[0]["confidence"], lesions[0]["area_mm2"]) == ("", "100")
 
 
+def test_names_in_two_unicode_forms_and_planes_with_a_third_axis_are_paired_and_scored(tmp_path: Path) -> None:
+    reference, prediction = tmp_path / "labelsTs", tmp_path / "pred"
+    flat, single = Geometry((1.0, 5.0, 10.0), is_2d=True), Geometry((4.0, 5.0, 10.0))
+    write(reference, "M\u00fcller", 1, 1, 0, 0, geometry=flat)
+    write(prediction, "Mu\u0308ller", 1, 0, 0, 0, geometry=single)
+    assert evaluate_folders(reference, prediction, BINARY).summary.mean_dice == pytest.approx(2 / 3)
+
+
+def test_a_third_of_a_voxel_is_another_grid_and_three_micrometres_are_not(tmp_path: Path) -> None:
+    reference, prediction = tmp_path / "labelsTs", tmp_path / "pred"
+    write(reference, "a", 1, 1, 0, 0)
+    for shift_mm, agrees in ((0.003, True), (1.3, False)):
+        write(prediction, "a", 1, 0, 0, 0, geometry=Geometry(SPACING, (0.0, 0.0, shift_mm)))
+        if agrees:
+            assert evaluate_folders(reference, prediction, BINARY).summary.mean_dice == pytest.approx(2 / 3)
+        else:
+            with pytest.raises(UsdError, match=r"origin .*a corner lies 0\.325 voxels off"):
+                evaluate_folders(reference, prediction, BINARY)
+
+
 def test_another_format_with_the_same_geometry_is_scored(folders: tuple[Path, Path]) -> None:
     reference, prediction = folders
     (prediction / "case_1.nii.gz").unlink()

@@ -105,6 +105,14 @@ def test_splits_are_written_in_nnunet_format_and_read_again(preprocessed: Path) 
     assert load_or_create_splits(preprocessed) == splits[::-1]
 
 
+def test_names_in_splits_may_have_another_unicode_form(tmp_path: Path) -> None:
+    cases = [CaseRecord(name, name, 0, {"lesion": 1.0}, 1.0) for name in ("M\u00fcller", "Maier")]
+    write_json(tmp_path / "cases.json", cases)
+    own = [{"train": ["Mu\u0308ller"], "val": ["Maier"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(own))
+    assert load_or_create_splits(tmp_path)[0].train == ("M\u00fcller",)
+
+
 def test_own_splits_in_the_raw_folder_are_honoured(preprocessed: Path, tmp_path: Path) -> None:
     own = [{"train": [f"c{i}" for i in range(10)], "val": ["c10", "c11"]}]
     (tmp_path / "splits_final.json").write_text(json.dumps(own))

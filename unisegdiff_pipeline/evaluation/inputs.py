@@ -201,6 +201,8 @@ def find_repeated(folder: Path, word: str, cases: Iterable[str]) -> dict[str, tu
         word: "sample" or "rater", the word before the number in the file names.
         cases: names of cases; a folder inside with such a name holds files of this case only.
     """
+    from unisegdiff_pipeline.io.names import composed
+
     known = set(cases)
     found: dict[str, list[tuple[tuple[int, str], Path]]] = {}
     numbered = re.compile(rf"(?P<case>.+)_{word}_?(?P<number>\d+)")
@@ -210,7 +212,8 @@ def find_repeated(folder: Path, word: str, cases: Iterable[str]) -> dict[str, tu
     for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         for name, path in _image_files(inner):
             # Within a folder the order is by name; of folders that each hold one file of a case, by theirs.
-            case, key = (inner.name, name) if inner.name in known else (name, inner.name)
+            folder_name = composed(inner.name)
+            case, key = (folder_name, name) if folder_name in known else (name, folder_name)
             found.setdefault(case, []).append(((_last_number(key), key), path))
     return {case: tuple(path for _, path in sorted(files)) for case, files in found.items()}
 
@@ -332,10 +335,11 @@ def _read_groups(path: Path | None) -> dict[str, str]:
 def _image_files(folder: Path) -> list[tuple[str, Path]]:
     """(name without ending, path) of all files with a supported ending, sorted by name; hidden ones are left out."""
     from unisegdiff_pipeline.io.images import split_ending
+    from unisegdiff_pipeline.io.names import composed
 
     files = []
     for path in sorted(folder.iterdir()):
-        name, ending = split_ending(path.name)
+        name, ending = split_ending(composed(path.name))
         if ending and not path.name.startswith("."):
             files.append((name, path))
     return files

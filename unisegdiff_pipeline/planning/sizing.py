@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from unisegdiff_pipeline.io.progress import counted
 from unisegdiff_pipeline.planning.plans import Budget, NetworkPlan
 from unisegdiff_pipeline.planning.topology import (
     Topology,
@@ -120,7 +121,7 @@ class Sizer:
         batch -= batch % (usual // 2)
         return batch, (
             f"{batch} examples: an iteration costs {self.iteration_gmac(network, batch):.1f} of the "
-            f"{self.gmac_limit:.0f} GMAC that {self.cores} cores are given"
+            f"{self.gmac_limit:.0f} GMAC that {counted(self.cores, 'core')} {'is' if self.cores == 1 else 'are'} given"
         )
 
     def _batch_by_data(self, network: NetworkPlan, median_shape: Sequence[float]) -> int:

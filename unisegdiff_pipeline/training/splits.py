@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.names import composed
 from unisegdiff_pipeline.io.serialization import from_jsonable, read_json, write_json
 from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases
 
@@ -175,9 +176,10 @@ def _rounds_by_volume(groups: Sequence[_Group], size: int, rng: np.random.Genera
 
 def _read_splits(path: Path, records: Sequence[CaseRecord]) -> list[Split]:
     try:
-        splits = list(from_jsonable(tuple[Split, ...], read_json(path)))
+        read = from_jsonable(tuple[Split, ...], read_json(path))
     except UsdError as error:
         raise UsdError(f"{path}: {error}") from None
+    splits = [Split(tuple(map(composed, split.train)), tuple(map(composed, split.val))) for split in read]
     known = {record.case_id for record in records}
     missing = sorted({c for split in splits for c in (*split.train, *split.val)} - known)
     if missing:
