@@ -109,5 +109,3 @@ def test_signals_at_many_moments(
         process = start(command, arguments_of(command, phantom_2d, ready[0], output), output / "again")
         process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, (output / "again").read_text()  # and it goes on from there
-
-

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from unisegdiff_pipeline.reports.figures import INK, SERIES, box_and_points, draw, picture, series_color
+from unisegdiff_pipeline.reports.figures import INK, SERIES, box_and_points, draw, picture, series_color, shorter_path
 
 
 def two_lines(figure: Any) -> None:
@@ -138,3 +138,9 @@ def test_logarithmic_axes_have_labels_without_formulas() -> None:
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", draw(paint, "x"))
     assert {"0.01", "1", "10⁶", "\N{MINUS SIGN}10⁵"} <= set(texts)
     assert not any("$" in text for text in texts)
+
+
+def test_paths_are_shortened_and_lead_to_the_same_places() -> None:
+    path = "M 0 0 \nL 202.524545 0 \nM 1.5 2 \nL 1.5 7.126 \nM 0 0 \nL 1 2 \nC 1.004 2 3 4 5 6 \nz\n"
+    assert shorter_path(path) == "M0 0H202.52 M1.5 2V7.13 M 0 0 L 1 2 C 1 2 3 4 5 6 z"
+    assert shorter_path("M 1 2 \nL 10 20 \nL 10 30") == "M 1 2 L 10 20 L 10 30"

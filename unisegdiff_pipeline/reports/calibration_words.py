@@ -23,6 +23,11 @@ def _sentence(curve: ReliabilitySummary) -> str:
     if not total:
         return "No voxel with a probability was judged."
     points = f"{100 * curve.ece:.1f} percentage points on average (ECE {curve.ece:.3f})"
+    highest = max(b.mean_confidence for b in bins)
+    if highest < 0.5:
+        return (
+            f"No voxel is given much more than {highest:.0%}, so nothing is marked; on average it is off by {points}."
+        )
     if curve.ece < GOOD:
         return f"Probabilities can be taken at face value: they are off by {points}."
     strength = "slightly " if curve.ece < FAIR else ""

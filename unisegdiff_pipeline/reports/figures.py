@@ -196,6 +196,7 @@ def _inline_tag(tag: str, used: Collection[str], prefix: str) -> str:
     tag = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", tag)
     for color, variable in _VARIABLES.items():
         tag = re.sub(rf"{color}\b", f"var({variable})", tag, flags=re.IGNORECASE)
+    tag = re.sub(r' d="([^"]*)"', lambda m: f' d="{shorter_path(m[1])}"', tag)
     return re.sub(r"data:image/png;base64,([^\"]+)", lambda m: _smaller_image(m[1]), tag)
 
 
@@ -221,6 +222,17 @@ def _label_powers_without_math(figure: Figure) -> None:
             if isinstance(former, LogFormatterMathtext):
                 linear_to = getattr(scale, "linthresh", None)
                 replace(Plain(scale.base, former.labelOnlyBase, former.minor_thresholds, linear_to))
+
+
+def shorter_path(path: str) -> str:
+    """A path of matplotlib with hundredths of a point, single blanks, and H and V for lines along the axes.
+
+    Outlines are thousands of such lines, and most of the weight of a page that shows them.
+    """
+    path = re.sub(r"\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), path)
+    path = re.sub(r"\s+", " ", path).strip()
+    path = re.sub(r"M (\S+) (\S+) L (\S+) \2(?= |$)", r"M\1 \2H\3", path)
+    return re.sub(r"M (\S+) (\S+) L \1 (\S+)(?= |$)", r"M\1 \2V\3", path)
 
 
 def _smaller_image(encoded: str) -> str:
