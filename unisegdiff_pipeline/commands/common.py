@@ -308,7 +308,12 @@ def dataset_parser(prog: str, description: str, *flags: Callable[[argparse.Argum
 
     parser = CommandParser(prog, description, nnunet=PLAN_AND_PREPROCESS)
     parser.add_argument(
-        "-d", "--dataset", nargs="+", required=True, metavar="ID", help="data sets: 4, 004 or Dataset004_Hippocampus"
+        "-d",
+        "--dataset",
+        nargs="+",
+        required=True,
+        metavar="ID",
+        help="data sets: 4, 004, Hippocampus or Dataset004_Hippocampus",
     )
     for add_flags in flags:
         add_flags(parser)
@@ -345,7 +350,10 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device that will train (default: auto)"
     )
     parser.add_argument(
-        "--memory-gb", type=positive_number, metavar="GB", help="memory to plan for (default: what the device has)"
+        "--memory-gb",
+        type=positive_number,
+        metavar="GB",
+        help="memory to plan for (default: what is free, of a GPU 90 %% and at most 8)",
     )
 
 

@@ -60,9 +60,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--test-cases", type=whole_number(1), default=NUM_TEST, metavar="N", help=f"default: {NUM_TEST}"
     )
-    parser.add_argument(
-        "--samples", type=whole_number(1), default=8, metavar="N", help="masks drawn a case (default: 8)"
-    )
+    parser.add_argument("--samples", type=whole_number(1), default=8, metavar="N", help="samples a case (default: 8)")
     parser.add_argument(
         "--workers", type=whole_number(0), metavar="N", help="processes that prepare patches (default: by cores)"
     )

@@ -23,7 +23,7 @@ def build_parser() -> CommandParser:
     """Parser of usd_evaluate."""
     parser = CommandParser(
         "usd_evaluate",
-        "Score predicted masks against references: overlap, distances in mm, lesions, volumes; and, where they are\n"
+        "Score predicted masks against references: overlap, distances, lesions, sizes; and, where they are\n"
         "there, probabilities, samples and several raters. Shape and geometry are compared before scoring. Both masks\n"
         "empty: undefined, and counted. Reference empty and prediction not: the volume predicted falsely, not a Dice\n"
         "of 0. Works on predictions of this package and of nnU-Net, and on plain folders of masks.",

@@ -34,7 +34,10 @@ def build_parser() -> CommandParser:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the masks")
     _add_model(parser)
     parser.add_argument(
-        "--samples", type=whole_number(0), metavar="N", help="masks drawn a case (default: the model's)"
+        "--samples",
+        type=whole_number(0),
+        metavar="N",
+        help="samples a case, masks that the model holds possible (default: the model's number)",
     )
     add_seed(parser)
     add_device(parser)
@@ -47,16 +50,16 @@ def build_parser() -> CommandParser:
         "--combine",
         choices=("mean", "majority", "staple"),
         default="mean",
-        help="what masks are made of: the mean probability (default), or the drawn masks by vote or by STAPLE",
+        help="what masks are made of: the mean probability (default), or the samples by vote or by STAPLE",
     )
     parser.add_argument(
         "--decision",
         choices=("half", "dice"),
-        help="how the mean probability is cut: at 0.5, or where the samples promise the highest Dice (default: what\n"
-        "training chose on its hold-out)",
+        help="threshold of the mean probability: 0.5 (half), or where the samples promise the highest Dice (default: "
+        "what training chose on its hold-out)",
     )
     parser.add_argument("--save-probabilities", action="store_true", help="write the probability of each class")
-    parser.add_argument("--save-samples", action="store_true", help="write every drawn mask")
+    parser.add_argument("--save-samples", action="store_true", help="write every sample")
     parser.add_argument(
         "--save-uncertainty-parts",
         action="store_true",

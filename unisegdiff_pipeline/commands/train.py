@@ -43,7 +43,7 @@ def build_parser() -> CommandParser:
         "An interrupted training continues where it stopped, with what it was asked; no flag has to be given again.",
         nnunet=TRAIN,
     )
-    parser.add_argument("dataset", metavar="DATASET", help="4, 004 or Dataset004_Hippocampus")
+    parser.add_argument("dataset", metavar="DATASET", help="4, 004, Hippocampus or Dataset004_Hippocampus")
     parser.add_argument(
         "fold", type=fold_name, metavar="FOLD", help="0 to 4, `all` (one model on every case) or `cv` (every fold)"
     )
@@ -114,8 +114,8 @@ def _add_length(parser: CommandParser) -> None:
         metavar="TIME",
         help="wall time of a fold with its final validation: 90s, 15m, 2h or plain seconds",
     )
-    length.add_argument("--epochs", type=whole_number(1), metavar="N")
-    length.add_argument("--iterations", type=whole_number(1), metavar="N")
+    length.add_argument("--epochs", type=whole_number(1), metavar="N", help="of as many iterations as the plan says")
+    length.add_argument("--iterations", type=whole_number(1), metavar="N", help="batches")
 
 
 def fold_name(text: str) -> str:

@@ -163,4 +163,3 @@ class Spread:
         for case in self.cases:
             found.setdefault(case.class_name, []).append(case)
         return found
-

@@ -10,6 +10,7 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.serialization import read_json_lines
 
 LOG_NAME = "log.jsonl"
+PHASES = {1: "segmenter", 2: "diffusion"}
 Entry = dict[str, Any]
 # Keys that more than a figure depends on: key, types, in words. Only the first has to be there.
 _KEYS = (

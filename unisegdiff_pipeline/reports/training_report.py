@@ -50,7 +50,7 @@ from unisegdiff_pipeline.reports.page import (
 )
 from unisegdiff_pipeline.reports.scales import fit_unit_interval
 from unisegdiff_pipeline.reports.training_findings import findings
-from unisegdiff_pipeline.reports.training_log import LOG_NAME, Entry, of_kind, read_log, thinned, value
+from unisegdiff_pipeline.reports.training_log import LOG_NAME, PHASES, Entry, of_kind, read_log, thinned, value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,6 @@ REPORT_NAME = "report.html"
 REFRESH_S = 30
 MOST_POINTS, MARKED_POINTS = 400, 30  # of a curve
 WIDTH_IN, HEIGHT_IN = 3.45, 2.75  # three figures side by side
-PHASES = {1: "segmenter", 2: "diffusion"}
 HOURS_FROM_S = 3 * 3600.0
 
 

@@ -241,7 +241,7 @@ def within_budget(run: FoldRun, costs: Costs, start_s: float) -> Costs:
         final_s = tried.final_s(run)
         if final_s <= LARGEST_FINAL_SHARE * budget_s and final_s + start_s <= (1 - LEAST_PHASE_2_SHARE) * budget_s:
             return tried
-        run.log.say(f"time is short: samplers of {search.most_calls} calls are not tried")
+        run.log.say(f"time is short: samplers of {search.most_calls} network calls are not tried")
     return replace(costs, search=QUICK_SEARCH)
 
 

@@ -172,7 +172,10 @@ def _chosen(
     choice: Choice | None = None
     left_s = time_left_s(run)
     if cases:
-        run.log.say(f"choosing temperature, sampler and w on {counted(len(cases), 'held-out case')}")
+        run.log.say(
+            f"choosing how to predict, on {counted(len(cases), 'held-out case')}: how sure the segmenter may be "
+            "(temperature), how samples are made, and how much segmenter and samples count (w)"
+        )
         with run.stop.limited(left_s):
             choice = choose_settings(run, model, settings, cases, costs.search)
     if choice is None:
@@ -242,7 +245,7 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
     cases = measure_costs(run, model).described_cases(run)
     described: tuple[Temperature, StagePlan, dict[str, float]] | None = None
     if cases:
-        run.log.say(f"describing the segmenter on {counted(len(cases), 'held-out case')}")
+        run.log.say(f"measuring on {counted(len(cases), 'held-out case')} how sure the segmenter may be")
         with run.stop.limited(share_s(run, DESCRIBING_LIMIT_SHARE)):
             temperature = choose_temperature(run, model, cases).of_all
             described = temperature, *realised_stages(run, model, replace(settings, temperature=temperature), cases)
@@ -308,7 +311,7 @@ def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> Infe
     """Fold "all" holds no case out: it takes what a finished fold of the same model chose, else what is usual."""
     folder = _finished_fold(run)
     if folder is None:
-        run.log.say("no case is held out and no other fold is finished: w and samplers are the usual ones")
+        run.log.say("no case is held out and no other fold is finished: how to predict is left at the defaults")
         return settings
     found = read_settings(folder)
     return replace(

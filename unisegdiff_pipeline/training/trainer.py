@@ -23,6 +23,7 @@ from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
+from unisegdiff_pipeline.reports.training_log import PHASES
 from unisegdiff_pipeline.training.checkpoint import save_checkpoint
 from unisegdiff_pipeline.training.ema import Ema, cpu_state
 from unisegdiff_pipeline.training.interrupt import StopRequest, TrainingInterrupted
@@ -172,7 +173,7 @@ class Trainer(abc.ABC):
         # Phase 2 sees other patches than phase 1 did.
         seed = 2 * run.seed + self.phase - 1
         source = PatchSource(run.data, run.train_cases, run.configuration, run.plans.labels, seed, augment=True)
-        run.log.say(f"phase {self.phase} ({type(self).__name__}): {self._describe()}")
+        run.log.say(f"phase {self.phase}, {PHASES.get(self.phase, '')} ({type(self).__name__}): {self._describe()}")
         self.network.train()
         try:
             self._train_on(source)
@@ -273,7 +274,8 @@ class Trainer(abc.ABC):
         batch = batch.to(self.run.device)
         if self.bf16 is None:
             self.bf16 = self._choose_bf16(batch)
-            self.run.log.say(f"phase {self.phase} computes in {'bf16' if self.bf16 else 'fp32'}")
+            precision = "bfloat16, which is faster here" if self.bf16 else "single precision (fp32)"
+            self.run.log.say(f"phase {self.phase} computes in {precision}")
             self.save()  # the choice goes by the clock; a training that is continued must keep it
         with autocast(self.run.device, self.bf16):
             result = self._backward(batch)
