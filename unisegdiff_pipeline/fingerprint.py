@@ -13,10 +13,19 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 
+from unisegdiff_pipeline.io.bounds import (
+    Count,
+    Finite,
+    Fraction,
+    Length,
+    NotNegative,
+    SpacingMm,
+    VoxelCount,
+)
 from unisegdiff_pipeline.io.geometry import box_slices, nonzero_box
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.orientation import (
@@ -46,13 +55,13 @@ _THICKNESS_VOXELS = 2_000_000  # larger components are measured on every second 
 class IntensityStatistics:
     """Intensities of one channel inside the foreground, over all training cases."""
 
-    mean: float
-    std: float
-    minimum: float
-    median: float
-    maximum: float
-    percentile_00_5: float
-    percentile_99_5: float
+    mean: Finite
+    std: NotNegative
+    minimum: Finite
+    median: Finite
+    maximum: Finite
+    percentile_00_5: Finite
+    percentile_99_5: Finite
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,10 @@ class ComponentFacts:
     """
 
     class_name: str
-    voxels: int
-    count: int
-    volumes_mm3: tuple[float, ...]
-    thickness_mm: tuple[float, ...]
+    voxels: Count
+    count: Count
+    volumes_mm3: tuple[NotNegative, ...]
+    thickness_mm: tuple[NotNegative, ...]
 
 
 @dataclass(frozen=True)
@@ -83,8 +92,8 @@ class ClassOrder:
 
     first: str
     second: str
-    num_cases: int
-    same_share: tuple[float, float, float]
+    num_cases: Count
+    same_share: tuple[Fraction, Fraction, Fraction]
 
 
 @dataclass(frozen=True)
@@ -96,10 +105,10 @@ class CaseFingerprint:
 
     case_id: str
     group: str | None
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    shape_after_crop: tuple[int, int, int]
-    foreground_share: float
+    shape: tuple[VoxelCount, VoxelCount, VoxelCount]
+    spacing_mm: tuple[SpacingMm, SpacingMm, SpacingMm]
+    shape_after_crop: tuple[VoxelCount, VoxelCount, VoxelCount]
+    foreground_share: Fraction
     empty: bool
     classes: tuple[ComponentFacts, ...]
     raters: tuple[tuple[ComponentFacts, ...], ...] = ()
@@ -110,11 +119,11 @@ class CaseFingerprint:
 class Percentiles:
     """Five percentiles of a list of numbers."""
 
-    p10: float
-    p25: float
-    p50: float
-    p75: float
-    p90: float
+    p10: NotNegative
+    p25: NotNegative
+    p50: NotNegative
+    p75: NotNegative
+    p90: NotNegative
 
 
 @dataclass(frozen=True)
@@ -132,12 +141,12 @@ class LesionSummary:
     """
 
     class_name: str
-    share_of_maps: float
+    share_of_maps: Fraction
     components_per_map: Percentiles | None
     volume_mm3: Percentiles | None
     thickness_mm: Percentiles | None
     main_thickness_mm: Percentiles | None
-    foreground_share: float
+    foreground_share: Fraction
 
 
 @dataclass(frozen=True)
@@ -151,12 +160,20 @@ class Fingerprint:
     dataset_name: str
     is_2d: bool
     channel_names: tuple[str, ...]
-    share_of_empty_cases: float
-    median_crop_share: float
+    share_of_empty_cases: Fraction
+    median_crop_share: Fraction
     intensities: tuple[IntensityStatistics, ...]
     lesions: tuple[LesionSummary, ...]
     class_orders: tuple[ClassOrder, ...]
-    cases: tuple[CaseFingerprint, ...]
+    cases: Annotated[tuple[CaseFingerprint, ...], Length(1, 10**9)]
+
+    def __post_init__(self) -> None:
+        for name, expected, of in (
+            ("intensities", len(self.channel_names), "channels"),
+            ("lesions", len(self.cases[0].classes), "classes"),
+        ):
+            if len(getattr(self, name)) != expected:
+                raise ValueError(f"{name} has {len(getattr(self, name))} values for {expected} {of}; give one for each")
     direction: Direction | None
 
 

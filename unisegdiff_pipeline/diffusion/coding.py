@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from unisegdiff_pipeline.io.bounds import Range
 from unisegdiff_pipeline.io.labels import Coding
 
+Divisor = Annotated[float, Range(1e-3, 1e3)]
 LOG_ODDS_LIMIT = 10.0
 
 
@@ -47,9 +50,9 @@ class Temperature:
             between classes stay: that there is anything may be in doubt where it is sure what it would be.
     """
 
-    foreground: float = 1.0
-    background: float = 1.0
-    ceiling: float | None = None
+    foreground: Divisor = 1.0
+    background: Divisor = 1.0
+    ceiling: Divisor | None = None
 
     def __post_init__(self) -> None:
         for name in ("foreground", "background", "ceiling"):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +30,10 @@ from unisegdiff_pipeline.diffusion.schedule import (
     noise_mask,
 )
 from unisegdiff_pipeline.diffusion.targets import Estimate, final_probabilities, state_estimate
+from unisegdiff_pipeline.io.bounds import LogSignalToNoise, Range
 from unisegdiff_pipeline.io.labels import Coding, LabelScheme
 
+LengthMm = Annotated[float, Range(0, 1000)]
 EstimateFunction = Callable[[Tensor, float], Estimate]
 NoiseFunction = Callable[[int], Tensor]
 
@@ -59,12 +61,12 @@ class SamplerSettings:
 
     method: Literal["ddim", "renoise", "hard"] = "ddim"
     start: Literal["stage_a", "det"] = "det"
-    num_calls: int = 4
-    lam_end: float = 2.0
-    correlation_length_mm: float = 0.0
+    num_calls: Annotated[int, Range(0, 1000)] = 4
+    lam_end: LogSignalToNoise = 2.0
+    correlation_length_mm: LengthMm = 0.0
     draw: bool = False
-    surface_length_mm: float | None = None
-    certain: float = CERTAIN
+    surface_length_mm: LengthMm | None = None
+    certain: Annotated[float, Range(0.5, 1, low_open=True)] = CERTAIN
 
     def __post_init__(self) -> None:
         if self.num_calls < 0:

@@ -22,7 +22,7 @@ from unisegdiff_pipeline.inference.settings import InferenceSettings, read_setti
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path, text_hash
 from unisegdiff_pipeline.io.serialization import read_dataclass
-from unisegdiff_pipeline.planning.plans import SCHEMA_VERSION, ConfigurationPlan, Plans
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 
 if TYPE_CHECKING:
     import torch
@@ -73,11 +73,6 @@ def open_model_folder(folder: Path) -> ModelFolder:
     if not folder.is_dir():
         raise UsdError(f"{folder} is no folder; name a model folder, RESULTS/DATASET/TRAINER__CONFIGURATION.")
     plans = read_dataclass(Plans, folder / PLANS_NAME)
-    if plans.schema_version != SCHEMA_VERSION:
-        raise UsdError(
-            f"{folder / PLANS_NAME} has schema_version {plans.schema_version}, this program reads {SCHEMA_VERSION}; "
-            f"predict with the version that trained the model, or train again."
-        )
     folds = finished_folds(folder)
     if not folds:
         raise UsdError(f"{folder} holds no finished fold (fold_0/{WEIGHTS_NAME}, ...); finish a fold with usd_train.")
@@ -130,7 +125,13 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
     has_denoiser = any(name.startswith("denoiser.") for name in tensors)
     network = build_model(model.configuration, model.plans.labels, has_denoiser)
     load_tensors(path, network, tensors)
-    return to_device(network, device).eval().requires_grad_(False), read_settings(folder)
+    settings = read_settings(folder)
+    if len(settings.input_scale) not in (0, model.plans.labels.num_channels):
+        raise UsdError(
+            f"{folder / SETTINGS_NAME}: input_scale has {len(settings.input_scale)} values, the labels are coded in "
+            f"{model.plans.labels.num_channels} channels; restore the file."
+        )
+    return to_device(network, device).eval().requires_grad_(False), settings
 
 
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
+from unisegdiff_pipeline.io.bounds import Fraction, LogSignalToNoise, Range
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 
 FILE_NAME = "inference.json"
@@ -37,15 +38,15 @@ class InferenceSettings:
         chosen_on: the cases that temperature, w and sampler were chosen on, in words.
     """
 
-    lam_a: float
-    lam_c: float
-    input_scale: tuple[float, ...] = ()
+    lam_a: LogSignalToNoise
+    lam_c: LogSignalToNoise
+    input_scale: tuple[Annotated[float, Range(1e-3, 1e3)], ...] = ()
     target: Target = "staged"
     temperature: Temperature = NO_TEMPERATURE
     denoiser_temperature: Temperature = NO_TEMPERATURE
-    w: float = 0.5
+    w: Fraction = 0.5
     decision: Decision = "half"
-    num_samples: int = 8
+    num_samples: Annotated[int, Range(0, 10_000)] = 8
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     mask_sampler: SamplerSettings | None = None
     weights: str = "ema"
@@ -56,6 +57,8 @@ class InferenceSettings:
             raise ValueError(f"w is {self.w}; allowed is a share from 0 (samples only) to 1 (segmenter only)")
         if self.num_samples < 0:
             raise ValueError(f"num_samples is {self.num_samples}; it must be 0 or more")
+        if not self.lam_a < self.lam_c:
+            raise ValueError(f"lam_a is {self.lam_a:g} and lam_c {self.lam_c:g}; lam_a must lie below lam_c")
 
     @property
     def edges(self) -> StageEdges:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
+
+from unisegdiff_pipeline.io.bounds import Cosine, Finite, Length, SpacingMm
 
 Shape = tuple[int, ...]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -28,9 +31,9 @@ class Geometry:
         is_2d: the file holds a 2D image; the Z axis (one slice, 1 mm, unit direction) was added when reading.
     """
 
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    origin_mm: tuple[float, ...] = (0.0, 0.0, 0.0)
-    direction: tuple[float, ...] = IDENTITY_DIRECTION
+    spacing_mm: tuple[SpacingMm, SpacingMm, SpacingMm] = (1.0, 1.0, 1.0)
+    origin_mm: Annotated[tuple[Finite, ...], Length(3, 3)] = (0.0, 0.0, 0.0)
+    direction: Annotated[tuple[Cosine, ...], Length(9, 9)] = IDENTITY_DIRECTION
     is_2d: bool = False
 
     @property

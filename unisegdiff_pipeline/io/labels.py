@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from unisegdiff_pipeline.io.bounds import Length, Range
+
+MAX_LABEL = 32767  # label maps are stored in 16 bits
+LabelValue = Annotated[int, Range(1, MAX_LABEL)]
 Coding = Literal["binary", "softmax", "regions"]
 
 
@@ -24,11 +28,23 @@ class LabelScheme:
         ignore_value: voxels of this value carry no loss and no score; None where the data set has none.
     """
 
-    names: tuple[str, ...]
-    members: tuple[tuple[int, ...], ...]
+    names: Annotated[tuple[str, ...], Length(1, MAX_LABEL)]
+    members: tuple[Annotated[tuple[LabelValue, ...], Length(1, MAX_LABEL)], ...]
     coding: Coding
-    write_values: tuple[int, ...]
-    ignore_value: int | None = None
+    write_values: tuple[LabelValue, ...]
+    ignore_value: LabelValue | None = None
+
+    def __post_init__(self) -> None:
+        counts = {len(self.names), len(self.members), len(self.write_values)}
+        if len(counts) > 1:
+            raise ValueError(
+                f"names has {len(self.names)} values, members {len(self.members)} and write_values "
+                f"{len(self.write_values)}; each class needs one in all three"
+            )
+        if self.coding == "binary" and len(self.names) != 1:
+            raise ValueError(f"coding is 'binary' for {len(self.names)} classes; allowed is exactly one")
+        if self.coding != "regions" and any(len(values) != 1 for values in self.members):
+            raise ValueError(f"members is {self.members}; a class of coding {self.coding!r} has one value")
 
     @property
     def num_channels(self) -> int:

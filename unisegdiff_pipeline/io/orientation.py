@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unisegdiff_pipeline.io.bounds import Cosine
 from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION
 
-Direction = tuple[float, float, float, float, float, float, float, float, float]
+Direction = tuple[Cosine, Cosine, Cosine, Cosine, Cosine, Cosine, Cosine, Cosine, Cosine]
 
 _LETTERS = ("LR", "PA", "SI")  # of the coordinates x, y, z (LPS): the way they grow, and the other way
 _ALIGNED_COSINE = float(np.cos(np.radians(20)))  # axes nearer than this to the patient's count as the patient's

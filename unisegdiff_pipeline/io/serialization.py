@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -54,10 +55,16 @@ def _convert(annotation: Any, data: Any, path: str) -> Any:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
         return data
+    if origin is typing.Annotated:
+        value = _convert(args[0], data, path)
+        for rule in args[1:]:
+            if not rule.allows(value):
+                raise UsdError(f"{path} is {_shown(data)}, allowed is {rule}; correct the value.")
+        return value
     if origin in (types.UnionType, typing.Union):
         return _convert_union(args, data, path)
     if origin is typing.Literal:
-        if data not in args:
+        if not any(type(data) is type(allowed) and data == allowed for allowed in args):
             raise UsdError(
                 f"{path} is {_shown(data)}, allowed is one of {', '.join(map(repr, args))}; correct the value."
             )
@@ -105,7 +112,7 @@ def _convert_union(args: tuple[Any, ...], data: Any, path: str) -> Any:
 
 def _convert_dataclass(cls: type, data: Any, path: str) -> Any:
     _require(isinstance(data, dict), path, "an object", data)
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     prefix = "" if path == "(top level)" else f"{path}."
     for key in data:
@@ -121,6 +128,11 @@ def _convert_dataclass(cls: type, data: Any, path: str) -> Any:
         return cls(**values)
     except ValueError as error:  # what the dataclass itself does not allow
         raise UsdError(f"{prefix and path + ': '}{error}; correct the value.") from None
+
+
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _require(condition: bool, path: str, expected: str, data: Any) -> None:

@@ -5,19 +5,38 @@ Axis order is (Z, Y, X) after `axis_order` has been applied; 2D images have Z = 
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import numpy as np
 
 from unisegdiff_pipeline.fingerprint import IntensityStatistics as IntensityStatistics
+from unisegdiff_pipeline.io.bounds import (
+    Count,
+    Fraction,
+    Length,
+    LogSignalToNoise,
+    OneOf,
+    Range,
+    SpacingMm,
+    VoxelCount,
+)
+from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import text_hash
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.names import require_name, require_text
 from unisegdiff_pipeline.io.orientation import Direction
 
 SCHEMA_VERSION = 1
 PLANS_PREFIX = "plans_"
+MAX_CHANNELS = 1000
+MAX_PATCH_VOXELS = 512**3  # beyond any memory that a network of this kind can have
+InputScale = Annotated[float, Range(1e-3, 1e3)]
 Normalization = Literal["ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1"]
 
 
@@ -41,14 +60,32 @@ class PreprocessingPlan:
     """
 
     axis_order: tuple[int, int, int]
-    target_spacing_mm: tuple[float | None, float, float]
-    normalization: tuple[Normalization, ...]
+    target_spacing_mm: tuple[SpacingMm | None, SpacingMm, SpacingMm]
+    normalization: Annotated[tuple[Normalization, ...], Length(1, MAX_CHANNELS)]
     use_nonzero_mask: tuple[bool, ...]
     intensities: tuple[IntensityStatistics, ...]
-    image_order: int = 3
+    image_order: Annotated[int, OneOf((3, 1))] = 3
     separate_z: Literal["auto", "always", "never"] = "auto"
     direction: Direction | None = None
-    training_spacing_mm: tuple[float, float, float] | None = None
+    training_spacing_mm: tuple[SpacingMm, SpacingMm, SpacingMm] | None = None
+
+    def __post_init__(self) -> None:
+        if sorted(self.axis_order) != [0, 1, 2]:
+            raise ValueError(f"axis_order is {list(self.axis_order)}; allowed is 0, 1 and 2 in any order, each once")
+        for name, may_be_empty in (("use_nonzero_mask", False), ("intensities", "ct" not in self.normalization)):
+            count = len(getattr(self, name))
+            if count != len(self.normalization) and not (count == 0 and may_be_empty):
+                raise ValueError(
+                    f"{name} has {count} values for {len(self.normalization)} channels; give one for each, as in "
+                    f"normalization"
+                )
+        if self.direction is not None:
+            matrix = np.reshape(self.direction, (3, 3))
+            if not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-3):
+                raise ValueError(
+                    f"direction is {list(self.direction)}; allowed are the nine cosines of three axes at right angles "
+                    f"to each other, as in an image's header"
+                )
 
     def fields(self) -> dict[str, Any]:
         """All fields that do something to an image, for hashes: plans of before a field was there keep theirs."""
@@ -73,21 +110,52 @@ class PreprocessingPlan:
 class LevelPlan:
     """One resolution of the U-Net; `stride` leads into the level, all ones for the first."""
 
-    features: int
-    stride: tuple[int, ...]
-    kernel: tuple[int, ...]
-    num_convs: int
+    features: Annotated[int, Range(1, 4096)]
+    stride: tuple[Annotated[int, Range(1, 8)], ...]
+    kernel: tuple[Annotated[int, OneOf((1, 3, 5, 7))], ...]
+    num_convs: Annotated[int, Range(1, 20)]
 
 
 @dataclass(frozen=True)
 class NetworkPlan:
     """The segmenter: `dims` is 2 or 3 and equals the length of patch_size, strides and kernels."""
 
-    dims: int
-    patch_size: tuple[int, ...]
-    num_input_channels: int
-    levels: tuple[LevelPlan, ...]
+    dims: Annotated[int, OneOf((2, 3))]
+    patch_size: tuple[VoxelCount, ...]
+    num_input_channels: Annotated[int, Range(1, MAX_CHANNELS)]
+    levels: Annotated[tuple[LevelPlan, ...], Length(1, 12)]
     encoder: Literal["plain", "residual"] = "plain"
+
+    def __post_init__(self) -> None:
+        lists = {"patch_size": self.patch_size}
+        for i, level in enumerate(self.levels):
+            lists |= {f"levels[{i}].stride": level.stride, f"levels[{i}].kernel": level.kernel}
+        for name, values in lists.items():
+            if len(values) != self.dims:
+                raise ValueError(f"{name} is {list(values)}; with dims {self.dims} it needs {self.dims} values")
+        if any(stride != 1 for stride in self.levels[0].stride):
+            raise ValueError(
+                f"levels[0].stride is {list(self.levels[0].stride)}; the first level has the resolution of the image, "
+                f"so that its strides are all 1"
+            )
+        for axis, edge in enumerate(self.patch_size):
+            step = math.prod(level.stride[axis] for level in self.levels)
+            if edge % step:
+                nearest = [size for size in (edge // step * step, -(-edge // step) * step) if size]
+                raise ValueError(
+                    f"patch_size[{axis}] is {edge}; it must be a multiple of {step}, the product of the strides of "
+                    f"this axis: nearest are {' and '.join(map(str, nearest))}"
+                )
+        if math.prod(self.patch_size) > MAX_PATCH_VOXELS:
+            raise ValueError(
+                f"patch_size is {list(self.patch_size)}, {math.prod(self.patch_size):.3g} voxels; allowed are "
+                f"{MAX_PATCH_VOXELS:.3g}, such as {[_largest_edge(self.dims)] * self.dims}"
+            )
+
+
+def _largest_edge(dims: int) -> int:
+    """Edge of the largest patch that is allowed, a multiple of 64."""
+    return int(MAX_PATCH_VOXELS ** (1 / dims) + 1e-6) // 64 * 64
 
 
 @dataclass(frozen=True)
@@ -95,11 +163,18 @@ class ReadabilityCurve:
     """Chance-corrected readability S_c(lam) of a noised mask of one class (documentation/explanation/stages.md)."""
 
     class_name: str
-    lam: tuple[float, ...]
-    readability: tuple[float, ...]
-    lam_a: float
-    lam_c: float
-    num_patches: int
+    lam: Annotated[tuple[LogSignalToNoise, ...], Length(2, 10_000)]
+    readability: tuple[Fraction, ...]
+    lam_a: LogSignalToNoise
+    lam_c: LogSignalToNoise
+    num_patches: Count
+
+    def __post_init__(self) -> None:
+        if len(self.lam) != len(self.readability) or any(a >= b for a, b in itertools.pairwise(self.lam)):
+            raise ValueError(
+                f"lam has {len(self.lam)} values and readability {len(self.readability)}; lam must rise from value to "
+                f"value, with one readability for each"
+            )
 
 
 @dataclass(frozen=True)
@@ -109,18 +184,29 @@ class StagePlan:
     `input_scale` holds one factor b per coded channel; all ones unless the classes' edges span over 10 nats.
     """
 
-    lam_a: float
-    lam_c: float
-    input_scale: tuple[float, ...]
+    lam_a: LogSignalToNoise
+    lam_c: LogSignalToNoise
+    input_scale: tuple[InputScale, ...]
     curves: tuple[ReadabilityCurve, ...]
+
+    def __post_init__(self) -> None:
+        if not self.lam_a < self.lam_c:
+            raise ValueError(f"lam_a is {self.lam_a:g} and lam_c {self.lam_c:g}; lam_a must lie below lam_c")
 
 
 @dataclass(frozen=True)
 class DenoiserPlan:
     """The denoiser: a U-Net on space-to-depth of the noised mask by the first stride of the segmenter."""
 
-    features: tuple[int, ...] = (16, 32, 64)
-    noise_levels_per_patch: int = 6
+    features: Annotated[tuple[Annotated[int, Range(1, 4096)], ...], Length(1, 12)] = (16, 32, 64)
+    noise_levels_per_patch: Annotated[int, Range(3, 96)] = 6
+
+    def __post_init__(self) -> None:
+        if self.noise_levels_per_patch % 3:
+            raise ValueError(
+                f"noise_levels_per_patch is {self.noise_levels_per_patch}; it must be a multiple of 3, a third for "
+                f"each stage"
+            )
 
 
 @dataclass(frozen=True)
@@ -130,15 +216,15 @@ class TrainingPlan:
     `mirror_axes` are axes of (Z, Y, X); a 2D network leaves Z out.
     """
 
-    batch_size: int
+    batch_size: Annotated[int, Range(1, 4096)]
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    num_epochs: int = 1000
-    iterations_per_epoch: int = 250
-    foreground_share: float = 0.33
-    phase_1_share: float = 0.75
-    ema_decay: float = 0.999
+    learning_rate: Annotated[float, Range(0, 10, low_open=True)] = 2e-3
+    weight_decay: Annotated[float, Range(0, 10)] = 1e-2
+    num_epochs: Annotated[int, Range(1, 1_000_000)] = 1000
+    iterations_per_epoch: Annotated[int, Range(1, 1_000_000)] = 250
+    foreground_share: Fraction = 0.33
+    phase_1_share: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.75
+    ema_decay: Annotated[float, Range(0, 1, high_open=True)] = 0.999
     batch_dice: bool = False
     deep_supervision: bool = True
     dummy_2d_augmentation: bool = False
@@ -155,7 +241,7 @@ class ConfigurationPlan:
 
     name: str
     preprocessing: PreprocessingPlan
-    median_shape: tuple[int, int, int]
+    median_shape: tuple[VoxelCount, VoxelCount, VoxelCount]
     network: NetworkPlan
     denoiser: DenoiserPlan
     training: TrainingPlan
@@ -173,8 +259,8 @@ class Budget:
     """What the plan was made to fit: the device's kind, its memory, and on a CPU the cores and seconds."""
 
     device: Literal["cpu", "cuda"]
-    memory_gb: float
-    num_cores: int
+    memory_gb: Annotated[float, Range(0, 1e6, low_open=True)]
+    num_cores: Annotated[int, Range(1, 100_000)]
 
 
 @dataclass(frozen=True)
@@ -184,7 +270,7 @@ class Plans:
     schema_version: int
     dataset_name: str
     labels: LabelScheme
-    channel_names: tuple[str, ...]
+    channel_names: Annotated[tuple[str, ...], Length(1, MAX_CHANNELS)]
     file_ending: str
     spacing_known: bool
     budget: Budget
@@ -192,15 +278,56 @@ class Plans:
     configurations: dict[str, ConfigurationPlan]
     decisions: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Check names, which become paths, and what must fit together across configurations.
+
+        Raises:
+            UsdError: names the key, its value and what is allowed.
+        """
+        if self.schema_version != SCHEMA_VERSION:
+            raise UsdError(
+                f"schema_version is {self.schema_version}, this program reads {SCHEMA_VERSION}; use the version of the "
+                f"program that wrote the file, or plan (and train) again."
+            )
+        require_name(self.dataset_name, "dataset_name")
+        for name in (*self.channel_names, *self.labels.names):
+            require_text(name, "a name in channel_names or labels")
+        if self.file_ending.lower() not in SUPPORTED_ENDINGS:
+            allowed = ", ".join(SUPPORTED_ENDINGS)
+            raise UsdError(f"file_ending is {self.file_ending!r:.80}, allowed is one of {allowed}; correct the value.")
+        for name, configuration in self.configurations.items():
+            require_name(name, "a configuration")
+            if problem := self._problem(name, configuration):
+                raise UsdError(f"configurations.{name}.{problem}; correct the value.")
+
+    def _problem(self, name: str, configuration: ConfigurationPlan) -> str | None:
+        """What of a configuration does not fit its name, the channels or the classes."""
+        channels, stages = len(self.channel_names), configuration.stages
+        if configuration.name != name:
+            return f"name is {configuration.name!r:.80}; it must be {name!r}, as its key"
+        if configuration.network.num_input_channels != channels:
+            found = configuration.network.num_input_channels
+            return f"network.num_input_channels is {found}; channel_names has {channels} channels"
+        if len(configuration.preprocessing.normalization) != channels:
+            found = len(configuration.preprocessing.normalization)
+            return f"preprocessing.normalization has {found} values; channel_names has {channels} channels"
+        if stages is not None and len(stages.input_scale) not in (0, self.labels.num_channels):
+            found = len(stages.input_scale)
+            return f"stages.input_scale has {found} values; the labels are coded in {self.labels.num_channels} channels"
+        return None
+
 
 def plans_file(name: str | None) -> str:
     """Name of the file of a data set's plan: plans.json, or plans_NAME.json of one with a name."""
-    return "plans.json" if name is None else f"{PLANS_PREFIX}{name}.json"
+    return "plans.json" if name is None else f"{PLANS_PREFIX}{require_name(name, 'the plan')}.json"
 
 
 def configuration_folder(configuration: str, plans_name: str | None) -> str:
     """Name of the folder that the cases lie in which were preprocessed for a configuration of a plan."""
-    return configuration if plans_name is None else f"{configuration}__{PLANS_PREFIX}{plans_name}"
+    require_name(configuration, "the configuration")
+    if plans_name is None:
+        return configuration
+    return f"{configuration}__{PLANS_PREFIX}{require_name(plans_name, 'the plan')}"
 
 
 def require_plans(folder: Path, name: str | None) -> Path:

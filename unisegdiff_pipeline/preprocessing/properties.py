@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from unisegdiff_pipeline.io.bounds import Count, OneOf, SpacingMm, VoxelCount
 from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.orientation import Reorientation
 
-Shape = tuple[int, int, int]
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Shape = tuple[VoxelCount, VoxelCount, VoxelCount]
+Extent = tuple[Count, Count]
+Box = tuple[Extent, Extent, Extent]
+Axis = Annotated[int, OneOf((0, 1, 2))]
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,23 @@ class CaseProperties:
     group: str | None
     geometry: Geometry
     shape_original: Shape
-    axis_order: tuple[int, int, int]
+    axis_order: tuple[Axis, Axis, Axis]
     crop_box: Box
     shape_cropped: Shape
     shape: Shape
-    spacing_mm: tuple[float, float, float]
-    separate_axis: int | None = None
+    spacing_mm: tuple[SpacingMm, SpacingMm, SpacingMm]
+    separate_axis: Axis | None = None
     flipped: tuple[bool, bool, bool] = (False, False, False)
+
+    def __post_init__(self) -> None:
+        if sorted(self.axis_order) != [0, 1, 2]:
+            raise ValueError(f"axis_order is {list(self.axis_order)}; allowed is 0, 1 and 2 in any order, each once")
+        boxes = zip(self.crop_box, self.shape_cropped, self.shape_permuted, strict=True)
+        if any(high - low != size or high > whole for (low, high), size, whole in boxes):
+            raise ValueError(
+                f"crop_box is {self.crop_box}; it must have the shape_cropped {self.shape_cropped} within the image "
+                f"{self.shape_permuted}"
+            )
 
     @property
     def reorientation(self) -> Reorientation:

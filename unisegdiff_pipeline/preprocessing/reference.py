@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unisegdiff_pipeline.io.bounds import Count, NotNegative
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import file_hash
 from unisegdiff_pipeline.io.labels import LabelScheme
@@ -31,9 +32,9 @@ class CaseRecord:
 
     case_id: str
     group: str
-    num_raters: int
-    volumes_mm3: dict[str, float]
-    foreground_mm3: float
+    num_raters: Count
+    volumes_mm3: dict[str, NotNegative]
+    foreground_mm3: NotNegative
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.evaluation.summary import Summary, summary_table
@@ -17,6 +17,7 @@ from unisegdiff_pipeline.inference.model_folder import (
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.inference.settings_words import settings_in_words
+from unisegdiff_pipeline.io.bounds import Count, Fraction, LogSignalToNoise, NotNegative, Range
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.progress import counted, format_duration
 from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, read_object, write_json
@@ -69,12 +70,12 @@ class Phase1Facts:
 
     temperature: Temperature
     weights: str
-    iterations: int
-    seconds: float
-    lam_a: float
-    lam_c: float
-    input_scale: tuple[float, ...]
-    holdout_dice: dict[str, float]
+    iterations: Count
+    seconds: NotNegative
+    lam_a: LogSignalToNoise
+    lam_c: LogSignalToNoise
+    input_scale: tuple[Annotated[float, Range(1e-3, 1e3)], ...]
+    holdout_dice: dict[str, Fraction]
 
 
 def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
