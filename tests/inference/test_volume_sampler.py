@@ -110,7 +110,7 @@ SAMPLERS = [
     SamplerSettings("hard", "stage_a", 2, correlation_length_mm=2.0),
     SamplerSettings("hard", "det", 1, correlation_length_mm=9.0, draw=True),
     SamplerSettings("ddim", "det", 0, correlation_length_mm=5.0, draw=True),
-    SamplerSettings("hard", "stage_a", 1, correlation_length_mm=24.0, draw=True, surface_length_mm=3.0),
+    SamplerSettings("hard", "stage_a", 1, correlation_length_mm=24.0, draw=True, surface_length_mm=3.0, certain=0.55),
 ]
 
 

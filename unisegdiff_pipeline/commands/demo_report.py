@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import numpy as np
 from unisegdiff_pipeline.evaluation.aggregate import ReliabilitySummary
 from unisegdiff_pipeline.evaluation.calibration import NUM_BINS, ReliabilityBin
 from unisegdiff_pipeline.evaluation.metrics import score_case
+from unisegdiff_pipeline.evaluation.spread import case_spread
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, summarise, summary_table
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.images import read_image, read_labels
@@ -21,6 +22,7 @@ from unisegdiff_pipeline.io.phantoms import true_probability
 from unisegdiff_pipeline.io.progress import format_duration
 from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.io.units import units_of
+from unisegdiff_pipeline.reports import figures, sample_spread
 from unisegdiff_pipeline.reports.calibration_words import calibration_in_words
 from unisegdiff_pipeline.reports.evaluation_figures import draw_reliability
 from unisegdiff_pipeline.reports.page import (
@@ -39,9 +41,12 @@ from unisegdiff_pipeline.reports.page import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from unisegdiff_pipeline.io.raw_dataset import RawDataset
 
 SHOWN_CASES, SHOWN_SAMPLES = 6, 3
+TRUTH_TITLE = "Probability against the truth"
 LEAST_LIKELY = 0.01
 PIXELS = units_of(is_2d=True, spacing_known=False)
 
@@ -89,8 +94,13 @@ def write_report(
     write_json(output / "demo.json", facts)
     draw_cases(output / "cases.png", raw, predictions)
     targets = {title: path.relative_to(output).as_posix() for title, path in reports.items()}
-    curve = calibration_against_truth(raw, predictions, _case_ids(raw, predictions))
-    return write_page(output / "report.html", _page(result, output / "cases.png", targets, seconds, curve))
+    case_ids = _case_ids(raw, predictions)
+    curve = calibration_against_truth(raw, predictions, case_ids)
+    page = _page(result, output / "cases.png", targets, seconds, curve)
+    samples = [_samples_against_truth(raw, predictions, case_ids), _spread(raw, predictions, case_ids)]
+    at = next(i for i, section in enumerate(page.sections) if section.title == TRUTH_TITLE) + 1
+    sections = [*page.sections[:at], *(s for s in samples if s is not None), *page.sections[at:]]
+    return write_page(output / "report.html", replace(page, sections=sections))
 
 
 def _case_ids(raw: RawDataset, predictions: Path) -> list[str]:
@@ -172,7 +182,69 @@ def _against_truth(curve: ReliabilitySummary) -> Section:
     )
     words = [notice(text) for text in calibration_in_words({"lesion": curve})]
     intro = "On real images nobody knows this probability; here the images were made by it."
-    return Section("Probability against the truth", [*words, figure(drawn, caption)], intro)
+    return Section(TRUTH_TITLE, [*words, figure(drawn, caption)], intro)
+
+
+def fractions_by_truth(truth: np.ndarray, fraction: np.ndarray) -> list[tuple[float, float, int]]:
+    """(mean true probability, mean fraction of samples, voxels) by true probability, of arrays of one shape.
+
+    What is certainly background, nearly all of an image, is left out.
+    """
+    kept = truth > LEAST_LIKELY
+    truth, fraction = truth[kept].astype(float), fraction[kept].astype(float)
+    place = np.minimum((truth * NUM_BINS).astype(int), NUM_BINS - 1)
+    counts = np.bincount(place, minlength=NUM_BINS)
+    sums = [np.bincount(place, values, NUM_BINS) for values in (truth, fraction)]
+    return [(t / n, f / n, int(n)) for n, t, f in zip(counts, *sums, strict=True) if n]
+
+
+def _samples_against_truth(raw: RawDataset, predictions: Path, case_ids: Sequence[str]) -> Section | None:
+    """How many samples mark a voxel, by the probability that an annotator does."""
+    truth, fraction = [], []
+    for case_id in case_ids:
+        masks = _sampled_masks(raw, predictions, case_id)
+        if masks:
+            truth.append(true_probability(raw.folder, case_id)[0].ravel())
+            fraction.append(np.mean(masks, axis=0).ravel())
+    if not truth:
+        return None
+    curve = fractions_by_truth(np.concatenate(truth), np.concatenate(fraction))
+
+    def paint(drawn: Figure) -> None:
+        axis = drawn.subplots()
+        axis.plot([0, 1], [0, 1], color=figures.MUTED, linewidth=1.0, linestyle=":")
+        axis.plot([t for t, _, _ in curve], [f for _, f, _ in curve], "o-", color=figures.series_color(0))
+        axis.set_xlabel("true probability")
+        axis.set_ylabel("fraction of samples")
+
+    caption = f"Mean fraction of the samples that mark a voxel, where the true probability is above {LEAST_LIKELY:.0%}."
+    intro = (
+        "Perfect samples lie on the diagonal. A network that has not learned to tell clear lesions from doubtful ones "
+        "lies below it at the right, and has to."
+    )
+    truth_there, marked, _ = curve[-1]
+    words = notice(f"Where the true probability is {truth_there:.2f}, {marked:.0%} of the samples mark a voxel.")
+    drawn = figures.draw(paint, "Fraction of samples by true probability")
+    return Section("Samples against the truth", [words, figure(drawn, caption)], intro)
+
+
+def _spread(raw: RawDataset, predictions: Path, case_ids: Sequence[str]) -> Section | None:
+    """Sampled masks beside those of the annotators."""
+    ending, cases = raw.description.file_ending, []
+    for case_id in case_ids:
+        masks = _sampled_masks(raw, predictions, case_id)
+        paths = sorted((raw.folder / "ratersTs").glob(f"{case_id}_*{ending}"))
+        raters = [read_labels(path).array[0, 0] > 0 for path in paths]
+        if masks and raters:
+            confidence = float(_probability(predictions, case_id).max())
+            cases.append(case_spread(case_id, "lesion", masks, raters, confidence))
+    return sample_spread.section({"lesion": cases}) if cases else None
+
+
+def _sampled_masks(raw: RawDataset, predictions: Path, case_id: str) -> list[np.ndarray]:
+    """Drawn masks (Y, X) of a case, boolean."""
+    paths = sorted((predictions / "samples").glob(f"{case_id}_*{raw.description.file_ending}"))
+    return [read_labels(path).array[0, 0] > 0 for path in paths]
 
 
 def _page(

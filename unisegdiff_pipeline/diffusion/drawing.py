@@ -1,15 +1,14 @@
 """Hard masks from probabilities: every voxel keeps its probability, and what belongs together is drawn together.
 
-Two things are in doubt about an object, and each hangs together over a length of its own: whether it is there at all,
-as a whole, and where its surface runs. One smooth field for both is either too short for the first and draws pieces of
-objects, or too long for the second and makes a whole organ grow and shrink at once. So a probability is split in two,
+A voxel is marked where Phi(f) < p, with a smooth standard normal field f, so that it is marked with probability p. How
+long the field is decides what hangs together, and two things are in doubt that hang together over different lengths:
+whether an object is there at all, and where the surface of one that is there runs. One field for both is either too
+short for the first and draws pieces of objects, or too long for the second and makes a whole organ grow and shrink at
+once. So there are two: where something is certain within reach, the field of surfaces decides, elsewhere that of
+objects. Which of them decides at a voxel hangs on the probabilities alone, so that each voxel keeps its own.
 
-    q(x) = max of p within a reach of x       that there is an object at x,
-    b(x) = p(x) / q(x)                        that x belongs to it, if it is there,
-
-and a voxel is marked where Phi(f_whole) < q and Phi(f_surface) < b, with two independent smooth standard normal fields:
-with probability q b = p. What is likely enough counts as certain, so that no draw leaves out an object that is plain
-to see because a field happens to be high there.
+What is certain is in every draw, so that none leaves out an object that is plain to see because a field happens to be
+high there.
 
 Classes are drawn in the order of what they depend on: first whether there is any foreground, then of which class it is;
 regions within others given that these were drawn. So a doubt about the class breaks no object in two.
@@ -110,19 +109,14 @@ def _given_outer(p: Tensor, labels: LabelScheme) -> Tensor:
 
 def _draw_binary(p: Tensor, nearby: Tensor, fields: Tensor, certain: float) -> Tensor:
     """Where there is something, boolean (N, 1, *spatial); fields (N, 2, *spatial)."""
-    nearby = torch.maximum(nearby, p)
-    sure = nearby >= certain
-    # What is certain to be there is not divided: its own probability is all that is left to draw.
-    belongs = torch.where(sure, p, p / nearby.clamp_min(TINY))
-    whole, surface = torch.special.ndtr(fields).chunk(2, dim=1)
-    return (sure | (whole < nearby)) & ((p >= certain) | (surface < belongs))
+    field = torch.where(torch.maximum(nearby, p) >= certain, fields[:, 1:], fields[:, :1])
+    return (p >= certain) | (torch.special.ndtr(field) < p)
 
 
 def _draw_classes(p: Tensor, nearby: Tensor, fields: Tensor, certain: float) -> Tensor:
     """Foreground first, then its class: a race of exponential clocks (the Gumbel-max trick) with smooth fields.
 
-    Where some class is certain nearby, what is in doubt is where it ends, which the field of surfaces draws; elsewhere
-    it is the class of an object, which the field of objects draws.
+    Where some class is certain nearby, what is in doubt is where it ends; elsewhere it is the class of an object.
     """
     foreground, count = 1 - p[:, :1], p.shape[1] - 1
     drawn = _draw_binary(foreground, nearby[:, :1], fields[:, :2], certain)

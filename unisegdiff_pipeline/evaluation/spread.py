@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
+
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NUM_BINS = 10
 SPREAD_NAME = "spread.json"  # in validation/ of a fold
@@ -50,6 +52,27 @@ class CaseSpread:
     def num_empty(self) -> int:
         """Samples without a voxel of the class."""
         return sum(volume == 0 for volume in self.volumes)
+
+
+def case_spread(
+    case_id: str, class_name: str, samples: Sequence[np.ndarray], references: Sequence[np.ndarray], confidence: float
+) -> CaseSpread:
+    """From boolean masks of one shape, at least one sample and one reference; the largest probability is given."""
+    counts = np.sum(samples, axis=0, dtype=np.int64).ravel()
+    voxels = np.bincount(counts, minlength=len(samples) + 1)
+    marked = np.bincount(counts, np.mean(references, axis=0).ravel(), minlength=len(samples) + 1)
+    overlaps = pairwise_overlaps(samples, references)
+    return CaseSpread(
+        case_id, class_name,
+        tuple(int(m.sum()) for m in samples), tuple(int(m.sum()) for m in references),
+        _mean_of_pairs(overlaps.samples), _mean_of_pairs(overlaps.raters), energy_score(overlaps).energy_score_u,
+        confidence, tuple(voxels.tolist()), tuple(marked.tolist()),
+    )  # fmt: skip
+
+
+def _mean_of_pairs(iou: np.ndarray) -> float:
+    values = 1 - iou[np.triu_indices(len(iou), k=1)]
+    return float(values.mean()) if values.size else math.nan
 
 
 def interval_coverage(cases: Sequence[CaseSpread], level: float) -> tuple[float, float]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
-from unisegdiff_pipeline.evaluation.spread import CaseSpread
+from unisegdiff_pipeline.evaluation.spread import CaseSpread, case_spread
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
@@ -38,7 +36,7 @@ def spread_of_case(
     masks = _by_class([scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)], scheme)
     references = _by_class(list(raters), scheme)
     return [
-        _spread(
+        case_spread(
             case_id,
             name,
             [m & valid for m in masks[name]],
@@ -55,23 +53,3 @@ def _by_class(labels: Sequence[np.ndarray], scheme: LabelScheme) -> dict[str, li
         for name, mask in scheme.class_masks(one):
             found[name].append(mask)
     return found
-
-
-def _spread(
-    case_id: str, name: str, samples: Sequence[np.ndarray], references: Sequence[np.ndarray], confidence: float
-) -> CaseSpread:
-    counts = np.sum(samples, axis=0, dtype=np.int64).ravel()
-    voxels = np.bincount(counts, minlength=len(samples) + 1)
-    marked = np.bincount(counts, np.mean(references, axis=0).ravel(), minlength=len(samples) + 1)
-    overlaps = pairwise_overlaps(samples, references)
-    return CaseSpread(
-        case_id, name,
-        tuple(int(m.sum()) for m in samples), tuple(int(m.sum()) for m in references),
-        _mean_of_pairs(overlaps.samples), _mean_of_pairs(overlaps.raters), energy_score(overlaps).energy_score_u,
-        confidence, tuple(voxels.tolist()), tuple(marked.tolist()),
-    )  # fmt: skip
-
-
-def _mean_of_pairs(iou: np.ndarray) -> float:
-    values = 1 - iou[np.triu_indices(len(iou), k=1)]
-    return float(values.mean()) if values.size else math.nan
