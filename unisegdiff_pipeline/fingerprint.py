@@ -174,6 +174,7 @@ class Fingerprint:
         ):
             if len(getattr(self, name)) != expected:
                 raise ValueError(f"{name} has {len(getattr(self, name))} values for {expected} {of}; give one for each")
+
     direction: Direction | None
 
 

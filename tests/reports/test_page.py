@@ -222,6 +222,25 @@ def test_a_click_sorts_and_undefined_values_stay_last(report: Path, open_page: C
     opened.require_quiet()
 
 
+def test_a_line_says_where_a_table_goes_on_at_its_side(tmp_path: Path, open_page: Callable) -> None:
+    wide = table(Table([Column(f"a rather long heading {i}") for i in range(8)], [[i / 7 for i in range(8)]]))
+    narrow = table(Table([Column("n")], [[1]]))
+    page = write_page(tmp_path / "wide.html", Page("x", [Section("s", [wide, narrow])]))
+    on_phone, on_desktop = open_page(page, (390, 844)), open_page(page, (2400, 900))
+    assert on_phone.texts(".scroll-hint") == ["\N{LEFT RIGHT ARROW} scroll sideways for more columns"]
+    assert on_desktop.texts(".scroll-hint") == []
+    on_phone.require_quiet()
+
+
+def test_the_same_picture_is_held_once() -> None:
+    """Two figures with one slice: the second refers to the first; another slice stays what it is."""
+    first, other = (f'<image xlink:href="data:image/png;base64,{data}" width="2"/>' for data in ("AAAA", "BBBB"))
+    text = render_page(Page("x", [Section("s", [Html(f"<svg>{first}</svg><svg>{first}</svg><svg>{other}</svg>")])]))
+    assert text.count("base64,AAAA") == text.count("base64,BBBB") == 1
+    assert '<svg><image id="picture-1" xlink:href="data:image/png;base64,AAAA" width="2"/></svg>' in text
+    assert '<svg><use xlink:href="#picture-1"/></svg>' in text
+
+
 def test_names_sort_by_their_numbers_and_the_keyboard_works(report: Path, open_page: Callable) -> None:
     opened = open_page(report)
     opened.page.get_by_role("button", name="Case").focus()

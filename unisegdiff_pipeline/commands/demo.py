@@ -187,8 +187,8 @@ def _where(result: DemoResult, output: Path, predictions: Path, reports: dict[st
     dataset, training, evaluation = reports.values()
     return "\n".join(
         [
-            f"\nMean Dice of the held-out phantoms: {result.predicted.mean_dice:.3f}. The known true probability, cut "
-            f"at 0.5, reaches {result.truth.mean_dice:.3f}: the ratio is {result.ratio:.3f}.\n",
+            f"\nMean Dice of the held-out phantoms: {result.predicted.mean_dice:.3f}. The known true probability, "
+            f"above 0.5, reaches {result.truth.mean_dice:.3f}: the ratio is {result.ratio:.3f}.\n",
             f"Masks             {predictions}",
             f"Uncertainty maps  {predictions / 'uncertainty'}",
             f"Samples           {predictions / 'samples'}",
