@@ -97,13 +97,13 @@ class SamplerSettings:
         """Network calls a sample costs, that of stage A included."""
         return self.num_calls + (self.start == "stage_a")
 
-    def describe(self) -> str:
-        """In words, for logs and reports."""
+    def describe(self, length_unit: str = "mm") -> str:
+        """In words, for logs and reports; lengths are in the unit of the data set (`io.units`)."""
         if self.total_calls == 0:
-            return f"coherent draws of {self.correlation_length_mm:g} mm from the segmenter"
+            return f"coherent draws of {self.correlation_length_mm:g} {length_unit} from the segmenter"
         start = "pure noise" if self.start == "stage_a" else "the segmenter"
         last = {0: "", 1: " to lam_a"}.get(self.num_calls, f" to lam_c + {self.lam_end:g}")
-        end = f", ending in coherent draws of {self.correlation_length_mm:g} mm" if self.draw else ""
+        end = f", ending in coherent draws of {self.correlation_length_mm:g} {length_unit}" if self.draw else ""
         calls = "1 call" if self.total_calls == 1 else f"{self.total_calls} calls"
         return f"{self.method}, {calls} from {start}{last}{end}"
 

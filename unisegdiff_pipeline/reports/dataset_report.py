@@ -71,7 +71,8 @@ def write_dataset_report(folder: Path, with_plans: bool = True, raw: RawDataset 
     if with_plans and (folder / PLANS_NAME).is_file():
         plans = read_dataclass(Plans, folder / PLANS_NAME)
     found = read_dataclass(tuple[Problem, ...], folder / WARNINGS_NAME) if (folder / WARNINGS_NAME).is_file() else ()
-    units = units_of(fingerprint.is_2d, plans is None or plans.spacing_known)
+    known = plans is None or plans.spacing_known if raw is None else raw.description.spacing_known
+    units = units_of(fingerprint.is_2d, known)
     pictures = None if raw is None else dataset_pictures.section(fingerprint, raw)
     page = Page(
         title=fingerprint.dataset_name,

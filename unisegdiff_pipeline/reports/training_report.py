@@ -486,7 +486,7 @@ def _temperature(value: Any) -> str:
 
 def _in_words(fold: _Fold, sampler: Mapping[str, Any]) -> str:
     try:
-        return SamplerSettings(**sampler).describe().replace(" mm", f" {_length_unit(fold)}")
+        return SamplerSettings(**sampler).describe(_length_unit(fold))
     except (TypeError, ValueError):  # of another version
         return str(dict(sampler))
 
