@@ -131,7 +131,14 @@ def test_own_splits_in_the_raw_folder_are_honoured(preprocessed: Path, tmp_path:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[{"train": ["c1", "zz"], "val": ["c2"]}]', r"1 cases that are not preprocessed \(zz\)"),
+        ('[{"train": ["c1", "zz"], "val": ["c2"]}]', r"1 cases that are not preprocessed \('zz'\)"),
+        ('[{"train": ["c1", "c3", "c1"], "val": ["c2"]}]', "fold 0 names 'c1' more than once in train"),
+        ('[{"train": ["c1"], "val": ["c2", "c2"]}]', "fold 0 names 'c2' more than once in val"),
+        ("[]", "holds no fold"),
+        ('{"train": ["c1"], "val": ["c2"]}', "must be a list"),
+        ('[["c1", "c2"]]', r"\[0\] must be an object"),
+        ('[{"train": "c1", "val": ["c2"]}]', r"train must be a list"),
+        ('[{"train": [1], "val": ["c2"]}]', r"train\[0\] must be a text, not 1"),
         ('[{"train": ["c1", "c2"], "val": ["c2"]}]', "'c2' in both train and val"),
         ('[{"train": [], "val": ["c2"]}]', "no training case"),
         ('[{"train": ["c1"]}]', r"missing key .*val"),
@@ -142,6 +149,19 @@ def test_wrong_splits_are_named(preprocessed: Path, content: str, message: str) 
     (preprocessed / "splits_final.json").write_text(content)
     with pytest.raises(UsdError, match=message):
         load_or_create_splits(preprocessed)
+
+
+def test_an_extra_test_key_is_not_used_and_said(preprocessed: Path, tmp_path: Path) -> None:
+    own = [{"train": [f"c{i}" for i in range(8)], "val": ["c8", "c9"], "test": ["c10", "c11", "elsewhere"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(own))
+    with (
+        pytest.warns(UserWarning, match="leaves out 2 of 12"),
+        pytest.warns(UserWarning, match="lists test cases in 1 of 1 folds; they are not used"),
+    ):
+        splits = load_or_create_splits(preprocessed, tmp_path)
+    assert [(split.train, split.val) for split in splits] == [(tuple(own[0]["train"]), ("c8", "c9"))]
+    with pytest.warns(UserWarning, match="leaves out 2 of 12"):  # the copy has no test list, and is no other file
+        assert load_or_create_splits(preprocessed, tmp_path) == splits
 
 
 def test_a_leak_in_own_splits_is_said(preprocessed: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def load_or_create_splits(
     records = read_cases(preprocessed_folder)
     if given is not None and given.is_file():
         splits = _read_splits(given, records)
-        if path.is_file() and read_json(path) != read_json(given):
+        if path.is_file() and _parse_splits(path) != splits:
             raise UsdError(f"{given} and {path} differ; delete the one that is not meant, the other is then used.")
         if writing:
             write_json(path, splits)
@@ -174,28 +175,57 @@ def _rounds_by_volume(groups: Sequence[_Group], size: int, rng: np.random.Genera
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
-def _read_splits(path: Path, records: Sequence[CaseRecord]) -> list[Split]:
+def _parse_splits(path: Path) -> list[Split]:
+    """The folds of a file, names in composed form; whether the cases are there is not looked at."""
+    content = read_json(path)
     try:
-        read = from_jsonable(tuple[Split, ...], read_json(path))
+        read = from_jsonable(tuple[Split, ...], _without_test(path, content))
     except UsdError as error:
         raise UsdError(f"{path}: {error}") from None
-    splits = [Split(tuple(map(composed, split.train)), tuple(map(composed, split.val))) for split in read]
+    return [Split(tuple(map(composed, split.train)), tuple(map(composed, split.val))) for split in read]
+
+
+def _without_test(path: Path, content: Any) -> Any:
+    """The content of a file without the `test` lists that other tools keep beside train and val; they play no part."""
+    folds = content if isinstance(content, list) else []
+    count = sum(isinstance(fold, dict) and "test" in fold for fold in folds)
+    if not count:
+        return content
+    warnings.warn(f"{path} lists test cases in {count} of {len(folds)} folds; they are not used.", stacklevel=4)
+    return [{k: v for k, v in fold.items() if k != "test"} if isinstance(fold, dict) else fold for fold in folds]
+
+
+def _read_splits(path: Path, records: Sequence[CaseRecord]) -> list[Split]:
+    splits = _parse_splits(path)
+    if not splits:
+        raise UsdError(f"{path} holds no fold; fill it, or delete it for new splits.")
     known = {record.case_id for record in records}
     missing = sorted({c for split in splits for c in (*split.train, *split.val)} - known)
     if missing:
-        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise UsdError(
-            f"{path} names {len(missing)} cases that are not preprocessed ({listed}); add them to the raw data set and "
-            f"preprocess again, or take them out of the file."
+            f"{path} names {len(missing)} cases that are not preprocessed ({_listed(missing)}); add them to the raw "
+            f"data set and preprocess again, or take them out of the file."
         )
     for fold, split in enumerate(splits):
+        for part, cases in (("train", split.train), ("val", split.val)):
+            repeated = sorted(case for case, count in Counter(cases).items() if count > 1)
+            if repeated:
+                raise UsdError(
+                    f"{path}: fold {fold} names {_listed(repeated)} more than once in {part}; keep each case once."
+                )
         twice = sorted(set(split.train) & set(split.val))
         if twice:
-            raise UsdError(f"{path}: fold {fold} has {twice[0]!r} in both train and val; take it out of one of them.")
+            raise UsdError(
+                f"{path}: fold {fold} has {_listed(twice)} in both train and val; take it out of one of them."
+            )
         if not split.train:
             raise UsdError(f"{path}: fold {fold} has no training case; fill train, or delete the file for new splits.")
     _warn_of_surprises(path, splits, records)
     return splits
+
+
+def _listed(cases: Sequence[str]) -> str:
+    return ", ".join(f"{case[:80]!r}" for case in cases[:5]) + (", ..." if len(cases) > 5 else "")
 
 
 def _warn_of_surprises(path: Path, splits: Sequence[Split], records: Sequence[CaseRecord]) -> None:
