@@ -154,6 +154,16 @@ def test_objects_reach_over_the_slabs_that_are_drawn_at_once(volume, monkeypatch
         assert (whole.sample(i) != rows.sample(i)).float().mean() < 1e-4
 
 
+def test_where_nothing_is_certain_masks_are_those_of_one_field() -> None:
+    image = torch.randn(1, 18, 20, 27, generator=torch.Generator().manual_seed(3))
+    two = SAMPLERS[-1]
+    one = dataclasses.replace(two, surface_length_mm=None)
+    two = dataclasses.replace(two, certain=1.0)
+    settings = [dataclasses.replace(SETTINGS, sampler=sampler) for sampler in (one, two)]
+    model = tiny_model((8, 16, 16), BINARY)
+    assert equal(*(predict(model, image, (8, 16, 16), settings=s) for s in settings))
+
+
 def test_rows_are_those_of_the_whole(volume) -> None:
     found = predict(volume[0], volume[1], volume[2])
     for first, last in ((0, 5), (5, 18), (17, 18)):

@@ -90,7 +90,10 @@ class SamplerSettings:
         if self.surface_length_mm is None:
             return [("", self.correlation_length_mm, labels.num_channels)]
         lengths_mm = {"whole": self.correlation_length_mm, "surface": self.surface_length_mm}
-        return [(f"_{part.name}", lengths_mm[part.length], part.channels) for part in field_parts(labels)]
+        parts = field_parts(labels)
+        # The first has the name that the only field had, so that masks in which nothing is certain stay as they were.
+        names = ["", *(f"_{part.name}" for part in parts[1:])]
+        return [(name, lengths_mm[part.length], part.channels) for name, part in zip(names, parts, strict=True)]
 
     @property
     def total_calls(self) -> int:
