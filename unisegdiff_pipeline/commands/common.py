@@ -6,6 +6,7 @@ This module imports nothing heavy, so that every --help answers at once.
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import errno
 import re
@@ -30,6 +31,7 @@ EXIT_SIGNAL = 128  # plus the number of the signal, as shells count it
 EXIT_INTERRUPTED, EXIT_TERMINATED = EXIT_SIGNAL + signal.SIGINT, EXIT_SIGNAL + signal.SIGTERM
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 MESSAGE_WIDTH = 110
+REPEAT_AFTER_S = 0.02
 MANY_FILES_MESSAGE = (
     "more files would have to be open at once than this process may open: raise the limit (ulimit -n 4096), or work in "
     "fewer processes (--workers 0), and run the command again; what was finished is kept."
@@ -153,6 +155,8 @@ class _Signals:
             sys.unraisablehook = self._former_hook
             for number, handler in self._former.items():
                 signal.signal(number, handler)
+            # The work is done, and Python's own end would answer with a traceback.
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
     def exit_code(self) -> int:
         """Of a command that a signal ended, which is said; 0 where none came."""
@@ -163,7 +167,7 @@ class _Signals:
         return 0
 
     def _leave(self, number: int, frame: object) -> NoReturn:
-        self.received = number
+        self.received = self.received or number  # repeated as SIGINT, it is still what it was
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clearing up short
         if number == signal.SIGTERM:
             raise SystemExit(EXIT_TERMINATED)
@@ -171,7 +175,8 @@ class _Signals:
 
     def _repeat(self, lost: Any) -> None:
         if self.received and isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit)):
-            signal.raise_signal(signal.SIGINT)
+            # A little later: raised from here it would be lost like the first one.
+            threading.Timer(REPEAT_AFTER_S, signal.raise_signal, (signal.SIGINT,)).start()
         else:
             self._former_hook(lost)
 

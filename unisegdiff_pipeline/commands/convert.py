@@ -27,8 +27,7 @@ def build_parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of usd_convert."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _convert(args))
+    return run(lambda: _convert(build_parser().parse_args(argv)))
 
 
 def _convert(args: argparse.Namespace) -> None:

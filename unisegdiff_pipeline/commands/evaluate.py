@@ -139,8 +139,7 @@ def share(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of usd_evaluate."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _evaluate(args))
+    return run(lambda: _evaluate(build_parser().parse_args(argv)))
 
 
 def _evaluate(args: Namespace) -> None:

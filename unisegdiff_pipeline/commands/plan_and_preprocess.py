@@ -38,7 +38,7 @@ def build_parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of usd_plan_and_preprocess."""
-    return steps.run_on_datasets(build_parser().parse_args(argv), _prepare)
+    return steps.run_on_datasets(lambda: build_parser().parse_args(argv), _prepare)
 
 
 def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:

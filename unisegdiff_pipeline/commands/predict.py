@@ -104,13 +104,17 @@ def _add_model(parser: CommandParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of usd_predict."""
+    return run(lambda: _predict(_parsed(argv)))
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.part_id >= args.num_parts:
         parser.error(f"--part-id {args.part_id} must be below --num-parts {args.num_parts}")
     if args.model is not None and (args.configuration or args.trainer or args.plans or args.run):
         parser.error("-c, --trainer, --plans and --run go with -d; a model folder given with -m says them itself")
-    return run(lambda: _predict(args))
+    return args
 
 
 def _predict(args: argparse.Namespace) -> None:

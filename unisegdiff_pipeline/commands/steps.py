@@ -27,10 +27,15 @@ LISTED_CASES = 10
 
 
 def run_on_datasets(
-    args: argparse.Namespace, prepare: Callable[[argparse.Namespace, Roots], Callable[[str], None]]
+    parse: Callable[[], argparse.Namespace], prepare: Callable[[argparse.Namespace, Roots], Callable[[str], None]]
 ) -> int:
-    """Run a command over raw data sets: `prepare` what they share once, then do the work for each."""
-    return run(lambda: for_each_dataset(args.dataset, prepare(args, roots_of(args))))
+    """Run a command over raw data sets: `parse` the flags, `prepare` what all share, then do the work for each."""
+
+    def work() -> int:
+        args = parse()
+        return for_each_dataset(args.dataset, prepare(args, roots_of(args)))
+
+    return run(work)
 
 
 def for_each_dataset(datasets: Sequence[str], work: Callable[[str], None]) -> int:

@@ -127,8 +127,7 @@ def fold_name(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of usd_train."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _train(args))
+    return run(lambda: _train(build_parser().parse_args(argv)))
 
 
 def _train(args: argparse.Namespace) -> int:

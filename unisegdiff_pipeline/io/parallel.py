@@ -20,6 +20,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -125,11 +126,10 @@ class _Job(Generic[Item, Result]):
     def run_on(self, executor: Executor) -> None:
         """Submit all open items; those whose worker died stay open."""
         futures: dict[Future[tuple[Result, float] | _Failure], int] = {}
-        try:
+        # Where the pool breaks, the rest stays open.
+        with suppress(BrokenProcessPool), held_back(signal.SIGINT, signal.SIGTERM):
             for index in self._open():
                 futures[executor.submit(_outcome, self.function, self.items[index])] = index
-        except BrokenProcessPool:
-            pass  # the rest stays open
         try:
             for future in progress(as_completed(futures), len(futures), self.description):
                 self._collect(futures[future], future)
@@ -224,7 +224,7 @@ def _process_pool(workers: int, preload: Sequence[str]) -> Iterator[ProcessPoolE
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(["__main__", *preload])
-        _start_fork_server()
+        _start_fork_server(context)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         yield pool
@@ -236,13 +236,29 @@ def _process_pool(workers: int, preload: Sequence[str]) -> Iterator[ProcessPoolE
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_fork_server() -> None:
-    """Start it deaf to Ctrl-C: it imports for seconds, and would answer with a traceback meanwhile."""
+def _start_fork_server(context: BaseContext) -> None:
+    """Start it deaf to Ctrl-C, since it imports for seconds and would answer with a traceback; and wait until it is
+    ready. A worker that it forks when its parent has been interrupted meanwhile would print another one.
+    """
     from multiprocessing import forkserver, resource_tracker
 
     resource_tracker.ensure_running()  # first, because it lets SIGINT through when it has started
     with held_back(signal.SIGINT):
         forkserver.ensure_running()
+    try:
+        first = context.Process(target=_nothing)  # type: ignore[attr-defined]
+        first.start()
+        first.join()
+    except BaseException:
+        pid = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        raise
+
+
+def _nothing() -> None:
+    """What the first process of a fork server does."""
 
 
 def _start_worker() -> None:
