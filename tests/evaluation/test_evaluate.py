@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
-from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
+from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders, run_names
 from unisegdiff_pipeline.evaluation.overview import evaluation_table
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import Geometry
@@ -300,3 +300,15 @@ def test_2d_images_of_known_pixel_size_have_areas(tmp_path: Path) -> None:
     with open(files.metrics, newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert (row["reference_mm2"], row["volume_error_mm2"], row["hd_mm"]) == ("200", "-100", "10")
+
+
+def test_runs_are_told_apart_by_what_lies_above_them() -> None:
+    """Folds of two trainings end alike; a name that nobody shares stays short."""
+    assert run_names([Path("/r/A/fold_0/val"), Path("/r/B/fold_0/val"), Path("/masks")]) == [
+        "A/fold_0/val",
+        "B/fold_0/val",
+        "masks",
+    ]
+    assert run_names([Path("/val"), Path("/B/val")]) == ["//val", "B/val"]
+    with pytest.raises(UsdError, match="given twice"):
+        run_names([Path("/r/A"), Path("/r/A")])

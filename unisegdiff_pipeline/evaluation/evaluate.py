@@ -153,12 +153,13 @@ def evaluate_folders(
     options = options or EvaluationOptions()
     folders = folders or discover_folders(reference, prediction)
     inputs = collect_inputs(folders, subset=subset)
-    runs = {run_name(prediction, ()): inputs}
-    for other in against:
-        runs[run_name(other, runs)] = _other_inputs(inputs, other, subset)
+    scored, *names = run_names([prediction, *against])
+    runs = {scored: inputs}
+    for name, other in zip(names, against, strict=True):
+        runs[name] = _other_inputs(inputs, other, subset)
     if subset and prediction.is_dir():
         runs = _common_cases(runs)
-        inputs = runs[run_name(prediction, ())]
+        inputs = runs[scored]
     voxels = [check_geometry(run.cases) for run in runs.values()]
     settings = CaseSettings(
         scheme,
@@ -177,14 +178,22 @@ def evaluate_folders(
     return _put_together(inputs, options, settings, results)
 
 
-def run_name(folder: Path, taken: Sequence[str] | dict[str, Inputs]) -> str:
-    """Name of a run: that of its folder, with as many folders above as it takes to differ from the others."""
-    parts = folder.resolve().parts
-    for count in range(1, len(parts) + 1):
-        name = "/".join(parts[-count:])
-        if name not in taken:
-            return name
-    raise UsdError(f"{folder} is given twice; name each run once.")
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Names of runs: those of their folders, each with as many folders above as it takes to differ from all others.
+
+    Raises:
+        UsdError: a folder that is given twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    twice = next((folder for folder, p in zip(folders, parts, strict=True) if parts.count(p) > 1), None)
+    if twice is not None:
+        raise UsdError(f"{twice} is given twice; name each run once.")
+
+    def name(own: tuple[str, ...]) -> str:
+        ends = (own[-count:] for count in range(1, len(own) + 1))
+        return "/".join(next(end for end in ends if sum(p[-len(end) :] == end for p in parts) == 1))
+
+    return [name(own) for own in parts]
 
 
 def _common_cases(runs: dict[str, Inputs]) -> dict[str, Inputs]:
