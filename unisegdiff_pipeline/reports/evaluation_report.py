@@ -317,7 +317,7 @@ def _volumes(evaluation: Evaluation) -> Section:
             content = charts.draw_rank_histogram(entry.rank_histogram, series_color(index))
             caption = f"rank of the reference {word} among the samples; flat where they spread as they should."
             figures.append(figure(content, f"{entry.class_name}: {caption} Grey: 95 % of chance."))
-    body = [grid(figures)]
+    body = [*map(notice, _coverage_in_words(report)), grid(figures)]
     if any(entry.volume_coverage for entry in report.classes):
         body.append(coverage_table(report))
     intro = (
@@ -325,6 +325,22 @@ def _volumes(evaluation: Evaluation) -> Section:
         "that hold 95 % of normal differences. Cases where both masks are empty are left out."
     )
     return Section(f"{word.capitalize()}s", body, intro)
+
+
+def _coverage_in_words(report: FolderSummary) -> list[str]:
+    """How often the widest interval of the sampled sizes holds the reference, a sentence a class."""
+    sentences = []
+    for entry in report.classes:
+        rows = [row for row in entry.volume_coverage or () if row.n]
+        if rows:
+            widest = max(rows, key=lambda row: row.level)
+            prefix = f"{entry.class_name}: the" if len(report.classes) > 1 else "The"
+            sentences.append(
+                f"{prefix} {widest.level:.0%} interval of the samples holds the reference {report.units.size_word} in "
+                f"{round(widest.share * widest.n)} of {widest.n} cases; of perfect samples of this number it would in "
+                f"{widest.expected:.0%}."
+            )
+    return sentences
 
 
 def _probabilities(report: FolderSummary) -> Section | None:
