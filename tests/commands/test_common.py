@@ -134,8 +134,8 @@ def test_warnings_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out (CUDA out of memory."),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "memory ran out"),
-        (RuntimeError("can't start new thread"), "ulimit -u"),
-        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+        (RuntimeError("can't start new thread"), "ulimit -u and -v"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u and -v"),
     ],
 )
 def test_what_has_run_out_is_named_whatever_failed_for_it(

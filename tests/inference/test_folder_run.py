@@ -164,7 +164,7 @@ def test_a_run_notices_that_another_took_its_folder(folders, monkeypatch: pytest
 def test_two_runs_do_not_predict_the_same_part_at_once(folders) -> None:
     model, images, out = folders
     with locked(out / ".lock-part-0-of-2", "x"):
-        with pytest.raises(UsdError, match=rf"process {os.getpid()} on this machine .* works on part 0 of 2"):
+        with pytest.raises(UsdError, match=rf"process {os.getpid()} on this machine .* working on part 0 of 2"):
             predict_folder(images, out, model, device="cpu", num_parts=2, part_id=0)
         assert predict_folder(images, out, model, device="cpu", num_parts=2, part_id=1) == 1
     assert predict_folder(images, out, model, device="cpu", num_parts=2, part_id=0) == 1

@@ -14,7 +14,7 @@ import pytest
 
 from unisegdiff_pipeline.io import locks
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.locks import EXPIRY_S, holder_of, locked
+from unisegdiff_pipeline.io.locks import EXPIRY_S, holder_of, locked, require_free
 
 HOLD = """
 import sys, time
@@ -48,8 +48,11 @@ def test_a_lock_is_gone_afterwards_whatever_happened(path: Path) -> None:
 
 
 def test_the_same_process_is_refused_too(path: Path) -> None:
+    require_free(path, "fold 0")
     with locked(path, "fold 0"):
-        refused(path, rf"process {os.getpid()} on this machine .* works on fold 0")
+        with pytest.raises(UsdError, match="has been working on fold 0"):
+            require_free(path, "fold 0")
+        refused(path, rf"process {os.getpid()} on this machine .* has been working on fold 0")
         assert path.exists()
 
 
@@ -89,7 +92,7 @@ def test_of_a_number_that_was_given_again_the_start_time_tells(path: Path, monke
 
 def test_the_lock_of_another_machine_counts_until_it_expires(path: Path) -> None:
     stale(path, host="node7", pid=321)
-    refused(path, r"process 321 on node7 works on fold 0 since then.*expire 5 minutes")
+    refused(path, r"process 321 on node7 has been working on fold 0 since then.*expire 5 minutes")
     old = path.stat().st_mtime - EXPIRY_S - 10
     os.utime(path, (old, old))
     with locked(path, "fold 0"):

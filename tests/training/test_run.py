@@ -421,11 +421,11 @@ def test_a_second_training_of_a_fold_is_refused_and_changes_nothing(request_: Tr
     plain = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)
     model = request_.roots.require_results() / "Dataset902_Phantom2D" / "SegmentationTrainer__2d"
     with locked(model / ".lock-fold_0", "fold 0"):
-        with pytest.raises(UsdError, match=rf"process {os.getpid()} on this machine .* works on .*fold_0"):
+        with pytest.raises(UsdError, match=rf"process {os.getpid()} on this machine .* has been working on .*fold_0"):
             train(plain)
         assert {p.name for p in model.iterdir()} == {".lock-fold_0"}
         train(dataclasses.replace(plain, fold="1"))  # another fold may be trained meanwhile
-        with pytest.raises(UsdError, match="works on"):
+        with pytest.raises(UsdError, match="has been working on"):
             train(dataclasses.replace(plain, restart=True))
     train(plain)
     assert {p.name for p in model.iterdir()} == {"fold_0", "fold_1", "plans.json", "dataset.json"}
@@ -465,7 +465,10 @@ def test_a_checkpoint_that_a_kill_left_beside_the_weights_goes(request_: TrainRe
     plain = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)
     folder = train(plain).folds[0].folder
     (folder / "checkpoint.pt").write_bytes(b"of a kill between the weights and its removal")
+    log = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+    (folder / "log.jsonl").write_text("".join(log[:-1]))  # and one between the scores and the last entry
     train(plain)
+    assert [entry["kind"] for entry in log_of(folder, "finished")] == ["finished"]
     assert not (folder / "checkpoint.pt").exists()
 
 

@@ -215,8 +215,9 @@ def shortage_message(error: BaseException) -> str | None:
             )
         if _NO_THREAD.search(text):
             return (
-                "the system allows no further process or thread: raise the limit (ulimit -u), end other programs, or "
-                "work in fewer processes (--workers 0), and run the command again; what was finished is kept."
+                "the system allows no further process or thread: raise the limits (ulimit -u and -v), end other "
+                "programs, or work in fewer processes (--workers 0), and run the command again; what was finished is "
+                "kept."
             )
         link = link.__cause__ or link.__context__
     return None

@@ -81,6 +81,13 @@ def locked(path: Path, what: str) -> Iterator[None]:
         _remove_empty(made)
 
 
+def require_free(path: Path, what: str) -> None:
+    """Raise a UsdError as `locked` does where a process holds the lock file now; another may take it at any time."""
+    path = Path(path).absolute()
+    if path in _held or holder_of(path) is not None:
+        raise _busy(path, what, _read(path))
+
+
 def _remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:  # the innermost first
         with contextlib.suppress(OSError):
@@ -198,13 +205,10 @@ def _beat(path: Path, released: threading.Event) -> None:
 
 def _busy(path: Path, what: str, holder: Holder | None) -> UsdError:
     if holder is None:
-        return UsdError(f"another program works on {what}; wait until it has ended (it holds {path}).")
-    if holder.host == platform.node():
-        return UsdError(
-            f"process {holder.pid} on this machine ({holder.host}) works on {what} since {holder.since}; wait until it "
-            f"has ended, or stop it, and run the command again."
-        )
+        return UsdError(f"another program is working on {what}; wait until it has ended (it holds {path}).")
+    where = f"this machine ({holder.host})" if holder.host == platform.node() else holder.host
+    expires = f" Had it been killed, {path} would expire {EXPIRY_S / 60:g} minutes after that."
     return UsdError(
-        f"process {holder.pid} on {holder.host} works on {what} since {holder.since}; wait until it has ended, or stop "
-        f"it, and run the command again. Had it been killed, {path} would expire {EXPIRY_S / 60:g} minutes after that."
+        f"process {holder.pid} on {where} has been working on {what} since {holder.since}; wait until it has ended, or "
+        f"stop it, and run the command again.{'' if holder.host == platform.node() else expires}"
     )

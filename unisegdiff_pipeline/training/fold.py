@@ -25,6 +25,7 @@ from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import StagePlan
+from unisegdiff_pipeline.reports.training_log import of_kind
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from unisegdiff_pipeline.training.choosing import Choice, choose_settings, choose_temperature
 from unisegdiff_pipeline.training.continuing import (
@@ -96,6 +97,8 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
         if not finished:
             raise UsdError(f"{run.folder} holds no finished fold to validate; train it first, without --val.")
     elif is_finished(run.folder):
+        if not of_kind(run.log.entries(), "finished"):  # a kill came between the scores and the entry
+            _record_end(run)
         run.log.say(f"{run.folder} is trained; nothing to do (--restart begins again)")
         return _result(run, _read_scores(run))
     if not finished:
@@ -115,10 +118,14 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     if run.request.validate_only:
         run.log.final_report()
         return _result(run, scores)
-    run.log.record("finished", phase=3, iteration=0, seconds=run.watch.seconds)
-    run.log.final_report()
+    _record_end(run)
     run.log.say(f"fold trained in {format_duration(run.watch.seconds)}; results in {run.folder}")
     return _result(run, scores)
+
+
+def _record_end(run: FoldRun) -> None:
+    run.log.record("finished", phase=3, iteration=0, seconds=run.watch.seconds)
+    run.log.final_report()
 
 
 def is_finished(folder: Path) -> bool:

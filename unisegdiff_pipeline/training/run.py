@@ -16,7 +16,7 @@ from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME,
 from unisegdiff_pipeline.inference.model_name import ModelName, require_part
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import remove_stale_temporaries
-from unisegdiff_pipeline.io.locks import locked
+from unisegdiff_pipeline.io.locks import locked, require_free
 from unisegdiff_pipeline.io.parallel import usable_cores
 from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.networks.precision import resolve_device
@@ -71,6 +71,7 @@ def train(request: TrainRequest, began: float | None = None) -> TrainResult:
     _check_budget(request)
     setting = _open(request)
     _requests(request, setting)  # of all folds, before the first is touched
+    _check_data(request, setting)
     made = [path for path in _folders(setting.model_folder) if not path.exists()]
     results = []
     try:
@@ -89,6 +90,7 @@ def train(request: TrainRequest, began: float | None = None) -> TrainResult:
 def open_fold(request: TrainRequest, stop: StopRequest) -> FoldRun:
     """The cases, plan and folder of one fold, "0" to "4" or "all", without training it."""
     setting = _open(request)
+    _check_data(request, setting)
     return _fold_run(_requests(request, setting)[request.fold], setting, request.fold, stop, time.monotonic())
 
 
@@ -136,10 +138,29 @@ def _state(request: TrainRequest, folder: Path) -> FoldState:
     return "finished" if is_finished(folder) else "begun"
 
 
+def _check_data(request: TrainRequest, setting: _Setting) -> None:
+    """Find damaged files before a fold is begun; this reads every byte, so what would be refused anyway comes first."""
+    todo = [fold for fold in setting.folds if _has_work(request, _fold_folder(setting, fold))]
+    for fold in todo:
+        require_free(_lock_path(setting, fold), str(_fold_folder(setting, fold)))
+    if todo:
+        splits = setting.folds.values()
+        setting.data.require_undamaged([case for split in splits for case in (*split.train, *split.val)])
+        require_undamaged_references(setting.dataset, [case for split in splits for case in split.val])
+
+
+def _has_work(request: TrainRequest, folder: Path) -> bool:
+    return request.restart or request.validate_only or not is_finished(folder)
+
+
+def _lock_path(setting: _Setting, fold: str) -> Path:
+    return setting.model_folder / f".lock-fold_{fold}"
+
+
 def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRequest, began: float) -> FoldResult:
     """One fold under its lock; where it cannot begin, its folder is as it was, with --restart too."""
     folder = _fold_folder(setting, fold)
-    with locked(setting.model_folder / f".lock-{folder.name}", f"{folder}"):
+    with locked(_lock_path(setting, fold), str(folder)):
         settle_former(folder)  # of a training that was killed
         settled = _requests(request, setting)[fold]  # again: another process may have had the fold until now
         run = _fold_run(settled, setting, fold, stop, began)
@@ -201,9 +222,6 @@ def _open(request: TrainRequest, writing: bool = True) -> _Setting:
     device = resolve_device(request.device)
     cases = [case for split in folds.values() for case in (*split.train, *split.val)]
     data.require_current(cases, plans.labels, configuration.preprocessing)
-    if writing:  # reads every byte
-        data.require_undamaged(cases)
-        require_undamaged_references(dataset, [case for split in folds.values() for case in split.val])
     return _Setting(
         trainer=trainer,
         dataset=dataset,
