@@ -12,15 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.inference.test_predictor import listing, make_model, make_pictures
+from tests.inference.test_predictor import GEOMETRY_3D, listing, make_model, make_pictures
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference import output_folder
 from unisegdiff_pipeline.inference.folder_run import predict_folder
+from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.predictor import Predictor
+from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
+from unisegdiff_pipeline.io import images as nifti_writing
+from unisegdiff_pipeline.io import scratch
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.images import read_image
+from unisegdiff_pipeline.io.images import read_image, write_map
 from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
 from unisegdiff_pipeline.networks import precision
+from unisegdiff_pipeline.preprocessing import resample, restore
 
 ALL = {"save_samples": True, "save_probabilities": True}
 
@@ -249,3 +255,46 @@ def test_half_an_answer_is_not_taken_for_the_next(folders) -> None:
         with pytest.raises(MemoryError):
             images.read_image([first], no_room)
         assert np.array_equal(images.read_image([second]).array, read_image([second]).array)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_what_memory_may_be_taken_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dims: int) -> None:
+    """With next to none every array is a file, samples are drawn one at a time and nothing is cached."""
+    model, images = make_model(tmp_path, dims, folds=("0", "1")), tmp_path / "in"
+    hard = SamplerSettings("hard", "stage_a", 1, 0.0, 3.0, draw=True)
+    for fold in ("0", "1"):
+        write_settings(model / f"fold_{fold}", InferenceSettings(-3.0, 0.5, sampler=hard, decision="dice"))
+    if dims == 2:
+        make_pictures(images, 1)
+    else:
+        values = np.random.default_rng(3).normal(size=(19, 18, 24)).astype(np.float32)
+        values[:, :5] = 0  # something to crop
+        write_map(images / "a_0000.nii.gz", values, GEOMETRY_3D)
+    options = {"device": "cpu", "num_samples": 4, "save_uncertainty_parts": True, **ALL}
+    predict_folder(images, tmp_path / "roomy", model, **options)
+    monkeypatch.setattr(scratch, "SMALL_BYTES", 0)
+    monkeypatch.setattr(nifti_writing, "STREAMED_BYTES", 0)
+    monkeypatch.setattr(resample, "LINEAR_SLAB_BYTES", 20_000)
+    monkeypatch.setattr(restore, "LINEAR_SLAB_BYTES", 20_000)
+    monkeypatch.setattr(MemoryBudget, "for_arrays", lambda self: 0)
+    monkeypatch.setattr(MemoryBudget, "free_gb", lambda self: 1e-9)
+    predict_folder(images, tmp_path / "tight", model, max_memory_gb=1e-3, **options)
+    assert listing(tmp_path / "tight") == listing(tmp_path / "roomy")
+    for name in listing(tmp_path / "roomy") - {"manifest.json"}:
+        roomy, tight = tmp_path / "roomy" / name, tmp_path / "tight" / name
+        if name.endswith(".npz"):
+            assert np.array_equal(np.load(roomy)["probabilities"], np.load(tight)["probabilities"])
+        elif name.endswith(".csv"):
+            assert roomy.read_bytes() == tight.read_bytes()
+        else:
+            one, other = read_image([roomy]), read_image([tight])
+            assert np.array_equal(one.array, other.array)
+            assert one.geometry == other.geometry
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_memory_that_cannot_be_is_refused(folders) -> None:
+    model, images, out = folders
+    for number in (0.0, -1.0, float("nan")):
+        with pytest.raises(UsdError, match=r"--max-memory\) is .*above 0"):
+            predict_folder(images, out, model, device="cpu", max_memory_gb=number)

@@ -212,10 +212,10 @@ def test_a_case_whose_computing_or_writing_fails_is_named_and_the_others_finish(
             raise UsdError("too large")
         return compute(self, image, properties, **options)
 
-    def write_all_but_one(output, probabilities, samples, properties, *rest):
+    def write_all_but_one(output, found, properties, *rest):
         if properties.case_id == "case2":
             raise UsdError("not writable")
-        return write(output, probabilities, samples, properties, *rest)
+        return write(output, found, properties, *rest)
 
     monkeypatch.setattr(Predictor, "predict_preprocessed", compute_all_but_one)
     monkeypatch.setattr(folder_run, "write_prediction", write_all_but_one)
@@ -232,7 +232,7 @@ def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 3), tmp_path / "out"
     tried = []
 
-    def full(output, probabilities, samples, properties, *rest):
+    def full(output, found, properties, *rest):
         tried.append(properties.case_id)
         raise UsdError("a cannot be written") from OSError(errno.ENOSPC, "No space left on device")
 

@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from unisegdiff_pipeline.io import images
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import is_full_disk
 from unisegdiff_pipeline.io.geometry import Geometry, geometry_differences, on_grid_of
@@ -345,3 +346,16 @@ def test_real_files_agree_with_simpleitk(raw_data: Path):
         assert volume.geometry.spacing_mm == image.GetSpacing()[::-1]
         assert volume.geometry.origin_mm == image.GetOrigin()
         assert volume.geometry.direction == image.GetDirection()
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+def test_maps_that_are_written_row_by_row_have_the_header_of_the_others(tmp_path, monkeypatch, ending: str) -> None:
+    values = np.random.default_rng(0).random((37, 5, 4)).astype(np.float32)
+    geometry = Geometry((2.0, 1.0, 1.5), (3.0, -4.0, 5.5), (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0))
+    write_map(tmp_path / f"whole{ending}", values, geometry)
+    monkeypatch.setattr(images, "STREAMED_BYTES", 0)
+    released = []
+    write_map(tmp_path / f"rows{ending}", values[:, ::-1][:, ::-1], geometry, None, lambda: released.append(1))
+    unpack = gzip.decompress if ending == ".nii.gz" else bytes
+    assert unpack((tmp_path / f"rows{ending}").read_bytes()) == unpack((tmp_path / f"whole{ending}").read_bytes())
+    assert released

@@ -58,6 +58,13 @@ def build_parser() -> CommandParser:
         help="threshold of the mean probability: 0.5 (half), or where the samples promise the highest Dice (default: "
         "what training chose on its hold-out)",
     )
+    parser.add_argument(
+        "--max-memory",
+        type=float,
+        metavar="GB",
+        help="memory that may be taken on a CPU (default: half of what is free); larger arrays go to temporary files\n"
+        "in OUT, and the masks are the same",
+    )
     parser.add_argument("--save-probabilities", action="store_true", help="write the probability of each class")
     parser.add_argument("--save-samples", action="store_true", help="write every sample")
     parser.add_argument(
@@ -146,6 +153,7 @@ def _predict(args: argparse.Namespace) -> None:
         combine=args.combine,
         decision=args.decision,
         save_uncertainty_parts=args.save_uncertainty_parts,
+        max_memory_gb=args.max_memory,
     )
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
     say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")

@@ -43,20 +43,50 @@ def best_threshold(probabilities: Tensor, samples: Iterable[np.ndarray], scheme:
         samples: label map (Z, Y, X) of each drawn mask, taken one at a time.
         scheme: what channels and label values mean.
     """
-    limits = torch.tensor(THRESHOLDS)
-    bins = [np.asarray(torch.bucketize(r, limits)) for r in _deciding(probabilities.float(), scheme)]
-    predicted = [_above(b) for b in bins]  # voxels of the class's mask at each threshold
-    dice = []
-    for labels in samples:
-        for (_, mask), b, size in zip(scheme.class_masks(labels), bins, predicted, strict=True):
-            voxels = int(mask.sum())
-            if voxels:
-                dice.append(2 * _above(b[mask]) / (size + voxels))
-    if not dice:
-        return NEUTRAL
-    mean = np.mean(dice, axis=0)
-    near = [t for t, value in zip(THRESHOLDS, mean, strict=True) if value >= mean.max() - 1e-6]
-    return min(near, key=lambda t: abs(t - NEUTRAL))
+    dice = ExpectedDice(scheme)
+    dice.add(probabilities, samples)
+    return dice.best()
+
+
+class ExpectedDice:
+    """Counts voxels of a case part by part, and then says which threshold promises the highest Dice.
+
+    Args:
+        scheme: what channels and label values mean.
+    """
+
+    def __init__(self, scheme: LabelScheme) -> None:
+        self._scheme = scheme
+        self._predicted = np.zeros((len(scheme.names), len(THRESHOLDS)))  # voxels of the class's mask at each threshold
+        self._common: list[np.ndarray] = []  # for each sample, of these that it holds too
+        self._drawn: list[np.ndarray] = []  # for each sample, voxels of each class
+
+    def add(self, probabilities: Tensor, samples: Iterable[np.ndarray]) -> None:
+        """Count a part of the case (K, Z, Y, X) in all samples (Z, Y, X), every time in the same order."""
+        limits = torch.tensor(THRESHOLDS)
+        bins = [np.asarray(torch.bucketize(r, limits)) for r in _deciding(probabilities.float(), self._scheme)]
+        self._predicted += [_above(b) for b in bins]
+        for number, labels in enumerate(samples):
+            if number == len(self._common):
+                self._common.append(np.zeros_like(self._predicted))
+                self._drawn.append(np.zeros(len(bins)))
+            masks = [mask for _, mask in self._scheme.class_masks(labels)]
+            self._common[number] += [_above(b[mask]) for b, mask in zip(bins, masks, strict=True)]
+            self._drawn[number] += [np.count_nonzero(mask) for mask in masks]
+
+    def best(self) -> float:
+        """The threshold of the highest mean Dice, the one nearest to 0.5 of several; 0.5 without any object."""
+        dice = [
+            2 * common / (size + voxels)
+            for counts, drawn in zip(self._common, self._drawn, strict=True)
+            for common, size, voxels in zip(counts, self._predicted, drawn, strict=True)
+            if voxels
+        ]
+        if not dice:
+            return NEUTRAL
+        mean = np.mean(dice, axis=0)
+        near = [t for t, value in zip(THRESHOLDS, mean, strict=True) if value >= mean.max() - 1e-6]
+        return min(near, key=lambda t: abs(t - NEUTRAL))
 
 
 def shift_threshold(probabilities: Tensor, threshold: float, coding: Coding) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from unisegdiff_pipeline.inference.combining import Combination
+from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.model_folder import (
     PLANS_NAME,
     WEIGHTS_NAME,
@@ -51,6 +52,7 @@ from unisegdiff_pipeline.io.parallel import available_memory_gb, usable_cores
 from unisegdiff_pipeline.io.progress import counted, progress
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
+from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.io.serialization import to_jsonable
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
@@ -76,6 +78,7 @@ def predict_folder(
     combine: Combination = "mean",
     decision: Decision | None = None,
     save_uncertainty_parts: bool = False,
+    max_memory_gb: float | None = None,
 ) -> int:
     """Predict the cases of a folder, a file or a list; returns how many were predicted now.
 
@@ -92,6 +95,8 @@ def predict_folder(
         overwrite: predict finished cases again, and remove those of another model or other settings.
         combine: what masks are made of; see `combining`.
         decision: how the mean probability is cut into the mask; None takes what most folds chose.
+        max_memory_gb: that the process may take on a CPU, all told; arrays beyond it live in temporary files in
+            `output`. None takes half of what is free. No mask depends on it; see `memory`.
 
     Raises:
         UsdError: no such model or input; nothing to combine or to split; `output` cannot be written into, or holds
@@ -117,7 +122,7 @@ def predict_folder(
         model.plans.file_ending, model.plans.spacing_known, save_samples, save_probabilities, save_uncertainty_parts,
         combine,
     )  # fmt: skip
-    run = _FolderRun(predictor, output, options, count, seed)
+    run = _FolderRun(predictor, output, options, count, seed, MemoryBudget.of(max_memory_gb))
     part = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
     with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{part}{output}"):
         claim_folder(output, run.owner, [case.case_id for case in cases], model.plans.file_ending, overwrite=overwrite)
@@ -144,14 +149,18 @@ class _Prepared:
     properties: CaseProperties
     input_hashes: tuple[str, ...]
     seconds: dict[str, float]
+    scratch: Scratch
 
 
 class _FolderRun:
     """Goes through cases: one is read while another is in the network and a third is written."""
 
-    def __init__(self, predictor: Predictor, output: Path, options: OutputOptions, num_samples: int, seed: int) -> None:
+    def __init__(
+        self, predictor: Predictor, output: Path, options: OutputOptions, num_samples: int, seed: int,
+        budget: MemoryBudget,
+    ) -> None:  # fmt: skip
         self.predictor, self.output, self.options = predictor, output, options
-        self.num_samples, self.seed = num_samples, seed
+        self.num_samples, self.seed, self.budget = num_samples, seed, budget
         self.failures: dict[str, Exception] = {}
         self._warned = False
         made_of = self._made_of()
@@ -236,18 +245,22 @@ class _FolderRun:
     def _prepare(self, case: RawCase, images: ReadingProcess) -> _Prepared:
         start = time.perf_counter()
         hashes = _input_hashes(case)
-        volume = images.read_image(case.image_paths, num_channels=len(self.predictor.model.plans.channel_names))
+        scratch = Scratch(self.output, self.budget.for_arrays())
+        channels = len(self.predictor.model.plans.channel_names)
+        volume = images.read_image(case.image_paths, scratch.empty, num_channels=channels)
+        scratch.release()
         require_finite(volume.array, str(case.image_paths[0]))
         read = time.perf_counter()
         preprocessing = self.predictor.model.configuration.preprocessing
         if preprocessing.direction is None and not volume.geometry.is_2d:
             self._warn_of_stored_orientation()
         try:
-            image, properties = preprocess_image(volume, preprocessing, case.case_id, case.group)
+            image, properties = preprocess_image(volume, preprocessing, case.case_id, case.group, scratch=scratch)
         except UsdError as error:
             raise UsdError(f"{case.image_paths[0]}: {error}") from error
+        scratch.release()
         seconds = {"read": read - start, "preprocess": time.perf_counter() - read}
-        return _Prepared(case, image, properties, hashes, seconds)
+        return _Prepared(case, image, properties, hashes, seconds, scratch)
 
     def _warn_of_stored_orientation(self) -> None:
         if not self._warned:
@@ -262,8 +275,9 @@ class _FolderRun:
         start = time.perf_counter()
         try:
             found = self.predictor.predict_preprocessed(
-                prepared.image, prepared.properties, num_samples=self.num_samples, seed=self.seed
-            )
+                prepared.image, prepared.properties, num_samples=self.num_samples, seed=self.seed,
+                memory_gb=self.budget.free_gb(), scratch=prepared.scratch,
+            )  # fmt: skip
         except torch.OutOfMemoryError as error:
             raise UsdError(
                 f"memory of {self.predictor.device} ran out at case {prepared.case.case_id} "
@@ -278,11 +292,7 @@ class _FolderRun:
         start = time.perf_counter()
         require_own(self.output, self.owner)
         labels = self.predictor.labels
-        parts = found.uncertainty_parts(labels.coding) if self.options.save_uncertainty_parts else None
-        num_lesions = write_prediction(
-            self.output, found.probabilities, found.samples(), prepared.properties, labels, self.options, parts,
-            found.threshold,
-        )  # fmt: skip
+        num_lesions = write_prediction(self.output, found, prepared.properties, labels, self.options)
         prepared.seconds["write"] = time.perf_counter() - start
         facts = found.facts
         counts = {
@@ -309,7 +319,7 @@ class _FolderRun:
         channels = self.predictor.labels.num_channels * max(1, len(self.predictor.folds))
         voxels = np.prod(prepared.properties.shape, dtype=np.int64)
         size_gb = (prepared.image.nbytes + 4 * channels * int(voxels)) / 2**30
-        return size_gb < OVERLAP_SHARE * available_memory_gb()
+        return size_gb < OVERLAP_SHARE * min(self.budget.free_gb(), available_memory_gb())
 
     def _made_of(self) -> dict[str, object]:
         """Everything that a mask depends on besides the image and the device."""

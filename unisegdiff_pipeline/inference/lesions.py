@@ -6,11 +6,13 @@ empty where no samples were drawn (a plain segmenter).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from unisegdiff_pipeline.io.geometry import box_slices, nonzero_box
 from unisegdiff_pipeline.io.labels import LabelScheme
 
 
@@ -50,7 +52,8 @@ class _ClassComponents:
     """Components of one class, largest first: row i of `boxes` and `voxels` is component number i + 1 of `numbers`."""
 
     name: str
-    numbers: np.ndarray  # (Z, Y, X), 0 = no component
+    place: tuple[slice, slice, slice]  # the box around all of them
+    numbers: np.ndarray  # in this box, (Z, Y, X), 0 = no component
     voxels: np.ndarray  # (n,)
     boxes: np.ndarray  # (n, 3, 2)
     support: np.ndarray  # (n,) samples that overlap
@@ -78,14 +81,19 @@ class LesionCounter:
     def add_sample(self, labels: np.ndarray) -> None:
         """Count which lesions the label map (Z, Y, X) of one sample overlaps."""
         self._num_samples += 1
-        for found, (_, mask) in zip(self._classes, self._scheme.class_masks(labels), strict=True):
-            if len(found.voxels):
-                found.support += np.bincount(found.numbers[mask], minlength=len(found.voxels) + 1)[1:] > 0
+        for index in self.classes_present:
+            found, overlapped = self._classes[index], np.zeros(len(self._classes[index].voxels) + 1, bool)
+            for numbers, drawn in zip(found.numbers, labels[found.place], strict=True):  # slice by slice
+                _, mask = next(itertools.islice(self._scheme.class_masks(drawn), index, None))
+                overlapped[numbers[mask]] = True
+            found.support += overlapped[1:]
 
     def add_probability(self, class_index: int, probability: np.ndarray) -> None:
         """Take one class's probability (Z, Y, X) for the mean over each of its lesions."""
         found = self._classes[class_index]
-        sums = np.bincount(found.numbers.ravel(), weights=probability.ravel(), minlength=len(found.voxels) + 1)
+        sums = np.zeros(len(found.voxels) + 1)
+        for numbers, p in zip(found.numbers, probability[found.place], strict=True):  # bincount takes copies in float64
+            sums += np.bincount(numbers.ravel(), weights=p.ravel(), minlength=len(sums))
         found.mean_probability = sums[1:] / np.maximum(found.voxels, 1)
 
     def rows(
@@ -126,13 +134,20 @@ def _find_components(name: str, mask: np.ndarray) -> _ClassComponents:
     import cc3d
 
     if not mask.any():  # most masks of most classes in lesion data; spares a pass of the labelling
-        empty = np.zeros(0, np.int64)
-        return _ClassComponents(name, np.zeros(mask.shape, np.uint8), empty, np.zeros((0, 3, 2), np.int64), empty)
-    numbers = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26).reshape(mask.shape)
+        empty, nowhere = np.zeros(0, np.int64), (slice(0, 0), slice(0, 0), slice(0, 0))
+        return _ClassComponents(
+            name, nowhere, np.zeros((0, 0, 0), np.uint8), empty, np.zeros((0, 3, 2), np.int64), empty
+        )
+    place = box_slices(nonzero_box(mask))
+    inner = np.ascontiguousarray(mask[place])
+    numbers = np.asarray(cc3d.connected_components(inner, connectivity=26)).reshape(inner.shape)
     facts = cc3d.statistics(numbers)
     voxels = np.asarray(facts["voxel_counts"])[1:].astype(np.int64)
     boxes = np.array([[(s.start, s.stop) for s in box] for box in facts["bounding_boxes"][1:]], np.int64)
+    boxes += np.array([s.start for s in place])[:, None]
     order = np.lexsort((boxes[:, 2, 0], boxes[:, 1, 0], boxes[:, 0, 0], -voxels))
     renumber = np.zeros(len(voxels) + 1, numbers.dtype)
     renumber[order + 1] = np.arange(1, len(voxels) + 1)
-    return _ClassComponents(name, renumber[numbers], voxels[order], boxes[order], np.zeros(len(voxels), np.int64))
+    for row in numbers:
+        row[...] = renumber[row]
+    return _ClassComponents(name, place, numbers, voxels[order], boxes[order], np.zeros(len(voxels), np.int64))

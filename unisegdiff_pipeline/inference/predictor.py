@@ -8,15 +8,16 @@ sample stands for its p_det.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.inference.combining import Combination, require_combinable
-from unisegdiff_pipeline.inference.decision import NEUTRAL, best_threshold
+from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.model_folder import (
     ModelFolder,
@@ -25,12 +26,8 @@ from unisegdiff_pipeline.inference.model_folder import (
     open_model_folder,
 )
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
-from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
 from unisegdiff_pipeline.inference.uncertainty_parts import (
-    PARTS,
-    UncertaintyParts,
     require_splittable,
-    split_uncertainty,
 )
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, predict_case
 from unisegdiff_pipeline.inference.writing import (
@@ -39,7 +36,8 @@ from unisegdiff_pipeline.inference.writing import (
 )
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry, Volume
-from unisegdiff_pipeline.io.labels import Coding, LabelScheme
+from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
@@ -69,26 +67,6 @@ class Prediction:
     between_folds: np.ndarray | None = None
     within_samples: np.ndarray | None = None
     single_samples: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class EnsemblePrediction:
-    """Prediction by all folds on the plan's grid: mean probabilities (K, Z, Y, X) and where each sample lies."""
-
-    probabilities: Tensor
-    members: tuple[CasePrediction, ...]
-    sample_places: tuple[tuple[int, int], ...]  # (member, index there) of every sample
-    facts: SamplingFacts
-    threshold: float = NEUTRAL  # where the probabilities are cut into the mask
-
-    def samples(self) -> Iterator[Tensor]:
-        """Probabilities of each sample (K, Z, Y, X), put together one at a time."""
-        for member, index in self.sample_places:
-            yield self.members[member].sample(index)
-
-    def uncertainty_parts(self, coding: Coding) -> UncertaintyParts:
-        """What folds and samples contribute to the uncertainty, on the plan's grid."""
-        return split_uncertainty(self.members, coding)
 
 
 class Predictor:
@@ -165,20 +143,17 @@ class Predictor:
         require_finite(volume.array, case_id)
         prepared, properties = preprocess_image(volume, preprocessing, case_id)
         found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed)
-        mask, drawn = restore_masks(
-            found.probabilities, found.samples(), properties, self.labels, combine, found.threshold
-        )
+        mask, drawn = restore_masks(found, properties, self.labels, combine)
         samples = list(drawn)
+        coding = self.labels.coding
         arrays = {
             "mask": mask,
             "samples": np.stack(samples) if samples else np.empty((0, *mask.shape), mask.dtype),
-            "uncertainty": restore_map(normalised_entropy(found.probabilities, self.labels.coding), properties),
+            "uncertainty": restore_map(found.uncertainty(coding), properties)[0],
             "probabilities": restore_probabilities(found.probabilities, properties, self.labels),
         }
         if uncertainty_parts:
-            parts = found.uncertainty_parts(self.labels.coding)
-            known = {name: getattr(parts, name) for name in PARTS}
-            arrays |= {name: restore_map(part, properties) for name, part in known.items() if part is not None}
+            arrays |= {name: restore_map(part, properties) for name, part in found.uncertainty_parts(coding).items()}
         if image.ndim == 3:
             arrays = {name: array[..., 0, :, :] for name, array in arrays.items()}
         return Prediction(**arrays)
@@ -194,11 +169,24 @@ class Predictor:
             require_splittable(len(self.folds), num_samples)
 
     def predict_preprocessed(
-        self, image: np.ndarray, properties: CaseProperties, *, num_samples: int | None = None, seed: int = 0
+        self,
+        image: np.ndarray,
+        properties: CaseProperties,
+        *,
+        num_samples: int | None = None,
+        seed: int = 0,
+        memory_gb: float | None = None,
+        scratch: Scratch | None = None,
     ) -> EnsemblePrediction:
-        """Predict an image (C, Z, Y, X) on the plan's grid by all folds."""
+        """Predict an image (C, Z, Y, X) on the plan's grid by all folds.
+
+        Args:
+            memory_gb: that may be taken on a CPU besides the arrays of `scratch`; None takes a part of what is free.
+            scratch: where arrays of the volume's size live; None keeps them in memory.
+        """
         count = self.num_samples(num_samples)
-        limits = find_limits(self.device)
+        limits, scratch = find_limits(self.device, memory_gb), scratch or Scratch()
+        several = len(self.networks) > 1
         total: Tensor | None = None
         members: list[CasePrediction] = []
         places: list[tuple[int, int, int]] = []  # (sample, member, index in the member)
@@ -207,21 +195,32 @@ class Predictor:
             member = predict_case(
                 image, network, settings, patch_size=self.model.configuration.network.patch_size,
                 case_id=properties.case_id, seed=seed, sample_ids=ids, spacing_mm=properties.spacing_mm,
-                limits=limits, mirror_axes=self.mirror_axes,
+                limits=limits, mirror_axes=self.mirror_axes, scratch=scratch,
             )  # fmt: skip
-            probabilities = member.probabilities()
-            total = probabilities if total is None else total.add_(probabilities)
             places += [(sample, index, i) for i, sample in enumerate(list(ids)[: member.num_samples])]
-            if len(self.networks) > 1:  # from here on it only backs the samples, and there is one for every fold
-                member = dataclasses.replace(member, p_det=member.p_det.half())
+            if several:
+                total = torch.from_numpy(scratch.zeros(member.p_det.shape)) if total is None else total
+                member = _added(member, total, scratch)
             members.append(member)
-        assert total is not None
+        if total is not None:
+            for row in range(total.shape[1]):
+                total[:, row] /= len(members)
         ordered = tuple((member, i) for _, member, i in sorted(places))
-        found = EnsemblePrediction(total.div_(len(members)), tuple(members), ordered, _sum_facts(members))
+        found = EnsemblePrediction(tuple(members), ordered, _sum_facts(members), total, scratch=scratch)
         if self.decision == "half":
             return found
-        drawn = (self.labels.decode(sample.numpy()) for sample in found.samples())
-        return dataclasses.replace(found, threshold=best_threshold(found.probabilities, drawn, self.labels))
+        return dataclasses.replace(found, threshold=found.best_threshold(self.labels))
+
+
+def _added(member: CasePrediction, total: Tensor, scratch: Scratch) -> CasePrediction:
+    """Add a fold's probabilities to those of others; from here on its p_det, in 16 bits, only backs its samples."""
+    half = torch.from_numpy(scratch.empty(member.p_det.shape, np.float16))
+    for row in range(total.shape[1]):
+        part = member.rows(row, row + 1)
+        total[:, row] += part.probabilities()[:, 0]
+        half[:, row] = part.p_det[:, 0]
+        scratch.release()
+    return dataclasses.replace(member, p_det=half)
 
 
 def predict(

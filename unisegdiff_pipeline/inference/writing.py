@@ -19,8 +19,9 @@ share a folder end with the same files.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,18 @@ from torch import Tensor
 import unisegdiff_pipeline
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
 from unisegdiff_pipeline.inference.combining import Combination, DrawnMask, combine_masks
-from unisegdiff_pipeline.inference.decision import NEUTRAL, shift_threshold
+from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.lesions import Lesion, LesionCounter
-from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
-from unisegdiff_pipeline.inference.uncertainty_parts import PARTS, UncertaintyParts
+from unisegdiff_pipeline.inference.uncertainty_parts import PARTS
 from unisegdiff_pipeline.inference.volumes import ClassVolume, VolumeCounter
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.images import label_ending, map_ending, write_labels, write_map
 from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.names import file_of
+from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
 
@@ -114,66 +116,91 @@ def uncertainty_scale(file_ending: str) -> float | None:
 
 
 def write_prediction(
-    output: Path, probabilities: Tensor, samples: Iterable[Tensor], properties: CaseProperties, scheme: LabelScheme,
-    options: OutputOptions, parts: UncertaintyParts | None = None, threshold: float = NEUTRAL,
-) -> int:  # fmt: skip
-    """Bring a prediction back to the image's grid and write it; the mask last. Returns the number of lesions.
-
-    Args:
-        probabilities: final ones (K, Z, Y, X) on the plan grid.
-        samples: probabilities of each sample, (K, Z, Y, X), taken one at a time.
-        parts: of the uncertainty, where they are wanted.
-        threshold: where the probabilities are cut into the mask.
-    """
-    case_id, geometry = properties.case_id, properties.geometry
-    labels, drawn_masks = restore_masks(probabilities, samples, properties, scheme, options.combine, threshold)
+    output: Path,
+    found: EnsemblePrediction,
+    properties: CaseProperties,
+    scheme: LabelScheme,
+    options: OutputOptions,
+) -> int:
+    """Bring a prediction back to the image's grid and write it; the mask last. Returns the number of lesions."""
+    case_id, geometry, scratch = properties.case_id, properties.geometry, found.scratch
+    labels, drawn_masks = restore_masks(found, properties, scheme, options.combine)
     lesions, volumes = LesionCounter(labels, scheme), VolumeCounter(labels, scheme)
     for index, drawn in enumerate(drawn_masks):
         lesions.add_sample(drawn)
         volumes.add_sample(drawn)
         if options.save_samples:
             write_labels(_sample_path(output, case_id, index, options.file_ending), drawn, geometry)
-    _write_uncertainty(output / "uncertainty", normalised_entropy(probabilities, scheme.coding), properties, options)
-    for part in fields(parts) if parts else ():
-        if (values := getattr(parts, part.name)) is not None:
-            _write_uncertainty(output / "uncertainty" / part.name, values, properties, options)
+    maps: dict[str, LazyRows | Tensor] = {"": found.uncertainty(scheme.coding)}
+    if options.save_uncertainty_parts:
+        maps |= found.uncertainty_parts(scheme.coding)
+    for name, values in maps.items():
+        path = file_of(output / "uncertainty" / name, case_id, map_ending(options.file_ending))
+        restored = restore_map(values, properties, scratch=scratch)
+        scale = uncertainty_scale(options.file_ending)
+        write_map(path, restored[0] if restored.ndim == 4 else restored, geometry, scale, scratch.release)
     for index in lesions.classes_present:
-        channel = probabilities[index + scheme.foreground_offset]
-        lesions.add_probability(index, restore_map(channel, properties))
+        channel = index + scheme.foreground_offset
+        restored = restore_map(found.probabilities[channel : channel + 1], properties, scratch=scratch)
+        lesions.add_probability(index, restored[0])
+        scratch.release()
     if options.save_probabilities:
-        _write_probabilities(file_of(output / "probabilities", case_id, ".npz"), probabilities, properties, scheme)
+        path = file_of(output / "probabilities", case_id, ".npz")
+        write_probabilities(path, found.probabilities, properties, scheme, scratch)
     known = options.spacing_known
-    found = lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
+    rows = lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
     measured = volumes.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
-    write_rows(lesions_path(output, case_id), Lesion, found)
+    write_rows(lesions_path(output, case_id), Lesion, rows)
     write_rows(volumes_path(output, case_id), ClassVolume, measured)
     write_labels(mask_path(output, case_id, options.file_ending), labels, geometry)
-    return len(found)
+    return len(rows)
 
 
 def restore_masks(
-    probabilities: Tensor, samples: Iterable[Tensor], properties: CaseProperties, scheme: LabelScheme,
-    combine: Combination, threshold: float = NEUTRAL,
-) -> tuple[np.ndarray, Iterator[np.ndarray]]:  # fmt: skip
+    found: EnsemblePrediction, properties: CaseProperties, scheme: LabelScheme, combine: Combination
+) -> tuple[np.ndarray, Iterator[np.ndarray]]:
     """The mask and, one at a time, the drawn masks as label maps (Z, Y, X) on the image's grid."""
-    drawn = (restore_labels(sample, properties, scheme) for sample in samples)
+    scratch = found.scratch
+    drawn = (restore_labels(sample, properties, scheme, scratch=scratch) for sample in found.samples())
     if combine == "mean":
-        decided = shift_threshold(probabilities, threshold, scheme.coding)
-        return restore_labels(decided, properties, scheme), drawn
+        return restore_labels(found.decided(scheme.coding), properties, scheme, scratch=scratch), drawn
     kept = [DrawnMask.of(labels) for labels in drawn]
     return combine_masks(kept, scheme, combine), (mask.whole() for mask in kept)
 
 
-def restore_probabilities(probabilities: Tensor, properties: CaseProperties, scheme: LabelScheme) -> np.ndarray:
+def restore_probabilities(probabilities: LazyRows, properties: CaseProperties, scheme: LabelScheme) -> np.ndarray:
     """Probabilities (K, Z, Y, X) on the image's grid, half precision, one channel at a time.
 
     Outside the crop box there is background: 1 in its channel where there is one, 0 in all others.
     """
-    out = np.empty((len(probabilities), *properties.shape_original), np.float16)
-    for channel, values in enumerate(probabilities):
-        is_background = channel < scheme.foreground_offset
-        out[channel] = restore_map(values, properties, fill=float(is_background))
-    return out
+    channels = _restored_channels(probabilities, properties, scheme, Scratch())
+    return np.stack([channel.astype(np.float16) for channel in channels])
+
+
+def write_probabilities(
+    path: Path, probabilities: LazyRows, properties: CaseProperties, scheme: LabelScheme, scratch: Scratch
+) -> None:
+    """Write `restore_probabilities` as `np.savez_compressed` does, row by row."""
+    shape = (len(range(probabilities.shape[0])), *properties.shape_original)
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
+    with (
+        atomic_path(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("probabilities.npy", "w", force_zip64=True) as stream,
+    ):
+        np.lib.format.write_array_header_1_0(stream, header)
+        for channel in _restored_channels(probabilities, properties, scheme, scratch):
+            for row in channel:
+                stream.write(row.astype(np.float16).tobytes())
+            scratch.release()
+
+
+def _restored_channels(
+    probabilities: LazyRows, properties: CaseProperties, scheme: LabelScheme, scratch: Scratch
+) -> Iterator[np.ndarray]:
+    for channel in range(probabilities.shape[0]):
+        fill = float(channel < scheme.foreground_offset)
+        yield restore_map(probabilities[channel : channel + 1], properties, fill, scratch=scratch)[0]
 
 
 def write_record(output: Path, record: CaseRecord) -> None:
@@ -249,15 +276,3 @@ def lesions_path(output: Path, case_id: str) -> Path:
 def volumes_path(output: Path, case_id: str) -> Path:
     """Where the volumes of a case lie."""
     return file_of(output / RECORDS / "volumes", case_id, ".csv")
-
-
-def _write_uncertainty(folder: Path, values: Tensor, properties: CaseProperties, options: OutputOptions) -> None:
-    path = file_of(folder, properties.case_id, map_ending(options.file_ending))
-    restored = restore_map(values, properties)
-    write_map(path, restored, properties.geometry, uncertainty_scale(options.file_ending))
-
-
-def _write_probabilities(path: Path, probabilities: Tensor, properties: CaseProperties, scheme: LabelScheme) -> None:
-    restored = restore_probabilities(probabilities, properties, scheme)
-    with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, probabilities=restored)

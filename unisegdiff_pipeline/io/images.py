@@ -37,6 +37,7 @@ from unisegdiff_pipeline.io.progress import counted
 from unisegdiff_pipeline.io.serialization import write_json
 
 MAX_LABEL = 32_767  # what is stored as 16 bits with a sign
+STREAMED_BYTES = 1 << 26  # NIfTI maps from here on are written row by row
 
 __all__ = [
     "MAX_LABEL",
@@ -170,7 +171,13 @@ def write_labels(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
     _write(path, labels.astype(_smallest_integer_type(labels), copy=False), geometry)
 
 
-def write_map(path: Path, values: np.ndarray, geometry: Geometry, scale: float | None = None) -> None:
+def write_map(
+    path: Path,
+    values: np.ndarray,
+    geometry: Geometry,
+    scale: float | None = None,
+    release: Callable[[], None] | None = None,
+) -> None:
     """Write a map of real numbers (Z, Y, X), atomically: float32, or for 2D pictures a 16-bit PNG.
 
     Args:
@@ -178,6 +185,8 @@ def write_map(path: Path, values: np.ndarray, geometry: Geometry, scale: float |
         values: (Z, Y, X); pictures hold round(values * scale), clipped to 0..65535.
         geometry: of the image that the map belongs to.
         scale: units of a 16-bit PNG per unit of `values`; 65535 by default, so that 0..1 fills the range.
+        release: called when rows of `values` have been written and need not be in memory any more. Large NIfTI files
+            are written row by row.
     """
     path = Path(path)
     if values.ndim != 3:
@@ -188,6 +197,9 @@ def write_map(path: Path, values: np.ndarray, geometry: Geometry, scale: float |
             raise ValueError(f"{path} cannot hold 16-bit values; use the ending that map_ending() gives")
         units = np.nan_to_num(values.astype(np.float64)) * (65535.0 if scale is None else scale)
         _write(path, np.clip(np.rint(units), 0, 65535).astype(np.uint16), geometry)
+    elif ending.lower() in NIFTI_ENDINGS and not geometry.is_2d and values.nbytes > STREAMED_BYTES:
+        with atomic_path(path) as temporary:
+            nifti.write_rows(temporary, values.astype(np.float32, copy=False), geometry, release)
     else:
         _write(path, values.astype(np.float32, copy=False), geometry)
 

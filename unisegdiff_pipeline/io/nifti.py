@@ -6,8 +6,11 @@ The header is checked here before SimpleITK sees the file.
 
 from __future__ import annotations
 
+import gzip
 import math
+import struct
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume
 
 _HEADER_BYTES = {348: 352, 540: 544}  # size of the header (NIfTI-1, NIfTI-2): with the flags of extensions after it
 _MAX_EXTENSION_BYTES = 1 << 28  # between header and voxels
+_DIM_OFFSET = 40  # of the numbers of voxels in a NIfTI-1 header
+_SLICES_BETWEEN = 16
 _MM_OF_UNIT = {"meter": 1000.0, "micron": 1e-3}
 
 
@@ -195,3 +200,25 @@ def _affine_geometry(path: Path, affine: np.ndarray, is_2d: bool) -> Geometry:
     origin = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, 3]
     z, y, x = spacing[::-1].tolist()
     return Geometry((z, y, x), tuple(origin.tolist()), tuple(direction.ravel().tolist()), is_2d=is_2d)
+
+
+def write_rows(path: Path, array: np.ndarray, geometry: Geometry, release: Callable[[], None] | None = None) -> None:
+    """Write (Z, Y, X) slice by slice, with the header that SimpleITK writes; no second array is made.
+
+    Args:
+        release: called now and then when slices are written and not needed in memory any more.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        one_slice = Path(folder) / "slice.nii"
+        itk.write(one_slice, array[:1], geometry)
+        header = bytearray(one_slice.read_bytes()[: _HEADER_BYTES[348]])
+    struct.pack_into("<8h", header, _DIM_OFFSET, 3, *array.shape[::-1], 1, 1, 1, 1)
+    with open(path, "wb") as file:
+        packed = gzip.GzipFile("", "wb", 6, file, mtime=0) if path.suffix.lower() == ".gz" else file
+        packed.write(header)
+        for number, values in enumerate(array):
+            packed.write(np.ascontiguousarray(values).astype(array.dtype.newbyteorder("<"), copy=False).data)
+            if release is not None and number % _SLICES_BETWEEN == 0:
+                release()
+        if packed is not file:
+            packed.close()

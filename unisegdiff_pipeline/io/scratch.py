@@ -22,6 +22,7 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import temporary_path
 
 SMALL_BYTES = 1 << 20  # not worth a file
+ROWS_BETWEEN = 32  # copied between two releases
 
 
 class Scratch:
@@ -73,6 +74,20 @@ class Scratch:
             row[...] = 0
         self.release()
         return array
+
+    def contiguous(self, array: np.ndarray) -> np.ndarray:
+        """The array (C, Z, Y, X) itself where it is contiguous, else a copy that is."""
+        return array if array.flags.c_contiguous else self.copy(array, array.dtype)
+
+    def copy(self, array: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
+        """A contiguous copy of an array (C, Z, Y, X)."""
+        copy = self.empty(array.shape, dtype)
+        for to, of in zip(copy, array, strict=True):
+            for row in range(len(of)):
+                to[row] = of[row]
+                if row % ROWS_BETWEEN == 0:
+                    self.release()
+        return copy
 
     def release(self) -> None:
         """Keep nothing of mapped arrays in memory; their values stay. Where the system cannot, nothing happens."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from unisegdiff_pipeline.io.geometry import Box, box_slices, nonzero_box
+from unisegdiff_pipeline.io.scratch import Scratch
 
 __all__ = ["crop_to_nonzero", "nonzero_mask", "uncrop"]
 
@@ -17,12 +18,21 @@ def crop_to_nonzero(image: np.ndarray) -> tuple[np.ndarray, Box]:
     return image[(slice(None), *box_slices(box))], box
 
 
-def uncrop(values: np.ndarray, box: Box, shape: Sequence[int], fill: float = 0.0) -> np.ndarray:
-    """Put (C, *shape of the box) back into an array (C, *shape) filled with `fill`."""
+def uncrop(
+    values: np.ndarray, box: Box, shape: Sequence[int], fill: float = 0.0, scratch: Scratch | None = None
+) -> np.ndarray:
+    """Put (C, *shape of the box) back into an array (C, *shape) filled with `fill`, which `scratch` makes."""
     if all(edge == (0, n) for edge, n in zip(box, shape, strict=True)):
         return values
-    whole = np.full((len(values), *shape), fill, values.dtype)
-    whole[(slice(None), *box_slices(box))] = values
+    scratch = scratch or Scratch()
+    whole = scratch.empty((len(values), *shape), values.dtype)
+    z, y, x = box_slices(box)
+    for channel, inner in zip(whole, values, strict=True):
+        for row in range(shape[0]):
+            channel[row] = fill
+            if z.start <= row < z.stop:
+                channel[row, y, x] = inner[row - z.start]
+        scratch.release()
     return whole
 
 

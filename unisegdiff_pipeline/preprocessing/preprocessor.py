@@ -19,6 +19,7 @@ from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.orientation import Reorientation, axis_codes, nearest_reorientation
 from unisegdiff_pipeline.io.parallel import available_memory_gb, choose_workers, map_cases, usable_cores
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
+from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.io.spacing import spacing_problem
 from unisegdiff_pipeline.planning.plans import (
@@ -76,8 +77,9 @@ SMALL_JOB_BYTES = 2_000_000_000
 
 
 def preprocess_image(
-    volume: Volume, plan: PreprocessingPlan, case_id: str = "", group: str | None = None, device: str = "cpu"
-) -> tuple[np.ndarray, CaseProperties]:
+    volume: Volume, plan: PreprocessingPlan, case_id: str = "", group: str | None = None, device: str = "cpu",
+    scratch: Scratch | None = None,
+) -> tuple[np.ndarray, CaseProperties]:  # fmt: skip
     """Turn into the plan's orientation, crop to the non-zero region, normalise and resample an image.
 
     Normalisation comes before resampling: interpolation would spread the hard edge between an object and the empty
@@ -88,6 +90,7 @@ def preprocess_image(
         plan: what to do.
         case_id, group: kept in the properties.
         device: where resampling runs.
+        scratch: makes the arrays; None keeps them in memory.
 
     Returns:
         The image (C, Z, Y, X) on the plan grid, float32, and its way back.
@@ -99,7 +102,8 @@ def preprocess_image(
     turn = _reorientation(volume, plan, case_id)
     _require_likely_spacing(volume, turn, plan, case_id)
     cropped, box = crop_to_nonzero(turn.apply(volume.array))
-    image = np.array(cropped, np.float32, order="C")  # a copy: what follows works in place
+    scratch = scratch or Scratch()
+    image = scratch.copy(cropped)  # what follows works in place
     normalize_image(image, plan, case_id)
     spacing = [volume.geometry.spacing_mm[axis] for axis in turn.axis_order]
     z, y, x = (s if t is None else t for s, t in zip(spacing, plan.target_spacing_mm, strict=True))
@@ -119,7 +123,7 @@ def preprocess_image(
         spacing_mm=(z, y, x),
         separate_axis=separate_axis,
     )
-    return resample_image(image, shape, plan.image_order, separate_axis, device), properties
+    return resample_image(image, shape, plan.image_order, separate_axis, device, scratch), properties
 
 
 def preprocess_labels(labels: np.ndarray, properties: CaseProperties, device: str = "cpu") -> np.ndarray:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unisegdiff_pipeline.io.scratch import Scratch
+
 if TYPE_CHECKING:
     import torch
 
@@ -220,21 +222,25 @@ class GridMap:
 
 
 def resample_image(
-    image: np.ndarray, shape: Sequence[int], order: int = 3, separate_axis: int | None = None, device: str = "cpu"
-) -> np.ndarray:
+    image: np.ndarray, shape: Sequence[int], order: int = 3, separate_axis: int | None = None, device: str = "cpu",
+    scratch: Scratch | None = None,
+) -> np.ndarray:  # fmt: skip
     """Resample (C, Z, Y, X) to (C, *shape), float32; values stay within each channel's range, as in nnU-Net.
 
     A cubic spline overshoots at edges; beyond the range of a CT window or of 0..1 that would be a value no image has.
+    `scratch` makes the result.
     """
     grid = GridMap(image.shape[1:], shape, order, separate_axis, device)
     if grid.is_identity:  # before torch is imported, which takes longer than many a small data set
         return np.asarray(image, np.float32)
     import torch
 
-    result = np.empty((len(image), *shape), np.float32)
+    scratch = scratch or Scratch()
+    result = scratch.empty((len(image), *shape))
     for channel, out in zip(image, result, strict=True):
         lowest, highest = float(channel.min()), float(channel.max())
         for first, last in grid.slabs(1):
             values = grid.slab(channel[None], first, last)[0].clamp_(lowest, highest)
             torch.from_numpy(out[first:last]).copy_(values)
+            scratch.release()
     return result

@@ -7,23 +7,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.preprocessing.crop import uncrop
+from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.resample import LINEAR_SLAB_BYTES, GridMap
 
 if TYPE_CHECKING:
     import torch
 
-    Array = np.ndarray | torch.Tensor
+    Array = np.ndarray | torch.Tensor | LazyRows
 
 
 def restore_labels(
-    probabilities: Array, properties: CaseProperties, scheme: LabelScheme, device: str = "cpu"
-) -> np.ndarray:
+    probabilities: Array, properties: CaseProperties, scheme: LabelScheme, device: str = "cpu",
+    scratch: Scratch | None = None,
+) -> np.ndarray:  # fmt: skip
     """Label map (Z, Y, X) on the grid of the image file, from probabilities (K, Z, Y, X) on the plan grid.
 
     Probabilities are resampled linearly and decoded one slab of rows at a time, so that K channels of the full volume
-    never exist; outside the crop box is background. Any float type is taken, half precision included.
+    never exist; outside the crop box is background. Any float type is taken, half precision included. `scratch` makes
+    the result.
 
     Raises:
         ValueError: where the shape is not the one of `properties` and `scheme`.
@@ -31,28 +35,35 @@ def restore_labels(
     grid = _grid(tuple(probabilities.shape), properties, device)
     if probabilities.shape[0] != scheme.num_channels:
         raise ValueError(f"probabilities have {probabilities.shape[0]} channels, the labels need {scheme.num_channels}")
+    scratch = scratch or Scratch()
     cropped: np.ndarray | None = None
     for first, last in grid.slabs(scheme.num_channels, LINEAR_SLAB_BYTES):
         decoded = scheme.decode(grid.slab(probabilities, first, last).cpu().numpy())
         if cropped is None:
-            cropped = np.empty((1, *properties.shape_cropped), decoded.dtype)
+            cropped = scratch.empty((1, *properties.shape_cropped), decoded.dtype)
         cropped[0, first:last] = decoded
+        scratch.release()
     assert cropped is not None
-    return _to_file_axes(cropped, properties, 0)[0]
+    return _to_file_axes(cropped, properties, 0, scratch)[0]
 
 
-def restore_map(values: Array, properties: CaseProperties, fill: float = 0.0, device: str = "cpu") -> np.ndarray:
+def restore_map(
+    values: Array, properties: CaseProperties, fill: float = 0.0, device: str = "cpu", scratch: Scratch | None = None
+) -> np.ndarray:
     """Float map on the grid of the image file, float32, from (Z, Y, X) or (K, Z, Y, X) on the plan grid.
 
-    Values are resampled linearly; `fill` is what stands outside the crop box. The result has the rank of `values`.
+    Values are resampled linearly; `fill` is what stands outside the crop box. The result has the rank of `values`, and
+    is made by `scratch`.
     """
-    channels = values[None] if values.ndim == 3 else values
+    scratch = scratch or Scratch()
+    channels = values if isinstance(values, LazyRows) or values.ndim != 3 else values[None]
     grid = _grid(tuple(channels.shape), properties, device)
-    cropped = np.empty((channels.shape[0], *properties.shape_cropped), np.float32)
+    cropped = scratch.empty((channels.shape[0], *properties.shape_cropped))
     for channel in range(channels.shape[0]):
         for first, last in grid.slabs(1, LINEAR_SLAB_BYTES):
             cropped[channel, first:last] = grid.slab(channels[channel : channel + 1], first, last)[0].cpu().numpy()
-    restored = _to_file_axes(cropped, properties, fill)
+            scratch.release()
+    restored = _to_file_axes(cropped, properties, fill, scratch)
     return restored[0] if values.ndim == 3 else restored
 
 
@@ -62,6 +73,6 @@ def _grid(shape: tuple[int, ...], properties: CaseProperties, device: str) -> Gr
     return GridMap(properties.shape, properties.shape_cropped, 1, properties.separate_axis, device)
 
 
-def _to_file_axes(cropped: np.ndarray, properties: CaseProperties, fill: float) -> np.ndarray:
-    whole = uncrop(cropped, properties.crop_box, properties.shape_permuted, fill)
-    return np.ascontiguousarray(properties.reorientation.undo(whole))
+def _to_file_axes(cropped: np.ndarray, properties: CaseProperties, fill: float, scratch: Scratch) -> np.ndarray:
+    whole = uncrop(cropped, properties.crop_box, properties.shape_permuted, fill, scratch)
+    return scratch.contiguous(properties.reorientation.undo(whole))

@@ -1,0 +1,50 @@
+"""How much memory a prediction on a CPU may take, all told, and what is left of it.
+
+What cannot be cut into slabs sets a floor: the libraries, the network with one call, the mask of the image with the
+numbers of its lesions, and the image while it is read (in another process). Arrays of the volume's size beyond that
+are in memory as far as the budget goes, and else in temporary files; samples are drawn in turns, slab by slab.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unisegdiff_pipeline.inference.limits import ARRAY_SHARE, SHARE_OF_FREE_MEMORY
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.parallel import available_memory_gb
+
+SMALLEST_GB = 0.05  # to work with, where the budget is spent already
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """Gigabytes (1e9 bytes) that this process may take."""
+
+    max_gb: float
+
+    @classmethod
+    def of(cls, max_memory_gb: float | None) -> MemoryBudget:
+        """The budget asked for; None is what the process has, and half of what is free now.
+
+        Raises:
+            UsdError: not a positive number.
+        """
+        if max_memory_gb is None:
+            return cls(_taken_gb() + SHARE_OF_FREE_MEMORY * available_memory_gb())
+        if not max_memory_gb > 0:
+            raise UsdError(f"max_memory_gb (--max-memory) is {max_memory_gb:g}; allowed is a number above 0, in GB.")
+        return cls(max_memory_gb)
+
+    def free_gb(self) -> float:
+        """What is left now."""
+        return max(SMALLEST_GB, self.max_gb - _taken_gb())
+
+    def for_arrays(self) -> float:
+        """Bytes that the arrays of one case may take in memory."""
+        return ARRAY_SHARE * self.free_gb() * 1e9
+
+
+def _taken_gb() -> float:
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 1e9
