@@ -216,10 +216,10 @@ def test_an_image_that_kills_its_reader_costs_this_case_alone(folders, monkeypat
     model, images, out = folders
     read = ReadingProcess.read_image
 
-    def kill_at_the_first(self, paths, **rest):
+    def kill_at_the_first(self, paths, *rest, **options):
         if "case0" in str(paths[0]):
             self._process.kill()
-        return read(self, paths, **rest)
+        return read(self, paths, *rest, **options)
 
     monkeypatch.setattr(ReadingProcess, "read_image", kill_at_the_first)
     with pytest.raises(UsdError, match=r"case0: .*case0_0000\.png.*ended by SIGKILL"):

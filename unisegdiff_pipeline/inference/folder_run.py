@@ -54,9 +54,11 @@ from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
 from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.io.serialization import to_jsonable
+from unisegdiff_pipeline.networks.allocator import return_freed_memory
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
+LARGE_BYTES = 1 << 24  # of an image, from which on freed memory is given back between the steps of a case
 OVERLAP_SHARE = 0.1  # of free memory that an image may take for three cases to be under way at once
 
 
@@ -195,7 +197,11 @@ class _FolderRun:
                     prepared = reading.result()
                     overlap = self._overlap_fits(prepared)
                     reading = reader.submit(self._prepare, following[0], images) if following and overlap else None
+                    if prepared.image.nbytes > LARGE_BYTES:
+                        return_freed_memory()
                     found = self._compute(prepared)
+                    if prepared.image.nbytes > LARGE_BYTES:
+                        return_freed_memory()
                     self._wait_for(writing)
                     writing = case.case_id, writer.submit(self._write, prepared, found)
                     del prepared, found

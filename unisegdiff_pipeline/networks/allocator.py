@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 
@@ -20,7 +21,7 @@ def keep_freed_memory() -> bool:
     training reaches in every step and a prediction in every case. Other allocators and systems are left as they are; a
     GPU does not need it.
     """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+    if not _has_glibc():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -28,3 +29,17 @@ def keep_freed_memory() -> bool:
         return False
     wanted = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT), (M_TOP_PAD, GROWTH_BYTES))
     return sum(mallopt(name, value) for name, value in wanted) == len(wanted)  # all three are set, whatever one says
+
+
+def return_freed_memory() -> None:
+    """Give all that is free back to the system, where `keep_freed_memory` kept it: between steps of large cases.
+
+    What one step leaves is of no use to another that runs on another thread, from whose heap it was not taken.
+    """
+    if _has_glibc():
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _has_glibc() -> bool:
+    return platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"

@@ -12,12 +12,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
+from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
@@ -74,16 +74,9 @@ def write_case(
         write_labels(mask_path(output, case_id, ending), labels, stored.properties.geometry)
         return
     options = OutputOptions(ending, run.plans.spacing_known, save_samples=True, save_probabilities=True)
-    samples: Iterator[Tensor] = (prediction.sample(i) for i in range(prediction.num_samples))
-    lesions = write_prediction(
-        output,
-        prediction.probabilities(),
-        samples,
-        stored.properties,
-        run.plans.labels,
-        options,
-        threshold=threshold,
-    )
+    places = tuple((0, index) for index in range(prediction.num_samples))
+    found = EnsemblePrediction((prediction,), places, prediction.facts, threshold=threshold)
+    lesions = write_prediction(output, found, stored.properties, run.plans.labels, options)
     facts = {"num_samples": prediction.num_samples, "num_lesions": lesions, "threshold": threshold}
     write_record(output, CaseRecord(case_id, _request(run, settings), (), (), {}, facts))
 
