@@ -124,7 +124,9 @@ def test_a_channel_name_that_nearly_names_a_scheme_is_warned_of(name: str) -> No
 @pytest.mark.parametrize("names", [("CT",), ("CT_8bit",), ("US",), ("T1c", "FLAIR"), ("R", "G", "B")])
 def test_other_channel_names_are_not(names: tuple[str, ...]) -> None:
     fingerprint, _ = reviewed("Dataset101_BUSI")
-    assert "looks like" not in found_in(dataclasses.replace(fingerprint, channel_names=names))
+    statistics = fingerprint.intensities[:1] * len(names)
+    named = dataclasses.replace(fingerprint, channel_names=names, intensities=statistics)
+    assert "looks like" not in found_in(named)
 
 
 def test_three_cases_come_first_and_the_stages_last(phantom_2d: Path, tmp_path: Path) -> None:
