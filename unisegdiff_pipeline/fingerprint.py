@@ -45,6 +45,7 @@ T = TypeVar("T")
 
 MAX_LISTED = 200  # components listed by size per class and label map; `count` is never cut
 _SAMPLED_INTENSITIES = 4_000_000  # foreground voxels over all cases and one channel, the same number from each case
+_SAMPLED_ANYWHERE = 10_000  # voxels of each case, for channels whose foreground says nothing
 _SMALL_BYTES = 30_000_000  # image files, compressed
 _WORKER_GB = 0.2  # a process with the readers loaded
 _COPIES_IN_MEMORY = 3  # image, cropped copies, label maps and component numbers, in sizes of the image
@@ -53,7 +54,11 @@ _THICKNESS_VOXELS = 2_000_000  # larger components are measured on every second 
 
 @dataclass(frozen=True)
 class IntensityStatistics:
-    """Intensities of one channel inside the foreground, over all training cases."""
+    """Intensities of one channel inside the foreground, over all training cases.
+
+    Where there is no foreground, or its intensities are all alike, they are those of the non-zero region of the images:
+    clipped to the range of no or of one value, all images would be constants.
+    """
 
     mean: Finite
     std: NotNegative
@@ -185,6 +190,7 @@ class _CaseFacts:
     Attributes:
         direction: of the image; None for 2D images.
         samples: foreground intensities (C, n), None without foreground.
+        anywhere: intensities of the non-zero region (C, n); None for a case with problems.
         centres: mean index (Z, Y, X) of each class's voxels, (classes, 3); NaN for classes that do not occur. None
             where there is one class only.
     """
@@ -192,6 +198,7 @@ class _CaseFacts:
     fingerprint: CaseFingerprint | None
     direction: Sequence[float] | None
     samples: np.ndarray | None
+    anywhere: np.ndarray | None
     centres: np.ndarray | None
     check: CaseCheck
 
@@ -264,7 +271,7 @@ def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples
     check = check_case(case, description, volumes)
     image, labels = volumes.image, volumes.labels
     if check.problems or image is None or labels is None:
-        return _CaseFacts(None, None, None, None, check)
+        return _CaseFacts(None, None, None, None, None, check)
     crop = box_slices(nonzero_box(image.array))
     cropped, cropped_labels = image.array[:, *crop], labels.array[0][crop]
     foreground = (cropped_labels > 0) & ~description.labels.ignored(cropped_labels)
@@ -281,12 +288,13 @@ def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples
         raters=tuple(component_facts(r.array[0], description.labels, spacing_mm) for r in volumes.raters),
         orientation="" if image.geometry.is_2d else axis_codes(image.geometry.direction),
     )
-    samples = _sample_intensities(cropped, foreground, num_samples, case.case_id)
+    samples = _sample_intensities(cropped, np.flatnonzero(foreground), num_samples, case.case_id)
+    anywhere = _sample_intensities(cropped, range(foreground.size), _SAMPLED_ANYWHERE, case.case_id)
     centres = None
     if len(description.labels.names) > 1:
         centres = np.array([_centre(mask) for _, mask in description.labels.class_masks(labels.array[0])])
     direction = None if image.geometry.is_2d else image.geometry.direction
-    return _CaseFacts(fingerprint, direction, samples, centres, check)
+    return _CaseFacts(fingerprint, direction, samples, anywhere, centres, check)
 
 
 def component_facts(
@@ -344,13 +352,15 @@ def _thickness_mm(component: np.ndarray, spacing_mm: Sequence[float], is_2d: boo
     return 2.0 * float(distance.max())
 
 
-def _sample_intensities(image: np.ndarray, foreground: np.ndarray, num_samples: int, case_id: str) -> np.ndarray | None:
-    """Foreground intensities (C, num_samples), drawn with replacement so that every case counts the same."""
-    positions = np.flatnonzero(foreground)
-    if positions.size == 0:
+def _sample_intensities(
+    image: np.ndarray, positions: np.ndarray | range, num_samples: int, case_id: str
+) -> np.ndarray | None:
+    """Intensities (C, num_samples) at some of the voxels, drawn with replacement so that every case counts the same."""
+    if len(positions) == 0:
         return None
     generator = np.random.default_rng(zlib.crc32(case_id.encode("utf-8")))
-    chosen = positions[generator.integers(0, positions.size, num_samples)]
+    drawn = generator.integers(0, len(positions), num_samples)
+    chosen = drawn if isinstance(positions, range) else positions[drawn]
     return np.stack([channel.reshape(-1)[chosen] for channel in image]).astype(np.float32)
 
 
@@ -370,6 +380,7 @@ def summarize(dataset_name: str, description: DatasetDescription, facts: Sequenc
     usable = [fact.turned(direction) for fact in usable]
     cases = tuple(fact.fingerprint for fact in usable if fact.fingerprint is not None)
     samples = [fact.samples for fact in usable if fact.samples is not None]
+    anywhere = np.concatenate([fact.anywhere for fact in usable if fact.anywhere is not None], axis=1)
     crop_shares = [math.prod(c.shape_after_crop) / math.prod(c.shape) for c in cases]
     return Fingerprint(
         dataset_name=dataset_name,
@@ -377,7 +388,7 @@ def summarize(dataset_name: str, description: DatasetDescription, facts: Sequenc
         channel_names=description.channel_names,
         share_of_empty_cases=_rounded(float(np.mean([c.empty for c in cases]))),
         median_crop_share=_rounded(float(np.median(crop_shares))),
-        intensities=_intensity_statistics(samples, len(description.channel_names)),
+        intensities=_intensity_statistics(samples, anywhere),
         lesions=summarize_lesions(cases, description.labels.names),
         class_orders=class_orders([f.centres for f in usable if f.centres is not None], description.labels),
         cases=cases,
@@ -440,13 +451,14 @@ def class_orders(centres: Sequence[np.ndarray], scheme: LabelScheme) -> tuple[Cl
     return tuple(orders)
 
 
-def _intensity_statistics(samples: Sequence[np.ndarray], num_channels: int) -> tuple[IntensityStatistics, ...]:
-    """Statistics over all cases; a data set without any foreground gets those of a standard normal."""
-    if not samples:
-        return (IntensityStatistics(0.0, 1.0, -3.0, 0.0, 3.0, -2.576, 2.576),) * num_channels
+def _intensity_statistics(samples: Sequence[np.ndarray], anywhere: np.ndarray) -> tuple[IntensityStatistics, ...]:
+    """Statistics over the foreground of all cases, of each channel where it says something, else over `anywhere`."""
+    foreground = np.concatenate(samples, axis=1) if samples else anywhere
     statistics = []
-    for channel in np.concatenate(samples, axis=1):
+    for channel, outside in zip(foreground, anywhere, strict=True):
         values = channel.astype(np.float64)
+        if np.ptp(np.percentile(values, (0.5, 99.5))) == 0:
+            values = outside.astype(np.float64)
         low, median, high = np.percentile(values, (0.5, 50, 99.5))
         numbers = (values.mean(), values.std(), values.min(), median, values.max(), low, high)
         statistics.append(IntensityStatistics(*(_rounded(float(v)) for v in numbers)))

@@ -162,6 +162,7 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
     warnings += _check_groups(raw)
     warnings += _mixed_orientations(raw, checks)
     warnings += _unlikely_units(raw, checks)
+    warnings += _nothing_labelled(raw, checks)
     identical = _identical_images(checks)
     warnings += [_identical_warning(raw, case_ids) for case_ids in identical]
     return IntegrityReport(
@@ -409,6 +410,15 @@ def _unlikely_units(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Pr
             f"the median image is {median:.3g} mm long",
             "If the spacings are not in mm, write them in mm, or results in mm and ml are wrong; if they are made up, "
             'set "spacing_known": false in dataset.json.',
+        )
+
+
+def _nothing_labelled(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
+    if checks and all(check.empty for check in checks):
+        yield Problem(
+            str(raw.folder / "labelsTr"),
+            f"none of the {len(checks)} label maps holds any foreground, so training learns to answer background alone",
+            "Check that the label maps are the right ones and that labels in dataset.json names their values.",
         )
 
 

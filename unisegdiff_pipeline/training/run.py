@@ -178,6 +178,9 @@ def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRe
                 f"to train on, {len(run.holdout_cases)} held out to choose settings, {len(run.validation_cases)} to "
                 f"validate"
             )
+            records = [setting.records[case] for case in run.train_cases]
+            if not any(record.foreground_mm3 or record.num_raters for record in records):
+                run.log.say("warning: no case to train on holds any foreground; the answer will be background alone")
             return train_fold(run, setting.trainer)
         except BaseException:
             with stop.limited(None if stop.signal_number is None else REPORT_ON_LEAVING_S):
