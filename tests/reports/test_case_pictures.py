@@ -14,6 +14,7 @@ from unisegdiff_pipeline.reports.case_pictures import (
     Region,
     choose_plane,
     draw_panel,
+    filled_around,
     filled_value,
     outline_segments,
     region_of_interest,
@@ -164,12 +165,14 @@ def test_what_was_filled_in_around_an_image_is_black() -> None:
     """A normalised brain of -2 to 2 in the middle of zeros; without such a frame nothing is taken for filled in."""
     image = np.zeros((1, 10, 10), np.float32)
     image[0, 2:8, 2:8] = np.linspace(-2, 2, 36).reshape(6, 6)
+    image[0, 4, 6] = 0  # within it, a value like any other
     assert filled_value(image[0]) == 0.0
     shown = window(image)
     assert (shown[0] == 0).all()
     assert shown[2, 2] == 0
     assert shown[7, 7] == 255
     assert 100 < shown[4, 7] < 150
+    assert 100 < shown[4, 6] < 150
     assert filled_value(image[0, 2:8, 2:8]) is None
     assert filled_value(np.abs(image[0])) is None  # the frame is the lowest value, which is black anyway
 
@@ -177,3 +180,13 @@ def test_what_was_filled_in_around_an_image_is_black() -> None:
 def test_a_word_can_stand_in_a_picture() -> None:
     picture = draw_panel(np.zeros((4, 4), np.uint8), (1.0, 1.0), "sample", note="empty")
     assert ">empty</text>" in picture
+
+
+def test_what_lies_around_is_in_one_piece_with_a_corner() -> None:
+    image = np.zeros((3, 5, 5))
+    image[:, 1:4, 1:4] = 1
+    image[1, 2, 2] = 0
+    around = filled_around(image, 0.0)
+    assert around[0, 0, 0]
+    assert not around[1, 2, 2]
+    assert np.count_nonzero(around) == 3 * 16

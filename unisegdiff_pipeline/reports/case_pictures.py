@@ -158,7 +158,16 @@ def window(image: np.ndarray) -> np.ndarray:
     inside = plane > lowest if filled is None else (plane > lowest) & (plane != filled)
     low, high = np.percentile(plane[inside], WINDOW_PERCENTILES) if inside.any() else (lowest, lowest + 1)
     shown = (np.clip((plane - low) / max(float(high - low), 1e-6), 0, 1) * 255).astype(np.uint8)
-    return shown if filled is None else np.where(plane == filled, 0, shown).astype(np.uint8)
+    return shown if filled is None else np.where(filled_around(plane, filled), 0, shown).astype(np.uint8)
+
+
+def filled_around(image: np.ndarray, value: float) -> np.ndarray:
+    """Where an image holds a value in one piece with a corner, that is around what it shows and not within."""
+    from scipy import ndimage
+
+    pieces, _ = ndimage.label(image == value)
+    corners = pieces[tuple(slice(None, None, max(1, n - 1)) for n in image.shape)]
+    return np.isin(pieces, np.unique(corners[corners > 0]))
 
 
 def filled_value(image: np.ndarray) -> float | None:

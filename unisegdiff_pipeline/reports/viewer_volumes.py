@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unisegdiff_pipeline.io.geometry import Box, Geometry, box_slices, nonzero_box
-from unisegdiff_pipeline.reports.case_pictures import filled_value
+from unisegdiff_pipeline.reports.case_pictures import filled_around, filled_value
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _WINDOW_MARGIN_MM = 20.0
@@ -157,7 +157,7 @@ def image_volume(grid: ViewerGrid, channel: np.ndarray, scale: GreyScale, dtype:
     lowest = 0 if scale.filled is None else 1
     np.clip(np.rint(stored, out=stored), lowest, round((scale.high - scale.low) / scale.step), out=stored)
     if scale.filled is not None:
-        stored[turned == scale.filled] = 0
+        stored[filled_around(turned, scale.filled)] = 0
     return _gzipped_nifti(stored.astype(dtype), grid, slope=scale.step, inter=scale.low)
 
 
