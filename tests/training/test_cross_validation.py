@@ -69,7 +69,7 @@ def test_everything_is_kept_predicted_again_and_collected(request_: TrainRequest
         "reference": str(phantom_2d / "labelsTr" / f"{cases[0]}.png"),
     }
     assert set(manifest["cases"]) == set(cases)
-    assert files_of(validation) - files_of(collected.folder) == {"summary.json"}
+    assert files_of(validation) - files_of(collected.folder) == {"summary.json", "spread.json"}  # of one fold
     assert evaluate.main([str(collected.labels), str(collected.folder), "--subset", "--no-report"]) == 0
     scored = json.loads((collected.folder / "evaluation" / "summary.json").read_text())["settings"]
     assert scored["probabilities"]["cases"] == scored["samples"]["cases"] == len(cases)
