@@ -123,7 +123,9 @@ def _split(job: _Job) -> None:
             return
         for channel in range(found):
             nibabel.save(image.slicer[..., channel], f"{job.target_stem}_{channel:04d}{_ENDING}")
-    except (nibabel.filebasedimages.ImageFileError, EOFError, OSError) as error:
+    except UsdError:
+        raise
+    except Exception as error:  # nibabel raises many kinds for a damaged header
         if getattr(error, "errno", None) is not None:
             raise  # of the disk, not of the image
         raise UsdError(f"{job.source} cannot be read ({error}); unpack the archive again.") from error

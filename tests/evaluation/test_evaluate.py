@@ -74,6 +74,16 @@ def test_names_in_two_unicode_forms_and_planes_with_a_third_axis_are_paired_and_
     assert evaluate_folders(reference, prediction, BINARY).summary.mean_dice == pytest.approx(2 / 3)
 
 
+def test_a_sagittal_slice_is_scored_and_drawn_against_its_plane(tmp_path: Path) -> None:
+    reference, prediction = tmp_path / "labelsTs", tmp_path / "pred"
+    plane = np.zeros((3, 4), np.uint8)
+    plane[1, 1:3] = 1
+    write_labels(reference / "a.nii.gz", plane[None], Geometry((1.0, 0.8, 0.7), is_2d=True))
+    write_labels(prediction / "a.nii.gz", plane[:, :, None], Geometry((0.8, 0.7, 5.0)))
+    assert usd_evaluate([str(reference), str(prediction), "--labels", "1"]) == 0
+    assert json.loads((prediction / "evaluation" / "summary.json").read_text())["mean"]["dice"]["mean"] == 1
+
+
 def test_a_third_of_a_voxel_is_another_grid_and_three_micrometres_are_not(tmp_path: Path) -> None:
     reference, prediction = tmp_path / "labelsTs", tmp_path / "pred"
     write(reference, "a", 1, 1, 0, 0)

@@ -17,7 +17,7 @@ from unisegdiff_pipeline.evaluation.reading import read_uncertainty
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Volume
+from unisegdiff_pipeline.io.geometry import Volume, on_grid_of
 from unisegdiff_pipeline.io.images import read_image, read_labels, split_ending
 from unisegdiff_pipeline.reports.case_pictures import (
     CLASS_COLORS,
@@ -116,12 +116,12 @@ def draw_case(highlight: Highlight, classes: Classes, images: Sequence[Path], or
     files = highlight.inputs
     reference = read_labels(files.reference)
     whole = _read_case_image(images, reference)
-    labels = {"reference": reference.array[0], "prediction": read_labels(files.prediction).array[0]}
+    labels = {"reference": reference.array[0], "prediction": _read_on_grid(files.prediction, reference)}
     values = sorted({value for members in classes.values() for value in members})
     plane = choose_plane([np.isin(mask, values) for mask in labels.values()], reference.geometry, oriented)
     shown = {name: plane.cut(mask) for name, mask in labels.items()}
     raters, samples = (
-        [plane.cut(read_labels(path).array[0]) for path in paths]
+        [plane.cut(_read_on_grid(path, reference)) for path in paths]
         for paths in (files.raters, files.samples[:SHOWN_SAMPLES])
     )
     background = np.zeros(shown["reference"].shape, np.uint8) if whole is None else window(plane.cut(whole))
@@ -172,12 +172,17 @@ def channel_names(reference: Path, count: int) -> tuple[str, ...]:
     return ()
 
 
+def _read_on_grid(path: Path, reference: Volume) -> np.ndarray:
+    """Label map (Z, Y, X), a plane in the form that its reference has."""
+    return on_grid_of(read_labels(path), reference).array[0]
+
+
 def _read_case_image(images: Sequence[Path], reference: Volume) -> np.ndarray | None:
     """The image (C, Z, Y, X); None where it is missing, unreadable or on another grid: scores do not depend on it."""
     if not images:
         return None
     try:
-        array = read_image(images).array
+        array = on_grid_of(read_image(images), reference).array
     except UsdError:
         return None
     return array if array.shape[1:] == reference.array.shape[1:] else None
