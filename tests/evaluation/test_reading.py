@@ -91,6 +91,25 @@ def test_damaged_and_foreign_archives(tmp_path: Path) -> None:
         Probabilities(path, BINARY, LIKE)
 
 
+@pytest.mark.parametrize("at", [0.3, 0.5, 0.7])
+def test_a_flipped_byte_is_named(tmp_path: Path, at: float) -> None:
+    path = tmp_path / "case.npz"
+    values = np.random.default_rng(0).random((1, 20, 30, 40)).astype(np.float16)
+    np.savez_compressed(path, probabilities=values)
+    content = path.read_bytes()
+    place = int(at * len(content))
+    path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+    like = Volume(np.zeros((1, 20, 30, 40), np.uint8), Geometry())
+    with pytest.raises(UsdError, match=r"case\.npz cannot be read, it is truncated or damaged"):
+        Probabilities(path, BINARY, like)
+
+
+def test_arrays_of_no_numbers_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "case.npz", probabilities=np.full((1, 2, 3, 4), "a"))
+    with pytest.raises(UsdError, match="probabilities are real numbers"):
+        Probabilities(path, BINARY, LIKE)
+
+
 def test_a_sample_on_another_grid_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "case_sample00.nii.gz"
     write_labels(path, np.zeros((2, 3, 5), np.uint8), LIKE.geometry)

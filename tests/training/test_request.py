@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,28 @@ def test_a_damaged_request_is_named(tmp_path: Path, content: str) -> None:
     with pytest.raises(UsdError, match=r"request\.json.*--restart"):
         read_request(tmp_path)
     assert as_asked(ask(restart=True), tmp_path).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("max_time_s", -1, "above 0"),
+        ("epochs", 0, "from 1"),
+        ("iterations", -3, "from 1"),
+        ("iterations", 2.5, "a whole number"),
+        ("batch_size", 0, "from 1"),
+        ("learning_rate", 1e9, "above 0 to 10"),
+        ("seed", -1, "from 0"),
+        ("seed", "x", "a whole number"),
+        ("phase_1_from", 3, "a text"),
+        ("train_cases", [1], "a text"),
+        ("training", [], "an object"),
+    ],
+)
+def test_hand_edits_of_a_request_name_key_and_what_is_allowed(fold: Folder, key: str, value: Any, allowed: str) -> None:
+    folder = fold(**{key: value})
+    with pytest.raises(UsdError, match=rf"request\.json: {key}.*{re.escape(allowed)}"):
+        read_request(folder)
 
 
 def test_a_cross_validation_goes_on_as_its_first_folds_were_asked() -> None:

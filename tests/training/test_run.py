@@ -64,6 +64,20 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS_NAME)
 
 
+@pytest.mark.parametrize("name", ["2d/images/phantom_0003.b2nd", "reference/phantom_0003_reference.b2nd"])
+def test_a_flipped_byte_in_preprocessed_data_ends_the_training_before_it_begins(
+    prepared: Path, tmp_path: Path, name: str
+) -> None:
+    root = tmp_path / "preprocessed"
+    shutil.copytree(prepared, root)
+    (path,) = root.glob(f"*/{name}")
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    request = TrainRequest("902", "cv", Roots(None, root, tmp_path / "results"), iterations=2, workers=0, device="cpu")
+    with pytest.raises(UsdError, match=rf"{name}: damaged or changed .* run usd_preprocess again"):
+        train(request)
+
+
 def test_both_phases_leave_a_complete_fold(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "FEWEST_FOR_TEMPERATURE", 1)
     monkeypatch.setattr(choosing, "FEWEST_FOR_SETTINGS", 1)

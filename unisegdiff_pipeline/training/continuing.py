@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from unisegdiff_pipeline.io.bounds import Range
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.serialization import from_jsonable, read_object, to_jsonable
 from unisegdiff_pipeline.training.request import TrainRequest
@@ -24,6 +25,15 @@ PHASE_1_NAME = "phase_1.safetensors"
 PHASE_1_FACTS_NAME = "phase_1.json"
 LENGTHS = ("max_time_s", "epochs", "iterations")
 ASKED = (*LENGTHS, "batch_size", "learning_rate", "seed", "phase_1_from")
+ASKED_VALUES = {  # what request.json may hold of them
+    "max_time_s": Annotated[float, Range(0, 1e9, low_open=True)] | None,
+    "epochs": Annotated[int, Range(1, 1e9)] | None,
+    "iterations": Annotated[int, Range(1, 1e12)] | None,
+    "batch_size": Annotated[int, Range(1, 4096)] | None,
+    "learning_rate": Annotated[float, Range(0, 10, low_open=True)] | None,
+    "seed": Annotated[int, Range(0, 2**63)] | None,
+    "phase_1_from": str | None,
+}
 WAYS_OUT = "Leave the flag out to go on with it, train beside it with --run NAME, or begin again with --restart."
 LISTED_CASES = 5
 
@@ -69,11 +79,10 @@ def read_request(folder: Path) -> dict[str, Any] | None:
 
 def _read_request(path: Path) -> dict[str, Any]:
     """request.json as `describe_training` wrote it; keys that earlier versions did not write may be missing."""
-    numbers = {name: float | None for name in ASKED if name != "phase_1_from"}
     cases = dict.fromkeys(("train_cases", "holdout_cases", "validation_cases"), tuple[str, ...])
     try:
         request = read_object(path)
-        for name, kind in {**numbers, "phase_1_from": str | None, **cases, "training": dict[str, Any]}.items():
+        for name, kind in {**ASKED_VALUES, **cases, "training": dict[str, Any]}.items():
             from_jsonable(kind, request.get(name), name)  # type: ignore[arg-type]
     except UsdError as error:
         where = "" if str(path) in str(error) else f"{path}: "

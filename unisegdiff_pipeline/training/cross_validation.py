@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
-from unisegdiff_pipeline.io.serialization import read_object, write_json
+from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.io.serialization import from_jsonable, read_object, write_json
 from unisegdiff_pipeline.preprocessing.reference import stored_reference_source
 from unisegdiff_pipeline.training.validation import SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
@@ -54,11 +55,18 @@ def collect_validation(
     for fold_folder in fold_folders:
         source = fold_folder / FOLDER_NAME
         summary = read_object(source / SUMMARY_NAME)
-        for case in summary["cases"]:
-            label = references.get(case["case_id"])
+        try:
+            validated = [str(case["case_id"]) for case in summary["cases"]]
+            not_validated += from_jsonable(tuple[str, ...], summary.get("not_validated") or [], "not_validated")
+        except (KeyError, TypeError, UsdError):
+            raise UsdError(
+                f"{source / SUMMARY_NAME} does not name its cases as validation writes them; delete it and train that "
+                f"fold again: it is only validated anew."
+            ) from None
+        for case_id in validated:
+            label = references.get(case_id)
             fold = fold_folder.name.removeprefix("fold_")
-            cases[case["case_id"]] = {"fold": fold, "reference": None if label is None else str(label)}
-        not_validated += summary.get("not_validated") or []
+            cases[case_id] = {"fold": fold, "reference": None if label is None else str(label)}
         for path in sorted(source.rglob("*")):
             inside = path.relative_to(source)
             if path.is_file() and str(inside) not in OWN_OF_A_FOLD and inside.parts[0] != EVALUATION:
