@@ -10,6 +10,7 @@ import pytest
 from unisegdiff_pipeline.commands import steps
 from unisegdiff_pipeline.commands.demo import main
 from unisegdiff_pipeline.training import run
+from unisegdiff_pipeline.training.continuing import OtherRequestError
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 
 
@@ -25,3 +26,16 @@ def test_a_stopped_training_ends_the_demo_with_the_code_of_its_signal(
     arguments = ["--output", str(tmp_path), "--train-cases", "10", "--test-cases", "2", "--device", "cpu"]
     assert main(arguments) == 143
     assert "stopped by SIGTERM" in capsys.readouterr().err
+
+
+def test_a_demo_of_other_flags_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OtherRequestError("--max-time 60s there, --max-time 300s now")
+
+    monkeypatch.setattr(run, "train", refuse)
+    monkeypatch.setattr(steps, "plan_and_preprocess", lambda *_: None)
+    arguments = ["--output", str(tmp_path), "--train-cases", "10", "--test-cases", "2", "--device", "cpu"]
+    assert main(arguments) == 1
+    assert "another folder with --output" in " ".join(capsys.readouterr().err.split())

@@ -11,6 +11,11 @@ from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.commands.train import build_parser, describe, main, request_of
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.serialization import read_json, write_json
+from unisegdiff_pipeline.training.segmentation import SegmentationTrainer
+
+
+class Two__Parts(SegmentationTrainer):
+    """A trainer whose name would look like two parts of a model folder's name."""
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +99,7 @@ def test_a_dry_run_refuses_what_the_training_would_refuse(
         (["902", "0", "-c", "3d_lowres"], "'3d_lowres' is not in"),
         (["902", "0", "--trainer", "NoTrainer"], "use one of StagedDiffusionTrainer"),
         (["902", "0", "--run", "../x"], "cannot be part of a folder's name"),
+        (["902", "0", "--trainer", "tests.commands.test_train:Two__Parts"], "whose parts cannot be told apart"),
         (["7", "0"], "usd_plan_and_preprocess -d 7 first"),
     ):
         for dry in (["--dry-run"], []):

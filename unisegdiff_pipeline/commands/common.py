@@ -119,10 +119,12 @@ def run(body: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         signals.received = signals.received or signal.SIGINT
         return signals.exit_code()
-    except SystemExit:
-        if not signals.received:
-            raise
-        return signals.exit_code()
+    except SystemExit as stop:
+        if signals.received:
+            return signals.exit_code()
+        if stop.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):  # of a training, which answers signals itself
+            return int(stop.code)
+        raise
     except Exception as error:
         # A library that is interrupted while it is imported may answer with an error of its own.
         if signals.received:

@@ -121,9 +121,11 @@ def _phantoms(args: argparse.Namespace, output: Path) -> RawDataset:
 def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
     """Plan, preprocess and train fold 0; returns the model folder."""
     from unisegdiff_pipeline.commands.steps import plan_and_preprocess
+    from unisegdiff_pipeline.io.errors import UsdError
     from unisegdiff_pipeline.io.paths import Roots
     from unisegdiff_pipeline.io.progress import format_duration
     from unisegdiff_pipeline.planning.budget import detect_budget
+    from unisegdiff_pipeline.training.continuing import OtherRequestError
     from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
     from unisegdiff_pipeline.training.request import TrainRequest
     from unisegdiff_pipeline.training.run import train
@@ -146,6 +148,11 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
     )
     try:
         return train(request).folds[0].folder.parent
+    except OtherRequestError as error:  # whose ways out are flags of usd_train
+        raise UsdError(
+            f"{output} holds a demo that was trained with other flags; give those again to go on with it, or another "
+            f"folder with --output."
+        ) from error
     except TrainingInterrupted as stop:
         report_error(str(stop), kind="interrupted")
         raise SystemExit(EXIT_SIGNAL + stop.signal_number) from stop

@@ -38,6 +38,10 @@ WAYS_OUT = "Leave the flag out to go on with it, train beside it with --run NAME
 LISTED_CASES = 5
 
 
+class OtherRequestError(UsdError):
+    """A fold is asked for another training than the one that is there."""
+
+
 def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
     source = run.request.phase_1_from
     return {
@@ -94,7 +98,7 @@ def as_asked(request: TrainRequest, folder: Path) -> TrainRequest:
     """The request with all that is left open as it was asked of the training in `folder`, the seed filled in.
 
     Raises:
-        UsdError: a flag asks for another training than the one that is there; names both values.
+        OtherRequestError: a flag asks for another training than the one that is there; names both values.
     """
     former = None if request.restart else read_request(folder)
     if former is None:
@@ -105,7 +109,7 @@ def as_asked(request: TrainRequest, folder: Path) -> TrainRequest:
         if new is not None and old != new
     ]
     if differences:
-        raise UsdError(f"{folder} was trained with {', with '.join(differences)}. {WAYS_OUT}")
+        raise OtherRequestError(f"{folder} was trained with {', with '.join(differences)}. {WAYS_OUT}")
     source = former.get("phase_1_from")
     asked: dict[str, Any] = {name: former.get(name) for name in ASKED if name != "phase_1_from"}
     return dataclasses.replace(request, **asked, phase_1_from=None if source is None else Path(source))

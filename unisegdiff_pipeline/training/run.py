@@ -13,7 +13,7 @@ import torch
 
 from unisegdiff_pipeline.evaluation.summary import fold_table
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, plan_hash
-from unisegdiff_pipeline.inference.model_name import ModelName, require_part
+from unisegdiff_pipeline.inference.model_name import SEPARATOR, ModelName, parse_model_name, require_part
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import remove_stale_temporaries
 from unisegdiff_pipeline.io.locks import locked, require_free
@@ -218,6 +218,11 @@ def _open(request: TrainRequest, writing: bool = True) -> _Setting:
     configuration = _configuration(plans, request, plans_path)
     run = None if request.run is None else require_part("--run", request.run)
     name = ModelName(trainer.__name__, configuration.name, plans_name, run)
+    if parse_model_name(name.folder) != name:
+        raise UsdError(
+            f"--trainer {trainer.__name__} and the configuration {configuration.name} would name the model folder "
+            f"{name.folder}, whose parts cannot be told apart; rename the one that holds {SEPARATOR!r}."
+        )
     model_folder = request.roots.require_results() / plans.dataset_name / name.folder
     records = {record.case_id: record for record in read_cases(dataset)}
     folds = _folds(request, dataset, records, writing)
@@ -320,7 +325,8 @@ def _folders(model_folder: Path) -> tuple[Path, ...]:
 
 def _remove_what_is_empty(model_folder: Path, made: Sequence[Path]) -> None:
     """Remove what this command made for a model of which no fold has begun, so that it is not taken for one."""
-    if model_folder in made and model_folder.is_dir() and not any(model_folder.glob("fold_*")):
+    in_use = any(path for pattern in ("fold_*", ".lock-*") for path in model_folder.glob(pattern))
+    if model_folder in made and not in_use:
         for name in (PLANS_NAME, DATASET_NAME):
             (model_folder / name).unlink(missing_ok=True)
     for folder in made:
