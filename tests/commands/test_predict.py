@@ -17,6 +17,7 @@ from unisegdiff_pipeline.planning.plans import (
     Budget,
     ConfigurationPlan,
     DenoiserPlan,
+    LevelPlan,
     NetworkPlan,
     Plans,
     PreprocessingPlan,
@@ -105,7 +106,12 @@ def test_a_dry_run_lists_the_folds_that_prediction_takes(tmp_path: Path) -> None
     """Finished ones have weights and settings; fold `all` is taken where it is named, or alone."""
     preprocessing = PreprocessingPlan((0, 1, 2), (None, 1.0, 1.0), ("zscore",), (False,), ())
     configuration = ConfigurationPlan(
-        "2d", preprocessing, (1, 8, 8), NetworkPlan(2, (8, 8), 1, ()), DenoiserPlan(), TrainingPlan(2)
+        "2d",
+        preprocessing,
+        (1, 8, 8),
+        NetworkPlan(2, (8, 8), 1, (LevelPlan(4, (1, 1), (3, 3), 2),)),
+        DenoiserPlan(),
+        TrainingPlan(2),
     )
     model = tmp_path / "StagedDiffusionTrainer__2d"
     write_json(model / "plans.json", dataclasses.replace(PLANS, configurations={"2d": configuration}))
