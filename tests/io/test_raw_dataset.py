@@ -175,7 +175,7 @@ def test_images_that_would_be_left_out_are_named(tmp_path):
     message = str(caught.value)
     assert "3 images would be left out" in message
     for words in (
-        "b_0000.PNG: it ends in .PNG, expected is .png. Rename it to b_0000.png.",
+        "b_0000.PNG: it ends in .PNG, expected is .png. Rename it to b_0000.png;",
         "c_0000.bmp: it ends in .bmp, expected is .png. Convert it",
         "d_0000.png: it is a link to a file that does not exist",
     ):

@@ -17,7 +17,15 @@ import numpy as np
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry, Volume, geometry_differences, on_grid_of
-from unisegdiff_pipeline.io.images import label_colours, label_ending, read_header, read_image, read_labels
+from unisegdiff_pipeline.io.images import (
+    is_picture_ending,
+    label_colours,
+    label_ending,
+    read_header,
+    read_image,
+    read_labels,
+    split_ending,
+)
 from unisegdiff_pipeline.io.orientation import axis_codes, nearest_reorientation
 from unisegdiff_pipeline.io.progress import counted
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem
@@ -221,7 +229,7 @@ def _check_grey(case: RawCase, image: Volume) -> Iterable[Problem]:
     if len(case.image_paths) != image.array.shape[0]:
         return
     for path in case.image_paths:
-        if read_header(path)[0][0] > 1:
+        if is_picture_ending(split_ending(path.name)[1]) and read_header(path)[0][0] > 1:
             yield Problem(
                 str(path),
                 "the colour picture is taken as one grey channel, because its colours are equal",

@@ -334,8 +334,8 @@ def _in_order(paths: Mapping[int, Path]) -> tuple[Path, ...]:
 def _images_in_folder(folder: Path, file_ending: str) -> dict[str, tuple[Path, ...]]:
     files = _files(folder, file_ending)
     if stray := left_out(folder, file_ending):
-        listed = _listed([f"{file.path.name}: {file.reason}. {file.remedy}" for file in stray])
-        raise UsdError(f"{folder}: {counted(len(stray), 'image')} would be left out. {listed}")
+        listed = _listed([f"{file.path.name}: {file.reason}. {file.remedy}".removesuffix(".") for file in stray])
+        raise UsdError(f"{folder}: {counted(len(stray), 'image')} would be left out. {listed}.")
     if not files:
         raise UsdError(f"{folder} holds no file ending in {file_ending}, which the model expects; check the folder.")
     channels: dict[str, dict[int, Path]] = {}
