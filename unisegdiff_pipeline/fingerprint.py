@@ -171,6 +171,7 @@ class Fingerprint:
     lesions: tuple[LesionSummary, ...]
     class_orders: tuple[ClassOrder, ...]
     cases: Annotated[tuple[CaseFingerprint, ...], Length(1, 10**9)]
+    direction: Direction | None
 
     def __post_init__(self) -> None:
         for name, expected, of in (
@@ -179,8 +180,6 @@ class Fingerprint:
         ):
             if len(getattr(self, name)) != expected:
                 raise ValueError(f"{name} has {len(getattr(self, name))} values for {expected} {of}; give one for each")
-
-    direction: Direction | None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 
 from unisegdiff_pipeline.fingerprint import (
     CaseFingerprint,
+    ComponentFacts,
     Fingerprint,
     IntensityStatistics,
     LesionSummary,
@@ -34,7 +35,7 @@ def make_fingerprint(
 ) -> Fingerprint:
     """A data set of equal cases with one class whose components are all `thickness_mm` thick."""
     same = Percentiles(*([thickness_mm] * 5))
-    case = CaseFingerprint("a", None, shape, spacing_mm, shape, 0.05, False, ())
+    case = CaseFingerprint("a", None, shape, spacing_mm, shape, 0.05, False, (ComponentFacts("lesion", 0, 0, (), ()),))
     return Fingerprint(
         dataset_name="Dataset001_Made",
         is_2d=shape[0] == 1,

@@ -15,7 +15,7 @@ def fingerprint_of(*cases: tuple[tuple[int, int, int], Triple], is_2d: bool = Fa
     facts = tuple(
         CaseFingerprint(str(i), None, shape, spacing, shape, 0.1, False, ()) for i, (shape, spacing) in enumerate(cases)
     )
-    return Fingerprint("Dataset001_Made", is_2d, ("MRI",), 0.0, 1.0, (), (), (), facts, None)
+    return Fingerprint("Dataset001_Made", is_2d, (), 0.0, 1.0, (), (), (), facts, None)
 
 
 def test_median_spacing_and_resampled_shape() -> None:

@@ -57,6 +57,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
         folder = roots.require_preprocessed() / raw.name
         steps.plan_and_preprocess(raw, folder, budget, args.configuration, args.workers, args.scheduler, plans_name)
         report = f"Report: {folder / steps.REPORT}\n" if plans_name is None else ""
-        say(f"{report}Ready to train: {folder}\nNext: usd_train {raw.name} 0{flag}")
+        fold = steps.first_fold(raw, folder)
+        say(f"{report}Ready to train: {folder}\nNext: usd_train {raw.name} {fold}{flag}")
 
     return plan_and_preprocess

@@ -223,6 +223,18 @@ def plan_and_preprocess(
     return plans
 
 
+def first_fold(raw: RawDataset, folder: Path) -> str:
+    """The fold to begin training with: 0, or "all", with a warning, where the cases are too few to be split."""
+    from unisegdiff_pipeline.training.splits import load_or_create_splits
+
+    try:
+        load_or_create_splits(folder, raw.folder, writing=False)
+    except UsdError as error:
+        report_error(str(error), kind="warning")
+        return "all"
+    return "0"
+
+
 def describe_plans(plans: Plans) -> str:
     """The plan in a few lines for the terminal; the reasons stand in plans.json."""
     is_2d = set(plans.configurations) == {"2d"}

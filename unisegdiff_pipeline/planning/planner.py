@@ -43,7 +43,7 @@ from unisegdiff_pipeline.planning.reasons import (
 )
 from unisegdiff_pipeline.planning.sizing import Sizer
 from unisegdiff_pipeline.planning.spacing import ANISOTROPY, SpacingPlan, plan_spacing
-from unisegdiff_pipeline.planning.topology import denoiser_multiply_adds, multiply_adds
+from unisegdiff_pipeline.planning.topology import MIN_EDGE, denoiser_multiply_adds, multiply_adds
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 
@@ -93,7 +93,7 @@ def plan_dataset(
         Plans without stages; these are planned from the preprocessed labels.
 
     Raises:
-        UsdError: a configuration is unknown or not possible for this data set.
+        UsdError: a configuration is unknown or not possible for this data set, or the images are too small for any.
     """
     num_inputs, num_outputs = len(description.channel_names), description.labels.num_channels
     sizer = Sizer(budget, num_inputs, num_outputs, len(fingerprint.cases))
@@ -106,6 +106,7 @@ def plan_dataset(
         if lowres is not None:
             fullres = _with_batch_dice(context, fullres)
         possible |= {c.name: c for c in (fullres, lowres) if c is not None}
+    possible = _trainable(possible, context)
     chosen = _select(possible, configurations, context)
     recommended = _recommend(context, chosen)
     return Plans(
@@ -323,6 +324,26 @@ def _recommendation(context: _Context, chosen: dict[str, ConfigurationPlan]) -> 
 
 def _coarsest(configuration: ConfigurationPlan) -> float:
     return max(s for s in configuration.preprocessing.target_spacing_mm if s is not None)
+
+
+def _trainable(possible: dict[str, ConfigurationPlan], context: _Context) -> dict[str, ConfigurationPlan]:
+    """The configurations whose images can be halved once: a U-Net has two levels at least."""
+    reasons = {}
+    for name, configuration in possible.items():
+        if len(configuration.network.levels) < 2:
+            shape = " x ".join(map(str, configuration.median_shape))
+            reasons[name] = (
+                f"the median image has {shape} voxels (Z, Y, X) at the planned spacing, too few to be halved even "
+                f"once: a U-Net needs {2 * MIN_EDGE} along two axes, or {3 * MIN_EDGE} along one"
+            )
+    if len(reasons) == len(possible):
+        raise UsdError(
+            f"{context.fingerprint.dataset_name} cannot be trained: {next(iter(reasons.values()))}. Pad the images and "
+            "their label maps, or correct their spacing."
+        )
+    for name, reason in reasons.items():
+        context.decisions[f"configurations.{name}"] = f"not made: {reason}"
+    return {name: configuration for name, configuration in possible.items() if name not in reasons}
 
 
 def _select(

@@ -1,0 +1,50 @@
+"""What planning says of data sets that are too small: of too few cases, or of images that no network can halve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.commands import plan_and_preprocess
+from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.io.images import write_labels, write_map
+
+
+def run(root: Path, num_cases: int, shape: tuple[int, int, int], *flags: str) -> int:
+    folder = root / "raw" / "Dataset001_Small"
+    folder.mkdir(parents=True)
+    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    geometry = Geometry(is_2d=shape[0] == 1)
+    for i in range(num_cases):
+        image = np.random.default_rng(i).random(shape)
+        write_map(folder / f"imagesTr/c{i}_0000.nii.gz", image, geometry)
+        write_labels(folder / f"labelsTr/c{i}.nii.gz", (image > 0.9).astype(np.uint8), geometry)
+    arguments = ["-d", "1", "--raw", str(root / "raw"), "--preprocessed", str(root / "pre"), "--device", "cpu"]
+    return plan_and_preprocess.main([*arguments, *flags])
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5), (1, 6, 5)], ids=["3d", "2d"])
+def test_images_too_small_for_a_network_are_refused_when_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: tuple[int, int, int]
+) -> None:
+    assert run(tmp_path, 5, shape) == 1
+    printed = capsys.readouterr()
+    error = " ".join(printed.err.split())
+    assert f"cannot be trained: the median image has {' x '.join(map(str, shape))} voxels (Z, Y, X)" in error
+    assert "too few to be halved even once: a U-Net needs 8 along two axes, or 12 along one. Pad the images" in error
+    assert "Ready to train" not in printed.out
+    assert not (tmp_path / "pre/Dataset001_Small/plans.json").exists()
+
+
+@pytest.mark.parametrize(("num_cases", "fold"), [(1, "all"), (4, "all"), (5, "0")])
+def test_the_command_that_is_named_next_can_be_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_cases: int, fold: str
+) -> None:
+    assert run(tmp_path, num_cases, (1, 16, 16)) == 0
+    printed = capsys.readouterr()
+    assert printed.out.endswith(f"Next: usd_train Dataset001_Small {fold}\n")
+    assert ("too few for 5 folds" in " ".join(printed.err.split())) == (fold == "all")
