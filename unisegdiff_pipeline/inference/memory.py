@@ -7,6 +7,7 @@ are in memory as far as the budget goes, and else in temporary files; samples ar
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from unisegdiff_pipeline.inference.limits import ARRAY_SHARE, SHARE_OF_FREE_MEMORY
@@ -18,7 +19,7 @@ SMALLEST_GB = 0.05  # to work with, where the budget is spent already
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Gigabytes (1e9 bytes) that this process may take."""
+    """Gigabytes (1e9 bytes) that this process and the one that reads its images may take."""
 
     max_gb: float
 
@@ -45,6 +46,11 @@ class MemoryBudget:
 
 
 def _taken_gb() -> float:
+    """Of this process and those it started, which read images."""
     import psutil
 
-    return float(psutil.Process().memory_info().rss) / 1e9
+    taken = 0
+    for process in (psutil.Process(), *psutil.Process().children()):
+        with contextlib.suppress(psutil.Error):  # it ended just now
+            taken += process.memory_info().rss
+    return taken / 1e9
