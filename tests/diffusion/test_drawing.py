@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.drawing import doubts, draw_objects, field_parts, local_maximum
+from unisegdiff_pipeline.diffusion.drawing import doubts, draw_objects, field_parts, keep_certain, local_maximum
 from unisegdiff_pipeline.diffusion.samplers import coherent_draw
 from unisegdiff_pipeline.inference.volume_noise import smooth_field_in_box
 from unisegdiff_pipeline.io.labels import LabelScheme
@@ -150,3 +150,15 @@ def test_the_local_maximum_is_that_of_the_box_around_a_voxel(reach: tuple[int, i
     size = (1, 1, *(2 * r + 1 for r in reach))
     expected = maximum_filter(values.numpy(), size=size, mode="constant")
     assert torch.equal(local_maximum(values, reach), torch.from_numpy(expected))
+
+
+def test_what_the_mean_is_certain_of_is_kept() -> None:
+    p = torch.tensor([0.97, 0.96, 0.94]).reshape(1, 1, 1, 1, 3)
+    empty = torch.zeros(2, 1, 1, 1, 3)
+    assert keep_certain(empty, p, BINARY, 0.95).flatten(1).tolist() == [[1, 1, 0]] * 2
+    of_classes = torch.tensor([[0.97, 0.02, 0.01], [0.02, 0.97, 0.01], [0.04, 0.02, 0.94]]).T.reshape(1, 3, 1, 1, 3)
+    front = torch.tensor([0.0, 1.0, 0.0]).reshape(1, 3, 1, 1, 1).expand(1, 3, 1, 1, 3)
+    assert keep_certain(front, 1 - of_classes * 0, CLASSES, 2.0).equal(front)  # nothing is certain
+    kept = keep_certain(1 - front, of_classes, CLASSES, 0.95)
+    assert kept[0, :, 0, 0, 1].tolist() == [0, 1, 0]
+    assert kept[0, :, 0, 0, 0].equal((1 - front)[0, :, 0, 0, 0])  # background is never forced

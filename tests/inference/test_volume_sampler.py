@@ -153,6 +153,28 @@ def test_objects_reach_over_the_slabs_that_are_drawn_at_once(volume, monkeypatch
         assert (whole.sample(i) != rows.sample(i)).float().mean() < 1e-4
 
 
+def test_no_draw_leaves_out_what_the_reported_probability_is_certain_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call is sure of everything; the last one, which has seen a mask, is made to doubt everything."""
+    take_call = volume_sampler.take_call
+
+    def doubting(call, x, found, edges, settings, labels):
+        p = take_call(call, x, found, edges, settings, labels)
+        return torch.full_like(p, 0.9 if call == 0 else 1e-5)
+
+    monkeypatch.setattr(volume_sampler, "take_call", doubting)
+    model, patch = tiny_model((8, 16, 16), BINARY), (8, 16, 16)
+    image = torch.randn(1, *patch, generator=torch.Generator().manual_seed(2))
+    certain = 0.25 * float(predict(model, image, patch, num_samples=0).p_det.median()) + 0.75 * 0.9
+    masks = SamplerSettings("hard", "stage_a", 1, correlation_length_mm=24.0, draw=True, surface_length_mm=3.0,
+                            certain=certain)  # fmt: skip
+    settings = dataclasses.replace(SETTINGS, sampler=SamplerSettings("ddim", "stage_a", 0), mask_sampler=masks)
+    found = predict(model, image, patch, settings=settings)
+    p, inside = found.probabilities(), found.boxes[0].inside
+    for i in range(found.num_samples):
+        assert (found.sample(i)[(p > certain + 1e-5) & inside] == 1).all()
+        assert found.sample(i)[(p < certain - 1e-5) & inside].mean() < 0.1
+
+
 def test_where_nothing_is_certain_masks_are_those_of_one_field() -> None:
     image = torch.randn(1, 18, 20, 27, generator=torch.Generator().manual_seed(3))
     two = SAMPLERS[-1]

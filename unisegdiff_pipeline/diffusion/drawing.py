@@ -91,6 +91,18 @@ def draw_objects(p: Tensor, nearby: Tensor, fields: Tensor, labels: LabelScheme,
     return torch.cat([masks[channel] for channel in range(p.shape[1])], dim=1).to(p.dtype)
 
 
+def keep_certain(masks: Tensor, reported: Tensor, labels: LabelScheme, certain: float) -> Tensor:
+    """The masks with all that the reported probabilities are certain of (both (N or 1, C, *spatial)).
+
+    What is drawn last comes of a call that has seen a mask drawn before, and may doubt what the mean does not.
+    """
+    sure = reported >= certain
+    if labels.coding != "softmax":
+        return torch.maximum(masks, sure.to(masks.dtype))
+    of_class = torch.cat([torch.zeros_like(sure[:, :1]), sure[:, 1:]], dim=1)
+    return torch.where(of_class.any(dim=1, keepdim=True), of_class.to(masks.dtype), masks)
+
+
 def _outer_channels(labels: LabelScheme) -> dict[int, list[int]]:
     """The regions around each that lies in any, from the largest to the smallest."""
     found: dict[int, list[int]] = {}

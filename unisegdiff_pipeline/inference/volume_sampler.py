@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from unisegdiff_pipeline.diffusion.coding import nested_probabilities
-from unisegdiff_pipeline.diffusion.drawing import doubts, local_maximum
+from unisegdiff_pipeline.diffusion.drawing import doubts, keep_certain, local_maximum
 from unisegdiff_pipeline.diffusion.samplers import (
     SamplerSettings,
     draw_masks,
@@ -348,7 +348,9 @@ class _BoxSampler:
         if mask_sampler is not None and sampler.total_calls:
             sampler = replace(sampler, draw=False)  # no mask is drawn of the mean's samples
         ways = [sampler] if mask_sampler is None or samples is None else [sampler, mask_sampler]
+        of_mean: Tensor | None = None
         for way, p in zip(ways, self._last_probabilities(ids, ways), strict=True):
+            of_mean = p if of_mean is None else of_mean
             for i in range(len(ids)):
                 for first, last in self._pieces(0, self.extent[0]):
                     values = p[i, :, first:last].to(self.case.device)[None]  # (1, K, rows, Y, X)
@@ -358,7 +360,7 @@ class _BoxSampler:
                             soft.put(numbers[i], self._kept_part(values[0], first, last))
                 self.case.scratch.release()
             if samples is not None and way is ways[-1]:
-                for i, first, masks in self._masks(p, ids, way):
+                for i, first, masks in self._masks(p, ids, way, of_mean=of_mean):
                     last = first + masks.shape[1]
                     samples.put(numbers[i], self._kept_part(masks, first, last))
                 self.case.scratch.release()
@@ -444,11 +446,13 @@ class _BoxSampler:
         self.case.scratch.release()
 
     def _masks(
-        self, p: Tensor, ids: Sequence[int], way: SamplerSettings, call: int | None = None
-    ) -> Iterator[tuple[int, int, Tensor]]:
+        self, p: Tensor, ids: Sequence[int], way: SamplerSettings, call: int | None = None,
+        of_mean: Tensor | None = None,
+    ) -> Iterator[tuple[int, int, Tensor]]:  # fmt: skip
         """(sample, first row, mask or probabilities (K, rows, Y, X)) of the draw after a call, or the last one.
 
-        The rows of p that were given out may be overwritten.
+        The rows of p that were given out may be overwritten. Where two fields draw, the last draw keeps what is certain
+        by w p_det + (1 - w) of_mean, the part of this sample in the reported probability.
         """
         stream = f"field{way.total_calls if call is None else call}"
         slabs = list(self._rows_of_samples(len(ids)))
@@ -474,7 +478,12 @@ class _BoxSampler:
             for a, b in self._pieces(first, last):
                 piece = slice(a - first, b - first)
                 near = None if nearby is None else nearby[:, :, piece]
-                drawn.append(draw_masks(here[None, :, piece], near, field[None, :, piece], way, labels)[0])
+                masks = draw_masks(here[None, :, piece], near, field[None, :, piece], way, labels)
+                if of_mean is not None and way.surface_length_mm is not None:
+                    p_det, mean = (v.to(masks.device) for v in (self.p_det[:, a:b], of_mean[i, :, a:b]))
+                    w = self.settings.w
+                    masks = keep_certain(masks, (w * p_det + (1 - w) * mean)[None], labels, way.certain)
+                drawn.append(masks[0])
             yield i, first, torch.cat(drawn, dim=1)
 
     def _rows_of_samples(self, count: int) -> Iterator[tuple[int, int, int]]:
