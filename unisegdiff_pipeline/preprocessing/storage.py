@@ -14,6 +14,7 @@ The layout below a data set's folder:
 
 Each kind of file has a folder of its own, so that no case's name can be that of another case's file. The hashes are
 compared when preprocessing or training begins: compressed arrays carry none, and a flipped byte would be trained on.
+Hashing a file takes about as long as reading eight patches from it (37 against 35 ms for 31 MB), once a run.
 """
 
 from __future__ import annotations
