@@ -42,7 +42,7 @@ def test_an_object_in_doubt_counts_where_its_mask_is_cut_for_dice(
         data=SimpleNamespace(open=lambda case_id: stored),
         plans=SimpleNamespace(labels=BINARY, spacing_known=True),
         configuration=SimpleNamespace(network=SimpleNamespace(patch_size=(8, 8))),
-        request=SimpleNamespace(seed=0),
+        seed=0,
     )
     monkeypatch.setattr(validation, "predict_case", predict)
     model: Any = None
