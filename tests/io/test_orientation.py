@@ -11,6 +11,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION
 from unisegdiff_pipeline.io.orientation import Reorientation, axis_codes, common_direction, nearest_reorientation
+from unisegdiff_pipeline.planning.plans import PreprocessingPlan
 
 ALL_CODES = ["".join(c) for order in itertools.permutations(("LR", "PA", "SI")) for c in itertools.product(*order)]
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -87,7 +88,18 @@ def test_a_small_tilt_changes_nothing_and_a_large_one_is_kept() -> None:
     tilted = [tuple(rotation(degrees, 2).ravel().tolist()) for degrees in (10, 20)]
     assert common_direction(tilted) == IDENTITY_DIRECTION
     oblique = [tuple(rotation(degrees, 2).ravel().tolist()) for degrees in (38, 42)]
-    assert common_direction(oblique) == (0.77, -0.64, 0.0, 0.64, 0.77, 0.0, 0.0, 0.0, 1.0)
+    cosine, sine = 0.77 / np.hypot(0.77, 0.64), 0.64 / np.hypot(0.77, 0.64)  # of 40 degrees, after rounding to 1 %
+    expected = (cosine, -sine, 0.0, sine, cosine, 0.0, 0.0, 0.0, 1.0)
+    assert common_direction(oblique) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_common_direction_may_stand_in_a_plan() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        axes, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+        direction = common_direction([tuple(axes.ravel().tolist())])
+        plan = PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("zscore",), (False,), (), direction=direction)
+        assert nearest_reorientation(tuple(axes.ravel().tolist()), plan.direction or ()) == Reorientation()
 
 
 def test_oblique_views_on_both_sides_of_45_degrees_keep_their_axes() -> None:

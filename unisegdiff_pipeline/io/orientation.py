@@ -107,12 +107,18 @@ def common_direction(directions: Sequence[Sequence[float]]) -> Direction:
     counts = Counter(codes)
     commonest = min(counts, key=lambda code: (-counts[code], code))
     same = [_matrix(d) for d, code in zip(directions, codes, strict=True) if code == commonest]
-    u, _, vt = np.linalg.svd(np.mean(same, axis=0))
-    mean, aligned = u @ vt, _aligned(commonest)
+    mean, aligned = _orthonormal(np.mean(same, axis=0)), _aligned(commonest)
     if float((mean * aligned).sum(axis=0).min()) >= _ALIGNED_COSINE:
         mean = aligned
-    a, b, c, d, e, f, g, h, i = (np.round(mean, 2) + 0.0).ravel().tolist()  # + 0.0: no negative zeros
+    mean = _orthonormal(np.round(mean, 2))  # so coarse that another case hardly changes it
+    a, b, c, d, e, f, g, h, i = (np.round(mean, 5) + 0.0).ravel().tolist()  # + 0.0: no negative zeros
     return a, b, c, d, e, f, g, h, i
+
+
+def _orthonormal(matrix: np.ndarray) -> np.ndarray:
+    """The nearest matrix of axes at right angles to each other."""
+    u, _, vt = np.linalg.svd(matrix)
+    return np.asarray(u @ vt)
 
 
 def _aligned(codes: str) -> np.ndarray:
