@@ -205,7 +205,7 @@ def test_runs_of_equal_folder_names_are_told_apart(tmp_path: Path) -> None:
         write(tmp_path / "x" / "pred", case, reference)
     runs = [tmp_path / "x" / "pred"]
     evaluation = evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", BINARY, workers=0, against=runs)
-    assert {run.name for run in evaluation.report.ranking} == {"pred", "x/pred"}
+    assert {run.name for run in evaluation.report.ranking} == {f"{tmp_path.name}/pred", "x/pred"}
 
 
 def test_table_names_false_positives_and_the_rule(tmp_path: Path) -> None:
