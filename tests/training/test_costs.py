@@ -91,7 +91,7 @@ def test_where_time_is_short_choosing_and_validation_give_way(
     run, costs = run_of(max_time_s, seconds=40), Costs(segment_s=0.2, sample_s=2.0)
     found = within_budget(run, costs, 40)
     assert found == Costs(0.2, 2.0, search)
-    assert run.log.said == [f"time is short: samplers of {calls} calls are not tried" for calls in left_out]
+    assert run.log.said == [f"time is short: samplers of {calls} network calls are not tried" for calls in left_out]
 
 
 def test_seconds_of_a_search_by_hand() -> None:
