@@ -16,7 +16,7 @@ def test_stages_keep_their_reason_when_the_plan_is_made_again(tmp_path: Path) ->
     bare = read_dataclass(Plans, PLANS)
     configurations = {name: replace(c, stages=None) for name, c in bare.configurations.items()}
     bare = replace(bare, configurations=configurations)
-    stages = StagePlan(-6.0, -1.0, (1.0,), ())
+    stages = StagePlan(-6.0, -1.0, (1.0, 1.0, 1.0), ())
     former = replace(
         bare,
         configurations={name: replace(c, stages=stages) for name, c in configurations.items()},
