@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from unisegdiff_pipeline.evaluation.spread import (
     CaseSpread,
+    Spread,
+    case_spread,
     empty_draws,
     fraction_curve,
     interval_coverage,
@@ -17,6 +20,7 @@ from unisegdiff_pipeline.evaluation.spread import (
     spread_ratio,
     volume_bias,
 )
+from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 
 
 def case(volumes: tuple[int, ...], *references: int, confidence: float = 0.5, apart: float = math.nan) -> CaseSpread:
@@ -79,3 +83,15 @@ def test_voxels_are_binned_by_the_samples_that_mark_them() -> None:
     one = CaseSpread("a", "lesion", (1, 1), (1,), 0.4, 0.3, 0.7, 0.5, (90, 6, 4), (9.0, 3.0, 4.0))
     curve = [(b.fraction, b.marked, b.voxels) for b in fraction_curve([one, one])]
     assert curve == [(0.0, pytest.approx(0.1), 180), (0.5, pytest.approx(0.5), 12), (1.0, pytest.approx(1.0), 8)]
+
+
+def test_spread_of_one_annotator_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """The distance of annotators is undefined then: NaN here, null in the file."""
+    mask = np.zeros((1, 4, 4), bool)
+    mask[0, 1:3, 1:3] = True
+    written = case_spread("a", "lesion", [mask, ~mask], [mask], confidence=0.9)
+    write_json(tmp_path / "spread.json", Spread((written,)))
+    (read,) = read_dataclass(Spread, tmp_path / "spread.json").cases
+    assert read.volumes == written.volumes == (4, 12)
+    assert read.sample_distance == 1.0
+    assert math.isnan(read.rater_distance)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
+from unisegdiff_pipeline.io.bounds import FloatOrNaN
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NUM_BINS = 10
@@ -41,9 +42,9 @@ class CaseSpread:
     class_name: str
     volumes: tuple[int, ...]
     references: tuple[int, ...]
-    sample_distance: float
-    rater_distance: float
-    energy: float
+    sample_distance: FloatOrNaN
+    rater_distance: FloatOrNaN
+    energy: FloatOrNaN
     confidence: float
     voxels: tuple[int, ...]
     marked: tuple[float, ...]

@@ -70,7 +70,20 @@ class Length:
         return f"a list of {self.least} to {self.most} values"
 
 
+@dataclass(frozen=True)
+class Undefined:
+    """A number that may be undefined: NaN in memory, null in JSON."""
+
+    def allows(self, value: object) -> bool:
+        """Whether it is a number or NaN, which its type says already."""
+        return True
+
+    def __str__(self) -> str:
+        return "a number or null"
+
+
 Fraction = Annotated[float, Range(0, 1)]
+FloatOrNaN = Annotated[float, Undefined()]
 Finite = Annotated[float, Range(-3e38, 3e38)]  # as far as single precision reaches
 NotNegative = Annotated[float, Range(0, 3e38)]
 Count = Annotated[int, Range(0, 2**53)]

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from unisegdiff_pipeline.io.bounds import Undefined
 from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.files import atomic_path
 
@@ -56,6 +57,8 @@ def _convert(annotation: Any, data: Any, path: str) -> Any:
     if annotation is Any:
         return data
     if origin is typing.Annotated:
+        if data is None and Undefined() in args[1:]:
+            return math.nan
         value = _convert(args[0], data, path)
         for rule in args[1:]:
             if not rule.allows(value):
