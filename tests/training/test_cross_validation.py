@@ -15,7 +15,7 @@ from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files
 from unisegdiff_pipeline.training.request import TrainRequest
-from unisegdiff_pipeline.training.run import train
+from unisegdiff_pipeline.training.run import preview, train
 from unisegdiff_pipeline.training.validation_files import keeps_everything
 
 
@@ -41,6 +41,10 @@ def files_of(folder: Path) -> set[str]:
 def test_everything_is_kept_predicted_again_and_collected(request_: TrainRequest, phantom_2d: Path) -> None:
     with pytest.raises(UsdError, match=r"holds no finished fold to validate; train it first, without --val"):
         train(dataclasses.replace(request_, validate_only=True))
+    with pytest.raises(UsdError, match="holds no finished fold to validate"):
+        preview(dataclasses.replace(request_, validate_only=True))
+    assert request_.roots.results is not None
+    assert files_of(request_.roots.results) == set()
     fold = train(request_).folds[0].folder
     validation = fold / "validation"
     cases = json.loads((fold / "request.json").read_text())["validation_cases"]
@@ -52,6 +56,8 @@ def test_everything_is_kept_predicted_again_and_collected(request_: TrainRequest
 
     settings = json.loads((fold / "inference.json").read_text())
     (fold / "inference.json").write_text(json.dumps({**settings, "num_samples": 3, "decision": "half"}))
+    (shown,) = preview(dataclasses.replace(request_, validate_only=True))
+    assert shown.state == "validated"
     again = train(dataclasses.replace(request_, validate_only=True)).folds[0]
     assert "mean" in again.scores
     assert {f"samples/{cases[0]}_sample{i:02d}.png" for i in range(9)} & files_of(validation) == {
@@ -76,9 +82,10 @@ def test_everything_is_kept_predicted_again_and_collected(request_: TrainRequest
 
     train(dataclasses.replace(request_, validate_only=True, save_validation="masks"))
     assert files_of(validation) >= {"summary.json", f"{cases[0]}.png"}
-    assert not any(name.startswith(("samples", "probabilities")) for name in files_of(validation))
+    of_everything = ("samples", "probabilities", "lesions.csv", "volumes.csv")
+    assert not any(name.startswith((*of_everything, "manifest.json")) for name in files_of(validation))
     collected = collect_validation(fold.parent, [fold], labels, ".png")
-    assert not any(name.startswith(("samples", "probabilities")) for name in files_of(collected.folder))
+    assert not any(name.startswith(of_everything) for name in files_of(collected.folder))
     assert f"{cases[0]}.png" in files_of(collected.folder)
     assert "evaluation/summary.json" in files_of(collected.folder)  # what others wrote stays
 

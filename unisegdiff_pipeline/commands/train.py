@@ -32,6 +32,7 @@ STATES = {
     "restarted": "begins again; what was trained is removed",
     "begun": "continues where it stopped",
     "finished": "is trained; nothing to do",
+    "validated": "is trained; its validation cases are predicted again",
 }
 
 

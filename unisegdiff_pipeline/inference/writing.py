@@ -48,6 +48,7 @@ from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
 
 RECORDS = ".cases"
+SUMMARY_FILES = ("lesions.csv", "volumes.csv", "manifest.json")
 PICTURE_SCALE = 65535.0
 
 
@@ -239,6 +240,12 @@ def write_summary(output: Path, run: Mapping[str, Any]) -> None:
         for r in records
     }
     write_json(output / "manifest.json", {**run, "versions": versions(), "cases": cases})
+
+
+def remove_summary(output: Path) -> None:
+    """Remove what `write_summary` wrote, where no case is kept any more that it could be of."""
+    for name in SUMMARY_FILES:
+        (output / name).unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

@@ -329,7 +329,7 @@ def choose_settings(
     Args:
         run, model: as trained.
         settings: the usual ones (`unchosen_settings`), whose field is as long as planned.
-        cases: held-out ones to choose on; too few patients among them (`too_few`) leave the usual settings.
+        cases: held-out ones to choose on; too few patients among them (`too_few`) leave the default settings.
         search: samplers to try.
     """
     fitted = choose_temperature(run, model, cases)

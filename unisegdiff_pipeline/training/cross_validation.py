@@ -46,10 +46,11 @@ def collect_validation(
         references: label file of each case.
         file_ending: of the images.
     """
-    from unisegdiff_pipeline.inference.writing import RECORDS, write_summary
+    from unisegdiff_pipeline.inference.writing import RECORDS, remove_summary, write_summary
 
     folder = model_folder / FOLDER
     _remove_former(folder, file_ending)
+    remove_summary(folder)
     cases: dict[str, dict[str, str | None]] = {}
     not_validated: list[str] = []
     for fold_folder in fold_folders:

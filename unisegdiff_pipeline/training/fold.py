@@ -94,8 +94,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
         require_same_plan(run.folder / WEIGHTS_NAME, read_weights(run.folder / WEIGHTS_NAME)[1], run.plan_hash)
         run.watch.add(_seconds_so_far(run, checkpoint))
     if run.request.validate_only:
-        if not finished:
-            raise UsdError(f"{run.folder} holds no finished fold to validate; train it first, without --val.")
+        require_weights(run.folder)
     elif is_finished(run.folder):
         if not of_kind(run.log.entries(), "finished"):  # a kill came between the scores and the entry
             _record_end(run)
@@ -126,6 +125,12 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
 def _record_end(run: FoldRun) -> None:
     run.log.record("finished", phase=3, iteration=0, seconds=run.watch.seconds)
     run.log.final_report()
+
+
+def require_weights(folder: Path) -> None:
+    """Raise a UsdError where a fold has not been trained to its end, so that there is nothing to validate."""
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise UsdError(f"{folder} holds no finished fold to validate; train it first, without --val.")
 
 
 def is_finished(folder: Path) -> bool:

@@ -75,7 +75,7 @@ class TrainRequest:
         return DEFAULT_SEED if self.seed is None else self.seed
 
 
-FoldState = Literal["new", "restarted", "begun", "finished"]
+FoldState = Literal["new", "restarted", "begun", "finished", "validated"]
 
 
 @dataclass(frozen=True)

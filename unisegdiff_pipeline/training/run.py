@@ -32,7 +32,7 @@ from unisegdiff_pipeline.training.continuing import (
     taken_over,
 )
 from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files
-from unisegdiff_pipeline.training.fold import is_finished, train_fold
+from unisegdiff_pipeline.training.fold import is_finished, require_weights, train_fold
 from unisegdiff_pipeline.training.fold_files import (
     has_begun,
     remove_temporaries,
@@ -70,6 +70,7 @@ def train(request: TrainRequest, began: float | None = None) -> TrainResult:
     began = time.monotonic() if began is None else began
     _check_budget(request)
     setting = _open(request)
+    _require_finished(request, setting)
     _requests(request, setting)  # of all folds, before the first is touched
     _check_data(request, setting)
     made = [path for path in _folders(setting.model_folder) if not path.exists()]
@@ -102,6 +103,7 @@ def preview(request: TrainRequest) -> tuple[FoldPreview, ...]:
     """
     _check_budget(request)
     setting = _open(request, writing=False)
+    _require_finished(request, setting)
     _check_plan_of_folds(setting, restarted=set(setting.folds) if request.restart else set())
     found = []
     for fold, settled in _requests(request, setting).items():
@@ -130,11 +132,19 @@ def estimate(request: TrainRequest) -> TimeEstimate | None:
     return None if found is None else dataclasses.replace(found, num_folds=len(todo))
 
 
+def _require_finished(request: TrainRequest, setting: _Setting) -> None:
+    """Raise a UsdError where a fold is to be validated that is not trained, before anything is written."""
+    for fold in setting.folds if request.validate_only else ():
+        require_weights(_fold_folder(setting, fold))
+
+
 def _state(request: TrainRequest, folder: Path) -> FoldState:
     if not has_begun(folder):
         return "new"
     if request.restart:
         return "restarted"
+    if request.validate_only:
+        return "validated"
     return "finished" if is_finished(folder) else "begun"
 
 

@@ -28,6 +28,7 @@ from unisegdiff_pipeline.training.validation_files import (
     FOLDER_NAME,
     keeps_everything,
     remove_cases,
+    remove_tables,
     write_case,
     write_tables,
 )
@@ -135,6 +136,7 @@ def final_validation(
     everything = keeps_everything(run, settings)
     kept = "masks, probabilities and samples" if everything else "masks"
     (folder / SUMMARY_NAME).unlink(missing_ok=True)  # until all are done, the fold counts as not validated
+    remove_tables(run)
     run.log.say(f"validating {counted(len(run.validation_cases), 'case')}; {kept} are kept in {folder}")
     with run.stop.limited(None if time_left_s is None else max(0.0, time_left_s)):
         for case_id in progress(run.validation_cases, len(run.validation_cases), "validation"):

@@ -50,7 +50,7 @@ def write_case(
 
     Args:
         prediction: with its samples, where everything is kept.
-        threshold: where the probabilities are cut into the mask.
+        threshold: of the probabilities, above which a voxel is in the mask.
         labels: the mask (Z, Y, X) on the image's grid.
         everything: see `keeps_everything`.
     """
@@ -89,6 +89,15 @@ def remove_cases(run: FoldRun, case_ids: Iterable[str]) -> None:
         return
     for case_id in case_ids:
         remove_case(run.folder / FOLDER_NAME, case_id, run.plans.file_ending)
+
+
+def remove_tables(run: FoldRun) -> None:
+    """Remove the tables over the validation cases: those of an earlier validation, which no case belongs to now."""
+    try:
+        from unisegdiff_pipeline.inference.writing import remove_summary
+    except ImportError:
+        return
+    remove_summary(run.folder / FOLDER_NAME)
 
 
 def write_tables(run: FoldRun, settings: InferenceSettings) -> None:
