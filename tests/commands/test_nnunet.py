@@ -25,6 +25,7 @@ def parser_of(command: str) -> CommandParser:
         ("train", "-device cuda 102 2d 3 -p large -num_gpus 1", "102 3 -c 2d --device cuda --plans large"),
         ("train", "102 2d 0 -tr mine.trainers:Mine", "102 0 -c 2d --trainer mine.trainers:Mine"),
         ("train", "102 2d 0 -tr nnUNetTrainer -p nnUNetPlans", "102 0 -c 2d"),
+        ("train", "-p large -- 102 2d 0", "-c 2d --plans large -- 102 0"),
         ("train", "102 mine 0", "102 0 -c mine"),
         ("train", "102 0 -device cpu --epochs 3", "102 0 --device cpu --epochs 3"),
         (

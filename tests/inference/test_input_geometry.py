@@ -135,6 +135,11 @@ def test_an_array_that_knows_its_direction_is_turned_and_another_is_not(tmp_path
     found = predictor.predict(lps.array, lps.geometry.spacing_mm, direction=lps.geometry.direction)
     np.testing.assert_array_equal(found.mask, plain.mask[:, ::-1, ::-1])
     np.testing.assert_array_equal(found.samples, plain.samples[..., ::-1, ::-1])
+    as_matrix = np.reshape(lps.geometry.direction, (3, 3))
+    again = predictor.predict(lps.array, lps.geometry.spacing_mm, direction=as_matrix)
+    np.testing.assert_array_equal(again.mask, found.mask)
+    with pytest.raises(ValueError, match="nine cosines"):
+        predictor.predict(lps.array, lps.geometry.spacing_mm, direction=(1.0, 0.0, 0.0))
 
 
 def test_models_of_earlier_versions_predict_volumes_as_they_are_stored(

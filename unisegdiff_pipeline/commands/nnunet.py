@@ -68,9 +68,11 @@ def understand(parser: argparse.ArgumentParser, flags: Mapping[str, Flag], given
     """
     found, is_foreign = Understood(), False
     positional: list[str] = []
+    ended = False  # by "--", behind which nothing is a flag
     for name, values in _split(parser, flags, given):
         if name is None:
-            positional += values
+            ended = ended or values[0] == "--"
+            positional += values[1:] if values[0] == "--" else values
             continue
         if name not in flags:
             found.arguments.extend((name, *values))
@@ -92,7 +94,7 @@ def understand(parser: argparse.ArgumentParser, flags: Mapping[str, Flag], given
         if not FOLD.fullmatch(configuration):
             is_foreign, positional = True, [dataset, fold]
             found.arguments[:0] = ["-c", configuration]
-    found.arguments[:0] = positional
+    found.arguments[:] = [*found.arguments, "--", *positional] if ended else [*positional, *found.arguments]
     return Understood(found.arguments, found.notes, is_foreign)
 
 

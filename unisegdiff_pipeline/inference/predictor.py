@@ -44,8 +44,6 @@ from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_map
 
-OVERLAP_SHARE = 0.1  # of free memory that an image may take for three cases to be under way at once
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -139,7 +137,8 @@ class Predictor:
         """
         self.require_possible(combine, uncertainty_parts, self.num_samples(num_samples))
         preprocessing = self.model.configuration.preprocessing
-        volume = _volume_of(image, spacing_mm, direction or preprocessing.direction or IDENTITY_DIRECTION)
+        direction = preprocessing.direction if direction is None else direction
+        volume = _volume_of(image, spacing_mm, IDENTITY_DIRECTION if direction is None else direction)
         require_finite(volume.array, case_id)
         prepared, properties = preprocess_image(volume, preprocessing, case_id)
         found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed)
@@ -255,8 +254,11 @@ def _volume_of(image: np.ndarray, spacing_mm: Sequence[float], direction: Sequen
         raise ValueError(f"spacing_mm {tuple(spacing_mm)} has {len(spacing_mm)} values for an image {image.shape}")
     z, y, x = (1.0, *spacing_mm) if len(spacing_mm) == 2 else spacing_mm
     array = image[:, None] if image.ndim == 3 else image
-    spacing = (float(z), float(y), float(x))
-    return Volume(array.astype(np.float32), Geometry(spacing, direction=tuple(direction), is_2d=image.ndim == 3))
+    spacing, cosines = (float(z), float(y), float(x)), np.asarray(direction, float).ravel()
+    if cosines.size != 9 or not np.isfinite(cosines).all():
+        raise ValueError(f"direction is {direction}; expected are the nine cosines of the axes x, y, z, row major")
+    geometry = Geometry(spacing, direction=tuple(cosines.tolist()), is_2d=image.ndim == 3)
+    return Volume(array.astype(np.float32), geometry)
 
 
 def require_finite(array: np.ndarray, name: str) -> None:
