@@ -26,7 +26,7 @@ class EnsemblePrediction:
         members: the folds' predictions.
         sample_places: (member, index there) of every sample.
         mean: mean probabilities over the folds (K, Z, Y, X), where there are several; one fold's are put together.
-        threshold: where the probabilities are cut into the mask.
+        threshold: of the probabilities, above which a voxel is in the mask.
         scratch: where the arrays of this case live.
     """
 

@@ -29,7 +29,6 @@ from unisegdiff_pipeline.inference.output_folder import (
     claim_folder,
     remove_case,
     require_own,
-    require_writable,
 )
 from unisegdiff_pipeline.inference.predictor import EnsemblePrediction, Predictor, require_finite
 from unisegdiff_pipeline.inference.settings import Decision
@@ -45,7 +44,7 @@ from unisegdiff_pipeline.inference.writing import (
     write_summary,
 )
 from unisegdiff_pipeline.io.errors import UsdError, describe_failure
-from unisegdiff_pipeline.io.files import file_hash, is_full_disk, remove_stale_temporaries, text_hash
+from unisegdiff_pipeline.io.files import file_hash, is_full_disk, remove_stale_temporaries, require_writable, text_hash
 from unisegdiff_pipeline.io.images import files_read
 from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.parallel import available_memory_gb, usable_cores
@@ -96,7 +95,7 @@ def predict_folder(
         num_parts, part_id: of the sorted cases this run takes every `num_parts`-th, beginning with `part_id`.
         overwrite: predict finished cases again, and remove those of another model or other settings.
         combine: what masks are made of; see `combining`.
-        decision: how the mean probability is cut into the mask; None takes what most folds chose.
+        decision: threshold of the mean probability, see `decision`; None takes what most folds chose.
         max_memory_gb: that the process may take on a CPU, all told; arrays beyond it live in temporary files in
             `output`. None takes half of what is free. No mask depends on it; see `memory`.
 
@@ -115,7 +114,8 @@ def predict_folder(
         _say(f"warning: labels.write_values in {model.folder / PLANS_NAME} is {problem}")
     cases = find_cases(source, model.plans.file_ending, len(model.plans.channel_names))
     _require_elsewhere(output, cases)
-    require_writable(output)
+    for folder in output_folders(output):
+        require_writable(folder)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores())))
     predictor = Predictor(model_folder, folds, device, mirror, decision)
     count = predictor.num_samples(num_samples)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,24 +56,6 @@ class Owner:
 
 class FolderTakenError(UsdError):
     """The output folder has become that of another prediction; whatever is written from now on would be mixed."""
-
-
-def require_writable(output: Path) -> None:
-    """Try all folders that prediction writes into, as far as they exist, before anything is computed.
-
-    Raises:
-        UsdError: one of them, or the folder that it would be made in, cannot be written into.
-    """
-    for folder in output_folders(output):
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        try:
-            with tempfile.NamedTemporaryFile(dir=existing, prefix=".tmp-"):
-                pass
-        except OSError as error:
-            raise UsdError(
-                f"{existing} cannot be written into ({error.strerror}), but {folder} is to hold results; choose a "
-                f"folder that you may write to."
-            ) from error
 
 
 def claim_folder(output: Path, owner: Owner, cases: Sequence[str], file_ending: str, *, overwrite: bool) -> None:

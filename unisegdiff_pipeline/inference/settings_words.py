@@ -61,7 +61,7 @@ def _way(sampler: SamplerSettings) -> str:
 
 def _end(sampler: SamplerSettings, unit: str) -> str:
     if not sampler.draw:
-        return ", and its last probabilities are cut at a threshold of 0.5"
+        return ", and its last probabilities get a threshold of 0.5"
     if sampler.surface_length_mm is not None:
         return (
             f", and its mask is drawn: whole objects come or stay away together within about "

@@ -33,10 +33,10 @@ from unisegdiff_pipeline.io.endings import (
 from unisegdiff_pipeline.io.errors import UsdError, unreadable
 from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume, geometry_differences, on_grid_of
+from unisegdiff_pipeline.io.labels import MAX_LABEL
 from unisegdiff_pipeline.io.progress import counted
 from unisegdiff_pipeline.io.serialization import write_json
 
-MAX_LABEL = 32_767  # what is stored as 16 bits with a sign
 STREAMED_BYTES = 1 << 26  # NIfTI maps from here on are written row by row
 
 __all__ = [

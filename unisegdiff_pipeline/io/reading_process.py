@@ -91,8 +91,8 @@ class ReadingProcess:
             self.close()
             raise
         if array is None:
-            kind = {"UsdError": UsdError, "MemoryError": MemoryError}.get(answer["kind"], ReadingError)
-            raise kind(answer["error"])
+            # What ran out of memory is described, with its remedy, where it happened.
+            raise (ReadingError if answer["kind"] == "fault" else UsdError)(answer["error"])
         return Volume(array, from_jsonable(Geometry, answer["geometry"]))
 
     def _start(self) -> None:
@@ -164,7 +164,7 @@ def _answer(stream: IO[bytes], paths: list[Path], num_channels: int | None) -> N
     try:
         volume = read_image(paths, num_channels)
     except Exception as error:
-        kind = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__
+        kind = "user" if isinstance(error, (UsdError, MemoryError)) else "fault"
         _write_line(stream, {"error": describe_failure(error), "kind": kind})
         return
     array = np.ascontiguousarray(volume.array, np.float32)
