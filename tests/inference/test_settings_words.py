@@ -53,4 +53,4 @@ def test_samplers() -> None:
     assert "1 network call from pure noise" in sampler_in_words(SamplerSettings("ddim", "stage_a", 0))
     cut = sampler_in_words(SamplerSettings("ddim", "det", 4))
     assert "4 network calls from the segmenter's probability; without new noise between them" in cut
-    assert cut.endswith("cut at a threshold of 0.5")
+    assert cut.endswith("get a threshold of 0.5")

@@ -1,10 +1,10 @@
-"""Resampling of label maps: the largest share decides, and where voxels become larger every object keeps its volume.
+"""Resampling of label maps: the largest fraction decides, and where voxels become larger every object keeps its volume.
 
-The share of a value in a new voxel is the part of the voxel that it covers (finer axes: linear interpolation of its
-mask). On a finer grid the value with the largest share is taken, as in nnU-Net. On a coarser grid that rule, which is a
-threshold of one half, changes the volume of small objects: a disc three voxels wide kept 0.79 of its area at half the
-resolution after the smoothing that images get, and takes 1.13 without it, as every tie counts for the label. There each
-object gets as many voxels as its shares add up to, those that it covers most.
+The fraction of a value in a new voxel is the part of the voxel that it covers (finer axes: linear interpolation of its
+mask). On a finer grid the value with the largest fraction is taken, as in nnU-Net. On a coarser grid that rule, which
+is a threshold of one half, changes the volume of small objects: a disc three voxels wide kept 0.79 of its area at half
+the resolution after the smoothing that images get, and takes 1.13 without it, as every tie counts for the label. There
+each object gets as many voxels as its fractions add up to, those that it covers most.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unisegdiff_pipeline.io.geometry import box_slices, nonzero_box
 from unisegdiff_pipeline.preprocessing.resample import LINEAR_SLAB_BYTES, GridMap
 
 TIE_TOLERANCE = 1e-5
-EQUAL_SHARES = 1e-4  # shares closer than this are told apart by their neighbourhood
+EQUAL_FRACTIONS = 1e-4  # fractions closer than this are told apart by their neighbourhood
 
 
 def resample_labels(
@@ -28,7 +28,7 @@ def resample_labels(
 
     Args:
         separate_axis: axis that is resampled by nearest neighbour.
-        device: where the shares are computed.
+        device: where the fractions are computed.
     """
     grid = GridMap(labels.shape, shape, 1, separate_axis, device, covering=True)
     if grid.is_identity:
@@ -37,12 +37,12 @@ def resample_labels(
     if not values:
         return np.zeros(tuple(shape), labels.dtype)
     if all(new >= old for new, old in zip(shape, labels.shape, strict=True)):
-        return _largest_share(grid, labels, values)
+        return _largest_fraction(grid, labels, values)
     return _same_volume(grid, labels, values)
 
 
-def _largest_share(grid: GridMap, labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """The background's share is what the others leave; at a tie the label wins, as in nnU-Net."""
+def _largest_fraction(grid: GridMap, labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """The background's fraction is what the others leave; at a tie the label wins, as in nnU-Net."""
     result = np.zeros(grid.shape_out, labels.dtype)
     for first, last in grid.slabs(1, LINEAR_SLAB_BYTES):
         start, stop = grid.needed_rows(first, last)
@@ -53,10 +53,10 @@ def _largest_share(grid: GridMap, labels: np.ndarray, values: Sequence[int]) -> 
         for value in values:
             mask = rows == value
             if mask.any():
-                share = grid.apply(mask[None], first, last)[0].cpu().numpy()
-                winner[share > best] = value
-                np.maximum(best, share, out=best)
-                background -= share
+                fraction = grid.apply(mask[None], first, last)[0].cpu().numpy()
+                winner[fraction > best] = value
+                np.maximum(best, fraction, out=best)
+                background -= fraction
         winner[background > best + TIE_TOLERANCE] = 0
     return result
 
@@ -65,7 +65,7 @@ def _same_volume(grid: GridMap, labels: np.ndarray, values: Sequence[int]) -> np
     """Foreground against background first, then the values among themselves, the smallest first."""
     result = np.zeros(grid.shape_out, labels.dtype)
     flat = result.reshape(-1)
-    foreground = _pieces(_share(grid, labels))
+    foreground = _pieces(_fraction(grid, labels))
     if len(values) == 1:
         flat[foreground.whole] = values[0]
         flat[foreground.most_covered()] = values[0]
@@ -74,7 +74,7 @@ def _same_volume(grid: GridMap, labels: np.ndarray, values: Sequence[int]) -> np
     shared = np.zeros(flat.size, bool)
     shared[foreground.whole] = True
     shared[foreground.most_covered()] = True
-    pieces = {value: _pieces(_share(grid, labels, value)) for value in values}
+    pieces = {value: _pieces(_fraction(grid, labels, value)) for value in values}
     owners = np.zeros(flat.size, np.uint8)
     for value, found in pieces.items():
         flat[found.whole] = value
@@ -86,21 +86,21 @@ def _same_volume(grid: GridMap, labels: np.ndarray, values: Sequence[int]) -> np
         shared[chosen] = False
     best = np.zeros(flat.size, np.float32)
     for value, found in pieces.items():  # what rounding left over
-        left = shared[found.partly] & (found.share > best[found.partly])
+        left = shared[found.partly] & (found.fraction > best[found.partly])
         flat[found.partly[left]] = value
-        best[found.partly[left]] = found.share[left]
+        best[found.partly[left]] = found.fraction[left]
     return result
 
 
-def _share(grid: GridMap, labels: np.ndarray, value: int | None = None) -> np.ndarray:
+def _fraction(grid: GridMap, labels: np.ndarray, value: int | None = None) -> np.ndarray:
     """Part of each new voxel (Z, Y, X) that a value, or all foreground, covers; float32."""
-    share = np.zeros(grid.shape_out, np.float32)
+    fraction = np.zeros(grid.shape_out, np.float32)
     for first, last in grid.slabs(1, LINEAR_SLAB_BYTES):
         start, stop = grid.needed_rows(first, last)
         mask = labels[start:stop] != 0 if value is None else labels[start:stop] == value
         if mask.any():
-            share[first:last] = grid.apply(mask[None], first, last)[0].cpu().numpy()
-    return share
+            fraction[first:last] = grid.apply(mask[None], first, last)[0].cpu().numpy()
+    return fraction
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,15 +110,15 @@ class _Pieces:
     Attributes:
         whole: voxels that it covers whole.
         partly: voxels that it covers in part, the surface.
-        share, around, piece: of each of `partly` the part that is covered, the mean share of the 3 x 3 x 3 voxels
-            around, by which equal shares are told apart, and the piece that it belongs to.
+        fraction, around, piece: of each of `partly` the part that is covered, the mean fraction of the 3 x 3 x 3 voxels
+            around, by which equal fractions are told apart, and the piece that it belongs to.
         wanted: voxels of `partly` that each piece has to get to keep its volume.
         voxels: volume of all pieces.
     """
 
     whole: np.ndarray
     partly: np.ndarray
-    share: np.ndarray
+    fraction: np.ndarray
     around: np.ndarray
     piece: np.ndarray
     wanted: np.ndarray
@@ -133,20 +133,20 @@ class _Pieces:
         """
         kept = np.arange(len(self.partly)) if allowed is None else np.flatnonzero(allowed[self.partly])
         first = np.zeros(len(kept), bool) if certain is None else certain[self.partly[kept]]
-        share = np.rint(self.share[kept] / EQUAL_SHARES)
-        kept = kept[np.lexsort((-self.around[kept], -share, ~first, self.piece[kept]))]
+        fraction = np.rint(self.fraction[kept] / EQUAL_FRACTIONS)
+        kept = kept[np.lexsort((-self.around[kept], -fraction, ~first, self.piece[kept]))]
         piece = self.piece[kept]
         rank = np.arange(len(piece)) - np.searchsorted(piece, piece)  # within its piece
         return self.partly[kept[rank < self.wanted[piece]]]
 
 
-def _pieces(share: np.ndarray) -> _Pieces:
-    """Pieces (26 neighbours) of shares (Z, Y, X) above 0."""
+def _pieces(fraction: np.ndarray) -> _Pieces:
+    """Pieces (26 neighbours) of fractions (Z, Y, X) above 0."""
     import cc3d
     from scipy.ndimage import uniform_filter
 
-    box = nonzero_box(share)
-    inner = np.ascontiguousarray(share[box_slices(box)])
+    box = nonzero_box(fraction)
+    inner = np.ascontiguousarray(fraction[box_slices(box)])
     pieces = np.asarray(cc3d.connected_components(inner > TIE_TOLERANCE, connectivity=26)).ravel()
     around = uniform_filter(inner, 3, mode="constant").ravel()
     flat = inner.ravel()
@@ -158,7 +158,7 @@ def _pieces(share: np.ndarray) -> _Pieces:
 
     def in_image(index: np.ndarray) -> np.ndarray:
         places = np.unravel_index(index, inner.shape)
-        return np.ravel_multi_index([p + low for p, (low, _) in zip(places, box, strict=True)], share.shape)
+        return np.ravel_multi_index([p + low for p, (low, _) in zip(places, box, strict=True)], fraction.shape)
 
     return _Pieces(
         in_image(whole), in_image(partly), flat[partly], around[partly], pieces[partly], wanted, float(volume.sum())
