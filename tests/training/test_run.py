@@ -427,6 +427,10 @@ def test_restart_removes_what_training_wrote_and_nothing_else(
     train(dataclasses.replace(plain, restart=True, seed=5))
     assert files_of(folder) == written | notes
     assert (folder / "log.jsonl").read_bytes() != first
+    evaluation = folder / "validation" / "evaluation"  # as usd_evaluate leaves it there
+    evaluation.mkdir()
+    for name in ("metrics.csv", "lesion_scores.csv", "summary.json", "report.html"):
+        (evaluation / name).touch()
     remove_training(folder, ())
     assert files_of(folder) == notes
 

@@ -38,7 +38,9 @@ FOLDERS = ("validation", "pictures", "tensorboard")
 FORMER_NAME = ".former"
 _PICTURE = re.compile(r"(image|reference|phase_\d+_\d+_\w+)\.png")
 _EVENTS = re.compile(r"events\.out\.tfevents\..*")
-_TABLE = re.compile(r"(summary|manifest|dataset|plans|spread)\.json|(lesions|volumes|metrics)\.csv|report\.html")
+_TABLE = re.compile(
+    r"(summary|manifest|dataset|plans|spread)\.json|(lesions|volumes|metrics|lesion_scores)\.csv|report\.html"
+)
 
 
 def has_begun(folder: Path) -> bool:

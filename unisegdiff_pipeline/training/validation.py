@@ -148,8 +148,8 @@ def final_validation(
         remove_cases(run, given_up)
         run.log.say(
             f"--max-time is over: {len(cases)} of {counted(len(run.validation_cases), 'validation case')} are "
-            f"predicted and scored; the model is complete. usd_train {run.plans.dataset_name} "
-            f"{run.folder.name.removeprefix('fold_')} --val predicts them all."
+            f"predicted and scored; the model is complete. The same command with --val (without --restart) predicts "
+            f"them all."
         )
     summary = summarise(cases) if cases else None
     if everything and cases:
