@@ -64,11 +64,17 @@ def case_spread(
     marked = np.bincount(counts, np.mean(references, axis=0).ravel(), minlength=len(samples) + 1)
     overlaps = pairwise_overlaps(samples, references)
     return CaseSpread(
-        case_id, class_name,
-        tuple(int(m.sum()) for m in samples), tuple(int(m.sum()) for m in references),
-        _mean_of_pairs(overlaps.samples), _mean_of_pairs(overlaps.raters), energy_score(overlaps).energy_score_u,
-        confidence, tuple(voxels.tolist()), tuple(marked.tolist()),
-    )  # fmt: skip
+        case_id,
+        class_name,
+        tuple(int(m.sum()) for m in samples),
+        tuple(int(m.sum()) for m in references),
+        _mean_of_pairs(overlaps.samples),
+        _mean_of_pairs(overlaps.raters),
+        energy_score(overlaps).energy_score_u,
+        confidence,
+        tuple(voxels.tolist()),
+        tuple(marked.tolist()),
+    )
 
 
 def _mean_of_pairs(iou: np.ndarray) -> float:
@@ -81,8 +87,11 @@ def interval_coverage(cases: Sequence[CaseSpread], level: float) -> tuple[float,
 
     Every case counts the same, its annotators together. NaN without a case of at least two samples.
     """
-    held = [np.mean([_held(case.volumes, volume, level) for volume in case.references]) for case in cases if
-            len(case.volumes) > 1 and case.references]  # fmt: skip
+    held = [
+        np.mean([_held(case.volumes, volume, level) for volume in case.references])
+        for case in cases
+        if len(case.volumes) > 1 and case.references
+    ]
     if not held:
         return math.nan, math.nan
     return float(np.mean(held)), math.sqrt(level * (1 - level) / len(held))

@@ -121,9 +121,13 @@ def predict_folder(
     count = predictor.num_samples(num_samples)
     predictor.require_possible(combine, save_uncertainty_parts, count)
     options = OutputOptions(
-        model.plans.file_ending, model.plans.spacing_known, save_samples, save_probabilities, save_uncertainty_parts,
+        model.plans.file_ending,
+        model.plans.spacing_known,
+        save_samples,
+        save_probabilities,
+        save_uncertainty_parts,
         combine,
-    )  # fmt: skip
+    )
     run = _FolderRun(predictor, output, options, count, seed, MemoryBudget.of(max_memory_gb))
     part = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
     with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{part}{output}"):
@@ -158,9 +162,14 @@ class _FolderRun:
     """Goes through cases: one is read while another is in the network and a third is written."""
 
     def __init__(
-        self, predictor: Predictor, output: Path, options: OutputOptions, num_samples: int, seed: int,
+        self,
+        predictor: Predictor,
+        output: Path,
+        options: OutputOptions,
+        num_samples: int,
+        seed: int,
         budget: MemoryBudget,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.predictor, self.output, self.options = predictor, output, options
         self.num_samples, self.seed, self.budget = num_samples, seed, budget
         self.failures: dict[str, Exception] = {}
@@ -281,9 +290,13 @@ class _FolderRun:
         start = time.perf_counter()
         try:
             found = self.predictor.predict_preprocessed(
-                prepared.image, prepared.properties, num_samples=self.num_samples, seed=self.seed,
-                memory_gb=self.budget.free_gb(), scratch=prepared.scratch,
-            )  # fmt: skip
+                prepared.image,
+                prepared.properties,
+                num_samples=self.num_samples,
+                seed=self.seed,
+                memory_gb=self.budget.free_gb(),
+                scratch=prepared.scratch,
+            )
         except torch.OutOfMemoryError as error:
             raise UsdError(
                 f"memory of {self.predictor.device} ran out at case {prepared.case.case_id} "

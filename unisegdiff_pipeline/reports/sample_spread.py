@@ -40,19 +40,27 @@ def section(classes: Mapping[str, Sequence[CaseSpread]]) -> Section | None:
     curves = grid(
         [
             figure(
-                figures.draw(lambda f: _paint(f, drawn, _paint_coverage, "level of the interval", "references held"),
-                             "Coverage of the intervals of sampled volumes", WIDTH_IN, HEIGHT_IN),
+                figures.draw(
+                    lambda f: _paint(f, drawn, _paint_coverage, "level of the interval", "references held"),
+                    "Coverage of the intervals of sampled volumes",
+                    WIDTH_IN,
+                    HEIGHT_IN,
+                ),
                 "Intervals of the sampled volumes, and how many references they hold. Above the line samples are too "
                 "wide, below it too narrow.",
             ),
             figure(
-                figures.draw(lambda f: _paint(f, drawn, _paint_fractions, "fraction of samples", "marked in truth"),
-                             "How often voxels are marked in truth by the fraction of samples", WIDTH_IN, HEIGHT_IN),
+                figures.draw(
+                    lambda f: _paint(f, drawn, _paint_fractions, "fraction of samples", "marked in truth"),
+                    "How often voxels are marked in truth by the fraction of samples",
+                    WIDTH_IN,
+                    HEIGHT_IN,
+                ),
                 "Voxels by the fraction of samples that mark them, and how often annotators do.",
             ),
         ],
         min_width_px=310,
-    )  # fmt: skip
+    )
     said = [sentence for name, cases in drawn.items() for sentence in in_words(name, cases)]
     intro = "Samples are draws of how a mask may look. Where they can be believed, both curves follow the diagonal."
     return Section("Spread of the samples", [curves, bullets(said), table(_table(drawn))], intro)
@@ -84,16 +92,24 @@ def in_words(name: str, cases: Sequence[CaseSpread]) -> list[str]:
 
 def _table(classes: Mapping[str, Sequence[CaseSpread]]) -> Table:
     columns = [
-        Column("class", "text"), Column("cases"), Column("50 % interval holds", digits=2),
+        Column("class", "text"),
+        Column("cases"),
+        Column("50 % interval holds", digits=2),
         Column("90 % interval holds", digits=2),
         Column("spread / error", digits=2, hint="standard deviation of sampled volumes over that of their error"),
         Column("volume", digits=2, hint="mean sampled volume over that of the references"),
-    ]  # fmt: skip
+    ]
     rows: list[list[Any]] = [
-        [name, len(cases), interval_coverage(cases, 0.5)[0], interval_coverage(cases, 0.9)[0], spread_ratio(cases),
-         volume_bias(cases)]
+        [
+            name,
+            len(cases),
+            interval_coverage(cases, 0.5)[0],
+            interval_coverage(cases, 0.9)[0],
+            spread_ratio(cases),
+            volume_bias(cases),
+        ]
         for name, cases in classes.items()
-    ]  # fmt: skip
+    ]
     return Table(columns, rows, sortable=False)
 
 

@@ -43,9 +43,14 @@ def keeps_everything(run: FoldRun, settings: InferenceSettings) -> bool:
 
 
 def write_case(
-    run: FoldRun, stored: StoredCase, prediction: CasePrediction, settings: InferenceSettings, threshold: float,
-    labels: np.ndarray, everything: bool,
-) -> None:  # fmt: skip
+    run: FoldRun,
+    stored: StoredCase,
+    prediction: CasePrediction,
+    settings: InferenceSettings,
+    threshold: float,
+    labels: np.ndarray,
+    everything: bool,
+) -> None:
     """Write what is kept of one case, after all that was kept of it before is removed.
 
     Args:
