@@ -202,3 +202,17 @@ def test_a_declared_size_is_refused_before_it_is_decompressed(tmp_path, monkeypa
     for reader in (read_labels, read_header, lambda p: read_image([p])):
         with pytest.raises(UsdError, match=r"declares the shape \(1, 1, 60000, 60000\).*2\.0 GB of memory are free"):
             reader(path)
+
+
+@pytest.mark.parametrize("place", [-13, -16])  # in the checksum of the pixels, and in their last bytes
+def test_damage_behind_the_last_pixel_is_noticed(tmp_path, place):
+    path = tmp_path / "mask.png"
+    write_labels(path, np.kron(MASK, np.ones((9, 9), np.uint8))[None], Geometry(is_2d=True))
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UsdError, match=r"mask\.png .*damaged"):
+        read_labels(path)
+    path.write_bytes(content[:place])
+    with pytest.raises(UsdError, match=r"mask\.png .*(damaged|truncated)"):
+        read_labels(path)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unisegdiff_pipeline.io import tiff_pages
+from unisegdiff_pipeline.io import png_chunks, tiff_pages
 from unisegdiff_pipeline.io.declared import check_declared
 from unisegdiff_pipeline.io.endings import TIFF_ENDINGS, split_ending
 from unisegdiff_pipeline.io.errors import UsdError, unreadable
@@ -47,6 +47,8 @@ def read(path: Path, as_labels: bool) -> Volume:
     """Pixels (C, Z, Y, X) of a picture or stack."""
     with _open(path) as picture:
         (_, frames, _, _), geometry = _declared(path, picture)
+        if picture.format == "PNG":
+            png_chunks.require_whole(path)
         if as_labels:
             _require_exact_labels(path, picture)
         slices = []
