@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from unisegdiff_pipeline.evaluation.spread import (
+    PLACE_IN_TRUTH,
     CaseSpread,
     Spread,
     case_spread,
@@ -16,6 +17,7 @@ from unisegdiff_pipeline.evaluation.spread import (
     fraction_curve,
     interval_coverage,
     mean_distances,
+    mean_place,
     size_score,
     spread_ratio,
     volume_bias,
@@ -70,6 +72,23 @@ def test_the_score_of_sizes_is_lowest_for_the_true_spread() -> None:
     assert scores[1] == min(scores)
     assert size_score(case((4, 16), 9), 2) == pytest.approx((1 + 1) / 2 - 2 / 2)  # sizes 2 and 4 beside 3
     assert math.isnan(size_score(case((4,), 9), 2))
+
+
+def test_the_mean_place_says_whether_samples_are_too_wide_or_too_narrow() -> None:
+    wide, true, narrow = (np.mean([mean_place(c) for c in drawn(sd, 100)]) for sd in (150, 100, 70))
+    assert true == pytest.approx(PLACE_IN_TRUTH, abs=0.015)
+    assert wide < PLACE_IN_TRUTH - 0.08
+    assert narrow > PLACE_IN_TRUTH + 0.08
+
+
+def test_the_mean_place_by_hand() -> None:
+    # Two of four below: u from 2/5 to 3/5, 2 u - 1 from -0.2 to 0.2, whose square is 0.04 / 3 on average.
+    assert mean_place(case((1, 2, 4, 5), 3)) == pytest.approx(0.04 / 3)
+    # All below: 2 u - 1 from 0.6 to 1. The annotators of a case count together.
+    assert mean_place(case((1, 2, 4, 5), 9)) == pytest.approx((1 - 0.6**3) / (3 * 0.4))
+    assert mean_place(case((1, 2, 4, 5), 3, 9)) == pytest.approx((0.04 / 3 + (1 - 0.6**3) / 1.2) / 2)
+    assert mean_place(case((0, 0, 0), 0)) == pytest.approx(PLACE_IN_TRUTH)  # empty as the truth says nothing
+    assert math.isnan(mean_place(case((4,), 9)))
 
 
 def test_bias_and_empty_draws_by_hand() -> None:

@@ -13,6 +13,7 @@ import torch
 from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import Target
+from unisegdiff_pipeline.evaluation.spread import CaseSpread, mean_place, size_score
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
 from unisegdiff_pipeline.io.labels import Coding
 from unisegdiff_pipeline.preprocessing.components import ANNOTATED
@@ -199,23 +200,61 @@ def test_enough_patients_leave_nothing_at_its_default() -> None:
     assert choosing.too_few(choosing.FEWEST_FOR_SETTINGS) == ""
 
 
-def surfaces(*size_scores: Sequence[float], energy: Sequence[float] = (0.5, 0.5, 0.5)) -> list[SamplerTrial]:
-    """Trials of the whole length (the default), a quarter and an eighth; the last with an energy."""
-    tried = [choosing.drawing(TWO, 16.0, part) for part in choosing.SURFACE_PARTS]
-    energies = [(0.5, 0.5, 0.5)] * (len(size_scores) - 1) + [tuple(energy)]
-    return [SamplerTrial(s, e, None, tuple(scores)) for s, e, scores in zip(tried, energies, size_scores, strict=False)]
+def surface(
+    part: float, sizes: Sequence[float], places: Sequence[float] = (), energy: Sequence[float] = (0.5, 0.5, 0.5)
+) -> SamplerTrial:
+    """A trial with so much of 16 mm for the surfaces."""
+    return SamplerTrial(choosing.drawing(TWO, 16.0, part), tuple(energy), None, tuple(sizes), tuple(places))
 
 
-def test_the_surface_whose_sizes_score_clearly_better_is_taken() -> None:
-    ranked = choosing.rank_surfaces(surfaces((2.0, 2.1, 1.9), (3.0, 3.0, 3.0), (1.0, 1.2, 0.9)))
-    assert [t.sampler.surface_length_mm for t in ranked] == [2.0, 16.0, 4.0]
-    unclear = choosing.rank_surfaces(surfaces((2.0, 2.1, 1.9), (3.0, 3.0, 3.0), (1.0, 3.2, 1.4)))
-    assert unclear[0].sampler.surface_length_mm == 16.0
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ((0.1, 0.2, 0.15), [2.0, 16.0, 1.0]),  # too wide: all are tried, by their sizes
+        ((0.1, 0.5, 0.3), [16.0]),  # 0.3 on average, 0.12 the standard error
+        ((0.6, 0.5, 0.55), [16.0]),  # too narrow, which no shorter field cures
+    ],
+)
+def test_another_surface_is_tried_only_where_sampled_volumes_are_too_wide(
+    monkeypatch: pytest.MonkeyPatch, places: Sequence[float], expected: list[float]
+) -> None:
+    sizes = {1.0: (2.0, 2.1, 1.9), 0.125: (1.8, 2.3, 1.7), 0.0625: (3.0, 3.0, 3.0)}
+    trials = {t.sampler: t for t in (surface(part, sizes[part], places) for part in sizes)}
+    monkeypatch.setattr(choosing, "_score_surfaces", lambda *args: [trials[s] for s in args[3]])
+    nothing: Any = None
+    ranked = choosing._try_surfaces(nothing, nothing, nothing, choosing.drawing(TWO, 16.0), {}, list(sizes))
+    assert [t.sampler.surface_length_mm for t in ranked] == expected
+
+
+def test_a_single_case_calls_no_spread_too_wide() -> None:
+    assert not surface(1.0, (2.0,), (0.1,)).too_wide()
+
+
+def test_the_surface_is_taken_whose_samples_spread_as_a_known_law() -> None:
+    """Each part of the length makes sampled volumes so much wider or narrower than the truth's, 100 voxels."""
+    rng = np.random.default_rng(0)
+    truth, noise = rng.normal(1000, 100, 200), rng.normal(0, 1, (200, 8))
+    trials = []
+    for part, sd in zip(choosing.SURFACE_PARTS, (400, 200, 140, 100, 60), strict=True):
+        spreads = [volumes_only(np.rint(1000 + sd * row), round(true)) for row, true in zip(noise, truth, strict=True)]
+        sizes, places = [size_score(spread, 1) for spread in spreads], [mean_place(spread) for spread in spreads]
+        trials.append(surface(part, sizes, places, energy=[0.5] * 200))
+    assert [trial.too_wide() for trial in trials] == [True, True, True, False, False]
+    assert choosing.rank_surfaces(trials)[0] == trials[3]
+
+
+def volumes_only(volumes: np.ndarray, reference: int) -> CaseSpread:
+    counted = tuple(volumes.astype(int).tolist())
+    return CaseSpread("a", "organ", counted, (reference,), 0.4, math.nan, 0.5, 0.9, (0,) * 9, (0.0,) * 9)
 
 
 def test_sizes_do_not_buy_worse_masks() -> None:
-    trials = surfaces((2.0, 2.1, 1.9), (3.0, 3.0, 3.0), (1.0, 1.2, 0.9), energy=(0.6, 0.62, 0.61))
-    assert choosing.rank_surfaces(trials)[0].sampler.surface_length_mm == 16.0
+    trials = [
+        surface(1.0, (2.0, 2.1, 1.9)),
+        surface(0.25, (3.0, 3.0, 3.0)),
+        surface(0.125, (1.0, 1.2, 0.9), energy=(0.6, 0.62, 0.61)),
+    ]
+    assert [t.sampler.surface_length_mm for t in choosing.rank_surfaces(trials)] == [16.0, 4.0, 2.0]
 
 
 def mean_trial(w: float, decision: Decision, dice: Sequence[float], nll: float | Sequence[float]) -> MeanTrial:

@@ -83,7 +83,7 @@ def test_phase_2_leaves_the_time_that_validation_takes() -> None:
 
 @pytest.mark.parametrize(
     ("max_time_s", "search", "left_out"),
-    [(700, FULL_SEARCH, ()), (480, SHORT_SEARCH, (5,)), (100, QUICK_SEARCH, (5, 3))],
+    [(700, FULL_SEARCH, ()), (520, SHORT_SEARCH, (5,)), (100, QUICK_SEARCH, (5, 3))],
 )
 def test_where_time_is_short_choosing_and_validation_give_way(
     max_time_s: float, search: Search, left_out: tuple[int, ...]
