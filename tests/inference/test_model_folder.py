@@ -159,6 +159,9 @@ def test_a_flipped_byte_in_the_weights_is_named(folder: Path) -> None:
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UsdError, match=r"weights\.safetensors is damaged"):
         read_weights(path)
+    path.write_bytes(content.replace(b"tensors_hash", b"tensors_iash"))  # the hash cannot be found
+    with pytest.raises(UsdError, match=r"weights\.safetensors is damaged"):
+        read_weights(path)
 
 
 def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:

@@ -155,6 +155,33 @@ def _read_weights(path: Path) -> bytes:
     return b"".join(_digest(tensor.numpy()) for _, tensor in sorted(tensors.items()))
 
 
+def _write_probabilities(path: Path) -> None:
+    np.savez_compressed(path, probabilities=np.random.default_rng(0).random((2, 5, 9, 12)).astype(np.float16))
+
+
+def _read_probabilities(path: Path) -> bytes:
+    from unisegdiff_pipeline.io.npz import read_npz
+
+    found = read_npz(path, ("probabilities", "softmax"), "Predict again.", any_of=True, max_bytes=10_000_000)
+    return b"".join(_digest(array) for array in found.values())
+
+
+def _write_case_record(path: Path) -> None:
+    from unisegdiff_pipeline.inference.writing import CaseRecord
+    from unisegdiff_pipeline.io.serialization import write_json
+
+    write_json(
+        path, CaseRecord("case", "0" * 16, ("case_0000.nii.gz",), ("0" * 16,), {"read": 0.5}, {"num_tiles": 3.0})
+    )
+
+
+def _read_case_record(path: Path) -> bytes:
+    from unisegdiff_pipeline.inference.writing import CaseRecord
+    from unisegdiff_pipeline.io.serialization import read_dataclass
+
+    return repr(read_dataclass(CaseRecord, path)).encode()
+
+
 PARSERS = (
     Parser("labels.nii", _write_labels, _read_labels),
     Parser("labels.nii.gz", _write_labels, _read_labels, is_checked=True),
@@ -175,5 +202,7 @@ PARSERS = (
     Parser("plans.json", _write_plans, _read_plans),
     Parser("inference.json", _write_inference, _read_inference),
     Parser("log.jsonl", _write_log, _read_log),
-    Parser("weights.safetensors", _write_weights, _read_weights),
+    Parser("probabilities.npz", _write_probabilities, _read_probabilities, is_checked=True),
+    Parser("case_record.json", _write_case_record, _read_case_record),
+    Parser("weights.safetensors", _write_weights, _read_weights, is_checked=True),
 )  # fmt: skip

@@ -34,6 +34,7 @@ PLANS_NAME = "plans.json"
 DATASET_NAME = "dataset.json"
 WEIGHTS_NAME = "weights.safetensors"
 TENSORS_HASH = "tensors_hash"  # key of the metadata
+FORMER_METADATA = {"plan_hash", "dataset", "configuration"}  # of versions that wrote no hash
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             metadata = dict(stream.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UsdError(f"{path} cannot be read ({error}); it is damaged: copy it again or train again.") from error
-    if TENSORS_HASH in metadata and metadata[TENSORS_HASH] != _tensors_hash(tensors):
+    is_former = TENSORS_HASH not in metadata and FORMER_METADATA.issuperset(metadata)
+    if not is_former and metadata.get(TENSORS_HASH) != _tensors_hash(tensors):
         raise UsdError(f"{path} is damaged, its weights are not those that were written: copy it again or train again.")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
