@@ -79,9 +79,9 @@ def interrupt(
     said = log.read_text()
     assert "Traceback" not in said, said
     assert "leaked" not in said, said
-    # -number: behind the command's end, while Python leaves; a shell says 128 + number of both.
+    # -number: before the command or behind its end, while Python starts or leaves; a shell says 128 + number of both.
     assert process.returncode in (0, 128 + number, -number), said
-    if process.returncode:
+    if process.returncode == 128 + number:
         paragraphs = [line for line in said.splitlines() if line.startswith(("interrupted", "terminated"))]
         assert len(paragraphs) == 1, said
     assert not list(to.rglob(".tmp-*"))
