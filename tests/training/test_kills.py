@@ -14,9 +14,9 @@ import pytest
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
+from unisegdiff_pipeline.io.files import file_hash
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training.request import TrainRequest
-from unisegdiff_pipeline.training.run import train
 
 KILLS = 2
 
@@ -56,40 +56,38 @@ def logged(folder: Path) -> list[tuple[object, ...]]:
     return [(e["kind"], e["phase"], e["iteration"], e.get("loss")) for e in entries]
 
 
-def test_kills_change_neither_weights_nor_log(
-    phantom_2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def in_process(prepared: Path, results: Path, kill_at: int = 0) -> Path:
+    """Train in a process that kills itself before a write, or ends and notes how many there were; the fold's folder."""
+    code = (
+        "import sys; from pathlib import Path; from tests.training import test_kills as t\n"
+        "from unisegdiff_pipeline.training.run import train\n"
+        "prepared, results = map(Path, sys.argv[1:3]); count = t.watch_writes(int(sys.argv[3]))\n"
+        "folder = train(t.request_in(prepared, results)).folds[0].folder\n"
+        "(results / 'writes').write_text(str(count[0])); (results / 'folder').write_text(str(folder))"
+    )
+    command = [sys.executable, "-c", code, str(prepared), str(results), str(kill_at)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == (-signal.SIGKILL if kill_at else 0), ended.stderr[-2000:]
+    return results if kill_at else Path((results / "folder").read_text())
+
+
+@pytest.mark.slow
+def test_kills_change_neither_weights_nor_log(phantom_2d: Path, tmp_path: Path) -> None:
     prepared = tmp_path / "preprocessed"
     arguments = ["-d", "902", "--raw", str(phantom_2d.parent), "--preprocessed", str(prepared), "--device", "cpu"]
     assert plan_and_preprocess.main([*arguments, "--memory-gb", "4", "--workers", "0"]) == 0
 
-    for owner, name in ((Path, "replace"), (Path, "unlink")):
-        monkeypatch.setattr(owner, name, getattr(owner, name))  # restored at the end
-    from unisegdiff_pipeline.training import trainer
-    from unisegdiff_pipeline.training.run_log import RunLog
-
-    monkeypatch.setattr(RunLog, "record", RunLog.record)
-    monkeypatch.setattr(trainer, "LOG_EVERY_S", 0.0)
-    count = watch_writes()
-    straight = train(request_in(prepared, tmp_path / "straight")).folds[0].folder
-    total = count[0]
-    monkeypatch.undo()
-    monkeypatch.setattr(trainer, "LOG_EVERY_S", 0.0)
-
+    # All in processes of their own: how many threads torch takes here depends on the tests before, and sums on that.
+    straight = in_process(prepared, tmp_path / "straight")
+    total = int((tmp_path / "straight" / "writes").read_text())
     generator, where = random.Random(7), []
-    code = (
-        "import sys; from pathlib import Path; from tests.training import test_kills as t\n"
-        "t.watch_writes(int(sys.argv[3])); t.train(t.request_in(Path(sys.argv[1]), Path(sys.argv[2])))"
-    )
     for kill in range(KILLS):
         # Every part of the training: an equal part of its writes each, from where it goes on.
         at = generator.randint(1, max(1, total // KILLS))
-        command = [sys.executable, "-c", code, str(prepared), str(tmp_path / "killed"), str(at)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
+        in_process(prepared, tmp_path / "killed", at)
         where.append((kill, at))
-    killed = train(request_in(prepared, tmp_path / "killed")).folds[0].folder
-    assert (killed / WEIGHTS_NAME).read_bytes() == (straight / WEIGHTS_NAME).read_bytes(), where
+    killed = in_process(prepared, tmp_path / "killed")
+    assert file_hash(killed / WEIGHTS_NAME) == file_hash(straight / WEIGHTS_NAME), where
     assert logged(killed) == logged(straight), where
     names = {str(path.relative_to(straight)) for path in straight.rglob("*")}
     assert {str(path.relative_to(killed)) for path in killed.rglob("*")} == names
