@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dataset_conversion import msd
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 
 Converter = Callable[[Path, Path, int | None], Path]
 CONVERTERS: dict[str, Converter] = {"msd": msd.convert}

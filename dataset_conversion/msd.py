@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path
-from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import atomic_path
+from unisegdiff_pipeline.core.parallel import choose_workers, map_cases
+from unisegdiff_pipeline.core.serialization import read_object, write_json
 from unisegdiff_pipeline.io.paths import dataset_name
-from unisegdiff_pipeline.io.serialization import read_object, write_json
 
 _ENDING = ".nii.gz"
 _FOLDER = re.compile(r"Task(?P<number>\d+)_(?P<name>.+)")

@@ -16,10 +16,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from unisegdiff_pipeline.core.serialization import read_dataclass, write_json  # noqa: E402
 from unisegdiff_pipeline.fingerprint import Fingerprint, extract_fingerprint  # noqa: E402
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription  # noqa: E402
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset  # noqa: E402
-from unisegdiff_pipeline.io.serialization import read_dataclass, write_json  # noqa: E402
 from unisegdiff_pipeline.planning.planner import plan_dataset  # noqa: E402
 from unisegdiff_pipeline.planning.plans import Budget, Plans  # noqa: E402
 

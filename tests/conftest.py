@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from unisegdiff_pipeline.demo.phantoms import make_phantom_dataset
 from unisegdiff_pipeline.io.paths import Roots
-from unisegdiff_pipeline.io.phantoms import make_phantom_dataset
 
 
 @pytest.fixture(scope="session")

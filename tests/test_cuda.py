@@ -18,7 +18,7 @@ from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import train
-from unisegdiff_pipeline.training.trainer import Trainer
+from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation import aggregate, tables
 from unisegdiff_pipeline.evaluation.diversity import DiversityScore
 from unisegdiff_pipeline.evaluation.lesions import LesionScore
 from unisegdiff_pipeline.evaluation.metrics import ClassScore
 from unisegdiff_pipeline.io.dataset_json import parse_description
-from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.planning import plans
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.fingerprint import (
     CaseFingerprint,
     Fingerprint,
@@ -16,12 +20,8 @@ from unisegdiff_pipeline.fingerprint import (
     extract_fingerprint,
     summarize_lesions,
 )
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry
 from unisegdiff_pipeline.io.images import write_labels, write_map
-from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
-from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))

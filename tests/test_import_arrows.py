@@ -13,16 +13,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unisegdiff_pipeline"
 LAYERS = (
+    "core",
     "io",
     "fingerprint",
-    "planning",
-    "preprocessing",
     "diffusion",
-    "networks",
     "evaluation",
+    "planning",
+    "networks",
+    "preprocessing",
     "inference",
     "reports",
+    "selection",
     "training",
+    "demo",
     "commands",
 )
 READERS = {"SimpleITK", "nibabel", "PIL"}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 
-from unisegdiff_pipeline.io.bounds import (
+from unisegdiff_pipeline.core.bounds import (
     Count,
     Finite,
     Fraction,
@@ -26,8 +26,8 @@ from unisegdiff_pipeline.io.bounds import (
     SpacingMm,
     VoxelCount,
 )
-from unisegdiff_pipeline.io.geometry import box_slices, nonzero_box
-from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.core.geometry import box_slices, nonzero_box
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.io.orientation import (
     Direction,
     Reorientation,
@@ -238,9 +238,9 @@ def extract_fingerprint(
         UsdError: cases failed in a way that is no problem of the data (a killed worker), or no case is usable, which
             names all problems.
     """
+    from unisegdiff_pipeline.core.parallel import choose_workers, map_cases
     from unisegdiff_pipeline.io.endings import has_native_reader
     from unisegdiff_pipeline.io.integrity import merge_checks
-    from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
     from unisegdiff_pipeline.io.raw_dataset import largest_case_gb
 
     num_samples = max(500, _SAMPLED_INTENSITIES // len(raw.cases))

@@ -27,8 +27,8 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 
-from unisegdiff_pipeline.training.augmentation import augment_intensity, draw_augmentation, recipe_for_patch
-from unisegdiff_pipeline.training.patches import _mirror, _read_patch
+from unisegdiff_pipeline.training.data.augmentation import augment_intensity, draw_augmentation, recipe_for_patch
+from unisegdiff_pipeline.training.data.patches import _mirror, _read_patch
 
 ENLARGED = 1.25  # nnU-Net reads a larger patch where it rotates and scales; the library then cuts out the middle
 

@@ -21,11 +21,11 @@ from typing import TypeVar
 import numpy as np
 import psutil
 
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.evaluation import boundary
 from unisegdiff_pipeline.evaluation.diversity import score_samples
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
 from unisegdiff_pipeline.evaluation.lesions import score_lesions
-from unisegdiff_pipeline.io.geometry import Geometry
 
 SHAPE = (300, 512, 512)
 SPACING_MM = (1.0, 0.8, 0.8)

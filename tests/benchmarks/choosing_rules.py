@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from unisegdiff_pipeline.core.serialization import read_json
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.settings import read_settings
-from unisegdiff_pipeline.io.serialization import read_json
-from unisegdiff_pipeline.training.choosing import (
+from unisegdiff_pipeline.selection.choosing import (
     USUAL_W,
     WEIGHTS,
     MeanTrial,

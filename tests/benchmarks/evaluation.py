@@ -25,9 +25,9 @@ import numpy as np
 import psutil
 from scipy.ndimage import gaussian_filter
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import map_ending, read_labels, split_ending, write_labels, write_map
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 WRITTEN = ("metrics.csv", "lesion_scores.csv", "summary.json")
 

@@ -23,13 +23,13 @@ from types import ModuleType
 import numpy as np
 
 from unisegdiff_pipeline.commands import plan_and_preprocess, train
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.diversity import generalised_energy_distance, pairwise_overlaps
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.settings import read_settings, write_settings
-from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels
-from unisegdiff_pipeline.training.choosing import LENGTHS_VOXELS, OTHERS, USUAL
+from unisegdiff_pipeline.selection.choosing import LENGTHS_VOXELS, OTHERS, USUAL
 
 SIZE, NUM_IMAGES, NUM_HELD_OUT, NUM_RATERS = 40, 100, 48, 4
 EXISTENCE, OFFSET_SD = 0.7, 1.5

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from peer import Bench, measure, peer_prediction, peer_training, prepare_peer
 
-from unisegdiff_pipeline.training.splits import load_or_create_splits
+from unisegdiff_pipeline.training.data.splits import load_or_create_splits
 
 TRAINERS = {"staged": "StagedDiffusionTrainer", "segmentation": "SegmentationTrainer"}
 PEER_ROWS = ("peer_our_plan", "peer_as_planned")

@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.demo.phantoms import true_probability
 from unisegdiff_pipeline.evaluation.diversity import generalised_energy_distance, pairwise_overlaps
 from unisegdiff_pipeline.evaluation.spread import (
     CaseSpread,
@@ -44,15 +46,13 @@ from unisegdiff_pipeline.evaluation.spread import (
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import predict_case
-from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
-from unisegdiff_pipeline.io.phantoms import true_probability
+from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
 from unisegdiff_pipeline.training.fold import finished_model
+from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import open_fold
-from unisegdiff_pipeline.training.spread import annotators, spread_of_case
-from unisegdiff_pipeline.training.trainer import FoldRun
 
 SURE = 0.95
 TRUTH_BINS = 10

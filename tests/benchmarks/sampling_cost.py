@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 from unisegdiff_pipeline.networks.denoiser import Denoiser, repeat_examples
 from unisegdiff_pipeline.networks.layout import to_device

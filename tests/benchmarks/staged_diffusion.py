@@ -53,6 +53,7 @@ from typing import Any
 
 import numpy as np
 
+from unisegdiff_pipeline.core.serialization import read_dataclass, read_json
 from unisegdiff_pipeline.diffusion.coding import Temperature, cross_entropy, temper
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.calibration import calibration_error, case_calibration, evaluation_region, merge
@@ -62,14 +63,14 @@ from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.io.raw_dataset import read_groups
-from unisegdiff_pipeline.io.serialization import read_dataclass, read_json
 from unisegdiff_pipeline.networks.allocator import keep_freed_memory
-from unisegdiff_pipeline.training import choosing, run
-from unisegdiff_pipeline.training.continuing import PHASE_1_FACTS_NAME, PHASE_1_NAME
+from unisegdiff_pipeline.selection import choosing
+from unisegdiff_pipeline.training import run
 from unisegdiff_pipeline.training.fold import CANDIDATES_NAME, Phase1Facts, finished_model, write_choice
+from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.request import TrainRequest
-from unisegdiff_pipeline.training.trainer import FoldRun
+from unisegdiff_pipeline.training.resume import PHASE_1_FACTS_NAME, PHASE_1_NAME
 
 ARMS = (
     "StagedDiffusionTrainer",
@@ -215,9 +216,9 @@ class Bench:
         keep_freed_memory()  # as usd_train does
         fold_run = self.holdout_run(arm)
         model, settings = finished_model(fold_run)
-        settings = choosing.unchosen_settings(fold_run, settings)
+        settings = choosing.unchosen_settings(fold_run.held_out, settings)
         cases = fold_run.holdout_cases[: self.holdout_cases]
-        choice = choosing.choose_settings(fold_run, model, settings, cases, SEARCHES[self.search])
+        choice = choosing.choose_settings(fold_run.held_out, model, settings, cases, SEARCHES[self.search])
         settings = choice.settings
         write_choice(self.model(arm) / "fold_0", replace(settings, chosen_on=f"{len(cases)} held-out cases"), choice)
         rows, samplers = {arm: self.model(arm)}, {}
@@ -233,7 +234,7 @@ class Bench:
             rows = {"p_det": self._with_settings(self.model(arm), "p_det", plain), **rows}
         for name, sampler in samplers.items():
             tried = choosing.with_samplers(settings, sampler)
-            best = choosing.rank_means(choosing.try_means(fold_run, model, tried, choice.temperatures))[0]
+            best = choosing.rank_means(choosing.try_means(fold_run.held_out, model, tried, choice.temperatures))[0]
             chosen = replace(choosing.with_samplers(settings, sampler, best.w), decision=best.decision)
             rows[f"{arm}, {name}"] = self._with_settings(self.model(arm), f"{arm}, {name}", chosen)
         return rows
@@ -321,9 +322,9 @@ class Bench:
             lengths_mm = choosing.field_lengths_mm(fold_run, fold_run.data.open(cases[0]))
             usual = choosing.usual_sampler(settings)
             samplers = [replace(usual, correlation_length_mm=length_mm, draw=True) for length_mm in lengths_mm]
-            temperatures = choosing.choose_temperature(fold_run, model, cases).of_others
-            found = choosing.score_samplers(fold_run, model, settings, samplers, temperatures)
-            planned_mm = choosing.planned_length_mm(fold_run)
+            temperatures = choosing.choose_temperature(fold_run.held_out, model, cases).of_others
+            found = choosing.score_samplers(fold_run.held_out, model, settings, samplers, temperatures)
+            planned_mm = choosing.planned_length_mm(fold_run.held_out)
             print(_line([_arm(arm), *(f"{mm:g} mm" + " (planned)" * (mm == planned_mm) for mm in lengths_mm)]))
             print(_line([usual.describe(), *(f"{_mean(found[s]):.4f}" for s in samplers)]), flush=True)
 
@@ -422,7 +423,7 @@ def _more_scores(dataset: Path, output: Path, all_rows: Sequence[Path], case: st
 def _one_temperature(fold_run: FoldRun, model: Any, cases: Sequence[str], near_only: bool) -> Temperature:
     """The one temperature with the least likelihood loss near objects, where calibration is scored, or everywhere."""
     coding = fold_run.plans.labels.coding
-    z, t, weights, _ = choosing.held_out_logits(fold_run, model, cases, near_only)
+    z, t, weights, _ = choosing.held_out_logits(fold_run.held_out, model, cases, near_only)
     one = [Temperature(value, value) for value in choosing.TEMPERATURES]
     return min(one, key=lambda value: float((weights * cross_entropy(temper(z, coding, value), t, coding)[0]).sum()))
 
@@ -437,7 +438,7 @@ def _best_rival(
     for temperature in dict.fromkeys(temperatures):
         tried = replace(settings, temperature=temperature, num_samples=NUM_SAMPLES)
         tempered = dict.fromkeys(cases, temperature)
-        for sampler, energies in choosing.score_samplers(fold_run, model, tried, samplers, tempered).items():
+        for sampler, energies in choosing.score_samplers(fold_run.held_out, model, tried, samplers, tempered).items():
             found.append((float(np.mean(energies)), replace(tried, sampler=sampler)))
     return min(found, key=lambda item: item[0])[1]
 

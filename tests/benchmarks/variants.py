@@ -26,8 +26,8 @@ from unisegdiff_pipeline.diffusion.stages import StageDraw
 from unisegdiff_pipeline.diffusion.targets import STAGE_C
 from unisegdiff_pipeline.networks.denoiser import DenoiserOutput, repeat_examples
 from unisegdiff_pipeline.networks.staged_model import Condition
-from unisegdiff_pipeline.training.diffusion import NoisedExamples, StagedDiffusionTrainer
-from unisegdiff_pipeline.training.patches import Batch
+from unisegdiff_pipeline.training.data.patches import Batch
+from unisegdiff_pipeline.training.trainers.diffusion import NoisedExamples, StagedDiffusionTrainer
 
 MASKS_STREAM = 0x0DD
 

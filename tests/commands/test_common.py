@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from unisegdiff_pipeline.commands import common
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import atomic_path
 
 
 def parser() -> common.CommandParser:

@@ -10,8 +10,8 @@ import pytest
 from unisegdiff_pipeline.commands import steps
 from unisegdiff_pipeline.commands.demo import main
 from unisegdiff_pipeline.training import run
-from unisegdiff_pipeline.training.continuing import OtherRequestError
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
+from unisegdiff_pipeline.training.resume import OtherRequestError
 
 
 def test_a_stopped_training_ends_the_demo_with_the_code_of_its_signal(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from unisegdiff_pipeline.commands import fingerprint, plan, plan_and_preprocess, predict, preprocess, train
+from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.inference.model_search import find_model
-from unisegdiff_pipeline.io.locks import locked
 
 BUDGET = ["--device", "cpu", "--memory-gb", "4"]
 

@@ -9,10 +9,10 @@ from typing import get_args
 import pytest
 
 from unisegdiff_pipeline.commands.predict import build_parser, describe, find_model, main
-from unisegdiff_pipeline.inference.combining import Combination
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.serialization import write_json
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import write_json
+from unisegdiff_pipeline.inference.label_fusion import Combination
 from unisegdiff_pipeline.planning.plans import (
     Budget,
     ConfigurationPlan,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels, write_map
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unisegdiff_pipeline.commands.steps import keep_stages
-from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.planning.plans import Plans, StagePlan
 
 PLANS = Path(__file__).parents[2] / "plans" / "Dataset004_Hippocampus" / "plans_cpu_2_cores.json"

@@ -9,9 +9,9 @@ import pytest
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.commands.train import build_parser, describe, main, request_of
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.serialization import read_json, write_json
-from unisegdiff_pipeline.training.segmentation import SegmentationTrainer
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.serialization import read_json, write_json
+from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
 
 
 class Two__Parts(SegmentationTrainer):
@@ -47,10 +47,10 @@ def begun(tmp_path: Path, fold: str = "0", **asked: object) -> Path:
 
 def request_like(roots: list[str], fold: str = "0", **changes: object) -> dict[str, object]:
     """request.json of a fold as a training writes it."""
-    from unisegdiff_pipeline.training.continuing import describe_training
     from unisegdiff_pipeline.training.interrupt import StopRequest
-    from unisegdiff_pipeline.training.registry import TRAINERS
+    from unisegdiff_pipeline.training.resume import describe_training
     from unisegdiff_pipeline.training.run import open_fold
+    from unisegdiff_pipeline.training.trainers.registry import TRAINERS
 
     request = dataclasses.replace(request_of(build_parser().parse_args(["902", fold, *roots])), **changes)  # type: ignore[arg-type]
     return describe_training(open_fold(request, StopRequest()), TRAINERS["StagedDiffusionTrainer"])

@@ -11,8 +11,8 @@ import pytest
 
 from dataset_conversion import converter
 from dataset_conversion.msd import convert
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.fingerprint import extract_fingerprint
-from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.io.raw_dataset import find_cases, open_raw_dataset
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.drawing import doubts, draw_objects, field_parts, keep_certain, local_maximum
 from unisegdiff_pipeline.diffusion.samplers import coherent_draw
 from unisegdiff_pipeline.inference.volume_noise import smooth_field_in_box
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 SIZE, NUM_SAMPLES, RADIUS = 48, 300, 8.0
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings, coherent_draw, lam_schedule, sample
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, expand_to
 from unisegdiff_pipeline.diffusion.targets import Estimate
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 REGIONS = LabelScheme(("core", "whole", "other"), ((2,), (1, 2), (3,)), "regions", (2, 1, 3))

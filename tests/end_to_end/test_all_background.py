@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.serialization import read_dataclass
 from unisegdiff_pipeline.fingerprint import Fingerprint
-from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels, write_map
 from unisegdiff_pipeline.io.paths import Roots
-from unisegdiff_pipeline.io.serialization import read_dataclass
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import train

@@ -11,7 +11,7 @@ import pytest
 from unisegdiff_pipeline.commands.plan_and_preprocess import main as usd_plan_and_preprocess
 from unisegdiff_pipeline.commands.predict import main as usd_predict
 from unisegdiff_pipeline.commands.train import main as usd_train
-from unisegdiff_pipeline.io.geometry import Geometry, geometry_differences
+from unisegdiff_pipeline.core.geometry import Geometry, geometry_differences
 from unisegdiff_pipeline.io.images import read_header, read_labels, write_labels, write_map
 
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2}

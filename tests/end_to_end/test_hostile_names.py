@@ -13,7 +13,7 @@ from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
 from unisegdiff_pipeline.commands.plan_and_preprocess import main as usd_plan_and_preprocess
 from unisegdiff_pipeline.commands.predict import main as usd_predict
 from unisegdiff_pipeline.commands.train import main as usd_train
-from unisegdiff_pipeline.io.csv_tables import read_csv
+from unisegdiff_pipeline.core.csv_tables import read_csv
 
 BUDGET = ["--device", "cpu", "--memory-gb", "4", "--workers", "0"]
 CASES = (

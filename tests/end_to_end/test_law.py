@@ -24,11 +24,11 @@ from tests.benchmarks.known_law import (
     existence,
     train_on_readings,
 )
+from unisegdiff_pipeline.core.geometry import Geometry, Volume
 from unisegdiff_pipeline.diffusion.coding import mask_to_x
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, noise_mask
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.io.geometry import Geometry, Volume
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 

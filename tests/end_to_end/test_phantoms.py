@@ -15,8 +15,8 @@ from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
 from unisegdiff_pipeline.commands.plan_and_preprocess import main as usd_plan_and_preprocess
 from unisegdiff_pipeline.commands.predict import main as usd_predict
 from unisegdiff_pipeline.commands.train import main as usd_train
+from unisegdiff_pipeline.core.geometry import geometry_differences
 from unisegdiff_pipeline.inference.predictor import Predictor
-from unisegdiff_pipeline.io.geometry import geometry_differences
 from unisegdiff_pipeline.io.images import read_image, read_labels, write_labels
 
 BUDGET = ["--device", "cpu", "--memory-gb", "4"]

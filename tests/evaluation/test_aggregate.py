@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.aggregate import summarise_metric
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table
 from unisegdiff_pipeline.evaluation.tables import metric_row, metric_values
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 TWO = LabelScheme(("a", "b"), ((1,), (2,)), "softmax", (1, 2))

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.boundary import boundary_score, rater_tolerance_mm
 from unisegdiff_pipeline.evaluation.calibration import case_calibration, evaluation_region
 from unisegdiff_pipeline.evaluation.case import rater_distances_mm, score_case_fully
@@ -16,9 +18,7 @@ from unisegdiff_pipeline.evaluation.diversity import score_samples
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs
 from unisegdiff_pipeline.evaluation.lesions import score_lesions
 from unisegdiff_pipeline.evaluation.options import CaseSettings
-from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels, write_map
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 TWO = LabelScheme(("a", "b"), ((1,), (2,)), "softmax", (1, 2))
 IGNORING = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2), ignore_value=3)

@@ -11,9 +11,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import pdist
 from skimage import measure
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.components import find_components, longest_distance
 from unisegdiff_pipeline.inference.lesions import LesionCounter
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 SPACING = (5.0, 0.7, 1.3)
 SKIMAGE_CONNECTIVITY: dict[Literal[6, 18, 26], int] = {6: 1, 18: 2, 26: 3}

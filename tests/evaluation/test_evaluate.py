@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders, run_names
 from unisegdiff_pipeline.evaluation.overview import evaluation_table
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 SPACING = (4.0, 5.0, 10.0)  # 200 mm3 = 0.2 ml a voxel

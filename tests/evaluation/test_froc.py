@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.evaluation.froc import LUNA16_RATES, froc
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
 from unisegdiff_pipeline.evaluation.lesions import Lesion, score_lesions
-from unisegdiff_pipeline.io.geometry import Geometry
 
 
 def reference(number: int, *matched: int) -> Lesion:

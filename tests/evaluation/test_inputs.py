@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs, collect_inputs, discover_folders
-from unisegdiff_pipeline.io.errors import UsdError
 
 
 def touch(*paths: Path) -> None:

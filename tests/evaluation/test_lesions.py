@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 from skimage import measure
 
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
 from unisegdiff_pipeline.evaluation.lesions import (
     Lesion,
@@ -21,7 +22,6 @@ from unisegdiff_pipeline.evaluation.lesions import (
     strata_edges_ml,
     stratify,
 )
-from unisegdiff_pipeline.io.geometry import Geometry
 
 NAN = math.nan
 GEOMETRY = Geometry((4.0, 0.5, 2.0), (10.0, -20.0, 30.0))

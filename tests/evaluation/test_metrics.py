@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score, precision_score, recall_score
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 TWO = LabelScheme(("a", "b"), ((1,), (2,)), "softmax", (1, 2))

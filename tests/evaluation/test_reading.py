@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry, Volume
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.reading import (
     Probabilities,
     crop_geometry,
@@ -15,10 +18,7 @@ from unisegdiff_pipeline.evaluation.reading import (
     read_mask,
     read_uncertainty,
 )
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry, Volume
 from unisegdiff_pipeline.io.images import write_labels, write_map
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 TWO = LabelScheme(("a", "b"), ((1,), (2,)), "softmax", (1, 2))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.evaluation.spread import (
     PLACE_IN_TRUTH,
     CaseSpread,
@@ -22,7 +23,6 @@ from unisegdiff_pipeline.evaluation.spread import (
     spread_ratio,
     volume_bias,
 )
-from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 
 
 def case(volumes: tuple[int, ...], *references: int, confidence: float = 0.5, apart: float = math.nan) -> CaseSpread:

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.units import units_of
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.summary import CaseScores, fold_table, summarise, summary_table
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.units import units_of
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.decision import NEUTRAL, THRESHOLDS, best_threshold, shift_threshold
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 SOFTMAX = LabelScheme(("a", "b"), ((1,), (2,)), "softmax", (1, 2))

@@ -13,16 +13,16 @@ import pytest
 from PIL import Image
 
 from tests.inference.test_predictor import GEOMETRY_3D, listing, make_model, make_pictures
+from unisegdiff_pipeline.core import files, scratch
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
-from unisegdiff_pipeline.io import files, scratch
 from unisegdiff_pipeline.io import images as nifti_writing
-from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import read_image, write_map
-from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
 from unisegdiff_pipeline.networks import precision
 from unisegdiff_pipeline.preprocessing import resample, restore

@@ -16,17 +16,17 @@ import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Volume
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry, Volume
 from unisegdiff_pipeline.io.images import read_image, write_map
-from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.orientation import Direction
-from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.networks import precision
 from unisegdiff_pipeline.networks.staged_model import build_model
 from unisegdiff_pipeline.planning.plans import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.lesions import LesionCounter
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))

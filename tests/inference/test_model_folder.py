@@ -13,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.model_folder import (
@@ -24,9 +27,6 @@ from unisegdiff_pipeline.inference.model_folder import (
     save_weights,
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.networks.staged_model import build_model
 from unisegdiff_pipeline.planning.plans import (
     Budget,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name, require_part
-from unisegdiff_pipeline.io.errors import UsdError
 
 
 @pytest.mark.parametrize(

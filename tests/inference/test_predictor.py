@@ -16,18 +16,18 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import atomic_path
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference import folder_run
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
 from unisegdiff_pipeline.inference.predictor import Predictor, predict
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path
-from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import read_image, read_labels, write_map
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.networks import precision
 from unisegdiff_pipeline.networks.staged_model import build_model
 from unisegdiff_pipeline.planning.plans import (

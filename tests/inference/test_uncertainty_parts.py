@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
 from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable, split_uncertainty
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
-from unisegdiff_pipeline.io.errors import UsdError
 
 FACTS = SamplingFacts(1, 1, 0, 0.0, 0.0)
 

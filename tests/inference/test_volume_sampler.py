@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from unisegdiff_pipeline.core import scratch as scratch_module
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE
@@ -15,9 +18,6 @@ from unisegdiff_pipeline.inference import tiled_case, volume_sampler
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
-from unisegdiff_pipeline.io import scratch as scratch_module
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.networks import precision
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.volumes import VolumeCounter
-from unisegdiff_pipeline.io.labels import LabelScheme
 
 REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.io.images import read_header, read_image, read_labels, write_labels
 
 GEOMETRY = Geometry((3.0, 2.0, 1.5), (4.0, 5.0, 6.0))

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.dataset_json import parse_description, read_dataset_json
-from unisegdiff_pipeline.io.errors import UsdError
 
 GOOD = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}
 

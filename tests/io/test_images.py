@@ -12,10 +12,10 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import is_full_disk
+from unisegdiff_pipeline.core.geometry import Geometry, geometry_differences, on_grid_of
 from unisegdiff_pipeline.io import images
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import is_full_disk
-from unisegdiff_pipeline.io.geometry import Geometry, geometry_differences, on_grid_of
 from unisegdiff_pipeline.io.images import (
     label_ending,
     map_ending,

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels, write_map
 from unisegdiff_pipeline.io.integrity import IntegrityReport, check_case, label_values, merge_checks, read_case
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset

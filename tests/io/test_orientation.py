@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION
+from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION
 from unisegdiff_pipeline.io.orientation import Reorientation, axis_codes, common_direction, nearest_reorientation
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.paths import dataset_name, find_dataset, list_datasets, resolve_roots
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.io.images import read_header, read_image, read_labels, write_labels
 from unisegdiff_pipeline.io.pictures import label_colours
 
@@ -190,7 +190,7 @@ def test_pages_of_different_sizes_are_refused(tmp_path):
 
 def test_a_declared_size_is_refused_before_it_is_decompressed(tmp_path, monkeypatch):
     """60000 x 60000 pixels fit into 4 MB of file."""
-    monkeypatch.setattr("unisegdiff_pipeline.io.parallel.available_memory_gb", lambda: 2.0)
+    monkeypatch.setattr("unisegdiff_pipeline.core.parallel.available_memory_gb", lambda: 2.0)
     path = write_png(tmp_path / "a.png", [b""], width=60_000, depth=8, colour_type=0)
     content = bytearray(path.read_bytes())
     content[20:24] = struct.pack(">I", 60_000)

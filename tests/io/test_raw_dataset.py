@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.raw_dataset import find_cases, largest_case_gb, open_raw_dataset, read_groups
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, channel_lam
 from unisegdiff_pipeline.diffusion.targets import state_estimate
-from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.networks.blocks import TRANSPOSED_CONV, depth_to_space, space_to_depth
 from unisegdiff_pipeline.networks.denoiser import Denoiser, voxel_evidence
 from unisegdiff_pipeline.networks.staged_model import StagedModel

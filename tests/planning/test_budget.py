@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.planning import budget
 from unisegdiff_pipeline.planning.budget import detect_budget
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.serialization import from_jsonable, to_jsonable
 from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.fingerprint import Fingerprint
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry
-from unisegdiff_pipeline.io.serialization import from_jsonable, to_jsonable
 from unisegdiff_pipeline.planning.plans import Plans, ReadabilityCurve, StagePlan
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.training.fold import Phase1Facts

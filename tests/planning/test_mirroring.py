@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.fingerprint import ClassOrder, class_orders
-from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.planning.mirroring import chance_of_order
 from unisegdiff_pipeline.planning.mirroring import plan_mirror_axes as plan
 

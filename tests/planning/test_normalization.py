@@ -46,9 +46,9 @@ def test_planning_passes_the_warning_on() -> None:
     from dataclasses import replace
     from pathlib import Path
 
+    from unisegdiff_pipeline.core.serialization import read_dataclass
     from unisegdiff_pipeline.fingerprint import Fingerprint
     from unisegdiff_pipeline.io.dataset_json import DatasetDescription
-    from unisegdiff_pipeline.io.serialization import read_dataclass
     from unisegdiff_pipeline.planning.planner import plan_dataset
     from unisegdiff_pipeline.planning.plans import Budget, Plans
 

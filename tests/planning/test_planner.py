@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, to_jsonable
 from unisegdiff_pipeline.fingerprint import (
     CaseFingerprint,
     ComponentFacts,
@@ -18,9 +21,6 @@ from unisegdiff_pipeline.fingerprint import (
     Percentiles,
 )
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, to_jsonable
 from unisegdiff_pipeline.planning.planner import plan_dataset
 from unisegdiff_pipeline.planning.plans import Budget, Plans
 from unisegdiff_pipeline.planning.topology import multiply_adds

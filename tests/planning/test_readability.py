@@ -10,8 +10,8 @@ import pytest
 from scipy.fft import irfftn, rfftn
 from scipy.ndimage import gaussian_filter
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.io.images import read_labels
-from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 from unisegdiff_pipeline.planning.stages import (
     DEFAULT_EDGES,

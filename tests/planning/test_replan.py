@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from unisegdiff_pipeline.core.serialization import read_dataclass, to_jsonable
 from unisegdiff_pipeline.fingerprint import Fingerprint, extract_fingerprint
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
-from unisegdiff_pipeline.io.serialization import read_dataclass, to_jsonable
 from unisegdiff_pipeline.planning.planner import plan_dataset
 from unisegdiff_pipeline.planning.plans import Plans
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.planning.plans import ReadabilityCurve
 from unisegdiff_pipeline.planning.stages import (
     DEFAULT_EDGES,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.preprocessing.components import ANNOTATED, MAX_VOXELS_PER_COMPONENT, find_components
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))

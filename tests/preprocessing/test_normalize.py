@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.planning.plans import IntensityStatistics, PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.normalize import mean_and_std, normalize_channel, normalize_image
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path
-from unisegdiff_pipeline.io.geometry import Geometry, Volume
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import atomic_path
+from unisegdiff_pipeline.core.geometry import Geometry, Volume
+from unisegdiff_pipeline.core.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.io.images import write_labels, write_map
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
-from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.planning.plans import (
     Budget,
     ConfigurationPlan,

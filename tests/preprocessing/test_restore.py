@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from unisegdiff_pipeline.io.geometry import Geometry, Volume
-from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.core.geometry import Geometry, Volume
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.planning.plans import IntensityStatistics, PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image, preprocess_labels
 from unisegdiff_pipeline.preprocessing.resample import GridMap

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from unisegdiff_pipeline.io.geometry import Geometry
-from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.preprocessing.components import find_components
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.sources import CaseSource
+from unisegdiff_pipeline.preprocessing.provenance import CaseSource
 from unisegdiff_pipeline.preprocessing.stage_patches import MAX_ROUNDS, collect_label_patches, label_patch
 from unisegdiff_pipeline.preprocessing.storage import CaseFile, PreprocessedFolder, StoredCase, write_case
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry
-from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.preprocessing.components import find_components
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.sources import CaseSource, FileState
+from unisegdiff_pipeline.preprocessing.provenance import CaseSource, FileState
 from unisegdiff_pipeline.preprocessing.storage import (
     MAX_BLOCK_BYTES,
     MAX_CHUNK_BYTES,

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.reports.case_pictures import (
     MAX_PIXELS,
     Outline,

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.fingerprint import Fingerprint, LesionSummary, Percentiles, extract_fingerprint
-from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
-from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.planning.plans import Plans, ReadabilityCurve, StagePlan
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.dataset_pictures import chosen_cases

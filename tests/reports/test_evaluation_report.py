@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.units import VOLUMES
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
-from unisegdiff_pipeline.io.geometry import Geometry
 from unisegdiff_pipeline.io.images import map_ending, read_labels, split_ending, write_labels, write_map
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.units import VOLUMES
 from unisegdiff_pipeline.reports.case_gallery import _label_names, channel_names, find_images, highlights
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report

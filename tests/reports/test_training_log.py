@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.reports.training_log import of_kind, read_log, thinned, value
 
 

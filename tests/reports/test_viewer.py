@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.reports.page import ASSETS
 from unisegdiff_pipeline.reports.viewer import ViewerCase, ViewerMark, write_case_viewer
 

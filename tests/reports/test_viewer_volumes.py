@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.reports.viewer_volumes import (
     ViewerGrid,
     box_around,

@@ -134,7 +134,7 @@ def _limit_memory() -> None:
 
 
 def _outcome(parser: Parser, path: Path, expected: bytes) -> tuple[str, str]:
-    from unisegdiff_pipeline.io.errors import UsdError
+    from unisegdiff_pipeline.core.errors import UsdError
 
     start = time.process_time()
     try:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unisegdiff_pipeline.io.phantoms import make_phantom_dataset
+from unisegdiff_pipeline.demo.phantoms import make_phantom_dataset
 
 DATASET = "Dataset902_Phantom2D"
 MODEL = "StagedDiffusionTrainer__2d"

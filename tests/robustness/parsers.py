@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.io.images import read_header, read_image, read_labels, write_labels, write_map
 
 SPACING_MM = (2.0, 0.75, 0.5)
@@ -100,15 +100,15 @@ def _read_groups(path: Path) -> bytes:
 
 
 def _write_inference(path: Path) -> None:
+    from unisegdiff_pipeline.core.serialization import write_json
     from unisegdiff_pipeline.inference.settings import InferenceSettings
-    from unisegdiff_pipeline.io.serialization import write_json
 
     write_json(path, InferenceSettings(lam_a=-6.0, lam_c=-1.0))
 
 
 def _read_inference(path: Path) -> bytes:
+    from unisegdiff_pipeline.core.serialization import read_dataclass
     from unisegdiff_pipeline.inference.settings import InferenceSettings
-    from unisegdiff_pipeline.io.serialization import read_dataclass
 
     return repr(read_dataclass(InferenceSettings, path)).encode()
 
@@ -122,7 +122,7 @@ def _write_plans(path: Path) -> None:
 
 
 def _read_plans(path: Path) -> bytes:
-    from unisegdiff_pipeline.io.serialization import read_dataclass
+    from unisegdiff_pipeline.core.serialization import read_dataclass
     from unisegdiff_pipeline.planning.plans import Plans
 
     return repr(read_dataclass(Plans, path)).encode()
@@ -160,15 +160,15 @@ def _write_probabilities(path: Path) -> None:
 
 
 def _read_probabilities(path: Path) -> bytes:
-    from unisegdiff_pipeline.io.npz import read_npz
+    from unisegdiff_pipeline.core.npz import read_npz
 
     found = read_npz(path, ("probabilities", "softmax"), "Predict again.", any_of=True, max_bytes=10_000_000)
     return b"".join(_digest(array) for array in found.values())
 
 
 def _write_case_record(path: Path) -> None:
+    from unisegdiff_pipeline.core.serialization import write_json
     from unisegdiff_pipeline.inference.writing import CaseRecord
-    from unisegdiff_pipeline.io.serialization import write_json
 
     write_json(
         path, CaseRecord("case", "0" * 16, ("case_0000.nii.gz",), ("0" * 16,), {"read": 0.5}, {"num_tiles": 3.0})
@@ -176,8 +176,8 @@ def _write_case_record(path: Path) -> None:
 
 
 def _read_case_record(path: Path) -> bytes:
+    from unisegdiff_pipeline.core.serialization import read_dataclass
     from unisegdiff_pipeline.inference.writing import CaseRecord
-    from unisegdiff_pipeline.io.serialization import read_dataclass
 
     return repr(read_dataclass(CaseRecord, path)).encode()
 

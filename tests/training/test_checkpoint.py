@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from unisegdiff_pipeline.training.ema import Ema
 

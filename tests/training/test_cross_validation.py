@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from unisegdiff_pipeline.commands import evaluate, plan_and_preprocess
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files
 from unisegdiff_pipeline.training.request import TrainRequest

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
+from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
-from unisegdiff_pipeline.io.files import file_hash
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training.request import TrainRequest
 
@@ -23,8 +23,8 @@ KILLS = 2
 
 def watch_writes(kill_at: int = 0) -> list[int]:
     """Count the files put in place and the entries logged; at number `kill_at` the process kills itself before it."""
-    from unisegdiff_pipeline.training import trainer
-    from unisegdiff_pipeline.training.run_log import RunLog
+    from unisegdiff_pipeline.training.log import RunLog
+    from unisegdiff_pipeline.training.trainers import trainer
 
     count = [0]
 

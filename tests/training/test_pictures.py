@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts
-from unisegdiff_pipeline.io.geometry import Geometry
-from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.reports.case_pictures import Plane
 from unisegdiff_pipeline.training.pictures import shown_plane, shown_slice, snapshot

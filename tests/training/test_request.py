@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
-from unisegdiff_pipeline.training.continuing import as_asked, like_the_others, read_request, taken_over
 from unisegdiff_pipeline.training.request import TrainRequest
+from unisegdiff_pipeline.training.resume import as_asked, like_the_others, read_request, taken_over
 
 ROOTS = Roots(None, None, None)
 PLANNED = {"num_epochs": 250, "learning_rate": 0.002, "batch_size": 4}

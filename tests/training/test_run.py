@@ -20,29 +20,30 @@ import torch
 from safetensors.torch import load_file
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import text_hash
+from unisegdiff_pipeline.core.locks import locked
+from unisegdiff_pipeline.core.serialization import read_dataclass
 from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE
 from unisegdiff_pipeline.evaluation.spread import Spread
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
 from unisegdiff_pipeline.inference.settings import read_settings
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import text_hash
-from unisegdiff_pipeline.io.locks import locked
 from unisegdiff_pipeline.io.paths import Roots
-from unisegdiff_pipeline.io.serialization import read_dataclass
-from unisegdiff_pipeline.training import choosing, diffusion
+from unisegdiff_pipeline.selection import choosing
+from unisegdiff_pipeline.selection.choosing import STAGE_A, USUAL, USUAL_W
 from unisegdiff_pipeline.training import fold as fold_module
 from unisegdiff_pipeline.training import run as run_module
-from unisegdiff_pipeline.training import trainer as trainer_module
 from unisegdiff_pipeline.training import validation as validation_module
-from unisegdiff_pipeline.training.choosing import STAGE_A, USUAL, USUAL_W
-from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.fold import _take_best
 from unisegdiff_pipeline.training.fold_files import remove_training
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
+from unisegdiff_pipeline.training.log import RunLog
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import train
-from unisegdiff_pipeline.training.run_log import RunLog
-from unisegdiff_pipeline.training.trainer import Trainer, pool_targets
+from unisegdiff_pipeline.training.trainers import diffusion
+from unisegdiff_pipeline.training.trainers import trainer as trainer_module
+from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
+from unisegdiff_pipeline.training.trainers.trainer import Trainer, pool_targets
 
 
 @pytest.fixture(scope="module")

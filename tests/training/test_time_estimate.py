@@ -10,9 +10,9 @@ from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.commands import train as command
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training import time_estimate as module
-from unisegdiff_pipeline.training.costs import Costs
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import estimate
+from unisegdiff_pipeline.training.time_budget import Costs
 from unisegdiff_pipeline.training.time_estimate import TimeEstimate
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
-from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.training import validation
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))

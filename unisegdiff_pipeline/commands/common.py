@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from unisegdiff_pipeline import __version__
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.commands.nnunet import Flag

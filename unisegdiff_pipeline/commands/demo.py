@@ -21,7 +21,7 @@ from unisegdiff_pipeline.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from unisegdiff_pipeline.commands.demo_report import DemoResult
+    from unisegdiff_pipeline.demo.report import DemoResult
     from unisegdiff_pipeline.io.raw_dataset import RawDataset
 
 DATASET_2D, DATASET_3D = 901, 902
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_data(args: argparse.Namespace) -> None:
-    from unisegdiff_pipeline.io.phantoms import make_phantom_dataset
+    from unisegdiff_pipeline.demo.phantoms import make_phantom_dataset
 
     for number, dims in ((DATASET_2D, 2), (DATASET_3D, 3)):
         folder = make_phantom_dataset(args.make_data, number, dims, args.train_cases, args.test_cases, args.seed)
@@ -84,8 +84,8 @@ def _make_data(args: argparse.Namespace) -> None:
 
 
 def _go_the_whole_way(args: argparse.Namespace) -> None:
-    from unisegdiff_pipeline.commands.demo_report import write_report
-    from unisegdiff_pipeline.io.progress import format_duration
+    from unisegdiff_pipeline.core.progress import format_duration
+    from unisegdiff_pipeline.demo.report import write_report
 
     start = time.monotonic()
     output = args.output.absolute()
@@ -110,7 +110,7 @@ def _announce(number: int, text: str) -> None:
 
 
 def _phantoms(args: argparse.Namespace, output: Path) -> RawDataset:
-    from unisegdiff_pipeline.io.phantoms import make_phantom_dataset
+    from unisegdiff_pipeline.demo.phantoms import make_phantom_dataset
     from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 
     _announce(1, f"making {args.train_cases} phantoms to train on and {args.test_cases} to test with")
@@ -121,13 +121,13 @@ def _phantoms(args: argparse.Namespace, output: Path) -> RawDataset:
 def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
     """Plan, preprocess and train fold 0; returns the model folder."""
     from unisegdiff_pipeline.commands.steps import plan_and_preprocess
-    from unisegdiff_pipeline.io.errors import UsdError
+    from unisegdiff_pipeline.core.errors import UsdError
+    from unisegdiff_pipeline.core.progress import format_duration
     from unisegdiff_pipeline.io.paths import Roots
-    from unisegdiff_pipeline.io.progress import format_duration
     from unisegdiff_pipeline.planning.budget import detect_budget
-    from unisegdiff_pipeline.training.continuing import OtherRequestError
     from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
     from unisegdiff_pipeline.training.request import TrainRequest
+    from unisegdiff_pipeline.training.resume import OtherRequestError
     from unisegdiff_pipeline.training.run import train
 
     roots = Roots(output / "raw", output / "preprocessed", output / "results")
@@ -177,7 +177,7 @@ def _predict(args: argparse.Namespace, raw: RawDataset, model: Path, predictions
 
 
 def _evaluate(raw: RawDataset, predictions: Path) -> DemoResult:
-    from unisegdiff_pipeline.commands.demo_report import DemoResult, score_truth
+    from unisegdiff_pipeline.demo.report import DemoResult, score_truth
     from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
     from unisegdiff_pipeline.evaluation.overview import evaluation_table
     from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report

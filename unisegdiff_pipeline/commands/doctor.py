@@ -64,7 +64,7 @@ def _examine() -> int:
 
 def check_machine() -> Iterator[Finding]:
     """System, cores and memory."""
-    from unisegdiff_pipeline.io.parallel import available_memory_gb, usable_cores
+    from unisegdiff_pipeline.core.parallel import available_memory_gb, usable_cores
 
     yield Finding("unisegdiff_pipeline", __version__)
     yield Finding("Python", f"{platform.python_version()} on {platform.platform(terse=True)} {platform.machine()}")

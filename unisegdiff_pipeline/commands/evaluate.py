@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_seed, positive_number, run, say, whole_number
 from unisegdiff_pipeline.commands.nnunet import EVALUATE
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from unisegdiff_pipeline.core.labels import LabelScheme
     from unisegdiff_pipeline.evaluation.evaluate import Evaluation
     from unisegdiff_pipeline.evaluation.lesion_matching import Criterion, MatchingRule
-    from unisegdiff_pipeline.io.labels import LabelScheme
 
 
 def build_parser() -> CommandParser:
@@ -143,11 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: Namespace) -> None:
+    from unisegdiff_pipeline.core.files import require_writable
     from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
     from unisegdiff_pipeline.evaluation.inputs import discover_folders
     from unisegdiff_pipeline.evaluation.options import EvaluationOptions
     from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table
-    from unisegdiff_pipeline.io.files import require_writable
 
     folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent) / "evaluation"
     scheme, spacing_known = _meaning(args)
@@ -228,8 +228,8 @@ def _write_report(evaluation: Evaluation, folder: Path) -> Path:
 
 
 def _meaning(args: Namespace) -> tuple[LabelScheme, bool]:
+    from unisegdiff_pipeline.core.labels import Coding, LabelScheme
     from unisegdiff_pipeline.io.dataset_json import read_dataset_json
-    from unisegdiff_pipeline.io.labels import Coding, LabelScheme
 
     if args.labels is not None:
         values = tuple(sorted(set(args.labels)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands import steps
 from unisegdiff_pipeline.commands.common import CommandParser, add_budget, add_plans, dataset_parser, say
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.io.paths import Roots
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     import json
 
+    from unisegdiff_pipeline.core.serialization import read_dataclass, to_jsonable, write_json
     from unisegdiff_pipeline.fingerprint import Fingerprint
-    from unisegdiff_pipeline.io.serialization import read_dataclass, to_jsonable, write_json
     from unisegdiff_pipeline.planning.budget import detect_budget
     from unisegdiff_pipeline.planning.plans import plans_file
 

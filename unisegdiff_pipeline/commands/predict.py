@@ -17,7 +17,7 @@ from unisegdiff_pipeline.commands.common import (
     whole_number,
 )
 from unisegdiff_pipeline.commands.nnunet import PREDICT
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 
 
 def build_parser() -> CommandParser:

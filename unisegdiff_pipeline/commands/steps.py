@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands.common import EXIT_ERROR, report_error, roots_of, run, say
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.fingerprint import Fingerprint
@@ -63,7 +63,7 @@ def open_raw(roots: Roots, dataset: str) -> RawDataset:
 
 def load_plans(roots: Roots, dataset: str, plans_name: str | None = None) -> tuple[Path, Plans]:
     """The preprocessed folder of a data set, and its plans."""
-    from unisegdiff_pipeline.io.serialization import read_dataclass
+    from unisegdiff_pipeline.core.serialization import read_dataclass
     from unisegdiff_pipeline.planning.plans import Plans, require_plans
 
     folder = roots.preprocessed_dataset(dataset)
@@ -83,7 +83,7 @@ def plans_name_of(args: argparse.Namespace) -> str | None:
 
 def working_on(folder: Path) -> AbstractContextManager[None]:
     """Lock a preprocessed data set, so that two commands do not write it at once."""
-    from unisegdiff_pipeline.io.locks import locked
+    from unisegdiff_pipeline.core.locks import locked
 
     return locked(folder / LOCK, str(folder))
 
@@ -116,7 +116,7 @@ def report_integrity(raw: RawDataset, report: IntegrityReport) -> None:
 
 def write_facts(folder: Path, raw: RawDataset, fingerprint: Fingerprint, report: IntegrityReport) -> None:
     """Write fingerprint.json, the warnings of the check and a copy of dataset.json into the preprocessed folder."""
-    from unisegdiff_pipeline.io.serialization import write_json
+    from unisegdiff_pipeline.core.serialization import write_json
 
     write_json(folder / FINGERPRINT, fingerprint)
     write_json(folder / WARNINGS, report.warnings)
@@ -140,7 +140,7 @@ def plan_step(raw: RawDataset, fingerprint: Fingerprint, budget: Budget, former:
 
 def keep_stages(plans: Plans, former: Path) -> Plans:
     """Take over the stages of configurations that the former plans.json plans in the same way."""
-    from unisegdiff_pipeline.io.serialization import read_dataclass
+    from unisegdiff_pipeline.core.serialization import read_dataclass
     from unisegdiff_pipeline.planning.plans import Plans
 
     try:
@@ -206,7 +206,7 @@ def plan_and_preprocess(
 
     A plan with a name is made beside the default one, to which the report of the data set belongs.
     """
-    from unisegdiff_pipeline.io.serialization import write_json
+    from unisegdiff_pipeline.core.serialization import write_json
     from unisegdiff_pipeline.planning.plans import plans_file
 
     path = folder / plans_file(plans_name)
@@ -225,7 +225,7 @@ def plan_and_preprocess(
 
 def first_fold(raw: RawDataset, folder: Path) -> str:
     """The fold to begin training with: 0, or "all", with a warning, where the cases are too few to be split."""
-    from unisegdiff_pipeline.training.splits import load_or_create_splits
+    from unisegdiff_pipeline.training.data.splits import load_or_create_splits
 
     try:
         load_or_create_splits(folder, raw.folder, writing=False)

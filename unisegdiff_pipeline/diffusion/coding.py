@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unisegdiff_pipeline.io.bounds import Range
-from unisegdiff_pipeline.io.labels import Coding
+from unisegdiff_pipeline.core.bounds import Range
+from unisegdiff_pipeline.core.labels import Coding
 
 Divisor = Annotated[float, Range(1e-3, 1e3)]
 LOG_ODDS_LIMIT = 10.0

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.core.labels import LabelScheme
 
 TINY = 1e-12
 FOREGROUND = 0.5  # the class is looked at where there is anything

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.diffusion.coding import (
     cross_entropy,
     cross_entropy_of_probabilities,
@@ -15,7 +16,6 @@ from unisegdiff_pipeline.diffusion.coding import (
     x_to_probabilities,
 )
 from unisegdiff_pipeline.diffusion.schedule import expand_to
-from unisegdiff_pipeline.io.labels import Coding
 
 DICE_SMOOTH = 1e-5
 SNR_CUT = 5.0  # min-SNR weighting (Hang et al. 2023, eq. 6) with gamma = 5

@@ -19,6 +19,8 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.bounds import LogSignalToNoise, Range
+from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, nested_probabilities
 from unisegdiff_pipeline.diffusion.drawing import doubts, draw_objects, field_parts, local_maximum
 from unisegdiff_pipeline.diffusion.schedule import (
@@ -30,8 +32,6 @@ from unisegdiff_pipeline.diffusion.schedule import (
     noise_mask,
 )
 from unisegdiff_pipeline.diffusion.targets import Estimate, final_probabilities, state_estimate
-from unisegdiff_pipeline.io.bounds import LogSignalToNoise, Range
-from unisegdiff_pipeline.io.labels import Coding, LabelScheme
 
 LengthMm = Annotated[float, Range(0, 1000)]
 EstimateFunction = Callable[[Tensor, float], Estimate]

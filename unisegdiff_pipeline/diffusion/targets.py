@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, x_to_probabilities
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, alpha_sigma, channel_lam, expand_to
-from unisegdiff_pipeline.io.labels import Coding
 
 STAGE_A, STAGE_B, STAGE_C = 0, 1, 2
 STAGE_NAMES = ("A", "B", "C")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.calibration import ReliabilityBin, calibration_error, merge, reliability_bins
 from unisegdiff_pipeline.evaluation.case import CaseResult, ClassResult
 from unisegdiff_pipeline.evaluation.comparison import bootstrap_interval
@@ -28,7 +29,6 @@ from unisegdiff_pipeline.evaluation.lesions import Lesion, StratumScore, count_l
 from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, EvaluationOptions
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.evaluation.tables import metric_names, metric_values
-from unisegdiff_pipeline.io.units import VOLUMES, Units
 
 
 @dataclass(frozen=True)

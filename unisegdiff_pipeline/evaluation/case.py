@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unisegdiff_pipeline.core.geometry import Box, Geometry, box_slices, nonzero_box
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.units import measured_grid, voxel_size
 from unisegdiff_pipeline.evaluation.boundary import BoundaryScore, boundary_score, rater_tolerance_mm
 from unisegdiff_pipeline.evaluation.calibration import CaseCalibration, case_calibration, evaluation_region
 from unisegdiff_pipeline.evaluation.diversity import DiversityScore, mean_agreement, score_samples
@@ -31,9 +34,6 @@ from unisegdiff_pipeline.evaluation.reading import (
     read_uncertainty,
 )
 from unisegdiff_pipeline.evaluation.summary import CaseScores
-from unisegdiff_pipeline.io.geometry import Box, Geometry, box_slices, nonzero_box
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.units import measured_grid, voxel_size
 
 
 @dataclass(frozen=True, eq=False)

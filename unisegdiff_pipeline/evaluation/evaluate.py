@@ -12,7 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from unisegdiff_pipeline.evaluation.against import RankedRun, RunComparison, compare_runs, rank_runs
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import remove_stale_temporaries
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
+from unisegdiff_pipeline.core.units import Units, units_of
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, mean_over_classes, report_class
 from unisegdiff_pipeline.evaluation.calibration import DEFAULT_MARGIN_MM, DIAGONAL_SHARE, NUM_BINS, PROBABILITY_FLOOR
 from unisegdiff_pipeline.evaluation.case import CaseResult, rater_distances_mm, score_case_fully
@@ -27,14 +31,10 @@ from unisegdiff_pipeline.evaluation.inputs import (
     listing,
 )
 from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, CaseSettings, EvaluationOptions
+from unisegdiff_pipeline.evaluation.run_comparison import RankedRun, RunComparison, compare_runs, rank_runs
 from unisegdiff_pipeline.evaluation.summary import Summary, summarise
 from unisegdiff_pipeline.evaluation.tables import write_lesions, write_metrics
 from unisegdiff_pipeline.io.endings import has_native_reader
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import remove_stale_temporaries
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.serialization import to_jsonable, write_json
-from unisegdiff_pipeline.io.units import Units, units_of
 
 # Below this many voxels in all files together, starting worker processes takes longer than scoring.
 VOXELS_WORTH_PROCESSES = 30_000_000
@@ -247,7 +247,7 @@ def _map(
     function: Any, settings: CaseSettings, cases: Sequence[CaseInputs], voxels: int, workers: int | None, what: str
 ) -> list[Any]:
     """Call `function` for every case, on processes where that pays; the results do not depend on their number."""
-    from unisegdiff_pipeline.io.parallel import choose_workers, map_cases
+    from unisegdiff_pipeline.core.parallel import choose_workers, map_cases
 
     maps = max(2 + len(case.samples) + len(case.raters) for case in cases)
     channels = len(settings.scheme.names) + 1

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 
 LISTED_PROBLEMS = 20
 
@@ -201,7 +201,7 @@ def find_repeated(folder: Path, word: str, cases: Iterable[str]) -> dict[str, tu
         word: "sample" or "rater", the word before the number in the file names.
         cases: names of cases; a folder inside with such a name holds files of this case only.
     """
-    from unisegdiff_pipeline.io.names import composed
+    from unisegdiff_pipeline.core.names import composed
 
     known = set(cases)
     found: dict[str, list[tuple[tuple[int, str], Path]]] = {}
@@ -230,7 +230,7 @@ def check_geometry(cases: Sequence[CaseInputs]) -> int:
     Raises:
         UsdError: naming every case whose prediction lies on another grid than its reference.
     """
-    from unisegdiff_pipeline.io.geometry import geometry_differences, same_plane
+    from unisegdiff_pipeline.core.geometry import geometry_differences, same_plane
     from unisegdiff_pipeline.io.images import read_header
 
     problems, voxels = [], 0
@@ -334,8 +334,8 @@ def _read_groups(path: Path | None) -> dict[str, str]:
 
 def _image_files(folder: Path) -> list[tuple[str, Path]]:
     """(name without ending, path) of all files with a supported ending, sorted by name; hidden ones are left out."""
+    from unisegdiff_pipeline.core.names import composed
     from unisegdiff_pipeline.io.images import split_ending
-    from unisegdiff_pipeline.io.names import composed
 
     files = []
     for path in sorted(folder.iterdir()):

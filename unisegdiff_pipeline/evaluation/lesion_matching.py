@@ -9,9 +9,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.components import Components, Connectivity, find_runs
 from unisegdiff_pipeline.evaluation.dilation import SPACING_ROUNDING, dilated
-from unisegdiff_pipeline.io.units import VOLUMES, Units
 
 Criterion = Literal["overlap", "iou", "dilated"]
 

@@ -28,10 +28,10 @@ from typing import Literal
 
 import numpy as np
 
+from unisegdiff_pipeline.core.geometry import Box, Geometry, box_slices, nonzero_box
+from unisegdiff_pipeline.core.units import MM3_PER_ML, VOLUMES, Units
 from unisegdiff_pipeline.evaluation.components import Components, find_components
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, Pairs, find_overlaps, match_lesions
-from unisegdiff_pipeline.io.geometry import Box, Geometry, box_slices, nonzero_box
-from unisegdiff_pipeline.io.units import MM3_PER_ML, VOLUMES, Units
 
 Side = Literal["reference", "prediction"]
 

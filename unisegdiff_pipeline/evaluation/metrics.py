@@ -21,8 +21,8 @@ from typing import Literal
 
 import numpy as np
 
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.units import MM3_PER_ML
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.units import MM3_PER_ML
 
 Outcome = Literal["scored", "both_empty", "false_positive"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.units import VOLUMES, Units
 
 CaseConfidence = Literal["samples", "probabilities", "uncertainty"]
 CASE_CONFIDENCE: dict[CaseConfidence, str] = {

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unisegdiff_pipeline.evaluation.inputs import listing
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import (
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import (
     Box,
     Geometry,
     Volume,
@@ -20,9 +19,10 @@ from unisegdiff_pipeline.io.geometry import (
     nonzero_box,
     on_grid_of,
 )
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.npz import read_npz
+from unisegdiff_pipeline.evaluation.inputs import listing
 from unisegdiff_pipeline.io.images import read_labels, read_map
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.npz import read_npz
 
 ARRAY_NAMES = ("probabilities", "softmax")  # nnU-Net 2 and this package; nnU-Net 1
 PROBABILITY_SLACK = 1e-3  # half precision and resampling leave values slightly outside of 0 to 1

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unisegdiff_pipeline.core.bounds import FloatOrNaN
 from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
-from unisegdiff_pipeline.io.bounds import FloatOrNaN
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NUM_BINS = 10

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.metrics import ClassScore
-from unisegdiff_pipeline.io.units import VOLUMES, Units
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from unisegdiff_pipeline.core.csv_tables import write_csv
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.case import CaseResult, ClassResult
 from unisegdiff_pipeline.evaluation.diversity import DiversityScore
 from unisegdiff_pipeline.evaluation.lesions import Lesion, LesionScore
 from unisegdiff_pipeline.evaluation.metrics import ClassScore
-from unisegdiff_pipeline.io.csv_tables import write_csv
-from unisegdiff_pipeline.io.units import VOLUMES, Units
 
 DIGITS = 9  # significant ones of a number
 CALIBRATION_METRICS = ("nll", "brier", "ece", "adaptive_ece")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.inference.sliding_window import Index, TileGrid
-from unisegdiff_pipeline.io.labels import Coding
 
 ACTIVE_PROBABILITY = 0.005
 BLOCK = 8  # voxels an axis

@@ -7,8 +7,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unisegdiff_pipeline.io.csv_tables import read_csv, write_csv
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.csv_tables import read_csv, write_csv
+from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.inference.settings import Decision
-from unisegdiff_pipeline.io.labels import Coding, LabelScheme
 
 THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 NEUTRAL = 0.5  # shifts nothing

@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.labels import Coding, LabelScheme
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.inference.decision import NEUTRAL, ExpectedDice, shift_threshold
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS, split_uncertainty
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts
-from unisegdiff_pipeline.io.labels import Coding, LabelScheme
-from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 
 

@@ -14,7 +14,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unisegdiff_pipeline.inference.combining import Combination
+from unisegdiff_pipeline.core.errors import UsdError, describe_failure
+from unisegdiff_pipeline.core.files import (
+    file_hash,
+    is_full_disk,
+    remove_stale_temporaries,
+    require_writable,
+    text_hash,
+)
+from unisegdiff_pipeline.core.locks import locked
+from unisegdiff_pipeline.core.parallel import available_memory_gb, usable_cores
+from unisegdiff_pipeline.core.progress import counted, progress
+from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.core.serialization import to_jsonable
+from unisegdiff_pipeline.inference.label_fusion import Combination
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.model_folder import (
     PLANS_NAME,
@@ -43,16 +56,9 @@ from unisegdiff_pipeline.inference.writing import (
     write_record,
     write_summary,
 )
-from unisegdiff_pipeline.io.errors import UsdError, describe_failure
-from unisegdiff_pipeline.io.files import file_hash, is_full_disk, remove_stale_temporaries, require_writable, text_hash
 from unisegdiff_pipeline.io.images import files_read
-from unisegdiff_pipeline.io.locks import locked
-from unisegdiff_pipeline.io.parallel import available_memory_gb, usable_cores
-from unisegdiff_pipeline.io.progress import counted, progress
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
-from unisegdiff_pipeline.io.scratch import Scratch
-from unisegdiff_pipeline.io.serialization import to_jsonable
 from unisegdiff_pipeline.networks.allocator import return_freed_memory
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.io.geometry import box_slices, nonzero_box
-from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.core.geometry import box_slices, nonzero_box
+from unisegdiff_pipeline.core.labels import LabelScheme
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def find_limits(device: torch.device, memory_gb: float | None = None) -> Limits:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         memory_gb = (torch.cuda.mem_get_info(device)[0] + cached) / 1e9
     elif memory_gb is None:
-        from unisegdiff_pipeline.io.parallel import available_memory_gb
+        from unisegdiff_pipeline.core.parallel import available_memory_gb
 
         memory_gb = SHARE_OF_FREE_MEMORY * available_memory_gb()
     return Limits(FEATURE_SHARE * memory_gb, STATE_SHARE * memory_gb)

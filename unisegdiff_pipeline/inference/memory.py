@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.parallel import available_memory_gb
 from unisegdiff_pipeline.inference.limits import ARRAY_SHARE, SHARE_OF_FREE_MEMORY
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.parallel import available_memory_gb
 
 SMALLEST_GB = 0.05  # to work with, where the budget is spent already
 

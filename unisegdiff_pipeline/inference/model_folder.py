@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import atomic_path, text_hash
+from unisegdiff_pipeline.core.serialization import read_dataclass
 from unisegdiff_pipeline.inference.model_name import SEPARATOR, parse_model_name
 from unisegdiff_pipeline.inference.settings import FILE_NAME as SETTINGS_NAME
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path, text_hash
-from unisegdiff_pipeline.io.serialization import read_dataclass
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 
 if TYPE_CHECKING:

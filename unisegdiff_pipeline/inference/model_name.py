@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.names import name_problem
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.names import name_problem
 from unisegdiff_pipeline.planning.plans import PLANS_PREFIX
 
 SEPARATOR = "__"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.serialization import read_dataclass
 from unisegdiff_pipeline.inference.model_folder import PLANS_NAME, finished_folds
 from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.serialization import read_dataclass
 from unisegdiff_pipeline.planning.plans import Plans
 
 

@@ -19,6 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.names import file_of
+from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.serialization import read_json, to_jsonable, write_json
 from unisegdiff_pipeline.inference.writing import (
     RECORDS,
     lesions_path,
@@ -28,11 +32,7 @@ from unisegdiff_pipeline.inference.writing import (
     record_path,
     volumes_path,
 )
-from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import label_ending, map_ending, split_ending
-from unisegdiff_pipeline.io.names import file_of
-from unisegdiff_pipeline.io.progress import counted
-from unisegdiff_pipeline.io.serialization import read_json, to_jsonable, write_json
 
 OWNER = ".prediction.json"
 MANIFEST = "manifest.json"

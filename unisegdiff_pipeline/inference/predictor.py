@@ -16,8 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.inference.combining import Combination, require_combinable
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Volume
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
+from unisegdiff_pipeline.inference.label_fusion import Combination, require_combinable
 from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.model_folder import (
     ModelFolder,
@@ -34,10 +38,6 @@ from unisegdiff_pipeline.inference.writing import (
     restore_masks,
     restore_probabilities,
 )
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry, Volume
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
+from unisegdiff_pipeline.core.bounds import Fraction, LogSignalToNoise, Range
+from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
-from unisegdiff_pipeline.io.bounds import Fraction, LogSignalToNoise, Range
-from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 
 FILE_NAME = "inference.json"
 

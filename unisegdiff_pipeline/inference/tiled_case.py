@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.diffusion.coding import (
     NO_TEMPERATURE,
     Temperature,
@@ -22,7 +23,6 @@ from unisegdiff_pipeline.inference.sliding_window import (
     plan_tiles,
     prediction_window,
 )
-from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.io.labels import Coding
+from unisegdiff_pipeline.core.labels import Coding
 
 
 def normalised_entropy(probabilities: Tensor, coding: Coding) -> Tensor:

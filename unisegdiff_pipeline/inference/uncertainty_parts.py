@@ -29,10 +29,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.inference.uncertainty import entropies
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.labels import Coding
 
 
 @dataclass(frozen=True)

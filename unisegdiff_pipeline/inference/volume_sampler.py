@@ -20,6 +20,7 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.diffusion.coding import nested_probabilities
 from unisegdiff_pipeline.diffusion.drawing import doubts, keep_certain, local_maximum
 from unisegdiff_pipeline.diffusion.samplers import (
@@ -45,7 +46,6 @@ from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.sliding_window import Index, Slices, blend, box_slices
 from unisegdiff_pipeline.inference.tiled_case import TiledCase, batches, filled
 from unisegdiff_pipeline.inference.volume_noise import noise_in_box, smooth_field_in_box
-from unisegdiff_pipeline.io.scratch import Scratch
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.units import units_of
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.units import units_of
 
 TAILS = (0.05, 0.95)
 

@@ -30,19 +30,19 @@ import torch
 from torch import Tensor
 
 import unisegdiff_pipeline
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import atomic_path
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.names import file_of
+from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
-from unisegdiff_pipeline.inference.combining import Combination, DrawnMask, combine_masks
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
+from unisegdiff_pipeline.inference.label_fusion import Combination, DrawnMask, combine_masks
 from unisegdiff_pipeline.inference.lesions import Lesion, LesionCounter
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS
 from unisegdiff_pipeline.inference.volumes import ClassVolume, VolumeCounter
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path
 from unisegdiff_pipeline.io.images import label_ending, map_ending, write_labels, write_map
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.names import file_of
-from unisegdiff_pipeline.io.scratch import Scratch
-from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map

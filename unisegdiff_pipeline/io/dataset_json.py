@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.labels import Coding, LabelScheme
+from unisegdiff_pipeline.core.names import require_name, require_text
+from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.io.images import MAX_LABEL, SUPPORTED_ENDINGS, is_picture_ending
-from unisegdiff_pipeline.io.labels import Coding, LabelScheme
-from unisegdiff_pipeline.io.names import require_name, require_text
-from unisegdiff_pipeline.io.serialization import read_object
 
 
 @dataclass(frozen=True)

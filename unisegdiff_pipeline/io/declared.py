@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry, Shape
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry, Shape
 
 MIN_SPACING_MM, MAX_SPACING_MM = 1e-7, 1e5  # 0.1 nm, less than an atom, and 100 m
 MAX_ORIGIN_MM = 1e9
@@ -40,7 +40,7 @@ def check_declared(path: Path, shape: Shape, bytes_per_value: float, geometry: G
         )
     needed = values * (bytes_per_value + _FLOAT32_BYTES)
     if needed > _UNCHECKED_BYTES:
-        from unisegdiff_pipeline.io.parallel import available_memory_gb
+        from unisegdiff_pipeline.core.parallel import available_memory_gb
 
         free_gb = available_memory_gb()
         if needed > free_gb * 1e9:

@@ -17,6 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from unisegdiff_pipeline.core.errors import UsdError, unreadable
+from unisegdiff_pipeline.core.files import atomic_path
+from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume, geometry_differences, on_grid_of
+from unisegdiff_pipeline.core.labels import MAX_LABEL
+from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.io import itk, nifti, pictures
 from unisegdiff_pipeline.io.endings import (
     ITK_ENDINGS,
@@ -30,12 +36,6 @@ from unisegdiff_pipeline.io.endings import (
     map_ending,
     split_ending,
 )
-from unisegdiff_pipeline.io.errors import UsdError, unreadable
-from unisegdiff_pipeline.io.files import atomic_path
-from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume, geometry_differences, on_grid_of
-from unisegdiff_pipeline.io.labels import MAX_LABEL
-from unisegdiff_pipeline.io.progress import counted
-from unisegdiff_pipeline.io.serialization import write_json
 
 STREAMED_BYTES = 1 << 26  # NIfTI maps from here on are written row by row
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Volume, geometry_differences, on_grid_of
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION, Geometry, Volume, geometry_differences, on_grid_of
 from unisegdiff_pipeline.io.images import (
     is_picture_ending,
     label_colours,
@@ -27,7 +28,6 @@ from unisegdiff_pipeline.io.images import (
     split_ending,
 )
 from unisegdiff_pipeline.io.orientation import axis_codes, nearest_reorientation
-from unisegdiff_pipeline.io.progress import counted
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem
 from unisegdiff_pipeline.io.spacing import spacing_problem
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from unisegdiff_pipeline.core.errors import UsdError, unreadable
+from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
 from unisegdiff_pipeline.io.declared import check_declared
-from unisegdiff_pipeline.io.errors import UsdError, unreadable
-from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume
 from unisegdiff_pipeline.io.itk_headers import Declared, read_declared, require_data
 
 _NIFTI_HEADER_BYTES = 352  # with the four bytes that say that no extension follows

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.content import Content, decompressed, require_end, skip
-from unisegdiff_pipeline.io.errors import UsdError
 
 _MAX_LINE_BYTES = 1 << 20
 _MAX_LINES = 100_000

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from unisegdiff_pipeline.core.errors import UsdError, unreadable
+from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
 from unisegdiff_pipeline.io import itk
 from unisegdiff_pipeline.io.content import Content, is_gzip, open_content, read_exactly, require_end, skip
 from unisegdiff_pipeline.io.declared import MAX_ORIGIN_MM, check_declared, nearest_rotation
-from unisegdiff_pipeline.io.errors import UsdError, unreadable
-from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume
 
 _HEADER_BYTES = {348: 352, 540: 544}  # size of the header (NIfTI-1, NIfTI-2): with the flags of extensions after it
 _MAX_EXTENSION_BYTES = 1 << 28  # between header and voxels

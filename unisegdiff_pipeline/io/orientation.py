@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.io.bounds import Cosine
-from unisegdiff_pipeline.io.geometry import IDENTITY_DIRECTION
+from unisegdiff_pipeline.core.bounds import Cosine
+from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION
 
 Direction = tuple[Cosine, Cosine, Cosine, Cosine, Cosine, Cosine, Cosine, Cosine, Cosine]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 
 _DATASET_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>.+)")
 

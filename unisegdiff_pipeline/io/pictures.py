@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from unisegdiff_pipeline.core.errors import UsdError, unreadable
+from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_object
 from unisegdiff_pipeline.io import png_chunks, tiff_pages
 from unisegdiff_pipeline.io.declared import check_declared
 from unisegdiff_pipeline.io.endings import TIFF_ENDINGS, split_ending
-from unisegdiff_pipeline.io.errors import UsdError, unreadable
-from unisegdiff_pipeline.io.geometry import Geometry, Shape, Volume
-from unisegdiff_pipeline.io.serialization import from_jsonable, read_object
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow knows more, some of which start other programs
 _LOSSY = ("JPEG", "MPO")

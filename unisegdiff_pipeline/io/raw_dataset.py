@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from unisegdiff_pipeline.io.csv_tables import read_csv
+from unisegdiff_pipeline.core.csv_tables import read_csv
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.names import composed, require_name, require_text
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, DatasetEntry, read_dataset_json
 from unisegdiff_pipeline.io.endings import TIFF_ENDINGS
-from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import is_picture_ending, label_ending, read_header, split_ending
-from unisegdiff_pipeline.io.names import composed, require_name, require_text
-from unisegdiff_pipeline.io.progress import counted
 
 _CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 Key = TypeVar("Key", str, int)

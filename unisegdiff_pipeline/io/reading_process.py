@@ -20,9 +20,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Geometry, Volume
-from unisegdiff_pipeline.io.serialization import from_jsonable, to_jsonable
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry, Volume
+from unisegdiff_pipeline.core.serialization import from_jsonable, to_jsonable
 
 CHUNK_BYTES = 1 << 24
 
@@ -158,7 +158,7 @@ def serve() -> None:
 
 
 def _answer(stream: IO[bytes], paths: list[Path], num_channels: int | None) -> None:
-    from unisegdiff_pipeline.io.errors import describe_failure
+    from unisegdiff_pipeline.core.errors import describe_failure
     from unisegdiff_pipeline.io.images import read_image
 
     try:

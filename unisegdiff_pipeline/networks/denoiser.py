@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.diffusion.coding import mask_to_x
 from unisegdiff_pipeline.diffusion.schedule import alpha_sigma, expand_to
-from unisegdiff_pipeline.io.labels import Coding
 from unisegdiff_pipeline.networks.blocks import (
     CONV,
     TRANSPOSED_CONV,

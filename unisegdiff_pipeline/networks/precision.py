@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 
 CPU_PROBE_ROUNDS = 3
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.diffusion.coding import (
     NO_TEMPERATURE,
     Temperature,
@@ -14,7 +15,6 @@ from unisegdiff_pipeline.diffusion.coding import (
     probabilities_from_logits,
 )
 from unisegdiff_pipeline.diffusion.targets import Estimate
-from unisegdiff_pipeline.io.labels import Coding, LabelScheme
 from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.labels import Coding
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.networks.blocks import CONV, TRANSPOSED_CONV, ConvNorm, ResidualBlock
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.planning.plans import Budget
 
 CUDA_TARGET_GB = 8.0  # nnU-Net's default: larger networks hardly help on lesions, and plans stay comparable
@@ -29,7 +29,7 @@ def detect_budget(device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: fl
         raise UsdError(f"the memory budget is {memory_gb} GB, it must be above 0; give it as --memory-gb 8.")
     if device not in ("auto", "cpu", "cuda"):
         raise UsdError(f"the device is {device!r}, allowed are auto, cpu and cuda; correct --device.")
-    from unisegdiff_pipeline.io.parallel import available_memory_gb, usable_cores
+    from unisegdiff_pipeline.core.parallel import available_memory_gb, usable_cores
 
     cores = usable_cores()
     found_gb = None if device == "cpu" else _cuda_memory_gb()

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.fingerprint import Fingerprint
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
-from unisegdiff_pipeline.io.errors import UsdError
 from unisegdiff_pipeline.io.images import is_picture_ending
 from unisegdiff_pipeline.planning.coarsening import (
     LOW_THICKNESS_VOX,

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from unisegdiff_pipeline.fingerprint import IntensityStatistics as IntensityStatistics
-from unisegdiff_pipeline.io.bounds import (
+from unisegdiff_pipeline.core.bounds import (
     Count,
     Fraction,
     Length,
@@ -25,11 +24,12 @@ from unisegdiff_pipeline.io.bounds import (
     SpacingMm,
     VoxelCount,
 )
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import text_hash
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.names import require_name, require_text
+from unisegdiff_pipeline.fingerprint import IntensityStatistics as IntensityStatistics
 from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import text_hash
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.names import require_name, require_text
 from unisegdiff_pipeline.io.orientation import Direction
 
 SCHEMA_VERSION = 1

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from unisegdiff_pipeline.io.progress import counted
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.planning.plans import Budget, NetworkPlan
 from unisegdiff_pipeline.planning.topology import (
     Topology,

@@ -25,8 +25,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.parallel import usable_cores
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.parallel import usable_cores
 from unisegdiff_pipeline.planning.plans import ReadabilityCurve, StagePlan
 
 LAM_GRID: tuple[float, ...] = tuple(float(v) for v in np.arange(-18.0, 6.01, 0.5))

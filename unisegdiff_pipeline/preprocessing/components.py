@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from unisegdiff_pipeline.io.files import atomic_path, text_hash
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.npz import read_npz
+from unisegdiff_pipeline.core.files import atomic_path, text_hash
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.npz import read_npz
 
 Balance = Literal["component", "voxel"]
 MAX_VOXELS_PER_COMPONENT = 2000

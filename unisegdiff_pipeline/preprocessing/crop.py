@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unisegdiff_pipeline.io.geometry import Box, box_slices, nonzero_box
-from unisegdiff_pipeline.io.scratch import Scratch
+from unisegdiff_pipeline.core.geometry import Box, box_slices, nonzero_box
+from unisegdiff_pipeline.core.scratch import Scratch
 
 __all__ = ["crop_to_nonzero", "nonzero_mask", "uncrop"]
 

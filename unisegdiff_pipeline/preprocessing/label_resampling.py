@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.io.geometry import box_slices, nonzero_box
+from unisegdiff_pipeline.core.geometry import box_slices, nonzero_box
 from unisegdiff_pipeline.preprocessing.resample import LINEAR_SLAB_BYTES, GridMap
 
 TIE_TOLERANCE = 1e-5

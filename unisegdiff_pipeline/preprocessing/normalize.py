@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unisegdiff_pipeline.io.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.planning.plans import IntensityStatistics, Normalization, PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.crop import nonzero_mask
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import remove_stale_temporaries
+from unisegdiff_pipeline.core.geometry import Volume
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.parallel import available_memory_gb, choose_workers, map_cases, usable_cores
+from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.endings import has_native_reader
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import remove_stale_temporaries
-from unisegdiff_pipeline.io.geometry import Volume
-from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.io.orientation import Reorientation, axis_codes, nearest_reorientation
-from unisegdiff_pipeline.io.parallel import available_memory_gb, choose_workers, map_cases, usable_cores
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
-from unisegdiff_pipeline.io.scratch import Scratch
-from unisegdiff_pipeline.io.serialization import write_json
 from unisegdiff_pipeline.io.spacing import spacing_problem
 from unisegdiff_pipeline.planning.plans import (
     ConfigurationPlan,
@@ -34,6 +34,16 @@ from unisegdiff_pipeline.preprocessing.crop import crop_to_nonzero
 from unisegdiff_pipeline.preprocessing.label_resampling import resample_labels
 from unisegdiff_pipeline.preprocessing.normalize import normalize_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
+from unisegdiff_pipeline.preprocessing.provenance import (
+    CaseSource,
+    array_hash,
+    current_source,
+    image_files,
+    is_current,
+    label_files,
+    merge_identical,
+    settings_hash,
+)
 from unisegdiff_pipeline.preprocessing.reference import (
     stored_reference_source,
     write_cases,
@@ -45,16 +55,6 @@ from unisegdiff_pipeline.preprocessing.resample import (
     resampled_shape,
 )
 from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
-from unisegdiff_pipeline.preprocessing.sources import (
-    CaseSource,
-    array_hash,
-    current_source,
-    image_files,
-    is_current,
-    label_files,
-    merge_identical,
-    settings_hash,
-)
 from unisegdiff_pipeline.preprocessing.storage import (
     MANIFEST,
     REFERENCE_FOLDER,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from unisegdiff_pipeline.io.bounds import Count, OneOf, SpacingMm, VoxelCount
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.core.bounds import Count, OneOf, SpacingMm, VoxelCount
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.io.orientation import Reorientation
 
 Shape = tuple[VoxelCount, VoxelCount, VoxelCount]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from unisegdiff_pipeline.io.bounds import Count, NotNegative
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import file_hash
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.names import file_of
-from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, read_json, write_json
-from unisegdiff_pipeline.preprocessing.sources import CaseSource
+from unisegdiff_pipeline.core.bounds import Count, NotNegative
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import file_hash
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.names import file_of
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_json, write_json
+from unisegdiff_pipeline.preprocessing.provenance import CaseSource
 from unisegdiff_pipeline.preprocessing.storage import (
     REFERENCE_FOLDER,
     damage_message,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unisegdiff_pipeline.io.scratch import Scratch
+from unisegdiff_pipeline.core.scratch import Scratch
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.scratch import Scratch
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.preprocessing.crop import uncrop
 from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unisegdiff_pipeline.io.labels import LabelScheme
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder, StoredCase
 
 MAX_PATCHES_PER_CLASS = 64

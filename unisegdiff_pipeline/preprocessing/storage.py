@@ -31,17 +31,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path, file_hash
-from unisegdiff_pipeline.io.labels import LabelScheme
-from unisegdiff_pipeline.io.names import file_of
-from unisegdiff_pipeline.io.parallel import usable_cores
-from unisegdiff_pipeline.io.progress import progress
-from unisegdiff_pipeline.io.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import atomic_path, file_hash
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.names import file_of
+from unisegdiff_pipeline.core.parallel import usable_cores
+from unisegdiff_pipeline.core.progress import progress
+from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.components import ComponentTable
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.sources import CaseSource, settings_hash
+from unisegdiff_pipeline.preprocessing.provenance import CaseSource, settings_hash
 
 __all__ = ["CaseProperties", "ComponentTable", "PreprocessedFolder", "StoredCase"]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Volume, on_grid_of
 from unisegdiff_pipeline.evaluation.case import CaseResult
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs, Inputs
 from unisegdiff_pipeline.evaluation.lesions import Lesion
 from unisegdiff_pipeline.evaluation.reading import read_uncertainty
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import Volume, on_grid_of
 from unisegdiff_pipeline.io.images import read_image, read_labels, split_ending
 from unisegdiff_pipeline.reports.case_pictures import (
     CLASS_COLORS,

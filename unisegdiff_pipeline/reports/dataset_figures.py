@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unisegdiff_pipeline.core.units import MM3_PER_ML, Units
 from unisegdiff_pipeline.fingerprint import ComponentFacts, Fingerprint
-from unisegdiff_pipeline.io.units import MM3_PER_ML, Units
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.reports import figures
 from unisegdiff_pipeline.reports.page import Html, format_number

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import on_grid_of
 from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.geometry import on_grid_of
 from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
 from unisegdiff_pipeline.reports.case_pictures import (

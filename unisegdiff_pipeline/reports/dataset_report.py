@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import unisegdiff_pipeline
+from unisegdiff_pipeline.core.serialization import read_dataclass
+from unisegdiff_pipeline.core.units import Units, units_of
 from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, Percentiles
 from unisegdiff_pipeline.io.integrity import Problem
 from unisegdiff_pipeline.io.raw_dataset import RawDataset
-from unisegdiff_pipeline.io.serialization import read_dataclass
-from unisegdiff_pipeline.io.units import Units, units_of
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 from unisegdiff_pipeline.reports import dataset_figures, dataset_pictures
 from unisegdiff_pipeline.reports.dataset_figures import length_scale, size_scale

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from unisegdiff_pipeline.core.units import units_of
 from unisegdiff_pipeline.fingerprint import Fingerprint
-from unisegdiff_pipeline.io.units import units_of
 from unisegdiff_pipeline.planning.normalization import choose_normalizations
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 

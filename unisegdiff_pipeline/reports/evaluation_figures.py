@@ -25,8 +25,8 @@ from unisegdiff_pipeline.reports.page import Html
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from unisegdiff_pipeline.evaluation.against import RunComparison
     from unisegdiff_pipeline.evaluation.aggregate import FailureSummary, FrocSummary, ReliabilitySummary
+    from unisegdiff_pipeline.evaluation.run_comparison import RunComparison
 
 FROC_RANGE = (1 / 16, 16)
 LIMITS_OF_AGREEMENT = 1.96  # standard deviations on either side of the mean difference (Bland and Altman 1986)

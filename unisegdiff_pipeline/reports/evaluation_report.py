@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import unisegdiff_pipeline
+from unisegdiff_pipeline.core.units import Units
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, FolderSummary
 from unisegdiff_pipeline.evaluation.tables import metric_row
-from unisegdiff_pipeline.io.units import Units
 from unisegdiff_pipeline.reports import evaluation_figures as charts
 from unisegdiff_pipeline.reports.calibration_words import calibration_in_words
 from unisegdiff_pipeline.reports.case_gallery import Highlight, draw_case, find_images, highlights, write_viewer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from unisegdiff_pipeline.io.units import VOLUMES, Units
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 
 
 @dataclass(frozen=True)

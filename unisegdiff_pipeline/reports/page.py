@@ -19,7 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Literal
 
-from unisegdiff_pipeline.io.files import atomic_path
+from unisegdiff_pipeline.core.files import atomic_path
 
 MANY_COLUMNS = 12  # more are printed across a page in landscape
 ASSETS = Path(__file__).parent / "assets"

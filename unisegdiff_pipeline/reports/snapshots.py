@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unisegdiff_pipeline.io.files import atomic_path
+from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.page import Html, figure, grid, legend, markup, picture_from_png, subsection
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.serialization import read_json_lines
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.serialization import read_json_lines
 
 LOG_NAME = "log.jsonl"
 PHASES = {1: "segmenter", 2: "diffusion"}

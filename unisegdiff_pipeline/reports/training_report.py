@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import unisegdiff_pipeline
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.progress import format_duration
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_json
 from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, Spread
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.settings_words import settings_in_words
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.progress import format_duration
-from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, read_json
 from unisegdiff_pipeline.reports import attention, figures, sample_spread, snapshots
 from unisegdiff_pipeline.reports.page import (
     Column,

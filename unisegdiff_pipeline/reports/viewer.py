@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from unisegdiff_pipeline.io.files import atomic_path
-from unisegdiff_pipeline.io.geometry import Geometry
+from unisegdiff_pipeline.core.files import atomic_path
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.reports.page import ASSETS, link
 from unisegdiff_pipeline.reports.viewer_volumes import (
     ViewerGrid,

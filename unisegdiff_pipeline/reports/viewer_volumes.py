@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.io.geometry import Box, Geometry, box_slices, nonzero_box
+from unisegdiff_pipeline.core.geometry import Box, Geometry, box_slices, nonzero_box
 from unisegdiff_pipeline.reports.case_pictures import filled_around, filled_value
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges
 from unisegdiff_pipeline.diffusion.stages import STAGE_MARGIN, StageDraw
 from unisegdiff_pipeline.diffusion.targets import stage_of
-from unisegdiff_pipeline.io.labels import Coding
 
 BAND_WIDTH = 1.5  # nats, about
 MAX_BANDS_OF_B = 6

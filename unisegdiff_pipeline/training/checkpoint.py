@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import atomic_path
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import atomic_path
 
 CHECKPOINT_NAME = "checkpoint.pt"
 

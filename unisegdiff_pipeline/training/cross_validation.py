@@ -9,30 +9,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, write_json
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.serialization import from_jsonable, read_object, write_json
 from unisegdiff_pipeline.preprocessing.reference import stored_reference_source
+from unisegdiff_pipeline.training.request import CollectedCases
 from unisegdiff_pipeline.training.validation import SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
 FOLDER = "cross_validation"
 OWN_OF_A_FOLD = (SUMMARY_NAME, SPREAD_NAME, "lesions.csv", "volumes.csv", "manifest.json")
 EVALUATION = "evaluation"  # where usd_evaluate writes unless told otherwise
-
-
-@dataclass(frozen=True)
-class CollectedCases:
-    """Where the cases lie, the folder of their label files (None where they lie in several or are not known), and the
-    cases that a fold had no time for.
-    """
-
-    folder: Path
-    labels: Path | None
-    not_validated: tuple[str, ...]
 
 
 def collect_validation(

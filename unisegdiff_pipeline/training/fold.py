@@ -6,6 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from unisegdiff_pipeline.core.bounds import Count, Fraction, LogSignalToNoise, NotNegative, Range
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.progress import counted, format_duration
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_object, write_json
 from unisegdiff_pipeline.diffusion.coding import Temperature
 from unisegdiff_pipeline.evaluation.summary import Summary, summary_table
 from unisegdiff_pipeline.inference.model_folder import (
@@ -17,18 +21,18 @@ from unisegdiff_pipeline.inference.model_folder import (
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.inference.settings_words import settings_in_words
-from unisegdiff_pipeline.io.bounds import Count, Fraction, LogSignalToNoise, NotNegative, Range
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.progress import counted, format_duration
-from unisegdiff_pipeline.io.serialization import from_jsonable, read_dataclass, read_object, write_json
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import StagePlan
 from unisegdiff_pipeline.reports.training_log import of_kind
+from unisegdiff_pipeline.selection.choosing import Choice, choose_settings, choose_temperature
+from unisegdiff_pipeline.selection.hold_out import planned_settings
+from unisegdiff_pipeline.selection.stage_refinement import realised_stages
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
-from unisegdiff_pipeline.training.choosing import Choice, choose_settings, choose_temperature
-from unisegdiff_pipeline.training.continuing import (
+from unisegdiff_pipeline.training.fold_run import FoldRun
+from unisegdiff_pipeline.training.request import FoldResult
+from unisegdiff_pipeline.training.resume import (
     PHASE_1_FACTS_NAME,
     PHASE_1_NAME,
     REQUEST_NAME,
@@ -36,7 +40,7 @@ from unisegdiff_pipeline.training.continuing import (
     require_fair_phase_1,
     require_same_training,
 )
-from unisegdiff_pipeline.training.costs import (
+from unisegdiff_pipeline.training.time_budget import (
     DESCRIBING_LIMIT_SHARE,
     Costs,
     affordable_cases,
@@ -48,16 +52,13 @@ from unisegdiff_pipeline.training.costs import (
     time_left_s,
     within_budget,
 )
-from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
-from unisegdiff_pipeline.training.realising import realised_stages
-from unisegdiff_pipeline.training.request import FoldResult
-from unisegdiff_pipeline.training.segmentation import SegmentationTrainer
-from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
+from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
+from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
+from unisegdiff_pipeline.training.trainers.trainer import Trainer
 from unisegdiff_pipeline.training.validation import (
     SUMMARY_NAME,
     final_validation,
     fold_units,
-    planned_settings,
 )
 
 CANDIDATES_NAME = "candidates.json"
@@ -190,7 +191,7 @@ def _chosen(
             "(temperature), how samples are made, and how much segmenter and samples count (w)"
         )
         with run.stop.limited(left_s):
-            choice = choose_settings(run, model, settings, cases, costs.search)
+            choice = choose_settings(run.held_out, model, settings, cases, costs.search)
     if choice is None:
         run.log.say(
             "there is no time left to choose temperature, sampler and w: they are the defaults, so that probabilities "
@@ -260,8 +261,11 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
     if cases:
         run.log.say(f"measuring on {counted(len(cases), 'held-out case')} how sure the segmenter may be")
         with run.stop.limited(share_s(run, DESCRIBING_LIMIT_SHARE)):
-            temperature = choose_temperature(run, model, cases).of_all
-            described = temperature, *realised_stages(run, model, replace(settings, temperature=temperature), cases)
+            temperature = choose_temperature(run.held_out, model, cases).of_all
+            described = (
+                temperature,
+                *realised_stages(run.held_out, model, replace(settings, temperature=temperature), cases),
+            )
     if described is None:
         run.log.say("there is no time to describe the segmenter on held-out cases: the stages stay as planned")
         return settings, {}

@@ -14,12 +14,12 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.inference.model_folder import SETTINGS_NAME, WEIGHTS_NAME
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import remove_stale_temporaries
 from unisegdiff_pipeline.reports.training_log import LOG_NAME
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME
-from unisegdiff_pipeline.training.continuing import PHASE_1_FACTS_NAME, PHASE_1_NAME, REQUEST_NAME, read_request
+from unisegdiff_pipeline.training.resume import PHASE_1_FACTS_NAME, PHASE_1_NAME, REQUEST_NAME, read_request
 
 CANDIDATES_NAME = "candidates.json"
 REPORT_NAME = "report.html"

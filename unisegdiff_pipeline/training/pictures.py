@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
-from unisegdiff_pipeline.io.geometry import Geometry
-from unisegdiff_pipeline.io.labels import LabelScheme
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.reports.case_pictures import Plane
     from unisegdiff_pipeline.reports.snapshots import Snapshot
-    from unisegdiff_pipeline.training.trainer import FoldRun
+    from unisegdiff_pipeline.training.fold_run import FoldRun
 
 SHOWN_SAMPLES = 3
 

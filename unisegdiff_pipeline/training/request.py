@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
-
-if TYPE_CHECKING:
-    from unisegdiff_pipeline.training.cross_validation import CollectedCases
 
 Kept = Literal["auto", "masks", "all"]
 KEPT: tuple[Kept, ...] = get_args(Kept)
@@ -112,6 +109,17 @@ class FoldResult:
     folder: Path
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class CollectedCases:
+    """Where the cases lie, the folder of their label files (None where they lie in several or are not known), and the
+    cases that a fold had no time for.
+    """
+
+    folder: Path
+    labels: Path | None
+    not_validated: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -11,27 +11,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import remove_stale_temporaries
+from unisegdiff_pipeline.core.locks import locked, require_free
+from unisegdiff_pipeline.core.parallel import usable_cores
+from unisegdiff_pipeline.core.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.evaluation.summary import fold_table
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, plan_hash
 from unisegdiff_pipeline.inference.model_name import SEPARATOR, ModelName, parse_model_name, require_part
-from unisegdiff_pipeline.io.errors import UsdError
-from unisegdiff_pipeline.io.files import remove_stale_temporaries
-from unisegdiff_pipeline.io.locks import locked, require_free
-from unisegdiff_pipeline.io.parallel import usable_cores
-from unisegdiff_pipeline.io.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, configuration_folder, require_plans
 from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases, require_undamaged_references
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
-from unisegdiff_pipeline.training.continuing import (
-    as_asked,
-    held_out_of,
-    like_the_others,
-    read_request,
-    require_same_training,
-    taken_over,
-)
 from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files
+from unisegdiff_pipeline.training.data.splits import Split, inner_holdout, load_or_create_splits, select_split
 from unisegdiff_pipeline.training.fold import is_finished, require_weights, train_fold
 from unisegdiff_pipeline.training.fold_files import (
     has_begun,
@@ -40,14 +33,22 @@ from unisegdiff_pipeline.training.fold_files import (
     set_aside,
     settle_former,
 )
+from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.interrupt import StopRequest
-from unisegdiff_pipeline.training.registry import find_trainer
+from unisegdiff_pipeline.training.log import RunLog
 from unisegdiff_pipeline.training.request import FoldPreview, FoldResult, FoldState, TrainRequest, TrainResult
-from unisegdiff_pipeline.training.run_log import RunLog
+from unisegdiff_pipeline.training.resume import (
+    as_asked,
+    held_out_of,
+    like_the_others,
+    read_request,
+    require_same_training,
+    taken_over,
+)
 from unisegdiff_pipeline.training.schedule import Stopwatch
-from unisegdiff_pipeline.training.splits import Split, inner_holdout, load_or_create_splits, select_split
 from unisegdiff_pipeline.training.time_estimate import TimeEstimate, estimate_time
-from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
+from unisegdiff_pipeline.training.trainers.registry import find_trainer
+from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
 HOLDOUT_SHARE = 0.15
 CV_SUMMARY_NAME = "cv_summary.json"

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from unisegdiff_pipeline.io.progress import format_duration
+from unisegdiff_pipeline.core.progress import format_duration
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import build_model
-from unisegdiff_pipeline.training.costs import MEASURING_SHARE, measure_costs, phase_iterations
-from unisegdiff_pipeline.training.diffusion import DiffusionTrainer
-from unisegdiff_pipeline.training.patches import PatchSource
+from unisegdiff_pipeline.selection.hold_out import planned_settings
+from unisegdiff_pipeline.training.data.patches import PatchSource
+from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.schedule import PhaseBudget
-from unisegdiff_pipeline.training.segmentation import SegmentationTrainer
-from unisegdiff_pipeline.training.trainer import FoldRun, Trainer
-from unisegdiff_pipeline.training.validation import planned_settings
+from unisegdiff_pipeline.training.time_budget import MEASURING_SHARE, measure_costs, phase_iterations
+from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
+from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
+from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
 TIMED_ITERATIONS = 3  # behind one that warms up
 PREDICTING_LIMIT_S = 10.0

@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
+from unisegdiff_pipeline.core.progress import counted, progress
+from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
+from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
+from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, CaseSpread, Spread
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_defined, summarise
 from unisegdiff_pipeline.inference.decision import NEUTRAL, best_threshold, decided_probabilities, shift_threshold
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
-from unisegdiff_pipeline.io.progress import counted, progress
-from unisegdiff_pipeline.io.serialization import to_jsonable, write_json
-from unisegdiff_pipeline.io.units import Units, measured_grid, units_of
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
-from unisegdiff_pipeline.preprocessing.storage import StoredCase
+from unisegdiff_pipeline.selection.hold_out import predict_stored, score_on_plan_grid
+from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
 from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
-from unisegdiff_pipeline.training.spread import annotators, spread_of_case
 from unisegdiff_pipeline.training.validation_files import (
     FOLDER_NAME,
     keeps_everything,
@@ -36,16 +35,9 @@ from unisegdiff_pipeline.training.validation_files import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from unisegdiff_pipeline.training.trainer import FoldRun
+    from unisegdiff_pipeline.training.fold_run import FoldRun
 
 SUMMARY_NAME = "summary.json"
-
-
-def planned_settings(configuration: ConfigurationPlan) -> InferenceSettings:
-    """Settings before anything has been chosen: the plan's edges and the samplers' defaults."""
-    stages = configuration.stages
-    assert stages is not None
-    return InferenceSettings(stages.lam_a, stages.lam_c, stages.input_scale, w=0.0)
 
 
 @dataclass(frozen=True)
@@ -73,46 +65,17 @@ def validate_cases(
     for case_id in run.monitored_cases:
         stored = run.data.open(case_id)
         groups.append(stored.group)
-        prediction = predict_stored(run, model, stored, settings, num_samples, keep_samples=case_id == shown)
+        prediction = predict_stored(run.held_out, model, stored, settings, num_samples, keep_samples=case_id == shown)
         if picture is not None and case_id == shown:
             keep_pictures(run, picture, stored, prediction)
         decided = _decided(run, prediction, settings)
-        cases.append(CaseScores(case_id, tuple(score_on_plan_grid(run, stored, decided))))
+        cases.append(CaseScores(case_id, tuple(score_on_plan_grid(run.held_out, stored, decided))))
     summary = summarise(cases)
     return HeldOutDice(
         {"dice_mean": summary.mean_dice, **{f"dice_{c.class_name}": c.mean_dice for c in summary.classes}},
         tuple(mean_of_defined(score.dice for score in case.scores) for case in cases),
         tuple(groups),
     )
-
-
-def predict_stored(
-    run: FoldRun,
-    model: StagedModel,
-    stored: StoredCase,
-    settings: InferenceSettings,
-    num_samples: int | None,
-    keep_samples: bool = False,
-) -> CasePrediction:
-    """Predict one preprocessed case; the samples are kept where the decision needs them, or the caller does."""
-    return predict_case(
-        stored.image[...],
-        model,
-        settings,
-        patch_size=run.configuration.network.patch_size,
-        case_id=stored.case_id,
-        seed=run.seed,
-        num_samples=num_samples,
-        spacing_mm=stored.properties.spacing_mm,
-        keep_samples=keep_samples or settings.decision == "dice",
-    )
-
-
-def score_on_plan_grid(run: FoldRun, stored: StoredCase, probabilities: torch.Tensor) -> list[ClassScore]:
-    """Scores against the labels (row 0) on the plan's grid, which need no resampling."""
-    predicted = run.plans.labels.decode(probabilities.numpy())
-    reference = stored.labels[0:1][0]
-    return score_case(reference, predicted, run.plans.labels, stored.properties.spacing_mm, run.plans.spacing_known)
 
 
 def final_validation(
@@ -166,7 +129,7 @@ def _validated(
 ) -> tuple[CaseScores, list[CaseSpread]]:
     """Predict one validation case, score it and write what is kept of it."""
     stored = run.data.open(case_id)
-    prediction = predict_stored(run, model, stored, settings, None, keep_samples=True)
+    prediction = predict_stored(run.held_out, model, stored, settings, None, keep_samples=True)
     probabilities, scheme = prediction.probabilities(), run.plans.labels
     threshold = NEUTRAL
     if settings.decision == "dice":

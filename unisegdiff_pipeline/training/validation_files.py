@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unisegdiff_pipeline.core.files import file_hash, text_hash
+from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
-from unisegdiff_pipeline.io.files import file_hash, text_hash
-from unisegdiff_pipeline.io.serialization import to_jsonable
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
-
-if TYPE_CHECKING:
-    from unisegdiff_pipeline.training.trainer import FoldRun
+from unisegdiff_pipeline.training.fold_run import FoldRun
 
 FOLDER_NAME = "validation"
 # Of probabilities at half precision and samples at a byte a voxel, before compression, which leaves about a tenth.

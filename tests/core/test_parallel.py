@@ -1,0 +1,221 @@
+"""Work over cases: order, failures by name, killed workers, and what the machine offers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from unisegdiff_pipeline.core import parallel
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.parallel import available_memory_gb, choose_workers, map_cases, usable_cores
+
+NAMES = ["a", "b", "c", "d"]
+
+
+def _square(x: int) -> int:
+    time.sleep(0.01 * (4 - x))  # later items finish first
+    return x * x
+
+
+def _fail_on_odd(x: int) -> int:
+    if x == 1:
+        raise UsdError("file b is cut; copy it again.")
+    if x == 3:
+        raise KeyError("three")
+    return x
+
+
+def _die_on_two(x: int) -> int:
+    if x == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+    return x
+
+
+def _crash_on_two(x: int) -> int:
+    if x == 2:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return x
+
+
+class _ManyArguments(Exception):
+    """Cannot be rebuilt from its message, as errors of some libraries cannot, and so not be sent to another process."""
+
+    def __init__(self, path: str, line: int) -> None:
+        super().__init__(f"{path}, line {line}")
+
+
+def _raise_unsendable(x: int) -> int:
+    if x == 1:
+        raise _ManyArguments("header", 3)
+    return x
+
+
+def _threads_of_worker(_: int) -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def _run(function, **options):
+    items = list(range(4))
+    return map_cases(function, items, names=NAMES, description="Testing", **options)
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 3, "threads": True}])
+def test_results_come_in_the_order_of_the_items(options):
+    results = _run(_square, **options)
+    assert [result.value for result in results] == [0, 1, 4, 9]
+    assert [result.name for result in results] == NAMES
+    assert results[0].seconds >= 0.04
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 2, "threads": True}])
+def test_every_failure_is_named_and_the_others_finish(options):
+    with pytest.raises(UsdError) as caught:
+        _run(_fail_on_odd, **options)
+    message = str(caught.value)
+    assert "2 of 4 cases failed, the others are done" in message
+    assert "b: file b is cut; copy it again." in message
+    assert "d: KeyError: 'three'" in message
+
+
+def test_others_finish_even_after_a_failure():
+    done = []
+
+    def work(x: int) -> None:
+        if x == 0:
+            raise UsdError("no")
+        done.append(x)
+
+    with pytest.raises(UsdError):
+        _run(work, workers=0)
+    assert done == [1, 2, 3]
+
+
+def test_a_killed_worker_is_named_and_the_others_finish():
+    with pytest.raises(UsdError) as caught:
+        _run(_die_on_two, workers=2)
+    message = str(caught.value)
+    assert "1 of 4 cases failed" in message
+    assert "c: its worker process was killed" in message
+    assert "fewer workers" in message
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_crash_of_native_code_is_named_and_the_others_finish(workers):
+    with pytest.raises(UsdError) as caught:
+        _run(_crash_on_two, workers=workers, native=True, threads=True)
+    message = str(caught.value)
+    assert "1 of 4 cases failed" in message
+    assert "c: its worker process crashed (SIGSEGV) in the native code of a library; a file of the case" in message
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 2, "threads": True}])
+def test_an_error_of_any_type_is_named_with_its_place_and_without_a_traceback(options, capfd):
+    place = r"b: _ManyArguments: header, line 3 \(test_parallel\.py:\d+ in _raise_unsendable\)"
+    with pytest.raises(UsdError, match=place) as caught:
+        _run(_raise_unsendable, **options)
+    assert "1 of 4 cases failed" in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_ctrl_c_ends_the_workers_at_once():
+    def interrupted() -> None:
+        with parallel._process_pool(1, ()) as pool:
+            pool.submit(time.sleep, 60)
+            raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - start < 30
+
+
+def test_workers_use_one_thread_each(monkeypatch):
+    assert [result.value for result in _run(_threads_of_worker, workers=2)] == ["1"] * 4
+
+
+def test_nothing_to_do_and_wrong_names():
+    assert map_cases(_square, [], names=[], workers=2, description="") == []
+    with pytest.raises(ValueError, match="1 names for 2 items"):
+        map_cases(_square, [1, 2], names=["a"], workers=0, description="")
+
+
+def test_the_only_case_keeps_its_own_message():
+    with pytest.raises(UsdError, match=r"^file b is cut"):
+        map_cases(_fail_on_odd, [1], names=["b"], workers=0, description="Testing")
+
+
+def test_dask_is_used_through_its_executor(monkeypatch):
+    addresses = []
+
+    class Client:
+        def __init__(self, address: str) -> None:
+            addresses.append(address)
+            if address == "nowhere:1":
+                raise OSError("timed out")
+
+        def get_executor(self) -> ThreadPoolExecutor:
+            return ThreadPoolExecutor(2)
+
+    monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(Client=Client))
+    assert [result.value for result in _run(_square, workers=0, scheduler="tcp://host:8786")] == [0, 1, 4, 9]
+    assert addresses == ["tcp://host:8786"]
+    with pytest.raises(UsdError, match="no Dask scheduler answers at nowhere:1"):
+        _run(_square, workers=0, scheduler="nowhere:1")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UsdError, match="pip install"):
+        _run(_square, workers=0, scheduler="tcp://host:8786")
+
+
+def test_progress_prints_plain_lines_to_stderr(capsys):
+    _run(_square, workers=0)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("Testing: 4 done in ")
+
+
+def test_choose_workers(monkeypatch):
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 16)
+    monkeypatch.setattr(parallel, "available_memory_gb", lambda: 10.0)
+    assert choose_workers(2.0) == 4  # 80 % of 10 GB hold four of 2 GB
+    assert choose_workers(0.1) == 16
+    assert choose_workers(50.0) == 1
+    assert choose_workers(50.0, requested=3) == 3
+    assert choose_workers(50.0, requested=0) == 0
+    with pytest.raises(UsdError, match="--workers is -1"):
+        choose_workers(1.0, requested=-1)
+
+
+def test_control_groups(tmp_path, monkeypatch):
+    group = tmp_path / "job"
+    group.mkdir()
+    monkeypatch.setattr(parallel, "_cgroup_folders", lambda root, controller="": [] if controller else [group, root])
+    assert parallel._cpu_quota(tmp_path) is None
+    assert parallel._cgroup_memory_left(tmp_path) is None
+    (group / "cpu.max").write_text("250000 100000\n")
+    (group / "memory.max").write_text("max\n")
+    (tmp_path / "memory.max").write_text("8000\n")
+    (tmp_path / "memory.current").write_text("5000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 1500\n")
+    assert parallel._cpu_quota(tmp_path) == 2.5
+    assert parallel._cgroup_memory_left(tmp_path) == 4500
+
+
+def test_this_machine_has_cores_and_memory():
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    assert 0.01 < available_memory_gb() < 1e5
+
+
+def test_where_no_process_can_start_cases_are_worked_on_here(monkeypatch):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.Lock", full)
+    with pytest.warns(UserWarning, match=r"/dev/shm is full or missing \(No space left on device\); Testing works in"):
+        assert [result.value for result in _run(_square, workers=2)] == [0, 1, 4, 9]

@@ -1,0 +1,178 @@
+"""Folds and inner hold-out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.serialization import write_json
+from unisegdiff_pipeline.preprocessing.reference import CaseRecord
+from unisegdiff_pipeline.training.data.splits import inner_holdout, load_or_create_splits, make_splits, select_split
+
+
+def records(count: int, empty: int = 0) -> list[tuple[str, str, float]]:
+    return [(f"case{i:03d}", f"case{i:03d}", 0.0 if i < empty else float(2**i)) for i in range(count)]
+
+
+def test_every_case_is_validated_once() -> None:
+    splits = make_splits(records(23))
+    validated = Counter(case for split in splits for case in split.val)
+    assert set(validated.values()) == {1}
+    assert len(validated) == 23
+    for split in splits:
+        assert set(split.train) | set(split.val) == set(validated)
+        assert not set(split.train) & set(split.val)
+        assert len(split.val) in (4, 5)
+
+
+def test_empty_cases_and_volumes_are_spread() -> None:
+    cases = records(30, empty=10)
+    volume = {case: value for case, _, value in cases}
+    for split in make_splits(cases):
+        values = sorted(volume[case] for case in split.val)
+        assert values.count(0.0) == 2
+        assert len(values) == 6
+        large = [v for v in values if v >= 2**25]  # the five largest
+        assert len(large) == 1
+
+
+def test_groups_stay_together_and_folds_even() -> None:
+    rng = np.random.default_rng(0)
+    cases = [(f"g{g}_{i}", f"g{g}", float(rng.random())) for g in range(40) for i in range(1 + g % 5)]
+    splits = make_splits(cases)
+    for split in splits:
+        assert not {c.split("_")[0] for c in split.train} & {c.split("_")[0] for c in split.val}
+    sizes = [len(split.val) for split in splits]
+    assert max(sizes) - min(sizes) <= 3  # of 24
+
+
+def test_seed_decides() -> None:
+    assert make_splits(records(20)) == make_splits(list(reversed(records(20))))
+    assert make_splits(records(20), seed=1) != make_splits(records(20), seed=2)
+
+
+def test_too_few_cases_or_groups() -> None:
+    with pytest.raises(UsdError, match=r"4 cases in 4 groups are too few for 5 folds.*'all'"):
+        make_splits(records(4))
+    with pytest.raises(UsdError, match="9 cases in 1 groups"):
+        make_splits([(f"c{i}", "one patient", 1.0) for i in range(9)])
+
+
+def test_holdout_is_grouped_seeded_and_of_the_right_size() -> None:
+    train = [f"case{i:03d}" for i in range(80)]
+    groups = {case: f"patient{i // 2}" for i, case in enumerate(train)}
+    kept, held = inner_holdout(train, groups, share=0.15, seed=3)
+    assert len(held) == 12
+    assert sorted(kept + held) == train
+    assert not {groups[c] for c in kept} & {groups[c] for c in held}
+    assert inner_holdout(train, groups, 0.15, 3) == (kept, held)
+    assert inner_holdout(train, groups, 0.15, 4) != (kept, held)
+
+
+def test_holdout_covers_the_volumes() -> None:
+    train = [f"case{i:02d}" for i in range(40)]
+    volumes = {case: float(i) for i, case in enumerate(train)}
+    _, held = inner_holdout(train, {}, 0.1, 0, volumes)
+    assert [int(volumes[case]) // 10 for case in held] == [0, 1, 2, 3]
+
+
+def test_holdout_of_tiny_sets() -> None:
+    kept, held = inner_holdout(["a", "b"], {})
+    assert len(kept) == len(held) == 1
+    with pytest.raises(UsdError, match="form 1 group"):
+        inner_holdout(["a", "b"], {"a": "x", "b": "x"})
+
+
+@pytest.fixture
+def preprocessed(tmp_path: Path) -> Path:
+    folder = tmp_path / "preprocessed"
+    cases = [CaseRecord(f"c{i}", f"g{i // 2}", 0, {"lesion": float(i)}, float(i)) for i in range(12)]
+    write_json(folder / "cases.json", cases)
+    return folder
+
+
+def test_splits_are_written_in_nnunet_format_and_read_again(preprocessed: Path) -> None:
+    splits = load_or_create_splits(preprocessed)
+    written = json.loads((preprocessed / "splits_final.json").read_text())
+    assert [sorted(part) for part in written] == [["train", "val"]] * 5
+    written.reverse()
+    (preprocessed / "splits_final.json").write_text(json.dumps(written))
+    assert load_or_create_splits(preprocessed) == splits[::-1]
+
+
+def test_names_in_splits_may_have_another_unicode_form(tmp_path: Path) -> None:
+    cases = [CaseRecord(name, name, 0, {"lesion": 1.0}, 1.0) for name in ("M\u00fcller", "Maier")]
+    write_json(tmp_path / "cases.json", cases)
+    own = [{"train": ["Mu\u0308ller"], "val": ["Maier"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(own))
+    assert load_or_create_splits(tmp_path)[0].train == ("M\u00fcller",)
+
+
+def test_own_splits_in_the_raw_folder_are_honoured(preprocessed: Path, tmp_path: Path) -> None:
+    own = [{"train": [f"c{i}" for i in range(10)], "val": ["c10", "c11"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(own))
+    splits = load_or_create_splits(preprocessed, tmp_path)
+    assert [split.val for split in splits] == [("c10", "c11")]
+    assert load_or_create_splits(preprocessed) == splits
+    own[0]["val"] = ["c10"]
+    (tmp_path / "splits_final.json").write_text(json.dumps(own))
+    with (
+        pytest.warns(UserWarning, match="leaves out 1 of 12"),
+        pytest.raises(UsdError, match="differ; delete the one"),
+    ):
+        load_or_create_splits(preprocessed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"train": ["c1", "zz"], "val": ["c2"]}]', r"1 cases that are not preprocessed \('zz'\)"),
+        ('[{"train": ["c1", "c3", "c1"], "val": ["c2"]}]', "fold 0 names 'c1' more than once in train"),
+        ('[{"train": ["c1"], "val": ["c2", "c2"]}]', "fold 0 names 'c2' more than once in val"),
+        ("[]", "holds no fold"),
+        ('{"train": ["c1"], "val": ["c2"]}', "must be a list"),
+        ('[["c1", "c2"]]', r"\[0\] must be an object"),
+        ('[{"train": "c1", "val": ["c2"]}]', r"train must be a list"),
+        ('[{"train": [1], "val": ["c2"]}]', r"train\[0\] must be a text, not 1"),
+        ('[{"train": ["c1", "c2"], "val": ["c2"]}]', "'c2' in both train and val"),
+        ('[{"train": [], "val": ["c2"]}]', "no training case"),
+        ('[{"train": ["c1"]}]', r"missing key .*val"),
+        ("[{", "no valid JSON"),
+    ],
+)
+def test_wrong_splits_are_named(preprocessed: Path, content: str, message: str) -> None:
+    (preprocessed / "splits_final.json").write_text(content)
+    with pytest.raises(UsdError, match=message):
+        load_or_create_splits(preprocessed)
+
+
+def test_an_extra_test_key_is_not_used_and_said(preprocessed: Path, tmp_path: Path) -> None:
+    own = [{"train": [f"c{i}" for i in range(8)], "val": ["c8", "c9"], "test": ["c10", "c11", "elsewhere"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(own))
+    with (
+        pytest.warns(UserWarning, match="leaves out 2 of 12"),
+        pytest.warns(UserWarning, match="lists test cases in 1 of 1 folds; they are not used"),
+    ):
+        splits = load_or_create_splits(preprocessed, tmp_path)
+    assert [(split.train, split.val) for split in splits] == [(tuple(own[0]["train"]), ("c8", "c9"))]
+    with pytest.warns(UserWarning, match="leaves out 2 of 12"):  # the copy has no test list, and is no other file
+        assert load_or_create_splits(preprocessed, tmp_path) == splits
+
+
+def test_a_leak_in_own_splits_is_said(preprocessed: Path) -> None:
+    own = [{"train": [f"c{i}" for i in range(11)], "val": ["c11"]}]  # c10 and c11 are one group
+    (preprocessed / "splits_final.json").write_text(json.dumps(own))
+    with pytest.warns(UserWarning, match="fold 0 validates on 1 cases of group 'g5'"):
+        load_or_create_splits(preprocessed)
+
+
+def test_missing_fold(preprocessed: Path) -> None:
+    splits = load_or_create_splits(preprocessed)
+    assert select_split(splits, 4) == splits[4]
+    with pytest.raises(UsdError, match=r"fold 5 does not exist, .*0 to 4"):
+        select_split(splits, 5)

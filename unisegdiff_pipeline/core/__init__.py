@@ -1,0 +1,1 @@
+"""What everybody stands on: errors, labels, geometry, serialization, files, parallel work, progress."""

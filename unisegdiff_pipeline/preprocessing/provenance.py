@@ -1,0 +1,122 @@
+"""What a preprocessed case was made from, so that only what changed is made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import file_hash, text_hash
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.io.images import files_read
+from unisegdiff_pipeline.io.raw_dataset import RawCase
+
+FORMAT_VERSION = 2  # raised when the stored arrays change their meaning
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A file's name and content; size and time of change spare the reading of files that nobody touched."""
+
+    name: str
+    hash: str
+    size: int
+    changed_ns: int
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """Everything that a stored case depends on.
+
+    Attributes:
+        files: input files in the order in which they are read.
+        settings: hash of the settings that were applied.
+        format_version: of the stored arrays.
+    """
+
+    files: tuple[FileState, ...]
+    settings: str
+    format_version: int = FORMAT_VERSION
+
+
+def image_files(case: RawCase) -> tuple[Path, ...]:
+    """All files that a configuration's case is made from; those of `label_files` come last."""
+    return (*files_read(case.image_paths), *label_files(case))
+
+
+def label_files(case: RawCase) -> tuple[Path, ...]:
+    """Label file, raters' files, and what is read beside them.
+
+    Raises:
+        UsdError: where a training case has no label file.
+    """
+    if case.label_path is None:
+        raise UsdError(
+            f"case {case.case_id!r} has no label file; add it to labelsTr or take the image out of imagesTr."
+        )
+    return files_read((case.label_path, *case.rater_paths))
+
+
+def settings_hash(scheme: LabelScheme, preprocessing_hash: str = "") -> str:
+    """Hash of what is applied to the files: the preprocessing part of the plan and the meaning of the labels."""
+    return text_hash(preprocessing_hash + json.dumps(asdict(scheme), sort_keys=True))
+
+
+def current_source(files: Sequence[Path], settings: str) -> CaseSource:
+    """The source of a case that is made now; reads all files."""
+    return CaseSource(tuple(_state(path) for path in files), settings)
+
+
+def is_current(stored: CaseSource | None, files: Sequence[Path], settings: str) -> bool:
+    """Whether a case made from `stored` is what these files and settings would give again."""
+    if stored is None or (stored.settings, stored.format_version) != (settings, FORMAT_VERSION):
+        return False
+    if [f.name for f in stored.files] != [path.name for path in files]:
+        return False
+    return all(_unchanged(state, path) for state, path in zip(stored.files, files, strict=True))
+
+
+def array_hash(array: np.ndarray) -> str:
+    """Hash of an array's shape and values."""
+    digest = hashlib.blake2b(str((array.shape, array.dtype.str)).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def merge_identical(group_of: Mapping[str, str], image_hashes: Mapping[str, str]) -> dict[str, str]:
+    """Groups of all cases, where cases with the same image, and with them their groups, are put into one.
+
+    Copies of one image on both sides of a fold would make its scores too good. The merged group takes the first name.
+    """
+    representative = {group: group for group in group_of.values()}
+
+    def find(group: str) -> str:
+        while representative[group] != group:
+            group = representative[group]
+        return group
+
+    first_of: dict[str, str] = {}
+    for case_id, image_hash in image_hashes.items():
+        first, second = sorted((find(group_of[first_of.setdefault(image_hash, case_id)]), find(group_of[case_id])))
+        representative[second] = first
+    return {case_id: find(group) for case_id, group in group_of.items()}
+
+
+def _unchanged(state: FileState, path: Path) -> bool:
+    try:
+        now = path.stat()
+    except FileNotFoundError:
+        return False
+    if now.st_size != state.size:
+        return False
+    return now.st_mtime_ns == state.changed_ns or file_hash(path) == state.hash
+
+
+def _state(path: Path) -> FileState:
+    status = path.stat()  # before reading: a change in between is then seen the next time
+    return FileState(path.name, file_hash(path), status.st_size, status.st_mtime_ns)

@@ -1,0 +1,1 @@
+"""What is chosen on held-out cases: calibration, sampler, weights, decision, edges of the stages."""

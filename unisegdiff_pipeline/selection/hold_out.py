@@ -1,0 +1,77 @@
+"""What choosing on held-out cases needs of a training, and how such a case is predicted and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
+from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
+from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan
+from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder, StoredCase
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """Where preprocessed cases lie, how they are predicted, and when to stop looking at them.
+
+    Attributes:
+        data: the preprocessed cases.
+        labels: what channels and label values mean.
+        configuration: the plan of the network.
+        spacing_known: whether sizes are in mm.
+        train_cases: cases that weights are learned from.
+        device: where the network predicts.
+        seed: what every random number follows from.
+        leave_if_asked: raises where the training is to stop; called between two cases.
+    """
+
+    data: PreprocessedFolder
+    labels: LabelScheme
+    configuration: ConfigurationPlan
+    spacing_known: bool
+    train_cases: tuple[str, ...]
+    device: torch.device
+    seed: int
+    leave_if_asked: Callable[[], None]
+
+
+def planned_settings(configuration: ConfigurationPlan) -> InferenceSettings:
+    """Settings before anything has been chosen: the plan's edges and the samplers' defaults."""
+    stages = configuration.stages
+    assert stages is not None
+    return InferenceSettings(stages.lam_a, stages.lam_c, stages.input_scale, w=0.0)
+
+
+def predict_stored(
+    held_out: HoldOut,
+    model: StagedModel,
+    stored: StoredCase,
+    settings: InferenceSettings,
+    num_samples: int | None,
+    keep_samples: bool = False,
+) -> CasePrediction:
+    """Predict one preprocessed case; the samples are kept where the decision needs them, or the caller does."""
+    return predict_case(
+        stored.image[...],
+        model,
+        settings,
+        patch_size=held_out.configuration.network.patch_size,
+        case_id=stored.case_id,
+        seed=held_out.seed,
+        num_samples=num_samples,
+        spacing_mm=stored.properties.spacing_mm,
+        keep_samples=keep_samples or settings.decision == "dice",
+    )
+
+
+def score_on_plan_grid(held_out: HoldOut, stored: StoredCase, probabilities: torch.Tensor) -> list[ClassScore]:
+    """Scores against the labels (row 0) on the plan's grid, which need no resampling."""
+    predicted = held_out.labels.decode(probabilities.numpy())
+    reference = stored.labels[0:1][0]
+    return score_case(reference, predicted, held_out.labels, stored.properties.spacing_mm, held_out.spacing_known)

@@ -1,0 +1,55 @@
+"""Sampled masks of one case beside its annotators', on the plan's grid: what `evaluation.spread` is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.evaluation.spread import CaseSpread, case_spread
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
+from unisegdiff_pipeline.preprocessing.storage import StoredCase
+
+
+def annotators(stored: StoredCase) -> np.ndarray:
+    """Label maps of the annotators of a case (R, Z, Y, X), or the one there is."""
+    labels = stored.labels[...]
+    return labels[1:] if stored.num_rows > 1 else labels[:1]
+
+
+def spread_of_case(
+    prediction: CasePrediction, raters: np.ndarray, scheme: LabelScheme, case_id: str
+) -> list[CaseSpread]:
+    """One entry for each class; none where no samples were drawn.
+
+    Args:
+        prediction: with samples.
+        raters: label maps of the annotators (R, Z, Y, X), or the one there is.
+        scheme: what channels and label values mean.
+        case_id: named in the result.
+    """
+    if prediction.num_samples == 0:
+        return []
+    p = prediction.probabilities().flatten(1).amax(dim=1).numpy()  # (K,)
+    valid = ~scheme.ignored(raters[0])
+    masks = _by_class([scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)], scheme)
+    references = _by_class(list(raters), scheme)
+    return [
+        case_spread(
+            case_id,
+            name,
+            [m & valid for m in masks[name]],
+            [m & valid for m in references[name]],
+            float(p[scheme.foreground_offset + index]),
+        )
+        for index, name in enumerate(scheme.names)
+    ]
+
+
+def _by_class(labels: Sequence[np.ndarray], scheme: LabelScheme) -> dict[str, list[np.ndarray]]:
+    found: dict[str, list[np.ndarray]] = {name: [] for name in scheme.names}
+    for one in labels:
+        for name, mask in scheme.class_masks(one):
+            found[name].append(mask)
+    return found

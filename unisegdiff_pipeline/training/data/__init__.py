@@ -1,0 +1,1 @@
+"""What a training reads: splits, patches, augmentation, and the loader over them."""

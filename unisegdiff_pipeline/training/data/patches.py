@@ -1,0 +1,363 @@
+"""Batches of training patches: which case, where, which annotator, and how augmented.
+
+Every random number of an example comes from a generator of its own, keyed by (seed, iteration, position in the batch).
+A batch is therefore the same whoever makes it, in whatever order, and a continued training needs no saved state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan
+from unisegdiff_pipeline.training.data.affine import affine_box, sample_image, sample_labels
+from unisegdiff_pipeline.training.data.augmentation import (
+    AugmentationDraw,
+    augment_intensity,
+    draw_augmentation,
+    recipe_for_patch,
+)
+
+Shape3 = tuple[int, int, int]
+MAX_OPEN_CASES = 64  # a case on disk holds two files open; systems allow 256 to 1024 a process
+MAX_CASE_DRAWS = 10
+COMPONENT_BALANCED_SHARE = 0.5
+
+
+class Components(Protocol):
+    """Foreground locations of a case; `preprocessing.components.ComponentTable` is one."""
+
+    def draw(self, rng: np.random.Generator, balance: Literal["component", "voxel"], row: int | None) -> Any: ...
+
+    def draw_annotated(self, rng: np.random.Generator, row: int) -> Any: ...
+
+
+class Case(Protocol):
+    """What is needed of a preprocessed case; `preprocessing.storage.StoredCase` is one."""
+
+    @property
+    def image(self) -> Any: ...  # (C, Z, Y, X) float32
+
+    @property
+    def labels(self) -> Any: ...  # (R, Z, Y, X) integer; row 0 = labelsTr, rows 1.. = raters
+
+    @property
+    def components(self) -> Components: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def load(self) -> Case: ...
+
+
+class CaseFolder(Protocol):
+    """Where cases come from; `preprocessing.storage.PreprocessedFolder` is one."""
+
+    def open(self, case_id: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as the losses take it.
+
+    Attributes:
+        image: (B, C, *patch) float32, normalised.
+        target: (B, K, *patch) float32 of 0 and 1, coded by the label scheme.
+        valid: (B, 1, *patch) float32, 1 where a voxel carries loss, 0 where its label is to be ignored.
+        case_ids: the case of each example.
+    """
+
+    image: Tensor
+    target: Tensor
+    valid: Tensor
+    case_ids: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        image, target, valid = (t.to(device, non_blocking=True) for t in (self.image, self.target, self.valid))
+        return Batch(image, target, valid, self.case_ids)
+
+    def select(self, indices: Tensor) -> Batch:
+        """The examples of these indices."""
+        at = indices.to(self.image.device)
+        case_ids = tuple(self.case_ids[i] for i in indices.tolist())
+        return Batch(self.image[at], self.target[at], self.valid[at], case_ids)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A batch on its way between processes: targets as bytes, a quarter of the size of `Batch`.
+
+    Attributes:
+        image: (B, C, *patch) float32.
+        target: (B, K, *patch) uint8.
+        valid: (B, 1, *patch) uint8, None where all voxels are valid.
+        case_ids: the case of each example.
+    """
+
+    image: Tensor
+    target: Tensor
+    valid: Tensor | None
+    case_ids: tuple[str, ...]
+
+    def unpack(self) -> Batch:
+        """The batch as float32."""
+        target = self.target.float()
+        valid = torch.ones_like(target[:, :1]) if self.valid is None else self.valid.float()
+        return Batch(self.image, target, valid, self.case_ids)
+
+    def share_memory_(self) -> None:
+        """Move the batch into memory that other processes can map."""
+        for tensor in (self.image, self.target, self.valid):
+            if tensor is not None:
+                tensor.share_memory_()
+
+    def pin_memory(self) -> PackedBatch:
+        """The same batch in page-locked memory, for fast copies to a GPU (the name is what DataLoader looks for)."""
+        valid = None if self.valid is None else self.valid.pin_memory()
+        return PackedBatch(self.image.pin_memory(), self.target.pin_memory(), valid, self.case_ids)
+
+
+class PatchSource:
+    """Makes batch number i out of preprocessed cases, the same one whenever it is asked.
+
+    The last positions of a batch are centred on foreground as in nnU-Net (`foreground_share` of the plan: one of two,
+    three of eight). Half of these draws take every component equally often, so that a small lesion beside a large one
+    is seen, the other half every voxel of a class. The other positions lie anywhere in the case, or around any voxel
+    with a label where the data set has an ignore label.
+
+    Different from nnU-Net: a foreground position draws another case where one has no foreground (so that data sets
+    with many empty cases keep their foreground share); and a patch around a location may hang over every border by a
+    quarter of its size, where nnU-Net allows half a patch over the far border and nothing over the near one. Voxels
+    outside the case are 0 and background.
+    """
+
+    def __init__(
+        self,
+        folder: CaseFolder,
+        case_ids: Sequence[str],
+        configuration: ConfigurationPlan,
+        scheme: LabelScheme,
+        seed: int,
+        augment: bool = True,
+        memory_budget_gb: float = 1.0,
+    ) -> None:
+        """Set up; nothing is read yet.
+
+        Args:
+            folder: preprocessed cases of the configuration.
+            case_ids: cases to draw from, uniformly.
+            configuration: its network gives the patch, its training plan batch size and foreground share.
+            scheme: codes the labels.
+            seed: not negative.
+            augment: off for patches that only measure.
+            memory_budget_gb: cases are kept decompressed in memory as they are met until this is used up; the
+                others are read patch by patch.
+        """
+        if not case_ids:
+            raise ValueError("case_ids is empty; give at least one preprocessed case to draw patches from")
+        self.case_ids = tuple(case_ids)
+        self.batch_size = configuration.training.batch_size
+        self._folder, self._scheme, self._seed = folder, scheme, seed
+        self._patch = tuple(configuration.network.patch_size)
+        self._foreground_share = configuration.training.foreground_share
+        self._masked = [i for i, masked in enumerate(configuration.preprocessing.use_nonzero_mask) if masked]
+        in_plane_only = configuration.training.dummy_2d_augmentation
+        recipe = recipe_for_patch(self._patch, in_plane_only, configuration.patch_mirror_axes)
+        self._recipe = recipe if augment else None
+        self._memory_left_bytes = memory_budget_gb * 1e9
+        self._in_memory: dict[str, Case] = {}
+        self._opened: OrderedDict[str, Case] = OrderedDict()
+
+    def batch(self, iteration: int) -> Batch:
+        """Batch number `iteration` (from 0)."""
+        return self.packed_batch(iteration).unpack()
+
+    def packed_batch(self, iteration: int) -> PackedBatch:
+        """Batch number `iteration` in its small form."""
+        with single_thread():
+            return _collate([self._example(iteration, item) for item in range(self.batch_size)])
+
+    def channel_shares(self, num_patches: int) -> Tensor:
+        """Share of the valid voxels that each channel of the targets covers (K,), in so many patches or a few more."""
+        covered, valid = torch.zeros(self._scheme.num_channels, dtype=torch.float64), 0.0
+        for number in range(math.ceil(num_patches / self.batch_size)):
+            batch = self.batch(number)
+            covered += (batch.target * batch.valid).transpose(0, 1).flatten(1).sum(dim=1)
+            valid += float(batch.valid.sum())
+        return (covered / max(valid, 1.0)).float()
+
+    def preload(self) -> None:
+        """Read cases into memory up to the budget, so that processes forked afterwards share them."""
+        for case_id in self.case_ids:
+            self._case(case_id)
+
+    def is_foreground_item(self, item: int) -> bool:
+        """Whether position `item` of a batch is centred on foreground."""
+        return item >= round(self.batch_size * (1 - self._foreground_share))
+
+    def _example(self, iteration: int, item: int) -> _Example:
+        rng = np.random.default_rng([self._seed, iteration, item])
+        case_id, row, start = self._draw_location(rng, self.is_foreground_item(item))
+        case = self._case(case_id)
+        draw = None
+        if self._recipe is not None:
+            draw = draw_augmentation(self._recipe, case.image.shape[0], rng)
+        patch, labels = _read_patch(case, row, start, self._patch, None if draw is None else draw.affine)
+        image = patch.numpy()
+        if draw is not None and self._recipe is not None:
+            augment_intensity(patch, draw, self._recipe, self._masked)
+            image, labels = _mirror(image, labels, draw)
+        valid = None if self._scheme.ignore_value is None else ~self._scheme.ignored(labels)
+        return _Example(image, self._scheme.encode(labels), valid, case_id)
+
+    def _draw_location(self, rng: np.random.Generator, foreground: bool) -> tuple[str, int, Shape3]:
+        """Draw case, label row and first voxel (z, y, x) of the patch."""
+        for _ in range(MAX_CASE_DRAWS if foreground else 1):
+            case_id = self.case_ids[rng.integers(len(self.case_ids))]
+            case = self._case(case_id)
+            num_rows = case.labels.shape[0]
+            row = 0 if num_rows == 1 else int(rng.integers(1, num_rows))
+            voxel = self._draw_voxel(rng, case.components, row, foreground)
+            if voxel is not None:
+                break
+        shape, patch = case.image.shape[1:], (1,) * (3 - len(self._patch)) + self._patch
+        if voxel is None:
+            return case_id, row, random_start(shape, patch, rng)
+        return case_id, row, start_around(voxel, shape, patch)
+
+    def _draw_voxel(self, rng: np.random.Generator, components: Components, row: int, foreground: bool) -> Any:
+        """Draw the voxel that the patch should hold, None where it may lie anywhere."""
+        if foreground:
+            balance: Literal["component", "voxel"] = "component" if rng.random() < COMPONENT_BALANCED_SHARE else "voxel"
+            voxel = components.draw(rng, balance, row)
+            # A rater who saw nothing is trained on too, at the places where the others saw something.
+            return voxel if voxel is not None else components.draw(rng, balance, None)
+        if self._scheme.ignore_value is not None:
+            return components.draw_annotated(rng, row)
+        return None
+
+    def _case(self, case_id: str) -> Case:
+        """A case from memory, from the cases that are open, or newly opened."""
+        if case_id in self._in_memory:
+            return self._in_memory[case_id]
+        if case_id in self._opened:
+            self._opened.move_to_end(case_id)
+            return self._opened[case_id]
+        case: Case = self._folder.open(case_id)
+        if case.num_bytes <= self._memory_left_bytes:
+            self._memory_left_bytes -= case.num_bytes
+            self._in_memory[case_id] = case.load()
+            return self._in_memory[case_id]
+        self._opened[case_id] = case
+        if len(self._opened) > MAX_OPEN_CASES:
+            self._opened.popitem(last=False)
+        return case
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without open files and cases; a copy reads from disk, since each would hold its own memory."""
+        emptied = {"_in_memory": {}, "_opened": OrderedDict(), "_memory_left_bytes": 0.0}
+        return {**self.__dict__, **emptied}
+
+
+@dataclass(frozen=True)
+class _Example:
+    image: np.ndarray  # (C, *patch) float32
+    target: np.ndarray  # (K, *patch) uint8
+    valid: np.ndarray | None  # (*patch) bool
+    case_id: str
+
+
+def _collate(examples: Sequence[_Example]) -> PackedBatch:
+    valid = None
+    if examples[0].valid is not None:
+        valid = torch.from_numpy(np.stack([np.asarray(e.valid)[None] for e in examples]).astype(np.uint8))
+    return PackedBatch(
+        torch.from_numpy(np.stack([e.image for e in examples])),
+        torch.from_numpy(np.stack([e.target for e in examples])),
+        valid,
+        tuple(e.case_id for e in examples),
+    )
+
+
+def random_start(shape: Sequence[int], patch: Sequence[int], rng: np.random.Generator) -> Shape3:
+    """First voxel of a patch anywhere inside the case; centred on axes where the case is smaller than the patch."""
+    z, y, x = (
+        int(rng.integers(size - wanted + 1)) if size >= wanted else -((wanted - size) // 2)
+        for size, wanted in zip(shape, patch, strict=True)
+    )
+    return z, y, x
+
+
+def start_around(voxel: Sequence[int], shape: Sequence[int], patch: Sequence[int]) -> Shape3:
+    """First voxel of a patch with `voxel` in its middle, or as near to it as an overhang of a quarter patch allows."""
+    starts = []
+    for position, size, wanted in zip(voxel, shape, patch, strict=True):
+        first, last = sorted((0, size - wanted))
+        if size < wanted:
+            first = last = -((wanted - size) // 2)
+        overhang = wanted // 4
+        starts.append(min(max(position - wanted // 2, first - overhang), last + overhang))
+    z, y, x = starts
+    return z, y, x
+
+
+def _read_patch(
+    case: Case, row: int, start: Shape3, patch: tuple[int, ...], affine: np.ndarray | None
+) -> tuple[Tensor, np.ndarray]:
+    """Read image (C, *patch) and labels (*patch) at `start`, through the map `affine` where there is one."""
+    flat = 3 - len(patch)  # axes that a patch of slices lacks
+    if affine is None:
+        image = _read_box(case.image, slice(None), start, (1,) * flat + patch)
+        labels = _read_box(case.labels, slice(row, row + 1), start, (1,) * flat + patch)
+        return torch.from_numpy(image.reshape(-1, *patch)), labels.reshape(patch)
+    box = affine_box(start[flat:], patch, affine, case.image.shape[1 + flat :])
+    origin, shape = start[:flat] + box.origin, (1,) * flat + box.shape
+    image = _read_box(case.image, slice(None), origin, shape)
+    labels = _read_box(case.labels, slice(row, row + 1), origin, shape)
+    return (
+        sample_image(torch.from_numpy(image.reshape(-1, *box.shape)), box, patch),
+        sample_labels(labels.reshape(box.shape), box, patch),
+    )
+
+
+def _read_box(array: Any, rows: slice, origin: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Read array[rows] in a box that may reach over the borders, zeros there; returns (rows, *shape), contiguous."""
+    inside, target = [], []
+    for first, size, length in zip(origin, shape, array.shape[1:], strict=True):
+        low, high = max(first, 0), min(first + size, length)
+        inside.append(slice(low, max(high, low)))
+        target.append(slice(low - first, max(high, low) - first))
+    part = array[(rows, *inside)]
+    if part.shape[1:] == tuple(shape):
+        return np.array(part, order="C")  # a copy: augmentation works in place, and the case may lie in memory
+    box = np.zeros((part.shape[0], *shape), part.dtype)
+    if all(size > 0 for size in part.shape):
+        box[(slice(None), *target)] = part
+    return box
+
+
+def _mirror(image: np.ndarray, labels: np.ndarray, draw: AugmentationDraw) -> tuple[np.ndarray, np.ndarray]:
+    """Views of image (C, *patch) and labels (*patch), flipped as drawn."""
+    flips = tuple(slice(None, None, -1) if flip else slice(None) for flip in draw.mirror)
+    return image[(slice(None), *flips)], labels[flips]
+
+
+@contextlib.contextmanager
+def single_thread() -> Iterator[None]:
+    """Run torch on one thread, so that sums have one order and a batch the same bits in every process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

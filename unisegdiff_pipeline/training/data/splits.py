@@ -1,0 +1,249 @@
+"""Cross-validation folds and the inner hold-out: grouped, stratified by lesion presence and volume, seeded."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.names import composed
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, write_json
+from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases
+
+SPLITS_FILE = "splits_final.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case names of one fold."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Group:
+    cases: tuple[str, ...]
+    mean_volume: float
+
+
+def make_splits(cases: Iterable[tuple[str, str, float]], num_folds: int = 5, seed: int = 12345) -> list[Split]:
+    """Split cases into folds; a group lies in the validation part of exactly one of them.
+
+    Groups are ordered by mean foreground volume (empty ones first) and dealt out in rounds of one group a fold, so that
+    every fold gets its share of empty cases and of each range of volumes. Within a round the group of most cases goes
+    to the fold that has fewest.
+
+    Args:
+        cases: (case name, group, foreground volume) of each case.
+        num_folds: number of folds, at least 2.
+        seed: decides between equals.
+
+    Raises:
+        UsdError: where there are fewer groups than folds.
+    """
+    records = sorted(cases)
+    groups = _gather_groups(records)
+    if len(groups) < num_folds:
+        raise UsdError(
+            f"{len(records)} cases in {len(groups)} groups are too few for {num_folds} folds, each fold needs a "
+            f"group of its own; train with fold 'all', add cases, or put a {SPLITS_FILE} into the raw data set."
+        )
+    rng = np.random.default_rng(seed)
+    rounds = _rounds_by_volume(groups, num_folds, rng)
+    rounds.sort(key=lambda part: -max(len(group.cases) for group in part))
+    sizes, members = [0] * num_folds, [[] for _ in range(num_folds)]  # type: list[int], list[list[str]]
+    for part in rounds:
+        folds = sorted(rng.permutation(num_folds).tolist(), key=lambda fold: sizes[fold])
+        by_size = sorted(part, key=lambda group: -len(group.cases))
+        for group, fold in zip(by_size, folds, strict=False):
+            members[fold].extend(group.cases)
+            sizes[fold] += len(group.cases)
+    names = [record[0] for record in records]
+    return [Split(tuple(n for n in names if n not in held), tuple(sorted(held))) for held in map(set, members)]
+
+
+def inner_holdout(
+    train: Sequence[str],
+    groups: Mapping[str, str],
+    share: float = 0.15,
+    seed: int = 0,
+    volumes: Mapping[str, float] | None = None,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split a fold's training cases into (kept for training, held out), whole groups at a time.
+
+    Args:
+        train: the training cases.
+        groups: group of each case; a case that is not named is its own group.
+        share: part of the groups to hold out, at least one group.
+        seed: chooses them.
+        volumes: foreground volume of each case; the groups held out are then spread over the range of volumes.
+
+    Raises:
+        UsdError: where there is only one group, which cannot be both trained on and held out.
+    """
+    known = volumes or {}
+    gathered = _gather_groups([(case, groups.get(case, case), known.get(case, 0.0)) for case in sorted(train)])
+    if len(gathered) < 2:
+        raise UsdError(
+            f"the {len(train)} training cases form {len(gathered)} group, but choosing settings needs one group held "
+            f"out beside those trained on; add cases of another group, or correct groups.csv."
+        )
+    rng = np.random.default_rng(seed)
+    num_held = min(max(1, round(share * len(gathered))), len(gathered) - 1)
+    ordered = _by_volume(gathered, rng)
+    edges = np.linspace(0, len(ordered), num_held + 1).round().astype(int)
+    chosen = [ordered[rng.integers(a, b)] for a, b in pairwise(edges)]
+    held = {case for group in chosen for case in group.cases}
+    return tuple(c for c in sorted(train) if c not in held), tuple(sorted(held))
+
+
+def load_or_create_splits(
+    preprocessed_folder: Path,
+    raw_folder: Path | None = None,
+    num_folds: int = 5,
+    seed: int = 12345,
+    *,
+    writing: bool = True,
+) -> list[Split]:
+    """Splits of a preprocessed data set: an existing splits_final.json is honoured, else one is made and written.
+
+    Args:
+        preprocessed_folder: preprocessed/DatasetXXX_Name, with cases.json.
+        raw_folder: a splits_final.json there is taken over, as in nnU-Net.
+        num_folds, seed: for new splits.
+        writing: off to look only.
+
+    Raises:
+        UsdError: a damaged file, cases that do not exist, a case in both parts of a fold, or two files that differ.
+    """
+    path = Path(preprocessed_folder) / SPLITS_FILE
+    given = Path(raw_folder) / SPLITS_FILE if raw_folder is not None else None
+    records = read_cases(preprocessed_folder)
+    if given is not None and given.is_file():
+        splits = _read_splits(given, records)
+        if path.is_file() and _parse_splits(path) != splits:
+            raise UsdError(f"{given} and {path} differ; delete the one that is not meant, the other is then used.")
+        if writing:
+            write_json(path, splits)
+    elif path.is_file():
+        splits = _read_splits(path, records)
+    else:
+        splits = make_splits([(r.case_id, r.group, r.foreground_mm3) for r in records], num_folds, seed)
+        if writing:
+            write_json(path, splits)
+    return splits
+
+
+def select_split(splits: Sequence[Split], fold: int) -> Split:
+    """The split of one fold.
+
+    Raises:
+        UsdError: where there is no such fold.
+    """
+    if not 0 <= fold < len(splits):
+        raise UsdError(
+            f"fold {fold} does not exist, {SPLITS_FILE} has folds 0 to {len(splits) - 1}; choose one of these."
+        )
+    return splits[fold]
+
+
+def _gather_groups(records: Iterable[tuple[str, str, float]]) -> list[_Group]:
+    cases: dict[str, list[str]] = {}
+    volumes: dict[str, list[float]] = {}
+    for case_id, group, volume in records:
+        cases.setdefault(group, []).append(case_id)
+        volumes.setdefault(group, []).append(volume)
+    return [_Group(tuple(cases[name]), float(np.mean(volumes[name]))) for name in sorted(cases)]
+
+
+def _by_volume(groups: Sequence[_Group], rng: np.random.Generator) -> list[_Group]:
+    """Groups by rising volume, equal ones in random order."""
+    shuffled = [groups[i] for i in rng.permutation(len(groups))]
+    return sorted(shuffled, key=lambda group: group.mean_volume)
+
+
+def _rounds_by_volume(groups: Sequence[_Group], size: int, rng: np.random.Generator) -> list[list[_Group]]:
+    ordered = _by_volume(groups, rng)
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def _parse_splits(path: Path) -> list[Split]:
+    """The folds of a file, names in composed form; whether the cases are there is not looked at."""
+    content = read_json(path)
+    try:
+        read = from_jsonable(tuple[Split, ...], _without_test(path, content))
+    except UsdError as error:
+        raise UsdError(f"{path}: {error}") from None
+    return [Split(tuple(map(composed, split.train)), tuple(map(composed, split.val))) for split in read]
+
+
+def _without_test(path: Path, content: Any) -> Any:
+    """The content of a file without the `test` lists that other tools keep beside train and val; they play no part."""
+    folds = content if isinstance(content, list) else []
+    count = sum(isinstance(fold, dict) and "test" in fold for fold in folds)
+    if not count:
+        return content
+    warnings.warn(f"{path} lists test cases in {count} of {len(folds)} folds; they are not used.", stacklevel=4)
+    return [{k: v for k, v in fold.items() if k != "test"} if isinstance(fold, dict) else fold for fold in folds]
+
+
+def _read_splits(path: Path, records: Sequence[CaseRecord]) -> list[Split]:
+    splits = _parse_splits(path)
+    if not splits:
+        raise UsdError(f"{path} holds no fold; fill it, or delete it for new splits.")
+    known = {record.case_id for record in records}
+    missing = sorted({c for split in splits for c in (*split.train, *split.val)} - known)
+    if missing:
+        raise UsdError(
+            f"{path} names {len(missing)} cases that are not preprocessed ({_listed(missing)}); add them to the raw "
+            f"data set and preprocess again, or take them out of the file."
+        )
+    for fold, split in enumerate(splits):
+        for part, cases in (("train", split.train), ("val", split.val)):
+            repeated = sorted(case for case, count in Counter(cases).items() if count > 1)
+            if repeated:
+                raise UsdError(
+                    f"{path}: fold {fold} names {_listed(repeated)} more than once in {part}; keep each case once."
+                )
+        twice = sorted(set(split.train) & set(split.val))
+        if twice:
+            raise UsdError(
+                f"{path}: fold {fold} has {_listed(twice)} in both train and val; take it out of one of them."
+            )
+        if not split.train:
+            raise UsdError(f"{path}: fold {fold} has no training case; fill train, or delete the file for new splits.")
+    _warn_of_surprises(path, splits, records)
+    return splits
+
+
+def _listed(cases: Sequence[str]) -> str:
+    return ", ".join(f"{case[:80]!r}" for case in cases[:5]) + (", ..." if len(cases) > 5 else "")
+
+
+def _warn_of_surprises(path: Path, splits: Sequence[Split], records: Sequence[CaseRecord]) -> None:
+    """Existing splits are honoured, but what their author may not have seen is said."""
+    group_of = {record.case_id: record.group for record in records}
+    unused = set(group_of) - {c for split in splits for c in (*split.train, *split.val)}
+    if unused:
+        warnings.warn(
+            f"{path} leaves out {len(unused)} of {len(group_of)} cases ({sorted(unused)[0]}, ...); delete it for new "
+            f"splits over all cases.",
+            stacklevel=3,
+        )
+    for fold, split in enumerate(splits):
+        shared = {group_of[c] for c in split.train} & {group_of[c] for c in split.val}
+        if shared:
+            count = Counter(group_of[c] for c in split.val)[sorted(shared)[0]]
+            warnings.warn(
+                f"{path}: fold {fold} validates on {count} cases of group {sorted(shared)[0]!r} that it also "
+                f"trains on; its scores will be too good.",
+                stacklevel=3,
+            )

@@ -1,0 +1,79 @@
+"""Everything that the phases of one fold share: what was asked, data, cases, device, log, and when to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from unisegdiff_pipeline.core.files import text_hash
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
+from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
+from unisegdiff_pipeline.selection.hold_out import HoldOut
+from unisegdiff_pipeline.training.interrupt import StopRequest
+from unisegdiff_pipeline.training.log import RunLog
+from unisegdiff_pipeline.training.request import TrainRequest
+from unisegdiff_pipeline.training.schedule import Stopwatch
+
+
+@dataclass
+class FoldRun:
+    """Everything that the phases of one fold share.
+
+    Attributes:
+        request: what was asked, nothing left open that the fold was asked before.
+        configuration: the plan, with the request's overrides of batch size and learning rate.
+        folder: results folder of the fold.
+        train_cases: cases that weights are learned from; without `holdout_cases`.
+        holdout_cases: the inner hold-out, on which everything that is chosen is chosen.
+        validation_cases: the fold's own, predicted once at the end; empty for fold "all".
+        watch: seconds of this fold, all sittings together.
+        monitored_cases: held-out cases that are scored during training; fewer where time is short.
+        monitoring_limit_s: longest time that scoring them once may take; None without a time budget.
+    """
+
+    request: TrainRequest
+    plans: Plans
+    configuration: ConfigurationPlan
+    data: PreprocessedFolder
+    folder: Path
+    train_cases: tuple[str, ...]
+    holdout_cases: tuple[str, ...]
+    validation_cases: tuple[str, ...]
+    device: torch.device
+    workers: int
+    plan_hash: str
+    log: RunLog
+    stop: StopRequest
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    monitored_cases: tuple[str, ...] = ()
+    monitoring_limit_s: float | None = None
+
+    @property
+    def seed(self) -> int:
+        """What every random number of the fold follows from."""
+        return self.request.seed_or_default
+
+    @property
+    def held_out(self) -> HoldOut:
+        """What choosing on held-out cases needs of the fold."""
+        return HoldOut(
+            self.data,
+            self.plans.labels,
+            self.configuration,
+            self.plans.spacing_known,
+            self.train_cases,
+            self.device,
+            self.seed,
+            self.leave_if_asked,
+        )
+
+    def leave_if_asked(self) -> None:
+        """Raise TrainingInterrupted after SIGINT or SIGTERM; called where everything is saved."""
+        self.stop.check()
+
+    def generator(self, *key: object) -> torch.Generator:
+        """A generator on the training's device, keyed by the seed and `key`: no state has to be saved."""
+        digest = text_hash("|".join(map(str, (self.seed, *key))))
+        return torch.Generator(self.device).manual_seed(int(digest[:15], 16))

@@ -1,0 +1,130 @@
+"""What a training says: lines for people, JSON lines for programs, a report, and TensorBoard on request."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unisegdiff_pipeline.core.files import atomic_path
+from unisegdiff_pipeline.core.serialization import to_jsonable
+from unisegdiff_pipeline.reports.training_log import LOG_NAME, read_log
+from unisegdiff_pipeline.training.schedule import Allowance
+
+REPORT_SHARE = 0.01  # of the training time may go into refreshing the report
+
+
+class RunLog:
+    """Log of one fold; entries of earlier sittings stay, those behind the checkpoint are dropped on continuing.
+
+    Args:
+        folder: results folder of the fold.
+        tensorboard: also write events to folder/tensorboard.
+
+    Attributes:
+        report_s: seconds that the last report took.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool = False) -> None:
+        self.path = folder / LOG_NAME
+        self.report_s = 0.0
+        self._report_allowance = Allowance(REPORT_SHARE)
+        self._tensorboard = tensorboard
+        self._writer: Any = None
+
+    def open(self) -> None:
+        """Make the folder, and the TensorBoard events on request.
+
+        Raises:
+            UsdError: TensorBoard is not installed.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_half_line(self.path)
+        if self._tensorboard:
+            self._writer = _tensorboard_writer(self.path.parent / "tensorboard")
+
+    def say(self, text: str) -> None:
+        """Print a line with the time of day."""
+        print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Append one entry, for example kind "train" with phase, iteration, loss."""
+        entry = {"kind": kind, **to_jsonable(values)}
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+        if self._writer is not None and "iteration" in values:
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and name not in ("iteration", "phase"):
+                    self._writer.add_scalar(f"phase_{values.get('phase')}/{name}", value, values["iteration"])
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All entries; a last line cut off by a kill is left out."""
+        return read_log(self.path)
+
+    @property
+    def num_entries(self) -> int:
+        """Entries so far; a checkpoint keeps the number."""
+        return len(self.entries())
+
+    def keep(self, num_entries: int) -> None:
+        """Drop what was logged behind a checkpoint, so that a continued training does not log it twice."""
+        self._rewrite(self.entries()[:num_entries])
+
+    def forget_phase(self, phase: int) -> None:
+        """Drop what a phase, or a later one, that begins from its start now has logged before it was killed."""
+        kept = [entry for entry in self.entries() if entry.get("phase", 0) < phase]
+        self._rewrite(kept)
+
+    def _rewrite(self, entries: Sequence[dict[str, Any]]) -> None:
+        if not self.path.is_file():
+            return
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
+
+    def refresh_report(self) -> None:
+        """Write report.html of a training that goes on, unless that would take more than REPORT_SHARE of its time."""
+        if self._report_allowance.is_due:
+            self._write_report(is_running=True)
+
+    def final_report(self) -> None:
+        """Write report.html of a training that has ended or is interrupted; none of one that has not begun."""
+        if self.path.is_file():
+            self._write_report(is_running=False)
+
+    def _write_report(self, is_running: bool) -> None:
+        from unisegdiff_pipeline.reports.training_report import write_training_report
+
+        start = time.monotonic()
+        with self._report_allowance.spent():
+            try:
+                write_training_report(self.path.parent, is_running)
+            except Exception as error:  # a training is worth more than its report
+                self.say(f"{self.path.parent / 'report.html'} could not be written: {error}")
+        self.report_s = time.monotonic() - start
+
+    def close(self) -> None:
+        """Flush TensorBoard events."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _drop_half_line(path: Path) -> None:
+    """Remove a last line that a kill cut off, so that the next entry does not become part of it."""
+    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content[: content.rfind(b"\n") + 1])
+
+
+def _tensorboard_writer(folder: Path) -> Any:
+    from unisegdiff_pipeline.core.errors import UsdError
+
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsdError(
+            "--tensorboard needs the package tensorboard, which is not installed; "
+            "install it (pip install tensorboard) or leave the flag out."
+        ) from None
+    return SummaryWriter(str(folder))

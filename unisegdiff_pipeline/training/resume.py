@@ -1,0 +1,250 @@
+"""What a fold was asked, and what may be continued or taken over.
+
+A fold keeps its request in request.json. The command repeated without a flag continues what was asked; a flag that asks
+for another thing is refused, since the weights would then be those of neither. Workers, device, checkpoint interval and
+TensorBoard change no training and may differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from unisegdiff_pipeline.core.bounds import Range
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, to_jsonable
+from unisegdiff_pipeline.training.fold_run import FoldRun
+from unisegdiff_pipeline.training.request import TrainRequest
+from unisegdiff_pipeline.training.trainers.trainer import Trainer
+
+REQUEST_NAME = "request.json"
+PHASE_1_NAME = "phase_1.safetensors"
+PHASE_1_FACTS_NAME = "phase_1.json"
+LENGTHS = ("max_time_s", "epochs", "iterations")
+ASKED = (*LENGTHS, "batch_size", "learning_rate", "seed", "phase_1_from")
+ASKED_VALUES = {  # what request.json may hold of them
+    "max_time_s": Annotated[float, Range(0, 1e9, low_open=True)] | None,
+    "epochs": Annotated[int, Range(1, 1e9)] | None,
+    "iterations": Annotated[int, Range(1, 1e12)] | None,
+    "batch_size": Annotated[int, Range(1, 4096)] | None,
+    "learning_rate": Annotated[float, Range(0, 10, low_open=True)] | None,
+    "seed": Annotated[int, Range(0, 2**63)] | None,
+    "phase_1_from": str | None,
+}
+WAYS_OUT = "Leave the flag out to go on with it, train beside it with --run NAME, or begin again with --restart."
+LISTED_CASES = 5
+
+
+class OtherRequestError(UsdError):
+    """A fold is asked for another training than the one that is there."""
+
+
+def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
+    source = run.request.phase_1_from
+    return {
+        "trainer": trainer.__name__,
+        "configuration": run.configuration.name,
+        "training": run.configuration.training,
+        "max_time_s": run.request.max_time_s,
+        "epochs": run.request.epochs,
+        "iterations": run.request.iterations,
+        "batch_size": run.request.batch_size,
+        "learning_rate": run.request.learning_rate,
+        "phase_1_from": None if source is None else str(source.absolute()),
+        "seed": run.seed,
+        "device": str(run.device),
+        "torch": torch.__version__,
+        "train_cases": run.train_cases,
+        "holdout_cases": run.holdout_cases,
+        "validation_cases": run.validation_cases,
+    }
+
+
+def read_request(folder: Path) -> dict[str, Any] | None:
+    """What was asked of the training in a fold's folder; None where none has begun.
+
+    Raises:
+        UsdError: the file is damaged.
+    """
+    path = folder / REQUEST_NAME
+    if not path.is_file():
+        return None
+    stored = _read_request(path)
+    if "learning_rate" not in stored:
+        # Folders of earlier versions say what batch size and learning rate came to, not whether a flag gave them.
+        stored |= {name: stored["training"].get(name) for name in ("batch_size", "learning_rate")}
+    if stored.get("phase_1_from") is not None:
+        stored["phase_1_from"] = str(Path(stored["phase_1_from"]).absolute())
+    return stored
+
+
+def _read_request(path: Path) -> dict[str, Any]:
+    """request.json as `describe_training` wrote it; keys that earlier versions did not write may be missing."""
+    cases = dict.fromkeys(("train_cases", "holdout_cases", "validation_cases"), tuple[str, ...])
+    try:
+        request = read_object(path)
+        for name, kind in {**ASKED_VALUES, **cases, "training": dict[str, Any]}.items():
+            from_jsonable(kind, request.get(name), name)  # type: ignore[arg-type]
+    except UsdError as error:
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise UsdError(f"{where}{error} Restore the file, or begin the fold again with --restart.") from None
+    return request
+
+
+def as_asked(request: TrainRequest, folder: Path) -> TrainRequest:
+    """The request with all that is left open as it was asked of the training in `folder`, the seed filled in.
+
+    Raises:
+        OtherRequestError: a flag asks for another training than the one that is there; names both values.
+    """
+    former = None if request.restart else read_request(folder)
+    if former is None:
+        return dataclasses.replace(request, seed=request.seed_or_default)
+    differences = [
+        f"{old} and is now asked for {new}"
+        for old, new in (_length(request, former), *(_value(request, former, name) for name in ASKED[len(LENGTHS) :]))
+        if new is not None and old != new
+    ]
+    if differences:
+        raise OtherRequestError(f"{folder} was trained with {', with '.join(differences)}. {WAYS_OUT}")
+    source = former.get("phase_1_from")
+    asked: dict[str, Any] = {name: former.get(name) for name in ASKED if name != "phase_1_from"}
+    return dataclasses.replace(request, **asked, phase_1_from=None if source is None else Path(source))
+
+
+def taken_over(request: TrainRequest, settled: TrainRequest) -> str:
+    """The flags that a request leaves open and that were given before, for the log; empty where there are none."""
+    names = [name for name in ASKED if getattr(request, name) is None and getattr(settled, name) is not None]
+    return ", ".join(_flag(name, getattr(settled, name)) for name in names if name != "seed" or settled.seed)
+
+
+def like_the_others(request: TrainRequest, others: Mapping[str, TrainRequest]) -> TrainRequest:
+    """The request of a cross-validation's next fold: what is left open is as it was asked of the folds begun.
+
+    Args:
+        request: what the command says.
+        others: the requests of the folds begun, by name.
+
+    Raises:
+        UsdError: they were asked different things, so that it is not known what the next one is to be.
+    """
+    taken: dict[str, Any] = {}
+    for names in (LENGTHS, *((name,) for name in ("batch_size", "learning_rate", "seed"))):
+        if any(getattr(request, name) is not None for name in names):
+            continue
+        asked = {fold: tuple(getattr(other, name) for name in names) for fold, other in others.items()}
+        if len(set(asked.values())) > 1:
+            parts = ", ".join(f"fold {fold}: {_said(names, values)}" for fold, values in asked.items())
+            raise UsdError(
+                f"the folds of this cross-validation were asked different things ({parts}), so what the others are to "
+                f"be is not known. Train the others singly (usd_train DATASET FOLD), or train all anew with --run NAME."
+            )
+        for values in asked.values():
+            taken |= dict(zip(names, values, strict=True))
+    return dataclasses.replace(request, **taken)
+
+
+def require_same_training(run: FoldRun, trainer: type[Trainer]) -> None:
+    """Raise a UsdError where the folder holds a training with other cases, or by other numbers of the plan.
+
+    Going on with them would choose settings on cases that were trained on, or validate on them.
+    """
+    former = read_request(run.folder)
+    if former is None:
+        return
+    now = to_jsonable(describe_training(run, trainer))
+    ways_out = "Restore the former one, train beside it with --run NAME, or begin again with --restart."
+    if former.get("trainer") != now["trainer"]:
+        raise UsdError(
+            f"{run.folder} was trained by {former.get('trainer')} and is now asked for {now['trainer']}. {ways_out}"
+        )
+    for name in ("train_cases", "holdout_cases", "validation_cases"):
+        if former.get(name) != now[name]:
+            differ = _cases_differ(former[name], now[name])
+            raise UsdError(
+                f"{run.folder} holds a training whose {name} were others: {differ}. Restore the former data and "
+                f"splits_final.json, train beside it with --run NAME, or begin again with --restart."
+            )
+    changed = [
+        f"training.{name} was {former['training'][name]!r} and is now {value!r}"
+        for name, value in now["training"].items()
+        if name in former["training"] and former["training"][name] != value
+    ]
+    if changed:
+        raise UsdError(f"{run.folder} was trained by another plan: {', '.join(changed)}. {ways_out}")
+
+
+def held_out_of(folder: Path) -> tuple[str, ...]:
+    """The cases that a training in `folder` holds out to choose on, in its order; none where there is no training."""
+    former = read_request(folder)
+    return () if former is None else tuple(former["holdout_cases"])
+
+
+def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
+    """Raise a UsdError where a foreign phase 1 is not there, or has seen cases that this fold holds out."""
+    for name in (PHASE_1_NAME, PHASE_1_FACTS_NAME, REQUEST_NAME):
+        if not (folder / name).is_file():
+            raise UsdError(f"--phase-1-from {folder} holds no {name}; name a fold's folder whose phase 1 has ended.")
+    seen = set(_read_request(folder / REQUEST_NAME)["train_cases"])
+    leaked = sorted(seen & {*run.holdout_cases, *run.validation_cases})
+    if leaked:
+        raise UsdError(
+            f"--phase-1-from {folder} was trained on {len(leaked)} cases that this fold holds out ({leaked[0]}, ...): "
+            f"its scores would mean nothing. Take phase 1 from the same fold."
+        )
+
+
+def _length(request: TrainRequest, former: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The former length and the one now asked for, as flags; None where the request leaves it open."""
+    now = tuple(getattr(request, name) for name in LENGTHS)
+    return _said(LENGTHS, tuple(former.get(name) for name in LENGTHS), former["training"]), (
+        None if now == (None, None, None) else _said(LENGTHS, now)
+    )
+
+
+def _value(request: TrainRequest, former: Mapping[str, Any], name: str) -> tuple[str, str | None]:
+    now = getattr(request, name)
+    if isinstance(now, Path):
+        now = str(now.absolute())
+    return _said((name,), (former.get(name),), former["training"]), None if now is None else _said((name,), (now,))
+
+
+def _said(names: Sequence[str], values: Sequence[Any], planned: Mapping[str, Any] | None = None) -> str:
+    """Values as the flags that ask for them; one that is not given is the plan's, where there is one."""
+    for name, value in zip(names, values, strict=True):
+        if value is not None:
+            return _flag(name, value)
+    of_plan = {"max_time_s": "num_epochs"}.get(names[0], names[0])
+    if planned is None or of_plan not in planned:
+        return f"no {_FLAGS[names[0]]}"
+    return _flag("epochs" if of_plan == "num_epochs" else names[0], planned[of_plan])
+
+
+_FLAGS = {
+    "max_time_s": "--max-time",
+    "epochs": "--epochs",
+    "iterations": "--iterations",
+    "batch_size": "--batch-size",
+    "learning_rate": "--lr",
+    "seed": "--seed",
+    "phase_1_from": "--phase-1-from",
+}
+
+
+def _flag(name: str, value: Any) -> str:
+    number = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{_FLAGS[name]} {number}{'s' if name == 'max_time_s' else ''}"
+
+
+def _cases_differ(former: Sequence[str], now: Sequence[str]) -> str:
+    come, gone = sorted({*now} - {*former}), sorted({*former} - {*now})
+    parts = [f"{len(names)} {what} ({_listed(names)})" for names, what in ((come, "came"), (gone, "left")) if names]
+    return ", ".join(parts) or "they stand in another order"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED_CASES]) + (", ..." if len(names) > LISTED_CASES else "")

@@ -1,0 +1,307 @@
+"""What the steps of a fold cost, and how a time budget is shared between them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.progress import counted, format_duration
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.inference.limits import Limits
+from unisegdiff_pipeline.inference.sliding_window import plan_tiles, prediction_window
+from unisegdiff_pipeline.inference.volume_sampler import SamplingFacts
+from unisegdiff_pipeline.networks.layout import to_device
+from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
+from unisegdiff_pipeline.preprocessing.storage import StoredCase
+from unisegdiff_pipeline.selection.choosing import FULL_SEARCH, QUICK_SEARCH, SHORT_SEARCH, USUAL_FROM_DET, Search
+from unisegdiff_pipeline.selection.hold_out import planned_settings, predict_stored
+from unisegdiff_pipeline.training.fold_run import FoldRun
+from unisegdiff_pipeline.training.schedule import PhaseBudget
+from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
+from unisegdiff_pipeline.training.trainers.trainer import Trainer
+
+CHOOSING_SHARE = 0.1  # of the time budget, for choosing on the hold-out
+MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
+DESCRIBING_SHARE = 0.02  # of the time budget, for what phase 1 is like on the hold-out
+# In forward passes over a case: what temperatures, draws without calls and their scores take. 4 to 9 were measured on
+# one core, more on two, since scores are taken on one.
+CHOOSING_PASSES = 14
+FEWEST_CASES = 6  # to choose on, however short the time is
+MEASURED_CASES = 5  # the largest of a few with foreground is timed
+MEASURING_SHARE = 0.0125  # of the time budget, for timing; a training times four times at most
+# Seconds of samples by seconds of the segmenter where time is too short to measure them; between 1 and 10 were seen.
+ASSUMED_SAMPLING = 10.0
+# What is to be done on a fewest number of cases may take so many times its share of the budget, not more.
+STRETCH = 3.0
+MONITORING_LIMIT_SHARE = 0.03  # of the time budget, for one validation during training, should it take longer than that
+DESCRIBING_LIMIT_SHARE = 0.08
+UNFORESEEN_S = 5.0
+UNFORESEEN_SHARE = 0.02  # of the time budget: the costs of a case are measured once, and differ by a fifth
+LEAST_PHASE_2_S = 1.0
+LEAST_PHASE_2_SHARE = 0.15  # of the time budget
+# Of the time budget, for choosing and the final validation. Phase 1 keeps no more, because it knows the costs of
+# untrained weights only: these sample everywhere, trained ones around lesions. What the shortest search needs has to be
+# there in any case, so of that it keeps more.
+LARGEST_FINAL_SHARE = 0.15
+LARGEST_QUICK_SHARE = 0.4
+LEAST_PHASE_1_SHARE = 0.4  # of the time that is left for both phases and the end, whatever the end may take
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that one held-out case takes to segment, and to sample with the default settings on top.
+
+    `search` is how far samplers are to be searched; it decides what choosing and the final validation may take.
+    """
+
+    segment_s: float = 0.0
+    sample_s: float = 0.0
+    search: Search = FULL_SEARCH
+
+    @property
+    def choosing_s(self) -> float:
+        """Seconds a case takes when temperatures and settings are chosen."""
+        return (
+            CHOOSING_PASSES * self.segment_s
+            + self.sample_s * self.search.calls_per_case / SamplerSettings().total_calls
+        )
+
+    @property
+    def monitoring_s(self) -> float:
+        """Seconds a case takes when its mask is scored during training: half as many samples of two calls."""
+        return self.segment_s + self.sample_s / 2 * USUAL_FROM_DET.total_calls / SamplerSettings().total_calls
+
+    def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
+        """As many held-out cases as the time for choosing allows, FEWEST_CASES where that is anyhow possible."""
+        return _affordable(run, CHOOSING_SHARE, self.choosing_s, FEWEST_CASES)
+
+    def described_cases(self, run: FoldRun) -> tuple[str, ...]:
+        """As many held-out cases as may be segmented twice after phase 1, FEWEST_CASES where that is possible."""
+        return _affordable(run, DESCRIBING_SHARE, 2 * self.segment_s, FEWEST_CASES)
+
+    def monitored_cases(self, run: FoldRun) -> tuple[str, ...]:
+        """As many held-out cases as may be scored several times during training, three where that is possible."""
+        return _affordable(run, MONITORING_SHARE, self.monitoring_s, 3)
+
+    def final_s(self, run: FoldRun, largest_share: float = 1.0) -> float:
+        """Seconds to keep for choosing and the final validation, at most `largest_share` of the time budget."""
+        assert run.request.max_time_s is not None
+        choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
+        monitoring = len(self.monitored_cases(run)) * self.monitoring_s
+        unforeseen_s = UNFORESEEN_S + run.log.report_s + UNFORESEEN_SHARE * run.request.max_time_s
+        expected_s = choosing + self.validation_s(run) + monitoring
+        return min(largest_share * run.request.max_time_s, expected_s) + unforeseen_s
+
+    def validation_s(self, run: FoldRun) -> float:
+        """Seconds of the final validation with the most calls that the samplers of mean and masks may take."""
+        sampling_s = self.sample_s * self.search.most_calls / SamplerSettings().total_calls
+        # Restoring and scoring a case cost about as much as segmenting it.
+        return len(run.validation_cases) * (2 * self.segment_s + sampling_s)
+
+
+def _affordable(run: FoldRun, share: float, seconds_each: float, fewest: int) -> tuple[str, ...]:
+    """As many held-out cases as a share of the time budget allows, or up to `fewest` in STRETCH times as much."""
+    if run.request.max_time_s is None:
+        return run.holdout_cases
+    count = share * run.request.max_time_s / max(seconds_each, 1e-6)
+    return run.holdout_cases[: int(max(count, min(fewest, STRETCH * count)))]
+
+
+def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
+    """Time the prediction of one held-out (or training) case, under a time budget only.
+
+    Of a case of many tiles one is timed, and the whole case only where that surely fits into MEASURING_SHARE of the
+    budget; else every tile is taken to be sampled. With untrained weights that is so, since everything is foreground to
+    them.
+    """
+    if run.request.max_time_s is None:
+        return Costs()
+    stored = _largest(run)
+    tile, num_tiles = _one_tile(run, model, stored)
+    run.log.say(f"timing the prediction of {'a case' if num_tiles == 1 else f'one of {num_tiles} tiles of a case'}")
+    settings = planned_settings(run.configuration)
+    limit_s = MEASURING_SHARE * run.request.max_time_s
+
+    def timed(case: StoredCase, num_samples: int) -> tuple[float, SamplingFacts]:
+        start = time.monotonic()
+        facts = predict_stored(run.held_out, model, case, settings, num_samples).facts
+        return time.monotonic() - start, facts
+
+    sampled = model.denoiser is not None
+    segment_s = timed(tile, 0)[0]  # whatever it takes: without it nothing is known
+    sample_s = ASSUMED_SAMPLING * segment_s if sampled else 0.0
+    found = Costs(num_tiles * segment_s, num_tiles * sample_s)
+    start = time.monotonic()
+    with run.stop.limited(limit_s - segment_s):
+        if sampled:
+            timed(tile, 1)  # the first prediction of a process takes longer
+        segment_s = timed(tile, 0)[0]
+        if sampled:
+            sample_s = max(0.0, timed(tile, settings.num_samples)[0] - segment_s)
+        found = Costs(num_tiles * segment_s, num_tiles * sample_s)
+        whole_s = found.segment_s + found.sample_s / max(settings.num_samples, 1)
+        if num_tiles > 1 and whole_s < limit_s - (time.monotonic() - start):
+            seconds, facts = timed(stored, 1 if sampled else 0)
+            found = Costs(seconds - facts.seconds_samples, facts.num_active_tiles * sample_s)
+    return found
+
+
+def _largest(run: FoldRun) -> StoredCase:
+    """The largest of a few cases, of those with foreground where there are any."""
+    cases = [run.data.open(case_id) for case_id in (run.holdout_cases or run.train_cases)[:MEASURED_CASES]]
+    return max(cases, key=lambda case: (bool(len(case.components.num_voxels)), case.image.shape))
+
+
+def _one_tile(run: FoldRun, model: StagedModel, stored: StoredCase) -> tuple[StoredCase, int]:
+    """A case cut down to one tile, with foreground where it has any, and the number of tiles of the whole case."""
+    shape = stored.image.shape[1:]
+    patch_size = run.configuration.network.patch_size
+    grid = plan_tiles(shape, prediction_window(patch_size, shape, model.segmenter.divisor), Limits().step)
+    voxel = stored.components.draw(np.random.default_rng(run.request.seed), "component", None)
+    middle = [length // 2 for length in shape] if voxel is None else voxel
+    box = []
+    for position, window, length in zip(middle, grid.window, shape, strict=True):
+        start = min(max(int(position) - window // 2, 0), max(length - window, 0))
+        box.append(slice(start, start + window))
+    return replace(stored, image=stored.image[(slice(None), *box)]), len(grid.starts)
+
+
+def affordable_cases(run: FoldRun, model: StagedModel, costs: Costs) -> tuple[str, ...]:
+    """Held-out cases to choose on, now that both phases are over: as planned, fewer where a case takes longer by now.
+
+    The model is timed again: what it finds, and what else the machine does, may have changed since phase 2 began.
+    """
+    planned = costs.choosing_cases(run)
+    if run.request.max_time_s is None:
+        return planned
+    now = replace(measure_costs(run, model), search=costs.search)
+    left_s = time_left_s(run)
+    assert left_s is not None
+    left_s -= min(now.validation_s(run), left_s / 2)
+    return planned[: max(0, int(left_s / max(now.choosing_s, 1e-6)))]
+
+
+def time_left_s(run: FoldRun) -> float | None:
+    """Seconds until the time budget is spent, without those that its last report needs; None without a budget."""
+    if run.request.max_time_s is None:
+        return None
+    return run.request.max_time_s - run.watch.seconds - UNFORESEEN_S - run.log.report_s
+
+
+def share_s(run: FoldRun, share: float) -> float | None:
+    """A share of the time budget in seconds; None without a budget."""
+    return None if run.request.max_time_s is None else share * run.request.max_time_s
+
+
+def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> PhaseBudget:
+    """Length of phase 1.
+
+    Args:
+        run: the fold.
+        share: of both phases together.
+        start_s: when phase 1 began, which may have been in an earlier sitting; None: it begins now.
+    """
+    total = _total_iterations(run)
+    if total is not None:
+        _require_both(total, share)
+        run.monitored_cases = run.holdout_cases
+        return PhaseBudget(iterations=_phase_1_iterations(total, share))
+    assert run.request.max_time_s is not None
+    untrained = to_device(build_model(run.configuration, run.plans.labels, share < 1), run.device)
+    costs = measure_costs(run, untrained)
+    run.monitored_cases = replace(costs, sample_s=0.0).monitored_cases(run)
+    run.monitoring_limit_s = share_s(run, MONITORING_LIMIT_SHARE)
+    start_s = run.watch.seconds if start_s is None else start_s
+    validation_s = len(run.validation_cases) * costs.segment_s
+    if validation_s > LARGEST_QUICK_SHARE * run.request.max_time_s:
+        run.log.say(
+            f"--max-time {run.request.max_time_s:g} s is short: segmenting the "
+            f"{counted(len(run.validation_cases), 'validation case')} alone may take {format_duration(validation_s)}; "
+            f"settings are chosen and cases validated as far as time allows"
+        )
+    quick_s = replace(costs, search=QUICK_SEARCH).final_s(run, LARGEST_QUICK_SHARE)
+    reserved_s = max(costs.final_s(run, LARGEST_FINAL_SHARE), quick_s)
+    left_s = run.request.max_time_s - start_s
+    return PhaseBudget(seconds=share * max(left_s - reserved_s, LEAST_PHASE_1_SHARE * left_s))
+
+
+def within_budget(run: FoldRun, costs: Costs, start_s: float) -> Costs:
+    """The costs with the widest search that time allows; `start_s` is when phase 2 began.
+
+    Choosing and the final validation are to take at most LARGEST_FINAL_SHARE of the time budget and to leave phase 2 at
+    least LEAST_PHASE_2_SHARE of it: samplers of several calls are of no use to networks that had no time to learn.
+    """
+    if run.request.max_time_s is None:
+        return costs
+    budget_s = run.request.max_time_s
+    for search in (FULL_SEARCH, SHORT_SEARCH):
+        tried = replace(costs, search=search)
+        final_s = tried.final_s(run)
+        if final_s <= LARGEST_FINAL_SHARE * budget_s and final_s + start_s <= (1 - LEAST_PHASE_2_SHARE) * budget_s:
+            return tried
+        run.log.say(f"time is short: samplers of {search.most_calls} network calls are not tried")
+    return replace(costs, search=QUICK_SEARCH)
+
+
+def phase_2_budget(run: FoldRun, share: float, costs: Costs, start_s: float) -> PhaseBudget:
+    """What is left; `start_s` is when phase 2 began, which may have been in an earlier sitting."""
+    run.monitored_cases = costs.monitored_cases(run)
+    run.monitoring_limit_s = share_s(run, MONITORING_LIMIT_SHARE)
+    total = _total_iterations(run)
+    if total is not None:
+        return PhaseBudget(iterations=total - _phase_1_iterations(total, share))
+    assert run.request.max_time_s is not None
+    final_s = costs.final_s(run, LARGEST_QUICK_SHARE)
+    left_s = run.request.max_time_s - final_s - start_s
+    least_s = min(LEAST_PHASE_2_SHARE * run.request.max_time_s, (run.request.max_time_s - start_s) / 2)
+    if left_s < least_s:
+        run.log.say(
+            f"choosing settings and the final validation may take {format_duration(final_s)}; they are shortened, so "
+            f"that phase 2 gets {format_duration(max(LEAST_PHASE_2_S, least_s))}. Give more time."
+        )
+    return PhaseBudget(seconds=max(LEAST_PHASE_2_S, least_s, left_s))
+
+
+def phase_iterations(run: FoldRun, trainer: type[Trainer]) -> tuple[int, int] | None:
+    """Iterations of each phase; None under a time budget.
+
+    Raises:
+        UsdError: too few for two phases.
+    """
+    total = _total_iterations(run)
+    if total is None:
+        return None
+    share = phase_1_share(run, trainer)
+    _require_both(total, share)
+    first = _phase_1_iterations(total, share)
+    return first, total - first
+
+
+def phase_1_share(run: FoldRun, trainer: type[Trainer]) -> float:
+    """Share of phase 1 of both phases: all of it for a segmenter, nothing where another training's is taken over."""
+    if not issubclass(trainer, DiffusionTrainer):
+        return 1.0
+    return run.configuration.training.phase_1_share if run.request.phase_1_from is None else 0.0
+
+
+def _require_both(total: int, share: float) -> None:
+    if total < 2 and share < 1:
+        raise UsdError(f"--iterations {total} leaves one of the two phases without any; give at least 2.")
+
+
+def _phase_1_iterations(total: int, share: float) -> int:
+    """Each phase gets one iteration at least, unless its share is nothing."""
+    return round(total * share) if share in (0, 1) else min(total - 1, max(1, round(total * share)))
+
+
+def _total_iterations(run: FoldRun) -> int | None:
+    """Iterations of both phases; None under a time budget."""
+    if run.request.max_time_s is not None:
+        return None
+    if run.request.iterations is not None:
+        return run.request.iterations
+    plan = run.configuration.training
+    return (run.request.epochs or plan.num_epochs) * plan.iterations_per_epoch

@@ -1,0 +1,1 @@
+"""The trainers: the segmenter alone, the staged diffusion model, and its ablations."""

@@ -1,0 +1,316 @@
+"""Phase 2: the denoiser learns on top of the segmenter, which goes on learning from the same patches."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
+from unisegdiff_pipeline.diffusion.losses import (
+    LOG_VARIANCE_LIMIT,
+    mask_loss,
+    noise_loss,
+    refinement_loss,
+    weight_by_log_variance,
+)
+from unisegdiff_pipeline.diffusion.schedule import Target, channel_lam, expand_to, noise_mask
+from unisegdiff_pipeline.diffusion.stages import StageDraw, draw_stages
+from unisegdiff_pipeline.diffusion.targets import (
+    STAGE_A,
+    STAGE_B,
+    STAGE_C,
+    STAGE_NAMES,
+    Estimate,
+    final_probabilities,
+    noise_error,
+    state_estimate,
+)
+from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput, repeat_examples
+from unisegdiff_pipeline.networks.precision import autocast
+from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
+from unisegdiff_pipeline.networks.unet import SegmentationUNet
+from unisegdiff_pipeline.selection.choosing import unchosen_settings
+from unisegdiff_pipeline.training.bands import BandMeter, LamBands, LastLayerGradients, mask_dice
+from unisegdiff_pipeline.training.data.patches import Batch, PatchSource
+from unisegdiff_pipeline.training.fold_run import FoldRun
+from unisegdiff_pipeline.training.schedule import Allowance, PhaseBudget
+from unisegdiff_pipeline.training.trainers.segmentation import segmentation_loss
+from unisegdiff_pipeline.training.trainers.trainer import StepResult, Trainer
+from unisegdiff_pipeline.training.validation import HeldOutDice, validate_cases
+
+# Noised masks a step: on a CPU more take longer than the segmenter's step and teach little more. On a GPU they cost a
+# fifth more (small patches); their voxels are bounded, since the plan counts the segmenter's memory alone.
+MOST_EXAMPLES = 24
+MOST_VOXELS_ON_GPU = 4_000_000
+NUM_VALIDATION_SAMPLES = 4
+LEVELS_STREAM = 0x5EED
+MEASURE_EVERY = 8  # every so many iterations loss, gradient and Dice of each example are looked at
+NUM_BAND_ENTRIES = 24  # in the log of the phase
+HELD_OUT_PATCHES = 4  # each noised to all bands of lam
+HELD_OUT_SHARE = 0.01  # of the time may go into looking at them
+
+
+class DiffusionTrainer(Trainer, abc.ABC):
+    """Noises masks, conditions on the segmenter once a patch, and leaves the denoiser's loss to its subclasses.
+
+    The segmenter goes on with the loss of phase 1 and the rest of its schedule; the denoiser's loss does not reach it.
+
+    Args:
+        run, budget: as for `Trainer`.
+        segmenter: of phase 1.
+        settings: what phase 1 left for prediction: realised edges of the stages, temperature of p_det.
+    """
+
+    phase: ClassVar[int] = 2
+    num_validations: ClassVar[int] = 3
+    target: ClassVar[Target] = "staged"
+    # Share of the examples that must do without the segmenter's logits, so that the noised mask is really read.
+    hidden_share: ClassVar[float] = 0.2
+    network: StagedModel
+
+    def __init__(
+        self, run: FoldRun, budget: PhaseBudget, segmenter: SegmentationUNet, settings: InferenceSettings
+    ) -> None:
+        # Held-out cases are looked at with these.
+        self.settings = unchosen_settings(run.held_out, self.own_settings(settings))
+        self.edges = self.settings.edges
+        self.temperature = settings.denoiser_temperature
+        self.log_variances = nn.Parameter(torch.zeros(len(STAGE_NAMES), device=run.device))
+        self._segmenter = segmenter.requires_grad_(True)
+        super().__init__(run, budget)
+        self.bands = LamBands.of_edges(self.edges)
+        self._meter = BandMeter(self.bands, run.device)
+        self._bands_recorded_at = 0.0
+        self._held_out_allowance = Allowance(HELD_OUT_SHARE)
+
+    @classmethod
+    def own_settings(cls, settings: InferenceSettings) -> InferenceSettings:
+        """The settings with what this trainer decides about them: what is predicted, and where the stages lie."""
+        return replace(settings, target=cls.target)
+
+    def draw_levels(self, num_patches: int, levels: int, generator: torch.Generator) -> StageDraw:
+        """Noise levels of a batch, patch-major."""
+        return draw_stages(num_patches, levels, self.edges, generator)
+
+    def build_network(self) -> nn.Module:
+        configuration = self.run.configuration
+        labels = self.run.plans.labels
+        denoiser = Denoiser(configuration.network, configuration.denoiser, labels.num_channels, labels.coding)
+        return StagedModel(self._segmenter, denoiser, labels)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The part of the network that is new in this phase."""
+        assert self.network.denoiser is not None
+        return self.network.denoiser
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": list(self.denoiser.parameters()), "span": (0.0, 1.0)},
+            {"params": list(self.network.segmenter.parameters()), "span": (self.plan.phase_1_share, 1.0)},
+        ]
+
+    def extra_parameters(self) -> list[nn.Parameter]:
+        return [self.log_variances]
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.log_variances.clamp_(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+
+    @abc.abstractmethod
+    def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
+        """Loss of each example (B,), by what the trainer lets the network predict."""
+
+    def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
+        segmented = self.network.segmenter(batch.image)
+        loss_segmenter = segmentation_loss(segmented.logits, batch, self.run.configuration, self.coding).loss
+        self.descend(loss_segmenter)  # now, and on its own: the denoiser's loss is not to reach the segmenter
+        logits, features = segmented.logits[0].detach(), [f.detach() for f in segmented.features]
+        del segmented
+        levels = self.run.configuration.denoiser.noise_levels_per_patch
+        # Drawn on the CPU, like all that decides which examples there are: the same for every device; and from a stream
+        # of its own, so that no noise repeats the numbers that chose its level.
+        own_stream = torch.Generator().manual_seed(generator.initial_seed() ^ LEVELS_STREAM)
+        most = MOST_EXAMPLES
+        if self.run.device.type == "cuda":
+            most = max(most, MOST_VOXELS_ON_GPU // batch.target[0, 0].numel())
+        count = min(len(batch.image), max(1, most // levels))
+        chosen = torch.randperm(len(batch.image), generator=own_stream)[:count]
+        projected = self.denoiser.project_features([f[chosen] for f in features])
+        condition = Condition(logits[chosen].float(), projected)
+        draw = self.draw_levels(count, levels, own_stream)
+        example = self._noise(batch.select(chosen), condition, draw, generator)
+        repeated = tuple(repeat_examples(f, levels) for f in condition.features)
+        keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= self.hidden_share).float()
+        measured = self.bf16 is not None and self.iteration % MEASURE_EVERY == 0  # not while a step is timed
+        with LastLayerGradients(self.denoiser.head) if measured else contextlib.nullcontext() as gradients:
+            output = self._denoise(self.network, example, repeated, keep)
+        losses = self.example_losses(example, output)
+        if gradients is not None:
+            self._measure(example, output, losses.detach(), gradients)
+        result = self.weigh(losses, example.stage)
+        return StepResult(result.loss, {"loss_segmenter": loss_segmenter.detach(), **result.logged})
+
+    def _noise(self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator) -> NoisedExamples:
+        levels = len(draw.lam) // len(batch.image)
+        draw = StageDraw(*(v.to(self.run.device) for v in (draw.lam, draw.stage, draw.from_mean)))
+        det_logits = repeat_examples(condition.det_logits, levels)
+        target, valid = repeat_examples(batch.target, levels), repeat_examples(batch.valid, levels)
+        mean = self.network.det_probabilities(Condition(det_logits, ()), self.temperature)
+        x0 = mask_to_x(torch.where(valid > 0, target, mean))  # ignored voxels: what the segmenter says
+        source = torch.where(expand_to(draw.from_mean, x0.ndim), mask_to_x(mean), x0)
+        noise = torch.randn(x0.shape, generator=generator, device=self.run.device)
+        x_t = noise_mask(source, channel_lam(draw.lam, self.edges), noise)
+        return NoisedExamples(x_t, x0, target, valid, draw.lam, draw.stage, draw.from_mean, det_logits)
+
+    def _denoise(
+        self, model: StagedModel, example: NoisedExamples, features: tuple[Tensor, ...], keep: Tensor | None = None
+    ) -> DenoiserOutput:
+        return model.denoiser_output(
+            example.x_t, example.lam, example.det_logits, features, self.temperature, keep,
+            channel_lam(example.lam, self.edges),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _measure(
+        self, example: NoisedExamples, output: DenoiserOutput, losses: Tensor, gradients: LastLayerGradients
+    ) -> None:
+        """Count unweighted losses, gradient norms and Dice by band of lam, once the backward pass has been made."""
+        band = self.bands.index(example.lam, example.from_mean)
+        dice = self._dice(example, output)
+        # The loss descended is a mean over examples, each with the weight of its stage; take both out again.
+        scale = len(losses) * self.log_variances.detach()[example.stage].exp()
+        gradients.then(lambda norms: self._meter.add(band, losses, dice, norms * scale))
+
+    def _dice(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
+        """Dice of the masks that a sampler would end with, were this its last call (B,)."""
+        estimate = Estimate(probabilities_from_logits(output.x0_logits, self.coding), output.noise_correction)
+        p = final_probabilities(example.lam, estimate, self.edges, self.coding)
+        return mask_dice(p, example.target, example.valid, self.coding)
+
+    @torch.no_grad()
+    def measure_held_out(self) -> None:
+        """Log losses and Dice by band of lam on patches of held-out cases.
+
+        The patches and the noise are the same each time, and for all trainings of a fold with the same seed.
+        """
+        run = self.run
+        plan = replace(self.plan, batch_size=min(self.plan.batch_size, HELD_OUT_PATCHES), foreground_share=1.0)
+        configuration = replace(run.configuration, training=plan)
+        source = PatchSource(
+            run.data, run.holdout_cases, configuration, run.plans.labels, run.seed, False, memory_budget_gb=0
+        )
+        batch, draw = source.batch(0).to(run.device), self.bands.grid(plan.batch_size)
+        model, meter = self.model_for_prediction(), BandMeter(self.bands, run.device)
+        with autocast(run.device, self.bf16):
+            condition = model.condition(batch.image)
+            example = self._noise(batch, condition, draw, run.generator("bands"))
+            features = tuple(repeat_examples(f, len(self.bands)) for f in condition.features)
+            output = self._denoise(model, example, features)
+            losses = self.example_losses(example, output)
+            meter.add(self.bands.index(example.lam, example.from_mean), losses, self._dice(example, output))
+        self._record_bands(meter, "held_out")
+
+    def _record_bands(self, meter: BandMeter, cases: str) -> None:
+        seconds = self.run.watch.seconds
+        self.run.log.record(
+            "bands", phase=self.phase, iteration=self.iteration, seconds=seconds, cases=cases, **meter.take()
+        )
+
+    def _log(self, sums: dict[str, list[Tensor]], seconds: float) -> None:
+        super()._log(sums, seconds)
+        if self.progress >= 1 or self.progress - self._bands_recorded_at >= 1 / NUM_BAND_ENTRIES:
+            self._bands_recorded_at = self.progress
+            self._record_bands(self._meter, "training")
+
+    def weigh(self, losses: Tensor, stage: Tensor) -> StepResult:
+        """Loss to descend from that of each example, with the learned weights of the stages."""
+        weighted = weight_by_log_variance(losses, self.log_variances[stage])
+        logged = {}
+        for index, name in enumerate(STAGE_NAMES):
+            logged[f"loss_{name.lower()}"] = losses[stage == index].mean().detach()
+            logged[f"log_variance_{name.lower()}"] = self.log_variances[index].detach()
+        return StepResult(weighted.mean(), logged)
+
+    def model_for_prediction(self) -> StagedModel:
+        model = self.ema.network
+        assert isinstance(model, StagedModel)
+        return model
+
+    def validate(self) -> HeldOutDice:
+        if self._held_out_allowance.is_due or self.progress >= 1:
+            with self._held_out_allowance.spent():
+                self.measure_held_out()
+        # Cut for Dice: honest probabilities of objects in doubt hardly reach 0.5, and the temperature that decides how
+        # many do is fitted anew only in the end.
+        return validate_cases(
+            self.run,
+            self.model_for_prediction(),
+            num_samples=NUM_VALIDATION_SAMPLES,
+            settings=replace(self.settings, decision="dice"),
+            picture=self.moment,
+        )
+
+
+@dataclass(frozen=True)
+class NoisedExamples:
+    """One batch of noised masks, B = patches x noise levels.
+
+    Attributes:
+        x_t: noised masks (B, C, *patch).
+        x0: clean masks in [-1, 1]; ignored voxels hold the segmenter's mean.
+        target, valid: (B, C, *patch) and (B, 1, *patch).
+        lam, stage, from_mean: (B,), see `StageDraw`.
+        det_logits: the segmenter's (B, C, *patch).
+    """
+
+    x_t: Tensor
+    x0: Tensor
+    target: Tensor
+    valid: Tensor
+    lam: Tensor
+    stage: Tensor
+    from_mean: Tensor
+    det_logits: Tensor
+
+    def of_stage(self, stage: int) -> Tensor:
+        """Indices of the examples of one stage."""
+        return (self.stage == stage).nonzero()[:, 0]
+
+
+class StagedDiffusionTrainer(DiffusionTrainer):
+    """The target changes with the stage: mask (A), mask and noise (B), noise with the mask it implies (C).
+
+    The mask's loss is cross-entropy alone, a proper score. With Dice beside it the network learns to be surer than it
+    may be, and all samples to be nearly one (documentation/explanation/staged_diffusion.md has the numbers). How honest
+    probabilities become a mask of good Dice is decided afterwards (`inference.decision`).
+    """
+
+    def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
+        losses = torch.zeros(len(example.lam), device=example.lam.device)
+        for stage in (STAGE_A, STAGE_B, STAGE_C):
+            rows = example.of_stage(stage)
+            logits, target, valid = output.x0_logits[rows], example.target[rows], example.valid[rows]
+            lam, correction = example.lam[rows], output.noise_correction[rows]
+            level = channel_lam(lam, self.edges)
+            if stage == STAGE_A:
+                loss = mask_loss(logits, target, valid, self.coding)
+            elif stage == STAGE_B:
+                # The noise is learned by its correction alone: through x_0 it would pull the mask head along.
+                p = probabilities_from_logits(logits.detach(), self.coding)
+                error = noise_error(level, mask_to_x(p), correction, example.x0[rows])
+                loss = mask_loss(logits, target, valid, self.coding) + 0.3 * noise_loss(error, valid)
+            else:
+                # Here the noise is the target, and the mask head, which has no other in this stage, a part of it.
+                p = probabilities_from_logits(logits, self.coding)
+                error = noise_error(level, mask_to_x(p), correction, example.x0[rows])
+                inverted = state_estimate(lam, Estimate(p, correction), self.edges)
+                loss = refinement_loss(level, error, inverted, target, valid, self.coding)
+            losses = losses.index_put((rows,), loss)
+        return losses

@@ -1,0 +1,66 @@
+"""Phase 1: the segmenter; alone it is the equivalent of nnU-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unisegdiff_pipeline.core.labels import Coding
+from unisegdiff_pipeline.diffusion.losses import mask_loss
+from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.networks.unet import SegmentationUNet
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan
+from unisegdiff_pipeline.selection.hold_out import planned_settings
+from unisegdiff_pipeline.training.data.patches import Batch, PatchSource
+from unisegdiff_pipeline.training.trainers.trainer import StepResult, Trainer, pool_targets
+from unisegdiff_pipeline.training.validation import HeldOutDice, validate_cases
+
+COUNTED_PATCHES = 64  # for the prior of the untrained network
+
+
+class SegmentationTrainer(Trainer):
+    """Dice + cross-entropy with deep supervision."""
+
+    phase: ClassVar[int] = 1
+    num_validations: ClassVar[int] = 6
+    network: SegmentationUNet
+
+    def build_network(self) -> nn.Module:
+        run = self.run
+        configuration, labels = run.configuration, run.plans.labels
+        network = SegmentationUNet(configuration.network, labels.num_channels, configuration.training.deep_supervision)
+        source = PatchSource(run.data, run.train_cases, configuration, labels, run.seed, False, 0.0)
+        network.start_from(source.channel_shares(COUNTED_PATCHES), labels.coding)
+        return network
+
+    def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
+        return segmentation_loss(self.network(batch.image).logits, batch, self.run.configuration, self.coding)
+
+    def model_for_prediction(self) -> StagedModel:
+        segmenter = self.ema.network
+        assert isinstance(segmenter, SegmentationUNet)
+        return StagedModel(segmenter, None, self.run.plans.labels).eval()
+
+    def validate(self) -> HeldOutDice:
+        settings = planned_settings(self.run.configuration)
+        return validate_cases(self.run, self.model_for_prediction(), 0, settings, picture=self.moment)
+
+
+def segmentation_loss(
+    logits: Sequence[Tensor], batch: Batch, configuration: ConfigurationPlan, coding: Coding
+) -> StepResult:
+    """Dice + cross-entropy of a segmenter's logits (B, C, ...), one tensor a resolution, the finest first."""
+    levels = configuration.network.levels[1 : len(logits)]
+    targets, masks = pool_targets(batch.target, batch.valid, [level.stride for level in levels])
+    # nnU-Net's weights 1, 1/2, 1/4, ... with the coarsest level left out, unless it is the only one.
+    count = max(1, len(logits) - 1)
+    weights = [0.5**i for i in range(count)]
+    batch_dice = configuration.training.batch_dice
+    losses = [
+        mask_loss(logits[i], targets[i], masks[i], coding, 1.0, batch_dice=batch_dice).mean() for i in range(count)
+    ]
+    total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
+    return StepResult(total, {"loss_full_resolution": losses[0].detach()})

@@ -1,0 +1,375 @@
+"""The training loop that both phases share; what a step is, subclasses say."""
+
+from __future__ import annotations
+
+import abc
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import text_hash
+from unisegdiff_pipeline.core.progress import counted, format_duration
+from unisegdiff_pipeline.evaluation.comparison import mean_gain
+from unisegdiff_pipeline.networks.layout import to_device
+from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
+from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.reports.training_log import PHASES
+from unisegdiff_pipeline.training.checkpoint import save_checkpoint
+from unisegdiff_pipeline.training.data.loader import open_loader
+from unisegdiff_pipeline.training.data.patches import Batch, PatchSource
+from unisegdiff_pipeline.training.ema import Ema, cpu_state
+from unisegdiff_pipeline.training.fold_run import FoldRun
+from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
+from unisegdiff_pipeline.training.pictures import Moment
+from unisegdiff_pipeline.training.schedule import PhaseBudget, learning_rate
+from unisegdiff_pipeline.training.validation import HeldOutDice
+
+GRADIENT_CLIP = 12.0  # nnU-Net's
+LOG_EVERY_S = 10.0
+LOADER_TIMEOUT_S = 600.0
+PROBING_SHARE = 0.1  # of a phase's time, for finding out whether bf16 is faster
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss to descend, and numbers to log."""
+
+    loss: Tensor
+    logged: dict[str, Tensor]
+
+
+class Trainer(abc.ABC):
+    """One phase of a fold: loop, moving average, mixed precision, checkpoints, log.
+
+    A subclass builds the network that learns, says what a step is and how held-out cases are scored.
+
+    Args:
+        run: what the phases of the fold share.
+        budget: how long this phase lasts.
+        schedule_end: where the learning rate's schedule is at the end of this phase; below 1 where a later phase goes
+            on with the same weights.
+    """
+
+    phase: ClassVar[int]
+    num_validations: ClassVar[int]  # on held-out cases, over the phase
+
+    def __init__(self, run: FoldRun, budget: PhaseBudget, schedule_end: float = 1.0) -> None:
+        self.run = run
+        self.budget = budget
+        self.schedule_end = schedule_end
+        self.plan = run.configuration.training
+        self.coding = run.plans.labels.coding
+        self.iteration = 0
+        self.phase_start_s = run.watch.seconds
+        # Dice of each held-out case with `best_weights`, and with the last ones that were looked at
+        self.best: tuple[float, ...] = ()
+        self.last: tuple[float, ...] = ()
+        self.groups: tuple[str, ...] = ()
+        self.best_weights: dict[str, Tensor] | None = None
+        self.validated = 0  # looks at held-out cases so far, without the one at the end
+        self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
+        torch.manual_seed(int(text_hash(f"{run.seed}|weights|{self.phase}")[:15], 16))
+        self.network = to_device(self.build_network(), run.device)
+        self.ema = Ema(self.network, self.plan.ema_decay)
+        self.optimizer = self._build_optimizer()
+
+    @abc.abstractmethod
+    def build_network(self) -> nn.Module:
+        """The network whose weights this phase learns, freshly initialised from torch's global generator."""
+
+    @abc.abstractmethod
+    def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
+        """Forward pass and loss of one batch; runs under autocast."""
+
+    @abc.abstractmethod
+    def model_for_prediction(self) -> StagedModel:
+        """The model with the moving average of this phase's weights."""
+
+    @abc.abstractmethod
+    def validate(self) -> HeldOutDice:
+        """Dice on the inner hold-out."""
+
+    def extra_parameters(self) -> list[nn.Parameter]:
+        """Parameters outside the network that the optimiser also moves, without weight decay."""
+        return []
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The network's parameters as groups of the optimiser, each with the "span" of the schedule it goes through."""
+        return [{"params": list(self.network.parameters()), "span": (0.0, self.schedule_end)}]
+
+    def after_step(self) -> None:  # noqa: B027 (most phases need nothing here)
+        """Called behind every step of the optimiser, to keep parameters within their limits."""
+
+    def fit(self, checkpoint: dict[str, Any] | None = None) -> None:
+        """Train until the budget is spent; continue from `checkpoint` if it is of this phase.
+
+        Raises:
+            TrainingInterrupted: after SIGINT or SIGTERM, with the checkpoint saved.
+        """
+        if checkpoint is not None and checkpoint["phase"] == self.phase:
+            self._restore(checkpoint)
+        else:
+            self.run.log.forget_phase(self.phase)
+        run = self.run
+        # Phase 2 sees other patches than phase 1 did.
+        seed = 2 * run.seed + self.phase - 1
+        source = PatchSource(run.data, run.train_cases, run.configuration, run.plans.labels, seed, augment=True)
+        run.log.say(f"phase {self.phase}, {PHASES.get(self.phase, '')} ({type(self).__name__}): {self._describe()}")
+        self.network.train()
+        try:
+            self._train_on(source)
+            self.save()
+            self._validate()
+        except TrainingInterrupted:
+            if self.iteration > 0:
+                self.save()
+            raise
+
+    def _train_on(self, source: PatchSource) -> None:
+        run = self.run
+        last_save = last_log = lap = time.monotonic()
+        seconds_of_iterations = 0.0  # since the last log entry, without validations and checkpoints
+        sums: dict[str, list[Tensor]] = defaultdict(list)
+        pinned = run.device.type == "cuda"
+        self._validate_if_due()  # where a former session ended before it could
+        with open_loader(
+            source, self.iteration, self.budget.iterations, run.workers, LOADER_TIMEOUT_S, pinned
+        ) as batches:
+            for batch in batches:
+                if self.progress >= 1 and self.iteration > 0:
+                    break
+                for name, value in self._iterate(batch).items():
+                    sums[name].append(value)
+                now = time.monotonic()
+                seconds_of_iterations += now - lap
+                if now - last_log > LOG_EVERY_S or self.progress >= 1:
+                    self._log(sums, seconds_of_iterations)
+                    sums.clear()
+                    last_log, seconds_of_iterations = now, 0.0
+                self._validate_if_due()
+                run.leave_if_asked()
+                if time.monotonic() - last_save > run.request.checkpoint_every_s:
+                    self.save()
+                    run.log.refresh_report()
+                    last_save = time.monotonic()
+                lap = time.monotonic()
+
+    @property
+    def progress(self) -> float:
+        """Share of this phase that is done."""
+        return self.budget.progress(self.iteration, self.run.watch.seconds - self.phase_start_s)
+
+    @property
+    def moment(self) -> Moment:
+        """Where the training is, for the pictures of a held-out case."""
+        return Moment(self.phase, self.iteration)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {
+            "phase": self.phase,
+            "iteration": self.iteration,
+            "seconds": self.run.watch.seconds,
+            "phase_start_s": self.phase_start_s,
+            "plan_hash": self.run.plan_hash,
+            "network": self.network.state_dict(),
+            "extra": [p.detach() for p in self.extra_parameters()],
+            "ema": self.ema.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "best_weights": self.best_weights,
+            "validated": self.validated,
+            "bf16": self.bf16,
+            "log_entries": self.run.log.num_entries,
+        }
+        with self.run.stop.deferred():
+            save_checkpoint(self.run.folder, state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        self.phase_start_s = state["phase_start_s"]
+        self.network.load_state_dict(state["network"])
+        with torch.no_grad():
+            for parameter, value in zip(self.extra_parameters(), state["extra"], strict=True):
+                parameter.copy_(value)
+        self.ema.network.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best, self.best_weights = tuple(state["best"]), state["best_weights"]
+        # Checkpoints of earlier versions were not made while a validation was due.
+        self.validated = state.get("validated", math.floor(self.progress * self.num_validations))
+        self.bf16 = state["bf16"]
+        if "log_entries" in state:  # not in checkpoints of earlier versions
+            self.run.log.keep(state["log_entries"])
+        self.run.log.say(f"continuing phase {self.phase} at iteration {self.iteration}")
+
+    def step(self, batch: Batch) -> None:
+        """One iteration on its own, for timing: nothing is written."""
+        if self.bf16 is None:
+            self.bf16 = self._choose_bf16(batch.to(self.run.device))
+        self._iterate(batch)
+
+    def _iterate(self, batch: Batch) -> dict[str, Tensor]:
+        for group in self.optimizer.param_groups:
+            start, end = group["span"]
+            group["lr"] = learning_rate(self.plan.learning_rate, self.iteration, start + (end - start) * self.progress)
+        batch = batch.to(self.run.device)
+        if self.bf16 is None:
+            self.bf16 = self._choose_bf16(batch)
+            precision = "bfloat16, which is faster here" if self.bf16 else "single precision (fp32)"
+            self.run.log.say(f"phase {self.phase} computes in {precision}")
+            self.save()  # the choice goes by the clock; a training that is continued must keep it
+        with autocast(self.run.device, self.bf16):
+            result = self._backward(batch)
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        # A group without any gradient has a norm of zero, on the CPU.
+        norms = [nn.utils.clip_grad_norm_(params, GRADIENT_CLIP).to(self.run.device) for params in groups]
+        norm = torch.stack(norms).norm()
+        if not torch.isfinite(norm):
+            raise UsdError(
+                f"the gradient of phase {self.phase} is {norm.item()} at iteration {self.iteration}, cases "
+                f"{', '.join(batch.case_ids)}: the training has diverged. Lower --lr (now {self.plan.learning_rate:g}) "
+                f"and begin again with --restart."
+            )
+        with self.run.stop.deferred():
+            self.optimizer.step()
+            self.after_step()
+            self.ema.update(self.network, self.iteration)
+            self.iteration += 1
+        return {"loss": result.loss.detach(), "gradient_norm": norm.detach(), **result.logged}
+
+    def _backward(self, batch: Batch) -> StepResult:
+        """Loss and fresh gradients of a batch; the generator makes it the same however often it is called."""
+        self.optimizer.zero_grad(set_to_none=True)
+        result = self.training_step(batch, self.run.generator(self.phase, self.iteration))
+        self.descend(result.loss)
+        return result
+
+    def descend(self, loss: Tensor) -> None:
+        """Add the gradient of a loss; a step may call it for a part of its loss, whose graph is then free."""
+        with torch.autocast(self.run.device.type, enabled=False):
+            loss.backward()
+
+    def _choose_bf16(self, batch: Batch) -> bool:
+        """By the clock under a time budget, fp32 where that takes too long.
+
+        On a CPU under an iteration budget always fp32, because that promises equal weights.
+        """
+        if self.budget.iterations is not None and self.run.device.type == "cpu":
+            return False
+        faster = False
+        with self.run.stop.limited(None if self.budget.seconds is None else PROBING_SHARE * self.budget.seconds):
+            faster = is_faster_in_bf16(self.run.device, lambda: self._probe(batch))
+        return faster
+
+    def _probe(self, batch: Batch) -> None:
+        self._backward(batch)
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        groups = self.parameter_groups()
+        if extra := self.extra_parameters():
+            groups.append({"params": extra, "weight_decay": 0.0, "span": (0.0, 1.0)})
+        if self.plan.optimizer == "sgd":
+            return torch.optim.SGD(
+                groups, self.plan.learning_rate, momentum=0.99, nesterov=True, weight_decay=self.plan.weight_decay
+            )
+        return torch.optim.AdamW(groups, self.plan.learning_rate, weight_decay=self.plan.weight_decay, fused=True)
+
+    def _log(self, sums: dict[str, list[Tensor]], seconds: float) -> None:
+        if not sums:
+            return
+        means = {name: float(torch.stack([v.float() for v in values]).nanmean()) for name, values in sums.items()}
+        rate = len(sums["loss"]) / max(seconds, 1e-6)
+        self.run.log.record(
+            "train",
+            phase=self.phase,
+            iteration=self.iteration,
+            seconds=self.run.watch.seconds,
+            progress=self.progress,
+            seconds_left=self._seconds_left(rate),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            iterations_per_s=rate,
+            **means,
+        )
+        self.run.log.say(
+            f"phase {self.phase}  {self.progress:4.0%}  iteration {self.iteration}  loss {means['loss']:.3f}  "
+            f"{rate:.2f} it/s  left in this phase: {format_duration(self._seconds_left(rate))}"
+        )
+
+    def _seconds_left(self, rate: float) -> float:
+        if self.budget.iterations is not None:
+            return (self.budget.iterations - self.iteration) / max(rate, 1e-9)
+        assert self.budget.seconds is not None
+        return self.budget.seconds * (1 - self.progress)
+
+    def _validate_if_due(self) -> None:
+        due = math.floor(self.progress * self.num_validations)
+        if due > self.validated and self.progress < 1:
+            self._validate()
+            self.validated = due
+
+    def _validate(self) -> None:
+        if not self.run.monitored_cases:
+            return
+        found: HeldOutDice | None = None
+        with self.run.stop.limited(self.run.monitoring_limit_s) as limit:
+            found = self.validate()
+        if found is None or limit.exceeded:
+            self.run.log.say(
+                f"scoring {counted(len(self.run.monitored_cases), 'held-out case')} took longer than --max-time leaves "
+                f"room for; no more are scored during this training"
+            )
+            self.run.monitored_cases = ()
+            return
+        scores = found.means
+        self.run.log.record(
+            "validation", phase=self.phase, iteration=self.iteration, seconds=self.run.watch.seconds, **scores
+        )
+        shown = "  ".join(f"{name.removeprefix('dice_')} {value:.3f}" for name, value in scores.items())
+        cases = counted(len(self.run.monitored_cases), "held-out case")
+        self.run.log.say(f"phase {self.phase}  Dice on {cases}: {shown}")
+        with self.run.stop.deferred():
+            self.last, self.groups = found.of_cases, found.groups
+            if self.best_weights is None or self.gain_of_best()[0] < 0:
+                self.best, self.best_weights = self.last, cpu_state(self.ema.network)
+        self.run.log.refresh_report()
+
+    def gain_of_best(self) -> tuple[float, float]:
+        """How much higher Dice on the hold-out is with the best weights than with the last, and its standard error.
+
+        A sitting with less time may look at fewer cases than an earlier one, the first of them.
+        """
+        count = min(len(self.best), len(self.last))
+        if count < 2:  # one case tells nothing
+            return 0.0, 0.0
+        return mean_gain(self.best[:count], self.last[:count], self.groups[:count])
+
+    def _describe(self) -> str:
+        length = (
+            f"{self.budget.iterations} iterations"
+            if self.budget.iterations is not None
+            else format_duration(self.budget.seconds or 0)
+        )
+        patch = "x".join(map(str, self.run.configuration.network.patch_size))
+        return f"{length}, batch {self.plan.batch_size}, patch {patch}"
+
+
+def pool_targets(target: Tensor, valid: Tensor, strides: Sequence[Sequence[int]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Targets and masks for deep supervision: the full ones, then means over the strides of each level.
+
+    A coarse target is the mean of the VALID voxels below it (a soft label), its mask the share of these.
+    """
+    pool = nn.functional.avg_pool2d if target.ndim == 4 else nn.functional.avg_pool3d
+    targets, masks = [target], [valid]
+    for stride in strides:
+        mask = pool(masks[-1], tuple(stride), tuple(stride))
+        known = pool(targets[-1] * masks[-1], tuple(stride), tuple(stride))
+        targets.append(known / mask.clamp_min(1e-6))
+        masks.append(mask)
+    return targets, masks
