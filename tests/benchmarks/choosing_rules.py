@@ -23,12 +23,12 @@ from unisegdiff_pipeline.core.serialization import read_json
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.selection.choosing import (
-    USUAL_W,
+    DEFAULT_SEGMENTER_WEIGHT,
     WEIGHTS,
     MeanTrial,
-    is_clearly_above,
+    default_sampler,
+    is_significantly_above,
     rank_means,
-    usual_sampler,
 )
 from unisegdiff_pipeline.training.fold import CANDIDATES_NAME
 
@@ -49,7 +49,7 @@ def unless_better(name: str, errors: float) -> Rule:
 
     def rule(scores: Scores, groups: Sequence[str]) -> str:
         found = best(scores, groups)
-        return found if is_clearly_above(scores[name], scores[found], groups, errors) else name
+        return found if is_significantly_above(scores[name], scores[found], groups, errors) else name
 
     return rule
 
@@ -81,7 +81,7 @@ def read_samplers(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], s
 
     Of draws without calls only those with the chosen length of the field count, which stand first.
     """
-    usual = str(replace(usual_sampler(read_settings(fold)), draw=True))
+    default = str(replace(default_sampler(read_settings(fold)), draw=True))
     scores: Scores = {}
     groups: Sequence[str] = ()
     for entry in read_json(fold / CANDIDATES_NAME)["samplers"]:
@@ -90,9 +90,9 @@ def read_samplers(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], s
         groups = entry["groups"]
     rules = {
         "the best": best,
-        "the usual one always": always(usual),
-        "the usual one, unless another is better by one standard error": unless_better(usual, 1.0),
-        "the usual one, unless by two": unless_better(usual, 2.0),
+        "the usual one always": always(default),
+        "the usual one, unless another is better by one standard error": unless_better(default, 1.0),
+        "the usual one, unless by two": unless_better(default, 2.0),
     }
     return rules, scores, groups, str(SamplerSettings("ddim", "det", 0, 0.0, draw=True))
 
@@ -100,10 +100,12 @@ def read_samplers(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], s
 def read_means(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:
     """The same for w."""
     trials = read_mean_trials(fold)
-    scores = {f"{trial.w:g}": np.array(trial.nll_of_cases) for trial in trials}
+    scores = {f"{trial.segmenter_weight:g}": np.array(trial.nll_of_cases) for trial in trials}
     rules: dict[str, Rule] = {"the likeliest w": best}
     rules |= {f"w = {w:g} always": always(f"{w:g}") for w in WEIGHTS}
-    rules[f"w = {USUAL_W:g}, unless another is likelier by one standard error"] = unless_better(f"{USUAL_W:g}", 1.0)
+    rules[f"w = {DEFAULT_SEGMENTER_WEIGHT:g}, unless another is likelier by one standard error"] = unless_better(
+        f"{DEFAULT_SEGMENTER_WEIGHT:g}", 1.0
+    )
     return rules, scores, trials[0].groups or (), "1"
 
 
@@ -113,7 +115,9 @@ def read_mean_trials(fold: Path) -> list[MeanTrial]:
     for entry in read_json(fold / CANDIDATES_NAME)["means"]:
         dice, nll = (tuple(np.array(entry[key], dtype=float)) for key in ("dice_of_cases", "nll_of_cases"))
         sampler = SamplerSettings(**entry["sampler"])
-        found.append(MeanTrial(sampler, entry["w"], entry["decision"], dice, nll, tuple(entry["groups"])))
+        found.append(
+            MeanTrial(sampler, entry["segmenter_weight"], entry["decision"], dice, nll, tuple(entry["groups"]))
+        )
     return found
 
 
@@ -123,11 +127,11 @@ def score_dice_errors(
     """Dice minus the plain segmenter's, loss over p_det's, and share of w = 1, of choices judged on the other half."""
     found = []
     for chosen in random_halves(np.array(trials[0].groups), halves, rng):
-        of_others = {(t.w, t.decision): t for t in (_of_cases(trial, ~chosen) for trial in trials)}
+        of_others = {(t.segmenter_weight, t.decision): t for t in (_of_cases(trial, ~chosen) for trial in trials)}
         plain = of_others[1.0, "half"]
         best = rank_means([_of_cases(trial, chosen) for trial in trials], errors)[0]
-        there = of_others[best.w, best.decision]
-        found.append((there.dice - plain.dice, there.nll / plain.nll, float(best.w == 1)))
+        there = of_others[best.segmenter_weight, best.decision]
+        found.append((there.dice - plain.dice, there.nll / plain.nll, float(best.segmenter_weight == 1)))
     dice, nll, plain_share = np.nanmean(found, axis=0).tolist()
     return dice, nll, plain_share
 

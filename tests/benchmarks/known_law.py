@@ -29,7 +29,7 @@ from unisegdiff_pipeline.evaluation.diversity import generalised_energy_distance
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.settings import read_settings, write_settings
 from unisegdiff_pipeline.io.images import write_labels
-from unisegdiff_pipeline.selection.choosing import LENGTHS_VOXELS, OTHERS, USUAL
+from unisegdiff_pipeline.selection.choosing import DEFAULT_SAMPLER, LENGTHS_VOXELS, OTHERS
 
 SIZE, NUM_IMAGES, NUM_HELD_OUT, NUM_RATERS = 40, 100, 48, 4
 EXISTENCE, OFFSET_SD = 0.7, 1.5
@@ -161,8 +161,12 @@ def main() -> None:
         model = train_on_readings(args.work or Path(temporary), args.images, args.seed)
         chosen = read_settings(model / "fold_0")
         lines = []
-        of_all_kinds = [replace(s, draw=True, correlation_length_mm=LENGTH_MM) for s in (DRAWS, USUAL, *OTHERS)]
-        of_all_lengths = [replace(USUAL, draw=True, correlation_length_mm=length_mm) for length_mm in LENGTHS_VOXELS]
+        of_all_kinds = [
+            replace(s, draw=True, correlation_length_mm=LENGTH_MM) for s in (DRAWS, DEFAULT_SAMPLER, *OTHERS)
+        ]
+        of_all_lengths = [
+            replace(DEFAULT_SAMPLER, draw=True, correlation_length_mm=length_mm) for length_mm in LENGTHS_VOXELS
+        ]
         for sampler in of_all_lengths if args.lengths else (None, *of_all_kinds):
             settings, name = chosen, "as chosen"
             if sampler is not None:

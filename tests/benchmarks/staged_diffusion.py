@@ -54,7 +54,7 @@ from typing import Any
 import numpy as np
 
 from unisegdiff_pipeline.core.serialization import read_dataclass, read_json
-from unisegdiff_pipeline.diffusion.coding import Temperature, cross_entropy, temper
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration, calibrate, cross_entropy
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.calibration import calibration_error, case_calibration, evaluation_region, merge
 from unisegdiff_pipeline.evaluation.comparison import paired_comparison
@@ -188,10 +188,10 @@ class Bench:
         fold_run = self.holdout_run("segmenter")
         model, settings = finished_model(fold_run)
         cases = fold_run.holdout_cases[: self.holdout_cases]
-        tempered = replace(settings, temperature=_one_temperature(fold_run, model, cases, near_only=True))
-        whole = replace(settings, temperature=_one_temperature(fold_run, model, cases, near_only=False))
-        temperatures = (Temperature(), settings.temperature, tempered.temperature)
-        rival = _best_rival(fold_run, model, settings, temperatures, cases)
+        tempered = replace(settings, calibration=_one_calibration(fold_run, model, cases, near_only=True))
+        whole = replace(settings, calibration=_one_calibration(fold_run, model, cases, near_only=False))
+        calibrations = (LogitCalibration(), settings.calibration, tempered.calibration)
+        rival = _best_rival(fold_run, model, settings, calibrations, cases)
         for name, chosen in (("segmenter", tempered), ("whole", whole), ("rival", rival)):
             rows[name] = self._with_settings(self.model("segmenter"), name, chosen)
         trained = [arm for arm in self.arms if (self.model(arm) / "fold_0/inference.json").is_file()]
@@ -216,7 +216,7 @@ class Bench:
         keep_freed_memory()  # as usd_train does
         fold_run = self.holdout_run(arm)
         model, settings = finished_model(fold_run)
-        settings = choosing.unchosen_settings(fold_run.held_out, settings)
+        settings = choosing.default_settings(fold_run.held_out, settings)
         cases = fold_run.holdout_cases[: self.holdout_cases]
         choice = choosing.choose_settings(fold_run.held_out, model, settings, cases, SEARCHES[self.search])
         settings = choice.settings
@@ -224,18 +224,18 @@ class Bench:
         rows, samplers = {arm: self.model(arm)}, {}
         length = next(t.sampler.correlation_length_mm for t in choice.samplers if t.sampler.draw)
         if not choice.samplers[0].sampler.total_calls:
-            usual = choosing.usual_sampler(settings)
-            samplers["with calls"] = replace(usual, correlation_length_mm=length, draw=True)
+            default = choosing.default_sampler(settings)
+            samplers["with calls"] = replace(default, correlation_length_mm=length, draw=True)
         if arm == ARMS[0]:
             samplers["from p_A"] = SamplerSettings("ddim", "stage_a", 3, 0.0, length, draw=True)
             samplers["from p_det"] = SamplerSettings("ddim", "det", 4, 0.0, length, draw=True)
             drawn = next(t.sampler for t in choice.samplers if not t.sampler.total_calls)
-            plain = replace(settings, sampler=drawn, mask_sampler=None, w=1.0, decision="half")
+            plain = replace(settings, sampler=drawn, mask_sampler=None, segmenter_weight=1.0, decision="half")
             rows = {"p_det": self._with_settings(self.model(arm), "p_det", plain), **rows}
         for name, sampler in samplers.items():
             tried = choosing.with_samplers(settings, sampler)
-            best = choosing.rank_means(choosing.try_means(fold_run.held_out, model, tried, choice.temperatures))[0]
-            chosen = replace(choosing.with_samplers(settings, sampler, best.w), decision=best.decision)
+            best = choosing.rank_means(choosing.try_means(fold_run.held_out, model, tried, choice.calibrations))[0]
+            chosen = replace(choosing.with_samplers(settings, sampler, best.segmenter_weight), decision=best.decision)
             rows[f"{arm}, {name}"] = self._with_settings(self.model(arm), f"{arm}, {name}", chosen)
         return rows
 
@@ -306,7 +306,7 @@ class Bench:
                 # Best first, so that of several lengths of the field the one that was taken counts.
                 energies.setdefault(row, {}).setdefault(arm, _mean(trial["energy_of_cases"]))
             for trial in found["means"]:
-                losses[f"w = {trial['w']:g}"][arm] = _mean(trial["nll_of_cases"])
+                losses[f"w = {trial['segmenter_weight']:g}"][arm] = _mean(trial["nll_of_cases"])
         for title, rows in (("energy score", energies), ("likelihood loss, whole cases", losses)):
             print("\n" + _line([title, *map(_arm, self.arms)]))
             print("|" + "---|" * (1 + len(self.arms)))
@@ -320,13 +320,13 @@ class Bench:
             model, settings = finished_model(fold_run)
             cases = fold_run.holdout_cases
             lengths_mm = choosing.field_lengths_mm(fold_run, fold_run.data.open(cases[0]))
-            usual = choosing.usual_sampler(settings)
-            samplers = [replace(usual, correlation_length_mm=length_mm, draw=True) for length_mm in lengths_mm]
-            temperatures = choosing.choose_temperature(fold_run.held_out, model, cases).of_others
-            found = choosing.score_samplers(fold_run.held_out, model, settings, samplers, temperatures)
+            default = choosing.default_sampler(settings)
+            samplers = [replace(default, correlation_length_mm=length_mm, draw=True) for length_mm in lengths_mm]
+            calibrations = choosing.choose_calibration(fold_run.held_out, model, cases).of_others
+            found = choosing.score_samplers(fold_run.held_out, model, settings, samplers, calibrations)
             planned_mm = choosing.planned_length_mm(fold_run.held_out)
             print(_line([_arm(arm), *(f"{mm:g} mm" + " (planned)" * (mm == planned_mm) for mm in lengths_mm)]))
-            print(_line([usual.describe(), *(f"{_mean(found[s]):.4f}" for s in samplers)]), flush=True)
+            print(_line([default.describe(), *(f"{_mean(found[s]):.4f}" for s in samplers)]), flush=True)
 
     def attention(self) -> None:
         """Print how the arms learn and what they do at each noise level, from their logs."""
@@ -420,24 +420,24 @@ def _more_scores(dataset: Path, output: Path, all_rows: Sequence[Path], case: st
     return {name: values if name == "counts" else _mean(values) for name, values in scores.items()}
 
 
-def _one_temperature(fold_run: FoldRun, model: Any, cases: Sequence[str], near_only: bool) -> Temperature:
+def _one_calibration(fold_run: FoldRun, model: Any, cases: Sequence[str], near_only: bool) -> LogitCalibration:
     """The one temperature with the least likelihood loss near objects, where calibration is scored, or everywhere."""
     coding = fold_run.plans.labels.coding
     z, t, weights, _ = choosing.held_out_logits(fold_run.held_out, model, cases, near_only)
-    one = [Temperature(value, value) for value in choosing.TEMPERATURES]
-    return min(one, key=lambda value: float((weights * cross_entropy(temper(z, coding, value), t, coding)[0]).sum()))
+    one = [LogitCalibration(value, value) for value in choosing.DIVISORS]
+    return min(one, key=lambda value: float((weights * cross_entropy(calibrate(z, coding, value), t, coding)[0]).sum()))
 
 
 def _best_rival(
-    fold_run: FoldRun, model: Any, settings: Any, temperatures: Sequence[Temperature], cases: Sequence[str]
+    fold_run: FoldRun, model: Any, settings: Any, calibrations: Sequence[LogitCalibration], cases: Sequence[str]
 ) -> Any:
     """Settings of coherent draws from the segmenter, the best on the hold-out."""
     lengths_mm = choosing.field_lengths_mm(fold_run, fold_run.data.open(cases[0]))
     samplers = [SamplerSettings("ddim", "det", 0, 0.0, length_mm, True) for length_mm in lengths_mm]
     found = []
-    for temperature in dict.fromkeys(temperatures):
-        tried = replace(settings, temperature=temperature, num_samples=NUM_SAMPLES)
-        tempered = dict.fromkeys(cases, temperature)
+    for calibration in dict.fromkeys(calibrations):
+        tried = replace(settings, calibration=calibration, num_samples=NUM_SAMPLES)
+        tempered = dict.fromkeys(cases, calibration)
         for sampler, energies in choosing.score_samplers(fold_run.held_out, model, tried, samplers, tempered).items():
             found.append((float(np.mean(energies)), replace(tried, sampler=sampler)))
     return min(found, key=lambda item: item[0])[1]
@@ -456,7 +456,7 @@ def _table(found: dict[str, Any], groups: dict[str, str]) -> str:
         drawing = settings.drawn_by
         values = [
             _label(name),
-            "-" if name in (*PLAIN, "rival", "p_det") else f"{settings.w:g}, {settings.decision}",
+            "-" if name in (*PLAIN, "rival", "p_det") else f"{settings.segmenter_weight:g}, {settings.decision}",
             "-" if name in PLAIN else f"{drawing.total_calls}" + " hard" * (drawing.method == "hard"),
             f"{means['dice']:.3f}" + ("" if name == "segmenter" else f", {_difference(cases, base, 'dice', groups)}"),
             *(f"{means[key]:.3f}" for key in ("majority", "soft_dice", "single_sample_dice", "energy_score_u")),

@@ -94,7 +94,7 @@ class OtherMasksTrainer(StagedDiffusionTrainer, abc.ABC):
         # A stream of its own: all else that is drawn stays what it is without other masks.
         own = torch.Generator(self.run.device).manual_seed(generator.initial_seed() ^ MASKS_STREAM)
         levels = len(example.lam) // len(batch.image)
-        p_det = self.network.det_probabilities(condition, self.temperature)
+        p_det = self.network.det_probabilities(condition, self.calibration)
         other = torch.where(batch.valid > 0, self.other_masks(batch, p_det, own), p_det)
         chosen = torch.rand(len(example.lam), generator=own, device=self.run.device) < self.other_share
         chosen &= ~example.from_mean

@@ -67,7 +67,7 @@ def test_a_full_disk_is_told_to_the_user(tmp_path):
     with pytest.raises(UsdError, match=r"a cannot be written \(No space left on device\); free space"):
         fill(errno.ENOSPC)
     with pytest.raises(OSError, match="No space"):
-        fill(errno.EIO)  # not for the user to mend
+        fill(errno.EIO)  # not for the user to fix
     assert list(tmp_path.iterdir()) == []
 
 

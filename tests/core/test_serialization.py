@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import (
+    formerly,
     from_jsonable,
     read_dataclass,
     read_json,
@@ -156,3 +157,15 @@ def test_json_lines(tmp_path):
         path.write_text('{"a": 1}\n' + damage + '\n{"a": 3}\n')
         with pytest.raises(UsdError, match=r"log\.jsonl, line 2,"):
             read_json_lines(path)
+
+
+@dataclass(frozen=True)
+class Renamed:
+    weight: float = field(metadata=formerly("w"))
+
+
+def test_a_field_is_read_under_its_former_name() -> None:
+    assert from_jsonable(Renamed, {"w": 0.5}) == from_jsonable(Renamed, {"weight": 0.5}) == Renamed(0.5)
+    assert to_jsonable(Renamed(0.5)) == {"weight": 0.5}
+    with pytest.raises(UsdError, match="unknown key w"):
+        from_jsonable(Renamed, {"w": 0.5, "weight": 0.25})

@@ -7,12 +7,12 @@ import torch
 
 from unisegdiff_pipeline.diffusion.coding import (
     LOG_ODDS_LIMIT,
-    Temperature,
+    LogitCalibration,
     bounded_logits,
+    calibrate,
     cross_entropy,
     cross_entropy_of_probabilities,
     probabilities_from_logits,
-    temper,
     x_to_probabilities,
 )
 
@@ -24,7 +24,7 @@ def test_softmax_probabilities_by_hand() -> None:
 
 
 def test_temperature_halves_the_log_odds() -> None:
-    p = probabilities_from_logits(torch.tensor([[[2.0]]]), "binary", Temperature(2.0, 2.0))
+    p = probabilities_from_logits(torch.tensor([[[2.0]]]), "binary", LogitCalibration(2.0, 2.0))
     assert p.item() == pytest.approx(1 / (1 + math.exp(-1)))
 
 
@@ -55,26 +55,26 @@ def test_cross_entropy_is_the_same_from_logits_and_probabilities(coding: str) ->
 
 def test_a_ceiling_levels_what_is_sure_and_keeps_what_is_not() -> None:
     z = torch.tensor([[[40.0, 8.0, 0.01, -3.0]]])
-    levelled = temper(z, "binary", Temperature(2.0, 1.0, ceiling=0.85)).flatten().tolist()
+    levelled = calibrate(z, "binary", LogitCalibration(2.0, 1.0, soft_cap=0.85)).flatten().tolist()
     assert levelled[0] == pytest.approx(0.85)
     assert levelled[1] == pytest.approx(0.85 * math.tanh(4 / 0.85))
     assert levelled[2] == pytest.approx(0.005, rel=1e-3)
     assert levelled[3] == -3
     logits = torch.tensor([[[0.0, 2.0, 0.0], [9.0, 0.0, 0.0], [-3.0, 1.0, 0.0]]])
-    levelled_logits = temper(logits, "softmax", Temperature(1.0, 1.0, ceiling=0.85))
+    levelled_logits = calibrate(logits, "softmax", LogitCalibration(1.0, 1.0, soft_cap=0.85))
     assert levelled_logits[0, :, 0].tolist() == pytest.approx([9 - 0.85, 9, -3], rel=1e-3)  # which class stays sure
     assert levelled_logits[0, :, 1].tolist() == [2.0, 0.0, 1.0]
-    regions = temper(logits, "regions", Temperature(1.0, 1.0, ceiling=0.85))[0, :, 0]
+    regions = calibrate(logits, "regions", LogitCalibration(1.0, 1.0, soft_cap=0.85))[0, :, 0]
     assert regions.tolist() == pytest.approx([0.0, 0.85, -3.0], rel=1e-3)  # each region on its own
-    with pytest.raises(ValueError, match="ceiling"):
-        Temperature(ceiling=0.0)
+    with pytest.raises(ValueError, match="soft_cap"):
+        LogitCalibration(soft_cap=0.0)
 
 
 def test_two_temperatures_change_no_decision_and_leave_the_background_alone() -> None:
     z = torch.tensor([[[4.0, 0.5, -0.5, -6.0]]])
-    assert temper(z, "binary", Temperature(4.0, 1.0)).flatten().tolist() == [1.0, 0.125, -0.5, -6.0]
+    assert calibrate(z, "binary", LogitCalibration(4.0, 1.0)).flatten().tolist() == [1.0, 0.125, -0.5, -6.0]
     logits = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0))
-    tempered = temper(logits, "softmax", Temperature(5.0, 0.8))
+    tempered = calibrate(logits, "softmax", LogitCalibration(5.0, 0.8))
     assert torch.equal(tempered.argmax(1), logits.argmax(1))
     background = logits.argmax(1) == 0
     assert torch.allclose(tempered.movedim(1, 2)[background], logits.movedim(1, 2)[background] / 0.8)

@@ -78,7 +78,7 @@ class Prepared:
         x_t = noise_mask(mask_to_x(masks), lams, noise)
         det_logits, features = self.condition
         with torch.inference_mode():
-            found = self.network.denoise(x_t, lams, det_logits, features, self.settings.denoiser_temperature)
+            found = self.network.denoise(x_t, lams, det_logits, features, self.settings.denoiser_calibration)
         return found.probabilities
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.serialization import write_json
-from unisegdiff_pipeline.diffusion.coding import Temperature
+from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.model_folder import (
     choose_folds,
@@ -40,7 +40,12 @@ from unisegdiff_pipeline.planning.plans import (
 )
 
 SETTINGS = InferenceSettings(
-    -3.0, 0.5, temperature=Temperature(1.5, 1.0), w=0.25, sampler=SamplerSettings(num_calls=2), chosen_on="2 cases"
+    -3.0,
+    0.5,
+    calibration=LogitCalibration(1.5, 1.0),
+    segmenter_weight=0.25,
+    sampler=SamplerSettings(num_calls=2),
+    chosen_on="2 cases",
 )
 
 
@@ -83,9 +88,20 @@ def test_settings_survive_a_round_trip(tmp_path: Path) -> None:
 
 
 def test_wrong_settings_name_the_file(tmp_path: Path) -> None:
-    write_json(tmp_path / "inference.json", {"lam_a": -3.0, "lam_c": 0.5, "w": 2.0})
-    with pytest.raises(UsdError, match=r"inference\.json: w is 2\.0"):
+    write_json(tmp_path / "inference.json", {"lam_a": -3.0, "lam_c": 0.5, "segmenter_weight": 2.0})
+    with pytest.raises(UsdError, match=r"inference\.json: segmenter_weight is 2\.0"):
         read_settings(tmp_path)
+
+
+def test_settings_of_earlier_versions_are_read_under_their_names(tmp_path: Path) -> None:
+    former = to_jsonable(SETTINGS)
+    calibration = former.pop("calibration")
+    calibration["ceiling"] = calibration.pop("soft_cap")
+    former |= {"temperature": calibration | {"ceiling": 2.5}, "w": former.pop("segmenter_weight")}
+    former["denoiser_temperature"] = former.pop("denoiser_calibration")
+    write_json(tmp_path / "inference.json", former)
+    expected = dataclasses.replace(SETTINGS, calibration=dataclasses.replace(SETTINGS.calibration, soft_cap=2.5))
+    assert read_settings(tmp_path) == expected
 
 
 def test_finished_folds_are_found_and_chosen(folder: Path) -> None:

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 
-from unisegdiff_pipeline.diffusion.coding import Temperature
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.settings_words import sampler_in_words, settings_in_words
 
 TWO_CALLS = SamplerSettings("hard", "stage_a", 1, correlation_length_mm=16.0, draw=True)
 CHOSEN = InferenceSettings(
-    -7.0, -1.0, temperature=Temperature(1.7, 0.65), w=0.25, decision="dice", sampler=TWO_CALLS, num_samples=8
+    -7.0,
+    -1.0,
+    calibration=LogitCalibration(1.7, 0.65),
+    segmenter_weight=0.25,
+    decision="dice",
+    sampler=TWO_CALLS,
+    num_samples=8,
 )
 
 
 def test_what_is_chosen_and_what_it_means() -> None:
-    mask, probability, samples, temperature = settings_in_words(CHOSEN, "pixels")
+    mask, probability, samples, calibration = settings_in_words(CHOSEN, "pixels")
     assert mask == "The mask is what promises the highest Dice over the samples of the case."
-    assert probability == "The probability is 25% the segmenter's and 75% the mean over the samples (w = 0.25)."
+    assert (
+        probability
+        == "The probability is 25% the segmenter's and 75% the mean over the samples (segmenter weight 0.25)."
+    )
     assert samples == (
         "8 samples a case: each takes 2 network calls from pure noise; a mask is drawn and noised again between them, "
         "and its mask is drawn so that voxels within about 16 pixels fall together."
     )
-    assert "softer (logits divided by 1.7) for foreground, sharper (logits divided by 0.65) for back" in temperature
+    assert "softer (logits divided by 1.7) for foreground, sharper (logits divided by 0.65) for back" in calibration
 
 
 def test_a_plain_segmenter() -> None:
-    alone = dataclasses.replace(CHOSEN, num_samples=0, w=1.0, temperature=Temperature(1.0, 1.0))
+    alone = dataclasses.replace(CHOSEN, num_samples=0, segmenter_weight=1.0, calibration=LogitCalibration(1.0, 1.0))
     assert settings_in_words(alone) == [
         "The mask is where the probability is above 0.5, or of several classes the likeliest one.",
         "The probability is the segmenter's alone.",
@@ -37,7 +46,7 @@ def test_a_plain_segmenter() -> None:
 
 def test_a_ceiling_is_a_probability() -> None:
     """Log odds of 2 are 88 %."""
-    capped = dataclasses.replace(CHOSEN, temperature=Temperature(1.0, 1.0, 2.0))
+    capped = dataclasses.replace(CHOSEN, calibration=LogitCalibration(1.0, 1.0, 2.0))
     assert "never above 88%" in settings_in_words(capped)[-1]
 
 

@@ -25,16 +25,18 @@ def line(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).reshape(1, 1, 1, -1)
 
 
-def fold(p_det: Tensor, *samples: Tensor, soft: Tensor | None = None, first: int = 0, w: float = 0.5) -> CasePrediction:
+def fold(
+    p_det: Tensor, *samples: Tensor, soft: Tensor | None = None, first: int = 0, segmenter_weight: float = 0.5
+) -> CasePrediction:
     """A fold whose samples lie in the voxels `first` .. of a line; `soft` is their mean where they are drawn masks."""
     if not samples:
-        return CasePrediction(p_det, (), 0, w, FACTS)
+        return CasePrediction(p_det, (), 0, segmenter_weight, FACTS)
     stacked = torch.stack(samples)
     width = stacked.shape[-1]
     slices = (slice(0, 1), slice(0, 1), slice(first, first + width))
     mean = stacked.mean(dim=0) if soft is None else soft
     box = SampledBox(slices, torch.ones(1, 1, width, dtype=torch.bool), mean, stacked.half())
-    return CasePrediction(p_det, (box,), len(samples), w, FACTS)
+    return CasePrediction(p_det, (box,), len(samples), segmenter_weight, FACTS)
 
 
 def test_two_folds_of_two_soft_samples() -> None:
@@ -57,7 +59,7 @@ def test_parts_add_up_to_the_entropy_of_the_mean_of_samples() -> None:
     def random() -> Tensor:
         return torch.rand(3, 1, 1, 50, generator=generator).softmax(dim=0).mul(3).softmax(dim=0)
 
-    folds = [fold(random(), *(random() for _ in range(n)), w=0.0) for n in (3, 2)]
+    folds = [fold(random(), *(random() for _ in range(n)), segmenter_weight=0.0) for n in (3, 2)]
     parts = split_uncertainty(folds, "softmax")
     assert parts.between_folds is not None
     assert parts.within_samples is not None

@@ -11,7 +11,7 @@ import torch
 from unisegdiff_pipeline.core import scratch as scratch_module
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
-from unisegdiff_pipeline.diffusion.coding import Temperature
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE
 from unisegdiff_pipeline.inference import tiled_case, volume_sampler
@@ -31,7 +31,7 @@ from unisegdiff_pipeline.planning.plans import (
     TrainingPlan,
 )
 
-SETTINGS = InferenceSettings(lam_a=-3.0, lam_c=0.5, sampler=SamplerSettings(num_calls=3), w=0.25)
+SETTINGS = InferenceSettings(lam_a=-3.0, lam_c=0.5, sampler=SamplerSettings(num_calls=3), segmenter_weight=0.25)
 ROOMY = Limits(1.0, 1.0)
 TIGHT = Limits(0.0, 1e-9)  # nothing cached, one sample at a time
 
@@ -91,7 +91,7 @@ def test_shapes_and_the_weighted_mean(volume) -> None:
     stacked = torch.stack([found.sample(i) for i in range(3)])
     assert (stacked.mean(0) - found.mean).abs().max() < 1e-3  # samples are kept in fp16
     assert torch.allclose(found.probabilities(), 0.25 * found.p_det + 0.75 * found.mean, atol=1e-6)
-    assert torch.equal(found.probabilities(w=1.0), found.p_det)
+    assert torch.equal(found.probabilities(segmenter_weight=1.0), found.p_det)
     with pytest.raises(IndexError, match="sample 3"):
         found.sample(3)
 
@@ -323,7 +323,7 @@ def test_a_temperature_changes_no_decision_where_tiles_disagree(labels: LabelSch
     model = tiny_model((8, 12, 12), labels, denoiser=False)
     image = 3 * torch.randn(1, 18, 27, 26, generator=torch.Generator().manual_seed(7))
     cold = predict(model, image, (8, 12, 12)).p_det
-    settings = dataclasses.replace(SETTINGS, temperature=Temperature(4.0, 0.7))
+    settings = dataclasses.replace(SETTINGS, calibration=LogitCalibration(4.0, 0.7))
     warm = predict(model, image, (8, 12, 12), settings=settings).p_det
     assert not torch.allclose(cold, warm, atol=0.02)
     assert torch.equal(cold > 0.5, warm > 0.5) if labels is BINARY else torch.equal(cold.argmax(0), warm.argmax(0))

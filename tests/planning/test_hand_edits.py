@@ -14,7 +14,7 @@ import pytest
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.serialization import from_jsonable, to_jsonable
-from unisegdiff_pipeline.diffusion.coding import Temperature
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.fingerprint import Fingerprint
 from unisegdiff_pipeline.inference.settings import InferenceSettings
@@ -42,7 +42,7 @@ def fingerprint() -> Any:
 
 def settings() -> Any:
     sampler = SamplerSettings("hard", "stage_a", 1, draw=True, correlation_length_mm=3.0, surface_length_mm=1.0)
-    value = InferenceSettings(-3.0, 0.5, (1.0, 0.5), temperature=Temperature(1.5, 1.0, 4.0), sampler=sampler,
+    value = InferenceSettings(-3.0, 0.5, (1.0, 0.5), calibration=LogitCalibration(1.5, 1.0, 4.0), sampler=sampler,
                               mask_sampler=sampler)  # fmt: skip
     return to_jsonable(value)
 
@@ -57,7 +57,7 @@ def properties() -> Any:
 
 
 def phase_1() -> Any:
-    return to_jsonable(Phase1Facts(Temperature(), "ema", 10, 2.5, -3.0, 0.0, (1.0,), {"lesion": 0.5}))
+    return to_jsonable(Phase1Facts(LogitCalibration(), "ema", 10, 2.5, -3.0, 0.0, (1.0,), {"lesion": 0.5}))
 
 
 FILES: dict[str, tuple[Any, Any]] = {
@@ -190,9 +190,9 @@ EDITS: list[tuple[str, str, Any, list[str]]] = [
     ("plans", "labels.coding", "softmax", ["a class of coding 'softmax' has one value"]),
     ("plans", "labels.names", ["a", "b", "c\n"], ["'c\\n'"]),
     ("plans", "budget.memory_gb", 0, ["memory_gb is 0"]),
-    ("inference", "w", 1.5, ["w is 1.5"]),
+    ("inference", "segmenter_weight", 1.5, ["segmenter_weight is 1.5"]),
     ("inference", "lam_a", 2, ["lam_a is 2", "below lam_c"]),
-    ("inference", "temperature.foreground", 0, ["temperature.foreground is 0"]),
+    ("inference", "calibration.foreground", 0, ["calibration.foreground is 0"]),
     ("inference", "sampler.correlation_length_mm", 2**31, ["sampler.correlation_length_mm is 2147483648"]),
     ("inference", "sampler.num_calls", 10**6, ["sampler.num_calls is 1000000"]),
     ("inference", "num_samples", 10**6, ["num_samples is 1000000"]),
@@ -226,9 +226,9 @@ ALLOWED: list[tuple[str, str, Any]] = [
     ("plans", "C.preprocessing.intensities", []),
     ("plans", "decisions", {}),
     ("inference", "num_samples", 0),
-    ("inference", "w", 0),
+    ("inference", "segmenter_weight", 0),
     ("inference", "mask_sampler", None),
-    ("inference", "temperature.ceiling", None),
+    ("inference", "calibration.soft_cap", None),
     ("inference", "sampler.correlation_length_mm", 0),
     ("properties", "group", None),
 ]

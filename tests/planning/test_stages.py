@@ -19,7 +19,7 @@ from unisegdiff_pipeline.planning.stages import (
     dice_curves,
     plan_stages,
     readability_curve,
-    realise_stages,
+    refine_stages,
     truncation_edge,
 )
 
@@ -86,8 +86,8 @@ def test_edges_are_the_earliest_a_and_the_latest_c() -> None:
 def test_a_segmenter_s_dice_above_the_floor_moves_lam_c() -> None:
     plan = plan_stages({"a": [ball(8)]}, 2, (1, 1))
     binary = scheme("binary", "a")
-    assert realise_stages(plan, {"a": 0.8}, {}, binary) == plan
-    high = realise_stages(plan, {"a": 0.97}, {}, binary)
+    assert refine_stages(plan, {"a": 0.8}, {}, binary) == plan
+    high = refine_stages(plan, {"a": 0.97}, {}, binary)
     assert high.lam_c > plan.lam_c
     assert high.lam_a == plan.lam_a
     curve = plan.curves[0]
@@ -97,19 +97,19 @@ def test_a_segmenter_s_dice_above_the_floor_moves_lam_c() -> None:
 def test_a_segmenter_s_uncertainty_can_only_lower_lam_a() -> None:
     plan = plan_stages({"a": [ball(8)]}, 2, (1, 1))
     binary = scheme("binary", "a")
-    assert realise_stages(plan, {}, {"a": 1000.0}, binary).lam_a == pytest.approx(-math.log(2000), abs=0.01)
-    assert realise_stages(plan, {}, {"a": 0.5}, binary).lam_a == plan.lam_a
+    assert refine_stages(plan, {}, {"a": 1000.0}, binary).lam_a == pytest.approx(-math.log(2000), abs=0.01)
+    assert refine_stages(plan, {}, {"a": 0.5}, binary).lam_a == plan.lam_a
 
 
 def test_one_hot_coding_pays_for_uncertainty_in_two_channels() -> None:
     two = scheme("softmax", "a", "b")
     plan = plan_stages({"a": [ball(8)], "b": [ball(8)]}, 2, (1, 1), scheme=two)
-    assert realise_stages(plan, {}, {"a": 1000.0, "b": 10.0}, two).lam_a == pytest.approx(-math.log(4000), abs=0.01)
+    assert refine_stages(plan, {}, {"a": 1000.0, "b": 10.0}, two).lam_a == pytest.approx(-math.log(4000), abs=0.01)
 
 
 def test_a_plan_without_curves_stays_as_it_is() -> None:
     plan = plan_stages({"a": [np.zeros((8, 8), bool)]}, 2, (1, 1), scheme=scheme("binary", "a"))
-    assert realise_stages(plan, {"a": 0.9}, {"a": 50.0}, scheme("binary", "a")) == plan
+    assert refine_stages(plan, {"a": 0.9}, {"a": 50.0}, scheme("binary", "a")) == plan
 
 
 def test_one_nat_edge_by_hand() -> None:

@@ -201,14 +201,14 @@ def test_masks_samples_and_maps_are_shown_as_chosen(show: Callable[..., Any]) ->
     choose(opened, "map", "none", "body[data-map=none]")
     choose(opened, "mask-style", "filled")
     predicted = picture(opened)
-    usual = orange(predicted)
+    default = orange(predicted)
     slide(opened, "opacity", 0)
     bare = picture(opened)
-    assert orange(bare) < 0.02 * usual
+    assert orange(bare) < 0.02 * default
     slide(opened, "opacity", 1)
-    assert orange(picture(opened)) > 0.9 * usual
+    assert orange(picture(opened)) > 0.9 * default
     choose(opened, "mask-style", "outline")
-    assert 0 < orange(picture(opened)) < 0.7 * usual
+    assert 0 < orange(picture(opened)) < 0.7 * default
     choose(opened, "mask-style", "filled")
 
     choose(opened, "mask", "Sample 1", "body[data-mask=sample0]")

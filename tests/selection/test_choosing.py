@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from unisegdiff_pipeline.core.labels import Coding
-from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature, probabilities_from_logits
+from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibration, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import Target
 from unisegdiff_pipeline.evaluation.spread import CaseSpread, mean_place, size_score
@@ -19,11 +19,11 @@ from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
 from unisegdiff_pipeline.preprocessing.components import ANNOTATED
 from unisegdiff_pipeline.selection import choosing
 from unisegdiff_pipeline.selection.choosing import (
-    STAGE_A,
-    FittedTemperature,
+    STAGE_A_CALL,
+    FittedCalibration,
     MeanTrial,
     SamplerTrial,
-    fit_temperatures,
+    fit_calibrations,
     rank_means,
     rank_samplers,
 )
@@ -37,21 +37,21 @@ def trial(sampler: SamplerSettings, *energies: float, groups: tuple[str, ...] | 
 
 
 def test_the_usual_sampler_stays_where_another_is_hardly_better() -> None:
-    usual, better = trial(TWO, 0.8, 0.7, 0.6), trial(EIGHT, 0.6, 0.71, 0.61)  # 0.06 better, 0.07 the standard error
-    assert [t.sampler for t in rank_samplers([better, trial(NONE, 0.9, 0.9, 0.9), usual], TWO)] == [TWO, EIGHT, NONE]
+    default, better = trial(TWO, 0.8, 0.7, 0.6), trial(EIGHT, 0.6, 0.71, 0.61)  # 0.06 better, 0.07 the standard error
+    assert [t.sampler for t in rank_samplers([better, trial(NONE, 0.9, 0.9, 0.9), default], TWO)] == [TWO, EIGHT, NONE]
 
 
 @pytest.mark.parametrize("other", [EIGHT, NONE])
 def test_a_clearly_better_sampler_takes_its_place(other: SamplerSettings) -> None:
-    usual, better = trial(TWO, 0.8, 0.7, 0.6), trial(other, 0.75, 0.66, 0.55)
-    assert [t.sampler for t in rank_samplers([usual, better], TWO)] == [other, TWO]
+    default, better = trial(TWO, 0.8, 0.7, 0.6), trial(other, 0.75, 0.66, 0.55)
+    assert [t.sampler for t in rank_samplers([default, better], TWO)] == [other, TWO]
 
 
 def test_better_in_all_cases_of_two_patients_is_not_clear_where_one_of_them_gains_nothing() -> None:
     groups = ("a", "a", "a", "a", "b", "b")
-    usual = trial(TWO, *[0.8] * 6, groups=groups)
+    default = trial(TWO, *[0.8] * 6, groups=groups)
     better = trial(EIGHT, 0.7, 0.71, 0.7, 0.71, 0.79, 0.8, groups=groups)
-    assert rank_samplers([usual, better], TWO)[0].sampler == TWO
+    assert rank_samplers([default, better], TWO)[0].sampler == TWO
 
 
 def test_a_single_case_replaces_nothing() -> None:
@@ -81,9 +81,9 @@ def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_
     )
     monkeypatch.setattr(choosing, "score_samplers", score)
     model: Any = None
-    planned = choosing.drawing(choosing.USUAL, 16.0)
+    planned = choosing.drawing(choosing.DEFAULT_SAMPLER, 16.0)
     settings = InferenceSettings(-3.0, 0.5, mask_sampler=planned)
-    cases = {"a": NO_TEMPERATURE, "b": NO_TEMPERATURE}
+    cases = {"a": NO_CALIBRATION, "b": NO_CALIBRATION}
     ranked = choosing._try_samplers(run, model, settings, cases, choosing.FULL_SEARCH)
     (lengths, first), (final, fresh) = asked
     assert (len(lengths), first) == (len(choosing.LENGTHS_VOXELS), 0)
@@ -132,11 +132,11 @@ def test_the_field_is_planned_from_the_radius_of_the_objects(case: Any, dims: in
 @pytest.mark.parametrize(
     ("masks", "w", "target", "expected"),
     [
-        (TWO, 0.25, "staged", (STAGE_A, TWO)),
-        (NONE, 0.0, "v", (STAGE_A, NONE)),
+        (TWO, 0.25, "staged", (STAGE_A_CALL, TWO)),
+        (NONE, 0.0, "v", (STAGE_A_CALL, NONE)),
         (TWO, 1.0, "staged", (TWO, None)),  # p_det alone: no mean is needed
         (TWO, 0.25, "epsilon", (TWO, None)),
-        (replace(STAGE_A, draw=True, correlation_length_mm=4.0), 0.25, "staged", None),
+        (replace(STAGE_A_CALL, draw=True, correlation_length_mm=4.0), 0.25, "staged", None),
     ],
 )
 def test_stage_a_makes_the_mean(
@@ -145,25 +145,25 @@ def test_stage_a_makes_the_mean(
     before = InferenceSettings(-3.0, 0.5, target=target, mask_sampler=EIGHT)  # of an earlier choice
     found = choosing.with_samplers(before, masks, w)
     assert (found.sampler, found.mask_sampler) == (expected or (masks, None))
-    assert found.w == w
+    assert found.segmenter_weight == w
 
 
 @pytest.mark.parametrize("best", [1.0, 0.25])
 def test_settings_hold_what_was_chosen(monkeypatch: pytest.MonkeyPatch, best: float) -> None:
-    fitted = FittedTemperature(Temperature(2.0, 3.0), {"a": Temperature(5.0, 5.0)})
+    fitted = FittedCalibration(LogitCalibration(2.0, 3.0), {"a": LogitCalibration(5.0, 5.0)})
 
     def means(run: object, model: object, settings: InferenceSettings, cases: object) -> list[MeanTrial]:
-        assert (settings.sampler, settings.mask_sampler, cases) == (STAGE_A, EIGHT, fitted.of_others)
-        return [MeanTrial(STAGE_A, w, "half", (0.9 if w == best else 0.6, 0.8), (0.5, 0.4)) for w in (0.25, 1.0)]
+        assert (settings.sampler, settings.mask_sampler, cases) == (STAGE_A_CALL, EIGHT, fitted.of_others)
+        return [MeanTrial(STAGE_A_CALL, w, "half", (0.9 if w == best else 0.6, 0.8), (0.5, 0.4)) for w in (0.25, 1.0)]
 
-    monkeypatch.setattr(choosing, "choose_temperature", lambda *args: fitted)
+    monkeypatch.setattr(choosing, "choose_calibration", lambda *args: fitted)
     monkeypatch.setattr(choosing, "_try_samplers", lambda *args: [trial(EIGHT, 0.5)])
     monkeypatch.setattr(choosing, "try_means", means)
     monkeypatch.setattr(choosing, "num_informative", lambda *args: choosing.FEWEST_FOR_SETTINGS)
     run: Any = None
     chosen = choosing.choose_settings(run, run, InferenceSettings(-3.0, 0.5), ["a"]).settings
-    assert (chosen.w, chosen.temperature) == (best, fitted.of_all)
-    assert (chosen.sampler, chosen.mask_sampler) == ((EIGHT, None) if best == 1 else (STAGE_A, EIGHT))
+    assert (chosen.segmenter_weight, chosen.calibration) == (best, fitted.of_all)
+    assert (chosen.sampler, chosen.mask_sampler) == ((EIGHT, None) if best == 1 else (STAGE_A_CALL, EIGHT))
 
 
 @pytest.mark.parametrize(
@@ -180,18 +180,18 @@ def test_too_few_patients_choose_nothing_and_say_so(monkeypatch: pytest.MonkeyPa
     }
     stored["empty"] = SimpleNamespace(**vars(objects((1, 64, 64), (1.0, 1.0, 1.0))), group="another")
     run: Any = SimpleNamespace(data=SimpleNamespace(open=stored.__getitem__))
-    fitted = FittedTemperature(Temperature(2.0, 3.0), {})
+    fitted = FittedCalibration(LogitCalibration(2.0, 3.0), {})
     monkeypatch.setattr(choosing, "_try_samplers", refuse)
     monkeypatch.setattr(choosing, "try_means", refuse)
     monkeypatch.setattr(choosing, "held_out_logits", refuse)
-    if patients >= choosing.FEWEST_FOR_TEMPERATURE:
-        monkeypatch.setattr(choosing, "choose_temperature", lambda *args: fitted)
-    before = InferenceSettings(-3.0, 0.5, w=0.25, mask_sampler=EIGHT)
+    if patients >= choosing.FEWEST_FOR_CALIBRATION:
+        monkeypatch.setattr(choosing, "choose_calibration", lambda *args: fitted)
+    before = InferenceSettings(-3.0, 0.5, segmenter_weight=0.25, mask_sampler=EIGHT)
     choice = choosing.choose_settings(run, run, before, list(stored))
-    kept = NO_TEMPERATURE if patients < choosing.FEWEST_FOR_TEMPERATURE else fitted.of_all
-    assert choice.settings == replace(before, temperature=kept)
+    kept = NO_CALIBRATION if patients < choosing.FEWEST_FOR_CALIBRATION else fitted.of_all
+    assert choice.settings == replace(before, calibration=kept)
     assert (choice.samplers, choice.means) == ((), ())
-    assert choice.warning.startswith(f"{left}, w, threshold" if left == "sampler" else left)
+    assert choice.warning.startswith(f"{left}, segmenter weight, threshold" if left == "sampler" else left)
     assert f"{patients} held-out patient" in choice.warning
     assert "are too few" in choice.warning
 
@@ -293,9 +293,9 @@ def test_a_gain_of_dice_in_every_case_wins_against_likelihood() -> None:
 
 
 def test_what_the_luckiest_of_the_cuts_gains_rules_out_no_usual_weight() -> None:
-    usual = mean_trial(choosing.USUAL_W, "half", (0.90, 0.68, 0.80, 0.60), 0.5)
+    default = mean_trial(choosing.DEFAULT_SEGMENTER_WEIGHT, "half", (0.90, 0.68, 0.80, 0.60), 0.5)
     lucky = mean_trial(0.75, "half", (0.91, 0.72, 0.80, 0.61), 0.8)  # by 0.015, 1.7 standard errors
-    assert rank_means([PLAIN, lucky, usual])[0] == usual
+    assert rank_means([PLAIN, lucky, default])[0] == default
 
 
 def test_a_tenth_of_a_point_of_dice_buys_no_likelihood_however_sure_it_is() -> None:
@@ -313,11 +313,11 @@ def test_the_cut_for_dice_has_to_earn_its_place() -> None:
 
 
 def test_the_usual_weight_stays_where_another_is_hardly_likelier() -> None:
-    usual = mean_trial(choosing.USUAL_W, "half", PLAIN.dice_of_cases, (0.5, 0.6, 0.7, 0.6))
+    default = mean_trial(choosing.DEFAULT_SEGMENTER_WEIGHT, "half", PLAIN.dice_of_cases, (0.5, 0.6, 0.7, 0.6))
     hardly = mean_trial(0.5, "half", PLAIN.dice_of_cases, (0.3, 0.7, 0.7, 0.6))  # 0.025 likelier, 0.06 the error
     clearly = mean_trial(0.0, "half", PLAIN.dice_of_cases, (0.4, 0.5, 0.65, 0.5))
-    assert rank_means([PLAIN, hardly, usual])[:2] == [usual, hardly]
-    assert rank_means([PLAIN, hardly, usual, clearly])[0] == clearly
+    assert rank_means([PLAIN, hardly, default])[:2] == [default, hardly]
+    assert rank_means([PLAIN, hardly, default, clearly])[0] == clearly
 
 
 def test_without_any_defined_dice_the_likelihood_decides() -> None:
@@ -331,11 +331,11 @@ def test_an_empty_hold_out_leaves_the_plain_segmenter() -> None:
     assert rank_means(nothing)[0] == nothing[4]
 
 
-def fit_temperature(logits: torch.Tensor, target: torch.Tensor, coding: Coding) -> Temperature:
+def fit_calibration(logits: torch.Tensor, target: torch.Tensor, coding: Coding) -> LogitCalibration:
     """Of voxels that count alike and belong to one group."""
     num_voxels = logits.shape[2]
     weights, owners = torch.ones(num_voxels), torch.zeros(num_voxels, dtype=torch.long)
-    return fit_temperatures(logits, target, weights, coding, owners, 1)[0]
+    return fit_calibrations(logits, target, weights, coding, owners, 1)[0]
 
 
 def test_temperatures_of_a_segmenter_that_is_too_sure_of_its_objects_only() -> None:
@@ -345,8 +345,8 @@ def test_temperatures_of_a_segmenter_that_is_too_sure_of_its_objects_only() -> N
     drawn = torch.rand(len(sure), generator=generator) < (sure / 4).sigmoid()
     target = torch.cat([drawn, torch.arange(1000) < 47]).float()
     logits = torch.cat([sure, right])[None, None]
-    found = fit_temperature(logits, target[None, None], "binary")
-    assert found.ceiling is None
+    found = fit_calibration(logits, target[None, None], "binary")
+    assert found.soft_cap is None
     assert found.foreground == pytest.approx(4.0, rel=0.06)  # the grid's steps are 9 % wide
     assert found.background == pytest.approx(1.0, rel=0.06)
 
@@ -356,15 +356,15 @@ def test_objects_that_are_there_in_doubt_get_a_ceiling() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.empty(1, 1, 4000).uniform_(0.5, 9.0, generator=generator)
     target = (torch.rand(4000, generator=generator) < 0.7).float()
-    found = fit_temperature(logits, target[None, None], "binary")
-    assert found.ceiling in (0.75, 1.0)  # log(0.7 / 0.3) = 0.85
+    found = fit_calibration(logits, target[None, None], "binary")
+    assert found.soft_cap in (0.75, 1.0)  # log(0.7 / 0.3) = 0.85
     p = probabilities_from_logits(logits, "binary", found)
     assert (p - 0.7).abs().mean() < 0.03
 
 
 def test_a_segmenter_that_finds_nothing_keeps_its_temperature_of_foreground() -> None:
-    found = fit_temperature(torch.full((1, 1, 100), -2.0), torch.zeros(1, 1, 100), "binary")
-    assert (found.foreground, found.ceiling) == (1.0, None)
+    found = fit_calibration(torch.full((1, 1, 100), -2.0), torch.zeros(1, 1, 100), "binary")
+    assert (found.foreground, found.soft_cap) == (1.0, None)
     assert found.background == 0.5
 
 
@@ -378,12 +378,12 @@ def test_a_ceiling_is_found_for_several_channels_too(coding: Coding) -> None:
     if coding == "softmax":
         logits = torch.cat([torch.zeros(1, 1, 4000), logits[:, :1], torch.full((1, 1, 4000), -9.0)], dim=1)
         target = torch.stack([1 - there, there, torch.zeros(4000)])[None]
-    found = fit_temperature(logits, target, coding)
-    assert found.ceiling in (0.75, 1.0)
+    found = fit_calibration(logits, target, coding)
+    assert found.soft_cap in (0.75, 1.0)
 
 
 def test_temperatures_without_any_voxel_are_one() -> None:
-    found = fit_temperature(torch.zeros(1, 2, 0), torch.zeros(1, 2, 0), "softmax")
+    found = fit_calibration(torch.zeros(1, 2, 0), torch.zeros(1, 2, 0), "softmax")
     assert (found.foreground, found.background) == (1.0, 1.0)
 
 
@@ -395,12 +395,12 @@ def test_a_group_is_judged_by_the_temperature_of_all_others() -> None:
     owners = torch.arange(3).repeat_interleave(3000)
     target[owners == 2] = (z[owners == 2] < 0).float()
     data = z[None, None], target[None, None], torch.ones(9000), "binary", owners
-    of_all, without = fit_temperatures(*data, 3)
+    of_all, without = fit_calibrations(*data, 3)
     assert [t.foreground > 3 for t in (of_all, *without)] == [True, True, True, False]
     assert without[2].foreground == pytest.approx(2.0, rel=0.1)
     assert without[2].background == pytest.approx(2.0, rel=0.1)
     kept = owners != 2
-    alone, _ = fit_temperatures(data[0][..., kept], data[1][..., kept], data[2][kept], "binary", owners[kept], 2)
+    alone, _ = fit_calibrations(data[0][..., kept], data[1][..., kept], data[2][kept], "binary", owners[kept], 2)
     assert without[2] == alone
 
 
@@ -409,9 +409,9 @@ def test_what_only_one_group_shows_is_unknown_without_it() -> None:
     z, owners = torch.tensor([3.0] * 50 + [-3.0] * 50), torch.tensor([0] * 50 + [1] * 50)
     target = (z > 0).float()
     data = z[None, None], target[None, None], torch.ones(100), "binary", owners
-    of_all, without = fit_temperatures(*data, 3)
+    of_all, without = fit_calibrations(*data, 3)
     assert (of_all.foreground, of_all.background) == (0.5, 0.5)
-    assert without[0] == Temperature(1.0, 0.5)
+    assert without[0] == LogitCalibration(1.0, 0.5)
     assert without[2] == of_all
     empty = (torch.zeros(1, 1, 0), torch.zeros(1, 1, 0), torch.zeros(0), "binary", torch.zeros(0, dtype=torch.long))
-    assert fit_temperatures(*empty, 2) == (NO_TEMPERATURE, [NO_TEMPERATURE, NO_TEMPERATURE])
+    assert fit_calibrations(*empty, 2) == (NO_CALIBRATION, [NO_CALIBRATION, NO_CALIBRATION])

@@ -24,13 +24,13 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.serialization import read_dataclass
-from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE
+from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION
 from unisegdiff_pipeline.evaluation.spread import Spread
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.selection import choosing
-from unisegdiff_pipeline.selection.choosing import STAGE_A, USUAL, USUAL_W
+from unisegdiff_pipeline.selection.choosing import DEFAULT_SAMPLER, DEFAULT_SEGMENTER_WEIGHT, STAGE_A_CALL
 from unisegdiff_pipeline.training import fold as fold_module
 from unisegdiff_pipeline.training import run as run_module
 from unisegdiff_pipeline.training import validation as validation_module
@@ -80,7 +80,7 @@ def test_a_flipped_byte_in_preprocessed_data_ends_the_training_before_it_begins(
 
 
 def test_both_phases_leave_a_complete_fold(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "FEWEST_FOR_TEMPERATURE", 1)
+    monkeypatch.setattr(choosing, "FEWEST_FOR_CALIBRATION", 1)
     monkeypatch.setattr(choosing, "FEWEST_FOR_SETTINGS", 1)
     result = train(request_).folds[0]
     names = {p.name for p in result.folder.iterdir()}
@@ -90,10 +90,10 @@ def test_both_phases_leave_a_complete_fold(request_: TrainRequest, monkeypatch: 
     settings = json.loads((result.folder / "inference.json").read_text())
     tried = json.loads((result.folder / "candidates.json").read_text())
     assert {s["sampler"]["num_calls"] for s in tried["samplers"]} == {0, 1, 2, 4}
-    for name in ("w", "decision"):
+    for name in ("segmenter_weight", "decision"):
         assert settings[name] == tried["means"][0][name]
     assert (settings["mask_sampler"] or settings["sampler"]) == tried["samplers"][0]["sampler"]
-    assert settings["w"] == 1 or settings["sampler"] == tried["means"][0]["sampler"]
+    assert settings["segmenter_weight"] == 1 or settings["sampler"] == tried["means"][0]["sampler"]
     assert "hold-out" in settings["chosen_on"]
     assert len(read_dataclass(Spread, result.folder / "validation" / "spread.json").cases) == 3
     assert "Spread of the samples" in (result.folder / "report.html").read_text()
@@ -177,7 +177,7 @@ def test_plain_segmenter(request_: TrainRequest) -> None:
     result = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=2)).folds[0]
     settings = json.loads((result.folder / "inference.json").read_text())
     assert settings["num_samples"] == 0
-    assert settings["w"] == 1.0
+    assert settings["segmenter_weight"] == 1.0
     assert not any(name.startswith("denoiser.") for name in weights_of(result.folder))
 
 
@@ -242,7 +242,11 @@ def test_a_time_that_is_too_short_gives_a_model_with_defaults_and_says_so(
     result = train(dataclasses.replace(request_, iterations=None, max_time_s=0.01)).folds[0]
     settings = read_settings(result.folder)
     assert settings.chosen_on == "nothing, for lack of time; defaults"
-    assert (settings.w, settings.decision, settings.temperature) == (USUAL_W, "half", NO_TEMPERATURE)
+    assert (settings.segmenter_weight, settings.decision, settings.calibration) == (
+        DEFAULT_SEGMENTER_WEIGHT,
+        "half",
+        NO_CALIBRATION,
+    )
     assert any(name.startswith("denoiser.") for name in weights_of(result.folder))
     summary = json.loads((result.folder / "validation" / "summary.json").read_text())
     described = json.loads((result.folder / "request.json").read_text())
@@ -389,10 +393,14 @@ def test_fold_all_trains_on_every_case(request_: TrainRequest) -> None:
     assert described["holdout_cases"] == described["validation_cases"] == []
     assert result.scores == {}
     settings = read_settings(result.folder)
-    assert (settings.sampler, settings.w, settings.decision) == (STAGE_A, USUAL_W, "half")
+    assert (settings.sampler, settings.segmenter_weight, settings.decision) == (
+        STAGE_A_CALL,
+        DEFAULT_SEGMENTER_WEIGHT,
+        "half",
+    )
     assert settings.mask_sampler is not None
     assert settings.mask_sampler.correlation_length_mm > 0
-    assert settings.mask_sampler == choosing.drawing(USUAL, settings.mask_sampler.correlation_length_mm)
+    assert settings.mask_sampler == choosing.drawing(DEFAULT_SAMPLER, settings.mask_sampler.correlation_length_mm)
 
 
 def files_of(folder: Path) -> set[str]:

@@ -105,7 +105,7 @@ class CommandParser(argparse.ArgumentParser):
 def run(body: Callable[[], int | None]) -> int:
     """Run a command's body and return its exit code.
 
-    Errors that a user can mend are printed as one paragraph without a traceback (code 1), an interruption returns
+    Errors that a user can fix are printed as one paragraph without a traceback (code 1), an interruption returns
     130 and SIGTERM 143, both after files under way have been removed; faults of the program keep their traceback.
     """
     signals = _Signals()

@@ -21,6 +21,7 @@ from unisegdiff_pipeline.core.files import atomic_path
 
 T = TypeVar("T")
 
+FORMERLY = "formerly"  # key of a field's metadata
 MAX_DEPTH = 50  # of lists and objects in one another; the deepest file of this package, plans.json, has 8
 
 
@@ -113,10 +114,20 @@ def _convert_union(args: tuple[Any, ...], data: Any, path: str) -> Any:
     raise failure or UsdError(f"{path} must not be {_shown(data)}.")
 
 
+def formerly(name: str) -> dict[str, str]:
+    """Metadata of a dataclass field that files of earlier versions call `name`; it is read under both names.
+
+    Example: `segmenter_weight: float = field(default=0.5, metadata=formerly("w"))`.
+    """
+    return {FORMERLY: name}
+
+
 def _convert_dataclass(cls: type, data: Any, path: str) -> Any:
     _require(isinstance(data, dict), path, "an object", data)
     hints = _type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
+    names = {f.metadata[FORMERLY]: f.name for f in fields.values() if FORMERLY in f.metadata}
+    data = {key if names.get(key) in (None, *data) else names[key]: value for key, value in data.items()}
     prefix = "" if path == "(top level)" else f"{path}."
     for key in data:
         if key not in fields:

@@ -7,7 +7,7 @@ sigmoid channel each (`LabelScheme.coding`). The channel axis is 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from unisegdiff_pipeline.core.bounds import Range
 from unisegdiff_pipeline.core.labels import Coding
+from unisegdiff_pipeline.core.serialization import formerly
 
 Divisor = Annotated[float, Range(1e-3, 1e3)]
 LOG_ODDS_LIMIT = 10.0
@@ -33,8 +34,8 @@ def x_to_probabilities(x: Tensor, coding: Coding, floor: float = 5e-4) -> Tensor
 
 
 @dataclass(frozen=True)
-class Temperature:
-    """What makes a segmenter's logits honest: they are divided (Guo et al. 2017), and those of foreground levelled.
+class LogitCalibration:
+    """What calibrates a segmenter's logits: they are divided (Guo et al. 2017), and those of foreground levelled.
 
     One number divides where it says foreground, another where it says background.
 
@@ -42,45 +43,45 @@ class Temperature:
     One temperature for both would have to lie: high enough for objects, it lifts all of the background.
 
     Where it is the object as a whole that is in doubt, as where annotators disagree on whether there is any, its middle
-    is no surer than its parts near the edge. Divided logits keep the middle the surest; a ceiling makes it level.
+    is no surer than its parts near the edge. Divided logits keep the middle the surest; a soft cap makes it level.
 
     Attributes:
         foreground, background: above 0.
-        ceiling: of the log odds of foreground, above 0; they approach it as L tanh(z / L). None: there is none. Odds
+        soft_cap: of the log odds of foreground, above 0; they approach it as L tanh(z / L). None: there is none. Odds
             between classes stay: that there is anything may be in doubt where it is sure what it would be.
     """
 
     foreground: Divisor = 1.0
     background: Divisor = 1.0
-    ceiling: Divisor | None = None
+    soft_cap: Divisor | None = field(default=None, metadata=formerly("ceiling"))
 
     def __post_init__(self) -> None:
-        for name in ("foreground", "background", "ceiling"):
+        for name in ("foreground", "background", "soft_cap"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} of the temperature is {value}; it must be above 0")
+                raise ValueError(f"{name} of the calibration is {value}; it must be above 0")
 
     def describe(self) -> str:
         """In words, for logs."""
-        ceiling = "" if self.ceiling is None else f" (log odds below {self.ceiling:g})"
-        return f"{self.foreground:g} for foreground{ceiling} and {self.background:g} for background"
+        soft_cap = "" if self.soft_cap is None else f" (log odds below {self.soft_cap:g})"
+        return f"{self.foreground:g} for foreground{soft_cap} and {self.background:g} for background"
 
 
-NO_TEMPERATURE = Temperature()
+NO_CALIBRATION = LogitCalibration()
 
 
-def temper(logits: Tensor, coding: Coding, temperature: Temperature) -> Tensor:
+def calibrate(logits: Tensor, coding: Coding, calibration: LogitCalibration) -> Tensor:
     """Logits (B, C, *spatial) in fp32 at the temperature of what they decide for; no decision changes."""
     z = logits.float()
-    if temperature.foreground == temperature.background and temperature.ceiling is None:
-        return z / temperature.foreground
+    if calibration.foreground == calibration.background and calibration.soft_cap is None:
+        return z / calibration.foreground
     odds = foreground_log_odds(z, coding)
     found = odds > 0
-    z = z / torch.where(found, temperature.foreground, temperature.background)
-    if temperature.ceiling is None:
+    z = z / torch.where(found, calibration.foreground, calibration.background)
+    if calibration.soft_cap is None:
         return z
-    odds = odds / temperature.foreground
-    excess = torch.where(found, odds - temperature.ceiling * torch.tanh(odds / temperature.ceiling), 0.0)
+    odds = odds / calibration.foreground
+    excess = torch.where(found, odds - calibration.soft_cap * torch.tanh(odds / calibration.soft_cap), 0.0)
     return torch.cat([z[:, :1] + excess, z[:, 1:]], dim=1) if coding == "softmax" else z - excess
 
 
@@ -92,18 +93,18 @@ def foreground_log_odds(logits: Tensor, coding: Coding) -> Tensor:
     return logits[:, 1:].amax(dim=1, keepdim=True) - logits[:, :1] if coding == "softmax" else logits
 
 
-def probabilities_from_logits(logits: Tensor, coding: Coding, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
+def probabilities_from_logits(logits: Tensor, coding: Coding, calibration: LogitCalibration = NO_CALIBRATION) -> Tensor:
     """Probabilities (B, C, *spatial) in fp32 from tempered logits."""
-    scaled = temper(logits, coding, temperature)
+    scaled = calibrate(logits, coding, calibration)
     return scaled.softmax(dim=1) if coding == "softmax" else scaled.sigmoid()
 
 
-def bounded_logits(logits: Tensor, coding: Coding, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
+def bounded_logits(logits: Tensor, coding: Coding, calibration: LogitCalibration = NO_CALIBRATION) -> Tensor:
     """Logits in fp32 that the denoiser may add to: detached, tempered, limited to +-10 so that it can overrule them.
 
     Softmax logits are centred first, since only differences between channels count.
     """
-    scaled = temper(logits.detach(), coding, temperature)
+    scaled = calibrate(logits.detach(), coding, calibration)
     if coding == "softmax":
         scaled = scaled - scaled.mean(dim=1, keepdim=True)
     return scaled.clamp(-LOG_ODDS_LIMIT, LOG_ODDS_LIMIT)

@@ -95,15 +95,15 @@ def discover_folders(
             raise UsdError(f"--{name} is {folder}, which is no folder; give the folder that holds the files.")
     if groups is not None and not groups.is_file():
         raise UsdError(f'--groups is {groups}, which is no file; give a CSV file with the line "case,group" on top.')
-    usual = _usual_places(reference, prediction)
+    default = _default_places(reference, prediction)
     return InputFolders(
         reference=reference,
         prediction=prediction,
-        probabilities=probabilities or usual.get("probabilities"),
-        samples=samples or usual.get("samples"),
-        raters=raters or usual.get("raters"),
-        uncertainty=uncertainty or usual.get("uncertainty"),
-        groups=groups or usual.get("groups"),
+        probabilities=probabilities or default.get("probabilities"),
+        samples=samples or default.get("samples"),
+        raters=raters or default.get("raters"),
+        uncertainty=uncertainty or default.get("uncertainty"),
+        groups=groups or default.get("groups"),
         named=frozenset(name for name, value in {**given, "groups": groups}.items() if value is not None),
     )
 
@@ -259,7 +259,7 @@ def hold_2d(cases: Sequence[CaseInputs]) -> bool:
     return all(read_header(case.reference)[1].is_2d for case in cases)
 
 
-def _usual_places(reference: Path, prediction: Path) -> dict[str, Path]:
+def _default_places(reference: Path, prediction: Path) -> dict[str, Path]:
     places: dict[str, Path] = {}
     if prediction.is_dir():
         for name in ("probabilities", "samples", "uncertainty"):

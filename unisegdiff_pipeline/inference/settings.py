@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from unisegdiff_pipeline.core.bounds import Fraction, LogSignalToNoise, Range
-from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
-from unisegdiff_pipeline.diffusion.coding import NO_TEMPERATURE, Temperature
+from unisegdiff_pipeline.core.serialization import formerly, read_dataclass, write_json
+from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
 
@@ -26,25 +26,25 @@ class InferenceSettings:
         lam_a, lam_c: realised edges of the stages, planned ones unless training moved them.
         input_scale: factor b of each channel, as planned; empty for 1 everywhere.
         target: what the denoiser was trained to predict.
-        temperature: what the segmenter's logits are made honest with, for p_det.
-        denoiser_temperature: the same for the denoiser's input, as in its training: the segmenter's when that began.
-        w: final probability = w * p_det + (1 - w) * mean of the samples; 1 is the plain segmenter.
+        calibration: of the segmenter's logits, for p_det.
+        denoiser_calibration: the same for the denoiser's input, as in its training: the segmenter's when that began.
+        segmenter_weight: w; final probability = w * p_det + (1 - w) * mean of the samples; 1 is the plain segmenter.
         decision: how the final probability becomes a mask: "half" cuts it at 0.5 (or takes the likeliest class), "dice"
             where the samples of the case promise the highest Dice (see `decision`).
         num_samples: masks drawn a case unless the user asks for another number.
         sampler: method, start, number of calls, end of the schedule, length of the field (see `SamplerSettings`).
         mask_sampler: draws the masks where `sampler`, which then makes the mean alone, is not the best to draw them.
         weights: which weights the fold holds: "ema" at the end, or the "best" ones seen on held-out cases.
-        chosen_on: the cases that temperature, w and sampler were chosen on, in words.
+        chosen_on: the cases that calibration, segmenter weight and sampler were chosen on, in words.
     """
 
     lam_a: LogSignalToNoise
     lam_c: LogSignalToNoise
     input_scale: tuple[Annotated[float, Range(1e-3, 1e3)], ...] = ()
     target: Target = "staged"
-    temperature: Temperature = NO_TEMPERATURE
-    denoiser_temperature: Temperature = NO_TEMPERATURE
-    w: Fraction = 0.5
+    calibration: LogitCalibration = field(default=NO_CALIBRATION, metadata=formerly("temperature"))
+    denoiser_calibration: LogitCalibration = field(default=NO_CALIBRATION, metadata=formerly("denoiser_temperature"))
+    segmenter_weight: Fraction = field(default=0.5, metadata=formerly("w"))
     decision: Decision = "half"
     num_samples: Annotated[int, Range(0, 10_000)] = 8
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
@@ -53,8 +53,10 @@ class InferenceSettings:
     chosen_on: str = "nothing; defaults"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.w <= 1:
-            raise ValueError(f"w is {self.w}; allowed is a share from 0 (samples only) to 1 (segmenter only)")
+        if not 0 <= self.segmenter_weight <= 1:
+            raise ValueError(
+                f"segmenter_weight is {self.segmenter_weight}; allowed is 0 (samples only) to 1 (segmenter only)"
+            )
         if self.num_samples < 0:
             raise ValueError(f"num_samples is {self.num_samples}; it must be 0 or more")
         if not self.lam_a < self.lam_c:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from unisegdiff_pipeline.diffusion.coding import Temperature
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 
@@ -21,7 +21,7 @@ def settings_in_words(settings: InferenceSettings, length_unit: str = "mm") -> l
     sentences = [_mask(settings), _probability(settings)]
     if settings.num_samples:
         sentences.append(f"{settings.num_samples} samples a case: {sampler_in_words(settings.drawn_by, length_unit)}.")
-    return [*sentences, _temperature(settings.temperature)]
+    return [*sentences, _calibration(settings.calibration)]
 
 
 def sampler_in_words(sampler: SamplerSettings, length_unit: str = "mm") -> str:
@@ -36,13 +36,16 @@ def _mask(settings: InferenceSettings) -> str:
 
 
 def _probability(settings: InferenceSettings) -> str:
-    if settings.w == 1 or not settings.num_samples:
+    if settings.segmenter_weight == 1 or not settings.num_samples:
         return "The probability is the segmenter's alone."
-    if settings.w == 0:
-        return "The probability is the mean over the samples; the segmenter's own does not enter it (w = 0)."
+    if settings.segmenter_weight == 0:
+        return (
+            "The probability is the mean over the samples; the segmenter's own does not enter it (segmenter weight 0)."
+        )
     return (
-        f"The probability is {settings.w:.0%} the segmenter's and {1 - settings.w:.0%} the mean over the samples "
-        f"(w = {settings.w:g})."
+        f"The probability is {settings.segmenter_weight:.0%} the segmenter's and "
+        f"{1 - settings.segmenter_weight:.0%} the mean over the samples "
+        f"(segmenter weight {settings.segmenter_weight:g})."
     )
 
 
@@ -75,14 +78,14 @@ def _end(sampler: SamplerSettings, unit: str) -> str:
     )
 
 
-def _temperature(temperature: Temperature) -> str:
-    if all(abs(value - 1) < SAME for value in (temperature.foreground, temperature.background)):
+def _calibration(calibration: LogitCalibration) -> str:
+    if all(abs(value - 1) < SAME for value in (calibration.foreground, calibration.background)):
         changed = "are taken as they are"
     else:
-        parts = ((temperature.foreground, "foreground"), (temperature.background, "background"))
+        parts = ((calibration.foreground, "foreground"), (calibration.background, "background"))
         changed = f"are made {', '.join(f'{_strength(value)} for {name}' for value, name in parts)}"
-    ceiling = "" if temperature.ceiling is None else f", and never above {_percent(temperature.ceiling)}"
-    return f"The segmenter's probabilities {changed}{ceiling}, as held-out cases ask for."
+    soft_cap = "" if calibration.soft_cap is None else f", and never above {_percent(calibration.soft_cap)}"
+    return f"The segmenter's probabilities {changed}{soft_cap}, as held-out cases ask for."
 
 
 def _strength(value: float) -> str:

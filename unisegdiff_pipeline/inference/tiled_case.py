@@ -9,8 +9,8 @@ from torch import Tensor
 
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.diffusion.coding import (
-    NO_TEMPERATURE,
-    Temperature,
+    NO_CALIBRATION,
+    LogitCalibration,
     nested_probabilities,
     probabilities_from_logits,
 )
@@ -71,15 +71,15 @@ class TiledCase:
         self._seen: set[int] = set()
 
     @torch.inference_mode()
-    def det_probabilities(self, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
+    def det_probabilities(self, calibration: LogitCalibration = NO_CALIBRATION) -> Tensor:
         """p_det over the padded volume, (K, Z, Y, X) fp32, on the CPU.
 
         Regions are no likelier than those around them, so that every mixture with samples keeps them nested.
         """
-        return self._whole(temperature, probabilities=True)
+        return self._whole(calibration, probabilities=True)
 
     @torch.inference_mode()
-    def det_logits(self, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
+    def det_logits(self, calibration: LogitCalibration = NO_CALIBRATION) -> Tensor:
         """The segmenter's logits, blended over the padded volume, (K, Z, Y, X) fp32 on the CPU; new at each call.
 
         Logits are blended, as by nnU-Net, and not probabilities: so a temperature, which comes afterwards, changes no
@@ -89,24 +89,24 @@ class TiledCase:
             temperature: that p_det is taken at; it says which tiles are likely to be sampled, and worth a place in the
                 cache.
         """
-        return self._whole(temperature, probabilities=False)
+        return self._whole(calibration, probabilities=False)
 
-    def _whole(self, temperature: Temperature, probabilities: bool) -> Tensor:
+    def _whole(self, calibration: LogitCalibration, probabilities: bool) -> Tensor:
         out: Tensor | None = None
-        for first, logits in self._logit_slabs(temperature):
+        for first, logits in self._logit_slabs(calibration):
             if out is None:
                 channels = logits.shape[0]
                 out = torch.from_numpy(self.scratch.empty((channels, *self.grid.padded_shape)))
             for z in range(logits.shape[1]):  # slice by slice: no second slab, and the same in every slab
                 values = logits[:, z]
-                out[:, first + z] = self._probabilities(values[None], temperature)[0] if probabilities else values
+                out[:, first + z] = self._probabilities(values[None], calibration)[0] if probabilities else values
             self.scratch.release()
         assert out is not None
         return out
 
-    def _logit_slabs(self, temperature: Temperature) -> Iterator[tuple[int, Tensor]]:
+    def _logit_slabs(self, calibration: LogitCalibration) -> Iterator[tuple[int, Tensor]]:
         """(first row, blended logits (K, rows, Y, X)) from the first row to the last."""
-        tiles = self._segmented(temperature)
+        tiles = self._segmented(calibration)
         if len(self.grid.starts) == 1:
             yield 0, next(tiles)[1]
             return
@@ -132,24 +132,24 @@ class TiledCase:
         for tile in set(self._cache) - set(tiles):
             self._free_bytes += _num_bytes(self._cache.pop(tile))
 
-    def _probabilities(self, logits: Tensor, temperature: Temperature) -> Tensor:
-        p = probabilities_from_logits(logits, self.model.coding, temperature)
+    def _probabilities(self, logits: Tensor, calibration: LogitCalibration) -> Tensor:
+        p = probabilities_from_logits(logits, self.model.coding, calibration)
         return nested_probabilities(p, self.model.labels.nesting)
 
-    def _segmented(self, temperature: Temperature) -> Iterator[tuple[int, Tensor]]:
+    def _segmented(self, calibration: LogitCalibration) -> Iterator[tuple[int, Tensor]]:
         """(tile, logits (K, *window)) of every tile."""
         for batch in batches(self.order, self.call_size):
             missing = [t for t in batch if t not in self._cache]
             fresh = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
             for tile in batch:
                 condition = fresh[tile] if tile in fresh else self._cache[tile]
-                if tile in fresh and self._may_be_sampled(condition, temperature):
+                if tile in fresh and self._may_be_sampled(condition, calibration):
                     self._keep(tile, condition)
                 yield tile, self._in_volume(self._mirrored(tile, condition.det_logits[0]))
 
-    def _may_be_sampled(self, condition: Condition, temperature: Temperature) -> bool:
+    def _may_be_sampled(self, condition: Condition, calibration: LogitCalibration) -> bool:
         """Whether there is any foreground; where there is none, a place in the cache is for others."""
-        p = self.model.det_probabilities(condition, temperature)[0]
+        p = self.model.det_probabilities(condition, calibration)[0]
         return float(foreground(p, self.model.coding).max()) > ACTIVE_PROBABILITY
 
     def _compute(self, tiles: Sequence[int]) -> list[Condition]:

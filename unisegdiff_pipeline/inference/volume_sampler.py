@@ -140,18 +140,18 @@ class CasePrediction:
         p_det: the segmenter's probabilities (K, Z, Y, X), fp32, CPU.
         boxes: where samples were drawn; empty without samples or without any foreground in p_det.
         num_samples: masks drawn; 0 for a plain segmenter.
-        w: weight of p_det in the final probability.
+        segmenter_weight: w, of p_det in the final probability.
     """
 
     p_det: Tensor
     boxes: tuple[SampledBox, ...]
     num_samples: int
-    w: float
+    segmenter_weight: float
     facts: SamplingFacts
 
-    def probabilities(self, w: float | None = None) -> Tensor:
+    def probabilities(self, segmenter_weight: float | None = None) -> Tensor:
         """w * p_det + (1 - w) * mean of the samples, (K, Z, Y, X); p_det where nothing was drawn."""
-        w = self.w if w is None else w
+        w = self.segmenter_weight if segmenter_weight is None else segmenter_weight
         out = self.p_det.clone()
         for box in self.boxes:
             part = out[(slice(None), *box.slices)]
@@ -166,7 +166,7 @@ class CasePrediction:
     @property
     def mean(self) -> Tensor:
         """Mean of the samples (K, Z, Y, X)."""
-        return self.probabilities(w=0.0)
+        return self.probabilities(segmenter_weight=0.0)
 
     def sample(self, index: int) -> Tensor:
         """Probabilities of one sample (K, Z, Y, X), fp32; 0 and 1 where its mask was drawn."""
@@ -265,7 +265,7 @@ def sample_case(
         keep_soft: keep the probabilities that masks were drawn from beside the masks.
     """
     start = time.perf_counter()
-    p_det = case.det_probabilities(settings.temperature)
+    p_det = case.det_probabilities(settings.calibration)
     segmented = time.perf_counter()
     drawn = list(sample_ids) if can_sample(case.model, settings) else []
     boxes: list[SampledBox] = []
@@ -288,7 +288,7 @@ def sample_case(
         len(case.grid.starts), num_active, case.num_recomputed, segmented - start, time.perf_counter() - segmented
     )
     inner = p_det[(slice(None), *case.grid.inner)]
-    return CasePrediction(inner, tuple(boxes), len(drawn), settings.w, facts)
+    return CasePrediction(inner, tuple(boxes), len(drawn), settings.segmenter_weight, facts)
 
 
 class _BoxSampler:
@@ -481,7 +481,7 @@ class _BoxSampler:
                 masks = draw_masks(here[None, :, piece], near, field[None, :, piece], way, labels)
                 if of_mean is not None and way.surface_length_mm is not None:
                     p_det, mean = (v.to(masks.device) for v in (self.p_det[:, a:b], of_mean[i, :, a:b]))
-                    w = self.settings.w
+                    w = self.settings.segmenter_weight
                     masks = keep_certain(masks, (w * p_det + (1 - w) * mean)[None], labels, way.certain)
                 drawn.append(masks[0])
             yield i, first, torch.cat(drawn, dim=1)
@@ -568,7 +568,7 @@ class _BoxSampler:
         with autocast(case.device):
             found = case.model.denoise(
                 x_t[:, :, 0] if flat else x_t, level, condition.det_logits, condition.features,
-                self.settings.denoiser_temperature, channel_lam(level, self.settings.edges),
+                self.settings.denoiser_calibration, channel_lam(level, self.settings.edges),
             )  # fmt: skip
         both = torch.stack([found.probabilities, found.correction])
         return both[:, :, :, None] if flat else both

@@ -36,7 +36,7 @@ _MAX_NAMED = 10
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one file, and how to mend it; `remedy` is empty where the message says it already."""
+    """Something wrong with one file, and how to fix it; `remedy` is empty where the message says it already."""
 
     file: str
     message: str
@@ -107,7 +107,7 @@ class IntegrityReport:
         if self.problems:
             lines = [str(problem) for problem in self.problems]
             count, them = ("1 problem", "it") if len(lines) == 1 else (f"{len(lines)} problems", "them")
-            lines.append(f"{count} in {self.folder}; nothing was written. Mend {them} and run again.")
+            lines.append(f"{count} in {self.folder}; nothing was written. Fix {them} and run again.")
             raise UsdError("\n".join(lines))
 
 

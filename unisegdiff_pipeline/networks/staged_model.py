@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.diffusion.coding import (
-    NO_TEMPERATURE,
-    Temperature,
+    NO_CALIBRATION,
+    LogitCalibration,
     bounded_logits,
     probabilities_from_logits,
 )
@@ -49,9 +49,9 @@ class StagedModel(nn.Module):
         projected = () if self.denoiser is None else self.denoiser.project_features(output.features)
         return Condition(output.logits[0].float(), projected)
 
-    def det_probabilities(self, condition: Condition, temperature: Temperature = NO_TEMPERATURE) -> Tensor:
+    def det_probabilities(self, condition: Condition, calibration: LogitCalibration = NO_CALIBRATION) -> Tensor:
         """p_det (B, C, *patch): the segmenter's own answer at a temperature chosen on held-out cases."""
-        return probabilities_from_logits(condition.det_logits, self.coding, temperature)
+        return probabilities_from_logits(condition.det_logits, self.coding, calibration)
 
     def denoise(
         self,
@@ -59,7 +59,7 @@ class StagedModel(nn.Module):
         lam: Tensor,
         det_logits: Tensor,
         features: Sequence[Tensor],
-        temperature: Temperature = NO_TEMPERATURE,
+        calibration: LogitCalibration = NO_CALIBRATION,
         mask_lam: Tensor | None = None,
     ) -> Estimate:
         """Estimate mask and noise in x_t.
@@ -70,7 +70,7 @@ class StagedModel(nn.Module):
             det_logits, features: of a `Condition`; batch size B, or 1 for all.
             mask_lam: `channel_lam` of x_t, (B or 1, C) where channels are scaled; None: lam.
         """
-        output = self.denoiser_output(x_t, lam, det_logits, features, temperature, mask_lam=mask_lam)
+        output = self.denoiser_output(x_t, lam, det_logits, features, calibration, mask_lam=mask_lam)
         return Estimate(probabilities_from_logits(output.x0_logits, self.coding), output.noise_correction)
 
     def denoiser_output(
@@ -79,7 +79,7 @@ class StagedModel(nn.Module):
         lam: Tensor,
         det_logits: Tensor,
         features: Sequence[Tensor],
-        temperature: Temperature = NO_TEMPERATURE,
+        calibration: LogitCalibration = NO_CALIBRATION,
         keep_det: Tensor | None = None,
         mask_lam: Tensor | None = None,
     ) -> DenoiserOutput:
@@ -90,7 +90,7 @@ class StagedModel(nn.Module):
         """
         if self.denoiser is None:
             raise ValueError("this model has no denoiser: it was trained by SegmentationTrainer; use num_samples=0")
-        bounded = bounded_logits(det_logits, self.coding, temperature)
+        bounded = bounded_logits(det_logits, self.coding, calibration)
         if keep_det is not None:
             bounded = bounded * keep_det.reshape(-1, *(1,) * (bounded.ndim - 1))
         output: DenoiserOutput = self.denoiser(x_t, lam, bounded, features, mask_lam)

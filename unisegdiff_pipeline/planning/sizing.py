@@ -115,10 +115,10 @@ class Sizer:
 
     def _cpu_batch_size(self, network: NetworkPlan, by_data: int) -> tuple[int, str]:
         """The usual batch, up to four times it where patches are so small that the budget allows it."""
-        usual = _CPU_BATCH[network.dims]
+        default = _CPU_BATCH[network.dims]
         affordable = int(self.gmac_limit / self.iteration_gmac(network, 1))
-        batch = max(usual, min(affordable, by_data, 4 * usual))
-        batch -= batch % (usual // 2)
+        batch = max(default, min(affordable, by_data, 4 * default))
+        batch -= batch % (default // 2)
         return batch, (
             f"{batch} examples: an iteration costs {self.iteration_gmac(network, batch):.1f} of the "
             f"{self.gmac_limit:.0f} GMAC that {counted(self.cores, 'core')} {'is' if self.cores == 1 else 'are'} given"

@@ -10,7 +10,7 @@ import numpy as np
 from unisegdiff_pipeline.fingerprint import Fingerprint
 
 ANISOTROPY = 3.0
-_CLEARLY_COARSER = 1.5
+_MUCH_COARSER = 1.5
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _axis_order(target: np.ndarray, is_2d: bool) -> tuple[tuple[int, int, int], 
     coarsest = int(np.argmax(target))
     second = float(np.sort(target)[1])
     # nnU-Net turns images for any difference: 1.0 x 1.4 x 1.4 mm axial slices then become coronal ones
-    if coarsest == 0 or target[coarsest] < _CLEARLY_COARSER * second:
+    if coarsest == 0 or target[coarsest] < _MUCH_COARSER * second:
         return (0, 1, 2), "kept: no other axis is over 1.5 times coarser than both of the others"
     rest = [axis for axis in range(3) if axis != coarsest]
     reason = f"axis {'ZYX'[coarsest]} is over 1.5 times coarser than the others and comes first"

@@ -72,7 +72,7 @@ def plan_stages(
     return _combine(tuple(curves), scheme)
 
 
-def realise_stages(
+def refine_stages(
     plan: StagePlan, d_c: Mapping[str, float], uncertainty: Mapping[str, float], scheme: LabelScheme
 ) -> StagePlan:
     """The edges of a plan with what a trained segmenter does on held-out cases in place of what was expected of it.

@@ -22,7 +22,7 @@ import unisegdiff_pipeline
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import format_duration
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_json
-from unisegdiff_pipeline.diffusion.coding import Temperature
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, Spread
 from unisegdiff_pipeline.inference.settings import InferenceSettings
@@ -424,8 +424,8 @@ def _chosen(fold: _Fold) -> Section | None:
     chosen, sampler = fold.chosen, fold.chosen.get("sampler", {})
     items = {
         "chosen on": str(chosen.get("chosen_on", "")),
-        "temperature of the segmenter": _temperature(chosen.get("temperature", {})),
-        "w, weight of the segmenter": f"{chosen.get('w', 1):g}",
+        "temperature of the segmenter": _calibration(chosen.get("calibration", chosen.get("temperature", {}))),
+        "segmenter weight": f"{chosen.get('segmenter_weight', chosen.get('w', 1)):g}",
         "samples": f"{chosen.get('num_samples', 0)}",
     }
     if chosen.get("num_samples"):
@@ -449,10 +449,16 @@ def _chosen(fold: _Fold) -> Section | None:
         title = f"All {len(rows)} samplers, best first, other lengths of the field last"
         body.append(details(title, [table(Table(columns, rows))]))
     if means := fold.candidates.get("means"):
-        columns = [Column("sampler", "text"), Column("w", digits=2), Column("threshold", "text")]
+        columns = [Column("sampler", "text"), Column("segmenter weight", digits=2), Column("threshold", "text")]
         columns += [Column("Dice", digits=4), Column("NLL", digits=4)]
         rows = [
-            [_in_words(fold, m.get("sampler", {})), m.get("w"), m.get("decision"), _mean(m, "dice"), _mean(m, "nll")]
+            [
+                _in_words(fold, m.get("sampler", {})),
+                m.get("segmenter_weight", m.get("w")),
+                m.get("decision"),
+                _mean(m, "dice"),
+                _mean(m, "nll"),
+            ]
             for m in means
         ]
         body.append(details(f"All {len(rows)} ways to make the mask, best first", [table(Table(columns, rows))]))
@@ -477,10 +483,10 @@ def _mean(trial: Mapping[str, Any], name: str) -> float | None:
     return sum(defined) / len(defined) if defined else None
 
 
-def _temperature(value: Any) -> str:
+def _calibration(value: Any) -> str:
     try:
-        return Temperature(**value).describe()
-    except (TypeError, ValueError):  # of another version
+        return from_jsonable(LogitCalibration, value).describe()
+    except UsdError:  # of another version
         return str(value)
 
 

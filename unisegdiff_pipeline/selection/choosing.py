@@ -1,13 +1,13 @@
-"""What is chosen on the inner hold-out: temperature, sampler, weight w, and how the mask is cut.
+"""What is chosen on the inner hold-out: temperature, sampler, segmenter weight, and the threshold of the mask.
 
 The temperature of p_det is fitted on the very cases that then compare p_det with what the denoiser makes of them, which
 nothing was fitted on. So each of them is predicted with the temperature that the other patients' cases have.
 
-Stage A's answer to pure noise is the mean of the masks that may be, so it makes the mean, mixed with p_det by w. Masks
-are drawn from that answer, and once again after a call where stage B begins, unless the energy score, a proper score of
-a set of masks against each annotator, says clearly that another sampler is better. The cases are few, and what the best
-of many candidates gains on a dozen of them is mostly luck; so each choice has a usual answer, and the burden of proof
-lies with the others.
+Stage A's answer to pure noise is the mean of the masks that may be, so it makes the mean, mixed with p_det by the
+segmenter weight. Masks are sampled from that answer, and once again after a call where stage B begins, unless the
+energy score, a proper score of a set of masks against each annotator, is significantly better with another sampler. The
+cases are few, and what the best of many candidates gains on a dozen of them is mostly luck; so each choice has a
+default, and the burden of proof lies with the others.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch.nn import functional
 from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.diffusion.coding import (
-    NO_TEMPERATURE,
-    Temperature,
+    NO_CALIBRATION,
+    LogitCalibration,
+    calibrate,
     cross_entropy,
     cross_entropy_of_probabilities,
     foreground_log_odds,
     probabilities_from_logits,
-    temper,
 )
 from unisegdiff_pipeline.diffusion.samplers import LENGTH_PER_REACH, SamplerSettings
 from unisegdiff_pipeline.evaluation.comparison import mean_gain
@@ -48,9 +48,9 @@ from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.hold_out import HoldOut, score_on_plan_grid
 from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
 
-TEMPERATURES = tuple(np.geomspace(0.5, 8.0, 33).tolist())
-CEILINGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of the log odds of foreground
-CEILING_GAIN = 0.005  # of the loss in voxels that are found; below it there is no ceiling
+DIVISORS = tuple(np.geomspace(0.5, 8.0, 33).tolist())
+SOFT_CAPS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of the log odds of foreground
+SOFT_CAP_GAIN = 0.005  # of the loss in voxels that are found; below it there is no ceiling
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent draws, in voxels of the plan
 # A shorter field draws pieces of objects; with a longer one all objects that are in doubt come and go together.
@@ -60,27 +60,27 @@ RADII_PER_LENGTH = LENGTH_PER_REACH
 SURFACE_PARTS = (1.0, 1 / 4, 1 / 8, 1 / 11, 1 / 16)
 FALLBACK_LENGTH_VOXELS = 16.0  # where nothing is annotated
 MOST_MEASURED_CASES = 200
-STAGE_A = SamplerSettings("ddim", "stage_a", 0, 0.0)  # one call at pure noise
+STAGE_A_CALL = SamplerSettings("ddim", "stage_a", 0, 0.0)  # one call at pure noise
 DRAWS_ALONE = SamplerSettings("ddim", "det", 0, 0.0, draw=True)  # from p_det, without any call
-USUAL = SamplerSettings("hard", "stage_a", 1, 0.0)  # draws the masks, unless another is clearly better
-USUAL_FROM_DET = SamplerSettings("hard", "det", 2, 0.0)  # the same for a network that has no stage A
+DEFAULT_SAMPLER = SamplerSettings("hard", "stage_a", 1, 0.0)  # draws the masks, unless another is clearly better
+DEFAULT_SAMPLER_FROM_DET = SamplerSettings("hard", "det", 2, 0.0)  # the same for a network that has no stage A
 OTHERS = (
-    STAGE_A,
-    USUAL_FROM_DET,
+    STAGE_A_CALL,
+    DEFAULT_SAMPLER_FROM_DET,
     SamplerSettings("hard", "stage_a", 2, 0.0),
     SamplerSettings("ddim", "det", 4, 2.0),
 )
-USUAL_W = 0.25
+DEFAULT_SEGMENTER_WEIGHT = 0.25
 SPREAD_ERRORS = 1.0  # standard errors by which sampled volumes must be too wide for another surface
 SAMPLER_ERRORS = 2.0  # standard errors by which another sampler must have the better energy score
-LIKELIHOOD_ERRORS = 1.0  # the same for another w and the likelihood
+LIKELIHOOD_ERRORS = 1.0  # the same for another segmenter weight and the likelihood
 DICE_AT_STAKE = 0.01  # loss against the plain segmenter that one standard error has to exclude
 DICE_ERRORS = 2.0  # standard errors by which Dice must be below the best to rule out a way to make the mask
 DICE_TOLERANCE = 0.002  # so much less Dice than the best has nobody sees, however small the standard error
 # Patients with annotated objects that a choice needs; fewer leave the default. (A single case gave a temperature of 8
 # and probabilities that never reached 0.57.)
-FEWEST_FOR_TEMPERATURE = 4
-FEWEST_FOR_SETTINGS = 6  # sampler, w, threshold and spread
+FEWEST_FOR_CALIBRATION = 4
+FEWEST_FOR_SETTINGS = 6  # sampler, segmenter weight, threshold and spread
 VOXELS_PER_CASE = 20_000  # near foreground, and as many elsewhere
 NEAR_FOREGROUND = 0.05
 MARGIN_VOXELS = 4
@@ -101,7 +101,7 @@ class Search:
     @property
     def most_calls(self) -> int:
         """Calls that mean and masks may take together."""
-        return max(map(_calls_with_mean, (USUAL, *self.others)))
+        return max(map(_calls_with_mean, (DEFAULT_SAMPLER, *self.others)))
 
 
 def _calls_with_mean(sampler: SamplerSettings) -> int:
@@ -133,14 +133,14 @@ class SamplerTrial:
         """Mean over the cases; NaN without one."""
         return mean_of_defined(self.energy_of_cases)
 
-    def clearly_above(self, other: SamplerTrial) -> bool:
+    def significantly_above(self, other: SamplerTrial) -> bool:
         """Whether its masks are worse than the other's beyond what chance may do."""
-        return is_clearly_above(self.energy_of_cases, other.energy_of_cases, self.groups, SAMPLER_ERRORS)
+        return is_significantly_above(self.energy_of_cases, other.energy_of_cases, self.groups, SAMPLER_ERRORS)
 
     def too_wide(self) -> bool:
         """Whether the sampled volumes spread more than the truth beyond what chance may do."""
         truth = (PLACE_IN_TRUTH,) * len(self.place_of_cases)
-        return is_clearly_above(truth, self.place_of_cases, self.groups, SPREAD_ERRORS)
+        return is_significantly_above(truth, self.place_of_cases, self.groups, SPREAD_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class MeanTrial:
     """
 
     sampler: SamplerSettings
-    w: float
+    segmenter_weight: float
     decision: Decision
     dice_of_cases: tuple[float, ...]
     nll_of_cases: tuple[float, ...]
@@ -172,12 +172,12 @@ class MeanTrial:
         """Mean difference of Dice to another trial over the same cases, and its standard error."""
         return mean_gain(self.dice_of_cases, other.dice_of_cases, self.groups)
 
-    def clearly_above(self, other: MeanTrial) -> bool:
+    def significantly_above(self, other: MeanTrial) -> bool:
         """Whether its likelihood loss is higher than the other's beyond what chance may do."""
-        return is_clearly_above(self.nll_of_cases, other.nll_of_cases, self.groups, LIKELIHOOD_ERRORS)
+        return is_significantly_above(self.nll_of_cases, other.nll_of_cases, self.groups, LIKELIHOOD_ERRORS)
 
 
-def is_clearly_above(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None, errors: float) -> bool:
+def is_significantly_above(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None, errors: float) -> bool:
     """Whether a lies above b by more than so many standard errors; never where too few cases tell."""
     difference, error = mean_gain(a, b, groups)
     return 0 < errors * error < difference
@@ -187,12 +187,12 @@ def is_clearly_above(a: Sequence[float], b: Sequence[float], groups: Sequence[st
 class Choice:
     """What was chosen, and what was tried, best first; other lengths of the field than the one taken stand last.
 
-    `temperatures` are those that the cases were predicted with. `warning` says what too few patients left at its
+    `calibrations` are those that the cases were predicted with. `warning` says what too few patients left at its
     default; nothing was tried then, or the temperature was not fitted either.
     """
 
     settings: InferenceSettings
-    temperatures: Mapping[str, Temperature]
+    calibrations: Mapping[str, LogitCalibration]
     samplers: tuple[SamplerTrial, ...]
     means: tuple[MeanTrial, ...]
     warning: str = ""
@@ -208,14 +208,14 @@ class _Voxels:
 
 
 @dataclass(frozen=True)
-class FittedTemperature:
+class FittedCalibration:
     """The temperature of p_det, and for each held-out case the one that cases of all other groups (patients) give.
 
     The latter make p_det on a held-out case what it will be on a new one.
     """
 
-    of_all: Temperature
-    of_others: Mapping[str, Temperature]
+    of_all: LogitCalibration
+    of_others: Mapping[str, LogitCalibration]
 
 
 def num_informative(held_out: HoldOut, cases: Sequence[str]) -> int:
@@ -227,29 +227,29 @@ def too_few(patients: int) -> str:
     """What stays at its default with so few patients, and why; empty where they suffice."""
     if patients >= FEWEST_FOR_SETTINGS:
         return ""
-    left, needed = "sampler, w, threshold and spread of the samples", f"{FEWEST_FOR_SETTINGS} are needed"
-    if patients < FEWEST_FOR_TEMPERATURE:
+    left, needed = "sampler, segmenter weight, threshold and spread of the samples", f"{FEWEST_FOR_SETTINGS} are needed"
+    if patients < FEWEST_FOR_CALIBRATION:
         left = f"temperature, {left}"
-        needed = f"{FEWEST_FOR_TEMPERATURE} are needed for the temperature, {FEWEST_FOR_SETTINGS} for the others"
+        needed = f"{FEWEST_FOR_CALIBRATION} are needed for the temperature, {FEWEST_FOR_SETTINGS} for the others"
     shown = f"{counted(patients, 'held-out patient')} with annotated objects"
     return f"{left} are the defaults and not chosen: {shown} are too few ({needed})"
 
 
-def choose_temperature(held_out: HoldOut, model: StagedModel, cases: Sequence[str]) -> FittedTemperature:
+def choose_calibration(held_out: HoldOut, model: StagedModel, cases: Sequence[str]) -> FittedCalibration:
     """The temperatures of p_det with the least negative log-likelihood of whole held-out cases.
 
     Of each case voxels near foreground and voxels elsewhere are drawn, and weighted by how many they stand for. With
     several annotators each counts. Fewer than FEWEST_FOR_TEMPERATURE patients with objects leave it at 1.
     """
-    if num_informative(held_out, cases) < FEWEST_FOR_TEMPERATURE:
-        return FittedTemperature(NO_TEMPERATURE, dict.fromkeys(cases, NO_TEMPERATURE))
+    if num_informative(held_out, cases) < FEWEST_FOR_CALIBRATION:
+        return FittedCalibration(NO_CALIBRATION, dict.fromkeys(cases, NO_CALIBRATION))
     logits, target, weights, lengths = held_out_logits(held_out, model, cases)
     groups = [held_out.data.open(case_id).group for case_id in cases]
     numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     owners = torch.tensor([numbers[group] for group in groups]).repeat_interleave(torch.tensor(lengths))
-    of_all, without = fit_temperatures(logits, target, weights, held_out.labels.coding, owners, len(numbers))
+    of_all, without = fit_calibrations(logits, target, weights, held_out.labels.coding, owners, len(numbers))
     of_others = {case_id: without[numbers[group]] for case_id, group in zip(cases, groups, strict=True)}
-    return FittedTemperature(of_all, of_others)
+    return FittedCalibration(of_all, of_others)
 
 
 def held_out_logits(
@@ -278,9 +278,9 @@ def held_out_logits(
     return torch.cat(logits, dim=1)[None], torch.cat(targets, dim=1)[None], torch.cat(weights), counts
 
 
-def fit_temperatures(
+def fit_calibrations(
     logits: Tensor, target: Tensor, weights: Tensor, coding: Coding, owners: Tensor, num_groups: int
-) -> tuple[Temperature, list[Temperature]]:
+) -> tuple[LogitCalibration, list[LogitCalibration]]:
     """The likeliest of TEMPERATURES and CEILINGS for all voxels, and for those of all groups but each.
 
     Losses are sums over voxels, so one pass over them gives every group's share. A single group has no others, and
@@ -292,31 +292,31 @@ def fit_temperatures(
         owners: (V,), the number of the group that a voxel belongs to, from 0 to `num_groups` - 1.
     """
 
-    def losses(tried: Sequence[Temperature], part: Tensor | slice) -> Tensor:
+    def losses(tried: Sequence[LogitCalibration], part: Tensor | slice) -> Tensor:
         """(len(tried), num_groups), of some voxels."""
         z, x, weight, owner = logits[..., part], target[..., part], weights[part].double(), owners[part]
         table = torch.zeros(len(tried), num_groups, dtype=torch.float64)
-        for row, temperature in zip(table, tried, strict=True):
-            row.index_add_(0, owner, weight * cross_entropy(temper(z, coding, temperature), x, coding)[0])
+        for row, calibration in zip(table, tried, strict=True):
+            row.index_add_(0, owner, weight * cross_entropy(calibrate(z, coding, calibration), x, coding)[0])
         return table
 
     # Every voxel is divided by one of the two (of regions each channel), so that each can be fitted alone.
     found = (foreground_log_odds(logits, coding) > 0).any(dim=1)[0]
-    backgrounds = [Temperature(1.0, value) for value in TEMPERATURES]
-    foregrounds = [Temperature(value, 1.0, ceiling) for ceiling in (None, *CEILINGS) for value in TEMPERATURES]
+    backgrounds = [LogitCalibration(1.0, value) for value in DIVISORS]
+    foregrounds = [LogitCalibration(value, 1.0, soft_cap) for soft_cap in (None, *SOFT_CAPS) for value in DIVISORS]
     of_background, of_foreground = losses(backgrounds, slice(None)), losses(foregrounds, found)
-    handicap = torch.tensor([1.0 if t.ceiling else 1.0 - CEILING_GAIN for t in foregrounds], dtype=torch.float64)
+    handicap = torch.tensor([1.0 if t.soft_cap else 1.0 - SOFT_CAP_GAIN for t in foregrounds], dtype=torch.float64)
     counts, counts_found = (torch.bincount(v, minlength=num_groups) for v in (owners, owners[found]))
 
-    def best(groups: Tensor) -> Temperature:
+    def best(groups: Tensor) -> LogitCalibration:
         """Of the voxels of some groups (num_groups,)."""
         if not counts[groups].any():
-            return Temperature()
+            return LogitCalibration()
         background = backgrounds[int(of_background[:, groups].sum(dim=1).argmin())].background
         if not counts_found[groups].any():
-            return Temperature(background=round(background, 3))
+            return LogitCalibration(background=round(background, 3))
         chosen = foregrounds[int((of_foreground[:, groups].sum(dim=1) * handicap).argmin())]
-        return Temperature(round(chosen.foreground, 3), round(background, 3), chosen.ceiling)
+        return LogitCalibration(round(chosen.foreground, 3), round(background, 3), chosen.soft_cap)
 
     of_all = best(torch.ones(num_groups, dtype=torch.bool))
     if num_groups < 2:
@@ -331,16 +331,16 @@ def choose_settings(
     cases: Sequence[str],
     search: Search = FULL_SEARCH,
 ) -> Choice:
-    """Temperature, the sampler of the masks, then w and decision, on held-out cases.
+    """Temperature, the sampler of the masks, then segmenter weight and decision, on held-out cases.
 
     Args:
         held_out, model: as trained.
-        settings: the usual ones (`unchosen_settings`), whose field is as long as planned.
+        settings: the defaults (`default_settings`), whose field is as long as planned.
         cases: held-out ones to choose on; too few patients among them (`too_few`) leave the default settings.
         search: samplers to try.
     """
-    fitted = choose_temperature(held_out, model, cases)
-    settings = replace(settings, temperature=fitted.of_all)
+    fitted = choose_calibration(held_out, model, cases)
+    settings = replace(settings, calibration=fitted.of_all)
     if warning := too_few(num_informative(held_out, cases)):
         return Choice(settings, fitted.of_others, (), (), warning)
     samplers = _try_samplers(held_out, model, settings, fitted.of_others, search)
@@ -348,13 +348,15 @@ def choose_settings(
         surfaces = _try_surfaces(held_out, model, settings, samplers[0].sampler, fitted.of_others, search.surface_parts)
         samplers = [surfaces[0], *samplers[1:], *surfaces[1:]]
     means = rank_means(try_means(held_out, model, with_samplers(settings, samplers[0].sampler), fitted.of_others))
-    chosen = replace(with_samplers(settings, samplers[0].sampler, means[0].w), decision=means[0].decision)
+    chosen = replace(
+        with_samplers(settings, samplers[0].sampler, means[0].segmenter_weight), decision=means[0].decision
+    )
     return Choice(chosen, fitted.of_others, tuple(samplers), tuple(means))
 
 
-def unchosen_settings(held_out: HoldOut, settings: InferenceSettings) -> InferenceSettings:
+def default_settings(held_out: HoldOut, settings: InferenceSettings) -> InferenceSettings:
     """The usual answers, before anything is chosen, or where a fold holds no case out."""
-    return with_samplers(settings, drawing(usual_sampler(settings), planned_length_mm(held_out)))
+    return with_samplers(settings, drawing(default_sampler(settings), planned_length_mm(held_out)))
 
 
 def drawing(sampler: SamplerSettings, length_mm: float, surface_part: float = SURFACE_PARTS[0]) -> SamplerSettings:
@@ -363,22 +365,33 @@ def drawing(sampler: SamplerSettings, length_mm: float, surface_part: float = SU
     return replace(sampler, correlation_length_mm=length_mm, surface_length_mm=surface_mm, draw=True)
 
 
-def usual_sampler(settings: InferenceSettings) -> SamplerSettings:
+def default_sampler(settings: InferenceSettings) -> SamplerSettings:
     """Of masks; pure noise holds no mask to invert, as a network for the noise would have to."""
-    return USUAL_FROM_DET if settings.target == "epsilon" else USUAL
+    return DEFAULT_SAMPLER_FROM_DET if settings.target == "epsilon" else DEFAULT_SAMPLER
 
 
-def with_samplers(settings: InferenceSettings, masks: SamplerSettings, w: float = USUAL_W) -> InferenceSettings:
+def with_samplers(
+    settings: InferenceSettings, masks: SamplerSettings, segmenter_weight: float = DEFAULT_SEGMENTER_WEIGHT
+) -> InferenceSettings:
     """The settings with a sampler of the masks, and stage A for the mean where there is one and anything of it counts.
 
     A network for the noise has no stage A: the masks' own sampler makes the mean.
     """
-    own = w == 1 or settings.target == "epsilon" or _trajectory(masks) == STAGE_A
-    return replace(settings, w=w, sampler=masks if own else STAGE_A, mask_sampler=None if own else masks)
+    own = segmenter_weight == 1 or settings.target == "epsilon" or _trajectory(masks) == STAGE_A_CALL
+    return replace(
+        settings,
+        segmenter_weight=segmenter_weight,
+        sampler=masks if own else STAGE_A_CALL,
+        mask_sampler=None if own else masks,
+    )
 
 
 def _try_samplers(
-    held_out: HoldOut, model: StagedModel, settings: InferenceSettings, cases: Mapping[str, Temperature], search: Search
+    held_out: HoldOut,
+    model: StagedModel,
+    settings: InferenceSettings,
+    cases: Mapping[str, LogitCalibration],
+    search: Search,
 ) -> list[SamplerTrial]:
     """Draws from p_det with several lengths of the field, then draws and trajectories with the length that is taken.
 
@@ -393,7 +406,7 @@ def _try_samplers(
     by_length = rank_samplers(trials, without_calls[settings.drawn_by.correlation_length_mm])
     draws = by_length[0].sampler
     able = [s for s in search.others if settings.target != "epsilon" or s.start == "det"]
-    calling = [drawing(s, draws.correlation_length_mm) for s in dict.fromkeys([usual_sampler(settings), *able])]
+    calling = [drawing(s, draws.correlation_length_mm) for s in dict.fromkeys([default_sampler(settings), *able])]
     found = score_samplers(held_out, model, settings, [draws, *calling], cases, first_sample=settings.num_samples)
     drawn = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
     return rank_samplers(drawn, calling[0]) + by_length[1:]
@@ -401,7 +414,7 @@ def _try_samplers(
 
 def _try_surfaces(
     held_out: HoldOut, model: StagedModel, settings: InferenceSettings, sampler: SamplerSettings,
-    cases: Mapping[str, Temperature], parts: Sequence[float],
+    cases: Mapping[str, LogitCalibration], parts: Sequence[float],
 ) -> list[SamplerTrial]:  # fmt: skip
     """A sampler with fields of several lengths for the surfaces, the one that is taken first.
 
@@ -419,18 +432,18 @@ def _try_surfaces(
 
 def _score_surfaces(
     held_out: HoldOut, model: StagedModel, settings: InferenceSettings, samplers: Sequence[SamplerSettings],
-    cases: Mapping[str, Temperature],
+    cases: Mapping[str, LogitCalibration],
 ) -> list[SamplerTrial]:  # fmt: skip
     """Samplers with their energy, sizes and places in each case, means over its classes; all draw with equal noise."""
     dims, groups = held_out.configuration.network.dims, []
     scores: dict[SamplerSettings, list[np.ndarray]] = defaultdict(list)
-    for case_id, temperature in cases.items():
+    for case_id, calibration in cases.items():
         held_out.leave_if_asked()
         stored = held_out.data.open(case_id)
         groups.append(stored.group)
         tiles, raters = _tiled(held_out, model, stored), annotators(stored)
         for one in samplers:
-            with_one = replace(settings, temperature=temperature, sampler=one, mask_sampler=None)
+            with_one = replace(settings, calibration=calibration, sampler=one, mask_sampler=None)
             prediction = _sampled(held_out, tiles, with_one, stored, first_sample=2 * settings.num_samples)
             spreads = spread_of_case(prediction, raters, held_out.labels, case_id)
             scores[one].append(np.mean([(s.energy, size_score(s, dims), mean_place(s)) for s in spreads], axis=0))
@@ -443,7 +456,7 @@ def _score_surfaces(
 
 def rank_surfaces(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
     """Trials by the score of the sizes; those whose masks are clearly worse than the first one's, the default, last."""
-    return sorted(trials, key=lambda t: (t.clearly_above(trials[0]), mean_of_defined(t.size_of_cases)))
+    return sorted(trials, key=lambda t: (t.significantly_above(trials[0]), mean_of_defined(t.size_of_cases)))
 
 
 def planned_length_mm(held_out: HoldOut) -> float:
@@ -490,7 +503,7 @@ def score_samplers(
     model: StagedModel,
     settings: InferenceSettings,
     samplers: Sequence[SamplerSettings],
-    cases: Mapping[str, Temperature],
+    cases: Mapping[str, LogitCalibration],
     first_sample: int = 0,
 ) -> dict[SamplerSettings, list[float]]:
     """Energy scores of the masks of samplers that draw at their end, case by case.
@@ -499,13 +512,13 @@ def score_samplers(
     counted from `first_sample` on: others have other noise. `cases` says with which temperature each is predicted.
     """
     energies: dict[SamplerSettings, list[float]] = defaultdict(list)
-    for case_id, temperature in cases.items():
+    for case_id, calibration in cases.items():
         held_out.leave_if_asked()
         stored = held_out.data.open(case_id)
         tiles = _tiled(held_out, model, stored)
         raters = annotators(stored)
         for sampler in samplers:
-            tried = replace(settings, temperature=temperature, sampler=sampler, mask_sampler=None)
+            tried = replace(settings, calibration=calibration, sampler=sampler, mask_sampler=None)
             prediction = _sampled(held_out, tiles, tried, stored, keep_soft=True, first_sample=first_sample)
             numbers = range(prediction.num_samples)
             energies[sampler].append(_energy(held_out, raters, (prediction.sample(i) for i in numbers)))
@@ -534,20 +547,20 @@ def _energy(held_out: HoldOut, raters: np.ndarray, samples: Iterator[Tensor]) ->
     return float(np.mean(scores))
 
 
-def rank_samplers(trials: Sequence[SamplerTrial], usual: SamplerSettings) -> list[SamplerTrial]:
-    """Trials by energy, the usual sampler before them all unless the best is clearly better."""
+def rank_samplers(trials: Sequence[SamplerTrial], sampler: SamplerSettings) -> list[SamplerTrial]:
+    """Trials by energy, the default sampler before them all unless the best is significantly better."""
     ranked = sorted(trials, key=lambda trial: trial.energy)
-    default = next(trial for trial in ranked if trial.sampler == usual)
-    if not default.clearly_above(ranked[0]):
+    default = next(trial for trial in ranked if trial.sampler == sampler)
+    if not default.significantly_above(ranked[0]):
         ranked.remove(default)
         ranked.insert(0, default)
     return ranked
 
 
 def try_means(
-    held_out: HoldOut, model: StagedModel, settings: InferenceSettings, cases: Mapping[str, Temperature]
+    held_out: HoldOut, model: StagedModel, settings: InferenceSettings, cases: Mapping[str, LogitCalibration]
 ) -> list[MeanTrial]:
-    """Every weight w and every cut of the mean, for the samplers of `settings`, on held-out cases.
+    """Every segmenter weight and every threshold of the mean, for the samplers of `settings`, on held-out cases.
 
     `cases` says with which temperature each is predicted.
     """
@@ -557,11 +570,11 @@ def try_means(
     losses: dict[float, list[float]] = defaultdict(list)
     groups: list[str] = []
     generator = np.random.default_rng(held_out.seed)
-    for case_id, temperature in cases.items():
+    for case_id, calibration in cases.items():
         held_out.leave_if_asked()
         stored = held_out.data.open(case_id)
         groups.append(stored.group)
-        tried = replace(settings, temperature=temperature)
+        tried = replace(settings, calibration=calibration)
         prediction = _sampled(held_out, _tiled(held_out, model, stored), tried, stored)
         voxels = _voxels(prediction.p_det, held_out, stored, generator)
         masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
@@ -583,19 +596,19 @@ def rank_means(trials: Sequence[MeanTrial], dice_errors: float = DICE_ERRORS) ->
     """Trials, best first.
 
     Standard errors of the paired differences decide (Breiman et al. 1984, their rule for trees): by one of them masks
-    may not lose DICE_AT_STAKE against the plain segmenter's (w = 1, cut at 0.5), nor by `dice_errors` and by
-    DICE_TOLERANCE be worse than the best that is left, which of ten ways is mostly the luckiest. Of those w = USUAL_W
-    comes first, unless another is likelier by LIKELIHOOD_ERRORS. The cut for the highest Dice has to gain one standard
-    error against the one at 0.5. Where the hold-out says nothing (no foreground at all), the plain segmenter comes
-    first.
+    may not lose DICE_AT_STAKE against the plain segmenter's (weight 1, threshold 0.5), nor by `dice_errors` and by
+    DICE_TOLERANCE be worse than the best that is left, which of ten ways is mostly the luckiest. Of those the one with
+    DEFAULT_SEGMENTER_WEIGHT comes first, unless another is likelier by LIKELIHOOD_ERRORS. The threshold for the highest
+    Dice has to gain one standard error against 0.5. Where the hold-out says nothing (no foreground at all), the plain
+    segmenter comes first.
     """
-    halves = {trial.w: trial for trial in trials if trial.decision == "half"}
+    halves = {trial.segmenter_weight: trial for trial in trials if trial.decision == "half"}
 
     def may_win(trial: MeanTrial) -> bool:
         gain, error = trial.gain(halves[1.0])
         if gain - error < -DICE_AT_STAKE:
             return False
-        gain, error = trial.gain(halves[trial.w])
+        gain, error = trial.gain(halves[trial.segmenter_weight])
         return trial.decision == "half" or gain > error
 
     def loss(trial: MeanTrial) -> float:
@@ -607,11 +620,15 @@ def rank_means(trials: Sequence[MeanTrial], dice_errors: float = DICE_ERRORS) ->
     near = [t for t in able if gains[t][0] <= max(dice_errors * gains[t][1], DICE_TOLERANCE)]
     likeliest = min(near, key=loss)
 
-    def is_usual(trial: MeanTrial) -> bool:
-        return trial.w == USUAL_W and not np.isnan(trial.nll) and not trial.clearly_above(likeliest)
+    def is_default(trial: MeanTrial) -> bool:
+        return (
+            trial.segmenter_weight == DEFAULT_SEGMENTER_WEIGHT
+            and not np.isnan(trial.nll)
+            and not trial.significantly_above(likeliest)
+        )
 
     def order(trial: MeanTrial) -> tuple[bool, float, float, float]:
-        return not is_usual(trial), loss(trial), -np.nan_to_num(trial.dice), -trial.w
+        return not is_default(trial), loss(trial), -np.nan_to_num(trial.dice), -trial.segmenter_weight
 
     near.sort(key=order)
     return near + sorted((t for t in trials if t not in near), key=lambda t: -np.nan_to_num(t.dice))

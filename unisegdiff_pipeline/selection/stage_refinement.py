@@ -13,12 +13,12 @@ from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import StagePlan
-from unisegdiff_pipeline.planning.stages import realise_stages
+from unisegdiff_pipeline.planning.stages import refine_stages
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.hold_out import HoldOut, predict_stored, score_on_plan_grid
 
 
-def realised_stages(
+def refined_stages(
     held_out: HoldOut, model: StagedModel, settings: InferenceSettings, cases: Sequence[str]
 ) -> tuple[StagePlan, dict[str, float]]:
     """Plan the edges again with the segmenter's Dice and uncertainty on held-out cases.
@@ -42,7 +42,7 @@ def realised_stages(
                 uncertainty[name].append(_uncertainty_of_patch(held_out, stored, p[first + index], mask))
     reached = {name: mean_of_defined(values) for name, values in dice.items()}
     unsure = {name: float(np.mean(values)) for name, values in uncertainty.items()}
-    return realise_stages(stages, reached, unsure, held_out.labels), reached
+    return refine_stages(stages, reached, unsure, held_out.labels), reached
 
 
 def _uncertainty_of_patch(held_out: HoldOut, stored: StoredCase, p: Tensor, mask: np.ndarray) -> float:

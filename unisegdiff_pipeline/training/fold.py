@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from unisegdiff_pipeline.core.bounds import Count, Fraction, LogSignalToNoise, NotNegative, Range
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted, format_duration
-from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_object, write_json
-from unisegdiff_pipeline.diffusion.coding import Temperature
+from unisegdiff_pipeline.core.serialization import formerly, from_jsonable, read_dataclass, read_object, write_json
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.evaluation.summary import Summary, summary_table
 from unisegdiff_pipeline.inference.model_folder import (
     WEIGHTS_NAME,
@@ -26,9 +26,9 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import StagePlan
 from unisegdiff_pipeline.reports.training_log import of_kind
-from unisegdiff_pipeline.selection.choosing import Choice, choose_settings, choose_temperature
+from unisegdiff_pipeline.selection.choosing import Choice, choose_calibration, choose_settings
 from unisegdiff_pipeline.selection.hold_out import planned_settings
-from unisegdiff_pipeline.selection.stage_refinement import realised_stages
+from unisegdiff_pipeline.selection.stage_refinement import refined_stages
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.request import FoldResult
@@ -70,7 +70,7 @@ BEST_STANDARD_ERRORS = 2.0  # and of that difference, case by case: of few cases
 class Phase1Facts:
     """What phase 1 leaves for phase 2 beside its weights; the temperature is that of the denoiser's input there."""
 
-    temperature: Temperature
+    calibration: LogitCalibration = field(metadata=formerly("temperature"))
     weights: str
     iterations: Count
     seconds: NotNegative
@@ -144,12 +144,17 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     share = phase_1_share(run, trainer)
     segmenter, facts = _phase_1(run, trainer, checkpoint, share)
     settings = InferenceSettings(
-        facts.lam_a, facts.lam_c, facts.input_scale,
-        temperature=facts.temperature, denoiser_temperature=facts.temperature, w=0.0, weights=facts.weights,
-    )  # fmt: skip
+        facts.lam_a,
+        facts.lam_c,
+        facts.input_scale,
+        calibration=facts.calibration,
+        denoiser_calibration=facts.calibration,
+        segmenter_weight=0.0,
+        weights=facts.weights,
+    )
     if not two_phases:
         model = StagedModel(segmenter, None, run.plans.labels)
-        _finish(run, model, replace(settings, w=1.0, num_samples=0), None)
+        _finish(run, model, replace(settings, segmenter_weight=1.0, num_samples=0), None)
         return
     assert issubclass(trainer, DiffusionTrainer)
     denoiser = build_model(run.configuration, run.plans.labels, True).denoiser
@@ -188,14 +193,14 @@ def _chosen(
     if cases:
         run.log.say(
             f"choosing how to predict, on {counted(len(cases), 'held-out case')}: how sure the segmenter may be "
-            "(temperature), how samples are made, and how much segmenter and samples count (w)"
+            "(temperature), how samples are made, and how much it counts beside the samples (segmenter weight)"
         )
         with run.stop.limited(left_s):
             choice = choose_settings(run.held_out, model, settings, cases, costs.search)
     if choice is None:
         run.log.say(
-            "there is no time left to choose temperature, sampler and w: they are the defaults, so that probabilities "
-            "may be too sure or too unsure. Train with a longer --max-time."
+            "there is no time left to choose temperature, sampler and segmenter weight: they are the defaults, so "
+            "that probabilities may be too sure or too unsure. Train with a longer --max-time."
         )
         return replace(settings, chosen_on="nothing, for lack of time; defaults"), None
     chosen_on = f"{counted(len(cases), 'case')} of the inner hold-out: {', '.join(cases)}"
@@ -231,7 +236,7 @@ def _phase_1(
     segmenter = phase_1.model_for_prediction().segmenter
     settings, dice = _settings_of_phase_1(run, phase_1.model_for_prediction())
     facts = Phase1Facts(
-        settings.temperature, weights, phase_1.iteration, run.watch.seconds,
+        settings.calibration, weights, phase_1.iteration, run.watch.seconds,
         settings.lam_a, settings.lam_c, settings.input_scale, dice,
     )  # fmt: skip
     _keep_phase_1(run, segmenter, facts)
@@ -251,29 +256,29 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
         found = settings if folder is None else read_settings(folder)
         return replace(
             settings,
-            temperature=found.denoiser_temperature,  # that of the other fold's segmenter when its phase 1 ended
+            calibration=found.denoiser_calibration,  # that of the other fold's segmenter when its phase 1 ended
             lam_a=found.lam_a,
             lam_c=found.lam_c,
             input_scale=found.input_scale,
         ), {}
     cases = measure_costs(run, model).described_cases(run)
-    described: tuple[Temperature, StagePlan, dict[str, float]] | None = None
+    described: tuple[LogitCalibration, StagePlan, dict[str, float]] | None = None
     if cases:
         run.log.say(f"measuring on {counted(len(cases), 'held-out case')} how sure the segmenter may be")
         with run.stop.limited(share_s(run, DESCRIBING_LIMIT_SHARE)):
-            temperature = choose_temperature(run.held_out, model, cases).of_all
+            calibration = choose_calibration(run.held_out, model, cases).of_all
             described = (
-                temperature,
-                *realised_stages(run.held_out, model, replace(settings, temperature=temperature), cases),
+                calibration,
+                *refined_stages(run.held_out, model, replace(settings, calibration=calibration), cases),
             )
     if described is None:
         run.log.say("there is no time to describe the segmenter on held-out cases: the stages stay as planned")
         return settings, {}
-    temperature, stages, dice = described
-    settings = replace(settings, temperature=temperature)
+    calibration, stages, dice = described
+    settings = replace(settings, calibration=calibration)
     run.log.say(
         f"phase 1 has ended. By {counted(len(cases), 'held-out case')}: temperature of the segmenter "
-        f"{temperature.describe()} (above 1: it was too sure); stage B, where image and noised mask both count, "
+        f"{calibration.describe()} (above 1: it was too sure); stage B, where image and noised mask both count, "
         f"runs from lam {stages.lam_a:g} (planned {settings.lam_a:g}) to {stages.lam_c:g} ({settings.lam_c:g})"
     )
     return replace(settings, lam_a=stages.lam_a, lam_c=stages.lam_c, input_scale=stages.input_scale), dice
@@ -333,8 +338,8 @@ def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> Infe
     found = read_settings(folder)
     return replace(
         settings,
-        temperature=found.temperature,
-        w=found.w,
+        calibration=found.calibration,
+        segmenter_weight=found.segmenter_weight,
         decision=found.decision,
         sampler=found.sampler,
         mask_sampler=found.mask_sampler,

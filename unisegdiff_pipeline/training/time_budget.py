@@ -16,7 +16,13 @@ from unisegdiff_pipeline.inference.volume_sampler import SamplingFacts
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
-from unisegdiff_pipeline.selection.choosing import FULL_SEARCH, QUICK_SEARCH, SHORT_SEARCH, USUAL_FROM_DET, Search
+from unisegdiff_pipeline.selection.choosing import (
+    DEFAULT_SAMPLER_FROM_DET,
+    FULL_SEARCH,
+    QUICK_SEARCH,
+    SHORT_SEARCH,
+    Search,
+)
 from unisegdiff_pipeline.selection.hold_out import planned_settings, predict_stored
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.schedule import PhaseBudget
@@ -72,7 +78,7 @@ class Costs:
     @property
     def monitoring_s(self) -> float:
         """Seconds a case takes when its mask is scored during training: half as many samples of two calls."""
-        return self.segment_s + self.sample_s / 2 * USUAL_FROM_DET.total_calls / SamplerSettings().total_calls
+        return self.segment_s + self.sample_s / 2 * DEFAULT_SAMPLER_FROM_DET.total_calls / SamplerSettings().total_calls
 
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as the time for choosing allows, FEWEST_CASES where that is anyhow possible."""

@@ -35,7 +35,7 @@ from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput, repe
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
-from unisegdiff_pipeline.selection.choosing import unchosen_settings
+from unisegdiff_pipeline.selection.choosing import default_settings
 from unisegdiff_pipeline.training.bands import BandMeter, LamBands, LastLayerGradients, mask_dice
 from unisegdiff_pipeline.training.data.patches import Batch, PatchSource
 from unisegdiff_pipeline.training.fold_run import FoldRun
@@ -78,9 +78,9 @@ class DiffusionTrainer(Trainer, abc.ABC):
         self, run: FoldRun, budget: PhaseBudget, segmenter: SegmentationUNet, settings: InferenceSettings
     ) -> None:
         # Held-out cases are looked at with these.
-        self.settings = unchosen_settings(run.held_out, self.own_settings(settings))
+        self.settings = default_settings(run.held_out, self.own_settings(settings))
         self.edges = self.settings.edges
-        self.temperature = settings.denoiser_temperature
+        self.calibration = settings.denoiser_calibration
         self.log_variances = nn.Parameter(torch.zeros(len(STAGE_NAMES), device=run.device))
         self._segmenter = segmenter.requires_grad_(True)
         super().__init__(run, budget)
@@ -162,7 +162,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         draw = StageDraw(*(v.to(self.run.device) for v in (draw.lam, draw.stage, draw.from_mean)))
         det_logits = repeat_examples(condition.det_logits, levels)
         target, valid = repeat_examples(batch.target, levels), repeat_examples(batch.valid, levels)
-        mean = self.network.det_probabilities(Condition(det_logits, ()), self.temperature)
+        mean = self.network.det_probabilities(Condition(det_logits, ()), self.calibration)
         x0 = mask_to_x(torch.where(valid > 0, target, mean))  # ignored voxels: what the segmenter says
         source = torch.where(expand_to(draw.from_mean, x0.ndim), mask_to_x(mean), x0)
         noise = torch.randn(x0.shape, generator=generator, device=self.run.device)
@@ -173,7 +173,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         self, model: StagedModel, example: NoisedExamples, features: tuple[Tensor, ...], keep: Tensor | None = None
     ) -> DenoiserOutput:
         return model.denoiser_output(
-            example.x_t, example.lam, example.det_logits, features, self.temperature, keep,
+            example.x_t, example.lam, example.det_logits, features, self.calibration, keep,
             channel_lam(example.lam, self.edges),
         )  # fmt: skip
 
