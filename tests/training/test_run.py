@@ -193,15 +193,20 @@ def test_continuing_gives_the_same_bits_as_never_having_stopped(
         nonlocal count
         count += 1
         if count == stop_at:
+            reports.clear()
             signal.raise_signal(signal.SIGTERM)
         return original(self, batch)  # type: ignore[arg-type]
 
+    reports: list[bool] = []
+    monkeypatch.setattr(RunLog, "_write_report", lambda self, is_running: reports.append(is_running))
     monkeypatch.setattr(trainer_module.Trainer, "_iterate", stopping)
     with pytest.raises(TrainingInterrupted, match="SIGTERM"):
         train(request_)
     assert count == stop_at
+    assert not reports  # drawing one takes a second or more
     continued = train(request_).folds[0]
     assert count == 9  # the step that the signal came in is taken again
+    assert reports[-1] is False  # whether the training still runs
     a, b = weights_of(straight.folder), weights_of(continued.folder)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)

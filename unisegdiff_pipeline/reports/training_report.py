@@ -157,8 +157,9 @@ def _name(fold: _Fold) -> str:
 def _subtitle(fold: _Fold) -> str:
     trainer, _, configuration = fold.folder.parent.name.partition("__")  # and what stands behind it
     configuration = configuration.replace("__", ", ")
-    state = "finished" if fold.is_finished else "running" if fold.is_running else "stopped"
-    return f"{trainer}, {configuration}; {state}, written {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    # An interrupted training leaves the page of its last checkpoint, so a page says when it was right.
+    state = "finished, written" if fold.is_finished else "running at" if fold.is_running else "stopped, written"
+    return f"{trainer}, {configuration}; {state} {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
 def _lead(fold: _Fold) -> list[Html]:

@@ -89,7 +89,7 @@ class RunLog:
             self._write_report(is_running=True)
 
     def final_report(self) -> None:
-        """Write report.html of a training that has ended or is interrupted; none of one that has not begun."""
+        """Write report.html of a training that has ended or failed; none of one that has not begun."""
         if self.path.is_file():
             self._write_report(is_running=False)
 

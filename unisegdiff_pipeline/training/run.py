@@ -53,7 +53,6 @@ from unisegdiff_pipeline.training.trainers.trainer import Trainer
 HOLDOUT_SHARE = 0.15
 CV_SUMMARY_NAME = "cv_summary.json"
 MAX_WORKERS = 12
-REPORT_ON_LEAVING_S = 1.0  # whoever interrupts a training waits no longer for its report
 
 
 def train(request: TrainRequest, began: float | None = None) -> TrainResult:
@@ -194,7 +193,7 @@ def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRe
                 run.log.say("warning: no case to train on holds any foreground; the answer will be background alone")
             return train_fold(run, setting.trainer)
         except BaseException:
-            with stop.limited(None if stop.signal_number is None else REPORT_ON_LEAVING_S):
+            if stop.signal_number is None:  # whoever interrupts a training does not wait for its report
                 run.log.final_report()
             if not has_begun(folder):
                 remove_training(folder, run.validation_cases)
