@@ -1,7 +1,7 @@
 """Whether samples spread as the truth does: tables of documentation/benchmarks/sample_spread.md.
 
     python tests/benchmarks/sample_spread.py FOLD ... --preprocessed ROOT [--raw ROOT] [--cases validation|holdout]
-        [--samples 24] [--json FILE] [--set KEY=VALUE ...]
+        [--samples 24] [--json FILE] [--set KEY=VALUE ...] [--from-truth]
 
 FOLD is the folder of a finished fold, RESULTS/DATASET/TRAINER__CONFIGURATION/fold_K. Its validation cases, which
 nothing was chosen on, are sampled with the settings of its inference.json on the plan's grid; folds of one data set
@@ -15,9 +15,12 @@ are put together. Printed are, by class:
     in all, in none             how often voxels that all samples, or none, mark are marked in truth
     energy score, GED           as `usd_evaluate` has them, unbiased
     wrong class                 of integer classes: largest part of a class that a draw gives to another, mean and worst
+    Dice                        of the mask that is committed to against the reference, and of a sample against an
+                                annotator; cases where these are empty are left out
 
 --set changes fields of the sampler of the masks, as --set surface_length_mm=null for one field alone.
-With --raw, of phantoms of usd_demo the fraction of samples is set against the true probability, too.
+With --raw, of phantoms of usd_demo the fraction of samples is set against the true probability, too; --from-truth draws
+from that probability instead of the network's, with the same fields: what is off then is the fields' fault.
 """
 
 from __future__ import annotations
@@ -31,10 +34,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.demo.phantoms import true_probability
-from unisegdiff_pipeline.evaluation.diversity import generalised_energy_distance, pairwise_overlaps
+from unisegdiff_pipeline.diffusion.coding import Temperature
+from unisegdiff_pipeline.evaluation.diversity import generalised_energy_distance, pairwise_overlaps, single_sample_dice
 from unisegdiff_pipeline.evaluation.spread import (
     CaseSpread,
     empty_draws,
@@ -44,9 +49,14 @@ from unisegdiff_pipeline.evaluation.spread import (
     spread_ratio,
     volume_bias,
 )
+from unisegdiff_pipeline.inference.decision import decided_probabilities
+from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.inference.volume_sampler import predict_case
+from unisegdiff_pipeline.inference.tiled_case import TiledCase
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
 from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
 from unisegdiff_pipeline.training.fold import finished_model
 from unisegdiff_pipeline.training.fold_run import FoldRun
@@ -66,6 +76,8 @@ class Scored:
     ged: float
     wrong_class: tuple[float, ...]  # of each sample: part of the reference's class that it gives to another one
     truth: tuple[tuple[float, float, float], ...]  # (voxels, sum of sampled fractions, sum of truth) by truth
+    dice: float  # of the mask that is committed to
+    sample_dice: float
 
 
 def open_run(folder: Path, preprocessed: Path, raw: Path | None) -> FoldRun:
@@ -85,20 +97,53 @@ def changed(settings: InferenceSettings, changes: dict[str, Any]) -> InferenceSe
     return dataclasses.replace(settings, mask_sampler=sampler)
 
 
+class KnownCase(TiledCase):
+    """A case whose probabilities are known; no network is asked."""
+
+    truth: np.ndarray  # (Z, Y, X)
+
+    def det_probabilities(self, temperature: Temperature) -> torch.Tensor:
+        del temperature  # the truth needs none
+        p = torch.zeros(1, *self.grid.padded_shape)
+        p[(slice(None), *self.grid.inner)] = torch.from_numpy(self.truth).float()
+        return p
+
+
+def predict(
+    run: FoldRun, model: StagedModel, settings: InferenceSettings, stored: StoredCase, num_samples: int,
+    truth: np.ndarray | None,
+) -> CasePrediction:  # fmt: skip
+    """Samples of a case, from the true probability (Z, Y, X) where one is given."""
+    kind = TiledCase if truth is None else KnownCase
+    tiles = kind(
+        torch.as_tensor(stored.image[...]), model, run.configuration.network.patch_size, find_limits(run.device)
+    )
+    if isinstance(tiles, KnownCase) and truth is not None:
+        tiles.truth = truth
+        without_calls = dataclasses.replace(settings.drawn_by, method="ddim", start="det", num_calls=0, draw=True)
+        settings = dataclasses.replace(settings, sampler=without_calls, mask_sampler=None)
+    return sample_case(
+        tiles, settings, case_id=stored.case_id, seed=1000 + run.request.seed, sample_ids=range(num_samples),
+        spacing_mm=stored.properties.spacing_mm,
+    )  # fmt: skip
+
+
 def score_fold(
-    run: FoldRun, cases: Sequence[str], num_samples: int, changes: dict[str, Any], raw: Path | None
-) -> list[Scored]:
+    run: FoldRun, cases: Sequence[str], num_samples: int, changes: dict[str, Any], raw: Path | None,
+    from_truth: bool = False,
+) -> list[Scored]:  # fmt: skip
     """Sample and score some cases of a fold."""
     model, settings = finished_model(run)
+    model.eval()
     settings, scheme, found = changed(settings, changes), run.plans.labels, []
     for case_id in cases:
         stored = run.data.open(case_id)
         raters = annotators(stored)
-        prediction = predict_case(
-            stored.image[...], model, settings, patch_size=run.configuration.network.patch_size, case_id=case_id,
-            seed=1000 + run.request.seed, num_samples=num_samples, spacing_mm=stored.properties.spacing_mm,
-        )  # fmt: skip
+        known = true_probability(raw / run.plans.dataset_name, case_id) if from_truth and raw else None
+        prediction = predict(run, model, settings, stored, num_samples, known)
         samples = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
+        p = decided_probabilities(prediction.probabilities(), samples, scheme, settings.decision)
+        committed = [[mask for _, mask in scheme.class_masks(m)] for m in (scheme.decode(p.numpy()), stored.labels[0])]
         truth = _truth(raw, run.plans.dataset_name, case_id, samples)
         for index, spread in enumerate(spread_of_case(prediction, raters, scheme, case_id)):
             masks, references = ([list(scheme.class_masks(m))[index][1] for m in maps] for maps in (samples, raters))
@@ -108,7 +153,8 @@ def score_fold(
                 others = (labels[references[0]] for labels in samples)
                 wrong = tuple(float(np.mean((v > 0) & (v != scheme.members[index][0]))) for v in others)
             ged = generalised_energy_distance(overlaps).ged_u
-            found.append(Scored(spread, ged, wrong, truth))
+            dice = single_sample_dice(pairwise_overlaps(*([masks[index]] for masks in committed)))
+            found.append(Scored(spread, ged, wrong, truth, dice, single_sample_dice(overlaps)))
     return found
 
 
@@ -143,6 +189,8 @@ def describe(name: str, scored: Sequence[Scored]) -> dict[str, Any]:
         "in_all": curve.get((False, True), np.nan), "in_none": curve.get((True, False), np.nan),
         "energy": float(np.mean([s.spread.energy for s in scored])), "ged": float(np.mean([s.ged for s in scored])),
         "wrong_mean": float(np.mean(wrong)) if wrong else np.nan, "wrong_worst": max(wrong, default=np.nan),
+        "dice": float(np.nanmean([s.dice for s in scored])),
+        "sample_dice": float(np.nanmean([s.sample_dice for s in scored])),
     }  # fmt: skip
 
 
@@ -155,12 +203,13 @@ def line(row: dict[str, Any]) -> str:
         f"{row['distance']:.2f} / {row['distance_of_annotators']:.2f}",
         f"{row['empty']} of {row['draws']}", f"{row['in_all']:.3f} / {row['in_none']:.4f}",
         f"{row['energy']:.3f} / {row['ged']:.3f}", f"{row['wrong_mean']:.3f} / {row['wrong_worst']:.2f}",
+        f"{row['dice']:.3f} / {row['sample_dice']:.3f}",
     ]).replace("nan", "-") + " |"  # fmt: skip
 
 
 HEAD = (
     "| cases | coverage at 50 % | at 90 % | sd / error's | volume | distance: samples / annotators | empty where sure "
-    "| true in all / in none | energy score / GED | wrong class: mean / worst |"
+    "| true in all / in none | energy score / GED | wrong class: mean / worst | Dice: mask / sample |"
 )
 
 
@@ -173,14 +222,17 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="of the cases of each fold, the first")
     parser.add_argument("--samples", type=int, default=24)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--from-truth", action="store_true", help="of phantoms, whose --raw it needs")
     parser.add_argument("--json", type=Path, help="write rows, curves and cases there, too")
     args = parser.parse_args()
+    if args.from_truth and args.raw is None:
+        parser.error("--from-truth needs --raw, where the true probabilities are")
     changes = {key: json.loads(value) for key, _, value in (item.partition("=") for item in args.set)}
     by_class: dict[tuple[str, str], list[Scored]] = defaultdict(list)
     for folder in args.folds:
         run = open_run(folder.absolute(), args.preprocessed, args.raw)
         cases = run.validation_cases if args.cases == "validation" else run.holdout_cases
-        for scored in score_fold(run, cases[: args.most], args.samples, changes, args.raw):
+        for scored in score_fold(run, cases[: args.most], args.samples, changes, args.raw, args.from_truth):
             by_class[run.plans.dataset_name, scored.spread.class_name].append(scored)
     rows = [{"dataset": dataset, **describe(name, scored)} for (dataset, name), scored in by_class.items()]
     print("\n".join([HEAD, "|" + "---|" * HEAD.count(" |"), *map(line, rows)]))
