@@ -19,12 +19,12 @@ class LazyRows:
     Attributes:
         shape: of the whole.
         make: (first, last) => rows [first, last) of all channels, (K, rows, Y, X).
-        channels: the part of the channels that this array is; None for all.
+        first_channel: of what is made, where this array begins.
     """
 
     shape: tuple[int, ...]
     make: Callable[[int, int], torch.Tensor]
-    channels: slice | None = None
+    first_channel: int = 0
 
     @property
     def ndim(self) -> int:
@@ -34,13 +34,14 @@ class LazyRows:
     def __getitem__(self, key: slice | tuple[slice, slice]) -> LazyRows | torch.Tensor:
         """Some channels, [a:b], as such an array; or rows of all channels, [:, a:b], as a tensor."""
         if isinstance(key, slice):
-            return replace(self, shape=(len(range(self.shape[0])[key]), *self.shape[1:]), channels=key)
+            part = range(self.shape[0])[key]
+            shape = (len(part), *self.shape[1:])
+            return replace(self, shape=shape, first_channel=self.first_channel + part.start)
         return self.rows(key[1].start, key[1].stop)
 
     def rows(self, first: int, last: int) -> torch.Tensor:
         """The rows [first, last), (K, rows, Y, X)."""
-        made = self.make(first, last)
-        return made if self.channels is None else made[self.channels]
+        return self.make(first, last)[self.first_channel : self.first_channel + self.shape[0]]
 
     def slabs(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that are small enough to be made at once."""
