@@ -12,28 +12,26 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unisegdiff_pipeline"
-LAYERS = (
-    "core",
-    "io",
-    "fingerprint",
-    "diffusion",
-    "evaluation",
-    "planning",
-    "networks",
-    "preprocessing",
-    "inference",
-    "reports",
-    "selection",
-    "training",
-    "demo",
-    "commands",
+LAYERS = (  # from the ground up; rooms that stand side by side do not import from each other
+    ("core",),
+    ("io",),
+    ("fingerprint", "diffusion", "evaluation"),
+    ("planning",),
+    ("networks", "preprocessing", "reports"),
+    ("inference",),
+    ("selection",),
+    ("training",),
+    ("pipeline",),
+    ("demo",),
+    ("commands",),
 )
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 READERS = {"SimpleITK", "nibabel", "PIL"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def layer_of(dotted: str) -> str | None:
-    """Layer of a module of this package; None for other packages and for the package itself."""
+def room_of(dotted: str) -> str | None:
+    """Room of a module of this package; None for other packages and for the package itself."""
     parts = dotted.split(".")
     if parts[0] != "unisegdiff_pipeline" or len(parts) == 1 or parts[1].startswith("__"):
         return None
@@ -53,20 +51,38 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
             assert node.level == 0, f"relative import in line {node.lineno}; write the full name"
             assert node.module is not None
             yield node.lineno, node.module
-            if node.module == "unisegdiff_pipeline":
-                yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
 def violations(path: Path) -> list[str]:
-    own = layer_of(dotted_name(path))
+    own = room_of(dotted_name(path))
     found = []
     for line, module in imports(ast.parse(path.read_text("utf-8"))):
-        other = layer_of(module)
-        if other is None or own is None:
+        other = room_of(module)
+        if own is None or other is None or other == own:
             continue
-        assert other in LAYERS, f"{path}:{line} imports {module}, whose layer has no place in LAYERS"
-        if LAYERS.index(other) > LAYERS.index(own):
-            found.append(f"{path.relative_to(ROOT)}:{line} imports {module}, which lies above {own}")
+        assert other in HEIGHT, f"{path}:{line} imports {module}, whose room has no place in LAYERS"
+        if HEIGHT[other] >= HEIGHT[own]:
+            found.append(f"{path.relative_to(ROOT)}:{line} imports from {other}, which lies beside or above {own}")
+    return list(dict.fromkeys(found))
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """A circle of imports between modules for every module that can reach itself."""
+    found = []
+    for start in graph:
+        came_from: dict[str, str] = {}
+        open_ = [start]
+        while open_ and start not in came_from:
+            module = open_.pop()
+            for other in graph[module] - came_from.keys():
+                came_from[other] = module
+                open_.append(other)
+        if start in came_from:
+            way = [start]
+            while (before := came_from[way[-1]]) != start:
+                way.append(before)
+            found.append(" <- ".join([*way, start]))
     return found
 
 
@@ -83,9 +99,23 @@ def test_an_upward_import_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(violations(wrong)) == 1
 
 
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    names = {dotted_name(path).removesuffix(".__init__"): path for path in MODULES}
+    graph = {
+        name: {module for _, module in imports(ast.parse(path.read_text("utf-8")))}
+        & names.keys() - {"unisegdiff_pipeline"}
+        for name, path in names.items()
+    }
+    assert circles(graph) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b <- c <- b", "c <- b <- c"]
+
+
 def test_every_top_level_module_has_a_layer() -> None:
     names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert {name for name in names if not name.startswith("__")} <= set(LAYERS)
+    assert {name for name in names if not name.startswith("__")} <= HEIGHT.keys()
 
 
 @pytest.mark.parametrize("layer", ["training", "inference"])

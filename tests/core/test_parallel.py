@@ -14,6 +14,7 @@ import pytest
 from unisegdiff_pipeline.core import parallel
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.parallel import available_memory_gb, choose_workers, map_cases, usable_cores
+from unisegdiff_pipeline.core.progress import telling
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -173,11 +174,11 @@ def test_dask_is_used_through_its_executor(monkeypatch):
         _run(_square, workers=0, scheduler="tcp://host:8786")
 
 
-def test_progress_prints_plain_lines_to_stderr(capsys):
-    _run(_square, workers=0)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("Testing: 4 done in ")
+def test_progress_is_told():
+    heard = []
+    with telling(heard.append):
+        _run(_square, workers=0)
+    assert (heard[-1].description, heard[-1].done, heard[-1].is_finished) == ("Testing", 4, True)
 
 
 def test_choose_workers(monkeypatch):

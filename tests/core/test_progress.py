@@ -1,27 +1,48 @@
-"""Plain progress lines."""
+"""Who is told of progress, and numbers in words."""
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from unisegdiff_pipeline.core import progress as module
-from unisegdiff_pipeline.core.progress import counted, format_duration, progress
+from unisegdiff_pipeline.core.progress import Progress, counted, format_duration, progress, telling
 
 
-def test_lines_say_how_much_is_left(monkeypatch, capsys):
-    clock = iter([0.0, 6.0, 12.0, 18.0, 24.0, 24.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    assert list(progress("abcd", 4, "Reading")) == list("abcd")
-    assert capsys.readouterr().err.splitlines() == [
-        "Reading: 2 of 4, about 12.0 s left",
-        "Reading: 4 done in 24.0 s",
+def test_the_listener_is_told_of_every_item() -> None:
+    heard: list[Progress] = []
+    with telling(heard.append):
+        assert list(progress("ab", 2, "reading")) == ["a", "b"]
+    assert [(state.done, state.total, state.is_finished) for state in heard] == [
+        (0, 2, False),
+        (1, 2, False),
+        (2, 2, False),
+        (2, 2, True),
     ]
+    assert {state.description for state in heard} == {"reading"}
+
+
+def test_none_leaves_the_listener_and_other_threads_have_none() -> None:
+    heard: list[Progress] = []
+    with telling(heard.append):
+        with telling(None):
+            list(progress("a", 1, "inner"))
+        thread = threading.Thread(target=lambda: list(progress("a", 1, "elsewhere")))
+        thread.start()
+        thread.join()
+    list(progress("a", 1, "afterwards"))
+    assert {state.description for state in heard} == {"inner"}
+
+
+def test_without_a_listener_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert list(progress("ab", None, "reading")) == ["a", "b"]
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(8.24, "8.2 s"), (59.9, "59.9 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
 )
-def test_durations(seconds, text):
+def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 

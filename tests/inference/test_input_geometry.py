@@ -7,6 +7,7 @@ whose geometry cannot be right are refused by name, and the others of the folder
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,14 +144,15 @@ def test_an_array_that_knows_its_direction_is_turned_and_another_is_not(tmp_path
 
 
 def test_models_of_earlier_versions_predict_volumes_as_they_are_stored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "unisegdiff_pipeline")
     model, images, out = make_model(tmp_path, 3, None), tmp_path / "in", tmp_path / "out"
     images.mkdir()
     nibabel.save(image_in("RAS"), images / "case_0000.nii.gz")
     nibabel.save(image_in("RAS"), images / "other_0000.nii.gz")
     assert predict_folder(images, out, model, device="cpu") == 2
-    assert capsys.readouterr().err.count("names no orientation") == 1
+    assert caplog.text.count("names no orientation") == 1
     volume = read_image([images / "case_0000.nii.gz"])
     turned_by_plan = Predictor(make_model(tmp_path / "new", 3, RAS), device="cpu")
     expected = turned_by_plan.predict(volume.array, volume.geometry.spacing_mm, case_id="case").mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import platform
@@ -159,8 +160,10 @@ def test_pictures_of_a_held_out_case_are_kept(request_: TrainRequest) -> None:
 
 
 def test_trouble_with_report_and_pictures_does_not_end_a_training(
-    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "unisegdiff_pipeline")
+
     def fail(*_: object) -> None:
         raise OSError("no room")
 
@@ -168,7 +171,7 @@ def test_trouble_with_report_and_pictures_does_not_end_a_training(
     monkeypatch.setattr("unisegdiff_pipeline.reports.snapshots.write_snapshot", fail)
     folder = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)).folds[0].folder
     assert (folder / WEIGHTS_NAME).is_file()
-    printed = capsys.readouterr().out
+    printed = caplog.text
     assert "report.html could not be written: no room" in printed
     assert "pictures of phantom_" in printed
 
@@ -242,8 +245,9 @@ def test_earlier_weights_replace_the_last_only_where_the_cases_bear_it_out(
 
 
 def test_a_time_that_is_too_short_gives_a_model_with_defaults_and_says_so(
-    request_: TrainRequest, capsys: pytest.CaptureFixture[str]
+    request_: TrainRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "unisegdiff_pipeline")
     result = train(dataclasses.replace(request_, iterations=None, max_time_s=0.01)).folds[0]
     settings = read_settings(result.folder)
     assert settings.chosen_on == "nothing, for lack of time; defaults"
@@ -258,7 +262,7 @@ def test_a_time_that_is_too_short_gives_a_model_with_defaults_and_says_so(
     assert summary["summary"] is None
     assert summary["not_validated"] == described["validation_cases"]
     assert result.scores == {}
-    printed = capsys.readouterr().out
+    printed = caplog.text
     for part in ("timing the prediction of a case", "the stages stay as planned", "they are the defaults"):
         assert part in printed
     assert "--max-time is over: 0 of 3 validation cases are predicted and scored; the model is complete" in printed

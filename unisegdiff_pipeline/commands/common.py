@@ -12,7 +12,6 @@ import errno
 import re
 import signal
 import sys
-import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from unisegdiff_pipeline import __version__
+from unisegdiff_pipeline.commands.terminal import report_error, showing
 from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ EXIT_ERROR, EXIT_USAGE = 1, 2
 EXIT_SIGNAL = 128  # plus the number of the signal, as shells count it
 EXIT_INTERRUPTED, EXIT_TERMINATED = EXIT_SIGNAL + signal.SIGINT, EXIT_SIGNAL + signal.SIGTERM
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-MESSAGE_WIDTH = 110
 REPEAT_AFTER_S = 0.02
 MANY_FILES_MESSAGE = (
     "more files would have to be open at once than this process may open: raise the limit (ulimit -n 4096), or work in "
@@ -110,7 +109,7 @@ def run(body: Callable[[], int | None]) -> int:
     """
     signals = _Signals()
     try:
-        with warnings.catch_warnings(), signals:
+        with warnings.catch_warnings(), signals, showing():
             warnings.showwarning = _show_warning
             return body() or 0
     except UsdError as error:
@@ -238,18 +237,6 @@ def is_out_of_files(error: BaseException) -> bool:
 def _fail(message: str) -> int:
     report_error(message)
     return EXIT_ERROR
-
-
-def report_error(message: str, kind: str = "error") -> None:
-    """Print each line of a message as a paragraph of its own on stderr."""
-    print(
-        "\n".join(wrap(f"{kind}: {line}") for line in message.splitlines() if line.strip()), file=sys.stderr, flush=True
-    )
-
-
-def wrap(paragraph: str) -> str:
-    """Break a paragraph into lines; paths are never broken."""
-    return textwrap.fill(paragraph, MESSAGE_WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -382,8 +369,3 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """Add --seed."""
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="random seed (default: 0)")
-
-
-def say(text: str) -> None:
-    """Print a line for the user at once, also where stdout is a pipe."""
-    print(text, flush=True)

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run, say, whole_number
+from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run, whole_number
+from unisegdiff_pipeline.commands.terminal import say
 
 
 def build_parser() -> CommandParser:

@@ -14,11 +14,10 @@ from unisegdiff_pipeline.commands.common import (
     add_device,
     add_seed,
     duration,
-    report_error,
     run,
-    say,
     whole_number,
 )
+from unisegdiff_pipeline.commands.terminal import report_error, say
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.demo.report import DemoResult

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unisegdiff_pipeline import __version__
-from unisegdiff_pipeline.commands.common import EXIT_ERROR, CommandParser, run, say, wrap
+from unisegdiff_pipeline.commands.common import EXIT_ERROR, CommandParser, run
+from unisegdiff_pipeline.commands.terminal import say, wrap
 
 OPTIONAL_PACKAGES = {"tensorboard": "usd_train --tensorboard", "distributed": "--scheduler"}
 VARIABLES = ("usd_raw", "usd_preprocessed", "usd_results", "nnUNet_raw")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unisegdiff_pipeline.commands.common import CommandParser, add_seed, positive_number, run, say, whole_number
+from unisegdiff_pipeline.commands.common import CommandParser, add_seed, positive_number, run, whole_number
 from unisegdiff_pipeline.commands.nnunet import EVALUATE
+from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:

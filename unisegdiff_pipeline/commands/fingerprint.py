@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands import steps
-from unisegdiff_pipeline.commands.common import CommandParser, add_case_workers, dataset_parser, say
+from unisegdiff_pipeline.commands.common import CommandParser, add_case_workers, dataset_parser
+from unisegdiff_pipeline.commands.terminal import say
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.io.paths import Roots

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands import steps
-from unisegdiff_pipeline.commands.common import CommandParser, add_budget, add_plans, dataset_parser, say
+from unisegdiff_pipeline.commands.common import CommandParser, add_budget, add_plans, dataset_parser
+from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from unisegdiff_pipeline.commands.common import (
     add_configurations,
     add_plans,
     dataset_parser,
-    say,
 )
+from unisegdiff_pipeline.commands.terminal import say
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.io.paths import Roots

@@ -13,10 +13,10 @@ from unisegdiff_pipeline.commands.common import (
     add_seed,
     roots_of,
     run,
-    say,
     whole_number,
 )
 from unisegdiff_pipeline.commands.nnunet import PREDICT
+from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.errors import UsdError
 
 

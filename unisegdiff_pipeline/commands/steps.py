@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unisegdiff_pipeline.commands.common import EXIT_ERROR, report_error, roots_of, run, say
+from unisegdiff_pipeline.commands.common import EXIT_ERROR, roots_of, run
+from unisegdiff_pipeline.commands.terminal import report_error, say
 from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:

@@ -16,13 +16,12 @@ from unisegdiff_pipeline.commands.common import (
     add_roots,
     duration,
     positive_number,
-    report_error,
     roots_of,
     run,
-    say,
     whole_number,
 )
 from unisegdiff_pipeline.commands.nnunet import TRAIN
+from unisegdiff_pipeline.commands.terminal import report_error, say
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.training.request import FoldPreview, TrainRequest
@@ -155,6 +154,7 @@ def _train(args: argparse.Namespace) -> int:
         return EXIT_SIGNAL + stop.signal_number
     model = result.folds[0].folder.parent
     if result.collected is not None:
+        say(f"Dice on the validation cases of each fold\n{result.table}\nwritten to {result.summary_path}")
         labels = result.collected.labels or "LABELS"
         subset = " --subset" if result.collected.not_validated else ""
         say(f"All validation cases: usd_evaluate {labels} {result.collected.folder}{subset}")

@@ -155,7 +155,7 @@ class _Job(Generic[Item, Result]):
         failures = sorted(self.failures.items())
         for index, failure in failures:
             if failure.traceback is not None:
-                _log.info("%s failed\n%s", self.names[index], failure.traceback)
+                _log.debug("%s failed\n%s", self.names[index], failure.traceback)
         if len(self.items) == 1 and failures[0][1].traceback is None:
             raise UsdError(failures[0][1].reason)
         lines = [f"{self.names[index]}: {failure.reason}" for index, failure in failures]

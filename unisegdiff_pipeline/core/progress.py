@@ -1,30 +1,63 @@
-"""Progress with an estimate of the time left: a bar in a terminal, few plain lines in a log file."""
+"""Progress of long calls, told to whoever listens: commands show it, library calls are silent unless they are asked."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
-SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a loop has come.
+
+    Attributes:
+        description: what is done, for example "predicting".
+        done: items that are finished; 0 when the loop begins.
+        total: number of items, None where it is not known.
+        is_finished: the loop has ended, and nothing more is told of it.
+    """
+
+    description: str
+    done: int
+    total: int | None
+    is_finished: bool = False
+
+
+Listener = Callable[[Progress], None]
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def telling(listener: Listener | None) -> Iterator[None]:
+    """Tell `listener` of all loops that this thread begins within the block; None changes nothing."""
+    token = _listener.set(_listener.get() if listener is None else listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 def progress(iterable: Iterable[T], total: int | None, description: str) -> Iterator[T]:
-    """Yield from `iterable` while showing progress on stderr.
+    """Yield from `iterable`, and tell the listener after each item.
 
     Args:
         iterable: anything to go through.
         total: number of items, None where it is not known.
         description: what is done, shown before the numbers.
     """
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(iterable, total=total, desc=description, file=sys.stderr, dynamic_ncols=True)
-    else:
-        yield from _plain_lines(iterable, total, description)
+    listener = _listener.get() or _nobody
+    done = 0
+    listener(Progress(description, done, total))
+    for item in iterable:
+        yield item
+        done += 1
+        listener(Progress(description, done, total))
+    listener(Progress(description, done, total, is_finished=True))
 
 
 def counted(number: int, noun: str) -> str:
@@ -43,25 +76,5 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
-def _plain_lines(iterable: Iterable[T], total: int | None, description: str) -> Iterator[T]:
-    start = last = time.monotonic()
-    done = 0
-    for item in iterable:
-        yield item
-        done += 1
-        now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES and done != total:
-            last = now
-            _print(f"{description}: {_state(done, total, now - start)}")
-    _print(f"{description}: {done} done in {format_duration(time.monotonic() - start)}")
-
-
-def _state(done: int, total: int | None, elapsed: float) -> str:
-    if total is None:
-        return f"{done} done, {format_duration(elapsed)} so far"
-    remaining = elapsed / done * (total - done)
-    return f"{done} of {total}, about {format_duration(remaining)} left"
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _nobody(state: Progress) -> None:
+    """The listener where there is none."""

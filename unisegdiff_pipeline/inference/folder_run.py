@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,6 +63,7 @@ from unisegdiff_pipeline.networks.allocator import return_freed_memory
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
+LOGGER = logging.getLogger(__name__)
 LARGE_BYTES = 1 << 24  # of an image, from which on freed memory is given back between the steps of a case
 OVERLAP_SHARE = 0.1  # of free memory that an image may take for three cases to be under way at once
 
@@ -374,4 +375,4 @@ def _require_elsewhere(output: Path, cases: Sequence[RawCase]) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    LOGGER.info("%s", line)

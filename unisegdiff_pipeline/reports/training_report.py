@@ -25,8 +25,6 @@ from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, Spread
-from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.inference.settings_words import settings_in_words
 from unisegdiff_pipeline.reports import attention, figures, sample_spread, snapshots
 from unisegdiff_pipeline.reports.page import (
     Column,
@@ -74,6 +72,7 @@ class _Fold:
     candidates: Mapping[str, Sequence[Mapping[str, Any]]]
     validation: Mapping[str, Any] | None
     is_running: bool
+    chosen_in_words: Sequence[str]
 
     @property
     def is_finished(self) -> bool:
@@ -88,14 +87,15 @@ class _Fold:
         return max((value(e, "seconds") for e in self.entries if "seconds" in e), default=0.0)
 
 
-def write_training_report(folder: Path, is_running: bool = False) -> Path:
+def write_training_report(folder: Path, is_running: bool = False, chosen_in_words: Sequence[str] = ()) -> Path:
     """Write report.html into the folder of a fold; returns its path.
 
     Args:
         folder: results folder of the fold.
         is_running: the page says so, and the browser reads it again every REFRESH_S seconds.
+        chosen_in_words: sentences on what inference.json holds.
     """
-    fold = _read_fold(folder, is_running)
+    fold = _read_fold(folder, is_running, chosen_in_words)
     page = Page(
         title=f"Training of {_name(fold)}",
         subtitle=_subtitle(fold),
@@ -119,7 +119,7 @@ def write_training_report(folder: Path, is_running: bool = False) -> Path:
     return write_page(folder / REPORT_NAME, page)
 
 
-def _read_fold(folder: Path, is_running: bool) -> _Fold:
+def _read_fold(folder: Path, is_running: bool, chosen_in_words: Sequence[str]) -> _Fold:
     return _Fold(
         folder,
         read_log(folder / LOG_NAME),
@@ -128,6 +128,7 @@ def _read_fold(folder: Path, is_running: bool) -> _Fold:
         _json(folder / "candidates.json") or {},
         _json(folder / "validation" / "summary.json"),
         is_running,
+        chosen_in_words,
     )
 
 
@@ -443,7 +444,8 @@ def _chosen(fold: _Fold) -> Section | None:
     items["weights"] = {"ema": "moving average at the end", "best": "best on the hold-out"}.get(
         str(chosen.get("weights")), str(chosen.get("weights"))
     )
-    body = [*_in_plain_words(fold), facts(items)]
+    words = [bullets(fold.chosen_in_words)] if fold.chosen_in_words else []
+    body = [*words, facts(items)]
     if samplers := fold.candidates.get("samplers"):
         columns = [Column("sampler", "text"), Column("energy score", digits=4)]
         rows = [[_in_words(fold, s.get("sampler", {})), _mean(s, "energy")] for s in samplers]
@@ -464,14 +466,6 @@ def _chosen(fold: _Fold) -> Section | None:
         ]
         body.append(details(f"All {len(rows)} ways to make the mask, best first", [table(Table(columns, rows))]))
     return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
-
-
-def _in_plain_words(fold: _Fold) -> list[Html]:
-    try:
-        settings = from_jsonable(InferenceSettings, fold.chosen)
-    except UsdError:  # of another version
-        return []
-    return [bullets(settings_in_words(settings, _length_unit(fold)))]
 
 
 def _length_unit(fold: _Fold) -> str:

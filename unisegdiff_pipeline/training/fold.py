@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,6 +62,7 @@ from unisegdiff_pipeline.training.validation import (
     fold_units,
 )
 
+LOGGER = logging.getLogger(__name__)
 CANDIDATES_NAME = "candidates.json"
 BEST_MARGIN = 0.005  # of Dice on the hold-out, by which earlier weights must be better to replace the last ones
 BEST_STANDARD_ERRORS = 2.0  # and of that difference, case by case: of few cases the best is mostly the luckiest
@@ -111,7 +113,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
         model, settings = finished_model(run)
         summary = final_validation(run, model, settings, None if run.request.validate_only else time_left_s(run))
         if summary is not None:
-            print(summary_table(summary, fold_units(run)), flush=True)
+            LOGGER.info("%s", summary_table(summary, fold_units(run)))
             scores = _scores(summary)
     else:
         write_json(run.folder / "validation" / SUMMARY_NAME, {"summary": None, "cases": []})

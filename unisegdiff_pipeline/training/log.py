@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path
-from unisegdiff_pipeline.core.serialization import to_jsonable
+from unisegdiff_pipeline.core.serialization import read_object, to_jsonable
+from unisegdiff_pipeline.inference.settings import FILE_NAME as SETTINGS_NAME
+from unisegdiff_pipeline.inference.settings import read_settings
+from unisegdiff_pipeline.inference.settings_words import settings_in_words
 from unisegdiff_pipeline.reports.training_log import LOG_NAME, read_log
 from unisegdiff_pipeline.training.schedule import Allowance
 
+LOGGER = logging.getLogger(__name__)
 REPORT_SHARE = 0.01  # of the training time may go into refreshing the report
 
 
@@ -46,8 +52,8 @@ class RunLog:
             self._writer = _tensorboard_writer(self.path.parent / "tensorboard")
 
     def say(self, text: str) -> None:
-        """Print a line with the time of day."""
-        print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+        """Tell people, by the log of this module; commands show each line with the time of day."""
+        LOGGER.info("%s", text)
 
     def record(self, kind: str, **values: Any) -> None:
         """Append one entry, for example kind "train" with phase, iteration, loss."""
@@ -99,7 +105,7 @@ class RunLog:
         start = time.monotonic()
         with self._report_allowance.spent():
             try:
-                write_training_report(self.path.parent, is_running)
+                write_training_report(self.path.parent, is_running, _chosen_in_words(self.path.parent))
             except Exception as error:  # a training is worth more than its report
                 self.say(f"{self.path.parent / 'report.html'} could not be written: {error}")
         self.report_s = time.monotonic() - start
@@ -110,6 +116,19 @@ class RunLog:
             self._writer.close()
 
 
+def _chosen_in_words(folder: Path) -> list[str]:
+    """What a fold's inference.json says, in sentences; none before it is there."""
+    if not (folder / SETTINGS_NAME).is_file():
+        return []
+    try:
+        settings = read_settings(folder)
+    except UsdError:  # of another version
+        return []
+    scores = folder / "validation" / "summary.json"
+    units = read_object(scores).get("units") if scores.is_file() else None
+    return settings_in_words(settings, str((units or {}).get("length", "mm")))
+
+
 def _drop_half_line(path: Path) -> None:
     """Remove a last line that a kill cut off, so that the next entry does not become part of it."""
     if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
@@ -118,8 +137,6 @@ def _drop_half_line(path: Path) -> None:
 
 
 def _tensorboard_writer(folder: Path) -> Any:
-    from unisegdiff_pipeline.core.errors import UsdError
-
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -417,7 +417,6 @@ def _summarise_folds(request: TrainRequest, results: list[FoldResult], setting: 
     path = setting.model_folder / CV_SUMMARY_NAME
     write_json(path, {"folds": [{"fold": r.fold, "seconds": r.seconds, "scores": r.scores} for r in results]})
     table = fold_table({result.fold: {name: s["dice"] for name, s in result.scores.items()} for result in results})
-    print(f"Dice on the validation cases of each fold\n{table}\nwritten to {path}", flush=True)
     cases = [case for split in setting.folds.values() for case in split.val]
     collected = collect_validation(
         setting.model_folder,
