@@ -137,6 +137,13 @@ def test_importing_the_trainer_loads_no_reader() -> None:
     assert not loaded & READERS, f"training loads {loaded & READERS}"
 
 
+def test_predicting_arrays_loads_no_file_writer() -> None:
+    loaded = modules_after("import unisegdiff_pipeline.inference.predictor")
+    names = ("case_table", "export", "folder_run", "output_folder")
+    writers = {f"unisegdiff_pipeline.inference.{name}" for name in names}
+    assert not loaded & (writers | READERS)
+
+
 def test_importing_the_package_is_light() -> None:
     loaded = modules_after("import unisegdiff_pipeline")
     assert not loaded & {"numpy", "torch", *READERS}

@@ -27,6 +27,17 @@ from unisegdiff_pipeline.core.parallel import available_memory_gb, usable_cores
 from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import to_jsonable
+from unisegdiff_pipeline.inference.export import (
+    CaseRecord,
+    OutputOptions,
+    expected_files,
+    output_folders,
+    read_record,
+    uncertainty_scale,
+    write_prediction,
+    write_record,
+    write_summary,
+)
 from unisegdiff_pipeline.inference.label_fusion import Combination
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.model_folder import (
@@ -45,17 +56,6 @@ from unisegdiff_pipeline.inference.output_folder import (
 )
 from unisegdiff_pipeline.inference.predictor import EnsemblePrediction, Predictor, require_finite
 from unisegdiff_pipeline.inference.settings import Decision
-from unisegdiff_pipeline.inference.writing import (
-    CaseRecord,
-    OutputOptions,
-    expected_files,
-    output_folders,
-    read_record,
-    uncertainty_scale,
-    write_prediction,
-    write_record,
-    write_summary,
-)
 from unisegdiff_pipeline.io.images import files_read
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
@@ -94,7 +94,7 @@ def predict_folder(
 
     `output` belongs to one model with one set of settings (see `output_folder`). Cases that it holds already, made from
     the same image, with all that is asked for, are left as they are. Of a case that is predicted again all parts are
-    removed before. See `writing` for what is written.
+    removed before. See `export` for what is written.
 
     Args:
         source: folder, file or list of files, named as in the raw layout.

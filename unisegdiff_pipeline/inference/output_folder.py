@@ -23,7 +23,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import file_of
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_json, to_jsonable, write_json
-from unisegdiff_pipeline.inference.writing import (
+from unisegdiff_pipeline.inference.export import (
     RECORDS,
     lesions_path,
     mask_path,

@@ -29,15 +29,10 @@ from unisegdiff_pipeline.inference.model_folder import (
     load_fold,
     open_model_folder,
 )
+from unisegdiff_pipeline.inference.restoring import restore_masks, restore_probabilities
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
-from unisegdiff_pipeline.inference.uncertainty_parts import (
-    require_splittable,
-)
+from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, predict_case
-from unisegdiff_pipeline.inference.writing import (
-    restore_masks,
-    restore_probabilities,
-)
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image

@@ -1,6 +1,6 @@
 """The validation cases of all folds in one folder, MODEL/cross_validation, that `usd_evaluate` takes as it is.
 
-It looks like a folder of predictions (see `inference.writing`); its files are hard links to those of the folds where
+It looks like a folder of predictions (see `inference.export`); its files are hard links to those of the folds where
 the disk allows it. manifest.json says the fold and the label file of each case.
 """
 
@@ -35,7 +35,7 @@ def collect_validation(
         references: label file of each case.
         file_ending: of the images.
     """
-    from unisegdiff_pipeline.inference.writing import RECORDS, remove_summary, write_summary
+    from unisegdiff_pipeline.inference.export import RECORDS, remove_summary, write_summary
 
     folder = model_folder / FOLDER
     _remove_former(folder, file_ending)

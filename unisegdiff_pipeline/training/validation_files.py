@@ -4,7 +4,7 @@
     validation/spread.json           samples beside the references, see `evaluation.spread`
     validation/CASE.ext              masks
     validation/probabilities/  samples/  uncertainty/  lesions.csv  volumes.csv  manifest.json
-                                     where everything is kept; see `inference.writing`
+                                     where everything is kept; see `inference.export`
 
 `usd_evaluate LABELS validation/ --subset` takes the folder as it is.
 """
@@ -58,14 +58,14 @@ def write_case(
     """
     # Readers are imported here only: a machine that trains need not have them.
     try:
-        from unisegdiff_pipeline.inference.output_folder import remove_case
-        from unisegdiff_pipeline.inference.writing import (
+        from unisegdiff_pipeline.inference.export import (
             CaseRecord,
             OutputOptions,
             mask_path,
             write_prediction,
             write_record,
         )
+        from unisegdiff_pipeline.inference.output_folder import remove_case
         from unisegdiff_pipeline.io.images import write_labels
     except ImportError as error:
         run.log.say(f"masks of the validation cases are not written: {error}")
@@ -96,7 +96,7 @@ def remove_cases(run: FoldRun, case_ids: Iterable[str]) -> None:
 def remove_tables(run: FoldRun) -> None:
     """Remove the tables over the validation cases: those of an earlier validation, which no case belongs to now."""
     try:
-        from unisegdiff_pipeline.inference.writing import remove_summary
+        from unisegdiff_pipeline.inference.export import remove_summary
     except ImportError:
         return
     remove_summary(run.folder / FOLDER_NAME)
@@ -104,7 +104,7 @@ def remove_tables(run: FoldRun) -> None:
 
 def write_tables(run: FoldRun, settings: InferenceSettings) -> None:
     """Write lesions.csv, volumes.csv and manifest.json over the validation cases of the fold."""
-    from unisegdiff_pipeline.inference.writing import write_summary
+    from unisegdiff_pipeline.inference.export import write_summary
 
     made_of = {"request": _request(run, settings), "model": str(run.folder.parent.resolve()), "fold": _fold(run)}
     write_summary(run.folder / FOLDER_NAME, {**made_of, "seed": run.seed, "settings": to_jsonable(settings)})

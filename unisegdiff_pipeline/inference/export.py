@@ -38,14 +38,15 @@ from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
-from unisegdiff_pipeline.inference.label_fusion import Combination, DrawnMask, combine_masks
+from unisegdiff_pipeline.inference.label_fusion import Combination
 from unisegdiff_pipeline.inference.lesions import Lesion, LesionCounter
+from unisegdiff_pipeline.inference.restoring import restore_masks, restored_channels
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS
 from unisegdiff_pipeline.inference.volumes import ClassVolume, VolumeCounter
 from unisegdiff_pipeline.io.images import label_ending, map_ending, write_labels, write_map
 from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
+from unisegdiff_pipeline.preprocessing.restore import restore_map
 
 RECORDS = ".cases"
 SUMMARY_FILES = ("lesions.csv", "volumes.csv", "manifest.json")
@@ -157,27 +158,6 @@ def write_prediction(
     return len(rows)
 
 
-def restore_masks(
-    found: EnsemblePrediction, properties: CaseProperties, scheme: LabelScheme, combine: Combination
-) -> tuple[np.ndarray, Iterator[np.ndarray]]:
-    """The mask and, one at a time, the drawn masks as label maps (Z, Y, X) on the image's grid."""
-    scratch = found.scratch
-    drawn = (restore_labels(sample, properties, scheme, scratch=scratch) for sample in found.samples())
-    if combine == "mean":
-        return restore_labels(found.decided(scheme.coding), properties, scheme, scratch=scratch), drawn
-    kept = [DrawnMask.of(labels) for labels in drawn]
-    return combine_masks(kept, scheme, combine), (mask.whole() for mask in kept)
-
-
-def restore_probabilities(probabilities: LazyRows, properties: CaseProperties, scheme: LabelScheme) -> np.ndarray:
-    """Probabilities (K, Z, Y, X) on the image's grid, half precision, one channel at a time.
-
-    Outside the crop box there is background: 1 in its channel where there is one, 0 in all others.
-    """
-    channels = _restored_channels(probabilities, properties, scheme, Scratch())
-    return np.stack([channel.astype(np.float16) for channel in channels])
-
-
 def write_probabilities(
     path: Path, probabilities: LazyRows, properties: CaseProperties, scheme: LabelScheme, scratch: Scratch
 ) -> None:
@@ -190,18 +170,10 @@ def write_probabilities(
         archive.open("probabilities.npy", "w", force_zip64=True) as stream,
     ):
         np.lib.format.write_array_header_1_0(stream, header)
-        for channel in _restored_channels(probabilities, properties, scheme, scratch):
+        for channel in restored_channels(probabilities, properties, scheme, scratch):
             for row in channel:
                 stream.write(row.astype(np.float16).tobytes())
             scratch.release()
-
-
-def _restored_channels(
-    probabilities: LazyRows, properties: CaseProperties, scheme: LabelScheme, scratch: Scratch
-) -> Iterator[np.ndarray]:
-    for channel in range(probabilities.shape[0]):
-        fill = float(channel < scheme.foreground_offset)
-        yield restore_map(probabilities[channel : channel + 1], properties, fill, scratch=scratch)[0]
 
 
 def write_record(output: Path, record: CaseRecord) -> None:
