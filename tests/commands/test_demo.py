@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unisegdiff_pipeline.commands import steps
+from unisegdiff_pipeline import pipeline
 from unisegdiff_pipeline.commands.demo import main
 from unisegdiff_pipeline.training import run
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
@@ -21,7 +21,7 @@ def test_a_stopped_training_ends_the_demo_with_the_code_of_its_signal(
         raise TrainingInterrupted(signal.SIGTERM)
 
     monkeypatch.setattr(run, "train", stopped)
-    monkeypatch.setattr(steps, "plan_and_preprocess", lambda *_: None)
+    monkeypatch.setattr(pipeline, "plan_and_preprocess", lambda *_, **__: None)
     (tmp_path / "preprocessed").mkdir()
     arguments = ["--output", str(tmp_path), "--train-cases", "10", "--test-cases", "2", "--device", "cpu"]
     assert main(arguments) == 143
@@ -35,7 +35,7 @@ def test_a_demo_of_other_flags_is_not_gone_on_with(
         raise OtherRequestError("--max-time 60s there, --max-time 300s now")
 
     monkeypatch.setattr(run, "train", refuse)
-    monkeypatch.setattr(steps, "plan_and_preprocess", lambda *_: None)
+    monkeypatch.setattr(pipeline, "plan_and_preprocess", lambda *_, **__: None)
     arguments = ["--output", str(tmp_path), "--train-cases", "10", "--test-cases", "2", "--device", "cpu"]
     assert main(arguments) == 1
     assert "another folder with --output" in " ".join(capsys.readouterr().err.split())

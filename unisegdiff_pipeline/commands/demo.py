@@ -119,7 +119,7 @@ def _phantoms(args: argparse.Namespace, output: Path) -> RawDataset:
 
 def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
     """Plan, preprocess and train fold 0; returns the model folder."""
-    from unisegdiff_pipeline.commands.steps import plan_and_preprocess
+    from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.core.errors import UsdError
     from unisegdiff_pipeline.core.progress import format_duration
     from unisegdiff_pipeline.io.paths import Roots
@@ -133,7 +133,7 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
     _announce(2, "checking, planning and preprocessing them")
     kind = args.device.split(":")[0]
     budget = detect_budget(kind if kind in ("auto", "cuda") else "cpu")
-    plan_and_preprocess(raw, roots.require_preprocessed() / raw.name, budget)
+    pipeline.plan_and_preprocess(raw.folder, roots.require_preprocessed(), budget=budget)
     _announce(3, f"training one fold in both phases, for {format_duration(args.max_time)}")
     request = TrainRequest(
         dataset=raw.name,

@@ -30,13 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
+    from unisegdiff_pipeline import pipeline
+
     def fingerprint(dataset: str) -> None:
-        raw = steps.open_raw(roots, dataset)
-        folder = roots.require_preprocessed() / raw.name
-        with steps.working_on(folder):
-            facts, report = steps.fingerprint_step(raw, args.workers, args.scheduler)
-            steps.write_facts(folder, raw, facts, report)
-            page = steps.write_report(folder, raw, with_plans=False)  # a former plan may be of other data
-        say(f"Facts: {folder / steps.FINGERPRINT}\nReport: {page}")
+        raw = steps.raw_folder(roots, dataset)
+        step = pipeline.fingerprint(raw, roots.require_preprocessed(), workers=args.workers, scheduler=args.scheduler)
+        say(f"Facts: {step.folder / pipeline.FINGERPRINT}\nReport: {step.report}")
 
     return fingerprint

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from unisegdiff_pipeline.commands import steps
 from unisegdiff_pipeline.commands.common import CommandParser, add_budget, add_plans, dataset_parser
 from unisegdiff_pipeline.commands.terminal import say
-from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.io.paths import Roots
@@ -36,28 +35,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     import json
 
-    from unisegdiff_pipeline.core.serialization import read_dataclass, to_jsonable, write_json
-    from unisegdiff_pipeline.fingerprint import Fingerprint
+    from unisegdiff_pipeline import pipeline
+    from unisegdiff_pipeline.core.serialization import to_jsonable
     from unisegdiff_pipeline.planning.budget import detect_budget
+    from unisegdiff_pipeline.planning.description import describe_plans
     from unisegdiff_pipeline.planning.plans import plans_file
 
     budget = detect_budget(args.device, args.memory_gb)
     plans_name = steps.plans_name_of(args)
 
     def plan(dataset: str) -> None:
-        raw = steps.open_raw(roots, dataset)
-        folder = roots.require_preprocessed() / raw.name
-        if not (folder / steps.FINGERPRINT).is_file():
-            raise UsdError(f"{folder} holds no {steps.FINGERPRINT}; run usd_fingerprint -d {raw.name} first.")
-        fingerprint = read_dataclass(Fingerprint, folder / steps.FINGERPRINT)
-        path = folder / plans_file(plans_name)
+        raw = steps.raw_folder(roots, dataset)
+        step = pipeline.plan(
+            raw, roots.require_preprocessed(), budget=budget, plans_name=plans_name, writing=not args.dry_run
+        )
+        assert step.plans is not None
         if args.dry_run:
-            say(json.dumps(to_jsonable(steps.plan_step(raw, fingerprint, budget, path)), indent=1))
+            say(json.dumps(to_jsonable(step.plans), indent=1))
             return
-        with steps.working_on(folder):
-            plans = steps.plan_step(raw, fingerprint, budget, path)
-            write_json(path, plans)
-            report = f"\nReport: {steps.write_report(folder, raw)}" if plans_name is None else ""
-        say(f"{steps.describe_plans(plans)}\nPlans: {path}{report}")
+        report = "" if step.report is None else f"\nReport: {step.report}"
+        say(f"{describe_plans(step.plans)}\nPlans: {step.folder / plans_file(plans_name)}{report}")
 
     return plan

@@ -42,22 +42,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
+    from unisegdiff_pipeline import pipeline
+    from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
     from unisegdiff_pipeline.planning.budget import detect_budget
+    from unisegdiff_pipeline.planning.description import describe_plans
 
     budget = detect_budget(args.device, args.memory_gb)
     plans_name = steps.plans_name_of(args)
     flag = "" if plans_name is None else f" --plans {plans_name}"
 
     def plan_and_preprocess(dataset: str) -> None:
-        raw = steps.open_raw(roots, dataset)
+        folder = steps.raw_folder(roots, dataset)
         if args.dry_run:
-            fingerprint, _ = steps.fingerprint_step(raw, args.workers, args.scheduler)
-            say(steps.describe_plans(steps.plan_step(raw, fingerprint, budget)))
+            raw = open_raw_dataset(folder)
+            facts, _ = pipeline.check_and_measure(raw, args.workers, args.scheduler)
+            say(describe_plans(pipeline.make_plans(raw, facts, budget)))
             return
-        folder = roots.require_preprocessed() / raw.name
-        steps.plan_and_preprocess(raw, folder, budget, args.configuration, args.workers, args.scheduler, plans_name)
-        report = f"Report: {folder / steps.REPORT}\n" if plans_name is None else ""
-        fold = steps.first_fold(raw, folder)
-        say(f"{report}Ready to train: {folder}\nNext: usd_train {raw.name} {fold}{flag}")
+        prepared = pipeline.plan_and_preprocess(
+            folder,
+            roots.require_preprocessed(),
+            configurations=args.configuration,
+            budget=budget,
+            plans_name=plans_name,
+            workers=args.workers,
+            scheduler=args.scheduler,
+        )
+        report = "" if prepared.report is None else f"Report: {prepared.report}\n"
+        first = f"usd_train {folder.name} {prepared.first_fold}{flag}"
+        say(f"{report}Ready to train: {prepared.folder}\nNext: {first}")
 
     return plan_and_preprocess

@@ -38,16 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
+    from unisegdiff_pipeline import pipeline
+
     plans_name = steps.plans_name_of(args)
 
     def preprocess(dataset: str) -> None:
-        raw = steps.open_raw(roots, dataset)
-        with steps.working_on(roots.preprocessed_dataset(raw.name)):
-            folder, plans = steps.load_plans(roots, raw.name, plans_name)
-            names = steps.choose_configurations(plans, args.configuration)
-            steps.preprocess_step(raw, folder, plans, names, args.workers, args.scheduler, plans_name)
-            reported = plans_name is None and (folder / steps.FINGERPRINT).is_file()
-            report = f"\nReport: {steps.write_report(folder, raw)}" if reported else ""
-        say(f"Preprocessed: {folder}{report}")
+        raw = steps.raw_folder(roots, dataset)
+        step = pipeline.preprocess(
+            raw,
+            roots.preprocessed_dataset(raw.name),
+            configurations=args.configuration,
+            plans_name=plans_name,
+            workers=args.workers,
+            scheduler=args.scheduler,
+        )
+        report = "" if step.report is None else f"\nReport: {step.report}"
+        say(f"Preprocessed: {step.folder}{report}")
 
     return preprocess

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unisegdiff_pipeline.commands.steps import keep_stages
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.pipeline import keep_stages
 from unisegdiff_pipeline.planning.plans import Plans, StagePlan
 
-PLANS = Path(__file__).parents[2] / "plans" / "Dataset004_Hippocampus" / "plans_cpu_2_cores.json"
+PLANS = Path(__file__).parents[1] / "plans" / "Dataset004_Hippocampus" / "plans_cpu_2_cores.json"
 
 
 def test_stages_keep_their_reason_when_the_plan_is_made_again(tmp_path: Path) -> None:

@@ -1,0 +1,280 @@
+"""The whole way as functions: plan and preprocess, train, cross-validate, predict, evaluate.
+
+The commands are a thin layer over this module. Nothing is printed here: messages go to `logging` (logger
+"unisegdiff_pipeline"), progress to the callback `on_progress`, results are returned as dataclasses, and errors that a
+user can fix are `UsdError`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.locks import locked
+from unisegdiff_pipeline.core.progress import Listener, telling
+from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.fingerprint import Fingerprint, extract_fingerprint
+from unisegdiff_pipeline.io.integrity import IntegrityReport
+from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
+from unisegdiff_pipeline.planning.budget import detect_budget
+from unisegdiff_pipeline.planning.description import describe_plans
+from unisegdiff_pipeline.planning.planner import plan_dataset
+from unisegdiff_pipeline.planning.plans import Budget, Plans, plans_file, require_plans
+
+LOGGER = logging.getLogger(__name__)
+FINGERPRINT, DATASET, WARNINGS = "fingerprint.json", "dataset.json", "warnings.json"
+LOCK = ".lock"
+LISTED_CASES = 10
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A data set that has been planned and preprocessed.
+
+    Attributes:
+        folder: preprocessed/DatasetXXX_Name.
+        plans: with the stages of the diffusion.
+        plans_path: the file that holds them.
+        report: dataset_report.html; None of a plan with a name, which has none.
+        warnings: what the check of the raw data found that is worth a look.
+        first_fold: the fold to begin training with: "0", or "all" where the cases are too few to be split.
+    """
+
+    folder: Path
+    plans: Plans
+    plans_path: Path
+    report: Path | None
+    warnings: tuple[str, ...]
+    first_fold: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a single step left behind: the preprocessed folder, the report, and the plans where it made them."""
+
+    folder: Path
+    report: Path | None = None
+    plans: Plans | None = None
+
+
+# ------------------------------------------------------------------------------------------- raw to preprocessed data
+
+
+def plan_and_preprocess(
+    raw: Path | str,
+    preprocessed: Path | str,
+    *,
+    configurations: Sequence[str] | None = None,
+    budget: Budget | None = None,
+    plans_name: str | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    on_progress: Listener | None = None,
+) -> PreparedDataset:
+    """Check a raw data set, collect its facts, plan, and preprocess; only what changed since is done again.
+
+    Example:
+        >>> prepared = usd.plan_and_preprocess(raw / "Dataset901_Phantoms2D", preprocessed)
+        >>> prepared.plans.recommended_configuration
+        '2d'
+
+    Args:
+        raw: folder DatasetXXX_Name in nnU-Net's raw layout.
+        preprocessed: root of preprocessed data; the result lies in DatasetXXX_Name there.
+        configurations: "2d", "3d_fullres", ...; None takes all that make sense for the data.
+        budget: what to plan for, see `detect_budget`; None looks at this machine.
+        plans_name: makes a plan of this name beside the default one, to which the report of the data set belongs.
+        workers: processes; None decides by cores and memory, 0 works in this process.
+        scheduler: address of a Dask scheduler whose workers are used instead.
+        on_progress: called with a `Progress` after each case.
+
+    Raises:
+        UsdError: naming every problem of the data set, all of them in one run.
+    """
+    opened = open_raw_dataset(Path(raw))
+    folder = Path(preprocessed) / opened.name
+    path = folder / plans_file(plans_name)
+    with telling(on_progress), working_on(folder):
+        fingerprint, integrity = check_and_measure(opened, workers, scheduler)
+        plans = make_plans(opened, fingerprint, budget or detect_budget(), path)
+        names = choose_configurations(plans, configurations)
+        _write_facts(folder, opened, fingerprint, integrity)
+        write_json(path, plans)
+        LOGGER.info("%s", describe_plans(plans))
+        plans = _preprocess(opened, folder, plans, names, workers, scheduler, plans_name)
+        report = _write_report(folder, opened) if plans_name is None else None
+    return PreparedDataset(
+        folder, plans, path, report, tuple(map(str, integrity.warnings)), _first_fold(opened, folder)
+    )
+
+
+def fingerprint(
+    raw: Path | str, preprocessed: Path | str, *, workers: int | None = None, scheduler: str | None = None
+) -> Step:
+    """The first step of `plan_and_preprocess`: check every case and write its facts."""
+    opened = open_raw_dataset(Path(raw))
+    folder = Path(preprocessed) / opened.name
+    with working_on(folder):
+        facts, integrity = check_and_measure(opened, workers, scheduler)
+        _write_facts(folder, opened, facts, integrity)
+        return Step(folder, _write_report(folder, opened, with_plans=False))  # a former plan may be of other data
+
+
+def plan(
+    raw: Path | str, preprocessed: Path | str, *, budget: Budget, plans_name: str | None = None, writing: bool = True
+) -> Step:
+    """The second step: plan from the fingerprint; the stages are planned when the labels are preprocessed.
+
+    Raises:
+        UsdError: there is no fingerprint yet.
+    """
+    opened = open_raw_dataset(Path(raw))
+    folder = Path(preprocessed) / opened.name
+    if not (folder / FINGERPRINT).is_file():
+        raise UsdError(f"{folder} holds no {FINGERPRINT}; run usd_fingerprint -d {opened.name} first.")
+    facts = read_dataclass(Fingerprint, folder / FINGERPRINT)
+    path = folder / plans_file(plans_name)
+    if not writing:
+        return Step(folder, plans=make_plans(opened, facts, budget, path))
+    with working_on(folder):
+        plans = make_plans(opened, facts, budget, path)
+        write_json(path, plans)
+        return Step(folder, _write_report(folder, opened) if plans_name is None else None, plans)
+
+
+def preprocess(
+    raw: Path | str,
+    folder: Path,
+    *,
+    configurations: Sequence[str] | None = None,
+    plans_name: str | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> Step:
+    """The third step: preprocess what is new or changed, and plan the stages from the preprocessed labels."""
+    opened = open_raw_dataset(Path(raw))
+    with working_on(folder):
+        plans = read_dataclass(Plans, require_plans(folder, plans_name))
+        names = choose_configurations(plans, configurations)
+        plans = _preprocess(opened, folder, plans, names, workers, scheduler, plans_name)
+        reported = plans_name is None and (folder / FINGERPRINT).is_file()
+        return Step(folder, _write_report(folder, opened) if reported else None, plans)
+
+
+def check_and_measure(
+    raw: RawDataset, workers: int | None = None, scheduler: str | None = None
+) -> tuple[Fingerprint, IntegrityReport]:
+    """Check every case and collect its facts in one pass.
+
+    Raises:
+        UsdError: listing every problem that was found.
+    """
+    LOGGER.info("%s: checking and measuring %d cases", raw.name, len(raw.cases))
+    reader = raw.description.raw.get("overwrite_image_reader_writer")
+    if isinstance(reader, str) and reader.endswith("Reorient"):
+        LOGGER.info("%s: dataset.json asks for %s: volumes are turned to one orientation, as always", raw.name, reader)
+    found, report = extract_fingerprint(raw, workers=workers, scheduler=scheduler)
+    for warning in report.warnings:
+        LOGGER.warning("%s", warning)
+    if report.empty_cases:
+        names = ", ".join(report.empty_cases[:LISTED_CASES])
+        more = f" and {len(report.empty_cases) - LISTED_CASES} more" if len(report.empty_cases) > LISTED_CASES else ""
+        LOGGER.info("%d of %d cases hold no foreground: %s%s", len(report.empty_cases), len(raw.cases), names, more)
+    report.require_ok()
+    return found, report
+
+
+def make_plans(raw: RawDataset, facts: Fingerprint, budget: Budget, former: Path | None = None) -> Plans:
+    """Plan all configurations that make sense; stages of a former plans.json stay where nothing else changed."""
+    plans = plan_dataset(facts, raw.description, budget)
+    return plans if former is None or not former.is_file() else keep_stages(plans, former)
+
+
+def choose_configurations(plans: Plans, asked_for: Sequence[str] | None) -> tuple[str, ...]:
+    """The planned ones of the configurations asked for, all of them without a wish.
+
+    One that makes no sense for the data is left out with a warning, so that a call can name what suits several data
+    sets.
+
+    Raises:
+        UsdError: none of them is planned.
+    """
+    names = tuple(asked_for or plans.configurations)
+    planned = tuple(name for name in names if name in plans.configurations)
+    for name in names:
+        if name in planned:
+            continue
+        reason = plans.decisions.get(f"configurations.{name}")
+        why = f" ({reason})" if reason else "; only configurations that make sense for the data are"
+        message = f"{plans.dataset_name}: {name} is not planned{why}"
+        if not planned:
+            raise UsdError(f"{message}. Leave it out of -c; there are {', '.join(plans.configurations)}.")
+        LOGGER.warning("%s. Left out; %s is preprocessed.", message, ", ".join(planned))
+    return planned
+
+
+def working_on(folder: Path) -> AbstractContextManager[None]:
+    """Lock a preprocessed data set, so that two processes do not write it at once."""
+    return locked(folder / LOCK, str(folder))
+
+
+def keep_stages(plans: Plans, former: Path) -> Plans:
+    """Take over the stages of configurations that the former plans.json plans in the same way."""
+    try:
+        old = read_dataclass(Plans, former)
+    except UsdError:  # written by another version, or edited: the new plans replace it anyway
+        return plans
+    kept = {
+        name: old.configurations[name]
+        for name, configuration in plans.configurations.items()
+        if name in old.configurations and replace(old.configurations[name], stages=None) == configuration
+    }
+    keys = [f"configurations.{name}.stages" for name in kept]
+    reasons = {key: old.decisions[key] for key in keys if key in old.decisions}
+    return replace(plans, configurations={**plans.configurations, **kept}, decisions={**plans.decisions, **reasons})
+
+
+def _write_facts(folder: Path, raw: RawDataset, facts: Fingerprint, integrity: IntegrityReport) -> None:
+    """Write fingerprint.json, the warnings of the check and a copy of dataset.json into the preprocessed folder."""
+    write_json(folder / FINGERPRINT, facts)
+    write_json(folder / WARNINGS, integrity.warnings)
+    write_json(folder / DATASET, raw.description.raw)
+
+
+def _write_report(folder: Path, raw: RawDataset, with_plans: bool = True) -> Path:
+    """Write dataset_report.html from what the preprocessed folder holds, and pictures; returns its path."""
+    from unisegdiff_pipeline.reports.dataset_report import write_dataset_report
+
+    return write_dataset_report(folder, with_plans, raw)
+
+
+def _preprocess(
+    raw: RawDataset,
+    folder: Path,
+    plans: Plans,
+    names: Sequence[str],
+    workers: int | None,
+    scheduler: str | None,
+    plans_name: str | None,
+) -> Plans:
+    from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_dataset
+
+    return preprocess_dataset(
+        raw, plans, names, folder, workers=workers, scheduler=scheduler, plans_name=plans_name
+    ).plans
+
+
+def _first_fold(raw: RawDataset, folder: Path) -> str:
+    """The fold to begin training with: "0", or "all", with a warning, where the cases are too few to be split."""
+    from unisegdiff_pipeline.training.data.splits import load_or_create_splits
+
+    try:
+        load_or_create_splits(folder, raw.folder, writing=False)
+    except UsdError as error:
+        LOGGER.warning("%s", error)
+        return "all"
+    return "0"
