@@ -144,11 +144,43 @@ def test_python_examples_import_what_exists() -> None:
                 assert all(hasattr(module, alias.name) for alias in node.names)
 
 
+def anchors(page: Path) -> set[str]:
+    """Names under which links reach the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
-    broken = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
-    assert not broken
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        other = page.parent / name if name else page
+        assert other.exists(), f"{target} is no page"
+        assert not anchor or anchor in anchors(other), f"{target} names no heading"
+
+
+def test_the_architecture_page_names_every_folder() -> None:
+    package = ROOT / "unisegdiff_pipeline"
+    folders = {f"{path.parent.relative_to(package)}/" for path in package.rglob("__init__.py")} - {"./"}
+    named = re.findall(
+        r"^\| `([\w/]+/)` \|", (ROOT / "documentation/explanation/architecture.md").read_text("utf-8"), re.M
+    )
+    assert set(named) == folders
+
+
+EXPLANATIONS = ("staged_diffusion", "stages")
+
+
+@pytest.mark.parametrize("name", EXPLANATIONS)
+def test_scores_in_explanations_are_those_of_the_benchmark(name: str) -> None:
+    page = (ROOT / f"documentation/explanation/{name}.md").read_text("utf-8")
+    rows = "".join(line for line in page.splitlines() if re.match(r"\| \w+.*(min of|H100)", line))
+    scores = set(re.findall(r"[-+]?\d\.\d+", rows))
+    benchmark = (ROOT / "documentation/benchmarks/staged_diffusion.md").read_text("utf-8")
+    assert len(scores) >= 8
+    assert scores <= set(re.findall(r"[-+]?\d\.\d+", benchmark))
 
 
 def readme_command(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What each sampler gives back of a law of annotation that is known: documentation/explanation/staged_diffusion.md.
+"""What each sampler gives back of a law of annotation that is known: documentation/benchmarks/known_law.md.
 
     python tests/benchmarks/known_law.py [--images 100] [--seed 0] [--lengths] [--work FOLDER]
 

@@ -1,4 +1,4 @@
-"""What the staged diffusion gives beside a plain segmenter: tables of documentation/explanation/staged_diffusion.md.
+"""What the staged diffusion gives beside a plain segmenter: tables of documentation/benchmarks/staged_diffusion.md.
 
     python tests/benchmarks/staged_diffusion.py train DATASET CONFIG --work FOLDER [--raw ROOT] [--arms ARM ...]
     python tests/benchmarks/staged_diffusion.py score DATASET CONFIG --work FOLDER [--raw ROOT]

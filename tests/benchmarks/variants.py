@@ -4,7 +4,7 @@
     python tests/benchmarks/staged_diffusion.py train DATASET CONFIG --work FOLDER --arms variants:NearestDrawTrainer
     python tests/benchmarks/staged_diffusion.py holdout DATASET CONFIG --work FOLDER --arms ...
 
-What they were worth stands in documentation/explanation/staged_diffusion.md.
+What they were worth stands in documentation/benchmarks/staged_diffusion_choices.md.
 """
 
 from __future__ import annotations

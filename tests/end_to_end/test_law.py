@@ -1,7 +1,7 @@
 """A law of annotation that is known exactly must come back from the samples of a trained model.
 
 The bounds are what a minute and a half of training on one core holds, with a margin: the aim is a share of lesions
-within 0.10 and a GED within 15 % of the law's own draws (documentation/explanation/staged_diffusion.md). The law and
+within 0.10 and a GED within 15 % of the law's own draws (documentation/benchmarks/known_law.md). The law and
 the training are those of tests/benchmarks/known_law.py.
 """
 

@@ -20,7 +20,7 @@ Slices = tuple[slice, slice, slice]
 SMALLEST_WEIGHT = 1e-4
 
 # A prediction needs less memory than a training step, and sees more with larger windows. Up to twice the patch along an
-# axis was measured (documentation/explanation/measurements.md); four patches in a call take no more memory than a step.
+# axis was measured (documentation/benchmarks/decisions.md); four patches in a call take no more memory than a step.
 LARGEST_STRETCH = 2
 MOST_PATCHES = 4
 

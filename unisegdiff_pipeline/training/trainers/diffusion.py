@@ -288,8 +288,8 @@ class StagedDiffusionTrainer(DiffusionTrainer):
     """The target changes with the stage: mask (A), mask and noise (B), noise with the mask it implies (C).
 
     The mask's loss is cross-entropy alone, a proper score. With Dice beside it the network learns to be surer than it
-    may be, and all samples to be nearly one (documentation/explanation/staged_diffusion.md has the numbers). How honest
-    probabilities become a mask of good Dice is decided afterwards (`inference.decision`).
+    may be, and all samples to be nearly one (figures: documentation/benchmarks/staged_diffusion_choices.md). How
+    calibrated probabilities become a mask of good Dice is decided afterwards (`inference.decision`).
     """
 
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
