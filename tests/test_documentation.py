@@ -37,7 +37,7 @@ def command_lines() -> list[tuple[str, list[str]]]:
     """(page, words) of every usd_* command in a bash block."""
     found = []
     for page in PAGES:
-        for line in "".join(blocks(page, "bash")).splitlines():
+        for line in "".join(blocks(page, "bash")).replace("$SLURM_ARRAY_TASK_ID", "0").splitlines():
             for part in line.split("&&"):
                 words = shlex.split(part, comments=True)
                 if words and Path(words[0]).name.startswith("usd_"):
@@ -168,6 +168,12 @@ def test_the_architecture_page_names_every_folder() -> None:
         r"^\| `([\w/]+/)` \|", (ROOT / "documentation/explanation/architecture.md").read_text("utf-8"), re.M
     )
     assert set(named) == folders
+
+
+def test_the_index_names_every_page() -> None:
+    index = ROOT / "documentation/README.md"
+    named = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+)\)", index.read_text("utf-8"))}
+    assert {page for page in PAGES if page.is_relative_to(index.parent)} - {index} <= named
 
 
 EXPLANATIONS = ("staged_diffusion", "stages")
