@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from unisegdiff_pipeline.core.bounds import (
     SpacingMm,
     VoxelCount,
 )
-from unisegdiff_pipeline.core.geometry import box_slices, nonzero_box
+from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box, whole_box
+from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.io.orientation import (
     Direction,
@@ -271,7 +272,7 @@ def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples
     image, labels = volumes.image, volumes.labels
     if check.problems or image is None or labels is None:
         return _CaseFacts(None, None, None, None, None, check)
-    crop = box_slices(nonzero_box(image.array))
+    crop = box_slices(nonzero_box(*image.array) or whole_box(image.array.shape[1:]))
     cropped, cropped_labels = image.array[:, *crop], labels.array[0][crop]
     foreground = (cropped_labels > 0) & ~description.labels.ignored(cropped_labels)
     spacing_mm = image.geometry.spacing_mm
@@ -304,25 +305,22 @@ def component_facts(
 
 
 def _facts_of_class(name: str, mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> ComponentFacts:
-    import cc3d
-
-    voxels = int(np.count_nonzero(mask))
-    if voxels == 0:
+    box = nonzero_box(mask)
+    if box is None:
         return ComponentFacts(name, 0, 0, (), ())
-    around = box_slices(nonzero_box(mask))
-    components = cc3d.connected_components(np.ascontiguousarray(mask[around]), connectivity=26)
-    statistics: Any = cc3d.statistics(components)
-    sizes = np.asarray(statistics["voxel_counts"])[1:]
-    largest = np.argsort(-sizes, kind="stable")[:MAX_LISTED]
+    found = find_components(mask[box_slices(box)])
+    label_of, boxes = found.label_of, found.boxes()
+    largest = np.lexsort((label_of, -found.voxels))[:MAX_LISTED].tolist()  # of equal ones that with the first voxel
     voxel_mm3 = math.prod(spacing_mm)
-    boxes = statistics["bounding_boxes"]
     is_2d = mask.shape[0] == 1
-    thickness = [_thickness_mm(components[boxes[i + 1]] == i + 1, spacing_mm, is_2d) for i in largest]
+    thickness = [
+        _thickness_mm(found.labels[box_slices(boxes[i].tolist())] == label_of[i], spacing_mm, is_2d) for i in largest
+    ]
     return ComponentFacts(
         class_name=name,
-        voxels=voxels,
-        count=len(sizes),
-        volumes_mm3=tuple(_rounded(float(sizes[i]) * voxel_mm3) for i in largest),
+        voxels=int(found.voxels.sum()),
+        count=len(found),
+        volumes_mm3=tuple(_rounded(float(found.voxels[i]) * voxel_mm3) for i in largest),
         thickness_mm=tuple(_rounded(t) for t in thickness),
     )
 
@@ -330,10 +328,10 @@ def _facts_of_class(name: str, mask: np.ndarray, spacing_mm: tuple[float, float,
 def _centre(mask: np.ndarray) -> list[float]:
     """Mean index (Z, Y, X) of the voxels of a mask; NaN without any."""
     box = nonzero_box(mask)
+    if box is None:
+        return [math.nan] * 3
     inside = mask[box_slices(box)]
     counts = [np.count_nonzero(inside, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
-    if not counts[0].any():
-        return [math.nan] * 3
     return [low + float(np.average(np.arange(len(n)), weights=n)) for (low, _), n in zip(box, counts, strict=True)]
 
 

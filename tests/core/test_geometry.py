@@ -1,4 +1,4 @@
-"""Geometry: differences in words, and boxes."""
+"""Geometry: differences in words."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import pytest
 
 from unisegdiff_pipeline.core.geometry import (
     Geometry,
-    box_slices,
     corner_displacement,
     geometry_differences,
-    nonzero_box,
 )
 
 BASE = Geometry((3.0, 0.5, 0.5), (10.0, -20.0, 30.0))
@@ -83,36 +81,6 @@ def test_a_2d_file_agrees_with_the_same_plane_as_one_slice():
     # Of a sagittal slice the first two coordinates are others than those of the plane.
     sagittal = replace(slice_of_3d, direction=(0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
     assert geometry_differences(flat, sagittal, (1, 5, 6)) == []
-
-
-def test_nonzero_box_by_hand():
-    array = np.zeros((2, 4, 5, 6))
-    array[0, 1, 2, 3] = 1
-    array[1, 2, 4, 0] = -7
-    assert nonzero_box(array) == ((1, 3), (2, 5), (0, 4))
-    assert nonzero_box(array[0]) == ((1, 2), (2, 3), (3, 4))
-    assert array[(slice(None), *box_slices(((1, 3), (2, 5), (0, 4))))].shape == (2, 2, 3, 4)
-
-
-def test_nonzero_box_of_nothing_is_everything():
-    assert nonzero_box(np.zeros((1, 4, 5, 6))) == ((0, 4), (0, 5), (0, 6))
-    assert nonzero_box(np.ones((1, 4, 5, 6))) == ((0, 4), (0, 5), (0, 6))
-
-
-def test_nonzero_box_against_numpy_on_random_masks():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        array = (rng.random((2, 7, 8, 9)) > 0.98).astype(np.float32)
-        if not array.any():
-            continue
-        hits = np.argwhere(array.any(axis=0))
-        expected = tuple((int(lo), int(hi) + 1) for lo, hi in zip(hits.min(0), hits.max(0), strict=True))
-        assert nonzero_box(array) == expected
-
-
-def test_nonzero_box_refuses_other_ranks():
-    with pytest.raises(ValueError, match="expected"):
-        nonzero_box(np.zeros((4, 4)))
 
 
 def test_voxel_volume():

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from skimage import measure
 
-from unisegdiff_pipeline.evaluation.components import find_components
+from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, Pairs, find_overlaps, match_lesions
 
 SPACING = (3.0, 0.8, 1.1)

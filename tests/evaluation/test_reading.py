@@ -13,8 +13,6 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.reading import (
     Probabilities,
     crop_geometry,
-    grown_box,
-    pack,
     read_mask,
     read_uncertainty,
 )
@@ -118,21 +116,6 @@ def test_a_sample_on_another_grid_is_refused(tmp_path: Path) -> None:
     write_labels(path, np.zeros((2, 3, 4), np.uint8), Geometry((3.0, 2.0, 1.5)))
     with pytest.raises(UsdError, match=r"another grid than its reference: spacing"):
         read_mask(path, BINARY, LIKE)
-
-
-@pytest.mark.parametrize("box", [((0, 5), (0, 6), (0, 7)), ((1, 3), (2, 6), (0, 2)), ((4, 5), (5, 6), (6, 7))])
-def test_a_label_map_kept_as_a_box_gives_any_crop(box: tuple[tuple[int, int], ...]) -> None:
-    rng = np.random.default_rng(0)
-    for filled in (0, 1, 30, 210):
-        labels = np.zeros((5, 6, 7), np.uint8)
-        labels.ravel()[rng.permutation(labels.size)[:filled]] = 3
-        (z, y, x) = box
-        assert np.array_equal(pack(labels).crop((z, y, x)), labels[slice(*z), slice(*y), slice(*x)])
-
-
-def test_grown_box_stays_in_the_image() -> None:
-    assert grown_box([((0, 1), (2, 3), (3, 4))], (1, 5, 4)) == ((0, 1), (1, 4), (2, 4))
-    assert grown_box([], (3, 1, 1)) == ((0, 2), (0, 1), (0, 1))
 
 
 def test_the_origin_of_a_crop_lies_where_its_first_voxel_was() -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from unisegdiff_pipeline.core.boxes import CroppedLabels
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.inference.label_fusion import DrawnMask, combine_masks, require_combinable
+from unisegdiff_pipeline.inference.label_fusion import combine_masks, require_combinable
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 SOFTMAX = LabelScheme(("edge", "core"), ((1,), (2,)), "softmax", (1, 2))
@@ -20,7 +21,7 @@ def line(*values: int) -> np.ndarray:
 
 
 def combined(scheme: LabelScheme, combine: str, *maps: np.ndarray) -> list[int]:
-    return combine_masks([DrawnMask.of(labels) for labels in maps], scheme, combine).ravel().tolist()  # type: ignore[arg-type]
+    return combine_masks([CroppedLabels.of(labels) for labels in maps], scheme, combine).ravel().tolist()  # type: ignore[arg-type]
 
 
 def blobs(count: int, labels: int) -> list[np.ndarray]:
@@ -35,17 +36,6 @@ def blobs(count: int, labels: int) -> list[np.ndarray]:
             out[((axes - centre[:, None, None, None]) ** 2).sum(axis=0) < 16] = value
         maps.append(out)
     return maps
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [np.zeros((2, 3, 4), np.uint8), np.pad(np.full((1, 2, 1), 3, np.uint8), ((1, 0), (0, 1), (2, 1))), blobs(1, 2)[0]],
-)
-def test_a_drawn_mask_is_kept_whole(labels: np.ndarray) -> None:
-    kept = DrawnMask.of(labels)
-    assert np.array_equal(kept.whole(), labels)
-    assert kept.whole().dtype == labels.dtype
-    assert kept.values.size <= labels.size
 
 
 def test_a_majority_is_more_than_half() -> None:
@@ -85,7 +75,7 @@ def test_a_majority_is_simpleitk_s() -> None:
     maps = blobs(5, 3)
     scheme = LabelScheme(("a", "b", "c"), ((1,), (2,), (3,)), "softmax", (1, 2, 3))
     expected = sitk.GetArrayFromImage(sitk.LabelVoting([sitk.GetImageFromArray(m) for m in maps], 9))
-    found = combine_masks([DrawnMask.of(m) for m in maps], scheme, "majority")
+    found = combine_masks([CroppedLabels.of(m) for m in maps], scheme, "majority")
     assert np.array_equal(found[expected != 9], expected[expected != 9])
     assert 50 < np.count_nonzero(found) < found.size
 
@@ -96,7 +86,7 @@ def test_staple_is_simpleitk_s_over_the_whole_volume() -> None:
         maps = [np.pad(m, margin) for m in blobs(4, 1)]
         images = [sitk.GetImageFromArray(m) for m in maps]
         expected = sitk.GetArrayFromImage(sitk.STAPLE(images, 1.0, 1)) > 0.5
-        assert np.array_equal(combine_masks([DrawnMask.of(m) for m in maps], BINARY, "staple") == 1, expected)
+        assert np.array_equal(combine_masks([CroppedLabels.of(m) for m in maps], BINARY, "staple") == 1, expected)
 
 
 def test_a_hundred_masks() -> None:

@@ -15,7 +15,6 @@ from unisegdiff_pipeline.reports.viewer_volumes import (
     box_around,
     grey_scale,
     image_volume,
-    join_boxes,
     label_volume,
     share_volume,
 )
@@ -155,8 +154,6 @@ def test_large_label_values_take_16_bits_and_others_are_refused() -> None:
 
 def test_boxes_of_nothing() -> None:
     assert box_around(np.zeros(SHAPE, bool), (1.0, 1.0, 1.0)) is None
-    assert join_boxes([]) is None
-    assert join_boxes([((0, 1), (2, 3), (4, 5)), ((1, 3), (0, 1), (4, 9))]) == ((0, 3), (0, 3), (4, 9))
 
 
 def test_what_was_filled_in_is_stored_below_all_other_values() -> None:

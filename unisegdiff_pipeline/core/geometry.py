@@ -1,4 +1,4 @@
-"""Where voxels lie in space, and the small pure functions on boxes and grids that everything else uses.
+"""Where voxels lie in space, and whether two grids agree.
 
 Arrays are (C, Z, Y, X). Spacings follow the array, (Z, Y, X); origin and direction follow the files, (x, y, z) in
 the LPS convention of ITK, so that they survive reading and writing unchanged.
@@ -15,7 +15,6 @@ import numpy as np
 from unisegdiff_pipeline.core.bounds import Cosine, Finite, Length, SpacingMm
 
 Shape = tuple[int, ...]
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 IDENTITY_DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 MAX_DISPLACEMENT_VOXELS = 0.1  # between the corners of grids that count as one
 
@@ -150,36 +149,6 @@ def _in_plane(geometry: Geometry, placed: bool) -> Geometry:
     x, y, *_ = geometry.origin_mm
     xx, xy, _, yx, yy, *_ = geometry.direction
     return Geometry(spacing_mm, (x, y, 0.0), (xx, xy, 0.0, yx, yy, 0.0, 0.0, 0.0, 1.0), is_2d=True)
-
-
-def nonzero_box(array: np.ndarray) -> Box:
-    """Smallest box (lo, hi), hi exclusive, along (Z, Y, X) that holds every voxel which is non-zero in any channel.
-
-    An image that is zero everywhere gives the whole extent, so that there is always something to work on.
-
-    Args:
-        array: (C, Z, Y, X) or (Z, Y, X).
-    """
-    if array.ndim == 3:
-        array = array[None]
-    if array.ndim != 4:
-        raise ValueError(f"array has shape {array.shape}; expected (C, Z, Y, X) or (Z, Y, X)")
-    # One axis at a time, each on what the last one left: the bulk of an empty border is looked at only once.
-    box = [(0, size) for size in array.shape[1:]]
-    for axis in range(3):
-        inner = array[(slice(None), *(slice(lo, hi) for lo, hi in box))]
-        others = tuple(i for i in range(4) if i != axis + 1)
-        hits = np.flatnonzero(inner.any(axis=others))
-        if hits.size == 0:
-            return ((0, array.shape[1]), (0, array.shape[2]), (0, array.shape[3]))
-        box[axis] = (int(hits[0]), int(hits[-1]) + 1)
-    return (box[0], box[1], box[2])
-
-
-def box_slices(box: Box) -> tuple[slice, slice, slice]:
-    """The box as slices of the three spatial axes: `array[..., *box_slices(box)]`."""
-    (z0, z1), (y0, y1), (x0, x1) = box
-    return slice(z0, z1), slice(y0, y1), slice(x0, x1)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -41,6 +41,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
+
 if TYPE_CHECKING:
     from scipy.spatial import cKDTree
 
@@ -91,12 +93,13 @@ def boundary_score(
     """
     _check(reference, predicted, spacing_mm, tolerances_mm)
     has_reference, has_prediction = bool(reference.any()), bool(predicted.any())
-    if not (has_reference and has_prediction):
+    masks = _in_plane(reference, predicted)
+    box = nonzero_box(*masks)
+    if box is None or not (has_reference and has_prediction):
         dice = 0.0 if has_reference else math.nan
         return BoundaryScore(math.nan, math.nan, math.nan, (dice,) * len(tolerances_mm))
-    masks = _joint_crop(*_in_plane(reference, predicted))
-    spacing = tuple(spacing_mm)[-masks[0].ndim :]
-    one, other = surface(masks[0]), surface(masks[1])
+    spacing = tuple(spacing_mm)[-len(box) :]
+    one, other = (surface(mask[box_slices(box)]) for mask in masks)
     there = _directed(one, other, spacing, tolerances_mm)
     back = _directed(other, one, spacing, tolerances_mm)
     total = there.voxels + back.voxels
@@ -236,16 +239,6 @@ def _positions_mm(mask: np.ndarray, block: Block, spacing_mm: Sequence[float]) -
 
 def _in_plane(*masks: np.ndarray) -> list[np.ndarray]:
     return [mask[0] if len(mask) == 1 else mask for mask in masks]
-
-
-def _joint_crop(*masks: np.ndarray) -> list[np.ndarray]:
-    """Views of non-empty masks in the smallest box that holds all of them."""
-    for axis in range(masks[0].ndim):
-        others = tuple(other for other in range(masks[0].ndim) if other != axis)
-        used = np.flatnonzero(functools.reduce(np.logical_or, (mask.any(axis=others) for mask in masks)))
-        box = (slice(None),) * axis + (slice(used[0], used[-1] + 1),)
-        masks = tuple(mask[box] for mask in masks)
-    return list(masks)
 
 
 def _check(

@@ -32,7 +32,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.evaluation.dilation import bounding_box, dilated
+from unisegdiff_pipeline.core.boxes import nonzero_box
+from unisegdiff_pipeline.evaluation.dilation import dilated
 
 DEFAULT_MARGIN_MM = 5.0
 DIAGONAL_SHARE = 0.015
@@ -249,23 +250,25 @@ def _blocks(
     probability: np.ndarray, raters: Sequence[np.ndarray], region: np.ndarray, valid: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The region's p and y as vectors of double precision, from a few slices, or rows of one slice, at a time."""
-    box = bounding_box(region)
+    box = nonzero_box(region)
     if box is None:
         return
-    rows = max(1, BLOCK_VOXELS // (box[2].stop - box[2].start))
-    for y_side in _pieces(box[1], rows):
-        for z_side in _pieces(box[0], max(1, rows // (box[1].stop - box[1].start))):
-            block = z_side, y_side, box[2]
+    z_side, y_side, (x_low, x_high) = box
+    rows = max(1, BLOCK_VOXELS // (x_high - x_low))
+    for y in _pieces(y_side, rows):
+        for z in _pieces(z_side, max(1, rows // (y_side[1] - y_side[0]))):
+            block = z, y, slice(x_low, x_high)
             inside = region[block] if valid is None else region[block] & valid[block]
-            y = raters[0][block][inside].astype(float)
+            marked = raters[0][block][inside].astype(float)
             for rater in raters[1:]:
-                y += rater[block][inside]
-            yield _checked(probability[block][inside]), y / len(raters)
+                marked += rater[block][inside]
+            yield _checked(probability[block][inside]), marked / len(raters)
 
 
-def _pieces(side: slice, step: int) -> Iterator[slice]:
-    for start in range(side.start, side.stop, step):
-        yield slice(start, min(start + step, side.stop))
+def _pieces(side: tuple[int, int], step: int) -> Iterator[slice]:
+    low, high = side
+    for start in range(low, high, step):
+        yield slice(start, min(start + step, high))
 
 
 def _checked(values: np.ndarray) -> np.ndarray:

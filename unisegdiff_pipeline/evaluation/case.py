@@ -14,7 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.core.geometry import Box, Geometry, box_slices, nonzero_box
+from unisegdiff_pipeline.core.boxes import (
+    Box,
+    CroppedLabels,
+    box_slices,
+    grow_box,
+    join_boxes,
+    nonzero_box,
+    whole_box,
+)
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.units import measured_grid, voxel_size
 from unisegdiff_pipeline.evaluation.boundary import BoundaryScore, boundary_score, rater_tolerance_mm
@@ -25,10 +34,8 @@ from unisegdiff_pipeline.evaluation.lesions import Lesion, LesionScore, score_le
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_masks
 from unisegdiff_pipeline.evaluation.options import CaseSettings
 from unisegdiff_pipeline.evaluation.reading import (
-    Labels,
     Probabilities,
     crop_geometry,
-    grown_box,
     read_mask,
     read_masks,
     read_uncertainty,
@@ -97,7 +104,7 @@ def rater_distances_mm(case: CaseInputs, settings: CaseSettings) -> tuple[float,
     reference = read_mask(case.reference, scheme, check_values=settings.check_values)
     valid = None if scheme.ignore_value is None else ~scheme.ignored(reference.array[0])
     raters = read_masks(case.raters, scheme, reference, settings.check_values)
-    box = grown_box([rater.box for rater in raters if rater.inner.any()], reference.array.shape[1:])
+    box = _bordered([rater.box for rater in raters], reference.array.shape[1:])
     spacing_mm = measured_grid(reference.geometry, settings.units).spacing_mm
     return tuple(
         rater_tolerance_mm([_mask(rater, scheme, index, box, valid) for rater in raters], spacing_mm)
@@ -126,8 +133,7 @@ class _CaseVolumes:
 
     @property
     def whole(self) -> Box:
-        z, y, x = self.shape
-        return ((0, z), (0, y), (0, x))
+        return whole_box(self.shape)
 
 
 def _score_class(volumes: _CaseVolumes, index: int, settings: CaseSettings) -> ClassResult:
@@ -138,7 +144,7 @@ def _score_class(volumes: _CaseVolumes, index: int, settings: CaseSettings) -> C
     overlap = score_masks(
         scheme.names[index], reference, predicted, volumes.valid, voxel_ml, volumes_nominal=not settings.spacing_known
     )
-    box = _box_of(reference | predicted)
+    box = _bordered([nonzero_box(reference, predicted)], volumes.shape)
     probability = None if volumes.probabilities is None else volumes.probabilities.of_class(index)
     boundary, surface_dice_rater = _boundary(reference, predicted, box, volumes, index, settings)
     lesion_score, lesions = _lesions(reference, predicted, probability, box, volumes, index, settings)
@@ -230,8 +236,8 @@ def _diversity(reference: np.ndarray, volumes: _CaseVolumes, index: int, scheme:
     # several raters alone: the variance of one is 0.
     box = volumes.whole
     if len(volumes.raters) < 2:
-        boxes = [labels.box for labels in (*volumes.samples, *volumes.raters) if labels.inner.any()]
-        box = grown_box([*boxes, nonzero_box(reference)] if reference.any() else boxes, volumes.shape)
+        boxes = [labels.box for labels in (*volumes.samples, *volumes.raters)]
+        box = _bordered([*boxes, nonzero_box(reference)], volumes.shape)
     where = box_slices(box)
     return score_samples(
         (_mask(sample, scheme, index, box, volumes.valid) for sample in volumes.samples),
@@ -253,8 +259,7 @@ def _confidence(
     if settings.confidence == "samples":
         if volumes.valid is None or diversity is None:
             return math.nan if diversity is None else diversity.sample_agreement
-        boxes = [sample.box for sample in volumes.samples if sample.inner.any()]
-        box = grown_box(boxes, volumes.shape)
+        box = _bordered([sample.box for sample in volumes.samples], volumes.shape)
         return mean_agreement(_mask(sample, scheme, index, box, None) for sample in volumes.samples)
     predicted = _is_class(volumes.predicted, scheme, index)
     if settings.confidence == "probabilities" and probability is not None:
@@ -276,9 +281,9 @@ def _raters(
         yield _mask(rater, scheme, index, box, volumes.valid)
 
 
-def _mask(labels: Labels, scheme: LabelScheme, index: int, box: Box, valid: np.ndarray | None) -> np.ndarray:
+def _mask(labels: CroppedLabels, scheme: LabelScheme, index: int, box: Box, valid: np.ndarray | None) -> np.ndarray:
     """One class of a label map within a box; False where the reference is ignored."""
-    return _valid(_is_class(labels.crop(box), scheme, index), None if valid is None else valid[box_slices(box)])
+    return _valid(_is_class(labels.within(box), scheme, index), None if valid is None else valid[box_slices(box)])
 
 
 def _is_class(labels: np.ndarray, scheme: LabelScheme, index: int) -> np.ndarray:
@@ -293,6 +298,10 @@ def _valid(mask: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
     return mask if valid is None else mask & valid
 
 
-def _box_of(mask: np.ndarray) -> Box:
-    """Box of a mask with a voxel around it, so that a lesion in one slice of a volume is not taken for a 2D image."""
-    return grown_box([nonzero_box(mask)] if mask.any() else [], mask.shape)
+def _bordered(boxes: Sequence[Box | None], shape: Sequence[int]) -> Box:
+    """Box around all boxes with a voxel more on each side, so that a lesion in one slice is not taken for a 2D image.
+
+    Without any voxel it holds the first ones of the image.
+    """
+    box = join_boxes(boxes) or ((0, 1),) * len(shape)
+    return grow_box(box, (1,) * len(shape), shape)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import box_slices, grow_box, nonzero_box
+
 # Headers hold spacings as float32, so that 0.1 mm are 0.100000001 and fifty of them would miss a radius of 5 mm.
 SPACING_ROUNDING = 1e-6
 
@@ -32,27 +34,13 @@ def dilated(mask: np.ndarray, radius: float, spacing: Sequence[float]) -> np.nda
     if radius < 0 or min(spacing) <= 0:
         raise ValueError(f"radius {radius} must be at least 0, and every spacing of {tuple(spacing)} above 0")
     grown = np.zeros(mask.shape, bool)
-    box = bounding_box(mask)
+    box = nonzero_box(mask)
     if box is None:
         return grown
     reach = [_steps(radius, step, size) for step, size in zip(spacing, mask.shape, strict=True)]
-    wide = tuple(
-        slice(max(0, side.start - r), min(size, side.stop + r))
-        for side, r, size in zip(box, reach, mask.shape, strict=True)
-    )
+    wide = box_slices(grow_box(box, reach, mask.shape))
     grown[wide] = _dilated_box(mask[wide], radius, spacing, reach)
     return grown
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """Smallest box that holds all True voxels of a (Z, Y, X) mask, as slices; None for an empty mask."""
-    rows = np.any(mask, axis=2)
-    z, y = np.flatnonzero(np.any(rows, axis=1)), np.flatnonzero(np.any(rows, axis=0))
-    if len(z) == 0:
-        return None
-    sides = slice(int(z[0]), int(z[-1]) + 1), slice(int(y[0]), int(y[-1]) + 1)
-    x = np.flatnonzero(np.any(mask[sides], axis=(0, 1)))
-    return *sides, slice(int(x[0]), int(x[-1]) + 1)
 
 
 def _dilated_box(mask: np.ndarray, radius: float, spacing: Sequence[float], reach: Sequence[int]) -> np.ndarray:

@@ -28,9 +28,10 @@ from typing import Literal
 
 import numpy as np
 
-from unisegdiff_pipeline.core.geometry import Box, Geometry, box_slices, nonzero_box
+from unisegdiff_pipeline.core.boxes import Box, box_slices, nonzero_box, whole_box
+from unisegdiff_pipeline.core.components import Components, find_components
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.units import MM3_PER_ML, VOLUMES, Units
-from unisegdiff_pipeline.evaluation.components import Components, find_components
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, Pairs, find_overlaps, match_lesions
 
 Side = Literal["reference", "prediction"]
@@ -147,7 +148,7 @@ def score_lesions(
         ValueError: where shapes differ.
     """
     _check_shapes(reference, predicted, samples, probability)
-    is_planar, box = reference.shape[0] == 1, nonzero_box(reference | predicted)
+    is_planar, box = reference.shape[0] == 1, nonzero_box(reference, predicted) or whole_box(reference.shape)
     reference, predicted = reference[box_slices(box)], predicted[box_slices(box)]
     in_reference = find_components(reference, rule.connectivity)
     in_prediction = find_components(predicted, rule.connectivity)

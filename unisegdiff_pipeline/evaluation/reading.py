@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import Box, CroppedLabels
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import (
-    Box,
     Geometry,
     Volume,
-    box_slices,
     geometry_differences,
-    nonzero_box,
     on_grid_of,
 )
 from unisegdiff_pipeline.core.labels import LabelScheme
@@ -26,39 +23,6 @@ from unisegdiff_pipeline.io.images import read_labels, read_map
 
 ARRAY_NAMES = ("probabilities", "softmax")  # nnU-Net 2 and this package; nnU-Net 1
 PROBABILITY_SLACK = 1e-3  # half precision and resampling leave values slightly outside of 0 to 1
-
-
-@dataclass(frozen=True)
-class Labels:
-    """A label map kept as the box around its foreground, because a case may have dozens of them.
-
-    Attributes:
-        shape: of the whole map (Z, Y, X).
-        box: where `inner` lies in it.
-        inner: label values within the box.
-    """
-
-    shape: tuple[int, ...]
-    box: Box
-    inner: np.ndarray
-
-    def crop(self, box: Box) -> np.ndarray:
-        """The map within any box (Z, Y, X)."""
-        sizes = tuple(high - low for low, high in box)
-        out = np.zeros(sizes, self.inner.dtype)
-        bounds = [
-            (max(low, own_low), min(high, own_high))
-            for (low, high), (own_low, own_high) in zip(box, self.box, strict=True)
-        ]
-        if all(low < high for low, high in bounds):
-            out[_within(bounds, box)] = self.inner[_within(bounds, self.box)]
-        return out
-
-
-def pack(labels: np.ndarray) -> Labels:
-    """Keep only the box around all that is not zero in a label map (Z, Y, X)."""
-    box: Box = nonzero_box(labels) if labels.any() else ((0, 1), (0, 1), (0, 1))
-    return Labels(labels.shape, box, np.ascontiguousarray(labels[box_slices(box)]))
 
 
 def read_mask(path: Path, scheme: LabelScheme, like: Volume | None = None, check_values: bool = True) -> Volume:
@@ -93,9 +57,11 @@ def check_label_values(path: Path, labels: np.ndarray, scheme: LabelScheme) -> N
         )
 
 
-def read_masks(paths: Iterable[Path], scheme: LabelScheme, like: Volume, check_values: bool = True) -> list[Labels]:
+def read_masks(
+    paths: Iterable[Path], scheme: LabelScheme, like: Volume, check_values: bool = True
+) -> list[CroppedLabels]:
     """Read the label maps of several samples or raters, one at a time."""
-    return [pack(read_mask(path, scheme, like, check_values).array[0]) for path in paths]
+    return [CroppedLabels.of(read_mask(path, scheme, like, check_values).array[0]) for path in paths]
 
 
 def read_uncertainty(path: Path, like: Volume) -> np.ndarray:
@@ -145,30 +111,11 @@ class Probabilities:
         return values if low >= 0 and high <= 1 else np.clip(values, 0, 1)
 
 
-def grown_box(boxes: Sequence[Box], shape: Sequence[int]) -> Box:
-    """Smallest box that holds all boxes, one voxel larger on each side where the image goes on.
-
-    Without any box it holds the first voxels of the image.
-    """
-    corner: Box = ((0, 1), (0, 1), (0, 1))
-    z, y, x = (
-        (max(0, min(box[axis][0] for box in boxes or [corner]) - 1),
-         min(shape[axis], max(box[axis][1] for box in boxes or [corner]) + 1))
-        for axis in range(3)
-    )  # fmt: skip
-    return (z, y, x)
-
-
 def crop_geometry(geometry: Geometry, box: Box) -> Geometry:
     """Geometry of a box of a volume: the origin moves along the direction cosines."""
     start_mm = np.array([box[axis][0] * geometry.spacing_mm[axis] for axis in (2, 1, 0)])  # x, y, z
     origin = np.asarray(geometry.origin_mm) + np.reshape(geometry.direction, (3, 3)) @ start_mm
     return Geometry(geometry.spacing_mm, tuple(origin.tolist()), geometry.direction, geometry.is_2d)
-
-
-def _within(bounds: Sequence[tuple[int, int]], box: Box) -> tuple[slice, ...]:
-    """Slices of `bounds` counted from the corner of a box."""
-    return tuple(slice(low - start, high - start) for (low, high), (start, _) in zip(bounds, box, strict=True))
 
 
 def _on_grid(path: Path, volume: Volume, like: Volume) -> Volume:

@@ -100,7 +100,7 @@ def _close_starts(starts: set[int], window: int) -> dict[int, list[int]]:
     return {a: [b for b in starts if abs(a - b) < window] for a in starts}
 
 
-def bounding_box(tiles: Sequence[int], grid: TileGrid) -> tuple[Index, Index]:
+def extent_of_tiles(tiles: Sequence[int], grid: TileGrid) -> tuple[Index, Index]:
     """(start, extent) of the smallest box around some tiles."""
     starts = torch.tensor([grid.starts[i] for i in tiles])
     low, high = starts.amin(dim=0), starts.amax(dim=0) + torch.tensor(grid.window)

@@ -7,47 +7,16 @@ alike; a fold that drew none has no say. Uncertainty and probabilities are not c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import Box, CroppedLabels, box_slices, join_boxes
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.staple import staple
 
 Combination = Literal["mean", "majority", "staple"]
-
-Box = tuple[slice, slice, slice]
-
-
-@dataclass(frozen=True)
-class DrawnMask:
-    """A label map, kept as the box around its foreground, so that many can be in memory."""
-
-    shape: tuple[int, int, int]
-    box: Box
-    values: np.ndarray  # (*box)
-
-    @classmethod
-    def of(cls, labels: np.ndarray) -> DrawnMask:
-        """Keep a copy of the part of a label map (Z, Y, X) that is not background."""
-        z, y, x = (_extent(np.any(labels, axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
-        return cls(labels.shape, (z, y, x), labels[z, y, x].copy())
-
-    def whole(self) -> np.ndarray:
-        """The label map (Z, Y, X)."""
-        return self.within((slice(0, self.shape[0]), slice(0, self.shape[1]), slice(0, self.shape[2])))
-
-    def within(self, box: Box) -> np.ndarray:
-        """The label map in a box that encloses its own."""
-        out = np.zeros([s.stop - s.start for s in box], self.values.dtype)
-        z, y, x = (
-            slice(own.start - s.start, own.stop - s.start) if own.stop > own.start else slice(0, 0)
-            for own, s in zip(self.box, box, strict=True)
-        )
-        out[z, y, x] = self.values
-        return out
 
 
 def require_combinable(combine: str, num_samples: int) -> None:
@@ -66,7 +35,7 @@ def require_combinable(combine: str, num_samples: int) -> None:
         )
 
 
-def combine_masks(masks: Sequence[DrawnMask], scheme: LabelScheme, combine: Combination) -> np.ndarray:
+def combine_masks(masks: Sequence[CroppedLabels], scheme: LabelScheme, combine: Combination) -> np.ndarray:
     """The label map (Z, Y, X) that several drawn ones of the same case make.
 
     "majority": in each voxel the class with the most votes; a tie goes to the background, else to the class that is
@@ -75,7 +44,7 @@ def combine_masks(masks: Sequence[DrawnMask], scheme: LabelScheme, combine: Comb
     """
     if not masks:
         raise ValueError("there are no masks to combine; draw at least one")
-    box = _around([mask.box for mask in masks])
+    box = join_boxes(mask.box for mask in masks) or masks[0].box
     patterns, counts, where, which = _patterns(masks, box)
     if combine == "majority":
         support = scheme.encode(patterns).mean(axis=2)  # (K, P)
@@ -85,7 +54,7 @@ def combine_masks(masks: Sequence[DrawnMask], scheme: LabelScheme, combine: Comb
         raise ValueError(f"combine is {combine!r}; masks are combined by majority or staple")
     decided = scheme.decode(support)  # (P,); on a tie decode takes the first channel, and no region at 0.5
     labels = np.zeros(masks[0].shape, decided.dtype)
-    labels[box][where] = decided[which]
+    labels[box_slices(box)][where] = decided[which]
     return labels
 
 
@@ -96,13 +65,13 @@ def _staple(votes: np.ndarray, counts: np.ndarray, scheme: LabelScheme) -> np.nd
     return np.stack([staple(channel, counts, 2)[1] for channel in votes])
 
 
-def _patterns(masks: Sequence[DrawnMask], box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _patterns(masks: Sequence[CroppedLabels], box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What the masks say together, each combination of labels once.
 
     Returns the labels (P, J) of each combination, background by all last; their numbers of voxels in the whole volume
     (P,); the voxels of the box that any mask marks, boolean; and for each of these the row of its combination.
     """
-    where = np.zeros([s.stop - s.start for s in box], bool)
+    where = np.zeros([high - low for low, high in box], bool)
     for mask in masks:
         where |= mask.within(box) != 0
     given = np.stack([mask.within(box)[where] for mask in masks], axis=1)  # (M, J)
@@ -121,18 +90,3 @@ def _codes(rows: np.ndarray) -> np.ndarray:
             codes = np.unique(codes, return_inverse=True)[1]
         codes = codes * base + column
     return codes
-
-
-def _extent(occupied: np.ndarray) -> slice:
-    """First to last True."""
-    places = np.flatnonzero(occupied)
-    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
-
-
-def _around(boxes: Sequence[Box]) -> Box:
-    """The box around all that are not empty."""
-    filled = [box for box in boxes if box[0].stop > box[0].start]
-    if not filled:
-        return slice(0, 0), slice(0, 0), slice(0, 0)
-    z, y, x = (slice(min(box[a].start for box in filled), max(box[a].stop for box in filled)) for a in range(3))
-    return z, y, x

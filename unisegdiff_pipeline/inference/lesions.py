@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.core.geometry import box_slices, nonzero_box
+from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
+from unisegdiff_pipeline.core.components import Components, find_components
 from unisegdiff_pipeline.core.labels import LabelScheme
 
 
@@ -49,14 +50,21 @@ class Lesion:
 
 @dataclass
 class _ClassComponents:
-    """Components of one class, largest first: row i of `boxes` and `voxels` is component number i + 1 of `numbers`."""
+    """Components of one class.
+
+    Attributes:
+        place: the box around all of them.
+        found: in this box.
+        boxes: of each component in the image, (n, 3, 2).
+        support: samples that overlap, (n,).
+        mean_probability: (n,).
+    """
 
     name: str
-    place: tuple[slice, slice, slice]  # the box around all of them
-    numbers: np.ndarray  # in this box, (Z, Y, X), 0 = no component
-    voxels: np.ndarray  # (n,)
-    boxes: np.ndarray  # (n, 3, 2)
-    support: np.ndarray  # (n,) samples that overlap
+    place: tuple[slice, ...]
+    found: Components
+    boxes: np.ndarray
+    support: np.ndarray
     mean_probability: np.ndarray | None = None
 
 
@@ -70,31 +78,31 @@ class LesionCounter:
 
     def __init__(self, labels: np.ndarray, scheme: LabelScheme) -> None:
         self._scheme = scheme
-        self._classes = [_find_components(name, mask) for name, mask in scheme.class_masks(labels)]
+        self._classes = [_components_of_class(name, mask) for name, mask in scheme.class_masks(labels)]
         self._num_samples = 0
 
     @property
     def classes_present(self) -> list[int]:
         """Indices of the classes that have at least one lesion."""
-        return [i for i, found in enumerate(self._classes) if len(found.voxels)]
+        return [i for i, own in enumerate(self._classes) if len(own.found)]
 
     def add_sample(self, labels: np.ndarray) -> None:
         """Count which lesions the label map (Z, Y, X) of one sample overlaps."""
         self._num_samples += 1
         for index in self.classes_present:
-            found, overlapped = self._classes[index], np.zeros(len(self._classes[index].voxels) + 1, bool)
-            for numbers, drawn in zip(found.numbers, labels[found.place], strict=True):  # slice by slice
+            own, overlapped = self._classes[index], np.zeros(len(self._classes[index].found) + 1, bool)
+            for components, drawn in zip(own.found.labels, labels[own.place], strict=True):  # slice by slice
                 _, mask = next(itertools.islice(self._scheme.class_masks(drawn), index, None))
-                overlapped[numbers[mask]] = True
-            found.support += overlapped[1:]
+                overlapped[components[mask]] = True
+            own.support += overlapped[own.found.label_of]
 
     def add_probability(self, class_index: int, probability: np.ndarray) -> None:
         """Take one class's probability (Z, Y, X) for the mean over each of its lesions."""
-        found = self._classes[class_index]
-        sums = np.zeros(len(found.voxels) + 1)
-        for numbers, p in zip(found.numbers, probability[found.place], strict=True):  # bincount takes copies in float64
-            sums += np.bincount(numbers.ravel(), weights=p.ravel(), minlength=len(sums))
-        found.mean_probability = sums[1:] / np.maximum(found.voxels, 1)
+        own = self._classes[class_index]
+        sums = np.zeros(len(own.found) + 1)
+        for labels, p in zip(own.found.labels, probability[own.place], strict=True):  # bincount takes copies in float64
+            sums += np.bincount(labels.ravel(), weights=p.ravel(), minlength=len(sums))
+        own.mean_probability = sums[own.found.label_of] / own.found.voxels
 
     def rows(
         self, case: str, spacing_mm: Sequence[float], *, is_2d: bool = False, spacing_known: bool = True
@@ -103,14 +111,14 @@ class LesionCounter:
         area_mm2 = float(spacing_mm[1] * spacing_mm[2])
         voxel_mm3 = area_mm2 * float(spacing_mm[0])
         rows = []
-        for found in self._classes:
-            for i, voxels in enumerate(found.voxels.tolist()):
-                box = found.boxes[i].ravel().tolist()
+        for own in self._classes:
+            for i, voxels in enumerate(own.found.voxels.tolist()):
+                box = own.boxes[i].ravel().tolist()
                 volume_mm3 = voxels * voxel_mm3
                 rows.append(
                     Lesion(
                         case=case,
-                        class_name=found.name,
+                        class_name=own.name,
                         lesion=i + 1,
                         voxels=voxels,
                         area_mm2=voxels * area_mm2 if is_2d and spacing_known else None,
@@ -123,31 +131,15 @@ class LesionCounter:
                         y_max=box[3],
                         x_min=box[4],
                         x_max=box[5],
-                        mean_probability=None if found.mean_probability is None else float(found.mean_probability[i]),
-                        confidence=float(found.support[i] / self._num_samples) if self._num_samples else None,
+                        mean_probability=None if own.mean_probability is None else float(own.mean_probability[i]),
+                        confidence=float(own.support[i] / self._num_samples) if self._num_samples else None,
                     )
                 )
         return rows
 
 
-def _find_components(name: str, mask: np.ndarray) -> _ClassComponents:
-    import cc3d
-
-    if not mask.any():  # most masks of most classes in lesion data; spares a pass of the labelling
-        empty, nowhere = np.zeros(0, np.int64), (slice(0, 0), slice(0, 0), slice(0, 0))
-        return _ClassComponents(
-            name, nowhere, np.zeros((0, 0, 0), np.uint8), empty, np.zeros((0, 3, 2), np.int64), empty
-        )
-    place = box_slices(nonzero_box(mask))
-    inner = np.ascontiguousarray(mask[place])
-    numbers = np.asarray(cc3d.connected_components(inner, connectivity=26)).reshape(inner.shape)
-    facts = cc3d.statistics(numbers)
-    voxels = np.asarray(facts["voxel_counts"])[1:].astype(np.int64)
-    boxes = np.array([[(s.start, s.stop) for s in box] for box in facts["bounding_boxes"][1:]], np.int64)
-    boxes += np.array([s.start for s in place])[:, None]
-    order = np.lexsort((boxes[:, 2, 0], boxes[:, 1, 0], boxes[:, 0, 0], -voxels))
-    renumber = np.zeros(len(voxels) + 1, numbers.dtype)
-    renumber[order + 1] = np.arange(1, len(voxels) + 1)
-    for row in numbers:
-        row[...] = renumber[row]
-    return _ClassComponents(name, place, numbers, voxels[order], boxes[order], np.zeros(len(voxels), np.int64))
+def _components_of_class(name: str, mask: np.ndarray) -> _ClassComponents:
+    box = nonzero_box(mask) or ((0, 0),) * 3
+    found = find_components(mask[box_slices(box)])
+    boxes = found.boxes() + np.array([low for low, _ in box])[:, None]
+    return _ClassComponents(name, box_slices(box), found, boxes, np.zeros(len(found), np.int64))

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import CroppedLabels
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
-from unisegdiff_pipeline.inference.label_fusion import Combination, DrawnMask, combine_masks
+from unisegdiff_pipeline.inference.label_fusion import Combination, combine_masks
 from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
@@ -23,7 +24,7 @@ def restore_masks(
     drawn = (restore_labels(sample, properties, scheme, scratch=scratch) for sample in found.samples())
     if combine == "mean":
         return restore_labels(found.decided(scheme.coding), properties, scheme, scratch=scratch), drawn
-    kept = [DrawnMask.of(labels) for labels in drawn]
+    kept = [CroppedLabels.of(labels) for labels in drawn]
     return combine_masks(kept, scheme, combine), (mask.whole() for mask in kept)
 
 

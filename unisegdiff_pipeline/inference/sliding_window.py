@@ -45,15 +45,15 @@ class TileGrid:
 
     def slices(self, tile: int) -> Slices:
         """Slices of one tile in the padded volume."""
-        return box_slices(self.starts[tile], self.window)
+        return window_slices(self.starts[tile], self.window)
 
     @property
     def inner(self) -> Slices:
         """Slices of the unpadded volume in the padded one."""
-        return box_slices(self.pad_before, self.shape)
+        return window_slices(self.pad_before, self.shape)
 
 
-def box_slices(start: Sequence[int], extent: Sequence[int]) -> Slices:
+def window_slices(start: Sequence[int], extent: Sequence[int]) -> Slices:
     """Slices of the box that begins at `start`."""
     z, y, x = (slice(a, a + n) for a, n in zip(start, extent, strict=True))
     return z, y, x
@@ -176,7 +176,7 @@ def blend(
                     values_or_weights[..., i, :, :] = values_or_weights[..., i + done, :, :]
                 values_or_weights[..., depth - done :, :, :] = 0
             row = start[0]
-        _, y, x = box_slices(start, weights.shape)
+        _, y, x = window_slices(start, weights.shape)
         mean[..., y, x] += values * weights
         total[..., y, x] += weights
     assert mean is not None

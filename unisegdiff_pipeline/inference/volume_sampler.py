@@ -38,12 +38,12 @@ from unisegdiff_pipeline.inference.active_region import (
     ActiveRegion,
     active_region,
     active_tiles,
-    bounding_box,
     connected_tiles,
+    extent_of_tiles,
 )
 from unisegdiff_pipeline.inference.limits import Limits, find_limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.inference.sliding_window import Index, Slices, blend, box_slices
+from unisegdiff_pipeline.inference.sliding_window import Index, Slices, blend, window_slices
 from unisegdiff_pipeline.inference.tiled_case import TiledCase, batches, filled
 from unisegdiff_pipeline.inference.volume_noise import noise_in_box, smooth_field_in_box
 from unisegdiff_pipeline.networks.precision import autocast
@@ -306,8 +306,8 @@ class _BoxSampler:
     ) -> None:  # fmt: skip
         self.case, self.settings, self.names = case, settings, names
         self.tiles = [tile for tile in case.order if tile in set(tiles)]
-        self.start, self.extent = bounding_box(tiles, case.grid)
-        self.place = box_slices(self.start, self.extent)
+        self.start, self.extent = extent_of_tiles(tiles, case.grid)
+        self.place = window_slices(self.start, self.extent)
         self.p_det = p_det[(slice(None), *self.place)]  # (K, *box)
         self.active = active
         self.inside = self._empty((), np.bool_)
@@ -331,7 +331,7 @@ class _BoxSampler:
             self._draw_together(ids, numbers, mean, samples, soft)
         mean = mean.div_(len(sample_ids))
         low, high = self._bounds()
-        place = box_slices(low, [b - a for a, b in zip(low, high, strict=True)])
+        place = window_slices(low, [b - a for a, b in zip(low, high, strict=True)])
         return SampledBox(
             place,
             self._cropped(self.inside),
@@ -543,7 +543,9 @@ class _BoxSampler:
             full = filled(numbers, size)
             starts = [self._start_in_box(self.tiles[k // n]) for k in full]
             window = self.case.grid.window
-            parts = [x[(k % n, slice(None), *box_slices(start, window))] for k, start in zip(full, starts, strict=True)]
+            parts = [
+                x[(k % n, slice(None), *window_slices(start, window))] for k, start in zip(full, starts, strict=True)
+            ]
             found = self._denoise([self.tiles[k // n] for k in full], torch.stack(parts).to(self.case.device), lam)
             waiting.append(found[:, : len(numbers)])
             while sum(part.shape[1] for part in waiting) >= n:
@@ -586,7 +588,7 @@ class _BoxSampler:
             for layer, starts in by_layer.items():
                 if layer <= row < layer + depth:
                     for start in starts:
-                        covered[box_slices(start, self.case.grid.window)[1:]] = True
+                        covered[window_slices(start, self.case.grid.window)[1:]] = True
             z, y, x = self.place
             active = self.active.within((slice(z.start + row, z.start + row + 1), y, x))[0]
             self.inside[row] = active.cpu() & covered
@@ -613,7 +615,7 @@ class _BoxSampler:
         """The part of (..., *box) that lies in the unpadded case."""
         low, _ = self._bounds()
         offset = [a + p - s for a, p, s in zip(low, self.case.grid.pad_before, self.start, strict=True)]
-        return values[(..., *box_slices(offset, self._cropped_shape()))]
+        return values[(..., *window_slices(offset, self._cropped_shape()))]
 
     def _bounds(self) -> tuple[list[int], list[int]]:
         """The box in coordinates of the unpadded case, clipped to it."""

@@ -25,6 +25,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import Box, box_slices, grow_box, nonzero_box
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.parallel import usable_cores
 from unisegdiff_pipeline.planning.plans import ReadabilityCurve, StagePlan
@@ -40,7 +41,6 @@ _SIGMAS = (0.0, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.3, 16.0, 22.6, 3
 _NUM_BINS = 96
 _NUM_THRESHOLDS = 64
 _TRUNCATE = 3.0
-_Extent = tuple[tuple[int, int], ...]
 
 
 def plan_stages(
@@ -186,9 +186,10 @@ def truncation_edge(uncertainty: float) -> float:
 
 def _all_histograms(mask: np.ndarray, spacing: Sequence[float]) -> dict[float, np.ndarray]:
     """The histograms of a mask for each kernel that is worth trying."""
-    extent = _extent(mask)
-    sigmas = _sigmas_for(mask, extent, spacing)
-    return {sigma: _smooth_histograms(mask, extent, _in_voxels(sigma, spacing)) for sigma in sigmas}
+    box = nonzero_box(mask)
+    assert box is not None, "a mask to read is not empty"
+    sigmas = _sigmas_for(mask, box, spacing)
+    return {sigma: _smooth_histograms(mask, box, _in_voxels(sigma, spacing)) for sigma in sigmas}
 
 
 def _in_voxels(sigma: float, spacing: Sequence[float]) -> tuple[float, ...]:
@@ -196,11 +197,11 @@ def _in_voxels(sigma: float, spacing: Sequence[float]) -> tuple[float, ...]:
     return tuple(sigma * min(spacing) / s for s in spacing)
 
 
-def _smooth_histograms(mask: np.ndarray, extent: _Extent, sigma_vox: tuple[float, ...]) -> np.ndarray:
+def _smooth_histograms(mask: np.ndarray, box: Box, sigma_vox: tuple[float, ...]) -> np.ndarray:
     """Voxels of the lesion, and all, in each bin of m = g * x0 in [0, 1] => (bins, 2); m is zero beyond the kernel."""
     from scipy.ndimage import gaussian_filter
 
-    part = _reachable_part(mask, extent, sigma_vox)
+    part = _reachable_part(mask, box, sigma_vox)
     factors = tuple(_pooling_factor(s) for s in sigma_vox)
     ones, cells = _pool(part.astype(np.float32), factors)
     # pooling is itself a box of variance (f^2 - 1)/12, which the Gaussian of the pooled grid leaves out
@@ -216,20 +217,10 @@ def _smooth_histograms(mask: np.ndarray, extent: _Extent, sigma_vox: tuple[float
     return np.stack([inside, every], axis=1).astype(float)
 
 
-def _extent(mask: np.ndarray) -> _Extent:
-    """First voxel of a mask and the one behind its last, along each axis."""
-    ranges = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
-        ranges.append((int(hit[0]), int(hit[-1]) + 1))
-    return tuple(ranges)
-
-
-def _reachable_part(mask: np.ndarray, extent: _Extent, sigma_vox: tuple[float, ...]) -> np.ndarray:
-    """The mask's extent with the kernel's reach around it; m is zero elsewhere."""
+def _reachable_part(mask: np.ndarray, box: Box, sigma_vox: tuple[float, ...]) -> np.ndarray:
+    """The mask's box with the kernel's reach around it; m is zero elsewhere."""
     reaches = [math.ceil(_TRUNCATE * sigma) + 1 for sigma in sigma_vox]
-    slices = [slice(max(low - r, 0), high + r) for (low, high), r in zip(extent, reaches, strict=True)]
-    return mask[tuple(slices)]
+    return mask[box_slices(grow_box(box, reaches, mask.shape))]
 
 
 def _pooling_factor(sigma: float) -> int:
@@ -274,20 +265,20 @@ def _exceedance(lams: tuple[float, ...], lam_shift: float, tau: float) -> np.nda
     return ndtr(signal[:, None, None] * bins - theta[:, :, None])
 
 
-def _sigmas_for(mask: np.ndarray, extent: _Extent, spacing: Sequence[float]) -> tuple[float, ...]:
+def _sigmas_for(mask: np.ndarray, box: Box, spacing: Sequence[float]) -> tuple[float, ...]:
     """Kernel widths worth trying, in units of the finest voxel: up to twice the radius of the thickest part.
 
     A tube is read in the most noise by a kernel wider than itself, which also gathers voxels along it.
     """
-    radius = _half_thickness(mask, extent, spacing) / min(spacing)
+    radius = _half_thickness(mask, box, spacing) / min(spacing)
     return tuple(s for s in _SIGMAS if s <= max(1.0, 2 * radius))
 
 
-def _half_thickness(mask: np.ndarray, extent: _Extent, spacing: Sequence[float]) -> float:
+def _half_thickness(mask: np.ndarray, box: Box, spacing: Sequence[float]) -> float:
     """Largest distance of a mask voxel to the nearest background voxel, in units of `spacing`."""
     from scipy.ndimage import distance_transform_edt
 
-    part = _reachable_part(mask, extent, (0.0,) * mask.ndim)
+    part = _reachable_part(mask, box, (0.0,) * mask.ndim)
     # A big mask is measured on a coarser grid: a voxel more or less of radius changes no choice of kernel
     step = max(1, round((part.size / 200_000) ** (1 / part.ndim)))
     part = part[(slice(None, None, step),) * part.ndim]

@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
+from unisegdiff_pipeline.core.components import label_components
 from unisegdiff_pipeline.core.files import atomic_path, text_hash
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.npz import read_npz
@@ -115,18 +117,15 @@ def find_components(labels: np.ndarray, scheme: LabelScheme, case_id: str) -> Co
 
 def _sampled_components(mask: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int, np.ndarray]]:
     """List (component id, voxels in it, sampled coordinates (n, 3)) of a boolean mask (Z, Y, X)."""
-    import cc3d
-
-    box = _bounding_box(mask)
+    box = nonzero_box(mask)
     if box is None:
         return []
-    inside = np.ascontiguousarray(mask[box])
-    components = np.asarray(cc3d.connected_components(inside, connectivity=26))
+    inside = mask[box_slices(box)]
     flat = np.flatnonzero(inside)
-    owner = components.ravel()[flat]
+    owner = label_components(inside).ravel()[flat]
     order = np.argsort(owner, kind="stable")
     ids, starts, sizes = np.unique(owner[order], return_index=True, return_counts=True)
-    corner = np.array([part.start for part in box])
+    corner = [low for low, _ in box]
     found = []
     for component_id, start, size in zip(ids.tolist(), starts.tolist(), sizes.tolist(), strict=True):
         chosen = flat[order[start + _choose(size, rng)]]
@@ -144,16 +143,6 @@ def _choose(size: int, rng: np.random.Generator) -> np.ndarray:
     if size <= MAX_VOXELS_PER_COMPONENT:
         return np.arange(size)
     return np.sort(rng.choice(size, MAX_VOXELS_PER_COMPONENT, replace=False, shuffle=False))
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    box = []
-    for axis in range(mask.ndim):
-        occupied = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        if len(occupied) == 0:
-            return None
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return tuple(box)
 
 
 def _table(entries: list[tuple[int, int, int, int]], samples: list[np.ndarray]) -> ComponentTable:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.core.geometry import box_slices, nonzero_box
+from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box, whole_box
+from unisegdiff_pipeline.core.components import label_components
 from unisegdiff_pipeline.preprocessing.resample import LINEAR_SLAB_BYTES, GridMap
 
 TIE_TOLERANCE = 1e-5
@@ -142,12 +143,11 @@ class _Pieces:
 
 def _pieces(fraction: np.ndarray) -> _Pieces:
     """Pieces (26 neighbours) of fractions (Z, Y, X) above 0."""
-    import cc3d
     from scipy.ndimage import uniform_filter
 
-    box = nonzero_box(fraction)
+    box = nonzero_box(fraction) or whole_box(fraction.shape)
     inner = np.ascontiguousarray(fraction[box_slices(box)])
-    pieces = np.asarray(cc3d.connected_components(inner > TIE_TOLERANCE, connectivity=26)).ravel()
+    pieces = label_components(inner > TIE_TOLERANCE).ravel()
     around = uniform_filter(inner, 3, mode="constant").ravel()
     flat = inner.ravel()
     volume = np.bincount(pieces, flat.astype(np.float64))

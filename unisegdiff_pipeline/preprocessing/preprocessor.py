@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import box_slices
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.core.geometry import Volume
@@ -128,7 +129,7 @@ def preprocess_image(
 
 def preprocess_labels(labels: np.ndarray, properties: CaseProperties, device: str = "cpu") -> np.ndarray:
     """Bring label maps (R, Z, Y, X) of the image's grid onto the plan grid (R, *properties.shape)."""
-    cropped = properties.reorientation.apply(labels)[(slice(None), *properties.crop_slices)]
+    cropped = properties.reorientation.apply(labels)[:, *box_slices(properties.crop_box)]
     rows = [resample_labels(row, properties.shape, properties.separate_axis, device) for row in cropped]
     return np.ascontiguousarray(np.stack(rows))
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from unisegdiff_pipeline.core.bounds import Count, OneOf, SpacingMm, VoxelCount
+from unisegdiff_pipeline.core.bounds import Count, Length, OneOf, SpacingMm, VoxelCount
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.io.orientation import Reorientation
 
 Shape = tuple[VoxelCount, VoxelCount, VoxelCount]
-Extent = tuple[Count, Count]
-Box = tuple[Extent, Extent, Extent]
+CropBox = Annotated[tuple[tuple[Count, Count], ...], Length(3, 3)]
 Axis = Annotated[int, OneOf((0, 1, 2))]
 
 
@@ -38,7 +37,7 @@ class CaseProperties:
     geometry: Geometry
     shape_original: Shape
     axis_order: tuple[Axis, Axis, Axis]
-    crop_box: Box
+    crop_box: CropBox
     shape_cropped: Shape
     shape: Shape
     spacing_mm: tuple[SpacingMm, SpacingMm, SpacingMm]
@@ -65,9 +64,3 @@ class CaseProperties:
         """Shape of the whole image in permuted axes."""
         z, y, x = (self.shape_original[axis] for axis in self.axis_order)
         return z, y, x
-
-    @property
-    def crop_slices(self) -> tuple[slice, slice, slice]:
-        """The crop box as slices of an array in permuted axes."""
-        (z0, z1), (y0, y1), (x0, x1) = self.crop_box
-        return slice(z0, z1), slice(y0, y1), slice(x0, x1)

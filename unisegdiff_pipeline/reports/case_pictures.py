@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import centred_box, nonzero_box
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.reports.figures import draw
 from unisegdiff_pipeline.reports.page import Html
@@ -194,21 +195,17 @@ class Region:
 
 def region_of_interest(masks: Iterable[np.ndarray], pixel_mm: tuple[float, float]) -> Region | None:
     """Surroundings of masks (rows, columns), a square in mm; None where most of the slice would be left."""
-    union = np.logical_or.reduce(list(masks))
-    if not union.any():
+    masks = list(masks)
+    box, shape = nonzero_box(*masks), masks[0].shape
+    if box is None:
         return None
-    extents = [np.flatnonzero(union.any(axis=1 - axis))[[0, -1]] + (0, 1) for axis in (0, 1)]
-    size_mm = [n * mm for n, mm in zip(union.shape, pixel_mm, strict=True)]
-    masks_mm = max((high - low) * mm for (low, high), mm in zip(extents, pixel_mm, strict=True))
+    size_mm = [n * mm for n, mm in zip(shape, pixel_mm, strict=True)]
+    masks_mm = max((high - low) * mm for (low, high), mm in zip(box, pixel_mm, strict=True))
     edge_mm = max(AROUND_MASKS * masks_mm, OF_SLICE * max(size_mm))
     if edge_mm > NOT_WORTH_CUTTING * min(size_mm):
         return None
-    bounds = []
-    for (low, high), length, mm in zip(extents, union.shape, pixel_mm, strict=True):
-        edge = min(length, round(edge_mm / mm))
-        start = min(max(0, round((low + high - edge) / 2)), length - edge)
-        bounds += [int(start), int(start + edge)]
-    return Region(*bounds)
+    (top, bottom), (left, right) = centred_box(box, [round(edge_mm / mm) for mm in pixel_mm], shape)
+    return Region(top, bottom, left, right)
 
 
 def draw_panel(

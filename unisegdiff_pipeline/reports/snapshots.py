@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import Box, box_slices, centred_box, nonzero_box, whole_box
 from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.page import Html, figure, grid, legend, markup, picture_from_png, subsection
@@ -63,18 +64,13 @@ def write_snapshot(folder: Path, name: str, snapshot: Snapshot) -> tuple[str, ..
     return tuple(layers)
 
 
-def shown_box(reference: np.ndarray) -> tuple[slice, slice]:
+def shown_box(reference: np.ndarray) -> Box:
     """A square around the foreground with CONTEXT, at most the whole image; all of it where there is no foreground."""
-    rows, columns = (np.flatnonzero(reference.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return slice(0, reference.shape[0]), slice(0, reference.shape[1])
-    extent = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-    side = max(SMALLEST_SIDE, round(CONTEXT * extent))
-    slices = []
-    for found, length in zip((rows, columns), reference.shape, strict=True):
-        start = int(np.clip((found[0] + found[-1] + 1 - side) // 2, 0, max(0, length - side)))
-        slices.append(slice(start, min(length, start + side)))
-    return slices[0], slices[1]
+    box = nonzero_box(reference)
+    if box is None:
+        return whole_box(reference.shape)
+    side = max(SMALLEST_SIDE, round(CONTEXT * max(high - low for low, high in box)))
+    return centred_box(box, (side, side), reference.shape)
 
 
 def grey_picture(image: np.ndarray) -> np.ndarray:
@@ -115,7 +111,7 @@ def _eroded(mask: np.ndarray) -> np.ndarray:
 
 def _shown(snapshot: Snapshot, values: np.ndarray) -> np.ndarray:
     """The part of a slice that is shown, at about DRAWN_SIDE pixels: repeated or thinned out, never interpolated."""
-    part = values[shown_box(snapshot.reference)]
+    part = values[box_slices(shown_box(snapshot.reference))]
     side = max(part.shape[:2])
     times, step = max(1, round(DRAWN_SIDE / side)), max(1, round(side / DRAWN_SIDE))
     return part[::step, ::step].repeat(times, axis=0).repeat(times, axis=1)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import join_boxes
 from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.reports.page import ASSETS, link
@@ -32,7 +33,6 @@ from unisegdiff_pipeline.reports.viewer_volumes import (
     box_around,
     grey_scale,
     image_volume,
-    join_boxes,
     label_volume,
     share_volume,
 )
@@ -132,7 +132,7 @@ def write_case_viewer(path: Path, case: ViewerCase, max_voxels: int = MAX_VOXELS
         volumes[name] = label_volume(grid, labels)
         masks.append({"id": name, "title": title})
         boxes.append(box_around(labels, case.geometry.spacing_mm))
-    box = join_boxes([b for b in boxes if b is not None])
+    box = join_boxes(boxes)
     scales = [grey_scale(channel, box) for channel in case.image]
     dtype = np.uint8 if all(scale.dtype is np.uint8 for scale in scales) else np.int16
     for index, (channel, scale) in enumerate(zip(case.image, scales, strict=True)):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.core.geometry import Box, Geometry, box_slices, nonzero_box
+from unisegdiff_pipeline.core.boxes import Box, box_slices, grow_box, nonzero_box
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.reports.case_pictures import filled_around, filled_value
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -182,22 +183,8 @@ def share_volume(grid: ViewerGrid, values: np.ndarray) -> bytes:
 
 def box_around(mask: np.ndarray, spacing_mm: Sequence[float]) -> Box | None:
     """Box of what is non-zero in (Z, Y, X) with 20 mm on each side; None for an empty mask."""
-    if not mask.any():
-        return None
-    margins = [math.ceil(_WINDOW_MARGIN_MM / s) for s in spacing_mm]
-    z, y, x = (
-        (max(lo - margin, 0), min(hi + margin, size))
-        for (lo, hi), margin, size in zip(nonzero_box(mask), margins, mask.shape, strict=True)
-    )
-    return (z, y, x)
-
-
-def join_boxes(boxes: Sequence[Box]) -> Box | None:
-    """Smallest box that holds all; None for none."""
-    if not boxes:
-        return None
-    z, y, x = ((min(b[axis][0] for b in boxes), max(b[axis][1] for b in boxes)) for axis in range(3))
-    return (z, y, x)
+    box = nonzero_box(mask)
+    return box and grow_box(box, [math.ceil(_WINDOW_MARGIN_MM / s) for s in spacing_mm], mask.shape)
 
 
 def _affine(geometry: Geometry) -> np.ndarray:

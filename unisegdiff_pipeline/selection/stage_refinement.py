@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from unisegdiff_pipeline.core.boxes import box_slices, centred_box, nonzero_box
 from unisegdiff_pipeline.evaluation.metrics import ClassScore
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.settings import InferenceSettings
@@ -49,10 +50,7 @@ def _uncertainty_of_patch(held_out: HoldOut, stored: StoredCase, p: Tensor, mask
     """Sum of p (1 - p) over the patch around the middle of a class's mask; p and mask are (Z, Y, X)."""
     patch = held_out.configuration.network.patch_size
     window = (1,) * (3 - len(patch)) + tuple(patch)
-    box = []
-    for axis, (length, size) in enumerate(zip(mask.shape, window, strict=True)):
-        found = np.flatnonzero(mask.any(axis=tuple(i for i in range(3) if i != axis)))
-        start = min(max((int(found[0]) + int(found[-1]) + 1 - size) // 2, 0), max(length - size, 0))
-        box.append(slice(start, start + size))
-    part = p[tuple(box)]
+    around = nonzero_box(mask)
+    assert around is not None, "only classes that the case holds are asked for"
+    part = p[box_slices(centred_box(around, window, mask.shape))]
     return float((part * (1 - part)).sum())

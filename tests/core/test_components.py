@@ -11,9 +11,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import pdist
 from skimage import measure
 
-from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.evaluation.components import find_components, longest_distance
-from unisegdiff_pipeline.inference.lesions import LesionCounter
+from unisegdiff_pipeline.core.components import find_components, label_components, longest_distance
 
 SPACING = (5.0, 0.7, 1.3)
 SKIMAGE_CONNECTIVITY: dict[Literal[6, 18, 26], int] = {6: 1, 18: 2, 26: 3}
@@ -52,7 +50,7 @@ def test_components_are_those_of_scikit_image(name: str, connectivity: Literal[6
     for number, region in regions.items():
         assert found.voxels[number - 1] == region.area
         np.testing.assert_allclose(centroids[number - 1], region.centroid)
-        np.testing.assert_array_equal(boxes[number - 1] + [0, 1], np.reshape(region.bbox, (2, 3)).T)
+        np.testing.assert_array_equal(boxes[number - 1], np.reshape(region.bbox, (2, 3)).T)
         expected = pdist(region.coords * SPACING).max() if region.area > 1 else 0.0
         assert diameters[number - 1] == pytest.approx(expected)
     assert centroids.shape == (len(found), 3)
@@ -70,17 +68,25 @@ def test_largest_first_then_by_place() -> None:
     assert found.numbers_at(flat).tolist() == [1, 2, 3, 4]
 
 
-def test_numbers_are_those_of_the_lesion_table_of_a_prediction() -> None:
+def test_of_equal_components_the_one_whose_box_begins_first_comes_first() -> None:
     mask = np.zeros((4, 8, 9), bool)
     mask[0, 0, 1:4] = mask[1, 0, 1:4] = mask[2, 0, 1] = True  # begins before the next one, and its box after it
     mask[0, 0:2, 5] = mask[0, 2, 0:5] = True
     mask[3, 4, 4] = mask[0, 7, 8] = mask[0, 4, 8] = True
-    rows = LesionCounter(mask.astype(np.uint8), LabelScheme(("lesion",), ((1,),), "binary", (1,))).rows("c", (1, 1, 1))
     found = find_components(mask)
-    assert [row.voxels for row in rows] == found.voxels.tolist() == [7, 7, 1, 1, 1]
-    table = [[[r.z_min, r.y_min, r.x_min], [r.z_max - 1, r.y_max - 1, r.x_max - 1]] for r in rows]
-    np.testing.assert_array_equal(np.moveaxis(found.boxes(), 2, 1), table)
-    assert table[0][0] == [0, 0, 0]
+    assert found.voxels.tolist() == [7, 7, 1, 1, 1]
+    assert found.boxes()[:2].tolist() == [[[0, 1], [0, 3], [0, 6]], [[0, 3], [0, 1], [1, 4]]]
+    assert found.boxes()[2:, :, 0].tolist() == [[0, 4, 8], [0, 7, 8], [3, 4, 4]]
+    assert found.label_of.tolist() == [2, 1, 3, 4, 5]
+    assert found.number_of.tolist() == [0, 2, 1, 3, 4, 5]
+
+
+def test_labels_follow_the_first_voxels() -> None:
+    mask = np.zeros((2, 3, 4), bool)
+    mask[1, 0, 0] = mask[0, 2, 3] = mask[0, 0, 2] = True
+    assert np.argwhere(label_components(mask)).tolist() == [[0, 0, 2], [0, 2, 3], [1, 0, 0]]
+    assert label_components(mask)[mask].tolist() == [1, 2, 3]
+    assert not label_components(np.zeros((2, 0, 3), bool)).any()
 
 
 def test_a_view_is_labelled_as_its_copy() -> None:

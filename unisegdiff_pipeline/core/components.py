@@ -36,11 +36,11 @@ class Runs:
 
 @dataclass(frozen=True)
 class Components:
-    """Connected components of a mask, numbered from 1, largest first; of equal ones the first in Z, Y, X.
+    """Connected components of a mask, numbered from 1, largest first; of equal ones by the corner of their boxes.
 
     Attributes:
-        labels: (Z, Y, X) of integers, 0 outside; the component of a voxel is `number_of[label]`.
-        number_of: component of each label.
+        labels: (Z, Y, X) as `label_components` gives them; the component of a voxel is `number_of[label]`.
+        number_of: component of each label, (n + 1,), 0 for 0.
         runs: of the mask.
         run_numbers: component of each run.
         voxels: size of each component, (n,).
@@ -55,6 +55,11 @@ class Components:
     def __len__(self) -> int:
         return len(self.voxels)
 
+    @property
+    def label_of(self) -> np.ndarray:
+        """Label of each component, (n,): the inverse of `number_of`."""
+        return np.argsort(self.number_of)[1:]
+
     def numbers_at(self, flat: np.ndarray) -> np.ndarray:
         """Components of voxels given by their index into the raveled mask; 0 outside."""
         return self.number_of[self.labels.ravel()[flat]]
@@ -64,11 +69,11 @@ class Components:
         return np.bincount(self.run_numbers - 1, weights=per_run, minlength=len(self))
 
     def boxes(self) -> np.ndarray:
-        """Bounding box of each component, (n, 3, 2): lowest and highest index along Z, Y, X, both included."""
+        """Bounding box of each component, (n, 3, 2): first and one past last index along Z, Y, X."""
         first, last = self._positions()
         order, starts = _grouping(self.run_numbers)
         low, high = np.minimum.reduceat(first[order], starts), np.maximum.reduceat(last[order], starts)
-        return np.stack([low, high], axis=2)
+        return np.stack([low, high + 1], axis=2)
 
     def centroids(self) -> np.ndarray:
         """Mean voxel index along Z, Y, X of each component, (n, 3)."""
@@ -90,20 +95,27 @@ class Components:
         return np.stack([z, y, x], axis=1), np.stack([z, y, x + self.runs.length - 1], axis=1)
 
 
-def find_components(mask: np.ndarray, connectivity: Connectivity = 26) -> Components:
-    """Label a boolean mask (Z, Y, X); `connectivity` is 6, 18 or 26 (in a mask with Z = 1 that is 4, 8 or 8)."""
+def label_components(mask: np.ndarray, connectivity: Connectivity = 26) -> np.ndarray:
+    """Number the connected components of a boolean mask (Z, Y, X) from 1 in the order of their first voxels; 0 outside.
+
+    `connectivity` is 6, 18 or 26; in a mask with Z = 1 that is 4, 8 or 8.
+    """
     import cc3d
 
-    labels = np.zeros(mask.shape, np.uint16)
+    if not mask.any():  # most masks of most classes in lesion data; spares a pass of the labelling
+        return np.zeros(mask.shape, np.uint16)
     if sum(size > 1 for size in mask.shape) < 2:
         connectivity = 6  # the same for voxels in one line, where cc3d 4.1.1 fails for 26
-    if mask.any():
-        labels = np.asarray(cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity))
-        labels = labels.reshape(mask.shape)
+    labels = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity)
+    return np.asarray(labels).reshape(mask.shape)
+
+
+def find_components(mask: np.ndarray, connectivity: Connectivity = 26) -> Components:
+    """Label a boolean mask (Z, Y, X), see `label_components`, and order its components."""
+    labels = label_components(mask, connectivity)
     runs = find_runs(mask)
     run_labels = labels.ravel()[runs.first].astype(np.int64)
     voxels = np.bincount(run_labels, weights=runs.length).astype(np.int64)
-    # Ordered as the lesion table of a prediction orders them: by size, then by the corner of the bounding box.
     by_label, starts = _grouping(run_labels)
     positions = np.stack(np.unravel_index(runs.first[by_label], mask.shape), axis=1)
     z, y, x = np.minimum.reduceat(positions, starts).T
