@@ -148,6 +148,18 @@ def test_what_has_run_out_is_named_whatever_failed_for_it(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_fault_under_a_limit_of_memory_says_that_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body() -> None:
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(common, "soft_limit", lambda name: {"AS": 3_072_000_000}[name])
+    with pytest.raises(RuntimeError, match="primitive"):
+        common.run(body)
+    assert "note: this process may address 3.07 GB of memory (ulimit -v 3000000)" in capsys.readouterr().err
+
+
 def test_a_file_is_not_called_damaged_that_could_not_be_opened(capsys: pytest.CaptureFixture[str]) -> None:
     def body(code: int) -> None:
         try:

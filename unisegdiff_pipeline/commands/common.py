@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from unisegdiff_pipeline import __version__
+from unisegdiff_pipeline.commands.limits import LEAST_GB, address_space_problem, soft_limit
 from unisegdiff_pipeline.commands.terminal import report_error, showing
 from unisegdiff_pipeline.core.errors import UsdError
 
@@ -48,10 +49,16 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         prog, description, epilog: as for argparse.
         nnunet: flags of nnU-Net's command that are understood, too.
+        least_gb: address space without which the command ends here, with code 1.
     """
 
     def __init__(
-        self, prog: str, description: str, epilog: str | None = None, nnunet: Mapping[str, Flag] | None = None
+        self,
+        prog: str,
+        description: str,
+        epilog: str | None = None,
+        nnunet: Mapping[str, Flag] | None = None,
+        least_gb: float = LEAST_GB,
     ) -> None:
         super().__init__(
             prog=prog,
@@ -61,6 +68,7 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.nnunet = nnunet or {}
+        self.least_gb = least_gb
         self.add_argument("--version", action="version", version=f"{prog} {__version__}")
 
     def parse_known_args(  # type: ignore[override]
@@ -76,7 +84,11 @@ class CommandParser(argparse.ArgumentParser):
             is_long = re.match(r"--.|-[A-Za-z][A-Za-z_]", flag) is not None
             if is_long and flag not in self._option_string_actions:
                 self.error(self._unknown_flag(flag))
-        return super().parse_known_args(args, namespace)
+        found = super().parse_known_args(args, namespace)
+        if problem := address_space_problem(self.least_gb):
+            report_error(problem)
+            self.exit(EXIT_ERROR)
+        return found
 
     def _understood(self, args: list[str]) -> list[str]:
         """The arguments with those of nnU-Net in our words; what they were understood as is said on stderr."""
@@ -130,6 +142,12 @@ def run(body: Callable[[], int | None]) -> int:
             return signals.exit_code()
         message = machine_message(error)
         if message is None:
+            if limit := soft_limit("AS"):
+                report_error(
+                    f"this process may address {limit / 1e9:.2f} GB of memory (ulimit -v {limit // 1024}), and "
+                    f"libraries fail in many ways for lack of it; try a higher limit.",
+                    kind="note",
+                )
             raise
         return _fail(message)
 

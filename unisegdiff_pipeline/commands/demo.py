@@ -17,6 +17,7 @@ from unisegdiff_pipeline.commands.common import (
     run,
     whole_number,
 )
+from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.terminal import report_error, say
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def build_parser() -> CommandParser:
         "usd_demo",
         "Go the whole way on generated phantoms whose true probability is known: make data, plan, preprocess, train\n"
         "one 2D fold in both phases, predict held-out cases with several samples, evaluate, write a report.",
+        least_gb=LEAST_WITH_NETWORK_GB,
     )
     parser.add_argument(
         "--output",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline import __version__
 from unisegdiff_pipeline.commands.common import EXIT_ERROR, CommandParser, run
+from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB, address_space_problem, soft_limit
 from unisegdiff_pipeline.commands.terminal import say, wrap
 
 OPTIONAL_PACKAGES = {"tensorboard": "usd_train --tensorboard", "distributed": "--scheduler"}
@@ -181,13 +182,11 @@ def check_limits() -> Iterator[Finding]:
             if free < SMALL_SHM_GB
             else "",
         )
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    trouble = "large data sets may hit it; raise it with ulimit -n 4096." if 0 <= soft < FEW_FILES else ""
-    yield Finding("open files allowed", "unlimited" if soft < 0 else str(soft), trouble)
+    files, space = soft_limit("NOFILE"), soft_limit("AS")
+    trouble = "large data sets may hit it; raise it with ulimit -n 4096." if files and files < FEW_FILES else ""
+    yield Finding("open files allowed", "unlimited" if files is None else str(files), trouble)
+    allowed = "unlimited" if space is None else f"{space / 1e9:.2f} GB"
+    yield Finding("address space allowed", allowed, address_space_problem(LEAST_WITH_NETWORK_GB))
 
 
 def _free_gb(folder: Path) -> float:

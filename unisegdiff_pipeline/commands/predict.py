@@ -15,6 +15,7 @@ from unisegdiff_pipeline.commands.common import (
     run,
     whole_number,
 )
+from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import PREDICT
 from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.errors import UsdError
@@ -27,6 +28,7 @@ def build_parser() -> CommandParser:
         "Predict masks for images in the raw layout (CASE_0000.ext, CASE_0001.ext, ...). OUT holds the masks, and\n"
         "uncertainty/, lesions.csv, volumes.csv and manifest.json beside them. An interrupted prediction continues.",
         nnunet=PREDICT,
+        least_gb=LEAST_WITH_NETWORK_GB,
     )
     parser.add_argument(
         "-i", "--input", type=Path, nargs="+", required=True, metavar="IN", help="a folder, or image files"

@@ -20,6 +20,7 @@ from unisegdiff_pipeline.commands.common import (
     run,
     whole_number,
 )
+from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import TRAIN
 from unisegdiff_pipeline.commands.terminal import report_error, say
 
@@ -42,6 +43,7 @@ def build_parser() -> CommandParser:
         "Train on preprocessed data: first the segmenter, then the staged diffusion model on top of it.\n"
         "An interrupted training continues where it stopped, with what it was asked; no flag has to be given again.",
         nnunet=TRAIN,
+        least_gb=LEAST_WITH_NETWORK_GB,
     )
     parser.add_argument("dataset", metavar="DATASET", help="4, 004, Hippocampus or Dataset004_Hippocampus")
     parser.add_argument(
