@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,9 @@ def read_map(path: Path, scale: float | None = None) -> Volume:
 def read_header(path: Path) -> tuple[Shape, Geometry]:
     """Shape (C, Z, Y, X) and geometry of a file, without reading voxels; both are what reading it gives."""
     path = Path(path)
-    return _reader(path).header(path)
+    reader = _reader(path)
+    with _named(path):
+        return reader.header(path)
 
 
 def label_colours(path: Path) -> dict[int, tuple[int, int, int]]:
@@ -230,13 +233,23 @@ def _reader(path: Path) -> _Format:
 
 def _read(path: Path, as_labels: bool = False) -> Volume:
     reader = _reader(path)
+    with _named(path):
+        return reader.read(path, as_labels)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever fails while a file is read as a UsdError that names it.
+
+    The libraries raise anything from OSError to SyntaxError for a damaged file.
+    """
     if not path.is_file():
         raise UsdError(f"{path} does not exist; check the path and the file name.")
     try:
-        return reader.read(path, as_labels)
+        yield
     except (UsdError, MemoryError):
         raise
-    except Exception as error:  # the libraries raise anything from OSError to SyntaxError for a damaged file
+    except Exception as error:
         raise unreadable(path, error) from error
 
 

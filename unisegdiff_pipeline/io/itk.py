@@ -54,14 +54,7 @@ def information(path: Path) -> tuple[Shape, Geometry]:
 
 def header(path: Path) -> tuple[Shape, Geometry]:
     """Shape (C, Z, Y, X) and geometry of an MHA, NRRD or GIPL file, checked."""
-    try:
-        _, shape, geometry = _checked(path)
-    except FileNotFoundError:
-        raise UsdError(f"{path} does not exist; check the path and the file name.") from None
-    except (UsdError, MemoryError):
-        raise
-    except Exception as error:
-        raise unreadable(path, error) from error
+    _, shape, geometry = _checked(path)
     return shape, geometry
 
 

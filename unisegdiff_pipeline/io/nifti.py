@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from unisegdiff_pipeline.core.errors import UsdError, unreadable
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
 from unisegdiff_pipeline.io import itk
 from unisegdiff_pipeline.io.content import Content, is_gzip, open_content, read_exactly, require_end, skip
@@ -44,15 +44,8 @@ class _Header:
 
 def header(path: Path) -> tuple[Shape, Geometry]:
     """Shape (C, Z, Y, X) and geometry, checked."""
-    try:
-        with open_content(path) as content:
-            found = _read_header(path, content)
-    except FileNotFoundError:
-        raise UsdError(f"{path} does not exist; check the path and the file name.") from None
-    except (UsdError, MemoryError):
-        raise
-    except Exception as error:
-        raise unreadable(path, error) from error
+    with open_content(path) as content:
+        found = _read_header(path, content)
     return found.shape, found.geometry
 
 

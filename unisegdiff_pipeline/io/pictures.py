@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unisegdiff_pipeline.core.errors import UsdError, unreadable
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object
 from unisegdiff_pipeline.io import png_chunks, tiff_pages
@@ -32,15 +32,8 @@ _BYTES_PER_VALUE = 4  # at most; Pillow keeps colours in four bytes a pixel
 
 def header(path: Path) -> tuple[Shape, Geometry]:
     """Shape (C, Z, Y, X), as displayed and without an alpha channel, and geometry of a picture or stack."""
-    try:
-        with _open(path) as picture:
-            return _declared(path, picture)
-    except FileNotFoundError:
-        raise UsdError(f"{path} does not exist; check the path and the file name.") from None
-    except (UsdError, MemoryError):
-        raise
-    except Exception as error:
-        raise unreadable(path, error) from error
+    with _open(path) as picture:
+        return _declared(path, picture)
 
 
 def read(path: Path, as_labels: bool) -> Volume:
