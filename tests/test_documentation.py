@@ -170,10 +170,25 @@ def test_the_architecture_page_names_every_folder() -> None:
     assert set(named) == folders
 
 
+def test_the_architecture_page_names_every_module_beside_the_folders() -> None:
+    modules = {path.name for path in (ROOT / "unisegdiff_pipeline").glob("*.py")} - {"__init__.py"}
+    assert modules <= set(
+        re.findall(r"`(\w+\.py)`", (ROOT / "documentation/explanation/architecture.md").read_text("utf-8"))
+    )
+
+
 def test_the_index_names_every_page() -> None:
     index = ROOT / "documentation/README.md"
     named = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+)\)", index.read_text("utf-8"))}
     assert {page for page in PAGES if page.is_relative_to(index.parent)} - {index} <= named
+
+
+FORMER_WORDS = r"\b(reckon\w*|mend(s|ed|ing)?|sittings?|honest\w*|the usual|for want of|cut at|draws? masks)\b"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_use_the_words_of_the_field(page: Path) -> None:
+    assert not re.findall(FORMER_WORDS, page.read_text("utf-8"), re.I)
 
 
 EXPLANATIONS = ("staged_diffusion", "stages")
