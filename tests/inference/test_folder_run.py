@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.predictor import Predictor
+from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io import images as nifti_writing
 from unisegdiff_pipeline.io.images import read_image, write_map
@@ -57,10 +59,10 @@ def bytes_of(out: Path) -> dict[str, bytes]:
 )
 def test_another_prediction_is_refused_by_its_difference_and_touches_nothing(folders, change, named) -> None:
     model, images, out = folders
-    predict_folder(images, out, model, device="cpu", **ALL)
+    predict_folder(PredictRequest(images, out, model, device="cpu", **ALL))
     before = bytes_of(out)
     with pytest.raises(UsdError, match=f"{named}.*--overwrite"):
-        predict_folder(images, out, model, device="cpu", **ALL, **change)
+        predict_folder(PredictRequest(images, out, model, device="cpu", **ALL, **change))
     assert bytes_of(out) == before
 
 
@@ -68,58 +70,61 @@ def test_another_model_is_refused_and_overwriting_removes_all_of_it(folders, tmp
     """Samples and probabilities of the first, and its cases that are not predicted again, would be scored as one."""
     first, images, out = folders
     second = make_model(tmp_path / "second", 2, folds=("1",))
-    predict_folder(images, out, first, folds=["0"], device="cpu", **ALL)
+    predict_folder(PredictRequest(images, out, first, folds=["0"], device="cpu", **ALL))
     (images / "case1_0000.png").unlink()
     with pytest.raises(UsdError, match=r"made otherwise by .*first|made otherwise by .*StagedDiffusionTrainer__tiny"):
-        predict_folder(images, out, second, device="cpu")
-    assert predict_folder(images, out, second, device="cpu", overwrite=True) == 1
+        predict_folder(PredictRequest(images, out, second, device="cpu"))
+    assert predict_folder(PredictRequest(images, out, second, device="cpu", overwrite=True)) == 1
     assert listing(out) == {"case0.png", "uncertainty/case0.png", "lesions.csv", "volumes.csv", "manifest.json"}
     alone = tmp_path / "alone"
-    predict_folder(images, alone, second, device="cpu")
+    predict_folder(PredictRequest(images, alone, second, device="cpu"))
     assert bytes_of(out) == bytes_of(alone)
 
 
 def test_a_model_that_was_moved_is_the_same(folders, tmp_path: Path) -> None:
     model, images, out = folders
-    predict_folder(images, out, model, device="cpu")
+    predict_folder(PredictRequest(images, out, model, device="cpu"))
     moved = tmp_path / "elsewhere" / model.name
     shutil.copytree(model, moved)
-    assert predict_folder(images, out, moved, device="cpu") == 0
+    assert predict_folder(PredictRequest(images, out, moved, device="cpu")) == 0
 
 
 def test_what_is_asked_for_besides_is_added_and_what_is_there_serves(folders) -> None:
     """Samples and probabilities say how much is written, not what: no other prediction."""
     model, images, out = folders
-    predict_folder(images, out, model, device="cpu")
+    predict_folder(PredictRequest(images, out, model, device="cpu"))
     masks = (out / "case0.png").read_bytes()
-    assert predict_folder(images, out, model, device="cpu", **ALL) == 2
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", **ALL)) == 2
     assert (out / "case0.png").read_bytes() == masks
-    assert predict_folder(images, out, model, device="cpu") == 0
+    assert predict_folder(PredictRequest(images, out, model, device="cpu")) == 0
     (out / "samples" / "case1_sample01.png").unlink()
-    assert predict_folder(images, out, model, device="cpu", **ALL) == 1
-    assert predict_folder(images, out, model, device="cpu", **ALL, save_uncertainty_parts=True) == 2
-    assert predict_folder(images, out, model, device="cpu", **ALL, save_uncertainty_parts=True) == 0
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", **ALL)) == 1
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", **ALL, save_uncertainty_parts=True)) == 2
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", **ALL, save_uncertainty_parts=True)) == 0
 
 
 def test_nothing_of_the_old_image_stays_when_the_new_one_fails(folders) -> None:
     model, images, out = folders
-    predict_folder(images, out, model, device="cpu", **ALL)
+    predict_folder(PredictRequest(images, out, model, device="cpu", **ALL))
     (images / "case1_0000.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     with pytest.raises(UsdError, match="case1"):
-        predict_folder(images, out, model, device="cpu")
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert not [name for name in listing(out) if "case1" in name]
     assert set(json.loads((out / "manifest.json").read_text())["cases"]) == {"case0"}
 
 
 def test_parts_that_overwrite_keep_what_the_others_have_made(folders) -> None:
     model, images, out = folders
-    predict_folder(images, out, model, device="cpu", **ALL)
+    predict_folder(PredictRequest(images, out, model, device="cpu", **ALL))
     for part in (0, 1):
-        assert predict_folder(images, out, model, device="cpu", seed=4, overwrite=True, num_parts=2, part_id=part) == 1
+        request = PredictRequest(
+            images, out, model, device="cpu", seed=4, overwrite=True, num_parts=2, part_id=part
+        )
+        assert predict_folder(request) == 1
     assert {name for name in listing(out) if "case" in name} == {
         f"{folder}case{i}.png" for folder in ("", "uncertainty/") for i in (0, 1)
     }
-    assert predict_folder(images, out, model, device="cpu", seed=4) == 0
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", seed=4)) == 0
 
 
 def test_files_of_others_are_not_written_among(folders) -> None:
@@ -128,22 +133,22 @@ def test_files_of_others_are_not_written_among(folders) -> None:
     Image.fromarray(np.ones((20, 25), np.uint8)).save(out / "case0.png")
     Image.fromarray(np.ones((20, 25), np.uint8)).save(out / "patient.png")
     with pytest.raises(UsdError, match=r"2 files that no prediction.*case0\.png, patient\.png"):
-        predict_folder(images, out, model, device="cpu")
-    assert predict_folder(images, out, model, device="cpu", overwrite=True) == 2
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", overwrite=True)) == 2
     assert (out / "patient.png").is_file()
 
 
 def test_a_folder_of_an_earlier_version_is_known_by_its_manifest(folders) -> None:
     model, images, out = folders
-    predict_folder(images, out, model, device="cpu", **ALL)
+    predict_folder(PredictRequest(images, out, model, device="cpu", **ALL))
     (out / ".prediction.json").unlink()
     with pytest.raises(UsdError, match="seed 0 there, 3 asked for"):
-        predict_folder(images, out, model, device="cpu", seed=3)
-    assert predict_folder(images, out, model, device="cpu", **ALL) == 0
+        predict_folder(PredictRequest(images, out, model, device="cpu", seed=3))
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", **ALL)) == 0
     (out / ".prediction.json").unlink()
     (out / "manifest.json").unlink()
     with pytest.raises(UsdError, match="does not say what it was made with"):
-        predict_folder(images, out, model, device="cpu", **ALL)
+        predict_folder(PredictRequest(images, out, model, device="cpu", **ALL))
 
 
 def test_a_run_notices_that_another_took_its_folder(folders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,23 +161,24 @@ def test_a_run_notices_that_another_took_its_folder(folders, monkeypatch: pytest
         if not calls:
             calls.append(properties.case_id)
             for part in (0, 1):  # as the only part it would be refused
-                predict_folder(images, out, model, device="cpu", seed=9, overwrite=True, num_parts=2, part_id=part)
+                request = PredictRequest(images, out, model, device="cpu", seed=9, overwrite=True)
+                predict_folder(replace(request, num_parts=2, part_id=part))
         return found
 
     monkeypatch.setattr(Predictor, "predict_preprocessed", with_another_run)
     with pytest.raises(UsdError, match="taken over by another prediction"):
-        predict_folder(images, out, model, device="cpu")
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
     monkeypatch.undo()
-    assert predict_folder(images, out, model, device="cpu", seed=9) == 0
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", seed=9)) == 0
 
 
 def test_two_runs_do_not_predict_the_same_part_at_once(folders) -> None:
     model, images, out = folders
     with locked(out / ".lock-part-0-of-2", "x"):
         with pytest.raises(UsdError, match=rf"process {os.getpid()} on this machine .* working on part 0 of 2"):
-            predict_folder(images, out, model, device="cpu", num_parts=2, part_id=0)
-        assert predict_folder(images, out, model, device="cpu", num_parts=2, part_id=1) == 1
-    assert predict_folder(images, out, model, device="cpu", num_parts=2, part_id=0) == 1
+            predict_folder(PredictRequest(images, out, model, device="cpu", num_parts=2, part_id=0))
+        assert predict_folder(PredictRequest(images, out, model, device="cpu", num_parts=2, part_id=1)) == 1
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", num_parts=2, part_id=0)) == 1
     assert not list(out.glob(".lock*"))
 
 
@@ -182,7 +188,7 @@ def test_an_output_that_cannot_be_written_is_found_before_anything_is_computed(f
     out.mkdir()
     (out / "samples").touch()
     with pytest.raises(UsdError, match=r"samples cannot be written"):
-        predict_folder(images, out, model, device="cpu", **ALL)
+        predict_folder(PredictRequest(images, out, model, device="cpu", **ALL))
     (out / "samples").unlink()
     read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))  # whoever runs the tests may write everywhere
 
@@ -191,7 +197,7 @@ def test_an_output_that_cannot_be_written_is_found_before_anything_is_computed(f
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     with pytest.raises(UsdError, match=r"out cannot be written .*Read-only file system\)"):
-        predict_folder(images, out, model, device="cpu")
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("shapes differ"), ZeroDivisionError()])
@@ -207,7 +213,7 @@ def test_any_error_of_one_case_is_named_and_the_others_finish(folders, monkeypat
     monkeypatch.setattr(Predictor, "predict_preprocessed", all_but_one)
     named = "memory ran out" if isinstance(error, MemoryError) else rf"{type(error).__name__}.*test_folder_run\.py:\d+"
     with pytest.raises(UsdError, match=f"1 case could not be predicted.*case0: {named}"):
-        predict_folder(images, out, model, device="cpu")
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert (out / "case1.png").is_file()
 
 
@@ -222,7 +228,7 @@ def test_an_image_that_kills_its_reader_costs_this_case_alone(folders, monkeypat
 
     monkeypatch.setattr(ReadingProcess, "read_image", kill_at_the_first)
     with pytest.raises(UsdError, match=r"case0: .*case0_0000\.png.*ended by SIGKILL"):
-        predict_folder(images, out, model, device="cpu")
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert (out / "case1.png").is_file()
 
 
@@ -270,14 +276,14 @@ def test_what_memory_may_be_taken_changes_no_byte(tmp_path: Path, monkeypatch: p
         values[:, :5] = 0  # something to crop
         write_map(images / "a_0000.nii.gz", values, GEOMETRY_3D)
     options = {"device": "cpu", "num_samples": 4, "save_uncertainty_parts": True, **ALL}
-    predict_folder(images, tmp_path / "roomy", model, **options)
+    predict_folder(PredictRequest(images, tmp_path / "roomy", model, **options))
     monkeypatch.setattr(scratch, "SMALL_BYTES", 0)
     monkeypatch.setattr(nifti_writing, "STREAMED_BYTES", 0)
     monkeypatch.setattr(resample, "LINEAR_SLAB_BYTES", 20_000)
     monkeypatch.setattr(restore, "LINEAR_SLAB_BYTES", 20_000)
     monkeypatch.setattr(MemoryBudget, "for_arrays", lambda self: 0)
     monkeypatch.setattr(MemoryBudget, "free_gb", lambda self: 1e-9)
-    predict_folder(images, tmp_path / "tight", model, max_memory_gb=1e-3, **options)
+    predict_folder(PredictRequest(images, tmp_path / "tight", model, max_memory_gb=1e-3, **options))
     assert listing(tmp_path / "tight") == listing(tmp_path / "roomy")
     for name in listing(tmp_path / "roomy") - {"manifest.json"}:
         roomy, tight = tmp_path / "roomy" / name, tmp_path / "tight" / name
@@ -296,4 +302,4 @@ def test_memory_that_cannot_be_is_refused(folders) -> None:
     model, images, out = folders
     for number in (0.0, -1.0, float("nan")):
         with pytest.raises(UsdError, match=r"--max-memory\) is .*above 0"):
-            predict_folder(images, out, model, device="cpu", max_memory_gb=number)
+            predict_folder(PredictRequest(images, out, model, device="cpu", max_memory_gb=number))

@@ -25,6 +25,7 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
 from unisegdiff_pipeline.inference.predictor import Predictor
+from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.images import read_image, write_map
 from unisegdiff_pipeline.io.orientation import Direction
@@ -114,7 +115,10 @@ def test_masks_samples_and_maps_of_reoriented_copies_are_equal(
         file = tmp_path / codes / "case_0000.nii.gz"
         file.parent.mkdir()
         nibabel.save(image_in(codes, tilt), file)
-        predict_folder(file, out / codes, model, device="cpu", save_samples=True, save_probabilities=True)
+        request = PredictRequest(
+            file, out / codes, model, device="cpu", save_samples=True, save_probabilities=True
+        )
+        predict_folder(request)
         array = np.load(out / codes / "probabilities/case.npz")["probabilities"]
         mask = nibabel.load(out / codes / "case.nii.gz")
         np.testing.assert_allclose(mask.affine, nibabel.load(file).affine, atol=1e-4)
@@ -151,7 +155,7 @@ def test_models_of_earlier_versions_predict_volumes_as_they_are_stored(
     images.mkdir()
     nibabel.save(image_in("RAS"), images / "case_0000.nii.gz")
     nibabel.save(image_in("RAS"), images / "other_0000.nii.gz")
-    assert predict_folder(images, out, model, device="cpu") == 2
+    assert predict_folder(PredictRequest(images, out, model, device="cpu")) == 2
     assert caplog.text.count("names no orientation") == 1
     volume = read_image([images / "case_0000.nii.gz"])
     turned_by_plan = Predictor(make_model(tmp_path / "new", 3, RAS), device="cpu")
@@ -169,7 +173,7 @@ def test_a_single_slice_across_the_slices_of_a_2d_configuration_is_refused(tmp_p
     affine[2, 1] = affine[1, 0] = affine[0, 2] = affine[3, 3] = 1
     nibabel.save(nibabel.Nifti1Image(np.asarray(sagittal.dataobj), affine), images / "sagittal_0000.nii.gz")
     with pytest.raises(UsdError, match=r"1 case could not be predicted.*single slice stored as ASR.*RAS"):
-        predict_folder(images, tmp_path / "out", model, device="cpu")
+        predict_folder(PredictRequest(images, tmp_path / "out", model, device="cpu"))
     assert (tmp_path / "out/flipped.nii.gz").is_file()
 
 
@@ -184,7 +188,7 @@ def test_spacings_that_cannot_be_are_refused_by_file_and_the_other_cases_finish(
     for name, factor in (("metres", 1e-3), ("lost", 50.0), ("good", 1.0), ("coarse", 4.0)):
         nibabel.save(with_spacing(image_in("RAS"), factor), images / f"{name}_0000.nii.gz")
     with pytest.raises(UsdError) as caught:
-        predict_folder(images, out, model, device="cpu")
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
     message = str(caught.value)
     assert message.startswith("2 cases could not be predicted")
     assert "metres_0000.nii.gz: case 'metres': voxels of 0.0025 x 0.0015 x 0.001 mm are" in message
@@ -198,10 +202,10 @@ def test_a_corrected_spacing_beside_a_stack_is_predicted_again(tmp_path: Path) -
     for case in "ab":
         array = np.random.default_rng(0).random((8, 16, 14)).astype(np.float32)
         write_map(images / f"{case}_0000.tif", array, Geometry((2.0, 1.0, 1.2)))
-    assert predict_folder(images, out, model, device="cpu") == 2
-    assert predict_folder(images, out, model, device="cpu") == 0
+    assert predict_folder(PredictRequest(images, out, model, device="cpu")) == 2
+    assert predict_folder(PredictRequest(images, out, model, device="cpu")) == 0
     write_json(images / "b_0000.json", {"spacing": [3.0, 1.0, 1.2]})
-    assert predict_folder(images, out, model, device="cpu") == 1
+    assert predict_folder(PredictRequest(images, out, model, device="cpu")) == 1
     assert json.loads((out / "b.json").read_text()) == {"spacing": [3.0, 1.0, 1.2]}
 
 
@@ -240,7 +244,7 @@ def test_channels_on_different_grids_are_refused_by_name_and_the_other_cases_fin
         nibabel.save(first, images / f"{name}_0000.nii.gz")
         nibabel.save(flair, images / f"{name}_0001.nii.gz")
     with pytest.raises(UsdError) as caught:
-        predict_folder(images, out, model, device="cpu")
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
     message = str(caught.value)
     assert message.startswith("3 cases could not be predicted")
     for name in ("flipped", "spacing", "shifted"):

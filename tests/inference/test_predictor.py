@@ -26,6 +26,7 @@ from unisegdiff_pipeline.inference import folder_run
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
 from unisegdiff_pipeline.inference.predictor import Predictor, predict
+from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.images import read_image, read_labels, write_map
 from unisegdiff_pipeline.networks import precision
@@ -98,7 +99,8 @@ def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_layout_of_a_2d_folder(tmp_path: Path) -> None:
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
-    assert predict_folder(images, out, model, device="cpu", save_samples=True, save_probabilities=True) == 2
+    request = PredictRequest(images, out, model, device="cpu", save_samples=True, save_probabilities=True)
+    assert predict_folder(request) == 2
     per_case = [
         "{}.png", "uncertainty/{}.png", "samples/{}_sample00.png", "samples/{}_sample01.png", "probabilities/{}.npz"
     ]  # fmt: skip
@@ -123,15 +125,22 @@ def test_layout_of_a_2d_folder(tmp_path: Path) -> None:
 
 def test_only_what_was_asked_for_is_written(tmp_path: Path) -> None:
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 1), tmp_path / "out"
-    predict_folder(images, out, model, device="cpu")
+    predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert listing(out) == {"case0.png", "uncertainty/case0.png", "lesions.csv", "volumes.csv", "manifest.json"}
+
+
+def test_the_callers_number_of_threads_stays(tmp_path: Path) -> None:
+    model, images = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 1)
+    torch.set_num_threads(37)  # more than are used
+    predict_folder(PredictRequest(images, tmp_path / "out", model, device="cpu", num_samples=0))
+    assert torch.get_num_threads() == 37
 
 
 def test_3d_geometry_and_lesions_survive(tmp_path: Path) -> None:
     model, out = make_model(tmp_path, 3), tmp_path / "out"
     values = np.random.default_rng(3).normal(size=(9, 18, 14)).astype(np.float32)
     write_map(tmp_path / "in/a_0000.nii.gz", values, GEOMETRY_3D)
-    predict_folder(tmp_path / "in/a_0000.nii.gz", out, model, device="cpu")
+    predict_folder(PredictRequest(tmp_path / "in/a_0000.nii.gz", out, model, device="cpu"))
     written = read_labels(out / "a.nii.gz")
     assert written.array.shape == (1, 9, 18, 14)
     assert np.allclose(written.geometry.direction, GEOMETRY_3D.direction, atol=1e-6)
@@ -147,16 +156,16 @@ def test_3d_geometry_and_lesions_survive(tmp_path: Path) -> None:
 
 def test_a_second_run_does_only_what_is_left(tmp_path: Path) -> None:
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 3), tmp_path / "out"
-    predict_folder(images, out, model, device="cpu")
+    predict_folder(PredictRequest(images, out, model, device="cpu"))
     before = {name: (out / name).read_bytes() for name in ("case0.png", "case1.png", "lesions.csv")}
-    assert predict_folder(images, out, model, device="cpu") == 0
+    assert predict_folder(PredictRequest(images, out, model, device="cpu")) == 0
     (out / "case1.png").unlink()  # as if interrupted
     Image.fromarray(np.zeros((20, 25), np.uint8) + np.arange(25, dtype=np.uint8)).save(images / "case2_0000.png")
     stamp = (out / "case0.png").stat().st_mtime_ns
-    assert predict_folder(images, out, model, device="cpu") == 2
+    assert predict_folder(PredictRequest(images, out, model, device="cpu")) == 2
     assert (out / "case0.png").stat().st_mtime_ns == stamp
     assert (out / "case1.png").read_bytes() == before["case1.png"]
-    assert predict_folder(images, out, model, device="cpu", overwrite=True) == 3
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", overwrite=True)) == 3
 
 
 def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,23 +179,23 @@ def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Predictor, "predict_preprocessed", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        predict_folder(images, out, model, device="cpu")
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
     monkeypatch.undo()
     assert set(json.loads((out / "manifest.json").read_text())["cases"]) == {"case0", "case1"}
-    assert predict_folder(images, out, model, device="cpu") == 1
+    assert predict_folder(PredictRequest(images, out, model, device="cpu")) == 1
     assert (out / "case2.png").is_file()
 
 
 def test_parts_share_a_folder(tmp_path: Path) -> None:
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 3), tmp_path / "out"
-    assert predict_folder(images, out, model, device="cpu", num_parts=2, part_id=0) == 2
-    assert predict_folder(images, out, model, device="cpu", num_parts=2, part_id=1) == 1
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", num_parts=2, part_id=0)) == 2
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", num_parts=2, part_id=1)) == 1
     whole = tmp_path / "whole"
-    predict_folder(images, whole, model, device="cpu")
+    predict_folder(PredictRequest(images, whole, model, device="cpu"))
     for table in ("lesions.csv", "volumes.csv"):
         assert (out / table).read_bytes() == (whole / table).read_bytes()
     with pytest.raises(UsdError, match="part_id is 2 of 2"):
-        predict_folder(images, out, model, num_parts=2, part_id=2)
+        predict_folder(PredictRequest(images, out, model, num_parts=2, part_id=2))
 
 
 def test_a_case_that_fails_is_named_and_the_others_finish(tmp_path: Path) -> None:
@@ -194,7 +203,7 @@ def test_a_case_that_fails_is_named_and_the_others_finish(tmp_path: Path) -> Non
     damaged = images / "case1_0000.png"
     damaged.write_bytes(damaged.read_bytes()[:60])
     with pytest.raises(UsdError, match=r"1 case could not be predicted.*case1_0000"):
-        predict_folder(images, out, model, device="cpu")
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert (out / "case0.png").is_file()
     assert (out / "case2.png").is_file()
     assert not (out / "case1.png").exists()
@@ -222,7 +231,7 @@ def test_a_case_whose_computing_or_writing_fails_is_named_and_the_others_finish(
     for memory_gb in (100.0, 0.0):  # three cases at once, and one at a time
         monkeypatch.setattr(folder_run, "available_memory_gb", lambda memory_gb=memory_gb: memory_gb)
         with pytest.raises(UsdError, match=r"2 cases could not .*case0: too large; case2: not writable"):
-            predict_folder(images, out, model, device="cpu", overwrite=True)
+            predict_folder(PredictRequest(images, out, model, device="cpu", overwrite=True))
         manifest = json.loads((out / "manifest.json").read_text())
         assert set(manifest["failed"]) == {"case0", "case2"}
         assert set(manifest["cases"]) == {"case1", "case3"}
@@ -239,7 +248,7 @@ def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(folder_run, "write_prediction", full)
     monkeypatch.setattr(folder_run, "available_memory_gb", lambda: 0.0)
     with pytest.raises(UsdError, match="a cannot be written"):
-        predict_folder(images, out, model, device="cpu")
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert tried == ["case0"]
 
 
@@ -254,7 +263,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     for folder in (out, out / "uncertainty", out / ".cases"):
         folder.mkdir(exist_ok=True)
         (folder / stale).touch()
-    predict_folder(images, out, model, device="cpu")
+    predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert not list(out.rglob(".tmp-*"))
 
 
@@ -264,13 +273,13 @@ def test_nan_is_refused_with_its_file(tmp_path: Path) -> None:
     values[1, 2, 3] = np.nan
     write_map(tmp_path / "in/a_0000.nii.gz", values, Geometry())
     with pytest.raises(UsdError, match=r"a_0000\.nii\.gz holds 1 voxels that are NaN"):
-        predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu")
+        predict_folder(PredictRequest(tmp_path / "in", tmp_path / "out", model, device="cpu"))
 
 
 def test_masks_do_not_go_beside_images(tmp_path: Path) -> None:
     model, images = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 1)
     with pytest.raises(UsdError, match="choose another folder"):
-        predict_folder(images, images, model, device="cpu")
+        predict_folder(PredictRequest(images, images, model, device="cpu"))
 
 
 def test_folds_are_averaged_in_probability(tmp_path: Path) -> None:
@@ -310,8 +319,8 @@ def test_combined_masks_are_those_of_the_written_samples(tmp_path: Path, dims: i
     else:
         images, ending = tmp_path / "in", ".nii.gz"
         write_map(images / "case0_0000.nii.gz", np.random.default_rng(3).normal(size=(9, 18, 14)), GEOMETRY_3D)
-    predict_folder(images, mean, model, device="cpu", num_samples=5, save_samples=True)
-    predict_folder(images, out, model, device="cpu", num_samples=5, save_samples=True, combine=combine)
+    predict_folder(PredictRequest(images, mean, model, device="cpu", num_samples=5, save_samples=True))
+    predict_folder(PredictRequest(images, out, model, device="cpu", num_samples=5, save_samples=True, combine=combine))
     samples = [sitk.ReadImage(str(path)) for path in sorted((out / "samples").iterdir())]
     written = read_labels(out / f"case0{ending}").array[0]
     if combine == "majority":
@@ -339,16 +348,16 @@ def test_combined_masks_are_those_of_the_written_samples(tmp_path: Path, dims: i
 def test_combined_masks_continue_and_another_rule_is_another_prediction(tmp_path: Path) -> None:
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
     run = {"device": "cpu", "num_samples": 3}
-    assert predict_folder(images, out, model, **run, combine="majority") == 2
+    assert predict_folder(PredictRequest(images, out, model, **run, combine="majority")) == 2
     before = (out / "case0.png").read_bytes()
     (out / "case0.png").unlink()
-    assert predict_folder(images, out, model, **run, combine="majority") == 1
+    assert predict_folder(PredictRequest(images, out, model, **run, combine="majority")) == 1
     assert (out / "case0.png").read_bytes() == before
     with pytest.raises(UsdError, match=r'combine "majority" there, "staple" asked for'):
-        predict_folder(images, out, model, **run, combine="staple")
-    assert predict_folder(images, out, model, **run, combine="staple", overwrite=True) == 2
-    assert predict_folder(images, out, model, **run, combine="staple", save_uncertainty_parts=True) == 2
-    assert predict_folder(images, out, model, **run, combine="staple", save_uncertainty_parts=True) == 0
+        predict_folder(PredictRequest(images, out, model, **run, combine="staple"))
+    assert predict_folder(PredictRequest(images, out, model, **run, combine="staple", overwrite=True)) == 2
+    assert predict_folder(PredictRequest(images, out, model, **run, combine="staple", save_uncertainty_parts=True)) == 2
+    assert predict_folder(PredictRequest(images, out, model, **run, combine="staple", save_uncertainty_parts=True)) == 0
 
 
 def test_the_mean_is_the_default(tmp_path: Path) -> None:
@@ -356,8 +365,8 @@ def test_the_mean_is_the_default(tmp_path: Path) -> None:
     model, images = make_model(tmp_path, 2, folds=("0", "1")), make_pictures(tmp_path / "in", 2)
     plain, named = tmp_path / "plain", tmp_path / "named"
     common = {"device": "cpu", "save_samples": True, "num_samples": 4}
-    predict_folder(images, plain, model, **common)
-    predict_folder(images, named, model, **common, combine="mean", save_uncertainty_parts=True)
+    predict_folder(PredictRequest(images, plain, model, **common))
+    predict_folder(PredictRequest(images, named, model, **common, combine="mean", save_uncertainty_parts=True))
     for name in listing(plain) - {"manifest.json"}:
         assert (plain / name).read_bytes() == (named / name).read_bytes(), name
     parts = ("between_folds", "within_samples", "single_samples")
@@ -369,7 +378,7 @@ def test_arrays_are_combined_and_split_as_files_are(tmp_path: Path) -> None:
     values = np.random.default_rng(7).normal(size=(9, 18, 14)).astype(np.float32)
     write_map(tmp_path / "in/a_0000.nii.gz", values, GEOMETRY_3D)
     choice = {"num_samples": 4, "combine": "majority"}
-    predict_folder(tmp_path / "in", out, model, device="cpu", save_uncertainty_parts=True, **choice)
+    predict_folder(PredictRequest(tmp_path / "in", out, model, device="cpu", save_uncertainty_parts=True, **choice))
     loaded = Predictor(model, device="cpu")
     found = loaded.predict(values[None], GEOMETRY_3D.spacing_mm, case_id="a", uncertainty_parts=True, **choice)
     assert np.array_equal(found.mask, read_labels(out / "a.nii.gz").array[0])
@@ -392,11 +401,13 @@ def test_what_needs_samples_is_refused_without(tmp_path: Path) -> None:
         model = make_model(tmp_path / str(denoiser), 2, folds=("0", "1"), denoiser=denoiser)
         number = 0 if denoiser else 4
         with pytest.raises(UsdError, match="combined by staple, but 0 samples are drawn"):
-            predict_folder(images, tmp_path / "out", model, device="cpu", num_samples=number, combine="staple")
-        with pytest.raises(UsdError, match="one fold without samples"):
             predict_folder(
-                images, tmp_path / "out", model, ["0"], device="cpu", num_samples=number, save_uncertainty_parts=True
+                PredictRequest(images, tmp_path / "out", model, device="cpu", num_samples=number, combine="staple")
             )
+        with pytest.raises(UsdError, match="one fold without samples"):
+            predict_folder(PredictRequest(
+                images, tmp_path / "out", model, ["0"], device="cpu", num_samples=number, save_uncertainty_parts=True
+            ))
         assert not (tmp_path / "out").exists()
         with pytest.raises(UsdError, match="combined by majority"):
             Predictor(model, device="cpu").predict(np.ones((1, 20, 20)), (1, 1), num_samples=0, combine="majority")
@@ -405,7 +416,7 @@ def test_what_needs_samples_is_refused_without(tmp_path: Path) -> None:
 def test_volumes_of_mask_and_samples(tmp_path: Path) -> None:
     model, out = make_model(tmp_path, 3), tmp_path / "out"
     write_map(tmp_path / "in/a_0000.nii.gz", np.random.default_rng(3).normal(size=(9, 18, 14)), GEOMETRY_3D)
-    predict_folder(tmp_path / "in", out, model, device="cpu", num_samples=3, save_samples=True)
+    predict_folder(PredictRequest(tmp_path / "in", out, model, device="cpu", num_samples=3, save_samples=True))
     mask = read_labels(out / "a.nii.gz").array
     samples = np.stack([read_labels(path).array for path in sorted((out / "samples").iterdir())])
     rows = read_rows(out / "volumes.csv")
@@ -422,7 +433,7 @@ def test_volumes_of_mask_and_samples(tmp_path: Path) -> None:
 def test_volumes_of_an_earlier_folder_and_without_samples(tmp_path: Path) -> None:
     """Pictures are measured in pixels; a finished case whose volumes are not there is left out of the table."""
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
-    predict_folder(images, out, model, device="cpu", num_samples=0)
+    predict_folder(PredictRequest(images, out, model, device="cpu", num_samples=0))
     rows = read_rows(out / "volumes.csv")
     assert [row["case"] for row in rows] == ["case0", "case1"]
     area = np.count_nonzero(read_labels(out / "case0.png").array)
@@ -432,7 +443,7 @@ def test_volumes_of_an_earlier_folder_and_without_samples(tmp_path: Path) -> Non
     }  # fmt: skip
     assert rows[0]["spacing_known"] == read_rows(out / "lesions.csv")[0]["spacing_known"] == "no"
     (out / ".cases/volumes/case0.csv").unlink()
-    assert predict_folder(images, out, model, device="cpu", num_samples=0) == 0
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", num_samples=0)) == 0
     assert [row["case"] for row in read_rows(out / "volumes.csv")] == ["case1"]
 
 
@@ -440,7 +451,7 @@ def test_array_and_file_agree(tmp_path: Path) -> None:
     model, out = make_model(tmp_path, 3), tmp_path / "out"
     values = np.random.default_rng(7).normal(size=(9, 18, 14)).astype(np.float32)
     write_map(tmp_path / "in/a_0000.nii.gz", values, GEOMETRY_3D)
-    predict_folder(tmp_path / "in", out, model, device="cpu", seed=3)
+    predict_folder(PredictRequest(tmp_path / "in", out, model, device="cpu", seed=3))
     found = Predictor(model, device="cpu").predict(values[None], GEOMETRY_3D.spacing_mm, seed=3, case_id="a")
     assert found.probabilities.shape == (3, 9, 18, 14)
     assert np.array_equal(found.mask, read_labels(out / "a.nii.gz").array[0])
@@ -460,14 +471,15 @@ def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
 def test_large_cases_are_done_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_run, "available_memory_gb", lambda: 0.0)
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
-    assert predict_folder(images, out, model, device="cpu") == 2
+    assert predict_folder(PredictRequest(images, out, model, device="cpu")) == 2
     assert (out / "case1.png").is_file()
 
 
 def test_a_plain_segmenter_has_no_samples(tmp_path: Path) -> None:
     model = make_model(tmp_path, 2, denoiser=False)
     out = tmp_path / "out"
-    predict_folder(make_pictures(tmp_path / "in", 1), out, model, device="cpu", save_samples=True, num_samples=4)
+    images = make_pictures(tmp_path / "in", 1)
+    predict_folder(PredictRequest(images, out, model, device="cpu", save_samples=True, num_samples=4))
     assert not (out / "samples").exists()
     with open(out / "lesions.csv", newline="", encoding="utf-8") as stream:
         assert {row["confidence"] for row in csv.DictReader(stream)} <= {""}

@@ -83,7 +83,9 @@ def test_a_flipped_byte_in_preprocessed_data_ends_the_training_before_it_begins(
 def test_both_phases_leave_a_complete_fold(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "FEWEST_FOR_CALIBRATION", 1)
     monkeypatch.setattr(choosing, "FEWEST_FOR_SETTINGS", 1)
+    generator_before = torch.get_rng_state()
     result = train(request_).folds[0]
+    assert torch.equal(torch.get_rng_state(), generator_before)  # a training draws nothing of the caller's
     names = {p.name for p in result.folder.iterdir()}
     expected = {"weights.safetensors", "inference.json", "log.jsonl", "report.html", "validation", "candidates.json"}
     assert expected <= names

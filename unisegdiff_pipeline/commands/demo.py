@@ -161,19 +161,22 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
 
 def _predict(args: argparse.Namespace, raw: RawDataset, model: Path, predictions: Path) -> None:
     from unisegdiff_pipeline.inference.folder_run import predict_folder
+    from unisegdiff_pipeline.inference.request import PredictRequest
 
     _announce(4, f"predicting the held-out phantoms with {args.samples} samples each")
     predict_folder(
-        raw.folder / "imagesTs",
-        predictions,
-        model,
-        folds=["0"],
-        num_samples=args.samples,
-        seed=args.seed,
-        device=args.device,
-        save_probabilities=True,
-        save_samples=True,
-        overwrite=True,  # the folder is the demo's own
+        PredictRequest(
+            raw.folder / "imagesTs",
+            predictions,
+            model,
+            ["0"],
+            num_samples=args.samples,
+            seed=args.seed,
+            device=args.device,
+            save_probabilities=True,
+            save_samples=True,
+            overwrite=True,  # the folder is the demo's own
+        )
     )
 
 

@@ -134,28 +134,31 @@ def _predict(args: argparse.Namespace) -> None:
         return
 
     from unisegdiff_pipeline.inference.folder_run import predict_folder  # imports torch, which takes seconds
+    from unisegdiff_pipeline.inference.request import PredictRequest
     from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 
     keep_freed_memory()
     say(f"Model: {model}")
     predict_folder(
-        source,
-        args.output,
-        model,
-        folds=args.folds,
-        num_samples=args.samples,
-        seed=args.seed,
-        device=args.device,
-        num_parts=args.num_parts,
-        part_id=args.part_id,
-        save_probabilities=args.save_probabilities,
-        save_samples=args.save_samples,
-        overwrite=args.overwrite,
-        mirror=args.mirror,
-        combine=args.combine,
-        decision=args.decision,
-        save_uncertainty_parts=args.save_uncertainty_parts,
-        max_memory_gb=args.max_memory,
+        PredictRequest(
+            source,
+            args.output,
+            model,
+            args.folds,
+            num_samples=args.samples,
+            seed=args.seed,
+            device=args.device,
+            mirror=args.mirror,
+            combine=args.combine,
+            decision=args.decision,
+            max_memory_gb=args.max_memory,
+            save_probabilities=args.save_probabilities,
+            save_samples=args.save_samples,
+            save_uncertainty_parts=args.save_uncertainty_parts,
+            overwrite=args.overwrite,
+            num_parts=args.num_parts,
+            part_id=args.part_id,
+        )
     )
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
     say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")

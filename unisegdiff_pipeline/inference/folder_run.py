@@ -38,7 +38,6 @@ from unisegdiff_pipeline.inference.export import (
     write_record,
     write_summary,
 )
-from unisegdiff_pipeline.inference.label_fusion import Combination
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.model_folder import (
     PLANS_NAME,
@@ -55,11 +54,12 @@ from unisegdiff_pipeline.inference.output_folder import (
     require_own,
 )
 from unisegdiff_pipeline.inference.predictor import EnsemblePrediction, Predictor, require_finite
-from unisegdiff_pipeline.inference.settings import Decision
+from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.io.images import files_read
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
 from unisegdiff_pipeline.networks.allocator import return_freed_memory
+from unisegdiff_pipeline.networks.threads import torch_threads
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
@@ -68,81 +68,55 @@ LARGE_BYTES = 1 << 24  # of an image, from which on freed memory is given back b
 OVERLAP_SHARE = 0.1  # of free memory that an image may take for three cases to be under way at once
 
 
-def predict_folder(
-    source: Path | Sequence[Path],
-    output: Path,
-    model_folder: Path,
-    folds: Sequence[str | int] | str | int | None = None,
-    *,
-    num_samples: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    num_parts: int = 1,
-    part_id: int = 0,
-    save_probabilities: bool = False,
-    save_samples: bool = False,
-    overwrite: bool = False,
-    mirror: bool = False,
-    combine: Combination = "mean",
-    decision: Decision | None = None,
-    save_uncertainty_parts: bool = False,
-    max_memory_gb: float | None = None,
-) -> int:
+def predict_folder(request: PredictRequest) -> int:
     """Predict the cases of a folder, a file or a list; returns how many were predicted now.
 
-    What runs that were killed left half written in `output` is removed first.
+    What runs that were killed left half written in the output is removed first.
 
-    `output` belongs to one model with one set of settings (see `output_folder`). Cases that it holds already, made from
-    the same image, with all that is asked for, are left as they are. Of a case that is predicted again all parts are
-    removed before. See `export` for what is written.
-
-    Args:
-        source: folder, file or list of files, named as in the raw layout.
-        output: folder for masks; made if missing.
-        num_parts, part_id: of the sorted cases this run takes every `num_parts`-th, beginning with `part_id`.
-        overwrite: predict finished cases again, and remove those of another model or other settings.
-        combine: what masks are made of; see `combining`.
-        decision: threshold of the mean probability, see `decision`; None takes what most folds chose.
-        max_memory_gb: that the process may take on a CPU, all told; arrays beyond it live in temporary files in
-            `output`. None takes half of what is free. No mask depends on it; see `memory`.
+    The output belongs to one model with one set of settings (see `output_folder`). Cases that it holds already, made
+    from the same image, with all that is asked for, are left as they are. Of a case that is predicted again all parts
+    are removed before. See `export` for what is written.
 
     Raises:
-        UsdError: no such model or input; nothing to combine or to split; `output` cannot be written into, or holds
+        UsdError: no such model or input; nothing to combine or to split; the output cannot be written into, or holds
             other predictions, or another process predicts the same part into it; a full disk; or cases that failed,
             named after all others have been finished.
     """
-    if not 0 <= part_id < num_parts:
-        raise UsdError(f"part_id is {part_id} of {num_parts} parts; allowed is 0 to {num_parts - 1}.")
+    with torch_threads(max(1, min(torch.get_num_threads(), usable_cores()))):
+        return _predict_folder(request)
+
+
+def _predict_folder(request: PredictRequest) -> int:
     started = time.perf_counter()
-    output = Path(output)
-    model = open_model_folder(Path(model_folder))
-    choose_folds(model, folds)
+    output, part_id, num_parts = Path(request.output), request.part_id, request.num_parts
+    model = open_model_folder(Path(request.model_folder))
+    choose_folds(model, request.folds)
     if problem := model.plans.labels.order_problem():  # refused when planned today; masks of such models say it
         _say(f"warning: labels.write_values in {model.folder / PLANS_NAME} is {problem}")
-    cases = find_cases(source, model.plans.file_ending, len(model.plans.channel_names))
+    cases = find_cases(request.source, model.plans.file_ending, len(model.plans.channel_names))
     _require_elsewhere(output, cases)
     for folder in output_folders(output):
         require_writable(folder)
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores())))
-    predictor = Predictor(model_folder, folds, device, mirror, decision)
-    count = predictor.num_samples(num_samples)
-    predictor.require_possible(combine, save_uncertainty_parts, count)
+    predictor = Predictor(model.folder, request.folds, request.device, request.mirror, request.decision)
+    count = predictor.num_samples(request.num_samples)
+    predictor.require_possible(request.combine, request.save_uncertainty_parts, count)
     options = OutputOptions(
         model.plans.file_ending,
         model.plans.spacing_known,
-        save_samples,
-        save_probabilities,
-        save_uncertainty_parts,
-        combine,
+        save_samples=request.save_samples,
+        save_probabilities=request.save_probabilities,
+        save_uncertainty_parts=request.save_uncertainty_parts,
+        combine=request.combine,
     )
-    run = _FolderRun(predictor, output, options, count, seed, MemoryBudget.of(max_memory_gb))
+    run = _FolderRun(predictor, output, options, count, request.seed, MemoryBudget.of(request.max_memory_gb))
     part = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
     with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{part}{output}"):
-        claim_folder(output, run.owner, [case.case_id for case in cases], model.plans.file_ending, overwrite=overwrite)
+        case_ids = [case.case_id for case in cases]
+        claim_folder(output, run.owner, case_ids, model.plans.file_ending, overwrite=request.overwrite)
         for folder in output_folders(output):
             remove_stale_temporaries(folder)
         chosen = cases[part_id::num_parts]
-        left = [case for case in chosen if overwrite or not run.is_finished(case)]
+        left = [case for case in chosen if request.overwrite or not run.is_finished(case)]
         if len(left) < len(chosen):
             _say(f"{len(chosen) - len(left)} of {len(chosen)} cases are finished already; {len(left)} are left")
         try:

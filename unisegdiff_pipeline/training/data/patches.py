@@ -6,10 +6,9 @@ A batch is therefore the same whoever makes it, in whatever order, and a continu
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.networks.threads import torch_threads
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.training.data.affine import affine_box, sample_image, sample_labels
 from unisegdiff_pipeline.training.data.augmentation import (
@@ -184,7 +184,7 @@ class PatchSource:
 
     def packed_batch(self, iteration: int) -> PackedBatch:
         """Batch number `iteration` in its small form."""
-        with single_thread():
+        with torch_threads(1):  # sums have one order, and a batch the same bits in every process
             return _collate([self._example(iteration, item) for item in range(self.batch_size)])
 
     def channel_shares(self, num_patches: int) -> Tensor:
@@ -350,14 +350,3 @@ def _mirror(image: np.ndarray, labels: np.ndarray, draw: AugmentationDraw) -> tu
     """Views of image (C, *patch) and labels (*patch), flipped as drawn."""
     flips = tuple(slice(None, None, -1) if flip else slice(None) for flip in draw.mirror)
     return image[(slice(None), *flips)], labels[flips]
-
-
-@contextlib.contextmanager
-def single_thread() -> Iterator[None]:
-    """Run torch on one thread, so that sums have one order and a batch the same bits in every process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

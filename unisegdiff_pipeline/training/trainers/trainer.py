@@ -75,8 +75,10 @@ class Trainer(abc.ABC):
         self.best_weights: dict[str, Tensor] | None = None
         self.validated = 0  # looks at held-out cases so far, without the one at the end
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
-        torch.manual_seed(int(text_hash(f"{run.seed}|weights|{self.phase}")[:15], 16))
-        self.network = to_device(self.build_network(), run.device)
+        with torch.random.fork_rng(devices=[]):  # weights are made on the CPU; the caller's generator stays as it is
+            torch.manual_seed(int(text_hash(f"{run.seed}|weights|{self.phase}")[:15], 16))
+            network = self.build_network()
+        self.network = to_device(network, run.device)
         self.ema = Ema(self.network, self.plan.ema_decay)
         self.optimizer = self._build_optimizer()
 
