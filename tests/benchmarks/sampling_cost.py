@@ -21,11 +21,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.diffusion.schedule import NoiseLevel
 from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 from unisegdiff_pipeline.networks.denoiser import Denoiser, repeat_examples
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, resolve_device
-from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
+from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.planner import denoiser_widths
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
@@ -67,11 +68,10 @@ def work_of(model: StagedModel, patch: tuple[int, ...], samples: int, device: to
     lam = torch.zeros(1, device=device)
     condition = model.condition(image)
     if tiles > 1:  # of one patch it broadcasts over its samples
-        features = tuple(repeat_examples(f, samples) for f in condition.features)
-        condition = Condition(repeat_examples(condition.det_logits, samples), features)
+        condition = condition.each(lambda values: repeat_examples(values, samples))
     return (
         lambda: model.segmenter(image),
-        lambda: model.denoise(x_t, lam, condition.det_logits, condition.features),
+        lambda: model.denoise(x_t, NoiseLevel(lam, lam), condition),
     )
 
 

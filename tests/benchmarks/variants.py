@@ -24,8 +24,7 @@ from unisegdiff_pipeline.diffusion.samplers import coherent_draw
 from unisegdiff_pipeline.diffusion.schedule import channel_lam, expand_to, noise_mask
 from unisegdiff_pipeline.diffusion.stages import StageDraw
 from unisegdiff_pipeline.diffusion.targets import STAGE_C
-from unisegdiff_pipeline.networks.denoiser import DenoiserOutput, repeat_examples
-from unisegdiff_pipeline.networks.staged_model import Condition
+from unisegdiff_pipeline.networks.denoiser import Condition, DenoiserOutput, repeat_examples
 from unisegdiff_pipeline.training.data.patches import Batch
 from unisegdiff_pipeline.training.trainers.diffusion import NoisedExamples, StagedDiffusionTrainer
 

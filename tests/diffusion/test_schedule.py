@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, channel_lam, noise_mask
+from unisegdiff_pipeline.diffusion.schedule import (
+    PURE_NOISE,
+    StageEdges,
+    alpha_sigma,
+    channel_lam,
+    expand_to,
+    noise_mask,
+)
 
 
 def test_amplitudes_follow_their_definition() -> None:
@@ -44,6 +51,13 @@ def test_input_scale_is_a_shift_of_lam() -> None:
     assert torch.allclose((a_scaled / s_scaled)[:, 0], a / s)
     assert torch.allclose((a_scaled / s_scaled)[:, 1], 4 * a / s)
     assert channel_lam(lam, StageEdges(-3.0, 1.0, (1.0, 1.0))) is lam
+
+
+def test_what_cannot_be_expanded_is_refused() -> None:
+    assert expand_to(torch.ones(2, 3), 4).shape == (2, 3, 1, 1)
+    assert expand_to(torch.ones(2, 3), 2).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"shape \(2, 3\), which is more than 1 axes"):
+        expand_to(torch.ones(2, 3), 1)
 
 
 def test_edges_must_be_in_order() -> None:

@@ -26,10 +26,11 @@ from tests.benchmarks.known_law import (
 )
 from unisegdiff_pipeline.core.geometry import Geometry, Volume
 from unisegdiff_pipeline.diffusion.coding import mask_to_x
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, noise_mask
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel, noise_mask
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
+from unisegdiff_pipeline.networks.denoiser import Condition
+from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 
 
@@ -76,9 +77,9 @@ class Prepared:
         lams = torch.full((len(masks),), lam)
         noise = torch.randn(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).expand_as(masks)
         x_t = noise_mask(mask_to_x(masks), lams, noise)
-        det_logits, features = self.condition
+        level = NoiseLevel.of(lams, self.settings.edges)
         with torch.inference_mode():
-            found = self.network.denoise(x_t, lams, det_logits, features, self.settings.denoiser_calibration)
+            found = self.network.denoise(x_t, level, self.condition, self.settings.denoiser_calibration)
         return found.probabilities
 
 

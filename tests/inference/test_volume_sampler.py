@@ -13,12 +13,13 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel
 from unisegdiff_pipeline.inference import tiled_case, volume_sampler
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
 from unisegdiff_pipeline.networks import precision
+from unisegdiff_pipeline.networks.denoiser import Condition
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet, SegmenterOutput
@@ -282,10 +283,10 @@ def test_a_case_of_one_tile_equals_the_bare_network() -> None:
     assert found.facts.num_tiles == 1
     with torch.inference_mode():
         condition = model.condition(image[None])
-        features = [f.half() for f in condition.features]
+        halved = Condition(condition.det_logits, tuple(f.half() for f in condition.features))
         p_det = model.det_probabilities(condition)
         expected = sample(
-            lambda x, lam: model.denoise(x, torch.full((3,), lam), condition.det_logits, features),
+            lambda x, lam: model.denoise(x, NoiseLevel.of(torch.full((3,), lam), SETTINGS.edges), halved),
             lambda draw: torch.stack(
                 [noise_in_box(5, "case", i, f"noise{draw}", 1, (0, 0, 0), (8, 16, 16)) for i in range(3)]
             ),

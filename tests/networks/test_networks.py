@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, channel_lam
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel, StageEdges, alpha_sigma, channel_lam
 from unisegdiff_pipeline.diffusion.targets import state_estimate
 from unisegdiff_pipeline.networks.blocks import TRANSPOSED_CONV, depth_to_space, space_to_depth
-from unisegdiff_pipeline.networks.denoiser import Denoiser, voxel_evidence
+from unisegdiff_pipeline.networks.denoiser import Condition, Denoiser, voxel_evidence
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
@@ -35,6 +35,11 @@ PLAN_2D = NetworkPlan(
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 SOFTMAX = LabelScheme(("edge", "core"), ((1,), (2,)), "softmax", (1, 2))
 REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
+
+
+def level_of(lam: float) -> NoiseLevel:
+    """One level for all masks, of channels that are not scaled."""
+    return NoiseLevel.of(torch.tensor([lam]), StageEdges(-3.0, 1.0))
 
 
 def make_model(plan: NetworkPlan, labels: LabelScheme) -> StagedModel:
@@ -97,7 +102,7 @@ def test_untrained_denoiser_says_what_the_segmenter_says(plan: NetworkPlan, labe
         for lam in (float("-inf"), -5.0, -1.0, 0.5, 3.0):
             level = torch.full((3,), lam)
             x_t = torch.randn(expected.shape, generator=generator)
-            estimate = model.denoise(x_t, level, condition.det_logits, condition.features)
+            estimate = model.denoise(x_t, NoiseLevel.of(level, edges), condition)
             assert (mask_to_x(estimate.probabilities) - expected).abs().max() < 1e-5
             assert (state_estimate(level, estimate, edges) - expected).abs().max() < 1e-5
 
@@ -123,7 +128,7 @@ def test_one_noise_level_for_all_is_that_level_for_each(plan: NetworkPlan, label
         for lam in (float("-inf"), -1.0, 3.0):
             levels = torch.full((3,), lam)
             each, one = (
-                model.denoise(x_t, v, *condition, mask_lam=channel_lam(v, edges)) for v in (levels, levels[:1])
+                model.denoise(x_t, NoiseLevel.of(v, edges), condition) for v in (levels, levels[:1])
             )
             assert torch.allclose(each.probabilities, one.probabilities, atol=1e-5)
             assert torch.allclose(each.correction, one.correction, rtol=1e-4, atol=1e-4)
@@ -135,7 +140,7 @@ def test_a_call_costs_as_much_as_planning_reckons(plan: NetworkPlan, labels: Lab
     condition = model.condition(torch.randn(1, plan.num_input_channels, *plan.patch_size))
     x_t = torch.randn(1, labels.num_channels, *plan.patch_size)
     with FlopCounterMode(display=False) as counter:
-        model.denoise(x_t, torch.zeros(1), condition.det_logits, condition.features)
+        model.denoise(x_t, level_of(0.0), condition)
     flops = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
     assert flops == 2 * denoiser_multiply_adds(plan, (4, 6, 8), labels.num_channels)
 
@@ -144,9 +149,9 @@ def test_hidden_logits_leave_one_half() -> None:
     model = make_model(PLAN_2D, BINARY)
     with torch.no_grad():
         condition = model.condition(torch.randn(2, 1, 16, 24))
-        x_t, lam = torch.randn(2, 1, 16, 24), torch.zeros(2)
+        x_t = torch.randn(2, 1, 16, 24)
         keep = torch.tensor([0.0, 1.0])
-        p = model.denoiser_output(x_t, lam, *condition, keep_det=keep).x0_logits.sigmoid()
+        p = model.denoiser_output(x_t, level_of(0.0), condition, keep_det=keep).x0_logits.sigmoid()
     assert torch.allclose(p[0], torch.full_like(p[0], 0.5))
     assert not torch.allclose(p[1], torch.full_like(p[1], 0.5))
 
@@ -158,7 +163,7 @@ def test_denoiser_reads_mask_and_noise_level_after_a_step() -> None:
         condition = model.condition(torch.randn(1, 1, 16, 24))
         x = torch.randn(1, 1, 16, 24)
         answers = [
-            model.denoise(v, torch.tensor([lam]), *condition).probabilities
+            model.denoise(v, level_of(lam), condition).probabilities
             for v, lam in ((x, 0.0), (-x, 0.0), (x, 2.0))
         ]
     assert not torch.allclose(answers[0], answers[1])
@@ -177,9 +182,9 @@ def test_scaled_channels_are_read_at_their_own_noise_level() -> None:
     with torch.no_grad():
         condition = model.condition(torch.randn(2, 2, *PLAN_3D.patch_size))
         x_t = torch.randn(condition.det_logits.shape)
-        own = denoiser(x_t, lam, condition.det_logits, condition.features, mask_lam)
-        shared = denoiser(x_t, lam, condition.det_logits, condition.features)
-        inputs = denoiser._inputs(x_t, mask_lam, condition.det_logits)
+        own = denoiser(x_t, NoiseLevel(lam, mask_lam), condition)
+        shared = denoiser(x_t, NoiseLevel(lam, lam), condition)
+        inputs = denoiser.inputs(x_t, mask_lam, condition.det_logits)
         a, s = (v[:, :, None, None, None] for v in alpha_sigma(lam[:, None] + 2 * b.log()))
         x_det = mask_to_x(condition.det_logits.softmax(dim=1))
     torch.testing.assert_close(inputs[:, 6:], ((x_t - a * x_det) / s).clamp(-8, 8), atol=1e-5, rtol=1e-4)
@@ -189,7 +194,7 @@ def test_scaled_channels_are_read_at_their_own_noise_level() -> None:
 def test_a_model_without_denoiser_says_so() -> None:
     model = StagedModel(SegmentationUNet(PLAN_2D, 1), None, BINARY)
     with pytest.raises(ValueError, match="no denoiser"):
-        model.denoise(torch.zeros(1, 1, 16, 24), torch.zeros(1), torch.zeros(1, 1, 16, 24), ())
+        model.denoise(torch.zeros(1, 1, 16, 24), level_of(0.0), Condition(torch.zeros(1, 1, 16, 24), ()))
 
 
 def test_evidence_of_a_voxel_is_the_difference_of_log_densities() -> None:

@@ -47,8 +47,32 @@ def channel_lam(lam: Tensor, edges: StageEdges) -> Tensor:
     return lam[:, None] + 2 * torch.tensor(edges.input_scale, device=lam.device).log()
 
 
+@dataclass(frozen=True)
+class NoiseLevel:
+    """How noisy masks are.
+
+    Attributes:
+        lam: (B,), or (1,) for all, which is faster; -inf for pure noise. What a network is told.
+        mask_lam: of each channel of the mask, (B or 1, C) where channels are scaled, else lam.
+    """
+
+    lam: Tensor
+    mask_lam: Tensor
+
+    @classmethod
+    def of(cls, lam: Tensor, edges: StageEdges) -> NoiseLevel:
+        """The level of masks that are scaled as `edges` says."""
+        return cls(lam, channel_lam(lam, edges))
+
+
 def expand_to(values: Tensor, ndim: int) -> Tensor:
-    """Append axes of length one: (B,) or (B, C) => ndim axes, to broadcast against (B, C, *spatial)."""
+    """Append axes of length one: (B,) or (B, C) => ndim axes, to broadcast against (B, C, *spatial).
+
+    Raises:
+        ValueError: `values` has more than `ndim` axes.
+    """
+    if values.ndim > ndim:
+        raise ValueError(f"values has shape {tuple(values.shape)}, which is more than {ndim} axes; pass (B,) or (B, C)")
     return values.reshape(values.shape + (1,) * (ndim - values.ndim))
 
 

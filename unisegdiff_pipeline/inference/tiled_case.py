@@ -23,8 +23,9 @@ from unisegdiff_pipeline.inference.sliding_window import (
     plan_tiles,
     prediction_window,
 )
+from unisegdiff_pipeline.networks.denoiser import Condition
 from unisegdiff_pipeline.networks.precision import autocast
-from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
+from unisegdiff_pipeline.networks.staged_model import StagedModel
 
 
 class TiledCase:
@@ -158,9 +159,10 @@ class TiledCase:
         self._seen.update(tiles)
         found = []
         for batch in batches(tiles, self.call_size):
-            logits, features = self._run(self.images(filled(batch, self.call_size)))
+            whole = self._run(self.images(filled(batch, self.call_size)))
             for i in range(len(batch)):
-                found.append(Condition(logits[i : i + 1], tuple(_sixteen_bit(f[i : i + 1]) for f in features)))
+                features = tuple(_sixteen_bit(f[i : i + 1]) for f in whole.features)
+                found.append(Condition(whole.det_logits[i : i + 1], features))
         return found
 
     def images(self, tiles: Sequence[int]) -> Tensor:

@@ -31,7 +31,7 @@ from unisegdiff_pipeline.diffusion.samplers import (
     next_state,
     take_call,
 )
-from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, channel_lam
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel
 from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.inference.active_region import (
     BLOCK,
@@ -47,7 +47,7 @@ from unisegdiff_pipeline.inference.sliding_window import Index, Slices, blend, w
 from unisegdiff_pipeline.inference.tiled_case import TiledCase, batches, filled
 from unisegdiff_pipeline.inference.volume_noise import noise_in_box, smooth_field_in_box
 from unisegdiff_pipeline.networks.precision import autocast
-from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
+from unisegdiff_pipeline.networks.staged_model import StagedModel
 
 LAYER_ARRAYS = 4  # of a sample's layer of tiles alive at once: two sums, and the state and answer of tiles
 PIECE_VOXELS = 1 << 15  # of what is computed voxel by voxel at once
@@ -565,13 +565,11 @@ class _BoxSampler:
         condition = case.conditions(different)
         if len(tiles) > 1:
             which = torch.tensor([different.index(tile) for tile in tiles], device=case.device)
-            condition = Condition(condition.det_logits[which], tuple(f[which] for f in condition.features))
-        level = torch.full((1,), lam, device=case.device)
+            condition = condition.each(lambda values: values[which])
+        level = NoiseLevel.of(torch.full((1,), lam, device=case.device), self.settings.edges)
+        x_t = x_t[:, :, 0] if flat else x_t
         with autocast(case.device):
-            found = case.model.denoise(
-                x_t[:, :, 0] if flat else x_t, level, condition.det_logits, condition.features,
-                self.settings.denoiser_calibration, channel_lam(level, self.settings.edges),
-            )  # fmt: skip
+            found = case.model.denoise(x_t, level, condition, self.settings.denoiser_calibration)
         both = torch.stack([found.probabilities, found.correction])
         return both[:, :, :, None] if flat else both
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.diffusion.coding import mask_to_x
-from unisegdiff_pipeline.diffusion.schedule import alpha_sigma, expand_to
+from unisegdiff_pipeline.diffusion.schedule import NoiseLevel, alpha_sigma, expand_to
 from unisegdiff_pipeline.networks.blocks import (
     CONV,
     TRANSPOSED_CONV,
@@ -29,6 +30,23 @@ NOISE_LIMIT = 8.0  # implied noise beyond this many standard deviations says no 
 # Sixty-four weights that move together would carry g and k past their aim within twenty steps of Adam.
 GAIN_RATE = 0.125
 EVIDENCE_LIMIT = 20.0  # log odds beyond which a voxel's noised value says no more
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a patch says, whatever the noise.
+
+    Attributes:
+        det_logits: the segmenter's (B, C, *patch), fp32; batch size 1 serves any number of masks.
+        features: `Denoiser.project_features` of the patch, a tensor a level; empty for a model without a denoiser.
+    """
+
+    det_logits: Tensor
+    features: tuple[Tensor, ...]
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        """The same function of the logits and of the features of all levels."""
+        return Condition(function(self.det_logits), tuple(function(f) for f in self.features))
 
 
 class DenoiserOutput(NamedTuple):
@@ -89,26 +107,17 @@ class Denoiser(nn.Module):
         """Bring the segmenter's features to the denoiser's widths; once a patch, whatever the number of calls."""
         return tuple(project(f) for project, f in zip(self.project, features, strict=False))
 
-    def forward(
-        self,
-        x_t: Tensor,
-        lam: Tensor,
-        det_logits: Tensor,
-        projected: Sequence[Tensor],
-        mask_lam: Tensor | None = None,
-    ) -> DenoiserOutput:
+    def forward(self, x_t: Tensor, level: NoiseLevel, condition: Condition) -> DenoiserOutput:
         """Denoise once.
 
         Args:
             x_t: noised mask (B, C, *patch).
-            lam: (B,), or (1,) for all, which is faster; -inf for pure noise.
-            mask_lam: `channel_lam` of x_t, (B or 1, C) where channels are scaled; None: lam.
-            det_logits: bounded logits of the segmenter (B, C, *patch), zero for examples that must do without them.
-            projected: `project_features` of the patch, batch size B.
+            level: of x_t.
+            condition: of the patch, its logits bounded, and zero for examples that must do without them.
         """
-        embedded = self.embedding(lam)
-        mask_lam = lam if mask_lam is None else mask_lam
-        x = self.stem(space_to_depth(self._inputs(x_t, mask_lam, det_logits), self.stride)) + projected[0]
+        det_logits, projected, mask_lam = condition.det_logits, condition.features, level.mask_lam
+        embedded = self.embedding(level.lam)
+        x = self.stem(space_to_depth(self.inputs(x_t, mask_lam, det_logits), self.stride)) + projected[0]
         skips = []
         for i, encode in enumerate(self.encode):
             if i > 0:
@@ -122,7 +131,7 @@ class Denoiser(nn.Module):
         logits = torch.addcmul(logits, 1 + gain, det_logits)
         return DenoiserOutput(torch.addcmul(logits, weight, voxel_evidence(x_t, mask_lam)), noise)
 
-    def _inputs(self, x_t: Tensor, lam: Tensor, det_logits: Tensor) -> Tensor:
+    def inputs(self, x_t: Tensor, lam: Tensor, det_logits: Tensor) -> Tensor:
         """(B, 3 C, *patch): the noised mask, the segmenter's x and the noise it implies."""
         a, s = (expand_to(v, x_t.ndim) for v in alpha_sigma(lam))
         p = det_logits.softmax(dim=1) if self.coding == "softmax" else det_logits.sigmoid()

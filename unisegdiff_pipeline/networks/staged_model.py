@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 from torch import Tensor, nn
 
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
@@ -14,17 +11,11 @@ from unisegdiff_pipeline.diffusion.coding import (
     bounded_logits,
     probabilities_from_logits,
 )
+from unisegdiff_pipeline.diffusion.schedule import NoiseLevel, expand_to
 from unisegdiff_pipeline.diffusion.targets import Estimate
-from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput
+from unisegdiff_pipeline.networks.denoiser import Condition, Denoiser, DenoiserOutput
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
-
-
-class Condition(NamedTuple):
-    """What a patch says, whatever the noise: the segmenter's logits (B, C, *patch), fp32, and projected features."""
-
-    det_logits: Tensor
-    features: tuple[Tensor, ...]
 
 
 class StagedModel(nn.Module):
@@ -54,34 +45,19 @@ class StagedModel(nn.Module):
         return probabilities_from_logits(condition.det_logits, self.coding, calibration)
 
     def denoise(
-        self,
-        x_t: Tensor,
-        lam: Tensor,
-        det_logits: Tensor,
-        features: Sequence[Tensor],
-        calibration: LogitCalibration = NO_CALIBRATION,
-        mask_lam: Tensor | None = None,
+        self, x_t: Tensor, level: NoiseLevel, condition: Condition, calibration: LogitCalibration = NO_CALIBRATION
     ) -> Estimate:
-        """Estimate mask and noise in x_t.
-
-        Args:
-            x_t: (B, C, *patch), fp32.
-            lam: (B,), or (1,) for all.
-            det_logits, features: of a `Condition`; batch size B, or 1 for all.
-            mask_lam: `channel_lam` of x_t, (B or 1, C) where channels are scaled; None: lam.
-        """
-        output = self.denoiser_output(x_t, lam, det_logits, features, calibration, mask_lam=mask_lam)
+        """Estimate mask and noise in x_t (B, C, *patch), fp32, which is as noisy as `level` says."""
+        output = self.denoiser_output(x_t, level, condition, calibration)
         return Estimate(probabilities_from_logits(output.x0_logits, self.coding), output.noise_correction)
 
     def denoiser_output(
         self,
         x_t: Tensor,
-        lam: Tensor,
-        det_logits: Tensor,
-        features: Sequence[Tensor],
+        level: NoiseLevel,
+        condition: Condition,
         calibration: LogitCalibration = NO_CALIBRATION,
         keep_det: Tensor | None = None,
-        mask_lam: Tensor | None = None,
     ) -> DenoiserOutput:
         """As `denoise`, but with the logits of x_0, for losses.
 
@@ -90,10 +66,10 @@ class StagedModel(nn.Module):
         """
         if self.denoiser is None:
             raise ValueError("this model has no denoiser: it was trained by SegmentationTrainer; use num_samples=0")
-        bounded = bounded_logits(det_logits, self.coding, calibration)
+        bounded = bounded_logits(condition.det_logits, self.coding, calibration)
         if keep_det is not None:
-            bounded = bounded * keep_det.reshape(-1, *(1,) * (bounded.ndim - 1))
-        output: DenoiserOutput = self.denoiser(x_t, lam, bounded, features, mask_lam)
+            bounded = bounded * expand_to(keep_det, bounded.ndim)
+        output: DenoiserOutput = self.denoiser(x_t, level, Condition(bounded, condition.features))
         return output
 
 

@@ -18,7 +18,7 @@ from unisegdiff_pipeline.diffusion.losses import (
     refinement_loss,
     weight_by_log_variance,
 )
-from unisegdiff_pipeline.diffusion.schedule import Target, channel_lam, expand_to, noise_mask
+from unisegdiff_pipeline.diffusion.schedule import NoiseLevel, Target, channel_lam, expand_to, noise_mask
 from unisegdiff_pipeline.diffusion.stages import StageDraw, draw_stages
 from unisegdiff_pipeline.diffusion.targets import (
     STAGE_A,
@@ -31,9 +31,9 @@ from unisegdiff_pipeline.diffusion.targets import (
     state_estimate,
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.networks.denoiser import Denoiser, DenoiserOutput, repeat_examples
+from unisegdiff_pipeline.networks.denoiser import Condition, Denoiser, DenoiserOutput, repeat_examples
 from unisegdiff_pipeline.networks.precision import autocast
-from unisegdiff_pipeline.networks.staged_model import Condition, StagedModel
+from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.selection.choosing import default_settings
 from unisegdiff_pipeline.training.bands import BandMeter, LamBands, LastLayerGradients, mask_dice
@@ -146,11 +146,10 @@ class DiffusionTrainer(Trainer, abc.ABC):
         condition = Condition(logits[chosen].float(), projected)
         draw = self.draw_levels(count, levels, own_stream)
         example = self._noise(batch.select(chosen), condition, draw, generator)
-        repeated = tuple(repeat_examples(f, levels) for f in condition.features)
         keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= self.hidden_share).float()
         measured = self.bf16 is not None and self.iteration % MEASURE_EVERY == 0  # not while a step is timed
         with LastLayerGradients(self.denoiser.head) if measured else contextlib.nullcontext() as gradients:
-            output = self._denoise(self.network, example, repeated, keep)
+            output = self._denoise(self.network, example, condition, keep)
         losses = self.example_losses(example, output)
         if gradients is not None:
             self._measure(example, output, losses.detach(), gradients)
@@ -167,15 +166,15 @@ class DiffusionTrainer(Trainer, abc.ABC):
         source = torch.where(expand_to(draw.from_mean, x0.ndim), mask_to_x(mean), x0)
         noise = torch.randn(x0.shape, generator=generator, device=self.run.device)
         x_t = noise_mask(source, channel_lam(draw.lam, self.edges), noise)
-        return NoisedExamples(x_t, x0, target, valid, draw.lam, draw.stage, draw.from_mean, det_logits)
+        return NoisedExamples(x_t, x0, target, valid, draw.lam, draw.stage, draw.from_mean)
 
     def _denoise(
-        self, model: StagedModel, example: NoisedExamples, features: tuple[Tensor, ...], keep: Tensor | None = None
+        self, model: StagedModel, example: NoisedExamples, condition: Condition, keep: Tensor | None = None
     ) -> DenoiserOutput:
-        return model.denoiser_output(
-            example.x_t, example.lam, example.det_logits, features, self.calibration, keep,
-            channel_lam(example.lam, self.edges),
-        )  # fmt: skip
+        levels = len(example.lam) // len(condition.det_logits)
+        repeated = condition.each(lambda values: repeat_examples(values, levels))
+        level = NoiseLevel.of(example.lam, self.edges)
+        return model.denoiser_output(example.x_t, level, repeated, self.calibration, keep)
 
     @torch.no_grad()
     def _measure(
@@ -211,8 +210,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         with autocast(run.device, self.bf16):
             condition = model.condition(batch.image)
             example = self._noise(batch, condition, draw, run.generator("bands"))
-            features = tuple(repeat_examples(f, len(self.bands)) for f in condition.features)
-            output = self._denoise(model, example, features)
+            output = self._denoise(model, example, condition)
             losses = self.example_losses(example, output)
             meter.add(self.bands.index(example.lam, example.from_mean), losses, self._dice(example, output))
         self._record_bands(meter, "held_out")
@@ -267,7 +265,6 @@ class NoisedExamples:
         x0: clean masks in [-1, 1]; ignored voxels hold the segmenter's mean.
         target, valid: (B, C, *patch) and (B, 1, *patch).
         lam, stage, from_mean: (B,), see `StageDraw`.
-        det_logits: the segmenter's (B, C, *patch).
     """
 
     x_t: Tensor
@@ -277,7 +274,6 @@ class NoisedExamples:
     lam: Tensor
     stage: Tensor
     from_mean: Tensor
-    det_logits: Tensor
 
     def of_stage(self, stage: int) -> Tensor:
         """Indices of the examples of one stage."""
