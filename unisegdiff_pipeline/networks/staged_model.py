@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
@@ -74,15 +75,11 @@ class StagedModel(nn.Module):
 
 
 def build_model(configuration: ConfigurationPlan, labels: LabelScheme, with_denoiser: bool) -> StagedModel:
-    """Untrained model of a plan; initial weights come from torch's global generator, seed it first."""
+    """Untrained model of a plan; its initial weights are those that torch's generator, which stays as it is, gives."""
     channels = labels.num_channels
-    segmenter = SegmentationUNet(configuration.network, channels, configuration.training.deep_supervision)
-    denoiser = None
-    if with_denoiser:
-        denoiser = Denoiser(configuration.network, configuration.denoiser, channels, labels.coding)
+    with torch.random.fork_rng(devices=[]):
+        segmenter = SegmentationUNet(configuration.network, channels, configuration.training.deep_supervision)
+        denoiser = None
+        if with_denoiser:
+            denoiser = Denoiser(configuration.network, configuration.denoiser, channels, labels.coding)
     return StagedModel(segmenter, denoiser, labels)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
