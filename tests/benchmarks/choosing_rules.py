@@ -94,7 +94,7 @@ def read_samplers(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], s
         "the usual one, unless another is better by one standard error": unless_better(default, 1.0),
         "the usual one, unless by two": unless_better(default, 2.0),
     }
-    return rules, scores, groups, str(SamplerSettings("ddim", "det", 0, 0.0, draw=True))
+    return rules, scores, groups, str(SamplerSettings(method="ddim", start="det", num_calls=0, lam_end=0.0, draw=True))
 
 
 def read_means(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]:

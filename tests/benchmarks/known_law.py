@@ -36,7 +36,7 @@ EXISTENCE, OFFSET_SD = 0.7, 1.5
 NUM_SAMPLES = 16
 PHASE_1_ITERATIONS, PHASE_2_ITERATIONS = 200, 400
 LENGTH_MM = 32.0  # of the field, as planned
-DRAWS = SamplerSettings("ddim", "det", 0, 0.0, draw=True)
+DRAWS = SamplerSettings(method="ddim", start="det", num_calls=0, lam_end=0.0, draw=True)
 
 
 @dataclass(frozen=True)

@@ -227,8 +227,12 @@ class Bench:
             default = choosing.default_sampler(settings)
             samplers["with calls"] = replace(default, correlation_length_mm=length, draw=True)
         if arm == ARMS[0]:
-            samplers["from p_A"] = SamplerSettings("ddim", "stage_a", 3, 0.0, length, draw=True)
-            samplers["from p_det"] = SamplerSettings("ddim", "det", 4, 0.0, length, draw=True)
+            samplers["from p_A"] = SamplerSettings(
+                method="ddim", start="stage_a", num_calls=3, lam_end=0.0, correlation_length_mm=length, draw=True
+            )
+            samplers["from p_det"] = SamplerSettings(
+                method="ddim", start="det", num_calls=4, lam_end=0.0, correlation_length_mm=length, draw=True
+            )
             drawn = next(t.sampler for t in choice.samplers if not t.sampler.total_calls)
             plain = replace(settings, sampler=drawn, mask_sampler=None, segmenter_weight=1.0, decision="half")
             rows = {"p_det": self._with_settings(self.model(arm), "p_det", plain), **rows}
@@ -433,7 +437,12 @@ def _best_rival(
 ) -> Any:
     """Settings of coherent draws from the segmenter, the best on the hold-out."""
     lengths_mm = choosing.field_lengths_mm(fold_run, fold_run.data.open(cases[0]))
-    samplers = [SamplerSettings("ddim", "det", 0, 0.0, length_mm, True) for length_mm in lengths_mm]
+    samplers = [
+        SamplerSettings(
+            method="ddim", start="det", num_calls=0, lam_end=0.0, correlation_length_mm=length_mm, draw=True
+        )
+        for length_mm in lengths_mm
+    ]
     found = []
     for calibration in dict.fromkeys(calibrations):
         tried = replace(settings, calibration=calibration, num_samples=NUM_SAMPLES)

@@ -132,7 +132,7 @@ def test_hard_draws_between_calls_are_nested_too() -> None:
         seen.append(x_t)
         return Estimate(p, torch.zeros_like(p))
 
-    settings = SamplerSettings("hard", "stage_a", 1, correlation_length_mm=1.0)
+    settings = SamplerSettings(method="hard", start="stage_a", num_calls=1, correlation_length_mm=1.0)
     no_noise = torch.zeros(shape)
     sample(spy, lambda _: no_noise, lambda i: normal(i, shape), p[:1], EDGES, settings, REGIONS)
     drawn = seen[1] > 0  # a (2 x - 1), x the mask that was drawn behind the first call
@@ -151,10 +151,18 @@ def test_what_needs_a_field_says_so() -> None:
     ("settings", "words"),
     [
         (SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4), "coherent draws of 4 mm from the segmenter"),
-        (SamplerSettings("hard", "det", 2, 0.0, 8.0, True), "2 calls from the segmenter to lam_c + 0, ending in"),
+        (
+            SamplerSettings(method="hard", start="det", num_calls=2, lam_end=0.0, correlation_length_mm=8.0, draw=True),
+            "2 calls from the segmenter to lam_c + 0, ending in",
+        ),
         (SamplerSettings(start="stage_a"), "ddim, 5 calls from pure noise to lam_c + 2"),
-        (SamplerSettings("hard", "stage_a", 1, 0.0, 8.0, True), "hard, 2 calls from pure noise to lam_a, ending in"),
-        (SamplerSettings("ddim", "stage_a", 0, 0.0), "ddim, 1 call from pure noise"),
+        (
+            SamplerSettings(
+                method="hard", start="stage_a", num_calls=1, lam_end=0.0, correlation_length_mm=8.0, draw=True
+            ),
+            "hard, 2 calls from pure noise to lam_a, ending in",
+        ),
+        (SamplerSettings(method="ddim", start="stage_a", num_calls=0, lam_end=0.0), "ddim, 1 call from pure noise"),
     ],
 )
 def test_settings_in_words(settings: SamplerSettings, words: str) -> None:

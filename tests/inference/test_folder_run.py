@@ -266,9 +266,11 @@ def test_half_an_answer_is_not_taken_for_the_next(folders) -> None:
 def test_what_memory_may_be_taken_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dims: int) -> None:
     """With next to none every array is a file, samples are drawn one at a time and nothing is cached."""
     model, images = make_model(tmp_path, dims, folds=("0", "1")), tmp_path / "in"
-    hard = SamplerSettings("hard", "stage_a", 1, 0.0, 3.0, draw=True)
+    hard = SamplerSettings(
+        method="hard", start="stage_a", num_calls=1, lam_end=0.0, correlation_length_mm=3.0, draw=True
+    )
     for fold in ("0", "1"):
-        write_settings(model / f"fold_{fold}", InferenceSettings(-3.0, 0.5, sampler=hard, decision="dice"))
+        write_settings(model / f"fold_{fold}", InferenceSettings(lam_a=-3.0, lam_c=0.5, sampler=hard, decision="dice"))
     if dims == 2:
         make_pictures(images, 1)
     else:

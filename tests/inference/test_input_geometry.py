@@ -76,7 +76,9 @@ def make_model(
         for parameter in model.parameters():
             parameter.copy_(0.4 * torch.randn_like(parameter))
     save_weights(folder / "fold_0/weights.safetensors", model, {"plan_hash": plan_hash(configuration)})
-    write_settings(folder / "fold_0", InferenceSettings(-3.0, 0.5, sampler=SamplerSettings(num_calls=1), num_samples=2))
+    write_settings(
+        folder / "fold_0", InferenceSettings(lam_a=-3.0, lam_c=0.5, sampler=SamplerSettings(num_calls=1), num_samples=2)
+    )
     return folder
 
 

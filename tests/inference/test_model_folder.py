@@ -40,8 +40,8 @@ from unisegdiff_pipeline.planning.plans import (
 )
 
 SETTINGS = InferenceSettings(
-    -3.0,
-    0.5,
+    lam_a=-3.0,
+    lam_c=0.5,
     calibration=LogitCalibration(1.5, 1.0),
     segmenter_weight=0.25,
     sampler=SamplerSettings(num_calls=2),

@@ -71,7 +71,7 @@ def make_model(root: Path, dims: int, folds: tuple[str, ...] = ("0",), denoiser:
             for parameter in model.parameters():
                 parameter.copy_(0.4 * torch.randn_like(parameter))
         save_weights(folder / f"fold_{fold}/weights.safetensors", model, {"plan_hash": plan_hash(configuration)})
-        settings = InferenceSettings(-3.0, 0.5, sampler=SamplerSettings(num_calls=1), num_samples=2)
+        settings = InferenceSettings(lam_a=-3.0, lam_c=0.5, sampler=SamplerSettings(num_calls=1), num_samples=2)
         write_settings(folder / f"fold_{fold}", settings)
     return folder
 

@@ -9,10 +9,10 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.settings_words import sampler_in_words, settings_in_words
 
-TWO_CALLS = SamplerSettings("hard", "stage_a", 1, correlation_length_mm=16.0, draw=True)
+TWO_CALLS = SamplerSettings(method="hard", start="stage_a", num_calls=1, correlation_length_mm=16.0, draw=True)
 CHOSEN = InferenceSettings(
-    -7.0,
-    -1.0,
+    lam_a=-7.0,
+    lam_c=-1.0,
     calibration=LogitCalibration(1.7, 0.65),
     segmenter_weight=0.25,
     decision="dice",
@@ -57,9 +57,11 @@ def test_two_fields_draw_objects_and_surfaces() -> None:
 
 
 def test_samplers() -> None:
-    drawn = SamplerSettings("ddim", "det", 0, 0.0, 7.5, draw=True)
+    drawn = SamplerSettings(method="ddim", start="det", num_calls=0, lam_end=0.0, correlation_length_mm=7.5, draw=True)
     assert sampler_in_words(drawn).startswith("each is drawn from the segmenter's probability, without a call")
-    assert "1 network call from pure noise" in sampler_in_words(SamplerSettings("ddim", "stage_a", 0))
-    cut = sampler_in_words(SamplerSettings("ddim", "det", 4))
+    assert "1 network call from pure noise" in sampler_in_words(
+        SamplerSettings(method="ddim", start="stage_a", num_calls=0)
+    )
+    cut = sampler_in_words(SamplerSettings(method="ddim", start="det", num_calls=4))
     assert "4 network calls from the segmenter's probability; without new noise between them" in cut
     assert cut.endswith("get a threshold of 0.5")

@@ -106,12 +106,20 @@ def test_samples_differ_and_seeds_and_cases_matter(volume) -> None:
 
 
 SAMPLERS = [
-    SamplerSettings("ddim", "det", 3),
-    SamplerSettings("renoise", "stage_a", 2),
-    SamplerSettings("hard", "stage_a", 2, correlation_length_mm=2.0),
-    SamplerSettings("hard", "det", 1, correlation_length_mm=9.0, draw=True),
-    SamplerSettings("ddim", "det", 0, correlation_length_mm=5.0, draw=True),
-    SamplerSettings("hard", "stage_a", 1, correlation_length_mm=24.0, draw=True, surface_length_mm=3.0, certain=0.55),
+    SamplerSettings(method="ddim", start="det", num_calls=3),
+    SamplerSettings(method="renoise", start="stage_a", num_calls=2),
+    SamplerSettings(method="hard", start="stage_a", num_calls=2, correlation_length_mm=2.0),
+    SamplerSettings(method="hard", start="det", num_calls=1, correlation_length_mm=9.0, draw=True),
+    SamplerSettings(method="ddim", start="det", num_calls=0, correlation_length_mm=5.0, draw=True),
+    SamplerSettings(
+        method="hard",
+        start="stage_a",
+        num_calls=1,
+        correlation_length_mm=24.0,
+        draw=True,
+        surface_length_mm=3.0,
+        certain=0.55,
+    ),
 ]
 
 
@@ -129,7 +137,7 @@ def test_memory_changes_no_digit(volume, tmp_path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(volume_sampler, "PIECE_VOXELS", 1500)  # so that slabs are cut
     settings = dataclasses.replace(SETTINGS, sampler=sampler)
     if sampler.method == "hard":
-        mean = SamplerSettings("ddim", "stage_a", 1)
+        mean = SamplerSettings(method="ddim", start="stage_a", num_calls=1)
         settings = dataclasses.replace(SETTINGS, sampler=mean, mask_sampler=sampler)
     model, image, patch = volume
     found = predict(model, image, patch, settings=settings)
@@ -166,9 +174,12 @@ def test_no_draw_leaves_out_what_the_reported_probability_is_certain_of(monkeypa
     model, patch = tiny_model((8, 16, 16), BINARY), (8, 16, 16)
     image = torch.randn(1, *patch, generator=torch.Generator().manual_seed(2))
     certain = 0.25 * float(predict(model, image, patch, num_samples=0).p_det.median()) + 0.75 * 0.9
-    masks = SamplerSettings("hard", "stage_a", 1, correlation_length_mm=24.0, draw=True, surface_length_mm=3.0,
-                            certain=certain)  # fmt: skip
-    settings = dataclasses.replace(SETTINGS, sampler=SamplerSettings("ddim", "stage_a", 0), mask_sampler=masks)
+    masks = SamplerSettings(
+        method="hard", start="stage_a", num_calls=1, correlation_length_mm=24.0, draw=True, surface_length_mm=3.0,
+        certain=certain,
+    )  # fmt: skip
+    mean = SamplerSettings(method="ddim", start="stage_a", num_calls=0)
+    settings = dataclasses.replace(SETTINGS, sampler=mean, mask_sampler=masks)
     found = predict(model, image, patch, settings=settings)
     p, inside = found.probabilities(), found.boxes[0].inside
     for i in range(found.num_samples):
@@ -241,8 +252,12 @@ def test_network_calls_are_of_one_size(volume, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("length_mm", [3.0, 12.0])
 def test_masks_may_come_of_another_sampler_than_the_mean(volume, length_mm: float) -> None:
     model, image, patch = volume
-    drawing = SamplerSettings("ddim", "det", 0, 0.0, length_mm, draw=True)
-    calling = SamplerSettings("hard", "det", 2, 0.0, length_mm, draw=True)
+    drawing = SamplerSettings(
+        method="ddim", start="det", num_calls=0, lam_end=0.0, correlation_length_mm=length_mm, draw=True
+    )
+    calling = SamplerSettings(
+        method="hard", start="det", num_calls=2, lam_end=0.0, correlation_length_mm=length_mm, draw=True
+    )
     both = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=calling, mask_sampler=drawing))
     means = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=calling))
     masks = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=drawing))
@@ -254,8 +269,10 @@ def test_masks_may_come_of_another_sampler_than_the_mean(volume, length_mm: floa
 
 def test_a_first_call_that_mean_and_masks_share_is_made_once(volume, monkeypatch: pytest.MonkeyPatch) -> None:
     model, image, patch = volume
-    mean = SamplerSettings("ddim", "stage_a", 0, 0.0)
-    drawing = SamplerSettings("hard", "stage_a", 1, 0.0, 6.0, draw=True)
+    mean = SamplerSettings(method="ddim", start="stage_a", num_calls=0, lam_end=0.0)
+    drawing = SamplerSettings(
+        method="hard", start="stage_a", num_calls=1, lam_end=0.0, correlation_length_mm=6.0, draw=True
+    )
     alone = [predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=s)) for s in (mean, drawing)]
     levels: list[float] = []
     estimates = volume_sampler._BoxSampler._estimates
@@ -412,7 +429,10 @@ def test_a_gpu_draws_the_samples_of_a_cpu(patch, shape, method, monkeypatch: pyt
     model = tiny_model(patch, SOFTMAX)
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
     settings = dataclasses.replace(
-        SETTINGS, sampler=SamplerSettings(method, "stage_a", 3, 0.0, 2.0, draw=method == "hard")
+        SETTINGS,
+        sampler=SamplerSettings(
+            method=method, start="stage_a", num_calls=3, lam_end=0.0, correlation_length_mm=2.0, draw=method == "hard"
+        ),
     )
     expected = predict(model, image, patch, settings=settings)
     model = to_device(model, torch.device("cuda"))

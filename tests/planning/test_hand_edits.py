@@ -41,9 +41,17 @@ def fingerprint() -> Any:
 
 
 def settings() -> Any:
-    sampler = SamplerSettings("hard", "stage_a", 1, draw=True, correlation_length_mm=3.0, surface_length_mm=1.0)
-    value = InferenceSettings(-3.0, 0.5, (1.0, 0.5), calibration=LogitCalibration(1.5, 1.0, 4.0), sampler=sampler,
-                              mask_sampler=sampler)  # fmt: skip
+    sampler = SamplerSettings(
+        method="hard", start="stage_a", num_calls=1, draw=True, correlation_length_mm=3.0, surface_length_mm=1.0
+    )
+    value = InferenceSettings(
+        lam_a=-3.0,
+        lam_c=0.5,
+        input_scale=(1.0, 0.5),
+        calibration=LogitCalibration(1.5, 1.0, 4.0),
+        sampler=sampler,
+        mask_sampler=sampler,
+    )
     return to_jsonable(value)
 
 

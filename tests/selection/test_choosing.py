@@ -82,7 +82,7 @@ def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_
     monkeypatch.setattr(choosing, "score_samplers", score)
     model: Any = None
     planned = choosing.drawing(choosing.DEFAULT_SAMPLER, 16.0)
-    settings = InferenceSettings(-3.0, 0.5, mask_sampler=planned)
+    settings = InferenceSettings(lam_a=-3.0, lam_c=0.5, mask_sampler=planned)
     cases = {"a": NO_CALIBRATION, "b": NO_CALIBRATION}
     ranked = choosing._try_samplers(run, model, settings, cases, choosing.FULL_SEARCH)
     (lengths, first), (final, fresh) = asked
@@ -142,7 +142,7 @@ def test_the_field_is_planned_from_the_radius_of_the_objects(case: Any, dims: in
 def test_stage_a_makes_the_mean(
     masks: SamplerSettings, w: float, target: Target, expected: tuple[SamplerSettings, SamplerSettings | None] | None
 ) -> None:
-    before = InferenceSettings(-3.0, 0.5, target=target, mask_sampler=EIGHT)  # of an earlier choice
+    before = InferenceSettings(lam_a=-3.0, lam_c=0.5, target=target, mask_sampler=EIGHT)  # of an earlier choice
     found = choosing.with_samplers(before, masks, w)
     assert (found.sampler, found.mask_sampler) == (expected or (masks, None))
     assert found.segmenter_weight == w
@@ -161,7 +161,7 @@ def test_settings_hold_what_was_chosen(monkeypatch: pytest.MonkeyPatch, best: fl
     monkeypatch.setattr(choosing, "try_means", means)
     monkeypatch.setattr(choosing, "num_informative", lambda *args: choosing.FEWEST_FOR_SETTINGS)
     run: Any = None
-    chosen = choosing.choose_settings(run, run, InferenceSettings(-3.0, 0.5), ["a"]).settings
+    chosen = choosing.choose_settings(run, run, InferenceSettings(lam_a=-3.0, lam_c=0.5), ["a"]).settings
     assert (chosen.segmenter_weight, chosen.calibration) == (best, fitted.of_all)
     assert (chosen.sampler, chosen.mask_sampler) == ((EIGHT, None) if best == 1 else (STAGE_A_CALL, EIGHT))
 
@@ -186,7 +186,7 @@ def test_too_few_patients_choose_nothing_and_say_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(choosing, "held_out_logits", refuse)
     if patients >= choosing.FEWEST_FOR_CALIBRATION:
         monkeypatch.setattr(choosing, "choose_calibration", lambda *args: fitted)
-    before = InferenceSettings(-3.0, 0.5, segmenter_weight=0.25, mask_sampler=EIGHT)
+    before = InferenceSettings(lam_a=-3.0, lam_c=0.5, segmenter_weight=0.25, mask_sampler=EIGHT)
     choice = choosing.choose_settings(run, run, before, list(stored))
     kept = NO_CALIBRATION if patients < choosing.FEWEST_FOR_CALIBRATION else fitted.of_all
     assert choice.settings == replace(before, calibration=kept)

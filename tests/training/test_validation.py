@@ -46,7 +46,7 @@ def test_an_object_in_doubt_counts_where_its_mask_is_cut_for_dice(
     )
     monkeypatch.setattr(validation, "predict_case", predict)
     model: Any = None
-    settings = InferenceSettings(-3.0, 0.5, decision=decision)
+    settings = InferenceSettings(lam_a=-3.0, lam_c=0.5, decision=decision)
     found = validation.validate_cases(run, model, 2, settings)
     assert found.means == {"dice_mean": dice, "dice_lesion": dice}
     assert (found.of_cases, found.groups) == ((dice,), ("patient",))

@@ -41,7 +41,7 @@ CERTAIN = 0.95
 LENGTH_PER_REACH = 4.0  # the correlation length is planned as four radii of an object, so that this is one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
     """How masks are drawn.
 

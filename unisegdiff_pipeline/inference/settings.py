@@ -18,7 +18,7 @@ Decision = Literal["half", "dice"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InferenceSettings:
     """How one fold predicts.
 

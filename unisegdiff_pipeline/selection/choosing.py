@@ -60,15 +60,18 @@ RADII_PER_LENGTH = LENGTH_PER_REACH
 SURFACE_PARTS = (1.0, 1 / 4, 1 / 8, 1 / 11, 1 / 16)
 FALLBACK_LENGTH_VOXELS = 16.0  # where nothing is annotated
 MOST_MEASURED_CASES = 200
-STAGE_A_CALL = SamplerSettings("ddim", "stage_a", 0, 0.0)  # one call at pure noise
-DRAWS_ALONE = SamplerSettings("ddim", "det", 0, 0.0, draw=True)  # from p_det, without any call
-DEFAULT_SAMPLER = SamplerSettings("hard", "stage_a", 1, 0.0)  # draws the masks, unless another is clearly better
-DEFAULT_SAMPLER_FROM_DET = SamplerSettings("hard", "det", 2, 0.0)  # the same for a network that has no stage A
+STAGE_A_CALL = SamplerSettings(method="ddim", start="stage_a", num_calls=0, lam_end=0.0)  # one call at pure noise
+# From p_det, without any call.
+DRAWS_ALONE = SamplerSettings(method="ddim", start="det", num_calls=0, lam_end=0.0, draw=True)
+# Draws the masks, unless another is clearly better.
+DEFAULT_SAMPLER = SamplerSettings(method="hard", start="stage_a", num_calls=1, lam_end=0.0)
+# The same for a network that has no stage A.
+DEFAULT_SAMPLER_FROM_DET = SamplerSettings(method="hard", start="det", num_calls=2, lam_end=0.0)
 OTHERS = (
     STAGE_A_CALL,
     DEFAULT_SAMPLER_FROM_DET,
-    SamplerSettings("hard", "stage_a", 2, 0.0),
-    SamplerSettings("ddim", "det", 4, 2.0),
+    SamplerSettings(method="hard", start="stage_a", num_calls=2, lam_end=0.0),
+    SamplerSettings(method="ddim", start="det", num_calls=4, lam_end=2.0),
 )
 DEFAULT_SEGMENTER_WEIGHT = 0.25
 SPREAD_ERRORS = 1.0  # standard errors by which sampled volumes must be too wide for another surface

@@ -45,7 +45,9 @@ def planned_settings(configuration: ConfigurationPlan) -> InferenceSettings:
     """Settings before anything has been chosen: the plan's edges and the samplers' defaults."""
     stages = configuration.stages
     assert stages is not None
-    return InferenceSettings(stages.lam_a, stages.lam_c, stages.input_scale, segmenter_weight=0.0)
+    return InferenceSettings(
+        lam_a=stages.lam_a, lam_c=stages.lam_c, input_scale=stages.input_scale, segmenter_weight=0.0
+    )
 
 
 def predict_stored(

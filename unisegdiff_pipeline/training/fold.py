@@ -146,9 +146,9 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     share = phase_1_share(run, trainer)
     segmenter, facts = _phase_1(run, trainer, checkpoint, share)
     settings = InferenceSettings(
-        facts.lam_a,
-        facts.lam_c,
-        facts.input_scale,
+        lam_a=facts.lam_a,
+        lam_c=facts.lam_c,
+        input_scale=facts.input_scale,
         calibration=facts.calibration,
         denoiser_calibration=facts.calibration,
         segmenter_weight=0.0,
