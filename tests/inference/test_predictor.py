@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference import folder_run
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
-from unisegdiff_pipeline.inference.predictor import Predictor, predict
+from unisegdiff_pipeline.inference.predictor import Prediction, Predictor
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.images import read_image, read_labels, write_map
@@ -74,6 +75,11 @@ def make_model(root: Path, dims: int, folds: tuple[str, ...] = ("0",), denoiser:
         settings = InferenceSettings(lam_a=-3.0, lam_c=0.5, sampler=SamplerSettings(num_calls=1), num_samples=2)
         write_settings(folder / f"fold_{fold}", settings)
     return folder
+
+
+def predict(image: np.ndarray, model: Path, folds: Any = None, **options: Any) -> Prediction:
+    """A 2D image with pixels of 1 mm."""
+    return Predictor(model, folds, "cpu").predict(image, (1, 1), **options)
 
 
 def make_pictures(folder: Path, count: int) -> Path:
@@ -285,8 +291,8 @@ def test_masks_do_not_go_beside_images(tmp_path: Path) -> None:
 def test_folds_are_averaged_in_probability(tmp_path: Path) -> None:
     model = make_model(tmp_path, 2, folds=("0", "1", "2"))
     image = np.random.default_rng(5).normal(size=(1, 20, 22))
-    single = [predict(image, (1, 1), model, folds=[f], device="cpu", num_samples=0) for f in range(3)]
-    all_three = predict(image, (1, 1), model, device="cpu", num_samples=0)
+    single = [predict(image, model, [f], num_samples=0) for f in range(3)]
+    all_three = predict(image, model, num_samples=0)
     mean = np.mean([p.probabilities.astype(np.float32) for p in single], axis=0)
     assert np.abs(all_three.probabilities - mean).max() < 2e-3  # half precision
     assert all_three.samples.shape == (0, 20, 22)
@@ -296,10 +302,10 @@ def test_samples_are_shared_out_over_folds(tmp_path: Path) -> None:
     """Sample i comes from fold i modulo the number of folds, and is the very sample that fold draws alone."""
     model = make_model(tmp_path, 2, folds=("0", "1"))
     image = np.random.default_rng(6).normal(size=(1, 20, 22))
-    both = predict(image, (1, 1), model, device="cpu", num_samples=3)
+    both = predict(image, model, num_samples=3)
     assert both.samples.shape == (3, 20, 22)
     for sample, fold in enumerate((0, 1, 0)):
-        alone = predict(image, (1, 1), model, folds=fold, device="cpu", num_samples=3)
+        alone = predict(image, model, fold, num_samples=3)
         assert np.mean(both.samples[sample] != alone.samples[sample]) < 0.01
     assert not np.array_equal(both.samples[0], both.samples[2])
 
@@ -389,7 +395,7 @@ def test_arrays_are_combined_and_split_as_files_are(tmp_path: Path) -> None:
         assert np.abs(part - read_image([out / f"uncertainty/{name}/a.nii.gz"]).array[0]).max() < 1e-6
     plain = loaded.predict(values[None], GEOMETRY_3D.spacing_mm, case_id="a", num_samples=4)
     assert plain.between_folds is None
-    flat = predict(values[:1], (1, 1), make_model(tmp_path / "2d", 2), device="cpu", uncertainty_parts=True)
+    flat = predict(values[:1], make_model(tmp_path / "2d", 2), uncertainty_parts=True)
     assert flat.within_samples is not None
     assert flat.within_samples.shape == flat.mask.shape == flat.uncertainty.shape
     assert flat.between_folds is None  # one fold

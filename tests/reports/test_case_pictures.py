@@ -10,6 +10,7 @@ import pytest
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.reports.case_pictures import (
     MAX_PIXELS,
+    Marks,
     Outline,
     Region,
     choose_plane,
@@ -151,12 +152,13 @@ def test_a_panel_keeps_the_proportions_in_mm_and_bounds_its_pixels() -> None:
     background = np.zeros((3000, 2000), np.uint8)
     mask = background > 0
     mask[100:200, 100:200] = True
-    svg = draw_panel(background, (0.5, 1.0), "a case", outlines=[Outline(mask, "#35c8ff")])
+    svg = draw_panel(background, (0.5, 1.0), "a case", Marks([Outline(mask, "#35c8ff")]))
     width, height = (int(svg.partition(f'{name}="')[2].partition('"')[0]) for name in ("width", "height"))
     assert height / width == pytest.approx(0.75, abs=0.01)
     assert "#35c8ff" in svg
     assert len(svg) < 20 * MAX_PIXELS
-    cut = draw_panel(background, (1.0, 1.0), "part", region=Region(0, 100, 0, 50), box=Region(0, 9, 0, 9), letters="RA")
+    marks = Marks(box=Region(0, 9, 0, 9), letters="RA")
+    cut = draw_panel(background, (1.0, 1.0), "part", marks, region=Region(0, 100, 0, 50))
     assert ">R<" in cut
     assert ">A<" in cut
 
@@ -178,7 +180,7 @@ def test_what_was_filled_in_around_an_image_is_black() -> None:
 
 
 def test_a_word_can_stand_in_a_picture() -> None:
-    picture = draw_panel(np.zeros((4, 4), np.uint8), (1.0, 1.0), "sample", note="empty")
+    picture = draw_panel(np.zeros((4, 4), np.uint8), (1.0, 1.0), "sample", Marks(note="empty"))
     assert ">empty</text>" in picture
 
 

@@ -217,31 +217,6 @@ def _added(member: CasePrediction, total: Tensor, scratch: Scratch) -> CasePredi
     return dataclasses.replace(member, p_det=half)
 
 
-def predict(
-    image: np.ndarray,
-    spacing_mm: Sequence[float],
-    model_folder: Path | str,
-    *,
-    folds: Sequence[str | int] | str | int | None = None,
-    device: str = "auto",
-    num_samples: int | None = None,
-    seed: int = 0,
-    combine: Combination = "mean",
-    uncertainty_parts: bool = False,
-    direction: Sequence[float] | None = None,
-) -> Prediction:
-    """Predict one array; see `Predictor.predict`. Make a `Predictor` for several, it loads the model once."""
-    return Predictor(model_folder, folds, device).predict(
-        image,
-        spacing_mm,
-        num_samples=num_samples,
-        seed=seed,
-        combine=combine,
-        uncertainty_parts=uncertainty_parts,
-        direction=direction,
-    )
-
-
 def _volume_of(image: np.ndarray, spacing_mm: Sequence[float], direction: Sequence[float]) -> Volume:
     if image.ndim not in (3, 4):
         raise ValueError(f"image has shape {image.shape}; expected (C, Z, Y, X), or (C, Y, X) for a 2D image")

@@ -24,6 +24,7 @@ from unisegdiff_pipeline.reports.case_pictures import (
     PREDICTION_COLOR,
     REFERENCE_COLOR,
     UNCERTAINTY_MAP,
+    Marks,
     Outline,
     Plane,
     Region,
@@ -198,10 +199,8 @@ class _CaseDrawing:
         self._classes = classes
 
     def overview(self) -> tuple[Html, str]:
-        picture = draw_panel(
-            self._background, self._plane.pixel_mm, f"{self._case_id}: image", box=self._region,
-            letters=self._plane.letters,
-        )  # fmt: skip
+        marks = Marks(box=self._region, letters=self._plane.letters)
+        picture = draw_panel(self._background, self._plane.pixel_mm, f"{self._case_id}: image", marks)
         return picture, f"Image, slice {self._plane.index + 1}" if self._plane.letters else "Image"
 
     def masks(self, reference: np.ndarray, predicted: np.ndarray) -> list[tuple[Html, str]]:
@@ -233,7 +232,7 @@ class _CaseDrawing:
     def uncertainty(self, values: np.ndarray, reference: np.ndarray) -> tuple[Html, str]:
         outlines = [Outline(np.isin(reference, sum(map(tuple, self._classes.values()), ())), "#ffffff", 0.9)]
         picture = draw_panel(
-            np.clip(values, 0, 1), self._plane.pixel_mm, f"{self._case_id}: uncertainty", outlines=outlines,
+            np.clip(values, 0, 1), self._plane.pixel_mm, f"{self._case_id}: uncertainty", Marks(outlines),
             region=self._region, color_map=UNCERTAINTY_MAP, highest=1,
         )  # fmt: skip
         return picture, "Uncertainty"
@@ -262,9 +261,8 @@ class _CaseDrawing:
 
     def _panel(self, name: str, outlines: Sequence[Outline], note: str = "") -> Html:
         alt = f"{self._case_id}: {name.lower()}"
-        return draw_panel(
-            self._background, self._plane.pixel_mm, alt, outlines=outlines, region=self._region, note=note
-        )
+        marks = Marks(outlines, note=note)
+        return draw_panel(self._background, self._plane.pixel_mm, alt, marks, region=self._region)
 
 
 def _class_colors(count: int) -> list[str]:

@@ -208,16 +208,30 @@ def region_of_interest(masks: Iterable[np.ndarray], pixel_mm: tuple[float, float
     return Region(top, bottom, left, right)
 
 
+@dataclass(frozen=True)
+class Marks:
+    """What is drawn over a picture.
+
+    Attributes:
+        outlines: lines around masks of the picture's shape, drawn in their order.
+        box: a part to mark by a frame.
+        letters: names of the left and the top edge.
+        note: a word in the middle, such as "empty".
+    """
+
+    outlines: Sequence[Outline] = ()
+    box: Region | None = None
+    letters: Sequence[str] = ()
+    note: str = ""
+
+
 def draw_panel(
     background: np.ndarray,
     pixel_mm: tuple[float, float],
     alt: str,
+    marks: Marks,
     *,
-    outlines: Sequence[Outline] = (),
     region: Region | None = None,
-    box: Region | None = None,
-    letters: Sequence[str] = (),
-    note: str = "",
     color_map: str = "gray",
     highest: float = 255,
 ) -> Html:
@@ -227,11 +241,8 @@ def draw_panel(
         background: (rows, columns) values from 0 to `highest` for `color_map`, or (rows, columns, 3) colours, uint8.
         pixel_mm: distance of rows and columns.
         alt: what it shows, in words.
-        outlines: lines around masks of the same shape, drawn in their order.
+        marks: what is drawn over it.
         region: the part to show; None shows all.
-        box: a part to mark by a frame.
-        letters: names of the left and the top edge.
-        note: a word in the middle, such as "empty".
         color_map: matplotlib's name of the colours of values.
         highest: value of the last colour; the first is 0.
     """
@@ -245,14 +256,16 @@ def draw_panel(
         extent = (shown.left, shown.right, shown.bottom, shown.top)
         part = _reduced(background[shown.top : shown.bottom, shown.left : shown.right])
         axis.imshow(part, cmap=color_map, vmin=0, vmax=highest, extent=extent, aspect="auto", interpolation="none")
-        for outline in outlines:
+        for outline in marks.outlines:
             _draw_outline(axis, outline)
-        if box is not None:
+        if (box := marks.box) is not None:
             corners = [(box.left, box.top), (box.right, box.top), (box.right, box.bottom), (box.left, box.bottom)]
             axis.plot(*np.transpose([*corners, corners[0]]), color="#ffffff", linewidth=1, dashes=(4, 2))
-        _draw_letters(axis, letters)
-        if note:
-            axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", va="center", fontsize=13, **_ON_PICTURES)
+        _draw_letters(axis, marks.letters)
+        if marks.note:
+            axis.text(
+                0.5, 0.5, marks.note, transform=axis.transAxes, ha="center", va="center", fontsize=13, **_ON_PICTURES
+            )
         axis.set(xlim=extent[:2], ylim=extent[2:])
         axis.set_axis_off()
 

@@ -16,6 +16,7 @@ from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
 from unisegdiff_pipeline.reports.case_pictures import (
     CLASS_COLORS,
+    Marks,
     Outline,
     choose_plane,
     draw_panel,
@@ -86,11 +87,12 @@ def _panels(fingerprint: Fingerprint, case: RawCase, raw: RawDataset) -> Html:
     place = f", slice {plane.index + 1}" if len(mask) > 1 else ""
     for name, picture in pictures.items():
         alt = f"{case.case_id}: {name}"
-        found.append((draw_panel(picture, plane.pixel_mm, alt, letters=plane.letters), f"{name}{place}"))
-    whole = draw_panel(first, plane.pixel_mm, f"{case.case_id}: labels", outlines=outlines, letters=plane.letters)
+        found.append((draw_panel(picture, plane.pixel_mm, alt, Marks(letters=plane.letters)), f"{name}{place}"))
+    marks = Marks(outlines, letters=plane.letters)
+    whole = draw_panel(first, plane.pixel_mm, f"{case.case_id}: labels", marks)
     found.append((whole, "Labels"))
     if region is not None:
-        near = draw_panel(first, plane.pixel_mm, f"{case.case_id}: near", outlines=outlines, region=region)
+        near = draw_panel(first, plane.pixel_mm, f"{case.case_id}: near", Marks(outlines), region=region)
         found.append((near, "Labels, enlarged"))
     return panels(found)
 
