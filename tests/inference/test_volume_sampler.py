@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel
+from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.inference import tiled_case, volume_sampler
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
@@ -273,17 +274,19 @@ def test_a_first_call_that_mean_and_masks_share_is_made_once(volume, monkeypatch
     drawing = SamplerSettings(
         method="hard", start="stage_a", num_calls=1, lam_end=0.0, correlation_length_mm=6.0, draw=True
     )
-    alone = [predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=s)) for s in (mean, drawing)]
     levels: list[float] = []
-    estimates = volume_sampler._BoxSampler._estimates
+    denoise = StagedModel.denoise
 
-    def counted(self: volume_sampler._BoxSampler, x: torch.Tensor, lam: float) -> Iterator[tuple[int, torch.Tensor]]:
-        levels.append(lam)
-        return estimates(self, x, lam)
+    def counted(self: StagedModel, x_t: torch.Tensor, level: NoiseLevel, *rest: Any) -> Estimate:
+        levels.append(level.lam.item())
+        return denoise(self, x_t, level, *rest)
 
-    monkeypatch.setattr(volume_sampler._BoxSampler, "_estimates", counted)
+    monkeypatch.setattr(StagedModel, "denoise", counted)
+    alone = [predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=s)) for s in (mean, drawing)]
+    once = levels.count(PURE_NOISE) // 2  # for each of the tiles and samples
+    levels.clear()
     both = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=mean, mask_sampler=drawing))
-    assert levels == [PURE_NOISE, SETTINGS.lam_a]
+    assert levels == [PURE_NOISE] * once + [SETTINGS.lam_a] * once
     assert same(both, alone[0])
     for i in range(both.num_samples):
         assert torch.equal(both.sample(i), alone[1].sample(i))
@@ -384,7 +387,7 @@ def test_samples_stay_p_det_outside_the_active_region() -> None:
 
 def _make_p_det_follow_brightness(model: StagedModel) -> None:
     def forward(image: torch.Tensor) -> SegmenterOutput:
-        return SegmentationUNet.forward(model.segmenter, image)._replace(logits=(4 * image - 10,))
+        return SegmenterOutput((4 * image - 10,), SegmentationUNet.forward(model.segmenter, image).features)
 
     model.segmenter.forward = forward  # type: ignore[method-assign]
 

@@ -116,6 +116,8 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
     Raises:
         UsdError: weights that are missing, damaged, or of another plan.
     """
+    import torch
+
     from unisegdiff_pipeline.networks.layout import to_device
     from unisegdiff_pipeline.networks.staged_model import build_model
 
@@ -124,7 +126,8 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
     tensors, metadata = read_weights(path)
     require_same_plan(path, metadata, plan_hash(model.configuration))
     has_denoiser = any(name.startswith("denoiser.") for name in tensors)
-    network = build_model(model.configuration, model.plans.labels, has_denoiser)
+    with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced, are drawn from it
+        network = build_model(model.configuration, model.plans.labels, has_denoiser)
     load_tensors(path, network, tensors)
     settings = read_settings(folder)
     if len(settings.input_scale) not in (0, model.plans.labels.num_channels):

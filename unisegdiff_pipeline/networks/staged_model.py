@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
@@ -75,11 +74,10 @@ class StagedModel(nn.Module):
 
 
 def build_model(configuration: ConfigurationPlan, labels: LabelScheme, with_denoiser: bool) -> StagedModel:
-    """Untrained model of a plan; its initial weights are those that torch's generator, which stays as it is, gives."""
+    """Untrained model of a plan; initial weights come from torch's global generator, seed it first."""
     channels = labels.num_channels
-    with torch.random.fork_rng(devices=[]):
-        segmenter = SegmentationUNet(configuration.network, channels, configuration.training.deep_supervision)
-        denoiser = None
-        if with_denoiser:
-            denoiser = Denoiser(configuration.network, configuration.denoiser, channels, labels.coding)
+    segmenter = SegmentationUNet(configuration.network, channels, configuration.training.deep_supervision)
+    denoiser = None
+    if with_denoiser:
+        denoiser = Denoiser(configuration.network, configuration.denoiser, channels, labels.coding)
     return StagedModel(segmenter, denoiser, labels)

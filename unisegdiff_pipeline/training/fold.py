@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
+
 from unisegdiff_pipeline.core.bounds import Count, Fraction, LogSignalToNoise, NotNegative, Range
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted, format_duration
@@ -82,6 +84,7 @@ class Phase1Facts:
     holdout_dice: dict[str, Fraction]
 
 
+@torch.random.fork_rng(devices=[])  # models that are filled or timed draw initial weights from it
 def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     """Train one fold, or go on where it stopped; a finished fold is only read.
 
