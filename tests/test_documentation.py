@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from unisegdiff_pipeline.commands import nnunet
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation import aggregate, tables
 from unisegdiff_pipeline.evaluation.diversity import DiversityScore
@@ -175,6 +176,15 @@ def test_the_architecture_page_names_every_module_beside_the_folders() -> None:
     assert modules <= set(
         re.findall(r"`(\w+\.py)`", (ROOT / "documentation/explanation/architecture.md").read_text("utf-8"))
     )
+
+
+def test_the_nnunet_page_names_every_flag_that_is_understood() -> None:
+    page = (ROOT / "documentation/how-to/coming-from-nnunet.md").read_text("utf-8")
+    tables = re.split(r"^\| `nnUNetv2_", page[page.index("## Flags") : page.index("## Folders")], flags=re.M)[1:]
+    understood = [nnunet.TRAIN, nnunet.PREDICT, nnunet.PLAN_AND_PREPROCESS, nnunet.EVALUATE]
+    for table, flags in zip(tables, understood, strict=True):
+        left = {flag for line in re.findall(r"^\|([^|]+)", table, re.M) for flag in re.findall(r"`(--?\w+)", line)}
+        assert set(flags) <= left
 
 
 def test_the_index_names_every_page() -> None:

@@ -5,9 +5,9 @@
 FOLD is a fold's folder, fold_k, of a finished training; its candidates.json has what each candidate reached in each
 held-out case, with temperatures and a length of the field that all of them chose. A rule for masks is scored by their
 energy score as a multiple of that of draws from p_det, a rule for the mean by its likelihood loss as a multiple of that
-of p_det: over the halves, then the mean over the folds given. Last, w and cut as they are chosen, with one standard
-error of Dice and with two that rule a candidate out: Dice minus that of the plain segmenter (w = 1, cut at 0.5), loss
-as a multiple of p_det's, and the share of choices with w = 1.
+of p_det: over the halves, then the mean over the folds given. Last, w and threshold as they are chosen, with one
+standard error of Dice and with two that rule a candidate out: Dice minus that of the plain segmenter (w = 1, threshold
+0.5), loss as a multiple of p_det's, and the fraction of choices with w = 1.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def read_samplers(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], s
         groups = entry["groups"]
     rules = {
         "the best": best,
-        "the usual one always": always(default),
-        "the usual one, unless another is better by one standard error": unless_better(default, 1.0),
-        "the usual one, unless by two": unless_better(default, 2.0),
+        "the default always": always(default),
+        "the default, unless another is better by one standard error": unless_better(default, 1.0),
+        "the default, unless by two": unless_better(default, 2.0),
     }
     return rules, scores, groups, str(SamplerSettings(method="ddim", start="det", num_calls=0, lam_end=0.0, draw=True))
 
@@ -124,7 +124,7 @@ def read_mean_trials(fold: Path) -> list[MeanTrial]:
 def score_dice_errors(
     trials: Sequence[MeanTrial], errors: float, halves: int, rng: np.random.Generator
 ) -> tuple[float, float, float]:
-    """Dice minus the plain segmenter's, loss over p_det's, and share of w = 1, of choices judged on the other half."""
+    """Dice minus the plain segmenter's, loss over p_det's, fraction of w = 1, of choices judged on the other half."""
     found = []
     for chosen in random_halves(np.array(trials[0].groups), halves, rng):
         of_others = {(t.segmenter_weight, t.decision): t for t in (_of_cases(trial, ~chosen) for trial in trials)}
@@ -132,8 +132,8 @@ def score_dice_errors(
         best = rank_means([_of_cases(trial, chosen) for trial in trials], errors)[0]
         there = of_others[best.segmenter_weight, best.decision]
         found.append((there.dice - plain.dice, there.nll / plain.nll, float(best.segmenter_weight == 1)))
-    dice, nll, plain_share = np.nanmean(found, axis=0).tolist()
-    return dice, nll, plain_share
+    dice, nll, plain_fraction = np.nanmean(found, axis=0).tolist()
+    return dice, nll, plain_fraction
 
 
 def _of_cases(trial: MeanTrial, chosen: np.ndarray) -> MeanTrial:
@@ -160,13 +160,14 @@ def main() -> None:
         for name in found[0]:
             print(f"| {name} | {np.mean([scores[name] for scores in found]):.3f} |")
     print(
-        "\n| w and cut, where Dice rules out by | Dice, minus plain | loss / that of p_det | w = 1 |\n|---|---|---|---|"
+        "\n| w and threshold, where Dice rules out by | Dice, minus plain | loss / that of p_det | w = 1 |\n"
+        "|---|---|---|---|"
     )
     for errors in (1.0, 2.0):
         rng = np.random.default_rng(args.seed)
         trials = [score_dice_errors(read_mean_trials(fold), errors, args.halves, rng) for fold in args.folds]
-        dice, nll, plain_share = np.mean(trials, axis=0)
-        print(f"| {errors:g} standard errors | {dice:+.4f} | {nll:.3f} | {plain_share:.0%} |")
+        dice, nll, plain_fraction = np.mean(trials, axis=0)
+        print(f"| {errors:g} standard errors | {dice:+.4f} | {nll:.3f} | {plain_fraction:.0%} |")
 
 
 if __name__ == "__main__":

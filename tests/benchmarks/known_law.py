@@ -5,8 +5,8 @@
 Each image shows one disc. A reader marks it with probability 0.7, and then with a radius that is off by N(0, 1.5 px),
 whatever the image. Nothing else is random, so that a case has the same law as every other but for radius and place.
 Trained are 200 iterations of phase 1 and 400 of phase 2, the latter anew for each seed; 48 new images are drawn from,
-16 masks each, as chosen and by all samplers with the planned field, or with --lengths by the usual sampler with fields
-of all lengths. tests/end_to_end/test_law.py holds what is chosen to bounds.
+16 masks each, as chosen and by all samplers with the planned field, or with --lengths by the default sampler with
+fields of all lengths. tests/end_to_end/test_law.py holds what is chosen to bounds.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=NUM_IMAGES)
     parser.add_argument("--seed", type=int, default=0, help="of phase 2")
-    parser.add_argument("--lengths", action="store_true", help="the usual sampler with fields of all lengths")
+    parser.add_argument("--lengths", action="store_true", help="the default sampler with fields of all lengths")
     parser.add_argument("--work", type=Path, help="keeps the training and takes it up again; by default it is not kept")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -179,7 +179,7 @@ def main() -> None:
             lines.append(
                 f"| {name} | {existence(drawn):.2f} | {apart:.2f} | {of_model:.3f} | {of_model / of_law:.2f}x |"
             )
-        print("| masks | share with a disc | mean distance of two | GED V | as a multiple of the law's |")
+        print("| masks | fraction with a disc | mean distance of two | GED V | as a multiple of the law's |")
         print("|---|---|---|---|---|")
         print("\n".join(lines))
         print(f"| the law | {EXISTENCE:.2f} | {apart_law:.2f} | {of_law:.3f} | 1 |")

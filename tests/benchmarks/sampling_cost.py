@@ -39,7 +39,7 @@ PATCHES = {
     ("3D", "default"): (64, 64, 64),
     ("3D", "cpu"): (32, 40, 32),
 }
-LARGE_PATCHES = {("2D", "default"): (512, 512), ("3D", "default"): (128, 128, 128)}  # --large: nnU-Net's usual ones
+LARGE_PATCHES = {("2D", "default"): (512, 512), ("3D", "default"): (128, 128, 128)}  # --large: nnU-Net's common ones
 WIDTHS = {
     ("2D", "default"): (32, 64, 128, 256, 512, 512),
     ("2D", "cpu"): (16, 32, 64, 128, 128),
@@ -89,7 +89,7 @@ def as_graph(function: Callable[[], object]) -> Callable[[], object]:
 
 
 def multiply_adds(model: StagedModel, patch: tuple[int, ...], device: torch.device) -> float:
-    """Those of a call for one sample as a share of those of the segmenter's forward pass.
+    """Those of a call for one sample as a fraction of those of the segmenter's forward pass.
 
     With gradients, because the kernels that a CPU takes without them are unknown to the counter.
     """

@@ -20,13 +20,13 @@ sees, the same voxels for every row, and likelihood over whole cases as well:
     rival       coherent draws from that segmenter, without any denoiser; length of the field and temperature by the
                 energy score on the hold-out
     p_det       the staged diffusion's segmenter, and draws from it
-    others      the arms, by trainer, as chosen; where that is a draw without calls, the usual sampler as well; the
+    others      the arms, by trainer, as chosen; where that is a draw without calls, the default sampler as well; the
                 staged one also with masks of four calls in all, from p_A and from p_det
 
 `holdout` prints what choosing found on the held-out cases: energy scores of the samplers that were tried, likelihood
-loss by w. `lengths` prints energy scores of the usual sampler on them by the length of its field. `attention` prints
+loss by w. `lengths` prints energy scores of the default sampler on them by the length of its field. `attention` prints
 from the arms' logs how fast they learn and what they do at each noise level: Dice on held-out cases over the seconds of
-phase 2; Dice of held-out patches, and the share of the gradient's norm, in bands of lam.
+phase 2; Dice of held-out patches, and the fraction of the gradient's norm, in bands of lam.
 
 Differences of Dice to the segmenter's, and in a second table of energy scores to the rival's, p_det's and the staged
 row's, are paired over cases (groups where groups.csv has them), with bootstrap intervals.
@@ -210,7 +210,7 @@ class Bench:
     def _rows_of_arm(self, arm: str) -> dict[str, Path]:
         """Choose an arm's settings on as many cases as the rival's: its own training had time for a few.
 
-        The usual sampler is a row of its own where one without calls was chosen; the staged arm also has four calls
+        The default sampler is a row of its own where one without calls was chosen; the staged arm also has four calls
         from either start, which tells what stage A is worth.
         """
         keep_freed_memory()  # as usd_train does
@@ -318,7 +318,7 @@ class Bench:
                 print(_line([row, *(f"{values[arm]:.4f}" if arm in values else "-" for arm in self.arms)]))
 
     def lengths(self) -> None:
-        """Print energy scores of the usual sampler with each length of the field, on all held-out cases."""
+        """Print energy scores of the default sampler with each length of the field, on all held-out cases."""
         for arm in self.arms:
             fold_run = self.holdout_run(arm)
             model, settings = finished_model(fold_run)
@@ -348,7 +348,7 @@ class Bench:
         for title, cases, key in (
             ("Dice of held-out patches", "held_out", "dice"),
             ("loss of held-out patches", "held_out", "loss"),
-            ("share of the gradient's norm", "training", "gradient_norm"),
+            ("fraction of the gradient's norm", "training", "gradient_norm"),
         ):
             print(f"\n{title}, by band of lam\n")
             for arm, mine in entries.items():
@@ -390,7 +390,7 @@ def _more_scores(dataset: Path, output: Path, all_rows: Sequence[Path], case: st
     """Dice of the vote over the samples, and what the probabilities are worth beside the annotators' masks.
 
     They are judged near what any annotator or any row of the table sees, the same voxels for every row: usd_evaluate
-    takes each row's own mask, and the rows cut their masks in different ways.
+    takes each row's own mask, and the rows threshold their masks in different ways.
     """
     scheme, ending = description.labels, description.file_ending
     labels = read_labels(dataset / "labelsTr" / f"{case}{ending}")
@@ -456,8 +456,9 @@ def _table(found: dict[str, Any], groups: dict[str, str]) -> str:
     """Scores of the rows, then paired differences of what is drawn."""
     base = found["segmenter"]["cases"]
     several = any(not math.isnan(case["ged_u"]) for row in found.values() for case in row["cases"].values())
-    columns = ["row", "w, cut", "calls", "Dice, minus segmenter's [95 %] p", "of the vote", "soft Dice", "one sample"]
-    columns += ["energy U", *(["GED U / V"] if several else []), "NLL", "Brier", "ECE", "NLL, whole cases", "s/case"]
+    columns = ["row", "w, threshold", "calls", "Dice, minus segmenter's [95 %] p", "of the vote", "soft Dice"]
+    columns += ["one sample", "energy U", *(["GED U / V"] if several else [])]
+    columns += ["NLL", "Brier", "ECE", "NLL, whole cases", "s/case"]
     lines = [_line(columns), "|" + "---|" * len(columns)]
     for name, row in found.items():
         cases, settings = row["cases"], row["settings"]
