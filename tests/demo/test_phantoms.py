@@ -12,7 +12,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.demo.phantoms import (
     Blob,
-    Lesion,
+    PhantomLesion,
     draw_raters,
     make_phantom_dataset,
     marking_probability,
@@ -25,8 +25,8 @@ from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 GRID = np.stack(np.meshgrid(np.arange(-15.0, 16.0), np.arange(-15.0, 16.0), indexing="ij"))
 
 
-def _disc(centre=(0.0, 0.0), existence=1.0) -> Lesion:
-    return Lesion(Blob(centre, 6.0, ()), contrast=0.2, existence=existence, boundary_sd_mm=2.0)
+def _disc(centre=(0.0, 0.0), existence=1.0) -> PhantomLesion:
+    return PhantomLesion(Blob(centre, 6.0, ()), contrast=0.2, existence=existence, boundary_sd_mm=2.0)
 
 
 def test_distance_by_hand():

@@ -10,15 +10,15 @@ import pytest
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.evaluation.froc import LUNA16_RATES, froc
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
-from unisegdiff_pipeline.evaluation.lesions import Lesion, score_lesions
+from unisegdiff_pipeline.evaluation.lesions import ScoredLesion, score_lesions
 
 
-def reference(number: int, *matched: int) -> Lesion:
-    return Lesion("reference", number, 1, 0.001, None, 0.0, (0, 0, 0), matched, 0.5, 0.5, math.nan)
+def reference(number: int, *matched: int) -> ScoredLesion:
+    return ScoredLesion("reference", number, 1, 0.001, None, 0.0, (0, 0, 0), matched, 0.5, 0.5, math.nan)
 
 
-def predicted(number: int, confidence: float, *matched: int) -> Lesion:
-    return Lesion("prediction", number, 1, 0.001, None, 0.0, (0, 0, 0), matched, 0.5, 0.5, confidence)
+def predicted(number: int, confidence: float, *matched: int) -> ScoredLesion:
+    return ScoredLesion("prediction", number, 1, 0.001, None, 0.0, (0, 0, 0), matched, 0.5, 0.5, confidence)
 
 
 # Two lesions in the first case, one of them found twice; one in the second, missed; nothing in the third and fourth.
@@ -74,7 +74,7 @@ def test_undefined_curves() -> None:
     assert froc([[reference(1, 1), predicted(1, math.nan, 1)]]) is None  # no confidence
 
 
-def random_cases(seed: int) -> list[tuple[Lesion, ...]]:
+def random_cases(seed: int) -> list[tuple[ScoredLesion, ...]]:
     """Scored random masks; confidence is the share of four samples that overlap a lesion."""
     rng = np.random.default_rng(seed)
     cases = []
@@ -108,7 +108,7 @@ def test_curve_is_that_of_counting_at_every_threshold(seed: int) -> None:
 
 def test_only_the_order_of_confidences_counts() -> None:
     cases = random_cases(9)
-    squared = [[Lesion(**(vars(le) | {"confidence": le.confidence**2})) for le in case] for case in cases]
+    squared = [[ScoredLesion(**(vars(le) | {"confidence": le.confidence**2})) for le in case] for case in cases]
     first, second = froc(cases), froc(squared[::-1])
     assert first is not None
     assert second is not None

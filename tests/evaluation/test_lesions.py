@@ -15,8 +15,8 @@ from skimage import measure
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
 from unisegdiff_pipeline.evaluation.lesions import (
-    Lesion,
     LesionScore,
+    ScoredLesion,
     count_lesions,
     score_lesions,
     strata_edges_ml,
@@ -237,7 +237,7 @@ def test_noise_is_scored_as_by_an_independent_counting(density: float) -> None:
 RULES = [MatchingRule(), MatchingRule("iou", 0.3, one_to_one=True), MatchingRule("dilated", dilation_mm=2.1)]
 
 
-def without_places(lesions: tuple[Lesion, ...]) -> list[tuple[object, ...]]:
+def without_places(lesions: tuple[ScoredLesion, ...]) -> list[tuple[object, ...]]:
     keep = ("side", "voxels", "longest_diameter_mm", "dice", "iou")
     rows = [tuple(getattr(lesion, name) for name in keep) for lesion in lesions]
     return sorted((side, voxels, *(round(value, 9) for value in rest)) for side, voxels, *rest in rows)
@@ -320,9 +320,9 @@ def test_a_liver_in_a_large_volume_is_one_lesion() -> None:
 # ----------------------------------------------------------------------------------------------------------- strata
 
 
-def lesion_of(volume_ml: float, *, dice: float = 0.0, matched: bool = False, side: str = "reference") -> Lesion:
+def lesion_of(volume_ml: float, *, dice: float = 0.0, matched: bool = False, side: str = "reference") -> ScoredLesion:
     ids = (1,) if matched else ()
-    return Lesion(side, 1, 1, volume_ml, None, 0.0, (0, 0, 0), ids, dice, dice, NAN)  # type: ignore[arg-type]
+    return ScoredLesion(side, 1, 1, volume_ml, None, 0.0, (0, 0, 0), ids, dice, dice, NAN)  # type: ignore[arg-type]
 
 
 def test_strata_by_hand() -> None:

@@ -10,7 +10,7 @@ import pytest
 from unisegdiff_pipeline.evaluation.boundary import boundary_score, surface
 from unisegdiff_pipeline.evaluation.calibration import CaseCalibration, calibration_error, case_calibration
 from unisegdiff_pipeline.evaluation.froc import froc
-from unisegdiff_pipeline.evaluation.lesions import Lesion
+from unisegdiff_pipeline.evaluation.lesions import ScoredLesion
 
 
 def calibration(p: list[float], y: list[int]) -> CaseCalibration:
@@ -105,5 +105,5 @@ def test_froc_of_two_cases() -> None:
     assert curve.mean_sensitivity == pytest.approx(0.958333, abs=5e-7)
 
 
-def _lesion(side: str, number: int, confidence: float, *matched: int) -> Lesion:
-    return Lesion(side, number, 1, 0.001, None, 0.0, (0, 0, 0), matched, 0.5, 0.5, confidence)  # type: ignore[arg-type]
+def _lesion(side: str, number: int, confidence: float, *matched: int) -> ScoredLesion:
+    return ScoredLesion(side, number, 1, 0.001, None, 0.0, (0, 0, 0), matched, 0.5, 0.5, confidence)  # type: ignore[arg-type]

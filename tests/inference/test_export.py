@@ -11,8 +11,8 @@ import pytest
 
 from tests.inference.by_hand import SOFTMAX, SPACING_MM, case_by_hand, prediction_by_hand
 from unisegdiff_pipeline.inference.export import (
-    CaseRecord,
     OutputOptions,
+    PredictionRecord,
     expected_files,
     mask_path,
     read_record,
@@ -30,7 +30,9 @@ EVERYTHING = OutputOptions(".nii.gz", True, save_samples=True, save_probabilitie
 
 def write_case(output: Path, options: OutputOptions = EVERYTHING) -> None:
     assert write_prediction(output, prediction_by_hand(), case_by_hand(), SOFTMAX, options) == 1
-    write_record(output, CaseRecord("a", "same", ("a_0000.nii.gz",), ("hash",), {"write": 0.25}, {"num_lesions": 1}))
+    write_record(
+        output, PredictionRecord("a", "same", ("a_0000.nii.gz",), ("hash",), {"write": 0.25}, {"num_lesions": 1})
+    )
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -76,7 +76,6 @@ def test_a_good_set_has_no_findings(folder):
     folder.describe(numTraining=2)
     report = folder.check()
     assert report.problems == report.warnings == report.empty_cases == ()
-    assert report.groups == {"a": "a", "b": "b"}
     report.require_ok()
 
 
@@ -137,18 +136,15 @@ def test_all_problems_are_found_in_one_run(folder):
     assert str(error.value).splitlines()[-1].startswith(f"12 problems in {folder.folder}")
 
 
-def test_identical_images_share_a_group_and_warn(folder):
+def test_identical_images_warn(folder):
     same = folder.rng.normal(size=(2, *SHAPE))
     for case in "abcd":
         folder.good_case(case)
     for case in ("a", "c"):
         for channel in range(2):
             folder.image(case, channel, same[channel])
-    (folder.folder / "groups.csv").write_text("case,group\na,p1\nb,p2\nc,p2\nd,p3\n")
     report = folder.check()
     assert report.problems == ()
-    # c is a copy of a, and b is of the same patient as c: the three stay together.
-    assert report.groups == {"a": "p1", "b": "p1", "c": "p1", "d": "p3"}
     (warning,) = report.warnings
     assert "identical images: a, c" in warning.message
 
@@ -192,7 +188,6 @@ def test_files_that_would_be_left_out_are_problems_unless_allowed(folder):
     report = folder.check()
     assert report.problems == ()
     assert {Path(warning.file).name for warning in report.warnings} == set(problems)
-    assert sorted(report.groups) == ["a", "b"]
 
 
 def test_many_warnings_of_one_kind_are_one(folder):

@@ -18,7 +18,6 @@ from unisegdiff_pipeline.planning.stages import (
     crossing,
     dice_curves,
     plan_stages,
-    readability_curve,
     refine_stages,
     truncation_edge,
 )
@@ -62,10 +61,11 @@ def test_expected_dice_agrees_with_noise_drawn_and_thresholded() -> None:
 
 
 def test_chance_is_removed_and_the_curve_rises_from_0_to_1() -> None:
-    curve = readability_curve(ball(40), (1, 1))
-    assert curve[0] == pytest.approx(0.0, abs=0.01)
-    assert curve[-1] == pytest.approx(1.0, abs=0.01)
-    assert np.all(np.diff(curve) >= 0)
+    curve = class_curve("a", [ball(40)], (1, 1))
+    assert curve is not None
+    assert curve.readability[0] == pytest.approx(0.0, abs=0.01)
+    assert curve.readability[-1] == pytest.approx(1.0, abs=0.01)
+    assert np.all(np.diff(curve.readability) >= 0)
 
 
 def test_one_hot_coding_moves_curves_by_ln_2() -> None:

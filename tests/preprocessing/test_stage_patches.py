@@ -8,7 +8,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.preprocessing.components import find_components
+from unisegdiff_pipeline.preprocessing.components import sample_components
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.provenance import CaseSource
 from unisegdiff_pipeline.preprocessing.stage_patches import MAX_ROUNDS, collect_label_patches, label_patch
@@ -22,7 +22,7 @@ def stored(folder: Path, labels: np.ndarray) -> StoredCase:
     properties = CaseProperties(
         "a", None, Geometry(), (z, y, x), (0, 1, 2), ((0, z), (0, y), (0, x)), (z, y, x), (z, y, x), (1.0, 1.0, 1.0)
     )
-    components = find_components(labels, SCHEME, "a")
+    components = sample_components(labels, SCHEME, "a")
     image = np.zeros((1, z, y, x), np.float32)
     write_case(folder, image, labels, components, CaseFile(CaseSource((), ""), "", properties), (8, 8))
     return PreprocessedFolder(folder).open("a")

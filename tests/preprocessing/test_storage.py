@@ -12,7 +12,7 @@ import pytest
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.preprocessing.components import find_components
+from unisegdiff_pipeline.preprocessing.components import sample_components
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.provenance import CaseSource, FileState
 from unisegdiff_pipeline.preprocessing.storage import (
@@ -45,7 +45,7 @@ def store(folder: Path, case_id: str = "a") -> tuple[np.ndarray, np.ndarray]:
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     content = CaseFile(SOURCE, "hash", properties)
-    write_case(folder, image, labels, find_components(labels, SCHEME, case_id), content, (8, 8, 8))
+    write_case(folder, image, labels, sample_components(labels, SCHEME, case_id), content, (8, 8, 8))
     return image, labels
 
 

@@ -168,18 +168,18 @@ def _read_probabilities(path: Path) -> bytes:
 
 def _write_case_record(path: Path) -> None:
     from unisegdiff_pipeline.core.serialization import write_json
-    from unisegdiff_pipeline.inference.export import CaseRecord
+    from unisegdiff_pipeline.inference.export import PredictionRecord
 
     write_json(
-        path, CaseRecord("case", "0" * 16, ("case_0000.nii.gz",), ("0" * 16,), {"read": 0.5}, {"num_tiles": 3.0})
+        path, PredictionRecord("case", "0" * 16, ("case_0000.nii.gz",), ("0" * 16,), {"read": 0.5}, {"num_tiles": 3.0})
     )
 
 
 def _read_case_record(path: Path) -> bytes:
     from unisegdiff_pipeline.core.serialization import read_dataclass
-    from unisegdiff_pipeline.inference.export import CaseRecord
+    from unisegdiff_pipeline.inference.export import PredictionRecord
 
-    return repr(read_dataclass(CaseRecord, path)).encode()
+    return repr(read_dataclass(PredictionRecord, path)).encode()
 
 
 PARSERS = (

@@ -43,7 +43,7 @@ _THREAD_VARIABLES = (
 
 
 @dataclass(frozen=True)
-class CaseResult(Generic[Result]):
+class CaseOutcome(Generic[Result]):
     """What the function returned for one item, and the seconds it took."""
 
     name: str
@@ -62,7 +62,7 @@ def map_cases(
     threads: bool = False,
     native: bool = False,
     preload: Sequence[str] = (),
-) -> list[CaseResult[Result]]:
+) -> list[CaseOutcome[Result]]:
     """Call `function` on every item and return the results in the order of the items.
 
     Args:
@@ -116,7 +116,7 @@ class _Job(Generic[Item, Result]):
 
     def __init__(self, function: Callable[[Item], Result], items: list[Item], names: list[str], description: str):
         self.function, self.items, self.names, self.description = function, items, names, description
-        self.results: dict[int, CaseResult[Result]] = {}
+        self.results: dict[int, CaseOutcome[Result]] = {}
         self.failures: dict[int, _Failure] = {}
 
     def run_here(self) -> None:
@@ -149,7 +149,7 @@ class _Job(Generic[Item, Result]):
             if index not in self.results and index not in self.failures:
                 self.failures[index] = _Failure(_how_it_died(processes[0].exitcode if processes else None))
 
-    def finish(self) -> list[CaseResult[Result]]:
+    def finish(self) -> list[CaseOutcome[Result]]:
         if not self.failures:
             return [self.results[index] for index in range(len(self.items))]
         failures = sorted(self.failures.items())
@@ -177,7 +177,7 @@ class _Job(Generic[Item, Result]):
         if isinstance(outcome, _Failure):
             self.failures[index] = outcome
         else:
-            self.results[index] = CaseResult(self.names[index], *outcome)
+            self.results[index] = CaseOutcome(self.names[index], *outcome)
 
 
 def _outcome(function: Callable[[Item], Result], item: Item) -> tuple[Result, float] | _Failure:

@@ -75,7 +75,7 @@ class Blob:
 
 
 @dataclass(frozen=True)
-class Lesion:
+class PhantomLesion:
     """A lesion and the law of its annotation.
 
     Attributes:
@@ -141,7 +141,7 @@ def true_probability(folder: Path, case_id: str) -> np.ndarray:
     return read_npz(path, ("probability",), "Remove the data set and make it again.")["probability"]
 
 
-def marking_probability(lesions: Sequence[Lesion], grid_mm: np.ndarray) -> np.ndarray:
+def marking_probability(lesions: Sequence[PhantomLesion], grid_mm: np.ndarray) -> np.ndarray:
     """Equation (1) on the points grid_mm (dims, *shape); result (*shape)."""
     missed = np.ones(grid_mm.shape[1:])
     for lesion in lesions:
@@ -150,7 +150,7 @@ def marking_probability(lesions: Sequence[Lesion], grid_mm: np.ndarray) -> np.nd
 
 
 def draw_raters(
-    lesions: Sequence[Lesion], grid_mm: np.ndarray, rng: np.random.Generator, num_raters: int = NUM_RATERS
+    lesions: Sequence[PhantomLesion], grid_mm: np.ndarray, rng: np.random.Generator, num_raters: int = NUM_RATERS
 ) -> np.ndarray:
     """Independent draws of the law, uint8 (num_raters, *shape)."""
     masks = np.zeros((num_raters, *grid_mm.shape[1:]), np.uint8)
@@ -267,11 +267,11 @@ def _draw_organ(rng: np.random.Generator, grid_mm: np.ndarray) -> Blob:
 
 def _draw_lesions(
     rng: np.random.Generator, organ: Blob, organ_mm: np.ndarray, grid_mm: np.ndarray
-) -> tuple[Lesion, ...]:
+) -> tuple[PhantomLesion, ...]:
     """One to four lesions inside the organ that do not touch each other; organ_mm is the organ's distance map."""
     scale = _scale(grid_mm)
     inside = np.argwhere(organ_mm < -2 * scale)
-    lesions: list[Lesion] = []
+    lesions: list[PhantomLesion] = []
     wanted = int(rng.integers(1, 5))
     for _ in range(200):
         if len(lesions) == wanted:
@@ -283,7 +283,7 @@ def _draw_lesions(
         centre = grid_mm[(slice(None), *inside[rng.integers(len(inside))])]
         body = _draw_blob(rng, centre, radius, amplitude=0.12)
         if _fits(body, spread, organ, lesions):
-            lesions.append(Lesion(body, sign * contrast, existence, spread))
+            lesions.append(PhantomLesion(body, sign * contrast, existence, spread))
     return tuple(lesions)
 
 
@@ -292,7 +292,7 @@ def _choose(rng: np.random.Generator, table: Sequence[tuple[float, ...]]) -> tup
     return table[row][1:]
 
 
-def _fits(body: Blob, spread_mm: float, organ: Blob, lesions: Sequence[Lesion]) -> bool:
+def _fits(body: Blob, spread_mm: float, organ: Blob, lesions: Sequence[PhantomLesion]) -> bool:
     """Whether a lesion lies in the organ and apart from the others, so that equation (1) holds for the image too."""
     centre = np.array(body.centre_mm)
     reach = 1.2 * body.radius_mm + spread_mm
@@ -306,7 +306,7 @@ def _fits(body: Blob, spread_mm: float, organ: Blob, lesions: Sequence[Lesion]) 
 
 
 def _render(
-    rng: np.random.Generator, organ: Blob, organ_mm: np.ndarray, lesions: Sequence[Lesion], grid_mm: np.ndarray
+    rng: np.random.Generator, organ: Blob, organ_mm: np.ndarray, lesions: Sequence[PhantomLesion], grid_mm: np.ndarray
 ) -> np.ndarray:
     """Grey values around 0..1, (*size)."""
     scale = _scale(grid_mm)

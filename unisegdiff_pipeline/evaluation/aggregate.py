@@ -25,7 +25,7 @@ from unisegdiff_pipeline.evaluation.failure import (
     rank_histogram,
 )
 from unisegdiff_pipeline.evaluation.froc import froc
-from unisegdiff_pipeline.evaluation.lesions import Lesion, StratumScore, count_lesions, strata_edges_ml, stratify
+from unisegdiff_pipeline.evaluation.lesions import ScoredLesion, StratumScore, count_lesions, strata_edges_ml, stratify
 from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, EvaluationOptions
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.evaluation.tables import metric_names, metric_values
@@ -276,7 +276,7 @@ def _tails(level: float) -> tuple[float, float]:
     return (1 - level) / 2, (1 + level) / 2
 
 
-def _pooled(results: Sequence[ClassResult], lesions: Sequence[Lesion]) -> Pooled:
+def _pooled(results: Sequence[ClassResult], lesions: Sequence[ScoredLesion]) -> Pooled:
     overlaps = [result.overlap for result in results]
     tp, fp, fn = (sum(getattr(overlap, name) for overlap in overlaps) for name in ("tp", "fp", "fn"))
     score = count_lesions(lesions)
@@ -298,13 +298,13 @@ def _pooled(results: Sequence[ClassResult], lesions: Sequence[Lesion]) -> Pooled
     )
 
 
-def _edges_ml(lesions: Sequence[Lesion], options: EvaluationOptions, units: Units) -> tuple[float, ...]:
+def _edges_ml(lesions: Sequence[ScoredLesion], options: EvaluationOptions, units: Units) -> tuple[float, ...]:
     if options.strata_edges_ml is not None:
         return options.strata_edges_ml
     return strata_edges_ml(lesion.size(units) for lesion in lesions if lesion.side == "reference")
 
 
-def _froc(cases: Sequence[Sequence[Lesion]]) -> FrocSummary | None:
+def _froc(cases: Sequence[Sequence[ScoredLesion]]) -> FrocSummary | None:
     curve = froc(cases)
     if curve is None:
         return None

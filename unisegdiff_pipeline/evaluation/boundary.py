@@ -42,12 +42,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
+from unisegdiff_pipeline.evaluation.dilation import SPACING_ROUNDING
 
 if TYPE_CHECKING:
     from scipy.spatial import cKDTree
 
-# Headers hold spacings as float32, so that five voxels of "0.4 mm" are 2.00000003 mm and would miss a tolerance of 2.
-SPACING_ROUNDING = 1e-6
 # Surface voxels searched at a time; each takes about 100 bytes. A body of 1.5 l has some 90 000 (0.8 mm).
 BLOCK_VOXELS = 1_000_000
 Block = tuple[int, int]

@@ -30,7 +30,7 @@ from unisegdiff_pipeline.evaluation.boundary import BoundaryScore, boundary_scor
 from unisegdiff_pipeline.evaluation.calibration import CaseCalibration, case_calibration, evaluation_region
 from unisegdiff_pipeline.evaluation.diversity import DiversityScore, mean_agreement, score_samples
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs
-from unisegdiff_pipeline.evaluation.lesions import Lesion, LesionScore, score_lesions
+from unisegdiff_pipeline.evaluation.lesions import LesionScore, ScoredLesion, score_lesions
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_masks
 from unisegdiff_pipeline.evaluation.options import CaseSettings
 from unisegdiff_pipeline.evaluation.reading import (
@@ -61,7 +61,7 @@ class ClassResult:
     boundary: BoundaryScore
     surface_dice_rater: float
     lesion_score: LesionScore
-    lesions: tuple[Lesion, ...]
+    lesions: tuple[ScoredLesion, ...]
     calibration: CaseCalibration | None
     diversity: DiversityScore | None
     confidence: float
@@ -194,7 +194,7 @@ def _lesions(
     volumes: _CaseVolumes,
     index: int,
     settings: CaseSettings,
-) -> tuple[LesionScore, tuple[Lesion, ...]]:
+) -> tuple[LesionScore, tuple[ScoredLesion, ...]]:
     where = box_slices(box)
     samples = [_mask(sample, settings.scheme, index, box, volumes.valid) for sample in volumes.samples]
     return score_lesions(

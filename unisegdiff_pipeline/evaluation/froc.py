@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.evaluation.lesions import Lesion
+from unisegdiff_pipeline.evaluation.lesions import ScoredLesion
 
 LUNA16_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
@@ -43,7 +43,7 @@ class Froc:
     num_reference_lesions: int
 
 
-def froc(cases: Sequence[Sequence[Lesion]], rates: Sequence[float] = LUNA16_RATES) -> Froc | None:
+def froc(cases: Sequence[Sequence[ScoredLesion]], rates: Sequence[float] = LUNA16_RATES) -> Froc | None:
     """The FROC curve of one class over cases, each the lesions of `lesions.score_lesions`.
 
     A reference lesion counts as detected at a threshold where one of its matched predicted lesions is kept; a

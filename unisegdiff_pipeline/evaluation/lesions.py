@@ -38,7 +38,7 @@ Side = Literal["reference", "prediction"]
 
 
 @dataclass(frozen=True)
-class Lesion:
+class ScoredLesion:
     """One lesion of one class in one case; a row of lesion_scores.csv.
 
     Attributes:
@@ -128,7 +128,7 @@ def score_lesions(
     rule: MatchingRule,
     samples: Sequence[np.ndarray] | None = None,
     probability: np.ndarray | None = None,
-) -> tuple[LesionScore, tuple[Lesion, ...]]:
+) -> tuple[LesionScore, tuple[ScoredLesion, ...]]:
     """Find, match and measure the lesions of one class in one case.
 
     The confidence of a predicted lesion is the share of `samples` that hold at least one of its voxels; without
@@ -163,7 +163,7 @@ def score_lesions(
     return count_lesions(lesions), lesions
 
 
-def count_lesions(lesions: Iterable[Lesion]) -> LesionScore:
+def count_lesions(lesions: Iterable[ScoredLesion]) -> LesionScore:
     """The score of any set of lesions, of one case or pooled over many, by the definitions of this module."""
     num_reference = num_predicted = num_false_positive = 0
     detected_dice = []
@@ -215,7 +215,9 @@ def strata_edges_ml(volumes_ml: Iterable[float], num_strata: int = 3) -> tuple[f
     return tuple(edges)
 
 
-def stratify(lesions: Iterable[Lesion], edges_ml: Sequence[float], units: Units = VOLUMES) -> tuple[StratumScore, ...]:
+def stratify(
+    lesions: Iterable[ScoredLesion], edges_ml: Sequence[float], units: Units = VOLUMES
+) -> tuple[StratumScore, ...]:
     """Score lesions (of all cases) by their size; `edges_ml` are the ascending inner edges, giving one more stratum.
 
     Sizes are volumes in ml, of 2D images areas; `units` names them.
@@ -239,7 +241,7 @@ def _describe(
     box: Box,
     geometry: Geometry,
     is_planar: bool,
-) -> list[Lesion]:
+) -> list[ScoredLesion]:
     """Lesions of one side; `matches.reference` numbers that side, `matches.predicted` the other one."""
     shared = np.bincount(matches.reference - 1, weights=matches.voxels, minlength=len(own))
     others = np.bincount(matches.reference - 1, weights=other.voxels[matches.predicted - 1], minlength=len(own))
@@ -251,7 +253,7 @@ def _describe(
     diameters = own.longest_diameters_mm(geometry.spacing_mm)
     area_mm2 = geometry.spacing_mm[1] * geometry.spacing_mm[2]
     return [
-        Lesion(
+        ScoredLesion(
             side=side,
             lesion_id=i + 1,
             voxels=voxels,
@@ -299,7 +301,7 @@ def _per_run(components: Components, values: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, np.cumsum(length) - length, dtype=np.float64)
 
 
-def _stratum(lesions: Sequence[Lesion], low_ml: float, high_ml: float, units: Units) -> StratumScore:
+def _stratum(lesions: Sequence[ScoredLesion], low_ml: float, high_ml: float, units: Units) -> StratumScore:
     score = count_lesions(lesion for lesion in lesions if low_ml <= lesion.size(units) < high_ml)
     return StratumScore(
         name=_range_name(low_ml, high_ml, units.size_text),

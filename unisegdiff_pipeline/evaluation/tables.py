@@ -13,7 +13,7 @@ from unisegdiff_pipeline.core.csv_tables import write_csv
 from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.case import CaseResult, ClassResult
 from unisegdiff_pipeline.evaluation.diversity import DiversityScore
-from unisegdiff_pipeline.evaluation.lesions import Lesion, LesionScore
+from unisegdiff_pipeline.evaluation.lesions import LesionScore, ScoredLesion
 from unisegdiff_pipeline.evaluation.metrics import ClassScore
 
 DIGITS = 9  # significant ones of a number
@@ -100,7 +100,7 @@ def _columns(results: Sequence[ClassResult], tolerances_mm: Sequence[float]) -> 
     return columns
 
 
-def _lesion_cells(lesion: Lesion) -> list[object]:
+def _lesion_cells(lesion: ScoredLesion) -> list[object]:
     return [
         lesion.side,
         lesion.lesion_id,

@@ -39,7 +39,7 @@ from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.label_fusion import Combination
-from unisegdiff_pipeline.inference.lesions import Lesion, LesionCounter
+from unisegdiff_pipeline.inference.lesions import LesionCounter, PredictedLesion
 from unisegdiff_pipeline.inference.restoring import restore_masks, restored_channels
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS
 from unisegdiff_pipeline.inference.volumes import ClassVolume, VolumeCounter
@@ -66,7 +66,7 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class CaseRecord:
+class PredictionRecord:
     """One finished case.
 
     Attributes:
@@ -152,7 +152,7 @@ def write_prediction(
     known = options.spacing_known
     rows = lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
     measured = volumes.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
-    write_rows(lesions_path(output, case_id), Lesion, rows)
+    write_rows(lesions_path(output, case_id), PredictedLesion, rows)
     write_rows(volumes_path(output, case_id), ClassVolume, measured)
     write_labels(mask_path(output, case_id, options.file_ending), labels, geometry)
     return len(rows)
@@ -176,18 +176,18 @@ def write_probabilities(
             scratch.release()
 
 
-def write_record(output: Path, record: CaseRecord) -> None:
+def write_record(output: Path, record: PredictionRecord) -> None:
     """Write the record of a case; from then on it counts as finished."""
     write_json(record_path(output, record.case), record)
 
 
-def read_record(output: Path, case_id: str) -> CaseRecord | None:
+def read_record(output: Path, case_id: str) -> PredictionRecord | None:
     """The record of a finished case; None where there is none or it cannot be read, so that the case is done again."""
     path = record_path(output, case_id)
     if not path.is_file():
         return None
     try:
-        return read_dataclass(CaseRecord, path)
+        return read_dataclass(PredictionRecord, path)
     except UsdError:
         return None
 
@@ -199,7 +199,7 @@ def write_summary(output: Path, run: Mapping[str, Any]) -> None:
         run: what holds for the whole run: model, folds, settings, seed, options.
     """
     records = list(_records(output))
-    join_rows(output / "lesions.csv", Lesion, [lesions_path(output, r.case) for r in records])
+    join_rows(output / "lesions.csv", PredictedLesion, [lesions_path(output, r.case) for r in records])
     join_rows(output / "volumes.csv", ClassVolume, [volumes_path(output, r.case) for r in records])
     cases = {
         r.case: {
@@ -231,7 +231,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _records(output: Path) -> Iterator[CaseRecord]:
+def _records(output: Path) -> Iterator[PredictionRecord]:
     for path in sorted((output / RECORDS).glob("*.json")):
         record = read_record(output, path.name.removesuffix(".json"))
         if record is not None:

@@ -28,8 +28,8 @@ from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.export import (
-    CaseRecord,
     OutputOptions,
+    PredictionRecord,
     expected_files,
     output_folders,
     read_record,
@@ -309,7 +309,7 @@ class _FolderRun:
                 f"memory; the segmenter ran {facts.num_recomputed} times more than once a tile"
             )
         inputs = tuple(str(path) for path in prepared.case.image_paths)
-        record = CaseRecord(
+        record = PredictionRecord(
             prepared.case.case_id, self.owner.request, inputs, prepared.input_hashes, prepared.seconds, counts
         )
         write_record(self.output, record)

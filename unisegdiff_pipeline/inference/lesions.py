@@ -18,7 +18,7 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 
 
 @dataclass(frozen=True)
-class Lesion:
+class PredictedLesion:
     """A row of lesions.csv. Boxes are voxel indices of the written mask, the upper end excluded.
 
     Attributes:
@@ -106,7 +106,7 @@ class LesionCounter:
 
     def rows(
         self, case: str, spacing_mm: Sequence[float], *, is_2d: bool = False, spacing_known: bool = True
-    ) -> list[Lesion]:
+    ) -> list[PredictedLesion]:
         """The lesions of all classes; `spacing_mm` is (Z, Y, X) of the written mask."""
         area_mm2 = float(spacing_mm[1] * spacing_mm[2])
         voxel_mm3 = area_mm2 * float(spacing_mm[0])
@@ -116,7 +116,7 @@ class LesionCounter:
                 box = own.boxes[i].ravel().tolist()
                 volume_mm3 = voxels * voxel_mm3
                 rows.append(
-                    Lesion(
+                    PredictedLesion(
                         case=case,
                         class_name=own.name,
                         lesion=i + 1,

@@ -34,11 +34,6 @@ class ModelName:
         plans = None if self.plans is None else f"{PLANS_PREFIX}{self.plans}"
         return SEPARATOR.join(part for part in (self.trainer, self.configuration, plans, self.run) if part is not None)
 
-    @property
-    def beside_trainer(self) -> str:
-        """The name without the trainer: what models that differ by their trainer alone have in common."""
-        return self.folder.removeprefix(self.trainer + SEPARATOR)
-
 
 def parse_model_name(folder: str) -> ModelName | None:
     """What the name of a model folder says; None for a folder that is none."""

@@ -91,15 +91,12 @@ class IntegrityReport:
         folder: the data set.
         problems: all problems; the data set cannot be used while there is one.
         warnings: allowed but worth a look, identical images among them.
-        groups: group of every case; cases that must not be split between training and validation share one. From
-            groups.csv, else the case itself; cases with identical images are merged into one group.
         empty_cases: cases whose label map holds background only.
     """
 
     folder: Path
     problems: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
-    groups: dict[str, str]
     empty_cases: tuple[str, ...]
 
     def require_ok(self) -> None:
@@ -171,13 +168,11 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
     warnings += _mixed_orientations(raw, checks)
     warnings += _unlikely_units(raw, checks)
     warnings += _nothing_labelled(raw, checks)
-    identical = _identical_images(checks)
-    warnings += [_identical_warning(raw, case_ids) for case_ids in identical]
+    warnings += [_identical_warning(raw, case_ids) for case_ids in _identical_images(checks)]
     return IntegrityReport(
         folder=raw.folder,
         problems=tuple(problems),
         warnings=_joined(warnings),
-        groups=_merge_groups(raw.cases, identical),
         empty_cases=tuple(check.case_id for check in checks if check.empty),
     )
 
@@ -468,16 +463,6 @@ def _identical_warning(raw: RawDataset, case_ids: Sequence[str]) -> Problem:
         "They are kept in one group, so that no fold trains on a case it validates on; remove the copies if they are "
         "not meant.",
     )
-
-
-def _merge_groups(cases: Sequence[RawCase], identical: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Group of each case; groups that share identical images become one, named after the first of them."""
-    groups = {case.case_id: case.group or case.case_id for case in cases}
-    for case_ids in identical:
-        joined = {groups[case_id] for case_id in case_ids}
-        name = min(joined)
-        groups = {case_id: name if group in joined else group for case_id, group in groups.items()}
-    return groups
 
 
 def _some(values: Sequence[object]) -> str:

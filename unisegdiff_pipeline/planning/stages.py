@@ -119,13 +119,6 @@ def class_curve(
     )
 
 
-def readability_curve(
-    mask: np.ndarray, spacing: Sequence[float], lam: Sequence[float] | None = None, lam_shift: float = 0.0
-) -> np.ndarray:
-    """Chance-corrected readability S(lam) of one boolean mask, values in [0, 1], same length as `lam`."""
-    return _readability([mask], dice_curves([mask], spacing, lam, lam_shift))[0]
-
-
 def _readability(masks: Sequence[np.ndarray], dice: np.ndarray) -> np.ndarray:
     """Dice (masks, lam) without what chance gives."""
     share = np.array([mask.mean() for mask in masks])[:, None]

@@ -94,7 +94,7 @@ class ComponentTable:
         return cls(**read_npz(path, cls.__dataclass_fields__, "Run usd_preprocess again, it redoes that case."))
 
 
-def find_components(labels: np.ndarray, scheme: LabelScheme, case_id: str) -> ComponentTable:
+def sample_components(labels: np.ndarray, scheme: LabelScheme, case_id: str) -> ComponentTable:
     """Find the components (26-neighbourhood) of each class or region in each row of `labels` (R, Z, Y, X).
 
     The sampled voxels depend on the case's name and labels alone.

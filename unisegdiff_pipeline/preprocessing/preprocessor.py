@@ -30,7 +30,7 @@ from unisegdiff_pipeline.planning.plans import (
     configuration_folder,
     plans_file,
 )
-from unisegdiff_pipeline.preprocessing.components import find_components
+from unisegdiff_pipeline.preprocessing.components import sample_components
 from unisegdiff_pipeline.preprocessing.crop import crop_to_nonzero
 from unisegdiff_pipeline.preprocessing.label_resampling import resample_labels
 from unisegdiff_pipeline.preprocessing.normalize import normalize_image
@@ -416,7 +416,7 @@ def _store_configurations(job: _CaseJob, volume: Volume, labels: np.ndarray, sou
     for task in job.tasks:
         image, properties = preprocess_image(volume, task.plan, job.case.case_id, job.group)
         rows = preprocess_labels(labels, properties)
-        components = find_components(rows, job.description.labels, job.case.case_id)
+        components = sample_components(rows, job.description.labels, job.case.case_id)
         content = CaseFile(replace(source, settings=task.settings), image_hash, properties)
         write_case(task.folder, image, rows, components, content, task.patch_size)
 

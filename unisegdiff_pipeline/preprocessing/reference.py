@@ -27,7 +27,7 @@ CASES_FILE = "cases.json"
 
 
 @dataclass(frozen=True)
-class CaseRecord:
+class ReferenceRecord:
     """Facts of one case that splits need; volumes are those of labelsTr, nominal where the spacing is unknown."""
 
     case_id: str
@@ -42,14 +42,14 @@ class _StoredReference:
     """`hash` is that of the label maps' file, as it was written."""
 
     source: CaseSource
-    record: CaseRecord
+    record: ReferenceRecord
     hash: str = ""
 
 
 def write_reference(
     dataset_folder: Path, labels: np.ndarray, spacing_mm: tuple[float, ...], scheme: LabelScheme,
     case_id: str, group: str, source: CaseSource,
-) -> CaseRecord:  # fmt: skip
+) -> ReferenceRecord:  # fmt: skip
     """Store the label maps (R, Z, Y, X) of a case and return its record."""
     path, array_path = _record_path(dataset_folder, case_id), reference_path(dataset_folder, case_id)
     path.unlink(missing_ok=True)
@@ -57,7 +57,7 @@ def write_reference(
     voxel_mm3 = float(np.prod(spacing_mm))
     volumes = {name: voxel_mm3 * int(np.count_nonzero(mask)) for name, mask in scheme.class_masks(labels[0])}
     foreground = np.count_nonzero((labels[0] != 0) & ~scheme.ignored(labels[0]))
-    record = CaseRecord(case_id, group, len(labels) - 1, volumes, voxel_mm3 * int(foreground))
+    record = ReferenceRecord(case_id, group, len(labels) - 1, volumes, voxel_mm3 * int(foreground))
     write_json(path, _StoredReference(source, record, file_hash(array_path)))
     return record
 
@@ -85,7 +85,7 @@ def require_undamaged_references(dataset_folder: Path, case_ids: Sequence[str]) 
         raise UsdError(damage_message(damaged))
 
 
-def write_cases(dataset_folder: Path, groups: dict[str, str]) -> tuple[CaseRecord, ...]:
+def write_cases(dataset_folder: Path, groups: dict[str, str]) -> tuple[ReferenceRecord, ...]:
     """Gather the records of the cases in `groups` (case -> group) into cases.json; remove what belongs to no case."""
     records = []
     for case_id, group in sorted(groups.items()):
@@ -101,7 +101,7 @@ def write_cases(dataset_folder: Path, groups: dict[str, str]) -> tuple[CaseRecor
     return tuple(records)
 
 
-def read_cases(dataset_folder: Path) -> tuple[CaseRecord, ...]:
+def read_cases(dataset_folder: Path) -> tuple[ReferenceRecord, ...]:
     """Read cases.json of a preprocessed data set, sorted by case.
 
     Raises:
@@ -109,7 +109,7 @@ def read_cases(dataset_folder: Path) -> tuple[CaseRecord, ...]:
     """
     path = Path(dataset_folder) / CASES_FILE
     try:
-        return from_jsonable(tuple[CaseRecord, ...], read_json(path))
+        return from_jsonable(tuple[ReferenceRecord, ...], read_json(path))
     except UsdError as error:
         raise UsdError(f"{path}: {error} Run usd_preprocess again; it skips what is done.") from None
 

@@ -14,7 +14,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Volume, on_grid_of
 from unisegdiff_pipeline.evaluation.case import CaseResult
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs, Inputs
-from unisegdiff_pipeline.evaluation.lesions import Lesion
+from unisegdiff_pipeline.evaluation.lesions import ScoredLesion
 from unisegdiff_pipeline.evaluation.reading import read_uncertainty
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
@@ -293,7 +293,7 @@ def _marks(result: CaseResult) -> tuple[ViewerMark, ...]:
     )
 
 
-def _mark_name(lesion: Lesion) -> str:
+def _mark_name(lesion: ScoredLesion) -> str:
     kind = f"reference {lesion.lesion_id}" if lesion.side == "reference" else f"false positive {lesion.lesion_id}"
     found = "" if lesion.side == "prediction" else ", found" if lesion.matched_ids else ", missed"
     return f"{kind}: {lesion.volume_ml:.3g} ml{found}"

@@ -33,6 +33,7 @@ from unisegdiff_pipeline.selection.choosing import Choice, choose_calibration, c
 from unisegdiff_pipeline.selection.hold_out import planned_settings
 from unisegdiff_pipeline.selection.stage_refinement import refined_stages
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from unisegdiff_pipeline.training.fold_files import CANDIDATES_NAME
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.request import FoldResult
 from unisegdiff_pipeline.training.resume import (
@@ -65,7 +66,6 @@ from unisegdiff_pipeline.training.validation import (
 )
 
 LOGGER = logging.getLogger(__name__)
-CANDIDATES_NAME = "candidates.json"
 BEST_MARGIN = 0.005  # of Dice on the hold-out, by which earlier weights must be better to replace the last ones
 BEST_STANDARD_ERRORS = 2.0  # and of that difference, case by case: of few cases the best is mostly the luckiest
 

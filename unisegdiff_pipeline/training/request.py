@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 
 Kept = Literal["auto", "masks", "all"]
-KEPT: tuple[Kept, ...] = get_args(Kept)
 DEFAULT_TRAINER = "StagedDiffusionTrainer"
 DEFAULT_SEED = 0
 

@@ -21,7 +21,7 @@ from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME,
 from unisegdiff_pipeline.inference.model_name import SEPARATOR, ModelName, parse_model_name, require_part
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, configuration_folder, require_plans
-from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases, require_undamaged_references
+from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases, require_undamaged_references
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files
 from unisegdiff_pipeline.training.data.splits import Split, inner_holdout, load_or_create_splits, select_split
@@ -213,7 +213,7 @@ class _Setting:
     plans: Plans
     configuration: ConfigurationPlan
     data: PreprocessedFolder
-    records: dict[str, CaseRecord]
+    records: dict[str, ReferenceRecord]
     folds: dict[str, Split]
     model_folder: Path
     device: torch.device
@@ -306,7 +306,7 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
 
 
 def _hold_out(
-    request: TrainRequest, split: Split, records: dict[str, CaseRecord], folder: Path
+    request: TrainRequest, split: Split, records: dict[str, ReferenceRecord], folder: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Cases to train on, and cases held out: by the seed, or those of the phase 1 that is taken over.
 
@@ -377,7 +377,7 @@ def _configuration(plans: Plans, request: TrainRequest, path: Path) -> Configura
 
 
 def _folds(
-    request: TrainRequest, dataset: Path, records: dict[str, CaseRecord], writing: bool = True
+    request: TrainRequest, dataset: Path, records: dict[str, ReferenceRecord], writing: bool = True
 ) -> dict[str, Split]:
     if request.fold == "all":
         return {"all": Split(tuple(sorted(records)), ())}

@@ -59,8 +59,8 @@ def write_case(
     # Readers are imported here only: a machine that trains need not have them.
     try:
         from unisegdiff_pipeline.inference.export import (
-            CaseRecord,
             OutputOptions,
+            PredictionRecord,
             mask_path,
             write_prediction,
             write_record,
@@ -80,7 +80,7 @@ def write_case(
     found = EnsemblePrediction((prediction,), places, prediction.facts, threshold=threshold)
     lesions = write_prediction(output, found, stored.properties, run.plans.labels, options)
     facts = {"num_samples": prediction.num_samples, "num_lesions": lesions, "threshold": threshold}
-    write_record(output, CaseRecord(case_id, _request(run, settings), (), (), {}, facts))
+    write_record(output, PredictionRecord(case_id, _request(run, settings), (), (), {}, facts))
 
 
 def remove_cases(run: FoldRun, case_ids: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from unisegdiff_pipeline.planning.plans import (
     PreprocessingPlan,
     TrainingPlan,
 )
-from unisegdiff_pipeline.preprocessing.components import find_components
+from unisegdiff_pipeline.preprocessing.components import sample_components
 from unisegdiff_pipeline.preprocessing.storage import StoredCase, open_array, write_array
 from unisegdiff_pipeline.training.data.loader import open_loader
 from unisegdiff_pipeline.training.data.patches import PatchSource, random_start, start_around
@@ -48,7 +48,7 @@ class MemoryCase:
 
     @cached_property
     def components(self):
-        return find_components(self.labels, self.scheme, self.case_id)
+        return sample_components(self.labels, self.scheme, self.case_id)
 
     def load(self):
         return self
@@ -281,7 +281,7 @@ def test_stored_cases_give_the_same_patches_as_cases_in_memory(tmp_path) -> None
     image, labels = coded_case((6, 12, 14), [(0, BOX, 1)])
     write_array(tmp_path / "a.b2nd", image, (6, 8, 8))
     write_array(tmp_path / "a_labels.b2nd", labels, (6, 8, 8))
-    find_components(labels, BINARY, "a").save(tmp_path / "components" / "a.npz")
+    sample_components(labels, BINARY, "a").save(tmp_path / "components" / "a.npz")
 
     class Folder:
         def open(self, case_id: str) -> StoredCase:

@@ -11,7 +11,7 @@ import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import write_json
-from unisegdiff_pipeline.preprocessing.reference import CaseRecord
+from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord
 from unisegdiff_pipeline.training.data.splits import inner_holdout, load_or_create_splits, make_splits, select_split
 
 
@@ -91,7 +91,7 @@ def test_holdout_of_tiny_sets() -> None:
 @pytest.fixture
 def preprocessed(tmp_path: Path) -> Path:
     folder = tmp_path / "preprocessed"
-    cases = [CaseRecord(f"c{i}", f"g{i // 2}", 0, {"lesion": float(i)}, float(i)) for i in range(12)]
+    cases = [ReferenceRecord(f"c{i}", f"g{i // 2}", 0, {"lesion": float(i)}, float(i)) for i in range(12)]
     write_json(folder / "cases.json", cases)
     return folder
 
@@ -106,7 +106,7 @@ def test_splits_are_written_in_nnunet_format_and_read_again(preprocessed: Path) 
 
 
 def test_names_in_splits_may_have_another_unicode_form(tmp_path: Path) -> None:
-    cases = [CaseRecord(name, name, 0, {"lesion": 1.0}, 1.0) for name in ("M\u00fcller", "Maier")]
+    cases = [ReferenceRecord(name, name, 0, {"lesion": 1.0}, 1.0) for name in ("M\u00fcller", "Maier")]
     write_json(tmp_path / "cases.json", cases)
     own = [{"train": ["Mu\u0308ller"], "val": ["Maier"]}]
     (tmp_path / "splits_final.json").write_text(json.dumps(own))

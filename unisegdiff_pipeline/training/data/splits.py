@@ -15,7 +15,7 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, write_json
-from unisegdiff_pipeline.preprocessing.reference import CaseRecord, read_cases
+from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases
 
 SPLITS_FILE = "splits_final.json"
 
@@ -195,7 +195,7 @@ def _without_test(path: Path, content: Any) -> Any:
     return [{k: v for k, v in fold.items() if k != "test"} if isinstance(fold, dict) else fold for fold in folds]
 
 
-def _read_splits(path: Path, records: Sequence[CaseRecord]) -> list[Split]:
+def _read_splits(path: Path, records: Sequence[ReferenceRecord]) -> list[Split]:
     splits = _parse_splits(path)
     if not splits:
         raise UsdError(f"{path} holds no fold; fill it, or delete it for new splits.")
@@ -228,7 +228,7 @@ def _listed(cases: Sequence[str]) -> str:
     return ", ".join(f"{case[:80]!r}" for case in cases[:5]) + (", ..." if len(cases) > 5 else "")
 
 
-def _warn_of_surprises(path: Path, splits: Sequence[Split], records: Sequence[CaseRecord]) -> None:
+def _warn_of_surprises(path: Path, splits: Sequence[Split], records: Sequence[ReferenceRecord]) -> None:
     """Existing splits are honoured, but what their author may not have seen is said."""
     group_of = {record.case_id: record.group for record in records}
     unused = set(group_of) - {c for split in splits for c in (*split.train, *split.val)}
