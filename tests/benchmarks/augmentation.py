@@ -41,18 +41,29 @@ def library_recipe(patch: Sequence[int], angle: float) -> ComposeTransforms:
 
     once: dict[str, Any] = {"synchronize_channels": False, "p_per_channel": 1}
     spatial = SpatialTransform(
-        patch, patch_center_dist_from_border=0, random_crop=False, p_elastic_deform=0, p_rotation=0.2,
-        rotation=(-angle, angle), p_scaling=0.2, scaling=(0.7, 1.4), p_synchronize_scaling_across_axes=1,
+        patch,
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_elastic_deform=0,
+        p_rotation=0.2,
+        rotation=(-angle, angle),
+        p_scaling=0.2,
+        scaling=(0.7, 1.4),
+        p_synchronize_scaling_across_axes=1,
         bg_style_seg_sampling=False,
-    )  # fmt: skip
+    )
     noise = GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True)
     blur = GaussianBlurTransform(
         blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5, benchmark=True
     )
     low = SimulateLowResolutionTransform(
-        scale=(0.5, 1), synchronize_channels=False, synchronize_axes=True, ignore_axes=None, allowed_channels=None,
+        scale=(0.5, 1),
+        synchronize_channels=False,
+        synchronize_axes=True,
+        ignore_axes=None,
+        allowed_channels=None,
         p_per_channel=0.5,
-    )  # fmt: skip
+    )
     return ComposeTransforms(
         [
             spatial,

@@ -110,10 +110,22 @@ def compare_with_nnunet(commands: Path, dataset: Path, predictions: Path, metric
         if path.is_file() and split_ending(path.name)[1]:
             shutil.copy(path, masks / path.name)
     subprocess.run(
-        [commands / "nnUNetv2_evaluate_folder", reference, masks, "-djfile", dataset / "dataset.json",
-         "-pfile", plans, "-o", output, "-np", "2"],
-        check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            commands / "nnUNetv2_evaluate_folder",
+            reference,
+            masks,
+            "-djfile",
+            dataset / "dataset.json",
+            "-pfile",
+            plans,
+            "-o",
+            output,
+            "-np",
+            "2",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     theirs = {
         split_ending(Path(case["reference_file"]).name)[0]: case["metrics"]
         for case in json.loads(output.read_text())["metric_per_case"]

@@ -110,9 +110,13 @@ class KnownCase(TiledCase):
 
 
 def predict(
-    run: FoldRun, model: StagedModel, settings: InferenceSettings, stored: StoredCase, num_samples: int,
+    run: FoldRun,
+    model: StagedModel,
+    settings: InferenceSettings,
+    stored: StoredCase,
+    num_samples: int,
     truth: np.ndarray | None,
-) -> CasePrediction:  # fmt: skip
+) -> CasePrediction:
     """Samples of a case, from the true probability (Z, Y, X) where one is given."""
     kind = TiledCase if truth is None else KnownCase
     tiles = kind(
@@ -123,15 +127,23 @@ def predict(
         without_calls = dataclasses.replace(settings.drawn_by, method="ddim", start="det", num_calls=0, draw=True)
         settings = dataclasses.replace(settings, sampler=without_calls, mask_sampler=None)
     return sample_case(
-        tiles, settings, case_id=stored.case_id, seed=1000 + run.request.seed, sample_ids=range(num_samples),
+        tiles,
+        settings,
+        case_id=stored.case_id,
+        seed=1000 + run.request.seed,
+        sample_ids=range(num_samples),
         spacing_mm=stored.properties.spacing_mm,
-    )  # fmt: skip
+    )
 
 
 def score_fold(
-    run: FoldRun, cases: Sequence[str], num_samples: int, changes: dict[str, Any], raw: Path | None,
+    run: FoldRun,
+    cases: Sequence[str],
+    num_samples: int,
+    changes: dict[str, Any],
+    raw: Path | None,
     from_truth: bool = False,
-) -> list[Scored]:  # fmt: skip
+) -> list[Scored]:
     """Sample and score some cases of a fold."""
     model, settings = finished_model(run)
     model.eval()
@@ -183,28 +195,50 @@ def describe(name: str, scored: Sequence[Scored]) -> dict[str, Any]:
     wrong = [value for s in scored for value in s.wrong_class]
     own = np.nanmean([c.sample_distance for c in cases])
     return {
-        "class": name, "cases": len(cases), "coverage_50": fifty[0], "coverage_90": ninety[0], "error_50": fifty[1],
-        "error_90": ninety[1], "sd_ratio": spread_ratio(cases), "volume": volume_bias(cases), "distance": float(own),
-        "distance_of_annotators": distances[1], "empty": empty, "draws": draws,
-        "in_all": curve.get((False, True), np.nan), "in_none": curve.get((True, False), np.nan),
-        "energy": float(np.mean([s.spread.energy for s in scored])), "ged": float(np.mean([s.ged for s in scored])),
-        "wrong_mean": float(np.mean(wrong)) if wrong else np.nan, "wrong_worst": max(wrong, default=np.nan),
+        "class": name,
+        "cases": len(cases),
+        "coverage_50": fifty[0],
+        "coverage_90": ninety[0],
+        "error_50": fifty[1],
+        "error_90": ninety[1],
+        "sd_ratio": spread_ratio(cases),
+        "volume": volume_bias(cases),
+        "distance": float(own),
+        "distance_of_annotators": distances[1],
+        "empty": empty,
+        "draws": draws,
+        "in_all": curve.get((False, True), np.nan),
+        "in_none": curve.get((True, False), np.nan),
+        "energy": float(np.mean([s.spread.energy for s in scored])),
+        "ged": float(np.mean([s.ged for s in scored])),
+        "wrong_mean": float(np.mean(wrong)) if wrong else np.nan,
+        "wrong_worst": max(wrong, default=np.nan),
         "dice": float(np.nanmean([s.dice for s in scored])),
         "sample_dice": float(np.nanmean([s.sample_dice for s in scored])),
-    }  # fmt: skip
+    }
 
 
 def line(row: dict[str, Any]) -> str:
     """A row of the table."""
-    return "| " + " | ".join([
-        f"{row['dataset']}, {row['class']} ({row['cases']})",
-        f"{row['coverage_50']:.2f} ± {row['error_50']:.2f}", f"{row['coverage_90']:.2f} ± {row['error_90']:.2f}",
-        f"{row['sd_ratio']:.2f}", f"{row['volume']:.2f}",
-        f"{row['distance']:.2f} / {row['distance_of_annotators']:.2f}",
-        f"{row['empty']} of {row['draws']}", f"{row['in_all']:.3f} / {row['in_none']:.4f}",
-        f"{row['energy']:.3f} / {row['ged']:.3f}", f"{row['wrong_mean']:.3f} / {row['wrong_worst']:.2f}",
-        f"{row['dice']:.3f} / {row['sample_dice']:.3f}",
-    ]).replace("nan", "-") + " |"  # fmt: skip
+    return (
+        "| "
+        + " | ".join(
+            [
+                f"{row['dataset']}, {row['class']} ({row['cases']})",
+                f"{row['coverage_50']:.2f} ± {row['error_50']:.2f}",
+                f"{row['coverage_90']:.2f} ± {row['error_90']:.2f}",
+                f"{row['sd_ratio']:.2f}",
+                f"{row['volume']:.2f}",
+                f"{row['distance']:.2f} / {row['distance_of_annotators']:.2f}",
+                f"{row['empty']} of {row['draws']}",
+                f"{row['in_all']:.3f} / {row['in_none']:.4f}",
+                f"{row['energy']:.3f} / {row['ged']:.3f}",
+                f"{row['wrong_mean']:.3f} / {row['wrong_worst']:.2f}",
+                f"{row['dice']:.3f} / {row['sample_dice']:.3f}",
+            ]
+        ).replace("nan", "-")
+        + " |"
+    )
 
 
 HEAD = (

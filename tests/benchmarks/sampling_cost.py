@@ -136,8 +136,11 @@ def main() -> None:
         medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
         in_time = medians["call"] / medians["forward"]
         totals = "".join(f" {1 + n * in_time:.1f}x |" for n in CALLS)
-        print(f"| {' '.join(kind)} | {' x '.join(map(str, patch))} | {ratio:.3f} | {1 + 4 * SAMPLES * ratio:.2f}x "
-              f"| {1e3 * medians['forward']:.1f} | {in_time:.2f} |{totals}", flush=True)  # fmt: skip
+        print(
+            f"| {' '.join(kind)} | {' x '.join(map(str, patch))} | {ratio:.3f} | {1 + 4 * SAMPLES * ratio:.2f}x "
+            f"| {1e3 * medians['forward']:.1f} | {in_time:.2f} |{totals}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -177,9 +177,16 @@ class Bench:
         folder = self.model(name)
         roots = Roots(self.raw, self.work / "preprocessed", folder.parent.parent)
         request = TrainRequest(
-            self.dataset, "0", roots, self.configuration, _trainer(name), device=self.device, workers=0, seed=self.seed,
+            self.dataset,
+            "0",
+            roots,
+            self.configuration,
+            _trainer(name),
+            device=self.device,
+            workers=0,
+            seed=self.seed,
             phase_1_from=None if self.seed == 0 else self.phase_1,
-        )  # fmt: skip
+        )
         return run.open_fold(request, StopRequest())
 
     def rows(self) -> dict[str, Path]:

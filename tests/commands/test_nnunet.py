@@ -49,7 +49,7 @@ def parser_of(command: str) -> CommandParser:
         ("evaluate", "r p -djfile d.json -pfile x -np 2 --chill", "r p --dataset-json d.json --workers 2 --subset"),
         ("evaluate", "ref pred -l 1 2", "ref pred --labels 1 2"),
     ],
-)  # fmt: skip
+)
 def test_what_is_understood(command: str, given: str, ours: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = parser_of(command)
     found = vars(parser.parse_args(shlex.split(given)))

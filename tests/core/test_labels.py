@@ -53,8 +53,10 @@ def test_ignored_voxels():
     assert BINARY.ignored(labels).tolist() == [False, False, True]
     assert not SOFTMAX.ignored(labels).any()
     assert [(name, mask.tolist()) for name, mask in REGIONS.class_masks(np.array([2, 3]))] == [
-        ("whole", [True, True]), ("core", [False, True]), ("active", [False, True])
-    ]  # fmt: skip
+        ("whole", [True, True]),
+        ("core", [False, True]),
+        ("active", [False, True]),
+    ]
 
 
 def test_nesting_pairs_each_region_with_those_around_it() -> None:

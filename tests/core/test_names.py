@@ -9,8 +9,21 @@ import pytest
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import file_of, require_name
 
-GOOD = ("a", "BRATS_001", "case 1 (left)", "größe", "x.y", "-a", "a_labels", "manifest", "c%s{0}"
-        , "=1+1", "common", "console", "a" * 200)  # fmt: skip
+GOOD = (
+    "a",
+    "BRATS_001",
+    "case 1 (left)",
+    "größe",
+    "x.y",
+    "-a",
+    "a_labels",
+    "manifest",
+    "c%s{0}",
+    "=1+1",
+    "common",
+    "console",
+    "a" * 200,
+)
 BAD = {
     "": "be empty",
     " ": "be empty",

@@ -120,8 +120,13 @@ def test_no_threshold_reaches_dice_06_but_the_true_probability_does(tmp_path, di
         if not label.any():
             continue
         values = read_image(case.image_paths).array[0]
-        best.append(max(_dice(side, label) for t in np.linspace(values.min(), values.max(), 30)
-                        for side in (values > t, values < t)))  # fmt: skip
+        best.append(
+            max(
+                _dice(side, label)
+                for t in np.linspace(values.min(), values.max(), 30)
+                for side in (values > t, values < t)
+            )
+        )
         truth.append(_dice(true_probability(folder, case.case_id) > 0.5, label))
     assert np.mean(best) < 0.6
     assert np.mean(truth) > reached

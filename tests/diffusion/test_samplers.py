@@ -58,9 +58,14 @@ def test_share_of_samples_is_the_prior(method: str) -> None:
 
 def test_one_call_of_stage_a_is_the_mean() -> None:
     p = sample(
-        exact_estimate, lambda i: normal(i, (50, 1, 4, 4)), None, torch.full((1, 1, 4, 4), PRIOR), EDGES,
-        SamplerSettings(start="stage_a", num_calls=0), BINARY,
-    ).probabilities  # fmt: skip
+        exact_estimate,
+        lambda i: normal(i, (50, 1, 4, 4)),
+        None,
+        torch.full((1, 1, 4, 4), PRIOR),
+        EDGES,
+        SamplerSettings(start="stage_a", num_calls=0),
+        BINARY,
+    ).probabilities
     assert torch.allclose(p, torch.full_like(p, PRIOR), atol=1e-5)
 
 

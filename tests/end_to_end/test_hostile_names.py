@@ -17,8 +17,19 @@ from unisegdiff_pipeline.core.csv_tables import read_csv
 
 BUDGET = ["--device", "cpu", "--memory-gb", "4", "--workers", "0"]
 CASES = (
-    "manifest", "a", "a_labels", "a_components", "a_reference", "=1+1", "-rf", "@x", "%s{0}", "case 1", "$(id)", "&lt;",
-)  # fmt: skip
+    "manifest",
+    "a",
+    "a_labels",
+    "a_components",
+    "a_reference",
+    "=1+1",
+    "-rf",
+    "@x",
+    "%s{0}",
+    "case 1",
+    "$(id)",
+    "&lt;",
+)
 CHANNEL, CLASS, GROUP = "href=//x", r"$\frac{$ <script>alert(1)</script>", "=cmd|' /C calc'!A0"
 OUTSIDE = ("../../x", "/x", "a/b", "..", "a\\b", "C:x", "", "a\nb", "nul", "x" * 300)
 

@@ -21,9 +21,16 @@ from unisegdiff_pipeline.io.images import read_image, read_labels, write_labels
 
 BUDGET = ["--device", "cpu", "--memory-gb", "4"]
 PROMISED = (
-    "Masks", "Uncertainty maps", "Samples", "Scores", "Data set report", "Training report", "Evaluation report",
-    "Pictures", "Report",
-)  # fmt: skip
+    "Masks",
+    "Uncertainty maps",
+    "Samples",
+    "Scores",
+    "Data set report",
+    "Training report",
+    "Evaluation report",
+    "Pictures",
+    "Report",
+)
 
 
 @pytest.fixture

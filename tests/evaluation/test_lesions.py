@@ -202,9 +202,16 @@ def independent_score(reference: np.ndarray, predicted: np.ndarray) -> LesionSco
     tp, fn = np.count_nonzero(dice), dice.count(0.0)
     precision = 1 - false_positives / b.max() if b.max() else NAN
     return score_of(
-        a.max(), b.max(), tp, false_positives, tp / (tp + fn), precision, tp / (tp + (false_positives + fn) / 2),
-        np.mean(dice), np.sum(dice) / tp if tp else NAN,
-    )  # fmt: skip
+        a.max(),
+        b.max(),
+        tp,
+        false_positives,
+        tp / (tp + fn),
+        precision,
+        tp / (tp + (false_positives + fn) / 2),
+        np.mean(dice),
+        np.sum(dice) / tp if tp else NAN,
+    )
 
 
 @pytest.mark.parametrize("shape", [(8, 20, 22), (1, 40, 40), (30, 6, 1)])
@@ -218,9 +225,10 @@ def test_scores_are_those_of_an_independent_counting(shape: tuple[int, int, int]
         expected = sorted((int(r.area), tuple(np.round(r.centroid, 6).tolist())) for r in regions)
         offsets = [np.subtract(le.centroid_mm, GEOMETRY.origin_mm)[::-1] / GEOMETRY.spacing_mm for le in lesions]
         found = [
-            (le.voxels, tuple(np.round(o, 6).tolist())) for le, o in zip(lesions, offsets, strict=True)
+            (le.voxels, tuple(np.round(o, 6).tolist()))
+            for le, o in zip(lesions, offsets, strict=True)
             if le.side == "reference"
-        ]  # fmt: skip
+        ]
         assert sorted(found) == expected
 
 

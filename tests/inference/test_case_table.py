@@ -36,8 +36,11 @@ def test_joined_files_are_one_table(tmp_path: Path) -> None:
         write_rows(tmp_path / f"{case}.csv", Row, [Row(case, 1.0, True), Row(case, 2.0, True)])
     join_rows(tmp_path / "all.csv", Row, [tmp_path / f"{case}.csv" for case in "abc"])
     assert [(row["case"], row["size"]) for row in read(tmp_path / "all.csv")] == [
-        ("a", "1"), ("a", "2"), ("b", "1"), ("b", "2")
-    ]  # fmt: skip
+        ("a", "1"),
+        ("a", "2"),
+        ("b", "1"),
+        ("b", "2"),
+    ]
 
 
 def test_a_table_without_rows_has_a_header(tmp_path: Path) -> None:

@@ -34,9 +34,30 @@ def test_names_that_may_be(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a/b", "/a", "a\\b", "a b", "-a", "_a", "a_", "a.", "a__b", "plans_a", "fold_0", "x" * 61, "\u00e4",
-     "a\n", "a:b", "$x", "con", "nul.x"],
-)  # fmt: skip
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/a",
+        "a\\b",
+        "a b",
+        "-a",
+        "_a",
+        "a_",
+        "a.",
+        "a__b",
+        "plans_a",
+        "fold_0",
+        "x" * 61,
+        "\u00e4",
+        "a\n",
+        "a:b",
+        "$x",
+        "con",
+        "nul.x",
+    ],
+)
 def test_names_that_may_not(name: str) -> None:
     with pytest.raises(UsdError, match=r"--run .* cannot be part of a folder's name"):
         require_part("--run", name)

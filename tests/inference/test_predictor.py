@@ -108,8 +108,12 @@ def test_layout_of_a_2d_folder(tmp_path: Path) -> None:
     request = PredictRequest(images, out, model, device="cpu", save_samples=True, save_probabilities=True)
     assert predict_folder(request) == 2
     per_case = [
-        "{}.png", "uncertainty/{}.png", "samples/{}_sample00.png", "samples/{}_sample01.png", "probabilities/{}.npz"
-    ]  # fmt: skip
+        "{}.png",
+        "uncertainty/{}.png",
+        "samples/{}_sample00.png",
+        "samples/{}_sample01.png",
+        "probabilities/{}.npz",
+    ]
     expected = {name.format(f"case{i}") for name in per_case for i in range(2)}
     assert listing(out) == expected | {"lesions.csv", "volumes.csv", "manifest.json"}
     mask = read_labels(out / "case0.png").array[0]
@@ -411,9 +415,17 @@ def test_what_needs_samples_is_refused_without(tmp_path: Path) -> None:
                 PredictRequest(images, tmp_path / "out", model, device="cpu", num_samples=number, combine="staple")
             )
         with pytest.raises(UsdError, match="one fold without samples"):
-            predict_folder(PredictRequest(
-                images, tmp_path / "out", model, ["0"], device="cpu", num_samples=number, save_uncertainty_parts=True
-            ))
+            predict_folder(
+                PredictRequest(
+                    images,
+                    tmp_path / "out",
+                    model,
+                    ["0"],
+                    device="cpu",
+                    num_samples=number,
+                    save_uncertainty_parts=True,
+                )
+            )
         assert not (tmp_path / "out").exists()
         with pytest.raises(UsdError, match="combined by majority"):
             Predictor(model, device="cpu").predict(np.ones((1, 20, 20)), (1, 1), num_samples=0, combine="majority")
@@ -444,9 +456,17 @@ def test_volumes_of_an_earlier_folder_and_without_samples(tmp_path: Path) -> Non
     assert [row["case"] for row in rows] == ["case0", "case1"]
     area = np.count_nonzero(read_labels(out / "case0.png").array)
     assert rows[0] | {"spacing_known": ""} == {
-        "case": "case0", "class_name": "lesion", "unit": "pixels2", "spacing_known": "", "volume": f"{area}",
-        "num_samples": "0", "expected_volume": "", "std": "", "quantile_05": "", "quantile_95": "",
-    }  # fmt: skip
+        "case": "case0",
+        "class_name": "lesion",
+        "unit": "pixels2",
+        "spacing_known": "",
+        "volume": f"{area}",
+        "num_samples": "0",
+        "expected_volume": "",
+        "std": "",
+        "quantile_05": "",
+        "quantile_95": "",
+    }
     assert rows[0]["spacing_known"] == read_rows(out / "lesions.csv")[0]["spacing_known"] == "no"
     (out / ".cases/volumes/case0.csv").unlink()
     assert predict_folder(PredictRequest(images, out, model, device="cpu", num_samples=0)) == 0

@@ -176,9 +176,14 @@ def test_no_draw_leaves_out_what_the_reported_probability_is_certain_of(monkeypa
     image = torch.randn(1, *patch, generator=torch.Generator().manual_seed(2))
     certain = 0.25 * float(predict(model, image, patch, num_samples=0).p_det.median()) + 0.75 * 0.9
     masks = SamplerSettings(
-        method="hard", start="stage_a", num_calls=1, correlation_length_mm=24.0, draw=True, surface_length_mm=3.0,
+        method="hard",
+        start="stage_a",
+        num_calls=1,
+        correlation_length_mm=24.0,
+        draw=True,
+        surface_length_mm=3.0,
         certain=certain,
-    )  # fmt: skip
+    )
     mean = SamplerSettings(method="ddim", start="stage_a", num_calls=0)
     settings = dataclasses.replace(SETTINGS, sampler=mean, mask_sampler=masks)
     found = predict(model, image, patch, settings=settings)

@@ -48,9 +48,7 @@ def root(tmp_path):
 
 
 def test_list(root):
-    assert list_datasets(root) == [
-        "Dataset004_Hippocampus", "Dataset040_Liver", "Dataset101_BUSI", "Dataset104_BUSI"
-    ]  # fmt: skip
+    assert list_datasets(root) == ["Dataset004_Hippocampus", "Dataset040_Liver", "Dataset101_BUSI", "Dataset104_BUSI"]
     assert list_datasets(root / "absent") == []
     assert dataset_name(4, "Hippocampus") == "Dataset004_Hippocampus"
 

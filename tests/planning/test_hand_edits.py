@@ -58,10 +58,18 @@ def settings() -> Any:
 def properties() -> Any:
     return to_jsonable(
         CaseProperties(
-            "a", "g", Geometry(), (4, 5, 6), (0, 1, 2), ((0, 3), (0, 5), (1, 6)), (3, 5, 5), (3, 5, 5), (1.0, 1.0, 1.0),
+            "a",
+            "g",
+            Geometry(),
+            (4, 5, 6),
+            (0, 1, 2),
+            ((0, 3), (0, 5), (1, 6)),
+            (3, 5, 5),
+            (3, 5, 5),
+            (1.0, 1.0, 1.0),
             1,
         )
-    )  # fmt: skip
+    )
 
 
 def phase_1() -> Any:

@@ -19,8 +19,11 @@ def fingerprint_of(*cases: tuple[tuple[int, int, int], Triple], is_2d: bool = Fa
 
 
 def test_median_spacing_and_resampled_shape() -> None:
-    plan = plan_spacing(fingerprint_of(((10, 20, 20), (1.0, 1.0, 1.0)), ((10, 20, 20), (2.0, 1.0, 1.0)),
-                                       ((10, 20, 20), (2.0, 1.0, 1.0))))  # fmt: skip
+    plan = plan_spacing(
+        fingerprint_of(
+            ((10, 20, 20), (1.0, 1.0, 1.0)), ((10, 20, 20), (2.0, 1.0, 1.0)), ((10, 20, 20), (2.0, 1.0, 1.0))
+        )
+    )
     assert plan.spacing_mm == (2.0, 1.0, 1.0)
     assert plan.median_shape == (10, 20, 20)  # 5, 10 and 10 slices
     assert plan.median_shape_unresampled == (10, 20, 20)

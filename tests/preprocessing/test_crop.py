@@ -17,11 +17,9 @@ def test_crop_and_uncrop() -> None:
 
 
 def test_holes_are_filled_bays_are_not() -> None:
-    picture = np.array([[0, 0, 0, 0, 0, 0],
-                        [0, 1, 1, 1, 0, 0],
-                        [0, 1, 0, 1, 0, 0],
-                        [0, 1, 1, 1, 1, 0],
-                        [0, 1, 0, 0, 1, 0]])  # fmt: skip
+    picture = np.array(
+        [[0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 0, 0], [0, 1, 1, 1, 1, 0], [0, 1, 0, 0, 1, 0]]
+    )
     expected = picture.copy()
     expected[2, 2] = 1  # the hole; the bay at the bottom reaches the border
     np.testing.assert_array_equal(nonzero_mask(picture[None, None].astype(np.float32))[0], expected)

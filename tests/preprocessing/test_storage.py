@@ -40,9 +40,16 @@ def store(folder: Path, case_id: str = "a") -> tuple[np.ndarray, np.ndarray]:
     image = rng.normal(size=(2, 10, 20, 30)).astype(np.float32)
     labels = (rng.random((3, 10, 20, 30)) > 0.9).astype(np.uint8)
     properties = CaseProperties(
-        case_id, "g", Geometry(), (10, 20, 30), (0, 1, 2), ((0, 10), (0, 20), (0, 30)), (10, 20, 30), (10, 20, 30),
+        case_id,
+        "g",
+        Geometry(),
+        (10, 20, 30),
+        (0, 1, 2),
+        ((0, 10), (0, 20), (0, 30)),
+        (10, 20, 30),
+        (10, 20, 30),
         (1.0, 1.0, 1.0),
-    )  # fmt: skip
+    )
     folder.mkdir(parents=True, exist_ok=True)
     content = CaseFile(SOURCE, "hash", properties)
     write_case(folder, image, labels, sample_components(labels, SCHEME, case_id), content, (8, 8, 8))

@@ -138,9 +138,14 @@ def test_three_cases_come_first_and_the_stages_last(phantom_2d: Path, tmp_path: 
     text = write_dataset_report(folder, raw=raw).read_text()
     headings = re.findall(r"<h2>(.*?)</h2>", text)
     assert headings == [
-        "Three cases with their labels", "Images", "Intensities", "Objects", "Warnings", "Cases",
+        "Three cases with their labels",
+        "Images",
+        "Intensities",
+        "Objects",
+        "Warnings",
+        "Cases",
         "Stages of the diffusion",
-    ]  # fmt: skip
+    ]
     assert "sizes are in pixels" in text  # known before there is a plan
     chosen = chosen_cases(fingerprint.cases)
     voxels = [sum(c.voxels for c in case.classes) for case in chosen]

@@ -142,9 +142,16 @@ def test_numbers_are_those_of_the_files(flat: tuple[Evaluation, Path]) -> None:
 def test_everything_that_was_scored_is_shown(flat: tuple[Evaluation, Path]) -> None:
     text = (flat[1] / "report.html").read_text(encoding="utf-8")
     for heading in (
-        "Summary", "Comparison with other runs", "Best, median and worst cases", "Distribution over cases", "Lesions",
-        "Areas", "Probabilities and confidence", "All cases", "Settings",
-    ):  # fmt: skip
+        "Summary",
+        "Comparison with other runs",
+        "Best, median and worst cases",
+        "Distribution over cases",
+        "Lesions",
+        "Areas",
+        "Probabilities and confidence",
+        "All cases",
+        "Settings",
+    ):
         assert f"<h2>{heading}</h2>" in text
     for title in ("reliability curves", "FROC curves", "risk-coverage curves", "Bland-Altman plot", "rank histogram"):
         assert f"<title>{title}" in text
@@ -305,8 +312,12 @@ def test_names_in_the_viewer_follow_the_classes() -> None:
 
 
 def test_channels_are_named_by_the_data_set(tmp_path: Path) -> None:
-    description = {"channel_names": {"0": "FLAIR", "1": "T1"}, "labels": {"background": 0, "x": 1}, "numTraining": 1,
-                   "file_ending": ".nii.gz"}  # fmt: skip
+    description = {
+        "channel_names": {"0": "FLAIR", "1": "T1"},
+        "labels": {"background": 0, "x": 1},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
     reference = tmp_path / "labelsTs" / "a.nii.gz"
     reference.parent.mkdir()
     assert channel_names(reference, 2) == ()

@@ -77,10 +77,18 @@ def only_table(rows: list[list[object]], columns: int = 1) -> str:
 def test_text_is_escaped_everywhere() -> None:
     evil = '<script>alert(1)</script>"&'
     parts = [
-        paragraph(evil), notice(evil), bullets([evil]), facts({evil: evil}), details(evil, []), figure(DOT, evil),
-        key_figures([KeyFigure(evil, evil, evil)]), link("a.html", evil), panels([(DOT, evil)]), legend({evil: evil}),
+        paragraph(evil),
+        notice(evil),
+        bullets([evil]),
+        facts({evil: evil}),
+        details(evil, []),
+        figure(DOT, evil),
+        key_figures([KeyFigure(evil, evil, evil)]),
+        link("a.html", evil),
+        panels([(DOT, evil)]),
+        legend({evil: evil}),
         table(Table([Column(evil, "text", hint=evil)], [[evil], [Shown(evil, 1.0)]], caption=evil)),
-    ]  # fmt: skip
+    ]
     text = render_page(Page(evil, [Section(evil, parts, evil)], evil, [paragraph(evil)], evil))
     assert "<script>alert" not in text
     assert text.count("<script>") == 1  # the page's own
@@ -131,10 +139,16 @@ HOSTILE = ("href=//x", 'src="https://x"', "url(//x)", "@import '//x'", "<img src
 @pytest.mark.parametrize("name", HOSTILE)
 def test_text_that_reads_like_markup_is_shown_as_it_is(name: str) -> None:
     parts = [
-        paragraph(name), bullets([name]), facts({name: name}), details(name, [Html("<style>a { }</style>")]),
-        figure(DOT, name), link("a.html", name), legend({name: "#000000"}), key_figures([KeyFigure(name, name, name)]),
+        paragraph(name),
+        bullets([name]),
+        facts({name: name}),
+        details(name, [Html("<style>a { }</style>")]),
+        figure(DOT, name),
+        link("a.html", name),
+        legend({name: "#000000"}),
+        key_figures([KeyFigure(name, name, name)]),
         table(Table([Column(name, "text", hint=name)], [[name], [Shown(name, 1.0)]], caption=name)),
-    ]  # fmt: skip
+    ]
     text = render_page(Page(name, [Section(name, parts, name)], name, [paragraph(name)], name))
     assert text.count(html.escape(name)) >= 18
     assert (name in text) == (html.escape(name) == name)

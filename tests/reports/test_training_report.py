@@ -57,10 +57,16 @@ def fold(tmp_path: Path) -> Path:
         entries.append({"kind": "pictures", "name": name, "layers": layers, "case_id": "case_<7>", **place})
     (folder / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
     request = {
-        "trainer": "StagedDiffusionTrainer", "training": {"batch_size": 8, "optimizer": "adamw"}, "max_time_s": 300.0,
-        "seed": 0, "device": "cpu", "torch": "2", "train_cases": CASES, "holdout_cases": CASES[:2],
+        "trainer": "StagedDiffusionTrainer",
+        "training": {"batch_size": 8, "optimizer": "adamw"},
+        "max_time_s": 300.0,
+        "seed": 0,
+        "device": "cpu",
+        "torch": "2",
+        "train_cases": CASES,
+        "holdout_cases": CASES[:2],
         "validation_cases": CASES,
-    }  # fmt: skip
+    }
     (folder / "request.json").write_text(json.dumps(request))
     return folder
 
@@ -71,11 +77,15 @@ def finish(folder: Path) -> None:
         stream.write(json.dumps({"kind": "finished", "phase": 3, "iteration": 0, "seconds": 140.0}) + "\n")
     sampler = {"method": "ddim", "start": "stage_a", "num_calls": 4}
     chosen = {
-        "lam_a": -6.0, "lam_c": 0.0, "temperature": {"foreground": 1.5, "background": 1.0}, "w": 0.25,
-        "decision": "dice", "num_samples": 8,
+        "lam_a": -6.0,
+        "lam_c": 0.0,
+        "temperature": {"foreground": 1.5, "background": 1.0},
+        "w": 0.25,
+        "decision": "dice",
+        "num_samples": 8,
         "sampler": sampler,
         "mask_sampler": {"num_calls": 0, "draw": True, "correlation_length_mm": 7.5},
-    }  # fmt: skip
+    }
     (folder / "inference.json").write_text(json.dumps({**chosen, "weights": "ema", "chosen_on": "2 cases"}))
     means = [
         {"w": w, "decision": "half", "dice_of_cases": [0.7123, None], "nll_of_cases": [None, None]} for w in (0.0, 0.5)
@@ -126,11 +136,16 @@ def test_a_finished_training_shows_what_was_chosen_and_scored(fold: Path) -> Non
     text = write_training_report(fold).read_text()
     assert "continues it" not in text
     for part in (
-        "What was chosen", "ddim, 5 calls from pure noise", "highest expected Dice",
+        "What was chosen",
+        "ddim, 5 calls from pure noise",
+        "highest expected Dice",
         "coherent draws of 7.5 mm from the segmenter",
-        "0.7123", "0.8500",  # means over the cases of what was tried
-        "Validation Dice", "12 validation cases", "case_11",
-    ):  # fmt: skip
+        "0.7123",
+        "0.8500",  # means over the cases of what was tried
+        "Validation Dice",
+        "12 validation cases",
+        "case_11",
+    ):
         assert part in text
     assert "case_&lt;7&gt;" in text
     assert "case_<7>" not in text

@@ -63,12 +63,24 @@ STEPS = (
     ),
     Step(
         "predict",
-        ("-i", f"raw/{DATASET}/imagesTs", "-o", "masks", "-d", "902", "--device", "cpu", "--samples", "2",
-         "--save-samples", "--save-probabilities"),
+        (
+            "-i",
+            f"raw/{DATASET}/imagesTs",
+            "-o",
+            "masks",
+            "-d",
+            "902",
+            "--device",
+            "cpu",
+            "--samples",
+            "2",
+            "--save-samples",
+            "--save-probabilities",
+        ),
         "masks",
     ),
     Step("evaluate", (f"raw/{DATASET}/labelsTs", "masks", "-o", "scores", "--workers", "0"), "scores"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -128,9 +140,14 @@ def run(step: Step, folder: Path, kill_after_s: float | None = None) -> tuple[in
     program = f"import sys; from unisegdiff_pipeline.commands.{step.command} import main; sys.exit(main())"
     variables = {f"usd_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
     process = subprocess.Popen(
-        [sys.executable, "-c", program, *step.arguments], cwd=folder, env={**os.environ, **variables},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-c", program, *step.arguments],
+        cwd=folder,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
         text, _ = process.communicate(timeout=kill_after_s)
     except subprocess.TimeoutExpired:

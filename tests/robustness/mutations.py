@@ -12,12 +12,29 @@ Mutation = Callable[[bytes, np.random.Generator], bytes]
 
 HEAD_BYTES = 512  # half of the damage is done here, where headers lie
 NUMBERS = (
-    b"-1", b"0", b"1e308", b"nan", b"-inf", b"99999999", b"2147483648", b"18446744073709551615", b"9" * 400, b"", b"x",
-)  # fmt: skip
+    b"-1",
+    b"0",
+    b"1e308",
+    b"nan",
+    b"-inf",
+    b"99999999",
+    b"2147483648",
+    b"18446744073709551615",
+    b"9" * 400,
+    b"",
+    b"x",
+)
 WORDS = (
-    b"\x00" * 8, b"\xff" * 8, struct.pack("<i", 2**31 - 1), struct.pack("<h", 2**15 - 1), struct.pack("<h", -1),
-    struct.pack("<f", np.nan), struct.pack("<f", 1e30), struct.pack("<d", -np.inf), struct.pack(">i", 2**30),
-)  # fmt: skip
+    b"\x00" * 8,
+    b"\xff" * 8,
+    struct.pack("<i", 2**31 - 1),
+    struct.pack("<h", 2**15 - 1),
+    struct.pack("<h", -1),
+    struct.pack("<f", np.nan),
+    struct.pack("<f", 1e30),
+    struct.pack("<d", -np.inf),
+    struct.pack(">i", 2**30),
+)
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
@@ -82,8 +99,15 @@ def repeat_run(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    flip_bits, overwrite_run, overwrite_word, replace_number, cut_short, append_noise, delete_run, repeat_run,
-)  # fmt: skip
+    flip_bits,
+    overwrite_run,
+    overwrite_word,
+    replace_number,
+    cut_short,
+    append_noise,
+    delete_run,
+    repeat_run,
+)
 
 
 def _place(content: bytes | bytearray, rng: np.random.Generator) -> int:

@@ -75,12 +75,19 @@ def _read_image(path: Path) -> bytes:
 
 
 def _write_dataset_json(path: Path) -> None:
-    path.write_text(json.dumps({
-        "channel_names": {"0": "T1", "1": "FLAIR"},
-        "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
-        "regions_class_order": [1, 2], "numTraining": 2, "file_ending": ".nii.gz",
-        "dataset": {"a": {"images": ["a_0000.nii.gz", "a_0001.nii.gz"], "label": "a.nii.gz"}},
-    }, indent=1))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "T1", "1": "FLAIR"},
+                "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
+                "regions_class_order": [1, 2],
+                "numTraining": 2,
+                "file_ending": ".nii.gz",
+                "dataset": {"a": {"images": ["a_0000.nii.gz", "a_0001.nii.gz"], "label": "a.nii.gz"}},
+            },
+            indent=1,
+        )
+    )
 
 
 def _read_dataset_json(path: Path) -> bytes:
@@ -205,4 +212,4 @@ PARSERS = (
     Parser("probabilities.npz", _write_probabilities, _read_probabilities, is_checked=True),
     Parser("case_record.json", _write_case_record, _read_case_record),
     Parser("weights.safetensors", _write_weights, _read_weights, is_checked=True),
-)  # fmt: skip
+)

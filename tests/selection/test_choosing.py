@@ -64,9 +64,13 @@ def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_
     asked: list[tuple[list[SamplerSettings], int]] = []
 
     def score(
-        run: object, model: object, settings: object, samplers: Sequence[SamplerSettings], cases: object,
+        run: object,
+        model: object,
+        settings: object,
+        samplers: Sequence[SamplerSettings],
+        cases: object,
         first_sample: int = 0,
-    ) -> dict[SamplerSettings, list[float]]:  # fmt: skip
+    ) -> dict[SamplerSettings, list[float]]:
         asked.append((list(samplers), first_sample))
         lucky = 0.7 if first_sample == 0 else 0.9
         return {

@@ -118,9 +118,14 @@ def _compare(
             if all(map(math.isnan, a)) or all(map(math.isnan, b)):
                 continue
             pairs = paired_comparison(
-                a, b, groups, higher_is_better=higher, level=options.level, resamples=options.resamples,
+                a,
+                b,
+                groups,
+                higher_is_better=higher,
+                level=options.level,
+                resamples=options.resamples,
                 seed=options.seed,
-            )  # fmt: skip
+            )
             rows.append(_class_comparison(result.overlap.class_name, metric, pairs))
     return rows
 

@@ -23,9 +23,22 @@ NOT_AVERAGED = frozenset(
     ("class_name", "outcome", "tp", "fp", "fn", "tn", "volumes_nominal", "num_samples", "num_raters")
 )
 LESION_COLUMNS = (
-    "case", "class_name", "side", "lesion_id", "voxels", "volume_ml", "area_mm2", "longest_diameter_mm",
-    "centroid_x_mm", "centroid_y_mm", "centroid_z_mm", "matched_id", "dice", "iou", "confidence",
-)  # fmt: skip
+    "case",
+    "class_name",
+    "side",
+    "lesion_id",
+    "voxels",
+    "volume_ml",
+    "area_mm2",
+    "longest_diameter_mm",
+    "centroid_x_mm",
+    "centroid_y_mm",
+    "centroid_z_mm",
+    "matched_id",
+    "dice",
+    "iou",
+    "confidence",
+)
 
 
 def metric_row(result: ClassResult, tolerances_mm: Sequence[float]) -> dict[str, Any]:

@@ -187,10 +187,18 @@ class Predictor:
         for index, (network, settings) in enumerate(self.networks):
             ids = range(index, count, len(self.networks))
             member = predict_case(
-                image, network, settings, patch_size=self.model.configuration.network.patch_size,
-                case_id=properties.case_id, seed=seed, sample_ids=ids, spacing_mm=properties.spacing_mm,
-                limits=limits, mirror_axes=self.mirror_axes, scratch=scratch,
-            )  # fmt: skip
+                image,
+                network,
+                settings,
+                patch_size=self.model.configuration.network.patch_size,
+                case_id=properties.case_id,
+                seed=seed,
+                sample_ids=ids,
+                spacing_mm=properties.spacing_mm,
+                limits=limits,
+                mirror_axes=self.mirror_axes,
+                scratch=scratch,
+            )
             places += [(sample, index, i) for i, sample in enumerate(list(ids)[: member.num_samples])]
             if several:
                 total = torch.from_numpy(scratch.zeros(member.p_det.shape)) if total is None else total

@@ -18,9 +18,16 @@ NODES_PER_LENGTH = 2
 
 
 def noise_in_box(
-    seed: int, case: str, sample: int, stream: str, channels: int, start: Sequence[int], extent: Sequence[int],
-    *, slices_only: bool = False,
-) -> Tensor:  # fmt: skip
+    seed: int,
+    case: str,
+    sample: int,
+    stream: str,
+    channels: int,
+    start: Sequence[int],
+    extent: Sequence[int],
+    *,
+    slices_only: bool = False,
+) -> Tensor:
     """Standard normal noise (channels, *extent) of the box that begins at `start`, fp32 on the CPU.
 
     The volume is made of blocks that are named by their place and drawn alone; it has no borders, `start` may be
@@ -43,9 +50,17 @@ def noise_in_box(
 
 
 def smooth_field_in_box(
-    seed: int, case: str, sample: int, stream: str, channels: int, start: Sequence[int], extent: Sequence[int],
-    lengths_voxels: Sequence[float], *, slices_only: bool = False,
-) -> Tensor:  # fmt: skip
+    seed: int,
+    case: str,
+    sample: int,
+    stream: str,
+    channels: int,
+    start: Sequence[int],
+    extent: Sequence[int],
+    lengths_voxels: Sequence[float],
+    *,
+    slices_only: bool = False,
+) -> Tensor:
     """A smooth standard normal field of the box, (channels, *extent): the same for every box that holds a voxel.
 
     A long field is drawn on a coarser grid, `NODES_PER_LENGTH` nodes a length, and interpolated. White noise is drawn

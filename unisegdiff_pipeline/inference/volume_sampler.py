@@ -226,9 +226,14 @@ def predict_case(
     try:
         case = TiledCase(torch.as_tensor(image), model, patch_size, limits, mirror_axes, scratch)
         return sample_case(
-            case, settings, case_id=case_id, seed=seed, sample_ids=sample_ids, spacing_mm=spacing_mm,
+            case,
+            settings,
+            case_id=case_id,
+            seed=seed,
+            sample_ids=sample_ids,
+            spacing_mm=spacing_mm,
             keep_samples=keep_samples,
-        )  # fmt: skip
+        )
     finally:
         model.train(training)
 
@@ -301,9 +306,14 @@ class _BoxSampler:
     """
 
     def __init__(
-        self, case: TiledCase, settings: InferenceSettings, tiles: Sequence[int], p_det: Tensor, active: ActiveRegion,
+        self,
+        case: TiledCase,
+        settings: InferenceSettings,
+        tiles: Sequence[int],
+        p_det: Tensor,
+        active: ActiveRegion,
         names: _Names,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.case, self.settings, self.names = case, settings, names
         self.tiles = [tile for tile in case.order if tile in set(tiles)]
         self.start, self.extent = extent_of_tiles(tiles, case.grid)
@@ -446,9 +456,13 @@ class _BoxSampler:
         self.case.scratch.release()
 
     def _masks(
-        self, p: Tensor, ids: Sequence[int], way: SamplerSettings, call: int | None = None,
+        self,
+        p: Tensor,
+        ids: Sequence[int],
+        way: SamplerSettings,
+        call: int | None = None,
         of_mean: Tensor | None = None,
-    ) -> Iterator[tuple[int, int, Tensor]]:  # fmt: skip
+    ) -> Iterator[tuple[int, int, Tensor]]:
         """(sample, first row, mask or probabilities (K, rows, Y, X)) of the draw after a call, or the last one.
 
         The rows of p that were given out may be overwritten. Where two fields draw, the last draw keeps what is certain
@@ -501,20 +515,30 @@ class _BoxSampler:
     def _noise(self, sample_id: int, stream: str, first: int, last: int) -> Tensor:
         """Noise (K, rows, Y, X) of the rows [first, last)."""
         return noise_in_box(
-            self.names.seed, self.names.case_id, sample_id, stream, self.p_det.shape[0],
-            *self._rows_of_box(first, last), slices_only=self.case.dims == 2,
-        ).to(self.case.device)  # fmt: skip
+            self.names.seed,
+            self.names.case_id,
+            sample_id,
+            stream,
+            self.p_det.shape[0],
+            *self._rows_of_box(first, last),
+            slices_only=self.case.dims == 2,
+        ).to(self.case.device)
 
     def _fields(self, sample_id: int, stream: str, first: int, last: int, way: SamplerSettings) -> Tensor:
         """All smooth fields of a draw (F, rows, Y, X), of the rows [first, last)."""
         parts = [
             smooth_field_in_box(
-                self.names.seed, self.names.case_id, sample_id, stream + name, channels,
-                *self._rows_of_box(first, last), _lengths(self.case, length_mm, self.names.spacing_mm),
+                self.names.seed,
+                self.names.case_id,
+                sample_id,
+                stream + name,
+                channels,
+                *self._rows_of_box(first, last),
+                _lengths(self.case, length_mm, self.names.spacing_mm),
                 slices_only=self.case.dims == 2,
             )
             for name, length_mm, channels in way.fields(self.case.model.labels)
-        ]  # fmt: skip
+        ]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.case.device)
 
     def _rows_of_box(self, first: int, last: int) -> tuple[list[int], list[int]]:

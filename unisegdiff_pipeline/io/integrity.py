@@ -260,8 +260,11 @@ def _check_labels(
     unknown = sorted(label_values(labels.array) - description.labels.allowed_values)
     if unknown:
         allowed = sorted(description.labels.allowed_values)
-        yield Problem(str(path), f"the label values {_some(unknown)} are not in dataset.json, which has {allowed}",
-                      _value_remedy(unknown, allowed))  # fmt: skip
+        yield Problem(
+            str(path),
+            f"the label values {_some(unknown)} are not in dataset.json, which has {allowed}",
+            _value_remedy(unknown, allowed),
+        )
     if image is None:
         return
     if labels.array.shape[1:] != image.array.shape[1:]:

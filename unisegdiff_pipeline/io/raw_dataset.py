@@ -101,10 +101,15 @@ def open_raw_dataset(folder: Path) -> RawDataset:
         if not names:
             raise UsdError(f"{folder} holds no image with a label map of the same name; check the file names.")
     cases = tuple(
-        RawCase(case_id, listing.images.get(case_id, ()), listing.labels.get(case_id), raters.get(case_id, ()),
-                groups.get(case_id))
+        RawCase(
+            case_id,
+            listing.images.get(case_id, ()),
+            listing.labels.get(case_id),
+            raters.get(case_id, ()),
+            groups.get(case_id),
+        )
         for case_id in sorted(names)
-    )  # fmt: skip
+    )
     unknown_groups = tuple(case_id for case_id in groups if case_id not in names)
     return RawDataset(folder, folder.name, description, cases, tuple(listing.stray), unknown_groups)
 
@@ -131,8 +136,11 @@ def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: in
             images = _images_of_files([source], file_ending)
     else:
         images = _images_of_files([Path(path) for path in source], file_ending)
-    problems = [f"{case_id}: {problem}" for case_id, paths in images.items()
-                if (problem := channel_problem(paths, num_channels))]  # fmt: skip
+    problems = [
+        f"{case_id}: {problem}"
+        for case_id, paths in images.items()
+        if (problem := channel_problem(paths, num_channels))
+    ]
     if problems:
         raise UsdError(
             f"{len(problems)} of {counted(len(images), 'input case')} cannot be predicted: {_listed(problems)}."

@@ -150,6 +150,10 @@ def _table(entries: list[tuple[int, int, int, int]], samples: list[np.ndarray]) 
     offsets = np.concatenate([[0], np.cumsum([len(s) for s in samples], dtype=np.int64)]).astype(np.int64)
     voxels = np.concatenate(samples).astype(np.int32) if samples else np.zeros((0, 3), np.int32)
     return ComponentTable(
-        row=columns[:, 0].astype(np.int16), class_index=columns[:, 1].astype(np.int16),
-        component_id=columns[:, 2].astype(np.int32), num_voxels=columns[:, 3], offsets=offsets, voxels=voxels,
-    )  # fmt: skip
+        row=columns[:, 0].astype(np.int16),
+        class_index=columns[:, 1].astype(np.int16),
+        component_id=columns[:, 2].astype(np.int32),
+        num_voxels=columns[:, 3],
+        offsets=offsets,
+        voxels=voxels,
+    )

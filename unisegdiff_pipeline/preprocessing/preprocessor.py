@@ -70,17 +70,27 @@ from unisegdiff_pipeline.preprocessing.storage import (
     write_case_file,
 )
 
-__all__ = ["PreprocessReport", "preprocess_dataset", "preprocess_image", "preprocess_labels",
-           "restore_labels", "restore_map"]  # fmt: skip
+__all__ = [
+    "PreprocessReport",
+    "preprocess_dataset",
+    "preprocess_image",
+    "preprocess_labels",
+    "restore_labels",
+    "restore_map",
+]
 
 # Below this size of all images together, threads are done before worker processes have started.
 SMALL_JOB_BYTES = 2_000_000_000
 
 
 def preprocess_image(
-    volume: Volume, plan: PreprocessingPlan, case_id: str = "", group: str | None = None, device: str = "cpu",
+    volume: Volume,
+    plan: PreprocessingPlan,
+    case_id: str = "",
+    group: str | None = None,
+    device: str = "cpu",
     scratch: Scratch | None = None,
-) -> tuple[np.ndarray, CaseProperties]:  # fmt: skip
+) -> tuple[np.ndarray, CaseProperties]:
     """Turn into the plan's orientation, crop to the non-zero region, normalise and resample an image.
 
     Normalisation comes before resampling: interpolation would spread the hard edge between an object and the empty

@@ -47,9 +47,14 @@ class _StoredReference:
 
 
 def write_reference(
-    dataset_folder: Path, labels: np.ndarray, spacing_mm: tuple[float, ...], scheme: LabelScheme,
-    case_id: str, group: str, source: CaseSource,
-) -> ReferenceRecord:  # fmt: skip
+    dataset_folder: Path,
+    labels: np.ndarray,
+    spacing_mm: tuple[float, ...],
+    scheme: LabelScheme,
+    case_id: str,
+    group: str,
+    source: CaseSource,
+) -> ReferenceRecord:
     """Store the label maps (R, Z, Y, X) of a case and return its record."""
     path, array_path = _record_path(dataset_folder, case_id), reference_path(dataset_folder, case_id)
     path.unlink(missing_ok=True)

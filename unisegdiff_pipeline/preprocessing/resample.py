@@ -165,9 +165,14 @@ class GridMap:
     """Resampling from one shape to another, of which slabs along the first axis can be asked for."""
 
     def __init__(
-        self, shape_in: Sequence[int], shape_out: Sequence[int], order: int,
-        separate_axis: int | None = None, device: str = "cpu", covering: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        shape_in: Sequence[int],
+        shape_out: Sequence[int],
+        order: int,
+        separate_axis: int | None = None,
+        device: str = "cpu",
+        covering: bool = False,
+    ) -> None:
         """
         Args:
             shape_in, shape_out: (Z, Y, X).
@@ -222,9 +227,13 @@ class GridMap:
 
 
 def resample_image(
-    image: np.ndarray, shape: Sequence[int], order: int = 3, separate_axis: int | None = None, device: str = "cpu",
+    image: np.ndarray,
+    shape: Sequence[int],
+    order: int = 3,
+    separate_axis: int | None = None,
+    device: str = "cpu",
     scratch: Scratch | None = None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Resample (C, Z, Y, X) to (C, *shape), float32; values stay within each channel's range, as in nnU-Net.
 
     A cubic spline overshoots at edges; beyond the range of a CT window or of 0..1 that would be a value no image has.

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 
 def restore_labels(
-    probabilities: Array, properties: CaseProperties, scheme: LabelScheme, device: str = "cpu",
+    probabilities: Array,
+    properties: CaseProperties,
+    scheme: LabelScheme,
+    device: str = "cpu",
     scratch: Scratch | None = None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Label map (Z, Y, X) on the grid of the image file, from probabilities (K, Z, Y, X) on the plan grid.
 
     Probabilities are resampled linearly and decoded one slab of rows at a time, so that K channels of the full volume

@@ -35,9 +35,12 @@ def collect_label_patches(
 
 
 def _add_patches(
-    case: StoredCase, scheme: LabelScheme, patch_size: Sequence[int], rng: np.random.Generator,
+    case: StoredCase,
+    scheme: LabelScheme,
+    patch_size: Sequence[int],
+    rng: np.random.Generator,
     patches: dict[str, list[np.ndarray]],
-) -> None:  # fmt: skip
+) -> None:
     table = case.components
     for class_index in table.present_classes().tolist():
         name, members = scheme.names[class_index], scheme.members[class_index]

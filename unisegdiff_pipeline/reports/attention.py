@@ -74,10 +74,12 @@ def merge(entries: Sequence[Entry]) -> Bands | None:
         return None
     counts = [e["num_examples"] for e in entries]
     means = {
-        key: tuple(_mean([(e[key][band], c[band]) for e, c in zip(entries, counts, strict=True)])
-                   for band in range(len(counts[0])))
+        key: tuple(
+            _mean([(e[key][band], c[band]) for e, c in zip(entries, counts, strict=True)])
+            for band in range(len(counts[0]))
+        )
         for key in NUMBERS
-    }  # fmt: skip
+    }
     last = entries[-1]
     totals = tuple(sum(column) for column in zip(*counts, strict=True))
     return Bands(last["lam_a"], last["lam_c"], tuple(last["limits"]), totals, means)

@@ -232,9 +232,14 @@ class _CaseDrawing:
     def uncertainty(self, values: np.ndarray, reference: np.ndarray) -> tuple[Html, str]:
         outlines = [Outline(np.isin(reference, sum(map(tuple, self._classes.values()), ())), "#ffffff", 0.9)]
         picture = draw_panel(
-            np.clip(values, 0, 1), self._plane.pixel_mm, f"{self._case_id}: uncertainty", Marks(outlines),
-            region=self._region, color_map=UNCERTAINTY_MAP, highest=1,
-        )  # fmt: skip
+            np.clip(values, 0, 1),
+            self._plane.pixel_mm,
+            f"{self._case_id}: uncertainty",
+            Marks(outlines),
+            region=self._region,
+            color_map=UNCERTAINTY_MAP,
+            highest=1,
+        )
         return picture, "Uncertainty"
 
     def legend(self, with_uncertainty: bool, with_raters: bool) -> Html:

@@ -110,12 +110,14 @@ def turned_plane(axis: int, index: int, geometry: Geometry, oriented: bool) -> P
     if transposed:
         rows, columns = columns, rows
     return Plane(
-        axis, index, transposed,
+        axis,
+        index,
+        transposed,
         flip_rows=nearest[rows][1] != (1 if down >= 0 else -1),
         flip_columns=nearest[columns][1] != 1,
         pixel_mm=(geometry.spacing_mm[rows], geometry.spacing_mm[columns]),
         letters=_LETTERS[nearest[axis][0]],
-    )  # fmt: skip
+    )
 
 
 def _through_plane(shape: Sequence[int], geometry: Geometry) -> int:
@@ -286,9 +288,7 @@ def _draw_letters(axis: Axes, letters: Sequence[str]) -> None:
     for letter, (x, y, horizontal, vertical) in zip(
         letters, ((0.02, 0.5, "left", "center"), (0.5, 0.98, "center", "top")), strict=False
     ):
-        axis.text(
-            x, y, letter, transform=axis.transAxes, ha=horizontal, va=vertical, fontsize=11, **_ON_PICTURES
-        )  # fmt: skip
+        axis.text(x, y, letter, transform=axis.transAxes, ha=horizontal, va=vertical, fontsize=11, **_ON_PICTURES)
 
 
 _HALO = "#000000b0"

@@ -49,15 +49,24 @@ def intensities(fingerprint: Fingerprint) -> Html:
         for index, (axis, (name, s)) in enumerate(zip(axes, channels, strict=True)):
             low, high = max(s.mean - s.std, s.percentile_00_5), min(s.mean + s.std, s.percentile_99_5)
             box = {
-                "whislo": s.percentile_00_5, "q1": low, "med": s.median, "q3": high, "whishi": s.percentile_99_5,
-            }  # fmt: skip
+                "whislo": s.percentile_00_5,
+                "q1": low,
+                "med": s.median,
+                "q3": high,
+                "whishi": s.percentile_99_5,
+            }
             color = figures.channel_color(name, index)
             axis.bxp(
-                [box], orientation="horizontal", showfliers=False, patch_artist=True, widths=0.5,
+                [box],
+                orientation="horizontal",
+                showfliers=False,
+                patch_artist=True,
+                widths=0.5,
                 boxprops={"facecolor": color, "alpha": 0.25, "edgecolor": color},
-                medianprops={"color": color, "linewidth": 2.2}, whiskerprops={"color": color},
+                medianprops={"color": color, "linewidth": 2.2},
+                whiskerprops={"color": color},
                 capprops={"color": color},
-            )  # fmt: skip
+            )
             axis.set_yticks([1], [name])
             axis.grid(axis="y", visible=False)
         axes[-1].set_xlabel("intensity in the files")

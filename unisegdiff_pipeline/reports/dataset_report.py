@@ -208,12 +208,14 @@ def _objects_table(fingerprint: Fingerprint, units: Units) -> Table:
     scale = size_scale(fingerprint, units)
     spread = "median (10 to 90 %)"
     columns = [
-        Column("class", "text"), Column("in maps", hint="share of the label maps that hold the class"),
-        Column("share of voxels"), Column("components a map", hint=f"{spread}, over maps that hold the class"),
+        Column("class", "text"),
+        Column("in maps", hint="share of the label maps that hold the class"),
+        Column("share of voxels"),
+        Column("components a map", hint=f"{spread}, over maps that hold the class"),
         Column(f"{units.size_word} {units.size_text}", hint=spread),
         Column(f"thickness {units.length}", hint=spread),
         Column(f"main thickness {units.length}", hint=f"{spread}, of each map's thickest component"),
-    ]  # fmt: skip
+    ]
     rows: list[list[Cell]] = [
         [
             lesion.class_name,
@@ -248,10 +250,16 @@ def _raters(fingerprint: Fingerprint) -> list[Html]:
         median = statistics.median(spreads) if spreads else math.nan
         rows.append([lesion.class_name, len(rated), Shown(f"{split / len(rated):.0%}", split / len(rated)), median])
     columns = [
-        Column("class", "text"), Column("cases with several annotators"), Column("presence disputed"),
-        Column("variation of the size", digits=2, hint="standard deviation over mean of an object's size between "
-               "annotators who all see it, median over cases"),
-    ]  # fmt: skip
+        Column("class", "text"),
+        Column("cases with several annotators"),
+        Column("presence disputed"),
+        Column(
+            "variation of the size",
+            digits=2,
+            hint="standard deviation over mean of an object's size between "
+            "annotators who all see it, median over cases",
+        ),
+    ]
     return [paragraph("Between annotators:"), table(Table(columns, rows, sortable=False))]
 
 
@@ -270,9 +278,12 @@ def _stages(fingerprint: Fingerprint, plans: Plans | None) -> Section:
         rows += [[c.name, k.class_name, k.lam_a, k.lam_c, k.num_patches] for k in c.stages.curves]
         rows.append([c.name, "stages of the plan", c.stages.lam_a, c.stages.lam_c, None])
     columns = [
-        Column("configuration", "text"), Column("class", "text"), Column("lam_a", digits=2), Column("lam_c", digits=2),
+        Column("configuration", "text"),
+        Column("class", "text"),
+        Column("lam_a", digits=2),
+        Column("lam_c", digits=2),
         Column("label patches"),
-    ]  # fmt: skip
+    ]
     return Section("Stages of the diffusion", [grid(drawn), table(Table(columns, rows))], _ABOUT_STAGES)
 
 
@@ -333,11 +344,15 @@ def _cases(fingerprint: Fingerprint, units: Units) -> Section:
     shown = fingerprint.cases[:MOST_CASES]
     with_groups = any(case.group is not None for case in shown)
     columns = [
-        Column("case", "text"), *([Column("group", "text")] if with_groups else []), Column("shape"),
-        *([Column("voxel mm")] if units.length == "mm" else []), Column("foreground"), Column("components"),
+        Column("case", "text"),
+        *([Column("group", "text")] if with_groups else []),
+        Column("shape"),
+        *([Column("voxel mm")] if units.length == "mm" else []),
+        Column("foreground"),
+        Column("components"),
         Column(f"largest {units.size_text}", digits=0 if units.size == "pixels2" else 2),
         Column(f"thickest {units.length}", digits=1),
-    ]  # fmt: skip
+    ]
     rows = []
     for case in shown:
         row = _case_row(fingerprint, case, units)

@@ -84,9 +84,14 @@ def draw_bland_altman(
             if not math.isnan(value):
                 axis.axhline(value, color=INK, linewidth=1, linestyle=style)
                 axis.annotate(
-                    signed(value), (1, value), xycoords=("axes fraction", "data"), xytext=(3, 0),
-                    textcoords="offset points", va="center", fontsize=8,
-                )  # fmt: skip
+                    signed(value),
+                    (1, value),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(3, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8,
+                )
         positive = mean[mean > 0]
         if len(positive) == len(mean) and positive.max() > LOGARITHMIC_FROM * positive.min():
             axis.set_xscale("log")

@@ -65,10 +65,28 @@ DRAWN_CLASSES = 10  # of a data set with more, figures show the first; tables an
 KEY_METRICS = ("dice", "surface_dice", "hd95_mm", "lesion_f1", "ged_u", "energy_score_u", "adaptive_ece")
 BOX_METRICS = ("dice", "surface_dice", "hd95_mm", "lesion_f1")
 CASE_METRICS = (
-    "dice", "iou", "sensitivity", "precision", "reference_ml", "predicted_ml", "volume_error_ml", "surface_dice",
-    "hd95_mm", "assd_mm", "num_reference_lesions", "num_detected", "num_false_positive", "lesion_f1",
-    "mean_lesion_dice", "nll", "adaptive_ece", "energy_score_u", "ged_u", "hm_iou", "case_confidence",
-)  # fmt: skip
+    "dice",
+    "iou",
+    "sensitivity",
+    "precision",
+    "reference_ml",
+    "predicted_ml",
+    "volume_error_ml",
+    "surface_dice",
+    "hd95_mm",
+    "assd_mm",
+    "num_reference_lesions",
+    "num_detected",
+    "num_false_positive",
+    "lesion_f1",
+    "mean_lesion_dice",
+    "nll",
+    "adaptive_ece",
+    "energy_score_u",
+    "ged_u",
+    "hm_iou",
+    "case_confidence",
+)
 OUTCOMES = {"scored": "scored", "both_empty": "both empty", "false_positive": "false positive"}
 
 

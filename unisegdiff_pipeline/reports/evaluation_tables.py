@@ -13,20 +13,45 @@ from unisegdiff_pipeline.reports.page import UNDEFINED, Cell, Column, Html, Show
 
 # Those that an evaluation lacks are left out.
 MAIN_METRICS = (
-    "dice", "surface_dice", "surface_dice_rater", "hd95_mm", "assd_mm", "volume_error_ml", "lesion_sensitivity",
-    "lesion_precision", "lesion_f1", "nll", "adaptive_ece", "energy_score_u", "ged_u", "hm_iou",
-)  # fmt: skip
+    "dice",
+    "surface_dice",
+    "surface_dice_rater",
+    "hd95_mm",
+    "assd_mm",
+    "volume_error_ml",
+    "lesion_sensitivity",
+    "lesion_precision",
+    "lesion_f1",
+    "nll",
+    "adaptive_ece",
+    "energy_score_u",
+    "ged_u",
+    "hm_iou",
+)
 VOLUME_DIGITS, PIXEL_DIGITS = 2, 1  # decimals of volumes of a millilitre and more, and of means of whole pixels
 CLASSES_AS_COLUMNS = 7
 ONE_PIECE = 1.1  # objects a case, at most, of an organ whose labels hold a stray voxel now and then
 LESION_METRICS = frozenset(
-    ("num_reference_lesions", "num_predicted_lesions", "num_detected", "num_false_positive", "lesion_sensitivity",
-     "lesion_precision", "lesion_f1", "mean_lesion_dice", "mean_detected_dice")
-)  # fmt: skip
+    (
+        "num_reference_lesions",
+        "num_predicted_lesions",
+        "num_detected",
+        "num_false_positive",
+        "lesion_sensitivity",
+        "lesion_precision",
+        "lesion_f1",
+        "mean_lesion_dice",
+        "mean_detected_dice",
+    )
+)
 SUMMARY_COLUMNS = (
-    Column("Mean"), Column("Interval", hint="bootstrap interval of the mean"), Column("Deviation"), Column("Median"),
-    Column("n", hint="cases with a value"), Column("Undefined", hint="cases without one"),
-)  # fmt: skip
+    Column("Mean"),
+    Column("Interval", hint="bootstrap interval of the mean"),
+    Column("Deviation"),
+    Column("Median"),
+    Column("n", hint="cases with a value"),
+    Column("Undefined", hint="cases without one"),
+)
 
 
 def main_table(report: FolderSummary) -> Html:
@@ -65,11 +90,16 @@ def outcome_table(report: FolderSummary) -> Html:
     ]
     rows: list[list[Cell]] = [
         [
-            entry.class_name, entry.outcomes.scored, entry.outcomes.both_empty, entry.outcomes.false_positive,
-            entry.case_specificity, entry.pooled.false_positive_ml, entry.pooled.dice,
+            entry.class_name,
+            entry.outcomes.scored,
+            entry.outcomes.both_empty,
+            entry.outcomes.false_positive,
+            entry.case_specificity,
+            entry.pooled.false_positive_ml,
+            entry.pooled.dice,
         ]
         for entry in report.classes
-    ]  # fmt: skip
+    ]
     return table(Table(columns, rows, "Cases by outcome", sortable=len(rows) > 1))
 
 
@@ -87,10 +117,12 @@ def metric_table(report: FolderSummary) -> Html:
 def ranking_table(report: FolderSummary) -> Html:
     """All runs, best first."""
     columns = [
-        Column("Run", "text"), Column("Mean rank", digits=2, hint="mean over cases of the rank by Dice"),
+        Column("Run", "text"),
+        Column("Mean rank", digits=2, hint="mean over cases of the rank by Dice"),
         Column("Dice", hint="mean over cases, each the mean of its classes"),
-        Column("Best in", hint="cases where no run is better"), Column("Cases"),
-    ]  # fmt: skip
+        Column("Best in", hint="cases where no run is better"),
+        Column("Cases"),
+    ]
     rows: list[list[Cell]] = [
         [run.name, run.mean_rank, run.mean_dice, run.num_best, run.num_cases] for run in report.ranking
     ]
@@ -104,55 +136,88 @@ def difference_table(report: FolderSummary) -> Html:
 
 def _difference_columns() -> list[Column]:
     return [
-        Column("Other run", "text"), Column("Class", "text"), Column("Metric", "text"),
-        Column("Difference", hint="scored run minus the other"), Column("Interval"), Column("p"), Column("p, Holm"),
-        Column("Effect", digits=2), Column("Better"), Column("Equal"), Column("Worse"), Column("n"),
-    ]  # fmt: skip
+        Column("Other run", "text"),
+        Column("Class", "text"),
+        Column("Metric", "text"),
+        Column("Difference", hint="scored run minus the other"),
+        Column("Interval"),
+        Column("p"),
+        Column("p, Holm"),
+        Column("Effect", digits=2),
+        Column("Better"),
+        Column("Equal"),
+        Column("Worse"),
+        Column("n"),
+    ]
 
 
 def lesion_table(report: FolderSummary) -> Html:
     columns = [
-        Column("Class", "text"), Column("Reference"), Column("Predicted"), Column("Detected"), Column("False positive"),
-        Column("Sensitivity"), Column("Precision"), Column("F1"), Column("Lesion Dice", hint="missed lesions as 0"),
+        Column("Class", "text"),
+        Column("Reference"),
+        Column("Predicted"),
+        Column("Detected"),
+        Column("False positive"),
+        Column("Sensitivity"),
+        Column("Precision"),
+        Column("F1"),
+        Column("Lesion Dice", hint="missed lesions as 0"),
         Column("FP a case", digits=2, hint="false-positive lesions a case"),
-    ]  # fmt: skip
+    ]
     rows: list[list[Cell]] = [
         [
-            entry.class_name, entry.pooled.num_reference_lesions, entry.pooled.num_predicted_lesions,
-            entry.pooled.num_detected, entry.pooled.num_false_positive, entry.pooled.lesion_sensitivity,
-            entry.pooled.lesion_precision, entry.pooled.lesion_f1, entry.pooled.mean_lesion_dice,
+            entry.class_name,
+            entry.pooled.num_reference_lesions,
+            entry.pooled.num_predicted_lesions,
+            entry.pooled.num_detected,
+            entry.pooled.num_false_positive,
+            entry.pooled.lesion_sensitivity,
+            entry.pooled.lesion_precision,
+            entry.pooled.lesion_f1,
+            entry.pooled.mean_lesion_dice,
             entry.pooled.false_positives_per_case,
         ]
         for entry in report.classes
-    ]  # fmt: skip
+    ]
     return table(Table(columns, rows, "Lesions of all cases together", sortable=len(rows) > 1))
 
 
 def strata_table(report: FolderSummary) -> Html:
     columns = [
-        Column(report.units.size_word.capitalize(), "text"), Column("Class", "text"), Column("Reference"),
+        Column(report.units.size_word.capitalize(), "text"),
+        Column("Class", "text"),
+        Column("Reference"),
         Column("Detected"),
-        Column("False positive"), Column("Sensitivity"), Column("Lesion Dice"),
-    ]  # fmt: skip
+        Column("False positive"),
+        Column("Sensitivity"),
+        Column("Lesion Dice"),
+    ]
     rows: list[list[Cell]] = [
         [
-            stratum.name, entry.class_name, stratum.num_reference, stratum.num_detected, stratum.num_false_positive,
-            stratum.sensitivity, stratum.mean_dice,
+            stratum.name,
+            entry.class_name,
+            stratum.num_reference,
+            stratum.num_detected,
+            stratum.num_false_positive,
+            stratum.sensitivity,
+            stratum.mean_dice,
         ]
         for entry in report.classes
         for stratum in entry.strata
-    ]  # fmt: skip
+    ]
     return table(Table(columns, rows, "Lesions by size"))
 
 
 def coverage_table(report: FolderSummary) -> Html:
     word = report.units.size_word
     columns = [
-        Column("Class", "text"), Column("Interval", digits=2, hint=f"central fraction of the sampled {word}s"),
+        Column("Class", "text"),
+        Column("Interval", digits=2, hint=f"central fraction of the sampled {word}s"),
         Column("Holds the reference", hint="share of cases"),
-        Column("Perfect samples", hint="share that perfect samples of this number reach"), Column("n"),
+        Column("Perfect samples", hint="share that perfect samples of this number reach"),
+        Column("n"),
         Column("Undefined"),
-    ]  # fmt: skip
+    ]
     rows: list[list[Cell]] = [
         [entry.class_name, row.level, row.share, row.expected, row.n, row.n_undefined]
         for entry in report.classes
@@ -163,11 +228,15 @@ def coverage_table(report: FolderSummary) -> Html:
 
 def probability_table(report: FolderSummary) -> Html:
     columns = [
-        Column("Class", "text"), Column("ECE"), Column("Adaptive ECE"), Column("NLL"),
-        Column("Brier", digits=4), Column("AURC", hint="area under the risk-coverage curve"),
+        Column("Class", "text"),
+        Column("ECE"),
+        Column("Adaptive ECE"),
+        Column("NLL"),
+        Column("Brier", digits=4),
+        Column("AURC", hint="area under the risk-coverage curve"),
         Column("Excess AURC", hint="above that of a perfect order of the cases"),
         Column("Spearman", digits=2, hint="of confidence and Dice"),
-    ]  # fmt: skip
+    ]
     rows: list[list[Cell]] = []
     for entry in report.classes:
         curve, failure = entry.reliability, entry.failure_detection
@@ -247,13 +316,22 @@ def _mean_cell(shown: MetricName, summary: MetricSummary | None) -> Cell:
 def _difference_rows(report: FolderSummary) -> list[list[Cell]]:
     return [
         [
-            run.name, row.class_name, metric_name(row.metric, report.units).label, row.mean_difference,
+            run.name,
+            row.class_name,
+            metric_name(row.metric, report.units).label,
+            row.mean_difference,
             Shown(f"{format_number(row.ci_low)} to {format_number(row.ci_high)}", row.ci_low),
-            _p_value(row.p_wilcoxon), _p_value(row.p_holm), row.effect_size, row.wins, row.ties, row.losses, row.n,
+            _p_value(row.p_wilcoxon),
+            _p_value(row.p_holm),
+            row.effect_size,
+            row.wins,
+            row.ties,
+            row.losses,
+            row.n,
         ]
         for run in report.against
         for row in run.classes
-    ]  # fmt: skip
+    ]
 
 
 def _p_value(p: float) -> Cell:

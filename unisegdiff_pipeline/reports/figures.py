@@ -113,9 +113,15 @@ def box_and_points(axis: Axes, groups: Mapping[str, Sequence[float]], colors: Se
         _box(axis, index, defined, color)
         spread = (np.arange(len(defined)) * 0.6180339887) % 1 - 0.5
         axis.scatter(
-            index + 0.27 + 0.22 * spread, defined, s=9, color=color, alpha=0.55, linewidths=0,
-            rasterized=len(defined) > MANY_POINTS, zorder=3,
-        )  # fmt: skip
+            index + 0.27 + 0.22 * spread,
+            defined,
+            s=9,
+            color=color,
+            alpha=0.55,
+            linewidths=0,
+            rasterized=len(defined) > MANY_POINTS,
+            zorder=3,
+        )
     labels = [f"{name}\nn = {sum(v is not None and math.isfinite(v) for v in vs)}" for name, vs in groups.items()]
     axis.set_xticks(range(len(groups)), labels)
     margin = 1.0 if len(groups) < 2 else 0.5
@@ -125,11 +131,17 @@ def box_and_points(axis: Axes, groups: Mapping[str, Sequence[float]], colors: Se
 
 def _box(axis: Axes, place: float, values: np.ndarray, color: str) -> None:
     axis.boxplot(
-        values, positions=[place - 0.12], widths=0.34, showfliers=False, patch_artist=True, manage_ticks=False,
+        values,
+        positions=[place - 0.12],
+        widths=0.34,
+        showfliers=False,
+        patch_artist=True,
+        manage_ticks=False,
         boxprops={"facecolor": color, "alpha": 0.22, "edgecolor": color},
         medianprops={"color": color, "linewidth": 2.2, "solid_capstyle": "butt"},
-        whiskerprops={"color": color}, capprops={"color": color},
-    )  # fmt: skip
+        whiskerprops={"color": color},
+        capprops={"color": color},
+    )
 
 
 def _style() -> dict[str, Any]:

@@ -227,17 +227,32 @@ def _progress(fold: _Fold) -> Section:
         drawn = [
             _curve(fold, "Loss", _paint_loss, "Loss over time", "What training minimises; the denoiser's by stage."),
             _curve(fold, "Dice", _paint_dice, "Dice on held-out cases", _about_dice(fold)) if scored else None,
-            _curve(fold, "learning rate", _paint_rate, "Learning rate over time", "Learning rate; in phase 2 that "
-                   "of the denoiser."),
-            _curve(fold, "norm", _paint_norm, "Norm of the gradient over time", "Norm of the gradient, before it is "
-                   "limited."),
-        ]  # fmt: skip
+            _curve(
+                fold,
+                "learning rate",
+                _paint_rate,
+                "Learning rate over time",
+                "Learning rate; in phase 2 that of the denoiser.",
+            ),
+            _curve(
+                fold,
+                "norm",
+                _paint_norm,
+                "Norm of the gradient over time",
+                "Norm of the gradient, before it is limited.",
+            ),
+        ]
     if of_kind(fold.entries, "train", 2):
         drawn += [
             _curve(fold, "loss", _paint_stages, "Unweighted loss of each stage", "Phase 2: unweighted loss by stage."),
-            _curve(fold, "weight", _paint_weights, "Learned weight of each stage", "Phase 2: learned weights of these "
-                   "losses."),
-        ]  # fmt: skip
+            _curve(
+                fold,
+                "weight",
+                _paint_weights,
+                "Learned weight of each stage",
+                "Phase 2: learned weights of these losses.",
+            ),
+        ]
     body = [grid([d for d in drawn if d is not None], min_width_px=310)] if drawn else []
     return Section("Progress", [*body, *_phase_table(fold)], _phases_in_words(fold))
 
@@ -359,9 +374,13 @@ def _paint_dice(axis: Axes, fold: _Fold) -> None:
         for index, key in enumerate(["dice_mean", *classes] if len(classes) > 1 else ["dice_mean"]):
             name = "mean" if index == 0 else key.removeprefix("dice_").replace("_", " ")
             axis.plot(
-                _times(fold, mine), [value(e, key) for e in mine], "o-" if index == 0 else ".--", lw=1.6 if index == 0
-                else 1.0, color=figures.series_color(index), label=name if phase == scored[0]["phase"] else None,
-            )  # fmt: skip
+                _times(fold, mine),
+                [value(e, key) for e in mine],
+                "o-" if index == 0 else ".--",
+                lw=1.6 if index == 0 else 1.0,
+                color=figures.series_color(index),
+                label=name if phase == scored[0]["phase"] else None,
+            )
     fit_unit_interval(axis, [value(e, key) for e in scored for key in keys])
 
 
@@ -373,15 +392,25 @@ def _phase_table(fold: _Fold) -> list[Html]:
         start = value(earlier[-1], "seconds") if earlier else 0.0
         rates = [value(e, "iterations_per_s") for e in mine]
         rows.append(
-            [f"{phase}, {PHASES.get(phase, '')}", mine[-1]["iteration"], (value(mine[-1], "seconds") - start) / 60,
-             sum(rates) / len(rates), value(mine[-1], "loss"), value(mine[-1], "gradient_norm"),
-             max((value(e, "dice_mean") for e in scored), default=None)]
-        )  # fmt: skip
+            [
+                f"{phase}, {PHASES.get(phase, '')}",
+                mine[-1]["iteration"],
+                (value(mine[-1], "seconds") - start) / 60,
+                sum(rates) / len(rates),
+                value(mine[-1], "loss"),
+                value(mine[-1], "gradient_norm"),
+                max((value(e, "dice_mean") for e in scored), default=None),
+            ]
+        )
     columns = [
-        Column("phase", "text"), Column("iterations"), Column("minutes", digits=1), Column("iterations/s", digits=2),
-        Column("last loss"), Column("last gradient norm", hint="before it is limited"),
+        Column("phase", "text"),
+        Column("iterations"),
+        Column("minutes", digits=1),
+        Column("iterations/s", digits=2),
+        Column("last loss"),
+        Column("last gradient norm", hint="before it is limited"),
         Column("best Dice", hint="on the inner hold-out"),
-    ]  # fmt: skip
+    ]
     return [table(Table(columns, rows, sortable=False))] if rows else []
 
 

@@ -416,9 +416,13 @@ def _try_samplers(
 
 
 def _try_surfaces(
-    held_out: HoldOut, model: StagedModel, settings: InferenceSettings, sampler: SamplerSettings,
-    cases: Mapping[str, LogitCalibration], parts: Sequence[float],
-) -> list[SamplerTrial]:  # fmt: skip
+    held_out: HoldOut,
+    model: StagedModel,
+    settings: InferenceSettings,
+    sampler: SamplerSettings,
+    cases: Mapping[str, LogitCalibration],
+    parts: Sequence[float],
+) -> list[SamplerTrial]:
     """A sampler with fields of several lengths for the surfaces, the one that is taken first.
 
     How much a sampled volume varies hangs on it. The default, the first of `parts`, stays unless its volumes are too
@@ -434,9 +438,12 @@ def _try_surfaces(
 
 
 def _score_surfaces(
-    held_out: HoldOut, model: StagedModel, settings: InferenceSettings, samplers: Sequence[SamplerSettings],
+    held_out: HoldOut,
+    model: StagedModel,
+    settings: InferenceSettings,
+    samplers: Sequence[SamplerSettings],
     cases: Mapping[str, LogitCalibration],
-) -> list[SamplerTrial]:  # fmt: skip
+) -> list[SamplerTrial]:
     """Samplers with their energy, sizes and places in each case, means over its classes; all draw with equal noise."""
     dims, groups = held_out.configuration.network.dims, []
     scores: dict[SamplerSettings, list[np.ndarray]] = defaultdict(list)
@@ -638,9 +645,13 @@ def rank_means(trials: Sequence[MeanTrial], dice_errors: float = DICE_ERRORS) ->
 
 
 def _sampled(
-    held_out: HoldOut, tiles: TiledCase, settings: InferenceSettings, stored: StoredCase, keep_soft: bool = False,
+    held_out: HoldOut,
+    tiles: TiledCase,
+    settings: InferenceSettings,
+    stored: StoredCase,
+    keep_soft: bool = False,
     first_sample: int = 0,
-) -> CasePrediction:  # fmt: skip
+) -> CasePrediction:
     return sample_case(
         tiles,
         settings,

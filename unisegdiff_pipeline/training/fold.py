@@ -241,9 +241,15 @@ def _phase_1(
     segmenter = phase_1.model_for_prediction().segmenter
     settings, dice = _settings_of_phase_1(run, phase_1.model_for_prediction())
     facts = Phase1Facts(
-        settings.calibration, weights, phase_1.iteration, run.watch.seconds,
-        settings.lam_a, settings.lam_c, settings.input_scale, dice,
-    )  # fmt: skip
+        settings.calibration,
+        weights,
+        phase_1.iteration,
+        run.watch.seconds,
+        settings.lam_a,
+        settings.lam_c,
+        settings.input_scale,
+        dice,
+    )
     _keep_phase_1(run, segmenter, facts)
     return segmenter, facts
 

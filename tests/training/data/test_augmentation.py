@@ -197,9 +197,15 @@ def test_frequencies_and_ranges_are_those_of_the_recipe() -> None:
         return sum(bool(of(d)) for d in draws) / len(draws)
 
     expected = {
-        "affine": 1 - 0.8 * 0.8, "noise": 0.1, "blur": 0.2, "brightness": 0.15, "contrast": 0.15,
-        "low_resolution": 0.25, "gamma_inverted": 0.1, "gamma": 0.3,
-    }  # fmt: skip
+        "affine": 1 - 0.8 * 0.8,
+        "noise": 0.1,
+        "blur": 0.2,
+        "brightness": 0.15,
+        "contrast": 0.15,
+        "low_resolution": 0.25,
+        "gamma_inverted": 0.1,
+        "gamma": 0.3,
+    }
     for name, probability in expected.items():
         assert share(lambda d, name=name: getattr(d, name) is not None) == pytest.approx(probability, abs=0.02)
     for axis in range(3):
