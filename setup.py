@@ -39,6 +39,10 @@ setup(
         "scipy>=1.13",
         "SimpleITK>=2.3",
         "nibabel>=5.2",
+        "batchgenerators>=0.25.1",
+        "batchgeneratorsv2>=0.3.2",
+        "acvl-utils>=0.2.6",
+        "scikit-image>=0.24",
         "pillow>=10.3",
         "blosc2>=4.14.1",
         "connected-components-3d>=3.16",
@@ -53,10 +57,8 @@ setup(
             "ruff>=0.9",
             "mypy>=1.13",
             # What the package's own operations and scores are tested against.
-            "batchgeneratorsv2>=0.3",
             "medpy>=0.5",
             "monai>=1.5",
-            "scikit-image>=0.24",
             "scikit-learn>=1.5",
             "torchmetrics>=1.6",
             # Drives the browser in which pages are tested.

@@ -46,7 +46,7 @@ def ask(**flags: Any) -> TrainRequest:
         {"max_time_s": 900.0},
         {"epochs": 3},
         {"iterations": 20, "batch_size": 7},
-        {"learning_rate": 0.001, "seed": 5},
+        {"learning_rate": 0.001, "seed": 5, "augmentation": "nnunet"},
         {"phase_1_from": "/models/fold_0"},
     ],
 )
@@ -61,7 +61,8 @@ def test_the_command_without_its_flags_is_the_command_with_them(fold: Folder, as
 def test_what_was_never_asked_is_the_plan_s(fold: Folder, tmp_path: Path) -> None:
     new = as_asked(ask(learning_rate=0.1), tmp_path)
     assert (new.learning_rate, new.seed, new.batch_size, new.epochs) == (0.1, 0, None, None)
-    # Values that the plan has anyway are no other request.
+    # Values that the plan has anyway are no other request, nor is what trainings did before it could be asked for.
+    assert as_asked(ask(augmentation="default"), fold()).augmentation is None
     assert as_asked(ask(learning_rate=0.002, epochs=250, batch_size=4, seed=0), fold()).learning_rate is None
 
 
@@ -75,6 +76,8 @@ def test_what_was_never_asked_is_the_plan_s(fold: Folder, tmp_path: Path) -> Non
         ({}, {"max_time_s": 60.0}, r"with --epochs 250 and is now asked for --max-time 60s"),
         ({"seed": 3}, {"seed": 0}, r"with --seed 3 and is now asked for --seed 0"),
         ({}, {"batch_size": 2, "seed": 1}, r"--batch-size 4 and .* --batch-size 2, with --seed 0 and .* --seed 1"),
+        ({}, {"augmentation": "nnunet"}, r"with --augmentation default and is now asked for --augmentation nnunet"),
+        ({"augmentation": "nnunet"}, {"augmentation": "default"}, r"--augmentation nnunet and .* default"),
         ({}, {"phase_1_from": Path("/m/fold_0")}, r"no --phase-1-from and is now asked for --phase-1-from /m/fold_0"),
     ],
 )

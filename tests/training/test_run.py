@@ -179,17 +179,25 @@ def test_trouble_with_report_and_pictures_does_not_end_a_training(
 
 
 def test_plain_segmenter(request_: TrainRequest) -> None:
-    result = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=2)).folds[0]
+    request_ = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=2)
+    result = train(request_).folds[0]
     settings = json.loads((result.folder / "inference.json").read_text())
     assert settings["num_samples"] == 0
     assert settings["segmenter_weight"] == 1.0
     assert not any(name.startswith("denoiser.") for name in weights_of(result.folder))
+    nnunet = train(dataclasses.replace(request_, run="nnunet", augmentation="nnunet")).folds[0]
+    a, b = weights_of(result.folder), weights_of(nnunet.folder)
+    assert not all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("stop_at", [3, 7])  # in phase 1, in phase 2
+@pytest.mark.parametrize(
+    ("stop_at", "augmentation"),
+    [(3, "default"), (7, "default"), (7, "nnunet")],  # in phase 1, in phase 2
+)
 def test_continuing_gives_the_same_bits_as_never_having_stopped(
-    request_: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    request_: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, augmentation: Any
 ) -> None:
+    request_ = dataclasses.replace(request_, augmentation=augmentation)
     roots = dataclasses.replace(request_.roots, results=tmp_path / "straight")
     straight = train(dataclasses.replace(request_, roots=roots)).folds[0]
     original, count = Trainer._iterate, 0
@@ -209,7 +217,8 @@ def test_continuing_gives_the_same_bits_as_never_having_stopped(
         train(request_)
     assert count == stop_at
     assert not reports  # drawing one takes a second or more
-    continued = train(request_).folds[0]
+    continued = train(dataclasses.replace(request_, augmentation=None)).folds[0]  # as it was asked before
+    assert json.loads((continued.folder / "request.json").read_text())["training"]["augmentation"] == augmentation
     assert count == 9  # the step that the signal came in is taken again
     assert reports[-1] is False  # whether the training still runs
     a, b = weights_of(straight.folder), weights_of(continued.folder)
@@ -553,6 +562,8 @@ def test_edited_preprocessing_must_be_done_again_first(request_: TrainRequest, p
         ({"trainer": "NoTrainer"}, "StagedDiffusionTrainer"),
         ({"trainer": "json:JSONDecoder"}, "derive it from one"),
         ({"epochs": 3}, "one budget"),
+        ({"splits": "nnunet"}, "splits_final.json holds other folds"),
+        ({"splits": "nnUNet"}, "splits is 'nnUNet'; allowed are default and nnunet"),
     ],
 )
 def test_wrong_requests_name_value_and_choices(

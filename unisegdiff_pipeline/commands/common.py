@@ -377,6 +377,16 @@ def add_plans(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_splits(parser: argparse.ArgumentParser) -> None:
+    """Add --splits."""
+    parser.add_argument(
+        "--splits",
+        choices=("default", "nnunet"),
+        default="default",
+        help="folds of a data set that has none yet; nnunet: the ones that nnU-Net makes, without regard to groups",
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device for commands that compute with a network."""
     parser.add_argument(

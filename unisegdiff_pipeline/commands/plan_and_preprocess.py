@@ -13,6 +13,7 @@ from unisegdiff_pipeline.commands.common import (
     add_case_workers,
     add_configurations,
     add_plans,
+    add_splits,
     dataset_parser,
 )
 from unisegdiff_pipeline.commands.terminal import say
@@ -31,6 +32,7 @@ def build_parser() -> CommandParser:
         add_budget,
         add_plans,
         add_case_workers,
+        add_splits,
     )
     parser.add_argument("--dry-run", action="store_true", help="check and plan, print the plan, write nothing")
     return parser
@@ -46,6 +48,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
     from unisegdiff_pipeline.planning.budget import detect_budget
     from unisegdiff_pipeline.planning.description import describe_plans
+    from unisegdiff_pipeline.training.data.splits import load_or_create_splits, nnunet_splits
 
     budget = detect_budget(args.device, args.memory_gb)
     plans_name = steps.plans_name_of(args)
@@ -53,6 +56,8 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
 
     def plan_and_preprocess(dataset: str) -> None:
         folder = steps.raw_folder(roots, dataset)
+        if args.splits == "nnunet":  # what cannot be is refused before anything is preprocessed
+            nnunet_splits({case.case_id: case.group or case.case_id for case in open_raw_dataset(folder).cases})
         if args.dry_run:
             raw = open_raw_dataset(folder)
             facts, _ = pipeline.check_and_measure(raw, args.workers, args.scheduler)
@@ -67,6 +72,8 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
             workers=args.workers,
             scheduler=args.scheduler,
         )
+        if args.splits == "nnunet":
+            load_or_create_splits(prepared.folder, folder, folds=args.splits)
         report = "" if prepared.report is None else f"Report: {prepared.report}\n"
         first = f"usd_train {folder.name} {prepared.first_fold}{flag}"
         say(f"{report}Ready to train: {prepared.folder}\nNext: {first}")

@@ -14,6 +14,7 @@ from unisegdiff_pipeline.commands.common import (
     add_device,
     add_plans,
     add_roots,
+    add_splits,
     duration,
     positive_number,
     roots_of,
@@ -59,6 +60,12 @@ def build_parser() -> CommandParser:
     _add_length(parser)
     parser.add_argument("--batch-size", type=whole_number(1), metavar="N", help="patches an iteration (default: plan)")
     parser.add_argument("--lr", type=positive_number, metavar="X", help="highest learning rate (default: plan)")
+    parser.add_argument(
+        "--augmentation",
+        choices=("default", "nnunet"),
+        help="nnunet: nnU-Net's recipe by its own library, several times slower (default: plan)",
+    )
+    add_splits(parser)
     parser.add_argument(
         "--phase-1-from",
         type=Path,
@@ -187,6 +194,7 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         iterations=args.iterations,
         batch_size=args.batch_size,
         learning_rate=args.lr,
+        augmentation=args.augmentation,
         seed=args.seed,
         workers=args.workers,
         device=args.device,
@@ -196,6 +204,7 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         tensorboard=args.tensorboard,
         run=args.run,
         plans=args.plans,
+        splits=args.splits,
         save_validation=args.save_validation,
         validate_only=args.val,
     )
@@ -215,6 +224,7 @@ def describe(request: TrainRequest) -> str:
         "length": _of_folds(previews, lambda fold: _length(fold)),
         "batch size": _of_folds(previews, lambda fold: _of_plan(fold, "batch_size")),
         "learning rate": _of_folds(previews, lambda fold: _of_plan(fold, "learning_rate")),
+        "augmentation": _of_folds(previews, lambda fold: _of_plan(fold, "augmentation")),
         "seed": _of_folds(previews, lambda fold: fold.request.seed),
         "device": request.device,
     }

@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
@@ -36,6 +36,8 @@ SCHEMA_VERSION = 1
 PLANS_PREFIX = "plans_"
 MAX_CHANNELS = 1000
 MAX_PATCH_VOXELS = 512**3  # beyond any memory that a network of this kind can have
+Augmentation = Literal["default", "nnunet"]
+AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 InputScale = Annotated[float, Range(1e-3, 1e3)]
 Normalization = Literal["ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1"]
 
@@ -213,7 +215,8 @@ class DenoiserPlan:
 class TrainingPlan:
     """Numbers of the training; flags of usd_train override single fields.
 
-    `mirror_axes` are axes of (Z, Y, X); a 2D network leaves Z out.
+    `mirror_axes` are axes of (Z, Y, X); a 2D network leaves Z out. `augmentation` "nnunet" is nnU-Net's recipe by its
+    own library, "default" nearly the same by this package (`training/data/augmentation.py`).
     """
 
     batch_size: Annotated[int, Range(1, 4096)]
@@ -227,10 +230,13 @@ class TrainingPlan:
     ema_decay: Annotated[float, Range(0, 1, high_open=True)] = 0.999
     batch_dice: bool = False
     deep_supervision: bool = True
+    augmentation: Augmentation = "default"
     dummy_2d_augmentation: bool = False
     mirror_axes: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
+        if self.augmentation not in AUGMENTATIONS:
+            raise ValueError(f"augmentation is {self.augmentation!r}; allowed are {' and '.join(AUGMENTATIONS)}")
         if len({*self.mirror_axes} & {0, 1, 2}) != len(self.mirror_axes):
             raise ValueError(f"mirror_axes is {list(self.mirror_axes)}; allowed are 0, 1 and 2 (Z, Y, X), each once")
 

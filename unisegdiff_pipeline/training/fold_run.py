@@ -23,7 +23,7 @@ class FoldRun:
 
     Attributes:
         request: what was asked, nothing left open that the fold was asked before.
-        configuration: the plan, with the request's overrides of batch size and learning rate.
+        configuration: the plan, with the request's overrides of the training.
         folder: results folder of the fold.
         train_cases: cases that weights are learned from; without `holdout_cases`.
         holdout_cases: the inner hold-out, on which everything that is chosen is chosen.

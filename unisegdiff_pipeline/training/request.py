@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from unisegdiff_pipeline.io.paths import Roots
-from unisegdiff_pipeline.planning.plans import ConfigurationPlan
+from unisegdiff_pipeline.planning.plans import Augmentation, ConfigurationPlan
+from unisegdiff_pipeline.training.data.splits import Folds
 
 Kept = Literal["auto", "masks", "all"]
 DEFAULT_TRAINER = "StagedDiffusionTrainer"
@@ -29,7 +30,7 @@ class TrainRequest:
         trainer: name in `registry.TRAINERS`, or package.module:Class.
         max_time_s: seconds for everything a fold does: both phases, choosing, the final validation.
         epochs, iterations: budget of both phases together; at most one of the three budgets may be given.
-        batch_size, learning_rate: override the plan.
+        batch_size, learning_rate, augmentation: override the plan.
         workers: processes that prepare patches; None chooses from the cores, 0 works in this process.
         checkpoint_every_s: seconds between checkpoints.
         restart: begin again instead of continuing.
@@ -41,6 +42,7 @@ class TrainRequest:
         validate_only: predict the validation cases of finished folds again, and train nothing.
         run: name of a training beside others of the same trainer and configuration; part of the model folder's name.
         plans: name of the plan; None is the default one, plans.json.
+        splits: how folds are made where the data set has none: "default" (grouped, stratified) or "nnunet".
     """
 
     dataset: str
@@ -53,6 +55,7 @@ class TrainRequest:
     iterations: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    augmentation: Augmentation | None = None
     seed: int | None = None
     workers: int | None = None
     device: str = "auto"
@@ -64,6 +67,7 @@ class TrainRequest:
     validate_only: bool = False
     run: str | None = None
     plans: str | None = None
+    splits: Folds = "default"
 
     @property
     def seed_or_default(self) -> int:

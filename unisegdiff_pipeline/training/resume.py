@@ -17,6 +17,7 @@ import torch
 from unisegdiff_pipeline.core.bounds import Range
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, to_jsonable
+from unisegdiff_pipeline.planning.plans import Augmentation
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
@@ -25,13 +26,14 @@ REQUEST_NAME = "request.json"
 PHASE_1_NAME = "phase_1.safetensors"
 PHASE_1_FACTS_NAME = "phase_1.json"
 LENGTHS = ("max_time_s", "epochs", "iterations")
-ASKED = (*LENGTHS, "batch_size", "learning_rate", "seed", "phase_1_from")
+ASKED = (*LENGTHS, "batch_size", "learning_rate", "augmentation", "seed", "phase_1_from")
 ASKED_VALUES = {  # what request.json may hold of them
     "max_time_s": Annotated[float, Range(0, 1e9, low_open=True)] | None,
     "epochs": Annotated[int, Range(1, 1e9)] | None,
     "iterations": Annotated[int, Range(1, 1e12)] | None,
     "batch_size": Annotated[int, Range(1, 4096)] | None,
     "learning_rate": Annotated[float, Range(0, 10, low_open=True)] | None,
+    "augmentation": Augmentation | None,
     "seed": Annotated[int, Range(0, 2**63)] | None,
     "phase_1_from": str | None,
 }
@@ -54,6 +56,7 @@ def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
         "iterations": run.request.iterations,
         "batch_size": run.request.batch_size,
         "learning_rate": run.request.learning_rate,
+        "augmentation": run.request.augmentation,
         "phase_1_from": None if source is None else str(source.absolute()),
         "seed": run.seed,
         "device": str(run.device),
@@ -77,6 +80,7 @@ def read_request(folder: Path) -> dict[str, Any] | None:
     if "learning_rate" not in stored:
         # Folders of earlier versions say what batch size and learning rate came to, not whether a flag gave them.
         stored |= {name: stored["training"].get(name) for name in ("batch_size", "learning_rate")}
+    stored["training"].setdefault("augmentation", "default")  # there was no other one
     if stored.get("phase_1_from") is not None:
         stored["phase_1_from"] = str(Path(stored["phase_1_from"]).absolute())
     return stored
@@ -133,7 +137,7 @@ def like_the_others(request: TrainRequest, others: Mapping[str, TrainRequest]) -
         UsdError: they were asked different things, so that it is not known what the next one is to be.
     """
     taken: dict[str, Any] = {}
-    for names in (LENGTHS, *((name,) for name in ("batch_size", "learning_rate", "seed"))):
+    for names in (LENGTHS, *((name,) for name in ASKED[len(LENGTHS) : -1])):
         if any(getattr(request, name) is not None for name in names):
             continue
         asked = {fold: tuple(getattr(other, name) for name in names) for fold, other in others.items()}
@@ -230,6 +234,7 @@ _FLAGS = {
     "iterations": "--iterations",
     "batch_size": "--batch-size",
     "learning_rate": "--lr",
+    "augmentation": "--augmentation",
     "seed": "--seed",
     "phase_1_from": "--phase-1-from",
 }

@@ -280,6 +280,8 @@ def _overridden(configuration: ConfigurationPlan, request: TrainRequest) -> Conf
         training = dataclasses.replace(training, batch_size=request.batch_size)
     if request.learning_rate is not None:
         training = dataclasses.replace(training, learning_rate=request.learning_rate)
+    if request.augmentation is not None:
+        training = dataclasses.replace(training, augmentation=request.augmentation)
     return dataclasses.replace(configuration, training=training)
 
 
@@ -382,7 +384,7 @@ def _folds(
     if request.fold == "all":
         return {"all": Split(tuple(sorted(records)), ())}
     raw_folder = None if request.roots.raw is None else request.roots.raw / dataset.name
-    splits = load_or_create_splits(dataset, raw_folder, writing=writing)
+    splits = load_or_create_splits(dataset, raw_folder, writing=writing, folds=request.splits)
     if request.fold == "cv":
         return {str(i): split for i, split in enumerate(splits)}
     if not request.fold.isdigit():

@@ -28,11 +28,14 @@ BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 SOFTMAX = LabelScheme(("organ", "lesion"), ((1,), (2,)), "softmax", (1, 2))
 
 
-def plan(patch, batch_size: int = 2, channels: int = 1, masked: bool = False) -> ConfigurationPlan:
+def plan(
+    patch, batch_size: int = 2, channels: int = 1, masked: bool = False, augmentation="default"
+) -> ConfigurationPlan:
     dims = len(patch)
     preprocessing = PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("zscore",) * channels, (masked,) * channels, ())
     network = NetworkPlan(dims, tuple(patch), channels, (LevelPlan(8, (1,) * dims, (3,) * dims, 2),))
-    return ConfigurationPlan("any", preprocessing, (1, 1, 1), network, DenoiserPlan(), TrainingPlan(batch_size))
+    training = TrainingPlan(batch_size, augmentation=augmentation)
+    return ConfigurationPlan("any", preprocessing, (1, 1, 1), network, DenoiserPlan(), training)
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,10 @@ def test_image_and_label_stay_together_and_padding_is_background() -> None:
     assert torch.all(batch.valid == 1)
 
 
-@pytest.mark.parametrize("augment", [False, True])
-def test_a_batch_depends_on_seed_and_iteration_alone(augment) -> None:
+@pytest.mark.parametrize(("augment", "recipe"), [(False, "default"), (True, "default"), (True, "nnunet")])
+def test_a_batch_depends_on_seed_and_iteration_alone(augment, recipe) -> None:
     cases = {name: coded_case((6, 12, 14), [(0, BOX, 1)]) for name in "abc"}
-    configuration = plan((6, 8, 8))
+    configuration = plan((6, 8, 8), augmentation=recipe)
     first, second = (source_of(cases, BINARY, configuration, 3, augment) for _ in range(2))
     in_order = [first.batch(i) for i in range(4)]
     for i in (3, 1, 0, 2):
@@ -128,8 +131,10 @@ def test_a_batch_depends_on_seed_and_iteration_alone(augment) -> None:
     assert not torch.equal(in_order[1].image, in_order[0].image)
 
 
-def test_global_generators_are_left_alone() -> None:
-    source = source_of({"a": coded_case((6, 12, 14), [(0, BOX, 1)])}, BINARY, plan((6, 8, 8)), augment=True)
+@pytest.mark.parametrize("recipe", ["default", "nnunet"])
+def test_global_generators_are_left_alone(recipe) -> None:
+    configuration = plan((6, 8, 8), augmentation=recipe)
+    source = source_of({"a": coded_case((6, 12, 14), [(0, BOX, 1)])}, BINARY, configuration, augment=True)
     numpy_state, torch_state = repr(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002
     threads = torch.get_num_threads()
     for iteration in range(8):
@@ -205,13 +210,15 @@ def test_ignored_voxels_carry_no_loss_and_free_positions_go_to_annotated_ones() 
     assert batch.valid.shape == (2, 1, 8, 8)
 
 
+@pytest.mark.parametrize("recipe", ["default", "nnunet"])
 @pytest.mark.parametrize("patch", [(6, 8, 10), (8, 10)])
-def test_augmented_patches_keep_image_and_label_together(patch) -> None:
+def test_augmented_patches_keep_image_and_label_together(patch, recipe) -> None:
     rng = np.random.default_rng(0)
     labels = np.zeros((1, 12, 24, 24), np.uint8)
     labels[0, 3:9, 6:18, 6:18] = 1
     image = labels * 100.0 + rng.normal(size=labels.shape) * 0.01
-    source = source_of({"a": (image.astype(np.float32), labels)}, SOFTMAX, plan(patch, 4), augment=True)
+    configuration = plan(patch, 4, augmentation=recipe)
+    source = source_of({"a": (image.astype(np.float32), labels)}, SOFTMAX, configuration, augment=True)
     agreement = []
     for i in range(40):
         batch = source.batch(i)
@@ -264,8 +271,10 @@ def test_cases_beyond_the_memory_budget_are_opened_again_only_when_they_were_clo
     assert folder.num_opened == 6 + 4  # two stay in memory
 
 
-def test_a_pickled_source_gives_the_same_batches() -> None:
-    source = source_of({"a": coded_case((6, 12, 14), [(0, BOX, 1)])}, BINARY, plan((6, 8, 8)), augment=True)
+@pytest.mark.parametrize("recipe", ["default", "nnunet"])
+def test_a_pickled_source_gives_the_same_batches(recipe) -> None:
+    configuration = plan((6, 8, 8), augmentation=recipe)
+    source = source_of({"a": coded_case((6, 12, 14), [(0, BOX, 1)])}, BINARY, configuration, augment=True)
     expected = source.batch(5)
     again = pickle.loads(pickle.dumps(source)).batch(5)
     assert torch.equal(again.image, expected.image)
@@ -277,7 +286,8 @@ def test_no_cases_is_an_error() -> None:
         source_of({}, BINARY, plan((4, 4, 4)))
 
 
-def test_stored_cases_give_the_same_patches_as_cases_in_memory(tmp_path) -> None:
+@pytest.mark.parametrize("recipe", ["default", "nnunet"])
+def test_stored_cases_give_the_same_patches_as_cases_in_memory(tmp_path, recipe) -> None:
     image, labels = coded_case((6, 12, 14), [(0, BOX, 1)])
     write_array(tmp_path / "a.b2nd", image, (6, 8, 8))
     write_array(tmp_path / "a_labels.b2nd", labels, (6, 8, 8))
@@ -288,19 +298,21 @@ def test_stored_cases_give_the_same_patches_as_cases_in_memory(tmp_path) -> None
             arrays = (open_array(tmp_path / f"{case_id}{ending}") for ending in (".b2nd", "_labels.b2nd"))
             return StoredCase(tmp_path, case_id, *arrays, properties=None)
 
-    expected = source_of({"a": (image, labels)}, BINARY, plan((6, 8, 8)), augment=True)
+    configuration = plan((6, 8, 8), augmentation=recipe)
+    expected = source_of({"a": (image, labels)}, BINARY, configuration, augment=True)
     for budget_gb in (0.0, 1.0):
-        stored = PatchSource(Folder(), ["a"], plan((6, 8, 8)), BINARY, 0, True, budget_gb)
+        stored = PatchSource(Folder(), ["a"], configuration, BINARY, 0, True, budget_gb)
         for i in range(6):
             assert torch.equal(stored.batch(i).image, expected.batch(i).image)
             assert torch.equal(stored.batch(i).target, expected.batch(i).target)
 
 
-def test_workers_make_the_same_batches_bit_by_bit() -> None:
+@pytest.mark.parametrize("recipe", ["default", "nnunet"])
+def test_workers_make_the_same_batches_bit_by_bit(recipe) -> None:
     cases = {name: coded_case((20, 40, 44), [(0, BOX, 1)]) for name in "abc"}
     found = []
     for workers in (0, 1, 2):
-        source = source_of(cases, BINARY, plan((16, 48, 48)), augment=True)
+        source = source_of(cases, BINARY, plan((16, 48, 48), augmentation=recipe), augment=True)
         with open_loader(source, 3, 13, workers) as batches:
             found.append(list(batches))
     for other in found[1:]:

@@ -8,11 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.model_selection import KFold
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord
-from unisegdiff_pipeline.training.data.splits import inner_holdout, load_or_create_splits, make_splits, select_split
+from unisegdiff_pipeline.training.data.splits import (
+    Split,
+    inner_holdout,
+    load_or_create_splits,
+    make_splits,
+    nnunet_splits,
+    select_split,
+)
 
 
 def records(count: int, empty: int = 0) -> list[tuple[str, str, float]]:
@@ -176,3 +184,50 @@ def test_missing_fold(preprocessed: Path) -> None:
     assert select_split(splits, 4) == splits[4]
     with pytest.raises(UsdError, match=r"fold 5 does not exist, .*0 to 4"):
         select_split(splits, 5)
+
+
+@pytest.fixture
+def ungrouped(tmp_path: Path) -> Path:
+    """Preprocessed data of 12 cases, each a group of its own."""
+    folder = tmp_path / "preprocessed"
+    names = [f"c{i:02d}" for i in range(12)]
+    write_json(folder / "cases.json", [ReferenceRecord(name, name, 0, {"lesion": 1.0}, 1.0) for name in names])
+    return folder
+
+
+def test_folds_of_nnunet_are_those_of_scikit_learn(ungrouped: Path) -> None:
+    names = [f"c{i:02d}" for i in range(12)]
+    expected = [
+        ([names[i] for i in train], [names[i] for i in val])
+        for train, val in KFold(5, shuffle=True, random_state=12345).split(names)
+    ]
+    assert [len(val) for _, val in expected] == [3, 3, 2, 2, 2]
+    splits = load_or_create_splits(ungrouped, folds="nnunet")
+    assert [(list(split.train), list(split.val)) for split in splits] == expected
+    assert load_or_create_splits(ungrouped) == splits  # written, and used by every training that follows
+    assert nnunet_splits({name: name for name in reversed(names)}) == splits
+    assert all(type(name) is str for split in splits for name in split.train)
+
+
+def test_folds_of_nnunet_are_refused_where_groups_would_be_torn(preprocessed: Path) -> None:
+    with pytest.raises(UsdError, match=r"groups\.csv puts 2 cases into group 'g0'.*leave --splits nnunet out"):
+        load_or_create_splits(preprocessed, folds="nnunet")
+    assert not (preprocessed / "splits_final.json").exists()
+    with pytest.raises(UsdError, match="4 cases are too few for the 5 folds"):
+        nnunet_splits({name: name for name in "abcd"})
+
+
+def test_other_folds_that_are_there_are_not_taken_for_nnunets(ungrouped: Path, tmp_path: Path) -> None:
+    default = load_or_create_splits(ungrouped)
+    with pytest.raises(UsdError, match=r"splits_final\.json holds other folds than --splits nnunet would make"):
+        load_or_create_splits(ungrouped, folds="nnunet")
+    assert load_or_create_splits(ungrouped) == default
+    (ungrouped / "splits_final.json").unlink()
+    expected = nnunet_splits({case: case for case in names_of(default)})
+    theirs = [{"train": list(reversed(split.train)), "val": list(split.val)} for split in expected]
+    (tmp_path / "splits_final.json").write_text(json.dumps(theirs))
+    assert load_or_create_splits(ungrouped, tmp_path, folds="nnunet")[0].val == tuple(theirs[0]["val"])
+
+
+def names_of(splits: list[Split]) -> list[str]:
+    return sorted((*splits[0].train, *splits[0].val))

@@ -19,15 +19,15 @@ from torch import Tensor
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.networks.threads import torch_threads
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
-from unisegdiff_pipeline.training.data.affine import affine_box, sample_image, sample_labels
 from unisegdiff_pipeline.training.data.augmentation import (
     AugmentationDraw,
     augment_intensity,
     draw_augmentation,
     recipe_for_patch,
 )
+from unisegdiff_pipeline.training.data.nnunet_augmentation import NnunetAugmentation
+from unisegdiff_pipeline.training.data.reading import Arrays, Shape3, read_patch
 
-Shape3 = tuple[int, int, int]
 MAX_OPEN_CASES = 64  # a case on disk holds two files open; systems allow 256 to 1024 a process
 MAX_CASE_DRAWS = 10
 COMPONENT_BALANCED_SHARE = 0.5
@@ -41,14 +41,8 @@ class Components(Protocol):
     def draw_annotated(self, rng: np.random.Generator, row: int) -> Any: ...
 
 
-class Case(Protocol):
+class Case(Arrays, Protocol):
     """What is needed of a preprocessed case; `preprocessing.storage.StoredCase` is one."""
-
-    @property
-    def image(self) -> Any: ...  # (C, Z, Y, X) float32
-
-    @property
-    def labels(self) -> Any: ...  # (R, Z, Y, X) integer; row 0 = labelsTr, rows 1.. = raters
 
     @property
     def components(self) -> Components: ...
@@ -173,7 +167,9 @@ class PatchSource:
         self._masked = [i for i, masked in enumerate(configuration.preprocessing.use_nonzero_mask) if masked]
         in_plane_only = configuration.training.dummy_2d_augmentation
         recipe = recipe_for_patch(self._patch, in_plane_only, configuration.patch_mirror_axes)
-        self._recipe = recipe if augment else None
+        by_library = augment and configuration.training.augmentation == "nnunet"
+        self._library = NnunetAugmentation(self._patch, recipe, self._masked) if by_library else None
+        self._recipe = recipe if augment and not by_library else None
         self._memory_left_bytes = memory_budget_gb * 1e9
         self._in_memory: dict[str, Case] = {}
         self._opened: OrderedDict[str, Case] = OrderedDict()
@@ -208,17 +204,21 @@ class PatchSource:
     def _example(self, iteration: int, item: int) -> _Example:
         rng = np.random.default_rng([self._seed, iteration, item])
         case_id, row, start = self._draw_location(rng, self.is_foreground_item(item))
-        case = self._case(case_id)
-        draw = None
-        if self._recipe is not None:
-            draw = draw_augmentation(self._recipe, case.image.shape[0], rng)
-        patch, labels = _read_patch(case, row, start, self._patch, None if draw is None else draw.affine)
-        image = patch.numpy()
-        if draw is not None and self._recipe is not None:
-            augment_intensity(patch, draw, self._recipe, self._masked)
-            image, labels = _mirror(image, labels, draw)
+        image, labels = self._read(self._case(case_id), row, start, rng)
         valid = None if self._scheme.ignore_value is None else ~self._scheme.ignored(labels)
         return _Example(image, self._scheme.encode(labels), valid, case_id)
+
+    def _read(self, case: Case, row: int, start: Shape3, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Image (C, *patch) and labels (*patch) at `start`, augmented."""
+        if self._library is not None:
+            return self._library.read_patch(case, row, start, rng)
+        if self._recipe is None:
+            patch, labels = read_patch(case, row, start, self._patch, None)
+            return patch.numpy(), labels
+        draw = draw_augmentation(self._recipe, case.image.shape[0], rng)
+        patch, labels = read_patch(case, row, start, self._patch, draw.affine)
+        augment_intensity(patch, draw, self._recipe, self._masked)
+        return mirror_patch(patch.numpy(), labels, draw)
 
     def _draw_location(self, rng: np.random.Generator, foreground: bool) -> tuple[str, int, Shape3]:
         """Draw case, label row and first voxel (z, y, x) of the patch."""
@@ -311,42 +311,7 @@ def start_around(voxel: Sequence[int], shape: Sequence[int], patch: Sequence[int
     return z, y, x
 
 
-def _read_patch(
-    case: Case, row: int, start: Shape3, patch: tuple[int, ...], affine: np.ndarray | None
-) -> tuple[Tensor, np.ndarray]:
-    """Read image (C, *patch) and labels (*patch) at `start`, through the map `affine` where there is one."""
-    flat = 3 - len(patch)  # axes that a patch of slices lacks
-    if affine is None:
-        image = _read_box(case.image, slice(None), start, (1,) * flat + patch)
-        labels = _read_box(case.labels, slice(row, row + 1), start, (1,) * flat + patch)
-        return torch.from_numpy(image.reshape(-1, *patch)), labels.reshape(patch)
-    box = affine_box(start[flat:], patch, affine, case.image.shape[1 + flat :])
-    origin, shape = start[:flat] + box.origin, (1,) * flat + box.shape
-    image = _read_box(case.image, slice(None), origin, shape)
-    labels = _read_box(case.labels, slice(row, row + 1), origin, shape)
-    return (
-        sample_image(torch.from_numpy(image.reshape(-1, *box.shape)), box, patch),
-        sample_labels(labels.reshape(box.shape), box, patch),
-    )
-
-
-def _read_box(array: Any, rows: slice, origin: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Read array[rows] in a box that may reach over the borders, zeros there; returns (rows, *shape), contiguous."""
-    inside, target = [], []
-    for first, size, length in zip(origin, shape, array.shape[1:], strict=True):
-        low, high = max(first, 0), min(first + size, length)
-        inside.append(slice(low, max(high, low)))
-        target.append(slice(low - first, max(high, low) - first))
-    part = array[(rows, *inside)]
-    if part.shape[1:] == tuple(shape):
-        return np.array(part, order="C")  # a copy: augmentation works in place, and the case may lie in memory
-    box = np.zeros((part.shape[0], *shape), part.dtype)
-    if all(size > 0 for size in part.shape):
-        box[(slice(None), *target)] = part
-    return box
-
-
-def _mirror(image: np.ndarray, labels: np.ndarray, draw: AugmentationDraw) -> tuple[np.ndarray, np.ndarray]:
+def mirror_patch(image: np.ndarray, labels: np.ndarray, draw: AugmentationDraw) -> tuple[np.ndarray, np.ndarray]:
     """Views of image (C, *patch) and labels (*patch), flipped as drawn."""
     flips = tuple(slice(None, None, -1) if flip else slice(None) for flip in draw.mirror)
     return image[(slice(None), *flips)], labels[flips]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, wri
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases
 
 SPLITS_FILE = "splits_final.json"
+Folds = Literal["default", "nnunet"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,34 @@ def make_splits(cases: Iterable[tuple[str, str, float]], num_folds: int = 5, see
     return [Split(tuple(n for n in names if n not in held), tuple(sorted(held))) for held in map(set, members)]
 
 
+def nnunet_splits(groups: Mapping[str, str], num_folds: int = 5, seed: int = 12345) -> list[Split]:
+    """The folds that nnU-Net makes of these cases, by its own library: shuffled and dealt out case by case.
+
+    Args:
+        groups: group of each case.
+        num_folds, seed: nnU-Net's, by default.
+
+    Raises:
+        UsdError: a group has several cases, which may come into different folds; fewer cases than folds.
+    """
+    name, count = Counter(groups.values()).most_common(1)[0]
+    if count > 1:
+        raise UsdError(
+            f"nnU-Net's folds know no groups, but groups.csv puts {count} cases into group {name!r}, so that scores "
+            f"would come from patients that were trained on; leave --splits nnunet out for folds that keep groups "
+            f"together, or put a {SPLITS_FILE} of your own into the raw data set."
+        )
+    if len(groups) < num_folds:
+        raise UsdError(
+            f"{len(groups)} cases are too few for the {num_folds} folds of --splits nnunet; train with fold 'all', or "
+            f"add cases."
+        )
+    from batchgenerators.utilities.data_splitting import get_split_deterministic
+
+    folds = (get_split_deterministic(list(groups), fold, num_folds, seed) for fold in range(num_folds))
+    return [Split(tuple(map(str, train)), tuple(map(str, val))) for train, val in folds]
+
+
 def inner_holdout(
     train: Sequence[str],
     groups: Mapping[str, str],
@@ -112,6 +141,7 @@ def load_or_create_splits(
     seed: int = 12345,
     *,
     writing: bool = True,
+    folds: Folds = "default",
 ) -> list[Split]:
     """Splits of a preprocessed data set: an existing splits_final.json is honoured, else one is made and written.
 
@@ -120,26 +150,46 @@ def load_or_create_splits(
         raw_folder: a splits_final.json there is taken over, as in nnU-Net.
         num_folds, seed: for new splits.
         writing: off to look only.
+        folds: "default" takes the file that is there, or deals out groups; "nnunet" makes the folds of `nnunet_splits`,
+            and a file that is there must hold these.
 
     Raises:
-        UsdError: a damaged file, cases that do not exist, a case in both parts of a fold, or two files that differ.
+        UsdError: a damaged file, cases that do not exist, a case in both parts of a fold, or two files that differ; for
+            "nnunet" also what `nnunet_splits` raises, and a file with other folds.
     """
+    if folds not in get_args(Folds):
+        raise UsdError(f"splits is {folds!r}; allowed are {' and '.join(get_args(Folds))}.")
     path = Path(preprocessed_folder) / SPLITS_FILE
     given = Path(raw_folder) / SPLITS_FILE if raw_folder is not None else None
     records = read_cases(preprocessed_folder)
+    wanted = nnunet_splits({r.case_id: r.group for r in records}) if folds == "nnunet" else None
     if given is not None and given.is_file():
         splits = _read_splits(given, records)
+        _require_folds(given, splits, wanted)
         if path.is_file() and _parse_splits(path) != splits:
             raise UsdError(f"{given} and {path} differ; delete the one that is not meant, the other is then used.")
         if writing:
             write_json(path, splits)
     elif path.is_file():
         splits = _read_splits(path, records)
+        _require_folds(path, splits, wanted)
     else:
-        splits = make_splits([(r.case_id, r.group, r.foreground_mm3) for r in records], num_folds, seed)
+        splits = wanted or make_splits([(r.case_id, r.group, r.foreground_mm3) for r in records], num_folds, seed)
         if writing:
             write_json(path, splits)
     return splits
+
+
+def _require_folds(path: Path, splits: Sequence[Split], wanted: Sequence[Split] | None) -> None:
+    """Raise a UsdError where a file holds other folds than those wanted; the order of the cases plays no part."""
+    if wanted is None:
+        return
+    found, expected = ([(set(s.train), set(s.val)) for s in part] for part in (splits, wanted))
+    if found != expected:
+        raise UsdError(
+            f"{path} holds other folds than --splits nnunet would make; leave the flag out to use them, or delete the "
+            f"file, after which trainings on its folds cannot be continued."
+        )
 
 
 def select_split(splits: Sequence[Split], fold: int) -> Split:
