@@ -48,3 +48,11 @@ def test_the_command_that_is_named_next_can_be_run(
     printed = capsys.readouterr()
     assert printed.out.endswith(f"Next: usd_train Dataset001_Small {fold}\n")
     assert ("too few for 5 folds" in " ".join(printed.err.split())) == (fold == "all")
+
+
+def test_folds_of_nnunet_are_written_where_asked_for_and_refused_before_any_work(tmp_path: Path) -> None:
+    assert run(tmp_path / "enough", 5, (1, 16, 16), "--splits", "nnunet") == 0
+    splits = json.loads((tmp_path / "enough/pre/Dataset001_Small/splits_final.json").read_text())
+    assert [split["val"] for split in splits] == [["c0"], ["c4"], ["c3"], ["c1"], ["c2"]]  # as scikit-learn deals five
+    assert run(tmp_path / "few", 4, (1, 16, 16), "--splits", "nnunet") == 1
+    assert not (tmp_path / "few/pre").exists()

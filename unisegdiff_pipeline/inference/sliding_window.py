@@ -118,15 +118,11 @@ def plan_tiles(shape: Sequence[int], window: Sequence[int], step: float = 0.5) -
 
 def cut_padded(volume: Tensor, start: Sequence[int], grid: TileGrid, value: float = 0.0) -> Tensor:
     """The tile (C, *window) that begins at `start` of the padded volume, cut from the volume (C, Z, Y, X) itself."""
-    inside, widths = [], []
-    for low, size, extent, before in zip(start, grid.shape, grid.window, grid.pad_before, strict=True):
-        first, last = max(0, low - before), min(size, low - before + extent)
-        inside.append(slice(first, last))
-        widths.append((first - (low - before), extent - (last - first) - (first - (low - before))))
-    part = volume[(slice(None), *inside)]
-    if not any(map(any, widths)):
-        return part
-    return torch.nn.functional.pad(part, [w for pair in reversed(widths) for w in pair], value=value)
+    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+
+    box = [[a - before, a - before + n] for a, before, n in zip(start, grid.pad_before, grid.window, strict=True)]
+    tile: Tensor = crop_and_pad_nd(volume, box, value)
+    return tile
 
 
 def gaussian_weights(window: Sequence[int], sigma: float = 0.125) -> Tensor:

@@ -25,14 +25,13 @@ def uncrop(
     """Put (C, *shape of the box) back into an array (C, *shape) filled with `fill`, which `scratch` makes."""
     if box == whole_box(shape):
         return values
+    from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
+
     scratch = scratch or Scratch()
     whole = scratch.empty((len(values), *shape), values.dtype)
-    z, y, x = box_slices(box)
     for channel, inner in zip(whole, values, strict=True):
-        for row in range(shape[0]):
-            channel[row] = fill
-            if z.start <= row < z.stop:
-                channel[row, y, x] = inner[row - z.start]
+        channel[...] = fill
+        insert_crop_into_image(channel, inner, [list(edge) for edge in box])
         scratch.release()
     return whole
 
