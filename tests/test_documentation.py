@@ -38,7 +38,9 @@ def command_lines() -> list[tuple[str, list[str]]]:
     """(page, words) of every usd_* command in a bash block."""
     found = []
     for page in PAGES:
-        for line in "".join(blocks(page, "bash")).replace("$SLURM_ARRAY_TASK_ID", "0").splitlines():
+        for line in (
+            "".join(blocks(page, "bash")).replace("$SLURM_ARRAY_TASK_ID", "0").replace("\\\n", " ").splitlines()
+        ):
             for part in line.split("&&"):
                 words = shlex.split(part, comments=True)
                 if words and Path(words[0]).name.startswith("usd_"):

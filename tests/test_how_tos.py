@@ -24,7 +24,7 @@ def follow(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if not re.search(r"^(usd_|export )", block, re.M):
             subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=folder, check=True)
             continue
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = [os.path.expandvars(word.replace("$PWD", str(folder))) for word in shlex.split(line)]
             if words[0] == "export":
                 for assignment in words[1:]:
