@@ -15,7 +15,7 @@ from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.fingerprint import (
     CaseFingerprint,
     Fingerprint,
-    _centre,
+    centre_of_mask,
     component_facts,
     extract_fingerprint,
     summarize_lesions,
@@ -71,8 +71,8 @@ def test_regions_are_measured_as_such() -> None:
 def test_centre_of_a_class_by_hand() -> None:
     mask = np.zeros((4, 6, 8), bool)
     mask[2, 3, 5:8] = mask[3, 3, 6] = True
-    assert _centre(mask) == [2.25, 3.0, 6.0]
-    assert np.isnan(_centre(np.zeros((4, 6, 8), bool))).all()
+    assert centre_of_mask(mask) == [2.25, 3.0, 6.0]
+    assert np.isnan(centre_of_mask(np.zeros((4, 6, 8), bool))).all()
 
 
 def test_absent_class_has_no_components() -> None:
@@ -121,7 +121,7 @@ def test_2d_phantoms_end_to_end(phantom_2d: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("small_bytes", [0, 10**9], ids=["processes", "threads"])
 def test_workers_do_not_change_the_facts(phantom_3d: Path, monkeypatch: pytest.MonkeyPatch, small_bytes: int) -> None:
-    monkeypatch.setattr("unisegdiff_pipeline.fingerprint._SMALL_BYTES", small_bytes)
+    monkeypatch.setattr("unisegdiff_pipeline.fingerprint.SMALL_BYTES", small_bytes)
     raw = open_raw_dataset(phantom_3d)
     alone, _ = extract_fingerprint(raw, workers=0)
     shared, _ = extract_fingerprint(raw, workers=2)

@@ -47,7 +47,7 @@ T = TypeVar("T")
 MAX_LISTED = 200  # components listed by size per class and label map; `count` is never cut
 _SAMPLED_INTENSITIES = 4_000_000  # foreground voxels over all cases and one channel, the same number from each case
 _SAMPLED_ANYWHERE = 10_000  # voxels of each case, for channels whose foreground says nothing
-_SMALL_BYTES = 30_000_000  # image files, compressed
+SMALL_BYTES = 30_000_000  # image files, compressed
 _WORKER_GB = 0.2  # a process with the readers loaded
 _COPIES_IN_MEMORY = 3  # image, cropped copies, label maps and component numbers, in sizes of the image
 _THICKNESS_VOXELS = 2_000_000  # larger components are measured on every second (third, ...) voxel
@@ -292,7 +292,7 @@ def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples
     anywhere = _sample_intensities(cropped, range(foreground.size), _SAMPLED_ANYWHERE, case.case_id)
     centres = None
     if len(description.labels.names) > 1:
-        centres = np.array([_centre(mask) for _, mask in description.labels.class_masks(labels.array[0])])
+        centres = np.array([centre_of_mask(mask) for _, mask in description.labels.class_masks(labels.array[0])])
     direction = None if image.geometry.is_2d else image.geometry.direction
     return _CaseFacts(fingerprint, direction, samples, anywhere, centres, check)
 
@@ -325,7 +325,7 @@ def _facts_of_class(name: str, mask: np.ndarray, spacing_mm: tuple[float, float,
     )
 
 
-def _centre(mask: np.ndarray) -> list[float]:
+def centre_of_mask(mask: np.ndarray) -> list[float]:
     """Mean index (Z, Y, X) of the voxels of a mask; NaN without any."""
     box = nonzero_box(mask)
     if box is None:
@@ -364,7 +364,7 @@ def _sample_intensities(
 def _is_small(raw: RawDataset) -> bool:
     """Whether threads are done before the processes of a pool would have started (one to two seconds)."""
     files = [path for case in raw.cases for path in case.image_paths]
-    return sum(path.stat().st_size for path in files if path.exists()) < _SMALL_BYTES
+    return sum(path.stat().st_size for path in files if path.exists()) < SMALL_BYTES
 
 
 # --------------------------------------------------------------------------------------------------------- summary

@@ -21,6 +21,7 @@ from typing import TypeVar
 import numpy as np
 import psutil
 
+from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.evaluation import boundary
 from unisegdiff_pipeline.evaluation.diversity import score_samples
@@ -90,13 +91,17 @@ def distances_by_transform(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarr
 
 def compare(reference: np.ndarray, predicted: np.ndarray) -> None:
     """Search tree against distance transform, on the same surfaces."""
-    one, other = (boundary.surface(mask) for mask in boundary._joint_crop(reference, predicted))
+    box = nonzero_box(reference, predicted)
+    assert box is not None
+    one, other = (boundary.surface(mask[box_slices(box)]) for mask in (reference, predicted))
     if one.size > COMPARED_VOXELS:
         print(f"    box of {one.shape} is too large for a distance transform")
         return
 
     def by_tree() -> tuple[np.ndarray, np.ndarray]:
-        return boundary._distances_mm(one, other, SPACING_MM), boundary._distances_mm(other, one, SPACING_MM)
+        return boundary.surface_distances_mm(one, other, SPACING_MM), boundary.surface_distances_mm(
+            other, one, SPACING_MM
+        )
 
     (trees, tree_seconds, tree_mb) = measured(by_tree)
     (transforms, transform_seconds, transform_mb) = measured(lambda: distances_by_transform(one, other))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_missing_raw_folder_is_trouble_and_a_missing_results_folder_is_not(
 
 
 def test_little_room_is_trouble(unset: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    unset.setattr(doctor, "_free_gb", lambda folder: 0.2)
+    unset.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0.2e9))
     unset.setenv("usd_results", str(tmp_path))
     assert "0.2 GB free" in findings()["usd_results"].trouble
 
@@ -62,7 +63,7 @@ def test_missing_package_is_fatal(unset: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_a_driver_without_a_cuda_build_is_explained(unset: pytest.MonkeyPatch) -> None:
     unset.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
-    assert "CPU build" in doctor._why_no_gpu(None)
-    assert "driver" in doctor._why_no_gpu("12.8")
+    assert "CPU build" in doctor.why_no_gpu(None)
+    assert "driver" in doctor.why_no_gpu("12.8")
     unset.setattr("shutil.which", lambda _: None)
-    assert doctor._why_no_gpu(None) == ""
+    assert doctor.why_no_gpu(None) == ""

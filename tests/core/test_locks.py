@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from unisegdiff_pipeline.core import locks
@@ -74,17 +76,25 @@ def stale(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({"host": platform.node(), "pid": 1, "started": 5.0, "since": "then", **changes}))
 
 
-def test_without_record_locks_the_process_that_is_named_decides(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "_lock", lambda descriptor: False)
-    stale(path, started=locks._start_time(1))
+@pytest.fixture
+def no_record_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks on this file system")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+
+
+@pytest.mark.usefixtures("no_record_locks")
+def test_without_record_locks_the_process_that_is_named_decides(path: Path) -> None:
+    stale(path, started=psutil.Process(1).create_time())
     refused(path, "process 1 on this machine")
     path.write_text(path.read_text().replace('"pid": 1', '"pid": 999999999'))
     with locked(path, "fold 0"):
         pass
 
 
-def test_of_a_number_that_was_given_again_the_start_time_tells(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "_lock", lambda descriptor: False)
+@pytest.mark.usefixtures("no_record_locks")
+def test_of_a_number_that_was_given_again_the_start_time_tells(path: Path) -> None:
     stale(path, started=5.0)  # process 1 is there, and started at another time
     with locked(path, "fold 0"):
         pass

@@ -127,7 +127,7 @@ def test_an_error_of_any_type_is_named_with_its_place_and_without_a_traceback(op
 
 def test_ctrl_c_ends_the_workers_at_once():
     def interrupted() -> None:
-        with parallel._process_pool(1, ()) as pool:
+        with parallel.process_pool(1, ()) as pool:
             pool.submit(time.sleep, 60)
             raise KeyboardInterrupt
 
@@ -191,21 +191,6 @@ def test_choose_workers(monkeypatch):
     assert choose_workers(50.0, requested=0) == 0
     with pytest.raises(UsdError, match="--workers is -1"):
         choose_workers(1.0, requested=-1)
-
-
-def test_control_groups(tmp_path, monkeypatch):
-    group = tmp_path / "job"
-    group.mkdir()
-    monkeypatch.setattr(parallel, "_cgroup_folders", lambda root, controller="": [] if controller else [group, root])
-    assert parallel._cpu_quota(tmp_path) is None
-    assert parallel._cgroup_memory_left(tmp_path) is None
-    (group / "cpu.max").write_text("250000 100000\n")
-    (group / "memory.max").write_text("max\n")
-    (tmp_path / "memory.max").write_text("8000\n")
-    (tmp_path / "memory.current").write_text("5000\n")
-    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 1500\n")
-    assert parallel._cpu_quota(tmp_path) == 2.5
-    assert parallel._cgroup_memory_left(tmp_path) == 4500
 
 
 def test_this_machine_has_cores_and_memory():

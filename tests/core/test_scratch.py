@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 
@@ -35,9 +36,14 @@ def test_a_file_takes_memory_only_while_it_is_touched(tmp_path: Path) -> None:
 
 
 def test_the_budget_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mapped = []
-    original = module._mapped_file
-    monkeypatch.setattr(module, "_mapped_file", lambda path, size: mapped.append(size) or original(path, size))
+    mapped: list[int] = []
+    original = mmap.mmap
+
+    def counted(descriptor: int, size: int) -> mmap.mmap:
+        mapped.append(size)
+        return original(descriptor, size)
+
+    monkeypatch.setattr(mmap, "mmap", counted)
     scratch = Scratch(tmp_path, 5 * MEGABYTE)
     first = scratch.empty((4 * MEGABYTE,), np.uint8)
     scratch.zeros((3, MEGABYTE), np.uint8)

@@ -11,10 +11,10 @@ from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.demo.phantoms import true_probability
 from unisegdiff_pipeline.demo.report import (
     LEAST_LIKELY,
-    _samples_against_truth,
-    _spread,
     calibration_against_truth,
     fractions_by_truth,
+    spread_section,
+    truth_section,
 )
 from unisegdiff_pipeline.io.images import write_labels
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
@@ -64,15 +64,15 @@ def test_fractions_by_hand() -> None:
 def test_samples_are_set_against_truth_and_annotators(raw: RawDataset, tmp_path: Path) -> None:
     """Samples that are the truth above 0.5: where it is high all of them mark a voxel."""
     folder, cases = predict(raw, tmp_path, 0.0), cases_of(raw)
-    assert _samples_against_truth(raw, folder, cases) is None
-    assert _spread(raw, folder, cases) is None
+    assert truth_section(raw, folder, cases) is None
+    assert spread_section(raw, folder, cases) is None
     for case in cases:
         mask = (true_probability(raw.folder, case) > 0.5).astype(np.uint8)
         for number in (1, 2):
             write_labels(folder / "samples" / f"{case}_sample{number}.png", mask, Geometry(is_2d=True))
-    section = _samples_against_truth(raw, folder, cases)
+    section = truth_section(raw, folder, cases)
     assert section is not None
     assert "100% of the samples mark a voxel" in section.body[0]
-    spread = _spread(raw, folder, cases)
+    spread = spread_section(raw, folder, cases)
     assert spread is not None
     assert spread.title == "Spread of the samples"

@@ -213,7 +213,7 @@ def test_against_medpy(pair: tuple[np.ndarray, np.ndarray], spacing: tuple[float
     means = [medpy.asd(one, other, in_plane), medpy.asd(other, one, in_plane)]
     assert score.assd_mm == pytest.approx(np.average(means, weights=sizes))
     surfaces = [surface(mask) for mask in (one, other)]
-    pooled = [boundary._distances_mm(*order, in_plane) for order in (surfaces, surfaces[::-1])]
+    pooled = [boundary.surface_distances_mm(*order, in_plane) for order in (surfaces, surfaces[::-1])]
     assert np.percentile(np.concatenate(pooled), 95) == pytest.approx(medpy.hd95(one, other, in_plane))
 
 

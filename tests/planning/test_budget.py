@@ -23,7 +23,7 @@ def test_memory_that_is_given_is_taken() -> None:
 def test_a_gpu_gives_nnunet_s_target_or_what_it_has(
     monkeypatch: pytest.MonkeyPatch, on_device: float, planned: float
 ) -> None:
-    monkeypatch.setattr(budget, "_cuda_memory_gb", lambda: on_device)
+    monkeypatch.setattr(budget, "cuda_memory_gb", lambda: on_device)
     assert detect_budget("auto").device == "cuda"
     assert detect_budget("cuda").memory_gb == planned
     assert detect_budget("cuda", 24.0).memory_gb == 24.0
@@ -31,7 +31,7 @@ def test_a_gpu_gives_nnunet_s_target_or_what_it_has(
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "_cuda_memory_gb", lambda: None)
+    monkeypatch.setattr(budget, "cuda_memory_gb", lambda: None)
     assert detect_budget("auto").device == "cpu"
     assert detect_budget("cuda", 8.0).memory_gb == 8.0  # planning here, training elsewhere
     with pytest.raises(UsdError, match="--memory-gb 8"):
@@ -41,14 +41,14 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torch_is_asked_only_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("", (), {"total_memory": 6 * 2**30}))
-    monkeypatch.setattr(budget, "_has_gpu_driver", lambda: True)
+    monkeypatch.setattr(budget, "has_gpu_driver", lambda: True)
     assert detect_budget("auto").memory_gb == 5.4
-    monkeypatch.setattr(budget, "_has_gpu_driver", lambda: False)
+    monkeypatch.setattr(budget, "has_gpu_driver", lambda: False)
     assert detect_budget("auto").device == "cpu"
 
 
 def test_without_a_driver_torch_is_not_imported() -> None:
-    if budget._has_gpu_driver():
+    if budget.has_gpu_driver():
         pytest.skip("this machine has a GPU driver, which only torch can ask for memory")
     code = "import sys; from unisegdiff_pipeline.planning.budget import detect_budget; detect_budget()"
     done = subprocess.run(

@@ -12,9 +12,9 @@ from unisegdiff_pipeline.planning.plans import ReadabilityCurve
 from unisegdiff_pipeline.planning.stages import (
     DEFAULT_EDGES,
     LAM_GRID,
-    _combine,
-    _pool,
+    block_sums,
     class_curve,
+    combine_curves,
     crossing,
     dice_curves,
     plan_stages,
@@ -134,7 +134,7 @@ def test_wide_spans_are_pulled_together_by_the_input_scale() -> None:
         ReadabilityCurve("organ", LAM_GRID, (0.0,) * len(LAM_GRID), -13.0, -7.0, 1),
         ReadabilityCurve("speck", LAM_GRID, (0.0,) * len(LAM_GRID), -3.0, 1.0, 1),
     )
-    stages = _combine(curves, scheme("softmax", "organ", "speck"))
+    stages = combine_curves(curves, scheme("softmax", "organ", "speck"))
     # middles -10 and -1 meet at -5.5: 2 ln b = -4.5 and +4.5
     assert stages.input_scale[0] == stages.input_scale[1]  # the background shows the organ no earlier than its channel
     assert stages.input_scale[1] == pytest.approx(0.125)  # exp(-2.25) = 0.105 is below the floor of 1/8
@@ -148,7 +148,7 @@ def test_scaled_regions_have_no_background_to_read() -> None:
         ReadabilityCurve("organ", LAM_GRID, (0.0,) * len(LAM_GRID), -10.0, -6.0, 1),
         ReadabilityCurve("speck", LAM_GRID, (0.0,) * len(LAM_GRID), -4.0, 1.0, 1),
     )
-    stages = _combine(curves, scheme("regions", "organ", "speck"))
+    stages = combine_curves(curves, scheme("regions", "organ", "speck"))
     # middles -8 and -1.5 meet at -4.75: 2 ln b = -3.25 and +3.25
     assert stages.input_scale == pytest.approx((math.exp(-1.625), math.exp(1.625)), abs=1e-4)
     assert (stages.lam_a, stages.lam_c) == pytest.approx((-7.25, -2.25), abs=0.01)
@@ -156,7 +156,7 @@ def test_scaled_regions_have_no_background_to_read() -> None:
 
 def test_narrow_spans_are_widened_to_two_nats() -> None:
     curve = ReadabilityCurve("a", LAM_GRID, (0.0,) * len(LAM_GRID), -1.0, -0.5, 1)
-    stages = _combine((curve,), scheme("binary", "a"))
+    stages = combine_curves((curve,), scheme("binary", "a"))
     assert (stages.lam_a, stages.lam_c) == (-1.75, 0.25)
 
 
@@ -175,7 +175,7 @@ def test_patches_of_another_rank_are_refused() -> None:
 
 
 def test_pooling_counts_partial_blocks() -> None:
-    values, cells = _pool(np.array([[1, 1, 0], [1, 0, 1]], np.float32), (2, 2))
+    values, cells = block_sums(np.array([[1, 1, 0], [1, 0, 1]], np.float32), (2, 2))
     assert values.tolist() == [[3, 1]]
     assert cells.tolist() == [[4, 2]]
 

@@ -52,15 +52,15 @@ def test_entries_of_another_plan_are_left_out() -> None:
     ("iterations", "sizes"), [((1, 2, 3), (1, 1, 1)), ((30, 60, 90, 91), (1, 1, 2)), ((5,), (0, 0, 1))]
 )
 def test_thirds_go_by_iteration(iterations: tuple[int, ...], sizes: tuple[int, ...]) -> None:
-    parts = attention._thirds([entry(i) for i in iterations])
+    parts = attention.bands_of_thirds([entry(i) for i in iterations])
     assert tuple(0 if part is None else part.examples[0] // 4 for part in parts) == sizes
 
 
 def test_short_trainings_are_not_cut_into_thirds() -> None:
     entries = [entry(i, num_examples=[9] * NUM_BANDS) for i in (1, 2, 3)]
-    assert set(attention._parts(entries)) == {attention.WHOLE}
+    assert set(attention.bands_of_parts(entries)) == {attention.WHOLE}
     entries = [entry(i, num_examples=[10] * NUM_BANDS) for i in (1, 2, 3)]
-    assert set(attention._parts(entries)) == set(attention.PARTS)
+    assert set(attention.bands_of_parts(entries)) == set(attention.PARTS)
 
 
 def test_a_training_without_bands_has_no_section(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from unisegdiff_pipeline.core.units import VOLUMES
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.io.images import map_ending, read_labels, split_ending, write_labels, write_map
-from unisegdiff_pipeline.reports.case_gallery import _label_names, channel_names, find_images, highlights
+from unisegdiff_pipeline.reports.case_gallery import channel_names, find_images, highlights, label_names
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
 from unisegdiff_pipeline.reports.evaluation_tables import volume_digits
@@ -306,7 +306,7 @@ def test_one_picture_under_several_outlines_is_held_once(flat: tuple[Evaluation,
 
 def test_names_in_the_viewer_follow_the_classes() -> None:
     """Regions: every value has the innermost region that holds it, in the order of the plan and of the charts."""
-    names = _label_names({"whole": (1, 2, 3), "core": (1, 3), "enhancing": (3,)})
+    names = label_names({"whole": (1, 2, 3), "core": (1, 3), "enhancing": (3,)})
     assert names == {2: "whole", 1: "core", 3: "enhancing"}
     assert list(names.values()) == ["whole", "core", "enhancing"]
 

@@ -115,7 +115,7 @@ def check_compute() -> Iterator[Finding]:
         facts = torch.cuda.get_device_properties(index)
         yield Finding(f"GPU cuda:{index}", f"{facts.name}, {facts.total_memory / 2**30:.1f} GiB")
     if not devices:
-        yield Finding("GPU", "none", _why_no_gpu(torch.version.cuda))
+        yield Finding("GPU", "none", why_no_gpu(torch.version.cuda))
     if torch.backends.mps.is_available():
         yield Finding("GPU mps", "available; not tested by this package")
     kind = "cuda" if devices else "cpu"
@@ -123,7 +123,7 @@ def check_compute() -> Iterator[Finding]:
     yield Finding(f"bf16 on the {kind}", text)
 
 
-def _why_no_gpu(cuda_version: str | None) -> str:
+def why_no_gpu(cuda_version: str | None) -> str:
     """Why torch sees no GPU; "" on a machine that has none, where plans simply fit the CPU."""
     if shutil.which("nvidia-smi") is None:
         return ""

@@ -21,9 +21,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
-from pathlib import Path
 from typing import Generic, TypeVar
 
+from unisegdiff_pipeline.core.control_groups import cpu_quota, memory_left
 from unisegdiff_pipeline.core.errors import UsdError, describe_failure
 from unisegdiff_pipeline.core.progress import progress
 from unisegdiff_pipeline.core.signals import held_back
@@ -138,11 +138,11 @@ class _Job(Generic[Item, Result]):
             raise
 
     def run_on_processes(self, workers: int, preload: Sequence[str]) -> None:
-        with _process_pool(workers, preload) as pool:
+        with process_pool(workers, preload) as pool:
             self.run_on(pool)
         for index in self._open():
             _log.warning("a worker process died; trying %s again on its own", self.names[index])
-            with _process_pool(1, preload) as pool:
+            with process_pool(1, preload) as pool:
                 future = pool.submit(_outcome, self.function, self.items[index])
                 processes = list((getattr(pool, "_processes", None) or {}).values())
                 self._collect(index, future)
@@ -217,7 +217,7 @@ def _how_it_died(exit_code: int | None) -> str:
 
 
 @contextmanager
-def _process_pool(workers: int, preload: Sequence[str]) -> Iterator[ProcessPoolExecutor]:
+def process_pool(workers: int, preload: Sequence[str]) -> Iterator[ProcessPoolExecutor]:
     # Not "fork": forking a process that has started threads (torch, blosc2) can hang. A fork server forks a clean
     # process that has the modules loaded already, which starts workers about ten times faster than "spawn".
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -321,7 +321,7 @@ def no_processes(workers: int) -> str | None:
 def usable_cores() -> int:
     """Cores that this process may use: its affinity, and the quota of its control group (containers, clusters)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cpu_quota()
+    quota = cpu_quota()
     return max(1, cores if quota is None else min(cores, int(quota)))
 
 
@@ -330,64 +330,5 @@ def available_memory_gb() -> float:
     import psutil
 
     free = psutil.virtual_memory().available
-    left = _cgroup_memory_left()
+    left = memory_left()
     return (free if left is None else min(free, left)) / 1e9
-
-
-def _cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """CPUs that the control group grants (v2, else v1), None without a limit."""
-    for folder in _cgroup_folders(root):
-        words = (_read_text(folder / "cpu.max") or "").split()
-        if len(words) == 2 and words[0] != "max":
-            return int(words[0]) / int(words[1])
-    for folder in _cgroup_folders(root, "cpu"):
-        quota, period = _read_number(folder / "cpu.cfs_quota_us"), _read_number(folder / "cpu.cfs_period_us")
-        if quota is not None and period and quota > 0:
-            return quota / period
-    return None
-
-
-def _cgroup_memory_left(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes left under the tightest memory limit (v2, else v1), None without one.
-
-    Cached file pages count as usage but are given up on demand, so inactive ones are taken as free.
-    """
-    left = []
-    for folder in _cgroup_folders(root):
-        left.append(_memory_left(folder, "memory.max", "memory.current", "inactive_file"))
-    for folder in _cgroup_folders(root, "memory"):
-        left.append(_memory_left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
-    known = [value for value in left if value is not None]
-    return min(known) if known else None
-
-
-def _memory_left(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> int | None:
-    limit, usage = _read_number(folder / limit_name), _read_number(folder / usage_name)
-    if limit is None or usage is None or limit >= 1 << 60:  # v1 writes a huge number for "no limit"
-        return None
-    lines = (_read_text(folder / "memory.stat") or "").splitlines()
-    cached = dict(line.split(maxsplit=1) for line in lines if " " in line).get(cache_name, "0")
-    return max(0, limit - usage + int(cached))
-
-
-def _cgroup_folders(root: Path, controller: str = "") -> list[Path]:
-    """Folders of this process's control group, from its own up to the root; `controller` names a v1 hierarchy."""
-    for line in (_read_text(Path("/proc/self/cgroup")) or "").splitlines():
-        number, controllers, path = line.split(":", 2)
-        if (controller in controllers.split(",")) if controller else number == "0":
-            base = root / controller
-            own = base / path.lstrip("/")
-            return [p for p in (own, *own.parents) if p == base or base in p.parents]
-    return [root / controller] if root.is_dir() else []
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except OSError:
-        return None
-
-
-def _read_number(path: Path) -> int | None:
-    text = _read_text(path)
-    return int(text) if text and text.strip().lstrip("-").isdigit() else None

@@ -97,7 +97,7 @@ def write_report(
     case_ids = _case_ids(raw, predictions)
     curve = calibration_against_truth(raw, predictions, case_ids)
     page = _page(result, output / "cases.png", targets, seconds, curve)
-    samples = [_samples_against_truth(raw, predictions, case_ids), _spread(raw, predictions, case_ids)]
+    samples = [truth_section(raw, predictions, case_ids), spread_section(raw, predictions, case_ids)]
     at = next(i for i, section in enumerate(page.sections) if section.title == TRUTH_TITLE) + 1
     sections = [*page.sections[:at], *(s for s in samples if s is not None), *page.sections[at:]]
     return write_page(output / "report.html", replace(page, sections=sections))
@@ -198,7 +198,7 @@ def fractions_by_truth(truth: np.ndarray, fraction: np.ndarray) -> list[tuple[fl
     return [(t / n, f / n, int(n)) for n, t, f in zip(counts, *sums, strict=True) if n]
 
 
-def _samples_against_truth(raw: RawDataset, predictions: Path, case_ids: Sequence[str]) -> Section | None:
+def truth_section(raw: RawDataset, predictions: Path, case_ids: Sequence[str]) -> Section | None:
     """How many samples mark a voxel, by the probability that an annotator does."""
     truth, fraction = [], []
     for case_id in case_ids:
@@ -228,7 +228,7 @@ def _samples_against_truth(raw: RawDataset, predictions: Path, case_ids: Sequenc
     return Section("Samples against the truth", [words, figure(drawn, caption)], intro)
 
 
-def _spread(raw: RawDataset, predictions: Path, case_ids: Sequence[str]) -> Section | None:
+def spread_section(raw: RawDataset, predictions: Path, case_ids: Sequence[str]) -> Section | None:
     """Sampled masks beside those of the annotators."""
     ending, cases = raw.description.file_ending, []
     for case_id in case_ids:

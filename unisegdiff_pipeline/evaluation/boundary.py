@@ -163,7 +163,7 @@ class _Directed:
 def _directed(
     source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], tolerances_mm: Sequence[float]
 ) -> _Directed:
-    distances = _distances_mm(source, target, spacing_mm)
+    distances = surface_distances_mm(source, target, spacing_mm)
     within = [int(np.count_nonzero(distances <= limit * (1 + SPACING_ROUNDING))) for limit in tolerances_mm]
     return _Directed(
         voxels=distances.size,
@@ -174,7 +174,7 @@ def _directed(
     )
 
 
-def _distances_mm(source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+def surface_distances_mm(source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     """D(source, target) of two non-empty surfaces of equal shape, in no particular order.
 
     A search tree of the surface voxels alone, where others transform the whole box: several times faster, and the

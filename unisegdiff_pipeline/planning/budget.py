@@ -32,7 +32,7 @@ def detect_budget(device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: fl
     from unisegdiff_pipeline.core.parallel import available_memory_gb, usable_cores
 
     cores = usable_cores()
-    found_gb = None if device == "cpu" else _cuda_memory_gb()
+    found_gb = None if device == "cpu" else cuda_memory_gb()
     if device == "cpu" or (device == "auto" and found_gb is None):
         return Budget("cpu", memory_gb if memory_gb is not None else round(available_memory_gb(), 1), cores)
     if memory_gb is None:
@@ -45,9 +45,9 @@ def detect_budget(device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: fl
     return Budget("cuda", memory_gb, cores)
 
 
-def _cuda_memory_gb() -> float | None:
+def cuda_memory_gb() -> float | None:
     """Total memory of the first CUDA device, None without one."""
-    if not _has_gpu_driver():  # importing torch takes longer than planning, and many a plan needs nothing else of it
+    if not has_gpu_driver():  # importing torch takes longer than planning, and many a plan needs nothing else of it
         return None
     import torch
 
@@ -56,7 +56,7 @@ def _cuda_memory_gb() -> float | None:
     return float(torch.cuda.get_device_properties(0).total_memory) / 2**30
 
 
-def _has_gpu_driver() -> bool:
+def has_gpu_driver() -> bool:
     """Whether this machine has a driver by which torch could reach a GPU: NVIDIA's, or on Linux AMD's."""
     if Path("/dev/kfd").exists():
         return True

@@ -69,7 +69,7 @@ def plan_stages(
         curve = class_curve(name, masks, spacing, coding_shift)
         if curve is not None:
             curves.append(curve)
-    return _combine(tuple(curves), scheme)
+    return combine_curves(tuple(curves), scheme)
 
 
 def refine_stages(
@@ -94,7 +94,7 @@ def refine_stages(
             found = crossing(np.asarray(curve.lam), np.asarray(curve.readability), level)
             curve = replace(curve, lam_c=round(found, 2))
         curves.append(_with_truncation(curve, uncertainty.get(curve.class_name), shift))
-    return _combine(tuple(curves), scheme) if curves else plan
+    return combine_curves(tuple(curves), scheme) if curves else plan
 
 
 def class_curve(
@@ -196,7 +196,7 @@ def _smooth_histograms(mask: np.ndarray, box: Box, sigma_vox: tuple[float, ...])
 
     part = _reachable_part(mask, box, sigma_vox)
     factors = tuple(_pooling_factor(s) for s in sigma_vox)
-    ones, cells = _pool(part.astype(np.float32), factors)
+    ones, cells = block_sums(part.astype(np.float32), factors)
     # pooling is itself a box of variance (f^2 - 1)/12, which the Gaussian of the pooled grid leaves out
     rest = [math.sqrt(max(s * s - (f * f - 1) / 12, 0.0)) / f for s, f in zip(sigma_vox, factors, strict=True)]
     smooth = gaussian_filter(ones / np.maximum(cells, 1), rest, mode="nearest", truncate=_TRUNCATE)
@@ -221,7 +221,7 @@ def _pooling_factor(sigma: float) -> int:
     return 1 if sigma < 5.6 else 2 if sigma < 11.3 else 4 if sigma < 22.6 else 8
 
 
-def _pool(values: np.ndarray, factors: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def block_sums(values: np.ndarray, factors: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Sums over blocks of `factors` voxels and the number of voxels in each block (fewer at the far border)."""
     counts = np.ones((1,) * values.ndim, np.float32)
     for axis, factor in enumerate(factors):
@@ -291,7 +291,7 @@ def _with_truncation(curve: ReadabilityCurve, uncertainty: float | None, lam_shi
     return replace(curve, lam_a=round(min(curve.lam_a, truncation_edge(uncertainty) + lam_shift), 2))
 
 
-def _combine(curves: tuple[ReadabilityCurve, ...], scheme: LabelScheme | None) -> StagePlan:
+def combine_curves(curves: tuple[ReadabilityCurve, ...], scheme: LabelScheme | None) -> StagePlan:
     """Edges over all classes: the earliest lam_a and the latest lam_c, after scaling where they lie too far apart."""
     num_channels = scheme.num_channels if scheme is not None else max(len(curves), 1)
     if not curves:

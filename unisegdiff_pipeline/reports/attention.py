@@ -96,7 +96,7 @@ def section(folder: Path, entries: Sequence[Entry]) -> Section | None:
     training = [e for e in logged if e["cases"] == "training"]
     if not training:
         return None
-    parts = _parts(training)
+    parts = bands_of_parts(training)
     last = list(parts.values())[-1]
     held_out = merge([e for e in logged if e["cases"] == "held_out"][-1:])
     curves = {**parts, **({} if held_out is None else {HELD_OUT: held_out})}
@@ -145,21 +145,21 @@ def other_trainers(folder: Path) -> dict[str, Bands]:
         if model != folder.parent:
             logged = [e for e in of_kind(read_log(model / folder.name / LOG_NAME), "bands") if e["cases"] == "training"]
             if logged:
-                found[model.name.partition("__")[0]] = list(_parts(logged).values())[-1]
+                found[model.name.partition("__")[0]] = list(bands_of_parts(logged).values())[-1]
     return found
 
 
-def _parts(entries: Sequence[Entry]) -> dict[str, Bands]:
+def bands_of_parts(entries: Sequence[Entry]) -> dict[str, Bands]:
     """The thirds of a training, or the whole where thirds would hold too few examples to mean anything."""
     whole = merge(entries)
     assert whole is not None
-    thirds = _thirds(entries)
+    thirds = bands_of_thirds(entries)
     if sum(whole.examples) < FEW_EXAMPLES * len(PARTS) * len(whole.examples) or thirds[-1] is None:
         return {WHOLE: whole}
     return {name: bands for name, bands in zip(PARTS, thirds, strict=True) if bands is not None}
 
 
-def _thirds(entries: Sequence[Entry]) -> list[Bands | None]:
+def bands_of_thirds(entries: Sequence[Entry]) -> list[Bands | None]:
     """Bands of the first, second and last third of the iterations."""
     end = entries[-1]["iteration"]
     parts: list[list[Entry]] = [[], [], []]

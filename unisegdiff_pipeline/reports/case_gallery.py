@@ -148,7 +148,7 @@ def write_viewer(path: Path, highlight: Highlight, classes: Classes, images: Seq
         geometry=reference.geometry,
         channel_names=channel_names(files.reference, 0 if image is None else len(image)),
         image=np.zeros((1, *reference.array.shape[1:]), np.uint8) if image is None else image,
-        labels=_label_names(classes),
+        labels=label_names(classes),
         reference=reference.array[0],
         prediction=read_labels(files.prediction).array[0],
         samples=(read_labels(sample).array[0] for sample in files.samples),
@@ -274,7 +274,7 @@ def _class_colors(count: int) -> list[str]:
     return [CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(count)]
 
 
-def _label_names(classes: Classes) -> dict[int, str]:
+def label_names(classes: Classes) -> dict[int, str]:
     """Name of each label value, of nested regions the innermost that holds it; in the order of the classes."""
     names: dict[int, str] = {}
     for name, members in sorted(classes.items(), key=lambda item: -len(item[1])):
