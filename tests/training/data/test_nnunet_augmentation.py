@@ -18,7 +18,7 @@ from unisegdiff_pipeline.planning.plans import (
     PreprocessingPlan,
     TrainingPlan,
 )
-from unisegdiff_pipeline.preprocessing.components import find_components
+from unisegdiff_pipeline.preprocessing.components import sample_components
 from unisegdiff_pipeline.training.data.augmentation import recipe_for_patch
 from unisegdiff_pipeline.training.data.nnunet_augmentation import (
     NnunetAugmentation,
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def components(self):
-        return find_components(self.labels, self.scheme, "a")
+        return sample_components(self.labels, self.scheme, "a")
 
     def load(self):
         return self
