@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.diffusion.drawing import doubts, draw_objects, field_parts, keep_certain, local_maximum
+from unisegdiff_pipeline.diffusion.drawing import draw_objects, field_parts, keep_certain, local_maximum, near_certain
 from unisegdiff_pipeline.diffusion.samplers import coherent_draw
 from unisegdiff_pipeline.inference.volume_noise import smooth_field_in_box
 
@@ -24,8 +24,8 @@ def draw(
     """Masks (NUM_SAMPLES, C, 1, SIZE, SIZE) with fields as prediction has them, pixels of 1 mm."""
     lengths = {"whole": whole_mm, "surface": surface_mm}
     fields = torch.cat([field(part.name, lengths[part.length], part.channels, seed) for part in field_parts(labels)], 1)
-    nearby = local_maximum(doubts(p, labels), (0, int(RADIUS), int(RADIUS)))
-    return draw_objects(p, nearby, fields, labels, certain)
+    near = near_certain(p, labels, certain, (0, int(RADIUS), int(RADIUS)))
+    return draw_objects(p, near, fields, labels, certain)
 
 
 def field(name: str, length_mm: float, channels: int = 1, seed: int = 0) -> Tensor:
@@ -150,6 +150,7 @@ def test_the_local_maximum_is_that_of_the_box_around_a_voxel(reach: tuple[int, i
     size = (1, 1, *(2 * r + 1 for r in reach))
     expected = maximum_filter(values.numpy(), size=size, mode="constant")
     assert torch.equal(local_maximum(values, reach), torch.from_numpy(expected))
+    assert torch.equal(local_maximum(values > 0.95, reach), torch.from_numpy(expected > 0.95))
 
 
 def test_what_the_mean_is_certain_of_is_kept() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from unisegdiff_pipeline.core import scratch as scratch_module
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
@@ -151,6 +153,26 @@ def test_memory_changes_no_digit(volume, tmp_path, monkeypatch: pytest.MonkeyPat
     assert torch.equal(alone.sample(0), found.sample(2))
     reverse = predict(model, image, patch, settings=settings, sample_ids=[2, 1, 0])
     assert all(torch.equal(reverse.sample(i), found.sample(2 - i)) for i in range(3))
+
+
+def test_conditions_beyond_the_memory_are_read_from_a_disk_and_not_computed_again(
+    volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, image, patch = volume
+    with Scratch(tmp_path, 0) as scratch:
+        assert predict(model, image, patch, limits=TIGHT, scratch=scratch).facts.num_recomputed == 0
+    tiles = predict(model, image, patch).facts.num_active_tiles
+    # Without a disk once a tile in each of the three calls of each of the three samples, drawn in turns.
+    assert predict(model, image, patch, limits=TIGHT).facts.num_recomputed == 9 * tiles
+    # Together: once a tile in each call, whatever the number of samples.
+    assert predict(model, image, patch, limits=Limits(0.0, 1.0)).facts.num_recomputed == 3 * tiles
+    monkeypatch.setattr(Scratch, "on_disk", _full_disk)
+    with Scratch(tmp_path) as scratch:
+        assert predict(model, image, patch, limits=TIGHT, scratch=scratch).facts.num_recomputed == 9 * tiles
+
+
+def _full_disk(*_: object) -> None:
+    raise UsdError("no room")
 
 
 def test_objects_reach_over_the_slabs_that_are_drawn_at_once(volume, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,8 +62,24 @@ class Scratch:
             self._free_bytes -= size
             weakref.finalize(array, self._give_back, size)
             return array
+        return self.on_disk(shape, dtype)
+
+    @property
+    def has_folder(self) -> bool:
+        """Whether arrays may live on a disk."""
+        return self._folder is not None
+
+    def on_disk(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> np.ndarray:
+        """An array in a temporary file, whatever room there is in memory; its values are not set.
+
+        Raises:
+            ValueError: there is no folder.
+            UsdError: the disk of the folder is full.
+        """
+        if self._folder is None:
+            raise ValueError("this scratch keeps all arrays in memory; give it a folder")
         self._paths.append(temporary_path(self._folder / f"scratch{len(self._paths)}-{id(self)}"))
-        mapping = _mapped_file(self._paths[-1], size)
+        mapping = _mapped_file(self._paths[-1], math.prod(shape) * np.dtype(dtype).itemsize)
         self._mapped.add(mapping)
         return np.ndarray(tuple(shape), dtype, buffer=mapping)
 

@@ -21,7 +21,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from unisegdiff_pipeline.core.labels import LabelScheme
 
@@ -51,7 +50,7 @@ def field_parts(labels: LabelScheme) -> tuple[FieldPart, ...]:
 
 
 def doubts(p: Tensor, labels: LabelScheme) -> Tensor:
-    """What counts in the neighbourhood of a voxel (N, D, *spatial); `draw_objects` takes its local maximum.
+    """What counts in the neighbourhood of a voxel (N, D, *spatial): whether it is certain; see `near_certain`.
 
     Of sigmoid channels the probability of each, and where there is a region around it, given that; of classes that of
     foreground, and where there is any that of the likeliest class.
@@ -66,25 +65,31 @@ def doubts(p: Tensor, labels: LabelScheme) -> Tensor:
     return torch.cat([foreground, torch.where(foreground >= FOREGROUND, likeliest, 0.0)], dim=1)
 
 
-def draw_objects(p: Tensor, nearby: Tensor, fields: Tensor, labels: LabelScheme, certain: float) -> Tensor:
+def near_certain(p: Tensor, labels: LabelScheme, certain: float, reach: Sequence[int] = ()) -> Tensor:
+    """Where something certain lies within `reach` voxels along each axis (() for none), boolean (N, D, *spatial)."""
+    return local_maximum(doubts(p, labels) >= certain, reach)
+
+
+def draw_objects(p: Tensor, near: Tensor, fields: Tensor, labels: LabelScheme, certain: float) -> Tensor:
     """A mask of each sample, {0, 1} (N, C, *spatial), with the marginals p but for what counts as certain.
 
     Args:
         p: probabilities (N or 1, C, *spatial); of regions nested ones (`coding.nested_probabilities`).
-        nearby: `local_maximum` of their `doubts` (N or 1, D, *spatial).
-        fields: standard normal and smooth, those of `field_parts` (N, F, *spatial).
+        near: their `near_certain` (N or 1, D, *spatial).
+        fields: standard normal and smooth, those of `field_parts` (N, F, *spatial); those of surfaces count only where
+            any channel of `near` is true.
         labels: what the channels are.
         certain: probabilities from here on count as 1.
     """
     if labels.coding == "softmax":
-        return _draw_classes(p, nearby, fields, certain)
+        return _draw_classes(p, near, fields, certain)
     masks: dict[int, Tensor] = {}
     around = _outer_channels(labels)
     given = _given_outer(p, labels)
     for channel in sorted(range(p.shape[1]), key=lambda c: len(around.get(c, ()))):
         outer = around.get(channel, [])
         one, level = slice(channel, channel + 1), 2 * len(outer)
-        mask = _draw_binary(given[:, one], nearby[:, one], fields[:, level : level + 2], certain)
+        mask = _draw_binary(given[:, one], near[:, one], fields[:, level : level + 2], certain)
         for other in outer:
             mask = mask & masks[other]
         masks[channel] = mask
@@ -119,23 +124,23 @@ def _given_outer(p: Tensor, labels: LabelScheme) -> Tensor:
     return given
 
 
-def _draw_binary(p: Tensor, nearby: Tensor, fields: Tensor, certain: float) -> Tensor:
+def _draw_binary(p: Tensor, near: Tensor, fields: Tensor, certain: float) -> Tensor:
     """Where there is something, boolean (N, 1, *spatial); fields (N, 2, *spatial)."""
-    field = torch.where(torch.maximum(nearby, p) >= certain, fields[:, 1:], fields[:, :1])
+    field = torch.where(near, fields[:, 1:], fields[:, :1])
     return (p >= certain) | (torch.special.ndtr(field) < p)
 
 
-def _draw_classes(p: Tensor, nearby: Tensor, fields: Tensor, certain: float) -> Tensor:
+def _draw_classes(p: Tensor, near: Tensor, fields: Tensor, certain: float) -> Tensor:
     """Foreground first, then its class: a race of exponential clocks (the Gumbel-max trick) with smooth fields.
 
     Where some class is certain nearby, what is in doubt is where it ends; elsewhere it is the class of an object.
     """
     foreground, count = 1 - p[:, :1], p.shape[1] - 1
-    drawn = _draw_binary(foreground, nearby[:, :1], fields[:, :2], certain)
+    drawn = _draw_binary(foreground, near[:, :1], fields[:, :2], certain)
     if count == 1:
         return torch.cat([~drawn, drawn], dim=1).to(p.dtype)
     classes = p[:, 1:] / foreground.clamp_min(TINY)
-    field = torch.where(nearby[:, 1:] >= certain, fields[:, 2 + count :], fields[:, 2 : 2 + count])
+    field = torch.where(near[:, 1:], fields[:, 2 + count :], fields[:, 2 : 2 + count])
     clocks = torch.special.ndtr(field).clamp(1e-7, 1 - 1e-7).log_().neg_() / classes.clamp_min(TINY)
     best = classes.amax(dim=1, keepdim=True)
     winner = torch.where(best >= certain, classes.argmax(dim=1, keepdim=True), clocks.argmin(dim=1, keepdim=True))
@@ -144,17 +149,17 @@ def _draw_classes(p: Tensor, nearby: Tensor, fields: Tensor, certain: float) -> 
 
 
 def local_maximum(values: Tensor, reach: Sequence[int]) -> Tensor:
-    """The largest of (N, C, *spatial) within `reach` voxels along each axis, in a box."""
+    """The largest of (N, C, *spatial) within `reach` voxels along each axis, in a box; of booleans whether any is."""
     for axis, radius in enumerate(reach, start=2):
-        covered = 0
+        covered, size = 0, values.shape[axis]
         while covered < radius:  # windows of windows: each doubles what is covered
             step = min(max(1, covered), radius - covered)
-            before, behind = [0] * (2 * values.ndim), [0] * (2 * values.ndim)
-            position = 2 * (values.ndim - 1 - axis)
-            before[position], behind[position + 1] = step, step
-            size = values.shape[axis]
-            low = functional.pad(values, before).narrow(axis, 0, size)
-            high = functional.pad(values, behind).narrow(axis, step, size)
-            values = torch.maximum(values, torch.maximum(low, high))
             covered += step
+            if step >= size:
+                continue
+            grown = values.clone()
+            low, high = (slice(None),) * axis + (slice(size - step),), (slice(None),) * axis + (slice(step, None),)
+            grown[high] = torch.maximum(grown[high], values[low])
+            grown[low] = torch.maximum(grown[low], values[high])
+            values = grown
     return values

@@ -22,7 +22,7 @@ from torch import Tensor
 from unisegdiff_pipeline.core.bounds import LogSignalToNoise, Range
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, nested_probabilities
-from unisegdiff_pipeline.diffusion.drawing import doubts, draw_objects, field_parts, local_maximum
+from unisegdiff_pipeline.diffusion.drawing import draw_objects, field_parts, near_certain
 from unisegdiff_pipeline.diffusion.schedule import (
     PURE_NOISE,
     StageEdges,
@@ -31,7 +31,13 @@ from unisegdiff_pipeline.diffusion.schedule import (
     expand_to,
     noise_mask,
 )
-from unisegdiff_pipeline.diffusion.targets import Estimate, final_probabilities, state_estimate
+from unisegdiff_pipeline.diffusion.targets import (
+    Estimate,
+    correction_weight,
+    final_probabilities,
+    state_estimate,
+    takes_state,
+)
 
 LengthMm = Annotated[float, Range(0, 1000)]
 EstimateFunction = Callable[[Tensor, float], Estimate]
@@ -39,6 +45,15 @@ NoiseFunction = Callable[[int], Tensor]
 
 CERTAIN = 0.95
 LENGTH_PER_REACH = 4.0  # the correlation length is planned as four radii of an object, so that this is one
+
+
+class SmoothField(NamedTuple):
+    """A field of a draw: the end of its name, and whether it counts only where something certain is near."""
+
+    name: str
+    length_mm: float
+    channels: int
+    near_certain_only: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +100,18 @@ class SamplerSettings:
         """How far what is likely counts as the same object; 0 where one field draws all."""
         return 0.0 if self.surface_length_mm is None else self.correlation_length_mm / LENGTH_PER_REACH
 
-    def fields(self, labels: LabelScheme) -> list[tuple[str, float, int]]:
-        """(end of the name, length in mm, channels) of the smooth fields of a draw."""
+    def fields(self, labels: LabelScheme) -> list[SmoothField]:
+        """The smooth fields of a draw, in the order of their channels."""
         if self.surface_length_mm is None:
-            return [("", self.correlation_length_mm, labels.num_channels)]
+            return [SmoothField("", self.correlation_length_mm, labels.num_channels, False)]
         lengths_mm = {"whole": self.correlation_length_mm, "surface": self.surface_length_mm}
         parts = field_parts(labels)
         # The first has the name that the only field had, so that masks in which nothing is certain stay as they were.
         names = ["", *(f"_{part.name}" for part in parts[1:])]
-        return [(name, lengths_mm[part.length], part.channels) for name, part in zip(names, parts, strict=True)]
+        return [
+            SmoothField(name, lengths_mm[part.length], part.channels, part.length == "surface")
+            for name, part in zip(names, parts, strict=True)
+        ]
 
     @property
     def total_calls(self) -> int:
@@ -152,8 +170,8 @@ def sample(
     """
 
     def drawn_from(p: Tensor, index: int) -> Tensor:
-        nearby = local_maximum(doubts(p, labels), reach) if settings.reach_mm else None
-        return draw_masks(p, nearby, _require(field)(index), settings, labels)
+        near = near_certain(p, labels, settings.certain, reach) if settings.reach_mm else None
+        return draw_masks(p, near, _require(field)(index), settings, labels)
 
     lams = lam_schedule(edges, settings)
     if lams:
@@ -172,20 +190,20 @@ def sample(
 
 
 def draw_masks(
-    p: Tensor, nearby: Tensor | None, fields: Tensor, settings: SamplerSettings, labels: LabelScheme
+    p: Tensor, near: Tensor | None, fields: Tensor, settings: SamplerSettings, labels: LabelScheme
 ) -> Tensor:
     """Masks {0, 1} (N, C, *spatial) from probabilities, voxel by voxel.
 
     Args:
         p: (N or 1, C, *spatial).
-        nearby: the largest `drawing.doubts` within reach; p's own where it is None.
+        near: `drawing.near_certain` within reach; None: at the voxel itself.
         fields: those of `SamplerSettings.fields` (N, F, *spatial).
         settings, labels: how, and what the channels are.
     """
     if settings.surface_length_mm is None:
         return coherent_draw(p, fields, labels.coding)
-    nearby = doubts(p, labels) if nearby is None else nearby
-    return draw_objects(p, nearby, fields, labels, settings.certain)
+    near = near_certain(p, labels, settings.certain) if near is None else near
+    return draw_objects(p, near, fields, labels, settings.certain)
 
 
 def first_state(noise: Tensor, p_det: Tensor, lam: float, edges: StageEdges, settings: SamplerSettings) -> Tensor:
@@ -215,6 +233,15 @@ def take_call(
     if settings.method == "renoise":
         return x0
     return ddim_step(x, x0, channel_lam(lam, edges), channel_lam(_lam_tensor(lams[call + 1], x), edges))
+
+
+def reads_correction(call: int, edges: StageEdges, settings: SamplerSettings) -> bool:
+    """Whether `take_call` reads the correction of the noise: in stage A, and where it takes the mask alone, not."""
+    lams = lam_schedule(edges, settings)
+    lam = torch.tensor([lams[call]])
+    if call == len(lams) - 1 or settings.method == "hard":
+        return bool(takes_state(lam, edges).any())
+    return bool(correction_weight(lam, edges).any())
 
 
 def next_state(call: int, left: Tensor, noise: Tensor | None, edges: StageEdges, settings: SamplerSettings) -> Tensor:

@@ -64,15 +64,19 @@ def state_estimate(lam: Tensor, estimate: Estimate, edges: StageEdges) -> Tensor
     return torch.addcmul(x0, estimate.correction, -expand_to(weight, x0.ndim)).clamp_(-1, 1)
 
 
+def takes_state(lam: Tensor, edges: StageEdges) -> Tensor:
+    """Whether `final_probabilities` takes them from `state_estimate`, boolean (B,)."""
+    if edges.target == "staged":
+        return stage_of(lam, edges) == STAGE_C
+    return torch.full_like(lam, edges.target != "x0", dtype=torch.bool)
+
+
 def final_probabilities(lam: Tensor, estimate: Estimate, edges: StageEdges, coding: Coding) -> Tensor:
     """Probabilities that a sample ends with: the segmentation head's below lam_c, the inverted noise's above.
 
     Without stages: those of the head that is trained.
     """
-    if edges.target == "staged":
-        from_state = stage_of(lam, edges) == STAGE_C
-    else:
-        from_state = torch.full_like(lam, edges.target != "x0", dtype=torch.bool)
+    from_state = takes_state(lam, edges)
     if not bool(from_state.any()):
         return estimate.probabilities
     inverted = x_to_probabilities(state_estimate(lam, estimate, edges), coding)

@@ -58,13 +58,12 @@ from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.io.images import files_read
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
-from unisegdiff_pipeline.networks.allocator import return_freed_memory
+from unisegdiff_pipeline.networks.allocator import LARGE_BYTES, return_freed_memory
 from unisegdiff_pipeline.networks.threads import torch_threads
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
 LOGGER = logging.getLogger(__name__)
-LARGE_BYTES = 1 << 24  # of an image, from which on freed memory is given back between the steps of a case
 OVERLAP_SHARE = 0.1  # of free memory that an image may take for three cases to be under way at once
 
 

@@ -17,7 +17,8 @@ class Limits:
     """Bounds of one case's prediction. No result depends on the first two.
 
     Attributes:
-        feature_gb: cached conditions of tiles; tiles beyond it are computed again at every call.
+        feature_gb: conditions of tiles in memory; those beyond it are on disk, or computed again at every call where
+            there is no folder for temporary files, and on a GPU.
         state_gb: masks being drawn; more samples than fit are drawn in turns.
         step: distance of tiles as a share of the window.
     """

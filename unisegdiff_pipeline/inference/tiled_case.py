@@ -1,4 +1,4 @@
-"""One case cut into tiles: what the segmenter says of each tile is computed once and kept while memory allows."""
+"""One case cut into tiles: what the segmenter says of each tile is computed once and kept."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from unisegdiff_pipeline.diffusion.coding import (
     probabilities_from_logits,
 )
 from unisegdiff_pipeline.inference.active_region import ACTIVE_PROBABILITY, foreground
+from unisegdiff_pipeline.inference.condition_store import ConditionStore
 from unisegdiff_pipeline.inference.limits import Limits, call_size
 from unisegdiff_pipeline.inference.sliding_window import (
     blend,
@@ -29,7 +30,7 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel
 
 
 class TiledCase:
-    """An image (C, Z, Y, X) under a model: tiles, their weights and the cache of their conditions.
+    """An image (C, Z, Y, X) under a model: tiles, their weights and their conditions.
 
     Keep one while several settings are tried on a case: the segmenter runs once.
 
@@ -67,8 +68,9 @@ class TiledCase:
         self.num_recomputed = 0  # segmenter calls that a larger cache would have saved
         self.call_size = call_size(self.device, self.weights.numel())
         self._image = image
-        self._cache: dict[int, Condition] = {}
-        self._free_bytes = int(limits.feature_gb * 2**30)
+        on_disk = self.scratch if self.device.type == "cpu" else None
+        self._kept = ConditionStore(limits.feature_gb * 2**30, on_disk)
+        self._last: dict[int, Condition] = {}  # of the last call, and not kept
         self._seen: set[int] = set()
 
     @torch.inference_mode()
@@ -117,11 +119,12 @@ class TiledCase:
 
     def conditions(self, tiles: Sequence[int]) -> Condition:
         """Conditions of some tiles as one batch, in their order; what is not cached is computed now."""
-        missing = [t for t in tiles if t not in self._cache]
-        computed = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
-        for tile, condition in computed.items():
-            self._keep(tile, condition)
-        parts = [computed[t] if t in computed else self._cache[t] for t in tiles]
+        missing = [t for t in tiles if t not in self._kept and t not in self._last]
+        if missing:
+            computed = dict(zip(missing, self._compute(missing), strict=True))
+            self._last = {t: c for t, c in {**self._last, **computed}.items() if t in tiles}
+            self._last = {t: c for t, c in self._last.items() if not self._kept.keep(t, c)}
+        parts = [self._last[t] if t in self._last else self._kept[t] for t in tiles]
         if len(parts) == 1:
             return parts[0]
         logits = torch.cat([p.det_logits for p in parts])
@@ -130,8 +133,7 @@ class TiledCase:
 
     def forget_except(self, tiles: Sequence[int]) -> None:
         """Drop cached conditions of all other tiles, to make room for tiles that are needed and were not kept."""
-        for tile in set(self._cache) - set(tiles):
-            self._free_bytes += _num_bytes(self._cache.pop(tile))
+        self._kept.forget_except(tiles)
 
     def _probabilities(self, logits: Tensor, calibration: LogitCalibration) -> Tensor:
         p = probabilities_from_logits(logits, self.model.coding, calibration)
@@ -140,12 +142,12 @@ class TiledCase:
     def _segmented(self, calibration: LogitCalibration) -> Iterator[tuple[int, Tensor]]:
         """(tile, logits (K, *window)) of every tile."""
         for batch in batches(self.order, self.call_size):
-            missing = [t for t in batch if t not in self._cache]
+            missing = [t for t in batch if t not in self._kept]
             fresh = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
             for tile in batch:
-                condition = fresh[tile] if tile in fresh else self._cache[tile]
+                condition = fresh[tile] if tile in fresh else self._kept[tile]
                 if tile in fresh and self._may_be_sampled(condition, calibration):
-                    self._keep(tile, condition)
+                    self._kept.keep(tile, condition)
                 yield tile, self._in_volume(self._mirrored(tile, condition.det_logits[0]))
 
     def _may_be_sampled(self, condition: Condition, calibration: LogitCalibration) -> bool:
@@ -189,13 +191,6 @@ class TiledCase:
         """(K, *patch) => (K, Z, Y, X)."""
         return values[:, None] if self.dims == 2 else values
 
-    def _keep(self, tile: int, condition: Condition) -> None:
-        size = _num_bytes(condition)
-        if tile not in self._cache and size <= self._free_bytes:
-            # A view would hold on to the batch it was cut from, and the budget would be wrong.
-            self._cache[tile] = Condition(condition.det_logits.clone(), tuple(f.clone() for f in condition.features))
-            self._free_bytes -= size
-
 
 def batches(items: Sequence[int], size: int) -> Iterator[list[int]]:
     """Cut a sequence into lists of `size`, at least 1."""
@@ -212,10 +207,6 @@ def filled(items: Sequence[int], size: int) -> list[int]:
 def _sixteen_bit(features: Tensor) -> Tensor:
     """Cached and recomputed features are rounded alike, so that the size of the cache changes no result."""
     return features if features.dtype == torch.bfloat16 else features.half()
-
-
-def _num_bytes(condition: Condition) -> int:
-    return sum(t.numel() * t.element_size() for t in (condition.det_logits, *condition.features))
 
 
 def _flips(axes: Sequence[int]) -> list[list[int]]:

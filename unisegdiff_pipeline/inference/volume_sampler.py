@@ -8,12 +8,13 @@ overlapping tiles never disagree about a mask.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 import torch
@@ -22,13 +23,15 @@ from torch import Tensor
 
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.diffusion.coding import nested_probabilities
-from unisegdiff_pipeline.diffusion.drawing import doubts, keep_certain, local_maximum
+from unisegdiff_pipeline.diffusion.drawing import keep_certain, local_maximum, near_certain
 from unisegdiff_pipeline.diffusion.samplers import (
     SamplerSettings,
+    SmoothField,
     draw_masks,
     first_state,
     lam_schedule,
     next_state,
+    reads_correction,
     take_call,
 )
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel
@@ -46,8 +49,11 @@ from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.sliding_window import Index, Slices, blend, window_slices
 from unisegdiff_pipeline.inference.tiled_case import TiledCase, batches, filled
 from unisegdiff_pipeline.inference.volume_noise import noise_in_box, smooth_field_in_box
+from unisegdiff_pipeline.networks.allocator import LARGE_BYTES, return_freed_memory
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import StagedModel
+
+Item = TypeVar("Item")
 
 LAYER_ARRAYS = 4  # of a sample's layer of tiles alive at once: two sums, and the state and answer of tiles
 PIECE_VOXELS = 1 << 15  # of what is computed voxel by voxel at once
@@ -272,6 +278,8 @@ def sample_case(
     start = time.perf_counter()
     p_det = case.det_probabilities(settings.calibration)
     segmented = time.perf_counter()
+    if p_det.nbytes > LARGE_BYTES:
+        return_freed_memory()  # of the segmenter's activations, for the samplers' states
     drawn = list(sample_ids) if can_sample(case.model, settings) else []
     boxes: list[SampledBox] = []
     num_active = 0
@@ -373,7 +381,7 @@ class _BoxSampler:
                 for i, first, masks in self._masks(p, ids, way, of_mean=of_mean):
                     last = first + masks.shape[1]
                     samples.put(numbers[i], self._kept_part(masks, first, last))
-                self.case.scratch.release()
+                    self.case.scratch.release()
 
     def _last_probabilities(self, ids: Sequence[int], ways: Sequence[SamplerSettings]) -> Iterator[Tensor]:
         """Probabilities (n, K, *box) that the samples of each way end with.
@@ -419,17 +427,18 @@ class _BoxSampler:
                 p_det = self.p_det[None, :, a:b].to(noise.device)
                 part = noise[None, :, a - first : b - first]
                 x[i, :, a:b] = first_state(part, p_det, lam, self.settings.edges, way)[0]
-        self.case.scratch.release()
+            self.case.scratch.release()
 
     def _call(self, call: int, x: Tensor, ways: Sequence[tuple[SamplerSettings, Tensor]], ids: Sequence[int]) -> None:
         """One call for all samples; what it leaves for each way is written into the way's array, which may be x."""
         edges, labels = self.settings.edges, self.case.model.labels
         lam = lam_schedule(edges, ways[0][0])[call]
-        for first, found in self._estimates(x, lam):  # found (2, n, K, rows, Y, X)
+        corrected = any(reads_correction(call, edges, way) for way, _ in ways)
+        for first, found in self._estimates(x, lam, corrected):  # found (2 or 1, n, K, rows, Y, X)
             for a, b in self._pieces(first, first + found.shape[3]):
                 for i in range(len(ids)):
                     part = found[:, i : i + 1, :, a - first : b - first]
-                    estimate = Estimate(part[0], part[1])
+                    estimate = Estimate(part[0], part[-1])  # without a correction there is no reader of it
                     state = x[i : i + 1, :, a:b].to(found.device)
                     for way, out in reversed(ways):  # x itself, which is the first way's, is written last
                         out[i, :, a:b] = take_call(call, state, estimate, edges, way, labels)[0]
@@ -453,7 +462,7 @@ class _BoxSampler:
                 here = left[None, :, a - first : b - first].to(noise.device)
                 part = noise[None, :, a - first : b - first]
                 x[i, :, a:b] = next_state(call, here, part, edges, way)[0]
-        self.case.scratch.release()
+            self.case.scratch.release()
 
     def _masks(
         self,
@@ -473,32 +482,45 @@ class _BoxSampler:
         if call is None and not way.draw:
             yield from ((i, first, p[i, :, first:last]) for i, first, last in slabs)
             return
-        fields = _ahead(lambda slab: self._fields(ids[slab[0]], stream, slab[1], slab[2], way), slabs)
+        smooth = way.fields(self.case.model.labels)
+        everywhere = [field for field in smooth if not field.near_certain_only]
+        drawn_ahead = _ahead(lambda slab: self._fields(ids[slab[0]], stream, *slab[1:], everywhere), slabs)
         labels = self.case.model.labels
-        reach = [int(voxels) for voxels in _lengths(self.case, way.reach_mm, self.names.spacing_mm)]
-        before = p[0, :, :0]
-        for (i, first, last), field in zip(slabs, fields, strict=True):
-            here = p[i, :, first:last].to(self.case.device)
-            nearby: Tensor | None = None
-            if way.reach_mm:
-                if first == 0:
-                    before = here[:, :0]
-                around = torch.cat([before, here, p[i, :, last : last + reach[0]].to(here.device)], dim=1)
-                rows = slice(before.shape[1], before.shape[1] + last - first)
-                nearby = local_maximum(doubts(around[None], labels), reach)[:, :, rows]
-                # Kept for the next slab, before these rows are overwritten.
-                before = around[:, max(0, rows.stop - reach[0]) : rows.stop].clone()
+        nearby = self._near_certain(p, slabs, way) if way.surface_length_mm is not None else itertools.repeat(None)
+        for (i, first, last), fields, near in zip(slabs, drawn_ahead, nearby, strict=False):
+            if near is not None:
+                fields = self._with_surfaces(fields, near, ids[i], stream, first, smooth)
             drawn = []
             for a, b in self._pieces(first, last):
                 piece = slice(a - first, b - first)
-                near = None if nearby is None else nearby[:, :, piece]
-                masks = draw_masks(here[None, :, piece], near, field[None, :, piece], way, labels)
+                here = p[i : i + 1, :, a:b].to(self.case.device)
+                near_here = None if near is None else near[None, :, piece]
+                masks = draw_masks(here, near_here, fields[None, :, piece], way, labels)
                 if of_mean is not None and way.surface_length_mm is not None:
                     p_det, mean = (v.to(masks.device) for v in (self.p_det[:, a:b], of_mean[i, :, a:b]))
                     w = self.settings.segmenter_weight
                     masks = keep_certain(masks, (w * p_det + (1 - w) * mean)[None], labels, way.certain)
                 drawn.append(masks[0])
             yield i, first, torch.cat(drawn, dim=1)
+
+    def _near_certain(self, p: Tensor, slabs: Sequence[tuple[int, int, int]], way: SamplerSettings) -> Iterator[Tensor]:
+        """`near_certain` of each slab (sample, first row, last row) in turn, boolean (D, rows, Y, X).
+
+        When the next one is asked for, the rows of p of the former ones may have been overwritten.
+        """
+
+        def certain(i: int, first: int, last: int) -> Tensor:
+            return near_certain(p[i, :, first:last].to(self.case.device)[None], self.case.model.labels, way.certain)[0]
+
+        reach = [int(voxels) for voxels in _lengths(self.case, way.reach_mm, self.names.spacing_mm)]
+        before = certain(0, 0, 0)
+        for i, first, last in slabs:
+            before = before[:, :0] if first == 0 else before
+            behind = certain(i, last, min(last + reach[0], self.extent[0]))
+            around = torch.cat([before, certain(i, first, last), behind], dim=1)
+            rows = slice(before.shape[1], before.shape[1] + last - first)
+            before = around[:, max(0, rows.stop - reach[0]) : rows.stop]
+            yield local_maximum(around[None], reach)[0, :, rows] if bool(around.any()) else around[:, rows]
 
     def _rows_of_samples(self, count: int) -> Iterator[tuple[int, int, int]]:
         """(sample, first row, last row) of slabs that noise and fields are made for at once."""
@@ -524,20 +546,55 @@ class _BoxSampler:
             slices_only=self.case.dims == 2,
         ).to(self.case.device)
 
-    def _fields(self, sample_id: int, stream: str, first: int, last: int, way: SamplerSettings) -> Tensor:
-        """All smooth fields of a draw (F, rows, Y, X), of the rows [first, last)."""
+    def _fields(self, sample_id: int, stream: str, first: int, last: int, which: Sequence[SmoothField]) -> Tensor:
+        """Some smooth fields of a draw (F, rows, Y, X), of the rows [first, last)."""
+        return self._fields_in(sample_id, stream, which, *self._rows_of_box(first, last))
+
+    def _with_surfaces(
+        self, others: Tensor, near: Tensor, sample_id: int, stream: str, first: int, smooth: Sequence[SmoothField]
+    ) -> Tensor:
+        """All fields of a draw (F, rows, Y, X): `others`, and those of surfaces in the box around what is near.
+
+        Elsewhere the latter are 0 and count for nothing; they are short, and so dear to make.
+        """
+        fields = others.new_zeros((sum(field.channels for field in smooth), *others.shape[1:]))
+        box = [slice(int(v.min()), int(v.max()) + 1) for v in near.any(dim=0).nonzero().unbind(1) if len(v)]
+        start = [a + b.start for a, b in zip(self._rows_of_box(first, first)[0], box, strict=False)]
+        channel = taken = 0
+        for field in smooth:
+            part = fields[channel : channel + field.channels]
+            channel += field.channels
+            if not field.near_certain_only:
+                part.copy_(others[taken : taken + field.channels])
+                taken += field.channels
+            elif box:
+                # In as many parts as there are threads, along the longest axis: each needs a margin of its own.
+                extent = [b.stop - b.start for b in box]
+                axis = extent.index(max(extent))
+                parts = _ahead(
+                    lambda of: self._fields_in(sample_id, stream, [field], *of),  # noqa: B023 (called in this turn)
+                    _split(start, extent, axis, torch.get_num_threads()),
+                )
+                part[(slice(None), *box)] = torch.cat(list(parts), dim=1 + axis)
+        return fields
+
+    def _fields_in(
+        self, sample_id: int, stream: str, which: Sequence[SmoothField], start: Sequence[int], extent: Sequence[int]
+    ) -> Tensor:
+        """Some smooth fields of a draw (F, *extent), in a box of the volume."""
         parts = [
             smooth_field_in_box(
                 self.names.seed,
                 self.names.case_id,
                 sample_id,
-                stream + name,
-                channels,
-                *self._rows_of_box(first, last),
-                _lengths(self.case, length_mm, self.names.spacing_mm),
+                stream + field.name,
+                field.channels,
+                start,
+                extent,
+                _lengths(self.case, field.length_mm, self.names.spacing_mm),
                 slices_only=self.case.dims == 2,
             )
-            for name, length_mm, channels in way.fields(self.case.model.labels)
+            for field in which
         ]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.case.device)
 
@@ -545,9 +602,12 @@ class _BoxSampler:
         """Start and extent of some rows of the box in the volume."""
         return [self.start[0] + first, *self.start[1:]], [last - first, *self.extent[1:]]
 
-    def _estimates(self, x: Tensor, lam: float) -> Iterator[tuple[int, Tensor]]:
-        """Denoise every tile of the state x (n, K, *box) and blend: (first row, p and correction (2, n, K, ...))."""
-        denoised = self._denoised(x, lam)
+    def _estimates(self, x: Tensor, lam: float, corrected: bool) -> Iterator[tuple[int, Tensor]]:
+        """Denoise every tile of the state x (n, K, *box) and blend: (first row, p and correction (2, n, K, ...)).
+
+        The correction is left out, (1, n, K, ...), where `corrected` is false.
+        """
+        denoised = self._denoised(x, lam, corrected)
         if len(self.tiles) == 1:
             yield 0, next(denoised)[1]
             return
@@ -558,8 +618,8 @@ class _BoxSampler:
                 found[0] = torch.where(total == 0, p_det, found[0])
             yield first, found
 
-    def _denoised(self, x: Tensor, lam: float) -> Iterator[tuple[Index, Tensor]]:
-        """(place in the box, p and correction (2, n, K, *window)) of one tile after the other."""
+    def _denoised(self, x: Tensor, lam: float, corrected: bool) -> Iterator[tuple[Index, Tensor]]:
+        """(place in the box, p and correction (2 or 1, n, K, *window)) of one tile after the other."""
         n, size = x.shape[0], self.case.call_size
         waiting: list[Tensor] = []
         tile = 0
@@ -570,7 +630,8 @@ class _BoxSampler:
             parts = [
                 x[(k % n, slice(None), *window_slices(start, window))] for k, start in zip(full, starts, strict=True)
             ]
-            found = self._denoise([self.tiles[k // n] for k in full], torch.stack(parts).to(self.case.device), lam)
+            tiles, x_t = [self.tiles[k // n] for k in full], torch.stack(parts).to(self.case.device)
+            found = self._denoise(tiles, x_t, lam, corrected)
             waiting.append(found[:, : len(numbers)])
             while sum(part.shape[1] for part in waiting) >= n:
                 whole = waiting[0] if len(waiting) == 1 else torch.cat(waiting, dim=1)
@@ -582,8 +643,8 @@ class _BoxSampler:
         z, y, x = (a - b for a, b in zip(self.case.grid.starts[tile], self.start, strict=True))
         return z, y, x
 
-    def _denoise(self, tiles: Sequence[int], x_t: Tensor, lam: float) -> Tensor:
-        """Denoise x_t (B, K, *window) of some tiles => p and correction (2, B, K, *window)."""
+    def _denoise(self, tiles: Sequence[int], x_t: Tensor, lam: float, corrected: bool) -> Tensor:
+        """Denoise x_t (B, K, *window) of some tiles => p and correction (2 or 1, B, K, *window)."""
         case, flat = self.case, self.case.dims == 2
         different = list(dict.fromkeys(tiles))
         condition = case.conditions(different)
@@ -594,8 +655,8 @@ class _BoxSampler:
         x_t = x_t[:, :, 0] if flat else x_t
         with autocast(case.device):
             found = case.model.denoise(x_t, level, condition, self.settings.denoiser_calibration)
-        both = torch.stack([found.probabilities, found.correction])
-        return both[:, :, :, None] if flat else both
+        values = torch.stack([found.probabilities, found.correction]) if corrected else found.probabilities[None]
+        return values[:, :, :, None] if flat else values
 
     def _find_inside(self) -> None:
         """Fill `inside`: what is active and under a tile."""
@@ -670,9 +731,18 @@ class _Kept:
         return PackedMasks(values, self._width) if self._hard else values
 
 
-def _ahead(
-    function: Callable[[tuple[int, int, int]], Tensor], items: Sequence[tuple[int, int, int]]
-) -> Iterator[Tensor]:
+def _split(start: Sequence[int], extent: Sequence[int], axis: int, count: int) -> list[tuple[list[int], list[int]]]:
+    """(start, extent) of boxes that make up a box, cut along an axis."""
+    edges = sorted({extent[axis] * i // count for i in range(count + 1)})
+    boxes = []
+    for a, b in itertools.pairwise(edges):
+        low, size = list(start), list(extent)
+        low[axis], size[axis] = start[axis] + a, b - a
+        boxes.append((low, size))
+    return boxes
+
+
+def _ahead(function: Callable[[Item], Tensor], items: Sequence[Item]) -> Iterator[Tensor]:
     """The function's results in order, made ahead on threads: numpy draws numbers without the interpreter lock."""
     threads = min(len(items), torch.get_num_threads())
     if threads <= 1:

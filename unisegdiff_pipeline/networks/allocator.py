@@ -9,6 +9,7 @@ import platform
 # Parameters of mallopt(3) in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 LARGEST_INT = 2**31 - 1
+LARGE_BYTES = 1 << 24  # of an image, from which on freed memory is given back between the steps of a case
 GROWTH_BYTES = 256 * 2**20
 
 
