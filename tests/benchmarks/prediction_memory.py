@@ -121,7 +121,8 @@ def make_model(folder: Path) -> None:
         surface_length_mm=3.0,
     )  # fmt: skip
     write_settings(
-        folder / "fold_0", InferenceSettings(-3.0, 0.5, segmenter_weight=0.25, sampler=mean, mask_sampler=masks)
+        folder / "fold_0",
+        InferenceSettings(lam_a=-3.0, lam_c=0.5, segmenter_weight=0.25, sampler=mean, mask_sampler=masks),
     )
 
 

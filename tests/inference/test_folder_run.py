@@ -275,7 +275,7 @@ def test_what_memory_may_be_taken_changes_no_byte(tmp_path: Path, monkeypatch: p
     for fold in ("0", "1"):
         write_settings(model / f"fold_{fold}", InferenceSettings(lam_a=-3.0, lam_c=0.5, sampler=hard, decision="dice"))
     if dims == 2:
-        make_pictures(images, 1)
+        make_pictures(images, 2)  # the process that reads ends between them
     else:
         values = np.random.default_rng(3).normal(size=(19, 18, 24)).astype(np.float32)
         values[:, :5] = 0  # something to crop
@@ -288,7 +288,7 @@ def test_what_memory_may_be_taken_changes_no_byte(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(restore, "LINEAR_SLAB_BYTES", 20_000)
     monkeypatch.setattr(MemoryBudget, "for_arrays", lambda self: 0)
     monkeypatch.setattr(MemoryBudget, "free_gb", lambda self: 1e-9)
-    predict_folder(PredictRequest(images, tmp_path / "tight", model, max_memory_gb=1e-3, **options))
+    predict_folder(PredictRequest(images, tmp_path / "tight", model, max_memory_gb=100.0, **options))
     assert listing(tmp_path / "tight") == listing(tmp_path / "roomy")
     for name in listing(tmp_path / "roomy") - {"manifest.json"}:
         roomy, tight = tmp_path / "roomy" / name, tmp_path / "tight" / name
@@ -308,3 +308,6 @@ def test_memory_that_cannot_be_is_refused(folders) -> None:
     for number in (0.0, -1.0, float("nan")):
         with pytest.raises(UsdError, match=r"--max-memory\) is .*above 0"):
             predict_folder(PredictRequest(images, out, model, device="cpu", max_memory_gb=number))
+    refused = r"--max-memory\) is 0\.1, but the libraries and the model alone take .* GB; allowed is [\d.]+ GB or more"
+    with pytest.raises(UsdError, match=refused):
+        predict_folder(PredictRequest(images, out, model, device="cpu", max_memory_gb=0.1))

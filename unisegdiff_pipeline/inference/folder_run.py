@@ -107,7 +107,10 @@ def _predict_folder(request: PredictRequest) -> int:
         save_uncertainty_parts=request.save_uncertainty_parts,
         combine=request.combine,
     )
-    run = _FolderRun(predictor, output, options, count, request.seed, MemoryBudget.of(request.max_memory_gb))
+    budget = MemoryBudget.of(request.max_memory_gb)
+    if request.max_memory_gb is not None and predictor.device.type == "cpu":
+        budget.require_room()
+    run = _FolderRun(predictor, output, options, count, request.seed, budget)
     part = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
     with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{part}{output}"):
         case_ids = [case.case_id for case in cases]
@@ -185,6 +188,8 @@ class _FolderRun:
                     remove_case(self.output, case.case_id, self.options.file_ending)
                     prepared = reading.result()
                     overlap = self._overlap_fits(prepared)
+                    if not overlap:
+                        images.close()  # its memory is the network's; for the next case it starts anew
                     reading = reader.submit(self._prepare, following[0], images) if following and overlap else None
                     if prepared.image.nbytes > LARGE_BYTES:
                         return_freed_memory()

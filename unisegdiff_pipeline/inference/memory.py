@@ -8,12 +8,14 @@ are in memory as far as the budget goes, and else in temporary files; samples ar
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.parallel import available_memory_gb
 from unisegdiff_pipeline.inference.limits import ARRAY_SHARE, SHARE_OF_FREE_MEMORY
 
+WORK_GB = 0.25  # a network's call on one tile, and the process that reads images; the least beside what is loaded
 SMALLEST_GB = 0.05  # to work with, where the budget is spent already
 
 
@@ -35,6 +37,20 @@ class MemoryBudget:
         if not max_memory_gb > 0:
             raise UsdError(f"max_memory_gb (--max-memory) is {max_memory_gb:g}; allowed is a number above 0, in GB.")
         return cls(max_memory_gb)
+
+    def require_room(self) -> None:
+        """Refuse a budget that the libraries and the loaded model leave nothing of.
+
+        Raises:
+            UsdError: with the least that is allowed.
+        """
+        taken = _taken_gb()
+        least = math.ceil(10 * (taken + WORK_GB)) / 10
+        if self.max_gb < least:
+            raise UsdError(
+                f"max_memory_gb (--max-memory) is {self.max_gb:g}, but the libraries and the model alone take "
+                f"{taken:.2f} GB; allowed is {least:g} GB or more."
+            )
 
     def free_gb(self) -> float:
         """What is left now."""
