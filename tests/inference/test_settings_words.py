@@ -40,7 +40,7 @@ def test_a_plain_segmenter() -> None:
     assert settings_in_words(alone) == [
         "The mask is where the probability is above 0.5, or of several classes the likeliest one.",
         "The probability is the segmenter's alone.",
-        "The segmenter's probabilities are taken as they are, as held-out cases ask for.",
+        "The segmenter's probabilities are taken as they are.",
     ]
 
 

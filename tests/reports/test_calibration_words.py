@@ -24,7 +24,10 @@ def curve(*pairs: tuple[float, float]) -> ReliabilitySummary:
         ([(0.3, 0.33), (0.7, 0.73)], "are slightly too low"),
         ([(0.1, 0.3), (0.9, 0.7)], "are too sure of themselves"),
         ([(0.3, 0.1), (0.7, 0.9)], "are not sure enough"),
-        ([(0.02, 0.03), (0.1, 0.1)], "No voxel is given much more than 10%, so nothing is marked"),
+        (
+            [(0.02, 0.03), (0.1, 0.1)],
+            "more than 10%, so nothing is marked; probabilities are off by 0.5",
+        ),
     ],
 )
 def test_sentences(pairs: list[tuple[float, float]], words: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import re
 from typing import Any
 
@@ -104,6 +105,16 @@ def test_groups_without_values_keep_their_place() -> None:
     svg = draw(paint, "x")
     assert re.findall(r">(n = \d)<", svg) == ["n = 2", "n = 0", "n = 1"]
     assert ">none<" in svg
+
+
+def test_long_names_of_neighbouring_groups_do_not_overlap() -> None:
+    names = ("below 4400 pixels²", "4400 to 16000 pixels²", "16000 pixels² and more")
+    drawn = Figure(figsize=(4.6, 3.1))
+    axis = drawn.subplots()
+    box_and_points(axis, {name: [0.5] for name in names})
+    drawn.canvas.draw()
+    spans = [label.get_window_extent() for label in axis.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(spans))
 
 
 def test_series_colours_repeat() -> None:

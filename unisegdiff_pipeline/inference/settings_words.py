@@ -85,7 +85,7 @@ def _calibration(calibration: LogitCalibration) -> str:
         parts = ((calibration.foreground, "foreground"), (calibration.background, "background"))
         changed = f"are made {', '.join(f'{_strength(value)} for {name}' for value, name in parts)}"
     soft_cap = "" if calibration.soft_cap is None else f", and never above {_percent(calibration.soft_cap)}"
-    return f"The segmenter's probabilities {changed}{soft_cap}, as held-out cases ask for."
+    return f"The segmenter's probabilities {changed}{soft_cap}."
 
 
 def _strength(value: float) -> str:

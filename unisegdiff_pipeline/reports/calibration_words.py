@@ -26,7 +26,7 @@ def _sentence(curve: ReliabilitySummary) -> str:
     highest = max(b.mean_confidence for b in bins)
     if highest < 0.5:
         return (
-            f"No voxel is given much more than {highest:.0%}, so nothing is marked; on average it is off by {points}."
+            f"No voxel is given much more than {highest:.0%}, so nothing is marked; probabilities are off by {points}."
         )
     if curve.ece < GOOD:
         return f"Probabilities can be taken at face value: they are off by {points}."

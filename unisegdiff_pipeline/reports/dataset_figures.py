@@ -75,7 +75,7 @@ def intensities(fingerprint: Fingerprint) -> Html:
 
 
 def balance(fingerprint: Fingerprint) -> Html:
-    """Share of label maps that hold each class, and of voxels."""
+    """Fraction of label maps that hold each class, and of voxels."""
     lesions = fingerprint.lesions
     places = np.arange(len(lesions))
 
@@ -93,7 +93,7 @@ def balance(fingerprint: Fingerprint) -> Html:
         plain_log(axis, "x")
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
-        axis.set_xlabel("share")
+        axis.set_xlabel("fraction")
         drawn.legend(loc="outside upper left", ncols=2)
 
     return figures.draw(paint, "Class balance", height_in=max(figures.HALF_HEIGHT_IN, 1.0 + 0.42 * len(lesions)))
@@ -139,6 +139,7 @@ def volumes(fingerprint: Fingerprint, units: Units) -> Html:
     def paint(axis: Axes) -> None:
         axis.hist(values, bins=bins.tolist(), label=_names(fingerprint))
         axis.set(xlabel=unit, ylabel="components")
+        _count_in_whole_numbers(axis)
         plain_log(axis, "x")
 
     return _histogram(fingerprint, paint, f"Components by {unit}")
@@ -153,8 +154,15 @@ def thicknesses(fingerprint: Fingerprint, units: Units) -> Html:
     def paint(axis: Axes) -> None:
         axis.hist(values, bins=bins.tolist(), label=_names(fingerprint))
         axis.set(xlabel=f"thickness ({units.length})", ylabel="components")
+        _count_in_whole_numbers(axis)
 
     return _histogram(fingerprint, paint, "Components by thickness")
+
+
+def _count_in_whole_numbers(axis: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def readability(configuration: ConfigurationPlan) -> Html:

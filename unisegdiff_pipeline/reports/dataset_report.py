@@ -200,7 +200,8 @@ def _objects(fingerprint: Fingerprint, units: Units) -> Section:
             ),
         ]
     nominal = " All sizes are nominal: voxel sizes are not known." if units.nominal else ""
-    intro = f"Connected components of each class; voxels touch by face, edge or corner.{nominal}"
+    touching = "voxels touch by face, edge or corner" if units.size == "ml" else "pixels touch by side or corner"
+    intro = f"Connected components of each class; {touching}.{nominal}"
     return Section("Objects", [grid(drawn), table(_objects_table(fingerprint, units)), *_raters(fingerprint)], intro)
 
 
@@ -209,8 +210,8 @@ def _objects_table(fingerprint: Fingerprint, units: Units) -> Table:
     spread = "median (10 to 90 %)"
     columns = [
         Column("class", "text"),
-        Column("in maps", hint="share of the label maps that hold the class"),
-        Column("share of voxels"),
+        Column("in maps", hint="fraction of the label maps that hold the class"),
+        Column("fraction of voxels" if units.size == "ml" else "fraction of pixels"),
         Column("components a map", hint=f"{spread}, over maps that hold the class"),
         Column(f"{units.size_word} {units.size_text}", hint=spread),
         Column(f"thickness {units.length}", hint=spread),

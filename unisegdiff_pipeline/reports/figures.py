@@ -13,6 +13,7 @@ import html
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", PAPER: "--paper"} 
 HALF_WIDTH_IN, HALF_HEIGHT_IN = 4.6, 3.1
 _TAG = re.compile(r"<[^>]*>")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+LABELLED_CHARACTERS = 36  # side by side along one axis
 MANY_POINTS = 3000  # more marks than this are drawn as pixels, which keeps the page small
 
 
@@ -122,7 +124,12 @@ def box_and_points(axis: Axes, groups: Mapping[str, Sequence[float]], colors: Se
             rasterized=len(defined) > MANY_POINTS,
             zorder=3,
         )
-    labels = [f"{name}\nn = {sum(v is not None and math.isfinite(v) for v in vs)}" for name, vs in groups.items()]
+    width = max(10, LABELLED_CHARACTERS // max(len(groups), 1))  # of one label, so that neighbours do not overlap
+    labels = [
+        f"{textwrap.fill(name, width, break_long_words=False)}\n"
+        f"n = {sum(v is not None and math.isfinite(v) for v in values)}"
+        for name, values in groups.items()
+    ]
     axis.set_xticks(range(len(groups)), labels)
     margin = 1.0 if len(groups) < 2 else 0.5
     axis.set_xlim(-margin, max(len(groups), 1) - 1 + margin)
