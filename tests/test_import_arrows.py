@@ -156,3 +156,19 @@ def test_parsers_of_all_commands_import_nothing_heavy() -> None:
         "; ".join(f"import unisegdiff_pipeline.commands.{name} as c; c.build_parser()" for name in names)
     )
     assert not loaded & {"numpy", "torch", "scipy", "matplotlib", "tqdm", *READERS}
+
+
+def prints(tree: ast.AST) -> list[int]:
+    """Lines that print, or write to a standard stream."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    written = ("print", "sys.stdout.write", "sys.stderr.write", "sys.stdout.buffer.write")
+    return [call.lineno for call in calls if ast.unparse(call.func) in written]
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if room_of(dotted_name(p)) != "commands"], ids=dotted_name)
+def test_only_commands_print(path: Path) -> None:
+    assert prints(ast.parse(path.read_text("utf-8"))) == []
+
+
+def test_a_print_is_found() -> None:
+    assert prints(ast.parse("import sys\nprint(1)\nsys.stderr.write('a')\nmask_print(2)\n")) == [2, 3]

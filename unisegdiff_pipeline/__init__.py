@@ -1,3 +1,103 @@
-"""A self-configuring lesion-segmentation pipeline whose network is a staged diffusion model, after UniSegDiff."""
+"""A self-configuring lesion-segmentation pipeline whose network is a staged diffusion model, after UniSegDiff.
+
+    import unisegdiff_pipeline as usd
+
+Names are resolved when they are first used (PEP 562), so that this import loads neither torch nor numpy.
+Order of axes everywhere: arrays are (C, Z, Y, X), of 2D images (C, Y, X), masks without C, and spacings in mm follow
+the axes of the array. Files and image objects of SimpleITK and nibabel know theirs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.core.errors import UsdError
+    from unisegdiff_pipeline.core.geometry import Geometry, Volume
+    from unisegdiff_pipeline.core.progress import Progress
+    from unisegdiff_pipeline.evaluation import pair_metrics as metrics
+    from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
+    from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+    from unisegdiff_pipeline.inference.prediction import Prediction
+    from unisegdiff_pipeline.inference.predictor import Predictor
+    from unisegdiff_pipeline.inference.request import PredictRequest
+    from unisegdiff_pipeline.io.paths import Roots
+    from unisegdiff_pipeline.pipeline import (
+        PreparedDataset,
+        cross_validate,
+        evaluate,
+        plan_and_preprocess,
+        predict,
+        train,
+    )
+    from unisegdiff_pipeline.planning.budget import detect_budget
+    from unisegdiff_pipeline.planning.plans import Budget, Plans
+    from unisegdiff_pipeline.training.request import TrainRequest, TrainResult
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Budget": "planning.plans",
+    "EvaluationOptions": "evaluation.options",
+    "Geometry": "core.geometry",
+    "MatchingRule": "evaluation.lesion_matching",
+    "Plans": "planning.plans",
+    "PredictRequest": "inference.request",
+    "Prediction": "inference.prediction",
+    "Predictor": "inference.predictor",
+    "PreparedDataset": "pipeline",
+    "Progress": "core.progress",
+    "Roots": "io.paths",
+    "TrainRequest": "training.request",
+    "TrainResult": "training.request",
+    "UsdError": "core.errors",
+    "Volume": "core.geometry",
+    "cross_validate": "pipeline",
+    "detect_budget": "planning.budget",
+    "evaluate": "pipeline",
+    "metrics": "evaluation.pair_metrics",
+    "plan_and_preprocess": "pipeline",
+    "predict": "pipeline",
+    "train": "pipeline",
+}
+
+__all__ = [
+    "Budget",
+    "EvaluationOptions",
+    "Geometry",
+    "MatchingRule",
+    "Plans",
+    "PredictRequest",
+    "Prediction",
+    "Predictor",
+    "PreparedDataset",
+    "Progress",
+    "Roots",
+    "TrainRequest",
+    "TrainResult",
+    "UsdError",
+    "Volume",
+    "__version__",
+    "cross_validate",
+    "detect_budget",
+    "evaluate",
+    "metrics",
+    "plan_and_preprocess",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(f"{__name__}.{_HOMES[name]}")
+    value = module if name == "metrics" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
@@ -25,6 +28,13 @@ from unisegdiff_pipeline.planning.description import describe_plans
 from unisegdiff_pipeline.planning.planner import plan_dataset
 from unisegdiff_pipeline.planning.plans import Budget, Plans, plans_file, require_plans
 
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.evaluation.case import CaseResult
+    from unisegdiff_pipeline.evaluation.evaluate import Evaluation
+    from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+    from unisegdiff_pipeline.inference.request import PredictRequest
+    from unisegdiff_pipeline.training.request import TrainRequest, TrainResult
+
 LOGGER = logging.getLogger(__name__)
 FINGERPRINT, DATASET, WARNINGS = "fingerprint.json", "dataset.json", "warnings.json"
 LOCK = ".lock"
@@ -34,6 +44,11 @@ LISTED_CASES = 10
 @dataclass(frozen=True)
 class PreparedDataset:
     """A data set that has been planned and preprocessed.
+
+    Example:
+        >>> prepared = usd.plan_and_preprocess(raw / "Dataset902_Phantom2D", preprocessed)
+        >>> prepared.folder == preprocessed / "Dataset902_Phantom2D", prepared.first_fold
+        (True, '0')
 
     Attributes:
         folder: preprocessed/DatasetXXX_Name.
@@ -78,7 +93,7 @@ def plan_and_preprocess(
     """Check a raw data set, collect its facts, plan, and preprocess; only what changed since is done again.
 
     Example:
-        >>> prepared = usd.plan_and_preprocess(raw / "Dataset901_Phantoms2D", preprocessed)
+        >>> prepared = usd.plan_and_preprocess(raw / "Dataset902_Phantom2D", preprocessed)
         >>> prepared.plans.recommended_configuration
         '2d'
 
@@ -278,3 +293,159 @@ def _first_fold(raw: RawDataset, folder: Path) -> str:
         LOGGER.warning("%s", error)
         return "all"
     return "0"
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+def train(request: TrainRequest, *, began: float | None = None, on_progress: Listener | None = None) -> TrainResult:
+    """Train what the request asks for: one fold, "all" cases, or "cv"; what was begun goes on, what is done is kept.
+
+    Example:
+        >>> request = usd.TrainRequest("902", fold="0", roots=roots, iterations=2, workers=0, device="cpu")
+        >>> result = usd.train(request)
+        >>> result.folds[0].folder.name, sorted(result.folds[0].scores)
+        ('fold_0', ['lesion', 'mean'])
+
+    Args:
+        request: data set, fold, budget and all that may differ from the plan.
+        began: time.monotonic() from which the first fold's time counts; by default now.
+        on_progress: called with a `Progress` while files are checked and cases validated; the training itself is
+            logged.
+
+    Raises:
+        UsdError: data, plan or budget cannot be used, or the fold was asked another thing before. Of a training that
+            could not begin nothing is left.
+        TrainingInterrupted: on SIGINT or SIGTERM in the main thread, with a checkpoint saved.
+    """
+    from unisegdiff_pipeline.training import run
+
+    with telling(on_progress):
+        return run.train(request, began)
+
+
+def cross_validate(request: TrainRequest, *, on_progress: Listener | None = None) -> TrainResult:
+    """Train all folds and gather their validation cases in one folder that `evaluate` takes; see `train`.
+
+    Example:
+        >>> result = usd.cross_validate(request)
+        >>> len(result.folds), result.collected.folder.name
+        (5, 'cross_validation')
+
+    Args:
+        request: as for `train`; its fold does not matter.
+        on_progress: as for `train`.
+
+    Raises:
+        UsdError, TrainingInterrupted: as `train`.
+    """
+    return train(replace(request, fold="cv"), on_progress=on_progress)
+
+
+# ------------------------------------------------------------------------------------------- prediction, evaluation
+
+
+def predict(request: PredictRequest, *, on_progress: Listener | None = None) -> Path:
+    """Predict the images of a folder, as usd_predict does; returns the folder of masks. See `Predictor` for one image.
+
+    Example:
+        >>> masks = usd.predict(usd.PredictRequest(images, output, model_folder, device="cpu"))
+        >>> sorted(path.name for path in masks.glob("*.png"))
+        ['phantom_0012.png', 'phantom_0013.png', 'phantom_0014.png', 'phantom_0015.png']
+
+    Args:
+        request: images, output folder, model, and what is written.
+        on_progress: called with a `Progress` after each case.
+
+    Raises:
+        UsdError: no such model or input, or an output folder of other predictions; and cases that failed, named after
+            all others have been finished.
+    """
+    from unisegdiff_pipeline.inference.folder_run import predict_folder
+
+    with telling(on_progress):
+        predict_folder(request)
+    return Path(request.output)
+
+
+@overload
+def evaluate(
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    *,
+    spacing_mm: Sequence[float] | None = None,
+    labels: Sequence[int] | None = None,
+    options: EvaluationOptions | None = None,
+) -> CaseResult: ...
+
+
+@overload
+def evaluate(
+    reference: Path | str,
+    prediction: Path | str,
+    *,
+    labels: Sequence[int] | None = None,
+    dataset_json: Path | str | None = None,
+    output: Path | str | None = None,
+    options: EvaluationOptions | None = None,
+    on_progress: Listener | None = None,
+) -> Evaluation: ...
+
+
+def evaluate(
+    reference: np.ndarray | Path | str,
+    prediction: np.ndarray | Path | str,
+    *,
+    spacing_mm: Sequence[float] | None = None,
+    labels: Sequence[int] | None = None,
+    dataset_json: Path | str | None = None,
+    output: Path | str | None = None,
+    options: EvaluationOptions | None = None,
+    on_progress: Listener | None = None,
+) -> CaseResult | Evaluation:
+    """Score a prediction against its reference: two label maps, or two folders of them.
+
+    Example:
+        >>> reference, predicted = np.zeros((8, 8), int), np.zeros((8, 8), int)
+        >>> reference[2:6, 2:6], predicted[2:6, 2:4] = 1, 1
+        >>> lesion = usd.evaluate(reference, predicted, spacing_mm=(0.5, 0.5)).classes[0]
+        >>> round(lesion.overlap.dice, 3), lesion.boundary.hd_mm
+        (0.667, 1.0)
+
+    Args:
+        reference, prediction: integer arrays (Z, Y, X) or (Y, X); or folders (or files) of label maps with the same
+            case names.
+        spacing_mm: of the axes of arrays; without it sizes and distances are in voxels.
+        labels: values to score, a class each; by default all that occur in arrays, and those of dataset.json.
+        dataset_json: what the labels of folders mean; by default it is looked for in and above them.
+        output: folder where metrics.csv, lesion_scores.csv and summary.json of folders are written; none by default.
+        options: tolerances of surface Dice, rule that matches lesions, and the like.
+        on_progress: called with a `Progress` after each case of folders.
+
+    Returns:
+        Of arrays a `CaseResult`, with overlap, boundary and lesions of each class; of folders an `Evaluation`, with
+        the cases and a report over them.
+
+    Raises:
+        UsdError: naming missing cases, files on another grid, or unknown label values.
+        ValueError: arrays that do not fit together.
+    """
+    from unisegdiff_pipeline.evaluation.evaluate import evaluate_arrays, evaluate_folders
+    from unisegdiff_pipeline.evaluation.meaning import find_meaning
+
+    if not isinstance(reference, (str, Path)) or not isinstance(prediction, (str, Path)):
+        return evaluate_arrays(np.asarray(reference), np.asarray(prediction), spacing_mm, labels, options)
+    references, predictions = Path(reference), Path(prediction)
+    meaning = find_meaning(references, predictions, None if dataset_json is None else Path(dataset_json), labels)
+    with telling(on_progress):
+        evaluation = evaluate_folders(
+            references,
+            predictions,
+            meaning.scheme,
+            spacing_known=meaning.spacing_known,
+            check_values=meaning.check_values,
+            options=options,
+        )
+    if output is not None:
+        evaluation.write(Path(output))
+    return evaluation

@@ -26,7 +26,8 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference import folder_run
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
-from unisegdiff_pipeline.inference.predictor import Prediction, Predictor
+from unisegdiff_pipeline.inference.prediction import Prediction
+from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.images import read_image, read_labels, write_map

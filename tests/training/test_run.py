@@ -13,7 +13,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,12 +29,12 @@ from unisegdiff_pipeline.evaluation.spread import Spread
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.reports import training_report as report_module
 from unisegdiff_pipeline.selection import choosing
 from unisegdiff_pipeline.selection.choosing import DEFAULT_SAMPLER, DEFAULT_SEGMENTER_WEIGHT, STAGE_A_CALL
 from unisegdiff_pipeline.training import fold as fold_module
 from unisegdiff_pipeline.training import run as run_module
 from unisegdiff_pipeline.training import validation as validation_module
-from unisegdiff_pipeline.training.fold import _take_best
 from unisegdiff_pipeline.training.fold_files import remove_training
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.log import RunLog
@@ -44,7 +43,7 @@ from unisegdiff_pipeline.training.run import train
 from unisegdiff_pipeline.training.trainers import diffusion
 from unisegdiff_pipeline.training.trainers import trainer as trainer_module
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
-from unisegdiff_pipeline.training.trainers.trainer import Trainer, pool_targets
+from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +199,7 @@ def test_continuing_gives_the_same_bits_as_never_having_stopped(
     request_ = dataclasses.replace(request_, augmentation=augmentation)
     roots = dataclasses.replace(request_.roots, results=tmp_path / "straight")
     straight = train(dataclasses.replace(request_, roots=roots)).folds[0]
-    original, count = Trainer._iterate, 0
+    original, count = Trainer.iterate, 0
 
     def stopping(self: Trainer, batch: object) -> dict[str, torch.Tensor]:
         nonlocal count
@@ -211,8 +210,8 @@ def test_continuing_gives_the_same_bits_as_never_having_stopped(
         return original(self, batch)  # type: ignore[arg-type]
 
     reports: list[bool] = []
-    monkeypatch.setattr(RunLog, "_write_report", lambda self, is_running: reports.append(is_running))
-    monkeypatch.setattr(trainer_module.Trainer, "_iterate", stopping)
+    monkeypatch.setattr(report_module, "write_training_report", lambda *arguments: reports.append(arguments[1]))
+    monkeypatch.setattr(trainer_module.Trainer, "iterate", stopping)
     with pytest.raises(TrainingInterrupted, match="SIGTERM"):
         train(request_)
     assert count == stop_at
@@ -224,35 +223,6 @@ def test_continuing_gives_the_same_bits_as_never_having_stopped(
     a, b = weights_of(straight.folder), weights_of(continued.folder)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.mark.parametrize(
-    ("best", "last", "groups", "kept"),
-    [
-        ((0.9, 0.8, 0.7, 0.6), (0.8, 0.7, 0.6, 0.5), "abcd", "best"),  # better in every case
-        ((0.9, 0.9, 0.9, 0.2), (0.2, 0.8, 0.8, 0.8), "abcd", "ema"),  # by luck in one
-        ((0.9, 0.9, 0.9, 0.9, 0.7, 0.7), (0.7,) * 6, "abcdef", "best"),
-        ((0.9, 0.9, 0.9, 0.9, 0.7, 0.7), (0.7,) * 6, "aaaabb", "ema"),  # by luck in one of two patients
-        ((0.804, 0.704, 0.604), (0.8, 0.7, 0.6), "abc", "ema"),  # by next to nothing
-        ((0.9, 0.8, 0.7), (0.8, 0.7), "ab", "best"),  # a later sitting looked at fewer cases
-        ((0.9,), (0.8,), "a", "ema"),
-    ],
-)
-def test_earlier_weights_replace_the_last_only_where_the_cases_bear_it_out(
-    best: tuple[float, ...], last: tuple[float, ...], groups: str, kept: str
-) -> None:
-    loaded: list[object] = []
-    trainer: Any = SimpleNamespace(
-        best=best,
-        last=last,
-        groups=tuple(groups),
-        best_weights={},
-        ema=SimpleNamespace(network=SimpleNamespace(load_state_dict=loaded.append)),
-        run=SimpleNamespace(log=SimpleNamespace(say=lambda line: None)),
-    )
-    trainer.gain_of_best = lambda: Trainer.gain_of_best(trainer)
-    assert _take_best(trainer) == kept
-    assert len(loaded) == (kept == "best")
 
 
 def test_a_time_that_is_too_short_gives_a_model_with_defaults_and_says_so(
@@ -571,13 +541,3 @@ def test_wrong_requests_name_value_and_choices(
 ) -> None:
     with pytest.raises(UsdError, match=message):
         train(dataclasses.replace(request_, **changes))  # type: ignore[arg-type]
-
-
-def test_deep_supervision_targets_are_means() -> None:
-    target = torch.tensor([[[[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]]])
-    valid = torch.tensor([[[[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]]])
-    targets, masks = pool_targets(target, torch.ones_like(target), [(2, 2)])
-    assert targets[1].tolist() == [[[[0.25, 1.0]]]]
-    targets, masks = pool_targets(target, valid, [(2, 2)])  # three of the first four voxels are ignored
-    assert targets[1].tolist() == [[[[1.0, 1.0]]]]
-    assert masks[1].tolist() == [[[[0.25, 1.0]]]]

@@ -26,7 +26,7 @@ def roots(phantom_2d: Path, tmp_path_factory: pytest.TempPathFactory) -> Roots:
 
 
 def test_by_hand(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_seconds", lambda trainer: {1: 0.5, 2: 2.0}[trainer.phase])
+    monkeypatch.setattr(module, "seconds_an_iteration", lambda trainer: {1: 0.5, 2: 2.0}[trainer.phase])
     monkeypatch.setattr(module, "measure_costs", lambda run, model: Costs(segment_s=1.0))
     found = estimate(TrainRequest("902", "0", roots, iterations=100, device="cpu"))
     assert found is not None

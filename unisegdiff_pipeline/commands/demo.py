@@ -129,7 +129,6 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
     from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
     from unisegdiff_pipeline.training.request import TrainRequest
     from unisegdiff_pipeline.training.resume import OtherRequestError
-    from unisegdiff_pipeline.training.run import train
 
     roots = Roots(output / "raw", output / "preprocessed", output / "results")
     _announce(2, "checking, planning and preprocessing them")
@@ -148,7 +147,7 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
         device=args.device,
     )
     try:
-        return train(request).folds[0].folder.parent
+        return pipeline.train(request).folds[0].folder.parent
     except OtherRequestError as error:  # whose ways out are flags of usd_train
         raise UsdError(
             f"{output} holds a demo that was trained with other flags; give those again to go on with it, or another "
@@ -160,11 +159,11 @@ def _train(args: argparse.Namespace, output: Path, raw: RawDataset) -> Path:
 
 
 def _predict(args: argparse.Namespace, raw: RawDataset, model: Path, predictions: Path) -> None:
-    from unisegdiff_pipeline.inference.folder_run import predict_folder
+    from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.inference.request import PredictRequest
 
     _announce(4, f"predicting the held-out phantoms with {args.samples} samples each")
-    predict_folder(
+    pipeline.predict(
         PredictRequest(
             raw.folder / "imagesTs",
             predictions,

@@ -15,7 +15,6 @@ from unisegdiff_pipeline.core.errors import UsdError
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from unisegdiff_pipeline.core.labels import LabelScheme
     from unisegdiff_pipeline.evaluation.evaluate import Evaluation
     from unisegdiff_pipeline.evaluation.lesion_matching import Criterion, MatchingRule
 
@@ -147,11 +146,12 @@ def _evaluate(args: Namespace) -> None:
     from unisegdiff_pipeline.core.files import require_writable
     from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
     from unisegdiff_pipeline.evaluation.inputs import discover_folders
+    from unisegdiff_pipeline.evaluation.meaning import find_meaning
     from unisegdiff_pipeline.evaluation.options import EvaluationOptions
     from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table
 
     folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent) / "evaluation"
-    scheme, spacing_known = _meaning(args)
+    meaning = find_meaning(args.reference, args.prediction, args.dataset_json, args.labels)
     names = ("probabilities", "samples", "raters", "uncertainty", "groups")
     folders = discover_folders(args.reference, args.prediction, **{name: getattr(args, name) for name in names})
     options = EvaluationOptions(
@@ -165,10 +165,10 @@ def _evaluate(args: Namespace) -> None:
     evaluation = evaluate_folders(
         args.reference,
         args.prediction,
-        scheme,
-        spacing_known=spacing_known,
+        meaning.scheme,
+        spacing_known=meaning.spacing_known,
         subset=args.subset,
-        check_values=args.labels is None,
+        check_values=meaning.check_values,
         workers=args.workers,
         folders=folders,
         options=options,
@@ -226,37 +226,3 @@ def _write_report(evaluation: Evaluation, folder: Path) -> Path:
     from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
 
     return write_evaluation_report(folder, evaluation)
-
-
-def _meaning(args: Namespace) -> tuple[LabelScheme, bool]:
-    from unisegdiff_pipeline.core.labels import Coding, LabelScheme
-    from unisegdiff_pipeline.io.dataset_json import read_dataset_json
-
-    if args.labels is not None:
-        values = tuple(sorted(set(args.labels)))
-        coding: Coding = "binary" if len(values) == 1 else "softmax"
-        scheme = LabelScheme(tuple(map(str, values)), tuple((v,) for v in values), coding, values)
-        return scheme, not _holds_pictures(args.reference)
-    description = read_dataset_json(args.dataset_json or find_dataset_json(args.reference, args.prediction))
-    return description.labels, description.spacing_known
-
-
-def _holds_pictures(reference: Path) -> bool:
-    """Whether the references are pictures, which do not tell the size of their pixels."""
-    from unisegdiff_pipeline.evaluation.inputs import find_masks
-    from unisegdiff_pipeline.io.images import is_picture_ending, split_ending
-
-    paths = find_masks(reference).values() if reference.is_dir() else [reference]
-    return any(is_picture_ending(split_ending(path.name)[1]) for path in paths)
-
-
-def find_dataset_json(reference: Path, prediction: Path) -> Path:
-    """The dataset.json in the prediction folder or the two above it, else beside or above the references."""
-    prediction, reference = prediction.resolve(), reference.resolve()
-    for folder in (prediction, *prediction.parents[:2], reference, *reference.parents[:2]):
-        if (folder / "dataset.json").is_file():
-            return folder / "dataset.json"
-    raise UsdError(
-        f"no dataset.json in or above {prediction} or {reference}, so that the meaning of the label values is not "
-        f"known; give it with --dataset-json FILE, or name the values to score with --labels 1 2 ..."
-    )

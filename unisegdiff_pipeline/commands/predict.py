@@ -133,13 +133,13 @@ def _predict(args: argparse.Namespace) -> None:
         say(describe(model, source, args.folds))
         return
 
-    from unisegdiff_pipeline.inference.folder_run import predict_folder  # imports torch, which takes seconds
+    from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.inference.request import PredictRequest
     from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 
     keep_freed_memory()
     say(f"Model: {model}")
-    predict_folder(
+    pipeline.predict(
         PredictRequest(
             source,
             args.output,

@@ -151,13 +151,13 @@ def _train(args: argparse.Namespace) -> int:
     request.roots.preprocessed_dataset(request.dataset)
     request.roots.require_results()
 
+    from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.networks.allocator import keep_freed_memory
     from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
-    from unisegdiff_pipeline.training.run import train
 
     keep_freed_memory()
     try:
-        result = train(request, began)
+        result = pipeline.train(request, began=began)
     except TrainingInterrupted as stop:
         report_error(str(stop), kind="interrupted")
         return EXIT_SIGNAL + stop.signal_number

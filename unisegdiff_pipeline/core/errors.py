@@ -11,6 +11,13 @@ class UsdError(Exception):
 
     Commands print the message without a traceback and exit with code 1. Faults of this package's own are never
     raised as UsdError, so that they keep their traceback.
+
+    Example:
+        >>> try:
+        ...     usd.Predictor("nowhere")
+        ... except usd.UsdError as error:
+        ...     print(error)
+        nowhere is no folder; name a model folder, RESULTS/DATASET/TRAINER__CONFIGURATION.
     """
 
 

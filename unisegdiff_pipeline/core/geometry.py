@@ -23,6 +23,10 @@ MAX_DISPLACEMENT_VOXELS = 0.1  # between the corners of grids that count as one
 class Geometry:
     """Position of a voxel grid in space.
 
+    Example:
+        >>> usd.Geometry((3.0, 1.0, 1.0), direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1)).orientation
+        'RAS'
+
     Attributes:
         spacing_mm: distance of neighbouring voxels along the array's axes (Z, Y, X).
         origin_mm: centre of the first voxel (x, y, z), ITK's convention (LPS).
@@ -36,6 +40,19 @@ class Geometry:
     is_2d: bool = False
 
     @property
+    def orientation(self) -> str:
+        """Where the axes x, y, z point: "LPS", "RAS", ...; of an oblique image what each is nearest to."""
+        cosines = np.reshape(self.direction, (3, 3))
+        nearest = np.abs(cosines).argmax(axis=0).tolist()
+        return "".join(("LR", "PA", "SI")[row][int(cosines[row, axis] < 0)] for axis, row in enumerate(nearest))
+
+    def describe(self, shape: Shape) -> str:
+        """Shape, spacing and orientation of a grid (Z, Y, X) in a few words, without Z of a 2D image."""
+        first = int(self.is_2d)
+        axes, where = ("(Y, X)", "") if self.is_2d else ("(Z, Y, X)", f", orientation {self.orientation}")
+        return f"shape {tuple(shape[first:])} {axes}, spacing {_numbers(self.spacing_mm[first:])} mm{where}"
+
+    @property
     def voxel_volume_mm3(self) -> float:
         """Volume of one voxel; of 2D images its area in mm2, because their Z spacing is 1."""
         z, y, x = self.spacing_mm
@@ -44,10 +61,20 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Volume:
-    """An image or a label map with its geometry; `array` is (C, Z, Y, X), Z = 1 for 2D images."""
+    """An image or a label map with its geometry; `array` is (C, Z, Y, X), Z = 1 for 2D images.
+
+    Example:
+        >>> usd.Volume(np.zeros((1, 20, 64, 64)), usd.Geometry((3.0, 1.0, 1.0)))
+        Volume(1 channel of float64, shape (20, 64, 64) (Z, Y, X), spacing (3, 1, 1) mm, orientation LPS)
+    """
 
     array: np.ndarray
     geometry: Geometry
+
+    def __repr__(self) -> str:
+        channels = self.array.shape[0]
+        grid = self.geometry.describe(self.array.shape[1:])
+        return f"Volume({channels} channel{'s' * (channels != 1)} of {self.array.dtype}, {grid})"
 
 
 def geometry_differences(a: Geometry, b: Geometry, shape: Sequence[int]) -> list[str]:

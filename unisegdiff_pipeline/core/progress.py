@@ -13,7 +13,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a loop has come.
+    """How far a loop has come; what `on_progress` is called with.
+
+    Example:
+        >>> def show(progress: usd.Progress) -> None:
+        ...     print(f"{progress.description}: {progress.done} of {progress.total}")
+        >>> show(usd.Progress("predicting", 3, 10))
+        predicting: 3 of 10
 
     Attributes:
         description: what is done, for example "predicting".

@@ -110,6 +110,23 @@ def boundary_score(
     )
 
 
+def directed_distances_mm(
+    reference: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """D(reference, predicted) and D(predicted, reference) of two masks that are not empty, in no particular order.
+
+    Args:
+        reference, predicted, spacing_mm: as for `boundary_score`.
+    """
+    _check(reference, predicted, spacing_mm, ())
+    masks = _in_plane(reference, predicted)
+    box = nonzero_box(*masks)
+    assert box is not None, "both masks are empty"
+    spacing = tuple(spacing_mm)[-len(box) :]
+    one, other = (surface(mask[box_slices(box)]) for mask in masks)
+    return surface_distances_mm(one, other, spacing), surface_distances_mm(other, one, spacing)
+
+
 def rater_tolerance_mm(rater_masks: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> float:
     """Distance that separates human raters of one object, for use as tolerance of surface Dice.
 

@@ -93,9 +93,13 @@ def score_case_fully(case: CaseInputs, settings: CaseSettings) -> CaseResult:
     Raises:
         UsdError: a file that is unreadable, on another grid than the reference, or holds unknown label values.
     """
-    volumes = _CaseVolumes(case, settings)
+    return score_volumes(case.case_id, case.group, CaseVolumes.read(case, settings), settings)
+
+
+def score_volumes(case_id: str, group: str | None, volumes: CaseVolumes, settings: CaseSettings) -> CaseResult:
+    """Compute everything that the arrays of a case allow."""
     results = tuple(_score_class(volumes, index, settings) for index in range(len(settings.scheme.names)))
-    return CaseResult(case.case_id, case.group or case.case_id, results)
+    return CaseResult(case_id, group or case_id, results)
 
 
 def rater_distances_mm(case: CaseInputs, settings: CaseSettings) -> tuple[float, ...]:
@@ -112,20 +116,44 @@ def rater_distances_mm(case: CaseInputs, settings: CaseSettings) -> tuple[float,
     )
 
 
-class _CaseVolumes:
-    """Everything that belongs to a case, read and checked."""
+@dataclass(frozen=True, eq=False)
+class CaseVolumes:
+    """Everything that belongs to a case, read and checked, all of one shape (Z, Y, X).
 
-    def __init__(self, case: CaseInputs, settings: CaseSettings) -> None:
+    Attributes:
+        reference, predicted: label maps.
+        geometry: of the grid that sizes and distances are measured on.
+        valid: voxels that count; None = everywhere.
+        samples, raters: further label maps.
+        uncertainty: map from 0 to 1.
+        probabilities: of the classes.
+    """
+
+    reference: np.ndarray
+    predicted: np.ndarray
+    geometry: Geometry
+    valid: np.ndarray | None = None
+    samples: Sequence[CroppedLabels] = ()
+    raters: Sequence[CroppedLabels] = ()
+    uncertainty: np.ndarray | None = None
+    probabilities: Probabilities | None = None
+
+    @classmethod
+    def read(cls, case: CaseInputs, settings: CaseSettings) -> CaseVolumes:
+        """Read the files of a case."""
         scheme, check = settings.scheme, settings.check_values
         reference = read_mask(case.reference, scheme, check_values=check)
-        self.reference = reference.array[0]
-        self.predicted = read_mask(case.prediction, scheme, reference, check).array[0]
-        self.geometry: Geometry = measured_grid(reference.geometry, settings.units)
-        self.valid = None if scheme.ignore_value is None else ~scheme.ignored(self.reference)
-        self.samples = read_masks(case.samples, scheme, reference, check)
-        self.raters = read_masks(case.raters, scheme, reference, check)
-        self.uncertainty = None if case.uncertainty is None else read_uncertainty(case.uncertainty, reference)
-        self.probabilities = None if case.probability is None else Probabilities(case.probability, scheme, reference)
+        labels = reference.array[0]
+        return cls(
+            reference=labels,
+            predicted=read_mask(case.prediction, scheme, reference, check).array[0],
+            geometry=measured_grid(reference.geometry, settings.units),
+            valid=None if scheme.ignore_value is None else ~scheme.ignored(labels),
+            samples=read_masks(case.samples, scheme, reference, check),
+            raters=read_masks(case.raters, scheme, reference, check),
+            uncertainty=None if case.uncertainty is None else read_uncertainty(case.uncertainty, reference),
+            probabilities=None if case.probability is None else Probabilities(case.probability, scheme, reference),
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,7 +164,7 @@ class _CaseVolumes:
         return whole_box(self.shape)
 
 
-def _score_class(volumes: _CaseVolumes, index: int, settings: CaseSettings) -> ClassResult:
+def _score_class(volumes: CaseVolumes, index: int, settings: CaseSettings) -> ClassResult:
     scheme = settings.scheme
     reference = _valid(_is_class(volumes.reference, scheme, index), volumes.valid)
     predicted = _valid(_is_class(volumes.predicted, scheme, index), volumes.valid)
@@ -170,7 +198,7 @@ def _boundary(
     reference: np.ndarray,
     predicted: np.ndarray,
     box: Box,
-    volumes: _CaseVolumes,
+    volumes: CaseVolumes,
     index: int,
     settings: CaseSettings,
 ) -> tuple[BoundaryScore, float]:
@@ -191,7 +219,7 @@ def _lesions(
     predicted: np.ndarray,
     probability: np.ndarray | None,
     box: Box,
-    volumes: _CaseVolumes,
+    volumes: CaseVolumes,
     index: int,
     settings: CaseSettings,
 ) -> tuple[LesionScore, tuple[ScoredLesion, ...]]:
@@ -208,7 +236,7 @@ def _lesions(
 
 
 def _region(
-    reference: np.ndarray, predicted: np.ndarray, volumes: _CaseVolumes, index: int, settings: CaseSettings
+    reference: np.ndarray, predicted: np.ndarray, volumes: CaseVolumes, index: int, settings: CaseSettings
 ) -> np.ndarray:
     if volumes.raters:
         reference = np.logical_or.reduce(list(_raters(reference, volumes, index, settings.scheme, volumes.whole)))
@@ -219,7 +247,7 @@ def _calibration(
     probability: np.ndarray | None,
     reference: np.ndarray,
     region: np.ndarray | None,
-    volumes: _CaseVolumes,
+    volumes: CaseVolumes,
     index: int,
     scheme: LabelScheme,
 ) -> CaseCalibration | None:
@@ -229,7 +257,7 @@ def _calibration(
     return case_calibration(probability, raters, region, volumes.valid)
 
 
-def _diversity(reference: np.ndarray, volumes: _CaseVolumes, index: int, scheme: LabelScheme) -> DiversityScore | None:
+def _diversity(reference: np.ndarray, volumes: CaseVolumes, index: int, scheme: LabelScheme) -> DiversityScore | None:
     if not volumes.samples and len(volumes.raters) < 2:
         return None
     # Overlaps need the box of the foreground only. Maps are correlated over the whole image, which is defined with
@@ -248,7 +276,7 @@ def _diversity(reference: np.ndarray, volumes: _CaseVolumes, index: int, scheme:
 
 
 def _confidence(
-    volumes: _CaseVolumes,
+    volumes: CaseVolumes,
     index: int,
     probability: np.ndarray | None,
     diversity: DiversityScore | None,
@@ -272,7 +300,7 @@ def _confidence(
 
 
 def _raters(
-    reference: np.ndarray, volumes: _CaseVolumes, index: int, scheme: LabelScheme, box: Box
+    reference: np.ndarray, volumes: CaseVolumes, index: int, scheme: LabelScheme, box: Box
 ) -> Iterator[np.ndarray]:
     """Masks of the raters within a box; of a case without raters the reference."""
     if not volumes.raters:

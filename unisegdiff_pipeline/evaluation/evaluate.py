@@ -14,12 +14,19 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import remove_stale_temporaries
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
-from unisegdiff_pipeline.core.units import Units, units_of
+from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, mean_over_classes, report_class
 from unisegdiff_pipeline.evaluation.calibration import DEFAULT_MARGIN_MM, DIAGONAL_SHARE, NUM_BINS, PROBABILITY_FLOOR
-from unisegdiff_pipeline.evaluation.case import CaseResult, rater_distances_mm, score_case_fully
+from unisegdiff_pipeline.evaluation.case import (
+    CaseResult,
+    CaseVolumes,
+    rater_distances_mm,
+    score_case_fully,
+    score_volumes,
+)
 from unisegdiff_pipeline.evaluation.inputs import (
     CaseInputs,
     InputFolders,
@@ -30,6 +37,7 @@ from unisegdiff_pipeline.evaluation.inputs import (
     hold_2d,
     listing,
 )
+from unisegdiff_pipeline.evaluation.meaning import scheme_of_values
 from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, CaseSettings, EvaluationOptions
 from unisegdiff_pipeline.evaluation.run_comparison import RankedRun, RunComparison, compare_runs, rank_runs
 from unisegdiff_pipeline.evaluation.summary import Summary, summarise
@@ -176,6 +184,53 @@ def evaluate_folders(
         for (name, run), count in zip(runs.items(), voxels, strict=True)
     }
     return _put_together(inputs, options, settings, results)
+
+
+def evaluate_arrays(
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    spacing_mm: Sequence[float] | None = None,
+    labels: Sequence[int] | None = None,
+    options: EvaluationOptions | None = None,
+) -> CaseResult:
+    """Score one label map against another.
+
+    Args:
+        reference, predicted: integers (Z, Y, X), or (Y, X) for 2D images.
+        spacing_mm: of their axes; without it sizes and distances are in voxels.
+        labels: values to score, a class each; by default all that occur but 0.
+        options: tolerances and matching rule.
+
+    Raises:
+        ValueError: arrays of other types or of different shapes, a spacing that does not fit, or nothing to score.
+    """
+    if reference.shape != predicted.shape or reference.ndim not in (2, 3):
+        raise ValueError(
+            f"reference has shape {reference.shape} and prediction {predicted.shape}; they must be equal, (Z, Y, X) or "
+            f"(Y, X)"
+        )
+    if reference.dtype.kind not in "bui" or predicted.dtype.kind not in "bui":
+        raise ValueError(f"label maps have dtypes {reference.dtype} and {predicted.dtype}; both must be integers")
+    is_2d, known = reference.ndim == 2, spacing_mm is not None
+    spacing = (1.0,) * reference.ndim if spacing_mm is None else tuple(map(float, spacing_mm))
+    if len(spacing) != reference.ndim or not all(0 < value < math.inf for value in spacing):
+        raise ValueError(f"spacing_mm is {spacing}; it must be one number above 0 for each axis of {reference.shape}")
+    values = labels or sorted({*np.unique(reference).tolist(), *np.unique(predicted).tolist()} - {0})
+    if not values:
+        raise ValueError("both label maps are empty, so that there is no class to score; name the values with labels")
+    options = options or EvaluationOptions()
+    settings = CaseSettings(
+        scheme_of_values([int(value) for value in values]),
+        known,
+        tolerances_mm=options.tolerances_mm,
+        rule=options.rule,
+        units=units_of(is_2d, known),
+    )
+    z, y, x = (1.0, *spacing)[-3:]
+    shape = (-1, *reference.shape[-2:])
+    geometry = measured_grid(Geometry((z, y, x), is_2d=is_2d), settings.units)
+    one, other = (array.astype(np.int64).reshape(shape) for array in (reference, predicted))
+    return score_volumes("array", None, CaseVolumes(one, other, geometry), settings)
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

@@ -21,6 +21,12 @@ Criterion = Literal["overlap", "iou", "dilated"]
 class MatchingRule:
     """When a predicted lesion counts as matched to a reference lesion.
 
+    Example:
+        >>> rule = usd.MatchingRule("iou", threshold=0.5)
+        >>> one, other = np.array([[1, 1, 1, 0]]), np.array([[0, 0, 1, 1]])  # IoU 1 / 4
+        >>> usd.metrics.lesions(one, other, (1.0, 1.0), rule).num_detected
+        0
+
     Attributes:
         criterion: "overlap": they share at least one voxel. "iou": they share at least one voxel and their
             intersection over union, pair by pair, is at least `threshold`. "dilated": a voxel centre of one lies

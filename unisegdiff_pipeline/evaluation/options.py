@@ -19,7 +19,13 @@ CASE_CONFIDENCE: dict[CaseConfidence, str] = {
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Choices of the user.
+    """Choices of an evaluation: tolerances, matching of lesions, strata of their sizes, intervals.
+
+    Example:
+        >>> options = usd.EvaluationOptions(tolerances_mm=(0.5,), rule=usd.MatchingRule("dilated", dilation_mm=2.0))
+        >>> one, other = np.array([[1, 0, 0]]), np.array([[0, 1, 0]])
+        >>> usd.evaluate(one, other, spacing_mm=(1.0, 1.0), options=options).classes[0].boundary.surface_dice
+        (0.0,)
 
     Attributes:
         tolerances_mm: of surface Dice, one column each.

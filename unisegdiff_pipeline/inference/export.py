@@ -39,10 +39,11 @@ from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.label_fusion import Combination
-from unisegdiff_pipeline.inference.lesions import LesionCounter, PredictedLesion
+from unisegdiff_pipeline.inference.lesions import PredictedLesion
+from unisegdiff_pipeline.inference.measuring import measure
 from unisegdiff_pipeline.inference.restoring import restore_masks, restored_channels
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS
-from unisegdiff_pipeline.inference.volumes import ClassVolume, VolumeCounter
+from unisegdiff_pipeline.inference.volumes import ClassVolume
 from unisegdiff_pipeline.io.images import label_ending, map_ending, write_labels, write_map
 from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
@@ -127,12 +128,14 @@ def write_prediction(
     """Bring a prediction back to the image's grid and write it; the mask last. Returns the number of lesions."""
     case_id, geometry, scratch = properties.case_id, properties.geometry, found.scratch
     labels, drawn_masks = restore_masks(found, properties, scheme, options.combine)
-    lesions, volumes = LesionCounter(labels, scheme), VolumeCounter(labels, scheme)
-    for index, drawn in enumerate(drawn_masks):
-        lesions.add_sample(drawn)
-        volumes.add_sample(drawn)
-        if options.save_samples:
-            write_labels(_sample_path(output, case_id, index, options.file_ending), drawn, geometry)
+
+    def written() -> Iterator[np.ndarray]:
+        for index, drawn in enumerate(drawn_masks):
+            if options.save_samples:
+                write_labels(_sample_path(output, case_id, index, options.file_ending), drawn, geometry)
+            yield drawn
+
+    measured = measure(found, properties, scheme, options.spacing_known, labels, written())
     maps: dict[str, LazyRows | Tensor] = {"": found.uncertainty(scheme.coding)}
     if options.save_uncertainty_parts:
         maps |= found.uncertainty_parts(scheme.coding)
@@ -141,21 +144,13 @@ def write_prediction(
         restored = restore_map(values, properties, scratch=scratch)
         scale = uncertainty_scale(options.file_ending)
         write_map(path, restored[0] if restored.ndim == 4 else restored, geometry, scale, scratch.release)
-    for index in lesions.classes_present:
-        channel = index + scheme.foreground_offset
-        restored = restore_map(found.probabilities[channel : channel + 1], properties, scratch=scratch)
-        lesions.add_probability(index, restored[0])
-        scratch.release()
     if options.save_probabilities:
         path = file_of(output / "probabilities", case_id, ".npz")
         write_probabilities(path, found.probabilities, properties, scheme, scratch)
-    known = options.spacing_known
-    rows = lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
-    measured = volumes.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
-    write_rows(lesions_path(output, case_id), PredictedLesion, rows)
-    write_rows(volumes_path(output, case_id), ClassVolume, measured)
+    write_rows(lesions_path(output, case_id), PredictedLesion, measured.lesions)
+    write_rows(volumes_path(output, case_id), ClassVolume, measured.volumes)
     write_labels(mask_path(output, case_id, options.file_ending), labels, geometry)
-    return len(rows)
+    return len(measured.lesions)
 
 
 def write_probabilities(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -20,20 +19,17 @@ from unisegdiff_pipeline.core.files import (
     is_full_disk,
     remove_stale_temporaries,
     require_writable,
-    text_hash,
 )
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.parallel import available_memory_gb, usable_cores
 from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.scratch import Scratch
-from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.export import (
     OutputOptions,
     PredictionRecord,
     expected_files,
     output_folders,
     read_record,
-    uncertainty_scale,
     write_prediction,
     write_record,
     write_summary,
@@ -41,11 +37,10 @@ from unisegdiff_pipeline.inference.export import (
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.model_folder import (
     PLANS_NAME,
-    WEIGHTS_NAME,
     choose_folds,
     open_model_folder,
-    plan_hash,
 )
+from unisegdiff_pipeline.inference.origin import request_hash
 from unisegdiff_pipeline.inference.output_folder import (
     FolderTakenError,
     Owner,
@@ -55,6 +50,7 @@ from unisegdiff_pipeline.inference.output_folder import (
 )
 from unisegdiff_pipeline.inference.predictor import EnsemblePrediction, Predictor, require_finite
 from unisegdiff_pipeline.inference.request import PredictRequest
+from unisegdiff_pipeline.inference.saving import facts_of, manifest_of
 from unisegdiff_pipeline.io.images import files_read
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
@@ -157,9 +153,8 @@ class _FolderRun:
         self.num_samples, self.seed, self.budget = num_samples, seed, budget
         self.failures: dict[str, Exception] = {}
         self._warned = False
-        made_of = self._made_of()
-        request = text_hash(json.dumps(to_jsonable(made_of), sort_keys=True))
-        self.owner = Owner(request, str(predictor.model.folder.resolve()), made_of)
+        made_of = predictor.made_of(num_samples, seed, options.combine)
+        self.owner = Owner(request_hash(made_of), str(predictor.model.folder.resolve()), made_of)
 
     def is_finished(self, case: RawCase) -> bool:
         """Whether the output holds all that is wanted of this case, made from the same files in the same way."""
@@ -225,13 +220,8 @@ class _FolderRun:
     def write_tables(self, seconds: float) -> None:
         """Write lesions.csv, volumes.csv and manifest.json over all finished cases, those of earlier runs included."""
         require_own(self.output, self.owner)
-        made_of = {"request": self.owner.request, "model": self.owner.model, **self.owner.made_of}
-        manifest = {**made_of, "seconds_of_last_run": round(seconds, 3)}
-        manifest["device"] = str(self.predictor.device)
-        manifest["uncertainty"] = {
-            "meaning": "entropy of the mean probability as a share of the largest possible",
-            "scale": uncertainty_scale(self.options.file_ending),
-        }
+        manifest = manifest_of(self.owner, str(self.predictor.device), self.options.file_ending)
+        manifest["seconds_of_last_run"] = round(seconds, 3)
         manifest["failed"] = {case_id: describe_failure(error) for case_id, error in self.failures.items()}
         write_summary(self.output, manifest)
 
@@ -299,14 +289,6 @@ class _FolderRun:
         num_lesions = write_prediction(self.output, found, prepared.properties, labels, self.options)
         prepared.seconds["write"] = time.perf_counter() - start
         facts = found.facts
-        counts = {
-            "num_tiles": facts.num_tiles,
-            "num_active_tiles": facts.num_active_tiles,
-            "num_recomputed": facts.num_recomputed,
-            "num_samples": len(found.sample_places),
-            "num_lesions": num_lesions,
-            "threshold": found.threshold,
-        }
         if facts.num_recomputed > facts.num_tiles:
             _say(
                 f"{prepared.case.case_id}: the features of its {facts.num_active_tiles} active tiles did not fit into "
@@ -314,7 +296,12 @@ class _FolderRun:
             )
         inputs = tuple(str(path) for path in prepared.case.image_paths)
         record = PredictionRecord(
-            prepared.case.case_id, self.owner.request, inputs, prepared.input_hashes, prepared.seconds, counts
+            prepared.case.case_id,
+            self.owner.request,
+            inputs,
+            prepared.input_hashes,
+            prepared.seconds,
+            facts_of(found, num_lesions),
         )
         write_record(self.output, record)
 
@@ -324,21 +311,6 @@ class _FolderRun:
         voxels = np.prod(prepared.properties.shape, dtype=np.int64)
         size_gb = (prepared.image.nbytes + 4 * channels * int(voxels)) / 2**30
         return size_gb < OVERLAP_SHARE * min(self.budget.free_gb(), available_memory_gb())
-
-    def _made_of(self) -> dict[str, object]:
-        """Everything that a mask depends on besides the image and the device."""
-        predictor = self.predictor
-        return {
-            "plan_hash": plan_hash(predictor.model.configuration),
-            "folds": list(predictor.folds),
-            "weights": {f: file_hash(predictor.model.fold_folder(f) / WEIGHTS_NAME) for f in predictor.folds},
-            "settings": {f: to_jsonable(s) for f, (_, s) in zip(predictor.folds, predictor.networks, strict=True)},
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            "mirror_axes": list(predictor.mirror_axes),
-            "combine": self.options.combine,
-            "decision": predictor.decision,
-        }
 
 
 def _input_hashes(case: RawCase) -> tuple[str, ...]:

@@ -9,61 +9,55 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Volume
+from unisegdiff_pipeline.core.files import file_hash
+from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.names import require_name
 from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.label_fusion import Combination, require_combinable
 from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.model_folder import (
+    WEIGHTS_NAME,
     ModelFolder,
     choose_folds,
     load_fold,
     open_model_folder,
+    plan_hash,
 )
-from unisegdiff_pipeline.inference.restoring import restore_masks, restore_probabilities
+from unisegdiff_pipeline.inference.origin import Origin
+from unisegdiff_pipeline.inference.prediction import Prediction
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
 from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, predict_case
+from unisegdiff_pipeline.io.image_objects import is_path, volume_of
+from unisegdiff_pipeline.io.images import files_read, read_image
+from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.restore import restore_map
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """Prediction of an array, on the array's own grid; the Z axis is missing where the image had none.
-
-    Attributes:
-        mask: label map (Z, Y, X).
-        probabilities: (K, Z, Y, X), half precision; channels as in `LabelScheme`.
-        samples: label map of each drawn mask (N, Z, Y, X).
-        uncertainty: normalised entropy (Z, Y, X), 0 to 1.
-        between_folds, within_samples, single_samples: where uncertainty comes from, (Z, Y, X), as in
-            `UncertaintyParts`; None where it was not asked for or cannot be told.
-    """
-
-    mask: np.ndarray
-    probabilities: np.ndarray
-    samples: np.ndarray
-    uncertainty: np.ndarray
-    between_folds: np.ndarray | None = None
-    within_samples: np.ndarray | None = None
-    single_samples: np.ndarray | None = None
+ImageLike: TypeAlias = Any  # an array, a path, a SimpleITK or nibabel image, a Volume, or a list of these
 
 
 class Predictor:
-    """A trained model, loaded once.
+    """A trained model, loaded once; `predict` may then be called from several threads at once.
+
+    Example:
+        >>> model = usd.Predictor(model_folder, device="cpu")
+        >>> prediction = model.predict(image, spacing_mm=(1.0, 1.0))  # image: (channels, Y, X), as acquired
+        >>> prediction.mask.shape == image.shape[1:]
+        True
 
     Args:
         model_folder: RESULTS/DATASET/TRAINER__CONFIGURATION.
@@ -72,6 +66,9 @@ class Predictor:
         mirror: average the segmenter over flips along the plan's `mirror_axes`, as nnU-Net does along all axes; costs
             up to 4 (2D) or 8 (3D) times its time.
         decision: how probabilities become the mask, "half" or "dice"; None takes what most folds chose.
+
+    Raises:
+        UsdError: no such model or fold, damaged weights, or a device that is not there.
     """
 
     def __init__(
@@ -89,6 +86,7 @@ class Predictor:
         self.networks: list[tuple[StagedModel, InferenceSettings]] = [
             load_fold(self.model, fold, self.device) for fold in self.folds
         ]
+        self._weights = {fold: file_hash(self.model.fold_folder(fold) / WEIGHTS_NAME) for fold in self.folds}
         by_dice = sum(settings.decision == "dice" for _, settings in self.networks)
         self.decision: Decision = decision or ("dice" if 2 * by_dice > len(self.networks) else "half")
 
@@ -105,52 +103,100 @@ class Predictor:
 
     def predict(
         self,
-        image: np.ndarray,
-        spacing_mm: Sequence[float],
+        image: ImageLike,
+        spacing_mm: Sequence[float] | None = None,
         *,
         num_samples: int | None = None,
         seed: int = 0,
-        case_id: str = "array",
+        case_id: str | None = None,
         combine: Combination = "mean",
         uncertainty_parts: bool = False,
         direction: Sequence[float] | None = None,
     ) -> Prediction:
-        """Predict an array.
+        """Predict one image.
 
         Args:
-            image: (C, Z, Y, X), or (C, Y, X) for a 2D image, as it was acquired: not normalised, not resampled.
-            spacing_mm: distance of voxels (Z, Y, X), or (Y, X) for a 2D image.
-            num_samples: masks to draw; None takes the model's number.
-            seed, case_id: name the noise; equal names give equal samples.
-            combine: what the mask is made of: the mean probability, or the drawn masks; see `combining`.
+            image: as it was acquired, neither normalised nor resampled: a numpy array (C, Z, Y, X), or (C, Y, X) for a
+                2D image; a path; a SimpleITK or nibabel image; a `Volume`; or a list of these, one for each channel,
+                arrays without C then.
+            spacing_mm: of an array: distance of voxels (Z, Y, X), or (Y, X) for a 2D image. All other images know it.
+                It may be left out where the model was trained on images of unknown spacing.
+            num_samples: masks to sample; None takes the model's number.
+            seed, case_id: name the noise; equal names give equal samples. By default the case is named after its file,
+                as usd_predict does, and an image in memory is "array".
+            combine: what the mask is made of: the mean probability, or the samples by "majority" or "staple".
             uncertainty_parts: also say where uncertainty comes from; see `uncertainty_parts`.
-            direction: of the axes x, y, z, as in `Geometry`; without it the array must lie as the training images do.
+            direction: of an array: nine cosines of the axes x, y, z, as in `Geometry`; without it the array must lie as
+                the training images do.
 
         Raises:
-            UsdError: wrong number of channels, NaN or infinite values; masks to combine or uncertainty to split where
-                nothing is drawn.
+            UsdError: a file that cannot be read, wrong number of channels, NaN or infinite values, a spacing that
+                cannot be right; masks to combine or uncertainty to split where nothing is sampled.
+            ValueError, TypeError: an argument of another kind, shape or value than described here.
         """
-        self.require_possible(combine, uncertainty_parts, self.num_samples(num_samples))
-        preprocessing = self.model.configuration.preprocessing
-        direction = preprocessing.direction if direction is None else direction
-        volume = _volume_of(image, spacing_mm, IDENTITY_DIRECTION if direction is None else direction)
-        require_finite(volume.array, case_id)
-        prepared, properties = preprocess_image(volume, preprocessing, case_id)
+        count = self.num_samples(num_samples)
+        self.require_possible(combine, uncertainty_parts, count)
+        case, volume = self._read(image, spacing_mm, direction)
+        case_id = case_id or (case.case_id if case is not None else "array")
+        require_name(case_id, "the case")
+        require_finite(volume.array, str(case.image_paths[0]) if case is not None else case_id)
+        files = () if case is None else files_read(case.image_paths)
+        origin = Origin(
+            model=str(self.model.folder.resolve()),
+            made_of=self.made_of(count, seed, combine),
+            device=str(self.device),
+            folds=self.folds,
+            file_ending=self.model.plans.file_ending,
+            spacing_known=self.model.plans.spacing_known,
+            combine=combine,
+            paths=() if case is None else tuple(map(str, case.image_paths)),
+            hashes=tuple(map(file_hash, files)),
+        )
+        prepared, properties = preprocess_image(volume, self.model.configuration.preprocessing, case_id)
         found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed)
-        mask, drawn = restore_masks(found, properties, self.labels, combine)
-        samples = list(drawn)
-        coding = self.labels.coding
-        arrays = {
-            "mask": mask,
-            "samples": np.stack(samples) if samples else np.empty((0, *mask.shape), mask.dtype),
-            "uncertainty": restore_map(found.uncertainty(coding), properties)[0],
-            "probabilities": restore_probabilities(found.probabilities, properties, self.labels),
+        return Prediction(found, properties, self.labels, origin, uncertainty_parts)
+
+    def made_of(self, num_samples: int, seed: int, combine: Combination) -> dict[str, object]:
+        """Everything that a mask depends on besides the image and the device."""
+        return {
+            "plan_hash": plan_hash(self.model.configuration),
+            "folds": list(self.folds),
+            "weights": self._weights,
+            "settings": {f: to_jsonable(s) for f, (_, s) in zip(self.folds, self.networks, strict=True)},
+            "num_samples": num_samples,
+            "seed": seed,
+            "mirror_axes": list(self.mirror_axes),
+            "combine": combine,
+            "decision": self.decision,
         }
-        if uncertainty_parts:
-            arrays |= {name: restore_map(part, properties) for name, part in found.uncertainty_parts(coding).items()}
-        if image.ndim == 3:
-            arrays = {name: array[..., 0, :, :] for name, array in arrays.items()}
-        return Prediction(**arrays)
+
+    def __repr__(self) -> str:
+        plans, network = self.model.plans, self.model.configuration.network
+        channels, classes = ", ".join(plans.channel_names), ", ".join(self.labels.names)
+        return (
+            f"Predictor({self.model.folder.name} of {plans.dataset_name}, folds {' '.join(self.folds)}, "
+            f"channels: {channels}, classes: {classes}, patch {tuple(network.patch_size)}, {self.device})"
+        )
+
+    def _read(
+        self, image: ImageLike, spacing_mm: Sequence[float] | None, direction: Sequence[float] | None
+    ) -> tuple[RawCase | None, Volume]:
+        """The files of an image, where it lies in files, and its voxels."""
+        plans, preprocessing = self.model.plans, self.model.configuration.preprocessing
+        if not is_path(image):
+            if spacing_mm is None and not plans.spacing_known and isinstance(image, np.ndarray):
+                spacing_mm = (1.0,) * (image.ndim - 1)
+            if spacing_mm is not None and direction is None:
+                direction = preprocessing.direction
+            return None, volume_of(image, spacing_mm, direction)
+        if spacing_mm is not None or direction is not None:
+            raise ValueError("spacing_mm and direction go with arrays; a file says them itself, leave them out")
+        source = [Path(path) for path in image] if isinstance(image, (list, tuple)) else Path(image)
+        cases = find_cases(source, plans.file_ending, len(plans.channel_names))
+        if len(cases) != 1:
+            names = ", ".join(case.case_id for case in cases)
+            raise UsdError(f"{image} holds {len(cases)} cases ({names}); name one, or predict the folder.")
+        return cases[0], read_image(cases[0].image_paths, len(plans.channel_names))
 
     def require_possible(self, combine: Combination, uncertainty_parts: bool, num_samples: int) -> None:
         """Refuse what cannot be had from this many samples and these folds.
@@ -223,20 +269,6 @@ def _added(member: CasePrediction, total: Tensor, scratch: Scratch) -> CasePredi
         half[:, row] = part.p_det[:, 0]
         scratch.release()
     return dataclasses.replace(member, p_det=half)
-
-
-def _volume_of(image: np.ndarray, spacing_mm: Sequence[float], direction: Sequence[float]) -> Volume:
-    if image.ndim not in (3, 4):
-        raise ValueError(f"image has shape {image.shape}; expected (C, Z, Y, X), or (C, Y, X) for a 2D image")
-    if len(spacing_mm) != image.ndim - 1 and not (image.ndim == 3 and len(spacing_mm) == 3):
-        raise ValueError(f"spacing_mm {tuple(spacing_mm)} has {len(spacing_mm)} values for an image {image.shape}")
-    z, y, x = (1.0, *spacing_mm) if len(spacing_mm) == 2 else spacing_mm
-    array = image[:, None] if image.ndim == 3 else image
-    spacing, cosines = (float(z), float(y), float(x)), np.asarray(direction, float).ravel()
-    if cosines.size != 9 or not np.isfinite(cosines).all():
-        raise ValueError(f"direction is {direction}; expected are the nine cosines of the axes x, y, z, row major")
-    geometry = Geometry(spacing, direction=tuple(cosines.tolist()), is_2d=image.ndim == 3)
-    return Volume(array.astype(np.float32), geometry)
 
 
 def require_finite(array: np.ndarray, name: str) -> None:

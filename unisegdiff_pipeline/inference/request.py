@@ -16,7 +16,12 @@ if TYPE_CHECKING:  # these import torch, which takes seconds
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """One call of usd_predict.
+    """What is asked of the prediction of a folder: images, output, model, and what is written.
+
+    Example:
+        >>> request = usd.PredictRequest(images, output, model_folder, num_samples=8, save_samples=True)
+        >>> request.seed, request.combine
+        (0, 'mean')
 
     Attributes:
         source: folder, file or list of files, named as in the raw layout.

@@ -78,9 +78,12 @@ def _checked(path: Path) -> tuple[Declared, Shape, Geometry]:
 
 
 def _voxels(path: Path) -> np.ndarray:
-    sitk = _itk()
-    image = sitk.ReadImage(str(path))
-    array: np.ndarray = sitk.GetArrayFromImage(image)
+    return voxels_of(_itk().ReadImage(str(path)))
+
+
+def voxels_of(image: Any) -> np.ndarray:
+    """Voxels (C, Z, Y, X) of a SimpleITK image."""
+    array: np.ndarray = _itk().GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.ascontiguousarray(np.moveaxis(array, -1, 0))
     elif image.GetDimension() < 4:

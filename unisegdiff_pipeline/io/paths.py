@@ -15,7 +15,13 @@ _DATASET_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>.+)")
 
 @dataclass(frozen=True)
 class Roots:
-    """The three root folders; None where neither a flag nor a variable names one."""
+    """The three root folders of raw data, preprocessed data and results; None where one is not known.
+
+    Example:
+        >>> usd.Roots(raw=None, preprocessed=Path("/data/preprocessed"), results=Path("/data/results")).require_raw()
+        Traceback (most recent call last):
+        unisegdiff_pipeline.core.errors.UsdError: no raw root is known; ...
+    """
 
     raw: Path | None
     preprocessed: Path | None

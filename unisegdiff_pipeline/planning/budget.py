@@ -17,6 +17,10 @@ _CUDA_USABLE_SHARE = 0.9
 def detect_budget(device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: float | None = None) -> Budget:
     """Find out what there is to plan for.
 
+    Example:
+        >>> usd.detect_budget("cpu", memory_gb=8.0).memory_gb
+        8.0
+
     Args:
         device: "auto" takes the first CUDA device where there is one, else the CPU.
         memory_gb: memory of the device that training may use; by default all available memory of a CPU, and of a

@@ -262,7 +262,12 @@ class ConfigurationPlan:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the plan was made to fit: the device's kind, its memory, and on a CPU the cores and seconds."""
+    """What the plan was made to fit: the device's kind, its memory, and on a CPU the cores and seconds.
+
+    Example:
+        >>> usd.Budget("cuda", memory_gb=24.0, num_cores=8)
+        Budget(device='cuda', memory_gb=24.0, num_cores=8)
+    """
 
     device: Literal["cpu", "cuda"]
     memory_gb: Annotated[float, Range(0, 1e6, low_open=True)]
@@ -271,7 +276,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Plans:
-    """All decisions for one data set, with a reason for each in `decisions` (key = path of the field)."""
+    """All decisions for one data set, with a reason for each in `decisions` (key = path of the field).
+
+    Example:
+        >>> plans = usd.plan_and_preprocess(raw / "Dataset902_Phantom2D", preprocessed).plans
+        >>> plans.configurations["2d"].network.dims, plans.channel_names
+        (2, ('phantom',))
+    """
 
     schema_version: int
     dataset_name: str
@@ -305,6 +316,18 @@ class Plans:
             require_name(name, "a configuration")
             if problem := self._problem(name, configuration):
                 raise UsdError(f"configurations.{name}.{problem}; correct the value.")
+
+    def __repr__(self) -> str:
+        return (
+            f"Plans({self.dataset_name}, channels: {', '.join(self.channel_names)}, "
+            f"classes: {', '.join(self.labels.names)}, {', '.join(map(self._shown, self.configurations))})"
+        )
+
+    def _shown(self, name: str) -> str:
+        configuration = self.configurations[name]
+        spacing = ", ".join("own" if s is None else f"{s:.6g}" for s in configuration.preprocessing.target_spacing_mm)
+        mark = ", recommended" if name == self.recommended_configuration else ""
+        return f"{name} (patch {tuple(configuration.network.patch_size)}, spacing ({spacing}) mm{mark})"
 
     def _problem(self, name: str, configuration: ConfigurationPlan) -> str | None:
         """What of a configuration does not fit its name, the channels or the classes."""

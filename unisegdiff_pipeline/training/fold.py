@@ -170,7 +170,7 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     budget = phase_2_budget(run, share, costs, start_s)
     phase_2 = trainer(run, budget, segmenter, settings)
     phase_2.fit(checkpoint)
-    settings = replace(phase_2.settings, weights=_take_best(phase_2))
+    settings = replace(phase_2.settings, weights=take_best(phase_2))
     model = phase_2.model_for_prediction()
     choice: Choice | None = None
     if not run.holdout_cases:
@@ -237,7 +237,7 @@ def _phase_1(
     kind = trainer if issubclass(trainer, SegmentationTrainer) else SegmentationTrainer
     phase_1 = kind(run, phase_1_budget(run, share, _phase_start_s(checkpoint, 1)), share)
     phase_1.fit(checkpoint)
-    weights = _take_best(phase_1)
+    weights = take_best(phase_1)
     segmenter = phase_1.model_for_prediction().segmenter
     settings, dice = _settings_of_phase_1(run, phase_1.model_for_prediction())
     facts = Phase1Facts(
@@ -301,7 +301,7 @@ def _keep_phase_1(run: FoldRun, segmenter: SegmentationUNet, facts: Phase1Facts)
         save_weights(run.folder / PHASE_1_NAME, segmenter, {"plan_hash": run.plan_hash})
 
 
-def _take_best(trainer: Trainer) -> str:
+def take_best(trainer: Trainer) -> str:
     """Put the best weights of the hold-out into the moving average where they are clearly better than the last."""
     if trainer.best_weights is None:
         return "ema"

@@ -17,7 +17,12 @@ DEFAULT_SEED = 0
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """One call of usd_train.
+    """What is asked of a training: data set, fold, budget, and what differs from the plan.
+
+    Example:
+        >>> request = usd.TrainRequest("902", fold="0", roots=roots, max_time_s=3600)
+        >>> request.fold, request.seed_or_default
+        ('0', 0)
 
     What is None is left open: a fold that was begun goes on with what it was asked then, a new one takes the plan's
     value (seed: DEFAULT_SEED).
@@ -127,7 +132,13 @@ class CollectedCases:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Results of all folds that were trained; of all folds (cv) also where the table over them and their cases lie."""
+    """Results of all folds that were trained; of all folds (cv) also where the table over them and their cases lie.
+
+    Example:
+        >>> result = usd.train(request)
+        >>> [(fold.fold, fold.folder.parent.name) for fold in result.folds]
+        [('0', 'SegmentationTrainer__2d')]
+    """
 
     folds: tuple[FoldResult, ...]
     summary_path: Path | None = None

@@ -62,13 +62,13 @@ def estimate_time(run: FoldRun, trainer: type[Trainer]) -> TimeEstimate | None:
     two_phases = issubclass(trainer, DiffusionTrainer)
     first = trainer if issubclass(trainer, SegmentationTrainer) else SegmentationTrainer
     budget = PhaseBudget(iterations=TIMED_ITERATIONS + 1)
-    phase_1_s = counts[0] * _seconds(first(run, budget)) if counts[0] else 0.0
+    phase_1_s = counts[0] * seconds_an_iteration(first(run, budget)) if counts[0] else 0.0
     model = to_device(build_model(run.configuration, run.plans.labels, two_phases), run.device)
     phase_2_s = 0.0
     if two_phases:
         assert issubclass(trainer, DiffusionTrainer)
         settings = planned_settings(run.configuration)
-        phase_2_s = counts[1] * _seconds(trainer(run, budget, model.segmenter, settings))
+        phase_2_s = counts[1] * seconds_an_iteration(trainer(run, budget, model.segmenter, settings))
     limited = replace(run.request, max_time_s=PREDICTING_LIMIT_S / MEASURING_SHARE)
     costs = measure_costs(replace(run, request=limited), model)
     looks = first.num_validations * costs.segment_s
@@ -78,7 +78,7 @@ def estimate_time(run: FoldRun, trainer: type[Trainer]) -> TimeEstimate | None:
     return TimeEstimate(phase_1_s, phase_2_s, cases_s)
 
 
-def _seconds(trainer: Trainer) -> float:
+def seconds_an_iteration(trainer: Trainer) -> float:
     """Seconds of one iteration, its patches included."""
     run = trainer.run
     source = PatchSource(run.data, run.train_cases, run.configuration, run.plans.labels, run.seed, augment=True)

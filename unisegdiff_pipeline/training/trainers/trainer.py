@@ -147,7 +147,7 @@ class Trainer(abc.ABC):
             for batch in batches:
                 if self.progress >= 1 and self.iteration > 0:
                     break
-                for name, value in self._iterate(batch).items():
+                for name, value in self.iterate(batch).items():
                     sums[name].append(value)
                 now = time.monotonic()
                 seconds_of_iterations += now - lap
@@ -215,9 +215,10 @@ class Trainer(abc.ABC):
         """One iteration on its own, for timing: nothing is written."""
         if self.bf16 is None:
             self.bf16 = self._choose_bf16(batch.to(self.run.device))
-        self._iterate(batch)
+        self.iterate(batch)
 
-    def _iterate(self, batch: Batch) -> dict[str, Tensor]:
+    def iterate(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of the optimiser and of the moving average; returns the loss and what else is logged."""
         for group in self.optimizer.param_groups:
             start, end = group["span"]
             group["lr"] = learning_rate(self.plan.learning_rate, self.iteration, start + (end - start) * self.progress)

@@ -1,0 +1,63 @@
+"""What a fold keeps: the best weights where the cases bear it out, and what counts as finished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings
+from unisegdiff_pipeline.training.fold import is_finished, require_weights, take_best, write_choice
+from unisegdiff_pipeline.training.trainers.trainer import Trainer
+
+
+@pytest.mark.parametrize(
+    ("best", "last", "groups", "kept"),
+    [
+        ((0.9, 0.8, 0.7, 0.6), (0.8, 0.7, 0.6, 0.5), "abcd", "best"),  # better in every case
+        ((0.9, 0.9, 0.9, 0.2), (0.2, 0.8, 0.8, 0.8), "abcd", "ema"),  # by luck in one
+        ((0.9, 0.9, 0.9, 0.9, 0.7, 0.7), (0.7,) * 6, "abcdef", "best"),
+        ((0.9, 0.9, 0.9, 0.9, 0.7, 0.7), (0.7,) * 6, "aaaabb", "ema"),  # by luck in one of two patients
+        ((0.804, 0.704, 0.604), (0.8, 0.7, 0.6), "abc", "ema"),  # by next to nothing
+        ((0.9, 0.8, 0.7), (0.8, 0.7), "ab", "best"),  # a later sitting looked at fewer cases
+        ((0.9,), (0.8,), "a", "ema"),
+    ],
+)
+def test_earlier_weights_replace_the_last_only_where_the_cases_bear_it_out(
+    best: tuple[float, ...], last: tuple[float, ...], groups: str, kept: str
+) -> None:
+    loaded: list[object] = []
+    trainer: Any = SimpleNamespace(
+        best=best,
+        last=last,
+        groups=tuple(groups),
+        best_weights={},
+        ema=SimpleNamespace(network=SimpleNamespace(load_state_dict=loaded.append)),
+        run=SimpleNamespace(log=SimpleNamespace(say=lambda line: None)),
+    )
+    trainer.gain_of_best = lambda: Trainer.gain_of_best(trainer)
+    assert take_best(trainer) == kept
+    assert len(loaded) == (kept == "best")
+
+
+def test_a_fold_is_finished_with_weights_and_scores(tmp_path: Path) -> None:
+    assert not is_finished(tmp_path)
+    with pytest.raises(UsdError, match="train it first, without --val"):
+        require_weights(tmp_path)
+    (tmp_path / "weights.safetensors").touch()
+    require_weights(tmp_path)
+    assert not is_finished(tmp_path)
+    (tmp_path / "validation").mkdir()
+    (tmp_path / "validation/summary.json").touch()
+    assert is_finished(tmp_path)
+
+
+def test_a_choice_is_written_with_what_was_tried(tmp_path: Path) -> None:
+    settings = InferenceSettings(lam_a=-6.0, lam_c=-1.0, num_samples=3)
+    write_choice(tmp_path, settings, None)
+    assert read_settings(tmp_path) == settings
+    assert json.loads((tmp_path / "candidates.json").read_text()) == {}

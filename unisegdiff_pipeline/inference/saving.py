@@ -1,0 +1,79 @@
+"""Saving a single prediction into a folder, with the files and the rules of `folder_run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unisegdiff_pipeline.core.files import remove_stale_temporaries, require_writable
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.locks import locked
+from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
+from unisegdiff_pipeline.inference.export import (
+    OutputOptions,
+    PredictionRecord,
+    output_folders,
+    uncertainty_scale,
+    write_prediction,
+    write_record,
+    write_summary,
+)
+from unisegdiff_pipeline.inference.origin import Origin, request_hash
+from unisegdiff_pipeline.inference.output_folder import Owner, claim_folder, remove_case
+from unisegdiff_pipeline.preprocessing.properties import CaseProperties
+
+
+def save_case(
+    output: Path,
+    found: EnsemblePrediction,
+    properties: CaseProperties,
+    scheme: LabelScheme,
+    origin: Origin,
+    options: OutputOptions,
+) -> None:
+    """Write what a folder run writes of one case, tables over all cases of the folder included.
+
+    Raises:
+        UsdError: the folder holds predictions of another model or settings, cannot be written into, or is being
+            written by another process.
+    """
+    owner = Owner(request_hash(origin.made_of), origin.model, origin.made_of)
+    for folder in output_folders(output):
+        require_writable(folder)
+    with locked(output / ".lock-part-0-of-1", str(output)):
+        claim_folder(output, owner, [properties.case_id], options.file_ending, overwrite=False)
+        for folder in output_folders(output):
+            remove_stale_temporaries(folder)
+        remove_case(output, properties.case_id, options.file_ending)
+        num_lesions = write_prediction(output, found, properties, scheme, options)
+        facts = facts_of(found, num_lesions)
+        seconds = {"segmenter": found.facts.seconds_segmenter, "samples": found.facts.seconds_samples}
+        record = PredictionRecord(properties.case_id, owner.request, origin.paths, origin.hashes, seconds, facts)
+        write_record(output, record)
+        write_summary(output, manifest_of(owner, origin.device, options.file_ending))
+
+
+def facts_of(found: EnsemblePrediction, num_lesions: int) -> dict[str, float]:
+    """What the record of a case says of its prediction."""
+    return {
+        "num_tiles": found.facts.num_tiles,
+        "num_active_tiles": found.facts.num_active_tiles,
+        "num_recomputed": found.facts.num_recomputed,
+        "num_samples": len(found.sample_places),
+        "num_lesions": num_lesions,
+        "threshold": found.threshold,
+    }
+
+
+def manifest_of(owner: Owner, device: str, file_ending: str) -> dict[str, Any]:
+    """What manifest.json says of a folder besides its cases."""
+    return {
+        "request": owner.request,
+        "model": owner.model,
+        **owner.made_of,
+        "device": device,
+        "uncertainty": {
+            "meaning": "entropy of the mean probability as a share of the largest possible",
+            "scale": uncertainty_scale(file_ending),
+        },
+    }
