@@ -6,6 +6,9 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
 
 
@@ -46,3 +49,17 @@ def test_joined_files_are_one_table(tmp_path: Path) -> None:
 def test_a_table_without_rows_has_a_header(tmp_path: Path) -> None:
     join_rows(tmp_path / "all.csv", Row, [])
     assert (tmp_path / "all.csv").read_text() == "case,size,known,share\n"
+
+
+def test_parts_of_earlier_versions_may_lack_the_last_columns(tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_text("case,size,known\na,1,yes\n")
+    write_rows(tmp_path / "new.csv", Row, [Row("b", 2.0, True, 0.5)])
+    join_rows(tmp_path / "all.csv", Row, [tmp_path / "old.csv", tmp_path / "new.csv"])
+    assert [(row["case"], row["share"]) for row in read(tmp_path / "all.csv")] == [("a", ""), ("b", "0.5")]
+
+
+@pytest.mark.parametrize("content", ["", "case,size\na,1\n", "case,size,known\na,1\n", "case,size,known,share,more\n"])
+def test_damaged_parts_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "part.csv").write_text(content)
+    with pytest.raises(UsdError, match=r"part\.csv is damaged"):
+        join_rows(tmp_path / "all.csv", Row, [tmp_path / "part.csv"])

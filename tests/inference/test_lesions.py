@@ -39,6 +39,8 @@ def test_sizes_boxes_and_confidence_by_hand() -> None:
     assert small.confidence == 0.25
     assert small.mean_probability == pytest.approx(0.6)
     assert small.area_mm2 is None
+    assert large.longest_diameter_mm == pytest.approx((2.0**2 + 0.5**2 + 2.0**2) ** 0.5)  # 1, 1 and 2 voxels apart
+    assert small.longest_diameter_mm == 0
 
 
 def test_diagonal_neighbours_are_one_lesion_in_2d() -> None:
@@ -46,6 +48,9 @@ def test_diagonal_neighbours_are_one_lesion_in_2d() -> None:
     labels[0, 0, 0] = labels[0, 1, 1] = 1
     (row,) = LesionCounter(labels, BINARY).rows("c", (1.0, 0.5, 0.5), is_2d=True)
     assert (row.voxels, row.area_mm2, row.volume_mm3, row.confidence) == (2, 0.5, None, None)
+    assert row.longest_diameter_mm == pytest.approx(0.5**0.5)
+    (row,) = LesionCounter(labels, BINARY).rows("c", (1.0, 1.0, 1.0), is_2d=True, spacing_known=False)
+    assert row.longest_diameter_mm is None
 
 
 def test_regions_have_lesions_each() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,19 +24,23 @@ def write_rows(path: Path, row_type: type[DataclassInstance], rows: Iterable[Dat
 def join_rows(path: Path, row_type: type[DataclassInstance], parts: Iterable[Path]) -> None:
     """Write a table from those that `write_rows` wrote, one after the other, atomically; missing ones are left out.
 
+    Columns with a default, which are the last ones, may be lacking in parts of earlier versions; they stay empty there.
+
     Raises:
         UsdError: a part is damaged; names it and the remedy.
     """
     header, rows = _header(row_type), []
+    required = sum(f.default is MISSING for f in fields(row_type))
     for part in parts:
         if part.is_file():
             found = [row for _, row in read_csv(part)]
-            if found[:1] != [header] or any(len(row) != len(header) for row in found):
+            width = max(required, len(found[0]) if found else 0)
+            if found[:1] != [header[:width]] or any(len(row) != width for row in found):
                 raise UsdError(
                     f"{part} is damaged, it does not hold the table that was written; delete it and predict that case "
                     f"again with --overwrite."
                 )
-            rows += found[1:]
+            rows += [[*row, *[""] * (len(header) - width)] for row in found[1:]]
     write_csv(path, header, rows, DIGITS)
 
 

@@ -28,6 +28,8 @@ class PredictedLesion:
         spacing_known: False marks millimetres as nominal.
         mean_probability: of the class over the lesion's voxels; None where probabilities were not at hand.
         confidence: share of samples that overlap it; None without samples.
+        longest_diameter_mm: largest distance between two of its voxel centres, in the plane for a 2D image; 0 for a
+            single voxel, None in a 2D image whose pixel size is not known and in tables of earlier versions.
     """
 
     case: str
@@ -46,6 +48,7 @@ class PredictedLesion:
     x_max: int
     mean_probability: float | None
     confidence: float | None
+    longest_diameter_mm: float | None = None
 
 
 @dataclass
@@ -111,7 +114,10 @@ class LesionCounter:
         area_mm2 = float(spacing_mm[1] * spacing_mm[2])
         voxel_mm3 = area_mm2 * float(spacing_mm[0])
         rows = []
+        in_mm = spacing_known or not is_2d
+        z_mm, y_mm, x_mm = map(float, spacing_mm)
         for own in self._classes:
+            diameters = own.found.longest_diameters_mm((z_mm, y_mm, x_mm)) if in_mm and len(own.found) else None
             for i, voxels in enumerate(own.found.voxels.tolist()):
                 box = own.boxes[i].ravel().tolist()
                 volume_mm3 = voxels * voxel_mm3
@@ -133,6 +139,7 @@ class LesionCounter:
                         x_max=box[5],
                         mean_probability=None if own.mean_probability is None else float(own.mean_probability[i]),
                         confidence=float(own.support[i] / self._num_samples) if self._num_samples else None,
+                        longest_diameter_mm=None if diameters is None else float(diameters[i]),
                     )
                 )
         return rows
