@@ -179,6 +179,14 @@ def test_wrong_images_are_named(volume_model: Path, volume_file: Path) -> None:
         model.predict(3)
     with pytest.raises(usd.UsdError, match="image 1 of the list"):
         model.predict([np.ones((9, 18, 14)), np.ones((9, 18, 15))], (1, 1, 1))
+    with pytest.raises(ValueError, match="complex128"):
+        model.predict(np.ones((1, 9, 18, 14), complex), (1, 1, 1))
+    with pytest.raises(ValueError, match="no voxels"):
+        model.predict(np.ones((1, 0, 18, 14)), (1, 1, 1))
+    with pytest.raises(usd.UsdError, match=r"the image has no valid geometry: the spacing is \(0, 1, 1\)"):
+        model.predict(np.ones((1, 9, 18, 14)), (0, 1, 1))
+    with pytest.raises(usd.UsdError, match="sheared"):
+        model.predict(np.ones((1, 9, 18, 14)), (1, 1, 1), direction=(1, 0.5, 0, 0, 1, 0, 0, 0, 1))
     with pytest.raises(usd.UsdError, match="the case"):
         model.predict(np.ones((1, 9, 18, 14)), (1, 1, 1), case_id="../a")
 
@@ -194,6 +202,20 @@ def test_threads_give_the_masks_of_one_after_the_other(volume_model: Path) -> No
     one_by_one = [answer(i) for i in range(len(images))]
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(answer, range(len(images)))) == one_by_one
+
+
+def test_threads_save_into_one_folder(volume_model: Path, tmp_path: Path) -> None:
+    model = usd.Predictor(volume_model, device="cpu")
+
+    def save(index: int) -> None:
+        image = np.random.default_rng(index).normal(size=(1, 9, 18, 14))
+        model.predict(image, (2.0, 1.0, 1.0), case_id=f"case{index}").save(tmp_path / "out")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(save, range(4)))
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {f"case{i}.nii.gz" for i in range(4)}
+    cases = {line.split(",")[0] for line in (tmp_path / "out/volumes.csv").read_text().splitlines()[1:]}
+    assert cases == {f"case{i}" for i in range(4)}
 
 
 def test_representations_say_what_something_is(volume_model: Path, volume_file: Path) -> None:

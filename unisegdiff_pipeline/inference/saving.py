@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from unisegdiff_pipeline.inference.origin import Origin, request_hash
 from unisegdiff_pipeline.inference.output_folder import Owner, claim_folder, remove_case
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
+_ONE_AT_A_TIME = threading.Lock()  # threads of this process wait; another process that writes the folder is named
+
 
 def save_case(
     output: Path,
@@ -40,7 +43,7 @@ def save_case(
     owner = Owner(request_hash(origin.made_of), origin.model, origin.made_of)
     for folder in output_folders(output):
         require_writable(folder)
-    with locked(output / ".lock-part-0-of-1", str(output)):
+    with _ONE_AT_A_TIME, locked(output / ".lock-part-0-of-1", str(output)):
         claim_folder(output, owner, [properties.case_id], options.file_ending, overwrite=False)
         for folder in output_folders(output):
             remove_stale_temporaries(folder)

@@ -49,7 +49,7 @@ def check_declared(path: Path, shape: Shape, bytes_per_value: float, geometry: G
                 f"{free_gb:.1f} GB of memory are free; check that its header is right, crop the image, or use a "
                 "machine with more memory."
             )
-    _check_geometry(path, geometry)
+    check_geometry(path, geometry)
 
 
 def nearest_rotation(path: Path, directions: np.ndarray) -> np.ndarray:
@@ -74,7 +74,12 @@ def nearest_rotation(path: Path, directions: np.ndarray) -> np.ndarray:
     return rotation
 
 
-def _check_geometry(path: Path, geometry: Geometry) -> None:
+def check_geometry(path: Path, geometry: Geometry) -> None:
+    """Refuse a spacing, origin or directions that no grid can have; `path` is named in the message.
+
+    Raises:
+        UsdError: names the value and what is allowed.
+    """
     spacing, origin = np.array(geometry.spacing_mm), np.array(geometry.origin_mm)
     # Comparisons with NaN are false, so each is written as what must hold.
     if not ((spacing >= MIN_SPACING_MM) & (spacing <= MAX_SPACING_MM)).all():

@@ -20,6 +20,7 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Volume, geometry_differences, on_grid_of
 from unisegdiff_pipeline.io import itk
+from unisegdiff_pipeline.io.declared import check_geometry
 from unisegdiff_pipeline.io.images import read_image
 
 KINDS = "a numpy array, a path, a SimpleITK or nibabel image, a Volume, or a list of these, one for each channel"
@@ -44,10 +45,18 @@ def volume_of(
     Raises:
         TypeError: neither an array nor an image.
         ValueError: an array of another rank, without spacing, or an image object with one.
-        UsdError: channels on different grids.
+        UsdError: channels on different grids, or a spacing or direction that no grid can have.
     """
     if isinstance(image, (list, tuple)):
         return _joined([_channel(part, spacing_mm, direction) for part in image])
+    volume = _one(image, spacing_mm, direction)
+    if min(volume.array.shape) < 1:
+        raise ValueError(f"image has shape {volume.array.shape} (C, Z, Y, X), so it holds no voxels")
+    check_geometry(Path("the image"), volume.geometry)
+    return volume
+
+
+def _one(image: Any, spacing_mm: Sequence[float] | None, direction: Sequence[float] | None) -> Volume:
     if isinstance(image, np.ndarray):
         return _of_array(image, spacing_mm, direction)
     if spacing_mm is not None or direction is not None:
@@ -72,6 +81,8 @@ def _of_array(image: np.ndarray, spacing_mm: Sequence[float] | None, direction: 
     is_2d = image.ndim == 3
     if image.ndim not in (3, 4):
         raise ValueError(f"image has shape {image.shape}; expected (C, Z, Y, X), or (C, Y, X) for a 2D image")
+    if image.dtype.kind not in "buif":
+        raise ValueError(f"image has voxels of type {image.dtype}; allowed are integers and real numbers")
     if spacing_mm is None:
         raise ValueError(f"an array of shape {image.shape} needs its spacing; give spacing_mm in the order of its axes")
     if len(spacing_mm) != image.ndim - 1:
