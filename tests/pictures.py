@@ -15,7 +15,7 @@ import torch
 
 from tests.test_import_arrows import HEIGHT, LAYERS, MODULES, dotted_name, imports, room_of
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.diffusion.drawing import doubts, draw_objects, local_maximum
+from unisegdiff_pipeline.diffusion.drawing import draw_objects, near_certain
 from unisegdiff_pipeline.diffusion.noise import kernel_radius, smooth_field
 from unisegdiff_pipeline.diffusion.samplers import CERTAIN
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, noise_mask
@@ -242,8 +242,8 @@ def coherent_masks(probability: np.ndarray, count: int) -> np.ndarray:
             pair.append(smooth_field(white, (length, length)))
         fields.append(np.concatenate(pair))
     p = torch.from_numpy(probability)[None, None]
-    nearby = local_maximum(doubts(p, BINARY), (REACH, REACH))
-    return draw_objects(p, nearby, torch.from_numpy(np.stack(fields)), BINARY, CERTAIN)[:, 0].numpy()
+    near = near_certain(p, BINARY, CERTAIN, (REACH, REACH))
+    return draw_objects(p, near, torch.from_numpy(np.stack(fields)), BINARY, CERTAIN)[:, 0].numpy()
 
 
 def samples() -> str:
