@@ -13,6 +13,7 @@ from unisegdiff_pipeline.core import scratch as scratch_module
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.diffusion import samplers
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel
@@ -187,13 +188,10 @@ def test_objects_reach_over_the_slabs_that_are_drawn_at_once(volume, monkeypatch
 
 def test_no_draw_leaves_out_what_the_reported_probability_is_certain_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call is sure of everything; the last one, which has seen a mask, is made to doubt everything."""
-    take_call = volume_sampler.take_call
+    def doubting(lam: torch.Tensor, found: Estimate, *_: object) -> torch.Tensor:
+        return torch.full_like(found.probabilities, 0.9 if lam.item() == PURE_NOISE else 1e-5)
 
-    def doubting(call, x, found, edges, settings, labels):
-        p = take_call(call, x, found, edges, settings, labels)
-        return torch.full_like(p, 0.9 if call == 0 else 1e-5)
-
-    monkeypatch.setattr(volume_sampler, "take_call", doubting)
+    monkeypatch.setattr(samplers, "final_probabilities", doubting)
     model, patch = tiny_model((8, 16, 16), BINARY), (8, 16, 16)
     image = torch.randn(1, *patch, generator=torch.Generator().manual_seed(2))
     certain = 0.25 * float(predict(model, image, patch, num_samples=0).p_det.median()) + 0.75 * 0.9

@@ -1,19 +1,23 @@
-"""Samplers as functions of (estimate, noise, schedule): from noise to the probabilities of one drawn mask.
+"""Samplers: from noise to the probabilities of one sampled mask.
+
+Each is a function of the noise levels that yields the steps of its loop: calls of the network, coherent draws and fresh
+noise. Whoever holds the state carries them out: `sample` on tensors, `inference.volume_sampler` on a volume that does
+not fit into memory, slab by slab.
 
 A sampler ends with probabilities. Where little of the mask was decided on the way, as after few calls, they are as soft
 as the segmenter's, and cutting each at 0.5 would give the same mask again and again; a coherent draw at the end gives
 every voxel its probability back and keeps neighbours together. Without any call this is a coherent draw of p_det, the
 cheapest sampler there is and the one to beat.
 
-`estimate(x_t, lam)` is any callable that says what x_t holds; over a whole volume it tiles, calls the network and
-blends, so the same sampler serves a patch and a volume. The state lives in fp32 on the grid of the whole volume.
+The state lives in fp32 on the grid of the whole patch or volume.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -42,6 +46,7 @@ from unisegdiff_pipeline.diffusion.targets import (
 LengthMm = Annotated[float, Range(0, 1000)]
 EstimateFunction = Callable[[Tensor, float], Estimate]
 NoiseFunction = Callable[[int], Tensor]
+Leave = Callable[[Tensor, Estimate], Tensor]
 
 CERTAIN = 0.95
 LENGTH_PER_REACH = 4.0  # the correlation length is planned as four radii of an object, so that this is one
@@ -147,6 +152,75 @@ def lam_schedule(edges: StageEdges, settings: SamplerSettings) -> tuple[float, .
     return opening + tuple(edges.lam_a + (last - edges.lam_a) * i / steps for i in range(settings.num_calls))
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of the network.
+
+    Attributes:
+        lam: noise level of the state x_t that it is made with.
+        leave: (x_t, the network's estimate) => what it leaves at each voxel (N, C, *spatial), whatever the neighbours
+            say: the next state, the mean of the mask, or its probabilities.
+        reads_correction: whether that depends on the estimate's correction of the noise; in stage A, and where it is
+            the mask alone, it does not.
+    """
+
+    lam: float
+    leave: Leave
+    reads_correction: bool
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Probabilities => a mask in {-1, +1} that a coherent draw makes of them; `index` names its fields."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class AddNoise:
+    """A mask, or the mean of masks, in [-1, 1] => x_t of q(x_t | x_0) at `lam`; `index` names the noise."""
+
+    index: int
+    lam: float
+
+
+Step = Call | Draw | AddNoise
+Sampler = Callable[[Sequence[float], StageEdges, LabelScheme], Iterator[Step]]
+
+
+def ddim(lams: Sequence[float], edges: StageEdges, labels: LabelScheme) -> Iterator[Step]:
+    """Move on deterministically (Song et al. 2021, "DDIM", algorithm of eq. 12 at eta = 0)."""
+    for lam, lam_next in pairwise(lams):
+        yield move_on(lam, lam_next, edges)
+    yield read_probabilities(lams[-1], edges, labels)
+
+
+def renoise(lams: Sequence[float], edges: StageEdges, labels: LabelScheme) -> Iterator[Step]:
+    """Go back from the mean of the mask with fresh noise."""
+    for index, (lam, lam_next) in enumerate(pairwise(lams)):
+        yield read_mean(lam, edges)
+        yield AddNoise(index + 1, lam_next)
+    yield read_probabilities(lams[-1], edges, labels)
+
+
+def hard(lams: Sequence[float], edges: StageEdges, labels: LabelScheme) -> Iterator[Step]:
+    """Go back from a mask that a coherent draw makes, with fresh noise."""
+    for index, (lam, lam_next) in enumerate(pairwise(lams)):
+        yield read_probabilities(lam, edges, labels)
+        yield Draw(index)
+        yield AddNoise(index + 1, lam_next)
+    yield read_probabilities(lams[-1], edges, labels)
+
+
+SAMPLERS: dict[str, Sampler] = {"ddim": ddim, "renoise": renoise, "hard": hard}
+
+
+def sampler_steps(edges: StageEdges, settings: SamplerSettings, labels: LabelScheme) -> list[Step]:
+    """The steps of a sampler, in order; none where it makes no call."""
+    lams = lam_schedule(edges, settings)
+    return list(SAMPLERS[settings.method](lams, edges, labels)) if lams else []
+
+
 def sample(
     estimate: EstimateFunction,
     noise: NoiseFunction,
@@ -157,7 +231,7 @@ def sample(
     labels: LabelScheme,
     reach: Sequence[int] = (),
 ) -> Drawn:
-    """Draw masks; both results are (N, C, *spatial).
+    """Sample masks; both results are (N, C, *spatial).
 
     Args:
         estimate: (x_t (N, C, *spatial), lam) => Estimate.
@@ -173,20 +247,21 @@ def sample(
         near = near_certain(p, labels, settings.certain, reach) if settings.reach_mm else None
         return draw_masks(p, near, _require(field)(index), settings, labels)
 
+    steps = sampler_steps(edges, settings, labels)
     lams = lam_schedule(edges, settings)
-    if lams:
-        p = first_state(noise(0), p_det, lams[0], edges, settings)
-        for call, lam in enumerate(lams):
-            p = take_call(call, p, estimate(p, lam), edges, settings, labels)
-            if call < len(lams) - 1:
-                drawn = drawn_from(p, call) if settings.method == "hard" else p
-                p = next_state(call, drawn, None if settings.method == "ddim" else noise(call + 1), edges, settings)
-    else:
-        p = nested_probabilities(p_det, labels.nesting)
+    x = first_state(noise(0), p_det, lams[0], edges) if lams else nested_probabilities(p_det, labels.nesting)
+    for step in steps:
+        match step:
+            case Call():
+                x = step.leave(x, estimate(x, step.lam))
+            case Draw():
+                x = mask_to_x(drawn_from(x, step.index))
+            case AddNoise():
+                x = noised(x, noise(step.index), step.lam, edges)
     if not settings.draw:
-        return Drawn(p, p)
-    masks = drawn_from(p, settings.total_calls)
-    return Drawn(p.expand_as(masks), masks)
+        return Drawn(x, x)
+    masks = drawn_from(x, settings.total_calls)
+    return Drawn(x.expand_as(masks), masks)
 
 
 def draw_masks(
@@ -206,50 +281,44 @@ def draw_masks(
     return draw_objects(p, near, fields, labels, settings.certain)
 
 
-def first_state(noise: Tensor, p_det: Tensor, lam: float, edges: StageEdges, settings: SamplerSettings) -> Tensor:
+def first_state(noise: Tensor, p_det: Tensor, lam: float, edges: StageEdges) -> Tensor:
     """What the first call is made with: pure noise, or p_det with noise."""
-    if settings.start == "stage_a":
-        return noise
-    return noise_mask(mask_to_x(p_det), channel_lam(_lam_tensor(lam, noise), edges), noise)
+    return noise if lam == PURE_NOISE else noised(mask_to_x(p_det), noise, lam, edges)
 
 
-def take_call(
-    call: int, x: Tensor, found: Estimate, edges: StageEdges, settings: SamplerSettings, labels: LabelScheme
-) -> Tensor:
-    """What a call leaves at each voxel (N, C, *spatial), whatever its neighbours say.
-
-    The last call leaves probabilities; before it "ddim" leaves the next state, "renoise" the mean that noise comes to,
-    and "hard" the probabilities that a mask is drawn from.
-
-    Args:
-        x: that the call was made with.
-        found: its answer.
-    """
-    lams = lam_schedule(edges, settings)
-    lam = _lam_tensor(lams[call], x)
-    if call == len(lams) - 1 or settings.method == "hard":
-        return nested_probabilities(final_probabilities(lam, found, edges, labels.coding), labels.nesting)
-    x0 = state_estimate(lam, found, edges)
-    if settings.method == "renoise":
-        return x0
-    return ddim_step(x, x0, channel_lam(lam, edges), channel_lam(_lam_tensor(lams[call + 1], x), edges))
+def noised(x0: Tensor, noise: Tensor, lam: float, edges: StageEdges) -> Tensor:
+    """x_t of a mask, or of the mean of masks, in [-1, 1]; both are (N, C, *spatial)."""
+    return noise_mask(x0, channel_lam(_lam_tensor(lam, noise), edges), noise)
 
 
-def reads_correction(call: int, edges: StageEdges, settings: SamplerSettings) -> bool:
-    """Whether `take_call` reads the correction of the noise: in stage A, and where it takes the mask alone, not."""
-    lams = lam_schedule(edges, settings)
-    lam = torch.tensor([lams[call]])
-    if call == len(lams) - 1 or settings.method == "hard":
-        return bool(takes_state(lam, edges).any())
-    return bool(correction_weight(lam, edges).any())
+def move_on(lam: float, lam_next: float, edges: StageEdges) -> Call:
+    """A call that leaves the state of the next, without new noise."""
+
+    def leave(x_t: Tensor, found: Estimate) -> Tensor:
+        level, following = _lam_tensor(lam, x_t), _lam_tensor(lam_next, x_t)
+        x0 = state_estimate(level, found, edges)
+        return ddim_step(x_t, x0, channel_lam(level, edges), channel_lam(following, edges))
+
+    return Call(lam, leave, _corrects(lam, edges))
 
 
-def next_state(call: int, left: Tensor, noise: Tensor | None, edges: StageEdges, settings: SamplerSettings) -> Tensor:
-    """The state of the next call from what `take_call` left; with "hard" from the mask that was drawn from it."""
-    if noise is None:  # "ddim" needs none
-        return left
-    lam_next = channel_lam(_lam_tensor(lam_schedule(edges, settings)[call + 1], left), edges)
-    return noise_mask(mask_to_x(left) if settings.method == "hard" else left, lam_next, noise)
+def read_mean(lam: float, edges: StageEdges) -> Call:
+    """A call that leaves the mean of the mask, in [-1, 1]."""
+
+    def leave(x_t: Tensor, found: Estimate) -> Tensor:
+        return state_estimate(_lam_tensor(lam, x_t), found, edges)
+
+    return Call(lam, leave, _corrects(lam, edges))
+
+
+def read_probabilities(lam: float, edges: StageEdges, labels: LabelScheme) -> Call:
+    """A call that leaves the probabilities of the mask; regions are no likelier than those around them."""
+
+    def leave(x_t: Tensor, found: Estimate) -> Tensor:
+        p = final_probabilities(_lam_tensor(lam, x_t), found, edges, labels.coding)
+        return nested_probabilities(p, labels.nesting)
+
+    return Call(lam, leave, bool(takes_state(torch.tensor([lam]), edges).any()))
 
 
 def ddim_step(x_t: Tensor, x0: Tensor, lam: Tensor, lam_next: Tensor) -> Tensor:
@@ -280,6 +349,11 @@ def coherent_draw(p: Tensor, field: Tensor, coding: Coding) -> Tensor:
         winner = torch.where(clock < first, channel, winner)
         first = torch.minimum(first, clock)
     return (winner == torch.arange(clocks.shape[1], device=p.device).reshape(-1, *(1,) * (p.ndim - 2))).to(p.dtype)
+
+
+def _corrects(lam: float, edges: StageEdges) -> bool:
+    """Whether the state moves by the correction of the noise."""
+    return bool(correction_weight(torch.tensor([lam]), edges).any())
 
 
 def _require(field: NoiseFunction | None) -> NoiseFunction:

@@ -22,17 +22,19 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from unisegdiff_pipeline.core.scratch import Scratch
-from unisegdiff_pipeline.diffusion.coding import nested_probabilities
+from unisegdiff_pipeline.diffusion.coding import mask_to_x, nested_probabilities
 from unisegdiff_pipeline.diffusion.drawing import keep_certain, local_maximum, near_certain
 from unisegdiff_pipeline.diffusion.samplers import (
+    AddNoise,
+    Call,
+    Draw,
     SamplerSettings,
     SmoothField,
     draw_masks,
     first_state,
     lam_schedule,
-    next_state,
-    reads_correction,
-    take_call,
+    noised,
+    sampler_steps,
 )
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel
 from unisegdiff_pipeline.diffusion.targets import Estimate
@@ -388,20 +390,25 @@ class _BoxSampler:
 
         Two ways that begin with pure noise begin with the same, whose call is made once.
         """
-        schedules = [lam_schedule(self.settings.edges, way) for way in ways]
-        shared = len(ways) == 2 and all(lams and lams[0] == PURE_NOISE for lams in schedules)
-        states = [self._state(len(ids)) if lams else self._nested_p_det(len(ids)) for lams in schedules]
+        edges, labels = self.settings.edges, self.case.model.labels
+        loops = [sampler_steps(edges, way, labels) for way in ways]
+        first = [loop[0] for loop in loops if loop and isinstance(loop[0], Call)]
+        shared = len(first) == 2 and all(call.lam == PURE_NOISE for call in first)
+        states = [self._state(len(ids)) if loop else self._nested_p_det(len(ids)) for loop in loops]
         if shared:
-            self._begin(states[0], ids, ways[0])
-            self._call(0, states[0], list(zip(ways, states, strict=True)), ids)
-        for way, lams, x in zip(ways, schedules, states, strict=True):
-            if lams and not shared:
-                self._begin(x, ids, way)
-            for call in range(len(lams)):
-                if call or not shared:
-                    self._call(call, x, [(way, x)], ids)
-                if call < len(lams) - 1:
-                    self._renew(call, x, ids, way)
+            self._begin(states[0], ids, PURE_NOISE)
+            self._call(first, states[0], states)
+        for way, loop, x in zip(ways, loops, states, strict=True):
+            if loop and not shared:
+                self._begin(x, ids, lam_schedule(edges, way)[0])
+            for step in loop[1:] if shared else loop:
+                match step:
+                    case Call():
+                        self._call([step], x, [x])
+                    case Draw():
+                        self._draw(step, x, ids, way)
+                    case AddNoise():
+                        self._add_noise(step, x, ids)
             yield x
 
     def _state(self, count: int) -> Tensor:
@@ -418,50 +425,47 @@ class _BoxSampler:
             p[:, first:last] = nested[0]
         return p.expand(count, *p.shape)
 
-    def _begin(self, x: Tensor, ids: Sequence[int], way: SamplerSettings) -> None:
-        lam = lam_schedule(self.settings.edges, way)[0]
+    def _begin(self, x: Tensor, ids: Sequence[int], lam: float) -> None:
         slabs = list(self._rows_of_samples(len(ids)))
         noises = _ahead(lambda slab: self._noise(ids[slab[0]], "noise0", *slab[1:]), slabs)
         for (i, first, _), noise in zip(slabs, noises, strict=True):
             for a, b in self._pieces(first, first + noise.shape[1]):
                 p_det = self.p_det[None, :, a:b].to(noise.device)
                 part = noise[None, :, a - first : b - first]
-                x[i, :, a:b] = first_state(part, p_det, lam, self.settings.edges, way)[0]
+                x[i, :, a:b] = first_state(part, p_det, lam, self.settings.edges)[0]
             self.case.scratch.release()
 
-    def _call(self, call: int, x: Tensor, ways: Sequence[tuple[SamplerSettings, Tensor]], ids: Sequence[int]) -> None:
-        """One call for all samples; what it leaves for each way is written into the way's array, which may be x."""
-        edges, labels = self.settings.edges, self.case.model.labels
-        lam = lam_schedule(edges, ways[0][0])[call]
-        corrected = any(reads_correction(call, edges, way) for way, _ in ways)
-        for first, found in self._estimates(x, lam, corrected):  # found (2 or 1, n, K, rows, Y, X)
+    def _call(self, calls: Sequence[Call], x: Tensor, out: Sequence[Tensor]) -> None:
+        """One call of the network for all samples; what each of `calls` leaves is written into its array of `out`.
+
+        Args:
+            calls: at the same noise level.
+            x: the state (n, K, *box), which may be the first array of `out`.
+        """
+        corrected = any(call.reads_correction for call in calls)
+        for first, found in self._estimates(x, calls[0].lam, corrected):  # found (2 or 1, n, K, rows, Y, X)
             for a, b in self._pieces(first, first + found.shape[3]):
-                for i in range(len(ids)):
+                for i in range(len(x)):
                     part = found[:, i : i + 1, :, a - first : b - first]
                     estimate = Estimate(part[0], part[-1])  # without a correction there is no reader of it
                     state = x[i : i + 1, :, a:b].to(found.device)
-                    for way, out in reversed(ways):  # x itself, which is the first way's, is written last
-                        out[i, :, a:b] = take_call(call, state, estimate, edges, way, labels)[0]
+                    for call, left in reversed(list(zip(calls, out, strict=True))):  # x itself is written last
+                        left[i, :, a:b] = call.leave(state, estimate)[0]
             self.case.scratch.release()
 
-    def _renew(self, call: int, x: Tensor, ids: Sequence[int], way: SamplerSettings) -> None:
-        """Bring what a call left to the state of the next."""
-        if way.method == "ddim":
-            return
-        edges, stream = self.settings.edges, f"noise{call + 1}"
-        if way.method == "renoise":
-            parts: Iterator[tuple[int, int, Tensor]] = (
-                (i, a, x[i, :, a:b]) for i, a, b in self._rows_of_samples(len(ids))
-            )
-        else:
-            parts = self._masks(x, ids, way, call)
-        for i, first, left in parts:
-            last = first + left.shape[1]
-            noise = self._noise(ids[i], stream, first, last)
+    def _draw(self, step: Draw, x: Tensor, ids: Sequence[int], way: SamplerSettings) -> None:
+        """Put masks in {-1, +1} in place of the probabilities that a call left."""
+        for i, first, masks in self._masks(x, ids, way, step.index):
+            x[i, :, first : first + masks.shape[1]] = mask_to_x(masks)
+            self.case.scratch.release()
+
+    def _add_noise(self, step: AddNoise, x: Tensor, ids: Sequence[int]) -> None:
+        """Bring masks, or the mean of masks, to the state of the next call."""
+        for i, first, last in self._rows_of_samples(len(ids)):
+            noise = self._noise(ids[i], f"noise{step.index}", first, last)
             for a, b in self._pieces(first, last):
-                here = left[None, :, a - first : b - first].to(noise.device)
-                part = noise[None, :, a - first : b - first]
-                x[i, :, a:b] = next_state(call, here, part, edges, way)[0]
+                x0, part = x[i : i + 1, :, a:b].to(noise.device), noise[None, :, a - first : b - first]
+                x[i, :, a:b] = noised(x0, part, step.lam, self.settings.edges)[0]
             self.case.scratch.release()
 
     def _masks(
