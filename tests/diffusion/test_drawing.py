@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.drawing import draw_objects, field_parts, keep_certain, local_maximum, near_certain
+from unisegdiff_pipeline.diffusion.noise import BlockNoise
 from unisegdiff_pipeline.diffusion.samplers import coherent_draw
 from unisegdiff_pipeline.inference.volume_noise import smooth_field_in_box
 
@@ -32,8 +33,8 @@ def field(name: str, length_mm: float, channels: int = 1, seed: int = 0) -> Tens
     """A smooth field of each sample."""
     lengths = [0.0, length_mm, length_mm]
     drawn = [
-        smooth_field_in_box(seed, "case", i, name, channels, (0, 0, 0), (1, SIZE, SIZE), lengths, slices_only=True)
-        for i in range(NUM_SAMPLES)
+        smooth_field_in_box(noise, channels, (0, 0, 0), (1, SIZE, SIZE), lengths, slices_only=True)
+        for noise in (BlockNoise(seed, "case", i, name) for i in range(NUM_SAMPLES))
     ]
     return torch.stack(drawn)
 

@@ -119,9 +119,7 @@ def test_parts_that_overwrite_keep_what_the_others_have_made(folders) -> None:
     model, images, out = folders
     predict_folder(PredictRequest(images, out, model, device="cpu", **ALL))
     for part in (0, 1):
-        request = PredictRequest(
-            images, out, model, device="cpu", seed=4, overwrite=True, num_parts=2, part_id=part
-        )
+        request = PredictRequest(images, out, model, device="cpu", seed=4, overwrite=True, num_parts=2, part_id=part)
         assert predict_folder(request) == 1
     assert {name for name in listing(out) if "case" in name} == {
         f"{folder}case{i}.png" for folder in ("", "uncertainty/") for i in (0, 1)

@@ -117,9 +117,7 @@ def test_masks_samples_and_maps_of_reoriented_copies_are_equal(
         file = tmp_path / codes / "case_0000.nii.gz"
         file.parent.mkdir()
         nibabel.save(image_in(codes, tilt), file)
-        request = PredictRequest(
-            file, out / codes, model, device="cpu", save_samples=True, save_probabilities=True
-        )
+        request = PredictRequest(file, out / codes, model, device="cpu", save_samples=True, save_probabilities=True)
         predict_folder(request)
         array = np.load(out / codes / "probabilities/case.npz")["probabilities"]
         mask = nibabel.load(out / codes / "case.nii.gz")

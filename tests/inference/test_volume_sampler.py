@@ -15,13 +15,15 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.diffusion import samplers
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
+from unisegdiff_pipeline.diffusion.noise import BlockNoise
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel
 from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.inference import tiled_case, volume_sampler
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
+from unisegdiff_pipeline.inference.tiled_case import TiledCase
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
 from unisegdiff_pipeline.networks import precision
 from unisegdiff_pipeline.networks.denoiser import Condition
 from unisegdiff_pipeline.networks.layout import to_device
@@ -73,9 +75,10 @@ def tiny_model(patch: tuple[int, ...], labels: LabelScheme, denoiser: bool = Tru
 
 
 def predict(model: StagedModel, image: torch.Tensor, patch: tuple[int, ...], **changes: object) -> CasePrediction:
-    arguments: dict = {"patch_size": patch, "case_id": "case", "seed": 5, "num_samples": 3, "limits": ROOMY, **changes}
-    settings = arguments.pop("settings", SETTINGS)
-    return predict_case(image, model, settings, **arguments)
+    arguments: dict = {"case_id": "case", "seed": 5, "sample_ids": range(3), **changes}
+    settings, limits = arguments.pop("settings", SETTINGS), arguments.pop("limits", ROOMY)
+    mirror_axes, scratch = arguments.pop("mirror_axes", ()), arguments.pop("scratch", None)
+    return sample_case(TiledCase(image, model, patch, limits, mirror_axes, scratch), settings, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -188,13 +191,14 @@ def test_objects_reach_over_the_slabs_that_are_drawn_at_once(volume, monkeypatch
 
 def test_no_draw_leaves_out_what_the_reported_probability_is_certain_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call is sure of everything; the last one, which has seen a mask, is made to doubt everything."""
+
     def doubting(lam: torch.Tensor, found: Estimate, *_: object) -> torch.Tensor:
         return torch.full_like(found.probabilities, 0.9 if lam.item() == PURE_NOISE else 1e-5)
 
     monkeypatch.setattr(samplers, "final_probabilities", doubting)
     model, patch = tiny_model((8, 16, 16), BINARY), (8, 16, 16)
     image = torch.randn(1, *patch, generator=torch.Generator().manual_seed(2))
-    certain = 0.25 * float(predict(model, image, patch, num_samples=0).p_det.median()) + 0.75 * 0.9
+    certain = 0.25 * float(predict(model, image, patch, sample_ids=[]).p_det.median()) + 0.75 * 0.9
     masks = SamplerSettings(
         method="hard",
         start="stage_a",
@@ -333,7 +337,7 @@ def test_a_case_of_one_tile_equals_the_bare_network() -> None:
         expected = sample(
             lambda x, lam: model.denoise(x, NoiseLevel.of(torch.full((3,), lam), SETTINGS.edges), halved),
             lambda draw: torch.stack(
-                [noise_in_box(5, "case", i, f"noise{draw}", 1, (0, 0, 0), (8, 16, 16)) for i in range(3)]
+                [noise_in_box(BlockNoise(5, "case", i, f"noise{draw}"), 1, (0, 0, 0), (8, 16, 16)) for i in range(3)]
             ),
             None,
             p_det,
@@ -356,7 +360,7 @@ def test_small_image_is_padded_and_cropped() -> None:
 def test_an_image_little_larger_than_a_patch_is_one_tile() -> None:
     model = tiny_model((8, 16, 16), BINARY)
     image = torch.randn(1, 11, 20, 27, generator=torch.Generator().manual_seed(6))
-    found = predict(model, image, (8, 16, 16), num_samples=0)
+    found = predict(model, image, (8, 16, 16), sample_ids=[])
     assert found.facts.num_tiles == 1
     whole = torch.nn.functional.pad(image, (0, 1, 0, 0, 0, 1))  # 27 => 28 and 11 => 12, which divide by 4
     with torch.inference_mode():
@@ -441,10 +445,10 @@ def test_plain_segmenter() -> None:
 def test_mirroring_makes_p_det_follow_flips() -> None:
     model = tiny_model((16, 16), BINARY)
     image = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(4))
-    plain, flipped = (predict(model, i, (16, 16), num_samples=0).p_det for i in (image, image.flip(3)))
+    plain, flipped = (predict(model, i, (16, 16), sample_ids=[]).p_det for i in (image, image.flip(3)))
     assert not torch.allclose(plain, flipped.flip(3), atol=1e-3)
     plain, flipped = (
-        predict(model, i, (16, 16), num_samples=0, mirror_axes=(0, 1)).p_det for i in (image, image.flip(3))
+        predict(model, i, (16, 16), sample_ids=[], mirror_axes=(0, 1)).p_det for i in (image, image.flip(3))
     )
     assert torch.allclose(plain, flipped.flip(3), atol=1e-5)
 

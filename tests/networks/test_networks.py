@@ -127,9 +127,7 @@ def test_one_noise_level_for_all_is_that_level_for_each(plan: NetworkPlan, label
         x_t = torch.randn_like(condition.det_logits)
         for lam in (float("-inf"), -1.0, 3.0):
             levels = torch.full((3,), lam)
-            each, one = (
-                model.denoise(x_t, NoiseLevel.of(v, edges), condition) for v in (levels, levels[:1])
-            )
+            each, one = (model.denoise(x_t, NoiseLevel.of(v, edges), condition) for v in (levels, levels[:1]))
             assert torch.allclose(each.probabilities, one.probabilities, atol=1e-5)
             assert torch.allclose(each.correction, one.correction, rtol=1e-4, atol=1e-4)
 
@@ -163,8 +161,7 @@ def test_denoiser_reads_mask_and_noise_level_after_a_step() -> None:
         condition = model.condition(torch.randn(1, 1, 16, 24))
         x = torch.randn(1, 1, 16, 24)
         answers = [
-            model.denoise(v, level_of(lam), condition).probabilities
-            for v, lam in ((x, 0.0), (-x, 0.0), (x, 2.0))
+            model.denoise(v, level_of(lam), condition).probabilities for v, lam in ((x, 0.0), (-x, 0.0), (x, 2.0))
         ]
     assert not torch.allclose(answers[0], answers[1])
     assert not torch.allclose(answers[0], answers[2])

@@ -12,6 +12,7 @@ import torch
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
+from unisegdiff_pipeline.selection import hold_out
 from unisegdiff_pipeline.training import validation
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
@@ -42,10 +43,11 @@ def test_an_object_in_doubt_counts_where_its_mask_is_cut_for_dice(
         data=SimpleNamespace(open=lambda case_id: stored),
         plans=SimpleNamespace(labels=BINARY, spacing_known=True),
         configuration=SimpleNamespace(network=SimpleNamespace(patch_size=(8, 8))),
-        seed=0,
+        held_out=SimpleNamespace(seed=0, labels=BINARY, spacing_known=True),
     )
-    monkeypatch.setattr(validation, "predict_case", predict)
-    model: Any = None
+    monkeypatch.setattr(hold_out, "tiled", lambda *_: None)
+    monkeypatch.setattr(hold_out, "sample_case", predict)
+    model: Any = torch.nn.Identity()
     settings = InferenceSettings(lam_a=-3.0, lam_c=0.5, decision=decision)
     found = validation.validate_cases(run, model, 2, settings)
     assert found.means == {"dice_mean": dice, "dice_lesion": dice}

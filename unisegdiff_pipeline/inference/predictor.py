@@ -37,8 +37,9 @@ from unisegdiff_pipeline.inference.model_folder import (
 from unisegdiff_pipeline.inference.origin import Origin
 from unisegdiff_pipeline.inference.prediction import Prediction
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
+from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, predict_case
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, sample_case
 from unisegdiff_pipeline.io.image_objects import is_path, volume_of
 from unisegdiff_pipeline.io.images import files_read, read_image
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
@@ -226,24 +227,20 @@ class Predictor:
         """
         count = self.num_samples(num_samples)
         limits, scratch = find_limits(self.device, memory_gb), scratch or Scratch()
-        several = len(self.networks) > 1
+        patch_size, several = self.model.configuration.network.patch_size, len(self.networks) > 1
         total: Tensor | None = None
         members: list[CasePrediction] = []
         places: list[tuple[int, int, int]] = []  # (sample, member, index in the member)
         for index, (network, settings) in enumerate(self.networks):
             ids = range(index, count, len(self.networks))
-            member = predict_case(
-                image,
-                network,
+            tiles = TiledCase(torch.as_tensor(image), network, patch_size, limits, self.mirror_axes, scratch)
+            member = sample_case(
+                tiles,
                 settings,
-                patch_size=self.model.configuration.network.patch_size,
                 case_id=properties.case_id,
                 seed=seed,
                 sample_ids=ids,
                 spacing_mm=properties.spacing_mm,
-                limits=limits,
-                mirror_axes=self.mirror_axes,
-                scratch=scratch,
             )
             places += [(sample, index, i) for i, sample in enumerate(list(ids)[: member.num_samples])]
             if several:

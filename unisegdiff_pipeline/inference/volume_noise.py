@@ -18,15 +18,7 @@ NODES_PER_LENGTH = 2
 
 
 def noise_in_box(
-    seed: int,
-    case: str,
-    sample: int,
-    stream: str,
-    channels: int,
-    start: Sequence[int],
-    extent: Sequence[int],
-    *,
-    slices_only: bool = False,
+    noise: BlockNoise, channels: int, start: Sequence[int], extent: Sequence[int], *, slices_only: bool = False
 ) -> Tensor:
     """Standard normal noise (channels, *extent) of the box that begins at `start`, fp32 on the CPU.
 
@@ -34,7 +26,6 @@ def noise_in_box(
     negative. `slices_only` makes the blocks one slice thick, for 2D networks, whose boxes may be a single slice.
     """
     edge = (1, BLOCK, BLOCK) if slices_only else (BLOCK, BLOCK, BLOCK)
-    noise = BlockNoise(seed, case, sample, stream)
     out = torch.empty((channels, *extent))
     target = out.numpy()
     ranges = (range(a // e, (a + n - 1) // e + 1) for a, n, e in zip(start, extent, edge, strict=True))
@@ -50,10 +41,7 @@ def noise_in_box(
 
 
 def smooth_field_in_box(
-    seed: int,
-    case: str,
-    sample: int,
-    stream: str,
+    noise: BlockNoise,
     channels: int,
     start: Sequence[int],
     extent: Sequence[int],
@@ -73,7 +61,7 @@ def smooth_field_in_box(
     last = [(a + n - 1) // step + (step > 1) for a, n, step in zip(start, extent, steps, strict=True)]
     low = [a - m for a, m in zip(first, margin, strict=True)]
     size = [b - a + 1 + 2 * m for a, b, m in zip(first, last, margin, strict=True)]
-    white = noise_in_box(seed, case, sample, stream, channels, low, size, slices_only=slices_only)
+    white = noise_in_box(noise, channels, low, size, slices_only=slices_only)
     field = smooth_field(white.numpy(), lengths)
     for axis, (step, length) in enumerate(zip(steps, lengths, strict=True)):
         if step > 1:

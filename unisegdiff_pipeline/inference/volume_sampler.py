@@ -21,9 +21,9 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, nested_probabilities
 from unisegdiff_pipeline.diffusion.drawing import keep_certain, local_maximum, near_certain
+from unisegdiff_pipeline.diffusion.noise import BlockNoise
 from unisegdiff_pipeline.diffusion.samplers import (
     AddNoise,
     Call,
@@ -46,7 +46,6 @@ from unisegdiff_pipeline.inference.active_region import (
     connected_tiles,
     extent_of_tiles,
 )
-from unisegdiff_pipeline.inference.limits import Limits, find_limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.sliding_window import Index, Slices, blend, window_slices
 from unisegdiff_pipeline.inference.tiled_case import TiledCase, batches, filled
@@ -196,56 +195,6 @@ class CasePrediction:
         return out
 
 
-def predict_case(
-    image: np.ndarray | Tensor,
-    model: StagedModel,
-    settings: InferenceSettings,
-    *,
-    patch_size: Sequence[int],
-    case_id: str,
-    seed: int = 0,
-    num_samples: int | None = None,
-    sample_ids: Sequence[int] | None = None,
-    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
-    limits: Limits | None = None,
-    mirror_axes: Sequence[int] = (),
-    keep_samples: bool = True,
-    scratch: Scratch | None = None,
-) -> CasePrediction:
-    """Predict one preprocessed case.
-
-    Args:
-        image: (C, Z, Y, X), fp32; Z = 1 for a 2D image. A 2D network takes a volume slice by slice.
-        model: on the device to compute on.
-        patch_size: of the plan, (Y, X) or (Z, Y, X).
-        case_id, seed: together with a sample's number they name its noise.
-        num_samples: None takes the settings' number; ignored where the model has no denoiser.
-        sample_ids: numbers of the samples to draw instead of 0 .. num_samples - 1.
-        spacing_mm: of the image (Z, Y, X); turns the correlation length of coherent draws into voxels.
-        mirror_axes: axes of the patch over whose flips p_det is averaged.
-        keep_samples: False keeps their mean only.
-        scratch: where arrays of the volume's size live; None keeps them in memory.
-    """
-    if sample_ids is None:
-        sample_ids = range(settings.num_samples if num_samples is None else num_samples)
-    limits = limits or find_limits(next(model.parameters()).device)
-    training = model.training
-    model.eval()
-    try:
-        case = TiledCase(torch.as_tensor(image), model, patch_size, limits, mirror_axes, scratch)
-        return sample_case(
-            case,
-            settings,
-            case_id=case_id,
-            seed=seed,
-            sample_ids=sample_ids,
-            spacing_mm=spacing_mm,
-            keep_samples=keep_samples,
-        )
-    finally:
-        model.train(training)
-
-
 def can_sample(model: StagedModel, settings: InferenceSettings) -> bool:
     """Whether masks can be drawn: by a denoiser, or by draws from the segmenter, which need none."""
     return model.denoiser is not None or settings.sampler.total_calls == 0
@@ -272,9 +221,14 @@ def sample_case(
     keep_samples: bool = True,
     keep_soft: bool = False,
 ) -> CasePrediction:
-    """As `predict_case`, on a case whose tiles may already be computed (several settings on one case).
+    """Predict a case; its tiles may already be computed, as where several settings are tried on it.
 
     Args:
+        settings: how; without a denoiser no sample is drawn.
+        case_id, seed: together with a sample's number they name its noise.
+        sample_ids: numbers of the samples to draw.
+        spacing_mm: of the image (Z, Y, X); turns the correlation length of coherent draws into voxels.
+        keep_samples: False keeps their mean only.
         keep_soft: keep the probabilities that masks were drawn from beside the masks.
     """
     start = time.perf_counter()
@@ -540,15 +494,10 @@ class _BoxSampler:
 
     def _noise(self, sample_id: int, stream: str, first: int, last: int) -> Tensor:
         """Noise (K, rows, Y, X) of the rows [first, last)."""
-        return noise_in_box(
-            self.names.seed,
-            self.names.case_id,
-            sample_id,
-            stream,
-            self.p_det.shape[0],
-            *self._rows_of_box(first, last),
-            slices_only=self.case.dims == 2,
-        ).to(self.case.device)
+        noise = BlockNoise(self.names.seed, self.names.case_id, sample_id, stream)
+        start, extent = self._rows_of_box(first, last)
+        whole = noise_in_box(noise, self.p_det.shape[0], start, extent, slices_only=self.case.dims == 2)
+        return whole.to(self.case.device)
 
     def _fields(self, sample_id: int, stream: str, first: int, last: int, which: Sequence[SmoothField]) -> Tensor:
         """Some smooth fields of a draw (F, rows, Y, X), of the rows [first, last)."""
@@ -588,10 +537,7 @@ class _BoxSampler:
         """Some smooth fields of a draw (F, *extent), in a box of the volume."""
         parts = [
             smooth_field_in_box(
-                self.names.seed,
-                self.names.case_id,
-                sample_id,
-                stream + field.name,
+                BlockNoise(self.names.seed, self.names.case_id, sample_id, stream + field.name),
                 field.channels,
                 start,
                 extent,

@@ -38,14 +38,13 @@ from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_over
 from unisegdiff_pipeline.evaluation.spread import PLACE_IN_TRUTH, mean_place, size_score
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.decision import decided_probabilities
-from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.components import ANNOTATED
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
-from unisegdiff_pipeline.selection.hold_out import HoldOut, score_on_plan_grid
+from unisegdiff_pipeline.selection.hold_out import HoldOut, score_on_plan_grid, tiled
 from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
 
 DIVISORS = tuple(np.geomspace(0.5, 8.0, 33).tolist())
@@ -270,7 +269,7 @@ def held_out_logits(
     generator = np.random.default_rng(held_out.seed)
     for case_id in cases:
         stored = held_out.data.open(case_id)
-        tiles = _tiled(held_out, model, stored)
+        tiles = tiled(held_out, model, stored)
         z = tiles.det_logits()[(slice(None), *tiles.grid.inner)].cpu()
         p = probabilities_from_logits(z[None], held_out.labels.coding)[0]
         chosen = _voxels(p, held_out, stored, generator, near_only)
@@ -451,7 +450,7 @@ def _score_surfaces(
         held_out.leave_if_asked()
         stored = held_out.data.open(case_id)
         groups.append(stored.group)
-        tiles, raters = _tiled(held_out, model, stored), annotators(stored)
+        tiles, raters = tiled(held_out, model, stored), annotators(stored)
         for one in samplers:
             with_one = replace(settings, calibration=calibration, sampler=one, mask_sampler=None)
             prediction = _sampled(held_out, tiles, with_one, stored, first_sample=2 * settings.num_samples)
@@ -525,7 +524,7 @@ def score_samplers(
     for case_id, calibration in cases.items():
         held_out.leave_if_asked()
         stored = held_out.data.open(case_id)
-        tiles = _tiled(held_out, model, stored)
+        tiles = tiled(held_out, model, stored)
         raters = annotators(stored)
         for sampler in samplers:
             tried = replace(settings, calibration=calibration, sampler=sampler, mask_sampler=None)
@@ -585,7 +584,7 @@ def try_means(
         stored = held_out.data.open(case_id)
         groups.append(stored.group)
         tried = replace(settings, calibration=calibration)
-        prediction = _sampled(held_out, _tiled(held_out, model, stored), tried, stored)
+        prediction = _sampled(held_out, tiled(held_out, model, stored), tried, stored)
         voxels = _voxels(prediction.p_det, held_out, stored, generator)
         masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
         for w in weights:
@@ -660,16 +659,6 @@ def _sampled(
         sample_ids=range(first_sample, first_sample + settings.num_samples),
         spacing_mm=stored.properties.spacing_mm,
         keep_soft=keep_soft,
-    )
-
-
-def _tiled(held_out: HoldOut, model: StagedModel, stored: StoredCase) -> TiledCase:
-    model.eval()
-    return TiledCase(
-        torch.as_tensor(stored.image[...]),
-        model,
-        held_out.configuration.network.patch_size,
-        find_limits(held_out.device),
     )
 
 

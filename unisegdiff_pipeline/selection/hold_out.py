@@ -9,8 +9,10 @@ import torch
 
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
+from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, predict_case
+from unisegdiff_pipeline.inference.tiled_case import TiledCase
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder, StoredCase
@@ -59,17 +61,26 @@ def predict_stored(
     keep_samples: bool = False,
 ) -> CasePrediction:
     """Predict one preprocessed case; the samples are kept where the decision needs them, or the caller does."""
-    return predict_case(
-        stored.image[...],
-        model,
-        settings,
-        patch_size=held_out.configuration.network.patch_size,
-        case_id=stored.case_id,
-        seed=held_out.seed,
-        num_samples=num_samples,
-        spacing_mm=stored.properties.spacing_mm,
-        keep_samples=keep_samples or settings.decision == "dice",
-    )
+    training = model.training
+    try:
+        return sample_case(
+            tiled(held_out, model, stored),
+            settings,
+            case_id=stored.case_id,
+            seed=held_out.seed,
+            sample_ids=range(settings.num_samples if num_samples is None else num_samples),
+            spacing_mm=stored.properties.spacing_mm,
+            keep_samples=keep_samples or settings.decision == "dice",
+        )
+    finally:
+        model.train(training)
+
+
+def tiled(held_out: HoldOut, model: StagedModel, stored: StoredCase) -> TiledCase:
+    """A preprocessed case under a model, which is put into eval mode."""
+    model.eval()
+    image, patch_size = torch.as_tensor(stored.image[...]), held_out.configuration.network.patch_size
+    return TiledCase(image, model, patch_size, find_limits(held_out.device))
 
 
 def score_on_plan_grid(held_out: HoldOut, stored: StoredCase, probabilities: torch.Tensor) -> list[ClassScore]:
