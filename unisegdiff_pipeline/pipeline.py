@@ -441,9 +441,7 @@ def evaluate(
         evaluation = evaluate_folders(
             references,
             predictions,
-            meaning.scheme,
-            spacing_known=meaning.spacing_known,
-            check_values=meaning.check_values,
+            meaning,
             options=options,
         )
     if output is not None:

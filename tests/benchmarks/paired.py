@@ -14,6 +14,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.evaluation.comparison import paired_comparison
 from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
+from unisegdiff_pipeline.evaluation.meaning import Meaning
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 
@@ -21,7 +22,7 @@ from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 def dice_of_cases(reference: Path, prediction: Path, dataset_json: Path) -> dict[str, float]:
     """Mean Dice over the classes of each case; NaN where the reference holds none."""
     description = read_dataset_json(dataset_json)
-    evaluation = evaluate_folders(reference, prediction, description.labels, spacing_known=description.spacing_known)
+    evaluation = evaluate_folders(reference, prediction, Meaning(description.labels, description.spacing_known))
     return {case.case_id: mean_of_defined(score.dice for score in case.scores) for case in evaluation.cases}
 
 

@@ -16,6 +16,7 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.aggregate import summarise_metric
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
+from unisegdiff_pipeline.evaluation.meaning import Meaning
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table
 from unisegdiff_pipeline.evaluation.tables import metric_row, metric_values
@@ -38,7 +39,7 @@ def evaluate(
         write(root / "labelsTs", case, reference)
         write(root / "pred", case, predicted)
     chosen = dataclasses.replace(OPTIONS, **options)  # type: ignore[arg-type]
-    return evaluate_folders(root / "labelsTs", root / "pred", scheme, workers=0, options=chosen)
+    return evaluate_folders(root / "labelsTs", root / "pred", Meaning(scheme), workers=0, options=chosen)
 
 
 CASES = {
@@ -148,7 +149,7 @@ def test_other_runs_on_the_same_cases(tmp_path: Path) -> None:
         write(tmp_path / "none", case, "0000000")
     evaluate(tmp_path, CASES)
     runs = [tmp_path / "best", tmp_path / "none"]
-    evaluation = evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", BINARY, workers=0, against=runs)
+    evaluation = evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), workers=0, against=runs)
     report = evaluation.report
     assert [run.name for run in report.ranking] == ["best", "pred", "none"]
     assert [run.mean_rank for run in report.ranking] == [1, 2, 3]
@@ -172,7 +173,9 @@ def test_a_run_that_lacks_a_case_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "other", "one", "1100000")
     evaluate(tmp_path, CASES)
     with pytest.raises(UsdError, match=r"--against .*other lacks predictions of 3 of 4 case\(s\): four, three, two"):
-        evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", BINARY, workers=0, against=[tmp_path / "other"])
+        evaluate_folders(
+            tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), workers=0, against=[tmp_path / "other"]
+        )
 
 
 def test_a_run_with_more_cases_is_compared_on_those_that_are_scored(tmp_path: Path) -> None:
@@ -183,7 +186,7 @@ def test_a_run_with_more_cases_is_compared_on_those_that_are_scored(tmp_path: Pa
     (tmp_path / "pred" / "three.nii.gz").unlink()
     runs = [tmp_path / "more"]
     evaluation = evaluate_folders(
-        tmp_path / "labelsTs", tmp_path / "pred", BINARY, workers=0, subset=True, against=runs
+        tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), workers=0, subset=True, against=runs
     )
     assert [case.overlap.case_id for case in evaluation.cases] == ["one"]  # "four" is in pred only
     assert evaluation.not_predicted == ("four", "three", "two")
@@ -196,7 +199,9 @@ def test_a_subset_without_a_common_case_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pred" / "two.nii.gz").unlink()
     runs = [tmp_path / "other"]
     with pytest.raises(UsdError, match="pred, other have no case in common"):
-        evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", BINARY, workers=0, subset=True, against=runs)
+        evaluate_folders(
+            tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), workers=0, subset=True, against=runs
+        )
 
 
 def test_runs_of_equal_folder_names_are_told_apart(tmp_path: Path) -> None:
@@ -204,7 +209,7 @@ def test_runs_of_equal_folder_names_are_told_apart(tmp_path: Path) -> None:
     for case, (reference, _) in CASES.items():
         write(tmp_path / "x" / "pred", case, reference)
     runs = [tmp_path / "x" / "pred"]
-    evaluation = evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", BINARY, workers=0, against=runs)
+    evaluation = evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), workers=0, against=runs)
     assert {run.name for run in evaluation.report.ranking} == {f"{tmp_path.name}/pred", "x/pred"}
 
 

@@ -16,6 +16,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders, run_names
+from unisegdiff_pipeline.evaluation.meaning import Meaning
 from unisegdiff_pipeline.evaluation.overview import evaluation_table
 from unisegdiff_pipeline.io.images import write_labels
 
@@ -40,7 +41,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_scores_and_files(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    evaluation = evaluate_folders(*folders, BINARY)
+    evaluation = evaluate_folders(*folders, Meaning(BINARY))
     assert evaluation.summary.mean_dice == pytest.approx(2 / 3)
     assert evaluation.summary.classes[0].num_both_empty == 1
     files = evaluation.write(tmp_path / "out")
@@ -71,7 +72,7 @@ def test_names_in_two_unicode_forms_and_planes_with_a_third_axis_are_paired_and_
     flat, single = Geometry((1.0, 5.0, 10.0), is_2d=True), Geometry((4.0, 5.0, 10.0))
     write(reference, "M\u00fcller", 1, 1, 0, 0, geometry=flat)
     write(prediction, "Mu\u0308ller", 1, 0, 0, 0, geometry=single)
-    assert evaluate_folders(reference, prediction, BINARY).summary.mean_dice == pytest.approx(2 / 3)
+    assert evaluate_folders(reference, prediction, Meaning(BINARY)).summary.mean_dice == pytest.approx(2 / 3)
 
 
 def test_a_sagittal_slice_is_scored_and_drawn_against_its_plane(tmp_path: Path) -> None:
@@ -90,17 +91,17 @@ def test_a_third_of_a_voxel_is_another_grid_and_three_micrometres_are_not(tmp_pa
     for shift_mm, agrees in ((0.003, True), (1.3, False)):
         write(prediction, "a", 1, 0, 0, 0, geometry=Geometry(SPACING, (0.0, 0.0, shift_mm)))
         if agrees:
-            assert evaluate_folders(reference, prediction, BINARY).summary.mean_dice == pytest.approx(2 / 3)
+            assert evaluate_folders(reference, prediction, Meaning(BINARY)).summary.mean_dice == pytest.approx(2 / 3)
         else:
             with pytest.raises(UsdError, match=r"origin .*a corner lies 0\.325 voxels off"):
-                evaluate_folders(reference, prediction, BINARY)
+                evaluate_folders(reference, prediction, Meaning(BINARY))
 
 
 def test_another_format_with_the_same_geometry_is_scored(folders: tuple[Path, Path]) -> None:
     reference, prediction = folders
     (prediction / "case_1.nii.gz").unlink()
     write(prediction, "case_1", 1, 1, 0, 0, ending=".nrrd")
-    assert evaluate_folders(reference, prediction, BINARY).summary.mean_dice == 1.0
+    assert evaluate_folders(reference, prediction, Meaning(BINARY)).summary.mean_dice == 1.0
 
 
 def test_all_geometry_differences_are_named_before_scoring(folders: tuple[Path, Path]) -> None:
@@ -108,7 +109,7 @@ def test_all_geometry_differences_are_named_before_scoring(folders: tuple[Path, 
     write(prediction, "case_1", 1, 1, 0, 0, geometry=Geometry((4.0, 5.0, 30.0)))
     write(prediction, "case_2", 0, 0, 0, 0, 0, 0)
     with pytest.raises(UsdError) as failure:
-        evaluate_folders(reference, prediction, BINARY)
+        evaluate_folders(reference, prediction, Meaning(BINARY))
     assert "case_1: spacing (4, 5, 10) against (4, 5, 30) mm" in str(failure.value)
     assert "case_2: shape (1, 2, 2) (Z, Y, X), predicted (1, 2, 3)" in str(failure.value)
 
@@ -117,8 +118,8 @@ def test_missing_predictions_are_an_error_unless_a_subset_is_wanted(folders: tup
     reference, prediction = folders
     (prediction / "case_2.nii.gz").unlink()
     with pytest.raises(UsdError, match=r"case_2.*--subset"):
-        evaluate_folders(reference, prediction, BINARY)
-    evaluation = evaluate_folders(reference, prediction, BINARY, subset=True)
+        evaluate_folders(reference, prediction, Meaning(BINARY))
+    evaluation = evaluate_folders(reference, prediction, Meaning(BINARY), subset=True)
     assert evaluation.not_predicted == ("case_2",)
     assert len(evaluation.cases) == 1
 
@@ -127,26 +128,26 @@ def test_prediction_without_reference_is_an_error(folders: tuple[Path, Path]) ->
     reference, prediction = folders
     (reference / "case_2.nii.gz").unlink()
     with pytest.raises(UsdError, match=r"no reference in .*: case_2"):
-        evaluate_folders(reference, prediction, BINARY, subset=True)
+        evaluate_folders(reference, prediction, Meaning(BINARY), subset=True)
 
 
 def test_unknown_label_value_is_named_with_its_file(folders: tuple[Path, Path]) -> None:
     reference, prediction = folders
     write(prediction, "case_2", 0, 7, 0, 0)
     with pytest.raises(UsdError, match=r"pred/case_2\.nii\.gz holds the label value\(s\) 7.*allows 0, 1"):
-        evaluate_folders(reference, prediction, BINARY)
+        evaluate_folders(reference, prediction, Meaning(BINARY))
 
 
 def test_empty_folder(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UsdError, match="holds no label file"):
-        evaluate_folders(folders[0], tmp_path / "nothing", BINARY)
+        evaluate_folders(folders[0], tmp_path / "nothing", Meaning(BINARY))
 
 
 def test_the_same_bytes_with_processes(folders: tuple[Path, Path], tmp_path: Path) -> None:
     written = []
     for workers in (0, 2):
-        files = evaluate_folders(*folders, BINARY, workers=workers).write(tmp_path / str(workers))
+        files = evaluate_folders(*folders, Meaning(BINARY), workers=workers).write(tmp_path / str(workers))
         written.append([path.read_bytes() for path in (files.metrics, files.lesions, files.summary)])
     assert written[0] == written[1]
 
@@ -155,7 +156,7 @@ def test_a_failing_case_is_named(folders: tuple[Path, Path]) -> None:
     path = folders[1] / "case_2.nii.gz"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UsdError, match=r"case_2\.nii\.gz cannot be read"):
-        evaluate_folders(*folders, BINARY)
+        evaluate_folders(*folders, Meaning(BINARY))
 
 
 def test_cases_of_a_group_are_drawn_together(folders: tuple[Path, Path]) -> None:
@@ -163,11 +164,11 @@ def test_cases_of_a_group_are_drawn_together(folders: tuple[Path, Path]) -> None
     for number in range(3, 7):
         write(folders[0], f"case_{number}", 1, 1, 1, 1)
         write(folders[1], f"case_{number}", 1, 1, number % 2, 1)
-    dice = evaluate_folders(*folders, BINARY).report.mean["dice"]
+    dice = evaluate_folders(*folders, Meaning(BINARY)).report.mean["dice"]
     assert dice.ci_low < dice.mean < dice.ci_high
     lines = [f"case_{number},anna" for number in range(1, 7)]
     (folders[0].parent / "groups.csv").write_text("\n".join(["case,group", *lines]))
-    evaluation = evaluate_folders(*folders, BINARY)
+    evaluation = evaluate_folders(*folders, Meaning(BINARY))
     assert {case.group for case in evaluation.cases} == {"anna"}
     assert np.isnan(evaluation.report.mean["dice"].ci_low)
 
@@ -282,7 +283,7 @@ def test_2d_images_of_unknown_pixel_size_are_measured_in_pixels(tmp_path: Path, 
     geometry = Geometry(is_2d=True) if ending == ".png" else Geometry((1.0, 5.0, 10.0), is_2d=True)
     write(tmp_path / "ref", "a", 1, 1, 0, 1, 1, 0, ending=ending, geometry=geometry)
     write(tmp_path / "pred", "a", 1, 0, 0, 1, 0, 0, ending=ending, geometry=geometry)
-    evaluation = evaluate_folders(tmp_path / "ref", tmp_path / "pred", BINARY, spacing_known=False)
+    evaluation = evaluate_folders(tmp_path / "ref", tmp_path / "pred", Meaning(BINARY, spacing_known=False))
     files = evaluation.write(tmp_path / "out")
     with open(files.metrics, newline="") as stream:
         (row,) = csv.DictReader(stream)
@@ -306,7 +307,7 @@ def test_2d_images_of_known_pixel_size_have_areas(tmp_path: Path) -> None:
     geometry = Geometry((1.0, 5.0, 10.0), is_2d=True)
     write(tmp_path / "ref", "a", 1, 1, 0, 1, 1, 0, geometry=geometry)
     write(tmp_path / "pred", "a", 1, 0, 0, 1, 0, 0, geometry=geometry)
-    files = evaluate_folders(tmp_path / "ref", tmp_path / "pred", BINARY).write(tmp_path / "out")
+    files = evaluate_folders(tmp_path / "ref", tmp_path / "pred", Meaning(BINARY)).write(tmp_path / "out")
     with open(files.metrics, newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert (row["reference_mm2"], row["volume_error_mm2"], row["hd_mm"]) == ("200", "-100", "10")

@@ -19,6 +19,7 @@ from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.units import VOLUMES
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
+from unisegdiff_pipeline.evaluation.meaning import Meaning
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.io.images import map_ending, read_labels, split_ending, write_labels, write_map
 from unisegdiff_pipeline.reports.case_gallery import channel_names, find_images, highlights, label_names
@@ -57,8 +58,8 @@ def make_predictions(labels: Path, output: Path, seed: int = 0, extras: bool = T
     return output
 
 
-def evaluated(labels: Path, predictions: Path, **more: object) -> Evaluation:
-    return evaluate_folders(labels, predictions, LESION, workers=0, options=OPTIONS, **more)  # type: ignore[arg-type]
+def evaluated(labels: Path, predictions: Path, spacing_known: bool = True, **more: object) -> Evaluation:
+    return evaluate_folders(labels, predictions, Meaning(LESION, spacing_known), workers=0, options=OPTIONS, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_several_classes_have_a_panel_for_each_side(phantom_2d: Path, tmp_path: 
         mask = labels.array[0].copy()
         mask[:, ::2][mask[:, ::2] > 0] = 2
         write_labels(references / path.name, mask, labels.geometry)
-    evaluation = evaluate_folders(references, references, NESTED, workers=0, options=OPTIONS)
+    evaluation = evaluate_folders(references, references, Meaning(NESTED), workers=0, options=OPTIONS)
     text = write_evaluation_report(tmp_path / "out", evaluation).read_text(encoding="utf-8")
     assert "<figcaption>Reference</figcaption>" in text
     assert "mean of classes" in text

@@ -182,11 +182,12 @@ def _predict(args: argparse.Namespace, raw: RawDataset, model: Path, predictions
 def _evaluate(raw: RawDataset, predictions: Path) -> DemoResult:
     from unisegdiff_pipeline.demo.report import DemoResult, score_truth
     from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
+    from unisegdiff_pipeline.evaluation.meaning import Meaning
     from unisegdiff_pipeline.evaluation.overview import evaluation_table
     from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
 
     labels = raw.description.labels
-    evaluation = evaluate_folders(raw.folder / "labelsTs", predictions, labels, spacing_known=False)
+    evaluation = evaluate_folders(raw.folder / "labelsTs", predictions, Meaning(labels, spacing_known=False))
     evaluation.write(predictions / "evaluation")
     write_evaluation_report(predictions / "evaluation", evaluation)
     say(evaluation_table(evaluation.report))

@@ -165,10 +165,8 @@ def _evaluate(args: Namespace) -> None:
     evaluation = evaluate_folders(
         args.reference,
         args.prediction,
-        meaning.scheme,
-        spacing_known=meaning.spacing_known,
+        meaning,
         subset=args.subset,
-        check_values=meaning.check_values,
         workers=args.workers,
         folders=folders,
         options=options,

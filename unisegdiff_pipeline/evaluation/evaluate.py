@@ -15,7 +15,6 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.core.geometry import Geometry
-from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, mean_over_classes, report_class
@@ -37,7 +36,7 @@ from unisegdiff_pipeline.evaluation.inputs import (
     hold_2d,
     listing,
 )
-from unisegdiff_pipeline.evaluation.meaning import scheme_of_values
+from unisegdiff_pipeline.evaluation.meaning import Meaning, scheme_of_values
 from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, CaseSettings, EvaluationOptions
 from unisegdiff_pipeline.evaluation.run_comparison import RankedRun, RunComparison, compare_runs, rank_runs
 from unisegdiff_pipeline.evaluation.summary import Summary, summarise
@@ -129,11 +128,9 @@ class Evaluation:
 def evaluate_folders(
     reference: Path,
     prediction: Path,
-    scheme: LabelScheme,
+    meaning: Meaning,
     *,
-    spacing_known: bool = True,
     subset: bool = False,
-    check_values: bool = True,
     workers: int | None = None,
     folders: InputFolders | None = None,
     options: EvaluationOptions | None = None,
@@ -144,11 +141,9 @@ def evaluate_folders(
     Args:
         reference: folder of reference label maps, CASE + ending.
         prediction: folder of predicted label maps with the same case names; the endings may differ.
-        scheme: what the label values mean.
-        spacing_known: False marks volumes and distances as nominal; those of 2D images are then in pixels.
+        meaning: of the label values.
         subset: score only the cases that the prediction and all runs in `against` hold; otherwise a reference that one
             of them lacks is an error.
-        check_values: refuse label values that the scheme does not know.
         workers: processes; 0 works in this one, None decides by the amount of data and their format. The result is the
             same.
         folders: where probabilities, samples, raters and so on lie; by default the usual places, see `inputs`.
@@ -170,13 +165,13 @@ def evaluate_folders(
         inputs = runs[scored]
     voxels = [check_geometry(run.cases) for run in runs.values()]
     settings = CaseSettings(
-        scheme,
-        spacing_known,
-        check_values,
+        meaning.scheme,
+        meaning.spacing_known,
+        meaning.check_values,
         options.tolerances_mm,
         options.rule,
         confidence=_confidence(inputs.cases),
-        units=units_of(hold_2d(inputs.cases), spacing_known),
+        units=units_of(hold_2d(inputs.cases), meaning.spacing_known),
     )
     settings = _with_rater_tolerances(settings, inputs, voxels[0], workers)
     results = {

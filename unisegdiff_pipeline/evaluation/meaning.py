@@ -22,7 +22,7 @@ class Meaning:
     """
 
     scheme: LabelScheme
-    spacing_known: bool
+    spacing_known: bool = True
     check_values: bool = True
 
 
