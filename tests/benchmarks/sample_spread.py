@@ -38,7 +38,7 @@ import torch
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.demo.phantoms import true_probability
-from unisegdiff_pipeline.diffusion.coding import Temperature
+from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibration
 from unisegdiff_pipeline.evaluation.diversity import generalised_energy_distance, pairwise_overlaps, single_sample_dice
 from unisegdiff_pipeline.evaluation.spread import (
     CaseSpread,
@@ -102,8 +102,8 @@ class KnownCase(TiledCase):
 
     truth: np.ndarray  # (Z, Y, X)
 
-    def det_probabilities(self, temperature: Temperature) -> torch.Tensor:
-        del temperature  # the truth needs none
+    def det_probabilities(self, calibration: LogitCalibration = NO_CALIBRATION) -> torch.Tensor:
+        del calibration  # the truth needs none
         p = torch.zeros(1, *self.grid.padded_shape)
         p[(slice(None), *self.grid.inner)] = torch.from_numpy(self.truth).float()
         return p
