@@ -35,6 +35,24 @@ def test_a_training_says_the_time_of_day_and_a_prediction_speaks_on_stderr(capsy
     assert err.splitlines() == ["3 are left", "warning: too few"]
 
 
+def test_a_bar_that_an_error_ends_leaves_the_line_to_its_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal.sys.stderr, "isatty", lambda: True, raising=False)
+
+    @terminal.showing()
+    def fail() -> None:
+        for item in progress("abcd", 4, "Reading"):
+            if item == "c":
+                raise KeyError(item)
+
+    with pytest.raises(KeyError):
+        fail()
+    bar = capsys.readouterr().err
+    assert "2/4" in bar
+    assert bar.endswith("\n")
+
+
 def test_behind_the_command_the_library_is_silent_again(capsys: pytest.CaptureFixture[str]) -> None:
     with terminal.showing():
         pass

@@ -44,11 +44,13 @@ def showing() -> Iterator[None]:
     former_level = package.level
     package.addHandler(lines)
     package.setLevel(logging.INFO)
-    listener: Listener = _Bars() if sys.stderr.isatty() else PlainLines()
+    bars = Bars()
+    listener: Listener = bars if sys.stderr.isatty() else PlainLines()
     try:
         with telling(listener):
             yield
     finally:
+        bars.close()
         package.removeHandler(lines)
         package.setLevel(former_level)
 
@@ -86,7 +88,7 @@ class PlainLines:
         print(line, file=sys.stderr, flush=True)
 
 
-class _Bars:
+class Bars:
     """Progress as a bar in a terminal."""
 
     def __init__(self) -> None:
@@ -96,11 +98,18 @@ class _Bars:
         if state.done == 0 and not state.is_finished:
             from tqdm import tqdm
 
+            self.close()
             self._bar = tqdm(total=state.total, desc=state.description, file=sys.stderr, dynamic_ncols=True)
         elif state.is_finished:
-            self._bar.close()
+            self.close()
         else:
             self._bar.update()
+
+    def close(self) -> None:
+        """End the line of a bar, that of a loop that an error ended, too."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 def _so_far(state: Progress, elapsed: float) -> str:
