@@ -149,6 +149,12 @@ def test_importing_the_package_is_light() -> None:
     assert not loaded & {"numpy", "torch", *READERS}
 
 
+def test_libraries_that_few_runs_need_are_loaded_by_these() -> None:
+    modules = ("pipeline", "training.run", "inference.folder_run", "evaluation.evaluate")
+    loaded = modules_after("; ".join(f"import unisegdiff_pipeline.{name}" for name in modules))
+    assert not loaded & {"acvl_utils", "batchgenerators", "batchgeneratorsv2", "skimage", "sklearn", "pandas"}
+
+
 def test_parsers_of_all_commands_import_nothing_heavy() -> None:
     names = sorted(p.stem for p in (PACKAGE / "commands").glob("*.py") if "\ndef build_parser(" in p.read_text("utf-8"))
     assert len(names) == 10

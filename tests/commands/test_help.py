@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SETUP = (ROOT / "setup.py").read_text("utf-8")
 COMMANDS = re.findall(r'^    "(\w+)",$', SETUP[SETUP.index("COMMANDS = (") : SETUP.index("setup(\n")], re.M)
 HEAVY = {"torch", "numpy", "scipy", "SimpleITK", "nibabel", "matplotlib", "PIL", "blosc2", "skimage"}
+HEAVY |= {"acvl_utils", "batchgenerators", "batchgeneratorsv2", "pandas", "sklearn"}
 
 
 def test_setup_lists_every_command() -> None:
