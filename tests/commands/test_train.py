@@ -61,6 +61,7 @@ def test_what_no_flag_gives_is_the_plan_s(roots: list[str], tmp_path: Path) -> N
     assert said["configuration"] == "2d"
     assert said["length"] == "250 epochs (plan)"
     assert said["batch size"].endswith(" (plan)")
+    assert said["augmentation"] == "default (plan)"
     assert said["seed"] == "0"
     assert said["results"].endswith("results/Dataset902_Phantom2D/StagedDiffusionTrainer__2d")
     assert said["fold 0"] == "begins"
@@ -74,6 +75,7 @@ def test_flags_stand_there_as_given(roots: list[str]) -> None:
     assert said["results"].endswith("StagedDiffusionTrainer__2d__low")
     assert said["length"] == "900 s with choosing and the final validation"
     assert lines(roots, "--iterations", "30")["length"] == "30 iterations"
+    assert lines(roots, "--augmentation", "nnunet")["augmentation"] == "nnunet"
 
 
 def test_a_fold_that_was_begun_is_said_to_be_continued_with_what_it_was_asked(roots: list[str], tmp_path: Path) -> None:
