@@ -103,15 +103,31 @@ def _of_simpleitk(image: Any) -> Volume:
 
 
 def _of_nibabel(image: Any) -> Volume:
-    """By way of a temporary file, so that header and voxels mean what they mean in a file."""
+    """By way of a temporary file, so that the header means what it means in a file."""
     import nibabel
 
     if not isinstance(image, nibabel.Nifti1Pair):
         image = nibabel.Nifti1Image.from_image(image)
+    if image.get_data_dtype().fields is None:  # not colours
+        header = image.header.copy()
+        header.set_data_dtype(np.float32)  # stored as integers, scaled voxels would be rounded
+        header.set_slope_inter(1, 0)
+        image = type(image)(_voxels_of(image.dataobj), image.affine, header)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.nii"
         nibabel.save(image, path)
         return read_image([path])
+
+
+def _voxels_of(stored: Any) -> np.ndarray:
+    """Voxels (X, Y, Z, ...), float32, scaled as they are when a file is read."""
+    from nibabel.arrayproxy import ArrayProxy
+    from nibabel.volumeutils import apply_read_scaling
+
+    if not isinstance(stored, ArrayProxy) or (stored.slope, stored.inter) == (1, 0):
+        return np.asanyarray(stored).astype(np.float32)
+    unscaled = np.asanyarray(stored.get_unscaled()).astype(np.float32)
+    return np.asarray(apply_read_scaling(unscaled, np.float32(stored.slope), np.float32(stored.inter)))
 
 
 def _channel(part: Any, spacing_mm: Sequence[float] | None, direction: Sequence[float] | None) -> Volume:
