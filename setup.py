@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "unisegdiff_pipeline/__init__.py").read_text("utf-8"), re.M)
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "unisegdiff_pipeline/core/version.py").read_text("utf-8"), re.M)
 assert VERSION is not None
 
 COMMANDS = (

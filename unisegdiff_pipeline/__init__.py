@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unisegdiff_pipeline.core.version import __version__
+
 if TYPE_CHECKING:
     from unisegdiff_pipeline.core.errors import UsdError
     from unisegdiff_pipeline.core.geometry import Geometry, Volume
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.planning.budget import detect_budget
     from unisegdiff_pipeline.planning.plans import Budget, Plans
     from unisegdiff_pipeline.training.request import TrainRequest, TrainResult
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Budget": "planning.plans",

@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from unisegdiff_pipeline import __version__
 from unisegdiff_pipeline.commands.limits import LEAST_GB, address_space_problem, soft_limit
 from unisegdiff_pipeline.commands.terminal import report_error, showing
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.version import __version__
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.commands.nnunet import Flag

@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import unisegdiff_pipeline
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.names import file_of
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.label_fusion import Combination
@@ -218,7 +218,7 @@ def remove_summary(output: Path) -> None:
 def versions() -> dict[str, str]:
     """Versions that a result may depend on."""
     return {
-        "unisegdiff_pipeline": unisegdiff_pipeline.__version__,
+        "unisegdiff_pipeline": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

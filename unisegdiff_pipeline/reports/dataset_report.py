@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import unisegdiff_pipeline
 from unisegdiff_pipeline.core.serialization import read_dataclass
 from unisegdiff_pipeline.core.units import Units, units_of
+from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, Percentiles
 from unisegdiff_pipeline.io.integrity import Problem
 from unisegdiff_pipeline.io.raw_dataset import RawDataset
@@ -88,7 +88,7 @@ def write_dataset_report(folder: Path, with_plans: bool = True, raw: RawDataset 
             _cases(fingerprint, units),
             _stages(fingerprint, plans),
         ],
-        footer=f"unisegdiff_pipeline {unisegdiff_pipeline.__version__}",
+        footer=f"unisegdiff_pipeline {__version__}",
     )
     return write_page(folder / REPORT_NAME, page)
 

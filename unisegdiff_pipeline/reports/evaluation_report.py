@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import unisegdiff_pipeline
 from unisegdiff_pipeline.core.units import Units
+from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, FolderSummary
 from unisegdiff_pipeline.evaluation.tables import metric_row
@@ -117,7 +117,7 @@ def write_evaluation_report(folder: Path, evaluation: Evaluation) -> Path:
         subtitle=f"Predictions in {evaluation.report.prediction}, references in {evaluation.report.reference}",
         lead=_lead(evaluation),
         sections=[section for section in sections if section is not None],
-        footer=f"Written by unisegdiff_pipeline {unisegdiff_pipeline.__version__}. "
+        footer=f"Written by unisegdiff_pipeline {__version__}. "
         "All numbers: metrics.csv, lesion_scores.csv and summary.json beside this file.",
     )
     return write_page(folder / REPORT_NAME, page)

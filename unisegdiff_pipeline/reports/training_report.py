@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import unisegdiff_pipeline
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import format_duration
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_json
+from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, Spread
@@ -113,7 +113,7 @@ def write_training_report(folder: Path, is_running: bool = False, chosen_in_word
             )
             if section is not None
         ],
-        footer=f"unisegdiff_pipeline {unisegdiff_pipeline.__version__}",
+        footer=f"unisegdiff_pipeline {__version__}",
         refresh_s=REFRESH_S if is_running else None,
     )
     return write_page(folder / REPORT_NAME, page)
