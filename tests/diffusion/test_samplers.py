@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.diffusion.samplers import SamplerSettings, coherent_draw, lam_schedule, sample
+from unisegdiff_pipeline.diffusion.samplers import (
+    SAMPLERS,
+    AddNoise,
+    Call,
+    Draw,
+    SamplerSettings,
+    Step,
+    coherent_draw,
+    lam_schedule,
+    sample,
+)
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges, alpha_sigma, expand_to
 from unisegdiff_pipeline.diffusion.targets import Estimate
 
@@ -36,6 +48,32 @@ def test_schedule_opens_with_pure_noise_and_ends_behind_lam_c() -> None:
     assert lams == (PURE_NOISE, -4.0, -0.5, 3.0)
     assert lam_schedule(EDGES, SamplerSettings(num_calls=2, start="det")) == (-4.0, 4.0)
     assert lam_schedule(EDGES, SamplerSettings(num_calls=0, start="det", draw=True)) == ()
+
+
+def test_every_method_has_its_loop() -> None:
+    assert set(SAMPLERS) == set(get_args(get_type_hints(SamplerSettings)["method"]))
+    edges, lams = StageEdges(-4.0, 2.0), (PURE_NOISE, -4.0, 3.0)
+    between: dict[str, list[list[Step]]] = {
+        "ddim": [[], []],
+        "renoise": [[AddNoise(1, -4.0)], [AddNoise(2, 3.0)]],
+        "hard": [[Draw(0), AddNoise(1, -4.0)], [Draw(1), AddNoise(2, 3.0)]],
+    }
+    for name, sampler in SAMPLERS.items():
+        steps = list(sampler(lams, edges, BINARY))
+        calls = [step for step in steps if isinstance(step, Call)]
+        assert tuple(call.lam for call in calls) == lams
+        first, second = between[name]
+        assert steps == [calls[0], *first, calls[1], *second, calls[2]]
+
+
+def test_only_what_reads_the_correction_of_the_noise_asks_for_it() -> None:
+    """In stage A no sampler does, in B the states of "ddim" and "renoise", in C also the last probabilities."""
+    lams = (PURE_NOISE, 0.0, 3.0)
+    reads = {
+        name: [step.reads_correction for step in sampler(lams, StageEdges(-4.0, 2.0), BINARY) if isinstance(step, Call)]
+        for name, sampler in SAMPLERS.items()
+    }
+    assert reads == {"ddim": [False, True, True], "renoise": [False, True, True], "hard": [False, False, True]}
 
 
 @pytest.mark.parametrize("method", ["ddim", "hard"])

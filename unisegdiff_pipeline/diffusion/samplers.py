@@ -5,7 +5,7 @@ noise. Whoever holds the state carries them out: `sample` on tensors, `inference
 not fit into memory, slab by slab.
 
 A sampler ends with probabilities. Where little of the mask was decided on the way, as after few calls, they are as soft
-as the segmenter's, and cutting each at 0.5 would give the same mask again and again; a coherent draw at the end gives
+as the segmenter's, and a threshold of 0.5 would give the same mask again and again; a coherent draw at the end gives
 every voxel its probability back and keeps neighbours together. Without any call this is a coherent draw of p_det, the
 cheapest sampler there is and the one to beat.
 
