@@ -21,15 +21,10 @@ import numpy as np
 
 from unisegdiff_pipeline.core.serialization import read_json
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.evaluation.comparison import is_significantly_above
 from unisegdiff_pipeline.inference.settings import read_settings
-from unisegdiff_pipeline.selection.choosing import (
-    DEFAULT_SEGMENTER_WEIGHT,
-    WEIGHTS,
-    MeanTrial,
-    default_sampler,
-    is_significantly_above,
-    rank_means,
-)
+from unisegdiff_pipeline.selection.sampler import default_sampler
+from unisegdiff_pipeline.selection.segmenter_weight import DEFAULT_SEGMENTER_WEIGHT, WEIGHTS, MeanTrial, rank_means
 from unisegdiff_pipeline.training.fold import CANDIDATES_NAME
 
 Scores = dict[str, np.ndarray]  # name of a candidate => one number a held-out case

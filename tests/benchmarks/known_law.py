@@ -29,7 +29,8 @@ from unisegdiff_pipeline.evaluation.diversity import generalised_energy_distance
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.settings import read_settings, write_settings
 from unisegdiff_pipeline.io.images import write_labels
-from unisegdiff_pipeline.selection.choosing import DEFAULT_SAMPLER, LENGTHS_VOXELS, OTHERS
+from unisegdiff_pipeline.selection.field_length import LENGTHS_VOXELS
+from unisegdiff_pipeline.selection.sampler import DEFAULT_SAMPLER, OTHERS
 
 SIZE, NUM_IMAGES, NUM_HELD_OUT, NUM_RATERS = 40, 100, 48, 4
 EXISTENCE, OFFSET_SD = 0.7, 1.5

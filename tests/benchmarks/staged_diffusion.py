@@ -64,7 +64,17 @@ from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.io.raw_dataset import read_groups
 from unisegdiff_pipeline.networks.allocator import keep_freed_memory
-from unisegdiff_pipeline.selection import choosing
+from unisegdiff_pipeline.selection.calibration import DIVISORS, choose_calibration, held_out_logits
+from unisegdiff_pipeline.selection.choosing import choose_settings, default_settings
+from unisegdiff_pipeline.selection.field_length import field_lengths_mm, planned_length_mm
+from unisegdiff_pipeline.selection.sampler import (
+    FULL_SEARCH,
+    QUICK_SEARCH,
+    SHORT_SEARCH,
+    default_sampler,
+    score_samplers,
+)
+from unisegdiff_pipeline.selection.segmenter_weight import WEIGHTS, rank_means, try_means, with_samplers
 from unisegdiff_pipeline.training import run
 from unisegdiff_pipeline.training.fold import CANDIDATES_NAME, Phase1Facts, finished_model, write_choice
 from unisegdiff_pipeline.training.fold_run import FoldRun
@@ -88,7 +98,7 @@ LABELS = {
     "whole": "segmenter, tempered on whole cases",
     **dict(zip(ARMS, ("staged", "x0", "v", "epsilon", "fixed thirds"), strict=True)),
 }
-SEARCHES = {"full": choosing.FULL_SEARCH, "short": choosing.SHORT_SEARCH, "quick": choosing.QUICK_SEARCH}
+SEARCHES = {"full": FULL_SEARCH, "short": SHORT_SEARCH, "quick": QUICK_SEARCH}
 
 
 class Bench:
@@ -223,15 +233,15 @@ class Bench:
         keep_freed_memory()  # as usd_train does
         fold_run = self.holdout_run(arm)
         model, settings = finished_model(fold_run)
-        settings = choosing.default_settings(fold_run.held_out, settings)
+        settings = default_settings(fold_run.held_out, settings)
         cases = fold_run.holdout_cases[: self.holdout_cases]
-        choice = choosing.choose_settings(fold_run.held_out, model, settings, cases, SEARCHES[self.search])
+        choice = choose_settings(fold_run.held_out, model, settings, cases, SEARCHES[self.search])
         settings = choice.settings
         write_choice(self.model(arm) / "fold_0", replace(settings, chosen_on=f"{len(cases)} held-out cases"), choice)
         rows, samplers = {arm: self.model(arm)}, {}
         length = next(t.sampler.correlation_length_mm for t in choice.samplers if t.sampler.draw)
         if not choice.samplers[0].sampler.total_calls:
-            default = choosing.default_sampler(settings)
+            default = default_sampler(settings)
             samplers["with calls"] = replace(default, correlation_length_mm=length, draw=True)
         if arm == ARMS[0]:
             samplers["from p_A"] = SamplerSettings(
@@ -244,9 +254,9 @@ class Bench:
             plain = replace(settings, sampler=drawn, mask_sampler=None, segmenter_weight=1.0, decision="half")
             rows = {"p_det": self._with_settings(self.model(arm), "p_det", plain), **rows}
         for name, sampler in samplers.items():
-            tried = choosing.with_samplers(settings, sampler)
-            best = choosing.rank_means(choosing.try_means(fold_run.held_out, model, tried, choice.calibrations))[0]
-            chosen = replace(choosing.with_samplers(settings, sampler, best.segmenter_weight), decision=best.decision)
+            tried = with_samplers(settings, sampler)
+            best = rank_means(try_means(fold_run.held_out, model, tried, choice.calibrations))[0]
+            chosen = replace(with_samplers(settings, sampler, best.segmenter_weight), decision=best.decision)
             rows[f"{arm}, {name}"] = self._with_settings(self.model(arm), f"{arm}, {name}", chosen)
         return rows
 
@@ -303,7 +313,7 @@ class Bench:
     def holdout(self) -> None:
         """Print what was tried on the held-out cases, from the arms' candidates.json."""
         energies: dict[str, dict[str, float]] = {}
-        losses: dict[str, dict[str, float]] = {f"w = {w:g}": {} for w in choosing.WEIGHTS}
+        losses: dict[str, dict[str, float]] = {f"w = {w:g}": {} for w in WEIGHTS}
         for arm in self.arms:
             path = self.model(arm) / "fold_0" / CANDIDATES_NAME
             if not path.is_file():
@@ -330,12 +340,12 @@ class Bench:
             fold_run = self.holdout_run(arm)
             model, settings = finished_model(fold_run)
             cases = fold_run.holdout_cases
-            lengths_mm = choosing.field_lengths_mm(fold_run, fold_run.data.open(cases[0]))
-            default = choosing.default_sampler(settings)
+            lengths_mm = field_lengths_mm(fold_run, fold_run.data.open(cases[0]))
+            default = default_sampler(settings)
             samplers = [replace(default, correlation_length_mm=length_mm, draw=True) for length_mm in lengths_mm]
-            calibrations = choosing.choose_calibration(fold_run.held_out, model, cases).of_others
-            found = choosing.score_samplers(fold_run.held_out, model, settings, samplers, calibrations)
-            planned_mm = choosing.planned_length_mm(fold_run.held_out)
+            calibrations = choose_calibration(fold_run.held_out, model, cases).of_others
+            found = score_samplers(fold_run.held_out, model, settings, samplers, calibrations)
+            planned_mm = planned_length_mm(fold_run.held_out)
             print(_line([_arm(arm), *(f"{mm:g} mm" + " (planned)" * (mm == planned_mm) for mm in lengths_mm)]))
             print(_line([default.describe(), *(f"{_mean(found[s]):.4f}" for s in samplers)]), flush=True)
 
@@ -434,8 +444,8 @@ def _more_scores(dataset: Path, output: Path, all_rows: Sequence[Path], case: st
 def _one_calibration(fold_run: FoldRun, model: Any, cases: Sequence[str], near_only: bool) -> LogitCalibration:
     """The one temperature with the least likelihood loss near objects, where calibration is scored, or everywhere."""
     coding = fold_run.plans.labels.coding
-    z, t, weights, _ = choosing.held_out_logits(fold_run.held_out, model, cases, near_only)
-    one = [LogitCalibration(value, value) for value in choosing.DIVISORS]
+    z, t, weights, _ = held_out_logits(fold_run.held_out, model, cases, near_only)
+    one = [LogitCalibration(value, value) for value in DIVISORS]
     return min(one, key=lambda value: float((weights * cross_entropy(calibrate(z, coding, value), t, coding)[0]).sum()))
 
 
@@ -443,7 +453,7 @@ def _best_rival(
     fold_run: FoldRun, model: Any, settings: Any, calibrations: Sequence[LogitCalibration], cases: Sequence[str]
 ) -> Any:
     """Settings of coherent draws from the segmenter, the best on the hold-out."""
-    lengths_mm = choosing.field_lengths_mm(fold_run, fold_run.data.open(cases[0]))
+    lengths_mm = field_lengths_mm(fold_run, fold_run.data.open(cases[0]))
     samplers = [
         SamplerSettings(
             method="ddim", start="det", num_calls=0, lam_end=0.0, correlation_length_mm=length_mm, draw=True
@@ -454,7 +464,7 @@ def _best_rival(
     for calibration in dict.fromkeys(calibrations):
         tried = replace(settings, calibration=calibration, num_samples=NUM_SAMPLES)
         tempered = dict.fromkeys(cases, calibration)
-        for sampler, energies in choosing.score_samplers(fold_run.held_out, model, tried, samplers, tempered).items():
+        for sampler, energies in score_samplers(fold_run.held_out, model, tried, samplers, tempered).items():
             found.append((float(np.mean(energies)), replace(tried, sampler=sampler)))
     return min(found, key=lambda item: item[0])[1]
 

@@ -18,15 +18,26 @@ from unisegdiff_pipeline.evaluation.spread import CaseSpread, mean_place, size_s
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
 from unisegdiff_pipeline.preprocessing.components import ANNOTATED
 from unisegdiff_pipeline.selection import choosing
-from unisegdiff_pipeline.selection.choosing import (
+from unisegdiff_pipeline.selection.calibration import FEWEST_FOR_CALIBRATION, FittedCalibration, fit_calibrations
+from unisegdiff_pipeline.selection.choosing import FEWEST_FOR_SETTINGS, choose_settings, too_few
+from unisegdiff_pipeline.selection.field_length import LENGTHS_VOXELS, planned_length_mm
+from unisegdiff_pipeline.selection.sampler import (
+    DEFAULT_SAMPLER,
+    FULL_SEARCH,
     STAGE_A_CALL,
-    FittedCalibration,
-    MeanTrial,
+    SURFACE_PARTS,
     SamplerTrial,
-    fit_calibrations,
-    rank_means,
+    drawing,
     rank_samplers,
+    try_samplers,
 )
+from unisegdiff_pipeline.selection.segmenter_weight import (
+    DEFAULT_SEGMENTER_WEIGHT,
+    MeanTrial,
+    rank_means,
+    with_samplers,
+)
+from unisegdiff_pipeline.selection.surface import rank_surfaces, try_surfaces
 
 TWO, EIGHT = SamplerSettings(num_calls=2), SamplerSettings(num_calls=8)
 NONE = SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4.0)
@@ -83,20 +94,20 @@ def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_
     run: Any = SimpleNamespace(
         data=SimpleNamespace(open=stored), configuration=SimpleNamespace(network=SimpleNamespace(dims=2))
     )
-    monkeypatch.setattr(choosing, "score_samplers", score)
+    monkeypatch.setattr("unisegdiff_pipeline.selection.sampler.score_samplers", score)
     model: Any = None
-    planned = choosing.drawing(choosing.DEFAULT_SAMPLER, 16.0)
+    planned = drawing(DEFAULT_SAMPLER, 16.0)
     settings = InferenceSettings(lam_a=-3.0, lam_c=0.5, mask_sampler=planned)
     cases = {"a": NO_CALIBRATION, "b": NO_CALIBRATION}
-    ranked = choosing._try_samplers(run, model, settings, cases, choosing.FULL_SEARCH)
+    ranked = try_samplers(run, model, settings, cases, FULL_SEARCH)
     (lengths, first), (final, fresh) = asked
-    assert (len(lengths), first) == (len(choosing.LENGTHS_VOXELS), 0)
+    assert (len(lengths), first) == (len(LENGTHS_VOXELS), 0)
     assert ([s.total_calls for s in final], fresh) == ([0, 2, 1, 2, 3, 4], 8)
     assert {s.correlation_length_mm for s in final} == {8.0}
     assert (ranked[0].sampler.start, ranked[0].sampler.total_calls) == ("stage_a", 2)
-    assert len(ranked) == 5 + len(choosing.LENGTHS_VOXELS)
+    assert len(ranked) == 5 + len(LENGTHS_VOXELS)
     asked.clear()
-    choosing._try_samplers(run, model, replace(settings, target="epsilon"), cases, choosing.FULL_SEARCH)
+    try_samplers(run, model, replace(settings, target="epsilon"), cases, FULL_SEARCH)
     assert [s.total_calls for s in asked[1][0]] == [0, 2, 4]  # pure noise holds no mask that could be inverted
 
 
@@ -130,7 +141,7 @@ def test_the_field_is_planned_from_the_radius_of_the_objects(case: Any, dims: in
         data=SimpleNamespace(open=lambda name: case),
         configuration=SimpleNamespace(network=SimpleNamespace(dims=dims)),
     )
-    assert choosing.planned_length_mm(run) == expected
+    assert planned_length_mm(run) == expected
 
 
 @pytest.mark.parametrize(
@@ -147,7 +158,7 @@ def test_stage_a_makes_the_mean(
     masks: SamplerSettings, w: float, target: Target, expected: tuple[SamplerSettings, SamplerSettings | None] | None
 ) -> None:
     before = InferenceSettings(lam_a=-3.0, lam_c=0.5, target=target, mask_sampler=EIGHT)  # of an earlier choice
-    found = choosing.with_samplers(before, masks, w)
+    found = with_samplers(before, masks, w)
     assert (found.sampler, found.mask_sampler) == (expected or (masks, None))
     assert found.segmenter_weight == w
 
@@ -161,11 +172,11 @@ def test_settings_hold_what_was_chosen(monkeypatch: pytest.MonkeyPatch, best: fl
         return [MeanTrial(STAGE_A_CALL, w, "half", (0.9 if w == best else 0.6, 0.8), (0.5, 0.4)) for w in (0.25, 1.0)]
 
     monkeypatch.setattr(choosing, "choose_calibration", lambda *args: fitted)
-    monkeypatch.setattr(choosing, "_try_samplers", lambda *args: [trial(EIGHT, 0.5)])
+    monkeypatch.setattr(choosing, "try_samplers", lambda *args: [trial(EIGHT, 0.5)])
     monkeypatch.setattr(choosing, "try_means", means)
-    monkeypatch.setattr(choosing, "num_informative", lambda *args: choosing.FEWEST_FOR_SETTINGS)
+    monkeypatch.setattr(choosing, "num_informative", lambda *args: FEWEST_FOR_SETTINGS)
     run: Any = None
-    chosen = choosing.choose_settings(run, run, InferenceSettings(lam_a=-3.0, lam_c=0.5), ["a"]).settings
+    chosen = choose_settings(run, run, InferenceSettings(lam_a=-3.0, lam_c=0.5), ["a"]).settings
     assert (chosen.segmenter_weight, chosen.calibration) == (best, fitted.of_all)
     assert (chosen.sampler, chosen.mask_sampler) == ((EIGHT, None) if best == 1 else (STAGE_A_CALL, EIGHT))
 
@@ -185,14 +196,14 @@ def test_too_few_patients_choose_nothing_and_say_so(monkeypatch: pytest.MonkeyPa
     stored["empty"] = SimpleNamespace(**vars(objects((1, 64, 64), (1.0, 1.0, 1.0))), group="another")
     run: Any = SimpleNamespace(data=SimpleNamespace(open=stored.__getitem__))
     fitted = FittedCalibration(LogitCalibration(2.0, 3.0), {})
-    monkeypatch.setattr(choosing, "_try_samplers", refuse)
+    monkeypatch.setattr(choosing, "try_samplers", refuse)
     monkeypatch.setattr(choosing, "try_means", refuse)
-    monkeypatch.setattr(choosing, "held_out_logits", refuse)
-    if patients >= choosing.FEWEST_FOR_CALIBRATION:
+    monkeypatch.setattr("unisegdiff_pipeline.selection.calibration.held_out_logits", refuse)
+    if patients >= FEWEST_FOR_CALIBRATION:
         monkeypatch.setattr(choosing, "choose_calibration", lambda *args: fitted)
     before = InferenceSettings(lam_a=-3.0, lam_c=0.5, segmenter_weight=0.25, mask_sampler=EIGHT)
-    choice = choosing.choose_settings(run, run, before, list(stored))
-    kept = NO_CALIBRATION if patients < choosing.FEWEST_FOR_CALIBRATION else fitted.of_all
+    choice = choose_settings(run, run, before, list(stored))
+    kept = NO_CALIBRATION if patients < FEWEST_FOR_CALIBRATION else fitted.of_all
     assert choice.settings == replace(before, calibration=kept)
     assert (choice.samplers, choice.means) == ((), ())
     assert choice.warning.startswith(f"{left}, segmenter weight, threshold" if left == "sampler" else left)
@@ -201,14 +212,14 @@ def test_too_few_patients_choose_nothing_and_say_so(monkeypatch: pytest.MonkeyPa
 
 
 def test_enough_patients_leave_nothing_at_its_default() -> None:
-    assert choosing.too_few(choosing.FEWEST_FOR_SETTINGS) == ""
+    assert too_few(FEWEST_FOR_SETTINGS) == ""
 
 
 def surface(
     part: float, sizes: Sequence[float], places: Sequence[float] = (), energy: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> SamplerTrial:
     """A trial with so much of 16 mm for the surfaces."""
-    return SamplerTrial(choosing.drawing(TWO, 16.0, part), tuple(energy), None, tuple(sizes), tuple(places))
+    return SamplerTrial(drawing(TWO, 16.0, part), tuple(energy), None, tuple(sizes), tuple(places))
 
 
 @pytest.mark.parametrize(
@@ -224,9 +235,11 @@ def test_another_surface_is_tried_only_where_sampled_volumes_are_too_wide(
 ) -> None:
     sizes = {1.0: (2.0, 2.1, 1.9), 0.125: (1.8, 2.3, 1.7), 0.0625: (3.0, 3.0, 3.0)}
     trials = {t.sampler: t for t in (surface(part, sizes[part], places) for part in sizes)}
-    monkeypatch.setattr(choosing, "_score_surfaces", lambda *args: [trials[s] for s in args[3]])
+    monkeypatch.setattr(
+        "unisegdiff_pipeline.selection.surface.score_surfaces", lambda *args: [trials[s] for s in args[3]]
+    )
     nothing: Any = None
-    ranked = choosing._try_surfaces(nothing, nothing, nothing, choosing.drawing(TWO, 16.0), {}, list(sizes))
+    ranked = try_surfaces(nothing, nothing, nothing, drawing(TWO, 16.0), {}, list(sizes))
     assert [t.sampler.surface_length_mm for t in ranked] == expected
 
 
@@ -239,12 +252,12 @@ def test_the_surface_is_taken_whose_samples_spread_as_a_known_law() -> None:
     rng = np.random.default_rng(0)
     truth, noise = rng.normal(1000, 100, 200), rng.normal(0, 1, (200, 8))
     trials = []
-    for part, sd in zip(choosing.SURFACE_PARTS, (400, 200, 140, 100, 60), strict=True):
+    for part, sd in zip(SURFACE_PARTS, (400, 200, 140, 100, 60), strict=True):
         spreads = [volumes_only(np.rint(1000 + sd * row), round(true)) for row, true in zip(noise, truth, strict=True)]
         sizes, places = [size_score(spread, 1) for spread in spreads], [mean_place(spread) for spread in spreads]
         trials.append(surface(part, sizes, places, energy=[0.5] * 200))
     assert [trial.too_wide() for trial in trials] == [True, True, True, False, False]
-    assert choosing.rank_surfaces(trials)[0] == trials[3]
+    assert rank_surfaces(trials)[0] == trials[3]
 
 
 def volumes_only(volumes: np.ndarray, reference: int) -> CaseSpread:
@@ -258,7 +271,7 @@ def test_sizes_do_not_buy_worse_masks() -> None:
         surface(0.25, (3.0, 3.0, 3.0)),
         surface(0.125, (1.0, 1.2, 0.9), energy=(0.6, 0.62, 0.61)),
     ]
-    assert [t.sampler.surface_length_mm for t in choosing.rank_surfaces(trials)] == [16.0, 4.0, 2.0]
+    assert [t.sampler.surface_length_mm for t in rank_surfaces(trials)] == [16.0, 4.0, 2.0]
 
 
 def mean_trial(w: float, decision: Decision, dice: Sequence[float], nll: float | Sequence[float]) -> MeanTrial:
@@ -297,7 +310,7 @@ def test_a_gain_of_dice_in_every_case_wins_against_likelihood() -> None:
 
 
 def test_what_the_luckiest_of_the_cuts_gains_rules_out_no_usual_weight() -> None:
-    default = mean_trial(choosing.DEFAULT_SEGMENTER_WEIGHT, "half", (0.90, 0.68, 0.80, 0.60), 0.5)
+    default = mean_trial(DEFAULT_SEGMENTER_WEIGHT, "half", (0.90, 0.68, 0.80, 0.60), 0.5)
     lucky = mean_trial(0.75, "half", (0.91, 0.72, 0.80, 0.61), 0.8)  # by 0.015, 1.7 standard errors
     assert rank_means([PLAIN, lucky, default])[0] == default
 
@@ -317,7 +330,7 @@ def test_the_cut_for_dice_has_to_earn_its_place() -> None:
 
 
 def test_the_usual_weight_stays_where_another_is_hardly_likelier() -> None:
-    default = mean_trial(choosing.DEFAULT_SEGMENTER_WEIGHT, "half", PLAIN.dice_of_cases, (0.5, 0.6, 0.7, 0.6))
+    default = mean_trial(DEFAULT_SEGMENTER_WEIGHT, "half", PLAIN.dice_of_cases, (0.5, 0.6, 0.7, 0.6))
     hardly = mean_trial(0.5, "half", PLAIN.dice_of_cases, (0.3, 0.7, 0.7, 0.6))  # 0.025 likelier, 0.06 the error
     clearly = mean_trial(0.0, "half", PLAIN.dice_of_cases, (0.4, 0.5, 0.65, 0.5))
     assert rank_means([PLAIN, hardly, default])[:2] == [default, hardly]

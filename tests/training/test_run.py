@@ -30,8 +30,9 @@ from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.reports import training_report as report_module
-from unisegdiff_pipeline.selection import choosing
-from unisegdiff_pipeline.selection.choosing import DEFAULT_SAMPLER, DEFAULT_SEGMENTER_WEIGHT, STAGE_A_CALL
+from unisegdiff_pipeline.selection import calibration, choosing, sampler
+from unisegdiff_pipeline.selection.sampler import DEFAULT_SAMPLER, STAGE_A_CALL
+from unisegdiff_pipeline.selection.segmenter_weight import DEFAULT_SEGMENTER_WEIGHT
 from unisegdiff_pipeline.training import fold as fold_module
 from unisegdiff_pipeline.training import run as run_module
 from unisegdiff_pipeline.training import validation as validation_module
@@ -80,7 +81,7 @@ def test_a_flipped_byte_in_preprocessed_data_ends_the_training_before_it_begins(
 
 
 def test_both_phases_leave_a_complete_fold(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "FEWEST_FOR_CALIBRATION", 1)
+    monkeypatch.setattr(calibration, "FEWEST_FOR_CALIBRATION", 1)
     monkeypatch.setattr(choosing, "FEWEST_FOR_SETTINGS", 1)
     generator_before = torch.get_rng_state()
     result = train(request_).folds[0]
@@ -390,7 +391,7 @@ def test_fold_all_trains_on_every_case(request_: TrainRequest) -> None:
     )
     assert settings.mask_sampler is not None
     assert settings.mask_sampler.correlation_length_mm > 0
-    assert settings.mask_sampler == choosing.drawing(DEFAULT_SAMPLER, settings.mask_sampler.correlation_length_mm)
+    assert settings.mask_sampler == sampler.drawing(DEFAULT_SAMPLER, settings.mask_sampler.correlation_length_mm)
 
 
 def files_of(folder: Path) -> set[str]:

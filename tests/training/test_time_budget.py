@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from unisegdiff_pipeline.inference.volume_sampler import SamplingFacts
-from unisegdiff_pipeline.selection.choosing import FULL_SEARCH, QUICK_SEARCH, SHORT_SEARCH, Search
+from unisegdiff_pipeline.selection.sampler import FULL_SEARCH, QUICK_SEARCH, SHORT_SEARCH, Search
 from unisegdiff_pipeline.training import time_budget as module
 from unisegdiff_pipeline.training.interrupt import StopRequest, TimeLimit
 from unisegdiff_pipeline.training.time_budget import (

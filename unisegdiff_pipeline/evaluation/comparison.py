@@ -290,3 +290,9 @@ def _exact_p(ranks: np.ndarray, positive: float) -> float:
 def _normal_p(ranks: np.ndarray, positive: float) -> float:
     deviation = math.sqrt(float((ranks**2).sum()) / 4)
     return math.erfc(abs(positive - float(ranks.sum()) / 2) / deviation / math.sqrt(2))
+
+
+def is_significantly_above(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None, errors: float) -> bool:
+    """Whether a lies above b by more than so many standard errors; never where too few cases tell."""
+    difference, error = mean_gain(a, b, groups)
+    return 0 < errors * error < difference

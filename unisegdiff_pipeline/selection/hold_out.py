@@ -88,3 +88,22 @@ def score_on_plan_grid(held_out: HoldOut, stored: StoredCase, probabilities: tor
     predicted = held_out.labels.decode(probabilities.numpy())
     reference = stored.labels[0:1][0]
     return score_case(reference, predicted, held_out.labels, stored.properties.spacing_mm, held_out.spacing_known)
+
+
+def sample_tiles(
+    held_out: HoldOut,
+    tiles: TiledCase,
+    settings: InferenceSettings,
+    stored: StoredCase,
+    keep_soft: bool = False,
+    first_sample: int = 0,
+) -> CasePrediction:
+    return sample_case(
+        tiles,
+        settings,
+        case_id=stored.case_id,
+        seed=held_out.seed,
+        sample_ids=range(first_sample, first_sample + settings.num_samples),
+        spacing_mm=stored.properties.spacing_mm,
+        keep_soft=keep_soft,
+    )

@@ -16,14 +16,14 @@ from unisegdiff_pipeline.inference.volume_sampler import SamplingFacts
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
-from unisegdiff_pipeline.selection.choosing import (
+from unisegdiff_pipeline.selection.hold_out import planned_settings, predict_stored
+from unisegdiff_pipeline.selection.sampler import (
     DEFAULT_SAMPLER_FROM_DET,
     FULL_SEARCH,
     QUICK_SEARCH,
     SHORT_SEARCH,
     Search,
 )
-from unisegdiff_pipeline.selection.hold_out import planned_settings, predict_stored
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.schedule import PhaseBudget
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer

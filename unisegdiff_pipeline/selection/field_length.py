@@ -1,0 +1,38 @@
+"""Lengths of the smooth field of coherent sampling, and the one planned from the annotated objects."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unisegdiff_pipeline.diffusion.samplers import LENGTH_PER_REACH
+from unisegdiff_pipeline.preprocessing.storage import StoredCase
+from unisegdiff_pipeline.selection.hold_out import HoldOut
+from unisegdiff_pipeline.selection.objects import radii_mm
+
+LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent draws, in voxels of the plan
+# A shorter field draws pieces of objects; with a longer one all objects that are in doubt come and go together.
+RADII_PER_LENGTH = LENGTH_PER_REACH
+FALLBACK_LENGTH_VOXELS = 16.0  # where nothing is annotated
+MOST_MEASURED_CASES = 200
+
+
+def planned_length_mm(held_out: HoldOut) -> float:
+    """Of the smooth field: what is nearest to RADII_PER_LENGTH median radii of the annotated objects trained on.
+
+    Radii are those of discs or, in volumes, balls of the same size; each annotator's objects count.
+    """
+    step = -(-len(held_out.train_cases) // MOST_MEASURED_CASES)
+    opened = [held_out.data.open(case_id) for case_id in held_out.train_cases[::step]]
+    radii = np.concatenate([radii_mm(stored) for stored in opened])
+    lengths = field_lengths_mm(held_out, opened[0])
+    if not len(radii):
+        return lengths[LENGTHS_VOXELS.index(FALLBACK_LENGTH_VOXELS)]
+    aim = RADII_PER_LENGTH * float(np.median(radii))
+    return min(lengths, key=lambda length: abs(np.log(length / aim)))
+
+
+def field_lengths_mm(held_out: HoldOut, stored: StoredCase) -> list[float]:
+    """LENGTHS_VOXELS on the grid of a case."""
+    spacing_mm = stored.properties.spacing_mm[-held_out.configuration.network.dims :]
+    unit_mm = float(np.prod(spacing_mm)) ** (1 / len(spacing_mm))
+    return [round(voxels * unit_mm, 3) for voxels in LENGTHS_VOXELS]

@@ -1,0 +1,26 @@
+"""Annotated objects of held-out cases: their radii, and how many patients have any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unisegdiff_pipeline.preprocessing.components import ANNOTATED
+from unisegdiff_pipeline.preprocessing.storage import StoredCase
+from unisegdiff_pipeline.selection.hold_out import HoldOut
+
+
+def radii_mm(stored: StoredCase) -> np.ndarray:
+    """Of the objects that annotators drew in a case (N,)."""
+    table, spacing_mm = stored.components, stored.properties.spacing_mm
+    counted = (table.class_index != ANNOTATED) & ((table.row > 0) | (stored.num_rows == 1))
+    num_voxels = table.num_voxels[counted].astype(np.float64)
+    if stored.image.shape[1] == 1:
+        return np.sqrt(num_voxels * np.prod(spacing_mm[1:]) / np.pi)
+    return np.cbrt(num_voxels * np.prod(spacing_mm) * 3 / (4 * np.pi))
+
+
+def num_informative(held_out: HoldOut, cases: Sequence[str]) -> int:
+    """Patients (groups) among the cases for whom anything is annotated: an empty case tells nothing of objects."""
+    return len({stored.group for stored in map(held_out.data.open, cases) if len(radii_mm(stored))})
