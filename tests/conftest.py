@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.demo.phantoms import make_phantom_dataset
 from unisegdiff_pipeline.io.paths import Roots
 
@@ -37,6 +38,15 @@ def phantom_2d(phantom_root: Path) -> Path:
 def phantom_3d(phantom_root: Path) -> Path:
     """Dataset903_Phantom3D: 6 training and 2 held-out NIfTI volumes of 16 x 32 x 32, four raters."""
     return make_phantom_dataset(phantom_root, 903, dims=3, num_train=6, num_test=2, seed=1, size=(16, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def prepared(phantom_2d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Preprocessed root of the 2D phantoms, planned for a CPU with 4 GB."""
+    root = tmp_path_factory.mktemp("prepared")
+    arguments = ["-d", "902", "--raw", str(phantom_2d.parent), "--preprocessed", str(root), "--device", "cpu"]
+    assert plan_and_preprocess.main([*arguments, "--memory-gb", "4"]) == 0
+    return root
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.commands.train import build_parser, describe, main, request_of
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import read_json, write_json
@@ -16,15 +15,6 @@ from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrain
 
 class Two__Parts(SegmentationTrainer):
     """A trainer whose name would look like two parts of a model folder's name."""
-
-
-@pytest.fixture(scope="module")
-def prepared(phantom_2d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Preprocessed root of the 2D phantoms."""
-    root = tmp_path_factory.mktemp("prepared")
-    arguments = ["-d", "902", "--raw", str(phantom_2d.parent), "--preprocessed", str(root), "--device", "cpu"]
-    assert plan_and_preprocess.main([*arguments, "--memory-gb", "4"]) == 0
-    return root
 
 
 @pytest.fixture

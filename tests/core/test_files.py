@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import (
+    array_hash,
     atomic_path,
     file_hash,
     is_full_disk,
@@ -128,3 +130,10 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(
     monkeypatch.setattr("tempfile.TemporaryFile", read_only)
     with pytest.raises(UsdError, match="Read-only file system"):
         require_writable(tmp_path)
+
+
+def test_array_hash_sees_values_and_shape() -> None:
+    image = np.arange(6, dtype=np.float32)
+    hashes = {array_hash(image), array_hash(image.reshape(2, 3)), array_hash(image + 1), array_hash(image.astype(int))}
+    assert len(hashes) == 4
+    assert array_hash(image[::-1]) == array_hash(image[::-1].copy())

@@ -28,15 +28,9 @@ from unisegdiff_pipeline.inference.settings import InferenceSettings, write_sett
 from unisegdiff_pipeline.io import images as nifti_writing
 from unisegdiff_pipeline.io.images import read_image, write_map
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
-from unisegdiff_pipeline.networks import precision
 from unisegdiff_pipeline.preprocessing import resample, restore
 
 ALL = {"save_samples": True, "save_probabilities": True}
-
-
-@pytest.fixture(autouse=True)
-def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "bf16_in_hardware", lambda device_type: False)
 
 
 @pytest.fixture

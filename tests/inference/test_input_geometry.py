@@ -14,32 +14,20 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from tests.inference.models import tiny_plans, write_model
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Volume
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import write_json
-from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.folder_run import predict_folder
-from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.request import PredictRequest
-from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.images import read_image, write_map
 from unisegdiff_pipeline.io.orientation import Direction
-from unisegdiff_pipeline.networks import precision
-from unisegdiff_pipeline.networks.staged_model import build_model
 from unisegdiff_pipeline.planning.plans import (
-    Budget,
-    ConfigurationPlan,
-    DenoiserPlan,
-    LevelPlan,
-    NetworkPlan,
-    Plans,
     PreprocessingPlan,
-    TrainingPlan,
 )
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 
@@ -48,38 +36,12 @@ RAS: Direction = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 CODES = ("RAS", "LAS", "LPS", "ASR", "RSA")
 
 
-@pytest.fixture(autouse=True)
-def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "bf16_in_hardware", lambda device_type: False)
-    torch.set_num_threads(1)
-
-
 def make_model(
     root: Path, dims: int, direction: Direction | None, channels: tuple[str, ...] = ("MRI",), ending: str = ".nii.gz"
 ) -> Path:
-    """A model folder with random weights, whose answers know no symmetry."""
-    levels = tuple(LevelPlan(f, (1 if i == 0 else 2,) * dims, (3,) * dims, 1) for i, f in enumerate((4, 6)))
-    spacing = (None, 1.0, 1.2) if dims == 2 else (2.0, 1.0, 1.2)
-    preprocessing = PreprocessingPlan(
-        (0, 1, 2), spacing, ("zscore",) * len(channels), (False,) * len(channels), (), direction=direction
-    )
-    network = NetworkPlan(dims, (8, 16, 16)[-dims:], len(channels), levels)
-    configuration = ConfigurationPlan("tiny", preprocessing, (1, 1, 1), network, DenoiserPlan((4,)), TrainingPlan(2))
-    plans = Plans(
-        1, "Dataset001_X", LABELS, channels, ending, True, Budget("cpu", 8, 2), "tiny", {"tiny": configuration}
-    )
-    folder = root / "StagedDiffusionTrainer__tiny"
-    write_json(folder / "plans.json", plans)
-    torch.manual_seed(0)
-    model = build_model(configuration, LABELS, True)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn_like(parameter))
-    save_weights(folder / "fold_0/weights.safetensors", model, {"plan_hash": plan_hash(configuration)})
-    write_settings(
-        folder / "fold_0", InferenceSettings(lam_a=-3.0, lam_c=0.5, sampler=SamplerSettings(num_calls=1), num_samples=2)
-    )
-    return folder
+    spacing, each = (None if dims == 2 else 2.0, 1.0, 1.2), len(channels)
+    preprocessing = PreprocessingPlan((0, 1, 2), spacing, ("zscore",) * each, (False,) * each, (), direction=direction)
+    return write_model(root, tiny_plans(LABELS, preprocessing, channels, ending, spacing_known=True))
 
 
 def image_in(codes: str, tilt: float = 0.0, num_slices: int = 9) -> nibabel.Nifti1Image:

@@ -17,31 +17,19 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 
+from tests.inference.models import tiny_plans, write_model
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.serialization import write_json
-from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference import folder_run
 from unisegdiff_pipeline.inference.folder_run import predict_folder
-from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
 from unisegdiff_pipeline.inference.prediction import Prediction
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.request import PredictRequest
-from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.images import read_image, read_labels, write_map
-from unisegdiff_pipeline.networks import precision
-from unisegdiff_pipeline.networks.staged_model import build_model
 from unisegdiff_pipeline.planning.plans import (
-    Budget,
-    ConfigurationPlan,
-    DenoiserPlan,
-    LevelPlan,
-    NetworkPlan,
-    Plans,
     PreprocessingPlan,
-    TrainingPlan,
 )
 
 SOFTMAX = LabelScheme(("edge", "core"), ((1,), (2,)), "softmax", (1, 2))
@@ -50,32 +38,11 @@ GEOMETRY_3D = Geometry((2.0, 1.0, 1.5), (3.0, -4.0, 5.5), (0.0, 1.0, 0.0, 1.0, 0
 
 
 def make_model(root: Path, dims: int, folds: tuple[str, ...] = ("0",), denoiser: bool = True) -> Path:
-    """A model folder with random weights, whose answers are far from constant."""
+    """A model of one channel: pictures of unknown spacing and a lesion, or volumes and two classes."""
     labels, ending = (BINARY, ".png") if dims == 2 else (SOFTMAX, ".nii.gz")
-    levels = tuple(LevelPlan(f, (1 if i == 0 else 2,) * dims, (3,) * dims, 1) for i, f in enumerate((4, 6)))
-    configuration = ConfigurationPlan(
-        "tiny",
-        PreprocessingPlan((0, 1, 2), (None if dims == 2 else 2.0, 1.0, 1.0), ("zscore",), (False,), ()),
-        (1, 1, 1),
-        NetworkPlan(dims, (8, 16, 16)[-dims:], 1, levels),
-        DenoiserPlan((4,)),
-        TrainingPlan(2),
-    )
-    plans = Plans(
-        1, "Dataset001_X", labels, ("MRI",), ending, dims == 3, Budget("cpu", 8, 2), "tiny", {"tiny": configuration}
-    )
-    folder = root / "StagedDiffusionTrainer__tiny"
-    write_json(folder / "plans.json", plans)
-    for fold in folds:
-        torch.manual_seed(int(fold))
-        model = build_model(configuration, labels, denoiser)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(0.4 * torch.randn_like(parameter))
-        save_weights(folder / f"fold_{fold}/weights.safetensors", model, {"plan_hash": plan_hash(configuration)})
-        settings = InferenceSettings(lam_a=-3.0, lam_c=0.5, sampler=SamplerSettings(num_calls=1), num_samples=2)
-        write_settings(folder / f"fold_{fold}", settings)
-    return folder
+    spacing = (None if dims == 2 else 2.0, 1.0, 1.0)
+    preprocessing = PreprocessingPlan((0, 1, 2), spacing, ("zscore",), (False,), ())
+    return write_model(root, tiny_plans(labels, preprocessing, ("MRI",), ending, dims == 3), folds, denoiser)
 
 
 def predict(image: np.ndarray, model: Path, folds: Any = None, **options: Any) -> Prediction:
@@ -95,13 +62,6 @@ def listing(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")} - {
         str(p.relative_to(folder)) for p in (folder / ".cases").rglob("*")
     }
-
-
-@pytest.fixture(autouse=True)
-def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare in fp32, and spare the second that measuring bf16 takes."""
-    monkeypatch.setattr(precision, "bf16_in_hardware", lambda device_type: False)
-    torch.set_num_threads(1)
 
 
 def test_layout_of_a_2d_folder(tmp_path: Path) -> None:

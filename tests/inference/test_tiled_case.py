@@ -7,17 +7,10 @@ import torch
 
 from tests.inference.test_volume_sampler import BINARY, REGIONS, ROOMY, TIGHT, tiny_model
 from unisegdiff_pipeline.inference.tiled_case import TiledCase, batches, filled
-from unisegdiff_pipeline.networks import precision
 from unisegdiff_pipeline.networks.denoiser import Condition
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 
 PATCH = (8, 8)
-
-
-@pytest.fixture(autouse=True)
-def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "bf16_in_hardware", lambda device_type: False)
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

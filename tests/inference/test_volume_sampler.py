@@ -43,13 +43,6 @@ ROOMY = Limits(1.0, 1.0)
 TIGHT = Limits(0.0, 1e-9)  # nothing cached, one sample at a time
 
 
-@pytest.fixture(autouse=True)
-def fp32_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare in fp32: in bf16 results agree to 2e-2 only."""
-    monkeypatch.setattr(precision, "bf16_in_hardware", lambda device_type: False)
-    torch.set_num_threads(1)
-
-
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 SOFTMAX = LabelScheme(("edge", "core"), ((1,), (2,)), "softmax", (1, 2))
 REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
@@ -112,21 +105,22 @@ def test_samples_differ_and_seeds_and_cases_matter(volume) -> None:
     assert same(found, predict(volume[0], volume[1], volume[2]), 1e-7)
 
 
+SURFACES = SamplerSettings(
+    method="hard",
+    start="stage_a",
+    num_calls=1,
+    correlation_length_mm=24.0,
+    draw=True,
+    surface_length_mm=3.0,
+    certain=0.55,
+)
 SAMPLERS = [
     SamplerSettings(method="ddim", start="det", num_calls=3),
     SamplerSettings(method="renoise", start="stage_a", num_calls=2),
     SamplerSettings(method="hard", start="stage_a", num_calls=2, correlation_length_mm=2.0),
     SamplerSettings(method="hard", start="det", num_calls=1, correlation_length_mm=9.0, draw=True),
     SamplerSettings(method="ddim", start="det", num_calls=0, correlation_length_mm=5.0, draw=True),
-    SamplerSettings(
-        method="hard",
-        start="stage_a",
-        num_calls=1,
-        correlation_length_mm=24.0,
-        draw=True,
-        surface_length_mm=3.0,
-        certain=0.55,
-    ),
+    SURFACES,
 ]
 
 
@@ -199,15 +193,7 @@ def test_no_draw_leaves_out_what_the_reported_probability_is_certain_of(monkeypa
     model, patch = tiny_model((8, 16, 16), BINARY), (8, 16, 16)
     image = torch.randn(1, *patch, generator=torch.Generator().manual_seed(2))
     certain = 0.25 * float(predict(model, image, patch, sample_ids=[]).p_det.median()) + 0.75 * 0.9
-    masks = SamplerSettings(
-        method="hard",
-        start="stage_a",
-        num_calls=1,
-        correlation_length_mm=24.0,
-        draw=True,
-        surface_length_mm=3.0,
-        certain=certain,
-    )
+    masks = dataclasses.replace(SURFACES, certain=certain)
     mean = SamplerSettings(method="ddim", start="stage_a", num_calls=0)
     settings = dataclasses.replace(SETTINGS, sampler=mean, mask_sampler=masks)
     found = predict(model, image, patch, settings=settings)

@@ -6,7 +6,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
@@ -15,7 +14,6 @@ from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.preprocessing.provenance import (
     CaseSource,
-    array_hash,
     current_source,
     image_files,
     is_current,
@@ -74,13 +72,6 @@ def test_identical_images_join_their_groups() -> None:
     hashes = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}  # a = b, c = d, and b and c are one patient
     assert merge_identical(groups, hashes) == {"a": "p1", "b": "p1", "c": "p1", "d": "p1", "e": "p4"}
     assert merge_identical(groups, {}) == groups
-
-
-def test_array_hash_sees_values_and_shape() -> None:
-    image = np.arange(6, dtype=np.float32)
-    hashes = {array_hash(image), array_hash(image.reshape(2, 3)), array_hash(image + 1), array_hash(image.astype(int))}
-    assert len(hashes) == 4
-    assert array_hash(image[::-1]) == array_hash(image[::-1].copy())
 
 
 def test_a_training_case_needs_a_label_file() -> None:

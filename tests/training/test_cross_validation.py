@@ -10,22 +10,13 @@ from typing import Any
 
 import pytest
 
-from unisegdiff_pipeline.commands import evaluate, plan_and_preprocess
+from unisegdiff_pipeline.commands import evaluate
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import preview, train
 from unisegdiff_pipeline.training.validation_files import keeps_everything
-
-
-@pytest.fixture(scope="module")
-def prepared(phantom_2d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Preprocessed root of the 2D phantoms."""
-    root = tmp_path_factory.mktemp("prepared")
-    arguments = ["-d", "902", "--raw", str(phantom_2d.parent), "--preprocessed", str(root), "--device", "cpu"]
-    assert plan_and_preprocess.main(arguments) == 0
-    return root
 
 
 @pytest.fixture(scope="module")

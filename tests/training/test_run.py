@@ -19,7 +19,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.core.locks import locked
@@ -45,15 +44,6 @@ from unisegdiff_pipeline.training.trainers import diffusion
 from unisegdiff_pipeline.training.trainers import trainer as trainer_module
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
-
-
-@pytest.fixture(scope="module")
-def prepared(phantom_2d: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Preprocessed root of the 2D phantoms."""
-    root = tmp_path_factory.mktemp("prepared")
-    arguments = ["-d", "902", "--raw", str(phantom_2d.parent), "--preprocessed", str(root), "--device", "cpu"]
-    assert plan_and_preprocess.main(arguments) == 0
-    return root
 
 
 @pytest.fixture

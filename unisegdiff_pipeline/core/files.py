@@ -12,8 +12,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.core.errors import UsdError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _WRITE_ERRORS = (*_FULL_DISK, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -121,3 +125,12 @@ def file_hash(path: Path) -> str:
 def text_hash(text: str) -> str:
     """Hash of a text, in the same form as `file_hash`."""
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
+
+
+def array_hash(array: np.ndarray) -> str:
+    """Hash of an array's shape, type and values, in the same form as `file_hash`."""
+    import numpy as np
+
+    digest = hashlib.blake2b(str((array.shape, array.dtype.str)).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -6,7 +6,6 @@ one pass over its files; `merge_checks` joins the checks of all cases.
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import array_hash
 from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Volume, geometry_differences, on_grid_of
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
@@ -145,7 +145,7 @@ def check_case(case: RawCase, description: DatasetDescription, volumes: CaseVolu
         case_id=case.case_id,
         problems=tuple(problems),
         warnings=tuple(warnings),
-        image_hash=None if image is None else _hash(image.array),
+        image_hash=None if image is None else array_hash(image.array),
         is_2d=_is_2d(image),
         shape=None if image is None else image.array.shape[1:],
         geometry=None if image is None else image.geometry,
@@ -310,12 +310,6 @@ def label_values(labels: np.ndarray) -> set[int]:
     for slab in labels.reshape(-1, *labels.shape[-2:]):
         present |= np.bincount(slab.ravel(), minlength=present.size) > 0
     return {int(value) for value in np.flatnonzero(present)}
-
-
-def _hash(array: np.ndarray) -> str:
-    digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------- the set as a whole

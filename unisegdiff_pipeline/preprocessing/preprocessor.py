@@ -12,7 +12,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.boxes import box_slices
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.files import remove_stale_temporaries
+from unisegdiff_pipeline.core.files import array_hash, remove_stale_temporaries
 from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.parallel import available_memory_gb, choose_workers, map_cases, usable_cores
@@ -37,7 +37,6 @@ from unisegdiff_pipeline.preprocessing.normalize import normalize_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.provenance import (
     CaseSource,
-    array_hash,
     current_source,
     image_files,
     is_current,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash, text_hash
@@ -79,13 +76,6 @@ def is_current(stored: CaseSource | None, files: Sequence[Path], settings: str) 
     if [f.name for f in stored.files] != [path.name for path in files]:
         return False
     return all(_unchanged(state, path) for state, path in zip(stored.files, files, strict=True))
-
-
-def array_hash(array: np.ndarray) -> str:
-    """Hash of an array's shape and values."""
-    digest = hashlib.blake2b(str((array.shape, array.dtype.str)).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def merge_identical(group_of: Mapping[str, str], image_hashes: Mapping[str, str]) -> dict[str, str]:
