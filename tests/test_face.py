@@ -163,6 +163,8 @@ def test_a_2d_image_has_no_z(picture_model: Path, tmp_path: Path) -> None:
     by_path, array = model.predict(path, seed=2), read_image([path]).array[:, 0]
     by_array = model.predict(array, case_id="case0", seed=2)  # pictures do not know their spacing, and need none
     assert by_path.mask.shape == (20, 25)
+    with pytest.raises(ValueError, match="read-only"):
+        by_path.mask[0, 0] = 1
     for name in ("mask", "samples", "probabilities", "uncertainty"):
         np.testing.assert_array_equal(getattr(by_path, name), getattr(by_array, name))
 

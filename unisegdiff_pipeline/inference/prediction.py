@@ -11,7 +11,7 @@ import numpy as np
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.measuring import Measured, measure
-from unisegdiff_pipeline.inference.restoring import restore_masks, restore_probabilities
+from unisegdiff_pipeline.inference.restoring import restore_masks, restore_probabilities, restore_samples
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_map
@@ -27,7 +27,7 @@ class Prediction:
     """A prediction on the grid of its image; Z is missing from all arrays where the image had none.
 
     Arrays are (Z, Y, X) whatever the image was; `mask.T` of an image from nibabel is (X, Y, Z). Each is made when it is
-    first asked for, and kept.
+    first asked for, and kept; it is read-only, so copy it to change it.
 
     Example:
         >>> prediction = model.predict(image, spacing_mm=(1.0, 1.0), num_samples=2, case_id="patient_7")
@@ -65,15 +65,15 @@ class Prediction:
         """Spacing, origin and direction of the arrays."""
         return self._properties.geometry
 
-    @cached_property
+    @property
     def mask(self) -> np.ndarray:
         """Label map (Z, Y, X), integers."""
-        return self._flat(restore_masks(self._found, self._properties, self.labels, self._origin.combine)[0])
+        return self._flat(self._mask)
 
     @cached_property
     def samples(self) -> np.ndarray:
         """Label map of each sampled mask (N, Z, Y, X); N is 0 for a model without denoiser."""
-        drawn = list(restore_masks(self._found, self._properties, self.labels, self._origin.combine)[1])
+        drawn = list(restore_samples(self._found, self._properties, self.labels))
         empty = np.empty((0, *self._properties.shape_original), np.uint8)
         return self._flat(np.stack(drawn) if drawn else empty)
 
@@ -144,6 +144,10 @@ class Prediction:
         return f"Prediction({self.case_id!r}, {grid}, classes: {classes}, {samples} samples, folds {folds})"
 
     @cached_property
+    def _mask(self) -> np.ndarray:
+        return restore_masks(self._found, self._properties, self.labels, self._origin.combine)[0]
+
+    @cached_property
     def _parts(self) -> dict[str, np.ndarray]:
         if not self._with_parts:
             return {}
@@ -152,9 +156,11 @@ class Prediction:
 
     @cached_property
     def _measured(self) -> Measured:
-        mask, samples = restore_masks(self._found, self._properties, self.labels, self._origin.combine)
-        return measure(self._found, self._properties, self.labels, self._origin.spacing_known, mask, samples)
+        samples = restore_samples(self._found, self._properties, self.labels)
+        return measure(self._found, self._properties, self.labels, self._origin.spacing_known, self._mask, samples)
 
     def _flat(self, array: np.ndarray) -> np.ndarray:
-        """The array without the Z axis that a 2D image does not have."""
-        return array[..., 0, :, :] if self.geometry.is_2d else array
+        """The array without the Z axis that a 2D image does not have, read-only: `save` would not see a change."""
+        flat = array[..., 0, :, :] if self.geometry.is_2d else array
+        flat.flags.writeable = False
+        return flat

@@ -20,12 +20,17 @@ def restore_masks(
     found: EnsemblePrediction, properties: CaseProperties, scheme: LabelScheme, combine: Combination
 ) -> tuple[np.ndarray, Iterator[np.ndarray]]:
     """The mask and, one at a time, the drawn masks as label maps (Z, Y, X) on the image's grid."""
-    scratch = found.scratch
-    drawn = (restore_labels(sample, properties, scheme, scratch=scratch) for sample in found.samples())
+    scratch, drawn = found.scratch, restore_samples(found, properties, scheme)
     if combine == "mean":
         return restore_labels(found.decided(scheme.coding), properties, scheme, scratch=scratch), drawn
     kept = [CroppedLabels.of(labels) for labels in drawn]
     return combine_masks(kept, scheme, combine), (mask.whole() for mask in kept)
+
+
+def restore_samples(found: EnsemblePrediction, properties: CaseProperties, scheme: LabelScheme) -> Iterator[np.ndarray]:
+    """The sampled masks as label maps (Z, Y, X) on the image's grid, one at a time."""
+    for sample in found.samples():
+        yield restore_labels(sample, properties, scheme, scratch=found.scratch)
 
 
 def restore_probabilities(probabilities: LazyRows, properties: CaseProperties, scheme: LabelScheme) -> np.ndarray:
