@@ -61,7 +61,7 @@ def convert(source: Path, raw_root: Path, dataset_id: int | None = None) -> Path
             (temporary / part).mkdir(parents=True)
         names = [job.source.name for job in jobs]
         workers = choose_workers(memory_per_item_gb=2.0)  # a 4D brain scan as float64, and once more while writing
-        map_cases(_split, jobs, names=names, workers=workers, description=f"Converting {source.name}", threads=True)
+        map_cases(_split, jobs, names=names, workers=workers, description=f"Converting {source.name}", kind="threads")
         for name, path in labels.items():
             shutil.copyfile(path, temporary / "labelsTr" / f"{name}{_ENDING}")
         write_json(temporary / "dataset.json", description)

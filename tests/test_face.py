@@ -330,8 +330,11 @@ def test_scripts_that_need_a_model(
 def test_the_script_that_needs_none(capsys: pytest.CaptureFixture[str]) -> None:
     run_script("evaluate_arrays")
     assert capsys.readouterr().out.splitlines() == [
-        "Dice 0.875", "HD95 0.5 mm", "largest distance 0.5 mm", "lesion F1 1.0, area 16 mm2"
-    ]  # fmt: skip
+        "Dice 0.875",
+        "HD95 0.5 mm",
+        "largest distance 0.5 mm",
+        "lesion F1 1.0, area 16 mm2",
+    ]
 
 
 @pytest.mark.parametrize("name", [*PUBLIC, *(f"metrics.{name}" for name in usd.metrics.__all__)])

@@ -245,6 +245,7 @@ def extract_fingerprint(
     from unisegdiff_pipeline.io.raw_dataset import largest_case_gb
 
     num_samples = max(500, _SAMPLED_INTENSITIES // len(raw.cases))
+    native = any(has_native_reader(path) for case in raw.cases for path in case.image_paths)
     results = map_cases(
         partial(fingerprint_case, description=raw.description, num_samples=num_samples),
         raw.cases,
@@ -252,8 +253,7 @@ def extract_fingerprint(
         workers=choose_workers(_WORKER_GB + _COPIES_IN_MEMORY * largest_case_gb(raw.cases), workers),
         description=f"{raw.name}: integrity and fingerprint",
         scheduler=scheduler,
-        threads=_is_small(raw),
-        native=any(has_native_reader(path) for case in raw.cases for path in case.image_paths),
+        kind="native" if native else "threads" if _is_small(raw) else "processes",
         preload=("unisegdiff_pipeline.fingerprint", "unisegdiff_pipeline.io.integrity"),
     )
     facts = [result.value for result in results]

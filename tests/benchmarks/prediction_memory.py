@@ -99,9 +99,13 @@ def make_model(folder: Path) -> None:
     levels = tuple(LevelPlan(width, (1 if i == 0 else 2,) * 3, (3,) * 3, 1) for i, width in enumerate(WIDTHS))
     preprocessing = PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("nonorm",), (False,), ())
     configuration = ConfigurationPlan(
-        "tiny", preprocessing, (1, 1, 1), NetworkPlan(3, PATCH, 1, levels), DenoiserPlan(DENOISER_WIDTHS),
+        "tiny",
+        preprocessing,
+        (1, 1, 1),
+        NetworkPlan(3, PATCH, 1, levels),
+        DenoiserPlan(DENOISER_WIDTHS),
         TrainingPlan(2),
-    )  # fmt: skip
+    )
     budget = Budget("cpu", 8, 2)
     plans = Plans(1, "Dataset001_Large", LESION, ("CT",), ".nii.gz", True, budget, "tiny", {"tiny": configuration})
     torch.manual_seed(0)
@@ -117,9 +121,14 @@ def make_model(folder: Path) -> None:
     # As training leaves it by default: pure noise for the mean, one more call for the masks, two fields.
     mean = SamplerSettings(method="ddim", start="stage_a", num_calls=0, lam_end=0.0)
     masks = SamplerSettings(
-        method="hard", start="stage_a", num_calls=1, lam_end=0.0, correlation_length_mm=12.0, draw=True,
+        method="hard",
+        start="stage_a",
+        num_calls=1,
+        lam_end=0.0,
+        correlation_length_mm=12.0,
+        draw=True,
         surface_length_mm=3.0,
-    )  # fmt: skip
+    )
     write_settings(
         folder / "fold_0",
         InferenceSettings(lam_a=-3.0, lam_c=0.5, segmenter_weight=0.25, sampler=mean, mask_sampler=masks),
@@ -145,8 +154,22 @@ def predict_by_brightness(arguments: Sequence[str]) -> int:
 
 def predict(work: Path, name: str, samples: int, max_memory_gb: float, core: int | None) -> Run:
     """Run the command once, into work/name."""
-    arguments = ["-i", work / "in", "-o", work / name, "-m", work / MODEL, "--device", "cpu", "--samples", samples,
-                 "--max-memory", max_memory_gb, "--save-probabilities", "--save-samples"]  # fmt: skip
+    arguments = [
+        "-i",
+        work / "in",
+        "-o",
+        work / name,
+        "-m",
+        work / MODEL,
+        "--device",
+        "cpu",
+        "--samples",
+        samples,
+        "--max-memory",
+        max_memory_gb,
+        "--save-probabilities",
+        "--save-samples",
+    ]
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     shutil.rmtree(work / name, ignore_errors=True)
     start, computed = time.perf_counter(), _cpu_seconds()

@@ -67,7 +67,7 @@ def _run(function, **options):
     return map_cases(function, items, names=NAMES, description="Testing", **options)
 
 
-@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 3, "threads": True}])
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 3, "kind": "threads"}])
 def test_results_come_in_the_order_of_the_items(options):
     results = _run(_square, **options)
     assert [result.value for result in results] == [0, 1, 4, 9]
@@ -75,7 +75,7 @@ def test_results_come_in_the_order_of_the_items(options):
     assert results[0].seconds >= 0.04
 
 
-@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 2, "threads": True}])
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 2, "kind": "threads"}])
 def test_every_failure_is_named_and_the_others_finish(options):
     with pytest.raises(UsdError) as caught:
         _run(_fail_on_odd, **options)
@@ -110,13 +110,13 @@ def test_a_killed_worker_is_named_and_the_others_finish():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_crash_of_native_code_is_named_and_the_others_finish(workers):
     with pytest.raises(UsdError) as caught:
-        _run(_crash_on_two, workers=workers, native=True, threads=True)
+        _run(_crash_on_two, workers=workers, kind="native")
     message = str(caught.value)
     assert "1 of 4 cases failed" in message
     assert "c: its worker process crashed (SIGSEGV) in the native code of a library; a file of the case" in message
 
 
-@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 2, "threads": True}])
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 2, "kind": "threads"}])
 def test_an_error_of_any_type_is_named_with_its_place_and_without_a_traceback(options, capfd):
     place = r"b: _ManyArguments: header, line 3 \(test_parallel\.py:\d+ in _raise_unsendable\)"
     with pytest.raises(UsdError, match=place) as caught:

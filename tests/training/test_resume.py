@@ -29,10 +29,15 @@ from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrain
 def run_in(folder: Path, **changes: Any) -> Any:
     """What a fold's run says of itself, with cases a to d."""
     fields: dict[str, Any] = {
-        "folder": folder, "request": TrainRequest("4", "0", Roots(None, None, None), iterations=9), "seed": 0,
-        "configuration": SimpleNamespace(name="2d", training=TrainingPlan(2)), "device": torch.device("cpu"),
-        "train_cases": ("a", "b"), "holdout_cases": ("c",), "validation_cases": ("d",),
-    }  # fmt: skip
+        "folder": folder,
+        "request": TrainRequest("4", "0", Roots(None, None, None), iterations=9),
+        "seed": 0,
+        "configuration": SimpleNamespace(name="2d", training=TrainingPlan(2)),
+        "device": torch.device("cpu"),
+        "train_cases": ("a", "b"),
+        "holdout_cases": ("c",),
+        "validation_cases": ("d",),
+    }
     return SimpleNamespace(**{**fields, **changes})
 
 

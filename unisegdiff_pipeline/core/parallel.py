@@ -21,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from unisegdiff_pipeline.core.control_groups import cpu_quota, memory_left
 from unisegdiff_pipeline.core.errors import UsdError, describe_failure
@@ -59,8 +59,7 @@ def map_cases(
     workers: int,
     description: str,
     scheduler: str | None = None,
-    threads: bool = False,
-    native: bool = False,
+    kind: Literal["processes", "threads", "native"] = "processes",
     preload: Sequence[str] = (),
 ) -> list[CaseOutcome[Result]]:
     """Call `function` on every item and return the results in the order of the items.
@@ -69,12 +68,11 @@ def map_cases(
         function: called with one item; importable by name unless it runs in this process or on threads.
         items: what to work on.
         names: name of each item, for messages.
-        workers: processes (or threads) at most; 0 means in this process, and so does 1 unless `native`.
+        workers: processes (or threads) at most; 0 means in this process, and so does 1 unless "native".
         description: what is done, shown with the progress.
         scheduler: address of a Dask scheduler; the workers there are used instead of a pool here.
-        threads: use threads, which start at once and share memory; for work that leaves the interpreter lock.
-        native: the work is done by native code that a damaged file may crash, and this process with it: no threads, and
-            a process for a single worker too.
+        kind: "threads" start at once and share memory; for work that leaves the interpreter lock. "native" is work of
+            native code that a damaged file may crash, and this process with it: a process for a single worker too.
         preload: modules that the server of the pool imports once for all workers.
 
     Raises:
@@ -86,7 +84,7 @@ def map_cases(
         return []
     job = _Job(function, list(items), list(names), description)
     workers = min(workers, len(items))
-    processes = workers > 0 and (native or (workers > 1 and not threads))
+    processes = workers > 0 and (kind == "native" or (workers > 1 and kind == "processes"))
     if processes and scheduler is None and (reason := no_processes(workers)):
         warnings.warn(f"{reason}; {description} works in this process, as with --workers 0.", stacklevel=2)
         processes = False

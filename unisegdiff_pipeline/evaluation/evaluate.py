@@ -310,7 +310,15 @@ def _map(
     call = functools.partial(function, settings=settings)
     names = [case.case_id for case in cases]
     native = any(has_native_reader(path) for case in cases for path in (case.reference, case.prediction))
-    found = map_cases(call, cases, names=names, workers=workers, description=what, native=native, preload=PRELOADED)
+    found = map_cases(
+        call,
+        cases,
+        names=names,
+        workers=workers,
+        description=what,
+        kind="native" if native else "processes",
+        preload=PRELOADED,
+    )
     return [result.value for result in found]
 
 

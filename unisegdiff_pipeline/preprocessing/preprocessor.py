@@ -335,6 +335,7 @@ def _run(jobs: list[_CaseJob], workers: int | None, scheduler: str | None) -> No
     largest, total = _image_bytes(jobs)
     # Image as read and as cropped, one channel's intermediates, labels and their shares: about four times the image.
     chosen = choose_workers(4 * largest / 1e9 + 0.3, workers)
+    native = any(has_native_reader(path) for job in jobs for path in job.case.image_paths)
     map_cases(
         _preprocess_case,
         jobs,
@@ -342,8 +343,7 @@ def _run(jobs: list[_CaseJob], workers: int | None, scheduler: str | None) -> No
         workers=chosen,
         description="preprocessing",
         scheduler=scheduler,
-        threads=total < SMALL_JOB_BYTES,
-        native=any(has_native_reader(path) for job in jobs for path in job.case.image_paths),
+        kind="native" if native else "threads" if total < SMALL_JOB_BYTES else "processes",
         preload=("numpy", "torch", "SimpleITK", "blosc2", __name__),
     )
 

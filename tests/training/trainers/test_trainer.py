@@ -44,10 +44,14 @@ class OneWeight(Trainer):
 def make(slope: float = -2.0) -> OneWeight:
     plan = TrainingPlan(1, optimizer="sgd", learning_rate=0.5, weight_decay=0.0, ema_decay=0.9)
     run: Any = SimpleNamespace(
-        configuration=SimpleNamespace(training=plan), plans=SimpleNamespace(labels=SimpleNamespace(coding="binary")),
-        watch=SimpleNamespace(seconds=0.0), seed=0, device=torch.device("cpu"),
-        stop=SimpleNamespace(deferred=nullcontext), generator=lambda *key: torch.Generator(),
-    )  # fmt: skip
+        configuration=SimpleNamespace(training=plan),
+        plans=SimpleNamespace(labels=SimpleNamespace(coding="binary")),
+        watch=SimpleNamespace(seconds=0.0),
+        seed=0,
+        device=torch.device("cpu"),
+        stop=SimpleNamespace(deferred=nullcontext),
+        generator=lambda *key: torch.Generator(),
+    )
     trainer = OneWeight(run, PhaseBudget(iterations=100))
     trainer.slope, trainer.bf16 = slope, False
     return trainer
