@@ -8,15 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from dataclasses import dataclass
-from typing import Annotated, Protocol
-
-
-class Rule(Protocol):
-    """Something that a value must fulfil; its text says what is allowed."""
-
-    def allows(self, value: object) -> bool:
-        """Whether the value is allowed."""
-        ...
+from typing import Annotated
 
 
 @dataclass(frozen=True)

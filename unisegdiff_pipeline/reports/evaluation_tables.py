@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from unisegdiff_pipeline.evaluation.aggregate import MetricSummary
 from unisegdiff_pipeline.evaluation.evaluate import FolderSummary
 from unisegdiff_pipeline.reports.metric_names import MetricName, metric_name
-from unisegdiff_pipeline.reports.page import UNDEFINED, Cell, Column, Html, Shown, Table, format_number, table
+from unisegdiff_pipeline.reports.page import UNDEFINED, Cell, Column, Html, Shown, Table, format_number, numbers, table
 
 # Those that an evaluation lacks are left out.
 MAIN_METRICS = (
@@ -47,8 +47,7 @@ LESION_METRICS = frozenset(
 SUMMARY_COLUMNS = (
     Column("Mean"),
     Column("Interval", hint="bootstrap interval of the mean"),
-    Column("Deviation"),
-    Column("Median"),
+    *numbers("Deviation", "Median"),
     Column("n", hint="cases with a value"),
     Column("Undefined", hint="cases without one"),
 )
@@ -140,27 +139,16 @@ def _difference_columns() -> list[Column]:
         Column("Class", "text"),
         Column("Metric", "text"),
         Column("Difference", hint="scored run minus the other"),
-        Column("Interval"),
-        Column("p"),
-        Column("p, Holm"),
+        *numbers("Interval", "p", "p, Holm"),
         Column("Effect", digits=2),
-        Column("Better"),
-        Column("Equal"),
-        Column("Worse"),
-        Column("n"),
+        *numbers("Better", "Equal", "Worse", "n"),
     ]
 
 
 def lesion_table(report: FolderSummary) -> Html:
     columns = [
         Column("Class", "text"),
-        Column("Reference"),
-        Column("Predicted"),
-        Column("Detected"),
-        Column("False positive"),
-        Column("Sensitivity"),
-        Column("Precision"),
-        Column("F1"),
+        *numbers("Reference", "Predicted", "Detected", "False positive", "Sensitivity", "Precision", "F1"),
         Column("Lesion Dice", hint="missed lesions as 0"),
         Column("FP a case", digits=2, hint="false-positive lesions a case"),
     ]
@@ -186,11 +174,7 @@ def strata_table(report: FolderSummary) -> Html:
     columns = [
         Column(report.units.size_word.capitalize(), "text"),
         Column("Class", "text"),
-        Column("Reference"),
-        Column("Detected"),
-        Column("False positive"),
-        Column("Sensitivity"),
-        Column("Lesion Dice"),
+        *numbers("Reference", "Detected", "False positive", "Sensitivity", "Lesion Dice"),
     ]
     rows: list[list[Cell]] = [
         [
@@ -215,8 +199,7 @@ def coverage_table(report: FolderSummary) -> Html:
         Column("Interval", digits=2, hint=f"central fraction of the sampled {word}s"),
         Column("Holds the reference", hint="share of cases"),
         Column("Perfect samples", hint="share that perfect samples of this number reach"),
-        Column("n"),
-        Column("Undefined"),
+        *numbers("n", "Undefined"),
     ]
     rows: list[list[Cell]] = [
         [entry.class_name, row.level, row.share, row.expected, row.n, row.n_undefined]
@@ -229,9 +212,7 @@ def coverage_table(report: FolderSummary) -> Html:
 def probability_table(report: FolderSummary) -> Html:
     columns = [
         Column("Class", "text"),
-        Column("ECE"),
-        Column("Adaptive ECE"),
-        Column("NLL"),
+        *numbers("ECE", "Adaptive ECE", "NLL"),
         Column("Brier", digits=4),
         Column("AURC", hint="area under the risk-coverage curve"),
         Column("Excess AURC", hint="above that of a perfect order of the cases"),

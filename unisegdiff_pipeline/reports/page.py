@@ -74,6 +74,11 @@ class Column:
     hint: str = ""
 
 
+def numbers(*titles: str) -> list[Column]:
+    """Columns of numbers that need no further word."""
+    return [Column(title) for title in titles]
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of cells. None and NaN are shown as a dash and sort last.
