@@ -220,7 +220,7 @@ def test_threads_save_into_one_folder(volume_model: Path, tmp_path: Path) -> Non
     assert cases == {f"case{i}" for i in range(4)}
 
 
-def test_representations_say_what_something_is(volume_model: Path, volume_file: Path) -> None:
+def test_representations_say_what_something_is(volume_model: Path, picture_model: Path, volume_file: Path) -> None:
     model = usd.Predictor(volume_model, device="cpu")
     volume = usd.Volume(np.zeros((1, 2, 3, 4), np.float32), usd.Geometry((3.0, 1.0, 0.5)))
     assert repr(volume) == (
@@ -233,6 +233,8 @@ def test_representations_say_what_something_is(volume_model: Path, volume_file: 
         assert part in prediction
     assert repr(model).startswith("Predictor(StagedDiffusionTrainer__tiny of Dataset001_X, folds 0")
     assert "tiny (patch (8, 16, 16), spacing (2, 1, 1) mm, recommended)" in repr(model.model.plans)
+    pictures = usd.Predictor(picture_model, device="cpu").model.plans
+    assert "tiny (patch (16, 16), spacing (own, 1, 1) as the images have it, recommended)" in repr(pictures)
 
 
 # --------------------------------------------------------------------------------------------------------- the scores

@@ -327,7 +327,8 @@ class Plans:
         configuration = self.configurations[name]
         spacing = ", ".join("own" if s is None else f"{s:.6g}" for s in configuration.preprocessing.target_spacing_mm)
         mark = ", recommended" if name == self.recommended_configuration else ""
-        return f"{name} (patch {tuple(configuration.network.patch_size)}, spacing ({spacing}) mm{mark})"
+        unit = "mm" if self.spacing_known else "as the images have it"
+        return f"{name} (patch {tuple(configuration.network.patch_size)}, spacing ({spacing}) {unit}{mark})"
 
     def _problem(self, name: str, configuration: ConfigurationPlan) -> str | None:
         """What of a configuration does not fit its name, the channels or the classes."""
