@@ -1,22 +1,48 @@
-"""Converters of published data sets into the raw layout; one module a data set, each with `convert`.
+"""Converters of published data sets into the raw layout; one module a data set.
 
-    convert(source: Path, raw_root: Path, dataset_id: int | None) -> Path
-
-reads the data set as it was published and returns the new folder DatasetXXX_Name in `raw_root`. It writes either the
-whole folder or nothing.
+Each module has `find(request) -> Conversion`: it finds the files of the data set as its owners distribute it, and says
+what they mean. `raw_writer` writes the raw data set; it is resumed after an interruption and never half there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion import msd
+from dataset_conversion import folder, msd
+from dataset_conversion.finding import Finder, Request
+from dataset_conversion.raw_writer import write_raw_dataset
 from unisegdiff_pipeline.core.errors import UsdError
 
-Converter = Callable[[Path, Path, int | None], Path]
-CONVERTERS: dict[str, Converter] = {"msd": msd.convert}
+
+@dataclass(frozen=True)
+class Converter:
+    """A converter by name.
+
+    Attributes:
+        find: finds the files and says what they mean.
+        sources: what the user names, a word for each folder.
+        summary: what is converted, for the help.
+        options: fields of `Request` that it takes besides the sources and the number.
+    """
+
+    find: Finder
+    sources: tuple[str, ...]
+    summary: str
+    options: frozenset[str] = frozenset()
+
+
+CONVERTERS: dict[str, Converter] = {
+    "folder": Converter(
+        folder.find,
+        ("IMAGES", "MASKS"),
+        "plain folders of images and masks of the same names",
+        frozenset({"name", "channels", "threshold", "group_pattern"}),
+    ),
+    "msd": Converter(msd.find, ("TaskXX_Name",), "a task of the Medical Segmentation Decathlon"),
+}
 
 
 def converter(name: str) -> Converter:
@@ -26,3 +52,26 @@ def converter(name: str) -> Converter:
     near = difflib.get_close_matches(name.lower(), CONVERTERS, n=1)
     hint = f"; did you mean {near[0]}?" if near else ";"
     raise UsdError(f"there is no converter {name!r}{hint} known are {', '.join(sorted(CONVERTERS))}.")
+
+
+def convert(name: str, request: Request, raw_root: Path) -> Path:
+    """Convert a data set and return its new folder in `raw_root`.
+
+    Raises:
+        UsdError: an unknown converter, another number of sources than it takes, an option it does not take, or what
+            `raw_writer.write_raw_dataset` raises.
+    """
+    chosen = converter(name)
+    if len(request.sources) != len(chosen.sources):
+        raise UsdError(
+            f"usd_convert {name} takes {' '.join(chosen.sources)}, but {len(request.sources)} folders were named; name "
+            f"{len(chosen.sources)}."
+        )
+    for option in ("name", "channels", "threshold", "group_pattern"):
+        if getattr(request, option) not in (None, ()) and option not in chosen.options:
+            raise UsdError(f"usd_convert {name} takes no --{option.replace('_', '-')}; leave it out.")
+    sources = tuple(Path(source).expanduser().resolve() for source in request.sources)
+    found = chosen.find(dataclasses.replace(request, sources=sources))
+    if request.number is not None:
+        found = dataclasses.replace(found, number=request.number)
+    return write_raw_dataset(found, raw_root)

@@ -9,8 +9,9 @@ import nibabel
 import numpy as np
 import pytest
 
+from dataset_conversion import convert as convert_named
 from dataset_conversion import converter
-from dataset_conversion.msd import convert
+from dataset_conversion.finding import Request
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.fingerprint import extract_fingerprint
 from unisegdiff_pipeline.io.images import read_image, read_labels
@@ -18,6 +19,10 @@ from unisegdiff_pipeline.io.raw_dataset import find_cases, open_raw_dataset
 
 AFFINE = np.diag([0.5, 0.6, 2.0, 1.0])
 SHAPE = (4, 5, 6)
+
+
+def convert(source: Path, raw_root: Path, number: int | None = None) -> Path:
+    return convert_named("msd", Request((source,), number), raw_root)
 
 
 def _task(folder: Path, channels: int) -> Path:
@@ -81,9 +86,9 @@ def test_nothing_is_left_after_a_failure(tmp_path):
     source = _task(tmp_path / "Task07_Thing", 2)
     path = source / "imagesTr" / "c_02.nii.gz"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UsdError, match=r"c_02\.nii\.gz.*unpack the archive again"):
+    with pytest.raises(UsdError, match=r"c_02\.nii\.gz cannot be read.*truncated"):
         convert(source, tmp_path / "raw", None)
-    assert list((tmp_path / "raw").iterdir()) == []
+    assert not list((tmp_path / "raw").glob("*"))
 
 
 def test_wrong_sources(tmp_path):
@@ -91,7 +96,7 @@ def test_wrong_sources(tmp_path):
         convert(tmp_path / "Thing", tmp_path / "raw", None)
     source = _task(tmp_path / "Task07_Thing", 1)
     (source / "labelsTr" / "c_02.nii.gz").unlink()
-    with pytest.raises(UsdError, match=r"1 case\(s\).*c_02"):
+    with pytest.raises(UsdError, match=r"1 file\(s\).*c_02"):
         convert(source, tmp_path / "raw", None)
     (source / "dataset.json").write_text('{"labels": ["background"]}')
     with pytest.raises(UsdError, match="lacks modality or labels"):
@@ -104,6 +109,6 @@ def test_wrong_sources(tmp_path):
 
 
 def test_registry():
-    assert converter("msd") is convert
-    with pytest.raises(UsdError, match=r"no converter 'MSD'; did you mean msd\? known are msd"):
+    assert converter("msd").sources == ("TaskXX_Name",)
+    with pytest.raises(UsdError, match=r"no converter 'MSD'; did you mean msd\? known are .*msd"):
         converter("MSD")

@@ -1,0 +1,102 @@
+"""Plain folders of images and masks, matched by name; 2D pictures or volumes.
+
+A mask has the name of its image, or that name with one of the common additions (scan1.png and scan1_mask.png).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from dataset_conversion.finding import Request, group_by, images_in, pairs, picture_ending
+from dataset_conversion.masks import Above, AsLabelled, Mapped, MaskReader
+from dataset_conversion.raw_writer import RGB, Case, Conversion
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.progress import progress
+from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, NIFTI_ENDINGS, PICTURE_ENDINGS, split_ending
+from unisegdiff_pipeline.io.images import read_header, read_labels
+
+_ADDITION = re.compile(r"[ _.-](masks?|seg|segmentation|labels?|lesions?|gt|anno|annotation)$", re.IGNORECASE)
+_MAX_CLASSES = 20
+
+
+def find(request: Request) -> Conversion:
+    """See the module."""
+    images_folder, masks_folder = request.sources
+    if request.number is None or request.name is None:
+        raise UsdError("a folder has no number or name of its own; give --dataset-id N and --name NAME.")
+    together = images_folder.resolve() == masks_folder.resolve()
+    images, masks = images_in(images_folder), images_in(masks_folder)
+    if together:
+        masks = {stem: path for stem, path in images.items() if _ADDITION.search(stem)}
+        images = {stem: path for stem, path in images.items() if stem not in masks}
+    matched = pairs(images, _by_image(masks, images))
+    channels = request.channels or _channels(next(iter(images.values())))
+    reader, labels = _meaning([mask for _, mask in matched.values()], request.threshold)
+    cases = tuple(
+        Case(name.replace(" ", "_"), (image,), (mask,), group_by(request.group_pattern, name))
+        for name, (image, mask) in matched.items()
+    )
+    ending = _ending([image for image, _ in matched.values()], channels)
+    return Conversion(request.number, request.name, tuple(channels), labels, ending, cases, read_mask=reader)
+
+
+def _by_image(masks: dict[str, Path], images: dict[str, Path]) -> dict[str, Path]:
+    """Masks by the name of their image, where there is one."""
+    found: dict[str, Path] = {}
+    for stem, path in masks.items():
+        bare = _ADDITION.sub("", stem)
+        name = stem if stem in images or bare not in images else bare
+        if found.setdefault(name, path) != path:
+            raise UsdError(f"{found[name]} and {path} are two masks of one image; join them, or move one away.")
+    return found
+
+
+def _channels(image: Path) -> tuple[str, ...]:
+    return RGB if read_header(image)[0][0] == 3 else ("image",)
+
+
+def _ending(images: list[Path], channels: tuple[str, ...]) -> str:
+    endings = {split_ending(path.name)[1].lower() for path in images}
+    if endings <= set(PICTURE_ENDINGS):
+        return picture_ending(images, channels)
+    if endings <= set(NIFTI_ENDINGS):
+        return ".nii.gz"
+    if len(endings) == 1:
+        return endings.pop()
+    raise UsdError(
+        f"{images[0].parent} mixes {', '.join(sorted(endings))}; put pictures and volumes into data sets of their own."
+    )
+
+
+def _meaning(masks: list[Path], threshold: float | None) -> tuple[MaskReader, dict[str, int | list[int]]]:
+    """How the values of the masks are meant: with a threshold one class, else a class for each value but 0."""
+    if threshold is not None:
+        return Above(threshold), {"background": 0, "lesion": 1}
+    values: set[int] = set()
+    for path in progress(masks, len(masks), "Reading masks"):
+        if split_ending(path.name)[1].lower() in LOSSY_ENDINGS:
+            raise UsdError(f"{path} is a JPEG, which alters values; give --threshold 127 for masks of black and white.")
+        values |= {int(value) for value in np.unique(read_labels(path).array)}
+        if len(values) > _MAX_CLASSES + 1:
+            raise UsdError(
+                f"the masks up to {path} hold {len(values)} different values, which are no classes; give --threshold "
+                "127 for masks of black and white with soft edges."
+            )
+    classes = sorted(values - {0})
+    if not classes:
+        raise UsdError(f"all masks of {masks[0].parent} are empty; check that these are the masks.")
+    if len(classes) == 1:
+        return Mapped({0: 0, classes[0]: 1}), {"background": 0, "lesion": 1}
+    warnings.warn(
+        f"the masks hold the values {classes}, of which each became a class; rename the classes in dataset.json, or "
+        "give --threshold N if they mean one lesion.",
+        stacklevel=3,
+    )
+    labels: dict[str, int | list[int]] = {"background": 0, **{f"value_{v}": n for n, v in enumerate(classes, start=1)}}
+    if classes == list(range(1, len(classes) + 1)):
+        return AsLabelled(), labels
+    return Mapped({0: 0, **{value: number for number, value in enumerate(classes, start=1)}}), labels

@@ -1,0 +1,380 @@
+"""From the files of a published data set to a raw data set: what every converter shares.
+
+A converter only finds files: it returns a `Conversion`, the cases with their images, masks and groups, and how masks
+are read. `write_raw_dataset` copies or encodes them. It works in a hidden folder beside the target, which takes the
+target's name when everything is there; after an interruption the same call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset_conversion.masks import AsLabelled, MaskReader, read_grey
+from unisegdiff_pipeline.core.csv_tables import write_csv
+from unisegdiff_pipeline.core.errors import UsdError, unreadable
+from unisegdiff_pipeline.core.files import atomic_path, remove_stale_temporaries, text_hash
+from unisegdiff_pipeline.core.geometry import Volume
+from unisegdiff_pipeline.core.locks import locked
+from unisegdiff_pipeline.core.names import composed, require_name
+from unisegdiff_pipeline.core.parallel import choose_workers, map_cases
+from unisegdiff_pipeline.core.serialization import write_json
+from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, NIFTI_ENDINGS, is_picture_ending, label_ending, split_ending
+from unisegdiff_pipeline.io.images import read_header, read_image, write_labels
+from unisegdiff_pipeline.io.paths import dataset_name
+from unisegdiff_pipeline.io.pictures import spacing_file
+
+RGB = ("R", "G", "B")
+LICENCE_FILE = "LICENCE.txt"
+_KEY_FILE = "conversion.txt"  # in the hidden folder, what it is made from
+PictureReader = Callable[[Path], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a 4D NIfTI file."""
+
+    path: Path
+    index: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: where its files are.
+
+    Attributes:
+        name: becomes the file name.
+        images: a file (or a frame of one) for each channel, or one colour picture.
+        masks: joined into one label map, later ones over earlier ones; empty for a test case without reference.
+        group: patient or sequence, None where it is not known.
+        held_out: goes to imagesTs and labelsTs, because the owners hold it out.
+        raters: masks of single raters, which go to ratersTr.
+    """
+
+    name: str
+    images: tuple[Path | Frame, ...]
+    masks: tuple[Path, ...] = ()
+    group: str | None = None
+    held_out: bool = False
+    raters: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a data set comes from, for dataset.json and the note on its licence."""
+
+    title: str
+    url: str
+    licence: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """All that is needed to write a raw data set.
+
+    Attributes:
+        number: of the data set, unless the user chooses another one.
+        name: of the data set.
+        channels: names in the order of `Case.images`; R, G, B for colour pictures.
+        labels: name -> value, or values of a region, background included.
+        file_ending: of the images to be written; files of another ending are encoded anew.
+        cases: at least one.
+        origin: see there; None for files of the user's own.
+        read_mask: path -> label map.
+        read_picture: path -> pixels (Y, X) or (Y, X, 3) of type uint8, where the files are no plain images.
+        published: number of cases that the owners name, by part ("training", "test").
+        more: further keys of dataset.json.
+    """
+
+    number: int
+    name: str
+    channels: tuple[str, ...]
+    labels: Mapping[str, int | list[int]]
+    file_ending: str
+    cases: tuple[Case, ...]
+    origin: Origin | None = None
+    read_mask: MaskReader = field(default_factory=AsLabelled)
+    read_picture: PictureReader | None = None
+    published: Mapping[str, int] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_raw_dataset(conversion: Conversion, raw_root: Path) -> Path:
+    """Write the raw data set and return its folder; the whole of it, or nothing that carries its name.
+
+    After an error nothing is left. After an interruption a hidden folder keeps the finished cases, and the same call
+    goes on with the others as long as the source files have not changed.
+
+    Raises:
+        UsdError: the folder is there already, two cases of one name, a file that cannot be read, a value that the
+            data set does not know, or a mask of another size than its image.
+    """
+    target = Path(raw_root) / dataset_name(conversion.number, require_name(conversion.name, "the data set"))
+    if target.exists():
+        raise UsdError(f"{target} is there already; remove it, or choose another number with --dataset-id.")
+    cases = _named(conversion)
+    _compare_with_published(conversion)
+    work = target.with_name(f".converting-{target.name}")
+    with locked(work.with_name(f"{work.name}.lock"), f"the conversion into {target}"):
+        _prepare(work, _key(conversion))
+        try:
+            writer = _CaseWriter(conversion, work)
+            memory_gb = 2.0 if conversion.file_ending in NIFTI_ENDINGS else 0.5
+            map_cases(
+                writer,
+                cases,
+                names=[case.name for case in cases],
+                workers=choose_workers(memory_gb),
+                description=f"Converting {conversion.name}",
+                kind="threads",
+            )
+            _describe(conversion, work)
+            (work / _KEY_FILE).unlink()
+            work.rename(target)
+        except Exception:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    return target
+
+
+# --------------------------------------------------------------------------------------------- before anything is read
+
+
+def _named(conversion: Conversion) -> list[Case]:
+    cases = list(conversion.cases)
+    if not any(not case.held_out for case in cases):
+        raise UsdError(f"{conversion.name}: no training case was found; check the folder.")
+    for case in cases:
+        require_name(case.name, f"the case of {_path(case.images[0])}")
+    folded = Counter(composed(case.name).casefold() for case in cases)  # some file systems know no case of letters
+    for case in cases:
+        if folded[composed(case.name).casefold()] > 1:
+            twins = [str(_path(c.images[0])) for c in cases if c.name.casefold() == case.name.casefold()]
+            raise UsdError(f"{' and '.join(twins[:2])} would both become the case {case.name!r}; rename or remove one.")
+    return cases
+
+
+def _compare_with_published(conversion: Conversion) -> None:
+    held_out = sum(case.held_out for case in conversion.cases)
+    found = {"training": len(conversion.cases) - held_out, "test": held_out}
+    for part, number in conversion.published.items():
+        if found[part] != number:
+            warnings.warn(
+                f"{conversion.name}: {found[part]} {part} cases found, the owners publish {number}; look whether all "
+                "of the download was unpacked.",
+                stacklevel=3,
+            )
+
+
+def _key(conversion: Conversion) -> str:
+    """Text that changes with anything the result is made from; files by size and time, for they may be large."""
+    paths = [_path(source) for case in conversion.cases for source in (*case.images, *case.masks, *case.raters)]
+    for path in paths:
+        if not path.is_file():
+            raise UsdError(f"{path} does not exist; unpack the whole of the download.")
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(set(paths))]
+    readers = (repr(conversion.read_mask), getattr(conversion.read_picture, "__qualname__", None))
+    facts = (conversion.number, conversion.name, conversion.channels, dict(conversion.labels), conversion.file_ending)
+    return text_hash(repr((facts, readers, dict(conversion.more), conversion.cases, stats)))
+
+
+def _prepare(work: Path, key: str) -> None:
+    """The hidden folder, with the finished cases of an interrupted conversion of the very same files if there are."""
+    known = work / _KEY_FILE
+    if not known.is_file() or known.read_text("utf-8") != key:
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    with atomic_path(known) as temporary:
+        temporary.write_text(key, "utf-8")
+    remove_stale_temporaries(work, below=True)
+
+
+def _describe(conversion: Conversion, work: Path) -> None:
+    """dataset.json, groups.csv and the note on the licence."""
+    training = [case for case in conversion.cases if not case.held_out]
+    origin = conversion.origin
+    about = {} if origin is None else {"reference": origin.reference, "licence": origin.licence, "url": origin.url}
+    description = {
+        "name": conversion.name,
+        **about,
+        **conversion.more,  # before what training reads, which it cannot replace
+        "channel_names": {str(number): name for number, name in enumerate(conversion.channels)},
+        "labels": dict(conversion.labels),
+        "numTraining": len(training),
+        "file_ending": conversion.file_ending,
+    }
+    write_json(work / "dataset.json", description)
+    groups = [(case.name, case.group) for case in training if case.group is not None]
+    if groups:
+        write_csv(work / "groups.csv", ("case", "group"), groups, digits=6)
+    if origin is not None:
+        with atomic_path(work / LICENCE_FILE) as temporary:
+            temporary.write_text(_licence_note(origin), "utf-8")
+
+
+def _licence_note(origin: Origin) -> str:
+    return (
+        f"{origin.title}\nFrom: {origin.url}\nLicence: {origin.licence}\nCite: {origin.reference}\n\n"
+        "This folder was converted by usd_convert from the files of the owners. Their terms hold for it; read them at "
+        "the address above, they may have changed.\n"
+    )
+
+
+def _path(source: Path | Frame) -> Path:
+    return source.path if isinstance(source, Frame) else source
+
+
+# ------------------------------------------------------------------------------------------------------- one case
+
+
+@dataclass(frozen=True)
+class _CaseWriter:
+    conversion: Conversion
+    work: Path
+
+    def __call__(self, case: Case) -> None:
+        part = "Ts" if case.held_out else "Tr"
+        ending = self.conversion.file_ending
+        single = len(case.images) == 1
+        images = [
+            (source, self.work / f"images{part}" / f"{case.name}_{channel:04d}{ending}")
+            for channel, source in enumerate(case.images)
+        ]
+        for source, target in images:
+            if not target.exists():
+                self._write_image(source, target, len(self.conversion.channels) if single else 1)
+        label = self.work / f"labels{part}" / f"{case.name}{label_ending(ending)}"
+        if case.masks and not label.exists():
+            self._write_masks(case.masks, label, images[0][1])
+        for number, mask in enumerate(case.raters, start=1):
+            target = self.work / "ratersTr" / f"{case.name}_rater{number}{label_ending(ending)}"
+            if not target.exists():
+                self._write_masks((mask,), target, images[0][1])
+
+    def _write_image(self, source: Path | Frame, target: Path, num_channels: int) -> None:
+        if isinstance(source, Frame):
+            _save_frame(source, target)
+        elif self.conversion.read_picture is not None:
+            _save_pixels(self.conversion.read_picture(source), target)
+        else:
+            _copy_image(source, target, num_channels)
+
+    def _write_masks(self, masks: Sequence[Path], target: Path, image: Path) -> None:
+        volumes = [self.conversion.read_mask(path) for path in masks]
+        labels = volumes[0].array
+        shape = read_header(image)[0][1:]
+        for path, volume in zip(masks, volumes, strict=True):
+            self._check(path, volume, shape)
+            labels = np.where(volume.array > 0, volume.array, labels)
+        if len(masks) == 1 and isinstance(self.conversion.read_mask, AsLabelled):
+            _copy_labels(masks[0], target, volumes[0])
+        else:
+            write_labels(target, labels[0], volumes[0].geometry)
+        _copy_spacing(image, target)
+
+    def _check(self, path: Path, volume: Volume, shape: tuple[int, ...]) -> None:
+        if volume.array.shape[1:] != shape:
+            raise UsdError(
+                f"{path} has the shape {volume.array.shape[1:]} (Z, Y, X), its image has {shape}; use the files as "
+                "published, or leave the case out."
+            )
+        allowed = {0, *np.hstack([np.ravel(values) for values in self.conversion.labels.values()]).tolist()}
+        unknown = sorted({int(value) for value in np.unique(volume.array)} - allowed)
+        if unknown:
+            raise UsdError(
+                f"{path} holds the values {unknown[:10]}, known are {sorted(allowed)}; use the file as published."
+            )
+
+
+def _copy_image(source: Path, target: Path, num_channels: int) -> None:
+    """Copy a file as it is where that is possible; else encode it anew without loss."""
+    (found, _, _, _), _ = read_header(source)  # a damaged header is named here
+    ending = split_ending(target.name)[1]
+    picture = is_picture_ending(ending)
+    if found == num_channels and source.name.lower().endswith(ending):
+        _copy(source, target)
+        _copy_spacing(source, target)
+    elif picture and ending not in LOSSY_ENDINGS:
+        _save_pixels(_pixels(source, num_channels), target)
+    elif found != num_channels:
+        raise UsdError(f"{source} has {found} channels, but {num_channels} are expected; use the file as published.")
+    elif ending == ".nii.gz" and source.name.lower().endswith(".nii"):
+        _compress(source, target)
+    else:
+        raise UsdError(f"{source} cannot be stored as {ending} without loss; convert it to {ending} first.")
+
+
+def _pixels(path: Path, num_channels: int) -> np.ndarray:
+    """Pixels of a picture as grey (Y, X) or colour (Y, X, 3), uint8; grey of more than 8 bits keeps them."""
+    if num_channels == 1 and read_header(path)[0][0] == 3:
+        return read_grey(path)
+    values = read_image([path]).array[:, 0]  # (C, Y, X)
+    if values.min() < 0 or values.max() > 65535 or (values % 1).any():
+        raise UsdError(f"{path} holds {values.min():g} to {values.max():g}, a PNG whole numbers to 65535; convert it.")
+    deep = values.max() > 255
+    if deep and num_channels == 3:
+        raise UsdError(f"{path} has over 8 bits a channel, which no colour PNG here holds; save it with 8 bits.")
+    values = values.astype(np.uint16 if deep else np.uint8)
+    return values[0] if num_channels == 1 else np.moveaxis(np.broadcast_to(values, (3, *values.shape[1:])), 0, -1)
+
+
+def _save_pixels(pixels: np.ndarray, target: Path) -> None:
+    from PIL import Image
+
+    with atomic_path(target) as temporary:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary)
+
+
+def _save_frame(frame: Frame, target: Path) -> None:
+    import nibabel
+
+    try:
+        image: Any = nibabel.load(frame.path)
+        with atomic_path(target) as temporary:
+            nibabel.save(image.slicer[..., frame.index], temporary)
+    except UsdError:
+        raise
+    except Exception as error:  # nibabel raises many kinds for a damaged file
+        if getattr(error, "errno", None) is not None:
+            raise  # of the disk, not of the image
+        raise unreadable(frame.path, error) from error
+
+
+def _copy_labels(source: Path, target: Path, volume: Volume) -> None:
+    ending = split_ending(target.name)[1]
+    if source.name.lower().endswith(ending):
+        _copy(source, target)
+    elif ending == ".nii.gz" and source.name.lower().endswith(".nii"):
+        _compress(source, target)
+    else:
+        write_labels(target, volume.array[0], volume.geometry)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _compress(source: Path, target: Path) -> None:
+    with (
+        atomic_path(target) as temporary,
+        open(source, "rb") as stream,
+        gzip.GzipFile(temporary, "wb", compresslevel=3, mtime=0) as compressed,  # no time: same source, same bytes
+    ):
+        shutil.copyfileobj(stream, compressed, 1 << 20)
+
+
+def _copy_spacing(source: Path, target: Path) -> None:
+    """The spacing of a TIFF stack lies in a JSON file beside it."""
+    beside = spacing_file(source)
+    if beside is not None:
+        _copy(beside, target.with_name(f"{split_ending(target.name)[0]}.json"))

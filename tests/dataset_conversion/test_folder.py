@@ -1,0 +1,150 @@
+"""Plain folders of images and masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset_conversion import convert
+from dataset_conversion.finding import Request
+from tests.dataset_conversion.conftest import groups_of, label_volume, labels_of, mask, picture, volume
+from unisegdiff_pipeline.commands.convert import main
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.io.images import read_image
+
+OPTIONS = ("--dataset-id", "7", "--name", "Own")
+
+
+def refused(folder: Path, message: str, **options) -> None:
+    raw = folder / "raw"
+    raw.mkdir(exist_ok=True)
+    request = Request((folder / "images", folder / "masks"), **{"number": 7, "name": "Own", **options})
+    with pytest.raises(UsdError, match=message):
+        convert("folder", request, raw)
+    assert list(raw.iterdir()) == []
+
+
+def test_colour_pictures_with_black_and_white_masks(tmp_path, converted):
+    pixels = picture(tmp_path / "images/p1_2.png", 1)
+    picture(tmp_path / "images/p1_10.png", 2)
+    for case in ("p1_2", "p1_10"):
+        mask(tmp_path / f"masks/{case}_mask.png")
+    raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS, "--group-pattern", "^(p[0-9]+)_")
+    assert raw.folder.name == "Dataset007_Own"
+    assert raw.description.channel_names == ("R", "G", "B")
+    assert raw.description.labels.names == ("lesion",)
+    np.testing.assert_array_equal(np.asarray(Image.open(raw.folder / "imagesTr/p1_2_0000.png")), pixels)
+    labels = labels_of(raw, "p1_2")
+    assert sorted(np.unique(labels)) == [0, 1]
+    assert labels.sum() == 2 * 3
+    assert groups_of(raw) == {"p1_2": "p1", "p1_10": "p1"}
+
+
+def test_jpeg_images_stay_as_they_are_and_their_jpeg_masks_need_a_threshold(tmp_path, converted):
+    picture(tmp_path / "images/a.jpg", size=(32, 32))
+    mask(tmp_path / "masks/a.jpg", size=(32, 32), rows=slice(8, 24))
+    refused(tmp_path, "is a JPEG.*--threshold 127")
+    raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS, "--threshold", "127")
+    assert (raw.folder / "imagesTr/a_0000.jpg").read_bytes() == (tmp_path / "images/a.jpg").read_bytes()
+    assert set(np.unique(labels_of(raw, "a"))) == {0, 1}
+
+
+def test_mixed_endings_and_grey_beside_colour_become_one_kind(tmp_path, converted):
+    picture(tmp_path / "images/a.bmp", 1)
+    grey = picture(tmp_path / "images/b.png", 2, colour=False)
+    for case in "ab":
+        mask(tmp_path / f"masks/{case}.png", value=1)
+    raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS)
+    case = raw.cases[1]
+    np.testing.assert_array_equal(read_image(case.image_paths, 3).array[:, 0], [grey] * 3)
+
+
+def test_every_value_becomes_a_class_with_a_warning(tmp_path, converted, capsys):
+    for case, value in (("a", 128), ("b", 255)):
+        picture(tmp_path / f"images/{case}.png")
+        mask(tmp_path / f"masks/{case}.png", value)
+    raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS)
+    assert "hold the values [128, 255]" in capsys.readouterr().err
+    assert raw.description.labels.names == ("value_128", "value_255")
+    assert (labels_of(raw, "a").max(), labels_of(raw, "b").max()) == (1, 2)
+
+
+def test_volumes_with_masks_beside_them(tmp_path, converted):
+    volume(tmp_path / "all/x.nii")
+    label_volume(tmp_path / "all/x_seg.nii.gz", 1, 2)
+    raw = converted("folder", tmp_path / "all", tmp_path / "all", *OPTIONS, "--channels", "CT")
+    assert raw.description.channel_names == ("CT",)
+    assert raw.description.file_ending == ".nii.gz"
+    expected = read_image([tmp_path / "all/x.nii"])
+    found = read_image(raw.cases[0].image_paths)
+    np.testing.assert_array_equal(found.array, expected.array)
+    assert found.geometry == expected.geometry
+    assert labels_of(raw, "x").max() == 2
+
+
+def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
+    picture(tmp_path / "images/a.png")
+    mask(tmp_path / "masks/b.png")
+    refused(tmp_path, r"2 file\(s\) are an image without mask or a mask without image.*a\.png.*b\.png")
+    (tmp_path / "masks/b.png").unlink()
+    mask(tmp_path / "masks/a.png", size=(6, 9))
+    refused(tmp_path, r"masks/a\.png has the shape \(1, 6, 9\) \(Z, Y, X\), its image has \(1, 6, 8\)")
+    refused(tmp_path, r"'\^\(q\)' finds no group in the case 'a'", group_pattern="^(q)")
+    refused(tmp_path, "is no regular expression", group_pattern="(")
+    refused(tmp_path, "give --dataset-id N and --name NAME", name=None)
+    mask(tmp_path / "masks/a.png", value=0)
+    refused(tmp_path, "all masks of .*masks are empty")
+    picture(tmp_path / "masks/a.png", colour=False, size=(6, 8))
+    refused(tmp_path, "different values, which are no classes; give --threshold")
+    mask(tmp_path / "masks/a.png", value=1)
+    refused(tmp_path, r"a\.png holds values up to 1, a lesion is expected above 127", threshold=127)
+    mask(tmp_path / "masks/a_mask.png")
+    refused(tmp_path, "are two masks of one image")
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    picture(tmp_path / "images/a.png")
+    mask(tmp_path / "masks/a.png")
+    (tmp_path / "images/a.png").write_bytes((tmp_path / "images/a.png").read_bytes()[:20])
+    refused(tmp_path, r"a\.png")
+
+
+def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch):
+    import dataset_conversion.raw_writer as raw_writer
+
+    for number in range(4):
+        picture(tmp_path / f"images/{number}.png", number)
+        mask(tmp_path / f"masks/{number}.png")
+    (tmp_path / "raw").mkdir()
+    request = Request((tmp_path / "images", tmp_path / "masks"), 7, "Own")
+    written: list[Path] = []
+    write = raw_writer.write_labels
+
+    def interrupted(path, *rest):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, *rest)
+
+    monkeypatch.setattr(raw_writer, "choose_workers", lambda *_: 0)
+    monkeypatch.setattr(raw_writer, "write_labels", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert("folder", request, tmp_path / "raw")
+    assert not (tmp_path / "raw/Dataset007_Own").exists()
+    monkeypatch.setattr(raw_writer, "write_labels", lambda path, *rest: (written.append(path), write(path, *rest)))
+    folder = convert("folder", request, tmp_path / "raw")
+    assert sorted(path.name for path in written) == ["0.png", "1.png", "2.png", "3.png"]
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == [folder.name]
+    assert len(list((folder / "labelsTr").iterdir())) == 4
+    assert not list(folder.glob("conversion*"))
+
+
+def test_number_of_sources_and_list(tmp_path, capsys):
+    assert main(["folder", str(tmp_path), "--raw", str(tmp_path), *OPTIONS]) == 1
+    assert "usd_convert folder takes IMAGES MASKS, but 1 folders were named" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--list"])
+    assert "folder IMAGES MASKS" in capsys.readouterr().out
