@@ -11,7 +11,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion import folder, msd
+from dataset_conversion import amd_sd, busi, covid_ct, ebhi, figshare_brain, folder, msd, polyp
 from dataset_conversion.finding import Finder, Request
 from dataset_conversion.raw_writer import write_raw_dataset
 from unisegdiff_pipeline.core.errors import UsdError
@@ -41,6 +41,13 @@ CONVERTERS: dict[str, Converter] = {
         "plain folders of images and masks of the same names",
         frozenset({"name", "channels", "threshold", "group_pattern"}),
     ),
+    "busi": Converter(busi.find, ("SRC",), "breast ultrasound; SRC holds Dataset_BUSI_with_GT"),
+    "amd_sd": Converter(amd_sd.find, ("SRC",), "OCT of wet macular degeneration; SRC holds AMD-SD"),
+    "figshare_brain": Converter(figshare_brain.find, ("SRC",), "brain tumour slices; SRC holds 1.mat to 3064.mat"),
+    "polyp": Converter(polyp.find, ("SRC",), "five colonoscopy sets; SRC holds TrainDataset and TestDataset"),
+    "covid_ct": Converter(covid_ct.find, ("SRC",), "COVID-19 CT; SRC holds COVID-19-CT-Seg_20cases and Infection_Mask"),
+    "ebhi": Converter(ebhi.find, ("SRC",), "colorectal biopsies, six classes; SRC holds EBHI-SEG"),
+    "ebhi_adenocarcinoma": Converter(ebhi.find_adenocarcinoma, ("SRC",), "their adenocarcinomas; SRC holds EBHI-SEG"),
     "msd": Converter(msd.find, ("TaskXX_Name",), "a task of the Medical Segmentation Decathlon"),
 }
 
