@@ -65,16 +65,16 @@ def images_in(folder: Path, endings: Iterable[str] = SUPPORTED_ENDINGS) -> dict[
     """
     if not folder.is_dir():
         raise UsdError(f"{folder} is no folder; check the path, and unpack the whole of the download.")
-    found: dict[str, Path] = {}
+    result: dict[str, Path] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: natural(entry.name)):
         stem, ending = split_ending(entry.name)
         if entry.name.startswith(".") or ending.lower() not in tuple(endings) or not entry.is_file():
             continue
-        if found.setdefault(composed(stem), Path(entry.path)) != Path(entry.path):
-            raise UsdError(f"{found[composed(stem)]} and {entry.path} have one name; keep one of them.")
-    if not found:
+        if result.setdefault(composed(stem), Path(entry.path)) != Path(entry.path):
+            raise UsdError(f"{result[composed(stem)]} and {entry.path} have one name; keep one of them.")
+    if not result:
         raise UsdError(f"{folder} holds no image ({', '.join(endings)}); check the path.")
-    return found
+    return result
 
 
 def pairs(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, tuple[Path, Path]]:

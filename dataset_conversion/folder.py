@@ -46,13 +46,13 @@ def find(request: Request) -> Conversion:
 
 def _by_image(masks: dict[str, Path], images: dict[str, Path]) -> dict[str, Path]:
     """Masks by the name of their image, where there is one."""
-    found: dict[str, Path] = {}
+    result: dict[str, Path] = {}
     for stem, path in masks.items():
         bare = _ADDITION.sub("", stem)
         name = stem if stem in images or bare not in images else bare
-        if found.setdefault(name, path) != path:
-            raise UsdError(f"{found[name]} and {path} are two masks of one image; join them, or move one away.")
-    return found
+        if result.setdefault(name, path) != path:
+            raise UsdError(f"{result[name]} and {path} are two masks of one image; join them, or move one away.")
+    return result
 
 
 def _channels(image: Path) -> tuple[str, ...]:

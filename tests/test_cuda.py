@@ -39,10 +39,10 @@ def test_main_job_with_an_interruption(
     step = Trainer._iterate
 
     def interrupted(self: Trainer, batch: object) -> object:
-        found = step(self, batch)  # type: ignore[arg-type]
+        result = step(self, batch)  # type: ignore[arg-type]
         if (self.phase, self.iteration) in {(1, 20), (2, 3)}:
             self.run.stop.signal_number = signal.SIGINT
-        return found
+        return result
 
     for _ in range(2):  # in the middle of each phase
         with monkeypatch.context() as patched:

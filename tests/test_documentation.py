@@ -36,7 +36,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def command_lines() -> list[tuple[str, list[str]]]:
     """(page, words) of every usd_* command in a bash block."""
-    found = []
+    result = []
     for page in PAGES:
         for line in (
             "".join(blocks(page, "bash")).replace("$SLURM_ARRAY_TASK_ID", "0").replace("\\\n", " ").splitlines()
@@ -44,8 +44,8 @@ def command_lines() -> list[tuple[str, list[str]]]:
             for part in line.split("&&"):
                 words = shlex.split(part, comments=True)
                 if words and Path(words[0]).name.startswith("usd_"):
-                    found.append((page.name, [Path(words[0]).name, *words[1:]]))
-    return found
+                    result.append((page.name, [Path(words[0]).name, *words[1:]]))
+    return result
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
@@ -195,7 +195,7 @@ def test_the_index_names_every_page() -> None:
     assert {page for page in PAGES if page.is_relative_to(index.parent)} - {index} <= named
 
 
-FORMER_WORDS = r"\b(reckon\w*|mend(s|ed|ing)?|sittings?|honest\w*|the usual|for want of|cut at|draws? masks)\b"
+FORMER_WORDS = r"\b(estimate\w*|fix(s|ed|ing)?|sessions?|honest\w*|the usual|for lack of|cut at|draws? masks)\b"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -69,7 +69,7 @@ def violations(path: Path) -> list[str]:
 
 def circles(graph: dict[str, set[str]]) -> list[str]:
     """A circle of imports between modules for every module that can reach itself."""
-    found = []
+    result = []
     for start in graph:
         came_from: dict[str, str] = {}
         open_ = [start]
@@ -82,8 +82,8 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
             way = [start]
             while (before := came_from[way[-1]]) != start:
                 way.append(before)
-            found.append(" <- ".join([*way, start]))
-    return found
+            result.append(" <- ".join([*way, start]))
+    return result
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted_name)

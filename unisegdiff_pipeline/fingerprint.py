@@ -93,7 +93,7 @@ class ComponentFacts:
 class ClassOrder:
     """How two classes lie to each other over the `num_cases` cases that hold both.
 
-    `same_share` is, along Z, Y and X, the share of these cases in which the centres lie in the more frequent order.
+    `same_share` is, along Z, Y and X, the fraction of these cases in which the centres lie in the more frequent order.
     """
 
     first: str
@@ -138,12 +138,12 @@ class LesionSummary:
 
     Attributes:
         class_name: as in dataset.json.
-        share_of_maps: share of the label maps that hold the class.
+        share_of_maps: fraction of the label maps that hold the class.
         components_per_map: over the maps that hold it.
         volume_mm3: over the listed components.
         thickness_mm: over the listed components.
         main_thickness_mm: thickness of each map's thickest component; specks beside a lesion do not count here.
-        foreground_share: mean share of the voxels of a map.
+        foreground_share: mean fraction of the voxels of a map.
     """
 
     class_name: str
@@ -378,13 +378,13 @@ def summarize(dataset_name: str, description: DatasetDescription, facts: Sequenc
     cases = tuple(fact.fingerprint for fact in usable if fact.fingerprint is not None)
     samples = [fact.samples for fact in usable if fact.samples is not None]
     anywhere = np.concatenate([fact.anywhere for fact in usable if fact.anywhere is not None], axis=1)
-    crop_shares = [math.prod(c.shape_after_crop) / math.prod(c.shape) for c in cases]
+    crop_fractions = [math.prod(c.shape_after_crop) / math.prod(c.shape) for c in cases]
     return Fingerprint(
         dataset_name=dataset_name,
         is_2d=all(case.shape[0] == 1 for case in cases),
         channel_names=description.channel_names,
         share_of_empty_cases=_rounded(float(np.mean([c.empty for c in cases]))),
-        median_crop_share=_rounded(float(np.median(crop_shares))),
+        median_crop_share=_rounded(float(np.median(crop_fractions))),
         intensities=_intensity_statistics(samples, anywhere),
         lesions=summarize_lesions(cases, description.labels.names),
         class_orders=class_orders([f.centres for f in usable if f.centres is not None], description.labels),
@@ -442,8 +442,8 @@ def class_orders(centres: Sequence[np.ndarray], scheme: LabelScheme) -> tuple[Cl
         differences = np.array([case[first] - case[second] for case in centres])
         differences = differences[~np.isnan(differences).any(axis=1)]
         if len(differences):
-            shares = np.maximum((differences > 0).mean(axis=0), (differences < 0).mean(axis=0))
-            z, y, x = (_rounded(float(share)) for share in shares)
+            fractions = np.maximum((differences > 0).mean(axis=0), (differences < 0).mean(axis=0))
+            z, y, x = (_rounded(float(fraction)) for fraction in fractions)
             orders.append(ClassOrder(scheme.names[first], scheme.names[second], len(differences), (z, y, x)))
     return tuple(orders)
 

@@ -144,7 +144,10 @@ def report_samples() -> None:
     """Time all scores of samples and raters of one case."""
     rng = np.random.default_rng(27)
     field = rng.random((16, 256, 256))
-    samples, raters = [field < share for share in rng.random(16)], [field > share for share in rng.random(4)]
+    samples, raters = (
+        [field < fraction for fraction in rng.random(16)],
+        [field > fraction for fraction in rng.random(4)],
+    )
     _, seconds, megabytes = measured(lambda: score_samples(samples, raters, field))
     print(f"16 samples, 4 raters, 1 M voxels: {seconds:.2f} s, {megabytes:.0f} MB more", flush=True)
 

@@ -106,14 +106,14 @@ def read_means(fold: Path) -> tuple[dict[str, Rule], Scores, Sequence[str], str]
 
 def read_mean_trials(fold: Path) -> list[MeanTrial]:
     """The ways to make the mask that were tried; cases without Dice have NaN."""
-    found = []
+    result = []
     for entry in read_json(fold / CANDIDATES_NAME)["means"]:
         dice, nll = (tuple(np.array(entry[key], dtype=float)) for key in ("dice_of_cases", "nll_of_cases"))
         sampler = SamplerSettings(**entry["sampler"])
-        found.append(
+        result.append(
             MeanTrial(sampler, entry["segmenter_weight"], entry["decision"], dice, nll, tuple(entry["groups"]))
         )
-    return found
+    return result
 
 
 def score_dice_errors(

@@ -118,7 +118,7 @@ class Drawn:
 
 def draw(predictor: Predictor) -> list[Drawn]:
     """Masks of new discs."""
-    found = []
+    result = []
     for index in range(NUM_HELD_OUT):
         rng = np.random.default_rng([2, index])
         disc = draw_disc(rng)
@@ -127,8 +127,8 @@ def draw(predictor: Predictor) -> list[Drawn]:
         name = f"case_{index}_0000.png"
         predicted = predictor.predict(image, geometry.spacing_mm, num_samples=NUM_SAMPLES, case_id=name)
         law, again = (np.stack([disc.read(rng) for _ in range(NUM_SAMPLES)]) for _ in range(2))
-        found.append(Drawn(predicted.samples.reshape(NUM_SAMPLES, SIZE, SIZE) > 0, law, again))
-    return found
+        result.append(Drawn(predicted.samples.reshape(NUM_SAMPLES, SIZE, SIZE) > 0, law, again))
+    return result
 
 
 def existence(drawn: Sequence[Drawn]) -> float:

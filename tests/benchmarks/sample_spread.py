@@ -42,7 +42,7 @@ from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibratio
 from unisegdiff_pipeline.evaluation.diversity import generalised_energy_distance, pairwise_overlaps, single_sample_dice
 from unisegdiff_pipeline.evaluation.spread import (
     CaseSpread,
-    empty_draws,
+    empty_samples,
     fraction_curve,
     interval_coverage,
     mean_distances,
@@ -90,7 +90,7 @@ def open_run(folder: Path, preprocessed: Path, raw: Path | None) -> FoldRun:
 
 
 def changed(settings: InferenceSettings, changes: dict[str, Any]) -> InferenceSettings:
-    """The settings with other fields of the sampler that draws the masks."""
+    """The settings with other fields of the sampler that samples the masks."""
     sampler = dataclasses.replace(settings.drawn_by, **changes)
     if settings.mask_sampler is None:
         return dataclasses.replace(settings, sampler=sampler)
@@ -147,7 +147,7 @@ def score_fold(
     """Sample and score some cases of a fold."""
     model, settings = finished_model(run)
     model.eval()
-    settings, scheme, found = changed(settings, changes), run.plans.labels, []
+    settings, scheme, result = changed(settings, changes), run.plans.labels, []
     for case_id in cases:
         stored = run.data.open(case_id)
         raters = annotators(stored)
@@ -166,8 +166,8 @@ def score_fold(
                 wrong = tuple(float(np.mean((v > 0) & (v != scheme.members[index][0]))) for v in others)
             ged = generalised_energy_distance(overlaps).ged_u
             dice = single_sample_dice(pairwise_overlaps(*([masks[index]] for masks in committed)))
-            found.append(Scored(spread, ged, wrong, truth, dice, single_sample_dice(overlaps)))
-    return found
+            result.append(Scored(spread, ged, wrong, truth, dice, single_sample_dice(overlaps)))
+    return result
 
 
 def _truth(
@@ -190,7 +190,7 @@ def describe(name: str, scored: Sequence[Scored]) -> dict[str, Any]:
     cases = [s.spread for s in scored]
     fifty, ninety = interval_coverage(cases, 0.5), interval_coverage(cases, 0.9)
     curve = {(b.fraction == 0, b.fraction == 1): b.marked for b in fraction_curve(cases)}
-    empty, draws = empty_draws(cases, SURE)
+    empty, draws = empty_samples(cases, SURE)
     distances = mean_distances(cases)
     wrong = [value for s in scored for value in s.wrong_class]
     own = np.nanmean([c.sample_distance for c in cases])

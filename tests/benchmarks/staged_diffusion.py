@@ -17,7 +17,7 @@ sees, the same voxels for every row, and likelihood over whole cases as well:
 
     segmenter   trained for the seconds of both phases, temperature fitted on the hold-out near objects, as scored
     whole       the same, temperature fitted on all voxels of held-out cases
-    rival       coherent draws from that segmenter, without any denoiser; length of the field and temperature by the
+    rival       coherent samples from that segmenter, without any denoiser; length of the field and temperature by the
                 energy score on the hold-out
     p_det       the staged diffusion's segmenter, and draws from it
     others      the arms, by trainer, as chosen; where that is a draw without calls, the default sampler as well; the
@@ -393,7 +393,7 @@ def _trainer(name: str) -> str:
 
 
 def _bands(entries: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
-    """Mean of a column of the log by band of lam; norms of the gradient as shares of their sum."""
+    """Mean of a column of the log by band of lam; norms of the gradient as fractions of their sum."""
     columns = zip(*(entry[key] for entry in entries), strict=True)
     means = [_mean([math.nan if v is None else v for v in column]) for column in columns]
     if key == "gradient_norm":
@@ -452,7 +452,7 @@ def _one_calibration(fold_run: FoldRun, model: Any, cases: Sequence[str], near_o
 def _best_rival(
     fold_run: FoldRun, model: Any, settings: Any, calibrations: Sequence[LogitCalibration], cases: Sequence[str]
 ) -> Any:
-    """Settings of coherent draws from the segmenter, the best on the hold-out."""
+    """Settings of coherent samples from the segmenter, the best on the hold-out."""
     lengths_mm = field_lengths_mm(fold_run, fold_run.data.open(cases[0]))
     samplers = [
         SamplerSettings(

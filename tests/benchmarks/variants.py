@@ -20,7 +20,7 @@ from torch.nn import functional
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.losses import soft_dice
 from unisegdiff_pipeline.diffusion.noise import kernel_radius, smooth_field
-from unisegdiff_pipeline.diffusion.samplers import coherent_draw
+from unisegdiff_pipeline.diffusion.samplers import coherent_sample
 from unisegdiff_pipeline.diffusion.schedule import channel_lam, expand_to, noise_mask
 from unisegdiff_pipeline.diffusion.stages import StageDraw
 from unisegdiff_pipeline.diffusion.targets import STAGE_C
@@ -34,7 +34,7 @@ MASKS_STREAM = 0x0DD
 class LogitsNeverHiddenTrainer(StagedDiffusionTrainer):
     """Every example sees the segmenter's logits."""
 
-    hidden_share: ClassVar[float] = 0.0
+    hidden_fraction: ClassVar[float] = 0.0
 
 
 class DiceBesideTrainer(StagedDiffusionTrainer):
@@ -74,7 +74,7 @@ class FrozenSegmenterTrainer(StagedDiffusionTrainer):
 class OtherMasksTrainer(StagedDiffusionTrainer, abc.ABC):
     """Some examples hold another mask than the label under the noise; held-out patches do not."""
 
-    other_share: ClassVar[float]
+    other_fraction: ClassVar[float]
     _looks_at_held_out = False
 
     @abc.abstractmethod
@@ -86,8 +86,10 @@ class OtherMasksTrainer(StagedDiffusionTrainer, abc.ABC):
         super().measure_held_out()
         self._looks_at_held_out = False
 
-    def _noise(self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator) -> NoisedExamples:
-        example = super()._noise(batch, condition, draw, generator)
+    def noised_examples(
+        self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator
+    ) -> NoisedExamples:
+        example = super().noised_examples(batch, condition, draw, generator)
         if self._looks_at_held_out:
             return example
         # A stream of its own: all else that is drawn stays what it is without other masks.
@@ -95,7 +97,7 @@ class OtherMasksTrainer(StagedDiffusionTrainer, abc.ABC):
         levels = len(example.lam) // len(batch.image)
         p_det = self.network.det_probabilities(condition, self.calibration)
         other = torch.where(batch.valid > 0, self.other_masks(batch, p_det, own), p_det)
-        chosen = torch.rand(len(example.lam), generator=own, device=self.run.device) < self.other_share
+        chosen = torch.rand(len(example.lam), generator=own, device=self.run.device) < self.other_fraction
         chosen &= ~example.from_mean
         noise = torch.randn(example.x0.shape, generator=own, device=self.run.device)
         x_t = noise_mask(mask_to_x(repeat_examples(other, levels)), channel_lam(example.lam, self.edges), noise)
@@ -103,9 +105,9 @@ class OtherMasksTrainer(StagedDiffusionTrainer, abc.ABC):
 
 
 class NearestDrawTrainer(OtherMasksTrainer):
-    """A quarter of the examples hold the nearest of four coherent draws from p_det: what samplers go on from."""
+    """A quarter of the examples hold the nearest of four coherent samples from p_det: what samplers go on from."""
 
-    other_share: ClassVar[float] = 0.25
+    other_fraction: ClassVar[float] = 0.25
     num_draws: ClassVar[int] = 4
     length_voxels: ClassVar[float] = 4.0
 
@@ -119,7 +121,7 @@ class NearestDrawTrainer(OtherMasksTrainer):
         size = [length + margin for length in p.shape[2:]]
         white = torch.randn((p.shape[0] * p.shape[1], *size), generator=generator, device=p.device)
         field = smooth_field(white.cpu().numpy(), [self.length_voxels] * len(size))
-        return coherent_draw(p, torch.as_tensor(field, device=p.device).reshape(p.shape), self.coding)
+        return coherent_sample(p, torch.as_tensor(field, device=p.device).reshape(p.shape), self.coding)
 
 
 class MovedLabelTrainer(OtherMasksTrainer):
@@ -128,7 +130,7 @@ class MovedLabelTrainer(OtherMasksTrainer):
     Of sigmoid channels a third is dilated and a third eroded as well.
     """
 
-    other_share: ClassVar[float] = 0.5
+    other_fraction: ClassVar[float] = 0.5
 
     def other_masks(self, batch: Batch, p_det: Tensor, generator: torch.Generator) -> Tensor:
         target = batch.target

@@ -10,7 +10,7 @@ from torch import Tensor
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.drawing import draw_objects, field_parts, keep_certain, local_maximum, near_certain
 from unisegdiff_pipeline.diffusion.noise import BlockNoise
-from unisegdiff_pipeline.diffusion.samplers import coherent_draw
+from unisegdiff_pipeline.diffusion.samplers import coherent_sample
 from unisegdiff_pipeline.inference.volume_noise import smooth_field_in_box
 
 SIZE, NUM_SAMPLES, RADIUS = 48, 300, 8.0
@@ -75,7 +75,7 @@ def test_an_object_in_doubt_comes_and_goes_as_a_whole_however_short_the_surface_
         return float(((held > 0.05) & (held < 0.95)).float().mean())
 
     drawn = draw(p, BINARY, 2.0)
-    one_field = coherent_draw(p, field("whole", 2.0), "binary")
+    one_field = coherent_sample(p, field("whole", 2.0), "binary")
     assert (volumes(drawn) > 0).float().mean() == pytest.approx(0.7, abs=0.08)
     assert pieces(one_field) > 0.6
     assert pieces(drawn) < 0.15  # where the long field crosses within the disc
@@ -94,7 +94,7 @@ def test_the_volume_of_an_organ_varies_by_as_much_as_its_surface_hangs_together(
 def test_no_draw_leaves_out_what_is_certain() -> None:
     """A disc that is there with probability 0.96 was empty in one draw of 25."""
     p = disc(0.96)
-    assert (volumes(coherent_draw(p, field("whole", 32.0), "binary")) == 0).any()
+    assert (volumes(coherent_sample(p, field("whole", 32.0), "binary")) == 0).any()
     drawn = draw(p, BINARY, 32.0)
     assert volumes(drawn).min() >= (p >= 0.95).sum()
     assert (volumes(draw(p, BINARY, 32.0, certain=1.0)) == 0).any()
@@ -123,8 +123,8 @@ def test_where_two_sure_classes_meet_the_border_is_a_surface() -> None:
     """The front half is one class and the back half another, unsure over three pixels between them: with a long field
     the whole border moves at once, and so does the volume of both; with a short one it does not."""
     whole = disc(0.999, softness=0.2)
-    share = torch.special.ndtr((torch.arange(SIZE) - (SIZE - 1) / 2) / 3.0)
-    p = torch.cat([1 - whole, share * whole, (1 - share) * whole], dim=1)
+    fraction = torch.special.ndtr((torch.arange(SIZE) - (SIZE - 1) / 2) / 3.0)
+    p = torch.cat([1 - whole, fraction * whole, (1 - fraction) * whole], dim=1)
     short, long = (draw(p, CLASSES, mm)[:, 1].flatten(1).sum(dim=1).std() for mm in (2.0, 32.0))
     assert short < 0.65 * long
 

@@ -16,7 +16,7 @@ from unisegdiff_pipeline.diffusion.samplers import (
     Draw,
     SamplerSettings,
     Step,
-    coherent_draw,
+    coherent_sample,
     lam_schedule,
     sample,
 )
@@ -115,10 +115,10 @@ def test_no_calls_at_all_is_an_error() -> None:
 def test_coherent_draws_have_exact_marginals() -> None:
     field = normal(0, (20_000, 3, 1))
     p = torch.tensor([0.2, 0.5, 0.3]).reshape(1, 3, 1).expand(20_000, 3, 1)
-    drawn = coherent_draw(p, field, "softmax")
+    drawn = coherent_sample(p, field, "softmax")
     assert (drawn.sum(1) == 1).all()
     assert drawn.mean((0, 2)).tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.015)
-    drawn = coherent_draw(p, field, "regions")
+    drawn = coherent_sample(p, field, "regions")
     assert drawn.mean((0, 2)).tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.015)
     assert (drawn[:, 0] <= drawn[:, 2]).all()
     assert (drawn[:, 2] <= drawn[:, 1]).all()
@@ -138,8 +138,8 @@ def test_without_any_call_masks_are_drawn_from_the_segmenter() -> None:
 
 
 def test_a_draw_at_the_end_gives_back_what_one_call_leaves_open() -> None:
-    """One call of a coin that shows heads for all voxels at once: cut at 0.5 every mask is the same, drawn they are
-    heads as often as the coin, and all voxels together."""
+    """One call of a coin that shows heads for all voxels at once: thresholded at 0.5 every mask is the same, sampled
+    they are heads as often as the coin, and all voxels together."""
     shape = (3000, 1, 3, 3)
     settings = SamplerSettings(start="stage_a", num_calls=0, draw=True)
     p_det = torch.full((1, 1, 3, 3), PRIOR)
@@ -193,7 +193,10 @@ def test_what_needs_a_field_says_so() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4), "coherent draws of 4 mm from the segmenter"),
+        (
+            SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4),
+            "coherent samples of 4 mm from the segmenter",
+        ),
         (
             SamplerSettings(method="hard", start="det", num_calls=2, lam_end=0.0, correlation_length_mm=8.0, draw=True),
             "2 calls from the segmenter to lam_c + 0, ending in",

@@ -1,6 +1,6 @@
 """A law of annotation that is known exactly must come back from the samples of a trained model.
 
-The bounds are what a minute and a half of training on one core holds, with a margin: the aim is a share of lesions
+The bounds are what a minute and a half of training on one core holds, with a margin: the aim is a fraction of lesions
 within 0.10 and a GED within 15 % of the law's own draws (documentation/benchmarks/known_law.md). The law and
 the training are those of tests/benchmarks/known_law.py.
 """
@@ -46,9 +46,9 @@ def drawn(trained: Predictor) -> list[Drawn]:
 
 def test_a_lesion_is_drawn_as_often_as_readers_mark_it(drawn: list[Drawn]) -> None:
     assert len(drawn) >= 40
-    share = existence(drawn)
-    print(f"share of samples with a lesion {share:.3f}")
-    assert share == pytest.approx(EXISTENCE, abs=0.10)
+    fraction = existence(drawn)
+    print(f"fraction of samples with a lesion {fraction:.3f}")
+    assert fraction == pytest.approx(EXISTENCE, abs=0.10)
 
 
 def test_samples_lie_as_near_to_the_law_as_its_own_draws(drawn: list[Drawn]) -> None:

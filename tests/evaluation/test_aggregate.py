@@ -129,7 +129,7 @@ def test_samples_give_confidence_coverage_and_ranks(tmp_path: Path) -> None:
     assert report.froc.sensitivity[-1] == pytest.approx(2 / 3)
     assert report.froc.false_positives_per_case[-1] == 0.5
     assert evaluation.report.settings["samples_per_case"] == [3, 3]
-    assert evaluation.report.settings["lesion_confidence"] == "share of the samples that overlap the lesion"
+    assert evaluation.report.settings["lesion_confidence"] == "fraction of the samples that overlap the lesion"
 
 
 def test_raters_give_a_further_tolerance(tmp_path: Path) -> None:

@@ -38,15 +38,15 @@ def cube(size: int, side: int) -> np.ndarray:
     return mask
 
 
-def blob(seed: int, shape: tuple[int, int, int], share: float) -> np.ndarray:
-    """Smooth random objects, several and cut off by the border, filling about a share of the image."""
+def blob(seed: int, shape: tuple[int, int, int], fraction: float) -> np.ndarray:
+    """Smooth random objects, several and cut off by the border, filling about a fraction of the image."""
     noise = np.random.default_rng(seed).standard_normal(shape)
     smooth = gaussian_filter(noise, [min(2.0, n / 4) for n in shape], mode="wrap")
-    return smooth > np.quantile(smooth, 1 - share)
+    return smooth > np.quantile(smooth, 1 - fraction)
 
 
-def noise(seed: int, shape: tuple[int, int, int], share: float) -> np.ndarray:
-    return np.random.default_rng(seed).random(shape) < share
+def noise(seed: int, shape: tuple[int, int, int], fraction: float) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape) < fraction
 
 
 SHAPE = (9, 14, 11)

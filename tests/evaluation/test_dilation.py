@@ -36,12 +36,12 @@ def test_the_ball_follows_the_spacing() -> None:
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.7, 1.3), (0.4, 2.5, 0.4)])
 @pytest.mark.parametrize("radius", [0.0, 1.0, 2.6, 5.0])
-@pytest.mark.parametrize("share", [0.0005, 0.02, 0.6])
+@pytest.mark.parametrize("fraction", [0.0005, 0.02, 0.6])
 @pytest.mark.parametrize("shape", [(9, 17, 23), (1, 31, 20), (13, 1, 9), (5, 8, 1)])
 def test_random_masks_against_the_distance_transform(
-    spacing: tuple[float, float, float], radius: float, share: float, shape: tuple[int, int, int]
+    spacing: tuple[float, float, float], radius: float, fraction: float, shape: tuple[int, int, int]
 ) -> None:
-    mask = np.random.default_rng(3).random(shape) < share
+    mask = np.random.default_rng(3).random(shape) < fraction
     assert np.array_equal(dilated(mask, radius, spacing), by_distance(mask, radius, spacing))
 
 

@@ -37,9 +37,9 @@ def row(*cells: str) -> Masks:
 EMPTY, A, B, AB, ALL = row("0000", "1000", "0100", "1100", "1111")
 
 
-def random_masks(seed: int, count: int, shape: tuple[int, ...] = (3, 7, 11), share: float = 0.3) -> Masks:
+def random_masks(seed: int, count: int, shape: tuple[int, ...] = (3, 7, 11), fraction: float = 0.3) -> Masks:
     rng = np.random.default_rng(seed)
-    return [rng.random(shape) < share for _ in range(count)]
+    return [rng.random(shape) < fraction for _ in range(count)]
 
 
 def adversarial(shape: tuple[int, ...]) -> Masks:
@@ -98,7 +98,7 @@ def test_overlaps_equal_brute_force(shape: tuple[int, ...]) -> None:
 
 
 def test_overlaps_equal_monai() -> None:
-    samples, raters = random_masks(2, 4), random_masks(3, 3, share=0.5)
+    samples, raters = random_masks(2, 4), random_masks(3, 3, fraction=0.5)
     pairs = [(s, r) for s in samples for r in raters]
     first, second = (torch.tensor(np.stack(side))[:, None].float() for side in zip(*pairs, strict=True))
     expected = compute_iou(first, second, include_background=True).numpy().reshape(4, 3)
@@ -113,7 +113,7 @@ def test_masks_of_many_blocks_are_counted_whole(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_iou_is_positive_definite_so_that_the_energy_score_is_proper() -> None:
-    masks = adversarial((3, 4, 5)) + random_masks(5, 40, (3, 4, 5), share=0.1)
+    masks = adversarial((3, 4, 5)) + random_masks(5, 40, (3, 4, 5), fraction=0.1)
     assert np.linalg.eigvalsh(pairwise_overlaps(masks, masks[:1]).samples).min() > -1e-12
 
 
@@ -135,7 +135,7 @@ def test_energy_distance_by_hand() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_energy_distance_equals_brute_force(seed: int) -> None:
     samples = adversarial((3, 7, 11))[seed:] + random_masks(seed, 2)
-    raters = adversarial((3, 7, 11))[:2] + random_masks(seed + 10, 2, share=0.6)
+    raters = adversarial((3, 7, 11))[:2] + random_masks(seed + 10, 2, fraction=0.6)
     cross = 2 * slow_mean_distance(samples, raters)
     score = score_samples(samples, raters)
     all_samples, all_raters = slow_mean_distance(samples, samples), slow_mean_distance(raters, raters)
@@ -285,7 +285,7 @@ def test_maps_of_the_samples_and_raters_are_correlated() -> None:
 
 
 def test_more_samples_than_a_byte_counts() -> None:
-    samples, raters = random_masks(28, 300, (1, 4, 5), share=0.95), random_masks(29, 2, (1, 4, 5))
+    samples, raters = random_masks(28, 300, (1, 4, 5), fraction=0.95), random_masks(29, 2, (1, 4, 5))
     score = score_samples(samples, raters)
     of_samples, of_raters = (np.var(np.stack(masks).astype(float), axis=0).ravel() for masks in (samples, raters))
     assert score.num_samples == 300

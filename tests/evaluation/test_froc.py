@@ -75,7 +75,7 @@ def test_undefined_curves() -> None:
 
 
 def random_cases(seed: int) -> list[tuple[ScoredLesion, ...]]:
-    """Scored random masks; confidence is the share of four samples that overlap a lesion."""
+    """Scored random masks; confidence is the fraction of four samples that overlap a lesion."""
     rng = np.random.default_rng(seed)
     cases = []
     for _ in range(6):

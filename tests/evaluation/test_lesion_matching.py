@@ -112,13 +112,13 @@ def as_sets(reference: np.ndarray, predicted: np.ndarray, rule: MatchingRule) ->
     pairs: Pairs = match_lesions(find_overlaps(reference & predicted, a, b), a, b, rule, SPACING)
     everywhere = np.arange(reference.size)
     in_a, in_b = a.numbers_at(everywhere), b.numbers_at(everywhere)
-    found: dict[object, float] = {}
+    result: dict[object, float] = {}
     for i, j, voxels in zip(pairs.reference, pairs.predicted, pairs.voxels, strict=True):
         first, second = (frozenset(np.flatnonzero(n == k).tolist()) for n, k in ((in_a, i), (in_b, j)))
         assert voxels == len(first & second)
-        found[first, second] = voxels / len(first | second)
-    assert len(found) == len(pairs.voxels)
-    return found
+        result[first, second] = voxels / len(first | second)
+    assert len(result) == len(pairs.voxels)
+    return result
 
 
 def masks(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:

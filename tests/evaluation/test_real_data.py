@@ -61,8 +61,8 @@ def prepare(raw_data: Path, dataset: str, root: Path, each: int = 3) -> tuple[Pa
         write_labels(predictions / path.name, moved[0], reference.geometry)
         for index, sample in enumerate(moved):
             write_labels(predictions / "samples" / f"{case}_sample{index}{ending}", sample, reference.geometry)
-        shares = np.mean([[mask == value for value in range(num_classes)] for mask in moved], axis=0)
-        np.savez_compressed(predictions / "probabilities" / f"{case}.npz", probabilities=shares.astype(np.float16))
+        fractions = np.mean([[mask == value for value in range(num_classes)] for mask in moved], axis=0)
+        np.savez_compressed(predictions / "probabilities" / f"{case}.npz", probabilities=fractions.astype(np.float16))
     return references, predictions
 
 

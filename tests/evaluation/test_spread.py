@@ -14,7 +14,7 @@ from unisegdiff_pipeline.evaluation.spread import (
     CaseSpread,
     Spread,
     case_spread,
-    empty_draws,
+    empty_samples,
     fraction_curve,
     interval_coverage,
     mean_distances,
@@ -94,7 +94,7 @@ def test_the_mean_place_by_hand() -> None:
 def test_bias_and_empty_draws_by_hand() -> None:
     cases = [case((8, 12), 20, confidence=0.99), case((0, 10), 10, confidence=0.96), case((0, 0), 5, confidence=0.9)]
     assert volume_bias(cases) == pytest.approx((10 + 5 + 0) / 35)
-    assert empty_draws(cases, 0.95) == (1, 4)
+    assert empty_samples(cases, 0.95) == (1, 4)
     assert mean_distances([case((1, 2), 1, 2, apart=0.3), case((1, 2), 1)]) == pytest.approx((0.4, 0.3))
 
 

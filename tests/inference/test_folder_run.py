@@ -151,13 +151,13 @@ def test_a_run_notices_that_another_took_its_folder(folders, monkeypatch: pytest
     calls = []
 
     def with_another_run(self, image, properties, **options):
-        found = compute(self, image, properties, **options)
+        result = compute(self, image, properties, **options)
         if not calls:
             calls.append(properties.case_id)
             for part in (0, 1):  # as the only part it would be refused
                 request = PredictRequest(images, out, model, device="cpu", seed=9, overwrite=True)
                 predict_folder(replace(request, num_parts=2, part_id=part))
-        return found
+        return result
 
     monkeypatch.setattr(Predictor, "predict_preprocessed", with_another_run)
     with pytest.raises(UsdError, match="taken over by another prediction"):

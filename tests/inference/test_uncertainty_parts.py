@@ -28,7 +28,7 @@ def line(*values: float) -> Tensor:
 def fold(
     p_det: Tensor, *samples: Tensor, soft: Tensor | None = None, first: int = 0, segmenter_weight: float = 0.5
 ) -> CasePrediction:
-    """A fold whose samples lie in the voxels `first` .. of a line; `soft` is their mean where they are drawn masks."""
+    """A fold whose samples lie in the voxels `first` .. of a line; `soft` is their mean where they are masks."""
     if not samples:
         return CasePrediction(p_det, (), 0, segmenter_weight, FACTS)
     stacked = torch.stack(samples)

@@ -158,8 +158,8 @@ def test_a_stack_that_was_cut_short_is_refused_and_loses_no_slice(tmp_path):
     noise = np.random.default_rng(0).integers(0, 200, (6, 32, 32)).astype(np.uint8)
     write_labels(path, noise, Geometry())
     content = path.read_bytes()
-    for share in (0.5, 0.7, 0.9, 0.999):
-        path.write_bytes(content[: int(share * len(content))])
+    for fraction in (0.5, 0.7, 0.9, 0.999):
+        path.write_bytes(content[: int(fraction * len(content))])
         with pytest.raises(UsdError, match="truncated or damaged"):
             read_image([path])
 

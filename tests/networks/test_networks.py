@@ -75,15 +75,17 @@ def test_unet_shapes(encoder: str) -> None:
     assert len(net.eval()(image).logits) == 1
 
 
-@pytest.mark.parametrize(("labels", "shares"), [(BINARY, [0.02]), (REGIONS, [0.3, 0.0]), (SOFTMAX, [0.90, 0.08, 0.02])])
-def test_an_untrained_segmenter_answers_with_given_shares(labels: LabelScheme, shares: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("labels", "fractions"), [(BINARY, [0.02]), (REGIONS, [0.3, 0.0]), (SOFTMAX, [0.90, 0.08, 0.02])]
+)
+def test_an_untrained_segmenter_answers_with_given_shares(labels: LabelScheme, fractions: list[float]) -> None:
     torch.manual_seed(0)
-    net = SegmentationUNet(PLAN_2D, len(shares))
-    net.start_from(torch.tensor(shares), labels.coding)
+    net = SegmentationUNet(PLAN_2D, len(fractions))
+    net.start_from(torch.tensor(fractions), labels.coding)
     for logits in net(torch.randn(4, 1, 16, 24)).logits:
         found = probabilities_from_logits(logits, labels.coding).mean(dim=(0, 2, 3))
-        # a share of 0 is one of a thousandth, so that its logit is finite
-        assert torch.allclose(found, torch.tensor(shares).clamp_min(1e-3), rtol=0.3)
+        # a fraction of 0 is one of a thousandth, so that its logit is finite
+        assert torch.allclose(found, torch.tensor(fractions).clamp_min(1e-3), rtol=0.3)
 
 
 @pytest.mark.parametrize(

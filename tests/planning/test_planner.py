@@ -190,15 +190,15 @@ FACTS = {"network.dims", "network.num_input_channels"}  # of the configuration a
 
 def field_at(plans: Plans, path: str) -> object:
     """The field that a key of `decisions` names; AttributeError, KeyError or IndexError where there is none."""
-    found: object = plans
+    result: object = plans
     for name in re.findall(r"\w+", path):
-        if isinstance(found, dict):
-            found = found[name]
-        elif isinstance(found, tuple):
-            found = found[int(name)]
+        if isinstance(result, dict):
+            result = result[name]
+        elif isinstance(result, tuple):
+            result = result[int(name)]
         else:
-            found = getattr(found, name)
-    return found
+            result = getattr(result, name)
+    return result
 
 
 @pytest.mark.parametrize("file", sorted(STORED.glob("*/plans_*.json")), ids=lambda f: f"{f.parent.name}/{f.stem}")

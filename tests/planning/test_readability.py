@@ -16,7 +16,7 @@ from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 from unisegdiff_pipeline.planning.stages import (
     DEFAULT_EDGES,
     LAM_GRID,
-    MAX_FOREGROUND_SHARE,
+    MAX_FOREGROUND_FRACTION,
     MIN_SPAN,
     class_curve,
     crossing,
@@ -163,7 +163,7 @@ def filling_masks(size: int, dims: int) -> dict[str, np.ndarray]:
 def test_masks_that_fill_the_patch_plan_like_any_other(dims: int, size: int) -> None:
     full = np.ones((size,) * dims, bool)
     for name, mask in filling_masks(size, dims).items():
-        usable = int(mask.mean() <= MAX_FOREGROUND_SHARE)
+        usable = int(mask.mean() <= MAX_FOREGROUND_FRACTION)
         curve = class_curve("a", [mask], (1,) * dims)
         assert (curve is not None) == usable, name
         assert curve is None or curve.readability[0] < 0.05, name
@@ -187,9 +187,9 @@ def test_tumours_that_fill_the_image_plan_without_an_edge_case(raw_data: Path, p
     labels = [read_labels(path).array[0, 0] for path in paths]
     (name,) = raw.description.labels.names
     patches = [label[:patch, :patch] > 0 for label in labels]
-    shares = np.array([p.mean() for p in patches])
-    usable = int(((shares > 0) & (shares <= MAX_FOREGROUND_SHARE)).sum())
-    assert np.mean(shares[shares > 0]) > 0.4  # else this is no test of what it says
+    fractions = np.array([p.mean() for p in patches])
+    usable = int(((fractions > 0) & (fractions <= MAX_FOREGROUND_FRACTION)).sum())
+    assert np.mean(fractions[fractions > 0]) > 0.4  # else this is no test of what it says
     stages = plan_stages({name: patches}, 2, (1, 1), scheme=raw.description.labels)
     (curve,) = stages.curves
     assert curve.num_patches == usable > 0

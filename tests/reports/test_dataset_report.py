@@ -96,9 +96,9 @@ def test_several_annotators_are_compared(tmp_path: Path) -> None:
     fingerprint, plans = reviewed("Dataset108_LIDC4R")
     text = write_dataset_report(prepared(tmp_path, fingerprint, plans)).read_text()
     disputed = [sum(r[0].voxels > 0 for r in case.raters) for case in fingerprint.cases]
-    share = sum(0 < n < 4 for n in disputed) / len(disputed)
+    fraction = sum(0 < n < 4 for n in disputed) / len(disputed)
     assert "presence disputed" in text
-    assert f">{share:.0%}<" in text
+    assert f">{fraction:.0%}<" in text
 
 
 def found_in(fingerprint: Fingerprint, plans: Plans | None = None) -> str:
@@ -225,8 +225,8 @@ def test_in_a_browser(tmp_path: Path, open_page: Callable[..., Any], size: tuple
     cases = page.locator(".table-box", has_text=f"{len(fingerprint.cases)} cases")
     cases.get_by_role("button", name="foreground").click()
     order = cases.locator("tbody tr td:first-child").all_inner_texts()
-    shares = {case.case_id: case.foreground_share for case in fingerprint.cases}
-    assert [shares[c] for c in order] in (sorted(shares.values()), sorted(shares.values(), reverse=True))
+    fractions = {case.case_id: case.foreground_share for case in fingerprint.cases}
+    assert [fractions[c] for c in order] in (sorted(fractions.values()), sorted(fractions.values(), reverse=True))
     assert not opened.scrolls_sideways()
     opened.require_quiet()
 

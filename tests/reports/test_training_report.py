@@ -139,7 +139,7 @@ def test_a_finished_training_shows_what_was_chosen_and_scored(fold: Path) -> Non
         "What was chosen",
         "ddim, 5 calls from pure noise",
         "highest expected Dice",
-        "coherent draws of 7.5 mm from the segmenter",
+        "coherent samples of 7.5 mm from the segmenter",
         "0.7123",
         "0.8500",  # means over the cases of what was tried
         "Validation Dice",

@@ -229,7 +229,7 @@ def test_masks_samples_and_maps_are_shown_as_chosen(show: Callable[..., Any]) ->
     choose(opened, "map", "uncertainty", "body[data-map=uncertainty]")
     uncertain = picture(opened)
     assert differs(bare, uncertain)
-    choose(opened, "map", "share of samples", "body[data-map=share]")
+    choose(opened, "map", "fraction of samples", "body[data-map=share]")
     assert differs(uncertain, picture(opened))
     slide(opened, "map-opacity", 0)
     assert not differs(bare, picture(opened))

@@ -13,10 +13,10 @@ from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.reports.viewer_volumes import (
     ViewerGrid,
     box_around,
+    fraction_volume,
     grey_scale,
     image_volume,
     label_volume,
-    share_volume,
 )
 
 SHAPE = (3, 4, 5)
@@ -139,7 +139,7 @@ def test_shares_come_back_to_half_a_step() -> None:
     values = np.linspace(0, 1, 60).reshape(SHAPE)
     values[0, 0, 0] = np.nan
     grid = ViewerGrid.of(Geometry(direction=(-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0)), SHAPE, WHOLE)
-    shown = np.asarray(read(share_volume(grid, values)).dataobj)
+    shown = np.asarray(read(fraction_volume(grid, values)).dataobj)
     np.testing.assert_allclose(shown, np.nan_to_num(values).T, atol=0.5 / 255 + 1e-6)
 
 

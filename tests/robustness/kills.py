@@ -158,13 +158,13 @@ def run(step: Step, folder: Path, kill_after_s: float | None = None) -> tuple[in
 
 def files_of(folder: Path) -> dict[str, str]:
     """Hash of every file that must not differ, and the name of any other, by its place in the folder."""
-    found = {}
+    result = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             place = path.relative_to(folder).as_posix()
             varies = path.name in VARYING or (place.startswith(".cases/") and path.suffix == ".json")
-            found[place] = "" if varies else hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+            result[place] = "" if varies else hashlib.sha256(path.read_bytes()).hexdigest()
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from unisegdiff_pipeline.training.trainers.trainer import Trainer
         ((0.9, 0.9, 0.9, 0.9, 0.7, 0.7), (0.7,) * 6, "abcdef", "best"),
         ((0.9, 0.9, 0.9, 0.9, 0.7, 0.7), (0.7,) * 6, "aaaabb", "ema"),  # by luck in one of two patients
         ((0.804, 0.704, 0.604), (0.8, 0.7, 0.6), "abc", "ema"),  # by next to nothing
-        ((0.9, 0.8, 0.7), (0.8, 0.7), "ab", "best"),  # a later sitting looked at fewer cases
+        ((0.9, 0.8, 0.7), (0.8, 0.7), "ab", "best"),  # a later session looked at fewer cases
         ((0.9,), (0.8,), "a", "ema"),
     ],
 )

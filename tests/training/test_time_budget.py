@@ -70,7 +70,7 @@ def test_by_hand() -> None:
     costs = Costs(segment_s=1.0)
     # 10 cases segmented and restored, 1 monitored one scored once more, 5 s and 2 % for what is unforeseen
     assert costs.final_s(run_of(100)) == 10 * 2 + 1 + 5 + 2
-    assert costs.final_s(run_of(100), largest_share=0.1) == 10 + 5 + 2
+    assert costs.final_s(run_of(100), largest_fraction=0.1) == 10 + 5 + 2
 
 
 def test_phase_2_leaves_the_time_that_validation_takes() -> None:
@@ -155,7 +155,7 @@ def test_phase_1_keeps_what_untrained_weights_take(
     assert phase_1_budget(run_of(max_time_s), 0.75).seconds == pytest.approx(0.75 * (max_time_s - kept))
 
 
-def test_phase_1_is_as_long_in_a_later_sitting(measured: Any) -> None:
+def test_phase_1_is_as_long_in_a_later_session(measured: Any) -> None:
     measured(Costs(segment_s=0.5))
     began, continued = run_of(100, seconds=2), run_of(100, seconds=40)
     assert phase_1_budget(continued, 0.75, start_s=2) == phase_1_budget(began, 0.75)
@@ -164,7 +164,7 @@ def test_phase_1_is_as_long_in_a_later_sitting(measured: Any) -> None:
 def test_a_budget_that_the_validation_fills_is_said_and_leaves_time_to_train(measured: Any) -> None:
     measured(Costs(segment_s=4.0))
     run = run_of(50, seconds=3)
-    # 47 s are left; the end would take 20 s and 6 s for what is unforeseen: phase 1 has its share of what remains
+    # 47 s are left; the end would take 20 s and 6 s for what is unforeseen: phase 1 has its fraction of what remains
     assert phase_1_budget(run, 0.75).seconds == pytest.approx(0.75 * 21)
     (line,) = run.log.said
     assert line.startswith("--max-time 50 s is short: segmenting the 10 validation cases alone may take 40.0 s")

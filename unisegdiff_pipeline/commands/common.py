@@ -84,11 +84,11 @@ class CommandParser(argparse.ArgumentParser):
             is_long = re.match(r"--.|-[A-Za-z][A-Za-z_]", flag) is not None
             if is_long and flag not in self._option_string_actions:
                 self.error(self._unknown_flag(flag))
-        found = super().parse_known_args(args, namespace)
+        result = super().parse_known_args(args, namespace)
         if problem := address_space_problem(self.least_gb):
             report_error(problem)
             self.exit(EXIT_ERROR)
-        return found
+        return result
 
     def _understood(self, args: list[str]) -> list[str]:
         """The arguments with those of nnU-Net in our words; what they were understood as is said on stderr."""

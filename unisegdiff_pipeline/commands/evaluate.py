@@ -89,7 +89,7 @@ def _add_choices(parser: CommandParser) -> None:
         choices=("overlap", "iou", "dilated"),
         help="lesions match where they share a voxel, by their IoU, or where they come near (default: overlap)",
     )
-    group.add_argument("--iou", type=share, metavar="T", help="least IoU of matching lesions, with --match iou")
+    group.add_argument("--iou", type=fraction, metavar="T", help="least IoU of matching lesions, with --match iou")
     group.add_argument(
         "--dilation-mm",
         type=positive_number,
@@ -129,7 +129,7 @@ def _add_choices(parser: CommandParser) -> None:
     add_seed(parser)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """Parse a number above 0 and up to 1."""
     value = positive_number(text)
     if value > 1:

@@ -31,7 +31,7 @@ from unisegdiff_pipeline.core.signals import held_back
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
-_MEMORY_SHARE = 0.8
+_MEMORY_FRACTION = 0.8
 LOCKS_PER_WORKER = 5  # of a pool or a loader: 3 for each queue, and one queue more than workers
 _CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
 _THREAD_VARIABLES = (
@@ -299,7 +299,7 @@ def choose_workers(memory_per_item_gb: float, requested: int | None = None) -> i
         if requested < 0:
             raise UsdError(f"--workers is {requested}; allowed is 0 (no further processes) or more.")
         return requested
-    by_memory = int(_MEMORY_SHARE * available_memory_gb() / max(memory_per_item_gb, 1e-3))
+    by_memory = int(_MEMORY_FRACTION * available_memory_gb() / max(memory_per_item_gb, 1e-3))
     return max(1, min(usable_cores(), by_memory))
 
 

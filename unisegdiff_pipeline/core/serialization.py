@@ -201,7 +201,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         *lines, last = path.read_bytes().split(b"\n")  # complete lines end in a line break
     except OSError as error:
         raise UsdError(f"{path} cannot be read ({error.strerror}); it must be a readable file.") from error
-    found = []
+    result = []
     for number, line in enumerate([*lines, last], start=1):
         if not line.strip():
             continue
@@ -213,8 +213,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             if line is last:
                 break
             raise
-        found.append(value)
-    return found
+        result.append(value)
+    return result
 
 
 def _parse(content: bytes, name: str) -> Any:
@@ -260,12 +260,12 @@ def _depth(value: Any) -> int:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {_shown(twice)} stands twice in one object, keep one")
-    return found
+    return result
 
 
 def _refuse_constant(word: str) -> float:

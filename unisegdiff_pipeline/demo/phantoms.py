@@ -36,12 +36,12 @@ CONSENSUS_VOTES = 2
 SIZE_2D = (96, 96)
 SIZE_3D = (32, 64, 64)
 SPACING_3D_MM = (1.5, 1.0, 1.0)
-EMPTY_SHARE = 0.125
+EMPTY_FRACTION = 0.125
 _REFERENCE_SIZE_MM = 96.0  # lengths below are for an image of this size and scale with it
 
-# (share of lesions, contrast to the organ, existence probability q): the fainter, the less often it is marked.
+# (fraction of lesions, contrast to the organ, existence probability q): the fainter, the less often it is marked.
 CONTRASTS = ((0.45, 0.30, 1.0), (0.35, 0.21, 0.97), (0.20, 0.11, 0.70))
-# (share of lesions, boundary spread s in mm): sharp and blurred edges.
+# (fraction of lesions, boundary spread s in mm): sharp and blurred edges.
 BOUNDARIES = ((0.6, 0.5), (0.4, 1.5))
 RADIUS_MM = (4.0, 9.0)
 
@@ -184,7 +184,7 @@ def _write_dataset(
     grid_mm = _grid_mm(size, geometry.spacing_mm[-dims:])
     total = num_train + num_test
     # Spread evenly, so that training and held-out cases both have their share; the first case always has lesions.
-    empty = {i for i in range(total) if math.floor((i + 1) * EMPTY_SHARE) > math.floor(i * EMPTY_SHARE)}
+    empty = {i for i in range(total) if math.floor((i + 1) * EMPTY_FRACTION) > math.floor(i * EMPTY_FRACTION)}
     law: dict[str, list] = {}
     for index in range(total):
         case_id, part = f"phantom_{index:04d}", "Tr" if index < num_train else "Ts"

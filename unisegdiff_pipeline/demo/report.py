@@ -53,7 +53,7 @@ PIXELS = units_of(is_2d=True, spacing_known=False)
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Scores of the predicted masks, and of the true probability cut at 0.5 on the same cases."""
+    """Scores of the predicted masks, and of the true probability thresholded at 0.5 on the same cases."""
 
     predicted: Summary
     truth: Summary

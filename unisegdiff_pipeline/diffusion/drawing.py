@@ -110,10 +110,10 @@ def keep_certain(masks: Tensor, reported: Tensor, labels: LabelScheme, certain: 
 
 def _outer_channels(labels: LabelScheme) -> dict[int, list[int]]:
     """The regions around each that lies in any, from the largest to the smallest."""
-    found: dict[int, list[int]] = {}
+    result: dict[int, list[int]] = {}
     for inner, around in labels.nesting:
-        found.setdefault(inner, []).append(around)
-    return found
+        result.setdefault(inner, []).append(around)
+    return result
 
 
 def _given_outer(p: Tensor, labels: LabelScheme) -> Tensor:

@@ -1,12 +1,12 @@
 """Samplers: from noise to the probabilities of one sampled mask.
 
-Each is a function of the noise levels that yields the steps of its loop: calls of the network, coherent draws and fresh
-noise. Whoever holds the state carries them out: `sample` on tensors, `inference.volume_sampler` on a volume that does
-not fit into memory, slab by slab.
+Each is a function of the noise levels that yields the steps of its loop: calls of the network, coherent samples and
+fresh noise. Whoever holds the state carries them out: `sample` on tensors, `inference.volume_sampler` on a volume that
+does not fit into memory, slab by slab.
 
 A sampler ends with probabilities. Where little of the mask was decided on the way, as after few calls, they are as soft
-as the segmenter's, and a threshold of 0.5 would give the same mask again and again; a coherent draw at the end gives
-every voxel its probability back and keeps neighbours together. Without any call this is a coherent draw of p_det, the
+as the segmenter's, and a threshold of 0.5 would give the same mask again and again; a coherent sample at the end gives
+every voxel its probability back and keeps neighbours together. Without any call this is a coherent sample of p_det, the
 cheapest sampler there is and the one to beat.
 
 The state lives in fp32 on the grid of the whole patch or volume.
@@ -71,9 +71,9 @@ class SamplerSettings:
         start: "stage_a" makes one call at pure noise and goes on from its answer; "det" goes on from p_det.
         num_calls: network calls from lam_a on; the call of stage A comes on top. 0 with "det" calls no network.
         lam_end: offset of the last call from lam_c.
-        correlation_length_mm: of the smooth field that coherent draws are made with, as the standard deviation of its
+        correlation_length_mm: of the smooth field that coherent samples are made with, as the standard deviation of its
             Gaussian kernel: voxels twice as far apart correlate by 1/e. 0 draws every voxel on its own.
-        draw: whether each sample ends in a coherent draw from its last probabilities instead of a cut at 0.5.
+        draw: whether each sample ends in a coherent sample from its last probabilities instead of a thresholded at 0.5.
         surface_length_mm: of the field that draws where surfaces run, while that of `correlation_length_mm` draws
             whether objects are there (`drawing.draw_objects`). None: one field draws both, as in earlier versions.
         certain: with two fields, the probability from which on a voxel is in every draw.
@@ -126,10 +126,10 @@ class SamplerSettings:
     def describe(self, length_unit: str = "mm") -> str:
         """In words, for logs and reports; lengths are in the unit of the data set (`io.units`)."""
         if self.total_calls == 0:
-            return f"coherent draws of {self.correlation_length_mm:g} {length_unit} from the segmenter"
+            return f"coherent samples of {self.correlation_length_mm:g} {length_unit} from the segmenter"
         start = "pure noise" if self.start == "stage_a" else "the segmenter"
         last = {0: "", 1: " to lam_a"}.get(self.num_calls, f" to lam_c + {self.lam_end:g}")
-        end = f", ending in coherent draws of {self.correlation_length_mm:g} {length_unit}" if self.draw else ""
+        end = f", ending in coherent samples of {self.correlation_length_mm:g} {length_unit}" if self.draw else ""
         calls = "1 call" if self.total_calls == 1 else f"{self.total_calls} calls"
         return f"{self.method}, {calls} from {start}{last}{end}"
 
@@ -171,7 +171,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Draw:
-    """Probabilities => a mask in {-1, +1} that a coherent draw makes of them; `index` names its fields."""
+    """Probabilities => a mask in {-1, +1} that a coherent sample makes of them; `index` names its fields."""
 
     index: int
 
@@ -204,7 +204,7 @@ def renoise(lams: Sequence[float], edges: StageEdges, labels: LabelScheme) -> It
 
 
 def hard(lams: Sequence[float], edges: StageEdges, labels: LabelScheme) -> Iterator[Step]:
-    """Go back from a mask that a coherent draw makes, with fresh noise."""
+    """Go back from a mask that a coherent sample makes, with fresh noise."""
     for index, (lam, lam_next) in enumerate(pairwise(lams)):
         yield read_probabilities(lam, edges, labels)
         yield Draw(index)
@@ -245,7 +245,7 @@ def sample(
 
     def drawn_from(p: Tensor, index: int) -> Tensor:
         near = near_certain(p, labels, settings.certain, reach) if settings.reach_mm else None
-        return draw_masks(p, near, _require(field)(index), settings, labels)
+        return sample_masks(p, near, _require(field)(index), settings, labels)
 
     steps = sampler_steps(edges, settings, labels)
     lams = lam_schedule(edges, settings)
@@ -264,7 +264,7 @@ def sample(
     return Drawn(x.expand_as(masks), masks)
 
 
-def draw_masks(
+def sample_masks(
     p: Tensor, near: Tensor | None, fields: Tensor, settings: SamplerSettings, labels: LabelScheme
 ) -> Tensor:
     """Masks {0, 1} (N, C, *spatial) from probabilities, voxel by voxel.
@@ -276,7 +276,7 @@ def draw_masks(
         settings, labels: how, and what the channels are.
     """
     if settings.surface_length_mm is None:
-        return coherent_draw(p, fields, labels.coding)
+        return coherent_sample(p, fields, labels.coding)
     near = near_certain(p, labels, settings.certain) if near is None else near
     return draw_objects(p, near, fields, labels, settings.certain)
 
@@ -329,7 +329,7 @@ def ddim_step(x_t: Tensor, x0: Tensor, lam: Tensor, lam_next: Tensor) -> Tensor:
     return torch.addcmul(kept * x_t, x0, moved)
 
 
-def coherent_draw(p: Tensor, field: Tensor, coding: Coding) -> Tensor:
+def coherent_sample(p: Tensor, field: Tensor, coding: Coding) -> Tensor:
     """A hard mask with exact marginals p whose neighbouring voxels agree, {0, 1} (N, C, *spatial).
 
     Sigmoid channels: [p > u] with u = Phi(field); one field serves all regions of a sample, so that regions whose

@@ -11,7 +11,7 @@ from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, StageEdges
 from unisegdiff_pipeline.diffusion.targets import STAGE_A, STAGE_B, stage_of
 
 STAGE_MARGIN = 4.0  # nats that stages A and C reach beyond the edges
-TRUNCATED_START_SHARE = 0.25  # share of stage B that trains the start from the segmenter's mean at lam_a
+TRUNCATED_START_FRACTION = 0.25  # fraction of stage B that trains the start from the segmenter's mean at lam_a
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def draw_stages(num_patches: int, levels_per_patch: int, edges: StageEdges, gene
     stage = torch.arange(count) % 3
     u, v = torch.rand(2, count, generator=generator)
     lam_a_draw = torch.where(v < 0.5, torch.full_like(u, PURE_NOISE), edges.lam_a - STAGE_MARGIN * u)
-    from_mean = (stage == STAGE_B) & (v < TRUNCATED_START_SHARE)
+    from_mean = (stage == STAGE_B) & (v < TRUNCATED_START_FRACTION)
     lam_b_draw = torch.where(from_mean, torch.full_like(u, edges.lam_a), edges.lam_a + (edges.lam_c - edges.lam_a) * u)
     lam_c_draw = edges.lam_c + STAGE_MARGIN * u
     lam = torch.where(stage == STAGE_A, lam_a_draw, torch.where(stage == STAGE_B, lam_b_draw, lam_c_draw))

@@ -130,8 +130,8 @@ class ClassReport:
     """One class over all cases; None where the files allow no such score.
 
     Attributes:
-        case_specificity: share of the cases with an empty reference whose prediction is empty, too; NaN without such a
-            case.
+        case_specificity: fraction of the cases with an empty reference whose prediction is empty, too; NaN without
+            such a case.
         metrics: by name of the column of metrics.csv.
         strata: lesions by size.
         volume_coverage, rank_histogram: of the volumes of the samples.
@@ -216,7 +216,9 @@ def mean_over_classes(
     found = {}
     for name in names:
         values = np.array([[row.get(name, math.nan) for row in table] for table in tables])  # (cases, classes)
-        of_cases = summarise_metric([mean_of_defined(row) for row in values.tolist()], groups, _without_draws(options))
+        of_cases = summarise_metric(
+            [mean_of_defined(row) for row in values.tolist()], groups, _without_samples(options)
+        )
         low, high = _macro_interval(values, groups, draws, options)
         found[name] = MetricSummary(
             mean=mean_of_defined(report.metrics[name].mean for report in reports if name in report.metrics),
@@ -240,7 +242,7 @@ def case_values(cases: Sequence[CaseResult], name: str, options: EvaluationOptio
     }
 
 
-def _without_draws(options: EvaluationOptions) -> EvaluationOptions:
+def _without_samples(options: EvaluationOptions) -> EvaluationOptions:
     return dataclasses.replace(options, resamples=0)
 
 

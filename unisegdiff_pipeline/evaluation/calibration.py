@@ -7,11 +7,11 @@ Definitions, with p the predicted probability of the class in a voxel and y what
 - NLL = mean of -(y ln p + (1 - y) ln(1 - p)), in nats, with p clipped to [1e-4, 1 - 1e-4]: probabilities are stored in
   half precision, which cannot say much more near 1, and a single wrong voxel at p = 0 would make the mean infinite.
 - Brier = mean of (p - y)^2, one class (half of the sum over both outcomes).
-- Calibration error = sum over bins of (share of the voxels) * |mean p - mean y|, from 0 to 1. Expected (ECE): 15 bins
-  of equal width, [k/15, (k+1)/15), the last one closed. Adaptive: 15 bins of equal mass. Both are per class: p is the
-  probability of the class, not of whichever class is the likeliest.
-- Several raters: y is the share of raters who marked the voxel. NLL, Brier and the calibration bins then hold the means
-  over raters (each rater is one draw of the truth), so a Brier score of 0 is out of reach where raters disagree.
+- Calibration error = sum over bins of (fraction of the voxels) * |mean p - mean y|, from 0 to 1. Expected (ECE): 15
+  bins of equal width, [k/15, (k+1)/15), the last one closed. Adaptive: 15 bins of equal mass. Both are per class: p is
+  the probability of the class, not of whichever class is the likeliest.
+- Several raters: y is the fraction of raters who marked the voxel. NLL, Brier and the calibration bins then hold the
+  means over raters (each rater is one draw of the truth), so a Brier score of 0 is out of reach where raters disagree.
 - Empty masks: where reference and prediction are both empty there is no region, and all scores are undefined (NaN).
   Where only one is empty the scores are defined, unlike Dice: confidence in a false positive has its price.
 
@@ -36,7 +36,7 @@ from unisegdiff_pipeline.core.boxes import nonzero_box
 from unisegdiff_pipeline.evaluation.dilation import dilated
 
 DEFAULT_MARGIN_MM = 5.0
-DIAGONAL_SHARE = 0.015
+DIAGONAL_FRACTION = 0.015
 PROBABILITY_FLOOR = 1e-4
 NUM_BINS = 15
 # Softmax in half precision misses 1 by this much; anything further outside [0, 1] is no probability.
@@ -88,7 +88,7 @@ class ReliabilityBin:
     Attributes:
         count: voxels; a fraction where equal-mass bins share a fine bin.
         mean_confidence: mean predicted probability; NaN without voxels.
-        frequency: mean of y, the share that holds the class; NaN without voxels.
+        frequency: mean of y, the fraction that holds the class; NaN without voxels.
     """
 
     count: float
@@ -142,7 +142,7 @@ def evaluation_region(
     if spacing_known:
         return dilated(union, margin_mm, spacing_mm)
     diagonal = math.hypot(*(size for size in union.shape if size > 1))
-    return dilated(union, max(1.0, DIAGONAL_SHARE * diagonal), (1.0,) * union.ndim)
+    return dilated(union, max(1.0, DIAGONAL_FRACTION * diagonal), (1.0,) * union.ndim)
 
 
 def case_calibration(

@@ -14,7 +14,7 @@ import numpy as np
 
 # Up to this many differences the distribution of the signed ranks is computed exactly.
 EXACT_UP_TO = 100
-# Differences closer than this share of the values are ties: 0.9 - 0.8 and 0.8 - 0.7 differ in their last bits.
+# Differences closer than this fraction of the values are ties: 0.9 - 0.8 and 0.8 - 0.7 differ in their last bits.
 TIE_DIGITS = 12
 
 
@@ -96,7 +96,7 @@ def bootstrap_interval(
         values: one a case; NaN is left out.
         groups: group (patient) of each value; whole groups are drawn, as many as there are, and the mean is over all
             values drawn. None = each value by itself.
-        level: share of the interval, between 0 and 1.
+        level: fraction of the interval, between 0 and 1.
         resamples: bootstrap draws; 0 = no interval.
         seed: of the draws; equal seeds, values and order give equal intervals.
 

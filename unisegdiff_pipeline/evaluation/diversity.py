@@ -256,7 +256,7 @@ class _Pile:
     votes: np.ndarray  # shape of a mask, uint8 or uint16
 
     def variance(self) -> np.ndarray:
-        """p (1 - p) of the share p of masks that hold a voxel."""
+        """p (1 - p) of the fraction p of masks that hold a voxel."""
         p = np.arange(len(self.packed) + 1) / len(self.packed)
         return (p * (1 - p)).astype(np.float32)[self.votes]
 

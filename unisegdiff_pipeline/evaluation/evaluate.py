@@ -18,7 +18,7 @@ from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, mean_over_classes, report_class
-from unisegdiff_pipeline.evaluation.calibration import DEFAULT_MARGIN_MM, DIAGONAL_SHARE, NUM_BINS, PROBABILITY_FLOOR
+from unisegdiff_pipeline.evaluation.calibration import DEFAULT_MARGIN_MM, DIAGONAL_FRACTION, NUM_BINS, PROBABILITY_FLOOR
 from unisegdiff_pipeline.evaluation.case import (
     CaseResult,
     CaseVolumes,
@@ -146,7 +146,7 @@ def evaluate_folders(
             of them lacks is an error.
         workers: processes; 0 works in this one, None decides by the amount of data and their format. The result is the
             same.
-        folders: where probabilities, samples, raters and so on lie; by default the usual places, see `inputs`.
+        folders: where probabilities, samples, raters and so on lie; by default the default places, see `inputs`.
         options: tolerances, matching rule and the like.
         against: other prediction folders to compare with on the same cases; what else they hold is left out.
 
@@ -366,7 +366,7 @@ def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings
         "case_confidence": None if settings.confidence is None else CASE_CONFIDENCE[settings.confidence],
         "probability_region": f"union of masks and {DEFAULT_MARGIN_MM:g} mm around it"
         if known
-        else f"union of masks and {100 * DIAGONAL_SHARE:g} % of the image diagonal around it",
+        else f"union of masks and {100 * DIAGONAL_FRACTION:g} % of the image diagonal around it",
         "probability_floor": PROBABILITY_FLOOR,
         "calibration_bins": NUM_BINS,
         "intervals": {"level": options.level, "resamples": options.resamples, "seed": options.seed},
@@ -385,7 +385,7 @@ def _where(folder: Path | None, cases: int) -> dict[str, Any] | None:
 
 def _lesion_confidence(cases: Sequence[CaseInputs]) -> str | None:
     if any(case.samples for case in cases):
-        return "share of the samples that overlap the lesion"
+        return "fraction of the samples that overlap the lesion"
     if any(case.probability is not None for case in cases):
         return "mean probability within the lesion"
     return None

@@ -53,9 +53,9 @@ class IntervalCoverage:
     """How often the reference volume lies in the central interval of the sampled volumes.
 
     Attributes:
-        level: nominal share, 0 to 1.
+        level: nominal fraction, 0 to 1.
         share: of the cases whose reference volume lies in the interval, ends included; NaN without cases.
-        expected: share that perfect samples reach: the level, or (N - 1) / (N + 1) where N samples reach no further
+        expected: fraction that perfect samples reach: the level, or (N - 1) / (N + 1) where N samples reach no further
             (8 samples span at most 78 %). Compare `share` with this, not with the level; NaN without cases.
         n: cases that count.
         n_undefined: cases left out; see `coverage_of_intervals`.

@@ -281,15 +281,15 @@ def _one_per_case(folders: InputFolders, name: str, cases: Sequence[str], subset
     folder: Path | None = getattr(folders, name)
     if folder is None:
         return {}
-    found = {path.name[: -len(".npz")]: path for path in sorted(folder.glob("*.npz")) if path.name[0] != "."}
+    result = {path.name[: -len(".npz")]: path for path in sorted(folder.glob("*.npz")) if path.name[0] != "."}
     if folder != folders.prediction:  # where the masks lie, other files than .npz are masks
         for case, path in _image_files(folder):
-            if found.setdefault(case, path) != path:
+            if result.setdefault(case, path) != path:
                 raise UsdError(
-                    f"{folder} holds two files of case {case}: {found[case].name} and {path.name}; remove one."
+                    f"{folder} holds two files of case {case}: {result[case].name} and {path.name}; remove one."
                 )
-    _check_complete(folders, name, found.keys(), cases, subset)
-    return found
+    _check_complete(folders, name, result.keys(), cases, subset)
+    return result
 
 
 def _several_per_case(
@@ -298,9 +298,9 @@ def _several_per_case(
     folder: Path | None = getattr(folders, name)
     if folder is None:
         return {}
-    found = find_repeated(folder, name.removesuffix("s"), cases)
-    _check_complete(folders, name, found.keys(), cases, subset)
-    return found
+    result = find_repeated(folder, name.removesuffix("s"), cases)
+    _check_complete(folders, name, result.keys(), cases, subset)
+    return result
 
 
 def _check_complete(folders: InputFolders, name: str, found: Iterable[str], cases: Sequence[str], subset: bool) -> None:

@@ -15,7 +15,7 @@ What is counted, for R reference and P predicted lesions:
 
 Empty masks: without a reference lesion every ratio is undefined (NaN) and only the false positives count; without a
 predicted lesion sensitivity, F1 and mean lesion Dice are 0, while the precision and the Dice of detected lesions are
-undefined, being shares of nothing.
+undefined, being fractions of nothing.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def score_lesions(
 ) -> tuple[LesionScore, tuple[ScoredLesion, ...]]:
     """Find, match and measure the lesions of one class in one case.
 
-    The confidence of a predicted lesion is the share of `samples` that hold at least one of its voxels; without
+    The confidence of a predicted lesion is the fraction of `samples` that hold at least one of its voxels; without
     samples the mean of `probability` over its voxels; without either it is unknown (NaN).
 
     Args:

@@ -33,7 +33,7 @@ class EvaluationOptions:
         strata_edges_ml: inner edges of the lesions' size strata, of 2D images areas in the unit of
             the data set; None = thirds of the reference lesions of each class.
         resamples: bootstrap draws of each interval; 0 = no intervals.
-        level: share of the intervals.
+        level: fraction of the intervals.
         seed: of the bootstrap and of ties in the rank histogram.
     """
 

@@ -189,7 +189,7 @@ def fraction_curve(cases: Sequence[CaseSpread], num_bins: int = NUM_BINS) -> lis
     return [FractionBin(f / v, m / v, int(v)) for v, f, m in sums if v > 0]
 
 
-def empty_draws(cases: Sequence[CaseSpread], confidence: float) -> tuple[int, int]:
+def empty_samples(cases: Sequence[CaseSpread], confidence: float) -> tuple[int, int]:
     """(empty samples, samples) of the cases in which the class is likelier somewhere than `confidence`."""
     sure = [case for case in cases if case.confidence > confidence]
     return sum(case.num_empty for case in sure), sum(len(case.volumes) for case in sure)
@@ -211,7 +211,7 @@ class Spread:
 
     def by_class(self) -> dict[str, list[CaseSpread]]:
         """Cases of each class."""
-        found: dict[str, list[CaseSpread]] = {}
+        result: dict[str, list[CaseSpread]] = {}
         for case in self.cases:
-            found.setdefault(case.class_name, []).append(case)
-        return found
+            result.setdefault(case.class_name, []).append(case)
+        return result

@@ -1,4 +1,4 @@
-"""Which mask to commit to, given honest probabilities and several plausible masks.
+"""Which mask to commit to, given calibrated probabilities and several plausible masks.
 
 Cutting calibrated probabilities at 0.5 gives the mask with the fewest wrong voxels, not the one with the highest Dice:
 where an object is unsure as a whole, hardly any voxel reaches 0.5 although a smaller cut would overlap well whenever
@@ -90,10 +90,10 @@ class ExpectedDice:
 
 
 def shift_threshold(probabilities: Tensor, threshold: float, coding: Coding) -> Tensor:
-    """Probabilities (K, ...) whose usual decision is the cut of the given ones at `threshold`.
+    """Probabilities (K, ...) that the default decision thresholds as the given ones are at `threshold`.
 
     The odds of foreground are multiplied by (1 - t) / t: a sigmoid channel at t moves to 0.5, and a softmax class
-    that has the share t of itself and the background draws level with the background.
+    that has the fraction t of itself and the background draws level with the background.
     """
     if threshold == NEUTRAL:
         return probabilities
@@ -109,9 +109,9 @@ def _deciding(p: Tensor, scheme: LabelScheme) -> list[Tensor]:
     if scheme.coding != "softmax":
         return list(p)
     likeliest = p[1:].argmax(dim=0)
-    share = p[1:].amax(dim=0)
-    share = share / (share + p[0]).clamp_min(1e-12)
-    return [torch.where(likeliest == index, share, 0.0) for index in range(len(p) - 1)]
+    fraction = p[1:].amax(dim=0)
+    fraction = fraction / (fraction + p[0]).clamp_min(1e-12)
+    return [torch.where(likeliest == index, fraction, 0.0) for index in range(len(p) - 1)]
 
 
 def _above(bins: np.ndarray) -> np.ndarray:

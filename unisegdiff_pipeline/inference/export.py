@@ -3,7 +3,7 @@
     OUT/CASE.ext                     the mask, in the grid and geometry of the image; nothing else of this kind here
     OUT/uncertainty/CASE.ext         normalised entropy in [0, 1]; 2D pictures as 16-bit PNG
     OUT/uncertainty/PART/CASE.ext    its parts, if asked for; see `uncertainty_parts`
-    OUT/samples/CASE_sample00.ext    drawn masks, if asked for
+    OUT/samples/CASE_sample00.ext    sampled masks, if asked for
     OUT/probabilities/CASE.npz       "probabilities" (K, Z, Y, X), half precision, if asked for
     OUT/lesions.csv  volumes.csv  manifest.json
                                      over all cases
@@ -127,10 +127,10 @@ def write_prediction(
 ) -> int:
     """Bring a prediction back to the image's grid and write it; the mask last. Returns the number of lesions."""
     case_id, geometry, scratch = properties.case_id, properties.geometry, found.scratch
-    labels, drawn_masks = restore_masks(found, properties, scheme, options.combine)
+    labels, sampled_masks = restore_masks(found, properties, scheme, options.combine)
 
     def written() -> Iterator[np.ndarray]:
-        for index, drawn in enumerate(drawn_masks):
+        for index, drawn in enumerate(sampled_masks):
             if options.save_samples:
                 write_labels(_sample_path(output, case_id, index, options.file_ending), drawn, geometry)
             yield drawn

@@ -60,7 +60,7 @@ from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
 LOGGER = logging.getLogger(__name__)
-OVERLAP_SHARE = 0.1  # of free memory that an image may take for three cases to be under way at once
+OVERLAP_FRACTION = 0.1  # of free memory that an image may take for three cases to be under way at once
 
 
 def predict_folder(request: PredictRequest) -> int:
@@ -264,7 +264,7 @@ class _FolderRun:
     def _compute(self, prepared: _Prepared) -> EnsemblePrediction:
         start = time.perf_counter()
         try:
-            found = self.predictor.predict_preprocessed(
+            result = self.predictor.predict_preprocessed(
                 prepared.image,
                 prepared.properties,
                 num_samples=self.num_samples,
@@ -278,9 +278,9 @@ class _FolderRun:
                 f"(shape {prepared.properties.shape} on the plan's grid); use --device cpu, or a GPU with more memory."
             ) from error
         prepared.seconds["network"] = time.perf_counter() - start
-        prepared.seconds["segmenter"] = found.facts.seconds_segmenter
-        prepared.seconds["samples"] = found.facts.seconds_samples
-        return found
+        prepared.seconds["segmenter"] = result.facts.seconds_segmenter
+        prepared.seconds["samples"] = result.facts.seconds_samples
+        return result
 
     def _write(self, prepared: _Prepared, found: EnsemblePrediction) -> None:
         start = time.perf_counter()
@@ -310,7 +310,7 @@ class _FolderRun:
         channels = self.predictor.labels.num_channels * max(1, len(self.predictor.folds))
         voxels = np.prod(prepared.properties.shape, dtype=np.int64)
         size_gb = (prepared.image.nbytes + 4 * channels * int(voxels)) / 2**30
-        return size_gb < OVERLAP_SHARE * min(self.budget.free_gb(), available_memory_gb())
+        return size_gb < OVERLAP_FRACTION * min(self.budget.free_gb(), available_memory_gb())
 
 
 def _input_hashes(case: RawCase) -> tuple[str, ...]:

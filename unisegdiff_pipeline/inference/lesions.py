@@ -1,6 +1,6 @@
 """The lesion table: one row a connected component of the predicted mask, with its size, place and support.
 
-Confidence of a lesion is the share of samples that have at least one voxel of the same class inside it. It is
+Confidence of a lesion is the fraction of samples that have at least one voxel of the same class inside it. It is
 empty where no samples were drawn (a plain segmenter).
 """
 
@@ -27,7 +27,7 @@ class PredictedLesion:
             area in pixels. `volume_mm3` and `volume_ml` are those of a volume, else None.
         spacing_known: False marks millimetres as nominal.
         mean_probability: of the class over the lesion's voxels; None where probabilities were not at hand.
-        confidence: share of samples that overlap it; None without samples.
+        confidence: fraction of samples that overlap it; None without samples.
         longest_diameter_mm: largest distance between two of its voxel centres, in the plane for a 2D image; 0 for a
             single voxel, None in a 2D image whose pixel size is not known and in tables of earlier versions.
     """

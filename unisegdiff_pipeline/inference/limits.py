@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-SHARE_OF_FREE_MEMORY = 0.5  # that a prediction takes unless it is told otherwise; others work here too
-FEATURE_SHARE, STATE_SHARE, ARRAY_SHARE = 0.2, 0.2, 0.3  # of what it may take; the rest is for networks and steps
+FRACTION_OF_FREE_MEMORY = 0.5  # that a prediction takes unless it is told otherwise; others work here too
+FEATURE_FRACTION, STATE_FRACTION, ARRAY_FRACTION = (
+    0.2,
+    0.2,
+    0.3,
+)  # of what it may take; the rest is for networks and steps
 CALL_ITEMS = 8
 CALL_VOXELS = {"cpu": 1 << 15}  # other devices: see call_size
 
@@ -20,7 +24,7 @@ class Limits:
         feature_gb: conditions of tiles in memory; those beyond it are on disk, or computed again at every call where
             there is no folder for temporary files, and on a GPU.
         state_gb: masks being drawn; more samples than fit are drawn in turns.
-        step: distance of tiles as a share of the window.
+        step: distance of tiles as a fraction of the window.
     """
 
     feature_gb: float = 1.0
@@ -37,8 +41,8 @@ def find_limits(device: torch.device, memory_gb: float | None = None) -> Limits:
     elif memory_gb is None:
         from unisegdiff_pipeline.core.parallel import available_memory_gb
 
-        memory_gb = SHARE_OF_FREE_MEMORY * available_memory_gb()
-    return Limits(FEATURE_SHARE * memory_gb, STATE_SHARE * memory_gb)
+        memory_gb = FRACTION_OF_FREE_MEMORY * available_memory_gb()
+    return Limits(FEATURE_FRACTION * memory_gb, STATE_FRACTION * memory_gb)
 
 
 def call_size(device: torch.device, window_voxels: int) -> int:

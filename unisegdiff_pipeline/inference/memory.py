@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.parallel import available_memory_gb
-from unisegdiff_pipeline.inference.limits import ARRAY_SHARE, SHARE_OF_FREE_MEMORY
+from unisegdiff_pipeline.inference.limits import ARRAY_FRACTION, FRACTION_OF_FREE_MEMORY
 
 WORK_GB = 0.25  # a network's call on one tile, and the process that reads images; the least beside what is loaded
 SMALLEST_GB = 0.05  # to work with, where the budget is spent already
@@ -33,7 +33,7 @@ class MemoryBudget:
             UsdError: not a positive number.
         """
         if max_memory_gb is None:
-            return cls(_taken_gb() + SHARE_OF_FREE_MEMORY * available_memory_gb())
+            return cls(_taken_gb() + FRACTION_OF_FREE_MEMORY * available_memory_gb())
         if not max_memory_gb > 0:
             raise UsdError(f"max_memory_gb (--max-memory) is {max_memory_gb:g}; allowed is a number above 0, in GB.")
         return cls(max_memory_gb)
@@ -58,7 +58,7 @@ class MemoryBudget:
 
     def for_arrays(self) -> float:
         """Bytes that the arrays of one case may take in memory."""
-        return ARRAY_SHARE * self.free_gb() * 1e9
+        return ARRAY_FRACTION * self.free_gb() * 1e9
 
 
 def _taken_gb() -> float:

@@ -143,11 +143,11 @@ def _write_owner(output: Path, owner: Owner) -> None:
 
 def _records(output: Path) -> dict[str, str | None]:
     """Request of each case that has a record, None where it cannot be read."""
-    found: dict[str, str | None] = {}
+    result: dict[str, str | None] = {}
     for path in sorted((output / RECORDS).glob("*.json")):
         record = read_record(output, path.name.removesuffix(".json"))
-        found[path.name.removesuffix(".json")] = None if record is None else record.request
-    return found
+        result[path.name.removesuffix(".json")] = None if record is None else record.request
+    return result
 
 
 def _require_no_strangers(output: Path, cases: Sequence[str], overwrite: bool) -> None:

@@ -251,10 +251,10 @@ class Predictor:
             for row in range(total.shape[1]):
                 total[:, row] /= len(members)
         ordered = tuple((member, i) for _, member, i in sorted(places))
-        found = EnsemblePrediction(tuple(members), ordered, _sum_facts(members), total, scratch=scratch)
+        result = EnsemblePrediction(tuple(members), ordered, _sum_facts(members), total, scratch=scratch)
         if self.decision == "half":
-            return found
-        return dataclasses.replace(found, threshold=found.best_threshold(self.labels))
+            return result
+        return dataclasses.replace(result, threshold=result.best_threshold(self.labels))
 
 
 def _added(member: CasePrediction, total: Tensor, scratch: Scratch) -> CasePrediction:

@@ -19,7 +19,7 @@ from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_ma
 def restore_masks(
     found: EnsemblePrediction, properties: CaseProperties, scheme: LabelScheme, combine: Combination
 ) -> tuple[np.ndarray, Iterator[np.ndarray]]:
-    """The mask and, one at a time, the drawn masks as label maps (Z, Y, X) on the image's grid."""
+    """The mask and, one at a time, the sampled masks as label maps (Z, Y, X) on the image's grid."""
     scratch, drawn = found.scratch, restore_samples(found, properties, scheme)
     if combine == "mean":
         return restore_labels(found.decided(scheme.coding), properties, scheme, scratch=scratch), drawn

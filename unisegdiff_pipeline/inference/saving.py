@@ -76,7 +76,7 @@ def manifest_of(owner: Owner, device: str, file_ending: str) -> dict[str, Any]:
         **owner.made_of,
         "device": device,
         "uncertainty": {
-            "meaning": "entropy of the mean probability as a share of the largest possible",
+            "meaning": "entropy of the mean probability as a fraction of the largest possible",
             "scale": uncertainty_scale(file_ending),
         },
     }

@@ -33,7 +33,7 @@ class InferenceSettings:
             where the samples of the case promise the highest Dice (see `decision`).
         num_samples: masks drawn a case unless the user asks for another number.
         sampler: method, start, number of calls, end of the schedule, length of the field (see `SamplerSettings`).
-        mask_sampler: draws the masks where `sampler`, which then makes the mean alone, is not the best to draw them.
+        mask_sampler: samples the masks where `sampler`, which then makes the mean alone, is not the best to draw them.
         weights: which weights the fold holds: "ema" at the end, or the "best" ones seen on held-out cases.
         chosen_on: the cases that calibration, segmenter weight and sampler were chosen on, in words.
     """
@@ -69,7 +69,7 @@ class InferenceSettings:
 
     @property
     def drawn_by(self) -> SamplerSettings:
-        """The sampler that draws the masks."""
+        """The sampler that samples the masks."""
         return self.mask_sampler or self.sampler
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 Index = tuple[int, int, int]
 Slices = tuple[slice, slice, slice]
 
-# A weight below this share of the largest is raised to it: far corners of a window get e^-24, which serves nothing
+# A weight below this fraction of the largest is raised to it: far corners of a window get e^-24, which serves nothing
 # where other tiles overlap and only loses digits where none does.
 SMALLEST_WEIGHT = 1e-4
 
@@ -100,7 +100,7 @@ def tile_starts(size: int, window: int, step: float = 0.5) -> list[int]:
     if window > size:
         raise ValueError(f"window {window} exceeds the axis of {size} voxels; pad the axis to at least the window")
     if not 0 < step <= 1:
-        raise ValueError(f"step is {step}; allowed is a share of the window in (0, 1]")
+        raise ValueError(f"step is {step}; allowed is a fraction of the window in (0, 1]")
     count = math.ceil((size - window) / max(1.0, window * step)) + 1
     if count == 1:
         return [0]
@@ -126,7 +126,7 @@ def cut_padded(volume: Tensor, start: Sequence[int], grid: TileGrid, value: floa
 
 
 def gaussian_weights(window: Sequence[int], sigma: float = 0.125) -> Tensor:
-    """Blending weights (Z, Y, X), float32, 1 at the centre; `sigma` is a share of each edge.
+    """Blending weights (Z, Y, X), float32, 1 at the centre; `sigma` is a fraction of each edge.
 
     The product of three one-dimensional Gaussians, never below `SMALLEST_WEIGHT`.
     """

@@ -2,7 +2,7 @@
 
 After Warfield, Zou, Wells 2004, "Simultaneous truth and performance level estimation (STAPLE)", IEEE TMI 23(7), in its
 form for several labels. D_ij is the label that map j gives voxel i, T_i the unknown true one, gamma_s = P(T_i = s) the
-share of label s over all maps and voxels, and theta_j(s' | s) = P(D_ij = s' | T_i = s) the performance of map j:
+fraction of label s over all maps and voxels, and theta_j(s' | s) = P(D_ij = s' | T_i = s) the performance of map j:
 
     (1)  W_si = gamma_s prod_j theta_j(D_ij | s) / sum_s' gamma_s' prod_j theta_j(D_ij | s')        expectation
     (2)  theta_j(s' | s) = sum_{i: D_ij = s'} W_si / sum_i W_si                                     maximisation
@@ -30,7 +30,7 @@ def staple(decisions: np.ndarray, counts: np.ndarray, num_labels: int) -> np.nda
         counts: voxels of each row (P,).
         num_labels: S; a label that no map gives has W = 0.
     """
-    rows = [_shares(column, counts[None], num_labels)[:, 0] for column in decisions.T]
+    rows = [_fractions(column, counts[None], num_labels)[:, 0] for column in decisions.T]
     prior = np.mean(rows, axis=0)  # gamma, (S,)
     known = prior > 0
     if known.sum() == 1:
@@ -40,7 +40,7 @@ def staple(decisions: np.ndarray, counts: np.ndarray, num_labels: int) -> np.nda
     weights = _expectation(decisions, prior, theta)
     for _ in range(MAX_ITERATIONS):
         mass = weights * counts  # (S, P)
-        updated = np.stack([_shares(column, mass, num_labels) for column in decisions.T])
+        updated = np.stack([_fractions(column, mass, num_labels) for column in decisions.T])
         change = float(np.abs(updated - theta)[:, :, known].max())
         theta = updated
         weights = _expectation(decisions, prior, theta)
@@ -59,7 +59,7 @@ def _expectation(decisions: np.ndarray, prior: np.ndarray, theta: np.ndarray) ->
     return np.asarray(weights / weights.sum(axis=0))
 
 
-def _shares(given: np.ndarray, mass: np.ndarray, num_labels: int) -> np.ndarray:
-    """(2) of one map: share of each row of mass (S, P) that lies where label s' is given, (S' given, S)."""
+def _fractions(given: np.ndarray, mass: np.ndarray, num_labels: int) -> np.ndarray:
+    """(2) of one map: fraction of each row of mass (S, P) that lies where label s' is given, (S' given, S)."""
     sums = np.stack([np.bincount(given, weights=row, minlength=num_labels) for row in mass], axis=1)
     return np.asarray(sums / np.maximum(sums.sum(axis=0), np.finfo(float).tiny))

@@ -159,13 +159,13 @@ class TiledCase:
         """Run the segmenter on some tiles; a Condition of batch size 1 for each."""
         self.num_recomputed += sum(t in self._seen for t in tiles)
         self._seen.update(tiles)
-        found = []
+        result = []
         for batch in batches(tiles, self.call_size):
             whole = self._run(self.images(filled(batch, self.call_size)))
             for i in range(len(batch)):
                 features = tuple(_sixteen_bit(f[i : i + 1]) for f in whole.features)
-                found.append(Condition(whole.det_logits[i : i + 1], features))
-        return found
+                result.append(Condition(whole.det_logits[i : i + 1], features))
+        return result
 
     def images(self, tiles: Sequence[int]) -> Tensor:
         """The image of some tiles as a network's batch (B, C, *patch) on the device."""

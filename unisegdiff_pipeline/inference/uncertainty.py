@@ -11,7 +11,7 @@ from unisegdiff_pipeline.core.labels import Coding
 
 
 def normalised_entropy(probabilities: Tensor, coding: Coding) -> Tensor:
-    """Entropy of the mean probability as a share of the largest possible, (K, Z, Y, X) => (Z, Y, X) in [0, 1].
+    """Entropy of the mean probability as a fraction of the largest possible, (K, Z, Y, X) => (Z, Y, X) in [0, 1].
 
     Softmax: entropy over all classes / ln K. One sigmoid channel: binary entropy / ln 2, so 1 at p = 0.5. Regions: the
     largest of their binary entropies.

@@ -10,11 +10,11 @@ and preference learning"; Depeweg et al. 2018, "Decomposition of uncertainty in 
 
 with p_f the mean of a fold's samples and p the mean of the p_f. No part is negative. Rules:
 
-- p is the mean of samples; p_det has no share in it. So the three add up to the uncertainty map of the prediction only
+- p is the mean of samples; p_det is no part of it. So the three add up to the uncertainty map of the prediction only
   where w is 0.
 - Samples are what the sampler hands out. Where it draws masks, p_fn is 0 or 1 and leaves nothing open: the second part
   is H(p_f), with p_f the mean of the probabilities that the masks were drawn from, which is their expectation. Where
-  another sampler draws the masks, p_f is still the mean that enters the prediction.
+  another sampler samples the masks, p_f is still the mean that enters the prediction.
 - A fold without samples stands for its p_det, as one soft sample; so does p_det outside of what was sampled.
 - Regions: the parts are those of the region with the largest H(p), whose entropy the uncertainty map shows.
 - Few samples differ less than many: with n samples the second part is on average too small, and 0 with one soft sample.

@@ -30,10 +30,10 @@ from unisegdiff_pipeline.diffusion.samplers import (
     Draw,
     SamplerSettings,
     SmoothField,
-    draw_masks,
     first_state,
     lam_schedule,
     noised,
+    sample_masks,
     sampler_steps,
 )
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel
@@ -101,7 +101,7 @@ class SampledBox:
         samples: each sample's mask as bits, or its probabilities where no mask is drawn, (N, K, *box), fp16, CPU; of
             the settings' `mask_sampler` where there is one; None where they were not kept.
         soft: each sample's probabilities before its mask was drawn, as `samples`; None where they were not kept, no
-            mask was drawn, or another sampler draws the masks.
+            mask was drawn, or another sampler samples the masks.
     """
 
     slices: Slices
@@ -227,7 +227,7 @@ def sample_case(
         settings: how; without a denoiser no sample is drawn.
         case_id, seed: together with a sample's number they name its noise.
         sample_ids: numbers of the samples to draw.
-        spacing_mm: of the image (Z, Y, X); turns the correlation length of coherent draws into voxels.
+        spacing_mm: of the image (Z, Y, X); turns the correlation length of coherent samples into voxels.
         keep_samples: False keeps their mean only.
         keep_soft: keep the probabilities that masks were drawn from beside the masks.
     """
@@ -453,7 +453,7 @@ class _BoxSampler:
                 piece = slice(a - first, b - first)
                 here = p[i : i + 1, :, a:b].to(self.case.device)
                 near_here = None if near is None else near[None, :, piece]
-                masks = draw_masks(here, near_here, fields[None, :, piece], way, labels)
+                masks = sample_masks(here, near_here, fields[None, :, piece], way, labels)
                 if of_mean is not None and way.surface_length_mm is not None:
                     p_det, mean = (v.to(masks.device) for v in (self.p_det[:, a:b], of_mean[i, :, a:b]))
                     w = self.settings.segmenter_weight

@@ -1,4 +1,4 @@
-"""The table of volumes: for each class what the mask measures, and what the drawn masks measure and how they spread."""
+"""The table of volumes: for each class what the mask measures, what the samples measure, and how they spread."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ClassVolume:
         unit: "ml"; of a 2D image "mm2", or "pixels2" where the pixel size is not known.
         spacing_known: False marks millimetres as nominal.
         volume: of the mask.
-        num_samples: drawn masks that the following is taken over.
-        expected_volume: mean over the drawn masks; None without any.
+        num_samples: sampled masks that the following is taken over.
+        expected_volume: mean over the sampled masks; None without any.
         std: standard deviation over them (divisor N - 1); None, like the quantiles, with fewer than two.
         quantile_05, quantile_95: ends of the central 90 % interval, at the positions q (N + 1) of the ordered volumes,
             clipped to the extremes, as evaluation takes them: with fewer than 19 samples the smallest and the largest.
@@ -42,7 +42,7 @@ class ClassVolume:
 
 
 class VolumeCounter:
-    """Counts the voxels of one mask, then of the drawn masks one at a time, so that none need be kept."""
+    """Counts the voxels of one mask, then of the sampled masks one at a time, so that none need be kept."""
 
     def __init__(self, labels: np.ndarray, scheme: LabelScheme) -> None:
         self._scheme = scheme

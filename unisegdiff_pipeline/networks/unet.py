@@ -15,7 +15,7 @@ from unisegdiff_pipeline.networks.blocks import CONV, TRANSPOSED_CONV, ConvNorm,
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
 
 NUM_CONDITION_LEVELS = 3
-LEAST_SHARE = 1e-3  # that an untrained network gives to an output, however rare
+LEAST_FRACTION = 1e-3  # that an untrained network gives to an output, however rare
 START_SCALE = 0.1  # of the heads' random weights, so that they do not drown the prior
 
 
@@ -66,13 +66,13 @@ class SegmentationUNet(nn.Module):
         self.apply(_initialise)
 
     @torch.no_grad()
-    def start_from(self, shares: Tensor, coding: Coding) -> None:
-        """Let the untrained network answer about with the shares of the voxels that each output covers (num_outputs,).
+    def start_from(self, fractions: Tensor, coding: Coding) -> None:
+        """Let the untrained network answer with about the fraction of voxels that each output covers (num_outputs,).
 
         Lin et al. 2017 (RetinaNet, section 4.1) start at such a prior, since rare foreground is otherwise unlearned
         first: on small nodules the Dice of the first hundreds of iterations is 0 without it.
         """
-        p = shares.float().clamp(LEAST_SHARE, 1 - LEAST_SHARE)
+        p = fractions.float().clamp(LEAST_FRACTION, 1 - LEAST_FRACTION)
         bias = p.log() if coding == "softmax" else p.logit()
         for parameter in self.heads.parameters():
             if parameter.ndim == 1:

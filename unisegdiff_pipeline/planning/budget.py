@@ -11,7 +11,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.planning.plans import Budget
 
 CUDA_TARGET_GB = 8.0  # nnU-Net's default: larger networks hardly help on lesions, and plans stay comparable
-_CUDA_USABLE_SHARE = 0.9
+_CUDA_USABLE_FRACTION = 0.9
 
 
 def detect_budget(device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: float | None = None) -> Budget:
@@ -45,7 +45,7 @@ def detect_budget(device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: fl
                 "no CUDA device was found to plan for; give the memory of the GPU that will train as --memory-gb 8, "
                 "or plan for this machine with --device cpu."
             )
-        memory_gb = round(min(CUDA_TARGET_GB, _CUDA_USABLE_SHARE * found_gb), 1)
+        memory_gb = round(min(CUDA_TARGET_GB, _CUDA_USABLE_FRACTION * found_gb), 1)
     return Budget("cuda", memory_gb, cores)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from unisegdiff_pipeline.fingerprint import ClassOrder
 
 ALL_AXES = (0, 1, 2)
-ORDERED_SHARE = 0.95  # of the cases that hold both classes
+ORDERED_FRACTION = 0.95  # of the cases that hold both classes
 CHANCE = 0.05  # at most, that classes in no order at all look like it along any axis (Bonferroni)
 
 
@@ -21,9 +21,9 @@ def plan_mirror_axes(orders: Sequence[ClassOrder], axis_order: Sequence[int]) ->
     ordered: dict[int, str] = {}
     for order in orders:
         for axis, stored in enumerate(axis_order):
-            share = order.same_share[stored]
-            if share >= ORDERED_SHARE and chance_of_order(order.num_cases, share) * 3 * len(orders) <= CHANCE:
-                reason = f"{order.first} and {order.second} lie in the same order in {share:.0%} of the cases"
+            fraction = order.same_share[stored]
+            if fraction >= ORDERED_FRACTION and chance_of_order(order.num_cases, fraction) * 3 * len(orders) <= CHANCE:
+                reason = f"{order.first} and {order.second} lie in the same order in {fraction:.0%} of the cases"
                 ordered.setdefault(axis, f"{'ZYX'[axis]}, on which {reason}")
     if not ordered:
         return ALL_AXES, "all axes, as in nnU-Net: no two classes lie in the same order along any"
@@ -31,7 +31,7 @@ def plan_mirror_axes(orders: Sequence[ClassOrder], axis_order: Sequence[int]) ->
     return allowed, "all axes but " + "; ".join(ordered[axis] for axis in sorted(ordered))
 
 
-def chance_of_order(num_cases: int, share: float) -> float:
-    """Probability that either order is seen in at least this share of the cases where both are equally likely."""
-    least = round(share * num_cases)
+def chance_of_order(num_cases: int, fraction: float) -> float:
+    """Probability that either order is seen in at least this fraction of the cases where both are equally likely."""
+    least = round(fraction * num_cases)
     return 2 * sum(math.comb(num_cases, count) for count in range(least, num_cases + 1)) / 2**num_cases

@@ -11,7 +11,7 @@ from typing import get_args
 from unisegdiff_pipeline.planning.plans import Normalization
 
 SCHEMES: tuple[Normalization, ...] = get_args(Normalization)
-CROP_SHARE_FOR_MASK = 0.75
+CROP_FRACTION_FOR_MASK = 0.75
 _RGB = (frozenset({"r", "g", "b"}), frozenset({"red", "green", "blue"}))
 _NEAR_MISS = 0.75
 
@@ -39,7 +39,7 @@ def choose_normalizations(channel_names: Sequence[str], natural_images: bool) ->
 
 def choose_nonzero_mask(schemes: Sequence[Normalization], median_crop_share: float) -> tuple[bool, ...]:
     """Whether z-score takes its statistics inside the non-zero region only, as nnU-Net does for cropped images."""
-    return tuple(scheme == "zscore" and median_crop_share < CROP_SHARE_FOR_MASK for scheme in schemes)
+    return tuple(scheme == "zscore" and median_crop_share < CROP_FRACTION_FOR_MASK for scheme in schemes)
 
 
 def _choose(name: str, is_rgb: bool) -> ChannelNormalization:

@@ -54,7 +54,7 @@ _LOWRES_MIN_SAVING = 2.0
 _MIN_SLICES_3D = 8
 
 _DENOISER_WIDTHS = ((16, 32, 64), (12, 24, 48), (8, 16, 32))
-_DENOISER_SHARE = 0.03  # of the segmenter, for one call
+_DENOISER_FRACTION = 0.03  # of the segmenter, for one call
 
 
 @dataclass(frozen=True)
@@ -254,18 +254,18 @@ def _training_plan(
 
 
 def denoiser_widths(network: NetworkPlan, num_outputs: int) -> tuple[tuple[int, ...], float]:
-    """The widest denoiser of which one call costs a small share of the segmenter's multiply-adds, and that share."""
+    """The widest denoiser of which one call costs little of the segmenter's multiply-adds, and that fraction."""
     segmenter = multiply_adds(network, num_outputs)
     for widths in _DENOISER_WIDTHS:
-        share = denoiser_multiply_adds(network, widths, num_outputs) / segmenter
-        if share <= _DENOISER_SHARE:
+        fraction = denoiser_multiply_adds(network, widths, num_outputs) / segmenter
+        if fraction <= _DENOISER_FRACTION:
             break
-    return widths, share
+    return widths, fraction
 
 
 def _plan_denoiser(context: _Context, name: str, network: NetworkPlan) -> DenoiserPlan:
-    widths, share = denoiser_widths(network, context.sizer.num_outputs)
-    reason = f"one call costs {share:.1%} of the segmenter, {_DENOISER_SHARE:.0%} is allowed"
+    widths, fraction = denoiser_widths(network, context.sizer.num_outputs)
+    reason = f"one call costs {fraction:.1%} of the segmenter, {_DENOISER_FRACTION:.0%} is allowed"
     context.decide(name, "denoiser.features", reason)
     plan = DenoiserPlan(features=widths)
     context.decide_all(name, "denoiser", denoiser_reasons(plan))

@@ -72,7 +72,7 @@ def training_reasons(plan: TrainingPlan, *, on_cpu: bool, dims: int, has_lowres:
             f"{plan.optimizer}: it adapts the step of each weight, for trainings of limited time; sgd is nnU-Net's"
         ),
         "learning_rate": _learning_rate(plan, on_cpu),
-        "weight_decay": f"{plan.weight_decay:g}: the usual value of AdamW",
+        "weight_decay": f"{plan.weight_decay:g}: AdamW's default",
         "num_epochs": _num_epochs(plan, on_cpu),
         "iterations_per_epoch": f"{plan.iterations_per_epoch}: nnU-Net's; an epoch is a unit of length and of the log",
         "foreground_share": f"{plan.foreground_share:.0%} of the patches, as in nnU-Net: small objects are seen often",
@@ -85,6 +85,7 @@ def training_reasons(plan: TrainingPlan, *, on_cpu: bool, dims: int, has_lowres:
         ),
         "batch_dice": _batch_dice(plan, dims, has_lowres),
         "deep_supervision": "on: coarser outputs carry loss too, as in nnU-Net" if plan.deep_supervision else "off",
+        "augmentation": "default: close to nnU-Net's and several times as fast; nnunet runs its literal recipe",
         "dummy_2d_augmentation": _dummy_2d(plan, dims),
     }
 

@@ -29,7 +29,7 @@ _REFERENCE_GB = 8.0
 _CUDA_BASE_FEATURES = 32
 _CUDA_MAX_FEATURES = {2: 512, 3: 320}
 _MIN_BATCH = 2
-_MAX_SHARE_OF_DATASET = 0.05  # a batch of more would see the whole data set too soon
+_MAX_FRACTION_OF_DATASET = 0.05  # a batch of more would see the whole data set too soon
 
 _CPU_GMAC_PER_CORE = 15.0
 _CPU_MAX_CORES = 16  # more cores do not speed up one small network
@@ -82,7 +82,7 @@ class Sizer:
         return _PASSES_PER_ITERATION * batch_size * self.gmac(network)
 
     def fits(self, network: NetworkPlan) -> bool:
-        """Whether the smallest allowed batch (GPU) or the usual one (CPU) is within the budget."""
+        """Whether the smallest allowed batch (GPU) or the default one (CPU) is within the budget."""
         batch = _CPU_BATCH[network.dims] if self.on_cpu else _MIN_BATCH
         if batch * feature_map_values(network, self.num_outputs) > self._value_limit(network.dims):
             return False
@@ -114,7 +114,7 @@ class Sizer:
         )
 
     def _cpu_batch_size(self, network: NetworkPlan, by_data: int) -> tuple[int, str]:
-        """The usual batch, up to four times it where patches are so small that the budget allows it."""
+        """The default batch, up to four times it where patches are so small that the budget allows it."""
         default = _CPU_BATCH[network.dims]
         affordable = int(self.gmac_limit / self.iteration_gmac(network, 1))
         batch = max(default, min(affordable, by_data, 4 * default))
@@ -126,7 +126,7 @@ class Sizer:
 
     def _batch_by_data(self, network: NetworkPlan, median_shape: Sequence[float]) -> int:
         voxels = math.prod(median_shape) * self.num_cases
-        return round(voxels * _MAX_SHARE_OF_DATASET / math.prod(network.patch_size))
+        return round(voxels * _MAX_FRACTION_OF_DATASET / math.prod(network.patch_size))
 
     def _value_limit(self, dims: int) -> float:
         """Values in the feature maps of a whole batch that the memory holds."""

@@ -9,7 +9,7 @@ Gaussian g and applies a threshold theta. With m = g * x0 and tau^2 = sum g^2,
     D(lam) = max over g and theta of  2 E[TP] / (|x0| + E[TP] + E[FP])
 
 Only the histograms of m inside and outside of the lesion enter, so that Phi is evaluated once for all patches. Chance
-level D0 = 2 pi / (1 + pi) of a mask with foreground share pi is removed: S = clip((D - D0) / (1 - D0), 0, 1).
+level D0 = 2 pi / (1 + pi) of a mask with foreground fraction pi is removed: S = clip((D - D0) / (1 - D0), 0, 1).
 
 Codings: a binary task or a region has one channel. One-hot classes have two channels that tell a class from the
 background, which doubles the signal-to-noise ratio: their curves move by -ln 2 on lam.
@@ -31,12 +31,12 @@ from unisegdiff_pipeline.core.parallel import usable_cores
 from unisegdiff_pipeline.planning.plans import ReadabilityCurve, StagePlan
 
 LAM_GRID: tuple[float, ...] = tuple(float(v) for v in np.arange(-18.0, 6.01, 0.5))
-READABLE_AT_A = 0.25  # below lam_a a mask tells less than this share of what lies between chance and perfect
+READABLE_AT_A = 0.25  # below lam_a a mask tells less than this fraction of what lies between chance and perfect
 READABLE_AT_C = 0.93  # above lam_c the noised mask alone beats what a segmenter is expected to reach
 DEFAULT_EDGES = (-4.0, 0.0)  # where no patch has a readable mask: those of a lesion of about 8 voxels across
 MIN_SPAN = 2.0
 MAX_SPAN = 10.0
-MAX_FOREGROUND_SHARE = 0.95
+MAX_FOREGROUND_FRACTION = 0.95
 _SIGMAS = (0.0, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.3, 16.0, 22.6, 32.0)
 _NUM_BINS = 96
 _NUM_THRESHOLDS = 64
@@ -104,7 +104,7 @@ def class_curve(
     for mask in masks:
         if mask.ndim != len(spacing):
             raise ValueError(f"a patch of class {name!r} has shape {mask.shape}, expected {len(spacing)} axes")
-    usable = [m for m in masks if 0.0 < m.mean() <= MAX_FOREGROUND_SHARE]
+    usable = [m for m in masks if 0.0 < m.mean() <= MAX_FOREGROUND_FRACTION]
     if not usable:
         return None
     lam = np.asarray(LAM_GRID)
@@ -121,8 +121,8 @@ def class_curve(
 
 def _readability(masks: Sequence[np.ndarray], dice: np.ndarray) -> np.ndarray:
     """Dice (masks, lam) without what chance gives."""
-    share = np.array([mask.mean() for mask in masks])[:, None]
-    chance = 2 * share / (1 + share)
+    fraction = np.array([mask.mean() for mask in masks])[:, None]
+    chance = 2 * fraction / (1 + fraction)
     return np.clip((dice - chance) / (1 - chance), 0.0, 1.0)
 
 

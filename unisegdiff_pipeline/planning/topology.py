@@ -16,7 +16,7 @@ from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
 
 MIN_EDGE = 4  # smallest edge of a feature map, in voxels
 CONVS_PER_LEVEL = 2
-_SHORT_SHARE = 0.5
+_SHORT_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def shrink_patch(
     """
     covered = [p / m for p, m in zip(topology.patch_size, median_shape, strict=True)]
     extent = [p * s for p, s in zip(topology.patch_size, spacing, strict=True)]
-    short = [keep_short_axes and e < _SHORT_SHARE * max(extent) for e in extent]
+    short = [keep_short_axes and e < _SHORT_FRACTION * max(extent) for e in extent]
     for axis in sorted(range(len(covered)), key=lambda i: (short[i], -covered[i], -i)):
         trial = list(topology.patch_size)
         trial[axis] -= topology.divisor[axis]

@@ -126,11 +126,11 @@ def _sampled_components(mask: np.ndarray, rng: np.random.Generator) -> list[tupl
     order = np.argsort(owner, kind="stable")
     ids, starts, sizes = np.unique(owner[order], return_index=True, return_counts=True)
     corner = [low for low, _ in box]
-    found = []
+    result = []
     for component_id, start, size in zip(ids.tolist(), starts.tolist(), sizes.tolist(), strict=True):
         chosen = flat[order[start + _choose(size, rng)]]
-        found.append((component_id, size, np.stack(np.unravel_index(chosen, inside.shape), axis=1) + corner))
-    return found
+        result.append((component_id, size, np.stack(np.unravel_index(chosen, inside.shape), axis=1) + corner))
+    return result
 
 
 def _sample_mask(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, np.ndarray]:

@@ -67,7 +67,7 @@ class Bands:
 def merge(entries: Sequence[Entry]) -> Bands | None:
     """Mean over entries of the log, weighted by their numbers of examples; None without entries.
 
-    Entries with other bands than the last one has are left out (a plan that was edited between two sittings).
+    Entries with other bands than the last one has are left out (a plan that was edited between two sessions).
     """
     entries = [e for e in entries if e["limits"] == entries[-1]["limits"]]
     if not entries:
@@ -140,13 +140,13 @@ def draw(curves: Mapping[str, Bands], alt: str) -> Html:
 def other_trainers(folder: Path) -> dict[str, Bands]:
     """End of the trainings of the same configuration and fold by other trainers, by the trainer's name."""
     configuration = folder.parent.name.partition("__")[2]
-    found = {}
+    result = {}
     for model in sorted(folder.parent.parent.glob(f"*__{configuration}")):
         if model != folder.parent:
             logged = [e for e in of_kind(read_log(model / folder.name / LOG_NAME), "bands") if e["cases"] == "training"]
             if logged:
-                found[model.name.partition("__")[0]] = list(bands_of_parts(logged).values())[-1]
-    return found
+                result[model.name.partition("__")[0]] = list(bands_of_parts(logged).values())[-1]
+    return result
 
 
 def bands_of_parts(entries: Sequence[Entry]) -> dict[str, Bands]:

@@ -134,12 +134,12 @@ def _anatomical_axes(geometry: Geometry) -> list[tuple[int, int]]:
     """For each array axis (Z, Y, X) the nearest of (0 left, 1 posterior, 2 superior), and 1 or -1 for its sense."""
     cosines = np.reshape(geometry.direction, (3, 3))[:, ::-1]  # columns: array axes
     left = np.abs(cosines)
-    found = [(0, 1)] * 3
+    result = [(0, 1)] * 3
     for _ in range(3):  # the largest cosine first, so that no direction is given twice to oblique axes
         direction, axis = (int(i) for i in np.unravel_index(left.argmax(), (3, 3)))
-        found[axis] = (direction, 1 if cosines[direction, axis] >= 0 else -1)
+        result[axis] = (direction, 1 if cosines[direction, axis] >= 0 else -1)
         left[direction, :] = left[:, axis] = -1
-    return found
+    return result
 
 
 def is_colored(image: np.ndarray) -> bool:

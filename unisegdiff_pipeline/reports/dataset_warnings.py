@@ -16,7 +16,7 @@ MANY_EMPTY = 0.1
 FEW_MAPS = 10
 SPACING_RATIO = 2.0
 THIN_VOXELS = 3.0
-TINY_SHARE = 1e-4
+TINY_FRACTION = 1e-4
 
 
 def data_warnings(fingerprint: Fingerprint, plans: Plans | None) -> list[str]:
@@ -54,7 +54,7 @@ def _about_classes(fingerprint: Fingerprint) -> Iterator[str]:
     present = {lesion.class_name: round(lesion.share_of_maps * maps) for lesion in fingerprint.lesions}
     never = [name for name, count in present.items() if count == 0]
     rare = [f"{name} ({count})" for name, count in present.items() if 0 < count < FEW_MAPS and count < maps / 2]
-    tiny = [lesion.class_name for lesion in fingerprint.lesions if 0 < lesion.foreground_share < TINY_SHARE]
+    tiny = [lesion.class_name for lesion in fingerprint.lesions if 0 < lesion.foreground_share < TINY_FRACTION]
     if never:
         yield f"In no label map there is any {_listed(never)}: check the labels in dataset.json, or take it out."
     if rare:
@@ -64,8 +64,8 @@ def _about_classes(fingerprint: Fingerprint) -> Iterator[str]:
         )
     if tiny:
         yield (
-            f"Less than {TINY_SHARE:.2%} of the voxels are {_listed(tiny)}. Patches are centred on such objects often "
-            "enough to learn them, but look at counts of lesions beside Dice when you evaluate."
+            f"Less than {TINY_FRACTION:.2%} of the voxels are {_listed(tiny)}. Patches are centred on such objects "
+            "often enough to learn them, but look at counts of lesions beside Dice when you evaluate."
         )
 
 

@@ -170,7 +170,7 @@ def draw_reliability(curves: Mapping[str, ReliabilitySummary], label: str = "fra
 
 
 def draw_risk_coverage(curves: Mapping[str, FailureSummary]) -> Html:
-    """Mean risk of the most confident cases over the share of cases that they are."""
+    """Mean risk of the most confident cases over the fraction of cases that they are."""
 
     def paint(figure: Figure) -> None:
         axis = figure.subplots()
@@ -178,7 +178,7 @@ def draw_risk_coverage(curves: Mapping[str, FailureSummary]) -> Html:
             label = f"{name} (AURC {curve.aurc:.3f})"
             axis.plot(curve.coverage, curve.risk, color=series_color(index), label=label)
         axis.set(
-            xlabel="share of cases kept, most confident first",
+            xlabel="fraction of cases kept, most confident first",
             ylabel="mean 1 \N{MINUS SIGN} Dice of them",
             xlim=(0, 1.02),
         )

@@ -79,7 +79,7 @@ def outcome_table(report: FolderSummary) -> Html:
         Column("Scored", hint="cases whose reference holds the class"),
         Column("Both empty", hint="cases where neither mask holds the class: undefined, in no mean"),
         Column("False positive", hint="cases whose reference is empty and whose prediction is not"),
-        Column("Specificity", hint="share of the cases with an empty reference whose prediction is empty, too"),
+        Column("Specificity", hint="fraction of the cases with an empty reference whose prediction is empty, too"),
         Column(
             f"False positive, {report.units.size_text}",
             digits=volume_digits(report),
@@ -197,8 +197,8 @@ def coverage_table(report: FolderSummary) -> Html:
     columns = [
         Column("Class", "text"),
         Column("Interval", digits=2, hint=f"central fraction of the sampled {word}s"),
-        Column("Holds the reference", hint="share of cases"),
-        Column("Perfect samples", hint="share that perfect samples of this number reach"),
+        Column("Holds the reference", hint="fraction of cases"),
+        Column("Perfect samples", hint="fraction that perfect samples of this number reach"),
         *numbers("n", "Undefined"),
     ]
     rows: list[list[Cell]] = [

@@ -28,8 +28,8 @@ class MetricName:
 _NAMES = {
     "dice": MetricName("Dice", 3, "2 TP / (2 TP + FP + FN), in voxels", True),
     "iou": MetricName("IoU", 3, "TP / (TP + FP + FN), in voxels", True),
-    "sensitivity": MetricName("Sensitivity", 3, "share of the reference that is predicted", True),
-    "precision": MetricName("Precision", 3, "share of the prediction that is in the reference", True),
+    "sensitivity": MetricName("Sensitivity", 3, "fraction of the reference that is predicted", True),
+    "precision": MetricName("Precision", 3, "fraction of the prediction that is in the reference", True),
     "reference_ml": MetricName("Reference, ml", 2, "volume of the reference"),
     "predicted_ml": MetricName("Predicted, ml", 2, "volume of the prediction"),
     "volume_error_ml": MetricName("Volume error, ml", 2, "predicted minus reference volume"),

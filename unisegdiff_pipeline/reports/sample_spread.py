@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unisegdiff_pipeline.evaluation.spread import (
     LEVELS,
     CaseSpread,
-    empty_draws,
+    empty_samples,
     fraction_curve,
     interval_coverage,
     mean_distances,
@@ -81,7 +81,7 @@ def in_words(name: str, cases: Sequence[CaseSpread]) -> list[str]:
         said.append(f"{name}: samples are too wide: {held}. Intervals of volumes are wider than need be.")
     else:
         said.append(f"{name}: samples are too narrow, or off: {held}. Intervals of volumes hold too little.")
-    empty, draws = empty_draws(cases, SURE)
+    empty, draws = empty_samples(cases, SURE)
     if empty:
         said.append(f"{name}: {empty} of {draws} samples are empty in cases with a probability over {SURE:.0%}.")
     samples, raters = mean_distances(cases)

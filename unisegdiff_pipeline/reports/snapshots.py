@@ -40,7 +40,7 @@ class Snapshot:
         reference: number of the class of each pixel, 0 background.
         segmenter: the segmenter's probability of foreground.
         mean: mean probability of foreground over the samples; None without samples.
-        samples: drawn masks as numbers of classes.
+        samples: sampled masks as numbers of classes.
     """
 
     image: np.ndarray

@@ -62,16 +62,16 @@ def _dice_zero(name: str, scores: Sequence[dict[str, Any]]) -> list[str]:
 
 def _fall(entries: Sequence[Entry]) -> list[str]:
     """Dice on held-out cases that ends below what it was in the same phase."""
-    found = []
+    result = []
     for phase in sorted({e["phase"] for e in of_kind(entries, "validation")}):
         dice = [value(e, "dice_mean") for e in of_kind(entries, "validation", phase)]
         dice = [v for v in dice if not math.isnan(v)]
         if dice and max(dice) - dice[-1] > FALL:
-            found.append(
+            result.append(
                 f"Dice on held-out cases fell from {max(dice):.3f} to {dice[-1]:.3f} within phase {phase}: the "
                 f"training may be too long for so few cases, or its learning rate too high."
             )
-    return found
+    return result
 
 
 def _bias(name: str, scores: Sequence[dict[str, Any]]) -> list[str]:

@@ -182,11 +182,11 @@ def _state_figure(fold: _Fold, last: Entry) -> KeyFigure:
     phase = f"phase {last['phase']}, {PHASES.get(last['phase'], '')}"
     if fold.is_finished:
         return KeyFigure("State", "finished", f"{_iterations(fold)} iterations")
-    share = f"{value(last, 'progress'):.0%}" if "progress" in last else f"iteration {last['iteration']}"
+    fraction = f"{value(last, 'progress'):.0%}" if "progress" in last else f"iteration {last['iteration']}"
     if not fold.is_running:
-        return KeyFigure("Stopped at", share, phase)
+        return KeyFigure("Stopped at", fraction, phase)
     left, until = _time_left(fold, last)
-    return KeyFigure("Time left", left, f"{until}; {phase} at {share}")
+    return KeyFigure("Time left", left, f"{until}; {phase} at {fraction}")
 
 
 def _time_left(fold: _Fold, last: Entry) -> tuple[str, str]:

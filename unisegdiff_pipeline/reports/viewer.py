@@ -31,10 +31,10 @@ from unisegdiff_pipeline.reports.page import ASSETS, link
 from unisegdiff_pipeline.reports.viewer_volumes import (
     ViewerGrid,
     box_around,
+    fraction_volume,
     grey_scale,
     image_volume,
     label_volume,
-    share_volume,
 )
 
 MAX_VOXELS = 32 * 1024**2
@@ -139,7 +139,7 @@ def write_case_viewer(path: Path, case: ViewerCase, max_voxels: int = MAX_VOXELS
         volumes[f"image{index}"] = image_volume(grid, channel, scale, dtype)
     if case.uncertainty is not None:
         _require_shape(case, "uncertainty", case.uncertainty)
-        volumes["uncertainty"] = share_volume(grid, case.uncertainty)
+        volumes["uncertainty"] = fraction_volume(grid, case.uncertainty)
     names = case.channel_names or [f"channel {index}" for index in range(len(scales))]
     settings = {
         "shape": grid.shape,

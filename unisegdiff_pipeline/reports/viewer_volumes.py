@@ -175,7 +175,7 @@ def label_volume(grid: ViewerGrid, labels: np.ndarray) -> bytes:
     return _gzipped_nifti(grid.largest(stored), grid)
 
 
-def share_volume(grid: ViewerGrid, values: np.ndarray) -> bytes:
+def fraction_volume(grid: ViewerGrid, values: np.ndarray) -> bytes:
     """A map (Z, Y, X) of values in [0, 1] as gzipped NIfTI of 8 bits."""
     stored = np.rint(np.clip(np.nan_to_num(values, nan=0.0), 0, 1) * 255).astype(np.uint8)
     return _gzipped_nifti(grid.largest(stored), grid, slope=1 / 255)

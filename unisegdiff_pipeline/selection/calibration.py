@@ -94,7 +94,7 @@ def fit_calibrations(
 ) -> tuple[LogitCalibration, list[LogitCalibration]]:
     """The likeliest of TEMPERATURES and CEILINGS for all voxels, and for those of all groups but each.
 
-    Losses are sums over voxels, so one pass over them gives every group's share. A single group has no others, and
+    Losses are sums over voxels, so one pass over them gives every group's part. A single group has no others, and
     gets the temperature of all.
 
     Args:

@@ -91,5 +91,5 @@ def choose_settings(
 
 
 def default_settings(held_out: HoldOut, settings: InferenceSettings) -> InferenceSettings:
-    """The usual answers, before anything is chosen, or where a fold holds no case out."""
+    """The defaults, before anything is chosen, or where a fold holds no case out."""
     return with_samplers(settings, drawing(default_sampler(settings), planned_length_mm(held_out)))

@@ -9,7 +9,7 @@ from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.hold_out import HoldOut
 from unisegdiff_pipeline.selection.objects import radii_mm
 
-LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent draws, in voxels of the plan
+LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent samples, in voxels of the plan
 # A shorter field draws pieces of objects; with a longer one all objects that are in doubt come and go together.
 RADII_PER_LENGTH = LENGTH_PER_REACH
 FALLBACK_LENGTH_VOXELS = 16.0  # where nothing is annotated

@@ -34,7 +34,7 @@ SURFACE_PARTS = (1.0, 1 / 4, 1 / 8, 1 / 11, 1 / 16)
 STAGE_A_CALL = SamplerSettings(method="ddim", start="stage_a", num_calls=0, lam_end=0.0)  # one call at pure noise
 # From p_det, without any call.
 SAMPLES_ALONE = SamplerSettings(method="ddim", start="det", num_calls=0, lam_end=0.0, draw=True)
-# Draws the masks, unless another is clearly better.
+# Draws the masks, unless another is significantly better.
 DEFAULT_SAMPLER = SamplerSettings(method="hard", start="stage_a", num_calls=1, lam_end=0.0)
 # The same for a network that has no stage A.
 DEFAULT_SAMPLER_FROM_DET = SamplerSettings(method="hard", start="det", num_calls=2, lam_end=0.0)
@@ -131,7 +131,7 @@ def try_samplers(
 ) -> list[SamplerTrial]:
     """Draws from p_det with several lengths of the field, then draws and trajectories with the length that is taken.
 
-    It is the planned one unless draws with another are clearly better; those draws were lucky, so with it all draw
+    It is the planned one unless masks with another are significantly better; those were lucky, so with it all sample
     other masks than chose it.
     """
     opened = [held_out.data.open(case_id) for case_id in cases]

@@ -48,8 +48,8 @@ def spread_of_case(
 
 
 def _by_class(labels: Sequence[np.ndarray], scheme: LabelScheme) -> dict[str, list[np.ndarray]]:
-    found: dict[str, list[np.ndarray]] = {name: [] for name in scheme.names}
+    result: dict[str, list[np.ndarray]] = {name: [] for name in scheme.names}
     for one in labels:
         for name, mask in scheme.class_masks(one):
-            found[name].append(mask)
-    return found
+            result[name].append(mask)
+    return result

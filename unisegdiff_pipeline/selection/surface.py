@@ -71,5 +71,5 @@ def score_surfaces(
 
 
 def rank_surfaces(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
-    """Trials by the score of the sizes; those whose masks are clearly worse than the first one's, the default, last."""
+    """Trials by the score of the sizes; those with significantly worse masks than the first one, the default, last."""
     return sorted(trials, key=lambda t: (t.significantly_above(trials[0]), mean_of_defined(t.size_of_cases)))

@@ -79,16 +79,16 @@ def label_files(dataset_folder: Path, raw_root: Path | None, case_ids: Iterable[
         raw_root: root of the raw data sets, if known.
         case_ids: names of cases.
     """
-    found: dict[str, Path | None] = {}
+    result: dict[str, Path | None] = {}
     for case_id in case_ids:
         source = stored_reference_source(dataset_folder, case_id)
         if source is None or not source.files:
-            found[case_id] = None
+            result[case_id] = None
             continue
         name = Path(source.files[0].name).name
         path = None if raw_root is None else raw_root / dataset_folder.name / "labelsTr" / name
-        found[case_id] = path if path is not None and path.is_file() else Path(name)
-    return found
+        result[case_id] = path if path is not None and path.is_file() else Path(name)
+    return result
 
 
 def _link(source: Path, target: Path) -> None:

@@ -45,14 +45,14 @@ from unisegdiff_pipeline.training.resume import (
     require_same_training,
 )
 from unisegdiff_pipeline.training.time_budget import (
-    DESCRIBING_LIMIT_SHARE,
+    DESCRIBING_LIMIT_FRACTION,
     Costs,
     affordable_cases,
+    fraction_s,
     measure_costs,
     phase_1_budget,
     phase_1_share,
     phase_2_budget,
-    share_s,
     time_left_s,
     within_budget,
 )
@@ -146,8 +146,8 @@ def is_finished(folder: Path) -> bool:
 
 def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None) -> None:
     two_phases = issubclass(trainer, DiffusionTrainer)
-    share = phase_1_share(run, trainer)
-    segmenter, facts = _phase_1(run, trainer, checkpoint, share)
+    fraction = phase_1_share(run, trainer)
+    segmenter, facts = _phase_1(run, trainer, checkpoint, fraction)
     settings = InferenceSettings(
         lam_a=facts.lam_a,
         lam_c=facts.lam_c,
@@ -167,7 +167,7 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     start_s = _phase_start_s(checkpoint, 2)
     start_s = run.watch.seconds if start_s is None else start_s
     costs = within_budget(run, costs, start_s)
-    budget = phase_2_budget(run, share, costs, start_s)
+    budget = phase_2_budget(run, fraction, costs, start_s)
     phase_2 = trainer(run, budget, segmenter, settings)
     phase_2.fit(checkpoint)
     settings = replace(phase_2.settings, weights=take_best(phase_2))
@@ -216,7 +216,7 @@ def _chosen(
 
 
 def _phase_1(
-    run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None, share: float
+    run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None, fraction: float
 ) -> tuple[SegmentationUNet, Phase1Facts]:
     """The segmenter and its temperature: from this fold's folder, another training, or trained now."""
     folder = run.folder
@@ -235,7 +235,7 @@ def _phase_1(
             _keep_phase_1(run, segmenter, replace(facts, seconds=run.watch.seconds))
         return segmenter, facts
     kind = trainer if issubclass(trainer, SegmentationTrainer) else SegmentationTrainer
-    phase_1 = kind(run, phase_1_budget(run, share, _phase_start_s(checkpoint, 1)), share)
+    phase_1 = kind(run, phase_1_budget(run, fraction, _phase_start_s(checkpoint, 1)), fraction)
     phase_1.fit(checkpoint)
     weights = take_best(phase_1)
     segmenter = phase_1.model_for_prediction().segmenter
@@ -276,7 +276,7 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
     described: tuple[LogitCalibration, StagePlan, dict[str, float]] | None = None
     if cases:
         run.log.say(f"measuring on {counted(len(cases), 'held-out case')} how sure the segmenter may be")
-        with run.stop.limited(share_s(run, DESCRIBING_LIMIT_SHARE)):
+        with run.stop.limited(fraction_s(run, DESCRIBING_LIMIT_FRACTION)):
             calibration = choose_calibration(run.held_out, model, cases).of_all
             described = (
                 calibration,
@@ -302,7 +302,7 @@ def _keep_phase_1(run: FoldRun, segmenter: SegmentationUNet, facts: Phase1Facts)
 
 
 def take_best(trainer: Trainer) -> str:
-    """Put the best weights of the hold-out into the moving average where they are clearly better than the last."""
+    """Put the best weights of the hold-out into the moving average where they are better than the last."""
     if trainer.best_weights is None:
         return "ema"
     gain, standard_error = trainer.gain_of_best()
@@ -341,7 +341,7 @@ def finished_model(run: FoldRun) -> tuple[StagedModel, InferenceSettings]:
 
 
 def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:
-    """Fold "all" holds no case out: it takes what a finished fold of the same model chose, else what is usual."""
+    """Fold "all" holds no case out: it takes what a finished fold of the same model chose, else the defaults."""
     folder = _finished_fold(run)
     if folder is None:
         run.log.say("no case is held out and no other fold is finished: how to predict is left at the defaults")
@@ -364,7 +364,7 @@ def _finished_fold(run: FoldRun) -> Path | None:
 
 
 def _seconds_so_far(run: FoldRun, checkpoint: dict[str, Any] | None) -> float:
-    """Seconds of earlier sittings that count: up to the checkpoint, or to what has been finished since."""
+    """Seconds of earlier sessions that count: up to the checkpoint, or to what has been finished since."""
     if checkpoint is not None:
         return float(checkpoint["seconds"])
     if not (run.folder / PHASE_1_NAME).is_file():

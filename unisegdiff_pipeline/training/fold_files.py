@@ -88,11 +88,11 @@ def _written(folder: Path, validation_cases: Iterable[str]) -> list[Path]:
     """Files in a fold's folder that training wrote, the weights first: without them it is no finished fold."""
     cases = sorted({*validation_cases, *_validated(folder)})
     of_case = re.compile(rf"({'|'.join(map(re.escape, cases))})(_sample\d+)?(\.\w+)+" if cases else "(?!)")
-    found = [folder / name for name in (WEIGHTS_NAME, *NAMES) if (folder / name).is_file()]
+    result = [folder / name for name in (WEIGHTS_NAME, *NAMES) if (folder / name).is_file()]
     for name, patterns in zip(FOLDERS, ((of_case, _TABLE), (_PICTURE,), (_EVENTS,)), strict=True):
         files = (path for path in (folder / name).rglob("*") if path.is_file())
-        found += [path for path in files if any(pattern.fullmatch(path.name) for pattern in patterns)]
-    return found
+        result += [path for path in files if any(pattern.fullmatch(path.name) for pattern in patterns)]
+    return result
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -28,7 +28,7 @@ class FoldRun:
         train_cases: cases that weights are learned from; without `holdout_cases`.
         holdout_cases: the inner hold-out, on which everything that is chosen is chosen.
         validation_cases: the fold's own, predicted once at the end; empty for fold "all".
-        watch: seconds of this fold, all sittings together.
+        watch: seconds of this fold, all sessions together.
         monitored_cases: held-out cases that are scored during training; fewer where time is short.
         monitoring_limit_s: longest time that scoring them once may take; None without a time budget.
     """

@@ -19,11 +19,11 @@ from unisegdiff_pipeline.reports.training_log import LOG_NAME, read_log
 from unisegdiff_pipeline.training.schedule import Allowance
 
 LOGGER = logging.getLogger(__name__)
-REPORT_SHARE = 0.01  # of the training time may go into refreshing the report
+REPORT_FRACTION = 0.01  # of the training time may go into refreshing the report
 
 
 class RunLog:
-    """Log of one fold; entries of earlier sittings stay, those behind the checkpoint are dropped on continuing.
+    """Log of one fold; entries of earlier sessions stay, those behind the checkpoint are dropped on continuing.
 
     Args:
         folder: results folder of the fold.
@@ -36,7 +36,7 @@ class RunLog:
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:
         self.path = folder / LOG_NAME
         self.report_s = 0.0
-        self._report_allowance = Allowance(REPORT_SHARE)
+        self._report_allowance = Allowance(REPORT_FRACTION)
         self._tensorboard = tensorboard
         self._writer: Any = None
 

@@ -110,7 +110,7 @@ class FoldResult:
         fold: name of the fold.
         folder: its results folder.
         scores: mean over the fold's validation cases, keyed by class, "mean" included; empty for fold "all".
-        seconds: training time, all sittings together.
+        seconds: training time, all sessions together.
     """
 
     fold: str

@@ -50,7 +50,7 @@ from unisegdiff_pipeline.training.time_estimate import TimeEstimate, estimate_ti
 from unisegdiff_pipeline.training.trainers.registry import find_trainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
-HOLDOUT_SHARE = 0.15
+HOLDOUT_FRACTION = 0.15
 CV_SUMMARY_NAME = "cv_summary.json"
 MAX_WORKERS = 12
 
@@ -325,7 +325,7 @@ def _hold_out(
         patients = {groups[case] for case in taken_over}
         return tuple(case for case in sorted(split.train) if groups[case] not in patients), taken_over
     volumes = {case: record.foreground_mm3 for case, record in records.items()}
-    kept, held = inner_holdout(split.train, groups, HOLDOUT_SHARE, request.seed_or_default, volumes)
+    kept, held = inner_holdout(split.train, groups, HOLDOUT_FRACTION, request.seed_or_default, volumes)
     # In an order of their own, because a short training looks at the first ones only.
     return kept, tuple(np.random.default_rng(request.seed_or_default).permutation(held).tolist())
 

@@ -30,7 +30,7 @@ class PhaseBudget:
 
 
 class Stopwatch:
-    """Seconds of work over several sittings: what earlier ones took, plus this one, which began at `began`."""
+    """Seconds of work over several sessions: what earlier ones took, plus this one, which began at `began`."""
 
     def __init__(self, began: float | None = None) -> None:
         self._earlier_s = 0.0
@@ -42,19 +42,19 @@ class Stopwatch:
         return self._earlier_s + time.monotonic() - self._began
 
     def add(self, earlier_s: float) -> None:
-        """Count seconds of earlier sittings, too."""
+        """Count seconds of earlier sessions, too."""
         self._earlier_s += earlier_s
 
 
 class Allowance:
-    """Keeps something that is done again and again within a share of the time: it is due when that has been earned.
+    """Keeps something that is done again and again within a fraction of the time: it is due when that has been earned.
 
     Args:
         share: of the time; 0.01 lets what took a second be due again after 100 seconds.
     """
 
-    def __init__(self, share: float) -> None:
-        self._share = share
+    def __init__(self, fraction: float) -> None:
+        self._fraction = fraction
         self._due_at = 0.0
 
     @property
@@ -70,7 +70,7 @@ class Allowance:
             yield
         finally:
             end = time.monotonic()
-            self._due_at = end + (end - start) / self._share
+            self._due_at = end + (end - start) / self._fraction
 
 
 def learning_rate(base: float, iteration: int, progress: float) -> float:

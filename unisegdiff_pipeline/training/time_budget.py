@@ -29,31 +29,33 @@ from unisegdiff_pipeline.training.schedule import PhaseBudget
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
-CHOOSING_SHARE = 0.1  # of the time budget, for choosing on the hold-out
-MONITORING_SHARE = 0.005  # of the time budget, for one validation during training
-DESCRIBING_SHARE = 0.02  # of the time budget, for what phase 1 is like on the hold-out
+CHOOSING_FRACTION = 0.1  # of the time budget, for choosing on the hold-out
+MONITORING_FRACTION = 0.005  # of the time budget, for one validation during training
+DESCRIBING_FRACTION = 0.02  # of the time budget, for what phase 1 is like on the hold-out
 # In forward passes over a case: what temperatures, draws without calls and their scores take. 4 to 9 were measured on
 # one core, more on two, since scores are taken on one.
 CHOOSING_PASSES = 14
 FEWEST_CASES = 6  # to choose on, however short the time is
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
-MEASURING_SHARE = 0.0125  # of the time budget, for timing; a training times four times at most
+MEASURING_FRACTION = 0.0125  # of the time budget, for timing; a training times four times at most
 # Seconds of samples by seconds of the segmenter where time is too short to measure them; between 1 and 10 were seen.
 ASSUMED_SAMPLING = 10.0
-# What is to be done on a fewest number of cases may take so many times its share of the budget, not more.
+# What is to be done on a fewest number of cases may take so many times its fraction of the budget, not more.
 STRETCH = 3.0
-MONITORING_LIMIT_SHARE = 0.03  # of the time budget, for one validation during training, should it take longer than that
-DESCRIBING_LIMIT_SHARE = 0.08
+MONITORING_LIMIT_FRACTION = (
+    0.03  # of the time budget, for one validation during training, should it take longer than that
+)
+DESCRIBING_LIMIT_FRACTION = 0.08
 UNFORESEEN_S = 5.0
-UNFORESEEN_SHARE = 0.02  # of the time budget: the costs of a case are measured once, and differ by a fifth
+UNFORESEEN_FRACTION = 0.02  # of the time budget: the costs of a case are measured once, and differ by a fifth
 LEAST_PHASE_2_S = 1.0
-LEAST_PHASE_2_SHARE = 0.15  # of the time budget
+LEAST_PHASE_2_FRACTION = 0.15  # of the time budget
 # Of the time budget, for choosing and the final validation. Phase 1 keeps no more, because it knows the costs of
 # untrained weights only: these sample everywhere, trained ones around lesions. What the shortest search needs has to be
 # there in any case, so of that it keeps more.
-LARGEST_FINAL_SHARE = 0.15
-LARGEST_QUICK_SHARE = 0.4
-LEAST_PHASE_1_SHARE = 0.4  # of the time that is left for both phases and the end, whatever the end may take
+LARGEST_FINAL_FRACTION = 0.15
+LARGEST_QUICK_FRACTION = 0.4
+LEAST_PHASE_1_FRACTION = 0.4  # of the time that is left for both phases and the end, whatever the end may take
 
 
 @dataclass(frozen=True)
@@ -82,24 +84,24 @@ class Costs:
 
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as the time for choosing allows, FEWEST_CASES where that is anyhow possible."""
-        return _affordable(run, CHOOSING_SHARE, self.choosing_s, FEWEST_CASES)
+        return _affordable(run, CHOOSING_FRACTION, self.choosing_s, FEWEST_CASES)
 
     def described_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as may be segmented twice after phase 1, FEWEST_CASES where that is possible."""
-        return _affordable(run, DESCRIBING_SHARE, 2 * self.segment_s, FEWEST_CASES)
+        return _affordable(run, DESCRIBING_FRACTION, 2 * self.segment_s, FEWEST_CASES)
 
     def monitored_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as may be scored several times during training, three where that is possible."""
-        return _affordable(run, MONITORING_SHARE, self.monitoring_s, 3)
+        return _affordable(run, MONITORING_FRACTION, self.monitoring_s, 3)
 
-    def final_s(self, run: FoldRun, largest_share: float = 1.0) -> float:
-        """Seconds to keep for choosing and the final validation, at most `largest_share` of the time budget."""
+    def final_s(self, run: FoldRun, largest_fraction: float = 1.0) -> float:
+        """Seconds to keep for choosing and the final validation, at most `largest_fraction` of the time budget."""
         assert run.request.max_time_s is not None
         choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
         monitoring = len(self.monitored_cases(run)) * self.monitoring_s
-        unforeseen_s = UNFORESEEN_S + run.log.report_s + UNFORESEEN_SHARE * run.request.max_time_s
+        unforeseen_s = UNFORESEEN_S + run.log.report_s + UNFORESEEN_FRACTION * run.request.max_time_s
         expected_s = choosing + self.validation_s(run) + monitoring
-        return min(largest_share * run.request.max_time_s, expected_s) + unforeseen_s
+        return min(largest_fraction * run.request.max_time_s, expected_s) + unforeseen_s
 
     def validation_s(self, run: FoldRun) -> float:
         """Seconds of the final validation with the most calls that the samplers of mean and masks may take."""
@@ -108,11 +110,11 @@ class Costs:
         return len(run.validation_cases) * (2 * self.segment_s + sampling_s)
 
 
-def _affordable(run: FoldRun, share: float, seconds_each: float, fewest: int) -> tuple[str, ...]:
-    """As many held-out cases as a share of the time budget allows, or up to `fewest` in STRETCH times as much."""
+def _affordable(run: FoldRun, fraction: float, seconds_each: float, fewest: int) -> tuple[str, ...]:
+    """As many held-out cases as a fraction of the time budget allows, or up to `fewest` in STRETCH times as much."""
     if run.request.max_time_s is None:
         return run.holdout_cases
-    count = share * run.request.max_time_s / max(seconds_each, 1e-6)
+    count = fraction * run.request.max_time_s / max(seconds_each, 1e-6)
     return run.holdout_cases[: int(max(count, min(fewest, STRETCH * count)))]
 
 
@@ -129,7 +131,7 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
     tile, num_tiles = _one_tile(run, model, stored)
     run.log.say(f"timing the prediction of {'a case' if num_tiles == 1 else f'one of {num_tiles} tiles of a case'}")
     settings = planned_settings(run.configuration)
-    limit_s = MEASURING_SHARE * run.request.max_time_s
+    limit_s = MEASURING_FRACTION * run.request.max_time_s
 
     def timed(case: StoredCase, num_samples: int) -> tuple[float, SamplingFacts]:
         start = time.monotonic()
@@ -139,7 +141,7 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
     sampled = model.denoiser is not None
     segment_s = timed(tile, 0)[0]  # whatever it takes: without it nothing is known
     sample_s = ASSUMED_SAMPLING * segment_s if sampled else 0.0
-    found = Costs(num_tiles * segment_s, num_tiles * sample_s)
+    result = Costs(num_tiles * segment_s, num_tiles * sample_s)
     start = time.monotonic()
     with run.stop.limited(limit_s - segment_s):
         if sampled:
@@ -147,12 +149,12 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
         segment_s = timed(tile, 0)[0]
         if sampled:
             sample_s = max(0.0, timed(tile, settings.num_samples)[0] - segment_s)
-        found = Costs(num_tiles * segment_s, num_tiles * sample_s)
-        whole_s = found.segment_s + found.sample_s / max(settings.num_samples, 1)
+        result = Costs(num_tiles * segment_s, num_tiles * sample_s)
+        whole_s = result.segment_s + result.sample_s / max(settings.num_samples, 1)
         if num_tiles > 1 and whole_s < limit_s - (time.monotonic() - start):
             seconds, facts = timed(stored, 1 if sampled else 0)
-            found = Costs(seconds - facts.seconds_samples, facts.num_active_tiles * sample_s)
-    return found
+            result = Costs(seconds - facts.seconds_samples, facts.num_active_tiles * sample_s)
+    return result
 
 
 def _largest(run: FoldRun) -> StoredCase:
@@ -197,41 +199,41 @@ def time_left_s(run: FoldRun) -> float | None:
     return run.request.max_time_s - run.watch.seconds - UNFORESEEN_S - run.log.report_s
 
 
-def share_s(run: FoldRun, share: float) -> float | None:
-    """A share of the time budget in seconds; None without a budget."""
-    return None if run.request.max_time_s is None else share * run.request.max_time_s
+def fraction_s(run: FoldRun, fraction: float) -> float | None:
+    """A fraction of the time budget in seconds; None without a budget."""
+    return None if run.request.max_time_s is None else fraction * run.request.max_time_s
 
 
-def phase_1_budget(run: FoldRun, share: float, start_s: float | None = None) -> PhaseBudget:
+def phase_1_budget(run: FoldRun, fraction: float, start_s: float | None = None) -> PhaseBudget:
     """Length of phase 1.
 
     Args:
         run: the fold.
         share: of both phases together.
-        start_s: when phase 1 began, which may have been in an earlier sitting; None: it begins now.
+        start_s: when phase 1 began, which may have been in an earlier session; None: it begins now.
     """
     total = _total_iterations(run)
     if total is not None:
-        _require_both(total, share)
+        _require_both(total, fraction)
         run.monitored_cases = run.holdout_cases
-        return PhaseBudget(iterations=_phase_1_iterations(total, share))
+        return PhaseBudget(iterations=_phase_1_iterations(total, fraction))
     assert run.request.max_time_s is not None
-    untrained = to_device(build_model(run.configuration, run.plans.labels, share < 1), run.device)
+    untrained = to_device(build_model(run.configuration, run.plans.labels, fraction < 1), run.device)
     costs = measure_costs(run, untrained)
     run.monitored_cases = replace(costs, sample_s=0.0).monitored_cases(run)
-    run.monitoring_limit_s = share_s(run, MONITORING_LIMIT_SHARE)
+    run.monitoring_limit_s = fraction_s(run, MONITORING_LIMIT_FRACTION)
     start_s = run.watch.seconds if start_s is None else start_s
     validation_s = len(run.validation_cases) * costs.segment_s
-    if validation_s > LARGEST_QUICK_SHARE * run.request.max_time_s:
+    if validation_s > LARGEST_QUICK_FRACTION * run.request.max_time_s:
         run.log.say(
             f"--max-time {run.request.max_time_s:g} s is short: segmenting the "
             f"{counted(len(run.validation_cases), 'validation case')} alone may take {format_duration(validation_s)}; "
             f"settings are chosen and cases validated as far as time allows"
         )
-    quick_s = replace(costs, search=QUICK_SEARCH).final_s(run, LARGEST_QUICK_SHARE)
-    reserved_s = max(costs.final_s(run, LARGEST_FINAL_SHARE), quick_s)
+    quick_s = replace(costs, search=QUICK_SEARCH).final_s(run, LARGEST_QUICK_FRACTION)
+    reserved_s = max(costs.final_s(run, LARGEST_FINAL_FRACTION), quick_s)
     left_s = run.request.max_time_s - start_s
-    return PhaseBudget(seconds=share * max(left_s - reserved_s, LEAST_PHASE_1_SHARE * left_s))
+    return PhaseBudget(seconds=fraction * max(left_s - reserved_s, LEAST_PHASE_1_FRACTION * left_s))
 
 
 def within_budget(run: FoldRun, costs: Costs, start_s: float) -> Costs:
@@ -246,23 +248,26 @@ def within_budget(run: FoldRun, costs: Costs, start_s: float) -> Costs:
     for search in (FULL_SEARCH, SHORT_SEARCH):
         tried = replace(costs, search=search)
         final_s = tried.final_s(run)
-        if final_s <= LARGEST_FINAL_SHARE * budget_s and final_s + start_s <= (1 - LEAST_PHASE_2_SHARE) * budget_s:
+        if (
+            final_s <= LARGEST_FINAL_FRACTION * budget_s
+            and final_s + start_s <= (1 - LEAST_PHASE_2_FRACTION) * budget_s
+        ):
             return tried
         run.log.say(f"time is short: samplers of {search.most_calls} network calls are not tried")
     return replace(costs, search=QUICK_SEARCH)
 
 
-def phase_2_budget(run: FoldRun, share: float, costs: Costs, start_s: float) -> PhaseBudget:
-    """What is left; `start_s` is when phase 2 began, which may have been in an earlier sitting."""
+def phase_2_budget(run: FoldRun, fraction: float, costs: Costs, start_s: float) -> PhaseBudget:
+    """What is left; `start_s` is when phase 2 began, which may have been in an earlier session."""
     run.monitored_cases = costs.monitored_cases(run)
-    run.monitoring_limit_s = share_s(run, MONITORING_LIMIT_SHARE)
+    run.monitoring_limit_s = fraction_s(run, MONITORING_LIMIT_FRACTION)
     total = _total_iterations(run)
     if total is not None:
-        return PhaseBudget(iterations=total - _phase_1_iterations(total, share))
+        return PhaseBudget(iterations=total - _phase_1_iterations(total, fraction))
     assert run.request.max_time_s is not None
-    final_s = costs.final_s(run, LARGEST_QUICK_SHARE)
+    final_s = costs.final_s(run, LARGEST_QUICK_FRACTION)
     left_s = run.request.max_time_s - final_s - start_s
-    least_s = min(LEAST_PHASE_2_SHARE * run.request.max_time_s, (run.request.max_time_s - start_s) / 2)
+    least_s = min(LEAST_PHASE_2_FRACTION * run.request.max_time_s, (run.request.max_time_s - start_s) / 2)
     if left_s < least_s:
         run.log.say(
             f"choosing settings and the final validation may take {format_duration(final_s)}; they are shortened, so "
@@ -280,9 +285,9 @@ def phase_iterations(run: FoldRun, trainer: type[Trainer]) -> tuple[int, int] | 
     total = _total_iterations(run)
     if total is None:
         return None
-    share = phase_1_share(run, trainer)
-    _require_both(total, share)
-    first = _phase_1_iterations(total, share)
+    fraction = phase_1_share(run, trainer)
+    _require_both(total, fraction)
+    first = _phase_1_iterations(total, fraction)
     return first, total - first
 
 
@@ -293,14 +298,14 @@ def phase_1_share(run: FoldRun, trainer: type[Trainer]) -> float:
     return run.configuration.training.phase_1_share if run.request.phase_1_from is None else 0.0
 
 
-def _require_both(total: int, share: float) -> None:
-    if total < 2 and share < 1:
+def _require_both(total: int, fraction: float) -> None:
+    if total < 2 and fraction < 1:
         raise UsdError(f"--iterations {total} leaves one of the two phases without any; give at least 2.")
 
 
-def _phase_1_iterations(total: int, share: float) -> int:
-    """Each phase gets one iteration at least, unless its share is nothing."""
-    return round(total * share) if share in (0, 1) else min(total - 1, max(1, round(total * share)))
+def _phase_1_iterations(total: int, fraction: float) -> int:
+    """Each phase gets one iteration at least, unless its fraction is 0."""
+    return round(total * fraction) if fraction in (0, 1) else min(total - 1, max(1, round(total * fraction)))
 
 
 def _total_iterations(run: FoldRun) -> int | None:

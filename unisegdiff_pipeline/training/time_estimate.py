@@ -12,7 +12,7 @@ from unisegdiff_pipeline.selection.hold_out import planned_settings
 from unisegdiff_pipeline.training.data.patches import PatchSource
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.schedule import PhaseBudget
-from unisegdiff_pipeline.training.time_budget import MEASURING_SHARE, measure_costs, phase_iterations
+from unisegdiff_pipeline.training.time_budget import MEASURING_FRACTION, measure_costs, phase_iterations
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
@@ -69,7 +69,7 @@ def estimate_time(run: FoldRun, trainer: type[Trainer]) -> TimeEstimate | None:
         assert issubclass(trainer, DiffusionTrainer)
         settings = planned_settings(run.configuration)
         phase_2_s = counts[1] * seconds_an_iteration(trainer(run, budget, model.segmenter, settings))
-    limited = replace(run.request, max_time_s=PREDICTING_LIMIT_S / MEASURING_SHARE)
+    limited = replace(run.request, max_time_s=PREDICTING_LIMIT_S / MEASURING_FRACTION)
     costs = measure_costs(replace(run, request=limited), model)
     looks = first.num_validations * costs.segment_s
     if two_phases:

@@ -61,16 +61,16 @@ def test_blur_equals_the_library(shape, sigma) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("share", [0.5, 0.63, 0.9, 0.99])
-def test_low_resolution_equals_the_library(shape, share) -> None:
+@pytest.mark.parametrize("fraction", [0.5, 0.63, 0.9, 0.99])
+def test_low_resolution_equals_the_library(shape, fraction) -> None:
     from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 
     image = image_of(shape)
     transform = SimulateLowResolutionTransform((0.5, 1), False, True, None)
     expected = transform._apply_to_image(
-        image.clone(), apply_to_channel=[0], scales=torch.full((1, len(shape) - 1), share)
+        image.clone(), apply_to_channel=[0], scales=torch.full((1, len(shape) - 1), fraction)
     )
-    result = augmented(image, low_resolution=(share, None)[: shape[0]])
+    result = augmented(image, low_resolution=(fraction, None)[: shape[0]])
     torch.testing.assert_close(result, expected, atol=2e-6, rtol=1e-5)
 
 
@@ -193,7 +193,7 @@ def test_frequencies_and_ranges_are_those_of_the_recipe() -> None:
     recipe = recipe_for_patch((40, 56, 40), False)
     draws = [draw_augmentation(recipe, 2, rng) for _ in range(6000)]
 
-    def share(of) -> float:
+    def fraction(of) -> float:
         return sum(bool(of(d)) for d in draws) / len(draws)
 
     expected = {
@@ -207,11 +207,11 @@ def test_frequencies_and_ranges_are_those_of_the_recipe() -> None:
         "gamma": 0.3,
     }
     for name, probability in expected.items():
-        assert share(lambda d, name=name: getattr(d, name) is not None) == pytest.approx(probability, abs=0.02)
+        assert fraction(lambda d, name=name: getattr(d, name) is not None) == pytest.approx(probability, abs=0.02)
     for axis in range(3):
-        assert share(lambda d, axis=axis: d.mirror[axis]) == pytest.approx(0.5, abs=0.02)
-    assert share(lambda d: d.blur and d.blur[1]) == pytest.approx(0.1, abs=0.02)
-    assert share(lambda d: d.low_resolution and d.low_resolution[0]) == pytest.approx(0.125, abs=0.02)
+        assert fraction(lambda d, axis=axis: d.mirror[axis]) == pytest.approx(0.5, abs=0.02)
+    assert fraction(lambda d: d.blur and d.blur[1]) == pytest.approx(0.1, abs=0.02)
+    assert fraction(lambda d: d.low_resolution and d.low_resolution[0]) == pytest.approx(0.125, abs=0.02)
     factors = np.array([d.gamma[0] for d in draws if d.gamma])
     assert 0.7 <= factors.min() < 0.72
     assert 1.48 < factors.max() <= 1.5

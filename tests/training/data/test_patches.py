@@ -86,13 +86,13 @@ BOX = (slice(2, 4), slice(5, 8), slice(5, 9))
 def test_shares_of_channels_are_those_of_the_patches() -> None:
     image, labels = coded_case((8, 16, 16), [(0, (slice(None),) * 3, 2)])
     source = source_of({"full": (image, labels)}, SOFTMAX, plan((8, 8, 8), batch_size=3))
-    shares = source.channel_shares(12)
-    assert torch.allclose(shares.sum(), torch.tensor(1.0))
-    assert shares[1] == 0
+    fractions = source.channel_fractions(12)
+    assert torch.allclose(fractions.sum(), torch.tensor(1.0))
+    assert fractions[1] == 0
     # two of three patches lie inside; the third hangs over borders by a quarter of its size at most
-    assert (2 + 0.75**3) / 3 <= shares[2] < 1
+    assert (2 + 0.75**3) / 3 <= fractions[2] < 1
     empty = coded_case((8, 16, 16), [])
-    assert source_of({"empty": empty}, SOFTMAX, plan((8, 8, 8))).channel_shares(4).tolist() == [1, 0, 0]
+    assert source_of({"empty": empty}, SOFTMAX, plan((8, 8, 8))).channel_fractions(4).tolist() == [1, 0, 0]
 
 
 def test_image_and_label_stay_together_and_padding_is_background() -> None:

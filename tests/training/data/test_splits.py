@@ -74,7 +74,7 @@ def test_too_few_cases_or_groups() -> None:
 def test_holdout_is_grouped_seeded_and_of_the_right_size() -> None:
     train = [f"case{i:03d}" for i in range(80)]
     groups = {case: f"patient{i // 2}" for i, case in enumerate(train)}
-    kept, held = inner_holdout(train, groups, share=0.15, seed=3)
+    kept, held = inner_holdout(train, groups, fraction=0.15, seed=3)
     assert len(held) == 12
     assert sorted(kept + held) == train
     assert not {groups[c] for c in kept} & {groups[c] for c in held}

@@ -397,7 +397,7 @@ void main() {
     fillSelect($('mark'), settings.marks.map((mark, index) => [index, mark.name]))
     const maps = [['none', 'none']]
     if (settings.uncertainty) maps.push(['uncertainty', 'uncertainty'])
-    if (samples.length) maps.push(['share', 'share of samples'])
+    if (samples.length) maps.push(['share', 'fraction of samples'])
     fillSelect($('map'), maps)
     for (const [plane, axis] of Object.entries(PLANES)) $(plane).max = settings.shape[axis] - 1
     const stops = MAP_STOPS.R.map((r, i) => `rgb(${r} ${MAP_STOPS.G[i]} ${MAP_STOPS.B[i]} / ${(i + 1) / 5})`)

@@ -48,7 +48,7 @@ class AugmentationRecipe:
         noise_std: range of the standard deviation. nnU-Net calls the same number a variance, yet uses it as the
             standard deviation.
         blur_sigma: range in voxels, one draw per axis.
-        low_resolution: range of the share of samples kept along each axis.
+        low_resolution: range of the fraction of samples kept along each axis.
         mirror_axes: spatial axes that are flipped with probability 0.5 each.
     """
 
@@ -85,7 +85,7 @@ class AugmentationDraw:
         noise: (standard deviation, seed of the noise).
         blur: per channel the sigma of each axis in voxels, or None for an untouched channel.
         brightness, contrast, gamma_inverted, gamma: one number per channel.
-        low_resolution: per channel the share of samples kept, or None for an untouched channel.
+        low_resolution: per channel the fraction of samples kept, or None for an untouched channel.
         mirror: per spatial axis, whether it is flipped.
     """
 
@@ -142,7 +142,7 @@ def draw_augmentation(recipe: AugmentationRecipe, num_channels: int, rng: np.ran
     def blur_sigmas() -> tuple[float, ...] | None:
         return tuple(rng.uniform(*recipe.blur_sigma, recipe.dims)) if happens(recipe.p_blur_per_channel) else None
 
-    def share_kept() -> float | None:
+    def fraction_kept() -> float | None:
         return rng.uniform(*recipe.low_resolution) if happens(recipe.p_low_resolution_per_channel) else None
 
     return AugmentationDraw(
@@ -151,7 +151,7 @@ def draw_augmentation(recipe: AugmentationRecipe, num_channels: int, rng: np.ran
         blur=tuple(blur_sigmas() for _ in per_channel) if happens(recipe.p_blur) else None,
         brightness=multipliers(recipe.p_brightness, recipe.brightness),
         contrast=multipliers(recipe.p_contrast, recipe.contrast),
-        low_resolution=tuple(share_kept() for _ in per_channel) if happens(recipe.p_low_resolution) else None,
+        low_resolution=tuple(fraction_kept() for _ in per_channel) if happens(recipe.p_low_resolution) else None,
         gamma_inverted=multipliers(recipe.p_gamma_inverted, recipe.gamma),
         gamma=multipliers(recipe.p_gamma, recipe.gamma),
         mirror=tuple(axis in recipe.mirror_axes and happens(0.5) for axis in range(recipe.dims)),
@@ -211,7 +211,9 @@ def augment_intensity(image: Tensor, draw: AugmentationDraw, recipe: Augmentatio
     _each_channel(image, draw.brightness, lambda channel, factor: channel.mul_(factor))
     _each_channel(image, draw.contrast, _change_contrast)
     first_axis = 1 if recipe.in_plane_only else 0
-    _each_channel(image, draw.low_resolution, lambda channel, share: _lower_resolution(channel, share, first_axis))
+    _each_channel(
+        image, draw.low_resolution, lambda channel, fraction: _lower_resolution(channel, fraction, first_axis)
+    )
     _each_channel(image, draw.gamma_inverted, lambda channel, gamma: change_gamma(channel, gamma, inverted=True))
     _each_channel(image, draw.gamma, lambda channel, gamma: change_gamma(channel, gamma, inverted=False))
     if outside is not None:
@@ -234,9 +236,9 @@ def _blur(channel: Tensor, sigmas: Sequence[float]) -> None:
     apply_along_axes(channel, [blur_matrix(size, sigma) for size, sigma in zip(channel.shape, sigmas, strict=True)])
 
 
-def _lower_resolution(channel: Tensor, share: float, first_axis: int) -> None:
-    shares = [share if axis >= first_axis else 1.0 for axis in range(channel.ndim)]
-    apply_along_axes(channel, [low_resolution_matrix(n, s) for n, s in zip(channel.shape, shares, strict=True)])
+def _lower_resolution(channel: Tensor, fraction: float, first_axis: int) -> None:
+    fractions = [fraction if axis >= first_axis else 1.0 for axis in range(channel.ndim)]
+    apply_along_axes(channel, [low_resolution_matrix(n, s) for n, s in zip(channel.shape, fractions, strict=True)])
 
 
 def _change_contrast(channel: Tensor, factor: float) -> None:
@@ -309,18 +311,18 @@ def blur_matrix(size: int, sigma: float) -> Tensor | None:
     return torch.from_numpy(matrix)
 
 
-def low_resolution_matrix(size: int, share: float) -> Tensor | None:
-    """Take round(share * size) samples by nearest neighbour and interpolate linearly back, as a (size, size) matrix."""
-    kept = max(round(size * share), 1)
+def low_resolution_matrix(size: int, fraction: float) -> Tensor | None:
+    """Take round(fraction * size) samples by nearest neighbour, then interpolate back: a matrix (size, size)."""
+    kept = max(round(size * fraction), 1)
     if kept == size:
         return None
     nearest = np.floor((np.arange(kept) + 0.5) * size / kept).astype(int)
     position = np.maximum((np.arange(size) + 0.5) * kept / size - 0.5, 0.0)
     lower = np.floor(position).astype(int)
     upper = np.minimum(lower + 1, kept - 1)
-    fraction = position - lower
+    towards_upper = position - lower
     matrix = np.zeros((size, size), np.float32)
     rows = np.arange(size)
-    matrix[rows, nearest[lower]] += 1 - fraction
-    matrix[rows, nearest[upper]] += fraction
+    matrix[rows, nearest[lower]] += 1 - towards_upper
+    matrix[rows, nearest[upper]] += towards_upper
     return torch.from_numpy(matrix)

@@ -117,7 +117,7 @@ def _worker_problem(error: Exception, workers: int, timeout_s: float) -> str | N
     if died or (workers > 0 and isinstance(error, (ConnectionError, EOFError))):
         return (
             f"a process that prepares training batches ended unexpectedly ({text.splitlines()[0]}); most often the "
-            f"system ended it for want of memory or of shared memory (/dev/shm). Use fewer than {workers} processes "
+            f"system ended it for lack of memory or of shared memory (/dev/shm). Use fewer than {workers} processes "
             f"with --workers, or --workers 0 to prepare batches in the training process itself."
         )
     if "DataLoader timed out" in text:

@@ -30,7 +30,7 @@ from unisegdiff_pipeline.training.data.reading import Arrays, Shape3, read_patch
 
 MAX_OPEN_CASES = 64  # a case on disk holds two files open; systems allow 256 to 1024 a process
 MAX_CASE_DRAWS = 10
-COMPONENT_BALANCED_SHARE = 0.5
+COMPONENT_BALANCED_FRACTION = 0.5
 
 
 class Components(Protocol):
@@ -130,7 +130,7 @@ class PatchSource:
     with a label where the data set has an ignore label.
 
     Different from nnU-Net: a foreground position draws another case where one has no foreground (so that data sets
-    with many empty cases keep their foreground share); and a patch around a location may hang over every border by a
+    with many empty cases keep their foreground fraction); and a patch around a location may hang over every border by a
     quarter of its size, where nnU-Net allows half a patch over the far border and nothing over the near one. Voxels
     outside the case are 0 and background.
     """
@@ -150,7 +150,7 @@ class PatchSource:
         Args:
             folder: preprocessed cases of the configuration.
             case_ids: cases to draw from, uniformly.
-            configuration: its network gives the patch, its training plan batch size and foreground share.
+            configuration: its network gives the patch, its training plan batch size and foreground fraction.
             scheme: codes the labels.
             seed: not negative.
             augment: off for patches that only measure.
@@ -163,7 +163,7 @@ class PatchSource:
         self.batch_size = configuration.training.batch_size
         self._folder, self._scheme, self._seed = folder, scheme, seed
         self._patch = tuple(configuration.network.patch_size)
-        self._foreground_share = configuration.training.foreground_share
+        self._foreground_fraction = configuration.training.foreground_share
         self._masked = [i for i, masked in enumerate(configuration.preprocessing.use_nonzero_mask) if masked]
         in_plane_only = configuration.training.dummy_2d_augmentation
         recipe = recipe_for_patch(self._patch, in_plane_only, configuration.patch_mirror_axes)
@@ -183,7 +183,7 @@ class PatchSource:
         with torch_threads(1):  # sums have one order, and a batch the same bits in every process
             return _collate([self._example(iteration, item) for item in range(self.batch_size)])
 
-    def channel_shares(self, num_patches: int) -> Tensor:
+    def channel_fractions(self, num_patches: int) -> Tensor:
         """Share of the valid voxels that each channel of the targets covers (K,), in so many patches or a few more."""
         covered, valid = torch.zeros(self._scheme.num_channels, dtype=torch.float64), 0.0
         for number in range(math.ceil(num_patches / self.batch_size)):
@@ -199,7 +199,7 @@ class PatchSource:
 
     def is_foreground_item(self, item: int) -> bool:
         """Whether position `item` of a batch is centred on foreground."""
-        return item >= round(self.batch_size * (1 - self._foreground_share))
+        return item >= round(self.batch_size * (1 - self._foreground_fraction))
 
     def _example(self, iteration: int, item: int) -> _Example:
         rng = np.random.default_rng([self._seed, iteration, item])
@@ -238,7 +238,9 @@ class PatchSource:
     def _draw_voxel(self, rng: np.random.Generator, components: Components, row: int, foreground: bool) -> Any:
         """Draw the voxel that the patch should hold, None where it may lie anywhere."""
         if foreground:
-            balance: Literal["component", "voxel"] = "component" if rng.random() < COMPONENT_BALANCED_SHARE else "voxel"
+            balance: Literal["component", "voxel"] = (
+                "component" if rng.random() < COMPONENT_BALANCED_FRACTION else "voxel"
+            )
             voxel = components.draw(rng, balance, row)
             # A rater who saw nothing is trained on too, at the places where the others saw something.
             return voxel if voxel is not None else components.draw(rng, balance, None)

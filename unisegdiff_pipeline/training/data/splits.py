@@ -39,8 +39,8 @@ def make_splits(cases: Iterable[tuple[str, str, float]], num_folds: int = 5, see
     """Split cases into folds; a group lies in the validation part of exactly one of them.
 
     Groups are ordered by mean foreground volume (empty ones first) and dealt out in rounds of one group a fold, so that
-    every fold gets its share of empty cases and of each range of volumes. Within a round the group of most cases goes
-    to the fold that has fewest.
+    every fold gets its part of the empty cases and of each range of volumes. Within a round the group of most cases
+    goes to the fold that has fewest.
 
     Args:
         cases: (case name, group, foreground volume) of each case.
@@ -102,7 +102,7 @@ def nnunet_splits(groups: Mapping[str, str], num_folds: int = 5, seed: int = 123
 def inner_holdout(
     train: Sequence[str],
     groups: Mapping[str, str],
-    share: float = 0.15,
+    fraction: float = 0.15,
     seed: int = 0,
     volumes: Mapping[str, float] | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -126,7 +126,7 @@ def inner_holdout(
             f"out beside those trained on; add cases of another group, or correct groups.csv."
         )
     rng = np.random.default_rng(seed)
-    num_held = min(max(1, round(share * len(gathered))), len(gathered) - 1)
+    num_held = min(max(1, round(fraction * len(gathered))), len(gathered) - 1)
     ordered = _by_volume(gathered, rng)
     edges = np.linspace(0, len(ordered), num_held + 1).round().astype(int)
     chosen = [ordered[rng.integers(a, b)] for a, b in pairwise(edges)]

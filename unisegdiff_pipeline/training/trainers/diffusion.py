@@ -53,7 +53,7 @@ LEVELS_STREAM = 0x5EED
 MEASURE_EVERY = 8  # every so many iterations loss, gradient and Dice of each example are looked at
 NUM_BAND_ENTRIES = 24  # in the log of the phase
 HELD_OUT_PATCHES = 4  # each noised to all bands of lam
-HELD_OUT_SHARE = 0.01  # of the time may go into looking at them
+HELD_OUT_FRACTION = 0.01  # of the time may go into looking at them
 
 
 class DiffusionTrainer(Trainer, abc.ABC):
@@ -71,7 +71,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     num_validations: ClassVar[int] = 3
     target: ClassVar[Target] = "staged"
     # Share of the examples that must do without the segmenter's logits, so that the noised mask is really read.
-    hidden_share: ClassVar[float] = 0.2
+    hidden_fraction: ClassVar[float] = 0.2
     network: StagedModel
 
     def __init__(
@@ -87,7 +87,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         self.bands = LamBands.of_edges(self.edges)
         self._meter = BandMeter(self.bands, run.device)
         self._bands_recorded_at = 0.0
-        self._held_out_allowance = Allowance(HELD_OUT_SHARE)
+        self._held_out_allowance = Allowance(HELD_OUT_FRACTION)
 
     @classmethod
     def own_settings(cls, settings: InferenceSettings) -> InferenceSettings:
@@ -145,8 +145,10 @@ class DiffusionTrainer(Trainer, abc.ABC):
         projected = self.denoiser.project_features([f[chosen] for f in features])
         condition = Condition(logits[chosen].float(), projected)
         draw = self.draw_levels(count, levels, own_stream)
-        example = self._noise(batch.select(chosen), condition, draw, generator)
-        keep = (torch.rand(len(example.lam), generator=generator, device=self.run.device) >= self.hidden_share).float()
+        example = self.noised_examples(batch.select(chosen), condition, draw, generator)
+        keep = (
+            torch.rand(len(example.lam), generator=generator, device=self.run.device) >= self.hidden_fraction
+        ).float()
         measured = self.bf16 is not None and self.iteration % MEASURE_EVERY == 0  # not while a step is timed
         with LastLayerGradients(self.denoiser.head) if measured else contextlib.nullcontext() as gradients:
             output = self._denoise(self.network, example, condition, keep)
@@ -156,7 +158,9 @@ class DiffusionTrainer(Trainer, abc.ABC):
         result = self.weigh(losses, example.stage)
         return StepResult(result.loss, {"loss_segmenter": loss_segmenter.detach(), **result.logged})
 
-    def _noise(self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator) -> NoisedExamples:
+    def noised_examples(
+        self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator
+    ) -> NoisedExamples:
         levels = len(draw.lam) // len(batch.image)
         draw = StageDraw(*(v.to(self.run.device) for v in (draw.lam, draw.stage, draw.from_mean)))
         det_logits = repeat_examples(condition.det_logits, levels)
@@ -209,7 +213,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         model, meter = self.model_for_prediction(), BandMeter(self.bands, run.device)
         with autocast(run.device, self.bf16):
             condition = model.condition(batch.image)
-            example = self._noise(batch, condition, draw, run.generator("bands"))
+            example = self.noised_examples(batch, condition, draw, run.generator("bands"))
             output = self._denoise(model, example, condition)
             losses = self.example_losses(example, output)
             meter.add(self.bands.index(example.lam, example.from_mean), losses, self._dice(example, output))
@@ -245,8 +249,8 @@ class DiffusionTrainer(Trainer, abc.ABC):
         if self._held_out_allowance.is_due or self.progress >= 1:
             with self._held_out_allowance.spent():
                 self.measure_held_out()
-        # Cut for Dice: honest probabilities of objects in doubt hardly reach 0.5, and the temperature that decides how
-        # many do is fitted anew only in the end.
+        # Thresholded for Dice: calibrated probabilities of objects in doubt hardly reach 0.5, and the calibration that
+        # decides how many do is fitted anew only in the end.
         return validate_cases(
             self.run,
             self.model_for_prediction(),

@@ -39,11 +39,11 @@ def find_trainer(name: str) -> type[Trainer]:
         )
     module_name, _, class_name = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        result = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise UsdError(
             f"--trainer {name} cannot be loaded ({error}); check the spelling and that the package is on PYTHONPATH."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, (SegmentationTrainer, DiffusionTrainer))):
+    if not (isinstance(result, type) and issubclass(result, (SegmentationTrainer, DiffusionTrainer))):
         raise UsdError(f"--trainer {name} is no SegmentationTrainer or DiffusionTrainer; derive it from one of them.")
-    return found
+    return result

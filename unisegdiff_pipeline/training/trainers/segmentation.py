@@ -33,7 +33,7 @@ class SegmentationTrainer(Trainer):
         configuration, labels = run.configuration, run.plans.labels
         network = SegmentationUNet(configuration.network, labels.num_channels, configuration.training.deep_supervision)
         source = PatchSource(run.data, run.train_cases, configuration, labels, run.seed, False, 0.0)
-        network.start_from(source.channel_shares(COUNTED_PATCHES), labels.coding)
+        network.start_from(source.channel_fractions(COUNTED_PATCHES), labels.coding)
         return network
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:

@@ -34,7 +34,7 @@ from unisegdiff_pipeline.training.validation import HeldOutDice
 GRADIENT_CLIP = 12.0  # nnU-Net's
 LOG_EVERY_S = 10.0
 LOADER_TIMEOUT_S = 600.0
-PROBING_SHARE = 0.1  # of a phase's time, for finding out whether bf16 is faster
+PROBING_FRACTION = 0.1  # of a phase's time, for finding out whether bf16 is faster
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ class Trainer(abc.ABC):
         if self.budget.iterations is not None and self.run.device.type == "cpu":
             return False
         faster = False
-        with self.run.stop.limited(None if self.budget.seconds is None else PROBING_SHARE * self.budget.seconds):
+        with self.run.stop.limited(None if self.budget.seconds is None else PROBING_FRACTION * self.budget.seconds):
             faster = is_faster_in_bf16(self.run.device, lambda: self._probe(batch))
         return faster
 
@@ -346,7 +346,7 @@ class Trainer(abc.ABC):
     def gain_of_best(self) -> tuple[float, float]:
         """How much higher Dice on the hold-out is with the best weights than with the last, and its standard error.
 
-        A sitting with less time may look at fewer cases than an earlier one, the first of them.
+        A session with less time may look at fewer cases than an earlier one, the first of them.
         """
         count = min(len(self.best), len(self.last))
         if count < 2:  # one case tells nothing
@@ -366,7 +366,7 @@ class Trainer(abc.ABC):
 def pool_targets(target: Tensor, valid: Tensor, strides: Sequence[Sequence[int]]) -> tuple[list[Tensor], list[Tensor]]:
     """Targets and masks for deep supervision: the full ones, then means over the strides of each level.
 
-    A coarse target is the mean of the VALID voxels below it (a soft label), its mask the share of these.
+    A coarse target is the mean of the VALID voxels below it (a soft label), its mask the fraction of these.
     """
     pool = nn.functional.avg_pool2d if target.ndim == 4 else nn.functional.avg_pool3d
     targets, masks = [target], [valid]
