@@ -11,7 +11,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion import amd_sd, busi, covid_ct, ebhi, figshare_brain, folder, msd, polyp
+from dataset_conversion import amd_sd, bids, busi, covid_ct, ebhi, figshare_brain, folder, msd, polyp
 from dataset_conversion.finding import Finder, Request
 from dataset_conversion.raw_writer import write_raw_dataset
 from unisegdiff_pipeline.core.errors import UsdError
@@ -40,6 +40,12 @@ CONVERTERS: dict[str, Converter] = {
         ("IMAGES", "MASKS"),
         "plain folders of images and masks of the same names",
         frozenset({"name", "channels", "threshold", "group_pattern"}),
+    ),
+    "bids": Converter(
+        bids.find,
+        ("ROOT",),
+        "BIDS data with masks in derivatives or beside the images",
+        frozenset({"name", "channels", "threshold", "mask"}),
     ),
     "busi": Converter(busi.find, ("SRC",), "breast ultrasound; SRC holds Dataset_BUSI_with_GT"),
     "amd_sd": Converter(amd_sd.find, ("SRC",), "OCT of wet macular degeneration; SRC holds AMD-SD"),
@@ -74,7 +80,7 @@ def convert(name: str, request: Request, raw_root: Path) -> Path:
             f"usd_convert {name} takes {' '.join(chosen.sources)}, but {len(request.sources)} folders were named; name "
             f"{len(chosen.sources)}."
         )
-    for option in ("name", "channels", "threshold", "group_pattern"):
+    for option in ("name", "channels", "threshold", "group_pattern", "mask"):
         if getattr(request, option) not in (None, ()) and option not in chosen.options:
             raise UsdError(f"usd_convert {name} takes no --{option.replace('_', '-')}; leave it out.")
     sources = tuple(Path(source).expanduser().resolve() for source in request.sources)

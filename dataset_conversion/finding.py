@@ -23,9 +23,10 @@ class Request:
         sources: folders of the data set.
         number: of the new data set.
         name: of the new data set.
-        channels: names of the channels.
+        channels: names of the channels; of BIDS data the suffixes of their files.
         threshold: masks are lesion where they are larger.
         group_pattern: regular expression whose first group, in the name of a case, is the case's group.
+        mask: pattern of the names of mask files, without ending.
     """
 
     sources: tuple[Path, ...]
@@ -34,6 +35,7 @@ class Request:
     channels: tuple[str, ...] = ()
     threshold: float | None = None
     group_pattern: str | None = None
+    mask: str | None = None
 
 
 Finder = Callable[[Request], Conversion]

@@ -35,7 +35,7 @@ def find(request: Request) -> Conversion:
         images = {stem: path for stem, path in images.items() if stem not in masks}
     matched = pairs(images, _by_image(masks, images))
     channels = request.channels or _channels(next(iter(images.values())))
-    reader, labels = _meaning([mask for _, mask in matched.values()], request.threshold)
+    reader, labels = meaning_of([mask for _, mask in matched.values()], request.threshold)
     cases = tuple(
         Case(name.replace(" ", "_"), (image,), (mask,), group_by(request.group_pattern, name))
         for name, (image, mask) in matched.items()
@@ -72,8 +72,12 @@ def _ending(images: list[Path], channels: tuple[str, ...]) -> str:
     )
 
 
-def _meaning(masks: list[Path], threshold: float | None) -> tuple[MaskReader, dict[str, int | list[int]]]:
-    """How the values of the masks are meant: with a threshold one class, else a class for each value but 0."""
+def meaning_of(masks: list[Path], threshold: float | None) -> tuple[MaskReader, dict[str, int | list[int]]]:
+    """How the values of masks are meant: with a threshold one class, else a class for each value but 0.
+
+    Raises:
+        UsdError: all masks are empty, or their values are no classes (JPEG, soft edges).
+    """
     if threshold is not None:
         return Above(threshold), {"background": 0, "lesion": 1}
     values: set[int] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset_conversion import convert
+from dataset_conversion.finding import Request
 from unisegdiff_pipeline.commands.convert import main
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.integrity import check_case, merge_checks
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
 
@@ -60,6 +64,17 @@ def labels_of(raw: RawDataset, case_id: str) -> np.ndarray:
     if case.label_path.name.endswith(".nii.gz"):
         return np.asarray(nibabel.load(case.label_path).dataobj)
     return np.asarray(Image.open(case.label_path))
+
+
+def refused(converter: str, source: Path, message: str, **options: Any) -> None:
+    """The converter refuses the source with a message of that pattern, and leaves nothing behind."""
+    raw = source.parent / "refused"
+    raw.mkdir(exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # miniatures have fewer cases than the owners publish
+        with pytest.raises(UsdError, match=message):
+            convert(converter, Request((source,), **options), raw)
+    assert list(raw.iterdir()) == []
 
 
 def groups_of(raw: RawDataset) -> dict[str, str | None]:

@@ -10,21 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_conversion import convert
-from dataset_conversion.finding import Request
-from tests.dataset_conversion.conftest import groups_of, labels_of, mask, picture
-from unisegdiff_pipeline.core.errors import UsdError
+from tests.dataset_conversion.conftest import groups_of, labels_of, mask, picture, refused
 from unisegdiff_pipeline.io.raw_dataset import find_cases
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*cases found, the owners publish")
-
-
-def refused(name: str, source: Path, message: str) -> None:
-    raw = source.parent / "refused"
-    raw.mkdir(exist_ok=True)
-    with pytest.raises(UsdError, match=message):
-        convert(name, Request((source,)), raw)
-    assert list(raw.iterdir()) == []
 
 
 def test_busi_joins_the_masks_of_an_image_and_keeps_normal_ones(tmp_path, converted, capsys):

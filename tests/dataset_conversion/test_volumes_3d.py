@@ -2,22 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from dataset_conversion import convert
-from dataset_conversion.finding import Request
-from tests.dataset_conversion.conftest import groups_of, label_volume, labels_of, volume
-from unisegdiff_pipeline.core.errors import UsdError
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*cases found, the owners publish")
-
-
-def refused(name, source, message: str) -> None:
-    raw = source.parent / "refused"
-    raw.mkdir(exist_ok=True)
-    with pytest.raises(UsdError, match=message):
-        convert(name, Request((source,)), raw)
-    assert list(raw.iterdir()) == []
+from tests.dataset_conversion.conftest import groups_of, label_volume, labels_of, refused, volume
 
 
 def test_covid_ct(tmp_path, converted):

@@ -19,18 +19,21 @@ def build_parser() -> CommandParser:
         "one from the files as its owners distribute them, or images and masks of your own. The same command goes on\n"
         "where it was interrupted. usd_convert --list shows the converters.",
     )
-    parser.add_argument("name", metavar="NAME", help="converter, e.g. folder, msd")
+    parser.add_argument("name", metavar="NAME", help="converter, e.g. folder, bids, busi")
     parser.add_argument("sources", nargs="+", type=Path, metavar="SRC", help="folder (of folder: IMAGES MASKS)")
     parser.add_argument("--list", action=_List, help="show the converters and what each takes, and end")
     parser.add_argument(
         "--dataset-id", type=whole_number(1), metavar="N", help="number of the new data set (default: the converter's)"
     )
-    parser.add_argument("--name", dest="dataset_name", metavar="NAME", help="name of the new data set (folder)")
-    parser.add_argument("--channels", nargs="+", default=(), metavar="C", help="names of the channels (folder)")
-    parser.add_argument("--threshold", type=float, metavar="T", help="masks are lesion above this grey value (folder)")
+    parser.add_argument("--name", dest="dataset_name", metavar="NAME", help="name of the new data set (folder, bids)")
+    parser.add_argument(
+        "--channels", nargs="+", default=(), metavar="C", help="names of the channels (folder), suffixes (bids)"
+    )
+    parser.add_argument("--threshold", type=float, metavar="T", help="masks are lesion above this value (folder, bids)")
     parser.add_argument(
         "--group-pattern", metavar="REGEX", help="its first group, in the name of a case, is the patient (folder)"
     )
+    parser.add_argument("--mask", metavar="PATTERN", help="names of the masks without ending, e.g. '*_dseg' (bids)")
     add_roots(parser, "raw")
     return parser
 
@@ -64,6 +67,7 @@ def _convert(args: argparse.Namespace) -> None:
         channels=tuple(args.channels),
         threshold=args.threshold,
         group_pattern=args.group_pattern,
+        mask=args.mask,
     )
     folder = convert(args.name, request, roots_of(args).require_raw())
     say(f"Converted: {folder}\nNext: usd_plan_and_preprocess -d {folder.name}")
