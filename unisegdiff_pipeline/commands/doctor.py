@@ -27,7 +27,7 @@ class Finding:
     Attributes:
         topic, value: what was looked at and what was found.
         trouble: what will not work because of it, with the remedy; "" where all is well.
-        fatal: nothing works until this is mended.
+        fatal: nothing works until this is fixed.
     """
 
     topic: str

@@ -62,7 +62,7 @@ class CaseCheck:
 
     Attributes:
         case_id: the case.
-        problems: what must be mended.
+        problems: what must be fixed.
         warnings: what should be looked at.
         image_hash: hash of shape and voxels, the same for identical images; None without a readable image.
         is_2d: whether the image is 2D; None without a readable image, and for a single slice, which goes with both.

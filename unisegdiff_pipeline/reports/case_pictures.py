@@ -30,7 +30,7 @@ WINDOW_PERCENTILES = (0.5, 99.5)
 PANEL_IN = 3.33  # width: 320 CSS pixels
 HALO_PT = 1.3  # of the dark line on either side of an outline
 MAX_PIXELS = 400  # of a panel along an edge; larger slices are averaged down
-# Least extent of a cut-out over that of the masks and of the slice; a larger one than the last is not cut at all.
+# Least extent of a cut-out over that of the masks and of the slice; a larger one than the last stays whole.
 AROUND_MASKS, OF_SLICE, NOT_WORTH_CUTTING = 1.8, 0.24, 0.8
 
 # Directions of increasing index as they are shown: (rows go down, columns go right) by the axis that is cut (x, y, z in
