@@ -11,7 +11,20 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion import amd_sd, bids, busi, covid_ct, ebhi, figshare_brain, folder, msd, polyp
+from dataset_conversion import (
+    amd_sd,
+    bids,
+    busi,
+    covid_ct,
+    ebhi,
+    figshare_brain,
+    folder,
+    glas,
+    isic2018,
+    msd,
+    ph2,
+    polyp,
+)
 from dataset_conversion.finding import Finder, Request
 from dataset_conversion.raw_writer import write_raw_dataset
 from unisegdiff_pipeline.core.errors import UsdError
@@ -54,6 +67,9 @@ CONVERTERS: dict[str, Converter] = {
     "covid_ct": Converter(covid_ct.find, ("SRC",), "COVID-19 CT; SRC holds COVID-19-CT-Seg_20cases and Infection_Mask"),
     "ebhi": Converter(ebhi.find, ("SRC",), "colorectal biopsies, six classes; SRC holds EBHI-SEG"),
     "ebhi_adenocarcinoma": Converter(ebhi.find_adenocarcinoma, ("SRC",), "their adenocarcinomas; SRC holds EBHI-SEG"),
+    "isic2018": Converter(isic2018.find, ("SRC",), "skin lesions; SRC holds ISIC2018_Task1-2_Training_Input and so on"),
+    "ph2": Converter(ph2.find, ("SRC",), "skin lesions; SRC holds IMD002 and so on"),
+    "glas": Converter(glas.find, ("SRC",), "glands of the colon; SRC holds Warwick_QU_Dataset"),
     "msd": Converter(msd.find, ("TaskXX_Name",), "a task of the Medical Segmentation Decathlon"),
 }
 

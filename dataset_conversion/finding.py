@@ -96,6 +96,26 @@ def pairs(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, tu
     return {name: (path, masks[name]) for name, path in images.items()}
 
 
+def unique(found: Iterable[tuple[str, Path]], source: Path, what: str) -> dict[str, Path]:
+    """Name -> file, in the order of their numbers.
+
+    Args:
+        found: names and files.
+        source: where they were looked for.
+        what: what they are, with the pattern of their names, for messages.
+
+    Raises:
+        UsdError: none was found, or two of one name.
+    """
+    files: dict[str, Path] = {}
+    for name, path in sorted(found, key=lambda item: natural(item[0])):
+        if files.setdefault(name, path) != path:
+            raise UsdError(f"{files[name]} and {path} are both {name}; name a folder that holds one of them.")
+    if not files:
+        raise UsdError(f"{source} holds no {what}; check the path, and unpack the whole of the download.")
+    return files
+
+
 def picture_ending(paths: Sequence[Path], channels: Sequence[str]) -> str:
     """Ending for a set of pictures: their own where they can all be copied, else .png."""
     endings = {split_ending(path.name)[1].lower() for path in paths}

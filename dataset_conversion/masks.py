@@ -48,6 +48,15 @@ class Above:
 
 
 @dataclass(frozen=True)
+class NonZero:
+    """One class: 1 where the file has any value but 0, for masks that number their objects."""
+
+    def __call__(self, path: Path) -> Volume:
+        volume = read_labels(path)
+        return Volume((volume.array > 0).astype(np.uint8), volume.geometry)
+
+
+@dataclass(frozen=True)
 class Mapped:
     """Values of the file -> labels; a value that is not named is refused."""
 

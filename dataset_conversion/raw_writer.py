@@ -252,6 +252,7 @@ class _CaseWriter:
         for source, target in images:
             if not target.exists():
                 self._write_image(source, target, len(self.conversion.channels) if single else 1)
+        self._check_channels(images)
         label = self.work / f"labels{part}" / f"{case.name}{label_ending(ending)}"
         if case.masks and not label.exists():
             self._write_masks(case.masks, label, images[0][1])
@@ -267,6 +268,17 @@ class _CaseWriter:
             _save_pixels(self.conversion.read_picture(source), target)
         else:
             _copy_image(source, target, num_channels)
+
+    def _check_channels(self, images: Sequence[tuple[Path | Frame, Path]]) -> None:
+        (first, target), *others = images
+        shape = read_header(target)[0][1:]
+        for source, other in others:
+            found = read_header(other)[0][1:]
+            if found != shape:
+                raise UsdError(
+                    f"{_path(source)} has the shape {found} (Z, Y, X), {_path(first)} of the same case has {shape}; "
+                    "resample the images of a case onto one grid first, or leave a channel out."
+                )
 
     def _write_masks(self, masks: Sequence[Path], target: Path, image: Path) -> None:
         volumes = [self.conversion.read_mask(path) for path in masks]

@@ -132,3 +132,50 @@ def test_the_adenocarcinomas_of_ebhi_alone(tmp_path, converted):
     assert raw.folder.name == "Dataset207_EBHIAdenocarcinoma"
     assert raw.description.labels.names == ("Adenocarcinoma",)
     assert [case.case_id for case in raw.cases] == ["Adenocarcinoma_GT2012118-1-400-001"]
+
+
+def test_isic_2018_holds_out_what_the_owners_hold_out(tmp_path, converted):
+    for number, part in enumerate(("Training", "Validation", "Test")):
+        picture(tmp_path / f"ISIC2018_Task1-2_{part}_Input/ISIC_000000{number}.jpg")
+        (tmp_path / f"ISIC2018_Task1-2_{part}_Input/ATTRIBUTION.txt").write_text("CC0")
+        mask(tmp_path / f"ISIC2018_Task1_{part}_GroundTruth/ISIC_000000{number}_segmentation.png")
+    raw = converted("isic2018", tmp_path)
+    assert [case.case_id for case in raw.cases] == ["ISIC_0000000"]
+    original = tmp_path / "ISIC2018_Task1-2_Training_Input/ISIC_0000000.jpg"
+    assert raw.cases[0].image_paths[0].read_bytes() == original.read_bytes()
+    held_out = find_cases(raw.folder / "imagesTs", ".jpg", 3)
+    assert [case.case_id for case in held_out] == ["ISIC_0000002", "validation_ISIC_0000001"]
+    assert len(list((raw.folder / "labelsTs").glob("*.png"))) == 2
+    picture(tmp_path / "ISIC2018_Task1-2_Test_Input/ISIC_0000009.jpg")
+    refused("isic2018", tmp_path, r"an image without mask.*ISIC_0000009\.jpg")
+
+
+def test_ph2(tmp_path, converted):
+    folder = tmp_path / "PH2Dataset/PH2 Dataset images/IMD002"
+    pixels = picture(folder / "IMD002_Dermoscopic_Image/IMD002.bmp")
+    lesion = np.zeros((6, 8), bool)
+    lesion[2, 2:5] = True
+    (folder / "IMD002_lesion").mkdir()
+    Image.fromarray(lesion).save(folder / "IMD002_lesion/IMD002_lesion.bmp")  # of one bit
+    raw = converted("ph2", tmp_path)
+    np.testing.assert_array_equal(labels_of(raw, "IMD002"), lesion)
+    np.testing.assert_array_equal(np.asarray(Image.open(raw.cases[0].image_paths[0])), pixels)
+    (folder / "IMD002_lesion/IMD002_lesion.bmp").unlink()
+    refused("ph2", tmp_path, r"an image without mask.*IMD002\.bmp")
+
+
+def test_glas_joins_the_glands_and_groups_by_patient(tmp_path, converted):
+    folder = tmp_path / "Warwick_QU_Dataset"
+    for name in ("train_1", "train_2", "testA_1", "testB_1"):
+        picture(folder / f"{name}.bmp")
+        mask(folder / f"{name}_anno.bmp", value=2)
+    lines = ["name,patient ID, grade (GlaS), grade (Sirinukunwattana et al. 2015)"]
+    lines += [f"{name},{patient}, benign, adenomatous" for name, patient in (("train_1", 4), ("train_2", 7))]
+    lines += ["testA_1,9, benign, healthy", "testB_1,4, malignant, moderately"]
+    (folder / "Grade.csv").write_text("\n".join(lines))
+    raw = converted("glas", tmp_path)
+    assert groups_of(raw) == {"train_1": "patient_4", "train_2": "patient_7"}
+    assert labels_of(raw, "train_1").max() == 1
+    assert len(list((raw.folder / "imagesTs").iterdir())) == len(list((raw.folder / "labelsTs").iterdir())) == 2
+    (folder / "Grade.csv").write_text(lines[0])
+    refused("glas", tmp_path, r"Grade\.csv has no line for testA_1")
