@@ -72,7 +72,7 @@ def test_samples_are_set_against_truth_and_annotators(raw: RawDataset, tmp_path:
             write_labels(folder / "samples" / f"{case}_sample{number}.png", mask, Geometry(is_2d=True))
     section = truth_section(raw, folder, cases)
     assert section is not None
-    assert "100% of the samples mark a voxel" in section.body[0]
+    assert "100% of the samples mark a pixel" in section.body[0]
     spread = spread_section(raw, folder, cases)
     assert spread is not None
     assert spread.title == "Spread of the samples"

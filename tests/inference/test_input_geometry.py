@@ -134,7 +134,7 @@ def test_a_single_slice_across_the_slices_of_a_2d_configuration_is_refused(tmp_p
     affine = np.zeros((4, 4))
     affine[2, 1] = affine[1, 0] = affine[0, 2] = affine[3, 3] = 1
     nibabel.save(nibabel.Nifti1Image(np.asarray(sagittal.dataobj), affine), images / "sagittal_0000.nii.gz")
-    with pytest.raises(UsdError, match=r"1 case could not be predicted.*single slice stored as ASR.*RAS"):
+    with pytest.raises(UsdError, match=r"(?s)1 case could not be predicted.*single slice stored as ASR.*RAS"):
         predict_folder(PredictRequest(images, tmp_path / "out", model, device="cpu"))
     assert (tmp_path / "out/flipped.nii.gz").is_file()
 

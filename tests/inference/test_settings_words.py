@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from unisegdiff_pipeline.core.units import units_of
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.settings import InferenceSettings
@@ -22,15 +23,15 @@ CHOSEN = InferenceSettings(
 
 
 def test_what_is_chosen_and_what_it_means() -> None:
-    mask, probability, samples, calibration = settings_in_words(CHOSEN, "pixels")
+    mask, probability, samples, calibration = settings_in_words(CHOSEN, units_of(is_2d=True, spacing_known=False))
     assert mask == "The mask is what promises the highest Dice over the samples of the case."
     assert (
         probability
         == "The probability is 25% the segmenter's and 75% the mean over the samples (segmenter weight 0.25)."
     )
     assert samples == (
-        "8 samples a case: each takes 2 network calls from pure noise; a mask is drawn and noised again between them, "
-        "and its mask is drawn so that voxels within about 16 pixels fall together."
+        "8 samples a case: each takes 2 network calls from pure noise; between them a mask is drawn and noised again, "
+        "and the sample is drawn from the last probabilities so that pixels within about 16 pixels fall together."
     )
     assert "softer (logits divided by 1.7) for foreground, sharper (logits divided by 0.65) for back" in calibration
 

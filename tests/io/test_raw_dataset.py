@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -170,10 +171,14 @@ def test_images_that_would_be_left_out_are_named(tmp_path):
     _make(tmp_path, ["a_0000.png", "b_0000.PNG", "c_0000.bmp", "notes.txt.png"])
     (tmp_path / "notes.txt.png").rename(tmp_path / "notes.txt")
     (tmp_path / "d_0000.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "e_0000.png").mkdir()
+    os.mkfifo(tmp_path / "f_0000.png")
     with pytest.raises(UsdError) as caught:
         find_cases(tmp_path, ".png", 1)
     message = str(caught.value)
-    assert "3 images would be left out" in message
+    assert "5 images would be left out" in message
+    assert "e_0000.png: it is a folder, not a file" in message
+    assert "f_0000.png: it is a device or pipe, not a file" in message
     for words in (
         "b_0000.PNG: it ends in .PNG, expected is .png. Rename it to b_0000.png;",
         "c_0000.bmp: it ends in .bmp, expected is .png. Convert it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from unisegdiff_pipeline.core.units import units_of
 from unisegdiff_pipeline.evaluation.aggregate import ReliabilitySummary
 from unisegdiff_pipeline.evaluation.calibration import ReliabilityBin
 from unisegdiff_pipeline.reports.calibration_words import calibration_in_words
@@ -46,3 +47,9 @@ def test_nothing_judged() -> None:
     assert calibration_in_words({"a": ReliabilitySummary((), (), 0.0, 0.0)}) == [
         "No voxel with a probability was judged."
     ]
+
+
+def test_2d_images_have_pixels() -> None:
+    plane = units_of(is_2d=True, spacing_known=True)
+    (text,) = calibration_in_words({"a": curve((0.2, 0.2), (0.8, 0.5))}, plane)
+    assert text.endswith("Of the pixels given about 80%, 50% hold the class.")

@@ -45,6 +45,11 @@ class Units:
         """What a size is called."""
         return "volume" if self.size == "ml" else "area"
 
+    @property
+    def element(self) -> str:
+        """What images consist of: "voxel", in 2D "pixel"."""
+        return "voxel" if self.size == "ml" else "pixel"
+
     def length_text(self, length: float) -> str:
         """A length in words, such as "2 mm" or "1 pixel"."""
         unit = "pixel" if self.length == "pixels" and length == 1 else self.length

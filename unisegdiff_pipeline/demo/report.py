@@ -175,12 +175,12 @@ def _probability(predictions: Path, case_id: str) -> np.ndarray:
 
 
 def _against_truth(curve: ReliabilitySummary) -> Section:
-    drawn = draw_reliability({"lesion": curve}, "mean true probability")
+    drawn = draw_reliability({"lesion": curve}, "mean true probability", "pixel")
     caption = (
-        "Predicted probability against the true one, over voxels where either is above "
+        "Predicted probability against the true one, over pixels where either is above "
         f"{LEAST_LIKELY:.0%}; on the diagonal the prediction is right."
     )
-    words = [notice(text) for text in calibration_in_words({"lesion": curve})]
+    words = [notice(text) for text in calibration_in_words({"lesion": curve}, PIXELS)]
     intro = "On real images nobody knows this probability; here the images were made by it."
     return Section(TRUTH_TITLE, [*words, figure(drawn, caption)], intro)
 
@@ -217,13 +217,13 @@ def truth_section(raw: RawDataset, predictions: Path, case_ids: Sequence[str]) -
         axis.set_xlabel("true probability")
         axis.set_ylabel("fraction of samples")
 
-    caption = f"Mean fraction of the samples that mark a voxel, where the true probability is above {LEAST_LIKELY:.0%}."
+    caption = f"Mean fraction of the samples that mark a pixel, where the true probability is above {LEAST_LIKELY:.0%}."
     intro = (
         "Perfect samples lie on the diagonal. A network that has not learned to tell clear lesions from doubtful ones "
         "lies below it at the right, and has to."
     )
     truth_there, marked, _ = curve[-1]
-    words = notice(f"Where the true probability is {truth_there:.2f}, {marked:.0%} of the samples mark a voxel.")
+    words = notice(f"Where the true probability is {truth_there:.2f}, {marked:.0%} of the samples mark a pixel.")
     drawn = figures.draw(paint, "Fraction of samples by true probability")
     return Section("Samples against the truth", [words, figure(drawn, caption)], intro)
 
@@ -238,7 +238,7 @@ def spread_section(raw: RawDataset, predictions: Path, case_ids: Sequence[str]) 
         if masks and raters:
             confidence = float(_probability(predictions, case_id).max())
             cases.append(case_spread(case_id, "lesion", masks, raters, confidence))
-    return sample_spread.section({"lesion": cases}) if cases else None
+    return sample_spread.section({"lesion": cases}, PIXELS) if cases else None
 
 
 def _sampled_masks(raw: RawDataset, predictions: Path, case_id: str) -> list[np.ndarray]:

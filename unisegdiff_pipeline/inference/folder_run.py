@@ -228,9 +228,9 @@ class _FolderRun:
     def raise_failures(self) -> None:
         """Name all cases that failed, if any did."""
         if self.failures:
-            lines = "; ".join(f"{case_id}: {describe_failure(error)}" for case_id, error in self.failures.items())
+            lines = [f"{case_id}: {describe_failure(error)}" for case_id, error in self.failures.items()]
             number = counted(len(self.failures), "case")
-            raise UsdError(f"{number} could not be predicted, the others are done. {lines}")
+            raise UsdError("\n".join([f"{number} could not be predicted, the others are done.", *lines]))
 
     def _prepare(self, case: RawCase, images: ReadingProcess) -> _Prepared:
         start = time.perf_counter()

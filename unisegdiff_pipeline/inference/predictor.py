@@ -21,6 +21,7 @@ from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.names import require_name
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
@@ -274,7 +275,7 @@ def require_finite(array: np.ndarray, name: str) -> None:
     if not np.isfinite(array.sum(dtype=np.float64)):
         count = int(array.size - np.isfinite(array).sum())
         raise UsdError(
-            f"{name} holds {count} voxels that are NaN or infinite; replace them, or export the image again."
+            f"{name} holds {counted(count, 'value')} of NaN or infinity; replace them, or export the image again."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.settings import InferenceSettings
@@ -11,22 +12,22 @@ from unisegdiff_pipeline.inference.settings import InferenceSettings
 SAME = 0.05  # a temperature this near to 1 changes nothing that anyone would see
 
 
-def settings_in_words(settings: InferenceSettings, length_unit: str = "mm") -> list[str]:
+def settings_in_words(settings: InferenceSettings, units: Units = VOLUMES) -> list[str]:
     """A sentence for each choice: the mask, its probability, the samples, the segmenter's probabilities.
 
     Args:
         settings: of a fold.
-        length_unit: of the data set, see `io.units`.
+        units: of the data set.
     """
     sentences = [_mask(settings), _probability(settings)]
     if settings.num_samples:
-        sentences.append(f"{settings.num_samples} samples a case: {sampler_in_words(settings.drawn_by, length_unit)}.")
+        sentences.append(f"{settings.num_samples} samples a case: {sampler_in_words(settings.drawn_by, units)}.")
     return [*sentences, _calibration(settings.calibration)]
 
 
-def sampler_in_words(sampler: SamplerSettings, length_unit: str = "mm") -> str:
+def sampler_in_words(sampler: SamplerSettings, units: Units = VOLUMES) -> str:
     """How one sample comes about, with the number of all its network calls."""
-    return f"{_way(sampler)}{_end(sampler, length_unit)}"
+    return f"{_way(sampler)}{_end(sampler, units)}"
 
 
 def _mask(settings: InferenceSettings) -> str:
@@ -55,26 +56,28 @@ def _way(sampler: SamplerSettings) -> str:
     calls = "1 network call" if sampler.total_calls == 1 else f"{sampler.total_calls} network calls"
     start = "pure noise" if sampler.start == "stage_a" else "the segmenter's probability"
     between = {
-        "hard": "a mask is drawn and noised again between them",
-        "renoise": "the mean is noised again between them",
+        "hard": "between them a mask is drawn and noised again",
+        "renoise": "between them the mean is noised again",
         "ddim": "without new noise between them",
     }
     return f"each takes {calls} from {start}" + (f"; {between[sampler.method]}" if sampler.total_calls > 1 else "")
 
 
-def _end(sampler: SamplerSettings, unit: str) -> str:
+def _end(sampler: SamplerSettings, units: Units) -> str:
     if not sampler.draw:
         return ", and its last probabilities get a threshold of 0.5"
     if sampler.surface_length_mm is not None:
         return (
-            f", and its mask is drawn: whole objects come or stay away together within about "
-            f"{sampler.correlation_length_mm:.3g} {unit}, their surfaces run alike over "
-            f"{sampler.surface_length_mm:.3g} {unit}, and voxels above {sampler.certain:.0%} are in every sample"
+            f", and the sample is drawn from the last probabilities: whole objects come or stay away together within "
+            f"about {sampler.correlation_length_mm:.3g} {units.length}, their surfaces run alike over "
+            f"{sampler.surface_length_mm:.3g} {units.length}, and {units.element}s above {sampler.certain:.0%} are in "
+            f"every sample"
         )
     if sampler.correlation_length_mm == 0:
-        return ", and every voxel is drawn on its own"
+        return f", and every {units.element} is drawn on its own"
     return (
-        f", and its mask is drawn so that voxels within about {sampler.correlation_length_mm:.3g} {unit} fall together"
+        f", and the sample is drawn from the last probabilities so that {units.element}s within about "
+        f"{sampler.correlation_length_mm:.3g} {units.length} fall together"
     )
 
 

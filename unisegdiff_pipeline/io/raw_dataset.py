@@ -261,7 +261,11 @@ def left_out(folder: Path, ending: str) -> list[StrayFile]:
             continue
         if not path.exists():
             stray.append(StrayFile(path, "it is a link to a file that does not exist", "Correct or remove the link."))
-        elif entry.is_file() and not entry.name.endswith(ending):
+        elif not path.is_file():
+            if entry.name.endswith(ending):
+                kind = "folder" if path.is_dir() else "device or pipe"
+                stray.append(StrayFile(path, f"it is a {kind}, not a file", "Put the image there, or move it away."))
+        elif not entry.name.endswith(ending):
             reason = f"it ends in {found}, expected is {ending}"
             if found.lower() == ending.lower():
                 stray.append(StrayFile(path, reason, f"Rename it to {stem}{ending}."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.aggregate import ReliabilitySummary
 from unisegdiff_pipeline.evaluation.calibration import ReliabilityBin
 
@@ -11,28 +12,30 @@ GOOD, FAIR = 0.02, 0.05  # of the expected calibration error
 ONE_WAY = 0.5  # of the error, by which the mean of p must be off to say that p is too high or too low throughout
 
 
-def calibration_in_words(curves: Mapping[str, ReliabilitySummary]) -> list[str]:
+def calibration_in_words(curves: Mapping[str, ReliabilitySummary], units: Units = VOLUMES) -> list[str]:
     """A sentence for each class."""
     prefix = "{}: " if len(curves) > 1 else ""
-    return [prefix.format(name) + _sentence(curve) for name, curve in curves.items()]
+    return [prefix.format(name) + _sentence(curve, units.element) for name, curve in curves.items()]
 
 
-def _sentence(curve: ReliabilitySummary) -> str:
+def _sentence(curve: ReliabilitySummary, element: str) -> str:
     bins = [b for b in curve.bins if b.count]
     total = sum(b.count for b in bins)
     if not total:
-        return "No voxel with a probability was judged."
+        return f"No {element} with a probability was judged."
     points = f"{100 * curve.ece:.1f} percentage points on average (ECE {curve.ece:.3f})"
     highest = max(b.mean_confidence for b in bins)
     if highest < 0.5:
         return (
-            f"No voxel is given much more than {highest:.0%}, so nothing is marked; probabilities are off by {points}."
+            f"No {element} is given much more than {highest:.0%}, so nothing is marked; probabilities are off by "
+            f"{points}."
         )
     if curve.ece < GOOD:
         return f"Probabilities can be taken at face value: they are off by {points}."
     strength = "slightly " if curve.ece < FAIR else ""
     return (
-        f"Probabilities are {strength}{_direction(bins, total, curve.ece)}: they are off by {points}. {_example(bins)}"
+        f"Probabilities are {strength}{_direction(bins, total, curve.ece)}: they are off by {points}. "
+        f"{_example(bins, element)}"
     )
 
 
@@ -45,7 +48,7 @@ def _direction(bins: Sequence[ReliabilityBin], total: float, ece: float) -> str:
     return "too sure of themselves (too close to 0 and 1)" if sure > 0 else "not sure enough (too close to 0.5)"
 
 
-def _example(bins: Sequence[ReliabilityBin]) -> str:
+def _example(bins: Sequence[ReliabilityBin], element: str) -> str:
     """The bin that adds most to the error, as what a reader would see."""
     worst = max(bins, key=lambda b: b.count * abs(b.mean_confidence - b.frequency))
-    return f"Of the voxels given about {worst.mean_confidence:.0%}, {worst.frequency:.0%} hold the class."
+    return f"Of the {element}s given about {worst.mean_confidence:.0%}, {worst.frequency:.0%} hold the class."

@@ -150,8 +150,10 @@ def _with_origin(curve: FrocSummary) -> tuple[np.ndarray, np.ndarray]:
     return x[last], y[last]
 
 
-def draw_reliability(curves: Mapping[str, ReliabilitySummary], label: str = "fraction with the class") -> Html:
-    """Fraction of voxels that hold the class over the predicted probability, and how many voxels there are."""
+def draw_reliability(
+    curves: Mapping[str, ReliabilitySummary], label: str = "fraction with the class", element: str = "voxel"
+) -> Html:
+    """Fraction of voxels (`Units.element`) that hold the class over the predicted probability, and their number."""
 
     def paint(figure: Figure) -> None:
         axis, counts = figure.subplots(2, sharex=True, height_ratios=(3, 1))
@@ -164,7 +166,7 @@ def draw_reliability(curves: Mapping[str, ReliabilitySummary], label: str = "fra
             counts.stairs([max(b.count, 0.5) for b in curve.bins], edges, color=color, linewidth=1.2)
         axis.set(ylabel=label, ylim=(-0.03, 1.03), xlim=(-0.02, 1.02))
         legend_above(figure)
-        counts.set(xlabel="predicted probability", ylabel="voxels", yscale="log")
+        counts.set(xlabel="predicted probability", ylabel=f"{element}s", yscale="log")
 
     return draw(paint, f"reliability curves of {', '.join(curves)}", HALF_WIDTH_IN, HALF_HEIGHT_IN + 0.7)
 

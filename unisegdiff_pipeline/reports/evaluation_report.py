@@ -365,11 +365,12 @@ def _probabilities(report: FolderSummary) -> Section | None:
     reliability = _of_classes(report, lambda entry: entry.reliability)
     failure = _of_classes(report, lambda entry: entry.failure_detection)
     failure = {name: curve for name, curve in failure.items() if curve.n > 1}
-    figures, said = [], [notice(text) for text in calibration_in_words(reliability)]
+    figures, said = [], [notice(text) for text in calibration_in_words(reliability, report.units)]
     if reliability:
         region = report.settings["probability_region"]
-        text = f"Reliability over the voxels of all cases ({region}); on the diagonal probabilities are right."
-        figures.append(figure(charts.draw_reliability(reliability), text))
+        element = report.units.element
+        text = f"Reliability over the {element}s of all cases ({region}); on the diagonal probabilities are right."
+        figures.append(figure(charts.draw_reliability(reliability, element=element), text))
     if failure:
         score = next(iter(failure.values())).score
         text = f"Risk of the cases that remain where the least confident are set aside. Confidence: {score}."

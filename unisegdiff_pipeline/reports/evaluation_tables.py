@@ -85,7 +85,7 @@ def outcome_table(report: FolderSummary) -> Html:
             digits=volume_digits(report),
             hint=f"{report.units.size_word} predicted on empty references",
         ),
-        Column("Dice of all voxels", hint="all cases as one image"),
+        Column(f"Dice of all {report.units.element}s", hint="all cases as one image"),
     ]
     rows: list[list[Cell]] = [
         [

@@ -74,7 +74,7 @@ def metric_name(name: str, units: Units = VOLUMES) -> MetricName:
         tolerance = units.length_text(float(match[1]))
         return MetricName(f"Surface Dice, {tolerance}", 3, f"surface within {tolerance} of the other one", True)
     found = _NAMES.get(name) or MetricName(name.replace("_", " ").capitalize())
-    label, hint = found.label, found.hint
+    label, hint = found.label, found.hint.replace("voxel", units.element)
     if name.endswith("_mm"):
         label = label.replace(", mm", f", {units.length}")
     elif name.endswith(("_ml", "volume_error_percent")):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.spread import (
     LEVELS,
     CaseSpread,
@@ -31,56 +32,57 @@ FEWEST_CASES = 5
 WIDTH_IN, HEIGHT_IN = 3.45, 3.0
 
 
-def section(classes: Mapping[str, Sequence[CaseSpread]]) -> Section | None:
+def section(classes: Mapping[str, Sequence[CaseSpread]], units: Units = VOLUMES) -> Section | None:
     """The section of a page; None without samples."""
     drawn = {name: [c for c in cases if len(c.volumes) > 1] for name, cases in classes.items()}
     drawn = {name: cases for name, cases in drawn.items() if cases}
     if not drawn:
         return None
+    size, element = units.size_word, units.element
     curves = grid(
         [
             figure(
                 figures.draw(
                     lambda f: _paint(f, drawn, _paint_coverage, "level of the interval", "references held"),
-                    "Coverage of the intervals of sampled volumes",
+                    f"Coverage of the intervals of sampled {size}s",
                     WIDTH_IN,
                     HEIGHT_IN,
                 ),
-                "Intervals of the sampled volumes, and how many references they hold. Above the line samples are too "
+                f"Intervals of the sampled {size}s, and how many references they hold. Above the line samples are too "
                 "wide, below it too narrow.",
             ),
             figure(
                 figures.draw(
                     lambda f: _paint(f, drawn, _paint_fractions, "fraction of samples", "marked in truth"),
-                    "How often voxels are marked in truth by the fraction of samples",
+                    f"How often {element}s are marked in truth by the fraction of samples",
                     WIDTH_IN,
                     HEIGHT_IN,
                 ),
-                "Voxels by the fraction of samples that mark them, and how often annotators do.",
+                f"{element.capitalize()}s by the fraction of samples that mark them, and how often annotators do.",
             ),
         ],
         min_width_px=310,
     )
-    said = [sentence for name, cases in drawn.items() for sentence in in_words(name, cases)]
+    said = [sentence for name, cases in drawn.items() for sentence in in_words(name, cases, units)]
     intro = "Samples are draws of how a mask may look. Where they can be believed, both curves follow the diagonal."
-    return Section("Spread of the samples", [curves, bullets(said), table(_table(drawn))], intro)
+    return Section("Spread of the samples", [curves, bullets(said), table(_table(drawn, size))], intro)
 
 
-def in_words(name: str, cases: Sequence[CaseSpread]) -> list[str]:
+def in_words(name: str, cases: Sequence[CaseSpread], units: Units = VOLUMES) -> list[str]:
     """What the curves say; few cases say so."""
     if len(cases) < FEWEST_CASES:
         return [f"{name}: {len(cases)} cases are too few to judge the spread of the samples."]
-    said = []
+    said, size = [], units.size_word
     (half, error), (ninety, _) = interval_coverage(cases, 0.5), interval_coverage(cases, 0.9)
     held = (
-        f"the 50 % interval of the sampled volumes holds {half:.0%} of the references, the 90 % interval {ninety:.0%}"
+        f"the 50 % interval of the sampled {size}s holds {half:.0%} of the references, the 90 % interval {ninety:.0%}"
     )
     if abs(half - 0.5) <= max(TOLERANCE, 2 * error):
         said.append(f"{name}: samples are about as wide as the truth: {held}.")
     elif half > 0.5:
-        said.append(f"{name}: samples are too wide: {held}. Intervals of volumes are wider than need be.")
+        said.append(f"{name}: samples are too wide: {held}. Intervals of {size}s are wider than need be.")
     else:
-        said.append(f"{name}: samples are too narrow, or off: {held}. Intervals of volumes hold too little.")
+        said.append(f"{name}: samples are too narrow, or off: {held}. Intervals of {size}s hold too little.")
     empty, draws = empty_samples(cases, SURE)
     if empty:
         said.append(f"{name}: {empty} of {draws} samples are empty in cases with a probability over {SURE:.0%}.")
@@ -90,14 +92,14 @@ def in_words(name: str, cases: Sequence[CaseSpread]) -> list[str]:
     return said
 
 
-def _table(classes: Mapping[str, Sequence[CaseSpread]]) -> Table:
+def _table(classes: Mapping[str, Sequence[CaseSpread]], size: str) -> Table:
     columns = [
         Column("class", "text"),
         Column("cases"),
         Column("50 % interval holds", digits=2),
         Column("90 % interval holds", digits=2),
-        Column("spread / error", digits=2, hint="standard deviation of sampled volumes over that of their error"),
-        Column("volume", digits=2, hint="mean sampled volume over that of the references"),
+        Column("spread / error", digits=2, hint=f"standard deviation of sampled {size}s over that of their error"),
+        Column(size, digits=2, hint=f"mean sampled {size} over that of the references"),
     ]
     rows: list[list[Any]] = [
         [

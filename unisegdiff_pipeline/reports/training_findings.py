@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.failure import failure_detection
 from unisegdiff_pipeline.evaluation.spread import Spread
 from unisegdiff_pipeline.reports import sample_spread
@@ -23,6 +24,7 @@ def findings(
     chosen: Mapping[str, Any] | None,
     cases: Sequence[dict[str, Any]],
     spread: Spread,
+    units: Units = VOLUMES,
 ) -> list[str]:
     """Warnings, the gravest first; empty where nothing is to be said.
 
@@ -31,17 +33,18 @@ def findings(
         chosen: of inference.json; None before it is there.
         cases: of validation/summary.json.
         spread: of validation/spread.json.
+        units: of the data set.
     """
     names = [score["class_name"] for score in cases[0]["scores"]] if cases else []
     of_class = {name: [_of(case, name) for case in cases] for name in names}
     found = [sentence for name in names for sentence in _dice_zero(name, of_class[name])]
     found += _fall(entries)
-    found += [sentence for name in names for sentence in _bias(name, of_class[name])]
+    found += [sentence for name in names for sentence in _bias(name, of_class[name], units)]
     dice = {(c["case_id"], name): value(_of(c, name), "dice") for c in cases for name in names}
     for name, spreads in spread.by_class().items():
         agreement = [1 - s.sample_distance for s in spreads]
         found += _inverted(name, [dice.get((s.case_id, name), math.nan) for s in spreads], agreement)
-        found += [s for s in sample_spread.in_words(name, spreads) if "too wide" in s or "too narrow" in s]
+        found += [s for s in sample_spread.in_words(name, spreads, units) if "too wide" in s or "too narrow" in s]
     too_few = str((chosen or {}).get("chosen_on", "")).partition("; ")[2]
     return [*found, f"{too_few[0].upper()}{too_few[1:]}."] if too_few else found
 
@@ -74,7 +77,7 @@ def _fall(entries: Sequence[Entry]) -> list[str]:
     return result
 
 
-def _bias(name: str, scores: Sequence[dict[str, Any]]) -> list[str]:
+def _bias(name: str, scores: Sequence[dict[str, Any]], units: Units) -> list[str]:
     counts = [(value(s, "tp"), value(s, "fp"), value(s, "fn")) for s in scores]
     counts = [c for c in counts if not any(map(math.isnan, c))]
     reference = sum(tp + fn for tp, _, fn in counts)
@@ -84,7 +87,10 @@ def _bias(name: str, scores: Sequence[dict[str, Any]]) -> list[str]:
     if abs(bias) <= BIAS:
         return []
     kind = "large" if bias > 0 else "small"
-    return [f"Masks of {name} are {abs(bias):.0%} too {kind}, over the volumes of all {len(counts)} validation cases."]
+    return [
+        f"Masks of {name} are {abs(bias):.0%} too {kind}, over the {units.size_word}s of all {len(counts)} validation "
+        f"cases."
+    ]
 
 
 def _inverted(name: str, dice: Sequence[float], agreement: Sequence[float]) -> list[str]:

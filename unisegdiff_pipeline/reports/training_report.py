@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import format_duration
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_json
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
@@ -107,7 +108,7 @@ def write_training_report(folder: Path, is_running: bool = False, chosen_in_word
                 _pictures(fold),
                 _chosen(fold),
                 _validation(fold),
-                sample_spread.section(_spread(fold).by_class()),
+                sample_spread.section(_spread(fold).by_class(), _units(fold)),
                 attention.section(folder, fold.entries),
                 _setup(fold),
             )
@@ -172,7 +173,8 @@ def _lead(fold: _Fold) -> list[Html]:
     items.append(KeyFigure("Speed", f"{value(train[-1], 'iterations_per_s'):.2f} it/s", "iterations per second, last"))
     lead = [key_figures(items)]
     cases = (fold.validation or {}).get("cases") or ()
-    lead += [notice(text, "warning") for text in findings(fold.entries, fold.chosen, cases, _spread(fold))]
+    warnings = findings(fold.entries, fold.chosen, cases, _spread(fold), _units(fold))
+    lead += [notice(text, "warning") for text in warnings]
     if not (fold.is_finished or fold.is_running):
         lead.append(notice("This training has stopped before its end. The command that began it continues it."))
     return lead
@@ -497,8 +499,9 @@ def _chosen(fold: _Fold) -> Section | None:
     return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
 
 
-def _length_unit(fold: _Fold) -> str:
-    return str(((fold.validation or {}).get("units") or {}).get("length", "mm"))
+def _units(fold: _Fold) -> Units:
+    units = (fold.validation or {}).get("units")
+    return VOLUMES if units is None else from_jsonable(Units, units, "validation/summary.json: units")
 
 
 def _mean(trial: Mapping[str, Any], name: str) -> float | None:
@@ -516,7 +519,7 @@ def _calibration(value: Any) -> str:
 
 def _in_words(fold: _Fold, sampler: Mapping[str, Any]) -> str:
     try:
-        return SamplerSettings(**sampler).describe(_length_unit(fold))
+        return SamplerSettings(**sampler).describe(_units(fold).length)
     except (TypeError, ValueError):  # of another version
         return str(dict(sampler))
 

@@ -183,7 +183,7 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
             f"chosen for prediction (on the hold-out: Dice {mean.dice:.3f}, NLL {mean.nll:.4f}, energy score of the "
             f"samples {masks.energy:.3f}, lower is better):"
         )
-        for sentence in settings_in_words(settings, fold_units(run).length):
+        for sentence in settings_in_words(settings, fold_units(run)):
             run.log.say(f"  {sentence}")
     _finish(run, model, settings, choice)
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path
-from unisegdiff_pipeline.core.serialization import read_object, to_jsonable
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, to_jsonable
+from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.inference.settings import FILE_NAME as SETTINGS_NAME
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.inference.settings_words import settings_in_words
@@ -126,7 +127,7 @@ def _chosen_in_words(folder: Path) -> list[str]:
         return []
     scores = folder / "validation" / "summary.json"
     units = read_object(scores).get("units") if scores.is_file() else None
-    return settings_in_words(settings, str((units or {}).get("length", "mm")))
+    return settings_in_words(settings, VOLUMES if units is None else from_jsonable(Units, units, f"{scores}: units"))
 
 
 def _drop_half_line(path: Path) -> None:
