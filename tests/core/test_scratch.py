@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from concurrent.futures import CancelledError
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -80,3 +82,12 @@ def test_a_full_disk_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UsdError, match=r"no room for 2\.1 GB of temporary arrays \(No space left.*--max-memory"):
         Scratch(tmp_path, 0).empty((2100, 1000, 1000), np.uint8)
     assert not list(tmp_path.iterdir())
+
+
+def test_cancelled_work_ends_at_its_next_slab() -> None:
+    cancelled = Event()
+    scratch = Scratch(cancelled=cancelled)
+    scratch.release()
+    cancelled.set()
+    with pytest.raises(CancelledError):
+        scratch.copy(np.zeros((1, 2, 2, 2), np.float32))

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from unisegdiff_pipeline.core import files, scratch
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
+from unisegdiff_pipeline.inference import folder_run
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.predictor import Predictor
@@ -209,6 +212,34 @@ def test_any_error_of_one_case_is_named_and_the_others_finish(folders, monkeypat
     with pytest.raises(UsdError, match=f"(?s)1 case could not be predicted.*case0: {named}"):
         predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert (out / "case1.png").is_file()
+
+
+def test_an_interruption_ends_the_slabs_of_the_next_case(folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images, out = folders
+    preprocess = folder_run.preprocess_image
+    begun = threading.Event()
+    ended: list[type[BaseException]] = []
+
+    def endless(volume, plan, case_id, group, scratch):
+        if case_id == "case0":
+            return preprocess(volume, plan, case_id, group, scratch=scratch)
+        begun.set()
+        try:
+            while True:
+                scratch.release()
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    def interrupted(self, image, properties, **options):
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folder_run, "preprocess_image", endless)
+    monkeypatch.setattr(Predictor, "predict_preprocessed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
+    assert ended == [CancelledError]
 
 
 def test_an_image_that_kills_its_reader_costs_this_case_alone(folders, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ import mmap
 import os
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 
 import numpy as np
@@ -31,9 +33,13 @@ class Scratch:
     Args:
         folder: for temporary files, on a disk with room; None keeps every array in memory.
         memory_bytes: that all arrays in memory may take together.
+        cancelled: once it is set, `release` raises CancelledError, so that work on a thread ends at its next slab.
     """
 
-    def __init__(self, folder: Path | None = None, memory_bytes: float = math.inf) -> None:
+    def __init__(
+        self, folder: Path | None = None, memory_bytes: float = math.inf, cancelled: Event | None = None
+    ) -> None:
+        self._cancelled = cancelled
         self._folder = folder
         self._free_bytes = memory_bytes
         self._mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
@@ -106,7 +112,13 @@ class Scratch:
         return copy
 
     def release(self) -> None:
-        """Keep nothing of mapped arrays in memory; their values stay. Where the system cannot, nothing happens."""
+        """Keep nothing of mapped arrays in memory; their values stay. Where the system cannot, nothing happens.
+
+        Raises:
+            CancelledError: the work was cancelled.
+        """
+        if self._cancelled is not None and self._cancelled.is_set():
+            raise CancelledError
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapping in list(self._mapped):
                 mapping.madvise(mmap.MADV_DONTNEED)

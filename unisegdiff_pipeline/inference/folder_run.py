@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -153,6 +154,7 @@ class _FolderRun:
         self.num_samples, self.seed, self.budget = num_samples, seed, budget
         self.failures: dict[str, Exception] = {}
         self._warned = False
+        self._interrupted = Event()
         made_of = predictor.made_of(num_samples, seed, options.combine)
         self.owner = Owner(request_hash(made_of), str(predictor.model.folder.resolve()), made_of)
 
@@ -170,8 +172,14 @@ class _FolderRun:
         """Predict cases one after the other; failures of single cases are collected, and named by raise_failures."""
         if not cases:
             return
-        # The process ends first: a reader that waits for it would keep Ctrl-C waiting.
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, ReadingProcess() as images:
+        # What keeps the threads busy ends before they are waited for, or Ctrl-C would wait with them: the reading
+        # process, and the slabs of a case.
+        with (
+            ThreadPoolExecutor(1) as reader,
+            ThreadPoolExecutor(1) as writer,
+            ReadingProcess() as images,
+            self._noting_interruption(),
+        ):
             reading: Future[_Prepared] | None = reader.submit(self._prepare, cases[0], images)
             writing: tuple[str, Future[None]] | None = None
             for index in progress(range(len(cases)), len(cases), "predicting"):
@@ -200,6 +208,14 @@ class _FolderRun:
                 if not overlap:
                     reading = reader.submit(self._prepare, following[0], images) if following else None
             self._wait_for(writing)
+
+    @contextmanager
+    def _noting_interruption(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self._interrupted.set()
+            raise
 
     def _wait_for(self, writing: tuple[str, Future[None]] | None) -> None:
         if writing is not None:
@@ -235,7 +251,7 @@ class _FolderRun:
     def _prepare(self, case: RawCase, images: ReadingProcess) -> _Prepared:
         start = time.perf_counter()
         hashes = _input_hashes(case)
-        scratch = Scratch(self.output, self.budget.for_arrays())
+        scratch = Scratch(self.output, self.budget.for_arrays(), self._interrupted)
         channels = len(self.predictor.model.plans.channel_names)
         volume = images.read_image(case.image_paths, scratch.empty, num_channels=channels)
         scratch.release()
