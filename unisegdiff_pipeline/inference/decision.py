@@ -1,14 +1,14 @@
 """Which mask to commit to, given calibrated probabilities and several plausible masks.
 
-Cutting calibrated probabilities at 0.5 gives the mask with the fewest wrong voxels, not the one with the highest Dice:
-where an object is unsure as a whole, hardly any voxel reaches 0.5 although a smaller cut would overlap well whenever
-the object is there. The samples say how masks of this case may look, so that the Dice of any cut can be expected:
+Calibrated probabilities above 0.5 make the mask with the fewest wrong voxels, not the one with the highest Dice: where
+an object is unsure as a whole, hardly any voxel reaches 0.5 although a lower threshold would overlap well whenever the
+object is there. The samples say how masks of this case may look, so that the Dice of any threshold can be expected:
 
     t* = argmax_t  mean over samples s and classes c of  Dice({r_c > t}, s_c)
 
 with r_c the probability that decides the class. A sample in which a class is empty says nothing about its Dice (both
 empty = undefined, as in every score here) and is left out. For one class this is the plug-in rule of Lewis 1995 and
-Dembczynski et al. 2011 for F-measures, over the family of cuts.
+Dembczynski et al. 2011 for F-measures, over the family of thresholds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def decided_probabilities(
 
 
 def best_threshold(probabilities: Tensor, samples: Iterable[np.ndarray], scheme: LabelScheme) -> float:
-    """The cut of `THRESHOLDS` with the highest expected Dice; 0.5 where no sample holds anything.
+    """The threshold of `THRESHOLDS` with the highest expected Dice; 0.5 where no sample holds anything.
 
     Args:
         probabilities: (K, Z, Y, X), any float type.

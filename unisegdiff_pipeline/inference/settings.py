@@ -29,8 +29,8 @@ class InferenceSettings:
         calibration: of the segmenter's logits, for p_det.
         denoiser_calibration: the same for the denoiser's input, as in its training: the segmenter's when that began.
         segmenter_weight: w; final probability = w * p_det + (1 - w) * mean of the samples; 1 is the plain segmenter.
-        decision: how the final probability becomes a mask: "half" cuts it at 0.5 (or takes the likeliest class), "dice"
-            where the samples of the case promise the highest Dice (see `decision`).
+        decision: how the final probability becomes a mask: "half" thresholds it at 0.5 (or takes the likeliest class),
+            "dice" where the samples of the case promise the highest Dice (see `decision`).
         num_samples: masks drawn a case unless the user asks for another number.
         sampler: method, start, number of calls, end of the schedule, length of the field (see `SamplerSettings`).
         mask_sampler: samples the masks where `sampler`, which then makes the mean alone, is not the best to draw them.

@@ -85,12 +85,12 @@ class TiledCase:
     def det_logits(self, calibration: LogitCalibration = NO_CALIBRATION) -> Tensor:
         """The segmenter's logits, blended over the padded volume, (K, Z, Y, X) fp32 on the CPU; new at each call.
 
-        Logits are blended, as by nnU-Net, and not probabilities: so a temperature, which comes afterwards, changes no
+        Logits are blended, as by nnU-Net, and not probabilities: so a calibration, which comes afterwards, changes no
         decision where tiles disagree.
 
         Args:
-            temperature: that p_det is taken at; it says which tiles are likely to be sampled, and worth a place in the
-                cache.
+            calibration: that p_det is taken with; it says which tiles are likely to be sampled, and worth a place in
+                the cache.
         """
         return self._whole(calibration, probabilities=False)
 

@@ -37,7 +37,7 @@ FEWEST_FOR_CALIBRATION = 4
 
 @dataclass(frozen=True)
 class FittedCalibration:
-    """The temperature of p_det, and for each held-out case the one that cases of all other groups (patients) give.
+    """The calibration of p_det, and for each held-out case the one that cases of all other groups (patients) give.
 
     The latter make p_det on a held-out case what it will be on a new one.
     """
@@ -47,7 +47,7 @@ class FittedCalibration:
 
 
 def choose_calibration(held_out: HoldOut, model: StagedModel, cases: Sequence[str]) -> FittedCalibration:
-    """The temperatures of p_det with the least negative log-likelihood of whole held-out cases.
+    """The calibrations of p_det with the least negative log-likelihood of whole held-out cases.
 
     Of each case voxels near foreground and voxels elsewhere are drawn, and weighted by how many they stand for. With
     several annotators each counts. Fewer than FEWEST_FOR_CALIBRATION patients with objects leave it at 1.
@@ -92,10 +92,10 @@ def held_out_logits(
 def fit_calibrations(
     logits: Tensor, target: Tensor, weights: Tensor, coding: Coding, owners: Tensor, num_groups: int
 ) -> tuple[LogitCalibration, list[LogitCalibration]]:
-    """The likeliest of TEMPERATURES and CEILINGS for all voxels, and for those of all groups but each.
+    """The likeliest of DIVISORS and SOFT_CAPS for all voxels, and for those of all groups but each.
 
     Losses are sums over voxels, so one pass over them gives every group's part. A single group has no others, and
-    gets the temperature of all.
+    gets the calibration of all.
 
     Args:
         logits, target: (1, K, V).

@@ -116,7 +116,7 @@ def default_sampler(settings: InferenceSettings) -> SamplerSettings:
 
 
 def trajectory(sampler: SamplerSettings) -> SamplerSettings:
-    """The sampler up to its end: what is drawn and what is cut there come of the same calls."""
+    """The sampler up to its end: what is drawn there and what is thresholded come of the same calls."""
     if sampler.total_calls == 0:
         return sampler
     return replace(sampler, draw=False, correlation_length_mm=0.0, surface_length_mm=None)
@@ -158,8 +158,8 @@ def score_samplers(
 ) -> dict[SamplerSettings, list[float]]:
     """Energy scores of the masks of samplers that draw at their end, case by case.
 
-    The same calls also give the energy scores of cutting each sample at 0.5 instead of drawing its mask. Samples are
-    counted from `first_sample` on: others have other noise. `cases` says with which temperature each is predicted.
+    The same calls also give the energy scores of thresholding each sample at 0.5 instead of drawing its mask. Samples
+    are counted from `first_sample` on: others have other noise. `cases` says with which calibration each is predicted.
     """
     energies: dict[SamplerSettings, list[float]] = defaultdict(list)
     for case_id, calibration in cases.items():

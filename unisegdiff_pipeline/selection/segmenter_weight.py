@@ -86,7 +86,7 @@ def try_means(
 ) -> list[MeanTrial]:
     """Every segmenter weight and every threshold of the mean, for the samplers of `settings`, on held-out cases.
 
-    `cases` says with which temperature each is predicted.
+    `cases` says with which calibration each is predicted.
     """
     scheme, sampler = held_out.labels, settings.sampler
     weights = WEIGHTS if sampler.total_calls else (1.0,)  # without calls the samples' mean is p_det

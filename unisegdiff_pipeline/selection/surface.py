@@ -35,7 +35,6 @@ def try_surfaces(
     wide. That is asked of the places of the references, since a dozen cases tell it by several standard errors where
     they tell the scores of two lengths apart by one or two; no other length costs anything where it is not so.
     """
-
     tried = [drawing(sampler, sampler.correlation_length_mm, part) for part in parts]
     trials = score_surfaces(held_out, model, settings, tried[:1], cases)
     if trials[0].too_wide():

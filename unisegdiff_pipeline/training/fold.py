@@ -51,7 +51,7 @@ from unisegdiff_pipeline.training.time_budget import (
     fraction_s,
     measure_costs,
     phase_1_budget,
-    phase_1_share,
+    phase_1_fraction,
     phase_2_budget,
     time_left_s,
     within_budget,
@@ -146,7 +146,7 @@ def is_finished(folder: Path) -> bool:
 
 def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None) -> None:
     two_phases = issubclass(trainer, DiffusionTrainer)
-    fraction = phase_1_share(run, trainer)
+    fraction = phase_1_fraction(run, trainer)
     segmenter, facts = _phase_1(run, trainer, checkpoint, fraction)
     settings = InferenceSettings(
         lam_a=facts.lam_a,

@@ -91,7 +91,7 @@ class RunLog:
             temporary.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
 
     def refresh_report(self) -> None:
-        """Write report.html of a training that goes on, unless that would take more than REPORT_SHARE of its time."""
+        """Write report.html of a training that goes on, unless that would take more than REPORT_FRACTION of it."""
         if self._report_allowance.is_due:
             self._write_report(is_running=True)
 

@@ -50,7 +50,7 @@ class Allowance:
     """Keeps something that is done again and again within a fraction of the time: it is due when that has been earned.
 
     Args:
-        share: of the time; 0.01 lets what took a second be due again after 100 seconds.
+        fraction: of the time; 0.01 lets what took a second be due again after 100 seconds.
     """
 
     def __init__(self, fraction: float) -> None:

@@ -121,7 +121,7 @@ def _affordable(run: FoldRun, fraction: float, seconds_each: float, fewest: int)
 def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
     """Time the prediction of one held-out (or training) case, under a time budget only.
 
-    Of a case of many tiles one is timed, and the whole case only where that surely fits into MEASURING_SHARE of the
+    Of a case of many tiles one is timed, and the whole case only where that surely fits into MEASURING_FRACTION of the
     budget; else every tile is taken to be sampled. With untrained weights that is so, since everything is foreground to
     them.
     """
@@ -209,7 +209,7 @@ def phase_1_budget(run: FoldRun, fraction: float, start_s: float | None = None) 
 
     Args:
         run: the fold.
-        share: of both phases together.
+        fraction: of both phases together.
         start_s: when phase 1 began, which may have been in an earlier session; None: it begins now.
     """
     total = _total_iterations(run)
@@ -239,8 +239,8 @@ def phase_1_budget(run: FoldRun, fraction: float, start_s: float | None = None) 
 def within_budget(run: FoldRun, costs: Costs, start_s: float) -> Costs:
     """The costs with the widest search that time allows; `start_s` is when phase 2 began.
 
-    Choosing and the final validation are to take at most LARGEST_FINAL_SHARE of the time budget and to leave phase 2 at
-    least LEAST_PHASE_2_SHARE of it: samplers of several calls are of no use to networks that had no time to learn.
+    Choosing and the final validation are to take at most LARGEST_FINAL_FRACTION of the time budget and to leave phase 2
+    at least LEAST_PHASE_2_FRACTION of it: samplers of several calls are no use to networks that had no time to learn.
     """
     if run.request.max_time_s is None:
         return costs
@@ -285,14 +285,14 @@ def phase_iterations(run: FoldRun, trainer: type[Trainer]) -> tuple[int, int] | 
     total = _total_iterations(run)
     if total is None:
         return None
-    fraction = phase_1_share(run, trainer)
+    fraction = phase_1_fraction(run, trainer)
     _require_both(total, fraction)
     first = _phase_1_iterations(total, fraction)
     return first, total - first
 
 
-def phase_1_share(run: FoldRun, trainer: type[Trainer]) -> float:
-    """Share of phase 1 of both phases: all of it for a segmenter, nothing where another training's is taken over."""
+def phase_1_fraction(run: FoldRun, trainer: type[Trainer]) -> float:
+    """What phase 1 takes of both phases: all of it for a segmenter, nothing where another training's is taken over."""
     if not issubclass(trainer, DiffusionTrainer):
         return 1.0
     return run.configuration.training.phase_1_share if run.request.phase_1_from is None else 0.0

@@ -111,7 +111,7 @@ def inner_holdout(
     Args:
         train: the training cases.
         groups: group of each case; a case that is not named is its own group.
-        share: part of the groups to hold out, at least one group.
+        fraction: of the groups to hold out, at least one group.
         seed: chooses them.
         volumes: foreground volume of each case; the groups held out are then spread over the range of volumes.
 
