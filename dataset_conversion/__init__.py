@@ -13,17 +13,26 @@ from pathlib import Path
 
 from dataset_conversion import (
     amd_sd,
+    atlas,
+    autopet,
     bids,
+    brats,
     busi,
     covid_ct,
     ebhi,
+    emidec,
     figshare_brain,
     folder,
     glas,
     isic2018,
+    isles2022,
+    kits23,
+    lits,
+    mr_ms,
     msd,
     ph2,
     polyp,
+    uls23,
 )
 from dataset_conversion.finding import Finder, Request
 from dataset_conversion.raw_writer import write_raw_dataset
@@ -70,6 +79,16 @@ CONVERTERS: dict[str, Converter] = {
     "isic2018": Converter(isic2018.find, ("SRC",), "skin lesions; SRC holds ISIC2018_Task1-2_Training_Input and so on"),
     "ph2": Converter(ph2.find, ("SRC",), "skin lesions; SRC holds IMD002 and so on"),
     "glas": Converter(glas.find, ("SRC",), "glands of the colon; SRC holds Warwick_QU_Dataset"),
+    "brats2021": Converter(brats.find_2021, ("SRC",), "glioma in MR; SRC holds BraTS2021_00000 and so on"),
+    "brats2023": Converter(brats.find_2023, ("SRC",), "glioma in MR; SRC holds BraTS-GLI-00000-000 and so on"),
+    "atlas": Converter(atlas.find, ("SRC",), "chronic stroke in T1; SRC holds ATLAS_2"),
+    "isles2022": Converter(isles2022.find, ("SRC",), "acute stroke in DWI and ADC; SRC holds ISLES-2022"),
+    "emidec": Converter(emidec.find, ("SRC",), "myocardial infarction; SRC holds Case_P001 and so on"),
+    "kits23": Converter(kits23.find, ("SRC",), "kidney tumours in CT; SRC holds case_00000 and so on"),
+    "lits": Converter(lits.find, ("SRC",), "liver tumours in CT; SRC holds volume-0.nii, segmentation-0.nii and so on"),
+    "autopet": Converter(autopet.find, ("SRC",), "whole-body PET/CT; SRC holds FDG-PET-CT-Lesions"),
+    "uls23": Converter(uls23.find, ("SRC",), "lesions in CT; SRC holds sets of images and labels"),
+    "mr_ms": Converter(mr_ms.find, ("SRC",), "3D-MR-MS, multiple sclerosis; SRC holds patient01 and so on"),
     "msd": Converter(msd.find, ("TaskXX_Name",), "a task of the Medical Segmentation Decathlon"),
 }
 

@@ -96,6 +96,12 @@ def pairs(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, tu
     return {name: (path, masks[name]) for name, path in images.items()}
 
 
+def volume(folder: Path, stem: str) -> Path:
+    """The NIfTI file of that stem in a folder, compressed or not; where there is none, the name that is expected."""
+    plain = folder / f"{stem}.nii"
+    return plain if plain.is_file() else folder / f"{stem}.nii.gz"
+
+
 def unique(found: Iterable[tuple[str, Path]], source: Path, what: str) -> dict[str, Path]:
     """Name -> file, in the order of their numbers.
 

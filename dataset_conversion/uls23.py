@@ -1,0 +1,51 @@
+"""ULS23, lesions in CT, each in a cube around it (de Grauw et al. 2025, Medical Image Analysis).
+
+Published as ULS23/{novel_data,processed_data}/.../SET/{images,labels}/ with files of the same names, such as
+ULS23_DeepLesion3D/labels/000010_02_02_100_lesion_01.nii.gz: in that set the first number is the patient's.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dataset_conversion.finding import Request, images_in, pairs
+from dataset_conversion.raw_writer import Case, Conversion, Origin
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS
+
+_ORIGIN = Origin(
+    "ULS23, Universal Lesion Segmentation Challenge",
+    "https://uls23.grand-challenge.org",
+    "CC BY-NC-SA 4.0; parts have their own terms",
+    "de Grauw et al. 2025, Medical Image Analysis",
+)
+
+
+def find(request: Request) -> Conversion:
+    """See the module; all sets below the source are taken, lesions of one scan or patient form a group."""
+    (source,) = request.sources
+    folders = sorted(path.parent for path in source.rglob("labels") if (path.parent / "images").is_dir())
+    if not folders:
+        raise UsdError(f"{source} holds no folder with images and labels in it; name the folder of ULS23.")
+    cases: list[Case] = []
+    for folder in folders:
+        images = images_in(folder / "images", NIFTI_ENDINGS)
+        by_name = {re.sub(r"_0000$", "", stem): path for stem, path in images.items()}
+        for name, (image, mask) in pairs(by_name, images_in(folder / "labels", NIFTI_ENDINGS)).items():
+            cases.append(Case(f"{folder.name}_{name}", (image,), (mask,), group=_group(folder, name)))
+    return Conversion(
+        number=219,
+        name="ULS23",
+        channels=("CT",),
+        labels={"background": 0, "lesion": 1},
+        file_ending=".nii.gz",
+        cases=tuple(cases),
+        origin=_ORIGIN,
+    )
+
+
+def _group(folder: Path, name: str) -> str:
+    if "DeepLesion" in folder.name:
+        return f"DeepLesion_{name.split('_')[0]}"
+    return f"{folder.name}_{re.sub(r'_lesion_?[0-9]+$', '', name)}"
