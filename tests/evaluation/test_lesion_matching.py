@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist
 from skimage import measure
 
 from unisegdiff_pipeline.core.components import find_components
+from unisegdiff_pipeline.core.units import units_of
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, Pairs, find_overlaps, match_lesions
 
 SPACING = (3.0, 0.8, 1.1)
@@ -217,6 +218,7 @@ def test_wrong_rules_are_refused(wrong: dict[str, object], message: str) -> None
 def test_rules_say_what_they_do() -> None:
     assert "26-connected, 8 in 2D" in MatchingRule().describe()
     assert "share a voxel, any number of times" in MatchingRule(threshold=0.5).describe()
+    assert "share a pixel, any" in MatchingRule(threshold=0.5).describe(units_of(is_2d=True, spacing_known=True))
     text = MatchingRule("iou", 0.25, one_to_one=True, connectivity=6).describe()
     assert "IoU is at least 0.25" in text
     assert "one-to-one" in text

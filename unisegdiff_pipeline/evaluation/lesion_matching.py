@@ -63,7 +63,7 @@ class MatchingRule:
     def describe(self, units: Units = VOLUMES) -> str:
         """The rule in words, for settings and reports; distances are in these units."""
         criterion = {
-            "overlap": "they share a voxel",
+            "overlap": f"they share a {units.element}",
             "iou": f"their IoU is at least {self.threshold:g}",
             "dilated": f"they come within {units.length_text(self.dilation_mm)} of each other",
         }[self.criterion]
