@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import weakref
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,29 @@ def test_any_error_of_one_case_is_named_and_the_others_finish(folders, monkeypat
     with pytest.raises(UsdError, match=f"(?s)1 case could not be predicted.*case0: {named}"):
         predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert (out / "case1.png").is_file()
+
+
+def test_a_case_that_failed_takes_no_memory_while_the_next_ones_are_read(folders, monkeypatch) -> None:
+    model, images, out = folders
+    monkeypatch.setattr(folder_run, "available_memory_gb", lambda: 0.0)  # one case after the other
+    preprocess = folder_run.preprocess_image
+    made: list[weakref.ref[np.ndarray]] = []
+    held: list[int] = []
+
+    def remembered(*arguments, **options):
+        held.append(sum(array() is not None for array in made))
+        prepared, properties = preprocess(*arguments, **options)
+        made.append(weakref.ref(prepared))
+        return prepared, properties
+
+    def fails(self, image, properties, **options):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(folder_run, "preprocess_image", remembered)
+    monkeypatch.setattr(Predictor, "predict_preprocessed", fails)
+    with pytest.raises(UsdError, match=r"2 cases could not be predicted"):
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
+    assert held == [0, 0]
 
 
 def test_an_interruption_ends_the_slabs_of_the_next_case(folders, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ class _FolderRun:
     ) -> None:
         self.predictor, self.output, self.options = predictor, output, options
         self.num_samples, self.seed, self.budget = num_samples, seed, budget
-        self.failures: dict[str, Exception] = {}
+        self.failures: dict[str, str] = {}  # in words: the error itself would hold the arrays of its case
         self._warned = False
         self._interrupted = Event()
         made_of = predictor.made_of(num_samples, seed, options.combine)
@@ -194,14 +194,13 @@ class _FolderRun:
                     if not overlap:
                         images.close()  # its memory is the network's; for the next case it starts anew
                     reading = reader.submit(self._prepare, following[0], images) if following and overlap else None
-                    if prepared.image.nbytes > LARGE_BYTES:
-                        return_freed_memory()
-                    found = self._compute(prepared)
-                    if prepared.image.nbytes > LARGE_BYTES:
-                        return_freed_memory()
-                    self._wait_for(writing)
-                    writing = case.case_id, writer.submit(self._write, prepared, found)
-                    del prepared, found
+                    try:
+                        found = self._compute(prepared)
+                        self._wait_for(writing)
+                        writing = case.case_id, writer.submit(self._write, prepared, found)
+                        del found
+                    finally:
+                        del prepared  # of a case that fails, too: the next one needs its memory
                     if not overlap:
                         self._wait_for(writing)
                         writing = None
@@ -231,20 +230,20 @@ class _FolderRun:
         except Exception as error:
             if is_full_disk(error) or isinstance(error, FolderTakenError):
                 raise
-            self.failures[case_id] = error
+            self.failures[case_id] = describe_failure(error)
 
     def write_tables(self, seconds: float) -> None:
         """Write lesions.csv, volumes.csv and manifest.json over all finished cases, those of earlier runs included."""
         require_own(self.output, self.owner)
         manifest = manifest_of(self.owner, str(self.predictor.device), self.options.file_ending)
         manifest["seconds_of_last_run"] = round(seconds, 3)
-        manifest["failed"] = {case_id: describe_failure(error) for case_id, error in self.failures.items()}
+        manifest["failed"] = self.failures
         write_summary(self.output, manifest)
 
     def raise_failures(self) -> None:
         """Name all cases that failed, if any did."""
         if self.failures:
-            lines = [f"{case_id}: {describe_failure(error)}" for case_id, error in self.failures.items()]
+            lines = [f"{case_id}: {failure}" for case_id, failure in self.failures.items()]
             number = counted(len(self.failures), "case")
             raise UsdError("\n".join([f"{number} could not be predicted, the others are done.", *lines]))
 
@@ -278,7 +277,9 @@ class _FolderRun:
             )
 
     def _compute(self, prepared: _Prepared) -> EnsemblePrediction:
-        start = time.perf_counter()
+        start, large = time.perf_counter(), prepared.image.nbytes > LARGE_BYTES
+        if large:
+            return_freed_memory()
         try:
             result = self.predictor.predict_preprocessed(
                 prepared.image,
@@ -293,6 +294,8 @@ class _FolderRun:
                 f"memory of {self.predictor.device} ran out at case {prepared.case.case_id} "
                 f"(shape {prepared.properties.shape} on the plan's grid); use --device cpu, or a GPU with more memory."
             ) from error
+        if large:
+            return_freed_memory()
         prepared.seconds["network"] = time.perf_counter() - start
         prepared.seconds["segmenter"] = result.facts.seconds_segmenter
         prepared.seconds["samples"] = result.facts.seconds_samples
