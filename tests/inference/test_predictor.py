@@ -455,6 +455,14 @@ def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
         loaded.predict(np.ones((2, 20, 20)), (1, 1))
 
 
+def test_a_decision_or_a_number_of_samples_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    model = make_model(tmp_path, 2)
+    with pytest.raises(ValueError, match="decision is 'dize'; allowed are half, dice"):
+        Predictor(model, device="cpu", decision="dize")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_samples is -1; allowed is 0 or more"):
+        predict(np.ones((1, 20, 20)), model, num_samples=-1)
+
+
 def test_large_cases_are_done_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_run, "available_memory_gb", lambda: 0.0)
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"

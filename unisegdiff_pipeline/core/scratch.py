@@ -10,6 +10,7 @@ import contextlib
 import math
 import mmap
 import os
+import shutil
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
@@ -74,6 +75,13 @@ class Scratch:
     def has_folder(self) -> bool:
         """Whether arrays may live on a disk."""
         return self._folder is not None
+
+    def free_disk_bytes(self) -> int:
+        """What is free on the disk of the folder now; 0 without a folder."""
+        if self._folder is None:
+            return 0
+        folder = self._folder.absolute()
+        return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
     def on_disk(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> np.ndarray:
         """An array in a temporary file, whatever room there is in memory; its values are not set.

@@ -16,6 +16,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.networks.denoiser import Condition
 
+DISK_FRACTION = 0.5  # of what is free there; arrays and masks need the rest, and have no other place
 BLOCK_BYTES = 1 << 26  # allocated at once, for many tiles: single ones would leave holes between what else is computed
 ALIGNMENT = 64
 
@@ -25,12 +26,14 @@ class ConditionStore:
 
     Args:
         memory_bytes: that those in memory may take, on the device that they are computed on.
-        scratch: of the files for all others; None, or one without a folder, keeps no more than memory holds.
+        scratch: of the files for others, as far as the disk has room to spare; None, or one without a folder, keeps no
+            more than memory holds.
     """
 
     def __init__(self, memory_bytes: float, scratch: Scratch | None) -> None:
         self._free_bytes = memory_bytes
         self._scratch = scratch if scratch is not None and scratch.has_folder else None
+        self._free_disk_bytes = 0.0 if self._scratch is None else DISK_FRACTION * self._scratch.free_disk_bytes()
         self._kept: dict[int, tuple[Condition, Tensor]] = {}  # with its place
         self._free_places: list[Tensor] = []
 
@@ -65,11 +68,13 @@ class ConditionStore:
         if count:
             self._free_bytes -= count * size
             return [*torch.empty((count, size), dtype=torch.uint8, device=condition.det_logits.device)]
-        if self._scratch is None:
+        count = max(1, BLOCK_BYTES // size)
+        if self._scratch is None or count * size > self._free_disk_bytes:
             return []
+        self._free_disk_bytes -= count * size
         try:
-            return [*torch.from_numpy(self._scratch.on_disk((max(1, BLOCK_BYTES // size), size), np.uint8))]
-        except UsdError:  # a full disk: what cannot be kept is computed again
+            return [*torch.from_numpy(self._scratch.on_disk((count, size), np.uint8))]
+        except UsdError:  # others have filled the disk: what cannot be kept is computed again
             self._scratch = None
             return []
 

@@ -77,6 +77,7 @@ def predict_folder(request: PredictRequest) -> int:
         UsdError: no such model or input; nothing to combine or to split; the output cannot be written into, or holds
             other predictions, or another process predicts the same part into it; a full disk; or cases that failed,
             named after all others have been finished.
+        ValueError: a rule, a decision or a number of samples that there is not.
     """
     with torch_threads(max(1, min(torch.get_num_threads(), usable_cores()))):
         return _predict_folder(request)

@@ -37,7 +37,7 @@ from unisegdiff_pipeline.inference.model_folder import (
 )
 from unisegdiff_pipeline.inference.origin import Origin
 from unisegdiff_pipeline.inference.prediction import Prediction
-from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
+from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, sample_case
@@ -71,6 +71,7 @@ class Predictor:
 
     Raises:
         UsdError: no such model or fold, damaged weights, or a device that is not there.
+        ValueError: another decision.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class Predictor:
         mirror: bool = False,
         decision: Decision | None = None,
     ) -> None:
+        if decision is not None and decision not in DECISIONS:
+            raise ValueError(f"decision is {decision!r}; allowed are {', '.join(DECISIONS)}, or None for the model's")
         self.model: ModelFolder = open_model_folder(Path(model_folder))
         self.folds = choose_folds(self.model, folds)
         self.device = resolve_device(device)
@@ -98,7 +101,13 @@ class Predictor:
         return self.model.plans.labels
 
     def num_samples(self, wanted: int | None) -> int:
-        """Samples that will be drawn a case: those asked for, else the settings'; 0 where no fold has a denoiser."""
+        """Samples that will be drawn a case: those asked for, else the settings'; 0 where no fold has a denoiser.
+
+        Raises:
+            ValueError: fewer than 0 are asked for.
+        """
+        if wanted is not None and wanted < 0:
+            raise ValueError(f"num_samples is {wanted}; allowed is 0 or more, or None for the model's number")
         if not any(can_sample(network, settings) for network, settings in self.networks):
             return 0
         return self.networks[0][1].num_samples if wanted is None else wanted

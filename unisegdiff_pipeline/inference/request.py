@@ -42,7 +42,7 @@ class PredictRequest:
         num_parts, part_id: of the sorted cases this run takes every `num_parts`-th, beginning with `part_id`.
 
     Raises:
-        UsdError: `part_id` is none of the parts.
+        UsdError: no part at all, or `part_id` is none of the parts.
     """
 
     source: Path | Sequence[Path]
@@ -65,6 +65,8 @@ class PredictRequest:
     part_id: int = 0
 
     def __post_init__(self) -> None:
+        if self.num_parts < 1:
+            raise UsdError(f"num_parts is {self.num_parts}; allowed is 1 or more.")
         if not 0 <= self.part_id < self.num_parts:
             raise UsdError(
                 f"part_id is {self.part_id} of {self.num_parts} parts; allowed is 0 to {self.num_parts - 1}."
