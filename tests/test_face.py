@@ -255,6 +255,23 @@ def test_two_arrays_are_scored_as_two_folders_are(tmp_path: Path) -> None:
     assert (output / "metrics.csv").is_file()
 
 
+def test_folders_are_scored_on_a_subset_beside_another_run(tmp_path: Path) -> None:
+    mask, empty = np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4), np.uint8)
+    mask[0, 1:3, 1:3] = 1
+    for name, array in (("reference/a", mask), ("reference/b", mask), ("mine/a", mask), ("other/a", empty)):
+        write_labels_of(tmp_path / f"{name}.nii.gz", array)
+    (tmp_path / "patients.csv").write_text("case,group\na,x\n")
+    options = usd.EvaluationOptions(
+        subset=True, against=(str(tmp_path / "other"),), groups=str(tmp_path / "patients.csv"), workers=0
+    )
+    found = usd.evaluate(tmp_path / "reference", tmp_path / "mine", labels=[1], options=options)
+    assert ([case.group for case in found.cases], found.not_predicted) == (["x"], ("b",))
+    assert [run.name for run in found.report.ranking] == ["mine", "other"]
+    missing = usd.EvaluationOptions(raters=tmp_path / "nobody")
+    with pytest.raises(usd.UsdError, match=r"raters is .*nobody, which is no folder"):
+        usd.evaluate(tmp_path / "reference", tmp_path / "mine", labels=[1], options=missing)
+
+
 def write_labels_of(path: Path, array: np.ndarray) -> None:
     from unisegdiff_pipeline.io.images import write_labels
 

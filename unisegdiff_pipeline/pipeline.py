@@ -419,7 +419,8 @@ def evaluate(
         labels: values to score, a class each; by default all that occur in arrays, and those of dataset.json.
         dataset_json: what the labels of folders mean; by default it is looked for in and above them.
         output: folder where metrics.csv, lesion_scores.csv and summary.json of folders are written; none by default.
-        options: tolerances of surface Dice, rule that matches lesions, and the like.
+        options: tolerances of surface Dice, rule that matches lesions; of folders what else is scored, a subset of
+            the cases, other predictions to compare with, and the like.
         on_progress: called with a `Progress` after each case of folders.
 
     Returns:
@@ -430,6 +431,7 @@ def evaluate(
         UsdError: naming missing cases, files on another grid, or unknown label values.
         ValueError: arrays that do not fit together.
     """
+    from unisegdiff_pipeline.core.files import require_writable
     from unisegdiff_pipeline.evaluation.evaluate import evaluate_arrays, evaluate_folders
     from unisegdiff_pipeline.evaluation.meaning import find_meaning
 
@@ -437,13 +439,10 @@ def evaluate(
         return evaluate_arrays(np.asarray(reference), np.asarray(prediction), spacing_mm, labels, options)
     references, predictions = Path(reference), Path(prediction)
     meaning = find_meaning(references, predictions, None if dataset_json is None else Path(dataset_json), labels)
+    if output is not None:
+        require_writable(Path(output))
     with telling(on_progress):
-        evaluation = evaluate_folders(
-            references,
-            predictions,
-            meaning,
-            options=options,
-        )
+        evaluation = evaluate_folders(references, predictions, meaning, options)
     if output is not None:
         evaluation.write(Path(output))
     return evaluation

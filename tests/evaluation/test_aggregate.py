@@ -25,7 +25,7 @@ from unisegdiff_pipeline.io.images import write_labels
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 TWO = LabelScheme(("a", "b"), ((1,), (2,)), "softmax", (1, 2))
 GEOMETRY = Geometry((10.0, 10.0, 10.0))  # 1 ml a voxel
-OPTIONS = EvaluationOptions(resamples=200)
+OPTIONS = EvaluationOptions(resamples=200, workers=0)
 
 
 def write(folder: Path, case: str, text: str) -> None:
@@ -39,7 +39,7 @@ def evaluate(
         write(root / "labelsTs", case, reference)
         write(root / "pred", case, predicted)
     chosen = dataclasses.replace(OPTIONS, **options)  # type: ignore[arg-type]
-    return evaluate_folders(root / "labelsTs", root / "pred", Meaning(scheme), workers=0, options=chosen)
+    return evaluate_folders(root / "labelsTs", root / "pred", Meaning(scheme), chosen)
 
 
 CASES = {
@@ -147,9 +147,7 @@ def test_other_runs_on_the_same_cases(tmp_path: Path) -> None:
     for case, (reference, _) in CASES.items():
         write(tmp_path / "best", case, reference)
         write(tmp_path / "none", case, "0000000")
-    evaluate(tmp_path, CASES)
-    runs = [tmp_path / "best", tmp_path / "none"]
-    evaluation = evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), workers=0, against=runs)
+    evaluation = evaluate(tmp_path, CASES, against=(tmp_path / "best", tmp_path / "none"))
     report = evaluation.report
     assert [run.name for run in report.ranking] == ["best", "pred", "none"]
     assert [run.mean_rank for run in report.ranking] == [1, 2, 3]
@@ -171,11 +169,8 @@ def test_other_runs_on_the_same_cases(tmp_path: Path) -> None:
 
 def test_a_run_that_lacks_a_case_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "other", "one", "1100000")
-    evaluate(tmp_path, CASES)
     with pytest.raises(UsdError, match=r"--against .*other lacks predictions of 3 of 4 case\(s\): four, three, two"):
-        evaluate_folders(
-            tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), workers=0, against=[tmp_path / "other"]
-        )
+        evaluate(tmp_path, CASES, against=(tmp_path / "other",))
 
 
 def test_a_run_with_more_cases_is_compared_on_those_that_are_scored(tmp_path: Path) -> None:
@@ -184,10 +179,8 @@ def test_a_run_with_more_cases_is_compared_on_those_that_are_scored(tmp_path: Pa
     evaluate(tmp_path, CASES)
     (tmp_path / "pred" / "two.nii.gz").unlink()
     (tmp_path / "pred" / "three.nii.gz").unlink()
-    runs = [tmp_path / "more"]
-    evaluation = evaluate_folders(
-        tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), workers=0, subset=True, against=runs
-    )
+    options = EvaluationOptions(subset=True, against=(tmp_path / "more",), workers=0)
+    evaluation = evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), options)
     assert [case.overlap.case_id for case in evaluation.cases] == ["one"]  # "four" is in pred only
     assert evaluation.not_predicted == ("four", "three", "two")
     assert {run.num_cases for run in evaluation.report.ranking} == {1}
@@ -197,19 +190,15 @@ def test_a_subset_without_a_common_case_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "other", "two", "1100000")
     evaluate(tmp_path, CASES)
     (tmp_path / "pred" / "two.nii.gz").unlink()
-    runs = [tmp_path / "other"]
+    options = EvaluationOptions(subset=True, against=(tmp_path / "other",), workers=0)
     with pytest.raises(UsdError, match="pred, other have no case in common"):
-        evaluate_folders(
-            tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), workers=0, subset=True, against=runs
-        )
+        evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), options)
 
 
 def test_runs_of_equal_folder_names_are_told_apart(tmp_path: Path) -> None:
-    evaluate(tmp_path, CASES)
     for case, (reference, _) in CASES.items():
         write(tmp_path / "x" / "pred", case, reference)
-    runs = [tmp_path / "x" / "pred"]
-    evaluation = evaluate_folders(tmp_path / "labelsTs", tmp_path / "pred", Meaning(BINARY), workers=0, against=runs)
+    evaluation = evaluate(tmp_path, CASES, against=(tmp_path / "x" / "pred",))
     assert {run.name for run in evaluation.report.ranking} == {f"{tmp_path.name}/pred", "x/pred"}
 
 

@@ -17,6 +17,7 @@ from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders, run_names
 from unisegdiff_pipeline.evaluation.meaning import Meaning
+from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.overview import evaluation_table
 from unisegdiff_pipeline.io.images import write_labels
 
@@ -119,7 +120,7 @@ def test_missing_predictions_are_an_error_unless_a_subset_is_wanted(folders: tup
     (prediction / "case_2.nii.gz").unlink()
     with pytest.raises(UsdError, match=r"case_2.*--subset"):
         evaluate_folders(reference, prediction, Meaning(BINARY))
-    evaluation = evaluate_folders(reference, prediction, Meaning(BINARY), subset=True)
+    evaluation = evaluate_folders(reference, prediction, Meaning(BINARY), EvaluationOptions(subset=True))
     assert evaluation.not_predicted == ("case_2",)
     assert len(evaluation.cases) == 1
 
@@ -128,7 +129,7 @@ def test_prediction_without_reference_is_an_error(folders: tuple[Path, Path]) ->
     reference, prediction = folders
     (reference / "case_2.nii.gz").unlink()
     with pytest.raises(UsdError, match=r"no reference in .*: case_2"):
-        evaluate_folders(reference, prediction, Meaning(BINARY), subset=True)
+        evaluate_folders(reference, prediction, Meaning(BINARY), EvaluationOptions(subset=True))
 
 
 def test_unknown_label_value_is_named_with_its_file(folders: tuple[Path, Path]) -> None:
@@ -147,7 +148,8 @@ def test_empty_folder(tmp_path: Path, folders: tuple[Path, Path]) -> None:
 def test_the_same_bytes_with_processes(folders: tuple[Path, Path], tmp_path: Path) -> None:
     written = []
     for workers in (0, 2):
-        files = evaluate_folders(*folders, Meaning(BINARY), workers=workers).write(tmp_path / str(workers))
+        evaluation = evaluate_folders(*folders, Meaning(BINARY), EvaluationOptions(workers=workers))
+        files = evaluation.write(tmp_path / str(workers))
         written.append([path.read_bytes() for path in (files.metrics, files.lesions, files.summary)])
     assert written[0] == written[1]
 

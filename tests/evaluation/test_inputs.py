@@ -8,6 +8,7 @@ import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs, collect_inputs, discover_folders
+from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 
 
 def touch(*paths: Path) -> None:
@@ -25,7 +26,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def cases(folders: tuple[Path, Path], subset: bool = False, **given: Path) -> tuple[CaseInputs, ...]:
-    return collect_inputs(discover_folders(*folders, **given), subset=subset).cases
+    return collect_inputs(discover_folders(*folders, EvaluationOptions(**given)), subset=subset).cases
 
 
 def test_everything_in_its_usual_place(folders: tuple[Path, Path]) -> None:

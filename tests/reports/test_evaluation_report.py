@@ -31,7 +31,7 @@ from unisegdiff_pipeline.reports.figures import SERIES
 LESION = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 NESTED = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
 PHONE = (390, 844)
-OPTIONS = EvaluationOptions(resamples=50)
+OPTIONS = EvaluationOptions(resamples=50, workers=0)
 
 
 def make_predictions(labels: Path, output: Path, seed: int = 0, extras: bool = True, limit: int | None = None) -> Path:
@@ -59,7 +59,8 @@ def make_predictions(labels: Path, output: Path, seed: int = 0, extras: bool = T
 
 
 def evaluated(labels: Path, predictions: Path, spacing_known: bool = True, **more: object) -> Evaluation:
-    return evaluate_folders(labels, predictions, Meaning(LESION, spacing_known), workers=0, options=OPTIONS, **more)  # type: ignore[arg-type]
+    options = dataclasses.replace(OPTIONS, **more)  # type: ignore[arg-type]
+    return evaluate_folders(labels, predictions, Meaning(LESION, spacing_known), options)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def flat(phantom_2d: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ev
     folder = tmp_path_factory.mktemp("flat")
     labels, predictions = phantom_2d / "labelsTr", make_predictions(phantom_2d / "labelsTr", folder / "run")
     other = make_predictions(labels, folder / "other <run>", seed=1, extras=False)
-    evaluation = evaluated(labels, predictions, spacing_known=False, against=[other])
+    evaluation = evaluated(labels, predictions, spacing_known=False, against=(other,))
     evaluation.write(folder / "out")
     write_evaluation_report(folder / "out", evaluation)
     return evaluation, folder / "out"
@@ -191,7 +192,7 @@ def test_several_classes_have_a_panel_for_each_side(phantom_2d: Path, tmp_path: 
         mask = labels.array[0].copy()
         mask[:, ::2][mask[:, ::2] > 0] = 2
         write_labels(references / path.name, mask, labels.geometry)
-    evaluation = evaluate_folders(references, references, Meaning(NESTED), workers=0, options=OPTIONS)
+    evaluation = evaluate_folders(references, references, Meaning(NESTED), OPTIONS)
     text = write_evaluation_report(tmp_path / "out", evaluation).read_text(encoding="utf-8")
     assert "<figcaption>Reference</figcaption>" in text
     assert "mean of classes" in text

@@ -180,16 +180,14 @@ def _predict(args: argparse.Namespace, raw: RawDataset, model: Path, predictions
 
 
 def _evaluate(raw: RawDataset, predictions: Path) -> DemoResult:
+    from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.demo.report import DemoResult, score_truth
-    from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
-    from unisegdiff_pipeline.evaluation.meaning import Meaning
     from unisegdiff_pipeline.evaluation.overview import evaluation_table
     from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
 
-    labels = raw.description.labels
-    evaluation = evaluate_folders(raw.folder / "labelsTs", predictions, Meaning(labels, spacing_known=False))
-    evaluation.write(predictions / "evaluation")
-    write_evaluation_report(predictions / "evaluation", evaluation)
+    scores, dataset_json = predictions / "evaluation", raw.folder / "dataset.json"
+    evaluation = pipeline.evaluate(raw.folder / "labelsTs", predictions, dataset_json=dataset_json, output=scores)
+    write_evaluation_report(scores, evaluation)
     say(evaluation_table(evaluation.report))
     return DemoResult(evaluation.summary, score_truth(raw, [case.case_id for case in evaluation.cases]))
 

@@ -143,40 +143,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: Namespace) -> None:
-    from unisegdiff_pipeline.core.files import require_writable
-    from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
-    from unisegdiff_pipeline.evaluation.inputs import discover_folders
-    from unisegdiff_pipeline.evaluation.meaning import find_meaning
+    from unisegdiff_pipeline import pipeline
+    from unisegdiff_pipeline.evaluation.evaluate import WrittenFiles
     from unisegdiff_pipeline.evaluation.options import EvaluationOptions
     from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table
 
     folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent) / "evaluation"
-    meaning = find_meaning(args.reference, args.prediction, args.dataset_json, args.labels)
-    names = ("probabilities", "samples", "raters", "uncertainty", "groups")
-    folders = discover_folders(args.reference, args.prediction, **{name: getattr(args, name) for name in names})
     options = EvaluationOptions(
         tolerances_mm=tuple(sorted(set(args.tolerance_mm))),
         rule=_matching_rule(args),
         strata_edges_ml=None if args.strata_ml is None else tuple(sorted(set(args.strata_ml))),
         resamples=args.bootstrap,
         seed=args.seed,
+        subset=args.subset,
+        against=tuple(args.against),
+        probabilities=args.probabilities,
+        samples=args.samples,
+        raters=args.raters,
+        uncertainty=args.uncertainty,
+        groups=args.groups,
+        workers=args.workers,
     )
-    require_writable(folder)
-    evaluation = evaluate_folders(
+    evaluation = pipeline.evaluate(
         args.reference,
         args.prediction,
-        meaning,
-        subset=args.subset,
-        workers=args.workers,
-        folders=folders,
+        labels=args.labels,
+        dataset_json=args.dataset_json,
+        output=folder,
         options=options,
-        against=args.against,
     )
-    files = evaluation.write(folder)
     say(evaluation_table(evaluation.report))
     if args.against:
         say(f"\n{comparison_table(evaluation.report)}")
     say(f"\n{_what_was_scored(evaluation)}")
+    files = WrittenFiles.of(folder)
     say(f"Scores per case: {files.metrics}\nLesions: {files.lesions}\nAll scores: {files.summary}")
     if not args.no_report:
         say(f"Report: {_write_report(evaluation, folder)}")

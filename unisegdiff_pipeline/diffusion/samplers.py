@@ -124,7 +124,7 @@ class SamplerSettings:
         return self.num_calls + (self.start == "stage_a")
 
     def describe(self, length_unit: str = "mm") -> str:
-        """In words, for logs and reports; lengths are in the unit of the data set (`io.units`)."""
+        """In words, for logs and reports; lengths are in the unit of the data set (`core.units`)."""
         if self.total_calls == 0:
             return f"coherent samples of {self.correlation_length_mm:g} {length_unit} from the segmenter"
         start = "pure noise" if self.start == "stage_a" else "the segmenter"

@@ -28,7 +28,6 @@ from unisegdiff_pipeline.evaluation.case import (
 )
 from unisegdiff_pipeline.evaluation.inputs import (
     CaseInputs,
-    InputFolders,
     Inputs,
     check_geometry,
     collect_inputs,
@@ -84,6 +83,11 @@ class WrittenFiles:
     lesions: Path
     summary: Path
 
+    @classmethod
+    def of(cls, folder: Path) -> WrittenFiles:
+        """The files in the folder of an evaluation."""
+        return cls(folder / "metrics.csv", folder / "lesion_scores.csv", folder / "summary.json")
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -114,10 +118,10 @@ class Evaluation:
     def write(self, folder: Path) -> WrittenFiles:
         """Write metrics.csv, lesion_scores.csv (undefined cells are empty) and summary.json (undefined: null).
 
-        Columns and keys are named by the units of the data; see `io.units`.
+        Columns and keys are named by the units of the data; see `core.units`.
         """
         remove_stale_temporaries(folder, below=True)  # of evaluations that were killed
-        files = WrittenFiles(folder / "metrics.csv", folder / "lesion_scores.csv", folder / "summary.json")
+        files = WrittenFiles.of(folder)
         units = self.report.units
         write_metrics(files.metrics, self.cases, self.options.tolerances_mm, units)
         write_lesions(files.lesions, self.cases, units)
@@ -129,12 +133,7 @@ def evaluate_folders(
     reference: Path,
     prediction: Path,
     meaning: Meaning,
-    *,
-    subset: bool = False,
-    workers: int | None = None,
-    folders: InputFolders | None = None,
     options: EvaluationOptions | None = None,
-    against: Sequence[Path] = (),
 ) -> Evaluation:
     """Score all cases of two folders (or one file against another).
 
@@ -142,20 +141,14 @@ def evaluate_folders(
         reference: folder of reference label maps, CASE + ending.
         prediction: folder of predicted label maps with the same case names; the endings may differ.
         meaning: of the label values.
-        subset: score only the cases that the prediction and all runs in `against` hold; otherwise a reference that one
-            of them lacks is an error.
-        workers: processes; 0 works in this one, None decides by the amount of data and their format. The result is the
-            same.
-        folders: where probabilities, samples, raters and so on lie; by default the default places, see `inputs`.
-        options: tolerances, matching rule and the like.
-        against: other prediction folders to compare with on the same cases; what else they hold is left out.
+        options: tolerances, matching rule, what else is scored, and the like.
 
     Raises:
         UsdError: naming every missing case, every pair of different shape or geometry, or every case that fails.
     """
     options = options or EvaluationOptions()
-    folders = folders or discover_folders(reference, prediction)
-    inputs = collect_inputs(folders, subset=subset)
+    subset, workers, against = options.subset, options.workers, tuple(map(Path, options.against))
+    inputs = collect_inputs(discover_folders(reference, prediction, options), subset=subset)
     scored, *names = run_names([prediction, *against])
     runs = {scored: inputs}
     for name, other in zip(names, against, strict=True):
@@ -256,7 +249,7 @@ def _common_cases(runs: dict[str, Inputs]) -> dict[str, Inputs]:
 
 def _other_inputs(inputs: Inputs, prediction: Path, subset: bool) -> Inputs:
     """Files of another run for the cases that are scored; of a subset for those that it holds."""
-    folders = discover_folders(inputs.folders.reference, prediction, groups=inputs.folders.groups)
+    folders = discover_folders(inputs.folders.reference, prediction, EvaluationOptions(groups=inputs.folders.groups))
     folders = dataclasses.replace(folders, raters=inputs.folders.raters)
     found = {case.case_id: case for case in collect_inputs(folders, subset=True, more_predictions=True).cases}
     if inputs.folders.prediction.is_file() and prediction.is_file():

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 
 LISTED_PROBLEMS = 20
 
@@ -74,38 +75,21 @@ class Inputs:
         return replace(self, cases=kept, not_predicted=tuple(sorted({*self.not_predicted, *dropped})))
 
 
-def discover_folders(
-    reference: Path,
-    prediction: Path,
-    *,
-    probabilities: Path | None = None,
-    samples: Path | None = None,
-    raters: Path | None = None,
-    uncertainty: Path | None = None,
-    groups: Path | None = None,
-) -> InputFolders:
-    """Take the folders that are given, and for the others those that lie where prediction writes them.
+def discover_folders(reference: Path, prediction: Path, options: EvaluationOptions) -> InputFolders:
+    """Take the folders that the options name, and for the others those that lie where prediction writes them.
 
     Raises:
-        UsdError: a given folder or file is not there.
+        UsdError: a named folder or file is not there.
     """
-    given = {"probabilities": probabilities, "samples": samples, "raters": raters, "uncertainty": uncertainty}
-    for name, folder in given.items():
-        if folder is not None and not folder.is_dir():
-            raise UsdError(f"--{name} is {folder}, which is no folder; give the folder that holds the files.")
-    if groups is not None and not groups.is_file():
-        raise UsdError(f'--groups is {groups}, which is no file; give a CSV file with the line "case,group" on top.')
-    default = _default_places(reference, prediction)
-    return InputFolders(
-        reference=reference,
-        prediction=prediction,
-        probabilities=probabilities or default.get("probabilities"),
-        samples=samples or default.get("samples"),
-        raters=raters or default.get("raters"),
-        uncertainty=uncertainty or default.get("uncertainty"),
-        groups=groups or default.get("groups"),
-        named=frozenset(name for name, value in {**given, "groups": groups}.items() if value is not None),
-    )
+    asked = {name: getattr(options, name) for name in ("probabilities", "samples", "raters", "uncertainty", "groups")}
+    named = {name: Path(path) for name, path in asked.items() if path is not None}
+    for name, path in named.items():
+        if name == "groups" and not path.is_file():
+            raise UsdError(f'--groups is {path}, which is no file; give a CSV file with the line "case,group" on top.')
+        if name != "groups" and not path.is_dir():
+            raise UsdError(f"--{name} is {path}, which is no folder; give the folder that holds the files.")
+    places = {**_default_places(reference, prediction), **named}
+    return InputFolders(reference, prediction, named=frozenset(named), **places)
 
 
 def collect_inputs(folders: InputFolders, *, subset: bool = False, more_predictions: bool = False) -> Inputs:

@@ -46,7 +46,7 @@ class ScoredLesion:
         lesion_id: number within case, class and side, from 1, largest first; of equal ones the first in Z, Y, X.
         voxels: its size.
         volume_ml: its volume; a 2D image counts as a slice of 1 mm.
-        area_mm2: its area in a 2D image (Z = 1), in pixels where `io.units` says so, else None.
+        area_mm2: its area in a 2D image (Z = 1), in pixels where `core.units` says so, else None.
         longest_diameter_mm: largest distance between two of its voxel centres, in the plane for a 2D image; 0 for a
             single voxel.
         centroid_mm: mean of its voxel centres (x, y, z) in the physical coordinates of the file (LPS).

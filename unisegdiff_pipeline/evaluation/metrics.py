@@ -38,7 +38,7 @@ class ClassScore:
         iou: TP / (TP + FP + FN).
         sensitivity: TP / (TP + FN).
         precision: TP / (TP + FP); 0 for an empty prediction.
-        reference_ml, predicted_ml: volumes; of 2D images areas in mm2, or in pixels of unknown size (`io.units`).
+        reference_ml, predicted_ml: volumes; of 2D images areas in mm2, or in pixels of unknown size (`core.units`).
         volume_error_ml: predicted minus reference.
         volume_error_percent: 100 times the volume error over the reference volume; NaN for an empty reference.
         false_positive_ml: volume predicted outside the reference.

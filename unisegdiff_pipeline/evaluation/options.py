@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from unisegdiff_pipeline.core.labels import LabelScheme
@@ -35,6 +36,14 @@ class EvaluationOptions:
         resamples: bootstrap draws of each interval; 0 = no intervals.
         level: fraction of the intervals.
         seed: of the bootstrap and of ties in the rank histogram.
+        subset: of folders, score only the cases that the prediction and all runs in `against` hold; otherwise a
+            reference that one of them lacks is an error.
+        against: folders of other predictions to compare with on the same cases; what else they hold is left out.
+        probabilities, samples, raters, uncertainty: folders that belong to the masks of folders; None takes those in
+            the default places, see `evaluation.inputs`. A folder that is named must serve every case.
+        groups: groups.csv, cases of one patient; None takes the one beside the references.
+        workers: processes that score folders; 0 works in this one, None decides by the amount of data. The result is
+            the same.
     """
 
     tolerances_mm: tuple[float, ...] = (1.0, 2.0)
@@ -43,6 +52,14 @@ class EvaluationOptions:
     resamples: int = 2000
     level: float = 0.95
     seed: int = 0
+    subset: bool = False
+    against: tuple[Path | str, ...] = ()
+    probabilities: Path | str | None = None
+    samples: Path | str | None = None
+    raters: Path | str | None = None
+    uncertainty: Path | str | None = None
+    groups: Path | str | None = None
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
