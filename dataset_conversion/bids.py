@@ -19,7 +19,8 @@ from dataset_conversion.raw_writer import Case, Conversion
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS, split_ending
 
-_MASKS = ("*_dseg", "*_mask", "*_roi")  # the first pattern that finds any
+# The first pattern that finds any. Of files named _mask and _roi, most are of brains: one of a lesion must say so.
+_MASKS = ("*lesion*_dseg", "*lesion*_mask", "*lesion*_roi", "*_dseg")
 _OF_MASKS_ONLY = ("label", "desc", "res", "den", "hemi", "atlas", "seg")
 
 

@@ -28,14 +28,14 @@ def find_2021(request: Request) -> Conversion:
     origin = Origin("BraTS 2021", "https://www.synapse.org/Synapse:syn25829067", _LICENCE, _REFERENCE)
     reader = Mapped({0: 0, 1: 1, 2: 2, 4: 3})
     suffixes = ("_t1", "_t1ce", "_t2", "_flair", "_seg")
-    return _conversion(request, 211, "BraTS2021", "BraTS2021_*", suffixes, reader, origin)
+    return _conversion(request, 211, "BraTS2021", "BraTS2021_[0-9]*", suffixes, reader, origin)
 
 
 def find_2023(request: Request) -> Conversion:
     """BraTS 2023, adult glioma, training part; scans of one patient form a group."""
     origin = Origin("BraTS 2023, adult glioma", "https://www.synapse.org/Synapse:syn51156910", _LICENCE, _REFERENCE)
     suffixes = ("-t1n", "-t1c", "-t2w", "-t2f", "-seg")
-    return _conversion(request, 212, "BraTS2023", "BraTS-GLI-*", suffixes, AsLabelled(), origin)
+    return _conversion(request, 212, "BraTS2023", "BraTS-GLI-[0-9]*", suffixes, AsLabelled(), origin)
 
 
 def _conversion(

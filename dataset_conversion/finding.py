@@ -115,6 +115,8 @@ def unique(found: Iterable[tuple[str, Path]], source: Path, what: str) -> dict[s
     """
     files: dict[str, Path] = {}
     for name, path in sorted(found, key=lambda item: natural(item[0])):
+        if path.name.startswith("."):  # copies that macOS makes in archives
+            continue
         if files.setdefault(name, path) != path:
             raise UsdError(f"{files[name]} and {path} are both {name}; name a folder that holds one of them.")
     if not files:

@@ -9,8 +9,6 @@ import re
 import warnings
 from pathlib import Path
 
-import numpy as np
-
 from dataset_conversion.finding import Request, group_by, images_in, pairs, picture_ending
 from dataset_conversion.masks import Above, AsLabelled, Mapped, MaskReader
 from dataset_conversion.raw_writer import RGB, Case, Conversion
@@ -18,6 +16,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import progress
 from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, NIFTI_ENDINGS, PICTURE_ENDINGS, split_ending
 from unisegdiff_pipeline.io.images import read_header, read_labels
+from unisegdiff_pipeline.io.integrity import label_values
 
 _ADDITION = re.compile(r"[ _.-](masks?|seg|segmentation|labels?|lesions?|gt|anno|annotation)$", re.IGNORECASE)
 _MAX_CLASSES = 20
@@ -68,7 +67,8 @@ def _ending(images: list[Path], channels: tuple[str, ...]) -> str:
     if len(endings) == 1:
         return endings.pop()
     raise UsdError(
-        f"{images[0].parent} mixes {', '.join(sorted(endings))}; put pictures and volumes into data sets of their own."
+        f"{images[0].parent} mixes {', '.join(sorted(endings))}; convert the images to one format, and put "
+        "pictures and volumes into data sets of their own."
     )
 
 
@@ -84,7 +84,7 @@ def meaning_of(masks: list[Path], threshold: float | None) -> tuple[MaskReader, 
     for path in progress(masks, len(masks), "Reading masks"):
         if split_ending(path.name)[1].lower() in LOSSY_ENDINGS:
             raise UsdError(f"{path} is a JPEG, which alters values; give --threshold 127 for masks of black and white.")
-        values |= {int(value) for value in np.unique(read_labels(path).array)}
+        values |= label_values(read_labels(path).array)
         if len(values) > _MAX_CLASSES + 1:
             raise UsdError(
                 f"the masks up to {path} hold {len(values)} different values, which are no classes; give --threshold "

@@ -20,7 +20,7 @@ def find(request: Request) -> Conversion:
     """See the module; the regions are those that the challenge scores."""
     (source,) = request.sources
     folders = unique(
-        ((path.name, path) for path in source.rglob("case_*") if path.is_dir()), source, "folder case_00000"
+        ((path.name, path) for path in source.rglob("case_[0-9]*") if path.is_dir()), source, "folder case_00000"
     )
     cases = tuple(
         Case(name, (volume(folder, "imaging"),), (volume(folder, "segmentation"),)) for name, folder in folders.items()

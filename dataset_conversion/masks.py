@@ -10,9 +10,11 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError, unreadable
 from unisegdiff_pipeline.core.geometry import Geometry, Volume
-from unisegdiff_pipeline.io.endings import PICTURE_ENDINGS, split_ending
+from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, PICTURE_ENDINGS, split_ending
 from unisegdiff_pipeline.io.images import read_image, read_labels
+from unisegdiff_pipeline.io.integrity import label_values
 
+_JPEG_BLACK = 16  # black of a JPEG may come back as a value up to this
 MaskReader = Callable[[Path], Volume]  # label map (1, Z, Y, X) of unsigned integers
 
 
@@ -39,7 +41,8 @@ class Above:
         else:
             volume = read_image([path], 1)
         highest = float(volume.array.max())
-        if 0 < highest <= self.threshold:
+        black = _JPEG_BLACK if path.name.lower().endswith(LOSSY_ENDINGS) else 0
+        if black < highest <= self.threshold:
             raise UsdError(
                 f"{path} holds values up to {highest:g}, a lesion is expected above {self.threshold:g}; use the mask "
                 "as published."
@@ -64,7 +67,7 @@ class Mapped:
 
     def __call__(self, path: Path) -> Volume:
         volume = read_labels(path)
-        unknown = sorted({int(value) for value in np.unique(volume.array)} - set(self.values))
+        unknown = sorted(label_values(volume.array) - set(self.values))
         if unknown:
             raise UsdError(
                 f"{path} holds the values {unknown[:10]}, known are {sorted(self.values)}; use the mask as published."

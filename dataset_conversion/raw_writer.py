@@ -29,6 +29,7 @@ from unisegdiff_pipeline.core.parallel import choose_workers, map_cases
 from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, NIFTI_ENDINGS, is_picture_ending, label_ending, split_ending
 from unisegdiff_pipeline.io.images import read_header, read_image, write_labels
+from unisegdiff_pipeline.io.integrity import label_values
 from unisegdiff_pipeline.io.paths import dataset_name
 from unisegdiff_pipeline.io.pictures import spacing_file
 
@@ -57,6 +58,7 @@ class Case:
         group: patient or sequence, None where it is not known.
         held_out: goes to imagesTs and labelsTs, because the owners hold it out.
         raters: masks of single raters, which go to ratersTr.
+        agree: number of masks that must mark a voxel, for masks of one class; 1 joins them all.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Case:
     group: str | None = None
     held_out: bool = False
     raters: tuple[Path, ...] = ()
+    agree: int = 1
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,7 @@ class _CaseWriter:
         self._check_channels(images)
         label = self.work / f"labels{part}" / f"{case.name}{label_ending(ending)}"
         if case.masks and not label.exists():
-            self._write_masks(case.masks, label, images[0][1])
+            self._write_masks(case.masks, label, images[0][1], case.agree)
         for number, mask in enumerate(case.raters, start=1):
             target = self.work / "ratersTr" / f"{case.name}_rater{number}{label_ending(ending)}"
             if not target.exists():
@@ -280,13 +283,12 @@ class _CaseWriter:
                     "resample the images of a case onto one grid first, or leave a channel out."
                 )
 
-    def _write_masks(self, masks: Sequence[Path], target: Path, image: Path) -> None:
+    def _write_masks(self, masks: Sequence[Path], target: Path, image: Path, agree: int = 1) -> None:
         volumes = [self.conversion.read_mask(path) for path in masks]
-        labels = volumes[0].array
         shape = read_header(image)[0][1:]
         for path, volume in zip(masks, volumes, strict=True):
             self._check(path, volume, shape)
-            labels = np.where(volume.array > 0, volume.array, labels)
+        labels = _joined([volume.array for volume in volumes], agree)
         if len(masks) == 1 and isinstance(self.conversion.read_mask, AsLabelled):
             _copy_labels(masks[0], target, volumes[0])
         else:
@@ -300,11 +302,21 @@ class _CaseWriter:
                 "published, or leave the case out."
             )
         allowed = {0, *np.hstack([np.ravel(values) for values in self.conversion.labels.values()]).tolist()}
-        unknown = sorted({int(value) for value in np.unique(volume.array)} - allowed)
+        unknown = sorted(label_values(volume.array) - allowed)
         if unknown:
             raise UsdError(
                 f"{path} holds the values {unknown[:10]}, known are {sorted(allowed)}; use the file as published."
             )
+
+
+def _joined(masks: Sequence[np.ndarray], agree: int) -> np.ndarray:
+    """One label map: what at least `agree` masks mark, or all masks with later ones over earlier ones."""
+    if agree > 1:
+        return (np.sum([mask > 0 for mask in masks], axis=0) >= agree).astype(np.uint8)
+    labels = masks[0]
+    for mask in masks[1:]:
+        labels = np.where(mask > 0, mask, labels)
+    return labels
 
 
 def _copy_image(source: Path, target: Path, num_channels: int) -> None:

@@ -29,6 +29,7 @@ def test_masks_in_derivatives(tmp_path, converted, capsys):
     root = tmp_path / "data"
     for seed, (subject, number) in enumerate((("01", "1"), ("01", "2"), ("02", "1"))):
         name = session(root, subject, number, seed)
+        label_volume(root / f"derivatives/prep/sub-{subject}/ses-{number}/anat/{name}_desc-brain_mask.nii.gz", 1)
         label_volume(root / f"derivatives/manual/sub-{subject}/ses-{number}/anat/{name}_label-lesion_dseg.nii.gz", 1)
     session(root, "03", "1", 3)
     (root / "participants.tsv").write_text("participant_id\n")

@@ -46,10 +46,13 @@ def test_colour_pictures_with_black_and_white_masks(tmp_path, converted):
 def test_jpeg_images_stay_as_they_are_and_their_jpeg_masks_need_a_threshold(tmp_path, converted):
     picture(tmp_path / "images/a.jpg", size=(32, 32))
     mask(tmp_path / "masks/a.jpg", size=(32, 32), rows=slice(8, 24))
+    picture(tmp_path / "images/b.jpg", size=(32, 32))
+    Image.fromarray(np.full((32, 32), 5, np.uint8)).save(tmp_path / "masks/b.jpg")  # black, as JPEG gives it back
     refused(tmp_path, "is a JPEG.*--threshold 127")
     raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS, "--threshold", "127")
     assert (raw.folder / "imagesTr/a_0000.jpg").read_bytes() == (tmp_path / "images/a.jpg").read_bytes()
     assert set(np.unique(labels_of(raw, "a"))) == {0, 1}
+    assert not labels_of(raw, "b").any()
 
 
 def test_mixed_endings_and_grey_beside_colour_become_one_kind(tmp_path, converted):

@@ -179,3 +179,19 @@ def test_glas_joins_the_glands_and_groups_by_patient(tmp_path, converted):
     assert len(list((raw.folder / "imagesTs").iterdir())) == len(list((raw.folder / "labelsTs").iterdir())) == 2
     (folder / "Grade.csv").write_text(lines[0])
     refused("glas", tmp_path, r"Grade\.csv has no line for testA_1")
+
+
+def test_lidc_slices_keep_the_masks_of_four_readers(tmp_path, converted):
+    nodule = tmp_path / "LIDC-IDRI-slices/LIDC-IDRI-0003/nodule-2"
+    picture(nodule / "images/slice-0.png", colour=False)
+    rows = (slice(0, 2), slice(1, 3), slice(1, 2), slice(0, 0))  # the last reader marks nothing
+    for number, marked in enumerate(rows):
+        mask(nodule / f"mask-{number}/slice-0.png", rows=marked)
+    raw = converted("lidc_slices", tmp_path)
+    case = "LIDC-IDRI-0003_nodule-2_slice-0"
+    np.testing.assert_array_equal(labels_of(raw, case)[:, 2], [0, 1, 0, 0, 0, 0])
+    raters = [np.asarray(Image.open(path))[:, 2].tolist() for path in raw.cases[0].rater_paths]
+    assert raters == [[1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0] * 6]
+    assert groups_of(raw) == {case: "LIDC-IDRI-0003"}
+    (nodule / "mask-3/slice-0.png").unlink()
+    refused("lidc_slices", tmp_path, "mask-3 holds no image")

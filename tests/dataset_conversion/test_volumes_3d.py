@@ -34,7 +34,7 @@ def test_covid_ct_as_kaggle_has_it(tmp_path, converted):
 
 
 def test_brats_2021_makes_the_values_consecutive(tmp_path, converted):
-    folder = tmp_path / "training/BraTS2021_00002"
+    folder = tmp_path / "BraTS2021_Training_Data/BraTS2021_00002"
     for seed, channel in enumerate(("t1", "t1ce", "t2", "flair")):
         volume(folder / f"BraTS2021_00002_{channel}.nii.gz", seed)
     label_volume(folder / "BraTS2021_00002_seg.nii.gz", 1, 2, 4)
@@ -147,6 +147,7 @@ def test_mr_ms_takes_images_of_one_grid_only(tmp_path, converted):
     for seed, name in enumerate(("FLAIR", "T1W", "T1WKS", "T2W")):
         volume(tmp_path / f"coregistered/patient01/patient01_{name}.nii.gz", seed)
         volume(tmp_path / f"raw/patient01/patient01_{name}.nii.gz", seed, shape=(5, 6, 4 + seed))
+    (tmp_path / "coregistered/patient01/._patient01_consensus_gt.nii.gz").write_bytes(b"of macOS")
     for part in ("coregistered", "raw"):
         label_volume(tmp_path / f"{part}/patient01/patient01_consensus_gt.nii.gz", 1)
     raw = converted("mr_ms", tmp_path / "coregistered")
