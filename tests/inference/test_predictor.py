@@ -181,6 +181,20 @@ def test_a_case_that_fails_is_named_and_the_others_finish(tmp_path: Path) -> Non
     assert list(json.loads((out / "manifest.json").read_text())["failed"]) == ["case1"]
 
 
+def test_an_unreadable_picture_of_several_channels_costs_this_case_alone(tmp_path: Path) -> None:
+    preprocessing = PreprocessingPlan((0, 1, 2), (None, 1.0, 1.0), ("rgb_to_0_1",) * 3, (False,) * 3, ())
+    labels = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+    model = write_model(tmp_path, tiny_plans(labels, preprocessing, ("R", "G", "B"), ".png", False))
+    images, out = tmp_path / "in", tmp_path / "out"
+    images.mkdir()
+    for name in ("case0", "case1"):
+        Image.fromarray(np.full((20, 25, 3), 80, np.uint8)).save(images / f"{name}_0000.png")
+    (images / "case2_0000.png").write_bytes((images / "case1_0000.png").read_bytes()[:40])
+    with pytest.raises(UsdError, match=r"(?s)1 case could not be predicted.*case2_0000"):
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
+    assert {path.name for path in out.glob("*.png")} == {"case0.png", "case1.png"}
+
+
 def test_a_case_whose_computing_or_writing_fails_is_named_and_the_others_finish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,9 @@ def test_one_rgb_file_is_complete_for_three_channels(tmp_path):
     Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "a_0000.png")
     with pytest.raises(UsdError, match=r"a_0000\.png is a grey picture, but 3 channels are expected"):
         find_cases(tmp_path, ".png", 3)
+    (tmp_path / "b_0000.png").write_bytes((tmp_path / "a_0000.png").read_bytes()[:30])
+    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(tmp_path / "a_0000.png")
+    assert [case.case_id for case in find_cases(tmp_path, ".png", 3)] == ["a", "b"]  # b is refused when it is read
 
 
 def test_too_many_channel_files_have_their_own_remedy(tmp_path):

@@ -139,7 +139,7 @@ def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: in
     problems = [
         f"{case_id}: {problem}"
         for case_id, paths in images.items()
-        if (problem := channel_problem(paths, num_channels))
+        if (problem := channel_problem(paths, num_channels, unreadable_is_problem=False))
     ]
     if problems:
         raise UsdError(
@@ -155,10 +155,11 @@ def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: in
     return tuple(RawCase(case_id, images[case_id]) for case_id in sorted(images))
 
 
-def channel_problem(paths: Sequence[Path], num_channels: int) -> str | None:
+def channel_problem(paths: Sequence[Path], num_channels: int, unreadable_is_problem: bool = True) -> str | None:
     """Say what is wrong with the channel files of a case, and what to do, or None.
 
-    Headers are read only where files are fewer than channels; what the files hold is checked when they are read.
+    Headers are read only where files are fewer than channels; what the files hold is checked when they are read. A
+    single file whose header cannot be read is no problem here where whoever reads it reports it for this case alone.
     """
     if not paths:
         return "there is no image file; add it"
@@ -177,7 +178,9 @@ def channel_problem(paths: Sequence[Path], num_channels: int) -> str | None:
     try:
         found = sum(read_header(path)[0][0] for path in paths)
     except UsdError as error:
-        return str(error).removesuffix(".") if len(paths) == 1 else _missing_channels(paths, numbers, num_channels)
+        if len(paths) > 1:
+            return _missing_channels(paths, numbers, num_channels)
+        return str(error).removesuffix(".") if unreadable_is_problem else None
     if found == num_channels:
         return None
     if found > len(paths):
