@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dataset_conversion.copying import Frame
 from dataset_conversion.finding import Request, images_in, pairs
-from dataset_conversion.raw_writer import Case, Conversion, Frame, Origin
+from dataset_conversion.raw_writer import Case, Conversion, Origin
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.io.images import read_header

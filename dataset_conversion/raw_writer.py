@@ -7,7 +7,6 @@ target's name when everything is there; after an interruption the same call goes
 
 from __future__ import annotations
 
-import gzip
 import shutil
 import warnings
 from collections import Counter
@@ -18,33 +17,25 @@ from typing import Any
 
 import numpy as np
 
-from dataset_conversion.masks import AsLabelled, MaskReader, read_grey
+from dataset_conversion.copying import Frame, copy_image, copy_labels, copy_spacing, save_frame, save_pixels
+from dataset_conversion.masks import AsLabelled, MaskReader
 from unisegdiff_pipeline.core.csv_tables import write_csv
-from unisegdiff_pipeline.core.errors import UsdError, unreadable
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path, remove_stale_temporaries, text_hash
 from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.names import composed, require_name
 from unisegdiff_pipeline.core.parallel import choose_workers, map_cases
 from unisegdiff_pipeline.core.serialization import write_json
-from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, NIFTI_ENDINGS, is_picture_ending, label_ending, split_ending
-from unisegdiff_pipeline.io.images import read_header, read_image, write_labels
+from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS, label_ending
+from unisegdiff_pipeline.io.images import read_header, write_labels
 from unisegdiff_pipeline.io.integrity import label_values
 from unisegdiff_pipeline.io.paths import dataset_name
-from unisegdiff_pipeline.io.pictures import spacing_file
 
 RGB = ("R", "G", "B")
 LICENCE_FILE = "LICENCE.txt"
 _KEY_FILE = "conversion.txt"  # in the hidden folder, what it is made from
 PictureReader = Callable[[Path], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One frame of a 4D NIfTI file."""
-
-    path: Path
-    index: int
 
 
 @dataclass(frozen=True)
@@ -266,11 +257,11 @@ class _CaseWriter:
 
     def _write_image(self, source: Path | Frame, target: Path, num_channels: int) -> None:
         if isinstance(source, Frame):
-            _save_frame(source, target)
+            save_frame(source, target)
         elif self.conversion.read_picture is not None:
-            _save_pixels(self.conversion.read_picture(source), target)
+            save_pixels(self.conversion.read_picture(source), target)
         else:
-            _copy_image(source, target, num_channels)
+            copy_image(source, target, num_channels)
 
     def _check_channels(self, images: Sequence[tuple[Path | Frame, Path]]) -> None:
         (first, target), *others = images
@@ -290,10 +281,10 @@ class _CaseWriter:
             self._check(path, volume, shape)
         labels = _joined([volume.array for volume in volumes], agree)
         if len(masks) == 1 and isinstance(self.conversion.read_mask, AsLabelled):
-            _copy_labels(masks[0], target, volumes[0])
+            copy_labels(masks[0], target, volumes[0])
         else:
             write_labels(target, labels[0], volumes[0].geometry)
-        _copy_spacing(image, target)
+        copy_spacing(image, target)
 
     def _check(self, path: Path, volume: Volume, shape: tuple[int, ...]) -> None:
         if volume.array.shape[1:] != shape:
@@ -317,88 +308,3 @@ def _joined(masks: Sequence[np.ndarray], agree: int) -> np.ndarray:
     for mask in masks[1:]:
         labels = np.where(mask > 0, mask, labels)
     return labels
-
-
-def _copy_image(source: Path, target: Path, num_channels: int) -> None:
-    """Copy a file as it is where that is possible; else encode it anew without loss."""
-    (found, _, _, _), _ = read_header(source)  # a damaged header is named here
-    ending = split_ending(target.name)[1]
-    picture = is_picture_ending(ending)
-    if found == num_channels and source.name.lower().endswith(ending):
-        _copy(source, target)
-        _copy_spacing(source, target)
-    elif picture and ending not in LOSSY_ENDINGS:
-        _save_pixels(_pixels(source, num_channels), target)
-    elif found != num_channels:
-        raise UsdError(f"{source} has {found} channels, but {num_channels} are expected; use the file as published.")
-    elif ending == ".nii.gz" and source.name.lower().endswith(".nii"):
-        _compress(source, target)
-    else:
-        raise UsdError(f"{source} cannot be stored as {ending} without loss; convert it to {ending} first.")
-
-
-def _pixels(path: Path, num_channels: int) -> np.ndarray:
-    """Pixels of a picture as grey (Y, X) or colour (Y, X, 3), uint8; grey of more than 8 bits keeps them."""
-    if num_channels == 1 and read_header(path)[0][0] == 3:
-        return read_grey(path)
-    values = read_image([path]).array[:, 0]  # (C, Y, X)
-    if values.min() < 0 or values.max() > 65535 or (values % 1).any():
-        raise UsdError(f"{path} holds {values.min():g} to {values.max():g}, a PNG whole numbers to 65535; convert it.")
-    deep = values.max() > 255
-    if deep and num_channels == 3:
-        raise UsdError(f"{path} has over 8 bits a channel, which no colour PNG here holds; save it with 8 bits.")
-    values = values.astype(np.uint16 if deep else np.uint8)
-    return values[0] if num_channels == 1 else np.moveaxis(np.broadcast_to(values, (3, *values.shape[1:])), 0, -1)
-
-
-def _save_pixels(pixels: np.ndarray, target: Path) -> None:
-    from PIL import Image
-
-    with atomic_path(target) as temporary:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary)
-
-
-def _save_frame(frame: Frame, target: Path) -> None:
-    import nibabel
-
-    try:
-        image: Any = nibabel.load(frame.path)
-        with atomic_path(target) as temporary:
-            nibabel.save(image.slicer[..., frame.index], temporary)
-    except UsdError:
-        raise
-    except Exception as error:  # nibabel raises many kinds for a damaged file
-        if getattr(error, "errno", None) is not None:
-            raise  # of the disk, not of the image
-        raise unreadable(frame.path, error) from error
-
-
-def _copy_labels(source: Path, target: Path, volume: Volume) -> None:
-    ending = split_ending(target.name)[1]
-    if source.name.lower().endswith(ending):
-        _copy(source, target)
-    elif ending == ".nii.gz" and source.name.lower().endswith(".nii"):
-        _compress(source, target)
-    else:
-        write_labels(target, volume.array[0], volume.geometry)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
-
-
-def _compress(source: Path, target: Path) -> None:
-    with (
-        atomic_path(target) as temporary,
-        open(source, "rb") as stream,
-        gzip.GzipFile(temporary, "wb", compresslevel=3, mtime=0) as compressed,  # no time: same source, same bytes
-    ):
-        shutil.copyfileobj(stream, compressed, 1 << 20)
-
-
-def _copy_spacing(source: Path, target: Path) -> None:
-    """The spacing of a TIFF stack lies in a JSON file beside it."""
-    beside = spacing_file(source)
-    if beside is not None:
-        _copy(beside, target.with_name(f"{split_ending(target.name)[0]}.json"))

@@ -108,6 +108,13 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
     refused(tmp_path, "are two masks of one image")
 
 
+def test_names_that_differ_in_capitals_only_are_refused(tmp_path):
+    for case in ("Scan", "scan"):
+        picture(tmp_path / f"images/{case}.png")
+        mask(tmp_path / f"masks/{case}.png")
+    refused(tmp_path, r"Scan\.png and .*scan\.png would both become the case")
+
+
 def test_a_damaged_image_is_named(tmp_path):
     picture(tmp_path / "images/a.png")
     mask(tmp_path / "masks/a.png")
