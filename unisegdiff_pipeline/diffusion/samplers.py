@@ -73,7 +73,7 @@ class SamplerSettings:
         lam_end: offset of the last call from lam_c.
         correlation_length_mm: of the smooth field that coherent samples are made with, as the standard deviation of its
             Gaussian kernel: voxels twice as far apart correlate by 1/e. 0 draws every voxel on its own.
-        draw: whether each sample ends in a coherent sample from its last probabilities instead of a thresholded at 0.5.
+        draw: whether each sample ends in a coherent sample from its last probabilities instead of a threshold at 0.5.
         surface_length_mm: of the field that draws where surfaces run, while that of `correlation_length_mm` draws
             whether objects are there (`drawing.draw_objects`). None: one field draws both, as in earlier versions.
         certain: with two fields, the probability from which on a voxel is in every draw.

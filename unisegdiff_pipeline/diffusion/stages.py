@@ -49,7 +49,7 @@ def draw_stages(num_patches: int, levels_per_patch: int, edges: StageEdges, gene
     from the segmenter's mean. C: uniform in [lam_c, lam_c + 4].
     """
     if levels_per_patch % 3:
-        raise ValueError(f"levels_per_patch {levels_per_patch} must be a multiple of 3, one share for each stage")
+        raise ValueError(f"levels_per_patch {levels_per_patch} must be a multiple of 3, one third for each stage")
     count = num_patches * levels_per_patch
     stage = torch.arange(count) % 3
     u, v = torch.rand(2, count, generator=generator)

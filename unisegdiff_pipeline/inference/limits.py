@@ -7,11 +7,8 @@ from dataclasses import dataclass
 import torch
 
 FRACTION_OF_FREE_MEMORY = 0.5  # that a prediction takes unless it is told otherwise; others work here too
-FEATURE_FRACTION, STATE_FRACTION, ARRAY_FRACTION = (
-    0.2,
-    0.2,
-    0.3,
-)  # of what it may take; the rest is for networks and steps
+# Of what it may take; the rest is for networks and steps.
+FEATURE_FRACTION, STATE_FRACTION, ARRAY_FRACTION = 0.2, 0.2, 0.3
 CALL_ITEMS = 8
 CALL_VOXELS = {"cpu": 1 << 15}  # other devices: see call_size
 

@@ -37,7 +37,7 @@ from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 
 @dataclass(frozen=True)
 class UncertaintyParts:
-    """Shares of the largest possible entropy (Z, Y, X), in [0, 1]; None where there is nothing to tell it from.
+    """Fractions of the largest possible entropy (Z, Y, X), in [0, 1]; None where there is nothing to tell it from.
 
     Attributes:
         between_folds: None with one fold.

@@ -333,7 +333,7 @@ def _run(jobs: list[_CaseJob], workers: int | None, scheduler: str | None) -> No
     if not jobs:
         return
     largest, total = _image_bytes(jobs)
-    # Image as read and as cropped, one channel's intermediates, labels and their shares: about four times the image.
+    # Image as read and as cropped, one channel's intermediates, labels and their fractions: about four times the image.
     chosen = choose_workers(4 * largest / 1e9 + 0.3, workers)
     native = any(has_native_reader(path) for job in jobs for path in job.case.image_paths)
     map_cases(

@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.diffusion.coding import (
-    LogitCalibration,
-)
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.selection.calibration import FEWEST_FOR_CALIBRATION, choose_calibration

@@ -98,6 +98,7 @@ def sample_tiles(
     keep_soft: bool = False,
     first_sample: int = 0,
 ) -> CasePrediction:
+    """Predict the tiles of a case with the number of samples of the settings, counted from `first_sample` on."""
     return sample_case(
         tiles,
         settings,

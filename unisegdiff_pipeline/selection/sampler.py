@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.coding import (
-    LogitCalibration,
-)
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.comparison import is_significantly_above
 from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
@@ -131,8 +129,8 @@ def try_samplers(
 ) -> list[SamplerTrial]:
     """Draws from p_det with several lengths of the field, then draws and trajectories with the length that is taken.
 
-    It is the planned one unless masks with another are significantly better; those were lucky, so with it all sample
-    other masks than chose it.
+    It is the planned one unless masks with another are significantly better. Those were lucky, so samplers are compared
+    on other samples than the ones that chose the length.
     """
     opened = [held_out.data.open(case_id) for case_id in cases]
     groups = tuple(stored.group for stored in opened)

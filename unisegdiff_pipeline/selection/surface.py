@@ -8,9 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from unisegdiff_pipeline.diffusion.coding import (
-    LogitCalibration,
-)
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.spread import mean_place, size_score
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined

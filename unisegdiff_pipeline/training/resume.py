@@ -46,6 +46,7 @@ class OtherRequestError(UsdError):
 
 
 def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
+    """What request.json keeps: what was asked, what of it decides the weights, and which cases have which part."""
     source = run.request.phase_1_from
     return {
         "trainer": trainer.__name__,

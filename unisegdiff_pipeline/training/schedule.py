@@ -22,7 +22,7 @@ class PhaseBudget:
             raise ValueError(f"give iterations ({self.iterations}) or seconds ({self.seconds}), one of them")
 
     def progress(self, iteration: int, seconds: float) -> float:
-        """Share of the phase that is done, 0 to 1."""
+        """Fraction of the phase that is done, 0 to 1."""
         if self.iterations is not None:
             return min(1.0, iteration / self.iterations) if self.iterations else 1.0
         assert self.seconds is not None

@@ -40,11 +40,10 @@ MEASURED_CASES = 5  # the largest of a few with foreground is timed
 MEASURING_FRACTION = 0.0125  # of the time budget, for timing; a training times four times at most
 # Seconds of samples by seconds of the segmenter where time is too short to measure them; between 1 and 10 were seen.
 ASSUMED_SAMPLING = 10.0
-# What is to be done on a fewest number of cases may take so many times its fraction of the budget, not more.
+# What needs some number of cases at least may take so many times its fraction of the budget, not more.
 STRETCH = 3.0
-MONITORING_LIMIT_FRACTION = (
-    0.03  # of the time budget, for one validation during training, should it take longer than that
-)
+# Of the time budget, where one validation during training, or describing phase 1, takes longer than was planned.
+MONITORING_LIMIT_FRACTION = 0.03
 DESCRIBING_LIMIT_FRACTION = 0.08
 UNFORESEEN_S = 5.0
 UNFORESEEN_FRACTION = 0.02  # of the time budget: the costs of a case are measured once, and differ by a fifth

@@ -184,7 +184,7 @@ class PatchSource:
             return _collate([self._example(iteration, item) for item in range(self.batch_size)])
 
     def channel_fractions(self, num_patches: int) -> Tensor:
-        """Share of the valid voxels that each channel of the targets covers (K,), in so many patches or a few more."""
+        """Fraction of valid voxels that each channel of the targets covers (K,), in so many patches or a few more."""
         covered, valid = torch.zeros(self._scheme.num_channels, dtype=torch.float64), 0.0
         for number in range(math.ceil(num_patches / self.batch_size)):
             batch = self.batch(number)

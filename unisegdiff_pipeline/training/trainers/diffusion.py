@@ -70,7 +70,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     phase: ClassVar[int] = 2
     num_validations: ClassVar[int] = 3
     target: ClassVar[Target] = "staged"
-    # Share of the examples that must do without the segmenter's logits, so that the noised mask is really read.
+    # Fraction of the examples that must do without the segmenter's logits, so that the noised mask is really read.
     hidden_fraction: ClassVar[float] = 0.2
     network: StagedModel
 

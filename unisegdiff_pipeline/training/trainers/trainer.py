@@ -165,7 +165,7 @@ class Trainer(abc.ABC):
 
     @property
     def progress(self) -> float:
-        """Share of this phase that is done."""
+        """Fraction of this phase that is done."""
         return self.budget.progress(self.iteration, self.run.watch.seconds - self.phase_start_s)
 
     @property
