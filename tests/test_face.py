@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 
 import unisegdiff_pipeline as usd
 from tests.inference.test_predictor import GEOMETRY_3D, make_model, make_pictures
@@ -191,6 +192,35 @@ def test_wrong_images_are_named(volume_model: Path, volume_file: Path) -> None:
         model.predict(np.ones((1, 9, 18, 14)), (1, 1, 1), direction=(1, 0.5, 0, 0, 1, 0, 0, 0, 1))
     with pytest.raises(usd.UsdError, match="the case"):
         model.predict(np.ones((1, 9, 18, 14)), (1, 1, 1), case_id="../a")
+    with pytest.raises(TypeError, match="image is a Tensor; allowed is a numpy array"):
+        model.predict(torch.ones(1, 9, 18, 14), (1, 1, 1))
+    with pytest.raises(usd.UsdError, match="list of 2 files, but case a has 1"):
+        model.predict([volume_file, volume_file])
+    with pytest.raises(usd.UsdError, match="image 'array' holds 1"):
+        model.predict(np.full((1, 1, 1, 1), np.nan), (1, 1, 1))
+    for spacing in (1.0, "abc"):
+        with pytest.raises(ValueError, match="expected is one number for each axis"):
+            model.predict(np.ones((1, 9, 18, 14)), spacing)
+    for seed in (-1, 0.5, "a"):
+        with pytest.raises(ValueError, match=r"seed is .*; allowed is 0 or more"):
+            model.predict(volume_file, seed=seed)
+
+
+def test_folders_and_devices_of_no_model_are_named(volume_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(usd.UsdError, match=r"fold_0 is a fold of the model .*; name that folder, with fold 0"):
+        usd.Predictor(volume_model / "fold_0")
+    with pytest.raises(usd.UsdError, match=r"holds no plans\.json, so it is no model folder"):
+        usd.Predictor(tmp_path)
+    with pytest.raises(ValueError, match="device is 'gpu'; allowed are auto, cpu"):
+        usd.Predictor(volume_model, device="gpu")
+
+
+def test_requests_take_numbers_and_text() -> None:
+    roots = usd.Roots("raw", None, "results")  # type: ignore[arg-type]
+    request = usd.TrainRequest(4, 0, roots)  # type: ignore[arg-type]
+    assert (request.dataset, request.fold, roots) == ("4", "0", usd.Roots(Path("raw"), None, Path("results")))
+    with pytest.raises(ValueError, match=r"num_samples is 1\.5"):
+        usd.PredictRequest("images", "out", "model", num_samples=1.5)  # type: ignore[arg-type]
 
 
 def test_threads_give_the_masks_of_one_after_the_other(volume_model: Path) -> None:
@@ -288,10 +318,34 @@ def test_arrays_that_do_not_fit_are_named() -> None:
         usd.evaluate(ones, ones, spacing_mm=(1.0, 1.0, 1.0))
     with pytest.raises(ValueError, match="no class to score"):
         usd.evaluate(0 * ones, 0 * ones)
+    with pytest.raises(ValueError, match=r"labels are \[0\]; allowed are whole numbers from 1 on"):
+        usd.evaluate(ones, ones, labels=[0])
+    with pytest.raises(ValueError, match="a mask holds NaN"):
+        usd.metrics.dice(ones, ones * np.nan)
     with pytest.raises(ValueError, match="must be equal"):
         usd.metrics.dice(ones, np.ones((4, 5)))
     with pytest.raises(ValueError, match="spacing_mm"):
         usd.metrics.hd(ones, ones, (1.0, 0.0))
+
+
+def test_arguments_that_do_not_go_together_are_named(tmp_path: Path) -> None:
+    ones: Any = np.ones((4, 4), int)
+    for other, kind in (("masks", "str"), (None, "NoneType"), (object(), "object")):
+        with pytest.raises(TypeError, match=f"prediction is a {kind}; allowed are two integer arrays"):
+            usd.evaluate(ones, other)
+    with pytest.raises(ValueError, match="dataset_json and output go with folders"):
+        usd.evaluate(ones, ones, output=tmp_path / "scores")
+    folder: Any = tmp_path
+    with pytest.raises(ValueError, match="spacing_mm goes with arrays"):
+        usd.evaluate(folder, folder, spacing_mm=(1.0, 1.0))
+    with pytest.raises(usd.UsdError, match="nowhere does not exist; give two folders"):
+        usd.evaluate(tmp_path / "nowhere", tmp_path)
+
+
+def test_masks_may_be_lists() -> None:
+    one, other = [[1, 0, 0, 0]], [[0, 0, 0, 1]]
+    assert usd.metrics.surface_distances(one, other, (1.0, 2.0)).reference_to_predicted.tolist() == [6.0]  # type: ignore[arg-type]
+    assert usd.metrics.volume_ml(one, (1.0, 2.0)) == 2.0  # type: ignore[arg-type]
 
 
 def test_empty_masks_are_undefined() -> None:

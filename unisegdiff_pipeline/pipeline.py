@@ -429,14 +429,20 @@ def evaluate(
 
     Raises:
         UsdError: naming missing cases, files on another grid, or unknown label values.
-        ValueError: arrays that do not fit together.
+        ValueError: arrays that do not fit together, label values below 1, or an argument that does not go with them.
+        TypeError: neither two arrays nor two paths.
     """
     from unisegdiff_pipeline.core.files import require_writable
     from unisegdiff_pipeline.evaluation.evaluate import evaluate_arrays, evaluate_folders
     from unisegdiff_pipeline.evaluation.meaning import find_meaning
 
     if not isinstance(reference, (str, Path)) or not isinstance(prediction, (str, Path)):
-        return evaluate_arrays(np.asarray(reference), np.asarray(prediction), spacing_mm, labels, options)
+        one, other = _arrays(reference, prediction)
+        if dataset_json is not None or output is not None:
+            raise ValueError("dataset_json and output go with folders; leave them out where arrays are scored")
+        return evaluate_arrays(one, other, spacing_mm, labels, options)
+    if spacing_mm is not None:
+        raise ValueError("spacing_mm goes with arrays; files say it themselves, leave it out")
     references, predictions = Path(reference), Path(prediction)
     meaning = find_meaning(references, predictions, None if dataset_json is None else Path(dataset_json), labels)
     if output is not None:
@@ -446,3 +452,19 @@ def evaluate(
     if output is not None:
         evaluation.write(Path(output))
     return evaluation
+
+
+def _arrays(*sides: object) -> list[np.ndarray]:
+    """Reference and prediction as arrays.
+
+    Raises:
+        TypeError: one is neither an array nor a sequence of numbers, a path for instance.
+    """
+    arrays = [np.asarray(side) for side in sides]
+    for name, side, array in zip(("reference", "prediction"), sides, arrays, strict=True):
+        if array.dtype.kind not in "buifc":
+            raise TypeError(
+                f"{name} is a {type(side).__name__}; allowed are two integer arrays (of a Prediction its mask) or two "
+                f"paths"
+            )
+    return arrays

@@ -159,5 +159,5 @@ def test_every_way_of_combining_is_offered_and_no_other(capsys: pytest.CaptureFi
 def test_the_folder_of_a_fold_is_no_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = trained(tmp_path, "SegmentationTrainer__2d") / "Dataset004_X" / "SegmentationTrainer__2d"
     assert main(["-i", "x", "-o", str(tmp_path / "y"), "-m", str(model / "fold_2")]) == 1
-    assert f"give -m {model} -f 2" in " ".join(capsys.readouterr().err.split())
+    assert f"is a fold of the model {model}; name that folder, with fold 2" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "y").exists()

@@ -18,7 +18,6 @@ from unisegdiff_pipeline.commands.common import (
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import PREDICT
 from unisegdiff_pipeline.commands.terminal import say
-from unisegdiff_pipeline.core.errors import UsdError
 
 
 def build_parser() -> CommandParser:
@@ -127,7 +126,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    model = find_model(args) if args.model is None else require_model_folder(args.model)
+    model = find_model(args) if args.model is None else args.model
     source = args.input[0] if len(args.input) == 1 else tuple(args.input)
     if args.dry_run:
         say(describe(model, source, args.folds))
@@ -162,14 +161,6 @@ def _predict(args: argparse.Namespace) -> None:
     )
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
     say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")
-
-
-def require_model_folder(path: Path) -> Path:
-    """The folder that -m names; the folder of one of its folds is a mistake with a remedy of its own."""
-    if path.name.startswith("fold_") and (path.parent / "plans.json").is_file():
-        fold = path.name.removeprefix("fold_")
-        raise UsdError(f"{path} is a fold of the model {path.parent}; give -m {path.parent} -f {fold}.")
-    return path
 
 
 def find_model(args: argparse.Namespace) -> Path:

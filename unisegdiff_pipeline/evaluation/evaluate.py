@@ -203,7 +203,8 @@ def evaluate_arrays(
     spacing = (1.0,) * reference.ndim if spacing_mm is None else tuple(map(float, spacing_mm))
     if len(spacing) != reference.ndim or not all(0 < value < math.inf for value in spacing):
         raise ValueError(f"spacing_mm is {spacing}; it must be one number above 0 for each axis of {reference.shape}")
-    values = labels or sorted({*np.unique(reference).tolist(), *np.unique(predicted).tolist()} - {0})
+    occurring = {*np.unique(reference).tolist(), *np.unique(predicted).tolist()} - {0}
+    values = sorted(occurring) if labels is None else list(labels)
     if not values:
         raise ValueError("both label maps are empty, so that there is no class to score; name the values with labels")
     options = options or EvaluationOptions()

@@ -37,8 +37,12 @@ def find_meaning(
         labels: score these values instead, a class each, and look for no dataset.json.
 
     Raises:
-        UsdError: no dataset.json is found.
+        UsdError: no such folder or file, or no dataset.json is found.
+        ValueError: see `scheme_of_values`.
     """
+    for path in (reference, prediction):
+        if not path.exists():
+            raise UsdError(f"{path} does not exist; give two folders of label files, or two files.")
     from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 
     if labels is not None:
@@ -48,7 +52,13 @@ def find_meaning(
 
 
 def scheme_of_values(labels: Sequence[int]) -> LabelScheme:
-    """A class for each label value, named after it."""
+    """A class for each label value, named after it.
+
+    Raises:
+        ValueError: a value that is no class.
+    """
+    if any(value < 1 for value in labels):
+        raise ValueError(f"labels are {list(labels)}; allowed are whole numbers from 1 on, for 0 is the background")
     values = tuple(sorted(set(labels)))
     return LabelScheme(
         tuple(map(str, values)), tuple((v,) for v in values), "binary" if len(values) == 1 else "softmax", values

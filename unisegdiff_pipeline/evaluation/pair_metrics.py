@@ -7,7 +7,7 @@ Masks are arrays (Z, Y, X), or (Y, X) for 2D images, of any type; what is not ze
 axes, in mm. Both masks empty, or the reference alone: undefined (NaN), as everywhere in this package; the head of
 `evaluation.metrics` says why. Definitions of distances stand at the head of `evaluation.boundary`.
 
-All functions raise ValueError where shapes, spacing or tolerance do not fit.
+All functions raise ValueError where shapes, spacing or tolerance do not fit, or a mask holds NaN.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def volume_ml(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
         >>> usd.metrics.volume_ml(np.ones((10, 10, 10)), (1.0, 1.0, 2.0))  # 1000 voxels of 2 mm3
         2.0
     """
-    geometry = _grid(mask.shape, spacing_mm)
+    geometry = _grid(np.shape(mask), spacing_mm)
     return int(np.count_nonzero(mask)) * geometry.voxel_volume_mm3 / (1.0 if geometry.is_2d else MM3_PER_ML)
 
 
@@ -130,7 +130,7 @@ def surface_distances(reference: np.ndarray, predicted: np.ndarray, spacing_mm: 
         array([6.])
     """
     masks = _masks(reference, predicted)
-    spacing = _grid(reference.shape, spacing_mm).spacing_mm
+    spacing = _grid(np.shape(reference), spacing_mm).spacing_mm
     if not (masks[0].any() and masks[1].any()):
         return SurfaceDistances(np.empty(0), np.empty(0))
     return SurfaceDistances(*directed_distances_mm(*masks, spacing))
@@ -206,7 +206,7 @@ def lesions(
         rule: when two lesions match; by default where they share a voxel.
     """
     masks = _masks(reference, predicted)
-    return score_lesions(*masks, _grid(reference.shape, spacing_mm), rule or MatchingRule())[0]
+    return score_lesions(*masks, _grid(np.shape(reference), spacing_mm), rule or MatchingRule())[0]
 
 
 def _overlap(reference: np.ndarray, predicted: np.ndarray) -> ClassScore:
@@ -217,7 +217,7 @@ def _boundary(
     reference: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float], tolerances_mm: Sequence[float] = ()
 ) -> BoundaryScore:
     masks = _masks(reference, predicted)
-    return boundary_score(*masks, _grid(reference.shape, spacing_mm).spacing_mm, tolerances_mm)
+    return boundary_score(*masks, _grid(np.shape(reference), spacing_mm).spacing_mm, tolerances_mm)
 
 
 def _masks(reference: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,6 +228,8 @@ def _masks(reference: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np
             f"reference has shape {reference.shape} and prediction {predicted.shape}; they must be equal, (Z, Y, X) or "
             f"(Y, X)"
         )
+    if any(np.isnan(mask).any() for mask in (reference, predicted) if mask.dtype.kind == "f"):
+        raise ValueError("a mask holds NaN, which is neither inside nor outside; replace it")
     masks = [mask != 0 for mask in (reference, predicted)]
     first, second = (mask[None] if mask.ndim == 2 else mask for mask in masks)
     return first, second

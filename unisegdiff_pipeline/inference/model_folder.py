@@ -68,11 +68,19 @@ def open_model_folder(folder: Path) -> ModelFolder:
     """Read the plans of a model folder and list its finished folds.
 
     Raises:
-        UsdError: no folder, no plans.json, an unknown configuration, or no finished fold.
+        UsdError: no folder, a fold's folder, no plans.json, an unknown configuration, or no finished fold.
     """
     folder = Path(folder)
+    above, name = folder.absolute().parent, folder.absolute().name
+    if name.startswith("fold_") and (above / PLANS_NAME).is_file():
+        fold = name.removeprefix("fold_")
+        raise UsdError(f"{folder} is a fold of the model {above}; name that folder, with fold {fold} (-f, folds).")
     if not folder.is_dir():
         raise UsdError(f"{folder} is no folder; name a model folder, RESULTS/DATASET/TRAINER__CONFIGURATION.")
+    if not (folder / PLANS_NAME).is_file():
+        raise UsdError(
+            f"{folder} holds no {PLANS_NAME}, so it is no model folder; name RESULTS/DATASET/TRAINER__CONFIGURATION."
+        )
     plans = read_dataclass(Plans, folder / PLANS_NAME)
     folds = finished_folds(folder)
     if not folds:

@@ -37,6 +37,7 @@ from unisegdiff_pipeline.inference.model_folder import (
 )
 from unisegdiff_pipeline.inference.origin import Origin
 from unisegdiff_pipeline.inference.prediction import Prediction
+from unisegdiff_pipeline.inference.request import require_whole
 from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable
@@ -71,7 +72,7 @@ class Predictor:
 
     Raises:
         UsdError: no such model or fold, damaged weights, or a device that is not there.
-        ValueError: another decision.
+        ValueError: another device or decision than these.
     """
 
     def __init__(
@@ -104,10 +105,10 @@ class Predictor:
         """Samples that will be drawn a case: those asked for, else the settings'; 0 where no fold has a denoiser.
 
         Raises:
-            ValueError: fewer than 0 are asked for.
+            ValueError: no whole number from 0 on is asked for.
         """
-        if wanted is not None and wanted < 0:
-            raise ValueError(f"num_samples is {wanted}; allowed is 0 or more, or None for the model's number")
+        if wanted is not None:
+            require_whole("num_samples", wanted)
         if not any(can_sample(network, settings) for network, settings in self.networks):
             return 0
         return self.networks[0][1].num_samples if wanted is None else wanted
@@ -145,12 +146,13 @@ class Predictor:
                 cannot be right; masks to combine or uncertainty to split where nothing is sampled.
             ValueError, TypeError: an argument of another kind, shape or value than described here.
         """
+        require_whole("seed", seed)
         count = self.num_samples(num_samples)
         self.require_possible(combine, uncertainty_parts, count)
         case, volume = self._read(image, spacing_mm, direction)
-        case_id = case_id or (case.case_id if case is not None else "array")
+        case_id = str(case_id or (case.case_id if case is not None else "array"))
         require_name(case_id, "the case")
-        require_finite(volume.array, str(case.image_paths[0]) if case is not None else case_id)
+        require_finite(volume.array, str(case.image_paths[0]) if case is not None else f"image {case_id!r}")
         files = () if case is None else files_read(case.image_paths)
         origin = Origin(
             model=str(self.model.folder.resolve()),
@@ -207,6 +209,11 @@ class Predictor:
         if len(cases) != 1:
             names = ", ".join(case.case_id for case in cases)
             raise UsdError(f"{image} holds {len(cases)} cases ({names}); name one, or predict the folder.")
+        if isinstance(source, list) and len(source) not in (1, len(cases[0].image_paths)):
+            raise UsdError(
+                f"image is a list of {len(source)} files, but case {cases[0].case_id} has {len(cases[0].image_paths)}; "
+                f"name the file of each channel once."
+            )
         return cases[0], read_image(cases[0].image_paths, len(plans.channel_names))
 
     def require_possible(self, combine: Combination, uncertainty_parts: bool, num_samples: int) -> None:

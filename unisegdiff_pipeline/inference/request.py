@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ class PredictRequest:
 
     Raises:
         UsdError: no part at all, or `part_id` is none of the parts.
+        ValueError: a seed or number of samples that is no whole number from 0 on.
     """
 
     source: Path | Sequence[Path]
@@ -67,7 +69,16 @@ class PredictRequest:
     def __post_init__(self) -> None:
         if self.num_parts < 1:
             raise UsdError(f"num_parts is {self.num_parts}; allowed is 1 or more.")
+        require_whole("seed", self.seed)
+        if self.num_samples is not None:
+            require_whole("num_samples", self.num_samples)
         if not 0 <= self.part_id < self.num_parts:
             raise UsdError(
                 f"part_id is {self.part_id} of {self.num_parts} parts; allowed is 0 to {self.num_parts - 1}."
             )
+
+
+def require_whole(name: str, value: object) -> None:
+    """Raise a ValueError where a seed or a number of samples is no whole number from 0 on."""
+    if not isinstance(value, Integral) or value < 0:
+        raise ValueError(f"{name} is {value!r}; allowed is 0 or more, a whole number")

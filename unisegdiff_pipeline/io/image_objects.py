@@ -59,16 +59,16 @@ def volume_of(
 def _one(image: Any, spacing_mm: Sequence[float] | None, direction: Sequence[float] | None) -> Volume:
     if isinstance(image, np.ndarray):
         return _of_array(image, spacing_mm, direction)
+    library = _library(image)
+    if library is None and not isinstance(image, Volume):
+        raise TypeError(f"image is a {type(image).__name__}; allowed is {KINDS}")
     if spacing_mm is not None or direction is not None:
         raise ValueError("spacing_mm and direction go with arrays; an image object says them itself, leave them out")
     if isinstance(image, Volume):
         return replace(image, array=image.array.astype(np.float32, copy=False))
-    library = _library(image)
     if library == "SimpleITK":
         return _of_simpleitk(image)
-    if library == "nibabel":
-        return _of_nibabel(image)
-    raise TypeError(f"image is a {type(image).__name__}; allowed is {KINDS}")
+    return _of_nibabel(image)
 
 
 def _library(image: object) -> str | None:
@@ -85,6 +85,8 @@ def _of_array(image: np.ndarray, spacing_mm: Sequence[float] | None, direction: 
         raise ValueError(f"image has voxels of type {image.dtype}; allowed are integers and real numbers")
     if spacing_mm is None:
         raise ValueError(f"an array of shape {image.shape} needs its spacing; give spacing_mm in the order of its axes")
+    if np.ndim(spacing_mm) != 1:
+        raise ValueError(f"spacing_mm is {spacing_mm!r}; expected is one number for each axis of the image but C")
     if len(spacing_mm) != image.ndim - 1:
         one = "; an image of one channel is image[None]" if len(spacing_mm) == image.ndim else ""
         raise ValueError(f"spacing_mm {tuple(spacing_mm)} has {len(spacing_mm)} values for an image {image.shape}{one}")

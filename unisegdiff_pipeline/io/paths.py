@@ -27,6 +27,11 @@ class Roots:
     preprocessed: Path | None
     results: Path | None
 
+    def __post_init__(self) -> None:
+        for name in ("raw", "preprocessed", "results"):
+            root = getattr(self, name)
+            object.__setattr__(self, name, None if root is None else Path(root))  # text is natural in Python
+
     def require_raw(self) -> Path:
         """The raw root; it must exist, because nothing here creates raw data in passing."""
         root = _require(self.raw, "raw", "usd_raw")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import time
 from collections.abc import Callable
 
@@ -54,7 +55,14 @@ def is_faster_in_bf16(device: torch.device, step: Callable[[], None]) -> bool:
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto", "cpu", "cuda", "cuda:1" or "mps" to a device; "auto" takes the first GPU if there is one."""
+    """ "auto", "cpu", "cuda", "cuda:1" or "mps" to a device; "auto" takes the first GPU if there is one.
+
+    Raises:
+        UsdError: a device that is not there.
+        ValueError: another name.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"device is {name!r}; allowed are auto, cpu, cuda, cuda:N and mps")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

@@ -74,6 +74,10 @@ class TrainRequest:
     plans: str | None = None
     splits: Folds = "default"
 
+    def __post_init__(self) -> None:
+        for name in ("dataset", "fold"):
+            object.__setattr__(self, name, str(getattr(self, name)))  # numbers are natural in Python
+
     @property
     def seed_or_default(self) -> int:
         """The seed, where it is left open the default one."""
