@@ -266,6 +266,39 @@ def test_an_interruption_ends_the_slabs_of_the_next_case(folders, monkeypatch: p
     assert ended == [CancelledError]
 
 
+def test_after_an_interruption_no_image_is_read_any_more(folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images, out = folders
+    read, close, file_hash = ReadingProcess.read_image, ReadingProcess.close, folder_run.file_hash
+    begun, ended = threading.Event(), threading.Event()
+    asked_for: list[str] = []
+
+    def remembered(self, paths, *rest, **options):
+        asked_for.append(paths[0].name)
+        return read(self, paths, *rest, **options)
+
+    def closed(self):
+        close(self)
+        ended.set()
+
+    def hashed(path: Path) -> str:
+        if path.name.startswith("case1"):
+            begun.set()
+            assert ended.wait(60)
+        return file_hash(path)
+
+    def interrupted(self, image, properties, **options):
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReadingProcess, "read_image", remembered)
+    monkeypatch.setattr(ReadingProcess, "close", closed)
+    monkeypatch.setattr(folder_run, "file_hash", hashed)
+    monkeypatch.setattr(Predictor, "predict_preprocessed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(PredictRequest(images, out, model, device="cpu"))
+    assert asked_for == ["case0_0000.png"]
+
+
 def test_an_image_that_kills_its_reader_costs_this_case_alone(folders, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, out = folders
     read = ReadingProcess.read_image

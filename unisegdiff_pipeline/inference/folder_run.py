@@ -253,6 +253,7 @@ class _FolderRun:
         hashes = _input_hashes(case)
         scratch = Scratch(self.output, self.budget.for_arrays(), self._interrupted)
         channels = len(self.predictor.model.plans.channel_names)
+        scratch.release()  # after an interruption, it ends here: the process, ended too, would start anew
         volume = images.read_image(case.image_paths, scratch.empty, num_channels=channels)
         scratch.release()
         require_finite(volume.array, str(case.image_paths[0]))
