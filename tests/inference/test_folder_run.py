@@ -24,8 +24,10 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference import folder_run
+from unisegdiff_pipeline.inference.export import SUMMARY_FILES
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.memory import MemoryBudget
+from unisegdiff_pipeline.inference.output_folder import Owner, claim_folder
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
@@ -79,6 +81,15 @@ def test_another_model_is_refused_and_overwriting_removes_all_of_it(folders, tmp
     alone = tmp_path / "alone"
     predict_folder(PredictRequest(images, alone, second, device="cpu"))
     assert bytes_of(out) == bytes_of(alone)
+
+
+def test_tables_of_other_masks_go_with_them(folders) -> None:
+    model, images, out = folders
+    predict_folder(PredictRequest(images, out, model, device="cpu"))
+    assert all((out / name).is_file() for name in SUMMARY_FILES)
+    other = Owner("other", str(model), {"seed": 1})
+    claim_folder(out, other, ["case0"], ".png", overwrite=True)  # and killed before it wrote any
+    assert listing(out) == set()
 
 
 def test_a_model_that_was_moved_is_the_same(folders, tmp_path: Path) -> None:

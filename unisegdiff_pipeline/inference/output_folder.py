@@ -30,6 +30,7 @@ from unisegdiff_pipeline.inference.export import (
     output_folders,
     read_record,
     record_path,
+    remove_summary,
     volumes_path,
 )
 from unisegdiff_pipeline.io.images import label_ending, map_ending, split_ending
@@ -82,6 +83,7 @@ def claim_folder(output: Path, owner: Owner, cases: Sequence[str], file_ending: 
         for case_id, request in _records(output).items():
             if request != owner.request:  # that of a run beside this one stays
                 remove_case(output, case_id, file_ending)
+        remove_summary(output)  # of the masks that are gone; should this run be killed, it would stay beside others
         _write_owner(output, owner)
         return
     if there is None or there.request != owner.request or not (output / OWNER).is_file():
