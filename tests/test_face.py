@@ -215,6 +215,12 @@ def test_folders_and_devices_of_no_model_are_named(volume_model: Path, tmp_path:
         usd.Predictor(volume_model, device="gpu")
 
 
+def test_a_folder_without_dataset_json_is_no_raw_data_set(tmp_path: Path) -> None:
+    with pytest.raises(usd.UsdError, match=r"holds no dataset\.json, so it is no raw data set; .* usd_convert folder"):
+        usd.plan_and_preprocess(tmp_path, tmp_path / "preprocessed")
+    assert not (tmp_path / "preprocessed").exists()
+
+
 def test_requests_take_numbers_and_text() -> None:
     roots = usd.Roots("raw", None, "results")  # type: ignore[arg-type]
     request = usd.TrainRequest(4, 0, roots)  # type: ignore[arg-type]
@@ -283,6 +289,7 @@ def test_two_arrays_are_scored_as_two_folders_are(tmp_path: Path) -> None:
     assert of_arrays.classes[0].overlap.dice == 0.75  # 2 * 24 / (32 + 32)
     assert of_arrays.classes[1].overlap.outcome == "false_positive"
     assert (output / "metrics.csv").is_file()
+    assert repr(of_folders) == "Evaluation(1 cases, classes: 1, 2, mean Dice 0.750)"
 
 
 def test_folders_are_scored_on_a_subset_beside_another_run(tmp_path: Path) -> None:

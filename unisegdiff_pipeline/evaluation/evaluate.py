@@ -105,6 +105,10 @@ class Evaluation:
     cases: tuple[CaseResult, ...]
     report: FolderSummary
 
+    def __repr__(self) -> str:
+        scores, classes = self.summary, ", ".join(report.class_name for report in self.report.classes)
+        return f"Evaluation({len(self.cases)} cases, classes: {classes}, mean Dice {scores.mean_dice:.3f})"
+
     @property
     def summary(self) -> Summary:
         """Overlap of all cases alone, as training reports it."""

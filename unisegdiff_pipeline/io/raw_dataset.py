@@ -80,6 +80,11 @@ def open_raw_dataset(folder: Path) -> RawDataset:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsdError(f"{folder} is no folder; check the path of the raw data set.")
+    if not (folder / "dataset.json").exists():
+        raise UsdError(
+            f"{folder} holds no dataset.json, so it is no raw data set; check the path, write dataset.json, or bring "
+            f"plain folders of images and masks into the raw layout with usd_convert folder."
+        )
     description = read_dataset_json(folder / "dataset.json")
     if description.entries is not None:
         listing = _cases_from_entries(folder, description.entries)

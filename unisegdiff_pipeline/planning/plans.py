@@ -262,11 +262,16 @@ class ConfigurationPlan:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the plan was made to fit: the device's kind, its memory, and on a CPU the cores and seconds.
+    """What a plan is made to fit: the kind of device, its memory, and the cores of the CPU.
 
     Example:
         >>> usd.Budget("cuda", memory_gb=24.0, num_cores=8)
         Budget(device='cuda', memory_gb=24.0, num_cores=8)
+
+    Attributes:
+        device: what trains.
+        memory_gb: that training may use, of the GPU or for a CPU of the machine.
+        num_cores: that this process may use.
     """
 
     device: Literal["cpu", "cuda"]
