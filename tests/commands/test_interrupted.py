@@ -15,6 +15,7 @@ MOMENTS_OF_ALL = 20  # spread over the time that a command takes, a little beyon
 FEW = (3, 11)  # of these in the default run
 COMMANDS = ("plan_and_preprocess", "train", "predict", "evaluate")
 LIMIT_S = 300.0
+ENTERING_S = 0.05  # until a command that has begun takes signals itself; before that Python answers with a traceback
 # Says when the command begins: what comes before is Python's own start.
 START = "import sys; from unisegdiff_pipeline.commands.{} import main; print('begins', flush=True); sys.exit(main())"
 
@@ -71,7 +72,7 @@ def interrupt(
     root, seconds = ready
     log = to / "stderr"
     process = start(command, arguments_of(command, phantoms, root, to), log)
-    time.sleep(moment / (MOMENTS_OF_ALL - 2) * seconds[command])
+    time.sleep(ENTERING_S + moment / (MOMENTS_OF_ALL - 2) * seconds[command])
     finished = process.poll() is not None
     if not finished:
         os.killpg(process.pid, number)
