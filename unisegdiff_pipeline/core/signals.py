@@ -34,8 +34,8 @@ def held_back(*numbers: signal.Signals) -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in former.items():
             signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+        if came:  # also where the start failed: most likely the signal has ended what was being started
+            signal.raise_signal(came[0])
 
 
 def take_up(*numbers: signal.Signals) -> None:
