@@ -107,6 +107,7 @@ class CaseFingerprint:
     """Facts of one case; `raters` holds the components per rater of data sets with several annotators.
 
     `orientation` says where the axes x, y, z of the file point ("LPS"), empty for 2D images; see `io.orientation`.
+    `source` names the source of a case of a unified data set.
     """
 
     case_id: str
@@ -119,6 +120,7 @@ class CaseFingerprint:
     classes: tuple[ComponentFacts, ...]
     raters: tuple[tuple[ComponentFacts, ...], ...] = ()
     orientation: str = ""
+    source: str | None = None
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,16 @@ def plan_hash(configuration: ConfigurationPlan) -> str:
         "network": asdict(configuration.network),
         "denoiser": asdict(configuration.denoiser),
     }
+    if configuration.sources is not None:
+        sources = asdict(configuration.sources)
+        parts["sources"] = {
+            "channel_rule": sources["channel_rule"],
+            "conditioning": sources["conditioning"],
+            "plans": {
+                name: plan.preprocessing.fields() | {"annotated": plan.annotated}
+                for name, plan in configuration.sources.plans.items()
+            },
+        }
     return text_hash(json.dumps(parts, sort_keys=True))
 
 

@@ -12,6 +12,7 @@ from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.core.names import require_name, require_text
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.io.images import MAX_LABEL, SUPPORTED_ENDINGS, is_picture_ending
+from unisegdiff_pipeline.io.sources import Source
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class DatasetDescription:
         entries: explicit paths of cases instead of folders, else None.
         raw: the parsed file.
         allow_unmatched: files that belong to no case are left out with a warning; else they are errors.
+        sources: the data sets that a unified one is made of; empty for any other.
     """
 
     channel_names: tuple[str, ...]
@@ -46,6 +48,7 @@ class DatasetDescription:
     entries: dict[str, DatasetEntry] | None
     raw: dict[str, Any]
     allow_unmatched: bool = False
+    sources: tuple[Source, ...] = ()
 
 
 def read_dataset_json(path: Path) -> DatasetDescription:

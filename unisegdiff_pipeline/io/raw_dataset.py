@@ -36,13 +36,17 @@ _RATER_SUFFIX = re.compile(r"(?P<case>.+)_rater(?P<rater>\d+)")
 
 @dataclass(frozen=True)
 class RawCase:
-    """Files of one case; `image_paths` in channel order, empty where only a label file exists."""
+    """Files of one case; `image_paths` in channel order, empty where only a label file exists.
+
+    `source` names the source of a case of a unified data set.
+    """
 
     case_id: str
     image_paths: tuple[Path, ...]
     label_path: Path | None = None
     rater_paths: tuple[Path, ...] = ()
     group: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class RawDataset:
 
     `stray_files` belong to no case: names that do not fit, another ending, a link to nothing, an image without label
     map or a label map without image where dataset.json allows them. `unknown_groups` are case names in groups.csv
-    without files. The integrity check reports both.
+    without files. The integrity check reports both. `source_descriptions` holds the dataset.json of each source of a
+    unified data set, by the source's name.
     """
 
     folder: Path
@@ -69,6 +74,11 @@ class RawDataset:
     cases: tuple[RawCase, ...]
     stray_files: tuple[StrayFile, ...] = ()
     unknown_groups: tuple[str, ...] = ()
+    source_descriptions: Mapping[str, DatasetDescription] = field(default_factory=dict)
+
+    def description_of(self, case: RawCase) -> DatasetDescription:
+        """What the files of a case are to be read by: the dataset.json of its source, where it has one."""
+        return self.description if case.source is None else self.source_descriptions[case.source]
 
 
 def open_raw_dataset(folder: Path) -> RawDataset:

@@ -242,8 +242,66 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
+class SourcePlan:
+    """How images of one source of a unified data set become inputs of the network that all sources share.
+
+    Attributes:
+        modality: as the unified data set names it.
+        channel_names: of the source's own images.
+        file_ending, spacing_known: as the source's dataset.json has them.
+        preprocessing: of the source's own channels; what comes out is brought to the network's channels afterwards.
+        annotated: per coded channel of the labels, whether the source says anything about it; where it does not, there
+            is no loss.
+        num_images: training images, or slices for a 2D network on volumes; the square root of it (see
+            `SourcesPlan.temperature`) says how often the source is drawn.
+        stages: planned from the source's own labels; its `input_scale` brings them to the mixture's.
+    """
+
+    modality: str
+    channel_names: Annotated[tuple[str, ...], Length(1, MAX_CHANNELS)]
+    file_ending: str
+    spacing_known: bool
+    preprocessing: PreprocessingPlan
+    annotated: tuple[bool, ...]
+    num_images: Count
+    stages: StagePlan | None = None
+
+
+@dataclass(frozen=True)
+class SourcesPlan:
+    """What a network that several sources share needs to know of them.
+
+    Attributes:
+        plans: of each source, by its name; their order is that of the network's embeddings, which begin with that of
+            an unknown source.
+        grid: "physical" where all sources know their spacing, "relative" where images are brought to the size of the
+            median image.
+        channel_rule: "replicate" repeats the channels of an image up to the network's, "adapter" also mixes them by a
+            matrix of the source's own.
+        conditioning: "film" scales and shifts features by source, "none" does not tell the network.
+        unknown_fraction: training examples whose source is hidden, so that images of no known source can be predicted.
+        temperature: sources are drawn with the probability of their number of images to this power.
+    """
+
+    plans: dict[str, SourcePlan]
+    grid: Literal["physical", "relative"] = "relative"
+    channel_rule: Literal["replicate", "adapter"] = "replicate"
+    conditioning: Literal["film", "none"] = "film"
+    unknown_fraction: Fraction = 0.1
+    temperature: Fraction = 0.5
+
+    def index(self, source: str | None) -> int:
+        """Row of a source in the network's embeddings; 0 for an unknown one."""
+        return 0 if source is None else 1 + list(self.plans).index(source)
+
+
+@dataclass(frozen=True)
 class ConfigurationPlan:
-    """One way to treat the data set: 2d, 3d_fullres or 3d_lowres."""
+    """One way to treat the data set: 2d, 3d_fullres or 3d_lowres.
+
+    Of a unified data set `sources` says how images of each source are treated; `preprocessing` is then for images of no
+    known source, and has the network's number of channels.
+    """
 
     name: str
     preprocessing: PreprocessingPlan
@@ -252,6 +310,7 @@ class ConfigurationPlan:
     denoiser: DenoiserPlan
     training: TrainingPlan
     stages: StagePlan | None = None  # planned from the preprocessed labels, at the end of preprocessing
+    sources: SourcesPlan | None = None  # of a unified data set
 
     @property
     def patch_mirror_axes(self) -> tuple[int, ...]:
