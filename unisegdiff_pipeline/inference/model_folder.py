@@ -95,7 +95,7 @@ def open_model_folder(folder: Path) -> ModelFolder:
     folds = finished_folds(folder)
     if not folds:
         raise UsdError(f"{folder} holds no finished fold (fold_0/{WEIGHTS_NAME}, ...); finish a fold with usd_train.")
-    return ModelFolder(folder, plans, _configuration(folder, plans), folds)
+    return ModelFolder(folder, plans, configuration_of(folder, plans), folds)
 
 
 def finished_folds(folder: Path) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) ->
     if "plan_hash" not in metadata:
         raise ValueError(f"metadata has the keys {', '.join(metadata)}; it must hold plan_hash")
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    content = _with_sorted_metadata(save(tensors, metadata={**metadata, TENSORS_HASH: _tensors_hash(tensors)}))
+    content = _with_sorted_metadata(save(tensors, metadata={**metadata, TENSORS_HASH: tensors_hash(tensors)}))
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)  # safetensors' own writer gives the file to its owner alone
 
@@ -203,7 +203,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except (SafetensorError, OSError) as error:
         raise UsdError(f"{path} cannot be read ({error}); it is damaged: copy it again or train again.") from error
     is_former = TENSORS_HASH not in metadata and FORMER_METADATA.issuperset(metadata)
-    if not is_former and metadata.get(TENSORS_HASH) != _tensors_hash(tensors):
+    if not is_former and metadata.get(TENSORS_HASH) != tensors_hash(tensors):
         raise UsdError(f"{path} is damaged, its weights are not those that were written: copy it again or train again.")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -211,7 +211,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def _tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     """Hash of names, types, shapes and values, whatever their order."""
     import torch
 
@@ -247,7 +247,12 @@ def load_weights(path: Path, network: nn.Module, expected_plan_hash: str) -> Non
     load_tensors(path, network, tensors)
 
 
-def _configuration(folder: Path, plans: Plans) -> ConfigurationPlan:
+def configuration_of(folder: Path, plans: Plans) -> ConfigurationPlan:
+    """The configuration that a model folder is of, by its name.
+
+    Raises:
+        UsdError: its name is that of none of the plan's configurations.
+    """
     own = folder.resolve().name
     name = parse_model_name(own)
     # A folder that was put beside others under a name of its own may have more in front.

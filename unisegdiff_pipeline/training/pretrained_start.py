@@ -1,0 +1,64 @@
+"""What a training may start from, whichever program wrote it.
+
+A reader (`pretrained.READERS`) brings the weights of one kind of file to this form; `pretrained.load_start` puts them
+into a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.planning.plans import NetworkPlan, Normalization
+
+
+@dataclass(frozen=True)
+class PretrainedStart:
+    """Weights to start from, and what is known of the network that they were trained in.
+
+    Attributes:
+        tensors: by the names of `StagedModel.state_dict()`: "segmenter.encoder...", and "denoiser..." where there is
+            one; on the CPU. Names that this package's networks do not have are allowed, they are listed as left out.
+        network: the architecture, with the number of input channels and the patch that it was trained with.
+        description: what it is and where it lies, for people.
+        hash: of names and values of the tensors, hexadecimal.
+        labels: what the channels of the heads mean; None where it is not known, and then heads are not taken over.
+        channel_names: of the network's inputs; empty where they are not known.
+        normalization: of each input; empty where it is not known.
+        target_spacing_mm: voxel size (Z, Y, X) that images were resampled to, None for an axis that was left as it is;
+            None as a whole where millimetres were not known.
+        plan_hash: of the plan it was trained with; None for weights of other programs.
+        seen_cases: data set => cases that the weights were trained on, as far as it is known; a fold that validates on
+            one of them cannot start here.
+    """
+
+    tensors: Mapping[str, Tensor]
+    network: NetworkPlan
+    description: str
+    hash: str
+    labels: LabelScheme | None = None
+    channel_names: tuple[str, ...] = ()
+    normalization: tuple[Normalization, ...] = ()
+    target_spacing_mm: tuple[float | None, float, float] | None = None
+    plan_hash: str | None = None
+    seen_cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StartReader:
+    """One kind of file or folder to start from.
+
+    Attributes:
+        kind: what it reads, for the message that lists all kinds.
+        accepts: whether a path is of this kind, by names alone; cheap, and never an error.
+        read: the path, and the fold that is to be trained ("0", "all", None where it does not matter) => the start;
+            raises a UsdError that names the file and what is wrong with it.
+    """
+
+    kind: str
+    accepts: Callable[[Path], bool]
+    read: Callable[[Path, str | None], PretrainedStart]
