@@ -15,7 +15,7 @@ from unisegdiff_pipeline.networks.denoiser import Condition, Denoiser, voxel_evi
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
-from unisegdiff_pipeline.planning.topology import denoiser_multiply_adds
+from unisegdiff_pipeline.planning.topology import denoiser_multiply_adds, multiply_adds
 
 LEVELS_3D = (
     LevelPlan(4, (1, 1, 1), (1, 3, 3), 2),
@@ -64,7 +64,7 @@ def test_space_to_depth_keeps_neighbours_together() -> None:
     assert space_to_depth(x, (2, 2))[0, :, 0, 1].tolist() == [10.0, 11.0, 12.0, 13.0]
 
 
-@pytest.mark.parametrize("encoder", ["plain", "residual"])
+@pytest.mark.parametrize("encoder", ["plain", "residual", "resenc"])
 def test_unet_shapes(encoder: str) -> None:
     plan = dataclasses.replace(PLAN_3D, encoder=encoder)
     net = SegmentationUNet(plan, 3)
@@ -73,6 +73,22 @@ def test_unet_shapes(encoder: str) -> None:
     assert [tuple(v.shape[1:]) for v in output.logits] == [(3, 8, 16, 16), (3, 8, 8, 8), (3, 4, 4, 4)]
     assert [tuple(v.shape[1:]) for v in output.features] == [(6, 8, 8, 8), (8, 4, 4, 4), (10, 2, 2, 2)]
     assert len(net.eval()(image).logits) == 1
+
+
+@pytest.mark.parametrize("encoder", ["plain", "residual", "resenc"])
+def test_a_pass_of_the_segmenter_costs_as_much_as_planning_estimates(encoder: str) -> None:
+    plan = dataclasses.replace(PLAN_3D, encoder=encoder)
+    with FlopCounterMode(display=False) as counter:
+        SegmentationUNet(plan, 3)(torch.randn(1, 2, 8, 16, 16))
+    assert counter.get_total_flops() == 2 * multiply_adds(plan, 3)
+
+
+def test_blocks_of_nnunets_residual_encoder_begin_as_their_skips() -> None:
+    net = SegmentationUNet(dataclasses.replace(PLAN_3D, encoder="resenc"), 3)
+    block = net.encoder[1][1]
+    x = torch.rand(1, 6, 4, 4, 4)
+    assert torch.equal(block(x), x)
+    assert not torch.equal(SegmentationUNet(dataclasses.replace(PLAN_3D, encoder="residual"), 3).encoder[1][1](x), x)
 
 
 @pytest.mark.parametrize(

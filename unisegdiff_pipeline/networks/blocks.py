@@ -67,9 +67,21 @@ class ConvNorm(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with a skip (He et al. 2016); the skip is pooled and projected where the shape changes."""
+    """Two convolutions with a skip (He et al. 2016); the skip is pooled and projected where the shape changes.
 
-    def __init__(self, dims: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+    With `norm_skip` the projection has an instance norm behind it: the block of nnU-Net's residual encoders (ResNet-D,
+    He et al. 2019, figure 2c).
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        norm_skip: bool = False,
+    ) -> None:
         super().__init__()
         ones = (1,) * dims
         self.first = ConvNorm(dims, inputs, outputs, kernel, stride)
@@ -80,6 +92,8 @@ class ResidualBlock(nn.Module):
             pool.append(AVERAGE_POOL[dims](tuple(stride), tuple(stride)))
         if inputs != outputs:
             pool.append(CONV[dims](inputs, outputs, ones, bias=False))
+            if norm_skip:
+                pool.append(InstanceNorm(outputs))
         self.skip = nn.Sequential(*pool)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,12 @@ NUM_CONDITION_LEVELS = 3
 LEAST_FRACTION = 1e-3  # that an untrained network gives to an output, however rare
 START_SCALE = 0.1  # of the heads' random weights, so that they do not drown the prior
 
+_BLOCKS: dict[str, Callable[..., nn.Module]] = {
+    "plain": ConvNorm,
+    "residual": ResidualBlock,
+    "resenc": functools.partial(ResidualBlock, norm_skip=True),
+}
+
 
 class SegmenterOutput(NamedTuple):
     """Logits from full resolution downwards (one in eval mode), and features of the first three downsampled levels."""
@@ -30,7 +38,7 @@ class SegmentationUNet(nn.Module):
     """U-Net after nnU-Net (Isensee et al. 2021): strided convolutions down, transposed convolutions up.
 
     Args:
-        plan: levels with features, strides and kernels; plain or residual encoder.
+        plan: levels with features, strides and kernels, and the kind of encoder.
         num_outputs: channels of the logits.
         deep_supervision: in training mode, also return logits of every decoder level but the coarsest.
     """
@@ -47,13 +55,14 @@ class SegmentationUNet(nn.Module):
         self.divisor = tuple(math.prod(level.stride[axis] for level in levels) for axis in range(dims))
         inputs = (plan.num_input_channels, *(level.features for level in levels[:-1]))
         self.encoder = nn.ModuleList(
-            _encoder_level(dims, count, level, plan.encoder) for count, level in zip(inputs, levels, strict=True)
+            _encoder_level(dims, count, level, plan.encoder, first=i == 0)
+            for i, (count, level) in enumerate(zip(inputs, levels, strict=True))
         )
         self.up, self.decoder, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for fine, coarse in itertools.pairwise(levels):  # index i leads from level i + 1 up to level i
             self.up.append(TRANSPOSED_CONV[dims](coarse.features, fine.features, coarse.stride, coarse.stride))
             ones = (1,) * dims
-            convs = 1 if plan.encoder == "residual" else fine.num_convs
+            convs = plan.decoder_convs(fine)
             self.decoder.append(
                 nn.Sequential(
                     *(
@@ -64,6 +73,8 @@ class SegmentationUNet(nn.Module):
             )
             self.heads.append(CONV[dims](fine.features, num_outputs, ones))
         self.apply(_initialise)
+        if plan.encoder == "resenc":
+            self.encoder.apply(_start_as_identity)
 
     @torch.no_grad()
     def start_from(self, fractions: Tensor, coding: Coding) -> None:
@@ -102,12 +113,17 @@ def condition_levels(plan: NetworkPlan) -> tuple[LevelPlan, ...]:
     return plan.levels[1 : NUM_CONDITION_LEVELS + 1]
 
 
-def _encoder_level(dims: int, inputs: int, level: LevelPlan, encoder: str) -> nn.Sequential:
-    block = ResidualBlock if encoder == "residual" else ConvNorm
+def _encoder_level(dims: int, inputs: int, level: LevelPlan, encoder: str, first: bool) -> nn.Sequential:
+    """Blocks of a level; the first of "resenc" begins with a stem, so that images enter all kinds at `encoder.0.0`."""
     ones = (1,) * dims
-    first = block(dims, inputs, level.features, level.kernel, level.stride)
-    rest = (block(dims, level.features, level.features, level.kernel, ones) for _ in range(level.num_convs - 1))
-    return nn.Sequential(first, *rest)
+    has_stem = encoder == "resenc" and first
+    stem = (ConvNorm(dims, inputs, level.features, level.kernel, ones),) if has_stem else ()
+    entering = (level.features if has_stem else inputs, *(level.features,) * (level.num_convs - 1))
+    blocks = (
+        _BLOCKS[encoder](dims, count, level.features, level.kernel, level.stride if i == 0 else ones)
+        for i, count in enumerate(entering)
+    )
+    return nn.Sequential(*stem, *blocks)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -115,3 +131,9 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, a=0.01)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _start_as_identity(module: nn.Module) -> None:
+    """A residual block that adds nothing yet to its skip, as in nnU-Net (Goyal et al. 2017, section 5.1)."""
+    if isinstance(module, ResidualBlock) and module.norm.weight is not None:
+        nn.init.zeros_(module.norm.weight)

@@ -120,13 +120,19 @@ class LevelPlan:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """The segmenter: `dims` is 2 or 3 and equals the length of patch_size, strides and kernels."""
+    """The segmenter: `dims` is 2 or 3 and equals the length of patch_size, strides and kernels.
+
+    Attributes:
+        encoder: "plain" is nnU-Net's default network; "resenc" is its residual encoder U-Net, where a level's
+            `num_convs` are blocks of two convolutions; "residual" is a simpler one, kept for models of earlier versions
+            (no convolution in front of the first block, no norm on projected skips).
+    """
 
     dims: Annotated[int, OneOf((2, 3))]
     patch_size: tuple[VoxelCount, ...]
     num_input_channels: Annotated[int, Range(1, MAX_CHANNELS)]
     levels: Annotated[tuple[LevelPlan, ...], Length(1, 12)]
-    encoder: Literal["plain", "residual"] = "plain"
+    encoder: Literal["plain", "residual", "resenc"] = "plain"
 
     def __post_init__(self) -> None:
         lists = {"patch_size": self.patch_size}
@@ -153,6 +159,10 @@ class NetworkPlan:
                 f"patch_size is {list(self.patch_size)}, {math.prod(self.patch_size):.3g} voxels; allowed are "
                 f"{MAX_PATCH_VOXELS:.3g}, such as {[_largest_edge(self.dims)] * self.dims}"
             )
+
+    def decoder_convs(self, level: LevelPlan) -> int:
+        """Convolutions of the decoder behind the concatenation at a level: those of the encoder, or one if residual."""
+        return level.num_convs if self.encoder == "plain" else 1
 
 
 def _largest_edge(dims: int) -> int:

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
 
@@ -109,13 +110,27 @@ def shrink_patch(
     return None
 
 
-def build_network(topology: Topology, num_input_channels: int, base_features: int, max_features: int) -> NetworkPlan:
-    """Plain U-Net of a topology: features double from level to level up to `max_features`."""
-    levels = tuple(
-        LevelPlan(min(max_features, base_features * 2**i), stride, kernel, CONVS_PER_LEVEL)
-        for i, (stride, kernel) in enumerate(zip(topology.strides, topology.kernels, strict=True))
-    )
-    return NetworkPlan(len(topology.patch_size), topology.patch_size, num_input_channels, levels)
+def build_network(
+    topology: Topology,
+    num_input_channels: int,
+    base_features: int,
+    max_features: int,
+    blocks: Sequence[int] | None = None,
+) -> NetworkPlan:
+    """U-Net of a topology: features double from level to level up to `max_features`.
+
+    Args:
+        topology: patch, strides and kernels.
+        num_input_channels: channels of an image.
+        base_features, max_features: of the first level, and the most of any.
+        blocks: of a residual encoder, one number a level, the last for all further ones; None plans a plain network.
+    """
+    levels = []
+    for i, (stride, kernel) in enumerate(zip(topology.strides, topology.kernels, strict=True)):
+        convs = CONVS_PER_LEVEL if blocks is None else blocks[min(i, len(blocks) - 1)]
+        levels.append(LevelPlan(min(max_features, base_features * 2**i), stride, kernel, convs))
+    encoder: Literal["plain", "resenc"] = "plain" if blocks is None else "resenc"
+    return NetworkPlan(len(topology.patch_size), topology.patch_size, num_input_channels, tuple(levels), encoder)
 
 
 def fit_patch(
@@ -144,28 +159,55 @@ def level_shapes(network: NetworkPlan) -> tuple[tuple[int, ...], ...]:
     return tuple(shapes)
 
 
+class _FeatureMap(NamedTuple):
+    """What one operation of the encoder writes: `taps` is the kernel's voxels, 0 for a pooling."""
+
+    inputs: int
+    outputs: int
+    taps: int
+
+
+def _encoder_maps(network: NetworkPlan) -> list[list[_FeatureMap]]:
+    """The feature maps of each level of the encoder, all of them of the level's own size."""
+    found = []
+    inputs = network.num_input_channels
+    for i, level in enumerate(network.levels):
+        width, taps = level.features, math.prod(level.kernel)
+        inner = _FeatureMap(width, width, taps)
+        maps = []
+        if network.encoder == "plain":
+            maps = [_FeatureMap(inputs, width, taps), *[inner] * (level.num_convs - 1)]
+        else:
+            if network.encoder == "resenc" and i == 0:
+                maps, inputs = [_FeatureMap(inputs, width, taps)], width
+            maps += [_FeatureMap(inputs, width, taps), *[inner] * (2 * level.num_convs - 1)]
+            if inputs != width:
+                maps.append(_FeatureMap(inputs, width, 1))
+            elif math.prod(level.stride) > 1:
+                maps.append(_FeatureMap(inputs, width, 0))
+        found.append(maps)
+        inputs = width
+    return found
+
+
 def feature_map_values(network: NetworkPlan, num_outputs: int) -> int:
     """Values in all convolution outputs of one example: nnU-Net's measure of memory (5.6e8 in 3D = 8 GB at batch 2)."""
     levels, voxels = network.levels, [math.prod(s) for s in level_shapes(network)]
-    total = sum(level.num_convs * level.features * n for level, n in zip(levels, voxels, strict=True))
-    # decoder: the up-convolution and the convolutions after the concatenation, at every level but the deepest
-    total += sum((level.num_convs + 1) * level.features * n for level, n in zip(levels[:-1], voxels[:-1], strict=True))
+    total = sum(n * sum(m.outputs for m in maps) for maps, n in zip(_encoder_maps(network), voxels, strict=True))
+    for level, n in zip(levels[:-1], voxels[:-1], strict=True):  # the up-convolution and what follows the concatenation
+        total += (network.decoder_convs(level) + 1) * level.features * n
     return total + num_outputs * voxels[0]
 
 
 def multiply_adds(network: NetworkPlan, num_outputs: int) -> int:
-    """Multiply-adds of one forward pass of the segmenter over one patch, convolutions only, heads of training included.
-
-    A residual level is counted as a plain one: its shortcuts add 1x1 convolutions only, below 5 %.
-    """
+    """Multiply-adds of one forward pass of the segmenter over one patch: convolutions, heads of training included."""
     levels, voxels = network.levels, [math.prod(s) for s in level_shapes(network)]
-    total, features_in = 0, network.num_input_channels
-    for level, n in zip(levels, voxels, strict=True):
-        total += n * math.prod(level.kernel) * level.features * (features_in + (level.num_convs - 1) * level.features)
-        features_in = level.features
+    total = 0
+    for maps, n in zip(_encoder_maps(network), voxels, strict=True):
+        total += n * sum(m.inputs * m.outputs * m.taps for m in maps)
     for above, level, n in zip(levels[1:], levels[:-1], voxels[:-1], strict=True):
         total += n * above.features * level.features  # stride = kernel: each output voxel is written once
-        total += n * math.prod(level.kernel) * level.features * (1 + level.num_convs) * level.features
+        total += n * math.prod(level.kernel) * level.features * (1 + network.decoder_convs(level)) * level.features
         total += n * level.features * num_outputs
     return total
 
