@@ -20,7 +20,7 @@ from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.endings import has_native_reader
-from unisegdiff_pipeline.io.orientation import Reorientation, axis_codes, nearest_reorientation
+from unisegdiff_pipeline.io.orientation import Reorientation, axis_codes
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
 from unisegdiff_pipeline.io.spacing import spacing_problem
 from unisegdiff_pipeline.planning.plans import (
@@ -55,6 +55,7 @@ from unisegdiff_pipeline.preprocessing.resample import (
     resampled_shape,
 )
 from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
+from unisegdiff_pipeline.preprocessing.source_inputs import reorientation_to
 from unisegdiff_pipeline.preprocessing.storage import (
     MANIFEST,
     REFERENCE_FOLDER,
@@ -144,12 +145,9 @@ def preprocess_labels(labels: np.ndarray, properties: CaseProperties, device: st
 
 
 def _reorientation(volume: Volume, plan: PreprocessingPlan, case_id: str) -> Reorientation:
-    """From the axes of the file to those of the plan; 2D images have no other orientation than their own."""
+    """From the axes of the file to those of the plan; a single slice must lie in the plane of the plan's slices."""
     geometry = volume.geometry
-    turn = Reorientation()
-    if plan.direction is not None and not geometry.is_2d:
-        turn = nearest_reorientation(geometry.direction, plan.direction)
-    turn = turn.then(plan.axis_order)
+    turn = reorientation_to(plan, volume)
     lies_otherwise = turn.axis_order != plan.axis_order and turn.apply(volume.array).shape[1] != 1
     if lies_otherwise and volume.array.shape[1] == 1 and plan.target_spacing_mm[0] is None:
         assert plan.direction is not None

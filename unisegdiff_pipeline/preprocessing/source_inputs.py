@@ -1,0 +1,113 @@
+"""How images of several sources become inputs of one network: which plan treats an image, and how channels are filled.
+
+The plan of an image of a known source is that of the source. An image of no known source is treated by its own number
+of channels and, where the sources meet on a relative grid, brought to the size of the median training image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from unisegdiff_pipeline.core.boxes import nonzero_box, whole_box
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Volume
+from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.io.orientation import Reorientation, nearest_reorientation
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, PreprocessingPlan
+
+
+def preprocessing_of(
+    configuration: ConfigurationPlan, source: str | None, volume: Volume, case_id: str = ""
+) -> PreprocessingPlan:
+    """The plan that an image is preprocessed by.
+
+    Args:
+        configuration: the configuration; one of an ordinary data set has one plan for all images.
+        source: name of the source that the image comes from; None where it is not known.
+        volume: the image (C, Z, Y, X) as it was read.
+        case_id: for messages.
+
+    Raises:
+        UsdError: the configuration has no such source, or the image of no known source has more channels than the
+            network.
+    """
+    if configuration.sources is None:
+        if source is not None:
+            raise UsdError(
+                f"the source {source!r} was named, but this model was not trained on several sources; leave it out."
+            )
+        return configuration.preprocessing
+    if source is not None:
+        return _plan_of(configuration, source)
+    plan = configuration.preprocessing
+    channels = _require_channels(volume.array.shape[0], configuration.network.num_input_channels, case_id)
+    plan = replace(
+        plan,
+        normalization=plan.normalization[:channels],
+        use_nonzero_mask=plan.use_nonzero_mask[:channels],
+        intensities=plan.intensities[:channels],
+    )
+    if configuration.sources.grid == "physical":
+        return plan
+    return _brought_to_size(plan, volume, configuration)
+
+
+def to_network_channels(image: np.ndarray, width: int, case_id: str = "") -> np.ndarray:
+    """Repeat the channels of an image (C, ...) in their order up to `width`: 1 -> 111, 2 -> 121, 3 -> 123.
+
+    The image itself is returned where it has that many channels.
+
+    Raises:
+        UsdError: the image has more channels than the network.
+    """
+    channels = _require_channels(image.shape[0], width, case_id)
+    return image if channels == width else image[np.arange(width) % channels]
+
+
+def reorientation_to(plan: PreprocessingPlan, volume: Volume) -> Reorientation:
+    """From the axes of the file to those of the plan; 2D images have no other orientation than their own."""
+    turn = Reorientation()
+    if plan.direction is not None and not volume.geometry.is_2d:
+        turn = nearest_reorientation(volume.geometry.direction, plan.direction)
+    return turn.then(plan.axis_order)
+
+
+def image_size(shape: Sequence[float], dims: int) -> float:
+    """Edge of the square, or for three dimensions of the cube, that is as large as an image of `shape` (Z, Y, X)."""
+    return math.prod(shape[-dims:]) ** (1 / dims)
+
+
+def _plan_of(configuration: ConfigurationPlan, source: str) -> PreprocessingPlan:
+    assert configuration.sources is not None
+    plans = configuration.sources.plans
+    if source not in plans:
+        raise UsdError(
+            f"the source {source!r} is not one of configuration {configuration.name}; allowed are "
+            f"{', '.join(plans)}, or none for images of another source."
+        )
+    return plans[source].preprocessing
+
+
+def _brought_to_size(plan: PreprocessingPlan, volume: Volume, configuration: ConfigurationPlan) -> PreprocessingPlan:
+    """The plan with a target spacing at which this very image is as large as the median image."""
+    turn = reorientation_to(plan, volume)
+    box = nonzero_box(*volume.array) or whole_box(volume.array.shape[1:])
+    shape = [box[axis][1] - box[axis][0] for axis in turn.axis_order]
+    z, y, x = (float(volume.geometry.spacing_mm[axis]) for axis in turn.axis_order)
+    dims = configuration.network.dims
+    factor = image_size(shape, dims) / image_size(configuration.median_shape, dims)
+    target = (None if dims == 2 else z * factor, y * factor, x * factor)
+    return replace(plan, target_spacing_mm=target, training_spacing_mm=(z, y, x))
+
+
+def _require_channels(channels: int, width: int, case_id: str) -> int:
+    if not 1 <= channels <= width:
+        raise UsdError(
+            f"case {case_id!r} has {counted(channels, 'channel')}, the network takes 1 to {width}; leave out channels, "
+            f"or give the images of each channel apart."
+        )
+    return channels
