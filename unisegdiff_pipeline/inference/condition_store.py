@@ -93,4 +93,4 @@ def _copied(condition: Condition, place: Tensor) -> Condition:
     for values, size in zip((condition.det_logits, *condition.features), _sizes(condition), strict=True):
         copies.append(place[start : start + size].view(values.dtype).reshape(values.shape).copy_(values))
         start += _padded(size)
-    return Condition(copies[0], tuple(copies[1:]))
+    return Condition(copies[0], tuple(copies[1:]), condition.source)

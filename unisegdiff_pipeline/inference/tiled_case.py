@@ -26,6 +26,7 @@ from unisegdiff_pipeline.inference.sliding_window import (
 )
 from unisegdiff_pipeline.networks.denoiser import Condition
 from unisegdiff_pipeline.networks.precision import autocast
+from unisegdiff_pipeline.networks.sources import UNKNOWN
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 
 
@@ -42,6 +43,7 @@ class TiledCase:
         mirror_axes: axes of the patch; the segmenter's logits are averaged over all flips of a tile along them, while
             the denoiser sees the unflipped answer.
         scratch: where arrays of the volume's size live; None keeps them in memory.
+        source: row of the image's source in the network's tables (`SourcesPlan.index`), 0 for an unknown one.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class TiledCase:
         limits: Limits,
         mirror_axes: Sequence[int] = (),
         scratch: Scratch | None = None,
+        source: int = UNKNOWN,
     ) -> None:
         if image.ndim != 4:
             raise ValueError(f"image has shape {tuple(image.shape)}; expected (C, Z, Y, X), with Z = 1 for 2D")
@@ -61,6 +64,8 @@ class TiledCase:
         self.dims = len(patch_size)
         self._flips = _flips(mirror_axes)
         self.device = next(model.parameters()).device
+        # None for an unknown source: the same as a 0 for each example, without looking it up.
+        self._source = None if source == UNKNOWN else torch.tensor([source], device=self.device)
         window = prediction_window(patch_size, image.shape[1:], model.segmenter.divisor)
         self.grid = plan_tiles(image.shape[1:], window, limits.step)
         self.weights = gaussian_weights(self.grid.window).to(self.device)
@@ -129,7 +134,7 @@ class TiledCase:
             return parts[0]
         logits = torch.cat([p.det_logits for p in parts])
         levels = zip(*(p.features for p in parts), strict=True)
-        return Condition(logits, tuple(torch.cat(level) for level in levels))
+        return Condition(logits, tuple(torch.cat(level) for level in levels), self._source)
 
     def forget_except(self, tiles: Sequence[int]) -> None:
         """Drop cached conditions of all other tiles, to make room for tiles that are needed and were not kept."""
@@ -164,7 +169,7 @@ class TiledCase:
             whole = self._run(self.images(filled(batch, self.call_size)))
             for i in range(len(batch)):
                 features = tuple(_sixteen_bit(f[i : i + 1]) for f in whole.features)
-                result.append(Condition(whole.det_logits[i : i + 1], features))
+                result.append(Condition(whole.det_logits[i : i + 1], features, self._source))
         return result
 
     def images(self, tiles: Sequence[int]) -> Tensor:
@@ -175,7 +180,7 @@ class TiledCase:
 
     def _run(self, images: Tensor) -> Condition:
         with torch.inference_mode(), autocast(self.device):
-            return self.model.condition(images)
+            return self.model.condition(images, self._source)
 
     def _mirrored(self, tile: int, logits: Tensor) -> Tensor:
         """Mean of logits (K, *patch) over all flips of the tile, where mirroring is on."""

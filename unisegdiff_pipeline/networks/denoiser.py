@@ -22,6 +22,7 @@ from unisegdiff_pipeline.networks.blocks import (
     depth_to_space,
     space_to_depth,
 )
+from unisegdiff_pipeline.networks.sources import SourceConditioning, SourceTable
 from unisegdiff_pipeline.networks.unet import condition_levels
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, NetworkPlan
 
@@ -39,14 +40,17 @@ class Condition:
     Attributes:
         det_logits: the segmenter's (B, C, *patch), fp32; batch size 1 serves any number of masks.
         features: `Denoiser.project_features` of the patch, a tensor a level; empty for a model without a denoiser.
+        source: of the patches (B,) int64, or (1,) for all, 0 for an unknown one; None where that is all.
     """
 
     det_logits: Tensor
     features: tuple[Tensor, ...]
+    source: Tensor | None = None
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Condition:
-        """The same function of the logits and of the features of all levels."""
-        return Condition(function(self.det_logits), tuple(function(f) for f in self.features))
+        """The same function of the logits, of the features of all levels and of sources that are not one for all."""
+        source = self.source if self.source is None or len(self.source) == 1 else function(self.source)
+        return Condition(function(self.det_logits), tuple(function(f) for f in self.features), source)
 
 
 class DenoiserOutput(NamedTuple):
@@ -74,9 +78,17 @@ class Denoiser(nn.Module):
         denoiser: widths a level.
         num_channels: coded label channels C.
         coding: what the channels mean.
+        conditioning: of a unified data set; the source's embedding is added to that of lam.
     """
 
-    def __init__(self, plan: NetworkPlan, denoiser: DenoiserPlan, num_channels: int, coding: Coding) -> None:
+    def __init__(
+        self,
+        plan: NetworkPlan,
+        denoiser: DenoiserPlan,
+        num_channels: int,
+        coding: Coding,
+        conditioning: SourceConditioning | None = None,
+    ) -> None:
         super().__init__()
         levels = condition_levels(plan)[: len(denoiser.features)]
         widths, dims = denoiser.features[: len(levels)], plan.dims
@@ -102,6 +114,9 @@ class Denoiser(nn.Module):
         for layer in (self.head, self.gain):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
+        self.source_embedding: SourceTable | None = None
+        if conditioning is not None and conditioning.film:
+            self.source_embedding = SourceTable(conditioning.num_sources, EMBEDDING_WIDTH)
 
     def project_features(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Bring the segmenter's features to the denoiser's widths; once a patch, whatever the number of calls."""
@@ -117,6 +132,8 @@ class Denoiser(nn.Module):
         """
         det_logits, projected, mask_lam = condition.det_logits, condition.features, level.mask_lam
         embedded = self.embedding(level.lam)
+        if self.source_embedding is not None and condition.source is not None:
+            embedded = embedded + self.source_embedding(condition.source).to(embedded.dtype)
         x = self.stem(space_to_depth(self.inputs(x_t, mask_lam, det_logits), self.stride)) + projected[0]
         skips = []
         for i, encode in enumerate(self.encode):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
@@ -14,6 +16,7 @@ from unisegdiff_pipeline.diffusion.coding import (
 from unisegdiff_pipeline.diffusion.schedule import NoiseLevel, expand_to
 from unisegdiff_pipeline.diffusion.targets import Estimate
 from unisegdiff_pipeline.networks.denoiser import Condition, Denoiser, DenoiserOutput
+from unisegdiff_pipeline.networks.sources import SourceConditioning
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 
@@ -34,11 +37,11 @@ class StagedModel(nn.Module):
         self.labels = labels
         self.coding: Coding = labels.coding
 
-    def condition(self, image: Tensor) -> Condition:
-        """Run the segmenter once on a patch (B, C, *patch)."""
-        output = self.segmenter(image)
+    def condition(self, image: Tensor, source: Tensor | None = None) -> Condition:
+        """Run the segmenter once on a patch (B, C, *patch) of sources (B,) or (1,); None: unknown ones."""
+        output = self.segmenter(image, source)
         projected = () if self.denoiser is None else self.denoiser.project_features(output.features)
-        return Condition(output.logits[0].float(), projected)
+        return Condition(output.logits[0].float(), projected, source)
 
     def det_probabilities(self, condition: Condition, calibration: LogitCalibration = NO_CALIBRATION) -> Tensor:
         """p_det (B, C, *patch): the segmenter's own answer at a temperature chosen on held-out cases."""
@@ -69,15 +72,24 @@ class StagedModel(nn.Module):
         bounded = bounded_logits(condition.det_logits, self.coding, calibration)
         if keep_det is not None:
             bounded = bounded * expand_to(keep_det, bounded.ndim)
-        output: DenoiserOutput = self.denoiser(x_t, level, Condition(bounded, condition.features))
+        output: DenoiserOutput = self.denoiser(x_t, level, replace(condition, det_logits=bounded))
         return output
 
 
 def build_model(configuration: ConfigurationPlan, labels: LabelScheme, with_denoiser: bool) -> StagedModel:
     """Untrained model of a plan; initial weights come from torch's global generator, seed it first."""
-    channels = labels.num_channels
-    segmenter = SegmentationUNet(configuration.network, channels, configuration.training.deep_supervision)
-    denoiser = None
-    if with_denoiser:
-        denoiser = Denoiser(configuration.network, configuration.denoiser, channels, labels.coding)
-    return StagedModel(segmenter, denoiser, labels)
+    segmenter = build_segmenter(configuration, labels)
+    return StagedModel(segmenter, build_denoiser(configuration, labels) if with_denoiser else None, labels)
+
+
+def build_segmenter(configuration: ConfigurationPlan, labels: LabelScheme) -> SegmentationUNet:
+    """Untrained segmenter of a plan, as `build_model`."""
+    conditioning = SourceConditioning.of(configuration.sources)
+    deep_supervision = configuration.training.deep_supervision
+    return SegmentationUNet(configuration.network, labels.num_channels, deep_supervision, conditioning)
+
+
+def build_denoiser(configuration: ConfigurationPlan, labels: LabelScheme) -> Denoiser:
+    """Untrained denoiser of a plan, as `build_model`."""
+    conditioning = SourceConditioning.of(configuration.sources)
+    return Denoiser(configuration.network, configuration.denoiser, labels.num_channels, labels.coding, conditioning)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.networks.blocks import CONV, TRANSPOSED_CONV, ConvNorm, ResidualBlock
+from unisegdiff_pipeline.networks.sources import ChannelAdapter, SourceConditioning, SourceFilm
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
 
 NUM_CONDITION_LEVELS = 3
@@ -41,9 +42,16 @@ class SegmentationUNet(nn.Module):
         plan: levels with features, strides and kernels, and the kind of encoder.
         num_outputs: channels of the logits.
         deep_supervision: in training mode, also return logits of every decoder level but the coarsest.
+        conditioning: of a unified data set, what tells the network where an image comes from.
     """
 
-    def __init__(self, plan: NetworkPlan, num_outputs: int, deep_supervision: bool = True) -> None:
+    def __init__(
+        self,
+        plan: NetworkPlan,
+        num_outputs: int,
+        deep_supervision: bool = True,
+        conditioning: SourceConditioning | None = None,
+    ) -> None:
         if len(plan.levels) < 2:
             raise UsdError(
                 f"the plan's network has {len(plan.levels)} level for patches of {plan.patch_size} voxels, but a U-Net "
@@ -75,6 +83,15 @@ class SegmentationUNet(nn.Module):
         self.apply(_initialise)
         if plan.encoder == "resenc":
             self.encoder.apply(_start_as_identity)
+        self.adapter: ChannelAdapter | None = None
+        self.encoder_film, self.decoder_film = nn.ModuleList(), nn.ModuleList()
+        if conditioning is not None:
+            count = conditioning.num_sources
+            if conditioning.adapter:
+                self.adapter = ChannelAdapter(count, plan.num_input_channels)
+            if conditioning.film:
+                self.encoder_film.extend(SourceFilm(count, level.features) for level in levels)
+                self.decoder_film.extend(SourceFilm(count, level.features) for level in levels[:-1])
 
     @torch.no_grad()
     def start_from(self, fractions: Tensor, coding: Coding) -> None:
@@ -91,16 +108,22 @@ class SegmentationUNet(nn.Module):
             else:
                 parameter.mul_(START_SCALE)
 
-    def forward(self, image: Tensor) -> SegmenterOutput:
-        """image (B, C, *patch); the patch must divide by `divisor`, the product of strides."""
+    def forward(self, image: Tensor, source: Tensor | None = None) -> SegmenterOutput:
+        """Segment a batch of patches.
+
+        Args:
+            image: (B, C, *patch); the patch must divide by `divisor`, the product of strides.
+            source: (B,) int64, or (1,) for all, 0 for an unknown one; None where that is all.
+        """
         skips = []
-        x = image
-        for level in self.encoder:
-            x = level(x)
+        x = image if source is None or self.adapter is None else self.adapter(image, source)
+        for i, level in enumerate(self.encoder):
+            x = _film(self.encoder_film, i, level(x), source)
             skips.append(x)
         decoded = {len(skips) - 1: x}
         for i in reversed(range(len(self.decoder))):
             x = self.decoder[i](torch.cat([self.up[i](x), skips[i]], dim=1))
+            x = _film(self.decoder_film, i, x, source)
             decoded[i] = x
         count = len(self.heads) if self.training and self.deep_supervision else 1
         logits = tuple(self.heads[i](decoded[i]) for i in range(count))
@@ -111,6 +134,14 @@ class SegmentationUNet(nn.Module):
 def condition_levels(plan: NetworkPlan) -> tuple[LevelPlan, ...]:
     """The levels whose decoder features condition the denoiser, finest first."""
     return plan.levels[1 : NUM_CONDITION_LEVELS + 1]
+
+
+def _film(films: nn.ModuleList, level: int, x: Tensor, source: Tensor | None) -> Tensor:
+    """Features of a level, scaled and shifted where the network has tables and the source is known."""
+    if source is None or not len(films):
+        return x
+    conditioned: Tensor = films[level](x, source)
+    return conditioned
 
 
 def _encoder_level(dims: int, inputs: int, level: LevelPlan, encoder: str, first: bool) -> nn.Sequential:

@@ -33,7 +33,7 @@ from unisegdiff_pipeline.diffusion.targets import (
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.denoiser import Condition, Denoiser, DenoiserOutput, repeat_examples
 from unisegdiff_pipeline.networks.precision import autocast
-from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.networks.staged_model import StagedModel, build_denoiser
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.selection.choosing import default_settings
 from unisegdiff_pipeline.training.bands import BandMeter, LamBands, LastLayerGradients, mask_dice
@@ -99,10 +99,8 @@ class DiffusionTrainer(Trainer, abc.ABC):
         return draw_stages(num_patches, levels, self.edges, generator)
 
     def build_network(self) -> nn.Module:
-        configuration = self.run.configuration
         labels = self.run.plans.labels
-        denoiser = Denoiser(configuration.network, configuration.denoiser, labels.num_channels, labels.coding)
-        return StagedModel(self._segmenter, denoiser, labels)
+        return StagedModel(self._segmenter, build_denoiser(self.run.configuration, labels), labels)
 
     @property
     def denoiser(self) -> Denoiser:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.diffusion.losses import mask_loss
-from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.networks.staged_model import StagedModel, build_segmenter
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.selection.hold_out import planned_settings
@@ -31,7 +31,7 @@ class SegmentationTrainer(Trainer):
     def build_network(self) -> nn.Module:
         run = self.run
         configuration, labels = run.configuration, run.plans.labels
-        network = SegmentationUNet(configuration.network, labels.num_channels, configuration.training.deep_supervision)
+        network = build_segmenter(configuration, labels)
         source = PatchSource(run.data, run.train_cases, configuration, labels, run.seed, False, 0.0)
         network.start_from(source.channel_fractions(COUNTED_PATCHES), labels.coding)
         return network
