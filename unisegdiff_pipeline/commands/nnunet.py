@@ -215,9 +215,7 @@ TRAIN = {
         "a fold trains on one device",
         "a fold trains on one device; train several folds at once, each with a device of its own: --device cuda:1",
     ),
-    "-pretrained_weights": refused(
-        "weights of other programs are not read; --phase-1-from FOLD_FOLDER starts from the segmenter of a fold"
-    ),
+    "-pretrained_weights": renamed("--pretrained"),
     "--disable_checkpointing": refused("make checkpoints rare instead: --checkpoint-every 24h", "0"),
     "--use_compressed": needless("preprocessed cases are always compressed"),
 }

@@ -73,6 +73,19 @@ def build_parser() -> CommandParser:
         help="begin with phase 2, on the segmenter and the hold-out of this fold_k folder",
     )
     parser.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="SOURCE",
+        help="start from these weights instead of random ones: a fold or model folder, also of other data; what does\n"
+        "not fit is listed",
+    )
+    parser.add_argument(
+        "--phase-2-only",
+        action="store_true",
+        default=None,
+        help="begin with phase 2 on the segmenter of --pretrained, where classes, channels and architecture agree",
+    )
+    parser.add_argument(
         "--run",
         metavar="NAME",
         help="train beside others of the same kind, into a model folder ending in NAME",
@@ -201,6 +214,8 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         checkpoint_every_s=args.checkpoint_every,
         restart=args.restart,
         phase_1_from=args.phase_1_from,
+        pretrained=args.pretrained,
+        phase_2_only=args.phase_2_only,
         tensorboard=args.tensorboard,
         run=args.run,
         plans=args.plans,
@@ -230,6 +245,9 @@ def describe(request: TrainRequest) -> str:
     }
     if first.request.phase_1_from is not None:
         lines["phase 1 from"] = first.request.phase_1_from
+    if first.request.pretrained is not None:
+        skipped = ", phase 1 is skipped" if first.request.phase_2_only else ""
+        lines["starts from"] = f"{first.request.pretrained}{skipped}"
     for fold in previews:
         lines[f"fold {fold.fold}"] = STATES[fold.state]
     return "\n".join(f"{name:<14} {value}" for name, value in lines.items())

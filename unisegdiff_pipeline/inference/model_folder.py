@@ -162,11 +162,16 @@ def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) ->
     A hash of all tensors is added to the metadata, which reading compares: safetensors itself has none. Equal weights
     and metadata give equal files.
     """
-    from safetensors.torch import save
-
     if "plan_hash" not in metadata:
         raise ValueError(f"metadata has the keys {', '.join(metadata)}; it must hold plan_hash")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    save_tensors(path, network.state_dict(), metadata)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """As `save_weights`, for tensors that are not all of a network's."""
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     content = _with_sorted_metadata(save(tensors, metadata={**metadata, TENSORS_HASH: tensors_hash(tensors)}))
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)  # safetensors' own writer gives the file to its owner alone

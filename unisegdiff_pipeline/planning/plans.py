@@ -227,6 +227,9 @@ class TrainingPlan:
 
     `mirror_axes` are axes of (Z, Y, X); a 2D network leaves Z out. `augmentation` "nnunet" is nnU-Net's recipe by its
     own library, "default" nearly the same by this package (`training/data/augmentation.py`).
+    `pretrained_encoder_rate` is a factor on the learning rate of an encoder that starts from other weights than random
+    ones, and `pretrained_warmup_fraction` the part of phase 1 over which its rate rises from zero, so that new heads
+    settle first.
     """
 
     batch_size: Annotated[int, Range(1, 4096)]
@@ -243,6 +246,8 @@ class TrainingPlan:
     augmentation: Augmentation = "default"
     dummy_2d_augmentation: bool = False
     mirror_axes: tuple[int, ...] = (0, 1, 2)
+    pretrained_encoder_rate: Annotated[float, Range(0, 1)] = 0.3
+    pretrained_warmup_fraction: Fraction = 0.1
 
     def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:

@@ -87,6 +87,13 @@ def training_reasons(plan: TrainingPlan, *, on_cpu: bool, dims: int, has_lowres:
         "deep_supervision": "on: coarser outputs carry loss too, as in nnU-Net" if plan.deep_supervision else "off",
         "augmentation": "default: close to nnU-Net's and several times as fast; nnunet runs its literal recipe",
         "dummy_2d_augmentation": _dummy_2d(plan, dims),
+        "pretrained_encoder_rate": (
+            f"{plan.pretrained_encoder_rate:g} of the learning rate for an encoder that usd_train --pretrained starts "
+            "from other weights; of no use without"
+        ),
+        "pretrained_warmup_fraction": (
+            f"over {plan.pretrained_warmup_fraction:.0%} of phase 1 the rate of such an encoder rises from zero"
+        ),
     }
 
 

@@ -20,6 +20,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     load_weights,
     read_weights,
     require_same_plan,
+    save_tensors,
     save_weights,
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
@@ -35,11 +36,14 @@ from unisegdiff_pipeline.selection.stage_refinement import refined_stages
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from unisegdiff_pipeline.training.fold_files import CANDIDATES_NAME
 from unisegdiff_pipeline.training.fold_run import FoldRun
+from unisegdiff_pipeline.training.pretrained import denoiser_tensors, load_denoiser, load_start, open_start
+from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, StartRecord
 from unisegdiff_pipeline.training.request import FoldResult
 from unisegdiff_pipeline.training.resume import (
     PHASE_1_FACTS_NAME,
     PHASE_1_NAME,
     REQUEST_NAME,
+    START_NAME,
     describe_training,
     require_fair_phase_1,
     require_same_training,
@@ -94,7 +98,8 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     require_same_training(run, trainer)
     finished = (run.folder / WEIGHTS_NAME).is_file()
     if finished:  # a kill may have come between the two
-        (run.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+        for name in (CHECKPOINT_NAME, START_NAME):
+            (run.folder / name).unlink(missing_ok=True)
     checkpoint = load_checkpoint(run.folder, run.plan_hash)
     if finished:
         require_same_plan(run.folder / WEIGHTS_NAME, read_weights(run.folder / WEIGHTS_NAME)[1], run.plan_hash)
@@ -108,9 +113,11 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
         return _result(run, _read_scores(run))
     if not finished:
         run.watch.add(_seconds_so_far(run, checkpoint))
+        start = _start(run, checkpoint)
         write_json(run.folder / REQUEST_NAME, describe_training(run, trainer))
-        _train_phases(run, trainer, checkpoint)
-        (run.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+        _train_phases(run, trainer, checkpoint, start)
+        for name in (CHECKPOINT_NAME, START_NAME):
+            (run.folder / name).unlink(missing_ok=True)
     scores: dict[str, dict[str, float | None]] = {}
     if run.validation_cases:
         model, settings = finished_model(run)
@@ -144,10 +151,28 @@ def is_finished(folder: Path) -> bool:
     return (folder / WEIGHTS_NAME).is_file() and (folder / "validation" / SUMMARY_NAME).is_file()
 
 
-def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None) -> None:
+def _start(run: FoldRun, checkpoint: dict[str, Any] | None) -> PretrainedStart | None:
+    """What a fold that begins now starts from; None for random weights, and where it has begun.
+
+    What phase 2 will need of it is copied into the fold's folder, so that to continue nothing has to be read again.
+    """
+    if run.request.pretrained is None or checkpoint is not None or (run.folder / PHASE_1_NAME).is_file():
+        return None
+    start = open_start(run)
+    run.start = StartRecord(start.hash, start.seen_cases)
+    tensors = denoiser_tensors(start, run.plans.labels)
+    (run.folder / START_NAME).unlink(missing_ok=True)
+    if tensors:
+        save_tensors(run.folder / START_NAME, tensors, {"plan_hash": run.plan_hash})
+    return start
+
+
+def _train_phases(
+    run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None, start: PretrainedStart | None
+) -> None:
     two_phases = issubclass(trainer, DiffusionTrainer)
     fraction = phase_1_fraction(run, trainer)
-    segmenter, facts = _phase_1(run, trainer, checkpoint, fraction)
+    segmenter, facts = _phase_1(run, trainer, checkpoint, fraction, start)
     settings = InferenceSettings(
         lam_a=facts.lam_a,
         lam_c=facts.lam_c,
@@ -169,6 +194,9 @@ def _train_phases(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, An
     costs = within_budget(run, costs, start_s)
     budget = phase_2_budget(run, fraction, costs, start_s)
     phase_2 = trainer(run, budget, segmenter, settings)
+    if (run.folder / START_NAME).is_file() and (checkpoint is None or checkpoint["phase"] != 2):
+        run.log.say(load_denoiser(phase_2.network, read_weights(run.folder / START_NAME)[0]).table())
+        phase_2.ema.network.load_state_dict(phase_2.network.state_dict())
     phase_2.fit(checkpoint)
     settings = replace(phase_2.settings, weights=take_best(phase_2))
     model = phase_2.model_for_prediction()
@@ -216,7 +244,11 @@ def _chosen(
 
 
 def _phase_1(
-    run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None, fraction: float
+    run: FoldRun,
+    trainer: type[Trainer],
+    checkpoint: dict[str, Any] | None,
+    fraction: float,
+    start: PretrainedStart | None,
 ) -> tuple[SegmentationUNet, Phase1Facts]:
     """The segmenter and its temperature: from this fold's folder, another training, or trained now."""
     folder = run.folder
@@ -235,15 +267,25 @@ def _phase_1(
             _keep_phase_1(run, segmenter, replace(facts, seconds=run.watch.seconds))
         return segmenter, facts
     kind = trainer if issubclass(trainer, SegmentationTrainer) else SegmentationTrainer
-    phase_1 = kind(run, phase_1_budget(run, fraction, _phase_start_s(checkpoint, 1)), fraction)
-    phase_1.fit(checkpoint)
-    weights = take_best(phase_1)
-    segmenter = phase_1.model_for_prediction().segmenter
-    settings, dice = _settings_of_phase_1(run, phase_1.model_for_prediction())
+    if run.request.phase_2_only:
+        assert start is not None  # until phase 1 is kept, nothing has begun
+        weights, iterations = "pretrained", 0
+        model = to_device(build_model(run.configuration, run.plans.labels, False), run.device).eval()
+        _load_segmenter(run, model, start)
+    else:
+        phase_1 = kind(run, phase_1_budget(run, fraction, _phase_start_s(checkpoint, 1)), fraction)
+        if start is not None:
+            _load_segmenter(run, StagedModel(phase_1.network, None, run.plans.labels), start)
+            phase_1.ema.network.load_state_dict(phase_1.network.state_dict())
+        phase_1.fit(checkpoint)
+        weights, iterations = take_best(phase_1), phase_1.iteration
+        model = phase_1.model_for_prediction()
+    segmenter = model.segmenter
+    settings, dice = _settings_of_phase_1(run, model)
     facts = Phase1Facts(
         settings.calibration,
         weights,
-        phase_1.iteration,
+        iterations,
         run.watch.seconds,
         settings.lam_a,
         settings.lam_c,
@@ -252,6 +294,11 @@ def _phase_1(
     )
     _keep_phase_1(run, segmenter, facts)
     return segmenter, facts
+
+
+def _load_segmenter(run: FoldRun, model: StagedModel, start: PretrainedStart) -> None:
+    report = load_start(model, run.configuration.network, start)
+    run.log.say(f"starts from {start.description}\n{report.table()}")
 
 
 def _phase_start_s(checkpoint: dict[str, Any] | None, phase: int) -> float | None:

@@ -2,6 +2,7 @@
 
 request.json  log.jsonl  report.html  tensorboard/           from the first moment on
 checkpoint.pt                                                while it trains
+pretrained.safetensors                                       while it trains, of a start that had a denoiser
 phase_1.safetensors  phase_1.json  pictures/                 from phase 1 on
 weights.safetensors  inference.json  candidates.json         at the end, and then
 validation/                                                  masks CASE.ext, their scores, and what is beside them
@@ -19,7 +20,7 @@ from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.inference.model_folder import SETTINGS_NAME, WEIGHTS_NAME
 from unisegdiff_pipeline.reports.training_log import LOG_NAME
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME
-from unisegdiff_pipeline.training.resume import PHASE_1_FACTS_NAME, PHASE_1_NAME, REQUEST_NAME, read_request
+from unisegdiff_pipeline.training.resume import PHASE_1_FACTS_NAME, PHASE_1_NAME, REQUEST_NAME, START_NAME, read_request
 
 CANDIDATES_NAME = "candidates.json"
 REPORT_NAME = "report.html"
@@ -30,6 +31,7 @@ NAMES = (
     REQUEST_NAME,
     PHASE_1_NAME,
     PHASE_1_FACTS_NAME,
+    START_NAME,
     CANDIDATES_NAME,
     REPORT_NAME,
     SETTINGS_NAME,

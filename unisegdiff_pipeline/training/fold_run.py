@@ -13,6 +13,7 @@ from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.selection.hold_out import HoldOut
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.log import RunLog
+from unisegdiff_pipeline.training.pretrained_start import StartRecord
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.schedule import Stopwatch
 
@@ -30,6 +31,7 @@ class FoldRun:
         validation_cases: the fold's own, predicted once at the end; empty for fold "all".
         watch: seconds of this fold, all sessions together.
         monitored_cases: held-out cases that are scored during training; fewer where time is short.
+        start: what the weights started from, where the request names something and the fold has begun.
         monitoring_limit_s: longest time that scoring them once may take; None without a time budget.
     """
 
@@ -49,6 +51,7 @@ class FoldRun:
     watch: Stopwatch = field(default_factory=Stopwatch)
     monitored_cases: tuple[str, ...] = ()
     monitoring_limit_s: float | None = None
+    start: StartRecord | None = None
 
     @property
     def seed(self) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_dataclass, read_object
 from unisegdiff_pipeline.inference.model_folder import (
     DATASET_NAME,
@@ -31,6 +32,7 @@ from unisegdiff_pipeline.inference.model_folder import (
 from unisegdiff_pipeline.io.sources import SEPARATOR
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, NetworkPlan, Plans
+from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, StartReader
 from unisegdiff_pipeline.training.resume import PHASE_1_NAME, read_request
 
@@ -202,20 +204,16 @@ class LoadReport:
         return "\n".join(line.rstrip() for line in lines)
 
 
-@torch.no_grad()
-def load_start(
-    model: StagedModel, network: NetworkPlan, start: PretrainedStart, part: Literal["segmenter", "denoiser"]
-) -> LoadReport:
-    """Load what fits into one part of a model, in place; the rest keeps the values it has.
+def load_start(model: StagedModel, network: NetworkPlan, start: PretrainedStart) -> LoadReport:
+    """Load what fits into the segmenter of a model, in place; the rest keeps the values it has.
 
-    The first convolution is adapted to another number of inputs (`adapt_inputs`). Heads, and the denoiser as a whole,
-    which reads and writes masks, are taken over where the classes are the same (`same_classes`).
+    The first convolution is adapted to another number of inputs (`adapt_inputs`). Heads are taken over where the
+    classes are the same (`same_classes`).
 
     Args:
         model: the new model, with its initial weights.
         network: the plan of its segmenter.
         start: what to load.
-        part: which of the two; "denoiser" of a start without one loads nothing.
 
     Returns:
         What became of each group of tensors.
@@ -223,52 +221,82 @@ def load_start(
     Raises:
         UsdError: the start is of another dimension, or no tensor of its encoder fits.
     """
-    if start.network.dims != network.dims:
-        raise UsdError(
-            f"--pretrained {start.description} is a {start.network.dims}D network and the plan's is a {network.dims}D "
-            f"one; start a {network.dims}D configuration from {network.dims}D weights (choose one with -c)."
-        )
-    prefix = f"{part}."
-    own = {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
-    found = {name: value for name, value in start.tensors.items() if name.startswith(prefix)}
-    outcomes: dict[str, tuple[Outcome, str]] = {}
-    for name, value in own.items():
-        source, outcome, reason = _fitted(name, value, found.get(name), model.labels, network, start)
-        outcomes[name] = (outcome, reason)
-        if source is not None:
-            value.copy_(source)
-    if part == "segmenter" and not any(
-        outcome in ("loaded", "adapted") and name.startswith(ENCODER) for name, (outcome, _) in outcomes.items()
-    ):
+    require_same_dims(start, network)
+
+    def fitted(name: str, value: Tensor, source: Tensor) -> Fitted:
+        if name.startswith(HEADS) and not same_classes(start.labels, model.labels):
+            return Fitted(None, "new", f"other classes: {_classes(start.labels)} there, {_classes(model.labels)} here")
+        inputs, wanted = start.network.num_input_channels, network.num_input_channels
+        if inputs != wanted and name.startswith(FIRST_LEVEL) and _reads_image(source, value, inputs, wanted):
+            return Fitted(adapt_inputs(source, wanted), "adapted", f"{inputs} input channels there, {wanted} here")
+        return _fitted_as_it_is(value, source)
+
+    own = _part(model.state_dict(), SEGMENTER)
+    found = _part(start.tensors, SEGMENTER)
+    result = {name: _missing() if name not in found else fitted(name, own[name], found[name]) for name in own}
+    if not any(fit.tensor is not None for name, fit in result.items() if name.startswith(ENCODER)):
         raise UsdError(
             f"--pretrained {start.description} is of another architecture, no tensor of its encoder fits: it has "
             f"{describe_network(start.network)}, the plan has {describe_network(network)}. Plan for it with "
             f"usd_plan --for-weights, preprocess by that plan and train with it."
         )
-    outcomes |= {name: ("left out", "the new model has no such part") for name in found if name not in own}
-    return LoadReport(start.description, _grouped(outcomes))
+    return LoadReport(start.description, _copied(own, found, result))
 
 
-def _fitted(
-    name: str,
-    value: Tensor,
-    source: Tensor | None,
-    labels: LabelScheme,
-    network: NetworkPlan,
-    start: PretrainedStart,
-) -> tuple[Tensor | None, Outcome, str]:
-    """What a tensor of the model takes over: the values, the outcome and the reason."""
-    if source is None:
-        return None, "new", "the start has no such part"
-    if name.startswith((HEADS, DENOISER)) and not same_classes(start.labels, labels):
-        return None, "new", f"other classes: {_classes(start.labels)} there, {_classes(labels)} here"
+def denoiser_tensors(start: PretrainedStart, labels: LabelScheme) -> dict[str, Tensor]:
+    """The denoiser of a start; empty where it has none, or one that reads and writes masks of other classes."""
+    return _part(start.tensors, DENOISER) if same_classes(start.labels, labels) else {}
+
+
+def load_denoiser(model: StagedModel, tensors: Mapping[str, Tensor]) -> LoadReport:
+    """Load those of `denoiser_tensors` that fit into the denoiser of a model, in place; never an error."""
+    own, found = _part(model.state_dict(), DENOISER), _part(tensors, DENOISER)
+    result = {
+        name: _missing() if name not in found else _fitted_as_it_is(value, found[name]) for name, value in own.items()
+    }
+    return LoadReport("the denoiser of the start", _copied(own, found, result))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a tensor of the model takes over: the values, None for its own, the outcome and the reason."""
+
+    tensor: Tensor | None
+    outcome: Outcome
+    reason: str = ""
+
+
+def _missing() -> Fitted:
+    return Fitted(None, "new", "the start has no such part")
+
+
+def _fitted_as_it_is(value: Tensor, source: Tensor) -> Fitted:
     if source.shape == value.shape:
-        return source, "loaded", ""
-    inputs, wanted = start.network.num_input_channels, network.num_input_channels
-    reads_image = name.startswith(FIRST_LEVEL) and source.ndim == value.ndim > 2 and source.shape[1] == inputs
-    if reads_image and value.shape[1] == wanted and _without_inputs(source) == _without_inputs(value):
-        return adapt_inputs(source, wanted), "adapted", f"{inputs} input channels there, {wanted} here"
-    return None, "new", f"shape {_shape(source)} there, {_shape(value)} here"
+        return Fitted(source, "loaded")
+    return Fitted(None, "new", f"other shape: {_shape(source)} there, {_shape(value)} here")
+
+
+def _reads_image(source: Tensor, value: Tensor, inputs: int, wanted: int) -> bool:
+    """Whether two convolutions read images of so many channels and are alike in all else."""
+    if source.ndim != value.ndim or source.ndim < 3 or (source.shape[1], value.shape[1]) != (inputs, wanted):
+        return False
+    return source.shape[0] == value.shape[0] and source.shape[2:] == value.shape[2:]
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def _copied(
+    own: Mapping[str, Tensor], found: Mapping[str, Tensor], result: Mapping[str, Fitted]
+) -> tuple[LoadedGroup, ...]:
+    """Copy what fits into the model's own tensors; returns what became of each group."""
+    for name, fit in result.items():
+        if fit.tensor is not None:
+            own[name].copy_(fit.tensor)
+    left = {name: Fitted(None, "left out", "the new model has no such part") for name in found if name not in own}
+    return _grouped({**result, **left})
 
 
 def adapt_inputs(weight: Tensor, channels: int) -> Tensor:
@@ -297,6 +325,61 @@ def same_classes(one: LabelScheme | None, other: LabelScheme) -> bool:
     return [name.casefold() for name in one.names] == [name.casefold() for name in other.names]
 
 
+def require_same_dims(start: PretrainedStart, network: NetworkPlan) -> None:
+    """Raise a UsdError where one of them works on slices and the other on volumes."""
+    there, here = start.network.dims, network.dims
+    if there != here:
+        raise UsdError(
+            f"--pretrained {start.description} is a {there}D network and the plan's is a {here}D one; choose a "
+            f"{there}D configuration with -c, or start from {here}D weights."
+        )
+
+
+def open_start(run: FoldRun) -> PretrainedStart:
+    """What the request of a fold names to start from, read and checked.
+
+    Raises:
+        UsdError: it cannot be read, has another dimension, has seen cases that the fold validates on, is not what the
+            fold began with, or does not agree with the plan where phase 1 is to be skipped.
+    """
+    assert run.request.pretrained is not None
+    start = read_start(run.request.pretrained, run.folder.name.removeprefix("fold_"))
+    require_same_dims(start, run.configuration.network)
+    if run.start is not None and run.start.hash != start.hash:
+        raise UsdError(
+            f"--pretrained {start.description} is not what {run.folder} began with: its weights have changed since. "
+            f"Restore them, train beside it with --run NAME, or begin again with --restart."
+        )
+    _require_unseen(run, start)
+    found = differences(start, run.configuration, run.plans.labels) if run.request.phase_2_only else ()
+    if found:
+        raise UsdError(
+            f"--phase-2-only takes the segmenter of {start.description} as it is, but {'; '.join(found)}. "
+            f"Leave --phase-2-only out, so that phase 1 brings it to this data."
+        )
+    return start
+
+
+def _require_unseen(run: FoldRun, start: PretrainedStart) -> None:
+    """Refuse weights that were trained on cases which the fold validates on; warn of those it chooses settings on."""
+    description = run.data.folder.parent / DATASET_NAME
+    for cases, is_validation in ((run.validation_cases, True), (run.holdout_cases, False)):
+        for dataset, names in by_dataset(run.plans.dataset_name, cases, description).items():
+            leaked = sorted(set(names) & set(start.seen_cases.get(dataset, ())))
+            if not leaked:
+                continue
+            known = f"{counted(len(leaked), 'case')} of {dataset} ({leaked[0]}{', ...' if len(leaked) > 1 else ''})"
+            if is_validation:
+                raise UsdError(
+                    f"--pretrained {start.description} was trained on {known} that this fold validates on: its scores "
+                    f"would mean nothing. Start from the same fold of that model, or from data without these cases."
+                )
+            run.log.say(
+                f"warning: the start was trained on {known} on which settings are chosen here, so that probabilities "
+                f"may come out too sure"
+            )
+
+
 def differences(start: PretrainedStart, configuration: ConfigurationPlan, labels: LabelScheme) -> tuple[str, ...]:
     """What keeps a segmenter from being taken over without a training of its own; empty where nothing does."""
     network, other = configuration.network, start.network
@@ -317,20 +400,16 @@ def describe_network(network: NetworkPlan) -> str:
     return f"a {network.encoder} {network.dims}D encoder with features {features} and strides {strides}"
 
 
-def _grouped(outcomes: Mapping[str, tuple[Outcome, str]]) -> tuple[LoadedGroup, ...]:
+def _grouped(result: Mapping[str, Fitted]) -> tuple[LoadedGroup, ...]:
     """Tensors of one part of the network with one outcome and reason as one group, in the order of the model."""
     groups: dict[tuple[str, Outcome, str], int] = {}
-    for name, (outcome, reason) in outcomes.items():
+    for name, fit in result.items():
         parts = name.split(".")
-        # "segmenter.encoder.3" is a level; "segmenter.heads" and "denoiser" are one group whatever their number.
-        depth = 1 if name.startswith(DENOISER) else 3 if name.startswith((ENCODER, f"{SEGMENTER}decoder.")) else 2
-        key = (".".join(parts[:depth]), outcome, reason)
+        # A level of encoder and decoder is a group; all heads are one, and so are all parts of the denoiser.
+        depth = 1 if name.startswith(DENOISER) else 3 if parts[1] in ("encoder", "decoder", "up") else 2
+        key = (".".join(parts[:depth]), fit.outcome, fit.reason)
         groups[key] = groups.get(key, 0) + 1
     return tuple(LoadedGroup(name, outcome, count, reason) for (name, outcome, reason), count in groups.items())
-
-
-def _without_inputs(tensor: Tensor) -> tuple[int, ...]:
-    return (tensor.shape[0], *tensor.shape[2:])
 
 
 def _classes(labels: LabelScheme | None) -> str:

@@ -49,6 +49,14 @@ class PretrainedStart:
 
 
 @dataclass(frozen=True)
+class StartRecord:
+    """What a fold keeps of its start: the hash of the weights, and the cases that these were trained on."""
+
+    hash: str
+    seen_cases: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class StartReader:
     """One kind of file or folder to start from.
 

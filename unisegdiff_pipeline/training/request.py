@@ -41,6 +41,9 @@ class TrainRequest:
         restart: begin again instead of continuing.
         phase_1_from: fold folder whose phase 1 has ended; its segmenter and held-out cases are taken over, phase 1 is
             skipped.
+        pretrained: what to start from instead of random weights, see `pretrained.read_start`.
+        phase_2_only: skip phase 1; the segmenter of `pretrained` takes its place, which must be of the same classes,
+            input channels and architecture.
         tensorboard: also write TensorBoard events.
         save_validation: what is kept of the validation cases: "masks", "all" (probabilities and samples, too), or
             "auto": all where it is little; see `validation_files`.
@@ -67,6 +70,8 @@ class TrainRequest:
     checkpoint_every_s: float = 300.0
     restart: bool = False
     phase_1_from: Path | None = None
+    pretrained: Path | None = None
+    phase_2_only: bool | None = None
     tensorboard: bool = False
     save_validation: Kept = "auto"
     validate_only: bool = False

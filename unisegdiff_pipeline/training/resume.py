@@ -19,14 +19,17 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, to_jsonable
 from unisegdiff_pipeline.planning.plans import Augmentation
 from unisegdiff_pipeline.training.fold_run import FoldRun
+from unisegdiff_pipeline.training.pretrained_start import StartRecord
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
 REQUEST_NAME = "request.json"
 PHASE_1_NAME = "phase_1.safetensors"
 PHASE_1_FACTS_NAME = "phase_1.json"
+START_NAME = "pretrained.safetensors"
 LENGTHS = ("max_time_s", "epochs", "iterations")
-ASKED = (*LENGTHS, "batch_size", "learning_rate", "augmentation", "seed", "phase_1_from")
+PATHS = ("pretrained", "phase_1_from")
+ASKED = (*LENGTHS, "batch_size", "learning_rate", "augmentation", "seed", "phase_2_only", *PATHS)
 ASKED_VALUES = {  # what request.json may hold of them
     "max_time_s": Annotated[float, Range(0, 1e9, low_open=True)] | None,
     "epochs": Annotated[int, Range(1, 1e9)] | None,
@@ -36,6 +39,8 @@ ASKED_VALUES = {  # what request.json may hold of them
     "augmentation": Augmentation | None,
     "seed": Annotated[int, Range(0, 2**63)] | None,
     "phase_1_from": str | None,
+    "pretrained": str | None,
+    "phase_2_only": bool | None,
 }
 WAYS_OUT = "Leave the flag out to go on with it, train beside it with --run NAME, or begin again with --restart."
 LISTED_CASES = 5
@@ -48,6 +53,14 @@ class OtherRequestError(UsdError):
 def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
     """What request.json keeps: what was asked, what of it decides the weights, and which cases have which part."""
     source = run.request.phase_1_from
+    started: dict[str, Any] = {}
+    if run.request.pretrained is not None and run.start is not None:
+        started = {
+            "pretrained": str(run.request.pretrained.absolute()),
+            "pretrained_hash": run.start.hash,
+            "pretrained_cases": run.start.seen_cases,
+            "phase_2_only": run.request.phase_2_only,
+        }
     return {
         "trainer": trainer.__name__,
         "configuration": run.configuration.name,
@@ -59,6 +72,7 @@ def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
         "learning_rate": run.request.learning_rate,
         "augmentation": run.request.augmentation,
         "phase_1_from": None if source is None else str(source.absolute()),
+        **started,
         "seed": run.seed,
         "device": str(run.device),
         "torch": torch.__version__,
@@ -82,17 +96,23 @@ def read_request(folder: Path) -> dict[str, Any] | None:
         # Folders of earlier versions say what batch size and learning rate came to, not whether a flag gave them.
         stored |= {name: stored["training"].get(name) for name in ("batch_size", "learning_rate")}
     stored["training"].setdefault("augmentation", "default")  # there was no other one
-    if stored.get("phase_1_from") is not None:
-        stored["phase_1_from"] = str(Path(stored["phase_1_from"]).absolute())
+    for name in PATHS:
+        if stored.get(name) is not None:
+            stored[name] = str(Path(stored[name]).absolute())
     return stored
 
 
 def _read_request(path: Path) -> dict[str, Any]:
     """request.json as `describe_training` wrote it; keys that earlier versions did not write may be missing."""
-    cases = dict.fromkeys(("train_cases", "holdout_cases", "validation_cases"), tuple[str, ...])
+    others = {
+        **dict.fromkeys(("train_cases", "holdout_cases", "validation_cases"), tuple[str, ...]),
+        "training": dict[str, Any],
+        "pretrained_hash": str | None,
+        "pretrained_cases": dict[str, tuple[str, ...]] | None,
+    }
     try:
         request = read_object(path)
-        for name, kind in {**ASKED_VALUES, **cases, "training": dict[str, Any]}.items():
+        for name, kind in {**ASKED_VALUES, **others}.items():
             from_jsonable(kind, request.get(name), name)  # type: ignore[arg-type]
     except UsdError as error:
         where = "" if str(path) in str(error) else f"{path}: "
@@ -116,9 +136,18 @@ def as_asked(request: TrainRequest, folder: Path) -> TrainRequest:
     ]
     if differences:
         raise OtherRequestError(f"{folder} was trained with {', with '.join(differences)}. {WAYS_OUT}")
-    source = former.get("phase_1_from")
-    asked: dict[str, Any] = {name: former.get(name) for name in ASKED if name != "phase_1_from"}
-    return dataclasses.replace(request, **asked, phase_1_from=None if source is None else Path(source))
+    asked: dict[str, Any] = {name: former.get(name) for name in ASKED}
+    asked |= {name: Path(asked[name]) for name in PATHS if asked[name] is not None}
+    return dataclasses.replace(request, **asked)
+
+
+def start_record(folder: Path) -> StartRecord | None:
+    """What the training in a fold's folder started from; None where it was from random weights, or has not begun."""
+    former = read_request(folder)
+    if former is None or former.get("pretrained_hash") is None:
+        return None
+    seen = former.get("pretrained_cases") or {}
+    return StartRecord(former["pretrained_hash"], {name: tuple(cases) for name, cases in seen.items()})
 
 
 def taken_over(request: TrainRequest, settled: TrainRequest) -> str:
@@ -238,10 +267,14 @@ _FLAGS = {
     "augmentation": "--augmentation",
     "seed": "--seed",
     "phase_1_from": "--phase-1-from",
+    "pretrained": "--pretrained",
+    "phase_2_only": "--phase-2-only",
 }
 
 
 def _flag(name: str, value: Any) -> str:
+    if value is True:
+        return _FLAGS[name]
     number = f"{value:g}" if isinstance(value, float) else str(value)
     return f"{_FLAGS[name]} {number}{'s' if name == 'max_time_s' else ''}"
 

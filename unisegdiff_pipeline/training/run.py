@@ -36,6 +36,7 @@ from unisegdiff_pipeline.training.fold_files import (
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.log import RunLog
+from unisegdiff_pipeline.training.pretrained import open_start
 from unisegdiff_pipeline.training.request import FoldPreview, FoldResult, FoldState, TrainRequest, TrainResult
 from unisegdiff_pipeline.training.resume import (
     as_asked,
@@ -43,10 +44,12 @@ from unisegdiff_pipeline.training.resume import (
     like_the_others,
     read_request,
     require_same_training,
+    start_record,
     taken_over,
 )
 from unisegdiff_pipeline.training.schedule import Stopwatch
 from unisegdiff_pipeline.training.time_estimate import TimeEstimate, estimate_time
+from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.trainers.registry import find_trainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
@@ -110,6 +113,8 @@ def preview(request: TrainRequest) -> tuple[FoldPreview, ...]:
         run = _fold_run(settled, setting, fold, StopRequest(), time.monotonic())
         if not request.restart:
             require_same_training(run, setting.trainer)
+        if run.request.pretrained is not None and (request.restart or not has_begun(run.folder)):
+            open_start(run)
         found.append(FoldPreview(fold, run.folder, _state(request, run.folder), settled, run.configuration))
     return tuple(found)
 
@@ -287,6 +292,7 @@ def _overridden(configuration: ConfigurationPlan, request: TrainRequest) -> Conf
 
 def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopRequest, began: float) -> FoldRun:
     """Everything one fold needs; nothing is written."""
+    _check_start(request, setting.trainer)
     split, folder = setting.folds[fold], _fold_folder(setting, fold)
     kept, held = (split.train, ()) if fold == "all" else _hold_out(request, split, setting.records, folder)
     return FoldRun(
@@ -304,7 +310,21 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
         log=RunLog(folder, request.tensorboard),
         stop=stop,
         watch=Stopwatch(began),
+        start=None if request.restart else start_record(folder),
     )
+
+
+def _check_start(request: TrainRequest, trainer: type[Trainer]) -> None:
+    """Raise a UsdError where what is asked of the start contradicts itself."""
+    if request.phase_2_only and request.pretrained is None:
+        raise UsdError("--phase-2-only needs a segmenter: name one with --pretrained SOURCE.")
+    if request.phase_2_only and not issubclass(trainer, DiffusionTrainer):
+        raise UsdError(f"--phase-2-only leaves nothing to train: {trainer.__name__} has no phase 2; leave it out.")
+    if request.pretrained is not None and request.phase_1_from is not None:
+        raise UsdError(
+            f"--pretrained {request.pretrained} and --phase-1-from {request.phase_1_from} both say where the segmenter "
+            f"comes from; keep one of them."
+        )
 
 
 def _hold_out(

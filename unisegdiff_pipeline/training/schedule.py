@@ -73,6 +73,11 @@ class Allowance:
             self._due_at = end + (end - start) / self._fraction
 
 
+def risen(warmup: float, progress: float) -> float:
+    """How far a rate has risen, 0 to 1, that rises evenly over the first `warmup` of a phase (0: at once)."""
+    return 1.0 if progress >= warmup else progress / warmup
+
+
 def learning_rate(base: float, iteration: int, progress: float) -> float:
     """Polynomial decay (1 - progress)^0.9 as nnU-Net, behind a linear warm-up of a few iterations for AdamW."""
     warmup = min(1.0, (iteration + 1) / WARMUP_ITERATIONS)

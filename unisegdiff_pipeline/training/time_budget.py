@@ -291,10 +291,12 @@ def phase_iterations(run: FoldRun, trainer: type[Trainer]) -> tuple[int, int] | 
 
 
 def phase_1_fraction(run: FoldRun, trainer: type[Trainer]) -> float:
-    """What phase 1 takes of both phases: all of it for a segmenter, nothing where another training's is taken over."""
+    """What phase 1 takes of both phases: all of it for a segmenter, nothing where another training stands for it."""
     if not issubclass(trainer, DiffusionTrainer):
         return 1.0
-    return run.configuration.training.phase_1_share if run.request.phase_1_from is None else 0.0
+    if run.request.phase_1_from is not None or run.request.phase_2_only:
+        return 0.0
+    return run.configuration.training.phase_1_share
 
 
 def _require_both(total: int, fraction: float) -> None:

@@ -111,7 +111,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [
             {"params": list(self.denoiser.parameters()), "span": (0.0, 1.0)},
-            {"params": list(self.network.segmenter.parameters()), "span": (self.plan.phase_1_share, 1.0)},
+            *self.segmenter_groups(self.network.segmenter, (self.plan.phase_1_share, 1.0), warmup=0.0),
         ]
 
     def extra_parameters(self) -> list[nn.Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ class SegmentationTrainer(Trainer):
         source = PatchSource(run.data, run.train_cases, configuration, labels, run.seed, False, 0.0)
         network.start_from(source.channel_fractions(COUNTED_PATCHES), labels.coding)
         return network
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        warmup = self.plan.pretrained_warmup_fraction
+        return self.segmenter_groups(self.network, (0.0, self.schedule_end), warmup)
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
         return segmentation_loss(self.network(batch.image).logits, batch, self.run.configuration, self.coding)

@@ -20,6 +20,7 @@ from unisegdiff_pipeline.evaluation.comparison import mean_gain
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
 from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.reports.training_log import PHASES
 from unisegdiff_pipeline.training.checkpoint import save_checkpoint
 from unisegdiff_pipeline.training.data.loader import open_loader
@@ -28,7 +29,7 @@ from unisegdiff_pipeline.training.ema import Ema, cpu_state
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.pictures import Moment
-from unisegdiff_pipeline.training.schedule import PhaseBudget, learning_rate
+from unisegdiff_pipeline.training.schedule import PhaseBudget, learning_rate, risen
 from unisegdiff_pipeline.training.validation import HeldOutDice
 
 GRADIENT_CLIP = 12.0  # nnU-Net's
@@ -105,6 +106,25 @@ class Trainer(abc.ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The network's parameters as groups of the optimiser, each with the "span" of the schedule it goes through."""
         return [{"params": list(self.network.parameters()), "span": (0.0, self.schedule_end)}]
+
+    def segmenter_groups(
+        self, segmenter: SegmentationUNet, span: tuple[float, float], warmup: float
+    ) -> list[dict[str, Any]]:
+        """The segmenter's parameters; an encoder that does not start from random weights is a group of its own.
+
+        Args:
+            segmenter: whose parameters they are.
+            span: of the schedule.
+            warmup: fraction of the phase over which the rate of such an encoder rises from zero.
+        """
+        parameters = list(segmenter.parameters())
+        if self.run.request.pretrained is None:
+            return [{"params": parameters, "span": span}]
+        encoder = list(segmenter.encoder.parameters())
+        own = {id(parameter) for parameter in encoder}
+        rest = [parameter for parameter in parameters if id(parameter) not in own]
+        factor = {"factor": self.plan.pretrained_encoder_rate, "warmup": warmup}
+        return [{"params": rest, "span": span}, {"params": encoder, "span": span, **factor}]
 
     def after_step(self) -> None:  # noqa: B027 (most phases need nothing here)
         """Called behind every step of the optimiser, to keep parameters within their limits."""
@@ -221,7 +241,10 @@ class Trainer(abc.ABC):
         """One step of the optimiser and of the moving average; returns the loss and what else is logged."""
         for group in self.optimizer.param_groups:
             start, end = group["span"]
-            group["lr"] = learning_rate(self.plan.learning_rate, self.iteration, start + (end - start) * self.progress)
+            base = self.plan.learning_rate
+            if "factor" in group:
+                base *= group["factor"] * risen(group["warmup"], self.progress)
+            group["lr"] = learning_rate(base, self.iteration, start + (end - start) * self.progress)
         batch = batch.to(self.run.device)
         if self.bf16 is None:
             self.bf16 = self._choose_bf16(batch)
