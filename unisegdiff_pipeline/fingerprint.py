@@ -11,7 +11,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -28,6 +28,7 @@ from unisegdiff_pipeline.core.bounds import (
 )
 from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box, whole_box
 from unisegdiff_pipeline.core.components import find_components
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.io.orientation import (
     Direction,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.io.dataset_json import DatasetDescription
     from unisegdiff_pipeline.io.integrity import CaseCheck, IntegrityReport
     from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
+    from unisegdiff_pipeline.io.sources import Source
 
 T = TypeVar("T")
 
@@ -162,7 +164,8 @@ class Fingerprint:
     """Facts of a data set; lists are in the order of dataset.json (channels, classes) and of case_id (cases).
 
     `direction` is that of the axes x, y, z (LPS, row major) that all volumes are turned to; None leaves them as they
-    are stored: 2D images, and single slices in different planes.
+    are stored: 2D images, and single slices in different planes. `sources` holds the facts of each source of a unified
+    data set by itself, with its own channels, by name.
     """
 
     dataset_name: str
@@ -175,6 +178,7 @@ class Fingerprint:
     class_orders: tuple[ClassOrder, ...]
     cases: Annotated[tuple[CaseFingerprint, ...], Length(1, 10**9)]
     direction: Direction | None
+    sources: dict[str, Fingerprint] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, expected, of in (
@@ -249,8 +253,8 @@ def extract_fingerprint(
     num_samples = max(500, _SAMPLED_INTENSITIES // len(raw.cases))
     native = any(has_native_reader(path) for case in raw.cases for path in case.image_paths)
     results = map_cases(
-        partial(fingerprint_case, description=raw.description, num_samples=num_samples),
-        raw.cases,
+        partial(_facts_of, num_samples=num_samples, labels=raw.description.labels),
+        [(case, raw.description_of(case), raw.source_of(case)) for case in raw.cases],
         names=[case.case_id for case in raw.cases],
         workers=choose_workers(_WORKER_GB + _COPIES_IN_MEMORY * largest_case_gb(raw.cases), workers),
         description=f"{raw.name}: integrity and fingerprint",
@@ -262,21 +266,49 @@ def extract_fingerprint(
     report = merge_checks(raw, [fact.check for fact in facts])
     if not any(fact.fingerprint for fact in facts):
         report.require_ok()
-    return summarize(raw.name, raw.description, facts), report
+    if not raw.source_descriptions:
+        return summarize(raw.name, raw.description, facts), report
+    return summarize_sources(raw, facts), report
 
 
-def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples: int) -> _CaseFacts:
-    """Read one case, check it and collect its facts; a case with problems has no fingerprint."""
+def _facts_of(
+    job: tuple[RawCase, DatasetDescription, Source | None], num_samples: int, labels: LabelScheme
+) -> _CaseFacts:
+    case, description, source = job
+    return fingerprint_case(case, description, num_samples, source, labels)
+
+
+def fingerprint_case(
+    case: RawCase,
+    description: DatasetDescription,
+    num_samples: int,
+    source: Source | None = None,
+    unified: LabelScheme | None = None,
+) -> _CaseFacts:
+    """Read one case, check it and collect its facts; a case with problems has no fingerprint.
+
+    Args:
+        case: its files.
+        description: what they are to be read by.
+        num_samples: intensities to keep.
+        source: of a case of a unified data set, whose classes are then those of `unified`.
+        unified: classes of the unified data set.
+    """
     from unisegdiff_pipeline.io.integrity import check_case, read_case
+    from unisegdiff_pipeline.io.sources import unified_volumes
 
     volumes = read_case(case, description)
     check = check_case(case, description, volumes)
     image, labels = volumes.image, volumes.labels
     if check.problems or image is None or labels is None:
         return _CaseFacts(None, None, None, None, None, check)
+    raters, scheme = volumes.raters, description.labels
+    if source is not None and unified is not None:
+        labels, *others = unified_volumes((labels, *raters), source, scheme, unified)
+        raters, scheme = tuple(others), unified
     crop = box_slices(nonzero_box(*image.array) or whole_box(image.array.shape[1:]))
     cropped, cropped_labels = image.array[:, *crop], labels.array[0][crop]
-    foreground = (cropped_labels > 0) & ~description.labels.ignored(cropped_labels)
+    foreground = (cropped_labels > 0) & ~scheme.ignored(cropped_labels)
     spacing_mm = image.geometry.spacing_mm
     fingerprint = CaseFingerprint(
         case_id=case.case_id,
@@ -286,15 +318,16 @@ def fingerprint_case(case: RawCase, description: DatasetDescription, num_samples
         shape_after_crop=_triple(cropped.shape[1:]),
         foreground_share=_rounded(float(foreground.sum()) / labels.array.size),
         empty=not bool(foreground.any()),
-        classes=component_facts(labels.array[0], description.labels, spacing_mm),
-        raters=tuple(component_facts(r.array[0], description.labels, spacing_mm) for r in volumes.raters),
+        classes=component_facts(labels.array[0], scheme, spacing_mm),
+        raters=tuple(component_facts(r.array[0], scheme, spacing_mm) for r in raters),
         orientation="" if image.geometry.is_2d else axis_codes(image.geometry.direction),
+        source=case.source,
     )
     samples = _sample_intensities(cropped, np.flatnonzero(foreground), num_samples, case.case_id)
     anywhere = _sample_intensities(cropped, range(foreground.size), _SAMPLED_ANYWHERE, case.case_id)
     centres = None
-    if len(description.labels.names) > 1:
-        centres = np.array([centre_of_mask(mask) for _, mask in description.labels.class_masks(labels.array[0])])
+    if len(scheme.names) > 1:
+        centres = np.array([centre_of_mask(mask) for _, mask in scheme.class_masks(labels.array[0])])
     direction = None if image.geometry.is_2d else image.geometry.direction
     return _CaseFacts(fingerprint, direction, samples, anywhere, centres, check)
 
@@ -393,6 +426,37 @@ def summarize(dataset_name: str, description: DatasetDescription, facts: Sequenc
         cases=cases,
         direction=direction,
     )
+
+
+def summarize_sources(raw: RawDataset, facts: Sequence[_CaseFacts]) -> Fingerprint:
+    """Facts of a unified data set: of all cases, and of each source by itself.
+
+    Volumes are turned within their source; intensities of all are those of the channels as the network repeats them.
+
+    Raises:
+        UsdError: no case of a source is usable.
+    """
+    sources, pooled = {}, []
+    for part, source in zip(raw.parts(), raw.description.sources, strict=True):
+        own = [fact for fact in facts if fact.fingerprint is not None and fact.fingerprint.source == source.name]
+        if not own:
+            raise UsdError(f"no case of the source {source.name} can be used; correct its cases, or leave it out.")
+        description = replace(part.description, labels=raw.description.labels)
+        sources[source.name] = summarize(source.dataset, description, own)
+        direction = sources[source.name].direction
+        widened = (_widened(fact.turned(direction), len(raw.description.channel_names)) for fact in own)
+        pooled += [replace(fact, direction=None) for fact in widened]
+    whole = summarize(raw.name, raw.description, pooled)
+    return replace(whole, cases=tuple(sorted(whole.cases, key=lambda case: case.case_id)), sources=sources)
+
+
+def _widened(facts: _CaseFacts, channels: int) -> _CaseFacts:
+    """The same facts with the channels of their image repeated to so many."""
+
+    def repeated(values: np.ndarray | None) -> np.ndarray | None:
+        return None if values is None else values[np.arange(channels) % len(values)]
+
+    return replace(facts, samples=repeated(facts.samples), anywhere=repeated(facts.anywhere))
 
 
 def _direction_of(facts: Sequence[_CaseFacts]) -> Direction | None:

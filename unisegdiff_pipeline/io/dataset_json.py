@@ -12,7 +12,7 @@ from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.core.names import require_name, require_text
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.io.images import MAX_LABEL, SUPPORTED_ENDINGS, is_picture_ending
-from unisegdiff_pipeline.io.sources import Source
+from unisegdiff_pipeline.io.sources import Source, parse_sources
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,17 @@ def parse_description(raw: dict[str, Any]) -> DatasetDescription:
     name = raw.get("name")
     if name is not None and not isinstance(name, str):
         raise UsdError(f"name is {name!r}, it must be a text; correct it or leave it out.")
+    labels = parse_labels(raw.get("labels"), raw.get("regions_class_order"))
     return DatasetDescription(
         channel_names=_channel_names(raw),
-        labels=parse_labels(raw.get("labels"), raw.get("regions_class_order")),
+        labels=labels,
         file_ending=ending,
         spacing_known=spacing_known,
         name=name,
         entries=_entries(raw.get("dataset")),
         raw=raw,
         allow_unmatched=allow_unmatched,
+        sources=parse_sources(raw.get("sources"), labels),
     )
 
 

@@ -158,16 +158,21 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
     """Join the checks of all cases and look at what concerns the data set as a whole."""
     problems = [problem for check in checks for problem in check.problems]
     warnings = [warning for check in checks for warning in check.warnings]
-    unmatched = [Problem(str(file.path), file.reason, file.remedy) for file in raw.stray_files]
-    unmatched += _check_number(raw)
-    (warnings if raw.description.allow_unmatched else problems).extend(unmatched)
-    problems += _mixed_dimensions(raw, checks)
-    problems += _mixed_palettes(raw, checks)
-    problems += _impossible_spacings(raw, checks)
-    warnings += _check_groups(raw)
-    warnings += _mixed_orientations(raw, checks)
-    warnings += _unlikely_units(raw, checks)
-    warnings += _nothing_labelled(raw, checks)
+    by_case = {check.case_id: check for check in checks}
+    excluded = {source.dataset for source in raw.description.sources if source.excluded}
+    for part in raw.parts():  # sources of a unified data set may differ in what the cases of one must agree in
+        found = [by_case[case.case_id] for case in part.cases if case.case_id in by_case]
+        unmatched = [Problem(str(file.path), file.reason, file.remedy) for file in part.stray_files]
+        if part.folder.name not in excluded:
+            unmatched += _check_number(part)
+        (warnings if part.description.allow_unmatched else problems).extend(unmatched)
+        problems += _mixed_dimensions(part, found)
+        problems += _mixed_palettes(part, found)
+        problems += _impossible_spacings(part, found)
+        warnings += _check_groups(part)
+        warnings += _mixed_orientations(part, found)
+        warnings += _unlikely_units(part, found)
+        warnings += _nothing_labelled(part, found)
     warnings += [_identical_warning(raw, case_ids) for case_ids in _identical_images(checks)]
     return IntegrityReport(
         folder=raw.folder,

@@ -17,7 +17,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, DatasetEntry, read_dataset_json
 from unisegdiff_pipeline.io.endings import TIFF_ENDINGS
 from unisegdiff_pipeline.io.images import is_picture_ending, label_ending, read_header, split_ending
+from unisegdiff_pipeline.io.sources import Source, require_whole_label_map, unified_case_id
 
 _CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 Key = TypeVar("Key", str, int)
@@ -80,6 +81,25 @@ class RawDataset:
         """What the files of a case are to be read by: the dataset.json of its source, where it has one."""
         return self.description if case.source is None else self.source_descriptions[case.source]
 
+    def source_of(self, case: RawCase) -> Source | None:
+        """The source of a case, None outside unified data sets."""
+        return next((source for source in self.description.sources if source.name == case.source), None)
+
+    def parts(self) -> Iterator[RawDataset]:
+        """One data set for each source, with the names that cases have here; itself where it has no sources."""
+        if not self.source_descriptions:
+            yield self
+        for source in self.description.sources:
+            folder, prefix = self.folder.parent / source.dataset, unified_case_id(source.name, "")
+            yield RawDataset(
+                folder,
+                f"{self.name}, {source.name}",
+                self.source_descriptions[source.name],
+                tuple(case for case in self.cases if case.source == source.name),
+                tuple(file for file in self.stray_files if folder in file.path.parents),
+                tuple(case_id for case_id in self.unknown_groups if case_id.startswith(prefix)),
+            )
+
 
 def open_raw_dataset(folder: Path) -> RawDataset:
     """List the training cases of a raw data set folder.
@@ -96,6 +116,8 @@ def open_raw_dataset(folder: Path) -> RawDataset:
             f"plain folders of images and masks into the raw layout with usd_convert folder."
         )
     description = read_dataset_json(folder / "dataset.json")
+    if description.sources:
+        return _open_unified(folder, description)
     if description.entries is not None:
         listing = _cases_from_entries(folder, description.entries)
     else:
@@ -127,6 +149,46 @@ def open_raw_dataset(folder: Path) -> RawDataset:
     )
     unknown_groups = tuple(case_id for case_id in groups if case_id not in names)
     return RawDataset(folder, folder.name, description, cases, tuple(listing.stray), unknown_groups)
+
+
+def _open_unified(folder: Path, description: DatasetDescription) -> RawDataset:
+    """The cases of all sources of a unified data set, which lie beside it."""
+    cases: list[RawCase] = []
+    stray: list[StrayFile] = []
+    unknown_groups: list[str] = []
+    descriptions = {}
+    for source in description.sources:
+        path = folder.parent / source.dataset
+        if not path.is_dir():
+            raise UsdError(
+                f"{folder / 'dataset.json'}: the source {source.name} is {path}, which is not there; put the data set "
+                f"back, or make the unified one again with usd_unify, without it."
+            )
+        raw = open_raw_dataset(path)
+        if raw.source_descriptions:
+            raise UsdError(f"{path} is a unified data set itself; name its sources in its place.")
+        require_whole_label_map(source, raw.description.labels)
+        descriptions[source.name] = raw.description
+        kept = [case for case in raw.cases if case.case_id not in source.excluded]
+        if not kept:
+            raise UsdError(f"no case of the source {source.name} ({path}) is left; exclude fewer, or leave it out.")
+        cases += [_of_source(case, source.name) for case in kept]
+        stray += raw.stray_files
+        unknown_groups += [unified_case_id(source.name, case_id) for case_id in raw.unknown_groups]
+    return RawDataset(
+        folder,
+        folder.name,
+        description,
+        tuple(sorted(cases, key=lambda case: case.case_id)),
+        tuple(stray),
+        tuple(unknown_groups),
+        descriptions,
+    )
+
+
+def _of_source(case: RawCase, source: str) -> RawCase:
+    group = None if case.group is None else unified_case_id(source, case.group)
+    return replace(case, case_id=unified_case_id(source, case.case_id), group=group, source=source)
 
 
 def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: int) -> tuple[RawCase, ...]:

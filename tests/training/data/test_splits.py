@@ -18,6 +18,7 @@ from unisegdiff_pipeline.training.data.splits import (
     inner_holdout,
     load_or_create_splits,
     make_splits,
+    make_splits_by_source,
     nnunet_splits,
     select_split,
 )
@@ -231,3 +232,13 @@ def test_other_folds_that_are_there_are_not_taken_for_nnunets(ungrouped: Path, t
 
 def names_of(splits: list[Split]) -> list[str]:
     return sorted((*splits[0].train, *splits[0].val))
+
+
+def test_folds_of_a_unified_data_set_are_those_of_its_sources() -> None:
+    first = [(f"A__{i:02d}", f"A__{i:02d}", float(i)) for i in range(12)]
+    second = [(f"B__{i:02d}", f"B__g{i // 2}", float(i)) for i in range(6)]
+    joined = make_splits_by_source(first + second)
+    assert [tuple(c for c in s.val if c.startswith("A")) for s in joined] == [s.val for s in make_splits(first)]
+    of_second = [[c for c in split.val if c.startswith("B")] for split in joined]
+    assert [len(cases) for cases in of_second] == [2, 2, 2, 0, 0]  # three groups for five folds
+    assert all(len(split.train) + len(split.val) == 18 for split in joined)

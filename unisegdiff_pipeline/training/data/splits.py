@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +16,10 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, write_json
+from unisegdiff_pipeline.io.sources import is_unified, source_of_case
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases
 
+LOGGER = logging.getLogger(__name__)
 SPLITS_FILE = "splits_final.json"
 Folds = Literal["default", "nnunet"]
 
@@ -69,6 +72,39 @@ def make_splits(cases: Iterable[tuple[str, str, float]], num_folds: int = 5, see
             sizes[fold] += len(group.cases)
     names = [record[0] for record in records]
     return [Split(tuple(n for n in names if n not in held), tuple(sorted(held))) for held in map(set, members)]
+
+
+def make_splits_by_source(
+    cases: Iterable[tuple[str, str, float]], num_folds: int = 5, seed: int = 12345
+) -> list[Split]:
+    """Split the cases of a unified data set: each source as `make_splits` splits it alone, the same folds put together.
+
+    A source of fewer groups than folds is validated in as many folds as it has groups, and trained on in the others;
+    one of a single group is trained on only.
+    """
+    by_source: dict[str, list[tuple[str, str, float]]] = {}
+    for case in sorted(cases):
+        by_source.setdefault(source_of_case(case[0]), []).append(case)
+    parts: list[list[Split]] = []
+    for source, own in by_source.items():
+        possible = min(num_folds, len({group for _, group, _ in own}))
+        if possible < num_folds:
+            LOGGER.warning(
+                "the source %s has %d groups for %d folds: folds without one of them do not validate it",
+                source,
+                possible,
+                num_folds,
+            )
+        splits = make_splits(own, possible, seed) if possible > 1 else []
+        whole = Split(tuple(name for name, _, _ in own), ())
+        parts.append([*splits, *[whole] * (num_folds - len(splits))])
+    return [
+        Split(
+            tuple(sorted(name for split in fold for name in split.train)),
+            tuple(sorted(name for split in fold for name in split.val)),
+        )
+        for fold in zip(*parts, strict=True)
+    ]
 
 
 def nnunet_splits(groups: Mapping[str, str], num_folds: int = 5, seed: int = 12345) -> list[Split]:
@@ -174,7 +210,9 @@ def load_or_create_splits(
         splits = _read_splits(path, records)
         _require_folds(path, splits, wanted)
     else:
-        splits = wanted or make_splits([(r.case_id, r.group, r.foreground_mm3) for r in records], num_folds, seed)
+        cases = [(r.case_id, r.group, r.foreground_mm3) for r in records]
+        unified = is_unified(preprocessed_folder / "dataset.json")
+        splits = wanted or (make_splits_by_source if unified else make_splits)(cases, num_folds, seed)
         if writing:
             write_json(path, splits)
     return splits

@@ -1,0 +1,152 @@
+"""One unified 2D model against a model for each source, with the same seconds in total, on fold 0 of every source.
+
+    python tests/benchmarks/unified.py train --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
+    python tests/benchmarks/unified.py table --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
+
+`train` plans, preprocesses and trains what is not there yet: the unified data set (made by usd_unify before, in ROOT)
+for all the seconds, and each source alone for its equal part. Folds of a unified data set are those of its sources, so
+that both validate on the same cases; `table` refuses where they do not. Scores are those of the trainings' own
+validation. The interval of a difference is a bootstrap over cases, the test Wilcoxon's signed ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+
+from unisegdiff_pipeline.evaluation.comparison import paired_comparison
+from unisegdiff_pipeline.io.paths import find_dataset
+
+TRAINER = "StagedDiffusionTrainer"
+Scores = dict[str, dict[str, float | str | None]]
+
+
+def run(command: str, *arguments: str, roots: dict[str, Path]) -> None:
+    """One command of this package, with its own roots."""
+    environment = {**os.environ, **{name: str(path) for name, path in roots.items()}}
+    script = Path(sys.executable).parent / command
+    subprocess.run([str(script), *arguments], env=environment, check=True)
+
+
+def roots_of(args: argparse.Namespace) -> dict[str, Path]:
+    """The folders of the product under the folder of the benchmark."""
+    return {
+        "usd_raw": args.raw,
+        "usd_preprocessed": args.work / "preprocessed",
+        "usd_results": args.work / "results",
+    }
+
+
+def fold_folder(args: argparse.Namespace, dataset: str, name: str) -> Path:
+    """Results of fold 0 of one training."""
+    return args.work / "results" / find_dataset(args.raw, dataset) / f"{TRAINER}__2d__{name}" / "fold_0"
+
+
+def run_name(seconds: int, seed: int) -> str:
+    """Name of a training by its budget and seed."""
+    return f"t{seconds}s{seed}"
+
+
+def train(args: argparse.Namespace) -> None:
+    """Everything that is not there yet; an interrupted training goes on."""
+    roots = roots_of(args)
+    part = args.seconds // len(args.sources)
+    jobs = [*((dataset, part) for dataset in args.sources), (args.unified, args.seconds)]
+    for dataset, _ in jobs:
+        if not (roots["usd_preprocessed"] / find_dataset(args.raw, dataset) / "splits_final.json").is_file():
+            run("usd_plan_and_preprocess", "-d", dataset, "-c", "2d", roots=roots)
+    for seed in args.seeds:
+        for dataset, seconds in jobs:
+            name = run_name(seconds, seed)
+            if not (fold_folder(args, dataset, name) / "validation" / "summary.json").is_file():
+                budget = ("--max-time", f"{seconds}s", "--seed", str(seed), "--run", name)
+                run("usd_train", dataset, "0", "-c", "2d", *budget, "--workers", str(args.workers), roots=roots)
+
+
+def scores_of(folder: Path, prefix: str = "") -> Scores:
+    """Score of the first class of every validated case whose name begins with `prefix`, by the rest of its name."""
+    cases = json.loads((folder / "validation" / "summary.json").read_text())["cases"]
+    return {
+        case["case_id"].removeprefix(prefix): case["scores"][0] for case in cases if case["case_id"].startswith(prefix)
+    }
+
+
+def dice_where_lesion(scores: Scores) -> dict[str, float]:
+    """Dice of the cases whose reference holds a lesion."""
+    return {case: _number(score["dice"]) for case, score in scores.items() if _positive(score)}
+
+
+def false_alarms(scores: Scores) -> tuple[int, int]:
+    """Lesion-free cases with a predicted lesion, and lesion-free cases."""
+    free = [score for score in scores.values() if not _positive(score)]
+    return sum(_number(score["fp"]) > 0 for score in free), len(free)
+
+
+def _positive(score: dict[str, float | str | None]) -> bool:
+    return _number(score["tp"]) + _number(score["fn"]) > 0
+
+
+def _number(value: float | str | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def table(args: argparse.Namespace) -> list[str]:
+    """Rows of a Markdown table: a line for every source and seed, and the macro means."""
+    part = args.seconds // len(args.sources)
+    lines = [
+        f"| source | seed | cases | alone, {part} s | unified, {args.seconds} s in all | difference [95 %] | p | false "
+        "alarms alone | unified |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for seed in args.seeds:
+        means: list[tuple[float, float]] = []
+        for dataset in args.sources:
+            source = find_dataset(args.raw, dataset).split("_", 1)[1]
+            alone = scores_of(fold_folder(args, dataset, run_name(part, seed)))
+            unified = scores_of(fold_folder(args, args.unified, run_name(args.seconds, seed)), f"{source}__")
+            if alone.keys() != unified.keys():
+                raise SystemExit(f"{source}, seed {seed}: other cases were validated alone than unified")
+            first, second = dice_where_lesion(alone), dice_where_lesion(unified)
+            found = paired_comparison([*second.values()], [first[case] for case in second], resamples=10_000)
+            means.append((fmean(first.values()), fmean(second.values())))
+            alarms = [" of ".join(map(str, false_alarms(scores))) for scores in (alone, unified)]
+            lines.append(
+                f"| {source} | {seed} | {len(first)} | {means[-1][0]:.3f} | {means[-1][1]:.3f} | "
+                f"{found.mean_difference:+.3f} [{found.ci_low:+.3f}, {found.ci_high:+.3f}] | {found.p_wilcoxon:.2g} | "
+                f"{alarms[0]} | {alarms[1]} |"
+            )
+        lines.append(_macro(seed, means))
+    return lines
+
+
+def _macro(seed: int, means: Iterable[tuple[float, float]]) -> str:
+    alone, unified = (fmean(values) for values in zip(*means, strict=True))
+    return f"| **macro mean** | {seed} | | **{alone:.3f}** | **{unified:.3f}** | **{unified - alone:+.3f}** | | | |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--raw", type=Path, required=True)
+    parser.add_argument("--unified", required=True)
+    parser.add_argument("--sources", nargs="+", required=True)
+    parser.add_argument("--seconds", type=int, default=480)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--workers", type=int, default=0)
+    args = parser.parse_args()
+    if args.what == "train":
+        train(args)
+    else:
+        print("\n".join(table(args)))
+
+
+if __name__ == "__main__":
+    main()
