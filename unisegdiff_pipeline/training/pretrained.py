@@ -33,6 +33,7 @@ from unisegdiff_pipeline.io.sources import SEPARATOR
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, NetworkPlan, Plans
 from unisegdiff_pipeline.training.fold_run import FoldRun
+from unisegdiff_pipeline.training.nnunet_checkpoint import NNUNET
 from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, StartReader
 from unisegdiff_pipeline.training.resume import PHASE_1_NAME, read_request
 
@@ -160,7 +161,8 @@ OWN = StartReader(
     accepts=_is_own,
     read=_read_own,
 )
-READERS: tuple[StartReader, ...] = (OWN,)  # the first that accepts a path reads it
+# The first that accepts a path reads it; nnU-Net's model folders hold a plans.json as ours do.
+READERS: tuple[StartReader, ...] = (NNUNET, OWN)
 
 
 # ------------------------------------------------------------------------------------------------------------ loading
