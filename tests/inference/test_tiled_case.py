@@ -24,9 +24,9 @@ def segmented(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     condition = StagedModel.condition
 
-    def counted(self: StagedModel, images: torch.Tensor) -> Condition:
+    def counted(self: StagedModel, images: torch.Tensor, source: torch.Tensor | None) -> Condition:
         sizes.append(len(images))
-        return condition(self, images)
+        return condition(self, images, source)
 
     monkeypatch.setattr(StagedModel, "condition", counted)
     return sizes

@@ -250,9 +250,9 @@ def test_network_calls_are_of_one_size(volume, monkeypatch: pytest.MonkeyPatch) 
     sizes = set()
     condition, denoise = StagedModel.condition, StagedModel.denoise
 
-    def condition_of(self, images):
+    def condition_of(self, images, source):
         sizes.add(len(images))
-        return condition(self, images)
+        return condition(self, images, source)
 
     def denoised(self, x_t, *rest):
         sizes.add(len(x_t))
@@ -401,7 +401,7 @@ def test_samples_stay_p_det_outside_the_active_region() -> None:
 
 
 def _make_p_det_follow_brightness(model: StagedModel) -> None:
-    def forward(image: torch.Tensor) -> SegmenterOutput:
+    def forward(image: torch.Tensor, source: torch.Tensor | None = None) -> SegmenterOutput:
         return SegmenterOutput((4 * image - 10,), SegmentationUNet.forward(model.segmenter, image).features)
 
     model.segmenter.forward = forward  # type: ignore[method-assign]

@@ -138,6 +138,11 @@ def cross_entropy(logits: Tensor, target: Tensor, coding: Coding) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").mean(dim=1)
 
 
+def channel_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each sigmoid channel of each voxel, fp32, (B, C, *spatial)."""
+    return functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+
+
 def cross_entropy_of_probabilities(p: Tensor, target: Tensor, coding: Coding) -> Tensor:
     """As `cross_entropy`, from probabilities that are bounded away from 0 and 1."""
     if coding == "softmax":

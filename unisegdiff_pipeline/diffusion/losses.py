@@ -1,6 +1,7 @@
 """Losses per example, so that stages can be weighted apart: Dice, and the three stages' mixtures.
 
-Every function returns one number an example, shape (B,), and leaves voxels with valid = 0 out.
+Every function returns one number an example, shape (B,), and leaves voxels with valid = 0 out. `valid` has one channel,
+or one for each sigmoid channel where not every example says something of every class.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.diffusion.coding import (
+    channel_cross_entropy,
     cross_entropy,
     cross_entropy_of_probabilities,
     probabilities_from_logits,
@@ -23,7 +25,7 @@ LOG_VARIANCE_LIMIT = 3.0
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the voxels with valid = 1, (B, *spatial) => (B,); 0 for an example without any."""
+    """Mean over the values with valid = 1, both (B, ...) => (B,); 0 for an example without any."""
     weights = valid.flatten(1)
     return (values.flatten(1) * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
@@ -32,7 +34,8 @@ def soft_dice(p: Tensor, target: Tensor, valid: Tensor, coding: Coding, batch_di
     """Soft Dice averaged over foreground channels => (B,); nnU-Net's form 2 |pt| / (|p| + |t|), smoothed.
 
     Args:
-        p, target: (B, C, *spatial); valid: (B, 1, *spatial).
+        p, target: (B, C, *spatial); valid: (B, 1, *spatial), or (B, C, *spatial) of sigmoid channels: those without
+            a valid voxel are left out of the average.
         batch_dice: sums run over the whole batch, as if it were one image (every example gets the same value).
     """
     first = 1 if coding == "softmax" else 0
@@ -41,14 +44,19 @@ def soft_dice(p: Tensor, target: Tensor, valid: Tensor, coding: Coding, batch_di
     overlap, size = (p * t).sum(dim=2), p.sum(dim=2) + t.sum(dim=2)  # (B, C)
     if batch_dice:
         overlap, size = (v.sum(dim=0, keepdim=True).expand_as(v) for v in (overlap, size))
-    return ((2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH).clamp_min(1e-8)).mean(dim=1)
+    dice = (2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH).clamp_min(1e-8)
+    if valid.shape[1] == 1:
+        return dice.mean(dim=1)
+    known = (valid.flatten(2).amax(dim=2) > 0).to(dice.dtype)
+    # 1 for an example of which nothing is known: no loss
+    return torch.where(known.any(dim=1), (dice * known).sum(dim=1) / known.sum(dim=1).clamp_min(1), 1.0)
 
 
 def mask_loss(
     logits: Tensor, target: Tensor, valid: Tensor, coding: Coding, dice_weight: float = 0.0, batch_dice: bool = False
 ) -> Tensor:
     """Cross-entropy + dice_weight * (1 - Dice) => (B,)."""
-    loss = masked_mean(cross_entropy(logits, target, coding), valid[:, 0])
+    loss = _masked_cross_entropy(logits, target, valid, coding)
     if dice_weight == 0:
         return loss
     dice = soft_dice(probabilities_from_logits(logits, coding), target, valid, coding, batch_dice)
@@ -57,7 +65,16 @@ def mask_loss(
 
 def noise_loss(error: Tensor, valid: Tensor) -> Tensor:
     """Mean square of the noise's error => (B,)."""
+    if valid.shape[1] > 1:
+        return masked_mean(error.square(), valid)
     return masked_mean(error.square().mean(dim=1), valid[:, 0])
+
+
+def _masked_cross_entropy(logits: Tensor, target: Tensor, valid: Tensor, coding: Coding) -> Tensor:
+    """Mean cross-entropy => (B,), over voxels, or over the valid channels of each where these differ."""
+    if valid.shape[1] > 1:
+        return masked_mean(channel_cross_entropy(logits, target), valid)
+    return masked_mean(cross_entropy(logits, target, coding), valid[:, 0])
 
 
 def refinement_loss(
@@ -70,6 +87,8 @@ def refinement_loss(
     snr = expand_to(lam.exp(), error.ndim)
     weighted = noise_loss(error * (snr.clamp_max(SNR_CUT) / snr).sqrt(), valid)
     p = x_to_probabilities(x0_inverted, coding)
+    if valid.shape[1] > 1:
+        return weighted + 0.1 * masked_mean(channel_cross_entropy(p.logit(), target), valid)
     return weighted + 0.1 * masked_mean(cross_entropy_of_probabilities(p, target, coding), valid[:, 0])
 
 

@@ -159,7 +159,7 @@ def mask_dice(p: Tensor, target: Tensor, valid: Tensor, coding: Coding) -> Tenso
 
     Args:
         p, target: (B, C, *spatial).
-        valid: (B, 1, *spatial), 0 leaves a voxel out.
+        valid: (B, 1 or C, *spatial), 0 leaves a voxel out.
     """
     first = 1 if coding == "softmax" else 0
     mask = p == p.amax(dim=1, keepdim=True) if coding == "softmax" else p > 0.5  # argmax is ten times slower on a CPU

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -27,6 +27,7 @@ from unisegdiff_pipeline.training.data.augmentation import (
 )
 from unisegdiff_pipeline.training.data.nnunet_augmentation import NnunetAugmentation
 from unisegdiff_pipeline.training.data.reading import Arrays, Shape3, read_patch
+from unisegdiff_pipeline.training.data.source_draw import SourceDraw, masked_channels
 
 MAX_OPEN_CASES = 64  # a case on disk holds two files open; systems allow 256 to 1024 a process
 MAX_CASE_DRAWS = 10
@@ -66,25 +67,30 @@ class Batch:
     Attributes:
         image: (B, C, *patch) float32, normalised.
         target: (B, K, *patch) float32 of 0 and 1, coded by the label scheme.
-        valid: (B, 1, *patch) float32, 1 where a voxel carries loss, 0 where its label is to be ignored.
+        valid: (B, 1, *patch) float32, 1 where a voxel carries loss, 0 where its label is to be ignored; (B, K, *patch)
+            where some source does not annotate some class.
         case_ids: the case of each example.
+        source: (B,) int64, row of the source in the network's tables, 0 where it is hidden; None where there are none.
     """
 
     image: Tensor
     target: Tensor
     valid: Tensor
     case_ids: tuple[str, ...]
+    source: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        image, target, valid = (t.to(device, non_blocking=True) for t in (self.image, self.target, self.valid))
-        return Batch(image, target, valid, self.case_ids)
+        return self._each(lambda values: values.to(device, non_blocking=True), self.case_ids)
 
     def select(self, indices: Tensor) -> Batch:
         """The examples of these indices."""
         at = indices.to(self.image.device)
-        case_ids = tuple(self.case_ids[i] for i in indices.tolist())
-        return Batch(self.image[at], self.target[at], self.valid[at], case_ids)
+        return self._each(lambda values: values[at], tuple(self.case_ids[i] for i in indices.tolist()))
+
+    def _each(self, function: Callable[[Tensor], Tensor], case_ids: tuple[str, ...]) -> Batch:
+        source = None if self.source is None else function(self.source)
+        return Batch(function(self.image), function(self.target), function(self.valid), case_ids, source)
 
 
 @dataclass(frozen=True)
@@ -94,31 +100,33 @@ class PackedBatch:
     Attributes:
         image: (B, C, *patch) float32.
         target: (B, K, *patch) uint8.
-        valid: (B, 1, *patch) uint8, None where all voxels are valid.
+        valid: (B, 1, *patch) or (B, K, *patch) uint8, None where all voxels are valid.
         case_ids: the case of each example.
+        source: as in `Batch`.
     """
 
     image: Tensor
     target: Tensor
     valid: Tensor | None
     case_ids: tuple[str, ...]
+    source: Tensor | None = None
 
     def unpack(self) -> Batch:
         """The batch as float32."""
         target = self.target.float()
         valid = torch.ones_like(target[:, :1]) if self.valid is None else self.valid.float()
-        return Batch(self.image, target, valid, self.case_ids)
+        return Batch(self.image, target, valid, self.case_ids, self.source)
 
     def share_memory_(self) -> None:
         """Move the batch into memory that other processes can map."""
-        for tensor in (self.image, self.target, self.valid):
+        for tensor in (self.image, self.target, self.valid, self.source):
             if tensor is not None:
                 tensor.share_memory_()
 
     def pin_memory(self) -> PackedBatch:
         """The same batch in page-locked memory, for fast copies to a GPU (the name is what DataLoader looks for)."""
-        valid = None if self.valid is None else self.valid.pin_memory()
-        return PackedBatch(self.image.pin_memory(), self.target.pin_memory(), valid, self.case_ids)
+        valid, source = (None if v is None else v.pin_memory() for v in (self.valid, self.source))
+        return PackedBatch(self.image.pin_memory(), self.target.pin_memory(), valid, self.case_ids, source)
 
 
 class PatchSource:
@@ -133,6 +141,9 @@ class PatchSource:
     with many empty cases keep their foreground fraction); and a patch around a location may hang over every border by a
     quarter of its size, where nnU-Net allows half a patch over the far border and nothing over the near one. Voxels
     outside the case are 0 and background.
+
+    Of a unified data set the source is drawn first, with the probability of its number of images to the power of the
+    plan's `temperature`, then one of its cases: a large source does not drown the small ones.
     """
 
     def __init__(
@@ -149,7 +160,7 @@ class PatchSource:
 
         Args:
             folder: preprocessed cases of the configuration.
-            case_ids: cases to draw from, uniformly.
+            case_ids: cases to draw from, uniformly; of a unified data set the names begin with the source.
             configuration: its network gives the patch, its training plan batch size and foreground fraction.
             scheme: codes the labels.
             seed: not negative.
@@ -164,11 +175,15 @@ class PatchSource:
         self._folder, self._scheme, self._seed = folder, scheme, seed
         self._patch = tuple(configuration.network.patch_size)
         self._foreground_fraction = configuration.training.foreground_share
-        self._masked = [i for i, masked in enumerate(configuration.preprocessing.use_nonzero_mask) if masked]
+        self._sources = SourceDraw.of(configuration, self.case_ids, hiding=augment)
         in_plane_only = configuration.training.dummy_2d_augmentation
         recipe = recipe_for_patch(self._patch, in_plane_only, configuration.patch_mirror_axes)
         by_library = augment and configuration.training.augmentation == "nnunet"
-        self._library = NnunetAugmentation(self._patch, recipe, self._masked) if by_library else None
+        self._masked = [masked_channels(configuration.preprocessing, configuration.network.num_input_channels)]
+        if self._sources is not None:
+            self._masked += self._sources.masked
+        libraries = [NnunetAugmentation(self._patch, recipe, masked) for masked in self._masked if by_library]
+        self._library = libraries or None  # as `_masked`, by row of the source
         self._recipe = recipe if augment and not by_library else None
         self._memory_left_bytes = memory_budget_gb * 1e9
         self._in_memory: dict[str, Case] = {}
@@ -204,26 +219,33 @@ class PatchSource:
     def _example(self, iteration: int, item: int) -> _Example:
         rng = np.random.default_rng([self._seed, iteration, item])
         case_id, row, start = self._draw_location(rng, self.is_foreground_item(item))
-        image, labels = self._read(self._case(case_id), row, start, rng)
-        valid = None if self._scheme.ignore_value is None else ~self._scheme.ignored(labels)
-        return _Example(image, self._scheme.encode(labels), valid, case_id)
+        source = 0 if self._sources is None else self._sources.index_of[case_id]
+        image, labels = self._read(self._case(case_id), row, start, source, rng)
+        valid = None if self._scheme.ignore_value is None else ~self._scheme.ignored(labels)[None]
+        if self._sources is None:
+            return _Example(image, self._scheme.encode(labels), valid, case_id)
+        valid = self._sources.annotated_voxels(source, valid, labels.shape)
+        return _Example(image, self._scheme.encode(labels), valid, case_id, 0 if self._sources.hides(rng) else source)
 
-    def _read(self, case: Case, row: int, start: Shape3, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _read(
+        self, case: Case, row: int, start: Shape3, source: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Image (C, *patch) and labels (*patch) at `start`, augmented."""
         if self._library is not None:
-            return self._library.read_patch(case, row, start, rng)
+            return self._library[source].read_patch(case, row, start, rng)
         if self._recipe is None:
             patch, labels = read_patch(case, row, start, self._patch, None)
             return patch.numpy(), labels
         draw = draw_augmentation(self._recipe, case.image.shape[0], rng)
         patch, labels = read_patch(case, row, start, self._patch, draw.affine)
-        augment_intensity(patch, draw, self._recipe, self._masked)
+        augment_intensity(patch, draw, self._recipe, self._masked[source])
         return mirror_patch(patch.numpy(), labels, draw)
 
     def _draw_location(self, rng: np.random.Generator, foreground: bool) -> tuple[str, int, Shape3]:
         """Draw case, label row and first voxel (z, y, x) of the patch."""
         for _ in range(MAX_CASE_DRAWS if foreground else 1):
-            case_id = self.case_ids[rng.integers(len(self.case_ids))]
+            among = self.case_ids if self._sources is None else self._sources.draw_cases(rng)
+            case_id = among[rng.integers(len(among))]
             case = self._case(case_id)
             num_rows = case.labels.shape[0]
             row = 0 if num_rows == 1 else int(rng.integers(1, num_rows))
@@ -275,19 +297,23 @@ class PatchSource:
 class _Example:
     image: np.ndarray  # (C, *patch) float32
     target: np.ndarray  # (K, *patch) uint8
-    valid: np.ndarray | None  # (*patch) bool
+    valid: np.ndarray | None  # (1 or K, *patch) bool
     case_id: str
+    source: int | None = None  # 0 where it is hidden
 
 
 def _collate(examples: Sequence[_Example]) -> PackedBatch:
-    valid = None
+    valid = source = None
     if examples[0].valid is not None:
-        valid = torch.from_numpy(np.stack([np.asarray(e.valid)[None] for e in examples]).astype(np.uint8))
+        valid = torch.from_numpy(np.stack([np.asarray(e.valid) for e in examples]).astype(np.uint8))
+    if examples[0].source is not None:
+        source = torch.tensor([e.source for e in examples])
     return PackedBatch(
         torch.from_numpy(np.stack([e.image for e in examples])),
         torch.from_numpy(np.stack([e.target for e in examples])),
         valid,
         tuple(e.case_id for e in examples),
+        source,
     )
 
 
