@@ -45,9 +45,12 @@ def stage_of(lam: Tensor, edges: StageEdges) -> Tensor:
     return (lam >= edges.lam_a).long() + (lam >= edges.lam_c).long()
 
 
-def correction_weight(lam: Tensor, edges: StageEdges) -> Tensor:
-    """How much of h enters the state (see above): in stages 0, a s or s / a; in the shape of `channel_lam`."""
-    a, s = alpha_sigma(channel_lam(lam, edges))
+def correction_weight(lam: Tensor, edges: StageEdges, mask_lam: Tensor | None = None) -> Tensor:
+    """How much of h enters the state (see above): in stages 0, a s or s / a; in the shape of `channel_lam`.
+
+    `mask_lam` is that of the channels (see `NoiseLevel`) where examples are scaled otherwise than `edges` says.
+    """
+    a, s = alpha_sigma(channel_lam(lam, edges) if mask_lam is None else mask_lam)
     inverted = s / a.clamp_min(1e-3)
     if edges.target != "staged":
         return {"x0": torch.zeros_like(s), "v": s, "epsilon": inverted}[edges.target]
@@ -55,10 +58,10 @@ def correction_weight(lam: Tensor, edges: StageEdges) -> Tensor:
     return torch.where(stage == STAGE_A, 0.0, torch.where(stage == STAGE_B, a * s, inverted))
 
 
-def state_estimate(lam: Tensor, estimate: Estimate, edges: StageEdges) -> Tensor:
-    """The clean mask that the sampler's state moves towards, in [-1, 1]."""
+def state_estimate(lam: Tensor, estimate: Estimate, edges: StageEdges, mask_lam: Tensor | None = None) -> Tensor:
+    """The clean mask that the sampler's state moves towards, in [-1, 1]; `mask_lam` as in `correction_weight`."""
     x0 = mask_to_x(estimate.probabilities)
-    weight = correction_weight(lam, edges)
+    weight = correction_weight(lam, edges, mask_lam)
     if not bool(weight.any()):
         return x0
     return torch.addcmul(x0, estimate.correction, -expand_to(weight, x0.ndim)).clamp_(-1, 1)
@@ -71,15 +74,17 @@ def takes_state(lam: Tensor, edges: StageEdges) -> Tensor:
     return torch.full_like(lam, edges.target != "x0", dtype=torch.bool)
 
 
-def final_probabilities(lam: Tensor, estimate: Estimate, edges: StageEdges, coding: Coding) -> Tensor:
+def final_probabilities(
+    lam: Tensor, estimate: Estimate, edges: StageEdges, coding: Coding, mask_lam: Tensor | None = None
+) -> Tensor:
     """Probabilities that a sample ends with: the segmentation head's below lam_c, the inverted noise's above.
 
-    Without stages: those of the head that is trained.
+    Without stages: those of the head that is trained. `mask_lam` as in `correction_weight`.
     """
     from_state = takes_state(lam, edges)
     if not bool(from_state.any()):
         return estimate.probabilities
-    inverted = x_to_probabilities(state_estimate(lam, estimate, edges), coding)
+    inverted = x_to_probabilities(state_estimate(lam, estimate, edges, mask_lam), coding)
     return torch.where(expand_to(from_state, inverted.ndim), inverted, estimate.probabilities)
 
 

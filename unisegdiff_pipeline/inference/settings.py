@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -11,6 +11,7 @@ from unisegdiff_pipeline.core.serialization import formerly, read_dataclass, wri
 from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
+from unisegdiff_pipeline.planning.plans import SourcesPlan
 
 FILE_NAME = "inference.json"
 
@@ -66,6 +67,13 @@ class InferenceSettings:
     def edges(self) -> StageEdges:
         """Stage edges in the form that the samplers take."""
         return StageEdges(self.lam_a, self.lam_c, self.input_scale, self.target)
+
+    def for_source(self, sources: SourcesPlan | None, source: str | None) -> InferenceSettings:
+        """The settings for images of a source: with its own `input_scale`, where stages were planned for it."""
+        if sources is None or source is None:
+            return self
+        stages = sources.plans[source].stages
+        return self if stages is None else replace(self, input_scale=stages.input_scale)
 
     @property
     def drawn_by(self) -> SamplerSettings:

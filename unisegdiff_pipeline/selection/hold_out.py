@@ -13,6 +13,7 @@ from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
+from unisegdiff_pipeline.networks.sources import UNKNOWN
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder, StoredCase
@@ -65,7 +66,7 @@ def predict_stored(
     try:
         return sample_case(
             tiled(held_out, model, stored),
-            settings,
+            settings.for_source(held_out.configuration.sources, stored.properties.source),
             case_id=stored.case_id,
             seed=held_out.seed,
             sample_ids=range(settings.num_samples if num_samples is None else num_samples),
@@ -80,7 +81,9 @@ def tiled(held_out: HoldOut, model: StagedModel, stored: StoredCase) -> TiledCas
     """A preprocessed case under a model, which is put into eval mode."""
     model.eval()
     image, patch_size = torch.as_tensor(stored.image[...]), held_out.configuration.network.patch_size
-    return TiledCase(image, model, patch_size, find_limits(held_out.device))
+    sources = held_out.configuration.sources
+    row = UNKNOWN if sources is None else sources.index(stored.properties.source)
+    return TiledCase(image, model, patch_size, find_limits(held_out.device), source=row)
 
 
 def score_on_plan_grid(held_out: HoldOut, stored: StoredCase, probabilities: torch.Tensor) -> list[ClassScore]:
@@ -101,7 +104,7 @@ def sample_tiles(
     """Predict the tiles of a case with the number of samples of the settings, counted from `first_sample` on."""
     return sample_case(
         tiles,
-        settings,
+        settings.for_source(held_out.configuration.sources, stored.properties.source),
         case_id=stored.case_id,
         seed=held_out.seed,
         sample_ids=range(first_sample, first_sample + settings.num_samples),

@@ -200,12 +200,12 @@ class PatchSource:
 
     def channel_fractions(self, num_patches: int) -> Tensor:
         """Fraction of valid voxels that each channel of the targets covers (K,), in so many patches or a few more."""
-        covered, valid = torch.zeros(self._scheme.num_channels, dtype=torch.float64), 0.0
+        covered, valid = torch.zeros(2, self._scheme.num_channels, dtype=torch.float64)
         for number in range(math.ceil(num_patches / self.batch_size)):
             batch = self.batch(number)
             covered += (batch.target * batch.valid).transpose(0, 1).flatten(1).sum(dim=1)
-            valid += float(batch.valid.sum())
-        return (covered / max(valid, 1.0)).float()
+            valid += batch.valid.expand_as(batch.target).transpose(0, 1).flatten(1).sum(dim=1)
+        return (covered / valid.clamp_min(1)).float()
 
     def preload(self) -> None:
         """Read cases into memory up to the budget, so that processes forked afterwards share them."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.losses import mask_loss, noise_loss
-from unisegdiff_pipeline.diffusion.schedule import Target, channel_lam
+from unisegdiff_pipeline.diffusion.schedule import Target
 from unisegdiff_pipeline.diffusion.stages import StageDraw, draw_unstaged
 from unisegdiff_pipeline.diffusion.targets import noise_error, v_error
 from unisegdiff_pipeline.inference.settings import InferenceSettings
@@ -51,7 +51,7 @@ class VDiffusionTrainer(UnstagedDiffusionTrainer):
 
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
         x0 = mask_to_x(probabilities_from_logits(output.x0_logits, self.coding))
-        error = v_error(channel_lam(example.lam, self.edges), x0, output.noise_correction, example.x0)
+        error = v_error(example.mask_lam, x0, output.noise_correction, example.x0)
         return noise_loss(error, example.valid)
 
 
@@ -62,7 +62,7 @@ class EpsilonDiffusionTrainer(UnstagedDiffusionTrainer):
 
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
         x0 = mask_to_x(probabilities_from_logits(output.x0_logits, self.coding))
-        error = noise_error(channel_lam(example.lam, self.edges), x0, output.noise_correction, example.x0)
+        error = noise_error(example.mask_lam, x0, output.noise_correction, example.x0)
         return noise_loss(error, example.valid)
 
 

@@ -35,6 +35,7 @@ from unisegdiff_pipeline.networks.denoiser import Condition, Denoiser, DenoiserO
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_denoiser
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.selection.choosing import default_settings
 from unisegdiff_pipeline.training.bands import BandMeter, LamBands, LastLayerGradients, mask_dice
 from unisegdiff_pipeline.training.data.patches import Batch, PatchSource
@@ -81,6 +82,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         self.settings = default_settings(run.held_out, self.own_settings(settings))
         self.edges = self.settings.edges
         self.calibration = settings.denoiser_calibration
+        self.source_scales = source_scales(run.configuration, self.settings, run.plans.labels.num_channels)
         self.log_variances = nn.Parameter(torch.zeros(len(STAGE_NAMES), device=run.device))
         self._segmenter = segmenter.requires_grad_(True)
         super().__init__(run, budget)
@@ -126,7 +128,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         """Loss of each example (B,), by what the trainer lets the network predict."""
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
-        segmented = self.network.segmenter(batch.image)
+        segmented = self.network.segmenter(batch.image, batch.source)
         loss_segmenter = segmentation_loss(segmented.logits, batch, self.run.configuration, self.coding).loss
         self.descend(loss_segmenter)  # now, and on its own: the denoiser's loss is not to reach the segmenter
         logits, features = segmented.logits[0].detach(), [f.detach() for f in segmented.features]
@@ -141,9 +143,10 @@ class DiffusionTrainer(Trainer, abc.ABC):
         count = min(len(batch.image), max(1, most // levels))
         chosen = torch.randperm(len(batch.image), generator=own_stream)[:count]
         projected = self.denoiser.project_features([f[chosen] for f in features])
-        condition = Condition(logits[chosen].float(), projected)
+        examined = batch.select(chosen)
+        condition = Condition(logits[chosen].float(), projected, examined.source)
         draw = self.draw_levels(count, levels, own_stream)
-        example = self.noised_examples(batch.select(chosen), condition, draw, generator)
+        example = self.noised_examples(examined, condition, draw, generator)
         keep = (
             torch.rand(len(example.lam), generator=generator, device=self.run.device) >= self.hidden_fraction
         ).float()
@@ -165,17 +168,21 @@ class DiffusionTrainer(Trainer, abc.ABC):
         target, valid = repeat_examples(batch.target, levels), repeat_examples(batch.valid, levels)
         mean = self.network.det_probabilities(Condition(det_logits, ()), self.calibration)
         x0 = mask_to_x(torch.where(valid > 0, target, mean))  # ignored voxels: what the segmenter says
-        source = torch.where(expand_to(draw.from_mean, x0.ndim), mask_to_x(mean), x0)
+        clean = torch.where(expand_to(draw.from_mean, x0.ndim), mask_to_x(mean), x0)
         noise = torch.randn(x0.shape, generator=generator, device=self.run.device)
-        x_t = noise_mask(source, channel_lam(draw.lam, self.edges), noise)
-        return NoisedExamples(x_t, x0, target, valid, draw.lam, draw.stage, draw.from_mean)
+        mask_lam = channel_lam(draw.lam, self.edges)
+        if self.source_scales is not None and batch.source is not None:
+            scales = self.source_scales.to(self.run.device)[repeat_examples(batch.source, levels)]
+            mask_lam = draw.lam[:, None] + 2 * scales.log()
+        x_t = noise_mask(clean, mask_lam, noise)
+        return NoisedExamples(x_t, x0, target, valid, draw.lam, draw.stage, draw.from_mean, mask_lam)
 
     def _denoise(
         self, model: StagedModel, example: NoisedExamples, condition: Condition, keep: Tensor | None = None
     ) -> DenoiserOutput:
         levels = len(example.lam) // len(condition.det_logits)
         repeated = condition.each(lambda values: repeat_examples(values, levels))
-        level = NoiseLevel.of(example.lam, self.edges)
+        level = NoiseLevel(example.lam, example.mask_lam)
         return model.denoiser_output(example.x_t, level, repeated, self.calibration, keep)
 
     @torch.no_grad()
@@ -192,7 +199,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     def _dice(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
         """Dice of the masks that a sampler would end with, were this its last call (B,)."""
         estimate = Estimate(probabilities_from_logits(output.x0_logits, self.coding), output.noise_correction)
-        p = final_probabilities(example.lam, estimate, self.edges, self.coding)
+        p = final_probabilities(example.lam, estimate, self.edges, self.coding, example.mask_lam)
         return mask_dice(p, example.target, example.valid, self.coding)
 
     @torch.no_grad()
@@ -210,7 +217,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         batch, draw = source.batch(0).to(run.device), self.bands.grid(plan.batch_size)
         model, meter = self.model_for_prediction(), BandMeter(self.bands, run.device)
         with autocast(run.device, self.bf16):
-            condition = model.condition(batch.image)
+            condition = model.condition(batch.image, batch.source)
             example = self.noised_examples(batch, condition, draw, run.generator("bands"))
             output = self._denoise(model, example, condition)
             losses = self.example_losses(example, output)
@@ -258,6 +265,19 @@ class DiffusionTrainer(Trainer, abc.ABC):
         )
 
 
+def source_scales(configuration: ConfigurationPlan, settings: InferenceSettings, num_channels: int) -> Tensor | None:
+    """`input_scale` by row of the source (rows, C), as examples are predicted with; None where all have the same.
+
+    Row 0, of an unknown or hidden source, is that of the settings.
+    """
+    if configuration.sources is None:
+        return None
+    names = (None, *configuration.sources.plans)
+    scales = [settings.for_source(configuration.sources, name).input_scale for name in names]
+    rows = [scale or (1.0,) * num_channels for scale in scales]
+    return None if all(row == rows[0] for row in rows) else torch.tensor(rows)
+
+
 @dataclass(frozen=True)
 class NoisedExamples:
     """One batch of noised masks, B = patches x noise levels.
@@ -265,8 +285,9 @@ class NoisedExamples:
     Attributes:
         x_t: noised masks (B, C, *patch).
         x0: clean masks in [-1, 1]; ignored voxels hold the segmenter's mean.
-        target, valid: (B, C, *patch) and (B, 1, *patch).
+        target, valid: (B, C, *patch) and (B, 1, *patch), or (B, C, *patch) as in `Batch`.
         lam, stage, from_mean: (B,), see `StageDraw`.
+        mask_lam: lam of each channel, (B, C) where channels are scaled, else (B,).
     """
 
     x_t: Tensor
@@ -276,6 +297,7 @@ class NoisedExamples:
     lam: Tensor
     stage: Tensor
     from_mean: Tensor
+    mask_lam: Tensor
 
     def of_stage(self, stage: int) -> Tensor:
         """Indices of the examples of one stage."""
@@ -296,7 +318,7 @@ class StagedDiffusionTrainer(DiffusionTrainer):
             rows = example.of_stage(stage)
             logits, target, valid = output.x0_logits[rows], example.target[rows], example.valid[rows]
             lam, correction = example.lam[rows], output.noise_correction[rows]
-            level = channel_lam(lam, self.edges)
+            level = example.mask_lam[rows]
             if stage == STAGE_A:
                 loss = mask_loss(logits, target, valid, self.coding)
             elif stage == STAGE_B:
@@ -308,7 +330,7 @@ class StagedDiffusionTrainer(DiffusionTrainer):
                 # Here the noise is the target, and the mask head, which has no other in this stage, a part of it.
                 p = probabilities_from_logits(logits, self.coding)
                 error = noise_error(level, mask_to_x(p), correction, example.x0[rows])
-                inverted = state_estimate(lam, Estimate(p, correction), self.edges)
+                inverted = state_estimate(lam, Estimate(p, correction), self.edges, level)
                 loss = refinement_loss(level, error, inverted, target, valid, self.coding)
             losses = losses.index_put((rows,), loss)
         return losses

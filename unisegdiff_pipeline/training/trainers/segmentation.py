@@ -41,7 +41,9 @@ class SegmentationTrainer(Trainer):
         return self.segmenter_groups(self.network, (0.0, self.schedule_end), warmup)
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
-        return segmentation_loss(self.network(batch.image).logits, batch, self.run.configuration, self.coding)
+        return segmentation_loss(
+            self.network(batch.image, batch.source).logits, batch, self.run.configuration, self.coding
+        )
 
     def model_for_prediction(self) -> StagedModel:
         segmenter = self.ema.network
