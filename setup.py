@@ -18,6 +18,7 @@ COMMANDS = (
     "predict",
     "evaluate",
     "convert",
+    "unify",
     "demo",
     "doctor",
 )

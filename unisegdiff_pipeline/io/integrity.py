@@ -30,6 +30,7 @@ from unisegdiff_pipeline.io.images import (
 from unisegdiff_pipeline.io.orientation import axis_codes, nearest_reorientation
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem
 from unisegdiff_pipeline.io.spacing import spacing_problem
+from unisegdiff_pipeline.io.unify import changed_sources
 
 _MAX_NAMED = 10
 
@@ -173,6 +174,14 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
         warnings += _mixed_orientations(part, found)
         warnings += _unlikely_units(part, found)
         warnings += _nothing_labelled(part, found)
+    for source in changed_sources(raw):
+        warnings.append(
+            Problem(
+                str(raw.folder / "dataset.json"),
+                f"the source {source.name} ({source.dataset}) has changed since the unified data set was made",
+                "Look whether that is meant; usd_unify with --overwrite takes it as it is now.",
+            )
+        )
     warnings += [_identical_warning(raw, case_ids) for case_ids in _identical_images(checks)]
     return IntegrityReport(
         folder=raw.folder,

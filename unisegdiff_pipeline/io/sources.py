@@ -1,7 +1,7 @@
 """The sources of a unified data set: which data sets it is made of, and what their classes become.
 
 A unified data set is a raw folder that holds a dataset.json alone. Its `sources` name data sets beside it; no image is
-copied. Cases are named SOURCE__CASE.
+copied. Cases are named after their source, SEPARATOR and the case.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def by_dataset(dataset: str, cases: Sequence[str], description: Path) -> dict[st
     """Cases by the data set that they come from, under the names that they have there.
 
     Args:
-        dataset: the data set that lists them; of a unified one the cases are SOURCE__CASE.
+        dataset: the data set that lists them; of a unified one the cases begin with their source.
         cases: as it names them.
         description: its dataset.json.
     """

@@ -1,0 +1,103 @@
+"""usd_unify: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.io.test_sources import write_source
+from unisegdiff_pipeline.commands.unify import main
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.fingerprint import extract_fingerprint
+from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
+from unisegdiff_pipeline.io.unify import unify
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_source(tmp_path, "Dataset001_A", False, {"background": 0, "tumour": 1})
+    write_source(tmp_path, "Dataset002_B", True, {"background": 0, "organ": 1, "polyp": 2})
+    return tmp_path
+
+
+def content_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
+    return found
+
+
+def test_every_foreground_class_becomes_lesion(root: Path) -> None:
+    content = content_of(unify(root, 500, "U", ["1", "B"]))
+    assert content["labels"] == {"background": 0, "lesion": 1}
+    assert [source["label_map"] for source in content["sources"]] == [
+        {"tumour": "lesion"},
+        {"organ": "lesion", "polyp": "lesion"},
+    ]
+    assert len(content["channel_names"]) == 3
+    assert [source["modality"] for source in content["sources"]] == ["US", "RGB"]
+
+
+def test_a_class_that_a_source_does_not_annotate_gets_a_channel_of_its_own(root: Path) -> None:
+    maps = {"A": {"tumour": "tumour"}, "Dataset002_B": {"organ": "organ", "polyp": "tumour"}}
+    folder = unify(root, 500, "U", [1, 2], label_maps=maps)
+    assert open_raw_dataset(folder).description.labels.coding == "regions"
+    facts, _ = extract_fingerprint(open_raw_dataset(folder), workers=0)
+    assert [case.classes[0].voxels for case in facts.cases] == [16, 16, 16, 16]
+
+
+def test_cases_are_left_out_and_sources_renamed(root: Path) -> None:
+    raw = open_raw_dataset(unify(root, 500, "U", [1, 2], excluded=["Breast/c0"], renamed={"1": "Breast"}))
+    assert [case.case_id for case in raw.cases] == ["B__c0", "B__c1", "Breast__c1"]
+
+
+def test_a_source_that_changes_is_noticed(root: Path) -> None:
+    folder = unify(root, 500, "U", [1, 2])
+    assert not extract_fingerprint(open_raw_dataset(folder), workers=0)[1].warnings
+    mask = root / "Dataset001_A/labelsTr/c0.png"
+    mask.write_bytes(mask.read_bytes() + b" ")
+    warnings = extract_fingerprint(open_raw_dataset(folder), workers=0)[1].warnings
+    assert any("source A" in warning.message for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"datasets": [1, 1]}, "Dataset001_A and Dataset001_A"),
+        ({"renamed": {"2": "A"}}, "would both be the source A"),
+        ({"renamed": {"3": "C"}}, "Dataset003|no data set"),
+        ({"datasets": [1, 7]}, "7"),
+        ({"label_maps": {"B": {"polyp": "lesion"}}}, "says nothing of organ"),
+        ({"label_maps": {"B": {"polyp": "lesion", "organ": "x", "more": "x"}}}, "names more"),
+        ({"label_maps": {"C": {}}}, "names C"),
+        ({"excluded": ["A/*"]}, "no case of the source A"),
+        ({"excluded": ["A/c7"]}, "fits no case"),
+        ({"excluded": ["c1"]}, "SOURCE/CASE"),
+        ({"label_maps": {"A": {"tumour": "background"}, "B": {"polyp": "background", "organ": "background"}}}, "leave"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_written(root: Path, arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsdError, match=named):
+        unify(root, 500, "U", **{"datasets": [1, 2], **arguments})
+    assert not (root / "Dataset500_U").exists()
+
+
+def test_an_existing_data_set_is_replaced_only_where_it_is_unified_and_asked_for(root: Path) -> None:
+    unify(root, 500, "U", [1, 2])
+    with pytest.raises(UsdError, match="--overwrite"):
+        unify(root, 500, "U", [1])
+    assert len(content_of(unify(root, 500, "U", [1], overwrite=True))["sources"]) == 1
+    with pytest.raises(UsdError, match="no unified data set"):
+        unify(root, 1, "A", [2], overwrite=True)
+
+
+def test_the_command_says_what_became_of_each_source(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "map.json").write_text(json.dumps({"B": {"organ": "background", "polyp": "lesion"}}))
+    arguments = ["500", "--name", "U", "-d", "1", "2", "--label-map", str(root / "map.json"), "--raw", str(root)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "B: 2 cases; channels R, G, B; organ -> background, polyp -> lesion" in said
+    assert "Next: usd_plan_and_preprocess -d Dataset500_U" in said

@@ -1,0 +1,74 @@
+"""usd_unify: make one data set of several, without copying an image."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run, whole_number
+from unisegdiff_pipeline.commands.terminal import say
+
+
+def build_parser() -> CommandParser:
+    """Parser of usd_unify."""
+    parser = CommandParser(
+        "usd_unify",
+        "Make one data set of several: one model is then trained on all of them. Only dataset.json is written; images\n"
+        "stay where they are. By default every foreground class becomes 'lesion'.",
+    )
+    parser.add_argument("number", type=whole_number(1), metavar="ID", help="number of the new data set, e.g. 500")
+    parser.add_argument("--name", required=True, metavar="NAME", help="name of the new data set, e.g. UnifiedLesion")
+    parser.add_argument("-d", dest="datasets", nargs="+", required=True, metavar="DATASET", help="the sources")
+    parser.add_argument(
+        "--label-map",
+        type=Path,
+        metavar="FILE",
+        help='JSON: {"SOURCE": {"its class": "class", ...}}; a class may also become background or ignore. Sources '
+        "that are not in it keep the default. A class that some source does not have is learned from the others alone",
+    )
+    parser.add_argument(
+        "--exclude", nargs="+", default=(), metavar="SOURCE/CASE", help="cases to leave out; * and ? as in a shell"
+    )
+    parser.add_argument(
+        "--rename",
+        nargs="+",
+        default=(),
+        metavar="DATASET=NAME",
+        help="names of sources (default: what stands behind DatasetXXX_)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a unified data set of this name")
+    add_roots(parser, "raw")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of usd_unify."""
+    return run(lambda: _unify(build_parser().parse_args(argv)))
+
+
+def _unify(args: argparse.Namespace) -> None:
+    from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
+    from unisegdiff_pipeline.io.unify import describe_unified, read_label_maps, unify
+
+    folder = unify(
+        roots_of(args).require_raw(),
+        args.number,
+        args.name,
+        args.datasets,
+        label_maps=None if args.label_map is None else read_label_maps(args.label_map),
+        excluded=args.exclude,
+        renamed=_renamed(args.rename),
+        overwrite=args.overwrite,
+    )
+    sources = describe_unified(open_raw_dataset(folder))
+    say(f"Unified: {folder}\n{sources}\nNext: usd_plan_and_preprocess -d {folder.name}")
+
+
+def _renamed(pairs: Sequence[str]) -> dict[str, str]:
+    from unisegdiff_pipeline.core.errors import UsdError
+
+    for pair in pairs:
+        if pair.count("=") != 1 or not all(pair.split("=")):
+            raise UsdError(f"--rename is {pair!r}; it must be DATASET=NAME, as in 101=Breast.")
+    return dict(pair.split("=") for pair in pairs)

@@ -1,0 +1,241 @@
+"""Make a unified data set: a dataset.json that names its sources. No image is copied."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import file_hash, text_hash
+from unisegdiff_pipeline.core.serialization import read_object, to_jsonable, write_json
+from unisegdiff_pipeline.io.dataset_json import DatasetDescription, parse_description
+from unisegdiff_pipeline.io.paths import dataset_name, find_dataset
+from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
+from unisegdiff_pipeline.io.sources import (
+    BACKGROUND,
+    IGNORE,
+    Source,
+    annotated_classes,
+    require_whole_label_map,
+    unified_values,
+)
+
+LOGGER = logging.getLogger(__name__)
+DEFAULT_CLASS = "lesion"
+MUCH_LARGER = 100  # times as many cases, from which on it is said how sources are drawn
+_FOLDERS = ("imagesTr", "labelsTr", "ratersTr")
+
+LabelMaps = Mapping[str, Mapping[str, str]]  # source => its class => class of the unified data set
+
+
+def unify(
+    raw_root: Path,
+    number: int,
+    name: str,
+    datasets: Sequence[str | int],
+    *,
+    label_maps: LabelMaps | None = None,
+    excluded: Sequence[str] = (),
+    renamed: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the dataset.json of a unified data set beside its sources.
+
+    Args:
+        raw_root: folder of the raw data sets.
+        number, name: of the new data set.
+        datasets: numbers or names of the sources.
+        label_maps: classes of sources, by the source's name or its data set's; every class of a source that is not
+            named here becomes DEFAULT_CLASS.
+        excluded: patterns "SOURCE/CASE" (as of a shell) of cases that are left out.
+        renamed: number or name of a data set => name of the source; by default what stands behind "DatasetXXX_".
+        overwrite: replace a unified data set that is there.
+
+    Returns:
+        Folder of the data set.
+
+    Raises:
+        UsdError: names that clash, a source that is missing, empty or unified itself, classes that a label map does not
+            name, a data set that is there already.
+    """
+    folder = raw_root / dataset_name(number, name)
+    _require_new(folder, overwrite)
+    folders = [raw_root / find_dataset(raw_root, dataset) for dataset in datasets]
+    names = _source_names(raw_root, folders, renamed or {})
+    parts = {source: open_raw_dataset(path) for source, path in zip(names, folders, strict=True)}
+    maps = _label_maps(parts, label_maps or {})
+    labels = _labels(parts, maps)
+    sources = []
+    for source, raw in parts.items():
+        if raw.source_descriptions:
+            raise UsdError(f"{raw.folder} is a unified data set itself; name its sources in its place.")
+        cases = _excluded(source, raw, excluded)
+        if len(cases) == len(raw.cases):
+            raise UsdError(f"no case of the source {source} ({raw.folder}) is left; exclude fewer, or leave it out.")
+        sources.append(Source(source, raw.folder.name, _modality(raw), maps[source], source_hash(raw.folder), cases))
+    _require_patterns_used(excluded, names)
+    content = {
+        "name": name,
+        "channel_names": {str(i): f"channel_{i}" for i in range(max(map(_num_channels, parts.values())))},
+        **labels,
+        "file_ending": max(parts.values(), key=lambda raw: len(raw.cases)).description.file_ending,
+        "spacing_known": all(raw.description.spacing_known for raw in parts.values()),
+        "sources": to_jsonable(sources),
+    }
+    description = parse_description(content)
+    for mapped in description.sources:  # what cannot be mapped is refused before anything is written
+        unified_values(mapped, parts[mapped.name].description.labels, description.labels)
+    _warn_of_sizes({source.name: len(parts[source.name].cases) - len(source.excluded) for source in sources})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "dataset.json", content)
+    return folder
+
+
+def source_hash(folder: Path) -> str:
+    """Hash of a source's dataset.json and of the names and sizes of its files: what is cheap to look at."""
+    lines = [file_hash(folder / "dataset.json")]
+    for part in _FOLDERS:
+        if (folder / part).is_dir():
+            lines += sorted(f"{part}/{entry.name} {entry.stat().st_size}" for entry in os.scandir(folder / part))
+    return text_hash("\n".join(lines))
+
+
+def changed_sources(raw: RawDataset) -> tuple[Source, ...]:
+    """The sources of a unified data set that are not what they were when it was made."""
+    return tuple(
+        source
+        for source in raw.description.sources
+        if source.hash and source.hash != source_hash(raw.folder.parent / source.dataset)
+    )
+
+
+def read_label_maps(path: Path) -> dict[str, dict[str, str]]:
+    """A JSON file of source => class => class.
+
+    Raises:
+        UsdError: names the file and what is wrong with it.
+    """
+    content = read_object(path)
+    for source, classes in content.items():
+        if not isinstance(classes, dict) or any(not isinstance(target, str) for target in classes.values()):
+            raise UsdError(
+                f"{path}: {source} is {classes!r:.80}; it must map classes of the source to classes, as in "
+                f'{{"{source}": {{"tumour": "{DEFAULT_CLASS}"}}}}.'
+            )
+    return content
+
+
+def _require_new(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    path = folder / "dataset.json"
+    if any(entry.name != "dataset.json" for entry in folder.iterdir()) or (
+        path.is_file() and not read_object(path).get("sources")
+    ):
+        raise UsdError(f"{folder} is there and no unified data set; choose another number or name.")
+    if path.is_file() and not overwrite:
+        raise UsdError(f"{folder} is there already; make it again with --overwrite, or choose another number or name.")
+
+
+def _source_names(raw_root: Path, folders: Sequence[Path], renamed: Mapping[str, str]) -> list[str]:
+    by_folder = {raw_root / find_dataset(raw_root, dataset): name for dataset, name in renamed.items()}
+    if unused := [path.name for path in by_folder if path not in folders]:
+        raise UsdError(f"--rename names {', '.join(unused)}, which is no source; name it with -d, or leave it out.")
+    names = [by_folder.get(path, path.name.split("_", 1)[1]) for path in folders]
+    for name in names:
+        same = [path.name for path, other in zip(folders, names, strict=True) if other == name]
+        if len(same) > 1:
+            raise UsdError(
+                f"{' and '.join(same)} would both be the source {name}; name each data set once, or rename one with "
+                f"--rename {same[0][7:10]}=NAME."
+            )
+    return names
+
+
+def _label_maps(parts: Mapping[str, RawDataset], given: LabelMaps) -> dict[str, dict[str, str]]:
+    """Label map of each source; one that is given must name all classes of its source."""
+    known = {*parts, *(raw.folder.name for raw in parts.values())}
+    if unknown := sorted(set(given) - known):
+        raise UsdError(f"the label map names {', '.join(unknown)}; sources are {', '.join(parts)}.")
+    maps = {}
+    for source, raw in parts.items():
+        chosen = given.get(source, given.get(raw.folder.name))
+        classes = raw.description.labels.names
+        maps[source] = dict(chosen) if chosen is not None else dict.fromkeys(classes, DEFAULT_CLASS)
+        require_whole_label_map(Source(source, raw.folder.name, "unknown", maps[source], ""), raw.description.labels)
+    return maps
+
+
+def _labels(parts: Mapping[str, RawDataset], maps: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """`labels` of the unified data set, and `regions_class_order` where some source does not annotate some class.
+
+    A network that is to leave a class open where nobody annotated it needs a channel for each class by itself.
+    """
+    targets = [target for classes in maps.values() for target in classes.values()]
+    names = [name for name in dict.fromkeys(targets) if name not in (BACKGROUND, IGNORE)]
+    if not names:
+        raise UsdError("the label maps leave no class; map at least one class of a source to something.")
+    partial = any(not set(names) <= set(classes.values()) for classes in maps.values())
+    values: dict[str, Any] = {name: [i + 1] if partial else i + 1 for i, name in enumerate(names)}
+    ignored = IGNORE in targets or any(raw.description.labels.ignore_value is not None for raw in parts.values())
+    more: dict[str, Any] = {IGNORE: len(names) + 1} if ignored else {}
+    labels = {"labels": {BACKGROUND: 0, **values, **more}}
+    return labels | ({"regions_class_order": list(range(1, len(names) + 1))} if partial else {})
+
+
+def _excluded(source: str, raw: RawDataset, patterns: Sequence[str]) -> tuple[str, ...]:
+    names = [case.case_id for case in raw.cases]
+    own = [pattern.split("/", 1)[1] for pattern in patterns if pattern.split("/", 1)[0] == source]
+    for pattern in own:
+        if not fnmatch.filter(names, pattern):
+            raise UsdError(f"--exclude {source}/{pattern} fits no case of {raw.folder}; check the pattern.")
+    return tuple(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in own))
+
+
+def _require_patterns_used(patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if "/" not in pattern or pattern.split("/", 1)[0] not in names:
+            raise UsdError(
+                f"--exclude is {pattern!r}; it must be SOURCE/CASE, with a source out of {', '.join(names)}."
+            )
+
+
+def _num_channels(raw: RawDataset) -> int:
+    return len(raw.description.channel_names)
+
+
+def _modality(raw: RawDataset) -> str:
+    """What the images are, as far as the names of their channels say it."""
+    channels = raw.description.channel_names
+    return "RGB" if tuple(c.upper() for c in channels) == ("R", "G", "B") else "+".join(channels)
+
+
+def _warn_of_sizes(counts: Mapping[str, int]) -> None:
+    if max(counts.values()) >= MUCH_LARGER * min(counts.values()):
+        LOGGER.warning(
+            "sources differ in size by %d times and more (%s); training draws them by the square root of their size",
+            MUCH_LARGER,
+            ", ".join(f"{name} {count}" for name, count in counts.items()),
+        )
+
+
+def describe_unified(raw: RawDataset) -> str:
+    """A line for each source of a unified data set: cases, channels, and what its classes become."""
+    lines = []
+    for part, source in zip(raw.parts(), raw.description.sources, strict=True):
+        classes = ", ".join(f"{name} -> {target}" for name, target in source.label_map.items())
+        unannotated = _unannotated(source, raw.description)
+        left_open = f"; does not annotate {', '.join(unannotated)}" if unannotated else ""
+        left_out = f", {len(source.excluded)} left out" if source.excluded else ""
+        channels = ", ".join(part.description.channel_names)
+        lines.append(f"  {source.name}: {len(part.cases)} cases{left_out}; channels {channels}; {classes}{left_open}")
+    return "\n".join(lines)
+
+
+def _unannotated(source: Source, description: DatasetDescription) -> list[str]:
+    annotated = annotated_classes(source, description.labels)
+    return [name for name, known in zip(description.labels.names, annotated, strict=True) if not known]
