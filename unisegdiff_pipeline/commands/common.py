@@ -368,6 +368,12 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="memory to plan for (default: what is free, of a GPU 90 %% and at most 8)",
     )
+    parser.add_argument(
+        "--preset",
+        choices=("M", "L", "XL"),
+        help="nnU-Net's residual encoder for a GPU of 8, 24 or 40 GB, whatever this machine has; --plans NAME keeps "
+        "such a plan beside others (default: the plain network)",
+    )
 
 
 def add_plans(parser: argparse.ArgumentParser) -> None:

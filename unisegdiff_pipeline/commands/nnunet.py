@@ -186,10 +186,18 @@ def _workers(values: Sequence[str]) -> Meaning:
     return Meaning(("--workers", *values))
 
 
+_PRESETS = ("nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL")
+
+
 def _planner(values: Sequence[str]) -> Meaning:
     if list(values) in (["ExperimentPlanner"], ["nnUNetPlanner"]):
         return Meaning(note="there is one planner")
-    raise NotUnderstoodError("there is one planner here; give it more memory with --memory-gb GB, or edit plans.json")
+    if len(values) == 1 and values[0] in _PRESETS:
+        return Meaning(("--preset", values[0].removeprefix("nnUNetPlannerResEnc")))
+    raise NotUnderstoodError(
+        "there is one planner here; choose a residual encoder with --preset M, L or XL, give it more memory with "
+        "--memory-gb GB, or edit plans.json"
+    )
 
 
 def _evaluation_output(values: Sequence[str]) -> Meaning:

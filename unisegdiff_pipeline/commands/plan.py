@@ -41,7 +41,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     from unisegdiff_pipeline.planning.description import describe_plans
     from unisegdiff_pipeline.planning.plans import plans_file
 
-    budget = detect_budget(args.device, args.memory_gb)
+    budget = detect_budget(args.device, args.memory_gb, args.preset)
     plans_name = steps.plans_name_of(args)
 
     def plan(dataset: str) -> None:

@@ -50,7 +50,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     from unisegdiff_pipeline.planning.description import describe_plans
     from unisegdiff_pipeline.training.data.splits import load_or_create_splits, nnunet_splits
 
-    budget = detect_budget(args.device, args.memory_gb)
+    budget = detect_budget(args.device, args.memory_gb, args.preset)
     plans_name = steps.plans_name_of(args)
     flag = "" if plans_name is None else f" --plans {plans_name}"
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.planning.plans import Budget
+from unisegdiff_pipeline.planning.plans import Budget, PresetName
+from unisegdiff_pipeline.planning.presets import PRESETS
 
 CUDA_TARGET_GB = 8.0  # nnU-Net's default: larger networks hardly help on lesions, and plans stay comparable
 _CUDA_USABLE_FRACTION = 0.9
 
 
-def detect_budget(device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: float | None = None) -> Budget:
+def detect_budget(
+    device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: float | None = None, preset: PresetName | None = None
+) -> Budget:
     """Find out what there is to plan for.
 
     Example:
@@ -24,15 +27,19 @@ def detect_budget(device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: fl
     Args:
         device: "auto" takes the first CUDA device where there is one, else the CPU.
         memory_gb: memory of the device that training may use; by default all available memory of a CPU, and of a
-            GPU 90 % of what it has but at most CUDA_TARGET_GB.
+            GPU 90 % of what it has but at most CUDA_TARGET_GB, and with a preset the memory of that.
+        preset: one of nnU-Net's residual encoder presets; it plans for a GPU, also on a machine that has none.
 
     Raises:
-        UsdError: for a memory that is not positive, or "cuda" without a CUDA device and without `memory_gb`.
+        UsdError: for a memory that is not positive, "cuda" without a CUDA device and without `memory_gb`, a preset that
+            is unknown or asked for together with "cpu".
     """
     if memory_gb is not None and not memory_gb > 0:
         raise UsdError(f"the memory budget is {memory_gb} GB, it must be above 0; give it as --memory-gb 8.")
     if device not in ("auto", "cpu", "cuda"):
         raise UsdError(f"the device is {device!r}, allowed are auto, cpu and cuda; correct --device.")
+    if preset is not None:
+        return _preset_budget(device, memory_gb, preset)
     from unisegdiff_pipeline.core.parallel import available_memory_gb, usable_cores
 
     cores = usable_cores()
@@ -47,6 +54,19 @@ def detect_budget(device: Literal["auto", "cpu", "cuda"] = "auto", memory_gb: fl
             )
         memory_gb = round(min(CUDA_TARGET_GB, _CUDA_USABLE_FRACTION * found_gb), 1)
     return Budget("cuda", memory_gb, cores)
+
+
+def _preset_budget(device: str, memory_gb: float | None, preset: PresetName) -> Budget:
+    if preset not in PRESETS:
+        raise UsdError(f"the preset is {preset!r}, allowed are {', '.join(PRESETS)}; correct --preset.")
+    if device == "cpu":
+        raise UsdError(
+            f"--preset {preset} plans for a GPU of {PRESETS[preset].memory_gb:g} GB, and --device cpu for a CPU; leave "
+            f"one of them out. A plan for a GPU can be trained on a CPU, only slowly."
+        )
+    from unisegdiff_pipeline.core.parallel import usable_cores
+
+    return Budget("cuda", memory_gb or PRESETS[preset].memory_gb, usable_cores(), preset)
 
 
 def cuda_memory_gb() -> float | None:

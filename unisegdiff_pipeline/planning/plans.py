@@ -39,6 +39,7 @@ MAX_PATCH_VOXELS = 512**3  # beyond any memory that a network of this kind can h
 Augmentation = Literal["default", "nnunet"]
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 InputScale = Annotated[float, Range(1e-3, 1e3)]
+PresetName = Literal["M", "L", "XL"]
 Normalization = Literal["ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1"]
 
 
@@ -340,17 +341,23 @@ class Budget:
 
     Example:
         >>> usd.Budget("cuda", memory_gb=24.0, num_cores=8)
-        Budget(device='cuda', memory_gb=24.0, num_cores=8)
+        Budget(device='cuda', memory_gb=24.0, num_cores=8, preset=None)
 
     Attributes:
         device: what trains.
         memory_gb: that training may use, of the GPU or for a CPU of the machine.
         num_cores: that this process may use.
+        preset: of nnU-Net's residual encoders; None plans the plain network.
     """
 
     device: Literal["cpu", "cuda"]
     memory_gb: Annotated[float, Range(0, 1e6, low_open=True)]
     num_cores: Annotated[int, Range(1, 100_000)]
+    preset: PresetName | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.device != "cuda":
+            raise ValueError(f"preset is {self.preset!r} for a CPU; presets are for the memory of a GPU (device cuda)")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ def direction_reason(fingerprint: Fingerprint) -> str:
 
 def network_reasons(plan: NetworkPlan) -> dict[str, str]:
     """Field of `network` => reason."""
+    if plan.encoder == "resenc":
+        return {"encoder": "resenc: nnU-Net's residual encoder, as the preset asks for; usd_plan without it is plain"}
     return {"encoder": f"{plan.encoder}: nnU-Net's default; a residual encoder costs about the same and may be set"}
 
 

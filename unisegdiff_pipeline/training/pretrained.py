@@ -66,7 +66,7 @@ def read_start(path: Path, fold: str | None = None) -> PretrainedStart:
 
 
 def _kinds() -> str:
-    return "; ".join(reader.kind for reader in READERS)
+    return "; ".join(reader.kind for reader in reversed(READERS))  # ours first
 
 
 def _is_own(path: Path) -> bool:
