@@ -11,12 +11,15 @@ from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.demo.phantoms import true_probability
 from unisegdiff_pipeline.demo.report import (
     LEAST_LIKELY,
+    DemoResult,
     calibration_against_truth,
     fractions_by_truth,
+    score_truth,
     spread_section,
     truth_section,
+    write_report,
 )
-from unisegdiff_pipeline.io.images import write_labels
+from unisegdiff_pipeline.io.images import write_labels, write_map
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
 from unisegdiff_pipeline.reports.calibration_words import calibration_in_words
 
@@ -76,3 +79,25 @@ def test_samples_are_set_against_truth_and_annotators(raw: RawDataset, tmp_path:
     spread = spread_section(raw, folder, cases)
     assert spread is not None
     assert spread.title == "Spread of the samples"
+
+
+def test_scores_are_tables_that_no_edge_cuts_off(raw: RawDataset, tmp_path: Path) -> None:
+    folder, cases = predict(raw, tmp_path, 0.0), cases_of(raw)
+    for case in cases:
+        mask = (true_probability(raw.folder, case) > 0.5).astype(np.uint8)
+        for name in (
+            f"{case}.png",
+            f"samples/{case}_sample00.png",
+            f"samples/{case}_sample01.png",
+            f"samples/{case}_sample02.png",
+        ):
+            write_labels(folder / name, mask, Geometry(is_2d=True))
+        write_map(folder / "uncertainty" / f"{case}.png", mask.astype(np.float32), Geometry(is_2d=True))
+    summary = score_truth(raw, cases)
+    page = tmp_path / "page"
+    page.mkdir()
+    text = write_report(page, raw, folder, DemoResult(summary, summary), {}, 60.0).read_text(encoding="utf-8")
+    scores = text[text.index("<h2>Scores") :]
+    assert scores.count("<table") == 2
+    assert "<pre" not in scores
+    assert scores.count("Dice and IoU are means over the cases whose reference holds the class (scored).") == 2

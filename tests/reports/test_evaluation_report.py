@@ -298,6 +298,17 @@ def test_an_organ_is_not_counted(tmp_path: Path) -> None:
     assert "1 of 1 lesions found" in text
 
 
+def test_a_panel_without_any_outline_says_so(tmp_path: Path) -> None:
+    """An empty prediction of several classes looked like the image alone; here the reference's panel has outlines."""
+    mask = np.array([[[0, 0, 0, 0], [0, 1, 2, 0], [0, 1, 2, 0], [0, 0, 0, 0]]], np.uint8)
+    write_labels(tmp_path / "labelsTr" / "a.nii.gz", mask, Geometry())
+    write_labels(tmp_path / "masks" / "a.nii.gz", np.zeros_like(mask), Geometry())
+    evaluation = evaluate_folders(tmp_path / "labelsTr", tmp_path / "masks", Meaning(NESTED), OPTIONS)
+    text = write_evaluation_report(tmp_path / "out", evaluation).read_text(encoding="utf-8")
+    assert text.count(">empty</text>") == 1
+    assert text.index("<figcaption>Reference</figcaption>") < text.index(">empty</text>")
+
+
 def test_one_picture_under_several_outlines_is_held_once(flat: tuple[Evaluation, Path]) -> None:
     text = (flat[1] / "report.html").read_text(encoding="utf-8")
     pictures = re.findall(r'<image id="picture-\d+" xlink:href="(data:[^"]*)"', text)

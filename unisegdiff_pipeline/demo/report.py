@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,23 +19,28 @@ from unisegdiff_pipeline.evaluation.aggregate import ReliabilitySummary
 from unisegdiff_pipeline.evaluation.calibration import NUM_BINS, ReliabilityBin
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.spread import case_spread
-from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, summarise, summary_table
+from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, summarise, summary_note, summary_rows
 from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.reports import figures, sample_spread
 from unisegdiff_pipeline.reports.calibration_words import calibration_in_words
 from unisegdiff_pipeline.reports.evaluation_figures import draw_reliability
 from unisegdiff_pipeline.reports.page import (
+    Column,
     Html,
     KeyFigure,
     Page,
     Section,
+    Table,
     bullets,
     figure,
     key_figures,
     link,
     notice,
+    numbers,
+    paragraph,
     picture_from_png,
     subsection,
+    table,
     write_page,
 )
 
@@ -247,26 +251,29 @@ def _sampled_masks(raw: RawDataset, predictions: Path, case_id: str) -> list[np.
     return [read_labels(path).array[0, 0] > 0 for path in paths]
 
 
+def _scores(summary: Summary) -> list[Html]:
+    heading, *rows = summary_rows(summary, PIXELS)
+    columns = [Column(heading[0], "text"), *numbers(*heading[1:])]
+    return [table(Table(columns, rows, sortable=False)), paragraph(summary_note(summary, PIXELS), quiet=True)]
+
+
 def _page(
     result: DemoResult, cases: Path, reports: Mapping[str, str], seconds: float, curve: ReliabilitySummary
 ) -> Page:
     truth = f"{result.truth.mean_dice:.3f}"
-    numbers = [
+    opening = [
         KeyFigure("Mean Dice", f"{result.predicted.mean_dice:.3f}", "of held-out phantoms"),
         KeyFigure("Of the truth", truth, "above 0.5; it bounds what can be learned"),
         KeyFigure("Ratio", f"{result.ratio:.3f}", "of the two"),
         KeyFigure("The whole way", format_duration(seconds), "from making the data to scores"),
     ]
     titles = (("Predicted masks", result.predicted), ("True probability above 0.5", result.truth))
-    tables = [
-        subsection(title, [Html(f"<pre>{html.escape(summary_table(summary, PIXELS))}</pre>")])
-        for title, summary in titles
-    ]
+    tables = [subsection(title, _scores(summary)) for title, summary in titles]
     caption = "Image, reference, and what is known and what was predicted about each case."
     return Page(
         title="usd_demo",
         subtitle="Generated images, whose true probability is known",
-        lead=[key_figures(numbers)],
+        lead=[key_figures(opening)],
         sections=[
             Section("Cases", [figure(picture_from_png(cases, "Cases of the demo"), caption, wide=True)]),
             _against_truth(curve),

@@ -111,11 +111,21 @@ def _summarise_class(name: str, scores: Sequence[ClassScore]) -> ClassSummary:
 
 def summary_table(summary: Summary, units: Units = VOLUMES) -> str:
     """The summary as a text table of one row a class, followed by a line on what its columns count."""
+    return f"{format_table(summary_rows(summary, units))}\n{summary_note(summary, units)}"
+
+
+def summary_rows(summary: Summary, units: Units = VOLUMES) -> list[tuple[str, ...]]:
+    """Headings, a row a class, and the means of several classes; every row has as many cells."""
     error = f"{units.size_word} error {units.size_text}"
     header = ("class", "Dice", "sd", "median", "IoU", error, "scored", "both empty", "false positive")
     rows = [header, *(_row(c) for c in summary.classes)]
     if len(summary.classes) > 1:
         rows.append(("mean", _number(summary.mean_dice), "", "", _number(summary.mean_iou), "", "", "", ""))
+    return rows
+
+
+def summary_note(summary: Summary, units: Units = VOLUMES) -> str:
+    """What the columns of `summary_rows` count."""
     note = "Dice and IoU are means over the cases whose reference holds the class (scored)."
     if any(c.num_false_positive for c in summary.classes):
         note += (
@@ -124,7 +134,7 @@ def summary_table(summary: Summary, units: Units = VOLUMES) -> str:
         )
     if units.nominal:
         note += " Volumes are nominal: the voxel size of this data set is not known."
-    return f"{format_table(rows)}\n{note}"
+    return note
 
 
 def fold_table(folds: Mapping[str, Mapping[str, float | None]]) -> str:

@@ -225,9 +225,7 @@ class _CaseDrawing:
 
     def sample(self, index: int, labels: np.ndarray) -> tuple[Html, str]:
         name = f"Sample {index + 1}"
-        outlines = self._by_class(labels)
-        is_empty = not any(outline.mask.any() for outline in outlines)
-        return self._panel(name, outlines, "empty" if is_empty else ""), name
+        return self._panel(name, self._by_class(labels)), name
 
     def uncertainty(self, values: np.ndarray, reference: np.ndarray) -> tuple[Html, str]:
         outlines = [Outline(np.isin(reference, sum(map(tuple, self._classes.values()), ())), "#ffffff", 0.9)]
@@ -264,9 +262,10 @@ class _CaseDrawing:
             for members, color in zip(self._classes.values(), colors, strict=True)
         ]
 
-    def _panel(self, name: str, outlines: Sequence[Outline], note: str = "") -> Html:
+    def _panel(self, name: str, outlines: Sequence[Outline]) -> Html:
+        """Outlines on the slice; without any of them a word says so, or else it would look like a bare image."""
         alt = f"{self._case_id}: {name.lower()}"
-        marks = Marks(outlines, note=note)
+        marks = Marks(outlines, note="" if any(outline.mask.any() for outline in outlines) else "empty")
         return draw_panel(self._background, self._plane.pixel_mm, alt, marks, region=self._region)
 
 
