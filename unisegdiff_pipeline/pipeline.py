@@ -205,7 +205,7 @@ def check_and_measure(
 
 def make_plans(raw: RawDataset, facts: Fingerprint, budget: Budget, former: Path | None = None) -> Plans:
     """Plan all configurations that make sense; stages of a former plans.json stay where nothing else changed."""
-    plans = plan_dataset(facts, raw.description, budget)
+    plans = plan_dataset(facts, raw.description, budget, source_descriptions=raw.source_descriptions)
     return plans if former is None or not former.is_file() else keep_stages(plans, former)
 
 

@@ -18,7 +18,7 @@ from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.fingerprint import Fingerprint
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.planning.plans import Plans, ReadabilityCurve, StagePlan
+from unisegdiff_pipeline.planning.plans import Plans, ReadabilityCurve, SourcesPlan, StagePlan
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.training.fold import Phase1Facts
 
@@ -32,12 +32,37 @@ def plans() -> Any:
     curve = ReadabilityCurve("whole", (-2.0, 0.0, 2.0), (0.0, 0.5, 1.0), -1.0, 1.5, 3)
     stages = to_jsonable(StagePlan(-4.0, 0.0, (1.0,) * len(content["labels"]["names"]), (curve,)))
     configuration = content["configurations"]["3d_fullres"]
-    return content | {"configurations": {"3d_fullres": configuration | {"stages": stages}}, "decisions": {"a": "b"}}
+    configurations = {"3d_fullres": configuration | {"stages": stages, "sources": None}}
+    return content | {"configurations": configurations, "decisions": {"a": "b"}}
+
+
+def unified_plans() -> Any:
+    """The same plan as that of a unified data set with one source, with all that a source's plan may hold."""
+    content = plans()
+    configuration = content["configurations"]["3d_fullres"]
+    source = {
+        "modality": "MR",
+        "channel_names": ["FLAIR", "T1c"],
+        "file_ending": ".nii.gz",
+        "spacing_known": True,
+        "preprocessing": configuration["preprocessing"],
+        "annotated": [True, True, False],
+        "num_images": 6,
+        "stages": configuration["stages"],
+        "labels": content["labels"],
+        "label_map": {"whole_tumour": "lesion"},
+    }
+    sources = to_jsonable(SourcesPlan({})) | {"plans": {"Glioma": source}}
+    return content | {"configurations": {"3d_fullres": configuration | {"sources": sources}}}
 
 
 def fingerprint() -> Any:
     content = json.loads((STORED / "fingerprint.json").read_text())
-    return content | {"cases": content["cases"][:1]}
+    return content | {"cases": [content["cases"][0] | {"source": "Glioma"}], "sources": {}}
+
+
+def unified_fingerprint() -> Any:
+    return fingerprint() | {"sources": {"Glioma": fingerprint()}}
 
 
 def settings() -> Any:
@@ -68,6 +93,7 @@ def properties() -> Any:
             (3, 5, 5),
             (1.0, 1.0, 1.0),
             1,
+            source="Glioma",
         )
     )
 
@@ -78,7 +104,9 @@ def phase_1() -> Any:
 
 FILES: dict[str, tuple[Any, Any]] = {
     "plans": (Plans, plans),
+    "unified": (Plans, unified_plans),
     "fingerprint": (Fingerprint, fingerprint),
+    "unified_fingerprint": (Fingerprint, unified_fingerprint),
     "inference": (InferenceSettings, settings),
     "properties": (CaseProperties, properties),
     "phase_1": (Phase1Facts, phase_1),
@@ -86,6 +114,7 @@ FILES: dict[str, tuple[Any, Any]] = {
 # Any text, any number of either sign, any list may stand here (by the last part of the key's path).
 FREE_TEXT = {"chosen_on", "weights", "case_id", "group", "orientation", "class_name", "first", "second", "decisions"}
 FREE_TEXT |= {"dataset_name", "channel_names", "names", "recommended_configuration"}  # checked below
+FREE_TEXT |= {"modality", "source", "label_map"}
 SIGNED = {"mean", "minimum", "median", "maximum", "percentile_00_5", "percentile_99_5", "direction", "origin_mm"}
 SIGNED |= {"lam", "lam_a", "lam_c", "lam_end"}
 MAY_BE_EMPTY = {"mirror_axes", "input_scale", "curves", "raters", "class_orders", "volumes_mm3", "thickness_mm"}
@@ -117,8 +146,9 @@ def edited(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 def name_of(path: tuple[Any, ...]) -> str:
     """The last key of a path that is a name."""
-    if path[0] == "decisions":
-        return "decisions"
+    for of_any_key in ("decisions", "label_map"):
+        if of_any_key in path:
+            return of_any_key
     return next(key for key in reversed(path) if isinstance(key, str))
 
 
@@ -129,7 +159,7 @@ def absurd_values(path: tuple[Any, ...], old: Any) -> Iterator[Any]:
         yield {"x": 1}
     if old is not None:
         yield True if not isinstance(old, bool) else 1
-    if not isinstance(old, str) and name != "group":
+    if not isinstance(old, str) and name not in {"group", "source"}:
         yield "x"
     if isinstance(old, (int, float)) and not isinstance(old, bool):
         yield from (HUGE, -HUGE, 1e300)
@@ -199,6 +229,14 @@ EDITS: list[tuple[str, str, Any, list[str]]] = [
     ("plans", "C.stages.lam_a", 3, ["lam_a is 3"]),
     ("plans", "C.stages.input_scale", [1.0], ["input_scale has 1 values"]),
     ("plans", "C.stages.input_scale", [0, 1, 1], ["input_scale[0] is 0"]),
+    ("unified", "C.sources.plans", {}, ["sources.plans is empty"]),
+    ("unified", "C.sources.plans.Glioma.modality", "x\ny", ["modality", "'x\\ny'"]),
+    ("unified", "C.sources.plans.Glioma.channel_names", ["FLAIR"], ["normalization has 2 values", "1 channels"]),
+    ("unified", "C.sources.plans.Glioma.annotated", [True], ["annotated has 1 values", "3 channels"]),
+    ("unified", "C.sources.plans.Glioma.stages.input_scale", [1.0], ["input_scale has 1 values", "3 channels"]),
+    ("unified", "C.sources.plans.Glioma.file_ending", ".doc", ["file_ending is '.doc'"]),
+    ("unified", "C.sources.grid", "round", ["grid is 'round'", "'physical', 'relative'"]),
+    ("unified", "C.sources.unknown_fraction", 2, ["unknown_fraction is 2"]),
     ("plans", "labels.write_values", [1, 2], ["names has 3 values", "write_values 2"]),
     ("plans", "labels.members", [[1], [2], []], ["members[2] is []"]),
     ("plans", "labels.write_values", [1, 2, 70000], ["write_values[2] is 70000"]),

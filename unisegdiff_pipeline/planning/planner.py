@@ -44,6 +44,7 @@ from unisegdiff_pipeline.planning.reasons import (
 from unisegdiff_pipeline.planning.sizing import Sizer
 from unisegdiff_pipeline.planning.spacing import ANISOTROPY, SpacingPlan, plan_spacing
 from unisegdiff_pipeline.planning.topology import MIN_EDGE, denoiser_multiply_adds, multiply_adds
+from unisegdiff_pipeline.planning.unified import SharedGrid, shared_grid, source_facts, with_sources
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 
@@ -80,6 +81,8 @@ def plan_dataset(
     description: DatasetDescription,
     budget: Budget,
     configurations: Sequence[str] | None = None,
+    *,
+    source_descriptions: Mapping[str, DatasetDescription] | None = None,
 ) -> Plans:
     """Plan all configurations that make sense for a data set, or those asked for.
 
@@ -88,6 +91,7 @@ def plan_dataset(
         description: dataset.json.
         budget: the machine to train on.
         configurations: names out of CONFIGURATIONS; all that are possible by default.
+        source_descriptions: dataset.json of each source of a unified data set.
 
     Returns:
         Plans without stages; these are planned from the preprocessed labels.
@@ -95,17 +99,14 @@ def plan_dataset(
     Raises:
         UsdError: a configuration is unknown or not possible for this data set, or the images are too small for any.
     """
-    num_inputs, num_outputs = len(description.channel_names), description.labels.num_channels
-    sizer = Sizer(budget, num_inputs, num_outputs, len(fingerprint.cases))
-    context = _Context(fingerprint, description, sizer, plan_spacing(fingerprint), {})
-    _decide_common(context)
-    possible = {"2d": _plan_2d(context)}
-    if not fingerprint.is_2d:
-        fullres = _plan_3d(context, "3d_fullres", context.spacing.spacing_mm, context.spacing.median_shape)
-        lowres = _plan_lowres(context, fullres)
-        if lowres is not None:
-            fullres = _with_batch_dice(context, fullres)
-        possible |= {c.name: c for c in (fullres, lowres) if c is not None}
+    if description.sources:
+        context, possible = _possible_of_sources(fingerprint, description, budget, source_descriptions or {})
+    else:
+        context = _context(fingerprint, description, budget, len(fingerprint.cases), {})
+        _decide_common(context)
+        possible = {"2d": _plan_2d(context)}
+        if not fingerprint.is_2d:
+            possible |= _plan_volumes(context)
     possible = _trainable(possible, context)
     chosen = _select(possible, configurations, context)
     recommended = _recommend(context, chosen)
@@ -115,7 +116,7 @@ def plan_dataset(
         labels=description.labels,
         channel_names=description.channel_names,
         file_ending=description.file_ending,
-        spacing_known=description.spacing_known,
+        spacing_known=context.description.spacing_known,
         budget=budget,
         recommended_configuration=recommended,
         configurations=chosen,
@@ -123,7 +124,73 @@ def plan_dataset(
     )
 
 
+def _context(
+    fingerprint: Fingerprint,
+    description: DatasetDescription,
+    budget: Budget,
+    num_images: int,
+    decisions: dict[str, str],
+) -> _Context:
+    sizer = Sizer(budget, len(description.channel_names), description.labels.num_channels, num_images)
+    return _Context(fingerprint, description, sizer, plan_spacing(fingerprint), decisions)
+
+
+def _possible_of_sources(
+    fingerprint: Fingerprint,
+    description: DatasetDescription,
+    budget: Budget,
+    source_descriptions: Mapping[str, DatasetDescription],
+) -> tuple[_Context, dict[str, ConfigurationPlan]]:
+    """Configurations of a unified data set: slices and 2D images of all sources, and volumes of those that have any."""
+    sources = source_facts(fingerprint, description, source_descriptions)
+    for facts in sources:
+        _warn_of_channel_names(facts.description)
+    grid, decisions = shared_grid(fingerprint, sources, dims=2), dict[str, str]()
+    description = replace(description, spacing_known=grid.kind == "physical")
+    context = _context(grid.pooled, description, budget, grid.num_images, decisions)
+    decisions["budget"] = context.sizer.reason()
+    if grid.kind == "relative":
+        decisions["spacing_known"] = "false: not all sources know it, so that sizes and distances are nominal"
+    possible = {"2d": _with_sources(context, grid, _plan_2d(context))}
+    flat = [facts.source.name for facts in sources if facts.fingerprint.is_2d]
+    deep = [facts for facts in sources if not facts.fingerprint.is_2d]
+    if not deep:
+        for name in ("3d_fullres", "3d_lowres"):
+            decisions[f"configurations.{name}"] = f"not made: all sources hold 2D images ({', '.join(flat)})"
+        return context, possible
+    grid = shared_grid(fingerprint, deep, dims=3)
+    volumes = _context(grid.pooled, description, budget, grid.num_images, decisions)
+    for name, configuration in _plan_volumes(volumes).items():
+        possible[name] = _with_sources(volumes, grid, configuration)
+        if flat:
+            decisions[f"configurations.{name}.sources.plans"] += (
+                f"; left out, as they hold 2D images: {', '.join(flat)}"
+            )
+    return context if flat else volumes, possible
+
+
+def _with_sources(context: _Context, grid: SharedGrid, configuration: ConfigurationPlan) -> ConfigurationPlan:
+    """The configuration with a plan for each source in place of the one for typical images."""
+    start = f"configurations.{configuration.name}.preprocessing."
+    kept = f"{start}target_spacing_mm"
+    for key in [key for key in context.decisions if key.startswith(start) and key != kept]:
+        del context.decisions[key]
+    configuration, reasons = with_sources(configuration, grid, context.spacing, context.description.labels)
+    for key, reason in reasons.items():
+        context.decide(configuration.name, key, reason)
+    return configuration
+
+
 # ---------------------------------------------------------------------------------------------- one configuration
+
+
+def _plan_volumes(context: _Context) -> dict[str, ConfigurationPlan]:
+    """The 3D configurations, by name."""
+    fullres = _plan_3d(context, "3d_fullres", context.spacing.spacing_mm, context.spacing.median_shape)
+    lowres = _plan_lowres(context, fullres)
+    if lowres is None:
+        return {fullres.name: fullres}
+    return {fullres.name: _with_batch_dice(context, fullres), lowres.name: lowres}
 
 
 def _plan_2d(context: _Context) -> ConfigurationPlan:
@@ -221,7 +288,7 @@ def _finish(
 
 
 def _preprocessing(context: _Context, name: str, spacing: tuple[float | None, float, float]) -> PreprocessingPlan:
-    choices = _normalizations(context)
+    choices = _normalizations(context.description)
     schemes = tuple(choice.scheme for choice in choices)
     first = spacing[0]
     plan = PreprocessingPlan(
@@ -241,8 +308,7 @@ def _preprocessing(context: _Context, name: str, spacing: tuple[float | None, fl
     return plan
 
 
-def _normalizations(context: _Context) -> tuple[ChannelNormalization, ...]:
-    description = context.description
+def _normalizations(description: DatasetDescription) -> tuple[ChannelNormalization, ...]:
     return choose_normalizations(description.channel_names, is_picture_ending(description.file_ending))
 
 
@@ -281,9 +347,13 @@ def _decide_common(context: _Context) -> None:
         nominal = "false: spacings are nominal, and so is every result in mm"
         in_pixels = "false: sizes and distances are given in pixels"
         context.decisions["spacing_known"] = in_pixels if context.fingerprint.is_2d else nominal
-    for choice in _normalizations(context):
+    _warn_of_channel_names(context.description)
+
+
+def _warn_of_channel_names(description: DatasetDescription) -> None:
+    for choice in _normalizations(description):
         if choice.warning:
-            warnings.warn(choice.warning, UserWarning, stacklevel=4)
+            warnings.warn(choice.warning, UserWarning, stacklevel=5)
 
 
 def _decide_network(context: _Context, name: str, network: NetworkPlan, batch_size: int) -> None:
@@ -303,6 +373,8 @@ def _recommend(context: _Context, chosen: dict[str, ConfigurationPlan]) -> str:
 def _recommendation(context: _Context, chosen: dict[str, ConfigurationPlan]) -> tuple[str, str]:
     if len(chosen) == 1:
         return next(iter(chosen)), "the only configuration"
+    if context.description.sources and context.fingerprint.is_2d:
+        return "2d", "the one that takes all sources: some hold 2D images"
     if context.fingerprint.is_2d or "3d_fullres" not in chosen:
         return "2d", "2D images" if context.fingerprint.is_2d else "3d_fullres was not asked for"
     slices = context.spacing.median_shape[0]
@@ -355,7 +427,7 @@ def _select(
         if name not in CONFIGURATIONS:
             raise UsdError(f"configuration {name!r} is unknown; allowed are {', '.join(CONFIGURATIONS)}.")
         if name not in possible:
-            reason = "the images are 2D" if context.fingerprint.is_2d else context.decisions[f"configurations.{name}"]
+            reason = context.decisions.get(f"configurations.{name}", "the images are 2D")
             raise UsdError(
                 f"configuration {name!r} is not planned for {context.fingerprint.dataset_name} ({reason}); possible "
                 f"are {', '.join(possible)}."

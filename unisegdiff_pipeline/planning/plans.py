@@ -271,6 +271,7 @@ class SourcePlan:
         num_images: training images, or slices for a 2D network on volumes; the square root of it (see
             `SourcesPlan.temperature`) says how often the source is drawn.
         stages: planned from the source's own labels; its `input_scale` brings them to the mixture's.
+        labels, label_map: classes of the source's own label maps, and what becomes of each in the unified data set.
     """
 
     modality: str
@@ -281,6 +282,8 @@ class SourcePlan:
     annotated: tuple[bool, ...]
     num_images: Count
     stages: StagePlan | None = None
+    labels: LabelScheme | None = None
+    label_map: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -430,6 +433,31 @@ class Plans:
         if stages is not None and len(stages.input_scale) not in (0, self.labels.num_channels):
             found = len(stages.input_scale)
             return f"stages.input_scale has {found} values; the labels are coded in {self.labels.num_channels} channels"
+        return None if configuration.sources is None else self._problem_of_sources(configuration.sources)
+
+    def _problem_of_sources(self, sources: SourcesPlan) -> str | None:
+        """What of the plans of a unified data set's sources does not fit the channels or the classes."""
+        if not sources.plans:
+            return "sources.plans is empty; it holds a plan for each source"
+        coded = self.labels.num_channels
+        for name, plan in sources.plans.items():
+            key, channels = f"sources.plans.{name}", len(plan.channel_names)
+            for text in (name, plan.modality, *plan.channel_names, *plan.label_map, *plan.label_map.values()):
+                require_text(text, f"{key}: a name, modality, channel_names or label_map")
+            if plan.file_ending.lower() not in SUPPORTED_ENDINGS:
+                return (
+                    f"{key}.file_ending is {plan.file_ending!r:.80}; allowed is one of {', '.join(SUPPORTED_ENDINGS)}"
+                )
+            if len(plan.preprocessing.normalization) != channels:
+                found = len(plan.preprocessing.normalization)
+                return f"{key}.preprocessing.normalization has {found} values; channel_names has {channels} channels"
+            if channels > len(self.channel_names):
+                return f"{key}.channel_names has {channels} channels; the network takes {len(self.channel_names)}"
+            if len(plan.annotated) != coded:
+                return f"{key}.annotated has {len(plan.annotated)} values; the labels are coded in {coded} channels"
+            if plan.stages is not None and len(plan.stages.input_scale) not in (0, coded):
+                found = len(plan.stages.input_scale)
+                return f"{key}.stages.input_scale has {found} values; the labels are coded in {coded} channels"
         return None
 
 

@@ -1,0 +1,154 @@
+"""Plans of a unified data set: the shared grid, what a configuration takes, and each source's own preprocessing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import from_jsonable, to_jsonable
+from unisegdiff_pipeline.fingerprint import (
+    CaseFingerprint,
+    ComponentFacts,
+    Fingerprint,
+    IntensityStatistics,
+    LesionSummary,
+    Percentiles,
+)
+from unisegdiff_pipeline.io.dataset_json import DatasetDescription
+from unisegdiff_pipeline.io.sources import Source
+from unisegdiff_pipeline.planning.planner import plan_dataset
+from unisegdiff_pipeline.planning.plans import Budget, Plans
+
+CUDA = Budget("cuda", 8.0, 16)
+BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+STATISTICS = IntensityStatistics(0, 1, -3, 0, 3, -2, 2)
+Triple = tuple[float, float, float]
+
+
+def facts(name: str, shape: tuple[int, int, int], spacing_mm: Triple, channels: tuple[str, ...], n: int) -> Fingerprint:
+    thickness = Percentiles(*[20.0] * 5)
+    case = CaseFingerprint("", None, shape, spacing_mm, shape, 0.1, False, (ComponentFacts("lesion", 0, 0, (), ()),))
+    return Fingerprint(
+        dataset_name=name,
+        is_2d=shape[0] == 1,
+        channel_names=channels,
+        share_of_empty_cases=0.0,
+        median_crop_share=1.0,
+        intensities=(STATISTICS,) * len(channels),
+        lesions=(LesionSummary("lesion", 1.0, thickness, thickness, thickness, thickness, 0.1),),
+        class_orders=(),
+        cases=tuple(replace(case, case_id=f"{name}__{i}", source=name) for i in range(n)),
+        direction=None,
+    )
+
+
+PICTURES = facts("Pictures", (1, 200, 200), (1.0, 1.0, 1.0), ("R", "G", "B"), 1000)
+SCANS = facts("Scans", (1, 400, 400), (1.0, 1.0, 1.0), ("US",), 10)
+VOLUMES = facts("Volumes", (40, 160, 640), (2.0, 0.5, 0.5), ("CT",), 5)
+
+
+def plan(
+    *sources: Fingerprint, known: bool = False, labels: LabelScheme = BINARY, asked: list[str] | None = None
+) -> Plans:
+    """Plans of the sources; none of them knows its spacing but where `known`."""
+    entries = tuple(
+        Source(f.dataset_name, f"Dataset00{i}", "any", {"lesion": "lesion"}, "") for i, f in enumerate(sources)
+    )
+    descriptions = {
+        f.dataset_name: DatasetDescription(
+            f.channel_names, BINARY, ".nii.gz" if not f.is_2d else ".png", known, None, None, {}
+        )
+        for f in sources
+    }
+    width = max(len(f.channel_names) for f in sources)
+    names = tuple(f"channel_{i}" for i in range(width))
+    unified = DatasetDescription(names, labels, ".png", known, None, None, {}, sources=entries)
+    together = replace(
+        sources[0],
+        dataset_name="Dataset500_Unified",
+        is_2d=all(f.is_2d for f in sources),
+        channel_names=names,
+        intensities=(STATISTICS,) * width,
+        cases=tuple(case for f in sources for case in f.cases),
+        sources={f.dataset_name: f for f in sources},
+    )
+    return plan_dataset(together, unified, CUDA, asked, source_descriptions=descriptions)
+
+
+def targets(plans: Plans, configuration: str = "2d") -> dict[str, tuple[float | None, ...]]:
+    sources = plans.configurations[configuration].sources
+    assert sources is not None
+    return {name: source.preprocessing.target_spacing_mm for name, source in sources.plans.items()}
+
+
+def test_images_of_all_sources_get_the_size_of_the_median_source_on_a_relative_grid() -> None:
+    """Edges of 200, 400 and sqrt(160 x 640) = 320 pixels: the median is 320, however many images the first has."""
+    plans = plan(PICTURES, SCANS, VOLUMES)
+    assert targets(plans) == {
+        "Pictures": (None, 0.625, 0.625),
+        "Scans": (None, 1.25, 1.25),
+        "Volumes": (None, 0.5, 0.5),
+    }
+    configuration = plans.configurations["2d"]
+    assert configuration.sources is not None
+    assert configuration.sources.grid == "relative"
+    assert configuration.median_shape == (1, 320, 320)
+    assert not plans.spacing_known
+    assert "Pictures, Scans, Volumes do not know" in plans.decisions["configurations.2d.sources.grid"]
+
+
+def test_a_physical_grid_has_one_spacing() -> None:
+    plans = plan(PICTURES, SCANS, VOLUMES, known=True)
+    assert set(targets(plans).values()) == {(None, 1.0, 1.0)}
+    assert plans.configurations["2d"].preprocessing.target_spacing_mm == (None, 1.0, 1.0)
+    assert plans.spacing_known
+
+
+def test_each_source_keeps_channels_and_normalisation_of_its_own() -> None:
+    configuration = plan(PICTURES, VOLUMES).configurations["2d"]
+    assert configuration.sources is not None
+    pictures, volumes = configuration.sources.plans.values()
+    assert (pictures.preprocessing.normalization, pictures.num_images) == (("rgb_to_0_1",) * 3, 1000)
+    assert (volumes.preprocessing.normalization, volumes.num_images) == (("ct",), 5 * 40)
+    assert (configuration.network.num_input_channels, configuration.preprocessing.normalization) == (3, ("zscore",) * 3)
+
+
+def test_a_3d_configuration_takes_volumes_and_says_what_is_left_out() -> None:
+    plans = plan(PICTURES, SCANS, VOLUMES)
+    assert targets(plans, "3d_fullres") == {"Volumes": (2.0, 0.5, 0.5)}
+    assert (
+        "left out, as they hold 2D images: Pictures, Scans"
+        in plans.decisions["configurations.3d_fullres.sources.plans"]
+    )
+    assert plans.recommended_configuration == "2d"
+
+
+@pytest.mark.parametrize("name", ["3d_fullres", "3d_lowres"])
+def test_a_3d_configuration_of_2d_sources_is_refused_by_name(name: str) -> None:
+    with pytest.raises(UsdError, match=rf"'{name}' is not planned .*all sources hold 2D images \(Pictures, Scans\)"):
+        plan(PICTURES, SCANS, asked=[name])
+
+
+def test_volumes_meet_in_size_where_one_does_not_know_its_spacing() -> None:
+    """Twice the edge along all axes is brought to 1.5 times: the median of two is their mean."""
+    twice = facts("Twice", (80, 320, 1280), (2.0, 0.5, 0.5), ("CT",), 5)
+    found = targets(plan(VOLUMES, twice), "3d_fullres")
+    assert found["Volumes"] == pytest.approx((2 / 1.5, 0.5 / 1.5, 0.5 / 1.5), rel=1e-5)
+    assert found["Twice"] == pytest.approx((2 / 0.75, 0.5 / 0.75, 0.5 / 0.75), rel=1e-5)
+
+
+def test_a_class_that_no_class_of_a_source_becomes_is_not_annotated_there() -> None:
+    regions = LabelScheme(("lesion", "organ"), ((1,), (2,)), "regions", (1, 2))
+    plans = plan(PICTURES, SCANS, labels=regions)
+    sources = plans.configurations["2d"].sources
+    assert sources is not None
+    assert sources.plans["Scans"].annotated == (True, False)
+    assert "organ" in plans.decisions["configurations.2d.sources.plans.Scans.annotated"]
+
+
+def test_a_unified_plan_is_what_is_read_again() -> None:
+    plans = plan(PICTURES, VOLUMES)
+    assert from_jsonable(Plans, to_jsonable(plans)) == plans
