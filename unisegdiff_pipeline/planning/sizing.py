@@ -30,7 +30,7 @@ _REFERENCE_GB = 8.0
 _CUDA_BASE_FEATURES = 32
 _CUDA_MAX_FEATURES = {2: 512, 3: 320}
 _MIN_BATCH = 2
-_MAX_PERCENT_OF_DATASET = 5  # a batch of more would see the whole data set too soon
+_MAX_FRACTION_OF_DATASET = 0.05  # a batch of more would see the whole data set too soon
 
 _CPU_GMAC_PER_CORE = 15.0
 _CPU_MAX_CORES = 16  # more cores do not speed up one small network
@@ -115,14 +115,9 @@ class Sizer:
             return self._cpu_batch_size(network, by_data)
         by_memory = round(self._value_limit(network.dims) / feature_map_values(network, self.num_outputs))
         return max(min(by_memory, by_data), _MIN_BATCH), (
-            f"{by_memory} examples fit {self.budget.memory_gb:g} GB, {by_data} are {self._max_percent} % of the "
-            f"data set's voxels; the smaller one, at least {_MIN_BATCH}"
+            f"{by_memory} examples fit {self.budget.memory_gb:g} GB, {by_data} are 5 % of the data set's voxels; the "
+            f"smaller one, at least {_MIN_BATCH}"
         )
-
-    @property
-    def _max_percent(self) -> int:
-        """Of the data set's voxels that a batch may have; nnU-Net's presets lift its limit."""
-        return _MAX_PERCENT_OF_DATASET if self.budget.preset is None else 100
 
     def _cpu_batch_size(self, network: NetworkPlan, by_data: int) -> tuple[int, str]:
         """The default batch, up to four times it where patches are so small that the budget allows it."""
@@ -137,7 +132,7 @@ class Sizer:
 
     def _batch_by_data(self, network: NetworkPlan, median_shape: Sequence[float]) -> int:
         voxels = math.prod(median_shape) * self.num_cases
-        return round(voxels * (self._max_percent / 100) / math.prod(network.patch_size))
+        return round(voxels * _MAX_FRACTION_OF_DATASET / math.prod(network.patch_size))
 
     def _value_limit(self, dims: int) -> float:
         """Values in the feature maps of a whole batch that the memory holds."""
