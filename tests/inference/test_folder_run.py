@@ -88,7 +88,7 @@ def test_tables_of_other_masks_go_with_them(folders) -> None:
     predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert all((out / name).is_file() for name in SUMMARY_FILES)
     other = Owner("other", str(model), {"seed": 1})
-    claim_folder(out, other, ["case0"], ".png", overwrite=True)  # and killed before it wrote any
+    claim_folder(out, other, {"case0": ".png"}, ".png", overwrite=True)  # and killed before it wrote any
     assert listing(out) == set()
 
 
@@ -229,7 +229,7 @@ def test_any_error_of_one_case_is_named_and_the_others_finish(folders, monkeypat
 def test_a_case_that_failed_takes_no_memory_while_the_next_ones_are_read(folders, monkeypatch) -> None:
     model, images, out = folders
     monkeypatch.setattr(folder_run, "available_memory_gb", lambda: 0.0)  # one case after the other
-    preprocess = folder_run.preprocess_image
+    preprocess = folder_run.prepare_input
     made: list[weakref.ref[np.ndarray]] = []
     held: list[int] = []
 
@@ -242,7 +242,7 @@ def test_a_case_that_failed_takes_no_memory_while_the_next_ones_are_read(folders
     def fails(self, image, properties, **options):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(folder_run, "preprocess_image", remembered)
+    monkeypatch.setattr(folder_run, "prepare_input", remembered)
     monkeypatch.setattr(Predictor, "predict_preprocessed", fails)
     with pytest.raises(UsdError, match=r"2 cases could not be predicted"):
         predict_folder(PredictRequest(images, out, model, device="cpu"))
@@ -251,13 +251,13 @@ def test_a_case_that_failed_takes_no_memory_while_the_next_ones_are_read(folders
 
 def test_an_interruption_ends_the_slabs_of_the_next_case(folders, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, out = folders
-    preprocess = folder_run.preprocess_image
+    preprocess = folder_run.prepare_input
     begun = threading.Event()
     ended: list[type[BaseException]] = []
 
-    def endless(volume, plan, case_id, group, scratch):
-        if case_id == "case0":
-            return preprocess(volume, plan, case_id, group, scratch=scratch)
+    def endless(model, plan, volume, case, scratch):
+        if case.case_id == "case0":
+            return preprocess(model, plan, volume, case, scratch)
         begun.set()
         try:
             while True:
@@ -270,7 +270,7 @@ def test_an_interruption_ends_the_slabs_of_the_next_case(folders, monkeypatch: p
         assert begun.wait(60)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder_run, "preprocess_image", endless)
+    monkeypatch.setattr(folder_run, "prepare_input", endless)
     monkeypatch.setattr(Predictor, "predict_preprocessed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_folder(PredictRequest(images, out, model, device="cpu"))

@@ -40,6 +40,11 @@ def build_parser() -> CommandParser:
         metavar="N",
         help="samples a case, masks that the model holds possible (default: the model's number)",
     )
+    parser.add_argument(
+        "--source",
+        metavar="NAME",
+        help="of a model of a unified data set: the source that all images are like (default: none of them)",
+    )
     add_seed(parser)
     add_device(parser)
     parser.add_argument(
@@ -129,7 +134,7 @@ def _predict(args: argparse.Namespace) -> None:
     model = find_model(args) if args.model is None else args.model
     source = args.input[0] if len(args.input) == 1 else tuple(args.input)
     if args.dry_run:
-        say(describe(model, source, args.folds))
+        say(describe(model, source, args.folds, args.source))
         return
 
     from unisegdiff_pipeline import pipeline
@@ -145,6 +150,7 @@ def _predict(args: argparse.Namespace) -> None:
             model,
             args.folds,
             num_samples=args.samples,
+            source_name=args.source,
             seed=args.seed,
             device=args.device,
             mirror=args.mirror,
@@ -181,14 +187,17 @@ def find_model(args: argparse.Namespace) -> Path:
     )
 
 
-def describe(model: Path, source: Path | Sequence[Path], folds: Sequence[str] | None) -> str:
+def describe(
+    model: Path, source: Path | Sequence[Path], folds: Sequence[str] | None, source_name: str | None = None
+) -> str:
     """What would be predicted, in lines, by the rules of the prediction itself."""
     from unisegdiff_pipeline.inference.model_folder import choose_folds, open_model_folder
-    from unisegdiff_pipeline.io.raw_dataset import find_cases
+    from unisegdiff_pipeline.inference.model_inputs import find_input_cases, require_source
 
     opened = open_model_folder(model)
     chosen = choose_folds(opened, folds)
-    cases = find_cases(source, opened.plans.file_ending, len(opened.plans.channel_names))
+    require_source(opened, source_name)
+    cases = find_input_cases(opened, source)
     return "\n".join(
         [
             f"model  {model}",

@@ -75,6 +75,7 @@ class PredictionRecord:
         input_hashes: content of the image files in channel order, and of what is read beside them.
         seconds: time of each step.
         facts: number of tiles and the like.
+        file_ending: of the image, which the mask has too; empty in records of earlier versions.
     """
 
     case: str
@@ -83,6 +84,7 @@ class PredictionRecord:
     input_hashes: tuple[str, ...]
     seconds: dict[str, float]
     facts: dict[str, float]
+    file_ending: str = ""
 
 
 def mask_path(output: Path, case_id: str, file_ending: str) -> Path:
@@ -207,6 +209,11 @@ def write_summary(output: Path, run: Mapping[str, Any]) -> None:
         for r in records
     }
     write_json(output / "manifest.json", {**run, "versions": versions(), "cases": cases})
+
+
+def endings_there(output: Path, file_ending: str) -> set[str]:
+    """Endings of the images of all finished cases; that of records that do not say it, or of no case, is given."""
+    return {record.file_ending or file_ending for record in _records(output)} or {file_ending}
 
 
 def remove_summary(output: Path) -> None:

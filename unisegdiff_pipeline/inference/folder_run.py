@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
@@ -28,6 +28,7 @@ from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.inference.export import (
     OutputOptions,
     PredictionRecord,
+    endings_there,
     expected_files,
     output_folders,
     read_record,
@@ -41,23 +42,31 @@ from unisegdiff_pipeline.inference.model_folder import (
     choose_folds,
     open_model_folder,
 )
+from unisegdiff_pipeline.inference.model_inputs import (
+    channels_to_read,
+    find_input_cases,
+    input_ending,
+    knows_spacing,
+    plan_for,
+    prepare_input,
+    require_source,
+)
 from unisegdiff_pipeline.inference.origin import request_hash
 from unisegdiff_pipeline.inference.output_folder import (
     FolderTakenError,
     Owner,
     claim_folder,
-    remove_case,
+    remove_former,
     require_own,
 )
 from unisegdiff_pipeline.inference.predictor import EnsemblePrediction, Predictor, require_finite
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.saving import facts_of, manifest_of
 from unisegdiff_pipeline.io.images import files_read
-from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
+from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
 from unisegdiff_pipeline.networks.allocator import LARGE_BYTES, return_freed_memory
 from unisegdiff_pipeline.networks.threads import torch_threads
-from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
 LOGGER = logging.getLogger(__name__)
@@ -90,7 +99,8 @@ def _predict_folder(request: PredictRequest) -> int:
     choose_folds(model, request.folds)
     if problem := model.plans.labels.order_problem():  # refused when planned today; masks of such models say it
         _say(f"warning: labels.write_values in {model.folder / PLANS_NAME} is {problem}")
-    cases = find_cases(request.source, model.plans.file_ending, len(model.plans.channel_names))
+    require_source(model, request.source_name)
+    cases = find_input_cases(model, request.source)
     _require_elsewhere(output, cases)
     for folder in output_folders(output):
         require_writable(folder)
@@ -108,11 +118,11 @@ def _predict_folder(request: PredictRequest) -> int:
     budget = MemoryBudget.of(request.max_memory_gb)
     if request.max_memory_gb is not None and predictor.device.type == "cpu":
         budget.require_room()
-    run = _FolderRun(predictor, output, options, count, request.seed, budget)
+    run = _FolderRun(predictor, output, options, count, request.seed, budget, request.source_name)
     part = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
     with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{part}{output}"):
-        case_ids = [case.case_id for case in cases]
-        claim_folder(output, run.owner, case_ids, model.plans.file_ending, overwrite=request.overwrite)
+        endings = {case.case_id: input_ending(model, case.image_paths) for case in cases}
+        claim_folder(output, run.owner, endings, model.plans.file_ending, overwrite=request.overwrite)
         for folder in output_folders(output):
             remove_stale_temporaries(folder)
         chosen = cases[part_id::num_parts]
@@ -150,13 +160,14 @@ class _FolderRun:
         num_samples: int,
         seed: int,
         budget: MemoryBudget,
+        source_name: str | None = None,
     ) -> None:
         self.predictor, self.output, self.options = predictor, output, options
-        self.num_samples, self.seed, self.budget = num_samples, seed, budget
+        self.num_samples, self.seed, self.budget, self.source_name = num_samples, seed, budget, source_name
         self.failures: dict[str, str] = {}  # in words: the error itself would hold the arrays of its case
         self._warned = False
         self._interrupted = Event()
-        made_of = predictor.made_of(num_samples, seed, options.combine)
+        made_of = predictor.made_of(num_samples, seed, options.combine, source_name)
         self.owner = Owner(request_hash(made_of), str(predictor.model.folder.resolve()), made_of)
 
     def is_finished(self, case: RawCase) -> bool:
@@ -164,10 +175,22 @@ class _FolderRun:
         record = read_record(self.output, case.case_id)
         if record is None or record.request != self.owner.request:
             return False
-        wanted = expected_files(self.output, case.case_id, self.options, len(self.predictor.folds), self.num_samples)
+        options = self._options(case)
+        if record.file_ending not in ("", options.file_ending):
+            return False
+        wanted = expected_files(self.output, case.case_id, options, len(self.predictor.folds), self.num_samples)
         if not all(path.is_file() for path in wanted):
             return False
         return record.input_hashes == _input_hashes(case)
+
+    def _options(self, case: RawCase) -> OutputOptions:
+        """What is written of a case, in the ending of its image."""
+        model, paths = self.predictor.model, case.image_paths
+        return replace(
+            self.options,
+            file_ending=input_ending(model, paths),
+            spacing_known=knows_spacing(model, self.source_name, paths),
+        )
 
     def predict(self, cases: Sequence[RawCase]) -> None:
         """Predict cases one after the other; failures of single cases are collected, and named by raise_failures."""
@@ -189,7 +212,7 @@ class _FolderRun:
                 overlap = False
                 with self._collected(case.case_id):
                     require_own(self.output, self.owner)
-                    remove_case(self.output, case.case_id, self.options.file_ending)
+                    remove_former(self.output, case.case_id, input_ending(self.predictor.model, case.image_paths))
                     prepared = reading.result()
                     overlap = self._overlap_fits(prepared)
                     if not overlap:
@@ -236,7 +259,9 @@ class _FolderRun:
     def write_tables(self, seconds: float) -> None:
         """Write lesions.csv, volumes.csv and manifest.json over all finished cases, those of earlier runs included."""
         require_own(self.output, self.owner)
-        manifest = manifest_of(self.owner, str(self.predictor.device), self.options.file_ending)
+        manifest = manifest_of(
+            self.owner, str(self.predictor.device), endings_there(self.output, self.options.file_ending)
+        )
         manifest["seconds_of_last_run"] = round(seconds, 3)
         manifest["failed"] = self.failures
         write_summary(self.output, manifest)
@@ -252,17 +277,18 @@ class _FolderRun:
         start = time.perf_counter()
         hashes = _input_hashes(case)
         scratch = Scratch(self.output, self.budget.for_arrays(), self._interrupted)
-        channels = len(self.predictor.model.plans.channel_names)
+        model = self.predictor.model
+        channels = channels_to_read(model, self.source_name, case.image_paths)
         scratch.release()  # after an interruption, it ends here: the process, ended too, would start anew
         volume = images.read_image(case.image_paths, scratch.empty, num_channels=channels)
         scratch.release()
         require_finite(volume.array, str(case.image_paths[0]))
         read = time.perf_counter()
-        preprocessing = self.predictor.model.configuration.preprocessing
-        if preprocessing.direction is None and not volume.geometry.is_2d:
-            self._warn_of_stored_orientation()
         try:
-            image, properties = preprocess_image(volume, preprocessing, case.case_id, case.group, scratch=scratch)
+            plan = plan_for(model, self.source_name, volume, case.case_id)
+            if plan.direction is None and not volume.geometry.is_2d and model.configuration.sources is None:
+                self._warn_of_stored_orientation()
+            image, properties = prepare_input(model, plan, volume, replace(case, source=self.source_name), scratch)
         except UsdError as error:
             raise UsdError(f"{case.image_paths[0]}: {error}") from error
         scratch.release()
@@ -307,7 +333,7 @@ class _FolderRun:
         start = time.perf_counter()
         require_own(self.output, self.owner)
         labels = self.predictor.labels
-        num_lesions = write_prediction(self.output, found, prepared.properties, labels, self.options)
+        num_lesions = write_prediction(self.output, found, prepared.properties, labels, self._options(prepared.case))
         prepared.seconds["write"] = time.perf_counter() - start
         facts = found.facts
         if facts.num_recomputed > facts.num_tiles:
@@ -323,6 +349,7 @@ class _FolderRun:
             prepared.input_hashes,
             prepared.seconds,
             facts_of(found, num_lesions),
+            input_ending(self.predictor.model, prepared.case.image_paths),
         )
         write_record(self.output, record)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_json, to_jsonable, write_json
 from unisegdiff_pipeline.inference.export import (
     RECORDS,
+    PredictionRecord,
     lesions_path,
     mask_path,
     output_folders,
@@ -59,13 +60,15 @@ class FolderTakenError(UsdError):
     """The output folder has become that of another prediction; whatever is written from now on would be mixed."""
 
 
-def claim_folder(output: Path, owner: Owner, cases: Sequence[str], file_ending: str, *, overwrite: bool) -> None:
+def claim_folder(
+    output: Path, owner: Owner, endings: Mapping[str, str], file_ending: str, *, overwrite: bool
+) -> None:
     """Make an output folder this run's own, or find that it is already.
 
     Args:
         owner: what this run's masks are made of.
-        cases: that this run and those beside it may write.
-        file_ending: of the images.
+        endings: cases that this run and those beside it may write, and the ending of the image of each.
+        file_ending: of the images of former cases whose record does not say it.
         overwrite: remove what was made in another way, and take the place of other files of these cases.
 
     Raises:
@@ -73,16 +76,17 @@ def claim_folder(output: Path, owner: Owner, cases: Sequence[str], file_ending: 
     """
     there = _owner_of(output)
     if there is None and not _records(output):
-        _require_no_strangers(output, cases, overwrite)
+        _require_no_strangers(output, overwrite)
         if overwrite:
-            for case_id in cases:
-                remove_case(output, case_id, file_ending)
+            for case_id, ending in endings.items():
+                remove_case(output, case_id, ending)
     elif there is None or _differences(there.made_of, owner.made_of):
         if not overwrite:
             raise UsdError(_refusal(output, there, owner))
-        for case_id, request in _records(output).items():
-            if request != owner.request:  # that of a run beside this one stays
-                remove_case(output, case_id, file_ending)
+        for case_id, record in _records(output).items():
+            if record is None or record.request != owner.request:  # that of a run beside this one stays
+                known = (record and record.file_ending) or endings.get(case_id) or file_ending
+                remove_case(output, case_id, known)
         remove_summary(output)  # of the masks that are gone; should this run be killed, it would stay beside others
         _write_owner(output, owner)
         return
@@ -109,6 +113,14 @@ def remove_case(output: Path, case_id: str, file_ending: str) -> None:
         path.unlink(missing_ok=True)
     for path in _parts(output, case_id, file_ending):
         path.unlink(missing_ok=True)
+
+
+def remove_former(output: Path, case_id: str, file_ending: str) -> None:
+    """Remove a case that is predicted again, and what it left with another ending when its image had one."""
+    record = read_record(output, case_id)
+    if record is not None and record.file_ending not in ("", file_ending):
+        remove_case(output, case_id, record.file_ending)
+    remove_case(output, case_id, file_ending)
 
 
 def _parts(output: Path, case_id: str, file_ending: str) -> Iterator[Path]:
@@ -143,16 +155,13 @@ def _write_owner(output: Path, owner: Owner) -> None:
     write_json(output / OWNER, {"request": owner.request, "model": owner.model, "made_of": owner.made_of})
 
 
-def _records(output: Path) -> dict[str, str | None]:
-    """Request of each case that has a record, None where it cannot be read."""
-    result: dict[str, str | None] = {}
-    for path in sorted((output / RECORDS).glob("*.json")):
-        record = read_record(output, path.name.removesuffix(".json"))
-        result[path.name.removesuffix(".json")] = None if record is None else record.request
-    return result
+def _records(output: Path) -> dict[str, PredictionRecord | None]:
+    """Record of each case that has one, None where it cannot be read."""
+    names = [path.name.removesuffix(".json") for path in sorted((output / RECORDS).glob("*.json"))]
+    return {case_id: read_record(output, case_id) for case_id in names}
 
 
-def _require_no_strangers(output: Path, cases: Sequence[str], overwrite: bool) -> None:
+def _require_no_strangers(output: Path, overwrite: bool) -> None:
     """Refuse to write masks among files that are none of prediction's own."""
     folders = (output, output / "samples", output / "probabilities", output / "uncertainty")
     strangers = [

@@ -35,6 +35,15 @@ from unisegdiff_pipeline.inference.model_folder import (
     open_model_folder,
     plan_hash,
 )
+from unisegdiff_pipeline.inference.model_inputs import (
+    channels_to_read,
+    find_input_cases,
+    input_ending,
+    knows_spacing,
+    plan_for,
+    prepare_input,
+    require_source,
+)
 from unisegdiff_pipeline.inference.origin import Origin
 from unisegdiff_pipeline.inference.prediction import Prediction
 from unisegdiff_pipeline.inference.request import require_whole
@@ -44,10 +53,9 @@ from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, sample_case
 from unisegdiff_pipeline.io.image_objects import is_path, volume_of
 from unisegdiff_pipeline.io.images import files_read, read_image
-from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
+from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
 ImageLike: TypeAlias = Any  # an array, a path, a SimpleITK or nibabel image, a Volume, or a list of these
@@ -124,6 +132,7 @@ class Predictor:
         combine: Combination = "mean",
         uncertainty_parts: bool = False,
         direction: Sequence[float] | None = None,
+        source: str | None = None,
     ) -> Prediction:
         """Predict one image.
 
@@ -140,6 +149,8 @@ class Predictor:
             uncertainty_parts: also say where uncertainty comes from; see `uncertainty_parts`.
             direction: of an array: nine cosines of the axes x, y, z, as in `Geometry`; without it the array must lie as
                 the training images do.
+            source: of a model of a unified data set: the source that the image is like; None where it is of no known
+                one.
 
         Raises:
             UsdError: a file that cannot be read, wrong number of channels, NaN or infinite values, a spacing that
@@ -147,35 +158,44 @@ class Predictor:
             ValueError, TypeError: an argument of another kind, shape or value than described here.
         """
         require_whole("seed", seed)
+        require_source(self.model, source)
         count = self.num_samples(num_samples)
         self.require_possible(combine, uncertainty_parts, count)
-        case, volume = self._read(image, spacing_mm, direction)
+        case, volume = self._read(image, spacing_mm, direction, source)
         case_id = str(case_id or (case.case_id if case is not None else "array"))
         require_name(case_id, "the case")
         require_finite(volume.array, str(case.image_paths[0]) if case is not None else f"image {case_id!r}")
         files = () if case is None else files_read(case.image_paths)
         origin = Origin(
             model=str(self.model.folder.resolve()),
-            made_of=self.made_of(count, seed, combine),
+            made_of=self.made_of(count, seed, combine, source),
             device=str(self.device),
             folds=self.folds,
-            file_ending=self.model.plans.file_ending,
-            spacing_known=self.model.plans.spacing_known,
+            file_ending=self._ending(case, volume),
+            spacing_known=self._knows_spacing(case, volume, source),
             combine=combine,
             paths=() if case is None else tuple(map(str, case.image_paths)),
             hashes=tuple(map(file_hash, files)),
         )
-        prepared, properties = preprocess_image(volume, self.model.configuration.preprocessing, case_id)
+        plan = plan_for(self.model, source, volume, case_id)
+        prepared, properties = prepare_input(self.model, plan, volume, RawCase(case_id, (), source=source))
         found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed)
         return Prediction(found, properties, self.labels, origin, uncertainty_parts)
 
-    def made_of(self, num_samples: int, seed: int, combine: Combination) -> dict[str, object]:
+    def made_of(
+        self, num_samples: int, seed: int, combine: Combination, source: str | None = None
+    ) -> dict[str, object]:
         """Everything that a mask depends on besides the image and the device."""
-        return {
+        sources = self.model.configuration.sources
+        of_source = {} if sources is None else {"source": source}
+        return of_source | {
             "plan_hash": plan_hash(self.model.configuration),
             "folds": list(self.folds),
             "weights": self._weights,
-            "settings": {f: to_jsonable(s) for f, (_, s) in zip(self.folds, self.networks, strict=True)},
+            "settings": {
+                fold: to_jsonable(settings.for_source(sources, source))
+                for fold, (_, settings) in zip(self.folds, self.networks, strict=True)
+            },
             "num_samples": num_samples,
             "seed": seed,
             "mirror_axes": list(self.mirror_axes),
@@ -192,7 +212,11 @@ class Predictor:
         )
 
     def _read(
-        self, image: ImageLike, spacing_mm: Sequence[float] | None, direction: Sequence[float] | None
+        self,
+        image: ImageLike,
+        spacing_mm: Sequence[float] | None,
+        direction: Sequence[float] | None,
+        source_name: str | None,
     ) -> tuple[RawCase | None, Volume]:
         """The files of an image, where it lies in files, and its voxels."""
         plans, preprocessing = self.model.plans, self.model.configuration.preprocessing
@@ -205,7 +229,7 @@ class Predictor:
         if spacing_mm is not None or direction is not None:
             raise ValueError("spacing_mm and direction go with arrays; a file says them itself, leave them out")
         source = [Path(path) for path in image] if isinstance(image, (list, tuple)) else Path(image)
-        cases = find_cases(source, plans.file_ending, len(plans.channel_names))
+        cases = find_input_cases(self.model, source)
         if len(cases) != 1:
             names = ", ".join(case.case_id for case in cases)
             raise UsdError(f"{image} holds {len(cases)} cases ({names}); name one, or predict the folder.")
@@ -214,7 +238,20 @@ class Predictor:
                 f"image is a list of {len(source)} files, but case {cases[0].case_id} has {len(cases[0].image_paths)}; "
                 f"name the file of each channel once."
             )
-        return cases[0], read_image(cases[0].image_paths, len(plans.channel_names))
+        paths = cases[0].image_paths
+        return cases[0], read_image(paths, channels_to_read(self.model, source_name, paths))
+
+    def _ending(self, case: RawCase | None, volume: Volume) -> str:
+        if case is not None:
+            return input_ending(self.model, case.image_paths)
+        if self.model.configuration.sources is None:
+            return self.model.plans.file_ending
+        return ".png" if volume.geometry.is_2d else ".nii.gz"  # an image in memory has no ending of its own
+
+    def _knows_spacing(self, case: RawCase | None, volume: Volume, source: str | None) -> bool:
+        if case is None and source is None and self.model.configuration.sources is not None:
+            return not volume.geometry.is_2d
+        return knows_spacing(self.model, source, () if case is None else case.image_paths)
 
     def require_possible(self, combine: Combination, uncertainty_parts: bool, num_samples: int) -> None:
         """Refuse what cannot be had from this many samples and these folds.
@@ -236,7 +273,7 @@ class Predictor:
         memory_gb: float | None = None,
         scratch: Scratch | None = None,
     ) -> EnsemblePrediction:
-        """Predict an image (C, Z, Y, X) on the plan's grid by all folds.
+        """Predict an image (C, Z, Y, X) on the plan's grid by all folds; `properties.source` names its source.
 
         Args:
             memory_gb: that may be taken on a CPU besides the arrays of `scratch`; None takes a part of what is free.
@@ -245,15 +282,17 @@ class Predictor:
         count = self.num_samples(num_samples)
         limits, scratch = find_limits(self.device, memory_gb), scratch or Scratch()
         patch_size, several = self.model.configuration.network.patch_size, len(self.networks) > 1
+        sources = self.model.configuration.sources
+        row = 0 if sources is None else sources.index(properties.source)
         total: Tensor | None = None
         members: list[CasePrediction] = []
         places: list[tuple[int, int, int]] = []  # (sample, member, index in the member)
         for index, (network, settings) in enumerate(self.networks):
             ids = range(index, count, len(self.networks))
-            tiles = TiledCase(torch.as_tensor(image), network, patch_size, limits, self.mirror_axes, scratch)
+            tiles = TiledCase(torch.as_tensor(image), network, patch_size, limits, self.mirror_axes, scratch, row)
             member = sample_case(
                 tiles,
-                settings,
+                settings.for_source(sources, properties.source),
                 case_id=properties.case_id,
                 seed=seed,
                 sample_ids=ids,

@@ -30,6 +30,7 @@ class PredictRequest:
         model_folder: RESULTS/DATASET/TRAINER__CONFIGURATION.
         folds: whose networks are averaged: one or several of "0", "1", ..., or "all"; None takes all finished ones.
         num_samples: masks drawn a case; None takes the model's number.
+        source_name: source of a unified data set that all images are like; None where they are of no known one.
         seed: with the name of a case it names the noise; equal seeds give equal samples.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         mirror: average the segmenter over flips along the plan's `mirror_axes`.
@@ -53,6 +54,7 @@ class PredictRequest:
     folds: Sequence[str | int] | str | int | None = None
     _: KW_ONLY
     num_samples: int | None = None
+    source_name: str | None = None
     seed: int = 0
     device: str = "auto"
     mirror: bool = False

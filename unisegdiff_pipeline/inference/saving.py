@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.export import (
     OutputOptions,
     PredictionRecord,
+    endings_there,
     output_folders,
     uncertainty_scale,
     write_prediction,
@@ -20,7 +22,7 @@ from unisegdiff_pipeline.inference.export import (
     write_summary,
 )
 from unisegdiff_pipeline.inference.origin import Origin, request_hash
-from unisegdiff_pipeline.inference.output_folder import Owner, claim_folder, remove_case
+from unisegdiff_pipeline.inference.output_folder import Owner, claim_folder, remove_former
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
 _ONE_AT_A_TIME = threading.Lock()  # threads of this process wait; another process that writes the folder is named
@@ -44,16 +46,20 @@ def save_case(
     for folder in output_folders(output):
         require_writable(folder)
     with _ONE_AT_A_TIME, locked(output / ".lock-part-0-of-1", str(output)):
-        claim_folder(output, owner, [properties.case_id], options.file_ending, overwrite=False)
+        claim_folder(
+            output, owner, {properties.case_id: options.file_ending}, options.file_ending, overwrite=False
+        )
         for folder in output_folders(output):
             remove_stale_temporaries(folder)
-        remove_case(output, properties.case_id, options.file_ending)
+        remove_former(output, properties.case_id, options.file_ending)
         num_lesions = write_prediction(output, found, properties, scheme, options)
         facts = facts_of(found, num_lesions)
         seconds = {"segmenter": found.facts.seconds_segmenter, "samples": found.facts.seconds_samples}
-        record = PredictionRecord(properties.case_id, owner.request, origin.paths, origin.hashes, seconds, facts)
+        record = PredictionRecord(
+            properties.case_id, owner.request, origin.paths, origin.hashes, seconds, facts, options.file_ending
+        )
         write_record(output, record)
-        write_summary(output, manifest_of(owner, origin.device, options.file_ending))
+        write_summary(output, manifest_of(owner, origin.device, endings_there(output, options.file_ending)))
 
 
 def facts_of(found: EnsemblePrediction, num_lesions: int) -> dict[str, float]:
@@ -68,8 +74,9 @@ def facts_of(found: EnsemblePrediction, num_lesions: int) -> dict[str, float]:
     }
 
 
-def manifest_of(owner: Owner, device: str, file_ending: str) -> dict[str, Any]:
-    """What manifest.json says of a folder besides its cases."""
+def manifest_of(owner: Owner, device: str, endings: Collection[str]) -> dict[str, Any]:
+    """What manifest.json says of a folder besides its cases, whose images have these endings."""
+    scales = {ending: uncertainty_scale(ending) for ending in sorted(endings)}
     return {
         "request": owner.request,
         "model": owner.model,
@@ -77,6 +84,6 @@ def manifest_of(owner: Owner, device: str, file_ending: str) -> dict[str, Any]:
         "device": device,
         "uncertainty": {
             "meaning": "entropy of the mean probability as a fraction of the largest possible",
-            "scale": uncertainty_scale(file_ending),
+            "scale": next(iter(scales.values())) if len(set(scales.values())) == 1 else scales,
         },
     }
