@@ -118,3 +118,24 @@ def test_the_answer_of_a_mirrored_case_is_the_mean_over_flips(model: StagedModel
     turned = TiledCase(image(8).flip(3), model, PATCH, ROOMY).det_logits().flip(3)
     both = TiledCase(image(8), model, PATCH, ROOMY, mirror_axes=(1,)).det_logits()
     assert torch.allclose(both, (straight + turned) / 2, atol=1e-5)
+
+
+def test_tiles_of_a_source_are_segmented_as_such(model: StagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    condition, seen = StagedModel.condition, []
+
+    def noted(self: StagedModel, images: torch.Tensor, source: torch.Tensor | None) -> Condition:
+        seen.append(None if source is None else source.tolist())
+        return condition(self, images, source)
+
+    monkeypatch.setattr(StagedModel, "condition", noted)
+    for limits in (ROOMY, TIGHT):  # kept in memory, and computed again
+        case = TiledCase(image(), model, PATCH, limits, source=2)
+        case.det_probabilities()
+        found = case.conditions([0, 1]).source
+        assert found is not None
+        assert found.tolist() == [2]
+        assert {tuple(source or ()) for source in seen} == {(2,)}
+    seen.clear()
+    unknown = TiledCase(image(), model, PATCH, ROOMY).conditions([0, 1])
+    assert unknown.source is None
+    assert seen[0] is None

@@ -29,7 +29,7 @@ def test_an_object_in_doubt_counts_where_its_mask_is_cut_for_dice(
         group="patient",
         image=np.zeros((1, 1, 8, 8), np.float32),
         labels=mask.numpy().astype(np.uint8),
-        properties=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0)),
+        properties=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0), source=None),
     )
 
     def predict(*args: object, keep_samples: bool, **options: object) -> CasePrediction:
@@ -38,12 +38,13 @@ def test_an_object_in_doubt_counts_where_its_mask_is_cut_for_dice(
         box = SampledBox((slice(None),) * 3, torch.ones(1, 8, 8, dtype=torch.bool), 0.4 * mask, samples)
         return CasePrediction(0.4 * mask, (box,), 2, 0.0, SamplingFacts(1, 1, 0, 0.0, 0.0))
 
+    configuration = SimpleNamespace(network=SimpleNamespace(patch_size=(8, 8)), sources=None)
     run: Any = SimpleNamespace(
         monitored_cases=("case",),
         data=SimpleNamespace(open=lambda case_id: stored),
         plans=SimpleNamespace(labels=BINARY, spacing_known=True),
-        configuration=SimpleNamespace(network=SimpleNamespace(patch_size=(8, 8))),
-        held_out=SimpleNamespace(seed=0, labels=BINARY, spacing_known=True),
+        configuration=configuration,
+        held_out=SimpleNamespace(seed=0, labels=BINARY, spacing_known=True, configuration=configuration),
     )
     monkeypatch.setattr(hold_out, "tiled", lambda *_: None)
     monkeypatch.setattr(hold_out, "sample_case", predict)

@@ -24,7 +24,13 @@ from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, configu
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases, require_undamaged_references
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files
-from unisegdiff_pipeline.training.data.splits import Split, inner_holdout, load_or_create_splits, select_split
+from unisegdiff_pipeline.training.data.splits import (
+    Split,
+    inner_holdout,
+    inner_holdout_by_source,
+    load_or_create_splits,
+    select_split,
+)
 from unisegdiff_pipeline.training.fold import is_finished, require_weights, train_fold
 from unisegdiff_pipeline.training.fold_files import (
     has_begun,
@@ -294,7 +300,7 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
     """Everything one fold needs; nothing is written."""
     _check_start(request, setting.trainer)
     split, folder = setting.folds[fold], _fold_folder(setting, fold)
-    kept, held = (split.train, ()) if fold == "all" else _hold_out(request, split, setting.records, folder)
+    kept, held = (split.train, ()) if fold == "all" else _hold_out(request, setting, split, folder)
     return FoldRun(
         request=request,
         plans=setting.plans,
@@ -328,13 +334,14 @@ def _check_start(request: TrainRequest, trainer: type[Trainer]) -> None:
 
 
 def _hold_out(
-    request: TrainRequest, split: Split, records: dict[str, ReferenceRecord], folder: Path
+    request: TrainRequest, setting: _Setting, split: Split, folder: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Cases to train on, and cases held out: by the seed, or those of the phase 1 that is taken over.
 
     Cases of a patient that is held out are not trained on, should they have come since. Where phase 1 holds out other
     cases than this fold trains on, it is of another fold and refused later, with its name.
     """
+    records = setting.records
     groups = {case: record.group for case, record in records.items()}
     taken_over: tuple[str, ...] = ()
     if request.phase_1_from is not None:
@@ -345,6 +352,8 @@ def _hold_out(
         patients = {groups[case] for case in taken_over}
         return tuple(case for case in sorted(split.train) if groups[case] not in patients), taken_over
     volumes = {case: record.foreground_mm3 for case, record in records.items()}
+    if setting.configuration.sources is not None:
+        return inner_holdout_by_source(split.train, groups, HOLDOUT_FRACTION, request.seed_or_default, volumes)
     kept, held = inner_holdout(split.train, groups, HOLDOUT_FRACTION, request.seed_or_default, volumes)
     # In an order of their own, because a short training looks at the first ones only.
     return kept, tuple(np.random.default_rng(request.seed_or_default).permutation(held).tolist())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,7 @@ from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.selection.hold_out import predict_stored, score_on_plan_grid
 from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
 from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
+from unisegdiff_pipeline.training.source_scores import ScoresBySource, annotated_scores, by_source
 from unisegdiff_pipeline.training.validation_files import (
     FOLDER_NAME,
     keeps_everything,
@@ -45,12 +46,13 @@ class HeldOutDice:
     """Dice on held-out cases during training.
 
     `means` has the keys "dice_mean" and "dice_<class>"; `of_cases` the mean over the classes of each case, NaN where
-    none is defined; `groups` the group (patient) of each.
+    none is defined; `groups` the group (patient) of each; `sources` the same by source of a unified data set.
     """
 
     means: dict[str, float]
     of_cases: tuple[float, ...]
     groups: tuple[str, ...]
+    sources: ScoresBySource | None = None
 
 
 def validate_cases(
@@ -61,7 +63,7 @@ def validate_cases(
     With `picture`, pictures of one of the cases are kept on the way.
     """
     shown = None if picture is None else shown_case(run)
-    cases, groups = [], []
+    cases, groups, plans = [], [], run.configuration.sources
     for case_id in run.monitored_cases:
         stored = run.data.open(case_id)
         groups.append(stored.group)
@@ -69,12 +71,14 @@ def validate_cases(
         if picture is not None and case_id == shown:
             keep_pictures(run, picture, stored, prediction)
         decided = _decided(run, prediction, settings)
-        cases.append(CaseScores(case_id, tuple(score_on_plan_grid(run.held_out, stored, decided))))
+        scores = score_on_plan_grid(run.held_out, stored, decided)
+        cases.append(CaseScores(case_id, annotated_scores(plans, stored.properties.source, run.plans.labels, scores)))
     summary = summarise(cases)
     return HeldOutDice(
         {"dice_mean": summary.mean_dice, **{f"dice_{c.class_name}": c.mean_dice for c in summary.classes}},
         tuple(mean_of_defined(score.dice for score in case.scores) for case in cases),
         tuple(groups),
+        by_source(plans, cases),
     )
 
 
@@ -118,7 +122,10 @@ def final_validation(
     if everything and cases:
         write_tables(run, settings)
     write_json(folder / SPREAD_NAME, Spread(tuple(spreads)))
-    found = {"summary": summary, "units": units, "cases": cases, "not_validated": given_up}
+    found: dict[str, Any] = {"summary": summary, "units": units, "cases": cases, "not_validated": given_up}
+    if (sources := by_source(run.configuration.sources, cases)) is not None:
+        found["by_source"] = sources
+        run.log.say(f"validation: {sources.describe()}")
     facts = {"seconds": time.monotonic() - start, "settings": settings}
     write_json(folder / SUMMARY_NAME, units.named(to_jsonable(found)) | to_jsonable(facts))
     return summary
@@ -139,7 +146,8 @@ def _validated(
     reference = stored.reference()[0]
     scores = score_case(reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d)
     write_case(run, stored, prediction, settings, threshold, labels, everything)
-    return CaseScores(case_id, tuple(scores)), spread_of_case(prediction, annotators(stored), scheme, case_id)
+    of_case = annotated_scores(run.configuration.sources, stored.properties.source, scheme, scores)
+    return CaseScores(case_id, of_case), spread_of_case(prediction, annotators(stored), scheme, case_id)
 
 
 def fold_units(run: FoldRun) -> Units:

@@ -22,6 +22,7 @@ from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
+from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.fold_run import FoldRun
 
@@ -70,7 +71,7 @@ def write_case(
     except ImportError as error:
         run.log.say(f"masks of the validation cases are not written: {error}")
         return
-    output, case_id, ending = run.folder / FOLDER_NAME, stored.case_id, run.plans.file_ending
+    output, case_id, ending = run.folder / FOLDER_NAME, stored.case_id, _ending(run, stored.case_id)
     remove_case(output, case_id, ending)
     if not everything:
         write_labels(mask_path(output, case_id, ending), labels, stored.properties.geometry)
@@ -90,7 +91,7 @@ def remove_cases(run: FoldRun, case_ids: Iterable[str]) -> None:
     except ImportError:
         return
     for case_id in case_ids:
-        remove_case(run.folder / FOLDER_NAME, case_id, run.plans.file_ending)
+        remove_case(run.folder / FOLDER_NAME, case_id, _ending(run, case_id))
 
 
 def remove_tables(run: FoldRun) -> None:
@@ -108,6 +109,12 @@ def write_tables(run: FoldRun, settings: InferenceSettings) -> None:
 
     made_of = {"request": _request(run, settings), "model": str(run.folder.parent.resolve()), "fold": _fold(run)}
     write_summary(run.folder / FOLDER_NAME, {**made_of, "seed": run.seed, "settings": to_jsonable(settings)})
+
+
+def _ending(run: FoldRun, case_id: str) -> str:
+    """Of a case's masks: that of its own source."""
+    sources = run.configuration.sources
+    return run.plans.file_ending if sources is None else sources.plans[source_of_case(case_id)].file_ending
 
 
 def _fold(run: FoldRun) -> str:

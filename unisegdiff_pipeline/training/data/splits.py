@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -168,6 +168,33 @@ def inner_holdout(
     chosen = [ordered[rng.integers(a, b)] for a, b in pairwise(edges)]
     held = {case for group in chosen for case in group.cases}
     return tuple(c for c in sorted(train) if c not in held), tuple(sorted(held))
+
+
+def inner_holdout_by_source(
+    train: Sequence[str],
+    groups: Mapping[str, str],
+    fraction: float = 0.15,
+    seed: int = 0,
+    volumes: Mapping[str, float] | None = None,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """As `inner_holdout` for a unified data set: some of every source that has two groups or more.
+
+    Returns:
+        The cases to train on, sorted; the cases held out, one of each source after the other, so that a look at the
+        first ones sees several sources.
+    """
+    sources: dict[str, list[str]] = {}
+    for case in sorted(train):
+        sources.setdefault(source_of_case(case), []).append(case)
+    held: list[tuple[str, ...]] = []
+    for cases in sources.values():
+        if len({groups.get(case, case) for case in cases}) > 1:
+            chosen = inner_holdout(cases, groups, fraction, seed, volumes)[1]
+            held.append(tuple(np.random.default_rng(seed).permutation(chosen).tolist()))
+    if not held:  # no source can spare a group: hold out a whole source, or say why that is impossible, too
+        return inner_holdout(train, groups, fraction, seed, volumes)
+    in_turn = tuple(case for turn in zip_longest(*held) for case in turn if case is not None)
+    return tuple(sorted(set(train) - set(in_turn))), in_turn
 
 
 def load_or_create_splits(

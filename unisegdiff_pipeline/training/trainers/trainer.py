@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.core.progress import counted, format_duration
+from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.evaluation.comparison import mean_gain
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
@@ -354,12 +355,17 @@ class Trainer(abc.ABC):
             self.run.monitored_cases = ()
             return
         scores = found.means
+        entry: dict[str, Any] = dict(scores)
+        if found.sources is not None:
+            entry["by_source"] = to_jsonable(found.sources)
         self.run.log.record(
-            "validation", phase=self.phase, iteration=self.iteration, seconds=self.run.watch.seconds, **scores
+            "validation", phase=self.phase, iteration=self.iteration, seconds=self.run.watch.seconds, **entry
         )
         shown = "  ".join(f"{name.removeprefix('dice_')} {value:.3f}" for name, value in scores.items())
         cases = counted(len(self.run.monitored_cases), "held-out case")
         self.run.log.say(f"phase {self.phase}  Dice on {cases}: {shown}")
+        if found.sources is not None:
+            self.run.log.say(f"phase {self.phase}  {found.sources.describe()}")
         with self.run.stop.deferred():
             self.last, self.groups = found.of_cases, found.groups
             if self.best_weights is None or self.gain_of_best()[0] < 0:
