@@ -25,6 +25,7 @@ from unisegdiff_pipeline.io.integrity import IntegrityReport
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
 from unisegdiff_pipeline.planning.budget import detect_budget
 from unisegdiff_pipeline.planning.description import describe_plans
+from unisegdiff_pipeline.planning.for_weights import WeightsToFollow, plan_for_weights
 from unisegdiff_pipeline.planning.planner import plan_dataset
 from unisegdiff_pipeline.planning.plans import Budget, Plans, plans_file, require_plans
 
@@ -110,13 +111,48 @@ def plan_and_preprocess(
     Raises:
         UsdError: naming every problem of the data set, all of them in one run.
     """
+    request = PrepareRequest(tuple(configurations or ()), budget, plans_name, workers, scheduler)
+    return prepare(raw, preprocessed, request, on_progress=on_progress)
+
+
+@dataclass(frozen=True)
+class PrepareRequest:
+    """What is asked of `prepare`.
+
+    Attributes:
+        configurations: "2d", "3d_fullres", ...; empty takes all that make sense for the data.
+        budget: what to plan for; None looks at this machine.
+        plans_name: makes a plan of this name beside the default one.
+        workers: processes; None decides by cores and memory, 0 works in this process.
+        scheduler: address of a Dask scheduler whose workers are used instead.
+        for_weights: weights that are to be started from; the plan follows them where it must.
+    """
+
+    configurations: tuple[str, ...] = ()
+    budget: Budget | None = None
+    plans_name: str | None = None
+    workers: int | None = None
+    scheduler: str | None = None
+    for_weights: Path | None = None
+
+
+def prepare(
+    raw: Path | str, preprocessed: Path | str, request: PrepareRequest, *, on_progress: Listener | None = None
+) -> PreparedDataset:
+    """As `plan_and_preprocess`, by a request that can also name weights to plan for.
+
+    Raises:
+        UsdError: as `plan_and_preprocess`; weights that cannot be read, or of a dimension that the data has not.
+    """
     opened = open_raw_dataset(Path(raw))
     folder = Path(preprocessed) / opened.name
+    plans_name, workers, scheduler = request.plans_name, request.workers, request.scheduler
     path = folder / plans_file(plans_name)
+    weights = None if request.for_weights is None else weights_to_follow(request.for_weights)
     with telling(on_progress), working_on(folder):
         fingerprint, integrity = check_and_measure(opened, workers, scheduler)
-        plans = make_plans(opened, fingerprint, budget or detect_budget(), path)
-        names = choose_configurations(plans, configurations)
+        plans = make_plans(opened, fingerprint, request.budget or detect_budget(), path, weights)
+        names = choose_configurations(plans, request.configurations)
         _write_facts(folder, opened, fingerprint, integrity)
         write_json(path, plans)
         LOGGER.info("%s", describe_plans(plans))
@@ -140,13 +176,20 @@ def fingerprint(
 
 
 def plan(
-    raw: Path | str, preprocessed: Path | str, *, budget: Budget, plans_name: str | None = None, writing: bool = True
+    raw: Path | str,
+    preprocessed: Path | str,
+    *,
+    budget: Budget,
+    plans_name: str | None = None,
+    writing: bool = True,
+    for_weights: Path | None = None,
 ) -> Step:
     """The second step: plan from the fingerprint; the stages are planned when the labels are preprocessed.
 
     Raises:
-        UsdError: there is no fingerprint yet.
+        UsdError: there is no fingerprint yet, or `for_weights`, which the plan is to follow, cannot be followed.
     """
+    weights = None if for_weights is None else weights_to_follow(for_weights)
     opened = open_raw_dataset(Path(raw))
     folder = Path(preprocessed) / opened.name
     if not (folder / FINGERPRINT).is_file():
@@ -154,9 +197,9 @@ def plan(
     facts = read_dataclass(Fingerprint, folder / FINGERPRINT)
     path = folder / plans_file(plans_name)
     if not writing:
-        return Step(folder, plans=make_plans(opened, facts, budget, path))
+        return Step(folder, plans=make_plans(opened, facts, budget, path, weights))
     with working_on(folder):
-        plans = make_plans(opened, facts, budget, path)
+        plans = make_plans(opened, facts, budget, path, weights)
         write_json(path, plans)
         return Step(folder, _write_report(folder, opened) if plans_name is None else None, plans)
 
@@ -203,9 +246,25 @@ def check_and_measure(
     return found, report
 
 
-def make_plans(raw: RawDataset, facts: Fingerprint, budget: Budget, former: Path | None = None) -> Plans:
+def weights_to_follow(path: Path) -> WeightsToFollow:
+    """What a plan needs to know of weights; raises a UsdError where they cannot be read."""
+    from unisegdiff_pipeline.training.pretrained import read_start
+
+    start = read_start(path)
+    return WeightsToFollow(start.network, start.target_spacing_mm, start.description)
+
+
+def make_plans(
+    raw: RawDataset,
+    facts: Fingerprint,
+    budget: Budget,
+    former: Path | None = None,
+    weights: WeightsToFollow | None = None,
+) -> Plans:
     """Plan all configurations that make sense; stages of a former plans.json stay where nothing else changed."""
     plans = plan_dataset(facts, raw.description, budget, source_descriptions=raw.source_descriptions)
+    if weights is not None:
+        plans = plan_for_weights(plans, weights, len(facts.cases))
     return plans if former is None or not former.is_file() else keep_stages(plans, former)
 
 

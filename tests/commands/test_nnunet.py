@@ -27,6 +27,7 @@ def parser_of(command: str) -> CommandParser:
         ("train", "102 2d 0 -tr nnUNetTrainer -p nnUNetPlans", "102 0 -c 2d"),
         ("train", "-p large -- 102 2d 0", "-c 2d --plans large -- 102 0"),
         ("train", "102 mine 0", "102 0 -c mine"),
+        ("train", "102 2d 0 -pretrained_weights w", "102 0 -c 2d --pretrained w"),
         ("train", "102 0 -device cpu --epochs 3", "102 0 --device cpu --epochs 3"),
         (
             "predict",
@@ -72,7 +73,6 @@ def test_a_note_says_why_a_flag_is_not_needed(capsys: pytest.CaptureFixture[str]
     [
         ("train", "102 2d 0 -tr nnUNetTrainer_100epochs", "--epochs N"),
         ("train", "102 2d 0 -num_gpus 2", "--device cuda:1"),
-        ("train", "102 2d 0 -pretrained_weights w.pth", "--phase-1-from"),
         ("train", "102 2d 0 --val_best", "--val"),
         ("train", "102 2d 0 --disable_checkpointing", "--checkpoint-every 24h"),
         ("train", "102 3d_cascade_fullres 0", "3d_fullres or 3d_lowres"),

@@ -314,7 +314,7 @@ def test_phase_2_alone_says_what_differs(
         ({"pretrained": None, "phase_2_only": True}, "--phase-2-only needs a segmenter"),
         ({"trainer": "SegmentationTrainer", "phase_2_only": True}, "SegmentationTrainer has no phase 2"),
         ({"phase_1_from": Path("x")}, "--pretrained .* and --phase-1-from x both say"),
-        ({"pretrained": Path("/nowhere")}, "--pretrained /nowhere does not exist; name one of: a fold"),
+        ({"pretrained": Path("/nowhere")}, "/nowhere does not exist; weights to start from are a fold"),
     ],
 )
 def test_requests_that_cannot_be_are_refused_before_anything_is_written(
@@ -348,7 +348,7 @@ def test_damaged_folders_name_what_is_wrong(source: Path, tmp_path: Path) -> Non
     with pytest.raises(UsdError, match=r"weights.safetensors cannot be read .* damaged"):
         read_start(fold)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsdError, match="empty holds no weights that can be read here; name one of: a fold"):
+    with pytest.raises(UsdError, match="empty holds no weights that can be read here; those to start from are a fold"):
         read_start(tmp_path / "empty")
     bare = copied(source, tmp_path / "bare")
     for path in bare.glob("*.safetensors"):

@@ -383,6 +383,16 @@ def add_plans(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_for_weights(parser: argparse.ArgumentParser) -> None:
+    """Add --for-weights."""
+    parser.add_argument(
+        "--for-weights",
+        type=Path,
+        metavar="SOURCE",
+        help="plan what usd_train --pretrained SOURCE can start: architecture, patch and spacing follow these weights",
+    )
+
+
 def add_splits(parser: argparse.ArgumentParser) -> None:
     """Add --splits."""
     parser.add_argument(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands import steps
-from unisegdiff_pipeline.commands.common import CommandParser, add_budget, add_plans, dataset_parser
+from unisegdiff_pipeline.commands.common import CommandParser, add_budget, add_for_weights, add_plans, dataset_parser
 from unisegdiff_pipeline.commands.terminal import say
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def build_parser() -> CommandParser:
         "The stages of the diffusion are planned by usd_preprocess, from the preprocessed labels.",
         add_budget,
         add_plans,
+        add_for_weights,
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan instead of writing it")
     return parser
@@ -47,7 +48,12 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     def plan(dataset: str) -> None:
         raw = steps.raw_folder(roots, dataset)
         step = pipeline.plan(
-            raw, roots.require_preprocessed(), budget=budget, plans_name=plans_name, writing=not args.dry_run
+            raw,
+            roots.require_preprocessed(),
+            budget=budget,
+            plans_name=plans_name,
+            writing=not args.dry_run,
+            for_weights=args.for_weights,
         )
         assert step.plans is not None
         if args.dry_run:

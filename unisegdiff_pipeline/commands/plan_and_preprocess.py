@@ -12,6 +12,7 @@ from unisegdiff_pipeline.commands.common import (
     add_budget,
     add_case_workers,
     add_configurations,
+    add_for_weights,
     add_plans,
     add_splits,
     dataset_parser,
@@ -31,6 +32,7 @@ def build_parser() -> CommandParser:
         add_configurations,
         add_budget,
         add_plans,
+        add_for_weights,
         add_case_workers,
         add_splits,
     )
@@ -61,17 +63,18 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
         if args.dry_run:
             raw = open_raw_dataset(folder)
             facts, _ = pipeline.check_and_measure(raw, args.workers, args.scheduler)
-            say(describe_plans(pipeline.make_plans(raw, facts, budget)))
+            weights = None if args.for_weights is None else pipeline.weights_to_follow(args.for_weights)
+            say(describe_plans(pipeline.make_plans(raw, facts, budget, weights=weights)))
             return
-        prepared = pipeline.plan_and_preprocess(
-            folder,
-            roots.require_preprocessed(),
-            configurations=args.configuration,
+        request = pipeline.PrepareRequest(
+            configurations=tuple(args.configuration or ()),
             budget=budget,
             plans_name=plans_name,
             workers=args.workers,
             scheduler=args.scheduler,
+            for_weights=args.for_weights,
         )
+        prepared = pipeline.prepare(folder, roots.require_preprocessed(), request)
         if args.splits == "nnunet":
             load_or_create_splits(prepared.folder, folder, folds=args.splits)
         report = "" if prepared.report is None else f"Report: {prepared.report}\n"

@@ -247,8 +247,8 @@ class TrainingPlan:
     augmentation: Augmentation = "default"
     dummy_2d_augmentation: bool = False
     mirror_axes: tuple[int, ...] = (0, 1, 2)
-    pretrained_encoder_rate: Annotated[float, Range(0, 1)] = 0.3
-    pretrained_warmup_fraction: Fraction = 0.1
+    pretrained_encoder_rate: Annotated[float, Range(0, 1)] = 1.0
+    pretrained_warmup_fraction: Fraction = 0.0
 
     def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:

@@ -58,11 +58,11 @@ def read_start(path: Path, fold: str | None = None) -> PretrainedStart:
     """
     path = Path(path)
     if not path.exists():
-        raise UsdError(f"--pretrained {path} does not exist; name one of: {_kinds()}.")
+        raise UsdError(f"{path} does not exist; weights to start from are {_kinds()}.")
     for reader in READERS:
         if reader.accepts(path):
             return reader.read(path, fold)
-    raise UsdError(f"--pretrained {path} holds no weights that can be read here; name one of: {_kinds()}.")
+    raise UsdError(f"{path} holds no weights that can be read here; those to start from are {_kinds()}.")
 
 
 def _kinds() -> str:
@@ -87,7 +87,7 @@ def _read_own(path: Path, fold: str | None) -> PretrainedStart:
     model = folder.parent
     if not (model / PLANS_NAME).is_file():
         raise UsdError(
-            f"--pretrained {path}: {model} holds no {PLANS_NAME}, which says what network the weights are of; name a "
+            f"{path}: {model} holds no {PLANS_NAME}, which says what network the weights are of; name a "
             f"fold folder as it lies in its model folder, or the model folder."
         )
     plans = read_dataclass(Plans, model / PLANS_NAME)
@@ -121,7 +121,7 @@ def _fold_of_model(model: Path, fold: str | None) -> Path:
     begun = sorted(path.parent for path in model.glob(f"fold_*/{PHASE_1_NAME}"))
     if not begun:
         raise UsdError(
-            f"--pretrained {model} holds no weights (fold_0/{WEIGHTS_NAME} or {PHASE_1_NAME}, ...); finish one of its "
+            f"{model} holds no weights (fold_0/{WEIGHTS_NAME} or {PHASE_1_NAME}, ...); finish one of its "
             f"folds with usd_train, or name another folder."
         )
     return next((path for path in begun if path.name == f"fold_{fold}"), begun[0])

@@ -1,0 +1,150 @@
+"""A plan that follows trained weights where it must, so that they can be started from.
+
+Architecture (levels, strides, kernels, features, kind of encoder) is that of the weights. The patch stays the planned
+one, brought to a size that the strides divide. The spacing is that of the weights where both sides know millimetres and
+it is within SPACING_FACTOR of the planned one, since features know objects by their size in voxels. Beyond that the
+objects of the two data sets are of another order of size anyhow, and the planned spacing stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.planning.planner import denoiser_widths
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, NetworkPlan, Plans
+from unisegdiff_pipeline.planning.sizing import Sizer
+from unisegdiff_pipeline.planning.topology import MIN_EDGE
+
+SPACING_FACTOR = 2.0
+Spacing = tuple[float | None, float, float]
+
+
+@dataclass(frozen=True)
+class WeightsToFollow:
+    """What a plan needs to know of weights.
+
+    Attributes:
+        network: their architecture.
+        spacing_mm: voxel size (Z, Y, X) that their images were resampled to; None where millimetres were not known.
+        description: what they are, for the reasons.
+    """
+
+    network: NetworkPlan
+    spacing_mm: Spacing | None
+    description: str
+
+
+def plan_for_weights(plans: Plans, weights: WeightsToFollow, num_cases: int) -> Plans:
+    """The plan with the configurations of the weights' dimension following them; the others stay as planned.
+
+    Args:
+        plans: of the data set, as planned without the weights.
+        weights: what is to be started from.
+        num_cases: of the data set, which bounds the batch.
+
+    Raises:
+        UsdError: no configuration has the dimension of the weights.
+    """
+    dims = weights.network.dims
+    following = [name for name, c in plans.configurations.items() if c.network.dims == dims]
+    if not following:
+        there = ", ".join(plans.configurations)
+        raise UsdError(
+            f"{plans.dataset_name}: {weights.description} is a {dims}D network, and planned are {there} alone; start "
+            f"from weights of another dimension."
+        )
+    configurations, decisions = dict(plans.configurations), dict(plans.decisions)
+    for name in following:
+        configurations[name], reasons = _following(plans, configurations[name], weights, num_cases)
+        decisions |= {f"configurations.{name}.{field}": reason for field, reason in reasons.items()}
+    recommended = plans.recommended_configuration
+    if recommended not in following:
+        decisions["recommended_configuration"] = (
+            f"of the {dims}D configurations, which {weights.description} can start; without it {recommended}"
+        )
+        recommended = following[0]
+    return replace(plans, configurations=configurations, decisions=decisions, recommended_configuration=recommended)
+
+
+def _following(
+    plans: Plans, planned: ConfigurationPlan, weights: WeightsToFollow, num_cases: int
+) -> tuple[ConfigurationPlan, Mapping[str, str]]:
+    channels, outputs = planned.network.num_input_channels, plans.labels.num_channels
+    sizer = Sizer(plans.budget, channels, outputs, num_cases)
+    spacing, reasons = _spacing(plans.spacing_known, planned, weights)
+    shape = _scaled(planned.median_shape, planned.preprocessing.target_spacing_mm, spacing)
+    network, reasons["network.patch_size"] = _network(planned.network, weights.network, shape, sizer)
+    same = f"as in {weights.description}, which this plan is made to start from"
+    reasons |= {"network.encoder": f"{network.encoder}: {same}", "network.levels": same}
+    batch_size, reason = sizer.batch_size(network, shape)
+    reasons["training.batch_size"] = reason
+    widths, fraction = denoiser_widths(network, outputs)
+    reasons["denoiser.features"] = f"one call costs {fraction:.1%} of the segmenter"
+    configuration = replace(
+        planned,
+        preprocessing=replace(planned.preprocessing, target_spacing_mm=spacing),
+        median_shape=shape,
+        network=network,
+        denoiser=replace(planned.denoiser, features=widths),
+        training=replace(planned.training, batch_size=batch_size),
+    )
+    return configuration, reasons
+
+
+def _spacing(known: bool, planned: ConfigurationPlan, weights: WeightsToFollow) -> tuple[Spacing, dict[str, str]]:
+    own, other = planned.preprocessing.target_spacing_mm, weights.spacing_mm
+    key = "preprocessing.target_spacing_mm"
+    if not known or other is None:
+        return own, {}
+    pairs = [(a, b) for a, b in zip(own, other, strict=True) if a is not None and b is not None]
+    says = f"that of {weights.description} is {_shown(other)} mm"
+    if any(max(a / b, b / a) > SPACING_FACTOR for a, b in pairs):
+        return own, {key: f"as planned without weights; {says}, over {SPACING_FACTOR:g} times off"}
+    z = own[0] if own[0] is None or other[0] is None else other[0]
+    return (z, other[1], other[2]), {key: f"{says}, within {SPACING_FACTOR:g} times of the planned {_shown(own)}"}
+
+
+def _scaled(shape: tuple[int, int, int], former: Spacing, spacing: Spacing) -> tuple[int, int, int]:
+    """A shape in voxels at another spacing."""
+    z, y, x = (
+        n if a is None or b is None else max(1, round(n * a / b))
+        for n, a, b in zip(shape, former, spacing, strict=True)
+    )
+    return z, y, x
+
+
+def _network(
+    planned: NetworkPlan, trained: NetworkPlan, median_shape: Sequence[int], sizer: Sizer
+) -> tuple[NetworkPlan, str]:
+    """The trained architecture with the planned patch, brought to sizes that its strides divide and shrunk to fit."""
+    divisor = [math.prod(level.stride[axis] for level in trained.levels) for axis in range(trained.dims)]
+    limits = median_shape[-trained.dims :]
+    most = [math.ceil(limit / step) for limit, step in zip(limits, divisor, strict=True)]  # that an image fills
+    least = [min(MIN_EDGE, count) * step for count, step in zip(most, divisor, strict=True)]
+    patch = [
+        max(floor, min(round(edge / step), count) * step)
+        for edge, step, count, floor in zip(planned.patch_size, divisor, most, least, strict=True)
+    ]
+
+    def network() -> NetworkPlan:
+        return NetworkPlan(trained.dims, tuple(patch), planned.num_input_channels, trained.levels, trained.encoder)
+
+    reason = f"the planned {_times(planned.patch_size)}, in multiples of {_times(divisor)}, by which the strides divide"
+    while not sizer.fits(network()):
+        axes = [axis for axis in range(trained.dims) if patch[axis] > least[axis]]
+        if not axes:
+            return network(), f"{reason}; no smaller one is of use to the weights, though it exceeds the budget"
+        axis = max(axes, key=lambda i: patch[i] / limits[i])
+        patch[axis] -= divisor[axis]
+    return network(), f"{reason}, within the budget"
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _shown(spacing: Spacing) -> str:
+    return " x ".join("own" if s is None else f"{s:.6g}" for s in spacing)
