@@ -22,7 +22,8 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
 from unisegdiff_pipeline.training import pretrained as pretrained_module
-from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
+from unisegdiff_pipeline.training.data.patches import PatchSource
+from unisegdiff_pipeline.training.interrupt import StopRequest, TrainingInterrupted
 from unisegdiff_pipeline.training.pretrained import (
     adapt_inputs,
     by_dataset,
@@ -34,8 +35,9 @@ from unisegdiff_pipeline.training.pretrained import (
 )
 from unisegdiff_pipeline.training.pretrained_start import PretrainedStart
 from unisegdiff_pipeline.training.request import TrainRequest
-from unisegdiff_pipeline.training.run import preview, train
-from unisegdiff_pipeline.training.schedule import risen
+from unisegdiff_pipeline.training.run import open_fold, preview, train
+from unisegdiff_pipeline.training.schedule import PhaseBudget, risen
+from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
 LESION = LabelScheme(("lesion",), ((1,),), "binary", (1,))
@@ -314,7 +316,7 @@ def test_phase_2_alone_says_what_differs(
         ({"pretrained": None, "phase_2_only": True}, "--phase-2-only needs a segmenter"),
         ({"trainer": "SegmentationTrainer", "phase_2_only": True}, "SegmentationTrainer has no phase 2"),
         ({"phase_1_from": Path("x")}, "--pretrained .* and --phase-1-from x both say"),
-        ({"pretrained": Path("/nowhere")}, "/nowhere does not exist; weights to start from are a fold"),
+        ({"pretrained": Path("/nowhere")}, "/nowhere does not exist; weights to start from are "),
     ],
 )
 def test_requests_that_cannot_be_are_refused_before_anything_is_written(
@@ -348,7 +350,7 @@ def test_damaged_folders_name_what_is_wrong(source: Path, tmp_path: Path) -> Non
     with pytest.raises(UsdError, match=r"weights.safetensors cannot be read .* damaged"):
         read_start(fold)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsdError, match="empty holds no weights that can be read here; those to start from are a fold"):
+    with pytest.raises(UsdError, match="empty holds no weights that can be read here; those to start from are "):
         read_start(tmp_path / "empty")
     bare = copied(source, tmp_path / "bare")
     for path in bare.glob("*.safetensors"):
@@ -372,19 +374,22 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
 
 
 def test_the_encoder_learns_slower_and_later(request_: TrainRequest, source: Path) -> None:
-    from unisegdiff_pipeline.training.interrupt import StopRequest
-    from unisegdiff_pipeline.training.run import open_fold
-    from unisegdiff_pipeline.training.schedule import PhaseBudget
-    from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
-
     run = open_fold(request_, StopRequest())
+    training = dataclasses.replace(
+        run.configuration.training, pretrained_encoder_rate=0.5, pretrained_warmup_fraction=0.4
+    )
+    run = dataclasses.replace(run, configuration=dataclasses.replace(run.configuration, training=training))
     trainer = SegmentationTrainer(run, PhaseBudget(iterations=10))
+    trainer.bf16 = False
     rest, encoder = trainer.optimizer.param_groups
     assert {id(p) for p in encoder["params"]} == {id(p) for p in trainer.network.encoder.parameters()}
     assert len(rest["params"]) + len(encoder["params"]) == len(list(trainer.network.parameters()))
-    plan = trainer.plan
-    assert encoder["factor"] == plan.pretrained_encoder_rate
-    assert encoder["warmup"] == plan.pretrained_warmup_fraction
+    source_of_patches = PatchSource(run.data, run.train_cases, run.configuration, run.plans.labels, 0, augment=False)
+    ratios = []
+    for iteration in range(6):
+        trainer.iterate(source_of_patches.batch(iteration))
+        ratios.append(encoder["lr"] / rest["lr"])
+    assert ratios == pytest.approx([0.0, 0.125, 0.25, 0.375, 0.5, 0.5])
     plain = dataclasses.replace(run, request=dataclasses.replace(request_, pretrained=None))
     assert len(SegmentationTrainer(plain, PhaseBudget(iterations=10)).optimizer.param_groups) == 1
 

@@ -90,8 +90,8 @@ def training_reasons(plan: TrainingPlan, *, on_cpu: bool, dims: int, has_lowres:
         "augmentation": "default: close to nnU-Net's and several times as fast; nnunet runs its literal recipe",
         "dummy_2d_augmentation": _dummy_2d(plan, dims),
         "pretrained_encoder_rate": (
-            f"{plan.pretrained_encoder_rate:g}: of the learning rate, for an encoder that usd_train --pretrained starts "
-            "from other weights; lower rates were worse where they were measured"
+            f"{plan.pretrained_encoder_rate:g}: of the learning rate, for an encoder that usd_train --pretrained "
+            "starts from other weights; lower rates were worse where they were measured"
         ),
         "pretrained_warmup_fraction": (
             f"{plan.pretrained_warmup_fraction:.0%} of phase 1, over which the rate of such an encoder rises from zero"
