@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +22,13 @@ from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.endings import has_native_reader
 from unisegdiff_pipeline.io.orientation import Reorientation, axis_codes
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
+from unisegdiff_pipeline.io.sources import Source, source_of_case, unified_volumes
 from unisegdiff_pipeline.io.spacing import spacing_problem
 from unisegdiff_pipeline.planning.plans import (
     ConfigurationPlan,
     Plans,
     PreprocessingPlan,
+    StagePlan,
     configuration_folder,
     plans_file,
 )
@@ -37,10 +39,12 @@ from unisegdiff_pipeline.preprocessing.normalize import normalize_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.provenance import (
     CaseSource,
+    case_settings,
     current_source,
     image_files,
     is_current,
     label_files,
+    mapping_words,
     merge_identical,
     settings_hash,
 )
@@ -55,7 +59,12 @@ from unisegdiff_pipeline.preprocessing.resample import (
     resampled_shape,
 )
 from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
-from unisegdiff_pipeline.preprocessing.source_inputs import reorientation_to
+from unisegdiff_pipeline.preprocessing.source_inputs import (
+    brought_to_mixture,
+    preprocessing_plans,
+    reorientation_to,
+    to_network_channels,
+)
 from unisegdiff_pipeline.preprocessing.storage import (
     MANIFEST,
     REFERENCE_FOLDER,
@@ -194,13 +203,14 @@ class PreprocessReport:
 
 @dataclass(frozen=True)
 class _Task:
-    """One configuration that a case is stored for."""
+    """One configuration that cases are stored for, as images of each source are treated (None: ordinary data sets)."""
 
     name: str
     folder: Path
-    plan: PreprocessingPlan
+    plans: Mapping[str | None, PreprocessingPlan]
+    settings: Mapping[str | None, str]
     patch_size: tuple[int, ...]
-    settings: str
+    width: int
 
 
 @dataclass(frozen=True)
@@ -211,6 +221,8 @@ class _CaseJob:
     group: str
     dataset_folder: Path
     description: DatasetDescription
+    labels: LabelScheme
+    source: Source | None
     tasks: tuple[_Task, ...]
     write_reference: bool
 
@@ -248,22 +260,33 @@ def preprocess_dataset(
     folder = Path(folder)
     group_of = {case.case_id: _group_of(case, groups) for case in raw.cases}
     tasks = {name: _task(plans, name, folder, plans_name) for name in configurations}
+    for task in tasks.values():
+        _require_planned_sources(raw, plans, task)
+    members = {name: [case.case_id for case in raw.cases if case.source in task.plans] for name, task in tasks.items()}
     _remove_temporaries(folder, tasks.values())
-    removed = tuple(f"{name}/{case_id}" for name, task in tasks.items() for case_id in _remove_stale(task, group_of))
-    description = replace(raw.description, labels=plans.labels)  # plans may have been edited
+    removed = tuple(
+        f"{name}/{case_id}" for name, task in tasks.items() for case_id in _remove_stale(task, members[name])
+    )
+    sources = {source.name: source for source in raw.description.sources}
+
+    def job(case: RawCase) -> _CaseJob:
+        source = None if case.source is None else sources[case.source]
+        description = raw.description_of(case)
+        if source is None:
+            description = replace(description, labels=plans.labels)  # plans may have been edited
+        takes_part = tuple(task for task in tasks.values() if case.source in task.plans)
+        new = _CaseJob(case, group_of[case.case_id], folder, description, plans.labels, source, takes_part, True)
+        return _open_part(new)
+
     with ThreadPoolExecutor(usable_cores()) as pool:  # what is stored is hashed, which leaves Python's lock
-        jobs = list(
-            pool.map(
-                lambda case: _job(case, group_of[case.case_id], folder, description, tuple(tasks.values())), raw.cases
-            )
-        )
-    todo = [job for job in jobs if job.tasks or job.write_reference]
-    done = {f"{task.name}/{job.case.case_id}" for job in todo for task in job.tasks}
+        jobs = list(pool.map(job, raw.cases))
+    todo = [each for each in jobs if each.tasks or each.write_reference]
+    done = {f"{task.name}/{each.case.case_id}" for each in todo for task in each.tasks}
     try:
         _run(todo, workers, scheduler)
     finally:
         _remove_temporaries(folder, tasks.values())
-        stored = {name: _stored_cases(task, group_of) for name, task in tasks.items()}
+        stored = {name: _stored_cases(task, members[name]) for name, task in tasks.items()}
         image_hashes = {case_id: case.image_hash for cases in stored.values() for case_id, case in cases.items()}
         group_of = merge_identical(group_of, image_hashes)
         write_cases(folder, group_of)
@@ -273,7 +296,7 @@ def preprocess_dataset(
     plans = _with_stages(plans, tasks, done)
     write_json(folder / "dataset.json", raw.description.raw)
     write_json(folder / plans_file(plans_name), plans)
-    wanted = [f"{name}/{case_id}" for name in tasks for case_id in group_of]
+    wanted = [f"{name}/{case_id}" for name in tasks for case_id in members[name]]
     skipped = tuple(key for key in wanted if key not in done)
     return PreprocessReport(plans, tuple(key for key in wanted if key in done), skipped, removed)
 
@@ -292,8 +315,35 @@ def _task(plans: Plans, name: str, folder: Path, plans_name: str | None) -> _Tas
     task_folder = folder / configuration_folder(name, plans_name)
     task_folder.mkdir(parents=True, exist_ok=True)
     remove_former_layout(task_folder)
-    settings = settings_hash(plans.labels, configuration.preprocessing.hash())
-    return _Task(name, task_folder, configuration.preprocessing, configuration.network.patch_size, settings)
+    return _Task(
+        name,
+        task_folder,
+        preprocessing_plans(configuration),
+        case_settings(plans.labels, configuration),
+        configuration.network.patch_size,
+        configuration.network.num_input_channels,
+    )
+
+
+def _require_planned_sources(raw: RawDataset, plans: Plans, task: _Task) -> None:
+    """What dataset.json says of the sources must be what the plan was made for, which the hashes of cases stand on."""
+    configuration = plans.configurations[task.name]
+    planned = {} if configuration.sources is None else configuration.sources.plans
+    for source in raw.description.sources:
+        plan = planned.get(source.name)
+        labels = raw.source_descriptions[source.name].labels
+        if plan is not None and (plan.label_map, plan.labels) != (source.label_map, labels):
+            raise UsdError(
+                f"source {source.name!r} of {raw.name}: its labels or its label_map in dataset.json are others than in "
+                f"the plan; run usd_plan_and_preprocess, or usd_fingerprint and usd_plan, again."
+            )
+    unknown = planned.keys() - {source.name for source in raw.description.sources}
+    if unknown or (configuration.sources is None) != (not raw.description.sources):
+        found = ", ".join(sorted(unknown)) or "no sources" if configuration.sources is None else "sources"
+        raise UsdError(
+            f"the plan of {task.name} has {found} where {raw.folder / 'dataset.json'} has "
+            f"{', '.join(source.name for source in raw.description.sources) or 'no sources'}; plan again."
+        )
 
 
 def _remove_temporaries(folder: Path, tasks: Iterable[_Task]) -> None:
@@ -302,29 +352,34 @@ def _remove_temporaries(folder: Path, tasks: Iterable[_Task]) -> None:
         remove_stale_temporaries(part)
 
 
-def _remove_stale(task: _Task, group_of: Mapping[str, str]) -> list[str]:
-    stale = [case_id for case_id in PreprocessedFolder(task.folder).case_ids if case_id not in group_of]
+def _remove_stale(task: _Task, members: Collection[str]) -> list[str]:
+    stale = [case_id for case_id in PreprocessedFolder(task.folder).case_ids if case_id not in members]
     for case_id in stale:
         remove_case(task.folder, case_id)
     return stale
 
 
-def _job(
-    case: RawCase, group: str, folder: Path, description: DatasetDescription, tasks: tuple[_Task, ...]
-) -> _CaseJob:
+def _open_part(job: _CaseJob) -> _CaseJob:
     """The part of the work on a case that is not done already."""
+    case = job.case
     if case.label_path is None or not case.image_paths:  # the check will say so
-        return _CaseJob(case, group, folder, description, tasks, write_reference=True)
+        return job
     files, labels = image_files(case), label_files(case)
     open_tasks = []
-    for task in tasks:
+    for task in job.tasks:
         stored = stored_case_file(task.folder, case.case_id)
-        current = stored is not None and is_current(stored.source, files, task.settings)
+        current = stored is not None and is_current(stored.source, files, task.settings[case.source])
         if stored is None or not current or damaged_files(task.folder, case.case_id, stored):
             open_tasks.append(task)
-    reference = stored_reference_source(folder, case.case_id)
-    needs_reference = not is_current(reference, labels, settings_hash(description.labels))
-    return _CaseJob(case, group, folder, description, tuple(open_tasks), needs_reference)
+    reference = stored_reference_source(job.dataset_folder, case.case_id)
+    needs_reference = not is_current(reference, labels, _reference_settings(job))
+    return replace(job, tasks=tuple(open_tasks), write_reference=needs_reference)
+
+
+def _reference_settings(job: _CaseJob) -> str:
+    if job.source is None:
+        return settings_hash(job.labels)
+    return settings_hash(job.labels, mapping_words(job.description.labels, job.source.label_map))
 
 
 def _run(jobs: list[_CaseJob], workers: int | None, scheduler: str | None) -> None:
@@ -380,7 +435,10 @@ def _preprocess_case(job: _CaseJob) -> None:
         raise UsdError(" ".join(map(str, problems)))
     assert volumes.image is not None
     assert volumes.labels is not None
-    labels = _label_rows((volumes.labels, *volumes.raters), job.description.labels)
+    maps: tuple[Volume, ...] = (volumes.labels, *volumes.raters)
+    if job.source is not None:
+        maps = unified_volumes(maps, job.source, job.description.labels, job.labels)
+    labels = _label_rows(maps, job.labels)
     if job.write_reference:
         _store_reference(job, labels, source)
     if job.tasks:
@@ -404,7 +462,7 @@ def _label_rows(volumes: Sequence[Volume], scheme: LabelScheme) -> Volume:
 
 def _store_reference(job: _CaseJob, labels: Volume, source: CaseSource | None) -> None:
     assert source is not None
-    scheme = job.description.labels
+    scheme = job.labels
     files = source.files[-len(label_files(job.case)) :]
     write_reference(
         job.dataset_folder,
@@ -413,7 +471,7 @@ def _store_reference(job: _CaseJob, labels: Volume, source: CaseSource | None) -
         scheme,
         job.case.case_id,
         job.group,
-        replace(source, files=files, settings=settings_hash(scheme)),
+        replace(source, files=files, settings=_reference_settings(job)),
     )
 
 
@@ -421,10 +479,14 @@ def _store_configurations(job: _CaseJob, volume: Volume, labels: np.ndarray, sou
     assert source is not None
     image_hash = array_hash(volume.array)
     for task in job.tasks:
-        image, properties = preprocess_image(volume, task.plan, job.case.case_id, job.group)
+        name = job.case.source
+        image, properties = preprocess_image(volume, task.plans[name], job.case.case_id, job.group)
+        if name is not None:
+            image = to_network_channels(image, task.width, job.case.case_id)
+            properties = replace(properties, source=name)
         rows = preprocess_labels(labels, properties)
-        components = sample_components(rows, job.description.labels, job.case.case_id)
-        content = CaseFile(replace(source, settings=task.settings), image_hash, properties)
+        components = sample_components(rows, job.labels, job.case.case_id)
+        content = CaseFile(replace(source, settings=task.settings[name]), image_hash, properties)
         write_case(task.folder, image, rows, components, content, task.patch_size)
 
 
@@ -453,14 +515,31 @@ def _with_stages(plans: Plans, tasks: Mapping[str, _Task], done: set[str]) -> Pl
 
 
 def _plan_stages(configuration: ConfigurationPlan, scheme: LabelScheme, task: _Task) -> ConfigurationPlan:
+    """Stages of all cases together, and of the cases of each source."""
+    folder = PreprocessedFolder(task.folder)
+    mixture = _stages_of(folder, configuration, scheme, folder.case_ids)
+    configuration = replace(configuration, stages=mixture)
+    if configuration.sources is None:
+        return configuration
+    plans = {}
+    for name, plan in configuration.sources.plans.items():
+        case_ids = [case_id for case_id in folder.case_ids if source_of_case(case_id) == name]
+        own = _stages_of(folder, configuration, scheme, case_ids) if case_ids else None
+        plans[name] = replace(plan, stages=None if own is None else brought_to_mixture(own, mixture))
+    return replace(configuration, sources=replace(configuration.sources, plans=plans))
+
+
+def _stages_of(
+    folder: PreprocessedFolder, configuration: ConfigurationPlan, scheme: LabelScheme, case_ids: Sequence[str]
+) -> StagePlan:
     from unisegdiff_pipeline.planning.stages import plan_stages
     from unisegdiff_pipeline.preprocessing.stage_patches import collect_label_patches
 
-    folder = PreprocessedFolder(task.folder)
-    patches = collect_label_patches(folder, scheme, configuration.network.patch_size)
-    first = folder.open(folder.case_ids[0]).properties.spacing_mm
-    spacing = [s if t is None else t for s, t in zip(first, task.plan.target_spacing_mm, strict=True)]
-    return replace(configuration, stages=plan_stages(patches, configuration.network.dims, spacing, scheme=scheme))
+    properties = folder.open(case_ids[0]).properties
+    plan = preprocessing_plans(configuration)[properties.source]
+    patches = collect_label_patches(folder, scheme, configuration.network.patch_size, case_ids=case_ids)
+    spacing = [s if t is None else t for s, t in zip(properties.spacing_mm, plan.target_spacing_mm, strict=True)]
+    return plan_stages(patches, configuration.network.dims, spacing, scheme=scheme)
 
 
 def _stage_reason(configuration: ConfigurationPlan) -> str:

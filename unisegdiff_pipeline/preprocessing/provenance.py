@@ -12,6 +12,7 @@ from unisegdiff_pipeline.core.files import file_hash, text_hash
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.io.images import files_read
 from unisegdiff_pipeline.io.raw_dataset import RawCase
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 
 FORMAT_VERSION = 2  # raised when the stored arrays change their meaning
 
@@ -62,6 +63,25 @@ def label_files(case: RawCase) -> tuple[Path, ...]:
 def settings_hash(scheme: LabelScheme, preprocessing_hash: str = "") -> str:
     """Hash of what is applied to the files: the preprocessing part of the plan and the meaning of the labels."""
     return text_hash(preprocessing_hash + json.dumps(asdict(scheme), sort_keys=True))
+
+
+def case_settings(scheme: LabelScheme, configuration: ConfigurationPlan) -> dict[str | None, str]:
+    """Hash of what is applied to the cases of each source; that of an ordinary data set has the key None.
+
+    The plan of one source says nothing of the cases of another: where it changes, only its own are made again.
+    """
+    if configuration.sources is None:
+        return {None: settings_hash(scheme, configuration.preprocessing.hash())}
+    width = configuration.network.num_input_channels
+    return {
+        name: settings_hash(scheme, f"{plan.preprocessing.hash()} {width} {mapping_words(plan.labels, plan.label_map)}")
+        for name, plan in configuration.sources.plans.items()
+    }
+
+
+def mapping_words(labels: LabelScheme | None, label_map: Mapping[str, str]) -> str:
+    """What becomes of the label values of a source, for hashes."""
+    return json.dumps([None if labels is None else asdict(labels), dict(label_map)], sort_keys=True)
 
 
 def current_source(files: Sequence[Path], settings: str) -> CaseSource:

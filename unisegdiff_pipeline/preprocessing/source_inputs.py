@@ -17,7 +17,9 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.orientation import Reorientation, nearest_reorientation
-from unisegdiff_pipeline.planning.plans import ConfigurationPlan, PreprocessingPlan
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, PreprocessingPlan, StagePlan
+
+SCALED_BEYOND_NATS = 2.0
 
 
 def preprocessing_of(
@@ -66,6 +68,23 @@ def to_network_channels(image: np.ndarray, width: int, case_id: str = "") -> np.
     """
     channels = _require_channels(image.shape[0], width, case_id)
     return image if channels == width else image[np.arange(width) % channels]
+
+
+def preprocessing_plans(configuration: ConfigurationPlan) -> dict[str | None, PreprocessingPlan]:
+    """The plan of each source's training images; that of an ordinary data set has the key None."""
+    if configuration.sources is None:
+        return {None: configuration.preprocessing}
+    return {name: plan.preprocessing for name, plan in configuration.sources.plans.items()}
+
+
+def brought_to_mixture(own: StagePlan, mixture: StagePlan) -> StagePlan:
+    """Stages of a source with the input scale b that moves its lam_a onto the mixture's: 2 ln b is a move on lam.
+
+    Edges that lie within SCALED_BEYOND_NATS of each other need none.
+    """
+    gap = own.lam_a - mixture.lam_a
+    scale = round(math.exp(gap / 2), 4) if abs(gap) > SCALED_BEYOND_NATS else 1.0
+    return replace(own, input_scale=(scale,) * len(own.input_scale))
 
 
 def reorientation_to(plan: PreprocessingPlan, volume: Volume) -> Reorientation:

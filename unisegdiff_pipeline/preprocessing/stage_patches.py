@@ -14,7 +14,11 @@ MAX_ROUNDS = 16  # small data sets give several patches a case
 
 
 def collect_label_patches(
-    folder: PreprocessedFolder, scheme: LabelScheme, patch_size: Sequence[int], seed: int = 0
+    folder: PreprocessedFolder,
+    scheme: LabelScheme,
+    patch_size: Sequence[int],
+    seed: int = 0,
+    case_ids: Sequence[str] | None = None,
 ) -> dict[str, list[np.ndarray]]:
     """Boolean masks of `patch_size` (two or three axes), up to MAX_PATCHES_PER_CLASS for each class or region.
 
@@ -22,13 +26,14 @@ def collect_label_patches(
     that all raters count), moved inwards where it would leave the image and padded where the image is smaller.
     """
     rng = np.random.default_rng(seed)
+    chosen = folder.case_ids if case_ids is None else case_ids
     patches: dict[str, list[np.ndarray]] = {name: [] for name in scheme.names}
     for _ in range(MAX_ROUNDS):
         before = sum(map(len, patches.values()))
-        for index in rng.permutation(len(folder.case_ids)):
+        for index in rng.permutation(len(chosen)):
             if all(len(found) >= MAX_PATCHES_PER_CLASS for found in patches.values()):
                 return patches
-            _add_patches(folder.open(folder.case_ids[index]), scheme, patch_size, rng, patches)
+            _add_patches(folder.open(chosen[index]), scheme, patch_size, rng, patches)
         if sum(map(len, patches.values())) == before:
             break
     return patches

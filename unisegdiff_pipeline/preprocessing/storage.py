@@ -38,10 +38,10 @@ from unisegdiff_pipeline.core.names import file_of
 from unisegdiff_pipeline.core.parallel import usable_cores
 from unisegdiff_pipeline.core.progress import progress
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
-from unisegdiff_pipeline.planning.plans import PreprocessingPlan
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.preprocessing.components import ComponentTable
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.provenance import CaseSource, settings_hash
+from unisegdiff_pipeline.preprocessing.provenance import CaseSource, case_settings
 
 __all__ = ["CaseProperties", "ComponentTable", "PreprocessedFolder", "StoredCase"]
 
@@ -155,11 +155,12 @@ class PreprocessedFolder:
         found = (self.folder / CASES).glob("*.json")
         return tuple(sorted(p.name.removesuffix(".json") for p in found if not p.name.startswith(".tmp-")))
 
-    def require_current(self, case_ids: Sequence[str], scheme: LabelScheme, plan: PreprocessingPlan) -> None:
+    def require_current(self, case_ids: Sequence[str], scheme: LabelScheme, plan: ConfigurationPlan) -> None:
         """Raise a UsdError that names cases which are not there, or were preprocessed by another plan."""
-        settings = settings_hash(scheme, plan.hash())
+        settings = case_settings(scheme, plan)
         for case_id in dict.fromkeys(case_ids):
-            if self._file(case_id).source.settings != settings:
+            stored = self._file(case_id)
+            if stored.source.settings != settings.get(stored.properties.source):
                 raise UsdError(
                     f"case {case_id!r} in {self.folder} was preprocessed by another plan than plans.json is now; run "
                     f"usd_preprocess again (only what changed is redone), or restore the former plans.json."

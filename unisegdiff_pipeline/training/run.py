@@ -250,7 +250,7 @@ def _open(request: TrainRequest, writing: bool = True) -> _Setting:
     data = PreprocessedFolder(dataset / configuration_folder(configuration.name, plans_name))
     device = resolve_device(request.device)
     cases = [case for split in folds.values() for case in (*split.train, *split.val)]
-    data.require_current(cases, plans.labels, configuration.preprocessing)
+    data.require_current(cases, plans.labels, configuration)
     return _Setting(
         trainer=trainer,
         dataset=dataset,
