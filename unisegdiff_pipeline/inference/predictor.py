@@ -296,7 +296,7 @@ class Predictor:
                 case_id=properties.case_id,
                 seed=seed,
                 sample_ids=ids,
-                spacing_mm=properties.spacing_mm,
+                spacing_mm=self.model.configuration.field_spacing_mm(properties.spacing_mm),
             )
             places += [(sample, index, i) for i, sample in enumerate(list(ids)[: member.num_samples])]
             if several:

@@ -331,6 +331,17 @@ class ConfigurationPlan:
     stages: StagePlan | None = None  # planned from the preprocessed labels, at the end of preprocessing
     sources: SourcesPlan | None = None  # of a unified data set
 
+    def field_spacing_mm(self, spacing_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Voxel size (Z, Y, X) that lengths of sampling are meant in, of a case with this one on the plan's grid.
+
+        On a relative grid the millimetres of sources do not compare, so that a length is as many voxels in each.
+        """
+        if self.sources is None:
+            return spacing_mm
+        pairs = zip(spacing_mm, self.preprocessing.target_spacing_mm, strict=True)
+        z, y, x = (own if common is None else common for own, common in pairs)
+        return z, y, x
+
     @property
     def patch_mirror_axes(self) -> tuple[int, ...]:
         """The training's `mirror_axes` as axes of a patch, which lacks Z where the network is a 2D one."""

@@ -23,7 +23,7 @@ def planned_length_mm(held_out: HoldOut) -> float:
     """
     step = -(-len(held_out.train_cases) // MOST_MEASURED_CASES)
     opened = [held_out.data.open(case_id) for case_id in held_out.train_cases[::step]]
-    radii = np.concatenate([radii_mm(stored) for stored in opened])
+    radii = np.concatenate([radii_mm(stored, held_out.configuration) for stored in opened])
     lengths = field_lengths_mm(held_out, opened[0])
     if not len(radii):
         return lengths[LENGTHS_VOXELS.index(FALLBACK_LENGTH_VOXELS)]
@@ -33,6 +33,7 @@ def planned_length_mm(held_out: HoldOut) -> float:
 
 def field_lengths_mm(held_out: HoldOut, stored: StoredCase) -> list[float]:
     """LENGTHS_VOXELS on the grid of a case."""
-    spacing_mm = stored.properties.spacing_mm[-held_out.configuration.network.dims :]
+    configuration = held_out.configuration
+    spacing_mm = configuration.field_spacing_mm(stored.properties.spacing_mm)[-configuration.network.dims :]
     unit_mm = float(np.prod(spacing_mm)) ** (1 / len(spacing_mm))
     return [round(voxels * unit_mm, 3) for voxels in LENGTHS_VOXELS]

@@ -70,7 +70,7 @@ def predict_stored(
             case_id=stored.case_id,
             seed=held_out.seed,
             sample_ids=range(settings.num_samples if num_samples is None else num_samples),
-            spacing_mm=stored.properties.spacing_mm,
+            spacing_mm=held_out.configuration.field_spacing_mm(stored.properties.spacing_mm),
             keep_samples=keep_samples or settings.decision == "dice",
         )
     finally:
@@ -108,6 +108,6 @@ def sample_tiles(
         case_id=stored.case_id,
         seed=held_out.seed,
         sample_ids=range(first_sample, first_sample + settings.num_samples),
-        spacing_mm=stored.properties.spacing_mm,
+        spacing_mm=held_out.configuration.field_spacing_mm(stored.properties.spacing_mm),
         keep_soft=keep_soft,
     )

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.preprocessing.components import ANNOTATED
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.hold_out import HoldOut
 
 
-def radii_mm(stored: StoredCase) -> np.ndarray:
+def radii_mm(stored: StoredCase, configuration: ConfigurationPlan) -> np.ndarray:
     """Of the objects that annotators drew in a case (N,)."""
-    table, spacing_mm = stored.components, stored.properties.spacing_mm
+    table, spacing_mm = stored.components, configuration.field_spacing_mm(stored.properties.spacing_mm)
     counted = (table.class_index != ANNOTATED) & ((table.row > 0) | (stored.num_rows == 1))
     num_voxels = table.num_voxels[counted].astype(np.float64)
     if stored.image.shape[1] == 1:
@@ -23,4 +24,5 @@ def radii_mm(stored: StoredCase) -> np.ndarray:
 
 def num_informative(held_out: HoldOut, cases: Sequence[str]) -> int:
     """Patients (groups) among the cases for whom anything is annotated: an empty case tells nothing of objects."""
-    return len({stored.group for stored in map(held_out.data.open, cases) if len(radii_mm(stored))})
+    opened = map(held_out.data.open, cases)
+    return len({stored.group for stored in opened if len(radii_mm(stored, held_out.configuration))})
