@@ -43,6 +43,11 @@ TWO, EIGHT = SamplerSettings(num_calls=2), SamplerSettings(num_calls=8)
 NONE = SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4.0)
 
 
+def own_spacing(dims: int) -> SimpleNamespace:
+    """A plan without sources, whose cases have their own voxel size."""
+    return SimpleNamespace(network=SimpleNamespace(dims=dims), field_spacing_mm=lambda spacing_mm: spacing_mm)
+
+
 def trial(sampler: SamplerSettings, *energies: float, groups: tuple[str, ...] | None = None) -> SamplerTrial:
     return SamplerTrial(sampler, energies, groups)
 
@@ -91,9 +96,7 @@ def test_draws_are_compared_with_trajectories_by_other_samples_than_chose_their_
     def stored(case: str) -> Any:
         return SimpleNamespace(properties=SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0)), group=case)
 
-    run: Any = SimpleNamespace(
-        data=SimpleNamespace(open=stored), configuration=SimpleNamespace(network=SimpleNamespace(dims=2))
-    )
+    run: Any = SimpleNamespace(data=SimpleNamespace(open=stored), configuration=own_spacing(2))
     monkeypatch.setattr("unisegdiff_pipeline.selection.sampler.score_samplers", score)
     model: Any = None
     planned = drawing(DEFAULT_SAMPLER, 16.0)
@@ -139,7 +142,7 @@ def test_the_field_is_planned_from_the_radius_of_the_objects(case: Any, dims: in
     run: Any = SimpleNamespace(
         train_cases=("a",),
         data=SimpleNamespace(open=lambda name: case),
-        configuration=SimpleNamespace(network=SimpleNamespace(dims=dims)),
+        configuration=own_spacing(dims),
     )
     assert planned_length_mm(run) == expected
 
@@ -194,7 +197,7 @@ def test_too_few_patients_choose_nothing_and_say_so(monkeypatch: pytest.MonkeyPa
         f"{i}": SimpleNamespace(**vars(objects((1, 64, 64), (1.0, 1.0, 1.0), 50)), group=i) for i in range(patients)
     }
     stored["empty"] = SimpleNamespace(**vars(objects((1, 64, 64), (1.0, 1.0, 1.0))), group="another")
-    run: Any = SimpleNamespace(data=SimpleNamespace(open=stored.__getitem__))
+    run: Any = SimpleNamespace(data=SimpleNamespace(open=stored.__getitem__), configuration=own_spacing(2))
     fitted = FittedCalibration(LogitCalibration(2.0, 3.0), {})
     monkeypatch.setattr(choosing, "try_samplers", refuse)
     monkeypatch.setattr(choosing, "try_means", refuse)

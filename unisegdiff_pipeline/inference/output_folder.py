@@ -60,9 +60,7 @@ class FolderTakenError(UsdError):
     """The output folder has become that of another prediction; whatever is written from now on would be mixed."""
 
 
-def claim_folder(
-    output: Path, owner: Owner, endings: Mapping[str, str], file_ending: str, *, overwrite: bool
-) -> None:
+def claim_folder(output: Path, owner: Owner, endings: Mapping[str, str], file_ending: str, *, overwrite: bool) -> None:
     """Make an output folder this run's own, or find that it is already.
 
     Args:

@@ -46,9 +46,7 @@ def save_case(
     for folder in output_folders(output):
         require_writable(folder)
     with _ONE_AT_A_TIME, locked(output / ".lock-part-0-of-1", str(output)):
-        claim_folder(
-            output, owner, {properties.case_id: options.file_ending}, options.file_ending, overwrite=False
-        )
+        claim_folder(output, owner, {properties.case_id: options.file_ending}, options.file_ending, overwrite=False)
         for folder in output_folders(output):
             remove_stale_temporaries(folder)
         remove_former(output, properties.case_id, options.file_ending)

@@ -96,12 +96,20 @@ def unify(
 
 
 def source_hash(folder: Path) -> str:
-    """Hash of a source's dataset.json and of the names and sizes of its files: what is cheap to look at."""
-    lines = [file_hash(folder / "dataset.json")]
+    """Hash of a source's dataset.json and groups.csv, and of names and sizes of its files: what is cheap to look at."""
+    lines = [file_hash(folder / name) for name in ("dataset.json", "groups.csv") if (folder / name).is_file()]
     for part in _FOLDERS:
         if (folder / part).is_dir():
-            lines += sorted(f"{part}/{entry.name} {entry.stat().st_size}" for entry in os.scandir(folder / part))
+            lines += sorted(f"{part}/{entry.name} {_size(entry)}" for entry in os.scandir(folder / part))
     return text_hash("\n".join(lines))
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """Bytes of a file; 0 for a link to nothing, which opening the data set names."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0
 
 
 def changed_sources(raw: RawDataset) -> tuple[Source, ...]:
@@ -151,7 +159,7 @@ def _source_names(raw_root: Path, folders: Sequence[Path], renamed: Mapping[str,
         if len(same) > 1:
             raise UsdError(
                 f"{' and '.join(same)} would both be the source {name}; name each data set once, or rename one with "
-                f"--rename {same[0][7:10]}=NAME."
+                f"--rename {same[0]}=NAME."
             )
     return names
 

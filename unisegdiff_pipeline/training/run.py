@@ -19,6 +19,7 @@ from unisegdiff_pipeline.core.serialization import read_dataclass, read_json, wr
 from unisegdiff_pipeline.evaluation.summary import fold_table
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, plan_hash
 from unisegdiff_pipeline.inference.model_name import SEPARATOR, ModelName, parse_model_name, require_part
+from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, configuration_folder, require_plans
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases, require_undamaged_references
@@ -246,7 +247,7 @@ def _open(request: TrainRequest, writing: bool = True) -> _Setting:
         )
     model_folder = request.roots.require_results() / plans.dataset_name / name.folder
     records = {record.case_id: record for record in read_cases(dataset)}
-    folds = _folds(request, dataset, records, writing)
+    folds = {name: _usable(split, configuration) for name, split in _folds(request, dataset, records, writing).items()}
     data = PreprocessedFolder(dataset / configuration_folder(configuration.name, plans_name))
     device = resolve_device(request.device)
     cases = [case for split in folds.values() for case in (*split.train, *split.val)]
@@ -420,6 +421,15 @@ def _folds(
         raise UsdError(f"fold {request.fold!r} is unknown; use 0 to {len(splits) - 1}, all or cv.")
     number = int(request.fold)
     return {str(number): select_split(splits, number)}
+
+
+def _usable(split: Split, configuration: ConfigurationPlan) -> Split:
+    """A fold without the cases of sources that the configuration has no use for, as 3D ones of 2D images."""
+    if configuration.sources is None:
+        return split
+    known = configuration.sources.plans
+    train, val = (tuple(c for c in cases if source_of_case(c) in known) for cases in (split.train, split.val))
+    return Split(train, val)
 
 
 def _check_plan_of_folds(setting: _Setting, restarted: set[str]) -> None:
