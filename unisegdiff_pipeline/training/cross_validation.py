@@ -14,6 +14,9 @@ from pathlib import Path
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, write_json
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
+from unisegdiff_pipeline.inference.model_folder import DATASET_NAME
+from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+from unisegdiff_pipeline.io.sources import is_unified, source_of_case
 from unisegdiff_pipeline.preprocessing.reference import stored_reference_source
 from unisegdiff_pipeline.training.request import CollectedCases
 from unisegdiff_pipeline.training.validation import SUMMARY_NAME
@@ -80,15 +83,25 @@ def label_files(dataset_folder: Path, raw_root: Path | None, case_ids: Iterable[
         case_ids: names of cases.
     """
     result: dict[str, Path | None] = {}
+    datasets = _datasets_of_sources(dataset_folder)
     for case_id in case_ids:
         source = stored_reference_source(dataset_folder, case_id)
         if source is None or not source.files:
             result[case_id] = None
             continue
         name = Path(source.files[0].name).name
-        path = None if raw_root is None else raw_root / dataset_folder.name / "labelsTr" / name
+        dataset = datasets.get(source_of_case(case_id), dataset_folder.name) if datasets else dataset_folder.name
+        path = None if raw_root is None else raw_root / dataset / "labelsTr" / name
         result[case_id] = path if path is not None and path.is_file() else Path(name)
     return result
+
+
+def _datasets_of_sources(dataset_folder: Path) -> dict[str, str]:
+    """Folder of the raw data set of each source of a unified data set; empty for any other."""
+    path = dataset_folder / DATASET_NAME
+    if not is_unified(path):
+        return {}
+    return {source.name: source.dataset for source in read_dataset_json(path).sources}
 
 
 def _link(source: Path, target: Path) -> None:
@@ -102,9 +115,9 @@ def _link(source: Path, target: Path) -> None:
 
 def _remove_former(folder: Path, file_ending: str) -> None:
     """Remove the cases that the folder's manifest names, and nothing else."""
-    from unisegdiff_pipeline.inference.output_folder import remove_case
+    from unisegdiff_pipeline.inference.output_folder import remove_former
 
     manifest = folder / "manifest.json"
     if manifest.is_file():
         for case_id in read_object(manifest).get("validation") or {}:
-            remove_case(folder, case_id, file_ending)
+            remove_former(folder, case_id, file_ending)

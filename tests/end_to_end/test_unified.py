@@ -1,0 +1,137 @@
+"""A unified data set from usd_unify to a prediction: grey and colour pictures and volumes, one network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from unisegdiff_pipeline.commands.plan_and_preprocess import main as usd_plan_and_preprocess
+from unisegdiff_pipeline.commands.predict import main as usd_predict
+from unisegdiff_pipeline.commands.preprocess import main as usd_preprocess
+from unisegdiff_pipeline.commands.train import main as usd_train
+from unisegdiff_pipeline.commands.unify import main as usd_unify
+from unisegdiff_pipeline.core.serialization import read_dataclass
+from unisegdiff_pipeline.planning.plans import Plans
+from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
+from unisegdiff_pipeline.training.cross_validation import label_files
+
+BUDGET = ["--device", "cpu", "--memory-gb", "4", "--workers", "0"]
+CASES = 6
+MODEL = "results/Dataset500_Both/StagedDiffusionTrainer__2d"
+
+
+def write_pictures(folder: Path, colour: bool, class_name: str) -> None:
+    rng = np.random.default_rng(len(class_name))
+    size = 48 if colour else 40
+    for case in range(CASES):
+        mask = np.zeros((size, size), np.uint8)
+        row, column = rng.integers(8, size - 20, 2)
+        mask[row : row + 12, column : column + 10] = 1
+        pixels = rng.integers(0, 60, (size, size, 3) if colour else (size, size)) + 120 * (
+            mask[..., None] if colour else mask
+        )
+        Image.fromarray(pixels.astype(np.uint8)).save(_made(folder / "imagesTr") / f"c{case}_0000.png")
+        Image.fromarray(mask).save(_made(folder / "labelsTr") / f"c{case}.png")
+    channels = ["R", "G", "B"] if colour else ["US"]
+    _describe(folder, channels, {"background": 0, class_name: 1}, ".png")
+
+
+def write_volumes(folder: Path) -> None:
+    rng = np.random.default_rng(3)
+    for case in range(CASES):
+        mask = np.zeros((4, 36, 44), np.uint8)
+        mask[1:3, 10 + case : 20 + case, 12:24] = 2
+        mask[1:3, 2:6, 2:6] = 1
+        image = rng.normal(0, 1, mask.shape).astype(np.float32) + 4 * (mask == 2)
+        for part, array, name in (("imagesTr", image, f"c{case}_0000"), ("labelsTr", mask, f"c{case}")):
+            volume = sitk.GetImageFromArray(array)
+            volume.SetSpacing((0.8, 0.8, 5.0))
+            sitk.WriteImage(volume, str(_made(folder / part) / f"{name}.nii.gz"))
+    _describe(folder, ["T1"], {"background": 0, "organ": 1, "tumour": 2}, ".nii.gz")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _describe(folder: Path, channels: list[str], labels: dict[str, int], ending: str) -> None:
+    content = {"channel_names": dict(enumerate(channels)), "labels": labels, "file_ending": ending}
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"usd_{name}", str(tmp_path / name))
+    write_pictures(tmp_path / "raw/Dataset001_Grey", False, "cyst")
+    write_pictures(tmp_path / "raw/Dataset002_Colour", True, "polyp")
+    write_volumes(tmp_path / "raw/Dataset003_Volume")
+    label_map = tmp_path / "map.json"
+    label_map.write_text(json.dumps({"Volume": {"organ": "background", "tumour": "lesion"}}))
+    assert usd_unify(["500", "--name", "Both", "-d", "1", "2", "3", "--label-map", str(label_map)]) == 0
+    assert usd_plan_and_preprocess(["-d", "500", "-c", "2d", *BUDGET]) == 0
+    return tmp_path
+
+
+def test_the_whole_way(root: Path) -> None:
+    assert usd_train(["500", "0", "-c", "2d", "--iterations", "6", "--device", "cpu", "--workers", "0"]) == 0
+    validation = root / MODEL / "fold_0/validation"
+    summary = json.loads((validation / "summary.json").read_text())
+    assert {case["case_id"].split("__")[0] for case in summary["cases"]} == {"Grey", "Colour", "Volume"}
+    assert "by_source" in summary
+    endings = {path.name.split("__")[0]: "".join(path.suffixes) for path in validation.glob("*__*")}
+    assert endings == {"Grey": ".png", "Colour": ".png", "Volume": ".nii.gz"}
+
+    images = _made(root / "new")
+    for number, name in ((1, "Grey"), (2, "Colour"), (3, "Volume")):
+        (image,) = (root / f"raw/Dataset{number:03d}_{name}/imagesTr").glob("c1_0000.*")
+        (images / image.name.replace("c1", name)).write_bytes(image.read_bytes())
+    predict = ["-i", str(images), "-m", str(root / MODEL), "--device", "cpu"]
+    assert usd_predict([*predict, "-o", str(root / "unknown")]) == 0
+    assert sitk.ReadImage(str(root / "unknown/Volume.nii.gz")).GetSize() == (44, 36, 4)
+    assert Image.open(root / "unknown/Colour.png").size == (48, 48)
+    assert Image.open(root / "unknown/Grey.png").size == (40, 40)
+    # A picture of another kind is an error of its own; the others are predicted as what the user says they are.
+    assert usd_predict([*predict, "-o", str(root / "grey"), "--source", "Grey"]) != 0
+    assert (root / "grey/Grey.png").is_file()
+    assert not (root / "grey/Colour.png").exists()
+
+
+def test_stored_cases_hold_unified_classes_and_the_networks_channels(root: Path) -> None:
+    folder = PreprocessedFolder(root / "preprocessed/Dataset500_Both/2d")
+    assert len(folder.case_ids) == 3 * CASES
+    for case_id in ("Grey__c0", "Colour__c0", "Volume__c0"):
+        case = folder.open(case_id)
+        assert case.properties.source == case_id.split("__")[0]
+        assert case.image.shape[0] == 3
+        assert set(np.unique(case.labels[...])) == {0, 1}
+    grey = folder.open("Grey__c0").image[...]
+    assert np.array_equal(grey[0], grey[2])
+
+
+def test_label_files_of_validated_cases_are_those_of_their_sources(root: Path) -> None:
+    found = label_files(root / "preprocessed/Dataset500_Both", root / "raw", ["Grey__c0", "Volume__c1"])
+    assert found == {
+        "Grey__c0": root / "raw/Dataset001_Grey/labelsTr/c0.png",
+        "Volume__c1": root / "raw/Dataset003_Volume/labelsTr/c1.nii.gz",
+    }
+
+
+def test_another_plan_of_one_source_makes_its_cases_alone_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = root / "preprocessed/Dataset500_Both/plans.json"
+    content = json.loads(path.read_text())
+    plan = content["configurations"]["2d"]["sources"]["plans"]["Grey"]["preprocessing"]
+    plan["target_spacing_mm"] = [None, *(1.1 * s for s in plan["target_spacing_mm"][1:])]
+    path.write_text(json.dumps(content))
+    before = {p.name: p.stat().st_mtime_ns for p in (path.parent / "2d/cases").iterdir()}
+    assert usd_preprocess(["-d", "500", "-c", "2d", "--workers", "0"]) == 0
+    images = path.parent / "2d/cases"
+    changed = {p.name.split("__")[0] for p in images.iterdir() if before[p.name] != p.stat().st_mtime_ns}
+    assert changed == {"Grey"}
+    assert read_dataclass(Plans, path).configurations["2d"].sources is not None
