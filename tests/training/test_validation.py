@@ -38,7 +38,9 @@ def test_an_object_in_doubt_counts_where_its_mask_is_cut_for_dice(
         box = SampledBox((slice(None),) * 3, torch.ones(1, 8, 8, dtype=torch.bool), 0.4 * mask, samples)
         return CasePrediction(0.4 * mask, (box,), 2, 0.0, SamplingFacts(1, 1, 0, 0.0, 0.0))
 
-    configuration = SimpleNamespace(network=SimpleNamespace(patch_size=(8, 8)), sources=None)
+    configuration = SimpleNamespace(
+        network=SimpleNamespace(patch_size=(8, 8)), sources=None, field_spacing_mm=lambda spacing_mm: spacing_mm
+    )
     run: Any = SimpleNamespace(
         monitored_cases=("case",),
         data=SimpleNamespace(open=lambda case_id: stored),
