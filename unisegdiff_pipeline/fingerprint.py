@@ -452,9 +452,10 @@ def summarize_sources(raw: RawDataset, facts: Sequence[_CaseFacts]) -> Fingerpri
 
 def _widened(facts: _CaseFacts, channels: int) -> _CaseFacts:
     """The same facts with the channels of their image repeated to so many."""
+    from unisegdiff_pipeline.io.sources import repeated_channels
 
     def repeated(values: np.ndarray | None) -> np.ndarray | None:
-        return None if values is None else values[np.arange(channels) % len(values)]
+        return None if values is None else values[repeated_channels(len(values), channels)]
 
     return replace(facts, samples=repeated(facts.samples), anywhere=repeated(facts.anywhere))
 

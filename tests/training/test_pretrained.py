@@ -166,7 +166,14 @@ def test_another_architecture_and_another_dimension_are_refused() -> None:
 
 def test_cases_of_a_unified_data_set_are_those_of_its_sources(tmp_path: Path) -> None:
     description = tmp_path / "dataset.json"
-    description.write_text(json.dumps({"sources": [{"name": "BUSI", "dataset": "Dataset101_BUSI"}]}))
+    source = {
+        "name": "BUSI",
+        "dataset": "Dataset101_BUSI",
+        "modality": "US",
+        "label_map": {"lesion": "lesion"},
+        "hash": "",
+    }
+    description.write_text(json.dumps({"sources": [source]}))
     assert by_dataset("Dataset500_U", ["BUSI__a", "x__b"], description) == {
         "Dataset101_BUSI": ["a"],
         "Dataset500_U": ["x__b"],

@@ -135,7 +135,7 @@ def cross_entropy(logits: Tensor, target: Tensor, coding: Coding) -> Tensor:
     """
     if coding == "softmax":
         return -(target * logits.float().log_softmax(dim=1)).sum(dim=1)
-    return functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").mean(dim=1)
+    return channel_cross_entropy(logits, target).mean(dim=1)
 
 
 def channel_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

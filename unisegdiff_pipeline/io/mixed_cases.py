@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.names import composed, require_name
-from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, TIFF_ENDINGS, is_picture_ending, split_ending
+from unisegdiff_pipeline.core.names import composed
+from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, is_picture_ending, split_ending
 from unisegdiff_pipeline.io.images import files_read
-from unisegdiff_pipeline.io.raw_dataset import RawCase
-
-_CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+from unisegdiff_pipeline.io.raw_dataset import CHANNEL_SUFFIX, RawCase, require_input_name
 
 
 def find_mixed_cases(source: Path | Sequence[Path]) -> tuple[RawCase, ...]:
@@ -50,12 +47,7 @@ def find_mixed_cases(source: Path | Sequence[Path]) -> tuple[RawCase, ...]:
             raise UsdError(f"two inputs would both be case {case_id!r}: {first} and {path}; rename or remove one.")
         of_case[channel] = path
     for case_id, of_case in found.items():
-        require_name(case_id, "an input case")
-        if case_id.lower() == "manifest" and ending_of(tuple(of_case.values())).lower() in TIFF_ENDINGS:
-            raise UsdError(
-                f"an input case is named {case_id!r}: the file with the spacing of its mask would replace the "
-                f"manifest.json of the prediction; rename the image."
-            )
+        require_input_name(case_id, ending_of(tuple(of_case.values())))
     return tuple(
         RawCase(case_id, tuple(path for _, path in sorted(found[case_id].items(), key=lambda item: item[0] or 0)))
         for case_id in sorted(found)
@@ -90,7 +82,7 @@ def num_channels_to_read(paths: Sequence[Path]) -> int | None:
 
 def _case_and_channel(path: Path) -> tuple[str, int | None]:
     stem = composed(split_ending(path.name)[0])
-    match = _CHANNEL_SUFFIX.fullmatch(stem)
+    match = CHANNEL_SUFFIX.fullmatch(stem)
     return (match["case"], int(match["channel"])) if match else (stem, None)
 
 

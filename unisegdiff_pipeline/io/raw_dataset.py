@@ -30,7 +30,7 @@ from unisegdiff_pipeline.io.endings import TIFF_ENDINGS
 from unisegdiff_pipeline.io.images import is_picture_ending, label_ending, read_header, split_ending
 from unisegdiff_pipeline.io.sources import Source, require_whole_label_map, unified_case_id
 
-_CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 Key = TypeVar("Key", str, int)
 _RATER_SUFFIX = re.compile(r"(?P<case>.+)_rater(?P<rater>\d+)")
 
@@ -165,14 +165,8 @@ def _open_unified(folder: Path, description: DatasetDescription) -> RawDataset:
                 f"back, or make the unified one again with usd_unify, without it."
             )
         raw = open_raw_dataset(path)
-        if raw.source_descriptions:
-            raise UsdError(f"{path} is a unified data set itself; name its sources in its place.")
-        require_whole_label_map(source, raw.description.labels)
+        cases += [_of_source(case, source.name) for case in cases_of_source(raw, source)]
         descriptions[source.name] = raw.description
-        kept = [case for case in raw.cases if case.case_id not in source.excluded]
-        if not kept:
-            raise UsdError(f"no case of the source {source.name} ({path}) is left; exclude fewer, or leave it out.")
-        cases += [_of_source(case, source.name) for case in kept]
         stray += raw.stray_files
         unknown_groups += [unified_case_id(source.name, case_id) for case_id in raw.unknown_groups]
     return RawDataset(
@@ -184,6 +178,21 @@ def _open_unified(folder: Path, description: DatasetDescription) -> RawDataset:
         tuple(unknown_groups),
         descriptions,
     )
+
+
+def cases_of_source(raw: RawDataset, source: Source) -> list[RawCase]:
+    """The cases of a data set that a unified one takes, under their own names.
+
+    Raises:
+        UsdError: it is a unified data set itself, its label map does not name its classes, or no case is left.
+    """
+    if raw.source_descriptions:
+        raise UsdError(f"{raw.folder} is a unified data set itself; name its sources in its place.")
+    require_whole_label_map(source, raw.description.labels)
+    kept = [case for case in raw.cases if case.case_id not in source.excluded]
+    if not kept:
+        raise UsdError(f"no case of the source {source.name} ({raw.folder}) is left; exclude fewer, or leave it out.")
+    return kept
 
 
 def _of_source(case: RawCase, source: str) -> RawCase:
@@ -223,13 +232,18 @@ def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: in
             f"{len(problems)} of {counted(len(images), 'input case')} cannot be predicted: {_listed(problems)}."
         )
     for case_id in images:
-        require_name(case_id, "an input case")
-        if case_id.lower() == "manifest" and file_ending.lower() in TIFF_ENDINGS:
-            raise UsdError(
-                f"an input case is named {case_id!r}: the file with the spacing of its mask would replace the "
-                f"manifest.json of the prediction; rename the image."
-            )
+        require_input_name(case_id, file_ending)
     return tuple(RawCase(case_id, images[case_id]) for case_id in sorted(images))
+
+
+def require_input_name(case_id: str, file_ending: str) -> None:
+    """Raise a UsdError where an image to predict is named like what cannot be written, or stands beside the masks."""
+    require_name(case_id, "an input case")
+    if case_id.lower() == "manifest" and file_ending.lower() in TIFF_ENDINGS:
+        raise UsdError(
+            f"an input case is named {case_id!r}: the file with the spacing of its mask would replace the "
+            f"manifest.json of the prediction; rename the image."
+        )
 
 
 def channel_problem(paths: Sequence[Path], num_channels: int, unreadable_is_problem: bool = True) -> str | None:
@@ -315,7 +329,7 @@ def _cases_from_folders(folder: Path, description: DatasetDescription) -> _Listi
     listing = _Listing()
     channels: dict[str, dict[int, Path]] = {}
     for path in _files(images_folder, ending):
-        match = _CHANNEL_SUFFIX.fullmatch(_stem(path, ending))
+        match = CHANNEL_SUFFIX.fullmatch(_stem(path, ending))
         if match is None:
             remedy = f"Name it {_stem(path, ending)}_0000{ending}."
             listing.stray.append(StrayFile(path, "the image has no channel suffix", remedy))
@@ -349,7 +363,7 @@ def left_out(folder: Path, ending: str) -> list[StrayFile]:
             reason = f"it ends in {found}, expected is {ending}"
             if found.lower() == ending.lower():
                 stray.append(StrayFile(path, reason, f"Rename it to {stem}{ending}."))
-            elif is_picture_ending(found) == is_picture_ending(ending) or _CHANNEL_SUFFIX.fullmatch(stem):
+            elif is_picture_ending(found) == is_picture_ending(ending) or CHANNEL_SUFFIX.fullmatch(stem):
                 stray.append(StrayFile(path, reason, f"Convert it to {ending}, or move it away."))
     return stray
 
@@ -433,7 +447,7 @@ def _images_in_folder(folder: Path, file_ending: str) -> dict[str, tuple[Path, .
     channels: dict[str, dict[int, Path]] = {}
     whole: dict[str, Path] = {}  # files that hold all channels of a case and leave the suffix out
     for path in files:
-        match = _CHANNEL_SUFFIX.fullmatch(_stem(path, file_ending))
+        match = CHANNEL_SUFFIX.fullmatch(_stem(path, file_ending))
         if match is None:
             _add(whole, _stem(path, file_ending), path)
         else:
@@ -455,7 +469,7 @@ def _images_of_files(paths: Iterable[Path], file_ending: str) -> dict[str, tuple
         if not path.name.endswith(file_ending):
             raise UsdError(f"{path} does not end in {file_ending}, which the model expects; convert the image.")
         stem = _stem(path, file_ending)
-        match = _CHANNEL_SUFFIX.fullmatch(stem)
+        match = CHANNEL_SUFFIX.fullmatch(stem)
         case_id, files = (match["case"], _siblings(path, match["case"], file_ending)) if match else (stem, (path,))
         if images.setdefault(case_id, files) != files:
             raise UsdError(f"two inputs would both be case {case_id!r}: {images[case_id][0]} and {path}; rename one.")
@@ -468,14 +482,14 @@ def _siblings(path: Path, case_id: str, file_ending: str) -> tuple[Path, ...]:
     """All channel files of the case that a file belongs to, in channel order."""
     channels: dict[int, Path] = {}
     for other in _files(path.parent, file_ending):
-        match = _CHANNEL_SUFFIX.fullmatch(_stem(other, file_ending))
+        match = CHANNEL_SUFFIX.fullmatch(_stem(other, file_ending))
         if match is not None and match["case"] == case_id:
             _add(channels, int(match["channel"]), path.parent / other.name)
     return _in_order(channels)
 
 
 def _channel_number(path: Path) -> int | None:
-    match = _CHANNEL_SUFFIX.fullmatch(split_ending(path.name)[0])
+    match = CHANNEL_SUFFIX.fullmatch(split_ending(path.name)[0])
     return int(match["channel"]) if match else None
 
 

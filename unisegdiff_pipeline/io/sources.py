@@ -6,7 +6,7 @@ copied. Cases are named after their source, SEPARATOR and the case.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,19 @@ def source_of_case(case_id: str) -> str:
     return case_id.split(SEPARATOR, 1)[0]
 
 
+def cases_by_source(case_ids: Iterable[str]) -> dict[str, list[str]]:
+    """The cases of a unified data set by source, both in the order in which they come."""
+    found: dict[str, list[str]] = {}
+    for case_id in case_ids:
+        found.setdefault(source_of_case(case_id), []).append(case_id)
+    return found
+
+
+def repeated_channels(channels: int, width: int) -> np.ndarray:
+    """Which channel of an image each channel of the network's input is, (width,): 1 -> 111, 2 -> 121, 3 -> 123."""
+    return np.arange(width) % channels
+
+
 def parse_sources(sources: Any, labels: LabelScheme) -> tuple[Source, ...]:
     """The `sources` of a dataset.json; an absent key has none.
 
@@ -90,9 +103,18 @@ def parse_sources(sources: Any, labels: LabelScheme) -> tuple[Source, ...]:
     return found
 
 
-def is_unified(dataset_json: Path) -> bool:
-    """Whether a dataset.json is that of a unified data set; an absent one is not."""
-    return dataset_json.is_file() and bool(read_object(dataset_json).get("sources"))
+def datasets_of_sources(dataset_json: Path) -> dict[str, str]:
+    """Folder of the raw data set of each source; empty where a dataset.json is absent, or of no unified data set.
+
+    Raises:
+        UsdError: names the file and what in it is no source.
+    """
+    sources = read_object(dataset_json).get("sources") if dataset_json.is_file() else None
+    try:
+        found = from_jsonable(tuple[Source, ...], sources or [], "sources")
+    except UsdError as error:
+        raise UsdError(f"{dataset_json}: {error}") from None
+    return {source.name: source.dataset for source in found}
 
 
 def require_whole_label_map(source: Source, labels: LabelScheme) -> None:

@@ -14,13 +14,12 @@ from unisegdiff_pipeline.core.files import file_hash, text_hash
 from unisegdiff_pipeline.core.serialization import read_object, to_jsonable, write_json
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, parse_description
 from unisegdiff_pipeline.io.paths import dataset_name, find_dataset
-from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
+from unisegdiff_pipeline.io.raw_dataset import RawDataset, cases_of_source, open_raw_dataset
 from unisegdiff_pipeline.io.sources import (
     BACKGROUND,
     IGNORE,
     Source,
     annotated_classes,
-    require_whole_label_map,
     unified_values,
 )
 
@@ -67,21 +66,13 @@ def unify(
     folders = [raw_root / find_dataset(raw_root, dataset) for dataset in datasets]
     names = _source_names(raw_root, folders, renamed or {})
     parts = {source: open_raw_dataset(path) for source, path in zip(names, folders, strict=True)}
-    maps = _label_maps(parts, label_maps or {})
-    labels = _labels(parts, maps)
-    sources = []
-    for source, raw in parts.items():
-        if raw.source_descriptions:
-            raise UsdError(f"{raw.folder} is a unified data set itself; name its sources in its place.")
-        cases = _excluded(source, raw, excluded)
-        if len(cases) == len(raw.cases):
-            raise UsdError(f"no case of the source {source} ({raw.folder}) is left; exclude fewer, or leave it out.")
-        sources.append(Source(source, raw.folder.name, _modality(raw), maps[source], source_hash(raw.folder), cases))
+    sources = _sources(parts, label_maps or {}, excluded)
+    counts = {source.name: len(cases_of_source(parts[source.name], source)) for source in sources}
     _require_patterns_used(excluded, names)
     content = {
         "name": name,
         "channel_names": {str(i): f"channel_{i}" for i in range(max(map(_num_channels, parts.values())))},
-        **labels,
+        **_labels(parts, sources),
         "file_ending": max(parts.values(), key=lambda raw: len(raw.cases)).description.file_ending,
         "spacing_known": all(raw.description.spacing_known for raw in parts.values()),
         "sources": to_jsonable(sources),
@@ -89,7 +80,7 @@ def unify(
     description = parse_description(content)
     for mapped in description.sources:  # what cannot be mapped is refused before anything is written
         unified_values(mapped, parts[mapped.name].description.labels, description.labels)
-    _warn_of_sizes({source.name: len(parts[source.name].cases) - len(source.excluded) for source in sources})
+    _warn_of_sizes(counts)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "dataset.json", content)
     return folder
@@ -164,30 +155,30 @@ def _source_names(raw_root: Path, folders: Sequence[Path], renamed: Mapping[str,
     return names
 
 
-def _label_maps(parts: Mapping[str, RawDataset], given: LabelMaps) -> dict[str, dict[str, str]]:
-    """Label map of each source; one that is given must name all classes of its source."""
+def _sources(parts: Mapping[str, RawDataset], given: LabelMaps, excluded: Sequence[str]) -> list[Source]:
+    """The entries of dataset.json; classes of a source without a label map become DEFAULT_CLASS."""
     known = {*parts, *(raw.folder.name for raw in parts.values())}
     if unknown := sorted(set(given) - known):
         raise UsdError(f"the label map names {', '.join(unknown)}; sources are {', '.join(parts)}.")
-    maps = {}
-    for source, raw in parts.items():
-        chosen = given.get(source, given.get(raw.folder.name))
-        classes = raw.description.labels.names
-        maps[source] = dict(chosen) if chosen is not None else dict.fromkeys(classes, DEFAULT_CLASS)
-        require_whole_label_map(Source(source, raw.folder.name, "unknown", maps[source], ""), raw.description.labels)
-    return maps
+    sources = []
+    for name, raw in parts.items():
+        chosen = given.get(name, given.get(raw.folder.name))
+        label_map = dict.fromkeys(raw.description.labels.names, DEFAULT_CLASS) if chosen is None else dict(chosen)
+        cases = _excluded(name, raw, excluded)
+        sources.append(Source(name, raw.folder.name, _modality(raw), label_map, source_hash(raw.folder), cases))
+    return sources
 
 
-def _labels(parts: Mapping[str, RawDataset], maps: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+def _labels(parts: Mapping[str, RawDataset], sources: Sequence[Source]) -> dict[str, Any]:
     """`labels` of the unified data set, and `regions_class_order` where some source does not annotate some class.
 
     A network that is to leave a class open where nobody annotated it needs a channel for each class by itself.
     """
-    targets = [target for classes in maps.values() for target in classes.values()]
+    targets = [target for source in sources for target in source.label_map.values()]
     names = [name for name in dict.fromkeys(targets) if name not in (BACKGROUND, IGNORE)]
     if not names:
         raise UsdError("the label maps leave no class; map at least one class of a source to something.")
-    partial = any(not set(names) <= set(classes.values()) for classes in maps.values())
+    partial = any(not set(names) <= set(source.label_map.values()) for source in sources)
     values: dict[str, Any] = {name: [i + 1] if partial else i + 1 for i, name in enumerate(names)}
     ignored = IGNORE in targets or any(raw.description.labels.ignore_value is not None for raw in parts.values())
     more: dict[str, Any] = {IGNORE: len(names) + 1} if ignored else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,11 @@ def plan_spacing(fingerprint: Fingerprint) -> SpacingPlan:
         spacing_reason=spacing_reason,
         order_reason=order_reason,
     )
+
+
+def image_size(shape: Sequence[float], dims: int) -> float:
+    """Edge of the square, or for three dimensions of the cube, that is as large as an image of `shape` (Z, Y, X)."""
+    return math.prod(shape[-dims:]) ** (1 / dims)
 
 
 def resampled_shapes(shapes: np.ndarray, spacings: np.ndarray, target: Sequence[float] | np.ndarray) -> np.ndarray:

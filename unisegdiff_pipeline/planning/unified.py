@@ -18,7 +18,7 @@ from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, LesionSummary, Percentiles
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.images import is_picture_ending
-from unisegdiff_pipeline.io.sources import Source
+from unisegdiff_pipeline.io.sources import Source, annotated_classes
 from unisegdiff_pipeline.planning.normalization import choose_nonzero_mask, choose_normalizations
 from unisegdiff_pipeline.planning.plans import (
     ConfigurationPlan,
@@ -27,7 +27,7 @@ from unisegdiff_pipeline.planning.plans import (
     SourcePlan,
     SourcesPlan,
 )
-from unisegdiff_pipeline.planning.spacing import SpacingPlan, plan_spacing
+from unisegdiff_pipeline.planning.spacing import SpacingPlan, image_size, plan_spacing
 
 Triple = tuple[float, float, float]
 
@@ -197,7 +197,7 @@ def _annotated(source: Source, labels: LabelScheme) -> tuple[bool, ...]:
     """Per coded channel; a softmax shares its probability among all classes, so that none of them can be left out."""
     if labels.coding != "regions":
         return (True,) * labels.num_channels
-    return tuple(name in source.label_map.values() for name in labels.names)
+    return annotated_classes(source, labels)
 
 
 def _typical(facts: SourceFacts, dims: int) -> tuple[Triple, Triple]:
@@ -210,7 +210,7 @@ def _typical(facts: SourceFacts, dims: int) -> tuple[Triple, Triple]:
 
 def _size_factors(shapes: Mapping[str, Triple], dims: int) -> dict[str, float]:
     """How many times larger a source's median image is along its edges than the common one."""
-    sizes = {name: math.prod(shape[-dims:]) ** (1 / dims) for name, shape in shapes.items()}
+    sizes = {name: image_size(shape, dims) for name, shape in shapes.items()}
     common = float(np.median(list(sizes.values())))
     return {name: size / common for name, size in sizes.items()}
 

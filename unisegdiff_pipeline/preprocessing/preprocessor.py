@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -265,7 +265,7 @@ def preprocess_dataset(
     members = {name: [case.case_id for case in raw.cases if case.source in task.plans] for name, task in tasks.items()}
     _remove_temporaries(folder, tasks.values())
     removed = tuple(
-        f"{name}/{case_id}" for name, task in tasks.items() for case_id in _remove_stale(task, members[name])
+        f"{name}/{case_id}" for name, task in tasks.items() for case_id in _remove_stale(task, set(members[name]))
     )
     sources = {source.name: source for source in raw.description.sources}
 
@@ -339,9 +339,8 @@ def _require_planned_sources(raw: RawDataset, plans: Plans, task: _Task) -> None
             )
     unknown = planned.keys() - {source.name for source in raw.description.sources}
     if unknown or (configuration.sources is None) != (not raw.description.sources):
-        found = ", ".join(sorted(unknown)) or "no sources" if configuration.sources is None else "sources"
         raise UsdError(
-            f"the plan of {task.name} has {found} where {raw.folder / 'dataset.json'} has "
+            f"the plan of {task.name} has {', '.join(planned) or 'no sources'} where {raw.folder / 'dataset.json'} has "
             f"{', '.join(source.name for source in raw.description.sources) or 'no sources'}; plan again."
         )
 
@@ -352,7 +351,7 @@ def _remove_temporaries(folder: Path, tasks: Iterable[_Task]) -> None:
         remove_stale_temporaries(part)
 
 
-def _remove_stale(task: _Task, members: Collection[str]) -> list[str]:
+def _remove_stale(task: _Task, members: set[str]) -> list[str]:
     stale = [case_id for case_id in PreprocessedFolder(task.folder).case_ids if case_id not in members]
     for case_id in stale:
         remove_case(task.folder, case_id)

@@ -7,7 +7,6 @@ of channels and, where the sources meet on a relative grid, brought to the size 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +16,9 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.orientation import Reorientation, nearest_reorientation
+from unisegdiff_pipeline.io.sources import repeated_channels
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, PreprocessingPlan, StagePlan
+from unisegdiff_pipeline.planning.spacing import image_size
 
 SCALED_BEYOND_NATS = 2.0
 
@@ -67,7 +68,7 @@ def to_network_channels(image: np.ndarray, width: int, case_id: str = "") -> np.
         UsdError: the image has more channels than the network.
     """
     channels = _require_channels(image.shape[0], width, case_id)
-    return image if channels == width else image[np.arange(width) % channels]
+    return image if channels == width else image[repeated_channels(channels, width)]
 
 
 def preprocessing_plans(configuration: ConfigurationPlan) -> dict[str | None, PreprocessingPlan]:
@@ -93,11 +94,6 @@ def reorientation_to(plan: PreprocessingPlan, volume: Volume) -> Reorientation:
     if plan.direction is not None and not volume.geometry.is_2d:
         turn = nearest_reorientation(volume.geometry.direction, plan.direction)
     return turn.then(plan.axis_order)
-
-
-def image_size(shape: Sequence[float], dims: int) -> float:
-    """Edge of the square, or for three dimensions of the cube, that is as large as an image of `shape` (Z, Y, X)."""
-    return math.prod(shape[-dims:]) ** (1 / dims)
 
 
 def _plan_of(configuration: ConfigurationPlan, source: str) -> PreprocessingPlan:

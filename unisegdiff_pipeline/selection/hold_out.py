@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -64,13 +64,11 @@ def predict_stored(
     """Predict one preprocessed case; the samples are kept where the decision needs them, or the caller does."""
     training = model.training
     try:
-        return sample_case(
+        return sample_tiles(
+            held_out,
             tiled(held_out, model, stored),
-            settings.for_source(held_out.configuration.sources, stored.properties.source),
-            case_id=stored.case_id,
-            seed=held_out.seed,
-            sample_ids=range(settings.num_samples if num_samples is None else num_samples),
-            spacing_mm=held_out.configuration.field_spacing_mm(stored.properties.spacing_mm),
+            settings if num_samples is None else replace(settings, num_samples=num_samples),
+            stored,
             keep_samples=keep_samples or settings.decision == "dice",
         )
     finally:
@@ -98,6 +96,8 @@ def sample_tiles(
     tiles: TiledCase,
     settings: InferenceSettings,
     stored: StoredCase,
+    *,
+    keep_samples: bool = False,
     keep_soft: bool = False,
     first_sample: int = 0,
 ) -> CasePrediction:
@@ -109,5 +109,6 @@ def sample_tiles(
         seed=held_out.seed,
         sample_ids=range(first_sample, first_sample + settings.num_samples),
         spacing_mm=held_out.configuration.field_spacing_mm(stored.properties.spacing_mm),
+        keep_samples=keep_samples,
         keep_soft=keep_soft,
     )

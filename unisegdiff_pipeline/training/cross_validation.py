@@ -15,8 +15,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, write_json
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME
-from unisegdiff_pipeline.io.dataset_json import read_dataset_json
-from unisegdiff_pipeline.io.sources import is_unified, source_of_case
+from unisegdiff_pipeline.io.sources import datasets_of_sources, source_of_case
 from unisegdiff_pipeline.preprocessing.reference import stored_reference_source
 from unisegdiff_pipeline.training.request import CollectedCases
 from unisegdiff_pipeline.training.validation import SUMMARY_NAME
@@ -83,25 +82,17 @@ def label_files(dataset_folder: Path, raw_root: Path | None, case_ids: Iterable[
         case_ids: names of cases.
     """
     result: dict[str, Path | None] = {}
-    datasets = _datasets_of_sources(dataset_folder)
+    datasets = datasets_of_sources(dataset_folder / DATASET_NAME)
     for case_id in case_ids:
         source = stored_reference_source(dataset_folder, case_id)
         if source is None or not source.files:
             result[case_id] = None
             continue
         name = Path(source.files[0].name).name
-        dataset = datasets.get(source_of_case(case_id), dataset_folder.name) if datasets else dataset_folder.name
+        dataset = datasets.get(source_of_case(case_id), dataset_folder.name)
         path = None if raw_root is None else raw_root / dataset / "labelsTr" / name
         result[case_id] = path if path is not None and path.is_file() else Path(name)
     return result
-
-
-def _datasets_of_sources(dataset_folder: Path) -> dict[str, str]:
-    """Folder of the raw data set of each source of a unified data set; empty for any other."""
-    path = dataset_folder / DATASET_NAME
-    if not is_unified(path):
-        return {}
-    return {source.name: source.dataset for source in read_dataset_json(path).sources}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.core.serialization import read_dataclass, read_object
+from unisegdiff_pipeline.core.serialization import read_dataclass
 from unisegdiff_pipeline.inference.model_folder import (
     DATASET_NAME,
     PLANS_NAME,
@@ -29,7 +29,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     require_same_plan,
     tensors_hash,
 )
-from unisegdiff_pipeline.io.sources import SEPARATOR
+from unisegdiff_pipeline.io.sources import SEPARATOR, datasets_of_sources, repeated_channels
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, NetworkPlan, Plans
 from unisegdiff_pipeline.training.fold_run import FoldRun
@@ -146,8 +146,7 @@ def by_dataset(dataset: str, cases: Sequence[str], description: Path) -> dict[st
         cases: as it names them.
         description: its dataset.json.
     """
-    listed = read_object(description).get("sources") if description.is_file() else None
-    datasets = {source["name"]: source["dataset"] for source in listed or ()}
+    datasets = datasets_of_sources(description)
     result: dict[str, list[str]] = {}
     for case in cases:
         source, separator, rest = case.partition(SEPARATOR)
@@ -311,7 +310,7 @@ def adapt_inputs(weight: Tensor, channels: int) -> Tensor:
     former = weight.shape[1]
     if channels < former:
         return torch.stack([weight[:, first::channels].sum(dim=1) for first in range(channels)], dim=1)
-    index = torch.arange(channels) % former
+    index = torch.from_numpy(repeated_channels(former, channels))
     times = torch.bincount(index, minlength=former)[index].to(weight.dtype)
     return weight[:, index] / times.reshape(1, -1, *[1] * (weight.ndim - 2))
 

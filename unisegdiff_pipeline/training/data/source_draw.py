@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.io.sources import source_of_case
+from unisegdiff_pipeline.io.sources import cases_by_source, repeated_channels
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, PreprocessingPlan
 
 
@@ -42,16 +42,13 @@ class SourceDraw:
         sources = configuration.sources
         if sources is None:
             return None
-        by_source: dict[str, list[str]] = {name: [] for name in sources.plans}
-        for case_id in case_ids:
-            name = source_of_case(case_id)
-            if name not in by_source:
-                raise UsdError(
-                    f"case {case_id!r} is of a source {name!r} that the plan of configuration {configuration.name} "
-                    f"does not have; its sources are {', '.join(by_source)}. Plan and preprocess again."
-                )
-            by_source[name].append(case_id)
-        drawn = {name: tuple(cases) for name, cases in by_source.items() if cases}
+        found = cases_by_source(case_ids)
+        for name in found.keys() - sources.plans.keys():
+            raise UsdError(
+                f"case {found[name][0]!r} is of a source {name!r} that the plan of configuration {configuration.name} "
+                f"does not have; its sources are {', '.join(sources.plans)}. Plan and preprocess again."
+            )
+        drawn = {name: tuple(found[name]) for name in sources.plans if name in found}
         weights = np.array([float(max(1, sources.plans[name].num_images)) ** sources.temperature for name in drawn])
         width = configuration.network.num_input_channels
         return cls(
@@ -88,4 +85,4 @@ class SourceDraw:
 def masked_channels(plan: PreprocessingPlan, width: int) -> list[int]:
     """Channels of the network's input that are zero outside a mask; those of the image are repeated up to `width`."""
     flags = plan.use_nonzero_mask
-    return [i for i in range(width) if flags and flags[i % len(flags)]]
+    return [i for i, channel in enumerate(repeated_channels(len(flags), width)) if flags[channel]] if flags else []

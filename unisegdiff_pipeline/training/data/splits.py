@@ -16,7 +16,7 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, write_json
-from unisegdiff_pipeline.io.sources import is_unified, source_of_case
+from unisegdiff_pipeline.io.sources import cases_by_source, datasets_of_sources
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases
 
 LOGGER = logging.getLogger(__name__)
@@ -82,11 +82,10 @@ def make_splits_by_source(
     A source of fewer groups than folds is validated in as many folds as it has groups, and trained on in the others;
     one of a single group is trained on only.
     """
-    by_source: dict[str, list[tuple[str, str, float]]] = {}
-    for case in sorted(cases):
-        by_source.setdefault(source_of_case(case[0]), []).append(case)
+    records = {case[0]: case for case in sorted(cases)}
     parts: list[list[Split]] = []
-    for source, own in by_source.items():
+    for source, names in cases_by_source(records).items():
+        own = [records[name] for name in names]
         possible = min(num_folds, len({group for _, group, _ in own}))
         if possible < num_folds:
             LOGGER.warning(
@@ -96,7 +95,7 @@ def make_splits_by_source(
                 num_folds,
             )
         splits = make_splits(own, possible, seed) if possible > 1 else []
-        whole = Split(tuple(name for name, _, _ in own), ())
+        whole = Split(tuple(names), ())
         parts.append([*splits, *[whole] * (num_folds - len(splits))])
     return [
         Split(
@@ -183,11 +182,8 @@ def inner_holdout_by_source(
         The cases to train on, sorted; the cases held out, one of each source after the other, so that a look at the
         first ones sees several sources.
     """
-    sources: dict[str, list[str]] = {}
-    for case in sorted(train):
-        sources.setdefault(source_of_case(case), []).append(case)
     held: list[tuple[str, ...]] = []
-    for cases in sources.values():
+    for cases in cases_by_source(sorted(train)).values():
         if len({groups.get(case, case) for case in cases}) > 1:
             chosen = inner_holdout(cases, groups, fraction, seed, volumes)[1]
             held.append(tuple(np.random.default_rng(seed).permutation(chosen).tolist()))
@@ -238,7 +234,7 @@ def load_or_create_splits(
         _require_folds(path, splits, wanted)
     else:
         cases = [(r.case_id, r.group, r.foreground_mm3) for r in records]
-        unified = is_unified(preprocessed_folder / "dataset.json")
+        unified = datasets_of_sources(preprocessed_folder / "dataset.json")
         splits = wanted or (make_splits_by_source if unified else make_splits)(cases, num_folds, seed)
         if writing:
             write_json(path, splits)
