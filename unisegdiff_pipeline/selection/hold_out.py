@@ -97,7 +97,7 @@ def sample_tiles(
     settings: InferenceSettings,
     stored: StoredCase,
     *,
-    keep_samples: bool = False,
+    keep_samples: bool = True,
     keep_soft: bool = False,
     first_sample: int = 0,
 ) -> CasePrediction:
