@@ -1,12 +1,12 @@
 """One unified 2D model against a model for each source, with the same seconds in total, on fold 0 of every source.
 
-    python tests/benchmarks/unified.py train --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
-    python tests/benchmarks/unified.py table --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
+    python -m tests.benchmarks.unified train --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
+    python -m tests.benchmarks.unified table --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
 
 `train` plans, preprocesses and trains what is not there yet: the unified data set (made by usd_unify before, in ROOT)
 for all the seconds, and each source alone for its equal part. Folds of a unified data set are those of its sources, so
 that both validate on the same cases; `table` refuses where they do not. Scores are those of the trainings' own
-validation. The interval of a difference is a bootstrap over cases, the test Wilcoxon's signed ranks.
+validation. The interval of a difference is a bootstrap, the test Wilcoxon's signed ranks, both over groups (patients).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from statistics import fmean
 
 from unisegdiff_pipeline.evaluation.comparison import paired_comparison
 from unisegdiff_pipeline.io.paths import find_dataset
+from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 
 TRAINER = "StagedDiffusionTrainer"
 Scores = dict[str, dict[str, float | str | None]]
@@ -109,21 +110,33 @@ def table(args: argparse.Namespace) -> list[str]:
         means: list[tuple[float, float]] = []
         for dataset in args.sources:
             source = find_dataset(args.raw, dataset).split("_", 1)[1]
+            groups = groups_of(args.raw / find_dataset(args.raw, dataset))
             alone = scores_of(fold_folder(args, dataset, run_name(part, seed)))
             unified = scores_of(fold_folder(args, args.unified, run_name(args.seconds, seed)), f"{source}__")
             if alone.keys() != unified.keys():
                 raise SystemExit(f"{source}, seed {seed}: other cases were validated alone than unified")
             first, second = dice_where_lesion(alone), dice_where_lesion(unified)
-            found = paired_comparison([*second.values()], [first[case] for case in second], resamples=10_000)
             means.append((fmean(first.values()), fmean(second.values())))
             alarms = [" of ".join(map(str, false_alarms(scores))) for scores in (alone, unified)]
             lines.append(
                 f"| {source} | {seed} | {len(first)} | {means[-1][0]:.3f} | {means[-1][1]:.3f} | "
-                f"{found.mean_difference:+.3f} [{found.ci_low:+.3f}, {found.ci_high:+.3f}] | {found.p_wilcoxon:.2g} | "
-                f"{alarms[0]} | {alarms[1]} |"
+                f"{difference_cells(second, first, groups)} | {alarms[0]} | {alarms[1]} |"
             )
         lines.append(_macro(seed, means))
     return lines
+
+
+def groups_of(folder: Path) -> dict[str, str]:
+    """Group of every case of a raw data set; a case without one is its own."""
+    return {case.case_id: case.group or case.case_id for case in open_raw_dataset(folder).cases}
+
+
+def difference_cells(first: dict[str, float], second: dict[str, float], groups: dict[str, str]) -> str:
+    """Two cells of a table: mean of first - second over the cases with its interval, and p, over groups."""
+    pairs = [first.values(), (second[case] for case in first)]
+    found = paired_comparison(*map(list, pairs), [groups[case] for case in first], resamples=10_000)
+    difference = f"{found.mean_difference:+.3f} [{found.ci_low:+.3f}, {found.ci_high:+.3f}]"
+    return f"{difference} | {found.p_wilcoxon:.2g}"
 
 
 def _macro(seed: int, means: Iterable[tuple[float, float]]) -> str:
