@@ -13,6 +13,7 @@ unknown source, which is the row of no case at all. Scores are those of the trai
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import random
 from pathlib import Path
@@ -31,9 +32,11 @@ from tests.benchmarks.unified import (
 )
 from unisegdiff_pipeline.inference.model_name import ModelName
 from unisegdiff_pipeline.io.paths import find_dataset
+from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 from unisegdiff_pipeline.planning.plans import PLANS_PREFIX
 
 SHUFFLE_SEED = 12345
+COUNTS = ("dice", "tp", "fp", "fn")
 LIKE_START = "like_start"
 PLANS: dict[str, str | None] = {"alone": None, "start": LIKE_START}
 
@@ -48,6 +51,16 @@ def splits(cases: list[str], numbers: list[int]) -> list[dict[str, list[str]]]:
     return [{"train": sorted(shuffled[:number]), "val": sorted(shuffled[half:])} for number in numbers]
 
 
+def case_names(args: argparse.Namespace) -> list[str]:
+    """All cases of the data set."""
+    return [case.case_id for case in open_raw_dataset(args.raw / find_dataset(args.raw, args.dataset)).cases]
+
+
+def scored_cases(args: argparse.Namespace) -> set[str]:
+    """The cases that every training is scored on."""
+    return set(splits(case_names(args), args.cases)[0]["val"])
+
+
 def prepare(args: argparse.Namespace) -> None:
     """Both plans, preprocessed cases, and the folds."""
     roots = roots_of(args)
@@ -57,8 +70,7 @@ def prepare(args: argparse.Namespace) -> None:
         run("usd_plan_and_preprocess", *what, roots=roots)
     if not (folder / f"{PLANS_PREFIX}{LIKE_START}.json").is_file():
         run("usd_plan_and_preprocess", *what, "--plans", LIKE_START, "--for-weights", str(args.start), roots=roots)
-    cases = [path.name.split(".")[0] for path in (args.raw / folder.name / "labelsTr").iterdir()]
-    wanted = json.dumps(splits(cases, args.cases), indent=1)
+    wanted = json.dumps(splits(case_names(args), args.cases), indent=1)
     file = folder / "splits_final.json"
     trained = args.work / "results" / folder.name
     if trained.is_dir() and file.read_text() != wanted:
@@ -80,16 +92,20 @@ def run_name(args: argparse.Namespace, seed: int) -> str:
 def train(args: argparse.Namespace) -> None:
     prepare(args)
     predict_unseen(args)
+    num_scored = len(scored_cases(args))
     for seed in args.seeds:
         for number in args.cases:
             for arm in PLANS:
-                if (fold_folder(args, arm, number, seed) / "validation" / "summary.json").is_file():
+                folder = fold_folder(args, arm, number, seed)
+                if (folder / "validation" / "summary.json").is_file() and len(scores_of(folder)) == num_scored:
                     continue
                 plans = PLANS[arm]
                 more = () if plans is None else ("--plans", plans, "--pretrained", str(args.start))
                 budget = ("--max-time", f"{args.seconds}s", "--seed", str(seed), "--run", run_name(args, seed))
                 what = (args.dataset, str(args.cases.index(number)), "-c", "2d", "--workers", "0")
                 run("usd_train", *what, *budget, *more, roots=roots_of(args))
+                if len(scores_of(folder)) < num_scored:  # the seconds were over: the rest is scored behind them
+                    run("usd_train", *what, *budget, *more, "--val", roots=roots_of(args))
 
 
 def predict_unseen(args: argparse.Namespace) -> None:
@@ -99,7 +115,7 @@ def predict_unseen(args: argparse.Namespace) -> None:
     if (out / "evaluation" / "summary.json").is_file():
         return
     images.mkdir(exist_ok=True)
-    scored = set(splits([path.name.split(".")[0] for path in (raw / "labelsTr").iterdir()], args.cases)[0]["val"])
+    scored = scored_cases(args)
     for path in (raw / "imagesTr").iterdir():
         link = images / path.name
         if path.name.rsplit("_", 1)[0] in scored and not link.exists():
@@ -118,8 +134,8 @@ def table(args: argparse.Namespace) -> list[str]:
         "p | false alarms alone | start |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    unseen = json.loads((args.work / "unseen_masks" / "evaluation" / "summary.json").read_text())
-    scores: Scores = {case["case_id"]: case["scores"][0] for case in unseen["cases"]}
+    with (args.work / "unseen_masks" / "evaluation" / "metrics.csv").open(newline="") as file:
+        scores: Scores = {row["case"]: {name: row[name] or None for name in COUNTS} for row in csv.DictReader(file)}
     dice, alarms = dice_where_lesion(scores), false_alarms(scores)
     lines.append(f"| 0 (unseen) | | {len(dice)} | | {fmean(dice.values()):.3f} | | | | {alarms[0]} of {alarms[1]} |")
     groups = groups_of(args.raw / find_dataset(args.raw, args.dataset))
