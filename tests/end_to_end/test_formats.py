@@ -80,6 +80,7 @@ def test_from_raw_data_to_masks(
     assert usd_plan_and_preprocess(["-d", "50", *budget]) == 0
     assert usd_train(["50", "0", "--iterations", "4", "--batch-size", "2", "--workers", "0", "--device", "cpu"]) == 0
     (model,) = (tmp_path / "results" / raw.name).iterdir()
+    assert json.loads((model / "plans.json").read_text())["spacing_known"] is (ending != ".jpg")
     label_ending = ".png" if ending == ".jpg" else ending
     (case,) = json.loads((model / "fold_0" / "request.json").read_text())["validation_cases"]
     assert (model / "fold_0" / "validation" / f"{case}{label_ending}").is_file()

@@ -206,14 +206,29 @@ def test_command_with_label_values_and_without(
     assert "--labels" in message
 
 
-@pytest.mark.parametrize(("ending", "known"), [(".png", False), (".nii.gz", True)])
-def test_pictures_have_no_known_pixel_size(tmp_path: Path, ending: str, known: bool) -> None:
-    geometry = Geometry(is_2d=True) if ending == ".png" else Geometry(SPACING)
+@pytest.mark.parametrize("dataset_json", [True, False])
+@pytest.mark.parametrize(
+    ("ending", "spacing", "known"),
+    [
+        (".png", None, False),
+        (".nii.gz", SPACING, True),
+        (".tif", None, False),
+        (".tif", (1.0, 0.5, 0.5), True),  # beside the picture
+    ],
+)
+def test_the_pixel_size_of_pictures_is_known_where_a_file_beside_them_says_it(
+    tmp_path: Path, ending: str, spacing: tuple[float, float, float] | None, known: bool, dataset_json: bool
+) -> None:
+    geometry = Geometry(is_2d=True) if spacing is None else Geometry(spacing, is_2d=ending == ".tif")
+    description = {"channel_names": {"0": "A"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ending}
+    if dataset_json:
+        (tmp_path / "dataset.json").write_text(json.dumps(description))
     for folder in ("labels", "pred"):
         (tmp_path / folder).mkdir()
         write_labels(tmp_path / folder / f"case_1{ending}", np.ones((1, 3, 4), np.uint8), geometry)
     folders = [str(tmp_path / "labels"), str(tmp_path / "pred")]
-    assert usd_evaluate([*folders, "--labels", "1", "--no-report"]) == 0
+    labels = [] if dataset_json else ["--labels", "1"]
+    assert usd_evaluate([*folders, *labels, "--no-report"]) == 0
     summary = json.loads((tmp_path / "pred" / "evaluation" / "summary.json").read_text())
     assert summary["spacing_known"] is known
 

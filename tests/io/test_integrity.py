@@ -329,6 +329,24 @@ def test_spacings_that_cannot_be_are_problems_whatever_the_orientation(folder):
     assert "in metres" in problems[1].message
 
 
+@pytest.mark.parametrize(("beside", "warned"), [((), False), (("a",), True), (("a", "b"), False)])
+def test_a_spacing_beside_some_stacks_only_is_a_warning(tmp_path, beside, warned):
+    folder = Folder(tmp_path / "Dataset001_X")
+    folder.describe(file_ending=".tif", channel_names={"0": "EM"})
+    for case in ("a", "b"):
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[1, 1, 1 : 3 if case == "a" else 2] = 1
+        for path in (folder.folder / f"imagesTr/{case}_0000.tif", folder.folder / f"labelsTr/{case}.tif"):
+            write_labels(path, mask, GEOMETRY)
+            if case not in beside:
+                path.with_suffix(".json").unlink()
+    report = check_dataset(folder.folder)
+    assert not report.problems
+    found = [str(warning) for warning in report.warnings if "beside" in str(warning)]
+    assert len(found) == warned
+    assert all("1 of 2 cases, b first, have no file with their spacing" in text for text in found)
+
+
 def test_volumes_in_another_unit_than_mm_are_a_warning(folder):
     for case in "ab":
         for channel in (0, 1):

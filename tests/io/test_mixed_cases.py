@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.io.mixed_cases import ending_of, find_mixed_cases, num_channels_to_read, spacing_known
+from unisegdiff_pipeline.io.images import spacing_known
+from unisegdiff_pipeline.io.mixed_cases import ending_of, find_mixed_cases, num_channels_to_read
 
 
 def files(folder: Path, *names: str) -> Path:

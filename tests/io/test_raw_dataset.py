@@ -80,6 +80,25 @@ def test_labels_beside_jpeg_are_png(tmp_path):
     assert case.label_path == folder / "labelsTr" / "a.png"
 
 
+@pytest.mark.parametrize(
+    ("beside", "changes", "known"),
+    [
+        (("a", "b_0000"), {}, True),
+        (("a",), {}, False),  # b has none
+        (("a", "b"), {"spacing_known": False}, False),
+        ((), {"spacing_known": True}, True),
+    ],
+)
+def test_the_spacing_of_tiff_is_known_where_each_case_has_it_beside_it(tmp_path, beside, changes, known):
+    names = [f"{folder}/{case}.tif" for folder, case in (("imagesTr", "a_0000"), ("imagesTr", "b_0000"))]
+    folder = _make(tmp_path / "Dataset001_X", names, file_ending=".tif", channel_names={"0": "A"}, **changes)
+    for name in beside:
+        (folder / "imagesTr" / f"{name}.json").write_text('{"spacing": [3.0, 1.0, 1.0]}')
+    description = open_raw_dataset(folder).description
+    assert description.spacing_known is known
+    assert description.raw.get("spacing_known", False) is known  # as the copies of dataset.json say it
+
+
 def test_errors_of_opening(tmp_path):
     with pytest.raises(UsdError, match="is no folder"):
         open_raw_dataset(tmp_path / "absent")

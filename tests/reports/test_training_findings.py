@@ -74,6 +74,18 @@ def test_samples_that_are_too_wide_or_too_narrow_are_said() -> None:
     assert "too narrow" in text
 
 
-def test_choices_that_were_not_made_are_said() -> None:
-    (text,) = said(chosen_on="1 case of the inner hold-out: a; temperature is the default and not chosen")
-    assert text == "Temperature is the default and not chosen."
+@pytest.mark.parametrize(
+    ("chosen_on", "expected"),
+    [
+        ("nothing: temperature and sampler are the defaults", "Temperature and sampler are the defaults."),
+        ("temperature on 4 cases of the inner hold-out: a; sampler is the default", "Sampler is the default."),
+        ("nothing, for lack of time: all settings are the defaults", "All settings are the defaults."),
+        ("nothing, for lack of time; defaults", "All settings are the defaults."),  # of earlier trainings
+    ],
+)
+def test_choices_that_were_not_made_are_said(chosen_on: str, expected: str) -> None:
+    assert said(chosen_on=chosen_on) == [expected]
+
+
+def test_choices_on_enough_cases_are_no_finding() -> None:
+    assert said(chosen_on="9 cases of the inner hold-out: a, b") == []

@@ -121,7 +121,8 @@ def test_bands_of_lam_are_logged_and_change_no_weight(
     roots = dataclasses.replace(request_.roots, results=tmp_path / "other")
     plain = train(dataclasses.replace(request_, roots=roots)).folds[0].folder
     chosen_on = json.loads((plain / "inference.json").read_text())["chosen_on"]
-    assert "are the defaults and not chosen: 1 held-out patient with annotated objects" in chosen_on
+    assert chosen_on.startswith("nothing: temperature, sampler")
+    assert "are the defaults, because 1 held-out patient with annotated objects" in chosen_on
     a, b = weights_of(measured), weights_of(plain)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -222,7 +223,7 @@ def test_a_time_that_is_too_short_gives_a_model_with_defaults_and_says_so(
     caplog.set_level(logging.INFO, "unisegdiff_pipeline")
     result = train(dataclasses.replace(request_, iterations=None, max_time_s=0.01)).folds[0]
     settings = read_settings(result.folder)
-    assert settings.chosen_on == "nothing, for lack of time; defaults"
+    assert settings.chosen_on == "nothing, for lack of time: all settings are the defaults"
     assert (settings.segmenter_weight, settings.decision, settings.calibration) == (
         DEFAULT_SEGMENTER_WEIGHT,
         "half",

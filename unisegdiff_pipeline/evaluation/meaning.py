@@ -43,11 +43,14 @@ def find_meaning(
     for path in (reference, prediction):
         if not path.exists():
             raise UsdError(f"{path} does not exist; give two folders of label files, or two files.")
-    from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+    from unisegdiff_pipeline.io.dataset_json import read_dataset_json, with_spacing_of
+    from unisegdiff_pipeline.io.images import spacing_known
 
+    references = [(path,) for path in _masks_of(reference)]
     if labels is not None:
-        return Meaning(scheme_of_values(labels), not _holds_pictures(reference), check_values=False)
+        return Meaning(scheme_of_values(labels), all(map(spacing_known, references)), check_values=False)
     description = read_dataset_json(dataset_json or find_dataset_json(reference, prediction))
+    description = with_spacing_of(description, references)
     return Meaning(description.labels, description.spacing_known)
 
 
@@ -77,9 +80,5 @@ def find_dataset_json(reference: Path, prediction: Path) -> Path:
     )
 
 
-def _holds_pictures(reference: Path) -> bool:
-    """Whether the references are pictures, which do not tell the size of their pixels."""
-    from unisegdiff_pipeline.io.images import is_picture_ending, split_ending
-
-    paths = find_masks(reference).values() if reference.is_dir() else [reference]
-    return any(is_picture_ending(split_ending(path.name)[1]) for path in paths)
+def _masks_of(reference: Path) -> list[Path]:
+    return list(find_masks(reference).values()) if reference.is_dir() else [reference]

@@ -16,7 +16,8 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.inference.model_folder import ModelFolder
-from unisegdiff_pipeline.io.mixed_cases import ending_of, find_mixed_cases, num_channels_to_read, spacing_known
+from unisegdiff_pipeline.io.images import spacing_known
+from unisegdiff_pipeline.io.mixed_cases import ending_of, find_mixed_cases, num_channels_to_read
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image

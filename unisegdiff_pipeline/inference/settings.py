@@ -51,7 +51,7 @@ class InferenceSettings:
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     mask_sampler: SamplerSettings | None = None
     weights: str = "ema"
-    chosen_on: str = "nothing; defaults"
+    chosen_on: str = "nothing: all settings are the defaults"
 
     def __post_init__(self) -> None:
         if not 0 <= self.segmenter_weight <= 1:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.core.names import require_name, require_text
 from unisegdiff_pipeline.core.serialization import read_object
-from unisegdiff_pipeline.io.images import MAX_LABEL, SUPPORTED_ENDINGS, is_picture_ending
+from unisegdiff_pipeline.io.images import MAX_LABEL, SUPPORTED_ENDINGS, is_picture_ending, spacing_known
 from unisegdiff_pipeline.io.sources import Source, parse_sources
 
 
@@ -32,7 +32,7 @@ class DatasetDescription:
         labels: classes or regions and how they are coded.
         file_ending: ending of image files (labels as well, except beside JPEG: see images.label_ending).
         spacing_known: False where spacings in the files are made up; results in mm are then nominal. By default
-            True, and False for pictures, which hold no spacing.
+            True, and False for pictures, which hold no spacing (`with_spacing_of` looks beside them).
         name: display name, None where the file has none.
         entries: explicit paths of cases instead of folders, else None.
         raw: the parsed file.
@@ -65,12 +65,27 @@ def read_dataset_json(path: Path) -> DatasetDescription:
         raise UsdError(f"{path}: {error}") from None
 
 
+def with_spacing_of(description: DatasetDescription, cases: Iterable[Sequence[Path]]) -> DatasetDescription:
+    """The description of pictures whose spacing is known after all: each of these cases has it in a file beside it.
+
+    Args:
+        description: what it says itself stays.
+        cases: files of each case; images or label maps.
+    """
+    if description.spacing_known or "spacing_known" in description.raw:
+        return description
+    files = [paths for paths in cases if paths]
+    if not files or not all(spacing_known(paths) for paths in files):
+        return description
+    return replace(description, spacing_known=True, raw={**description.raw, "spacing_known": True})
+
+
 def parse_description(raw: dict[str, Any]) -> DatasetDescription:
     """Check the parsed content of a dataset.json; errors name the key but no file."""
     ending = _file_ending(raw)
-    spacing_known = raw.get("spacing_known", not is_picture_ending(ending))
-    if not isinstance(spacing_known, bool):
-        raise UsdError(f"spacing_known is {spacing_known!r}, allowed is true or false; correct the value.")
+    known = raw.get("spacing_known", not is_picture_ending(ending))
+    if not isinstance(known, bool):
+        raise UsdError(f"spacing_known is {known!r}, allowed is true or false; correct the value.")
     allow_unmatched = raw.get("allow_unmatched", False)
     if not isinstance(allow_unmatched, bool):
         raise UsdError(f"allow_unmatched is {allow_unmatched!r}, allowed is true or false; correct the value.")
@@ -82,7 +97,7 @@ def parse_description(raw: dict[str, Any]) -> DatasetDescription:
         channel_names=_channel_names(raw),
         labels=labels,
         file_ending=ending,
-        spacing_known=spacing_known,
+        spacing_known=known,
         name=name,
         entries=_entries(raw.get("dataset")),
         raw=raw,

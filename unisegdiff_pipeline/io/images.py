@@ -52,6 +52,7 @@ __all__ = [
     "read_image",
     "read_labels",
     "read_map",
+    "spacing_known",
     "split_ending",
     "write_labels",
     "write_map",
@@ -103,6 +104,11 @@ def files_read(paths: Sequence[Path]) -> tuple[Path, ...]:
     """
     beside = (pictures.spacing_file(Path(path)) for path in paths)
     return tuple(dict.fromkeys([*map(Path, paths), *(path for path in beside if path is not None)]))
+
+
+def spacing_known(paths: Sequence[Path]) -> bool:
+    """Whether the files of a case say their spacing; pictures do not, TIFF only by a JSON file beside it."""
+    return not is_picture_ending(split_ending(Path(paths[0]).name)[1]) or len(files_read(paths)) > len(paths)
 
 
 def read_labels(path: Path) -> Volume:
@@ -258,7 +264,7 @@ def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     try:
         with atomic_path(path) as temporary:
             writer.write(temporary, array, geometry)
-        if path.suffix.lower() in TIFF_ENDINGS and not geometry.is_2d:
+        if path.suffix.lower() in TIFF_ENDINGS and (not geometry.is_2d or geometry.spacing_mm != Geometry().spacing_mm):
             write_json(path.with_name(f"{split_ending(path.name)[0]}.json"), {"spacing": geometry.spacing_mm})
     except OSError as error:
         raise UsdError(f"{path} cannot be written ({error}); check free space and permissions there.") from error

@@ -25,6 +25,7 @@ from unisegdiff_pipeline.io.images import (
     read_header,
     read_image,
     read_labels,
+    spacing_known,
     split_ending,
 )
 from unisegdiff_pipeline.io.orientation import axis_codes, nearest_reorientation
@@ -173,6 +174,7 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
         warnings += _check_groups(part)
         warnings += _mixed_orientations(part, found)
         warnings += _unlikely_units(part, found)
+        warnings += _some_spacings_missing(part)
         warnings += _nothing_labelled(part, found)
     for source in changed_sources(raw):
         warnings.append(
@@ -424,6 +426,19 @@ def _unlikely_units(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Pr
             f"the median image is {median:.3g} mm long",
             "If the spacings are not in mm, write them in mm, or results in mm and ml are wrong; if they are made up, "
             'set "spacing_known": false in dataset.json.',
+        )
+
+
+def _some_spacings_missing(raw: RawDataset) -> Iterable[Problem]:
+    """TIFF images without a file that gives their spacing, where others have one."""
+    cases = [case for case in raw.cases if case.image_paths]
+    without = [case for case in cases if not spacing_known(case.image_paths)]
+    if 0 < len(without) < len(cases):
+        yield Problem(
+            str(without[0].image_paths[0]),
+            f"{len(without)} of {counted(len(cases), 'case')}, {without[0].case_id} first, have no file with their "
+            f"spacing beside the image, so that 1 is taken",
+            f'Write {without[0].case_id}.json with "spacing" beside it, and so on, as the other cases have it.',
         )
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
-from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, is_picture_ending, split_ending
-from unisegdiff_pipeline.io.images import files_read
+from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending
 from unisegdiff_pipeline.io.raw_dataset import CHANNEL_SUFFIX, RawCase, require_input_name
 
 
@@ -57,11 +56,6 @@ def find_mixed_cases(source: Path | Sequence[Path]) -> tuple[RawCase, ...]:
 def ending_of(paths: Sequence[Path]) -> str:
     """Ending of the files of a case."""
     return split_ending(paths[0].name)[1]
-
-
-def spacing_known(paths: Sequence[Path]) -> bool:
-    """Whether the files of a case say their spacing; pictures do not, TIFF only by a JSON file beside it."""
-    return not is_picture_ending(ending_of(paths)) or len(files_read(paths)) > len(paths)
 
 
 def num_channels_to_read(paths: Sequence[Path]) -> int | None:

@@ -25,7 +25,7 @@ from unisegdiff_pipeline.core.csv_tables import read_csv
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed, require_name, require_text
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.io.dataset_json import DatasetDescription, DatasetEntry, read_dataset_json
+from unisegdiff_pipeline.io.dataset_json import DatasetDescription, DatasetEntry, read_dataset_json, with_spacing_of
 from unisegdiff_pipeline.io.endings import TIFF_ENDINGS
 from unisegdiff_pipeline.io.images import is_picture_ending, label_ending, read_header, split_ending
 from unisegdiff_pipeline.io.sources import Source, require_whole_label_map, unified_case_id
@@ -148,6 +148,7 @@ def open_raw_dataset(folder: Path) -> RawDataset:
         for case_id in sorted(names)
     )
     unknown_groups = tuple(case_id for case_id in groups if case_id not in names)
+    description = with_spacing_of(description, (case.image_paths for case in cases))
     return RawDataset(folder, folder.name, description, cases, tuple(listing.stray), unknown_groups)
 
 

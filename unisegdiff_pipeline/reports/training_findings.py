@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,8 +46,16 @@ def findings(
         agreement = [1 - s.sample_distance for s in spreads]
         found += _inverted(name, [dice.get((s.case_id, name), math.nan) for s in spreads], agreement)
         found += [s for s in sample_spread.in_words(name, spreads, units) if "too wide" in s or "too narrow" in s]
-    too_few = str((chosen or {}).get("chosen_on", "")).partition("; ")[2]
-    return [*found, f"{too_few[0].upper()}{too_few[1:]}."] if too_few else found
+    return [*found, *_not_chosen(str((chosen or {}).get("chosen_on", "")))]
+
+
+def _not_chosen(chosen_on: str) -> list[str]:
+    """What `chosen_on` of inference.json says of settings that were left at their defaults."""
+    said = re.search("(?:^nothing[^:;]*[:;] |; )(.+)", chosen_on)
+    if said is None:
+        return []
+    text = "all settings are the defaults" if said[1] == "defaults" else said[1]  # as version 0.1 began
+    return [f"{text[0].upper()}{text[1:]}."]
 
 
 def _of(case: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from unisegdiff_pipeline.selection.segmenter_weight import MeanTrial, rank_means
 from unisegdiff_pipeline.selection.surface import try_surfaces
 
 FEWEST_FOR_SETTINGS = 6  # sampler, segmenter weight, threshold and spread
+TEMPERATURE = "temperature"
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,23 @@ def too_few(patients: int) -> str:
         return ""
     left, needed = "sampler, segmenter weight, threshold and spread of the samples", f"{FEWEST_FOR_SETTINGS} are needed"
     if patients < FEWEST_FOR_CALIBRATION:
-        left = f"temperature, {left}"
+        left = f"{TEMPERATURE}, {left}"
         needed = f"{FEWEST_FOR_CALIBRATION} are needed for the temperature, {FEWEST_FOR_SETTINGS} for the others"
     shown = f"{counted(patients, 'held-out patient')} with annotated objects"
-    return f"{left} are the defaults and not chosen: {shown} are too few ({needed})"
+    return f"{left} are the defaults, because {shown} are too few ({needed})"
+
+
+def chosen_on(cases: Sequence[str], warning: str) -> str:
+    """What was chosen on which held-out cases, in words.
+
+    Args:
+        cases: held-out cases.
+        warning: what too few patients left at its default (`Choice.warning`).
+    """
+    if warning.startswith(TEMPERATURE):
+        return f"nothing: {warning}"
+    on = f"{counted(len(cases), 'case')} of the inner hold-out: {', '.join(cases)}"
+    return f"{TEMPERATURE} on {on}; {warning}" if warning else on
 
 
 def choose_settings(

@@ -30,7 +30,7 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import StagePlan
 from unisegdiff_pipeline.reports.training_log import of_kind
-from unisegdiff_pipeline.selection.choosing import Choice, choose_calibration, choose_settings
+from unisegdiff_pipeline.selection.choosing import Choice, choose_calibration, choose_settings, chosen_on
 from unisegdiff_pipeline.selection.hold_out import planned_settings
 from unisegdiff_pipeline.selection.stage_refinement import refined_stages
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
@@ -235,12 +235,10 @@ def _chosen(
             "there is no time left to choose temperature, sampler and segmenter weight: they are the defaults, so "
             "that probabilities may be too sure or too unsure. Train with a longer --max-time."
         )
-        return replace(settings, chosen_on="nothing, for lack of time; defaults"), None
-    chosen_on = f"{counted(len(cases), 'case')} of the inner hold-out: {', '.join(cases)}"
+        return replace(settings, chosen_on="nothing, for lack of time: all settings are the defaults"), None
     if choice.warning:
-        chosen_on += f"; {choice.warning}"
         run.log.say(f"warning: {choice.warning}")
-    return replace(choice.settings, chosen_on=chosen_on), choice
+    return replace(choice.settings, chosen_on=chosen_on(cases, choice.warning)), choice
 
 
 def _phase_1(
