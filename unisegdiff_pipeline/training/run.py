@@ -339,16 +339,15 @@ def _hold_out(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Cases to train on, and cases held out: by the seed, or those of the phase 1 that is taken over.
 
-    Cases of a patient that is held out are not trained on, should they have come since. Where phase 1 holds out other
-    cases than this fold trains on, it is of another fold and refused later, with its name.
+    What has been begun keeps the cases it holds out: earlier versions chose others. Cases of a patient that is held
+    out are not trained on, should they have come since. Where phase 1 holds out other cases than this fold trains on,
+    it is of another fold and refused later, with its name.
     """
     records = setting.records
     groups = {case: record.group for case, record in records.items()}
-    taken_over: tuple[str, ...] = ()
-    if request.phase_1_from is not None:
-        # What has been begun, and goes on, knows them too, should the source have gone since.
-        begun = () if request.restart else held_out_of(folder)
-        taken_over = begun or held_out_of(request.phase_1_from)
+    taken_over = () if request.restart else held_out_of(folder)
+    if not taken_over and request.phase_1_from is not None:
+        taken_over = held_out_of(request.phase_1_from)
     if taken_over and set(taken_over) < set(split.train):
         patients = {groups[case] for case in taken_over}
         return tuple(case for case in sorted(split.train) if groups[case] not in patients), taken_over

@@ -90,6 +90,27 @@ def test_holdout_covers_the_volumes() -> None:
     assert [int(volumes[case]) // 10 for case in held] == [0, 1, 2, 3]
 
 
+def test_holdout_holds_some_cases_without_lesion() -> None:
+    # By volume alone the hold-out of 12 of these 80 has one of the 8 lesion-free cases; a third of them is 2.
+    train = [f"case{i:02d}" for i in range(80)]
+    volumes = {case: max(0.0, i - 7.0) for i, case in enumerate(train)}
+    for seed in range(20):
+        kept, held = inner_holdout(train, {}, 0.15, seed, volumes)
+        assert len(held) == 12
+        assert sum(volumes[case] == 0 for case in held) == 2
+        assert sum(volumes[case] == 0 for case in kept) == 6
+
+
+def test_a_patient_who_has_lesion_free_slices_may_be_held_out_for_them() -> None:
+    train = [f"case{i:02d}" for i in range(40)]
+    groups = {case: f"patient{i // 2}" for i, case in enumerate(train)}
+    volumes = {case: float(i) for i, case in enumerate(train)} | {f"case{i:02d}": 0.0 for i in (11, 13, 15)}
+    for seed in range(20):
+        kept, held = inner_holdout(train, groups, 0.15, seed, volumes)
+        assert not {groups[c] for c in kept} & {groups[c] for c in held}
+        assert any(volumes[case] == 0 for case in held)
+
+
 def test_holdout_of_tiny_sets() -> None:
     kept, held = inner_holdout(["a", "b"], {})
     assert len(kept) == len(held) == 1

@@ -21,6 +21,7 @@ from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_ca
 
 LOGGER = logging.getLogger(__name__)
 SPLITS_FILE = "splits_final.json"
+FEWEST_EMPTY = 3  # groups with cases without foreground to hold out: fewer tell nothing of false alarms
 Folds = Literal["default", "nnunet"]
 
 
@@ -36,6 +37,7 @@ class Split:
 class _Group:
     cases: tuple[str, ...]
     mean_volume: float
+    has_empty: bool  # a case without foreground
 
 
 def make_splits(cases: Iterable[tuple[str, str, float]], num_folds: int = 5, seed: int = 12345) -> list[Split]:
@@ -148,7 +150,8 @@ def inner_holdout(
         groups: group of each case; a case that is not named is its own group.
         fraction: of the groups to hold out, at least one group.
         seed: chooses them.
-        volumes: foreground volume of each case; the groups held out are then spread over the range of volumes.
+        volumes: foreground volume of each case; the groups held out are then spread over the range of volumes, and
+            some have cases without foreground where the training cases have them (`FEWEST_EMPTY`).
 
     Raises:
         UsdError: where there is only one group, which cannot be both trained on and held out.
@@ -165,6 +168,8 @@ def inner_holdout(
     ordered = _by_volume(gathered, rng)
     edges = np.linspace(0, len(ordered), num_held + 1).round().astype(int)
     chosen = [ordered[rng.integers(a, b)] for a, b in pairwise(edges)]
+    if volumes:
+        chosen = _with_empty_cases(chosen, [ordered[a:b] for a, b in pairwise(edges)], rng)
     held = {case for group in chosen for case in group.cases}
     return tuple(c for c in sorted(train) if c not in held), tuple(sorted(held))
 
@@ -272,7 +277,25 @@ def _gather_groups(records: Iterable[tuple[str, str, float]]) -> list[_Group]:
     for case_id, group, volume in records:
         cases.setdefault(group, []).append(case_id)
         volumes.setdefault(group, []).append(volume)
-    return [_Group(tuple(cases[name]), float(np.mean(volumes[name]))) for name in sorted(cases)]
+    return [
+        _Group(tuple(cases[name]), float(np.mean(volumes[name])), not all(volumes[name])) for name in sorted(cases)
+    ]
+
+
+def _with_empty_cases(
+    chosen: Sequence[_Group], parts: Sequence[Sequence[_Group]], rng: np.random.Generator
+) -> list[_Group]:
+    """The groups held out, one of each part, some of them exchanged for others of their part that have empty cases.
+
+    No more are exchanged than it takes to hold out FEWEST_EMPTY groups with empty cases, or a third of all there are.
+    """
+    wanted = min(FEWEST_EMPTY, sum(group.has_empty for part in parts for group in part) // 3)
+    result = list(chosen)
+    for number, part in enumerate(parts):
+        others = [group for group in part if group.has_empty]
+        if sum(group.has_empty for group in result) < wanted and others and not result[number].has_empty:
+            result[number] = others[rng.integers(len(others))]
+    return result
 
 
 def _by_volume(groups: Sequence[_Group], rng: np.random.Generator) -> list[_Group]:
