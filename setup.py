@@ -19,6 +19,8 @@ COMMANDS = (
     "evaluate",
     "convert",
     "unify",
+    "export",
+    "import_",
     "demo",
     "doctor",
 )
@@ -68,5 +70,11 @@ setup(
         "tensorboard": ["tensorboard>=2.17"],
         "dask": ["distributed>=2024.5"],
     },
-    entry_points={"console_scripts": [f"usd_{name} = unisegdiff_pipeline.commands.{name}:main" for name in COMMANDS]},
+    entry_points={
+        "console_scripts": [
+            # A module cannot be named as a word of Python's own.
+            f"usd_{name.rstrip('_')} = unisegdiff_pipeline.commands.{name}:main"
+            for name in COMMANDS
+        ]
+    },
 )

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import keyword
 import re
 import shlex
 import subprocess
@@ -49,7 +50,9 @@ def command_lines() -> list[tuple[str, list[str]]]:
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    return importlib.import_module(f"unisegdiff_pipeline.commands.{command.removeprefix('usd_')}").build_parser()
+    name = command.removeprefix("usd_")
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    return importlib.import_module(f"unisegdiff_pipeline.commands.{module}").build_parser()
 
 
 @pytest.mark.parametrize(("page", "words"), command_lines(), ids=lambda v: v if isinstance(v, str) else " ".join(v))
@@ -75,7 +78,7 @@ def documented_flags(section: str) -> set[str]:
 def test_every_command_has_a_section() -> None:
     setup = (ROOT / "setup.py").read_text("utf-8")
     names = re.findall(r'^    "(\w+)",$', setup[setup.index("COMMANDS = (") : setup.index("setup(\n")], re.M)
-    assert set(sections()) == {f"usd_{name}" for name in names}
+    assert set(sections()) == {f"usd_{name.rstrip('_')}" for name in names}
 
 
 @pytest.mark.parametrize("command", sections())

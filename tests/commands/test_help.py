@@ -32,7 +32,7 @@ def test_help_names_the_command_and_loads_nothing_heavy(name: str) -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert answer.returncode == 0
-    assert answer.stdout.startswith(f"usage: usd_{name} ")
+    assert answer.stdout.startswith(f"usage: usd_{name.rstrip('_')} ")
     assert answer.stderr.strip() == "[]"
 
 
@@ -51,4 +51,4 @@ def test_version(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         module.main(["--version"])
     assert stop.value.code == 0
-    assert re.fullmatch(rf"usd_{name} \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    assert re.fullmatch(rf"usd_{name.rstrip('_')} \d+\.\d+\.\d+\n", capsys.readouterr().out)

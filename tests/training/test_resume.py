@@ -57,6 +57,13 @@ def test_the_same_training_goes_on(tmp_path: Path) -> None:
     assert held_out_of(tmp_path / "nothing") == ()
 
 
+def test_weights_of_unknown_cases_are_not_validated(tmp_path: Path) -> None:
+    """Those of an imported model: the fold's validation cases may have been trained on."""
+    (tmp_path / "weights.safetensors").touch()
+    with pytest.raises(UsdError, match=r"no request\.json.*--run NAME"):
+        require_same_training(run_in(tmp_path), SegmentationTrainer)
+
+
 def test_another_trainer_plan_or_case_is_named(tmp_path: Path) -> None:
     begun(tmp_path)
     with pytest.raises(UsdError, match="by SegmentationTrainer and is now asked for DiffusionTrainer"):

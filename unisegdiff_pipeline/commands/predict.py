@@ -97,7 +97,13 @@ def _add_model(parser: CommandParser) -> None:
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group(required=True)
     which.add_argument("-d", "--dataset", metavar="DATASET", help="data set that the model was trained on")
-    which.add_argument("-m", "--model", type=Path, metavar="DIR", help="model folder RESULTS/DATASET/TRAINER__CONFIG")
+    which.add_argument(
+        "-m",
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="model folder RESULTS/DATASET/TRAINER__CONFIG, or the archive that usd_export made of one",
+    )
     group.add_argument(
         "-c", "--configuration", metavar="CONFIG", help="with -d; default: the trained one, else the recommended"
     )

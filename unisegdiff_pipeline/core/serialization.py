@@ -177,7 +177,7 @@ def read_json(path: Path) -> Any:
         raise UsdError(f"{path} does not exist; check the path, or run the command that writes it first.") from None
     except OSError as error:
         raise UsdError(f"{path} cannot be read ({error.strerror}); it must be a readable file.") from error
-    return _parse(content, str(path))
+    return parse_json(content, str(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            value = _parse(line, name := f"{path}, line {number},")
+            value = parse_json(line, name := f"{path}, line {number},")
             if not isinstance(value, dict):
                 raise UsdError(f"{name} must hold a JSON object {{...}}, not {_shown(value)}; delete that line.")
         except UsdError:
@@ -217,8 +217,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return result
 
 
-def _parse(content: bytes, name: str) -> Any:
-    """Parse JSON text; `name` begins every message."""
+def parse_json(content: bytes, name: str) -> Any:
+    """Parse JSON text that lies in no file of its own, as `read_json` does; `name` begins every message."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -282,7 +282,12 @@ def _finite(text: str) -> float:
 def write_json(path: Path, value: Any) -> None:
     """Write dataclasses, dicts and lists as indented JSON, atomically; short lists of numbers stay on one line."""
     with atomic_path(Path(path)) as temporary:
-        temporary.write_text(_dumps(to_jsonable(value)) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """What `write_json` writes."""
+    return _dumps(to_jsonable(value)) + "\n"
 
 
 def read_dataclass(cls: type[T], path: Path) -> T:

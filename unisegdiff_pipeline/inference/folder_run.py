@@ -98,13 +98,13 @@ def _predict_folder(request: PredictRequest) -> int:
     model = open_model_folder(Path(request.model_folder))
     choose_folds(model, request.folds)
     if problem := model.plans.labels.order_problem():  # refused when planned today; masks of such models say it
-        _say(f"warning: labels.write_values in {model.folder / PLANS_NAME} is {problem}")
+        _say(f"warning: labels.write_values in {model.place / PLANS_NAME} is {problem}")
     require_source(model, request.source_name)
     cases = find_input_cases(model, request.source)
     _require_elsewhere(output, cases)
     for folder in output_folders(output):
         require_writable(folder)
-    predictor = Predictor(model.folder, request.folds, request.device, request.mirror, request.decision)
+    predictor = Predictor(model, request.folds, request.device, request.mirror, request.decision)
     count = predictor.num_samples(request.num_samples)
     predictor.require_possible(request.combine, request.save_uncertainty_parts, count)
     options = OutputOptions(
@@ -168,7 +168,7 @@ class _FolderRun:
         self._warned = False
         self._interrupted = Event()
         made_of = predictor.made_of(num_samples, seed, options.combine, source_name)
-        self.owner = Owner(request_hash(made_of), str(predictor.model.folder.resolve()), made_of)
+        self.owner = Owner(request_hash(made_of), str(predictor.model.place.resolve()), made_of)
 
     def is_finished(self, case: RawCase) -> bool:
         """Whether the output holds all that is wanted of this case, made from the same files in the same way."""
@@ -300,7 +300,7 @@ class _FolderRun:
             self._warned = True
             _say(
                 f"warning: the plan of this model names no orientation (preprocessing.direction in "
-                f"{self.predictor.model.folder / PLANS_NAME}), so volumes are predicted as they are stored: their axes "
+                f"{self.predictor.model.place / PLANS_NAME}), so volumes are predicted as they are stored: their axes "
                 f"must point where those of the training images do. Plan and train again to have them turned."
             )
 

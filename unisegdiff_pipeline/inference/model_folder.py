@@ -4,6 +4,8 @@
     fold_0/     weights.safetensors  inference.json  ...
     fold_all/   the model trained on every case, where there is one
 
+An archive of such a folder (see `archive_format`) is opened like the folder.
+
 Weights are safetensors: loading them executes nothing. Their metadata says which plan they belong to.
 """
 
@@ -11,8 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +45,25 @@ FORMER_METADATA = {"plan_hash", "dataset", "configuration"}  # of versions that 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What is known of a model without loading weights; `folds` are the finished ones, by name."""
+    """What is known of a model without loading weights.
+
+    Attributes:
+        folder: where its files lie; of an archive a temporary folder, which goes when this object does.
+        plans, configuration: of the model.
+        folds: the finished ones, by name.
+        archive: that it was opened from, if it was.
+    """
 
     folder: Path
     plans: Plans
     configuration: ConfigurationPlan
     folds: tuple[str, ...]
+    archive: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """The folder, or the archive, that a person knows the model by."""
+        return self.folder if self.archive is None else self.archive
 
     def fold_folder(self, fold: str) -> Path:
         """Where a fold lies."""
@@ -75,12 +94,15 @@ def plan_hash(configuration: ConfigurationPlan) -> str:
 
 
 def open_model_folder(folder: Path) -> ModelFolder:
-    """Read the plans of a model folder and list its finished folds.
+    """Read the plans of a model folder, or of the archive of one, and list its finished folds.
 
     Raises:
-        UsdError: no folder, a fold's folder, no plans.json, an unknown configuration, or no finished fold.
+        UsdError: no folder, a fold's folder, no plans.json, an unknown configuration, or no finished fold; an archive
+            that is refused, see `archive_reading`.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return _open_archive(folder)
     above, name = folder.absolute().parent, folder.absolute().name
     if name.startswith("fold_") and (above / PLANS_NAME).is_file():
         fold = name.removeprefix("fold_")
@@ -96,6 +118,25 @@ def open_model_folder(folder: Path) -> ModelFolder:
     if not folds:
         raise UsdError(f"{folder} holds no finished fold (fold_0/{WEIGHTS_NAME}, ...); finish a fold with usd_train.")
     return ModelFolder(folder, plans, configuration_of(folder, plans), folds)
+
+
+def _open_archive(archive: Path) -> ModelFolder:
+    """The model of an archive, unpacked into a temporary folder for as long as the model is in use."""
+    from unisegdiff_pipeline.inference.archive_reading import unpack
+
+    work = Path(tempfile.mkdtemp(prefix="usd_model_"))
+    try:
+        model = replace(open_model_folder(unpack(archive, work)), archive=archive)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    weakref.finalize(model, _remove, work, os.getpid())
+    return model
+
+
+def _remove(work: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked process ends with the same object
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def finished_folds(folder: Path) -> tuple[str, ...]:
@@ -122,7 +163,7 @@ def choose_folds(model: ModelFolder, wanted: Sequence[str | int] | str | int | N
     missing = [name for name in names if name not in model.folds]
     if missing or not names:
         raise UsdError(
-            f"fold {', '.join(missing) or '(none)'} of {model.folder} is not there or not finished; finished are "
+            f"fold {', '.join(missing) or '(none)'} of {model.place} is not there or not finished; finished are "
             f"{', '.join(model.folds)}. Name one of these, or finish the fold with usd_train."
         )
     return tuple(dict.fromkeys(names))

@@ -32,12 +32,12 @@ def require_source(model: ModelFolder, source_name: str | None) -> None:
         return
     if sources is None:
         raise UsdError(
-            f"--source is {source_name}, but {model.folder} was trained on one data set, {model.plans.dataset_name}, "
+            f"--source is {source_name}, but {model.place} was trained on one data set, {model.plans.dataset_name}, "
             f"and has no sources; leave --source (source) out."
         )
     if source_name not in sources.plans:
         raise UsdError(
-            f"--source is {source_name}, which is none of the sources of {model.folder}; allowed are "
+            f"--source is {source_name}, which is none of the sources of {model.place}; allowed are "
             f"{', '.join(sources.plans)}. Leave --source (source) out for images of another kind."
         )
 

@@ -71,7 +71,7 @@ class Predictor:
         True
 
     Args:
-        model_folder: RESULTS/DATASET/TRAINER__CONFIGURATION.
+        model_folder: RESULTS/DATASET/TRAINER__CONFIGURATION, or the archive of one; or as `open_model_folder` gives it.
         folds: None takes all finished ones.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         mirror: average the segmenter over flips along the plan's `mirror_axes`, as nnU-Net does along all axes; costs
@@ -85,7 +85,7 @@ class Predictor:
 
     def __init__(
         self,
-        model_folder: Path | str,
+        model_folder: Path | str | ModelFolder,
         folds: Sequence[str | int] | str | int | None = None,
         device: str = "auto",
         mirror: bool = False,
@@ -93,7 +93,7 @@ class Predictor:
     ) -> None:
         if decision is not None and decision not in DECISIONS:
             raise ValueError(f"decision is {decision!r}; allowed are {', '.join(DECISIONS)}, or None for the model's")
-        self.model: ModelFolder = open_model_folder(Path(model_folder))
+        self.model = model_folder if isinstance(model_folder, ModelFolder) else open_model_folder(Path(model_folder))
         self.folds = choose_folds(self.model, folds)
         self.device = resolve_device(device)
         self.mirror_axes = self.model.configuration.patch_mirror_axes if mirror else ()
@@ -167,7 +167,7 @@ class Predictor:
         require_finite(volume.array, str(case.image_paths[0]) if case is not None else f"image {case_id!r}")
         files = () if case is None else files_read(case.image_paths)
         origin = Origin(
-            model=str(self.model.folder.resolve()),
+            model=str(self.model.place.resolve()),
             made_of=self.made_of(count, seed, combine, source),
             device=str(self.device),
             folds=self.folds,

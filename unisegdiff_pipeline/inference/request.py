@@ -27,7 +27,7 @@ class PredictRequest:
     Attributes:
         source: folder, file or list of files, named as in the raw layout.
         output: folder for masks; made if missing.
-        model_folder: RESULTS/DATASET/TRAINER__CONFIGURATION.
+        model_folder: RESULTS/DATASET/TRAINER__CONFIGURATION, or the archive of one (usd_export).
         folds: whose networks are averaged: one or several of "0", "1", ..., or "all"; None takes all finished ones.
         num_samples: masks drawn a case; None takes the model's number.
         source_name: source of a unified data set that all images are like; None where they are of no known one.

@@ -17,6 +17,7 @@ import torch
 from unisegdiff_pipeline.core.bounds import Range
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, to_jsonable
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.planning.plans import Augmentation
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.pretrained_start import StartRecord
@@ -189,6 +190,11 @@ def require_same_training(run: FoldRun, trainer: type[Trainer]) -> None:
     """
     former = read_request(run.folder)
     if former is None:
+        if (run.folder / WEIGHTS_NAME).is_file():
+            raise UsdError(
+                f"{run.folder} holds weights but no {REQUEST_NAME}, as imported models do: what they were trained on "
+                f"is not known, so they are neither validated nor trained on. Train beside them with --run NAME."
+            )
         return
     now = to_jsonable(describe_training(run, trainer))
     ways_out = "Restore the former one, train beside it with --run NAME, or begin again with --restart."

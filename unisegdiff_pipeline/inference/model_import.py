@@ -1,0 +1,67 @@
+"""The model of an archive as a model folder below the results."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import require_writable, temporary_path
+from unisegdiff_pipeline.core.locks import require_free
+from unisegdiff_pipeline.inference.archive_reading import read_manifest, unpack
+from unisegdiff_pipeline.inference.model_folder import ModelFolder, load_fold, open_model_folder
+
+
+def import_model(archive: Path, results: Path, *, overwrite: bool = False) -> ModelFolder:
+    """Unpack an archive into RESULTS/DATASET/MODEL.
+
+    The archive is checked before anything is written (see `archive_reading`), unpacked into a temporary folder and
+    opened there as prediction opens it; only then the folder gets its name.
+
+    Args:
+        archive: as usd_export wrote it.
+        results: root of the results; made if missing.
+        overwrite: replace a model that is there, with all that its folder holds.
+
+    Raises:
+        UsdError: an archive that is refused, a model that is there, or is being trained; nothing has changed then.
+    """
+    archive, results = Path(archive), Path(results)
+    manifest = read_manifest(archive)
+    target = results / manifest.dataset / manifest.model
+    if target.exists() or target.is_symlink():
+        if not overwrite:
+            raise UsdError(
+                f"{target} is there already; import into another root (--results), or replace it, with all that it "
+                f"holds, by --overwrite."
+            )
+        for lock in target.glob(".lock-*"):
+            require_free(lock, str(target))
+    require_writable(target.parent)
+    made = [folder for folder in target.parents if not folder.exists()]
+    work = temporary_path(target)
+    try:
+        work.mkdir(parents=True)
+        require_usable(unpack(archive, work))
+        if target.exists() or target.is_symlink():
+            target.rename(work / "former")
+        (work / manifest.model).rename(target)
+    except BaseException:
+        if (work / "former").exists() and not target.exists():
+            (work / "former").rename(target)
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+    return open_model_folder(target)
+
+
+def require_usable(folder: Path) -> None:
+    """Raise a UsdError where a model folder is not one that prediction could open, fold by fold."""
+    import torch
+
+    model = open_model_folder(folder)
+    for fold in model.folds:
+        load_fold(model, fold, torch.device("cpu"))
