@@ -9,6 +9,8 @@ from unisegdiff_pipeline.diffusion.losses import (
     mask_loss,
     masked_mean,
     noise_loss,
+    over_batch,
+    over_groups,
     refinement_loss,
     soft_dice,
     weight_by_log_variance,
@@ -36,8 +38,18 @@ def test_softmax_dice_leaves_the_background_out() -> None:
 def test_batch_dice_joins_examples() -> None:
     p = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])
     t = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
-    joined = soft_dice(p, t, torch.ones(2, 1, 2), "binary", batch_dice=True)
+    joined = soft_dice(p, t, torch.ones(2, 1, 2), "binary", pooling=over_batch)
     assert joined.tolist() == pytest.approx([2 / 3, 2 / 3], abs=1e-4)
+
+
+def test_dice_of_a_group_knows_nothing_of_the_others() -> None:
+    p = torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]], [[1.0, 1.0, 1.0]]])
+    t = torch.tensor([[[1.0, 0.0, 0.0]], [[1.0, 0.0, 0.0]], [[1.0, 1.0, 0.0]]])
+    valid = torch.ones(3, 1, 3)
+    joined = soft_dice(p, t, valid, "binary", over_groups(torch.tensor([4, 4, 0])))
+    assert joined.tolist() == pytest.approx([2 / 3, 2 / 3, 4 / 5], abs=1e-4)
+    one_group = soft_dice(p, t, valid, "binary", over_groups(torch.zeros(3)))
+    assert one_group.tolist() == pytest.approx(soft_dice(p, t, valid, "binary", over_batch).tolist())
 
 
 def test_masked_mean_ignores_and_survives_nothing_valid() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.networks.test_networks import PLAN_2D
 from tests.training.data.test_source_draw import REGIONS, unified
-from unisegdiff_pipeline.diffusion.losses import mask_loss, noise_loss, refinement_loss
+from unisegdiff_pipeline.diffusion.losses import mask_loss, noise_loss, over_batch, refinement_loss
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, channel_lam, noise_mask
 from unisegdiff_pipeline.diffusion.stages import StageDraw
 from unisegdiff_pipeline.evaluation.metrics import score_case
@@ -79,7 +79,7 @@ def test_a_channel_that_is_not_annotated_gets_no_gradient() -> None:
     valid[0, 1] = 0
     losses = (
         segmentation_loss([logits], Batch(logits, target, valid, ("a", "b")), configuration, "regions").loss,
-        mask_loss(logits, target, valid, "regions", 1.0, batch_dice=True).sum(),
+        mask_loss(logits, target, valid, "regions", 1.0, pooling=over_batch).sum(),
         noise_loss(logits, valid).sum(),
         refinement_loss(torch.zeros(2), logits, logits.tanh(), target, valid, "regions").sum(),
     )
@@ -88,6 +88,20 @@ def test_a_channel_that_is_not_annotated_gets_no_gradient() -> None:
         assert not gradient[0, 1].any()
         assert gradient[0, 0].any()
         assert gradient[1, 1].any()
+
+
+def test_large_lesions_of_one_source_do_not_hide_small_ones_of_another() -> None:
+    configuration = replace(unified(), training=replace(unified().training, batch_dice=True))
+    target = torch.zeros(2, 1, 32, 32)
+    target[0, 0, :2, :2] = 1
+    target[1, 0, :, :31] = 1
+    logits = torch.where(target > 0, 5.0, -5.0)
+    logits[0] = -5  # what is large is found, what is small is not
+    losses = []
+    for ids in (("CT__a", "US__b"), ("US__a", "US__b")):
+        batch = Batch(logits, target, torch.ones_like(target), ids)
+        losses.append(segmentation_loss([logits], batch, configuration, "binary").loss.item())
+    assert losses[0] - losses[1] == pytest.approx(0.5, abs=0.01)  # Dice 0 and 1 by source, nearly 1 over both
 
 
 @pytest.mark.parametrize("dice_weight", [0.0, 1.0])

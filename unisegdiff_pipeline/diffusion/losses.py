@@ -6,6 +6,8 @@ or one for each sigmoid channel where not every example says something of every 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,9 @@ DICE_SMOOTH = 1e-5
 SNR_CUT = 5.0  # min-SNR weighting (Hang et al. 2023, eq. 6) with gamma = 5
 LOG_VARIANCE_LIMIT = 3.0
 
+# Takes sums over the voxels of each example (..., B, C) to the sums that its Dice is made of.
+Pooling = Callable[[Tensor], Tensor]
+
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean over the values with valid = 1, both (B, ...) => (B,); 0 for an example without any."""
@@ -30,20 +35,31 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     return (values.flatten(1) * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
 
-def soft_dice(p: Tensor, target: Tensor, valid: Tensor, coding: Coding, batch_dice: bool = False) -> Tensor:
+def over_batch(sums: Tensor) -> Tensor:
+    """Batch Dice: the whole batch is as one image, so that every example gets the same value."""
+    return sums.sum(dim=-2, keepdim=True).expand_as(sums)
+
+
+def over_groups(group: Tensor) -> Pooling:
+    """Batch Dice of each group (B,) by itself; of one group alone it is `over_batch`."""
+    same = (group[:, None] == group[None])[..., None]  # (B, B, 1)
+    return lambda sums: (same * sums.unsqueeze(-3)).sum(dim=-2)  # no matmul, which autocast would round
+
+
+def soft_dice(p: Tensor, target: Tensor, valid: Tensor, coding: Coding, pooling: Pooling | None = None) -> Tensor:
     """Soft Dice averaged over foreground channels => (B,); nnU-Net's form 2 |pt| / (|p| + |t|), smoothed.
 
     Args:
         p, target: (B, C, *spatial); valid: (B, 1, *spatial), or (B, C, *spatial) of sigmoid channels: those without
             a valid voxel are left out of the average.
-        batch_dice: sums run over the whole batch, as if it were one image (every example gets the same value).
+        pooling: over which examples the sums run; None: over each by itself.
     """
     first = 1 if coding == "softmax" else 0
     p, t = p[:, first:], target[:, first:]
     p, t = (p * valid).flatten(2), (t * valid).flatten(2)  # (B, C, V)
     overlap, size = (p * t).sum(dim=2), p.sum(dim=2) + t.sum(dim=2)  # (B, C)
-    if batch_dice:
-        overlap, size = (v.sum(dim=0, keepdim=True).expand_as(v) for v in (overlap, size))
+    if pooling is not None:
+        overlap, size = pooling(torch.stack([overlap, size]))
     dice = (2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH).clamp_min(1e-8)
     if valid.shape[1] == 1:
         return dice.mean(dim=1)
@@ -53,13 +69,18 @@ def soft_dice(p: Tensor, target: Tensor, valid: Tensor, coding: Coding, batch_di
 
 
 def mask_loss(
-    logits: Tensor, target: Tensor, valid: Tensor, coding: Coding, dice_weight: float = 0.0, batch_dice: bool = False
+    logits: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    coding: Coding,
+    dice_weight: float = 0.0,
+    pooling: Pooling | None = None,
 ) -> Tensor:
-    """Cross-entropy + dice_weight * (1 - Dice) => (B,)."""
+    """Cross-entropy + dice_weight * (1 - Dice) => (B,); `pooling` as for `soft_dice`."""
     loss = _masked_cross_entropy(logits, target, valid, coding)
     if dice_weight == 0:
         return loss
-    dice = soft_dice(probabilities_from_logits(logits, coding), target, valid, coding, batch_dice)
+    dice = soft_dice(probabilities_from_logits(logits, coding), target, valid, coding, pooling)
     return loss + dice_weight * (1 - dice)
 
 

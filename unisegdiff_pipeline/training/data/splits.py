@@ -277,9 +277,7 @@ def _gather_groups(records: Iterable[tuple[str, str, float]]) -> list[_Group]:
     for case_id, group, volume in records:
         cases.setdefault(group, []).append(case_id)
         volumes.setdefault(group, []).append(volume)
-    return [
-        _Group(tuple(cases[name]), float(np.mean(volumes[name])), not all(volumes[name])) for name in sorted(cases)
-    ]
+    return [_Group(tuple(cases[name]), float(np.mean(volumes[name])), not all(volumes[name])) for name in sorted(cases)]
 
 
 def _with_empty_cases(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from unisegdiff_pipeline.core.labels import Coding
-from unisegdiff_pipeline.diffusion.losses import mask_loss
+from unisegdiff_pipeline.diffusion.losses import Pooling, mask_loss, over_batch, over_groups
+from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_segmenter
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
@@ -64,9 +65,22 @@ def segmentation_loss(
     # nnU-Net's weights 1, 1/2, 1/4, ... with the coarsest level left out, unless it is the only one.
     count = max(1, len(logits) - 1)
     weights = [0.5**i for i in range(count)]
-    batch_dice = configuration.training.batch_dice
-    losses = [
-        mask_loss(logits[i], targets[i], masks[i], coding, 1.0, batch_dice=batch_dice).mean() for i in range(count)
-    ]
+    pooling = dice_pooling(batch, configuration)
+    losses = [mask_loss(logits[i], targets[i], masks[i], coding, 1.0, pooling).mean() for i in range(count)]
     total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
     return StepResult(total, {"loss_full_resolution": losses[0].detach()})
+
+
+def dice_pooling(batch: Batch, configuration: ConfigurationPlan) -> Pooling | None:
+    """Over which examples the Dice of the loss is taken.
+
+    Of unified data sets over those of one source: in a sum over all, lesions of some thousand voxels hide those of some
+    hundred, and the sources with small ones are not learned.
+    """
+    if not configuration.training.batch_dice:
+        return None
+    if configuration.sources is None:
+        return over_batch
+    names = [source_of_case(case_id) for case_id in batch.case_ids]
+    number = {name: i for i, name in enumerate(sorted(set(names)))}
+    return over_groups(torch.tensor([number[name] for name in names], device=batch.target.device))
