@@ -1,0 +1,354 @@
+"""The lesion filter and its operating points, chosen on held-out cases; a pure function of a table of lesions.
+
+    choice = choose_filter(cases, classes)          # cases: LesionCase of every held-out case and class
+    choice.lesion_filter, choice.points, choice.describe(units)
+
+The utility is Dice over the cases with a lesion plus the F1 of all lesions, and a filter may give no more false alarms
+per lesion-free case than the plain segmenter at 0.5 does. What the best of some hundred rules gains on few cases is
+mostly luck, so every lesion stays unless a filter shows its worth on patients that it was not chosen on:
+
+- each patient's lesions are filtered by the rule that is best on all others (leave one patient out);
+- the utility so reached must exceed that of keeping every lesion by GAIN_ERRORS standard errors (jackknife over
+  patients); or, where keeping every lesion gives more false alarms than the plain segmenter, the false alarms must fall
+  by as much, and the utility not fall by one;
+- at least FEWEST_PATIENTS patients have a lesion.
+
+The rule is then the best on all patients.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.units import VOLUMES, Units
+from unisegdiff_pipeline.inference.lesion_filter import NO_RULE, LesionFilter, LesionRule, SizeUnit
+from unisegdiff_pipeline.inference.utility import DEFAULT_UTILITY, OperatingPoint, Utility, best_point
+
+GAIN_ERRORS = 2.0  # standard errors that the gain on patients not chosen on must exceed
+FEWEST_PATIENTS = 6  # with a lesion
+CONFIDENCES = (0.0, 0.25, 0.5, 0.75, 1.0)
+NUM_STEPS = 7  # of probability and size that are tried, at quantiles of the false positives
+MOST_POINTS = 30  # that are kept
+
+
+@dataclass(frozen=True)
+class FoundLesion:
+    """A lesion of the mask before any filter.
+
+    Attributes:
+        size: in the unit of the filter.
+        confidence: fraction of samples that overlap it; NaN without samples.
+        probability: mean of the class's probability over it.
+        voxels, common: its voxels, and those of them that the reference holds.
+        matched: numbers of the reference lesions that it shares a voxel with.
+    """
+
+    size: float
+    confidence: float
+    probability: float
+    voxels: int
+    common: int
+    matched: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LesionCase:
+    """One class of a held-out case.
+
+    Attributes:
+        group: its patient.
+        lesions: of the mask, largest first.
+        reference_voxels, num_reference: of the reference, and its lesions; 0 where the case is free of the class.
+        plain_false_alarms: lesions of the plain segmenter's mask at 0.5 that share no voxel with the reference.
+        case_id: its name.
+    """
+
+    group: str
+    class_name: str
+    lesions: tuple[FoundLesion, ...]
+    reference_voxels: int
+    num_reference: int
+    plain_false_alarms: int
+    case_id: str = ""
+
+
+@dataclass(frozen=True)
+class RuleChoice:
+    """What was found for one class.
+
+    Attributes:
+        rule: that was taken; `NO_RULE` keeps every lesion.
+        best: the point of the best rule, taken or not, and `unfiltered` that of keeping every lesion, on all cases.
+        gain, gain_error: of the utility on patients not chosen on, and its standard error; NaN where none could tell.
+        fewer_alarms, fewer_alarms_error: the same of the false alarms per lesion-free case.
+        plain_false_alarms: of the plain segmenter at 0.5, per lesion-free case; NaN without such a case.
+        num_patients, num_cases, num_lesion_free: that it was chosen on; the patients are those with a lesion.
+        points: rules worth offering, by rising sensitivity; the first of them are strict.
+    """
+
+    rule: LesionRule
+    best: OperatingPoint
+    unfiltered: OperatingPoint
+    gain: float
+    gain_error: float
+    fewer_alarms: float
+    fewer_alarms_error: float
+    plain_false_alarms: float
+    num_patients: int
+    num_cases: int
+    num_lesion_free: int
+    points: tuple[OperatingPoint, ...]
+
+    def describe(self, class_name: str, units: Units = VOLUMES) -> str:
+        """What was chosen and what it gains, in a sentence or two."""
+        told = f"{counted(self.num_cases, 'held-out case')}, {self.num_lesion_free} of them free of it"
+        gain = f"{self.gain:+.3f} (standard error {self.gain_error:.3f})"
+        if self.rule == NO_RULE:
+            if self.num_patients < FEWEST_PATIENTS:
+                why = f"{counted(self.num_patients, 'patient')} with it are too few, {FEWEST_PATIENTS} are needed"
+            else:
+                why = f"the best rule gains {gain} of Dice + lesion F1 on patients that it was not chosen on"
+            return f"{class_name}: every lesion stays ({told}; {why})."
+        alarms = ""
+        if self.num_lesion_free:
+            alarms = (
+                f", false alarms per lesion-free case from {self.unfiltered.false_alarms:.2f} to "
+                f"{self.best.false_alarms:.2f}"
+            )
+        return (
+            f"{class_name}: a lesion stays where {self.rule.describe(units)}. On {told}: Dice from "
+            f"{self.unfiltered.dice:.3f} to {self.best.dice:.3f}, lesion F1 from {self.unfiltered.lesion_f1:.3f} to "
+            f"{self.best.lesion_f1:.3f}{alarms}; on patients that it was not chosen on Dice + lesion F1 {gain}."
+        )
+
+
+@dataclass(frozen=True)
+class FilterChoice:
+    """The filter of all classes, and what was found for each."""
+
+    lesion_filter: LesionFilter
+    classes: dict[str, RuleChoice]
+
+    def describe(self, units: Units = VOLUMES) -> list[str]:
+        """A sentence or two for each class."""
+        return [choice.describe(name, units) for name, choice in self.classes.items()]
+
+    @property
+    def points(self) -> dict[str, tuple[OperatingPoint, ...]]:
+        """The operating points of each class."""
+        return {name: choice.points for name, choice in self.classes.items()}
+
+
+def choose_filter(cases: Sequence[LesionCase], classes: Sequence[str], unit: SizeUnit | None) -> FilterChoice:
+    """Choose the rule of every class; see the head of this module.
+
+    Args:
+        cases: one entry for each held-out case and class.
+        classes: names of all classes; those without any case keep every lesion.
+        unit: of the sizes; None where they have several, and no smallest size is tried.
+    """
+    found = {}
+    for name in classes:
+        own = [case for case in cases if case.class_name == name]
+        if own:
+            found[name] = choose_rule(own, with_sizes=unit is not None)
+    rules = {name: choice.rule for name, choice in found.items() if choice.rule != NO_RULE}
+    return FilterChoice(LesionFilter(rules=rules, unit=unit or "ml"), found)
+
+
+def choose_rule(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> RuleChoice:
+    """The rule of one class, and its operating points, from one entry of each held-out case."""
+    table = _Table(candidate_rules(cases, with_sizes=with_sizes), cases)
+    everything = np.ones(table.num_groups)
+    unfiltered, best = table.point(0, everything), table.point(table.best(everything), everything)
+    num_patients = len({case.group for case in cases if case.num_reference})
+    gain, gain_error, fewer, fewer_error = table.gains_on_others()
+    plain = table.plain_false_alarms(everything)
+    worth = gain_error > 0 and gain > GAIN_ERRORS * gain_error
+    if unfiltered.false_alarms > plain and fewer_error > 0:
+        worth = worth or (fewer > GAIN_ERRORS * fewer_error and gain > -gain_error)
+    return RuleChoice(
+        rule=best.rule if worth and num_patients >= FEWEST_PATIENTS else NO_RULE,
+        best=best,
+        unfiltered=unfiltered,
+        gain=gain,
+        gain_error=gain_error,
+        fewer_alarms=fewer,
+        fewer_alarms_error=fewer_error,
+        plain_false_alarms=plain,
+        num_patients=num_patients,
+        num_cases=len(cases),
+        num_lesion_free=sum(case.num_reference == 0 for case in cases),
+        points=_worth_offering([table.point(i, everything) for i in range(len(table.rules))]),
+    )
+
+
+def candidate_rules(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> list[LesionRule]:
+    """The rules that are tried; the first keeps every lesion, and no smallest value lies above all true lesions'."""
+    lesions = [lesion for case in cases for lesion in case.lesions]
+    false = [lesion for lesion in lesions if not lesion.matched]
+    sampled = any(not math.isnan(lesion.confidence) for lesion in lesions)
+    probabilities = _steps([lesion.probability for lesion in false], digits=2)
+    sizes = _steps([lesion.size for lesion in false], digits=None) if with_sizes else [0.0]
+    several = any(len(case.lesions) > 1 for case in cases)
+    return [
+        LesionRule(min_confidence=confidence, min_probability=probability, min_size=size, max_lesions=most)
+        for confidence, probability, size, most in itertools.product(
+            CONFIDENCES if sampled and false else CONFIDENCES[:1],
+            probabilities,
+            sizes,
+            (None, 1) if several else (None,),
+        )
+    ]
+
+
+def _steps(values: Sequence[float], digits: int | None) -> list[float]:
+    """0, and values just above quantiles of the given ones, rounded up to so many decimals or to two digits."""
+    steps = {0.0}
+    if values:
+        for quantile in np.quantile(np.asarray(values, float), np.arange(1, NUM_STEPS + 1) / NUM_STEPS):
+            decimals = digits if digits is not None else 1 - math.floor(math.log10(max(quantile, 1e-300)))
+            scale = 10.0**decimals
+            steps.add(round((math.floor(quantile * scale) + 1) / scale, max(decimals, 0)))
+    return sorted(step for step in steps if digits is None or step <= 1)
+
+
+class _Table:
+    """What each rule does in each group of cases, so that any set of groups is summed up at once.
+
+    Attributes:
+        rules: the candidates; the first keeps every lesion.
+        num_groups: patients.
+    """
+
+    def __init__(self, rules: Sequence[LesionRule], cases: Sequence[LesionCase]) -> None:
+        self.rules = rules
+        groups = {name: number for number, name in enumerate(dict.fromkeys(case.group for case in cases))}
+        self.num_groups = len(groups)
+        shape = (len(rules), len(groups))
+        self._dice, self._detected, self._false, self._alarms = (np.zeros(shape) for _ in range(4))
+        self._with, self._reference, self._free, self._plain = (np.zeros(len(groups)) for _ in range(4))
+        for case in cases:
+            group = groups[case.group]
+            self._with[group] += case.num_reference > 0
+            self._reference[group] += case.num_reference
+            self._free[group] += case.num_reference == 0
+            self._plain[group] += case.plain_false_alarms if case.num_reference == 0 else 0
+            self._add(case, group)
+
+    def _add(self, case: LesionCase, group: int) -> None:
+        lesions = case.lesions
+        sizes, confidences, probabilities = (
+            [getattr(lesion, name) for lesion in lesions] for name in ("size", "confidence", "probability")
+        )
+        voxels = np.array([lesion.voxels for lesion in lesions], float)
+        common = np.array([lesion.common for lesion in lesions], float)
+        false = np.array([not lesion.matched for lesion in lesions], bool)
+        matches = np.zeros((len(lesions), case.num_reference + 1), bool)
+        for number, lesion in enumerate(lesions):
+            matches[number, list(lesion.matched)] = True
+        for index, rule in enumerate(self.rules):
+            kept = rule.kept(sizes, confidences, probabilities)
+            num_false = int((kept & false).sum())
+            self._false[index, group] += num_false
+            if case.num_reference == 0:
+                self._alarms[index, group] += num_false
+                continue
+            self._dice[index, group] += 2 * common[kept].sum() / (voxels[kept].sum() + case.reference_voxels)
+            self._detected[index, group] += int(matches[kept].any(axis=0).sum())
+
+    def utilities(self, weights: np.ndarray) -> np.ndarray:
+        """Dice over cases with a lesion + F1 of all lesions, of every rule; NaN without a case with a lesion."""
+        return self._dice_means(weights) + self._f1(weights)
+
+    def false_alarms(self, weights: np.ndarray) -> np.ndarray:
+        """Of every rule, per lesion-free case; 0 without one."""
+        return (self._alarms @ weights) / max(float(self._free @ weights), 1.0)
+
+    def plain_false_alarms(self, weights: np.ndarray) -> float:
+        """Of the plain segmenter, per lesion-free case; NaN without one."""
+        free = float(self._free @ weights)
+        return float(self._plain @ weights) / free if free else math.nan
+
+    def best(self, weights: np.ndarray) -> int:
+        """The rule of the highest utility among those with no more false alarms than the plain segmenter, or fewest.
+
+        Of rules alike the first, which removes least.
+        """
+        alarms = self.false_alarms(weights)
+        limit = self.plain_false_alarms(weights)
+        able = alarms <= max(limit, alarms.min()) + 1e-12 if not math.isnan(limit) else np.ones(len(alarms), bool)
+        values = np.where(able, np.nan_to_num(self.utilities(weights)), -np.inf)
+        return int(np.flatnonzero(values >= values.max() - 1e-12)[0])
+
+    def gains_on_others(self) -> tuple[float, float, float, float]:
+        """Gain of utility over keeping every lesion on patients not chosen on, its standard error; of alarms the same.
+
+        NaN where there are fewer than three patients.
+        """
+        number = self.num_groups
+        if number < 3 or not self._reference.any():
+            return math.nan, math.nan, math.nan, math.nan
+        chosen = np.array([self.best(1.0 - np.eye(number)[g]) for g in range(number)])
+
+        def difference(weights: np.ndarray) -> tuple[float, float]:
+            own = chosen, np.arange(number)
+            with_lesion, reference = float(self._with @ weights), float(self._reference @ weights)
+            dice = float((self._dice[own] - self._dice[0]) @ weights) / max(with_lesion, 1.0)
+            f1 = [
+                2 * float(found @ weights) / max(float((found + false) @ weights) + reference, 1.0)
+                for found, false in ((self._detected[own], self._false[own]), (self._detected[0], self._false[0]))
+            ]
+            fewer = float((self._alarms[0] - self._alarms[own]) @ weights) / max(float(self._free @ weights), 1.0)
+            return dice + f1[0] - f1[1], fewer
+
+        whole = difference(np.ones(number))
+        parts = np.array([difference(1.0 - np.eye(number)[g]) for g in range(number)])
+        errors = np.sqrt((number - 1) / number * ((parts - parts.mean(axis=0)) ** 2).sum(axis=0))
+        return whole[0], float(errors[0]), whole[1], float(errors[1])
+
+    def point(self, index: int, weights: np.ndarray) -> OperatingPoint:
+        """A rule and its scores."""
+        reference, free = float(self._reference @ weights), float(self._free @ weights)
+        detected, false = float(self._detected[index] @ weights), float(self._false[index] @ weights)
+        return OperatingPoint(
+            rule=self.rules[index],
+            dice=float(self._dice_means(weights)[index]),
+            lesion_f1=float(self._f1(weights)[index]),
+            sensitivity=detected / reference if reference else math.nan,
+            fp_per_case=false / max(free + float(self._with @ weights), 1.0),
+            false_alarms=float(self._alarms[index] @ weights) / free if free else math.nan,
+        )
+
+    def _dice_means(self, weights: np.ndarray) -> np.ndarray:
+        number = float(self._with @ weights)
+        return (self._dice @ weights) / number if number else np.full(len(self.rules), math.nan)
+
+    def _f1(self, weights: np.ndarray) -> np.ndarray:
+        reference = float(self._reference @ weights)
+        detected = self._detected @ weights
+        whole = detected + self._false @ weights + reference
+        return 2 * detected / whole if reference else np.full(len(self.rules), math.nan)
+
+
+def _worth_offering(points: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]:
+    """Of each sensitivity the point of fewest false positives, and those of the highest Dice, F1 and utility."""
+    if not points or math.isnan(points[0].sensitivity):
+        return ()
+    front: dict[float, OperatingPoint] = {}
+    for point in points:
+        known = front.get(point.sensitivity)
+        if known is None or (-point.fp_per_case, point.dice) > (-known.fp_per_case, known.dice):
+            front[point.sensitivity] = point
+    curve = [front[key] for key in sorted(front)]
+    if len(curve) > MOST_POINTS:
+        curve = [curve[i] for i in np.linspace(0, len(curve) - 1, MOST_POINTS).round().astype(int)]
+    named = [points[0], *(best_point(points, Utility(kind)) for kind in ("dice", "lesion_f1"))]
+    named.append(best_point(points, DEFAULT_UTILITY))
+    return tuple(sorted(dict.fromkeys([*curve, *named]), key=lambda p: (p.sensitivity, p.fp_per_case)))
