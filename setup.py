@@ -16,6 +16,7 @@ COMMANDS = (
     "plan_and_preprocess",
     "train",
     "predict",
+    "ensemble",
     "evaluate",
     "convert",
     "unify",

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.evaluation.options import EvaluationOptions
     from unisegdiff_pipeline.inference.prediction import Prediction
     from unisegdiff_pipeline.inference.predictor import Predictor
-    from unisegdiff_pipeline.inference.request import PredictRequest
+    from unisegdiff_pipeline.inference.request import EnsembleRequest, PredictRequest
     from unisegdiff_pipeline.io.paths import Roots
     from unisegdiff_pipeline.pipeline import (
         PreparedDataset,
         cross_validate,
+        ensemble,
         evaluate,
         plan_and_preprocess,
         predict,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "planning.plans",
+    "EnsembleRequest": "inference.request",
     "EvaluationOptions": "evaluation.options",
     "Geometry": "core.geometry",
     "MatchingRule": "evaluation.lesion_matching",
@@ -54,6 +56,7 @@ _HOMES = {
     "Volume": "core.geometry",
     "cross_validate": "pipeline",
     "detect_budget": "planning.budget",
+    "ensemble": "pipeline",
     "evaluate": "pipeline",
     "metrics": "evaluation.pair_metrics",
     "plan_and_preprocess": "pipeline",
@@ -63,6 +66,7 @@ _HOMES = {
 
 __all__ = [
     "Budget",
+    "EnsembleRequest",
     "EvaluationOptions",
     "Geometry",
     "MatchingRule",
@@ -80,6 +84,7 @@ __all__ = [
     "__version__",
     "cross_validate",
     "detect_budget",
+    "ensemble",
     "evaluate",
     "metrics",
     "plan_and_preprocess",

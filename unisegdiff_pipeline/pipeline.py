@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.evaluation.case import CaseResult
     from unisegdiff_pipeline.evaluation.evaluate import Evaluation
     from unisegdiff_pipeline.evaluation.options import EvaluationOptions
-    from unisegdiff_pipeline.inference.request import PredictRequest
+    from unisegdiff_pipeline.inference.request import EnsembleRequest, PredictRequest
     from unisegdiff_pipeline.training.request import TrainRequest, TrainResult
 
 LOGGER = logging.getLogger(__name__)
@@ -424,6 +424,32 @@ def predict(request: PredictRequest, *, on_progress: Listener | None = None) -> 
 
     with telling(on_progress):
         predict_folder(request)
+    return Path(request.output)
+
+
+def ensemble(request: EnsembleRequest, *, on_progress: Listener | None = None) -> Path:
+    """Average the probabilities of several folders of predictions, as usd_ensemble does; returns the folder of masks.
+
+    Example:
+        >>> saved = {"device": "cpu", "save_probabilities": True}
+        >>> one = usd.predict(usd.PredictRequest(images, output / "one", model_folder, **saved))
+        >>> two = usd.predict(usd.PredictRequest(images, output / "two", model_folder, seed=1, **saved))
+        >>> masks = usd.ensemble(usd.EnsembleRequest((one, two), output / "both"))
+        >>> len(list(masks.glob("*.png")))
+        4
+
+    Args:
+        request: folders, weights, output folder, and what is written.
+        on_progress: called with a `Progress` after each case.
+
+    Raises:
+        UsdError: folders of different cases, classes or grids, or without probabilities; an output folder of other
+            predictions; and cases that failed, named after all others have been finished.
+    """
+    from unisegdiff_pipeline.inference.folder_ensemble import ensemble_folders
+
+    with telling(on_progress):
+        ensemble_folders(request)
     return Path(request.output)
 
 

@@ -110,6 +110,12 @@ class Probabilities:
             )
         return values if low >= 0 and high <= 1 else np.clip(values, 0, 1)
 
+    def of_background(self) -> np.ndarray:
+        """Probability of no class, float32 (Z, Y, X): channel 0 where the file has one, else what classes leave."""
+        if self._offset:
+            return self.of_class(-1)
+        return np.clip(1 - sum(self.of_class(index) for index in range(len(self._array))), 0, 1)
+
 
 def crop_geometry(geometry: Geometry, box: Box) -> Geometry:
     """Geometry of a box of a volume: the origin moves along the direction cosines."""
@@ -151,7 +157,7 @@ def _check_shape(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> None:
     hint = " The axes seem to be (X, Y, Z); transpose the array." if array.shape[1:] == shape[::-1] else ""
     raise UsdError(
         f"{path} holds an array of shape {array.shape}; expected is (K, Z, Y, X) with (Z, Y, X) = {shape}, the grid of "
-        f"the reference.{hint}"
+        f"the case.{hint}"
     )
 
 

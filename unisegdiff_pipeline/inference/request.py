@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
@@ -78,6 +79,69 @@ class PredictRequest:
             raise UsdError(
                 f"part_id is {self.part_id} of {self.num_parts} parts; allowed is 0 to {self.num_parts - 1}."
             )
+
+
+@dataclass(frozen=True)
+class EnsembleRequest:
+    """What is asked of an ensemble: folders of predictions whose probabilities are averaged, output, what is written.
+
+    Example:
+        >>> request = usd.EnsembleRequest((output / "2d", output / "3d"), output / "both", weights=(1, 2))
+        >>> request.decision is None, request.save_probabilities
+        (True, False)
+
+    Attributes:
+        members: folders of predictions with probabilities, of this program or of nnU-Net; two or more.
+        output: folder for masks; made if missing.
+        weights: of each member's probabilities in the mean, above 0; None weighs all alike.
+        decision: threshold of the mean, "half" or "dice", see `decision`; None takes "dice" where all members were
+            predicted with it and all have samples, else "half".
+        combine: what masks are made of: "mean", or the samples of all members by "majority" or "staple".
+        dataset_json: what the label values of all members mean; None takes what each member says itself.
+        cases: names of the cases to make; None takes all, and then every member must hold the same ones.
+        max_memory_gb: as in `PredictRequest`.
+        save_probabilities, save_samples: what is written beside masks, uncertainty and tables.
+        overwrite: make finished cases again, and remove those of other members or other settings.
+        part: (number of this run, number of runs) that share the output, where `cases` are those of this run.
+
+    Raises:
+        UsdError: fewer than two members, one that is given twice, or weights that do not fit.
+    """
+
+    members: Sequence[Path | str]
+    output: Path | str
+    _: KW_ONLY
+    weights: Sequence[float] | None = None
+    decision: Decision | None = None
+    combine: Combination = "mean"
+    dataset_json: Path | str | None = None
+    cases: Sequence[str] | None = None
+    max_memory_gb: float | None = None
+    save_probabilities: bool = False
+    save_samples: bool = False
+    overwrite: bool = False
+    part: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        folders = [Path(member) for member in self.members]
+        if len(folders) < 2:
+            raise UsdError(f"an ensemble needs two or more folders of predictions; {len(folders)} given.")
+        resolved = [folder.resolve() for folder in folders]
+        if twice := next((f for f, r in zip(folders, resolved, strict=True) if resolved.count(r) > 1), None):
+            raise UsdError(f"{twice} is given twice; name each folder once, and let --weights say how much it counts.")
+        if Path(self.output).resolve() in resolved:
+            raise UsdError(f"{self.output} is one of the members; choose another folder for the ensemble.")
+        if self.weights is not None:
+            if len(self.weights) != len(folders):
+                raise UsdError(f"weights has {len(self.weights)} values for {len(folders)} members; give one for each.")
+            if not all(0 < weight < math.inf for weight in self.weights):
+                raise UsdError(f"weights are {', '.join(f'{w:g}' for w in self.weights)}; allowed are numbers above 0.")
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """The weight of each member in the mean; together 1."""
+        weights = [1.0] * len(self.members) if self.weights is None else [float(weight) for weight in self.weights]
+        return tuple(weight / sum(weights) for weight in weights)
 
 
 def require_whole(name: str, value: object) -> None:

@@ -1,0 +1,197 @@
+"""Ensembles of folders of predictions: one folder whose masks come from the mean of their probabilities."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unisegdiff_pipeline.core.errors import UsdError, describe_failure
+from unisegdiff_pipeline.core.files import file_hash, is_full_disk, remove_stale_temporaries, require_writable
+from unisegdiff_pipeline.core.locks import locked
+from unisegdiff_pipeline.core.progress import counted, progress
+from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.core.serialization import to_jsonable
+from unisegdiff_pipeline.inference.averaging import (
+    average_case,
+    have_samples,
+    require_same_classes,
+    require_same_grids,
+)
+from unisegdiff_pipeline.inference.export import (
+    OutputOptions,
+    PredictionRecord,
+    endings_there,
+    expected_files,
+    output_folders,
+    read_record,
+    write_prediction,
+    write_record,
+    write_summary,
+)
+from unisegdiff_pipeline.inference.label_fusion import require_combinable
+from unisegdiff_pipeline.inference.memory import MemoryBudget
+from unisegdiff_pipeline.inference.origin import request_hash
+from unisegdiff_pipeline.inference.output_folder import (
+    FolderTakenError,
+    Owner,
+    claim_folder,
+    remove_former,
+    require_own,
+)
+from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder, open_prediction_folder
+from unisegdiff_pipeline.inference.request import EnsembleRequest
+from unisegdiff_pipeline.inference.saving import manifest_of
+from unisegdiff_pipeline.inference.settings import Decision
+from unisegdiff_pipeline.io.images import files_read, split_ending
+
+LOGGER = logging.getLogger(__name__)
+
+
+def ensemble_folders(request: EnsembleRequest) -> int:
+    """Make the masks of an ensemble; returns how many cases were made now.
+
+    The output is like that of a prediction (see `export`), and belongs to these members with these settings (see
+    `output_folder`); cases that it holds already, made of the same files, are left as they are. Samples are pooled
+    where all members have them of all cases.
+
+    Raises:
+        UsdError: members of different cases, classes or grids, or without probabilities, naming folder and case; an
+            output that cannot be written into or holds other predictions; or cases that failed, named at the end.
+    """
+    dataset_json = None if request.dataset_json is None else Path(request.dataset_json)
+    members = [open_prediction_folder(Path(folder), dataset_json) for folder in request.members]
+    require_same_classes(members)
+    held = {case for member in members for case in (*member.masks, *member.probabilities)}
+    cases = sorted(held if request.cases is None else request.cases)
+    for member in members:
+        member.require_cases(cases)
+    require_same_grids(members, cases)
+    run = _EnsembleRun.of(request, members, cases)
+    part_id, num_parts = request.part
+    for folder in output_folders(run.output):
+        require_writable(folder)
+    with locked(run.output / f".lock-part-{part_id}-of-{num_parts}", str(run.output)):
+        endings = {case: run.ending(case) for case in cases}
+        claim_folder(run.output, run.owner, endings, next(iter(endings.values()), ""), overwrite=request.overwrite)
+        for folder in output_folders(run.output):
+            remove_stale_temporaries(folder)
+        left = [case for case in cases if request.overwrite or not run.is_finished(case)]
+        if len(left) < len(cases):
+            finished = len(cases) - len(left)
+            LOGGER.info("%d of %d cases are finished already; %d are left", finished, len(cases), len(left))
+        try:
+            failures = run.make(left)
+        finally:
+            run.write_tables(next(iter(endings.values()), ""))
+    if failures:
+        lines = [f"{case_id}: {failure}" for case_id, failure in failures.items()]
+        raise UsdError("\n".join([f"{counted(len(lines), 'case')} could not be made, the others are done.", *lines]))
+    return len(left)
+
+
+@dataclass(frozen=True)
+class _EnsembleRun:
+    """Members, settings and output of one run."""
+
+    request: EnsembleRequest
+    members: Sequence[PredictionFolder]
+    output: Path
+    pooling: bool
+    decision: Decision
+    owner: Owner
+    budget: MemoryBudget
+
+    @classmethod
+    def of(cls, request: EnsembleRequest, members: Sequence[PredictionFolder], cases: Sequence[str]) -> _EnsembleRun:
+        pooling = have_samples(members, cases)
+        if not pooling and any(member.samples for member in members):
+            LOGGER.info("not all members have samples of all cases: none are pooled, and lesions get no confidence")
+        require_combinable(request.combine, int(pooling))
+        if request.decision == "dice" and not pooling:
+            raise UsdError(
+                "decision is 'dice', which needs samples of all cases from all members; predict them with "
+                "--save-samples, or decide by 'half'."
+            )
+        by_dice = pooling and all(member.decision == "dice" for member in members)
+        decision: Decision = request.decision or ("dice" if by_dice else "half")
+        made_of: dict[str, Any] = {
+            "members": [member.identity for member in members],
+            "weights": [round(fraction, 9) for fraction in request.fractions],
+            "decision": decision,
+            "combine": request.combine,
+            "pooled_samples": pooling,
+            "labels": to_jsonable(members[0].labels),
+            "spacing_known": members[0].spacing_known,
+        }
+        owner = Owner(request_hash(made_of), " + ".join(str(member.folder.resolve()) for member in members), made_of)
+        budget = MemoryBudget.of(request.max_memory_gb)
+        return cls(request, members, Path(request.output), pooling, decision, owner, budget)
+
+    def ending(self, case_id: str) -> str:
+        """Ending of the masks of a case: the first member's."""
+        return split_ending(self.members[0].masks[case_id].name)[1]
+
+    def is_finished(self, case_id: str) -> bool:
+        """Whether the output holds all that is wanted of a case, made of the same files."""
+        record = read_record(self.output, case_id)
+        if record is None or record.request != self.owner.request:
+            return False
+        count = sum(len(member.samples[case_id]) for member in self.members) if self.pooling else 0
+        wanted = expected_files(self.output, case_id, self._options(case_id), 1, count)
+        return all(path.is_file() for path in wanted) and record.input_hashes == self._hashes(case_id)
+
+    def make(self, cases: Sequence[str]) -> dict[str, str]:
+        """Make cases one after the other; returns what failed, in words."""
+        failures: dict[str, str] = {}
+        for case_id in progress(cases, len(cases), "averaging"):
+            try:
+                self._make(case_id)
+            except Exception as error:
+                if is_full_disk(error) or isinstance(error, FolderTakenError):
+                    raise
+                failures[case_id] = describe_failure(error)
+        return failures
+
+    def _make(self, case_id: str) -> None:
+        start = time.perf_counter()
+        require_own(self.output, self.owner)
+        options = self._options(case_id)
+        remove_former(self.output, case_id, options.file_ending)
+        with Scratch(self.output, self.budget.for_arrays()) as scratch:
+            found, properties = average_case(
+                self.members, case_id, self.request.fractions, self.decision, pooling=self.pooling, scratch=scratch
+            )
+            num_lesions = write_prediction(self.output, found, properties, self.members[0].labels, options)
+        facts = {"num_samples": len(found.sample_places), "num_lesions": num_lesions, "threshold": found.threshold}
+        record = PredictionRecord(
+            case_id,
+            self.owner.request,
+            tuple(str(member.probabilities[case_id]) for member in self.members),
+            self._hashes(case_id),
+            {"average": time.perf_counter() - start},
+            facts,
+            options.file_ending,
+        )
+        write_record(self.output, record)
+
+    def write_tables(self, file_ending: str) -> None:
+        """Write lesions.csv, volumes.csv and manifest.json over all finished cases."""
+        require_own(self.output, self.owner)
+        write_summary(self.output, manifest_of(self.owner, "cpu", endings_there(self.output, file_ending)))
+
+    def _options(self, case_id: str) -> OutputOptions:
+        return OutputOptions(
+            self.ending(case_id),
+            self.members[0].knows_spacing(case_id),
+            save_samples=self.request.save_samples,
+            save_probabilities=self.request.save_probabilities,
+            combine=self.request.combine,
+        )
+
+    def _hashes(self, case_id: str) -> tuple[str, ...]:
+        paths = [path for member in self.members for path in member.files(case_id)]
+        return tuple(file_hash(path) for path in files_read(paths))
