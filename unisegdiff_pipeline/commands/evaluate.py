@@ -12,6 +12,9 @@ from unisegdiff_pipeline.commands.nnunet import EVALUATE
 from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.errors import UsdError
 
+# Those of evaluation.profiles.registry, which is too heavy for a parser.
+PROFILE_NAMES = ("autopet", "brats", "brats-men", "brats-met", "isles", "lits", "picai", "ulds")
+
 if TYPE_CHECKING:
     from argparse import Namespace
 
@@ -126,6 +129,14 @@ def _add_choices(parser: CommandParser) -> None:
         metavar="N",
         help="draws of the 95 %% intervals; 0 = none (default: 2000)",
     )
+    group.add_argument(
+        "--profile",
+        choices=PROFILE_NAMES,
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"score as these challenges do as well, into profile_NAME.csv: {', '.join(PROFILE_NAMES)}",
+    )
     add_seed(parser)
 
 
@@ -147,6 +158,7 @@ def _evaluate(args: Namespace) -> None:
     from unisegdiff_pipeline.evaluation.evaluate import WrittenFiles
     from unisegdiff_pipeline.evaluation.options import EvaluationOptions
     from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table
+    from unisegdiff_pipeline.evaluation.profiles.report import profile_file, profile_table
 
     folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent) / "evaluation"
     options = EvaluationOptions(
@@ -162,6 +174,7 @@ def _evaluate(args: Namespace) -> None:
         raters=args.raters,
         uncertainty=args.uncertainty,
         groups=args.groups,
+        profiles=tuple(dict.fromkeys(args.profile)),
         workers=args.workers,
     )
     evaluation = pipeline.evaluate(
@@ -175,9 +188,13 @@ def _evaluate(args: Namespace) -> None:
     say(evaluation_table(evaluation.report))
     if args.against:
         say(f"\n{comparison_table(evaluation.report)}")
+    for profile in evaluation.profiles:
+        say(f"\n{profile_table(profile, evaluation.report.units)}")
     say(f"\n{_what_was_scored(evaluation)}")
     files = WrittenFiles.of(folder)
     say(f"Scores per case: {files.metrics}\nLesions: {files.lesions}\nAll scores: {files.summary}")
+    for profile in evaluation.profiles:
+        say(f"Scores by the rule of {profile.name}: {folder / profile_file(profile.name)}")
     if not args.no_report:
         say(f"Report: {_write_report(evaluation, folder)}")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from unisegdiff_pipeline.evaluation.inputs import CaseInputs
 from unisegdiff_pipeline.evaluation.lesions import LesionScore, ScoredLesion, score_lesions
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_masks
 from unisegdiff_pipeline.evaluation.options import CaseSettings
+from unisegdiff_pipeline.evaluation.profiles.profile import ProfileCase, ProfileScore
+from unisegdiff_pipeline.evaluation.profiles.registry import find_profile
 from unisegdiff_pipeline.evaluation.reading import (
     Probabilities,
     crop_geometry,
@@ -55,6 +57,7 @@ class ClassResult:
         diversity: None without samples and with a single rater only.
         confidence: of the case, before its reference is known; see `options.CASE_CONFIDENCE`. NaN where unknown.
         sample_volumes_ml: volume of each sample, of 2D images its area, as `overlap` has them.
+        profiles: scores by the rules of challenges, by name of the profile.
     """
 
     overlap: ClassScore
@@ -66,6 +69,7 @@ class ClassResult:
     diversity: DiversityScore | None
     confidence: float
     sample_volumes_ml: tuple[float, ...]
+    profiles: Mapping[str, ProfileScore] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +195,9 @@ def _score_class(volumes: CaseVolumes, index: int, settings: CaseSettings) -> Cl
             voxel_ml * int(np.count_nonzero(_mask(sample, scheme, index, sample.box, volumes.valid)))
             for sample in volumes.samples
         ),
+        profiles=_profiles(reference, predicted, probability, box, volumes, index, settings)
+        if settings.profiles
+        else {},
     )
 
 
@@ -233,6 +240,26 @@ def _lesions(
         samples=samples or None,
         probability=None if probability is None else probability[where],
     )
+
+
+def _profiles(
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    probability: np.ndarray | None,
+    box: Box,
+    volumes: CaseVolumes,
+    index: int,
+    settings: CaseSettings,
+) -> dict[str, ProfileScore]:
+    where = box_slices(box)
+    case = ProfileCase(
+        reference=reference[where],
+        predicted=predicted[where],
+        geometry=crop_geometry(volumes.geometry, box),
+        samples=[_mask(sample, settings.scheme, index, box, volumes.valid) for sample in volumes.samples],
+        probability=None if probability is None else probability[where],
+    )
+    return {name: find_profile(name).score(case) for name in settings.profiles}
 
 
 def _region(

@@ -37,6 +37,7 @@ from unisegdiff_pipeline.evaluation.inputs import (
 )
 from unisegdiff_pipeline.evaluation.meaning import Meaning, scheme_of_values
 from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, CaseSettings, EvaluationOptions
+from unisegdiff_pipeline.evaluation.profiles.report import ProfileReport, profile_file, report_profile, write_profile
 from unisegdiff_pipeline.evaluation.run_comparison import RankedRun, RunComparison, compare_runs, rank_runs
 from unisegdiff_pipeline.evaluation.summary import Summary, summarise
 from unisegdiff_pipeline.evaluation.tables import write_lesions, write_metrics
@@ -98,12 +99,14 @@ class Evaluation:
         options: choices of the user.
         cases: per case and class, in the order of the case names.
         report: over all cases.
+        profiles: over all cases, by the rules of challenges.
     """
 
     inputs: Inputs
     options: EvaluationOptions
     cases: tuple[CaseResult, ...]
     report: FolderSummary
+    profiles: tuple[ProfileReport, ...] = ()
 
     def __repr__(self) -> str:
         scores, classes = self.summary, ", ".join(report.class_name for report in self.report.classes)
@@ -129,7 +132,10 @@ class Evaluation:
         units = self.report.units
         write_metrics(files.metrics, self.cases, self.options.tolerances_mm, units)
         write_lesions(files.lesions, self.cases, units)
-        write_json(files.summary, units.named(to_jsonable(self.report)))
+        for profile in self.profiles:
+            write_profile(folder / profile_file(profile.name), profile.name, self.cases, units)
+        profiles = {"profiles": {profile.name: profile for profile in self.profiles}} if self.profiles else {}
+        write_json(files.summary, units.named(to_jsonable(self.report) | to_jsonable(profiles)))
         return files
 
 
@@ -169,6 +175,7 @@ def evaluate_folders(
         options.rule,
         confidence=_confidence(inputs.cases),
         units=units_of(hold_2d(inputs.cases), meaning.spacing_known),
+        profiles=options.profiles,
     )
     settings = _with_rater_tolerances(settings, inputs, voxels[0], workers)
     results = {
@@ -218,6 +225,7 @@ def evaluate_arrays(
         tolerances_mm=options.tolerances_mm,
         rule=options.rule,
         units=units_of(is_2d, known),
+        profiles=options.profiles,
     )
     z, y, x = (1.0, *spacing)[-3:]
     shape = (-1, *reference.shape[-2:])
@@ -342,7 +350,8 @@ def _put_together(
         against=compare_runs(scored, others, options),
         ranking=rank_runs(results, options) if others else (),
     )
-    return Evaluation(inputs, options, tuple(scored), report)
+    profiles = tuple(report_profile(name, scored, options) for name in options.profiles)
+    return Evaluation(inputs, options, tuple(scored), report, profiles)
 
 
 def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings) -> dict[str, Any]:

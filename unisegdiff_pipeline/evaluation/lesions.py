@@ -155,7 +155,13 @@ def score_lesions(
     overlaps = find_overlaps(reference & predicted, in_reference, in_prediction)
     matches = match_lesions(overlaps, in_reference, in_prediction, rule, geometry.spacing_mm)
     unknown = np.full(len(in_reference), math.nan)
-    confidence = _confidence(in_prediction, predicted, box, samples, probability)
+    where = box_slices(box)
+    confidence = component_confidence(
+        in_prediction,
+        predicted,
+        [sample[where] for sample in samples or ()],
+        None if probability is None else probability[where],
+    )
     lesions = (
         *_describe("reference", in_reference, in_prediction, matches, unknown, box, geometry, is_planar),
         *_describe("prediction", in_prediction, in_reference, matches.swapped(), confidence, box, geometry, is_planar),
@@ -277,21 +283,23 @@ def _physical_points(indices: np.ndarray, geometry: Geometry) -> list[tuple[floa
     return [(x, y, z) for x, y, z in points.tolist()]
 
 
-def _confidence(
-    predicted: Components,
-    mask: np.ndarray,
-    box: Box,
-    samples: Sequence[np.ndarray] | None,
-    probability: np.ndarray | None,
+def component_confidence(
+    predicted: Components, mask: np.ndarray, samples: Sequence[np.ndarray], probability: np.ndarray | None
 ) -> np.ndarray:
-    """Confidence of each predicted lesion; `mask` is the predicted mask inside `box`, of which `predicted` is made."""
+    """Confidence of each predicted lesion, (n,); see `score_lesions`. All arrays are (Z, Y, X) of one shape.
+
+    Args:
+        predicted: components of `mask`.
+        mask: the predicted mask.
+        samples, probability: what the confidence is taken from; without either it is NaN.
+    """
     if len(predicted) and samples:
         support = np.zeros(len(predicted))
         for sample in samples:
-            support += predicted.sums(_per_run(predicted, sample[box_slices(box)][mask])) > 0
+            support += predicted.sums(_per_run(predicted, sample[mask])) > 0
         return support / len(samples)
     if len(predicted) and probability is not None:
-        return predicted.sums(_per_run(predicted, probability[box_slices(box)][mask])) / predicted.voxels
+        return predicted.sums(_per_run(predicted, probability[mask])) / predicted.voxels
     return np.full(len(predicted), math.nan)
 
 

@@ -42,6 +42,7 @@ class EvaluationOptions:
         probabilities, samples, raters, uncertainty: folders that belong to the masks of folders; None takes those in
             the default places, see `evaluation.inputs`. A folder that is named must serve every case.
         groups: groups.csv, cases of one patient; None takes the one beside the references.
+        profiles: names of challenges by whose rules the masks are scored as well; see `evaluation.profiles.registry`.
         workers: processes that score folders; 0 works in this one, None decides by the amount of data. The result is
             the same.
     """
@@ -59,6 +60,7 @@ class EvaluationOptions:
     raters: Path | str | None = None
     uncertainty: Path | str | None = None
     groups: Path | str | None = None
+    profiles: tuple[str, ...] = ()
     workers: int | None = None
 
 
@@ -76,6 +78,7 @@ class CaseSettings:
             without raters.
         confidence: what the confidence of a case is taken from; None = there is nothing to take it from.
         units: what sizes and distances are measured in.
+        profiles: see `EvaluationOptions`.
     """
 
     scheme: LabelScheme
@@ -86,3 +89,4 @@ class CaseSettings:
     rater_tolerances_mm: tuple[float, ...] = ()
     confidence: CaseConfidence | None = None
     units: Units = VOLUMES
+    profiles: tuple[str, ...] = ()

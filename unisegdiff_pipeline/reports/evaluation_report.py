@@ -57,6 +57,7 @@ from unisegdiff_pipeline.reports.page import (
     table,
     write_page,
 )
+from unisegdiff_pipeline.reports.profile_section import profile_section
 
 T = TypeVar("T")
 REPORT_NAME, VIEWERS = "report.html", "viewers"
@@ -109,6 +110,7 @@ def write_evaluation_report(folder: Path, evaluation: Evaluation) -> Path:
         _lesions(evaluation),
         _volumes(evaluation),
         _probabilities(evaluation.report),
+        profile_section(evaluation.profiles, evaluation.report.units),
         _all_cases(evaluation, {case: target for case, (target, _) in viewers.items()}),
         _settings(evaluation.report),
     ]

@@ -1,0 +1,295 @@
+"""Scores by the rules of challenges, on masks whose values one can do by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unisegdiff_pipeline.commands.evaluate import PROFILE_NAMES
+from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.evaluation.evaluate import evaluate_arrays
+from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+from unisegdiff_pipeline.evaluation.profiles.picai import auroc, average_precision
+from unisegdiff_pipeline.evaluation.profiles.profile import ProfileCase, ProfileScore
+from unisegdiff_pipeline.evaluation.profiles.registry import PROFILES, find_profile
+from unisegdiff_pipeline.evaluation.profiles.ulds import axes_of
+from unisegdiff_pipeline.io.images import write_labels
+
+NAN = math.nan
+UNIT = Geometry((1.0, 1.0, 1.0))
+SHAPE = (9, 20, 20)
+
+
+def mask(*boxes: tuple[int, int, int, int, int, int], shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
+    """Boxes (z, y, x of the first voxel, and lengths along Z, Y, X)."""
+    result = np.zeros(shape, bool)
+    for z, y, x, dz, dy, dx in boxes:
+        result[z : z + dz, y : y + dy, x : x + dx] = True
+    return result
+
+
+def score(
+    name: str, reference: np.ndarray, predicted: np.ndarray, geometry: Geometry = UNIT, **more: object
+) -> ProfileScore:
+    return PROFILES[name].score(ProfileCase(reference, predicted, geometry, **more))  # type: ignore[arg-type]
+
+
+def assert_values(found: ProfileScore | Mapping[str, float], **expected: float) -> None:
+    values = found.values if isinstance(found, ProfileScore) else found
+    assert {name: values[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+
+
+EMPTY = mask()
+
+
+def test_autopet_counts_whole_components_that_nothing_touches() -> None:
+    # 8 voxels found with 4 more around, 3 voxels missed, 5 voxels made up; 0.2 ml a voxel.
+    reference = mask((0, 0, 0, 2, 2, 2), (5, 10, 10, 1, 1, 3))
+    predicted = mask((0, 0, 0, 2, 2, 3), (8, 15, 0, 1, 1, 5))
+    found = score("autopet", reference, predicted, Geometry((2.0, 10.0, 10.0)))
+    assert_values(
+        found, dice=2 * 8 / (11 + 17), false_positive_component_ml=5 * 0.2, false_negative_component_ml=3 * 0.2
+    )
+
+
+def test_autopet_joins_over_edges_and_not_over_corners() -> None:
+    edge, corner = mask((0, 0, 0, 1, 1, 1), (0, 1, 1, 1, 1, 1)), mask((0, 0, 0, 1, 1, 1), (1, 1, 1, 1, 1, 1))
+    touched = mask((0, 0, 0, 1, 1, 1))
+    assert score("autopet", touched, edge).values["false_positive_component_ml"] == 0
+    assert score("autopet", touched, corner).values["false_positive_component_ml"] == pytest.approx(0.001)
+
+
+def test_autopet_without_a_reference_is_the_false_volume_alone() -> None:
+    found = score("autopet", EMPTY, mask((0, 0, 0, 1, 1, 4)))
+    assert_values(found, dice=NAN, false_positive_component_ml=0.004, false_negative_component_ml=NAN)
+
+
+def test_isles_by_hand() -> None:
+    # Three lesions of which two are found, one of them in two pieces; one false: F1 = 2 / (2 + (1 + 1) / 2).
+    reference = mask((0, 0, 0, 1, 1, 6), (3, 0, 0, 1, 2, 2), (6, 0, 0, 1, 1, 1))
+    predicted = mask((0, 0, 0, 1, 1, 2), (0, 0, 4, 1, 1, 2), (3, 0, 0, 1, 2, 2), (8, 10, 10, 1, 1, 2))
+    found = score("isles", reference, predicted, Geometry((2.0, 10.0, 10.0)))
+    assert_values(
+        found,
+        dice=2 * 8 / (11 + 10),
+        absolute_volume_difference_ml=0.2,
+        absolute_lesion_count_difference=1,
+        lesion_f1=2 / 3,
+    )
+
+
+@pytest.mark.parametrize(("one", "other", "value"), [(EMPTY, EMPTY, 1.0), (EMPTY, ~EMPTY, 0.0), (~EMPTY, EMPTY, 0.0)])
+def test_isles_of_empty_masks(one: np.ndarray, other: np.ndarray, value: float) -> None:
+    assert_values(score("isles", one, other), dice=value, lesion_f1=value)
+
+
+def test_brats_missed_and_false_lesions_are_penalised() -> None:
+    # 64 voxels (4 x 4 x 4) found, shifted by one: Dice 48 * 2 / 128 = 0.75, HD95 1. 60 voxels missed. One voxel false.
+    reference = mask((0, 0, 0, 4, 4, 4), (5, 0, 12, 4, 5, 3))
+    predicted = mask((0, 0, 1, 4, 4, 4), (8, 18, 0, 1, 1, 1))
+    found = score("brats", reference, predicted)
+    assert_values(
+        found,
+        num_tp=1,
+        num_fp=1,
+        num_fn=1,
+        lesionwise_dice=0.75 / 3,
+        lesionwise_hd95_mm=(1 + 374 + 374) / 3,
+        dice=2 * 48 / (124 + 65),
+    )
+    assert found.values["lesionwise_nsd_1.0"] == pytest.approx(1 / 3)
+
+
+def test_brats_surface_distance_within_half_a_millimetre_by_hand() -> None:
+    # Planes of 8 x 8 x 1 voxels, all surface; shifted by one voxel along X 56 of 64 surface voxels meet on each side.
+    reference, predicted = mask((4, 0, 0, 1, 8, 8)), mask((4, 0, 1, 1, 8, 8))
+    assert score("brats", reference, predicted).values["lesionwise_nsd_0.5"] == pytest.approx(7 / 8)
+
+
+def test_brats_merges_reference_lesions_that_meet_when_grown() -> None:
+    # Two bars of 60 voxels six voxels apart: grown by 3 they meet, and the prediction of one finds the merged lesion.
+    def bars(gap: int) -> np.ndarray:
+        return mask((0, 0, 0, 3, 10, 2), (0, 0, 2 + gap, 3, 10, 2))
+
+    one = mask((0, 0, 0, 3, 10, 2))
+    assert_values(score("brats", bars(6), one), num_tp=1, num_fn=0, lesionwise_dice=2 * 60 / 180)
+    assert_values(score("brats", bars(7), one), num_tp=1, num_fn=1, lesionwise_dice=1 / 2)
+    assert_values(score("brats-men", bars(2), one), num_tp=1, num_fn=0)
+    assert_values(score("brats-men", bars(3), one), num_tp=1, num_fn=1)
+
+
+def test_brats_leaves_out_small_lesions_and_what_touches_them() -> None:
+    reference, predicted = mask((0, 0, 0, 2, 5, 5)), mask((0, 0, 0, 1, 5, 5))  # 50 mm3: too small
+    nothing = {"num_tp": 0.0, "num_fp": 0.0, "num_fn": 0.0, "lesionwise_dice": 1.0, "lesionwise_hd95_mm": 0.0}
+    assert_values(score("brats", reference, predicted), **nothing)
+    assert_values(score("brats-met", reference, predicted), num_tp=1, lesionwise_dice=2 * 25 / 75)
+    assert_values(score("brats", reference, predicted, Geometry((2.0, 1.0, 1.0))), num_tp=1)  # 100 mm3
+
+
+@pytest.mark.parametrize(
+    ("reference", "predicted", "dice", "hd95_mm"),
+    [(EMPTY, EMPTY, 1.0, 0.0), (EMPTY, ~EMPTY, 0.0, 374.0), (~EMPTY, EMPTY, 0.0, 374.0)],
+)
+def test_brats_of_empty_masks(reference: np.ndarray, predicted: np.ndarray, dice: float, hd95_mm: float) -> None:
+    found = score("brats", reference, predicted)
+    assert_values(found, lesionwise_dice=dice, lesionwise_hd95_mm=hd95_mm, dice=dice, hd95_mm=hd95_mm)
+
+
+def test_lits_detects_above_half_and_measures_what_it_detects() -> None:
+    # 4 of 6 voxels shared (IoU 4 / 6): detected; 1 of 9 shared: only with any overlap.
+    reference = mask((0, 0, 0, 1, 1, 6), (4, 0, 0, 1, 1, 5))
+    predicted = mask((0, 0, 0, 1, 1, 4), (4, 0, 4, 1, 1, 5), (8, 0, 0, 1, 1, 1))
+    found = score("lits", reference, predicted)
+    assert_values(found, num_tp=1, num_fp=2, num_fn=1, num_tp_any_overlap=2, num_fp_any_overlap=1, num_fn_any_overlap=0)
+    # Surface distances: 4 + 4 voxels agree, two of the reference lie 1 and 2 mm off.
+    assert_values(
+        found,
+        lesion_dice=0.8,
+        lesion_voe=1 / 3,
+        lesion_rvd=(6 - 4) / 4,
+        lesion_assd_mm=3 / 10,
+        lesion_rmsd_mm=math.sqrt(5 / 10),
+        lesion_msd_mm=2,
+    )
+    pooled = PROFILES["lits"].pooled(
+        [found, score("lits", EMPTY, EMPTY), score("lits", EMPTY, mask((0, 0, 0, 1, 1, 1)))]
+    )
+    assert_values(
+        pooled,
+        dice_per_case=(2 * 5 / 21 + 1 + 0) / 3,
+        dice_global=2 * 5 / 22,
+        precision=1 / 4,
+        recall=1 / 2,
+        precision_any_overlap=2 / 4,
+        recall_any_overlap=1,
+        lesion_voe=1 / 3,
+    )
+
+
+def test_lits_merges_the_pieces_of_a_lesion() -> None:
+    whole, pieces = mask((0, 0, 0, 1, 1, 10)), mask((0, 0, 0, 1, 1, 4), (0, 0, 6, 1, 1, 4))
+    assert_values(score("lits", whole, pieces), num_tp=1, num_fp=1, num_fn=0, lesion_dice=2 * 8 / 18)
+    assert_values(score("lits", pieces, whole), num_tp=1, num_fp=0, num_fn=1, lesion_dice=2 * 8 / 18)
+
+
+def test_picai_by_hand() -> None:
+    # Lesions of 10 voxels: hit by 9 voxels (IoU 9 / 10), hit by one voxel of 10 (IoU 1 / 19, too little), missed.
+    reference = mask((0, 0, 0, 1, 1, 10), (3, 0, 0, 1, 1, 10), (6, 0, 0, 1, 1, 10))
+    predicted = mask((0, 0, 0, 1, 1, 9), (3, 0, 9, 1, 1, 10))
+    probability = np.where(mask((0, 0, 0, 1, 1, 9)), 0.9, 0.4)
+    found = score("picai", reference, predicted, probability=probability)
+    assert_values(found, num_tp=1, num_fp=1, num_fn=2, case_confidence=0.9, holds_lesion=1)
+    clean = score("picai", EMPTY, mask((0, 0, 0, 1, 1, 2)), probability=np.full(SHAPE, 0.5))
+    # Candidates by confidence: right 0.9, wrong 0.5, wrong 0.4; one of three lesions: AP = 1 * 1 / 3.
+    assert_values(PROFILES["picai"].pooled([found, clean]), average_precision=1 / 3, case_auroc=1, picai_score=2 / 3)
+
+
+def test_picai_does_not_count_the_second_candidate_of_a_lesion() -> None:
+    found = score("picai", mask((0, 0, 0, 1, 1, 10)), mask((0, 0, 0, 1, 1, 6), (0, 0, 7, 1, 1, 3)))
+    assert_values(found, num_tp=1, num_fp=0, num_fn=0, case_confidence=1)
+
+
+def test_average_precision_and_auroc_by_hand() -> None:
+    # At 0.9: 1 of 1 right, recall 1/3; at 0.8: 1 of 2; at 0.7: 2 of 3, recall 2/3; one lesion is never found.
+    assert average_precision([(0.9, True), (0.8, False), (0.7, True), (0.0, True)]) == pytest.approx(1 / 3 + 2 / 9)
+    assert math.isnan(average_precision([(0.9, False)]))
+    assert auroc([(0.9, True), (0.4, True), (0.4, False), (0.1, False)]) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    assert math.isnan(auroc([(0.5, True)]))
+
+
+def test_ulds_axes_by_hand() -> None:
+    # A cross of 9 x 1 and 1 x 5 pixels: 8 pixels from end to end, and 4 across. The slice of 2 x 2 is smaller.
+    cross = mask((1, 5, 2, 1, 1, 9), (1, 3, 6, 1, 5, 1), (4, 0, 0, 1, 2, 2))
+    assert axes_of(cross) == pytest.approx((8, 4))
+    assert axes_of(mask((0, 0, 0, 1, 1, 1))) == axes_of(EMPTY) == (0, 0)
+    assert axes_of(mask((0, 0, 0, 1, 1, 6))) == pytest.approx((5, 5))  # no line across: the nearest to it is the line
+    # Of a slice only the largest component counts: 3 and not 19 pixels.
+    assert axes_of(mask((0, 0, 0, 1, 1, 4), (0, 19, 19, 1, 1, 1)))[0] == pytest.approx(3)
+
+
+def test_ulds_score_by_hand() -> None:
+    cross, longer = mask((1, 5, 2, 1, 1, 9), (1, 3, 6, 1, 5, 1)), mask((1, 5, 2, 1, 1, 13), (1, 3, 6, 1, 5, 1))
+    found = score("ulds", cross, longer)
+    dice = 2 * 13 / (13 + 17)
+    assert_values(found, dice=dice, long_axis_error=4 / 20, short_axis_error=0)
+    pooled = PROFILES["ulds"].pooled([found, score("ulds", cross, EMPTY)])
+    assert_values(pooled, score_without_consistency=0.8 * dice / 2 + 0.05 * (1 - 1.2 / 2) + 0.05 * (1 - 1 / 2))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_columns_are_those_of_the_profile_and_a_perfect_mask_in_2d_and_3d_has_no_error(name: str) -> None:
+    for shape, is_2d in (((1, 20, 20), True), (SHAPE, False)):
+        blob = mask((0, 3, 3, 1, 9, 9), shape=shape)
+        found = score(name, blob, blob, Geometry((1.0, 2.0, 2.0), is_2d=is_2d))
+        assert list(found.values) == list(PROFILES[name].columns)
+        errors = [value for column, value in found.values.items() if column.endswith(("error", "hd95_mm", "fp", "fn"))]
+        assert all(value == 0 for value in errors)
+        assert found.values.get("dice", 1) == 1
+
+
+def test_names_are_those_of_the_flag() -> None:
+    assert tuple(PROFILES) == PROFILE_NAMES
+    with pytest.raises(ValueError, match=r"profile is 'medal'; choose one of autopet, brats"):
+        find_profile("medal")
+
+
+def test_arrays_are_scored_by_profiles_too() -> None:
+    reference = np.array([[1, 1, 0, 2]])
+    options = EvaluationOptions(profiles=("isles",))
+    one, two = evaluate_arrays(reference, np.array([[1, 0, 0, 2]]), options=options).classes
+    assert_values(one.profiles["isles"], dice=2 / 3, absolute_volume_difference_ml=1)
+    assert_values(two.profiles["isles"], dice=1)
+
+
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two cases: 3 of 4 voxels found in one; two false ones of 0.2 ml in the other."""
+    reference, prediction = tmp_path / "labelsTs", tmp_path / "pred"
+    geometry = Geometry((4.0, 5.0, 10.0))
+    for case, of_reference, predicted in (
+        ("a", [1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]),
+        ("b", [0] * 6, [0] * 4 + [1] * 2),
+    ):
+        for folder, values in ((reference, of_reference), (prediction, predicted)):
+            folder.mkdir(exist_ok=True)
+            write_labels(folder / f"{case}.nii.gz", np.array(values, np.uint8).reshape(1, 1, 6), geometry)
+    return reference, prediction
+
+
+def test_command_writes_tables_and_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference, prediction = folders(tmp_path)
+    out = tmp_path / "out"
+    words = [str(reference), str(prediction), "--labels", "1", "-o", str(out), "--profile", "autopet", "picai"]
+    assert usd_evaluate([*words, "--no-report"]) == 0
+    with open(out / "profile_autopet.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["false_positive_component_ml"] for row in rows] == ["0", "0.4"]
+    assert [row["dice"] for row in rows] == ["0.857142857", ""]
+    stored = json.loads((out / "summary.json").read_text())["profiles"]
+    assert set(stored) == {"autopet", "picai"}
+    (lesion,) = stored["autopet"]["classes"]
+    assert lesion["over_cases"]["false_positive_component_ml"]["mean"] == pytest.approx(0.2)
+    assert stored["picai"]["classes"][0]["pooled"]["average_precision"] == pytest.approx(0.5)
+    shown = capsys.readouterr().out
+    assert "autoPET (2022 to 2024). Components have 18 neighbours." in shown
+    assert "Source: evaluation_metrics.py of github.com/ClinicalDataScience/autoPETIII" in shown
+    assert f"Scores by the rule of picai: {out / 'profile_picai.csv'}" in shown
+
+
+def test_other_files_are_the_same_bytes_with_and_without_profiles(tmp_path: Path) -> None:
+    reference, prediction = folders(tmp_path)
+    written = []
+    for more in ([], ["--profile", *PROFILE_NAMES]):
+        out = tmp_path / f"out{len(more)}"
+        assert usd_evaluate([str(reference), str(prediction), "--labels", "1", "-o", str(out), *more]) == 0
+        summary = json.loads((out / "summary.json").read_text())
+        assert ("profiles" in summary) == bool(more)
+        summary.pop("profiles", None)
+        written.append([summary, *((out / name).read_bytes() for name in ("metrics.csv", "lesion_scores.csv"))])
+    assert written[0] == written[1]
