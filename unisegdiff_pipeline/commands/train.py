@@ -174,6 +174,8 @@ def _train(args: argparse.Namespace) -> int:
     except TrainingInterrupted as stop:
         report_error(str(stop), kind="interrupted")
         return EXIT_SIGNAL + stop.signal_number
+    if not result.folds:  # this process has helped another
+        return 0
     model = result.folds[0].folder.parent
     if result.collected is not None:
         say(f"Dice on the validation cases of each fold\n{result.table}\nwritten to {result.summary_path}")

@@ -79,24 +79,27 @@ class BandMeter:
     Args:
         bands: the bands.
         device: where examples are; sums stay there until they are taken, so that no step waits for them.
+
+    Attributes:
+        sums: of values and of examples, (columns, 2, bands) float64.
     """
 
     def __init__(self, bands: LamBands, device: torch.device) -> None:
         self.bands = bands
-        self._sums = torch.zeros(len(_COLUMNS), 2, len(bands), dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(_COLUMNS), 2, len(bands), dtype=torch.float64, device=device)
 
     def add(self, band: Tensor, loss: Tensor, dice: Tensor, gradient_norm: Tensor | None = None) -> None:
         """Count examples, all (B,); NaN is left out of the mean of its column."""
         norm = torch.full_like(loss, float("nan")) if gradient_norm is None else gradient_norm
-        for sums, values in zip(self._sums, (loss, norm, dice), strict=True):
+        for sums, values in zip(self.sums, (loss, norm, dice), strict=True):
             known = torch.isfinite(values)
             sums[0].index_add_(0, band, torch.where(known, values, 0).double())
             sums[1].index_add_(0, band, known.double())
 
     def take(self) -> dict[str, Any]:
         """Means of each band, None where nothing was seen, with the number of examples; counting begins again."""
-        sums = self._sums.tolist()
-        self._sums.zero_()
+        sums = self.sums.tolist()
+        self.sums.zero_()
         means = {
             name: [total / count if count else None for total, count in zip(totals, counts, strict=True)]
             for name, (totals, counts) in zip(_COLUMNS, sums, strict=True)

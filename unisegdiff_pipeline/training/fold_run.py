@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +17,7 @@ from unisegdiff_pipeline.selection.hold_out import HoldOut
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.log import RunLog
 from unisegdiff_pipeline.training.pretrained_start import StartRecord
+from unisegdiff_pipeline.training.ranks import ALONE, Ranks
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.schedule import Stopwatch
 
@@ -33,6 +37,7 @@ class FoldRun:
         monitored_cases: held-out cases that are scored during training; fewer where time is short.
         start: what the weights started from, where the request names something and the fold has begun.
         monitoring_limit_s: longest time that scoring them once may take; None without a time budget.
+        ranks: the processes that share each batch.
     """
 
     request: TrainRequest
@@ -52,6 +57,7 @@ class FoldRun:
     monitored_cases: tuple[str, ...] = ()
     monitoring_limit_s: float | None = None
     start: StartRecord | None = None
+    ranks: Ranks = ALONE
 
     @property
     def seed(self) -> int:
@@ -71,6 +77,20 @@ class FoldRun:
             self.seed,
             self.leave_if_asked,
         )
+
+    def for_followers(self) -> dict[str, Any]:
+        """The fields that another process of the same training has in common with this one."""
+        own = {"device", "workers", "log", "stop", "watch", "ranks"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in own}
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """What stands in this context is computed by this process alone."""
+        former, self.ranks = self.ranks, ALONE
+        try:
+            yield
+        finally:
+            self.ranks = former
 
     def leave_if_asked(self) -> None:
         """Raise TrainingInterrupted after SIGINT or SIGTERM; called where everything is saved."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, configuration_folder, require_plans
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases, require_undamaged_references
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
-from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files, unified_reference
+from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files
 from unisegdiff_pipeline.training.data.splits import (
     Split,
     inner_holdout,
@@ -41,9 +41,11 @@ from unisegdiff_pipeline.training.fold_files import (
     settle_former,
 )
 from unisegdiff_pipeline.training.fold_run import FoldRun
+from unisegdiff_pipeline.training.follower import follow
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.log import RunLog
 from unisegdiff_pipeline.training.pretrained import open_start
+from unisegdiff_pipeline.training.ranks import ALONE, Ranks, joined
 from unisegdiff_pipeline.training.request import FoldPreview, FoldResult, FoldState, TrainRequest, TrainResult
 from unisegdiff_pipeline.training.resume import (
     as_asked,
@@ -68,6 +70,8 @@ MAX_WORKERS = 12
 def train(request: TrainRequest, began: float | None = None) -> TrainResult:
     """Train what the request asks for; finished folds are skipped, interrupted ones continued.
 
+    Of several processes that torchrun started, the first returns the result, the others one without folds.
+
     Args:
         request: what to train.
         began: time.monotonic() from which the first fold's time counts, so that imports may count; by default now.
@@ -78,8 +82,16 @@ def train(request: TrainRequest, began: float | None = None) -> TrainResult:
         TrainingInterrupted: on SIGINT or SIGTERM, with a checkpoint saved.
     """
     began = time.monotonic() if began is None else began
+    with joined(request.device) as ranks:
+        if ranks.leads:
+            return _train(request, began, ranks)
+        follow(request, ranks, _workers(request, ranks))
+        return TrainResult(())
+
+
+def _train(request: TrainRequest, began: float, ranks: Ranks) -> TrainResult:
     _check_budget(request)
-    setting = _open(request)
+    setting = _open(request, ranks=ranks)
     _require_finished(request, setting)
     _requests(request, setting)  # of all folds, before the first is touched
     _check_data(request, setting)
@@ -200,6 +212,11 @@ def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRe
                 f"to train on, {len(run.holdout_cases)} held out to choose settings, {len(run.validation_cases)} to "
                 f"validate"
             )
+            if setting.ranks.size > 1:
+                run.log.say(
+                    f"{setting.ranks.size} processes share each batch of {run.configuration.training.batch_size}; this "
+                    f"one leads"
+                )
             records = [setting.records[case] for case in run.train_cases]
             if not any(record.foreground_mm3 or record.num_raters for record in records):
                 run.log.say("warning: no case to train on holds any foreground; the answer will be background alone")
@@ -229,9 +246,10 @@ class _Setting:
     folds: dict[str, Split]
     model_folder: Path
     device: torch.device
+    ranks: Ranks
 
 
-def _open(request: TrainRequest, writing: bool = True) -> _Setting:
+def _open(request: TrainRequest, writing: bool = True, ranks: Ranks = ALONE) -> _Setting:
     trainer = find_trainer(request.trainer)
     dataset = request.roots.preprocessed_dataset(request.dataset)
     plans_name = None if request.plans is None else require_part("--plans", request.plans)
@@ -249,7 +267,7 @@ def _open(request: TrainRequest, writing: bool = True) -> _Setting:
     records = {record.case_id: record for record in read_cases(dataset)}
     folds = {name: _usable(split, configuration) for name, split in _folds(request, dataset, records, writing).items()}
     data = PreprocessedFolder(dataset / configuration_folder(configuration.name, plans_name))
-    device = resolve_device(request.device)
+    device = ranks.device or resolve_device(request.device)
     cases = [case for split in folds.values() for case in (*split.train, *split.val)]
     data.require_current(cases, plans.labels, configuration)
     return _Setting(
@@ -263,6 +281,7 @@ def _open(request: TrainRequest, writing: bool = True) -> _Setting:
         folds=folds,
         model_folder=model_folder,
         device=device,
+        ranks=ranks,
     )
 
 
@@ -302,22 +321,25 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
     _check_start(request, setting.trainer)
     split, folder = setting.folds[fold], _fold_folder(setting, fold)
     kept, held = (split.train, ()) if fold == "all" else _hold_out(request, setting, split, folder)
+    configuration = _overridden(setting.configuration, request)
+    setting.ranks.items(configuration.training.batch_size)  # refuses more processes than items
     return FoldRun(
         request=request,
         plans=setting.plans,
-        configuration=_overridden(setting.configuration, request),
+        configuration=configuration,
         data=setting.data,
         folder=folder,
         train_cases=kept,
         holdout_cases=held,
         validation_cases=split.val,
         device=setting.device,
-        workers=default_workers() if request.workers is None else request.workers,
+        workers=_workers(request, setting.ranks),
         plan_hash=plan_hash(setting.configuration),
         log=RunLog(folder, request.tensorboard),
         stop=stop,
         watch=Stopwatch(began),
         start=None if request.restart else start_record(folder),
+        ranks=setting.ranks,
     )
 
 
@@ -375,9 +397,16 @@ def _remove_what_is_empty(model_folder: Path, made: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def default_workers() -> int:
-    """Processes that prepare patches: one fewer than the cores, at least one."""
-    return min(MAX_WORKERS, max(1, usable_cores() - 1))
+def default_workers(processes: int = 1) -> int:
+    """Workers that prepare patches, for each of the processes that train on this machine.
+
+    All together take one core fewer than there are for each of these, but each has at least one.
+    """
+    return min(MAX_WORKERS, max(1, usable_cores() // processes - 1))
+
+
+def _workers(request: TrainRequest, ranks: Ranks) -> int:
+    return default_workers(ranks.local_size) if request.workers is None else request.workers
 
 
 def _check_budget(request: TrainRequest) -> None:
@@ -464,7 +493,4 @@ def _summarise_folds(request: TrainRequest, results: list[FoldResult], setting: 
         label_files(setting.dataset, request.roots.raw, cases),
         setting.plans.file_ending,
     )
-    unified = unified_reference(setting.dataset, request.roots.raw)
-    return TrainResult(
-        tuple(results), path, table, collected if unified is None else replace(collected, labels=unified)
-    )
+    return TrainResult(tuple(results), path, table, collected)

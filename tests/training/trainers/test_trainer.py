@@ -13,6 +13,7 @@ from torch import nn
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.planning.plans import TrainingPlan
 from unisegdiff_pipeline.training.data.patches import Batch
+from unisegdiff_pipeline.training.ranks import ALONE
 from unisegdiff_pipeline.training.schedule import PhaseBudget
 from unisegdiff_pipeline.training.trainers.trainer import StepResult, Trainer, pool_targets
 
@@ -51,6 +52,7 @@ def make(slope: float = -2.0) -> OneWeight:
         device=torch.device("cpu"),
         stop=SimpleNamespace(deferred=nullcontext),
         generator=lambda *key: torch.Generator(),
+        ranks=ALONE,
     )
     trainer = OneWeight(run, PhaseBudget(iterations=100))
     trainer.slope, trainer.bf16 = slope, False

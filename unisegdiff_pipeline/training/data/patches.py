@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -61,6 +61,40 @@ class CaseFolder(Protocol):
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which examples of a batch are in this process, of several that share it.
+
+    Attributes:
+        total: examples of the whole batch.
+        rows: (B,) int64, their places in it; on the CPU.
+    """
+
+    total: int
+    rows: Tensor
+
+    @property
+    def fraction(self) -> float:
+        """Of the whole batch."""
+        return len(self.rows) / self.total
+
+    def of(self, values: Tensor) -> Tensor:
+        """Of values of the whole batch (total, ...) those of this part (B, ...)."""
+        return values[self.rows.to(values.device)]
+
+    def repeated(self, times: int) -> Part:
+        """The part where each example is repeated, one after the other (see `repeat_examples`)."""
+        return Part(times * self.total, (times * self.rows[:, None] + torch.arange(times)).flatten())
+
+
+def drawn(part: Part | None, count: int, draw: Callable[[int], Tensor]) -> Tensor:
+    """Random values of the `count` examples that are here, by a function that draws them for any number.
+
+    Each of several processes draws those of the whole batch, as a single one would, and keeps its own.
+    """
+    return draw(count) if part is None else part.of(draw(part.total))
+
+
+@dataclass(frozen=True)
 class Batch:
     """A batch as the losses take it.
 
@@ -71,6 +105,7 @@ class Batch:
             where some source does not annotate some class.
         case_ids: the case of each example.
         source: (B,) int64, row of the source in the network's tables, 0 where it is hidden; None where there are none.
+        part: which examples these are of a batch that several processes share; None where they are the whole batch.
     """
 
     image: Tensor
@@ -78,6 +113,7 @@ class Batch:
     valid: Tensor
     case_ids: tuple[str, ...]
     source: Tensor | None = None
+    part: Part | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -86,11 +122,19 @@ class Batch:
     def select(self, indices: Tensor) -> Batch:
         """The examples of these indices."""
         at = indices.to(self.image.device)
-        return self._each(lambda values: values[at], tuple(self.case_ids[i] for i in indices.tolist()))
+        chosen = self._each(lambda values: values[at], tuple(self.case_ids[i] for i in indices.tolist()))
+        return replace(chosen, part=None)
+
+    def find(self, chosen: Tensor) -> tuple[Tensor, Part | None]:
+        """Indices of those examples that are here, among some (N,) of the whole batch; and which part of the N."""
+        if self.part is None:
+            return chosen, None
+        rows, indices = (chosen[:, None] == self.part.rows).nonzero(as_tuple=True)
+        return indices, Part(len(chosen), rows)
 
     def _each(self, function: Callable[[Tensor], Tensor], case_ids: tuple[str, ...]) -> Batch:
         source = None if self.source is None else function(self.source)
-        return Batch(function(self.image), function(self.target), function(self.valid), case_ids, source)
+        return Batch(function(self.image), function(self.target), function(self.valid), case_ids, source, self.part)
 
 
 @dataclass(frozen=True)
@@ -172,6 +216,7 @@ class PatchSource:
             raise ValueError("case_ids is empty; give at least one preprocessed case to draw patches from")
         self.case_ids = tuple(case_ids)
         self.batch_size = configuration.training.batch_size
+        self._items: Sequence[int] = range(self.batch_size)
         self._folder, self._scheme, self._seed = folder, scheme, seed
         self._patch = tuple(configuration.network.patch_size)
         self._foreground_fraction = configuration.training.foreground_share
@@ -196,7 +241,11 @@ class PatchSource:
     def packed_batch(self, iteration: int) -> PackedBatch:
         """Batch number `iteration` in its small form."""
         with torch_threads(1):  # sums have one order, and a batch the same bits in every process
-            return _collate([self._example(iteration, item) for item in range(self.batch_size)])
+            return _collate([self._example(iteration, item) for item in self._items])
+
+    def restrict(self, items: Sequence[int]) -> None:
+        """Make these items of each batch only; the others are made by other processes."""
+        self._items = items
 
     def channel_fractions(self, num_patches: int) -> Tensor:
         """Fraction of valid voxels that each channel of the targets covers (K,), in so many patches or a few more."""

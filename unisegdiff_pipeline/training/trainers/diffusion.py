@@ -38,7 +38,7 @@ from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.selection.choosing import default_settings
 from unisegdiff_pipeline.training.bands import BandMeter, LamBands, LastLayerGradients, mask_dice
-from unisegdiff_pipeline.training.data.patches import Batch, PatchSource
+from unisegdiff_pipeline.training.data.patches import Batch, PatchSource, drawn
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.schedule import Allowance, PhaseBudget
 from unisegdiff_pipeline.training.trainers.segmentation import segmentation_loss
@@ -129,8 +129,10 @@ class DiffusionTrainer(Trainer, abc.ABC):
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
         segmented = self.network.segmenter(batch.image, batch.source)
-        loss_segmenter = segmentation_loss(segmented.logits, batch, self.run.configuration, self.coding).loss
-        self.descend(loss_segmenter)  # now, and on its own: the denoiser's loss is not to reach the segmenter
+        segmentation = segmentation_loss(
+            segmented.logits, batch, self.run.configuration, self.coding, self.run.ranks
+        ).of_part(batch.part)
+        self.descend(segmentation.loss)  # now, and on its own: the denoiser's loss is not to reach the segmenter
         logits, features = segmented.logits[0].detach(), [f.detach() for f in segmented.features]
         del segmented
         levels = self.run.configuration.denoiser.noise_levels_per_patch
@@ -140,24 +142,32 @@ class DiffusionTrainer(Trainer, abc.ABC):
         most = MOST_EXAMPLES
         if self.run.device.type == "cuda":
             most = max(most, MOST_VOXELS_ON_GPU // batch.target[0, 0].numel())
-        count = min(len(batch.image), max(1, most // levels))
-        chosen = torch.randperm(len(batch.image), generator=own_stream)[:count]
-        projected = self.denoiser.project_features([f[chosen] for f in features])
-        examined = batch.select(chosen)
-        condition = Condition(logits[chosen].float(), projected, examined.source)
+        num_patches = len(batch.image) if batch.part is None else batch.part.total
+        count = min(num_patches, max(1, most // levels))
+        chosen, part = batch.find(torch.randperm(num_patches, generator=own_stream)[:count])
         draw = self.draw_levels(count, levels, own_stream)
+        logged = {"loss_segmenter": segmentation.loss.detach()}
+        if len(chosen) == 0:  # of several processes this one has none of the patches
+            nothing = self.weigh(logits.new_zeros(0), draw.stage[:0]).of_part(part)
+            return StepResult(nothing.loss.detach(), {**logged, **nothing.logged}, summed=True)
+        projected = self.denoiser.project_features([f[chosen] for f in features])
+        examined = replace(batch.select(chosen), part=part)
+        condition = Condition(logits[chosen].float(), projected, examined.source)
+        of_examples = None if part is None else part.repeated(levels)
+        if of_examples is not None:
+            draw = StageDraw(*(of_examples.of(values) for values in (draw.lam, draw.stage, draw.from_mean)))
         example = self.noised_examples(examined, condition, draw, generator)
-        keep = (
-            torch.rand(len(example.lam), generator=generator, device=self.run.device) >= self.hidden_fraction
-        ).float()
+        device = self.run.device
+        chance = drawn(of_examples, len(example.lam), lambda n: torch.rand(n, generator=generator, device=device))
+        keep = (chance >= self.hidden_fraction).float()
         measured = self.bf16 is not None and self.iteration % MEASURE_EVERY == 0  # not while a step is timed
         with LastLayerGradients(self.denoiser.head) if measured else contextlib.nullcontext() as gradients:
             output = self._denoise(self.network, example, condition, keep)
         losses = self.example_losses(example, output)
         if gradients is not None:
-            self._measure(example, output, losses.detach(), gradients)
-        result = self.weigh(losses, example.stage)
-        return StepResult(result.loss, {"loss_segmenter": loss_segmenter.detach(), **result.logged})
+            self._measure(example, output, losses.detach(), gradients, count * levels)
+        result = self.weigh(losses, example.stage).of_part(part)
+        return replace(result, logged={**logged, **result.logged})
 
     def noised_examples(
         self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator
@@ -169,7 +179,10 @@ class DiffusionTrainer(Trainer, abc.ABC):
         mean = self.network.det_probabilities(Condition(det_logits, ()), self.calibration)
         x0 = mask_to_x(torch.where(valid > 0, target, mean))  # ignored voxels: what the segmenter says
         clean = torch.where(expand_to(draw.from_mean, x0.ndim), mask_to_x(mean), x0)
-        noise = torch.randn(x0.shape, generator=generator, device=self.run.device)
+        part = None if batch.part is None else batch.part.repeated(levels)
+        noise = drawn(
+            part, len(x0), lambda n: torch.randn((n, *x0.shape[1:]), generator=generator, device=self.run.device)
+        )
         mask_lam = channel_lam(draw.lam, self.edges)
         if self.source_scales is not None and batch.source is not None:
             scales = self.source_scales.to(self.run.device)[repeat_examples(batch.source, levels)]
@@ -187,13 +200,21 @@ class DiffusionTrainer(Trainer, abc.ABC):
 
     @torch.no_grad()
     def _measure(
-        self, example: NoisedExamples, output: DenoiserOutput, losses: Tensor, gradients: LastLayerGradients
+        self,
+        example: NoisedExamples,
+        output: DenoiserOutput,
+        losses: Tensor,
+        gradients: LastLayerGradients,
+        num_examples: int,
     ) -> None:
-        """Count unweighted losses, gradient norms and Dice by band of lam, once the backward pass has been made."""
+        """Count unweighted losses, gradient norms and Dice by band of lam, once the backward pass has been made.
+
+        `num_examples` are there in all processes together.
+        """
         band = self.bands.index(example.lam, example.from_mean)
         dice = self._dice(example, output)
         # The loss descended is a mean over examples, each with the weight of its stage; take both out again.
-        scale = len(losses) * self.log_variances.detach()[example.stage].exp()
+        scale = num_examples * self.log_variances.detach()[example.stage].exp()
         gradients.then(lambda norms: self._meter.add(band, losses, dice, norms * scale))
 
     def _dice(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
@@ -234,7 +255,14 @@ class DiffusionTrainer(Trainer, abc.ABC):
         super()._log(sums, seconds)
         if self.progress >= 1 or self.progress - self._bands_recorded_at >= 1 / NUM_BAND_ENTRIES:
             self._bands_recorded_at = self.progress
+            self.run.ranks.ask_for_statistics()
+            self.gather_statistics()
             self._record_bands(self._meter, "training")
+
+    def gather_statistics(self) -> None:
+        self.run.ranks.sum_(self._meter.sums)
+        if not self.run.ranks.leads:
+            self._meter.sums.zero_()
 
     def weigh(self, losses: Tensor, stage: Tensor) -> StepResult:
         """Loss to descend from that of each example, with the learned weights of the stages."""

@@ -7,7 +7,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.core.progress import counted, format_duration
 from unisegdiff_pipeline.core.serialization import to_jsonable
-from unisegdiff_pipeline.evaluation.comparison import macro_gain, mean_gain
+from unisegdiff_pipeline.evaluation.comparison import mean_gain
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
 from unisegdiff_pipeline.networks.staged_model import StagedModel
@@ -25,11 +25,12 @@ from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.reports.training_log import PHASES
 from unisegdiff_pipeline.training.checkpoint import save_checkpoint
 from unisegdiff_pipeline.training.data.loader import open_loader
-from unisegdiff_pipeline.training.data.patches import Batch, PatchSource
+from unisegdiff_pipeline.training.data.patches import Batch, Part, PatchSource
 from unisegdiff_pipeline.training.ema import Ema, cpu_state
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.pictures import Moment
+from unisegdiff_pipeline.training.ranks import RankLost, Step
 from unisegdiff_pipeline.training.schedule import PhaseBudget, learning_rate, risen
 from unisegdiff_pipeline.training.validation import HeldOutDice
 
@@ -39,12 +40,31 @@ LOADER_TIMEOUT_S = 600.0
 PROBING_FRACTION = 0.1  # of a phase's time, for finding out whether bf16 is faster
 
 
+class Diverged(UsdError):
+    """A gradient is no number, on all processes that share the batch."""
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """Loss to descend, and numbers to log."""
+    """Loss to descend, and numbers to log: means over a batch, or over the part of it that a process has.
+
+    Attributes:
+        summed: they are terms already, which the processes that share the batch only have to add up.
+    """
 
     loss: Tensor
     logged: dict[str, Tensor]
+    summed: bool = False
+
+    def of_part(self, part: Part | None) -> StepResult:
+        """The terms of this process, of means over a part of a batch; the means of a part without examples are 0."""
+        if part is None:
+            return self
+        if len(part.rows) == 0:
+            logged = {name: torch.zeros_like(value) for name, value in self.logged.items()}
+            return StepResult(torch.zeros_like(self.loss), logged, summed=True)
+        logged = {name: value * part.fraction for name, value in self.logged.items()}
+        return StepResult(self.loss * part.fraction, logged, summed=True)
 
 
 class Trainer(abc.ABC):
@@ -74,7 +94,6 @@ class Trainer(abc.ABC):
         self.best: tuple[float, ...] = ()
         self.last: tuple[float, ...] = ()
         self.groups: tuple[str, ...] = ()
-        self.sources: tuple[str, ...] = ()
         self.best_weights: dict[str, Tensor] | None = None
         self.validated = 0  # looks at held-out cases so far, without the one at the end
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
@@ -142,19 +161,31 @@ class Trainer(abc.ABC):
         else:
             self.run.log.forget_phase(self.phase)
         run = self.run
-        # Phase 2 sees other patches than phase 1 did.
-        seed = 2 * run.seed + self.phase - 1
-        source = PatchSource(run.data, run.train_cases, run.configuration, run.plans.labels, seed, augment=True)
+        source = self.patches()
         run.log.say(f"phase {self.phase}, {PHASES.get(self.phase, '')} ({type(self).__name__}): {self._describe()}")
         self.network.train()
+        run.ranks.begin_phase(lambda: (run.for_followers(), self))
         try:
             self._train_on(source)
             self.save()
             self._validate()
-        except TrainingInterrupted:
+        except (TrainingInterrupted, RankLost):
             if self.iteration > 0:
                 self.save()
             raise
+
+    def patches(self) -> PatchSource:
+        """The patches of this phase, or of each batch the items of this process."""
+        run = self.run
+        # Phase 2 sees other patches than phase 1 did.
+        seed = 2 * run.seed + self.phase - 1
+        source = PatchSource(run.data, run.train_cases, run.configuration, run.plans.labels, seed, augment=True)
+        source.restrict(run.ranks.items(self.plan.batch_size))
+        return source
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What the other processes need of a phase: without what the first has alone."""
+        return {**self.__dict__, "run": None, "ema": None, "best_weights": None}
 
     def _train_on(self, source: PatchSource) -> None:
         run = self.run
@@ -241,48 +272,75 @@ class Trainer(abc.ABC):
 
     def iterate(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the optimiser and of the moving average; returns the loss and what else is logged."""
-        for group in self.optimizer.param_groups:
-            start, end = group["span"]
-            base = self.plan.learning_rate
-            if "factor" in group:
-                base *= group["factor"] * risen(group["warmup"], self.progress)
-            group["lr"] = learning_rate(base, self.iteration, start + (end - start) * self.progress)
         batch = batch.to(self.run.device)
         if self.bf16 is None:
             self.bf16 = self._choose_bf16(batch)
             precision = "bfloat16, which is faster here" if self.bf16 else "single precision (fp32)"
             self.run.log.say(f"phase {self.phase} computes in {precision}")
             self.save()  # the choice goes by the clock; a training that is continued must keep it
+        step = Step(self.iteration, self.progress, self.bf16)
+        with self.run.ranks.leading(step, self.run.stop):
+            return self.take_step(step, batch)
+
+    def take_step(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+        """One iteration as the leading process decides it, on the items of the batch that this process has.
+
+        Args:
+            step: what is decided.
+            batch: on the device of the training.
+        """
+        for group in self.optimizer.param_groups:
+            start, end = group["span"]
+            base = self.plan.learning_rate
+            if "factor" in group:
+                base *= group["factor"] * risen(group["warmup"], step.progress)
+            group["lr"] = learning_rate(base, step.iteration, start + (end - start) * step.progress)
+        ranks = self.run.ranks
+        if ranks.size > 1:
+            batch = replace(batch, part=Part(self.plan.batch_size, torch.tensor(ranks.items(self.plan.batch_size))))
         with autocast(self.run.device, self.bf16):
             result = self._backward(batch)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        numbers = ranks.sum_step(parameters, {"loss": result.loss.detach(), **result.logged}, self.run.stop)
         groups = [group["params"] for group in self.optimizer.param_groups]
         # A group without any gradient has a norm of zero, on the CPU.
         norms = [nn.utils.clip_grad_norm_(params, GRADIENT_CLIP).to(self.run.device) for params in groups]
         norm = torch.stack(norms).norm()
         if not torch.isfinite(norm):
-            raise UsdError(
+            others = "" if batch.part is None else " or others of the batch"
+            raise Diverged(
                 f"the gradient of phase {self.phase} is {norm.item()} at iteration {self.iteration}, cases "
-                f"{', '.join(batch.case_ids)}: the training has diverged. Lower --lr (now {self.plan.learning_rate:g}) "
-                f"and begin again with --restart."
+                f"{', '.join(batch.case_ids)}{others}: the training has diverged. Lower --lr (now "
+                f"{self.plan.learning_rate:g}) and begin again with --restart."
             )
         with self.run.stop.deferred():
             self.optimizer.step()
             self.after_step()
-            self.ema.update(self.network, self.iteration)
+            if ranks.leads:
+                self.ema.update(self.network, self.iteration)
             self.iteration += 1
-        return {"loss": result.loss.detach(), "gradient_norm": norm.detach(), **result.logged}
+        return {"loss": numbers.pop("loss"), "gradient_norm": norm.detach(), **numbers}
 
     def _backward(self, batch: Batch) -> StepResult:
         """Loss and fresh gradients of a batch; the generator makes it the same however often it is called."""
         self.optimizer.zero_grad(set_to_none=True)
         result = self.training_step(batch, self.run.generator(self.phase, self.iteration))
-        self.descend(result.loss)
+        if not result.summed:
+            result = result.of_part(batch.part)
+        if batch.part is None or result.loss.requires_grad:  # a process may have no example of a step
+            self.descend(result.loss)
         return result
 
     def descend(self, loss: Tensor) -> None:
-        """Add the gradient of a loss; a step may call it for a part of its loss, whose graph is then free."""
+        """Add the gradient of a loss; a step may call it for a part of its loss, whose graph is then free.
+
+        Where several processes share a batch, the loss is this one's term (`StepResult.of_part`).
+        """
         with torch.autocast(self.run.device.type, enabled=False):
             loss.backward()
+
+    def gather_statistics(self) -> None:  # noqa: B027 (most phases count nothing)
+        """Add up what each process has counted since this was last called; all call it together."""
 
     def _choose_bf16(self, batch: Batch) -> bool:
         """By the clock under a time budget, fp32 where that takes too long.
@@ -292,7 +350,8 @@ class Trainer(abc.ABC):
         if self.budget.iterations is not None and self.run.device.type == "cpu":
             return False
         faster = False
-        with self.run.stop.limited(None if self.budget.seconds is None else PROBING_FRACTION * self.budget.seconds):
+        limit_s = None if self.budget.seconds is None else PROBING_FRACTION * self.budget.seconds
+        with self.run.alone(), self.run.stop.limited(limit_s):
             faster = is_faster_in_bf16(self.run.device, lambda: self._probe(batch))
         return faster
 
@@ -368,7 +427,7 @@ class Trainer(abc.ABC):
         if found.sources is not None:
             self.run.log.say(f"phase {self.phase}  {found.sources.describe()}")
         with self.run.stop.deferred():
-            self.last, self.groups, self.sources = found.of_cases, found.groups, found.case_sources
+            self.last, self.groups = found.of_cases, found.groups
             if self.best_weights is None or self.gain_of_best()[0] < 0:
                 self.best, self.best_weights = self.last, cpu_state(self.ema.network)
         self.run.log.refresh_report()
@@ -376,16 +435,12 @@ class Trainer(abc.ABC):
     def gain_of_best(self) -> tuple[float, float]:
         """How much higher Dice on the hold-out is with the best weights than with the last, and its standard error.
 
-        Dice is the mean over cases, of a unified data set over its sources.
         A session with less time may look at fewer cases than an earlier one, the first of them.
         """
         count = min(len(self.best), len(self.last))
         if count < 2:  # one case tells nothing
             return 0.0, 0.0
-        best, last, groups = self.best[:count], self.last[:count], self.groups[:count]
-        if self.sources:
-            return macro_gain(best, last, groups, self.sources[:count])
-        return mean_gain(best, last, groups)
+        return mean_gain(self.best[:count], self.last[:count], self.groups[:count])
 
     def _describe(self) -> str:
         length = (
