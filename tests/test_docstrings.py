@@ -10,7 +10,7 @@ from pathlib import Path
 import unisegdiff_pipeline
 
 MODULES = sorted(Path(unisegdiff_pipeline.__file__).parent.rglob("*.py"))
-OF_LAYOUTS = ("TRAINER__", "CASE_0")  # placeholders in names of folders and files
+OF_LAYOUTS = ("TRAINER__", "CASE_0", "SOURCE__")  # placeholders in names of folders and files
 CONSTANT = re.compile(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b")
 ARGUMENTS = re.compile(r"\n *Args:\n(.*?)(?:\n\n|\Z)", re.DOTALL)
 

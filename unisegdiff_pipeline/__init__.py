@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.inference.predictor import Predictor
     from unisegdiff_pipeline.inference.request import EnsembleRequest, PredictRequest
     from unisegdiff_pipeline.io.paths import Roots
+    from unisegdiff_pipeline.io.unify import UnifyRequest
     from unisegdiff_pipeline.pipeline import (
         PreparedDataset,
         cross_validate,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         plan_and_preprocess,
         predict,
         train,
+        unify,
     )
     from unisegdiff_pipeline.planning.budget import detect_budget
     from unisegdiff_pipeline.planning.plans import Budget, Plans
@@ -52,6 +54,7 @@ _HOMES = {
     "Roots": "io.paths",
     "TrainRequest": "training.request",
     "TrainResult": "training.request",
+    "UnifyRequest": "io.unify",
     "UsdError": "core.errors",
     "Volume": "core.geometry",
     "cross_validate": "pipeline",
@@ -62,6 +65,7 @@ _HOMES = {
     "plan_and_preprocess": "pipeline",
     "predict": "pipeline",
     "train": "pipeline",
+    "unify": "pipeline",
 }
 
 __all__ = [
@@ -79,6 +83,7 @@ __all__ = [
     "Roots",
     "TrainRequest",
     "TrainResult",
+    "UnifyRequest",
     "UsdError",
     "Volume",
     "__version__",
@@ -90,6 +95,7 @@ __all__ = [
     "plan_and_preprocess",
     "predict",
     "train",
+    "unify",
 ]
 
 

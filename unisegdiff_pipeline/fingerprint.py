@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import numpy as np
@@ -30,6 +31,7 @@ from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box, whole_box
 from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, to_jsonable, write_json
 from unisegdiff_pipeline.io.orientation import (
     Direction,
     Reorientation,
@@ -187,6 +189,32 @@ class Fingerprint:
         ):
             if len(getattr(self, name)) != expected:
                 raise ValueError(f"{name} has {len(getattr(self, name))} values for {expected} {of}; give one for each")
+
+
+def write_fingerprint(path: Path, facts: Fingerprint) -> None:
+    """Write fingerprint.json; cases of sources stand in it once, among those of the unified data set."""
+    content = to_jsonable(facts)
+    for source in content["sources"].values():
+        del source["cases"]
+    write_json(path, content)
+
+
+def read_fingerprint(path: Path) -> Fingerprint:
+    """Read what `write_fingerprint` wrote, or an earlier version, which wrote the cases of sources twice.
+
+    Raises:
+        UsdError: names the file, and the key that is wrong.
+    """
+    content = read_object(path)
+    cases, sources = content.get("cases"), content.get("sources")
+    if isinstance(cases, list) and isinstance(sources, dict):
+        for name, source in sources.items():
+            if isinstance(source, dict):
+                source.setdefault("cases", [c for c in cases if isinstance(c, dict) and c.get("source") == name])
+    try:
+        return from_jsonable(Fingerprint, content)
+    except UsdError as error:
+        raise UsdError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.progress import Listener, telling
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
-from unisegdiff_pipeline.fingerprint import Fingerprint, extract_fingerprint
+from unisegdiff_pipeline.fingerprint import Fingerprint, extract_fingerprint, read_fingerprint, write_fingerprint
 from unisegdiff_pipeline.io.integrity import IntegrityReport
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
 from unisegdiff_pipeline.planning.budget import detect_budget
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.evaluation.evaluate import Evaluation
     from unisegdiff_pipeline.evaluation.options import EvaluationOptions
     from unisegdiff_pipeline.inference.request import EnsembleRequest, PredictRequest
+    from unisegdiff_pipeline.io.unify import UnifyRequest
     from unisegdiff_pipeline.training.request import TrainRequest, TrainResult
 
 LOGGER = logging.getLogger(__name__)
@@ -78,6 +79,30 @@ class Step:
 
 
 # ------------------------------------------------------------------------------------------- raw to preprocessed data
+
+
+def unify(raw: Path | str, request: UnifyRequest) -> Path:
+    """Make one data set of several, as usd_unify does: a dataset.json that names them; no image is copied.
+
+    Example:
+        >>> folder = usd.unify(raw, usd.UnifyRequest(500, "Both", (902, 903)))
+        >>> sorted(path.name for path in folder.iterdir())
+        ['dataset.json']
+
+    Args:
+        raw: root of the raw data sets.
+        request: number and name of the new data set, its sources, and what becomes of their classes.
+
+    Returns:
+        Folder of the data set, for `plan_and_preprocess`.
+
+    Raises:
+        UsdError: names that clash, a source that is missing, empty or unified itself, classes that a label map does not
+            name, a data set that is there already.
+    """
+    from unisegdiff_pipeline.io.unify import unify as write_unified
+
+    return write_unified(Path(raw), request)
 
 
 def plan_and_preprocess(
@@ -194,7 +219,7 @@ def plan(
     folder = Path(preprocessed) / opened.name
     if not (folder / FINGERPRINT).is_file():
         raise UsdError(f"{folder} holds no {FINGERPRINT}; run usd_fingerprint -d {opened.name} first.")
-    facts = read_dataclass(Fingerprint, folder / FINGERPRINT)
+    facts = read_fingerprint(folder / FINGERPRINT)
     path = folder / plans_file(plans_name)
     if not writing:
         return Step(folder, plans=make_plans(opened, facts, budget, path, weights))
@@ -314,7 +339,7 @@ def keep_stages(plans: Plans, former: Path) -> Plans:
 
 def _write_facts(folder: Path, raw: RawDataset, facts: Fingerprint, integrity: IntegrityReport) -> None:
     """Write fingerprint.json, the warnings of the check and a copy of dataset.json into the preprocessed folder."""
-    write_json(folder / FINGERPRINT, facts)
+    write_fingerprint(folder / FINGERPRINT, facts)
     write_json(folder / WARNINGS, integrity.warnings)
     write_json(folder / DATASET, raw.description.raw)
 

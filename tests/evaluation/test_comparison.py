@@ -13,6 +13,7 @@ from scipy import stats
 from unisegdiff_pipeline.evaluation.comparison import (
     bootstrap_interval,
     holm,
+    macro_gain,
     mean_gain,
     paired_comparison,
     rank_table,
@@ -50,6 +51,13 @@ def test_one_patient_alone_is_judged_by_the_cases() -> None:
 def test_too_few_cases_for_an_error() -> None:
     assert mean_gain([0.5], [0.25]) == (0.25, 0.0)
     assert mean_gain([NAN], [0.25]) == (0.0, 0.0)
+
+
+def test_gain_over_parts_by_hand() -> None:
+    # Part u: gains 0.1 and 0.3, mean 0.2, error 0.1; part v: its one case says 0 and no error, so that it takes u's.
+    found = macro_gain([0.1, 0.3, 0.5, NAN], [0.0, 0.0, 0.5, 0.0], ["a", "b", "c", "d"], ["u", "u", "v", "w"])
+    assert found == pytest.approx((0.1, math.sqrt(2 * 0.1**2) / 2))
+    assert macro_gain([NAN], [0.0], ["a"], ["u"]) == (0.0, 0.0)
 
 
 # Bootstrap

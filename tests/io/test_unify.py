@@ -11,9 +11,11 @@ import pytest
 from tests.io.test_sources import write_source
 from unisegdiff_pipeline.commands.unify import main
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.fingerprint import extract_fingerprint
+from unisegdiff_pipeline.core.serialization import write_json
+from unisegdiff_pipeline.fingerprint import extract_fingerprint, read_fingerprint, write_fingerprint
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
-from unisegdiff_pipeline.io.unify import unify
+from unisegdiff_pipeline.io.unify import UnifyRequest
+from unisegdiff_pipeline.io.unify import unify as write_unified
 
 
 @pytest.fixture
@@ -21,6 +23,10 @@ def root(tmp_path: Path) -> Path:
     write_source(tmp_path, "Dataset001_A", False, {"background": 0, "tumour": 1})
     write_source(tmp_path, "Dataset002_B", True, {"background": 0, "organ": 1, "polyp": 2})
     return tmp_path
+
+
+def unify(root: Path, number: int, name: str, datasets: list[str | int], **more: Any) -> Path:
+    return write_unified(root, UnifyRequest(number, name, tuple(datasets), **more))
 
 
 def content_of(folder: Path) -> dict[str, Any]:
@@ -48,8 +54,29 @@ def test_a_class_that_a_source_does_not_annotate_gets_a_channel_of_its_own(root:
 
 
 def test_cases_are_left_out_and_sources_renamed(root: Path) -> None:
-    raw = open_raw_dataset(unify(root, 500, "U", [1, 2], excluded=["Breast/c0"], renamed={"1": "Breast"}))
+    raw = open_raw_dataset(unify(root, 500, "U", [1, 2], excluded=("Breast/c0",), renamed={"1": "Breast"}))
     assert [case.case_id for case in raw.cases] == ["B__c0", "B__c1", "Breast__c1"]
+
+
+def test_modalities_are_those_of_the_channels_or_what_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = content_of(unify(root, 500, "U", [1, 2], modalities={"Dataset001_A": "MR"}))
+    assert [source["modality"] for source in content["sources"]] == ["MR", "RGB"]
+    arguments = ["501", "--name", "V", "-d", "1", "2", "--raw", str(root)]
+    assert main([*arguments, "--modality", "B=endoscopy"]) == 0
+    assert [source["modality"] for source in content_of(root / "Dataset501_V")["sources"]] == ["US", "endoscopy"]
+    assert main([*arguments, "--overwrite", "--modality", "B=a", "B=b"]) != 0
+    assert "two values, a and b" in capsys.readouterr().err
+
+
+def test_cases_stand_once_in_the_file_of_facts(root: Path) -> None:
+    facts, _ = extract_fingerprint(open_raw_dataset(unify(root, 500, "U", [1, 2])), workers=0)
+    path = root / "fingerprint.json"
+    write_fingerprint(path, facts)
+    assert path.read_text().count('"A__c0"') == 1
+    assert read_fingerprint(path) == facts
+    write_json(path, facts)  # as earlier versions did
+    assert path.read_text().count('"A__c0"') == 2
+    assert read_fingerprint(path) == facts
 
 
 def test_a_source_that_changes_is_noticed(root: Path) -> None:
@@ -71,9 +98,10 @@ def test_a_source_that_changes_is_noticed(root: Path) -> None:
         ({"label_maps": {"B": {"polyp": "lesion"}}}, "says nothing of organ"),
         ({"label_maps": {"B": {"polyp": "lesion", "organ": "x", "more": "x"}}}, "names more"),
         ({"label_maps": {"C": {}}}, "names C"),
-        ({"excluded": ["A/*"]}, "no case of the source A"),
-        ({"excluded": ["A/c7"]}, "fits no case"),
-        ({"excluded": ["c1"]}, "SOURCE/CASE"),
+        ({"modalities": {"C": "US"}}, "--modality names C; sources are A, B"),
+        ({"excluded": ("A/*",)}, "no case of the source A"),
+        ({"excluded": ("A/c7",)}, "fits no case"),
+        ({"excluded": ("c1",)}, "SOURCE/CASE"),
         ({"label_maps": {"A": {"tumour": "background"}, "B": {"polyp": "background", "organ": "background"}}}, "leave"),
     ],
 )

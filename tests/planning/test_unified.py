@@ -19,8 +19,9 @@ from unisegdiff_pipeline.fingerprint import (
 )
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.sources import Source
+from unisegdiff_pipeline.planning.for_weights import WeightsToFollow, plan_for_weights
 from unisegdiff_pipeline.planning.planner import plan_dataset
-from unisegdiff_pipeline.planning.plans import Budget, Plans
+from unisegdiff_pipeline.planning.plans import Budget, LevelPlan, NetworkPlan, Plans
 
 CUDA = Budget("cuda", 8.0, 16)
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
@@ -105,6 +106,18 @@ def test_a_physical_grid_has_one_spacing() -> None:
     assert set(targets(plans).values()) == {(None, 1.0, 1.0)}
     assert plans.configurations["2d"].preprocessing.target_spacing_mm == (None, 1.0, 1.0)
     assert plans.spacing_known
+
+
+def test_sources_follow_the_spacing_of_weights_on_a_physical_grid_and_stay_on_a_relative_one() -> None:
+    levels = tuple(LevelPlan(8 << i, (1, 1) if i == 0 else (2, 2), (3, 3), 2) for i in range(4))
+    weights = WeightsToFollow(NetworkPlan(2, (64, 64), 3, levels), (None, 1.25, 1.5), "WEIGHTS")
+    found = plan_for_weights(plan(PICTURES, SCANS, VOLUMES, known=True), weights, 1015)
+    assert set(targets(found).values()) == {(None, 1.25, 1.5)}
+    assert found.configurations["2d"].preprocessing.target_spacing_mm == (None, 1.25, 1.5)
+    relative = plan(PICTURES, SCANS, VOLUMES)
+    kept = plan_for_weights(replace(relative, spacing_known=True), weights, 1015)
+    assert targets(kept) == targets(relative)
+    assert "no millimetres" in kept.decisions["configurations.2d.preprocessing.target_spacing_mm"]
 
 
 def test_each_source_keeps_channels_and_normalisation_of_its_own() -> None:

@@ -35,6 +35,7 @@ def test_earlier_weights_replace_the_last_only_where_the_cases_bear_it_out(
         best=best,
         last=last,
         groups=tuple(groups),
+        sources=(),
         best_weights={},
         ema=SimpleNamespace(network=SimpleNamespace(load_state_dict=loaded.append)),
         run=SimpleNamespace(log=SimpleNamespace(say=lambda line: None)),
@@ -42,6 +43,20 @@ def test_earlier_weights_replace_the_last_only_where_the_cases_bear_it_out(
     trainer.gain_of_best = lambda: Trainer.gain_of_best(trainer)
     assert take_best(trainer) == kept
     assert len(loaded) == (kept == "best")
+
+
+def test_weights_are_chosen_by_the_mean_over_sources() -> None:
+    trainer: Any = SimpleNamespace(
+        best=(0.9, 0.9, 0.8, 0.2),
+        last=(0.8, 0.8, 0.7, 0.6),
+        groups=("US__0", "US__1", "US__2", "CT__0"),
+        sources=("US", "US", "US", "CT"),
+    )
+    gain, error = Trainer.gain_of_best(trainer)  # 0.1 on three cases of one source, -0.4 on one of the other
+    assert gain == pytest.approx(-0.15)
+    assert error == pytest.approx(0.0)
+    trainer.sources = ()
+    assert Trainer.gain_of_best(trainer)[0] == pytest.approx(-0.025)
 
 
 def test_a_fold_is_finished_with_weights_and_scores(tmp_path: Path) -> None:

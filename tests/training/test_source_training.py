@@ -10,18 +10,21 @@ import torch
 
 from tests.networks.test_networks import PLAN_2D
 from tests.training.data.test_source_draw import REGIONS, unified
+from tests.training.test_time_budget import run_of
 from unisegdiff_pipeline.diffusion.losses import mask_loss, noise_loss, over_batch, refinement_loss
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, channel_lam, noise_mask
 from unisegdiff_pipeline.diffusion.stages import StageDraw
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.summary import CaseScores
 from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.io.sources import in_turn
 from unisegdiff_pipeline.networks.denoiser import Condition
 from unisegdiff_pipeline.networks.staged_model import build_model
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, StagePlan
 from unisegdiff_pipeline.training.data.patches import Batch
 from unisegdiff_pipeline.training.data.splits import inner_holdout_by_source
 from unisegdiff_pipeline.training.source_scores import annotated_scores, by_source
+from unisegdiff_pipeline.training.time_budget import Costs
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer, source_scales
 from unisegdiff_pipeline.training.trainers.segmentation import segmentation_loss
 
@@ -119,6 +122,20 @@ def test_every_source_with_two_groups_is_held_out_in_turn() -> None:
     assert sorted([*kept, *held]) == sorted(train)
     assert [case[:2] for case in held] == ["CT", "US", "US", "US"]
     assert "MR__0" in kept
+
+
+def test_cases_of_sources_come_in_turn() -> None:
+    assert in_turn([["a0", "a1", "a2"], ["b0"], ["c0", "c1"]]) == ("a0", "b0", "c0", "a1", "c1", "a2")
+    assert in_turn([]) == ()
+
+
+def test_a_short_time_still_scores_a_case_of_each_source() -> None:
+    run = run_of(200)
+    run.holdout_cases = ("A__0", "B__0", "C__0", "D__0", "E__0", "A__1")
+    costs = Costs(segment_s=0.5)  # there is time for two cases
+    assert len(costs.monitored_cases(run)) == 3
+    run.configuration.sources = unified().sources
+    assert len(costs.monitored_cases(run)) == 5
 
 
 def test_scores_by_source_leave_out_what_a_source_does_not_annotate() -> None:

@@ -43,7 +43,7 @@ def run_of(max_time_s: float, seconds: float = 0.0, num_cases: int = 10) -> Any:
     return SimpleNamespace(
         request=SimpleNamespace(max_time_s=max_time_s, iterations=None, epochs=None),
         plans=SimpleNamespace(labels=SimpleNamespace(coding="binary", num_channels=1)),
-        configuration=None,
+        configuration=SimpleNamespace(sources=None),
         holdout_cases=("h", "i", "j"),
         validation_cases=cases,
         monitored_cases=(),
@@ -203,6 +203,7 @@ def volume_run(max_time_s: float) -> Any:
     run.configuration = SimpleNamespace(
         network=SimpleNamespace(patch_size=(8, 8, 8)),
         stages=SimpleNamespace(lam_a=-4.0, lam_c=-1.0, input_scale=()),
+        sources=None,
     )
     components = SimpleNamespace(num_voxels=[7], draw=lambda *_: (1, 23, 12))
     run.data = SimpleNamespace(open=lambda case_id: Stored(np.zeros((4, 24, 24, 24), np.float32), components))

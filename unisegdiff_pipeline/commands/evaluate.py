@@ -32,7 +32,12 @@ def build_parser() -> CommandParser:
         "of 0. Works on predictions of this package and of nnU-Net, and on plain folders of masks.",
         nnunet=EVALUATE,
     )
-    parser.add_argument("reference", type=Path, metavar="REF", help="folder of reference masks, or one file")
+    parser.add_argument(
+        "reference",
+        type=Path,
+        metavar="REF",
+        help="folder of reference masks, or one file; of a unified data set its raw folder, DatasetXXX_Name",
+    )
     parser.add_argument("prediction", type=Path, metavar="PRED", help="folder of predicted masks, or one file")
     parser.add_argument(
         "-o",
@@ -157,7 +162,7 @@ def _evaluate(args: Namespace) -> None:
     from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.evaluation.evaluate import WrittenFiles
     from unisegdiff_pipeline.evaluation.options import EvaluationOptions
-    from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table
+    from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table, source_table
     from unisegdiff_pipeline.evaluation.profiles.report import profile_file, profile_table
 
     folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent) / "evaluation"
@@ -186,6 +191,8 @@ def _evaluate(args: Namespace) -> None:
         options=options,
     )
     say(evaluation_table(evaluation.report))
+    if evaluation.report.by_source is not None:
+        say(f"\n{source_table(evaluation.report)}")
     if args.against:
         say(f"\n{comparison_table(evaluation.report)}")
     for profile in evaluation.profiles:

@@ -37,6 +37,13 @@ def build_parser() -> CommandParser:
         metavar="DATASET=NAME",
         help="names of sources (default: what stands behind DatasetXXX_)",
     )
+    parser.add_argument(
+        "--modality",
+        nargs="+",
+        default=(),
+        metavar="SOURCE=MODALITY",
+        help="what the images of sources are, e.g. BUSI=US (default: the names of their channels)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a unified data set of this name")
     add_roots(parser, "raw")
     return parser
@@ -49,26 +56,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _unify(args: argparse.Namespace) -> None:
     from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
-    from unisegdiff_pipeline.io.unify import describe_unified, read_label_maps, unify
+    from unisegdiff_pipeline.io.unify import UnifyRequest, describe_unified, read_label_maps, unify
 
-    folder = unify(
-        roots_of(args).require_raw(),
+    request = UnifyRequest(
         args.number,
         args.name,
-        args.datasets,
-        label_maps=None if args.label_map is None else read_label_maps(args.label_map),
-        excluded=args.exclude,
-        renamed=_renamed(args.rename),
+        tuple(args.datasets),
+        label_maps={} if args.label_map is None else read_label_maps(args.label_map),
+        excluded=tuple(args.exclude),
+        renamed=_pairs("--rename", args.rename, "DATASET=NAME, as in 101=Breast"),
+        modalities=_pairs("--modality", args.modality, "SOURCE=MODALITY, as in BUSI=US"),
         overwrite=args.overwrite,
     )
+    folder = unify(roots_of(args).require_raw(), request)
     sources = describe_unified(open_raw_dataset(folder))
     say(f"Unified: {folder}\n{sources}\nNext: usd_plan_and_preprocess -d {folder.name}")
 
 
-def _renamed(pairs: Sequence[str]) -> dict[str, str]:
+def _pairs(flag: str, pairs: Sequence[str], expected: str) -> dict[str, str]:
     from unisegdiff_pipeline.core.errors import UsdError
 
+    found: dict[str, str] = {}
     for pair in pairs:
-        if pair.count("=") != 1 or not all(pair.split("=")):
-            raise UsdError(f"--rename is {pair!r}; it must be DATASET=NAME, as in 101=Breast.")
-    return dict(pair.split("=") for pair in pairs)
+        key, separator, value = pair.partition("=")
+        if not separator or not key or not value or "=" in value:
+            raise UsdError(f"{flag} is {pair!r}; it must be {expected}.")
+        if found.setdefault(key, value) != value:
+            raise UsdError(f"{flag} gives {key} two values, {found[key]} and {value}; leave one out.")
+    return found

@@ -16,7 +16,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.calibration import ReliabilityBin, calibration_error, merge, reliability_bins
-from unisegdiff_pipeline.evaluation.case import CaseResult, ClassResult
+from unisegdiff_pipeline.evaluation.case import CaseResult, ClassResult, of_class
 from unisegdiff_pipeline.evaluation.comparison import bootstrap_interval
 from unisegdiff_pipeline.evaluation.failure import (
     IntervalCoverage,
@@ -150,12 +150,28 @@ class ClassReport:
     failure_detection: FailureSummary | None
 
 
-def report_class(
+def report_classes(
+    cases: Sequence[CaseResult],
+    names: Sequence[str],
+    options: EvaluationOptions,
+    confidence: CaseConfidence | None,
+    units: Units = VOLUMES,
+) -> tuple[ClassReport, ...]:
+    """Each class over the cases in which it is scored; classes that are scored in none are left out."""
+    reports = []
+    for name in names:
+        if results := of_class(cases, name):
+            groups = [case.group for case in cases if case.of_class(name) is not None]
+            reports.append(_report_class(results, groups, options, confidence, units))
+    return tuple(reports)
+
+
+def _report_class(
     results: Sequence[ClassResult],
     groups: Sequence[str],
     options: EvaluationOptions,
     confidence: CaseConfidence | None,
-    units: Units = VOLUMES,
+    units: Units,
 ) -> ClassReport:
     """Put the results of one class over all cases together; `groups` names the group of each case."""
     overlaps = [result.overlap for result in results]
@@ -210,12 +226,9 @@ def mean_over_classes(
     if len(reports) == 1:
         return dict(reports[0].metrics)
     groups = [case.group for case in cases]
-    tables = [[metric_values(result, options.tolerances_mm) for result in case.classes] for case in cases]
-    names = list(dict.fromkeys(name for report in reports for name in report.metrics))
-    draws = _group_draws(groups, options)
+    draws = _group_draws(groups, options, np.random.default_rng(options.seed))
     found = {}
-    for name in names:
-        values = np.array([[row.get(name, math.nan) for row in table] for table in tables])  # (cases, classes)
+    for name, values in values_by_class(cases, reports, options).items():
         of_cases = summarise_metric(
             [mean_of_defined(row) for row in values.tolist()], groups, _without_samples(options)
         )
@@ -232,6 +245,16 @@ def mean_over_classes(
     return found
 
 
+def values_by_class(
+    cases: Sequence[CaseResult], reports: Sequence[ClassReport], options: EvaluationOptions
+) -> dict[str, np.ndarray]:
+    """Metric => values (cases, classes), NaN where a case has none."""
+    names = dict.fromkeys(name for report in reports for name in report.metrics)
+    found = [[case.of_class(report.class_name) for report in reports] for case in cases]
+    tables = [[{} if r is None else metric_values(r, options.tolerances_mm) for r in row] for row in found]
+    return {name: np.array([[row.get(name, math.nan) for row in table] for table in tables]) for name in names}
+
+
 def case_values(cases: Sequence[CaseResult], name: str, options: EvaluationOptions) -> dict[str, float]:
     """Case => value of a metric, the mean over the classes of the case where it is defined."""
     return {
@@ -246,10 +269,27 @@ def _without_samples(options: EvaluationOptions) -> EvaluationOptions:
     return dataclasses.replace(options, resamples=0)
 
 
-def _group_draws(groups: Sequence[str], options: EvaluationOptions) -> np.ndarray:
+def drawn_means(
+    values: np.ndarray, groups: Sequence[str], options: EvaluationOptions, rng: np.random.Generator
+) -> np.ndarray:
+    """Mean of the class means in each bootstrap draw of groups, (resamples,); see `mean_over_classes`.
+
+    Args:
+        values: (cases, classes), NaN where undefined.
+        groups: group of each case.
+        options: number of draws.
+        rng: of the draws.
+
+    Returns:
+        NaN in draws where no class has a value; nothing, (0,), where fewer than two groups have one.
+    """
+    return _means_of_draws(values, groups, _group_draws(groups, options, rng))
+
+
+def _group_draws(groups: Sequence[str], options: EvaluationOptions, rng: np.random.Generator) -> np.ndarray:
     """How often each group is drawn, (resamples, groups)."""
     num_groups = len(set(groups))
-    drawn = np.random.default_rng(options.seed).integers(0, num_groups, (options.resamples, num_groups))
+    drawn = rng.integers(0, num_groups, (options.resamples, num_groups))
     counts = np.zeros((options.resamples, num_groups))
     np.add.at(counts, (np.arange(options.resamples)[:, None], drawn), 1)
     return counts
@@ -259,23 +299,33 @@ def _macro_interval(
     values: np.ndarray, groups: Sequence[str], draws: np.ndarray, options: EvaluationOptions
 ) -> tuple[float, float]:
     """Interval of the mean of class means; draws in which no class has a value are left out."""
+    return interval_of_draws(_means_of_draws(values, groups, draws), options.level)
+
+
+def interval_of_draws(means: np.ndarray, level: float) -> tuple[float, float]:
+    """Central interval of drawn means, (resamples,); NaN without a defined one."""
+    defined = means[~np.isnan(means)]
+    if not len(defined):
+        return math.nan, math.nan
+    low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def _means_of_draws(values: np.ndarray, groups: Sequence[str], draws: np.ndarray) -> np.ndarray:
     number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     of_group = np.array([number[group] for group in groups])
     defined = ~np.isnan(values)
     if len(number) < 2 or len(draws) == 0 or len(set(of_group[defined.any(axis=1)].tolist())) < 2:
-        return math.nan, math.nan
+        return np.empty(0)
     totals, counts = np.zeros((2, len(number), values.shape[1]))
     np.add.at(totals, of_group, np.where(defined, values, 0.0))
     np.add.at(counts, of_group, defined)
     drawn = draws @ counts
     class_means = (draws @ totals) / np.where(drawn > 0, drawn, np.nan)
     has_value = (drawn > 0).any(axis=1)
-    low, high = np.quantile(np.nanmean(class_means[has_value], axis=1), _tails(options.level))
-    return float(low), float(high)
-
-
-def _tails(level: float) -> tuple[float, float]:
-    return (1 - level) / 2, (1 + level) / 2
+    means = np.full(len(draws), np.nan)
+    means[has_value] = np.nanmean(class_means[has_value], axis=1)
+    return means
 
 
 def _pooled(results: Sequence[ClassResult], lesions: Sequence[ScoredLesion]) -> Pooled:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,9 +40,11 @@ from unisegdiff_pipeline.evaluation.reading import (
     crop_geometry,
     read_mask,
     read_masks,
+    read_reference,
     read_uncertainty,
 )
 from unisegdiff_pipeline.evaluation.summary import CaseScores
+from unisegdiff_pipeline.evaluation.unified import CaseSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +76,23 @@ class ClassResult:
 
 @dataclass(frozen=True, eq=False)
 class CaseResult:
-    """All classes of one case, in the order of the label scheme; `group` is the case itself where none is known."""
+    """The scored classes of one case, in the order of the label scheme.
+
+    Attributes:
+        case_id: name of the case.
+        group: the case itself where none is known.
+        classes: all of them, but for those that the source of the case does not annotate.
+        source: of a case of a unified data set.
+    """
 
     case_id: str
     group: str
     classes: tuple[ClassResult, ...]
+    source: str | None = None
+
+    def of_class(self, name: str) -> ClassResult | None:
+        """Scores of the class of this name; None where it is not scored."""
+        return next((result for result in self.classes if result.overlap.class_name == name), None)
 
     @property
     def scores(self) -> tuple[ClassScore, ...]:
@@ -91,32 +105,46 @@ class CaseResult:
         return CaseScores(self.case_id, self.scores)
 
 
+def of_class(cases: Iterable[CaseResult], name: str) -> list[ClassResult]:
+    """Scores of one class in the cases where it is scored."""
+    return [result for case in cases if (result := case.of_class(name)) is not None]
+
+
 def score_case_fully(case: CaseInputs, settings: CaseSettings) -> CaseResult:
     """Read one case and compute everything that its files allow.
 
     Raises:
         UsdError: a file that is unreadable, on another grid than the reference, or holds unknown label values.
     """
-    return score_volumes(case.case_id, case.group, CaseVolumes.read(case, settings), settings)
+    volumes, source = CaseVolumes.read(case, settings), case.source
+    if source is not None:
+        settings = dataclasses.replace(settings, spacing_known=source.spacing_known)
+    return score_volumes(case.case_id, case.group, volumes, settings, source)
 
 
-def score_volumes(case_id: str, group: str | None, volumes: CaseVolumes, settings: CaseSettings) -> CaseResult:
-    """Compute everything that the arrays of a case allow."""
-    results = tuple(_score_class(volumes, index, settings) for index in range(len(settings.scheme.names)))
-    return CaseResult(case_id, group or case_id, results)
+def score_volumes(
+    case_id: str, group: str | None, volumes: CaseVolumes, settings: CaseSettings, source: CaseSource | None = None
+) -> CaseResult:
+    """Compute everything that the arrays of a case allow; of the classes those that its source annotates."""
+    names = settings.scheme.names
+    scored = [index for index, name in enumerate(names) if source is None or name in source.annotated]
+    results = tuple(_score_class(volumes, index, settings) for index in scored)
+    return CaseResult(case_id, group or case_id, results, None if source is None else source.name)
 
 
 def rater_distances_mm(case: CaseInputs, settings: CaseSettings) -> tuple[float, ...]:
     """Distance between the raters of one case, per class (`boundary.rater_tolerance_mm`); NaN where undefined."""
     scheme = settings.scheme
-    reference = read_mask(case.reference, scheme, check_values=settings.check_values)
+    reference = read_reference(case, scheme, settings.check_values)
     valid = None if scheme.ignore_value is None else ~scheme.ignored(reference.array[0])
-    raters = read_masks(case.raters, scheme, reference, settings.check_values)
+    raters = read_masks(case.raters, scheme, reference, settings.check_values, case.source)
     box = _bordered([rater.box for rater in raters], reference.array.shape[1:])
     spacing_mm = measured_grid(reference.geometry, settings.units).spacing_mm
     return tuple(
         rater_tolerance_mm([_mask(rater, scheme, index, box, valid) for rater in raters], spacing_mm)
-        for index in range(len(scheme.names))
+        if case.source is None or name in case.source.annotated
+        else math.nan
+        for index, name in enumerate(scheme.names)
     )
 
 
@@ -146,7 +174,7 @@ class CaseVolumes:
     def read(cls, case: CaseInputs, settings: CaseSettings) -> CaseVolumes:
         """Read the files of a case."""
         scheme, check = settings.scheme, settings.check_values
-        reference = read_mask(case.reference, scheme, check_values=check)
+        reference = read_reference(case, scheme, check)
         labels = reference.array[0]
         return cls(
             reference=labels,
@@ -154,7 +182,7 @@ class CaseVolumes:
             geometry=measured_grid(reference.geometry, settings.units),
             valid=None if scheme.ignore_value is None else ~scheme.ignored(labels),
             samples=read_masks(case.samples, scheme, reference, check),
-            raters=read_masks(case.raters, scheme, reference, check),
+            raters=read_masks(case.raters, scheme, reference, check, case.source),
             uncertainty=None if case.uncertainty is None else read_uncertainty(case.uncertainty, reference),
             probabilities=None if case.probability is None else Probabilities(case.probability, scheme, reference),
         )

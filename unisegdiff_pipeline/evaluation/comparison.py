@@ -135,6 +135,32 @@ def mean_gain(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | No
     return mean, float(np.sqrt(units / (units - 1) * np.square(totals).sum()) / len(found))
 
 
+def macro_gain(
+    a: Sequence[float], b: Sequence[float], groups: Sequence[str], parts: Sequence[str]
+) -> tuple[float, float]:
+    """As `mean_gain` of each part (the sources of a unified data set), then the mean over parts and its standard error.
+
+    Parts are independent. One with a single case, which tells no error, is given the largest of the others.
+
+    Args:
+        a, b: values of the same cases.
+        groups: group (patient) of each case.
+        parts: the part that each case belongs to; groups lie within parts.
+    """
+    gains, errors = [], []
+    for part in dict.fromkeys(parts):
+        own = [i for i, of_case in enumerate(parts) if of_case == part and not math.isnan(a[i] - b[i])]
+        if own:
+            gain, error = mean_gain([a[i] for i in own], [b[i] for i in own], [groups[i] for i in own])
+            gains.append(gain)
+            errors.append(error if len(own) > 1 else math.nan)
+    if not gains:
+        return 0.0, 0.0
+    largest = max((error for error in errors if not math.isnan(error)), default=0.0)
+    known = [largest if math.isnan(error) else error for error in errors]
+    return sum(gains) / len(gains), math.hypot(*known) / len(gains)
+
+
 def paired_comparison(
     a: Sequence[float],
     b: Sequence[float],

@@ -17,7 +17,8 @@ from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
-from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, mean_over_classes, report_class
+from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, mean_over_classes, report_classes
+from unisegdiff_pipeline.evaluation.by_source import SourcesReport, report_sources
 from unisegdiff_pipeline.evaluation.calibration import DEFAULT_MARGIN_MM, DIAGONAL_FRACTION, NUM_BINS, PROBABILITY_FLOOR
 from unisegdiff_pipeline.evaluation.case import (
     CaseResult,
@@ -59,6 +60,7 @@ class FolderSummary:
         settings: every choice that the scores depend on.
         not_predicted: references without a prediction, left out because a subset was asked for.
         mean: each metric over all classes; see `aggregate.mean_over_classes`.
+        by_source: of a unified data set the same by source; else None, and not in summary.json.
         classes: each class over all cases.
         against: other runs on the same cases.
         ranking: all runs, best first; empty without others.
@@ -74,6 +76,7 @@ class FolderSummary:
     classes: tuple[ClassReport, ...]
     against: tuple[RunComparison, ...]
     ranking: tuple[RankedRun, ...]
+    by_source: SourcesReport | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,11 @@ class Evaluation:
         write_lesions(files.lesions, self.cases, units)
         for profile in self.profiles:
             write_profile(folder / profile_file(profile.name), profile.name, self.cases, units)
+        report = to_jsonable(self.report)
+        if self.report.by_source is None:
+            del report["by_source"]
         profiles = {"profiles": {profile.name: profile for profile in self.profiles}} if self.profiles else {}
-        write_json(files.summary, units.named(to_jsonable(self.report) | to_jsonable(profiles)))
+        write_json(files.summary, units.named(report | to_jsonable(profiles)))
         return files
 
 
@@ -262,7 +268,8 @@ def _common_cases(runs: dict[str, Inputs]) -> dict[str, Inputs]:
 
 def _other_inputs(inputs: Inputs, prediction: Path, subset: bool) -> Inputs:
     """Files of another run for the cases that are scored; of a subset for those that it holds."""
-    folders = discover_folders(inputs.folders.reference, prediction, EvaluationOptions(groups=inputs.folders.groups))
+    groups = None if inputs.folders.unified else inputs.folders.groups
+    folders = discover_folders(inputs.folders.reference, prediction, EvaluationOptions(groups=groups))
     folders = dataclasses.replace(folders, raters=inputs.folders.raters)
     found = {case.case_id: case for case in collect_inputs(folders, subset=True, more_predictions=True).cases}
     if inputs.folders.prediction.is_file() and prediction.is_file():
@@ -274,7 +281,8 @@ def _other_inputs(inputs: Inputs, prediction: Path, subset: bool) -> Inputs:
             f"{listing(missing)}. Runs are compared on the same cases; predict these, leave the run out, or compare on "
             f"the cases that all runs hold with --subset."
         )
-    return Inputs(folders, tuple(found[case.case_id] for case in inputs.cases if case.case_id in found))
+    cases = [(case, found[case.case_id]) for case in inputs.cases if case.case_id in found]
+    return Inputs(folders, tuple(dataclasses.replace(own, group=case.group) for case, own in cases))
 
 
 def _confidence(cases: Sequence[CaseInputs]) -> CaseConfidence | None:
@@ -333,22 +341,20 @@ def _put_together(
 ) -> Evaluation:
     scored, *_ = results.values()
     others = dict(list(results.items())[1:])
-    groups = [case.group for case in scored]
-    classes = tuple(
-        report_class([case.classes[index] for case in scored], groups, options, settings.confidence, settings.units)
-        for index in range(len(settings.scheme.names))
-    )
+    names, units = settings.scheme.names, settings.units
+    classes = report_classes(scored, names, options, settings.confidence, units)
     report = FolderSummary(
         reference=str(inputs.folders.reference),
         prediction=str(inputs.folders.prediction),
         spacing_known=settings.spacing_known,
-        units=settings.units,
+        units=units,
         settings=_describe(inputs, options, settings),
         not_predicted=inputs.not_predicted,
         mean=mean_over_classes(scored, classes, options),
         classes=classes,
         against=compare_runs(scored, others, options),
         ranking=rank_runs(results, options) if others else (),
+        by_source=report_sources(scored, names, options, settings.confidence, units),
     )
     profiles = tuple(report_profile(name, scored, options) for name in options.profiles)
     return Evaluation(inputs, options, tuple(scored), report, profiles)
@@ -364,6 +370,7 @@ def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings
         "ignore_value": scheme.ignore_value,
         "num_cases": len(inputs.cases),
         "num_groups": len({case.group or case.case_id for case in inputs.cases}),
+        **_sources(inputs.cases),
         "surface_dice_tolerances_mm": options.tolerances_mm,
         "rater_tolerances_mm": dict(zip(scheme.names, settings.rater_tolerances_mm, strict=False)),
         "lesion_matching": options.rule,
@@ -384,6 +391,12 @@ def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings
         "uncertainty": _where(folders.uncertainty, sum(case.uncertainty is not None for case in inputs.cases)),
         "groups": _where(folders.groups, sum(case.group is not None for case in inputs.cases)),
     }
+
+
+def _sources(cases: Sequence[CaseInputs]) -> dict[str, Any]:
+    """The sources of a unified data set, and the classes that each of them annotates."""
+    found = {case.source.name: sorted(case.source.annotated) for case in cases if case.source is not None}
+    return {"sources": found} if found else {}
 
 
 def _where(folder: Path | None, cases: int) -> dict[str, Any] | None:

@@ -9,6 +9,9 @@
 | uncertainty | PRED/uncertainty | CASE.ext |
 | groups | beside REF: groups.csv | lines "case,group" |
 
+Where REF is the raw folder of a unified data set, masks, raters and groups are those of its sources; cases are named
+SOURCE__CASE.
+
 A folder that the user names must serve every case (raters: at least one). One that was only found may serve some; the
 values of the other cases are undefined.
 """
@@ -20,9 +23,14 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+from unisegdiff_pipeline.evaluation.unified import CaseSource, is_unified, unified_cases
+
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.io.raw_dataset import RawCase
 
 LISTED_PROBLEMS = 20
 
@@ -32,8 +40,9 @@ class InputFolders:
     """Where everything lies; None where there is nothing of the kind.
 
     Attributes:
-        reference, prediction: folders of masks, or one file each.
+        reference, prediction: folders of masks, or one file each; the reference may be a unified data set.
         named: names of those of the other fields that the user has given, and which must therefore be complete.
+        unified: the reference is the raw folder of a unified data set.
     """
 
     reference: Path
@@ -44,11 +53,15 @@ class InputFolders:
     uncertainty: Path | None = None
     groups: Path | None = None
     named: frozenset[str] = field(default_factory=frozenset)
+    unified: bool = False
 
 
 @dataclass(frozen=True)
 class CaseInputs:
-    """Files of one case; `samples` and `raters` in the order of their numbers or names, `group` for the bootstrap."""
+    """Files of one case; `samples` and `raters` in the order of their numbers or names, `group` for the bootstrap.
+
+    `source` says what reference and raters of a unified data set mean, whose `images` are known, too.
+    """
 
     case_id: str
     reference: Path
@@ -58,6 +71,8 @@ class CaseInputs:
     raters: tuple[Path, ...] = ()
     uncertainty: Path | None = None
     group: str | None = None
+    source: CaseSource | None = None
+    images: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,8 +103,25 @@ def discover_folders(reference: Path, prediction: Path, options: EvaluationOptio
             raise UsdError(f'--groups is {path}, which is no file; give a CSV file with the line "case,group" on top.')
         if name != "groups" and not path.is_dir():
             raise UsdError(f"--{name} is {path}, which is no folder; give the folder that holds the files.")
-    places = {**_default_places(reference, prediction), **named}
-    return InputFolders(reference, prediction, named=frozenset(named), **places)
+    unified = is_unified(reference)
+    if unified and "raters" in named:
+        raise UsdError(
+            f"--raters is {named['raters']}, but {reference} is a unified data set, whose sources bring the raters of "
+            f"their cases; leave the flag out."
+        )
+    beside = {"raters": reference, "groups": reference} if unified else _places_beside(reference)
+    places = {**_default_places(prediction), **beside, **named}
+    return InputFolders(
+        reference,
+        prediction,
+        probabilities=places.get("probabilities"),
+        samples=places.get("samples"),
+        raters=places.get("raters"),
+        uncertainty=places.get("uncertainty"),
+        groups=places.get("groups"),
+        named=frozenset(named),
+        unified=unified,
+    )
 
 
 def collect_inputs(folders: InputFolders, *, subset: bool = False, more_predictions: bool = False) -> Inputs:
@@ -104,15 +136,22 @@ def collect_inputs(folders: InputFolders, *, subset: bool = False, more_predicti
         UsdError: naming the cases that have no reference, no prediction, or nothing in a folder that the user named,
             and those that only such a folder holds.
     """
+    of_sources = unified_cases(folders.reference) if folders.unified else {}
     cases, not_predicted = find_pairs(
-        folders.reference, folders.prediction, subset=subset, more_predictions=more_predictions
+        folders.reference,
+        folders.prediction,
+        subset=subset,
+        more_predictions=more_predictions,
+        references={name: raw.label_path for name, (raw, _) in of_sources.items() if raw.label_path} or None,
     )
+    cases = [_of_source(case, *of_sources[case.case_id]) for case in cases] if folders.unified else cases
     names = [case.case_id for case in cases]
     probabilities = _one_per_case(folders, "probabilities", names, subset)
     uncertainty = _one_per_case(folders, "uncertainty", names, subset)
     samples = _several_per_case(folders, "samples", names, subset)
-    raters = _several_per_case(folders, "raters", names, True)
-    groups = _read_groups(folders.groups)
+    raters = {} if folders.unified else _several_per_case(folders, "raters", names, True)
+    own_groups = folders.unified and "groups" not in folders.named
+    groups = {case.case_id: case.group for case in cases} if own_groups else _read_groups(folders.groups)
     return Inputs(
         folders=folders,
         cases=tuple(
@@ -120,7 +159,7 @@ def collect_inputs(folders: InputFolders, *, subset: bool = False, more_predicti
                 case,
                 probability=probabilities.get(case.case_id),
                 samples=samples.get(case.case_id, ()),
-                raters=raters.get(case.case_id, ()),
+                raters=raters.get(case.case_id, case.raters),
                 uncertainty=uncertainty.get(case.case_id),
                 group=groups.get(case.case_id),
             )
@@ -131,14 +170,23 @@ def collect_inputs(folders: InputFolders, *, subset: bool = False, more_predicti
 
 
 def find_pairs(
-    reference: Path, prediction: Path, *, subset: bool, more_predictions: bool = False
+    reference: Path,
+    prediction: Path,
+    *,
+    subset: bool,
+    more_predictions: bool = False,
+    references: Mapping[str, Path] | None = None,
 ) -> tuple[list[CaseInputs], list[str]]:
-    """Match label files by case name; returns the cases and the references that have no prediction."""
+    """Match label files by case name; returns the cases and the references that have no prediction.
+
+    `references` names the label files of a reference that is no folder of them.
+    """
     from unisegdiff_pipeline.io.images import split_ending
 
     if reference.is_file() and prediction.is_file():
         return [CaseInputs(split_ending(prediction.name)[0], reference, prediction)], []
-    references, predictions = find_masks(reference), find_masks(prediction)
+    references = find_masks(reference) if references is None else references
+    predictions = find_masks(prediction)
     unknown = sorted(predictions.keys() - references.keys())
     missing = sorted(references.keys() - predictions.keys())
     if unknown and not more_predictions:
@@ -153,6 +201,11 @@ def find_pairs(
         )
     common = sorted(predictions.keys() & references.keys())
     return [CaseInputs(case, references[case], predictions[case]) for case in common], missing
+
+
+def _of_source(case: CaseInputs, raw: RawCase, source: CaseSource) -> CaseInputs:
+    """A case with what its source says of it."""
+    return replace(case, raters=raw.rater_paths, group=raw.group, source=source, images=raw.image_paths)
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
@@ -243,7 +296,7 @@ def hold_2d(cases: Sequence[CaseInputs]) -> bool:
     return all(read_header(case.reference)[1].is_2d for case in cases)
 
 
-def _default_places(reference: Path, prediction: Path) -> dict[str, Path]:
+def _default_places(prediction: Path) -> dict[str, Path]:
     places: dict[str, Path] = {}
     if prediction.is_dir():
         for name in ("probabilities", "samples", "uncertainty"):
@@ -251,6 +304,11 @@ def _default_places(reference: Path, prediction: Path) -> dict[str, Path]:
                 places[name] = prediction / name
         if "probabilities" not in places and any(prediction.glob("*.npz")):  # nnU-Net puts them beside the masks
             places["probabilities"] = prediction
+    return places
+
+
+def _places_beside(reference: Path) -> dict[str, Path]:
+    places: dict[str, Path] = {}
     if reference.is_dir():
         reference = reference.resolve()
         raters = reference.parent / reference.name.replace("labels", "raters")

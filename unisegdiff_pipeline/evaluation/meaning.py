@@ -9,6 +9,7 @@ from pathlib import Path
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.inputs import find_masks
+from unisegdiff_pipeline.evaluation.unified import is_unified
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,11 @@ def find_meaning(
         dataset_json: says it; by default the one in or above the prediction or the reference.
         labels: score these values instead, a class each, and look for no dataset.json.
 
+    Where the reference is the raw folder of a unified data set, its own dataset.json says it.
+
     Raises:
-        UsdError: no such folder or file, or no dataset.json is found.
+        UsdError: no such folder or file, no dataset.json is found, or the prediction is of other classes than the
+            unified data set.
         ValueError: see `scheme_of_values`.
     """
     for path in (reference, prediction):
@@ -46,12 +50,44 @@ def find_meaning(
     from unisegdiff_pipeline.io.dataset_json import read_dataset_json, with_spacing_of
     from unisegdiff_pipeline.io.images import spacing_known
 
+    if is_unified(reference):
+        return _meaning_of_unified(reference, prediction, given=labels is not None or dataset_json is not None)
     references = [(path,) for path in _masks_of(reference)]
     if labels is not None:
         return Meaning(scheme_of_values(labels), all(map(spacing_known, references)), check_values=False)
     description = read_dataset_json(dataset_json or find_dataset_json(reference, prediction))
     description = with_spacing_of(description, references)
     return Meaning(description.labels, description.spacing_known)
+
+
+def _meaning_of_unified(reference: Path, prediction: Path, given: bool) -> Meaning:
+    from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+
+    if given:
+        raise UsdError(
+            f"{reference} is a unified data set, whose own dataset.json says what labels mean; leave --dataset-json "
+            f"and --labels (dataset_json and labels) out."
+        )
+    description = read_dataset_json(reference / "dataset.json")
+    found = _dataset_json_above(prediction.resolve())
+    if found is not None and (labels := read_dataset_json(found).labels) != description.labels:
+        raise UsdError(
+            f"{prediction} has the classes {_in_words(labels)} by {found}, but {reference} has "
+            f"{_in_words(description.labels)}; give the data set that the model was trained on."
+        )
+    return Meaning(description.labels, description.spacing_known)
+
+
+def _in_words(labels: LabelScheme) -> str:
+    return ", ".join(
+        f"{name} ({', '.join(map(str, values))})" for name, values in zip(labels.names, labels.members, strict=True)
+    )
+
+
+def _dataset_json_above(masks: Path) -> Path | None:
+    """The dataset.json in a folder of masks, or in one of the two above it."""
+    paths = (folder / "dataset.json" for folder in (masks, *masks.parents[:2]))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def scheme_of_values(labels: Sequence[int]) -> LabelScheme:
@@ -71,9 +107,9 @@ def scheme_of_values(labels: Sequence[int]) -> LabelScheme:
 def find_dataset_json(reference: Path, prediction: Path) -> Path:
     """The dataset.json in the prediction folder or the two above it, else beside or above the references."""
     prediction, reference = prediction.resolve(), reference.resolve()
-    for folder in (prediction, *prediction.parents[:2], reference, *reference.parents[:2]):
-        if (folder / "dataset.json").is_file():
-            return folder / "dataset.json"
+    found = _dataset_json_above(prediction) or _dataset_json_above(reference)
+    if found is not None:
+        return found
     raise UsdError(
         f"no dataset.json in or above {prediction} or {reference}, so that the meaning of the label values is not "
         f"known; give it with --dataset-json FILE, or name the values to score with --labels 1 2 ..."

@@ -41,8 +41,29 @@ def evaluation_table(report: FolderSummary) -> str:
     return f"{format_table(rows)}\n{_note(report, tolerances)}"
 
 
+def source_table(report: FolderSummary) -> str:
+    """One row a source of a unified data set, over the classes that it annotates, and the mean over sources below."""
+    if report.by_source is None:
+        return ""
+    tolerances = report.settings["surface_dice_tolerances_mm"]
+    surface_dice = f"surface_dice_{tolerances[0]:g}mm" if tolerances else ""
+    macro = report.by_source.macro_mean
+    names = ["surface_dice" if name == surface_dice else name for name, metric in macro.items() if metric.n]
+    shown = [name for name in SHOWN if name != "median" and name in names]
+    headings = (SHOWN[name][0].format(length=report.units.length) for name in shown)
+    rows = [("source", "Dice", _interval_heading(report), *headings, "cases", "empty", "false")]
+    for entry in report.by_source.sources:
+        empty, false = (
+            sum(getattr(c.outcomes, name) for c in entry.classes) for name in ("both_empty", "false_positive")
+        )
+        counts = (str(entry.num_cases), str(empty), str(false))
+        rows.append((entry.source, *_cells(entry.mean, shown, surface_dice), *counts))
+    rows.append(("mean of sources", *_cells(macro, shown, surface_dice), "", "", ""))
+    return format_table(rows)
+
+
 def comparison_table(report: FolderSummary) -> str:
-    """The ranking of all runs, and below it the paired differences in Dice of each class."""
+    """The ranking of all runs, and below it the paired differences in Dice of each class, also by source."""
     ranking = [("run", "mean rank", "Dice of cases", "best in")]
     for run in report.ranking:
         ranking.append((run.name, _number(run.mean_rank, ".2f"), _number(run.mean_dice), str(run.num_best)))
@@ -50,12 +71,14 @@ def comparison_table(report: FolderSummary) -> str:
         ("scored minus", "class", "Dice", "interval", "p", "p (Holm)", "effect", "better", "equal", "worse")
     ]
     for other in report.against:
-        for row in other.classes:
+        parts = [("", other.classes), *((f"{part.source}: ", part.classes) for part in other.sources)]
+        for prefix, row in ((prefix, row) for prefix, classes in parts for row in classes):
             if row.metric == "dice":
                 interval = f"{_number(row.ci_low, '+.3f')} to {_number(row.ci_high, '+.3f')}"
                 chances = (_number(row.p_wilcoxon, ".2g"), _number(row.p_holm, ".2g"))
                 numbers = (_number(row.mean_difference, "+.3f"), interval, *chances, _number(row.effect_size, "+.2f"))
-                rows.append((other.name, row.class_name, *numbers, *map(str, (row.wins, row.ties, row.losses))))
+                counts = map(str, (row.wins, row.ties, row.losses))
+                rows.append((other.name, f"{prefix}{row.class_name}", *numbers, *counts))
     return f"{format_table(ranking)}\n\n{format_table(rows)}"
 
 

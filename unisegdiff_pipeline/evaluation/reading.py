@@ -18,14 +18,26 @@ from unisegdiff_pipeline.core.geometry import (
 )
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.npz import read_npz
-from unisegdiff_pipeline.evaluation.inputs import listing
+from unisegdiff_pipeline.evaluation.inputs import CaseInputs, listing
+from unisegdiff_pipeline.evaluation.unified import CaseSource
 from unisegdiff_pipeline.io.images import read_labels, read_map
 
 ARRAY_NAMES = ("probabilities", "softmax")  # nnU-Net 2 and this package; nnU-Net 1
 PROBABILITY_SLACK = 1e-3  # half precision and resampling leave values slightly outside of 0 to 1
 
 
-def read_mask(path: Path, scheme: LabelScheme, like: Volume | None = None, check_values: bool = True) -> Volume:
+def read_reference(case: CaseInputs, scheme: LabelScheme, check_values: bool = True) -> Volume:
+    """The reference of a case, of a unified data set in its values; see `read_mask`."""
+    return read_mask(case.reference, scheme, check_values=check_values, source=case.source)
+
+
+def read_mask(
+    path: Path,
+    scheme: LabelScheme,
+    like: Volume | None = None,
+    check_values: bool = True,
+    source: CaseSource | None = None,
+) -> Volume:
     """Read a label map.
 
     Args:
@@ -33,6 +45,7 @@ def read_mask(path: Path, scheme: LabelScheme, like: Volume | None = None, check
         scheme: what its values mean.
         like: volume whose shape and geometry it must have.
         check_values: refuse values that the scheme does not know.
+        source: whose values the file holds, which become those of the scheme; they are checked in any case.
 
     Raises:
         UsdError: unreadable, another grid, or an unknown label value.
@@ -40,9 +53,9 @@ def read_mask(path: Path, scheme: LabelScheme, like: Volume | None = None, check
     volume = read_labels(path)
     if like is not None:
         volume = _on_grid(path, volume, like)
-    if check_values:
-        check_label_values(path, volume.array, scheme)
-    return volume
+    if check_values or source is not None:
+        check_label_values(path, volume.array, scheme if source is None else source.labels)
+    return volume if source is None else source.unified_labels(volume)
 
 
 def check_label_values(path: Path, labels: np.ndarray, scheme: LabelScheme) -> None:
@@ -58,10 +71,14 @@ def check_label_values(path: Path, labels: np.ndarray, scheme: LabelScheme) -> N
 
 
 def read_masks(
-    paths: Iterable[Path], scheme: LabelScheme, like: Volume, check_values: bool = True
+    paths: Iterable[Path],
+    scheme: LabelScheme,
+    like: Volume,
+    check_values: bool = True,
+    source: CaseSource | None = None,
 ) -> list[CroppedLabels]:
-    """Read the label maps of several samples or raters, one at a time."""
-    return [CroppedLabels.of(read_mask(path, scheme, like, check_values).array[0]) for path in paths]
+    """Read the label maps of several samples or raters, one at a time; see `read_mask`."""
+    return [CroppedLabels.of(read_mask(path, scheme, like, check_values, source).array[0]) for path in paths]
 
 
 def read_uncertainty(path: Path, like: Volume) -> np.ndarray:

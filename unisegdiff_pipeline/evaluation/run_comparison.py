@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from unisegdiff_pipeline.evaluation.aggregate import case_values
-from unisegdiff_pipeline.evaluation.case import CaseResult
+from unisegdiff_pipeline.evaluation.by_source import cases_by_source
+from unisegdiff_pipeline.evaluation.case import CaseResult, of_class
 from unisegdiff_pipeline.evaluation.comparison import PairedComparison, holm, paired_comparison, rank_table
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.tables import metric_values
@@ -58,11 +59,20 @@ class ClassComparison:
 
 
 @dataclass(frozen=True)
+class SourceComparison:
+    """The cases of one source; p is corrected for the number of sources, too."""
+
+    source: str
+    classes: tuple[ClassComparison, ...]
+
+
+@dataclass(frozen=True)
 class RunComparison:
-    """The scored run against the run of this name."""
+    """The scored run against the run of this name; of a unified data set also by source."""
 
     name: str
     classes: tuple[ClassComparison, ...]
+    sources: tuple[SourceComparison, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,15 +97,29 @@ def compare_runs(
     scored: Sequence[CaseResult], others: Mapping[str, Sequence[CaseResult]], options: EvaluationOptions
 ) -> tuple[RunComparison, ...]:
     """Compare the scored run with each of the others; all hold the same cases in the same order."""
-    found: list[list[ClassComparison]] = [_compare(scored, other, options) for other in others.values()]
-    corrected = {
-        metric: iter(holm([row.p_wilcoxon for rows in found for row in rows if row.metric == metric]))
-        for metric in {row.metric for rows in found for row in rows}
-    }
-    return tuple(
-        RunComparison(name, tuple(dataclasses.replace(row, p_holm=next(corrected[row.metric])) for row in rows))
-        for name, rows in zip(others, found, strict=True)
+    found = _corrected([_compare(scored, other, options) for other in others.values()])
+    parts = cases_by_source(scored)
+    by_source = _corrected(
+        [
+            _compare(own, cases_by_source(other)[source], options)
+            for other in others.values()
+            for source, own in parts.items()
+        ]
     )
+    rows = iter(by_source)
+    return tuple(
+        RunComparison(name, classes, tuple(SourceComparison(source, next(rows)) for source in parts))
+        for name, classes in zip(others, found, strict=True)
+    )
+
+
+def _corrected(tables: Sequence[Sequence[ClassComparison]]) -> list[tuple[ClassComparison, ...]]:
+    """The tables with p corrected for the number of rows of all of them, metric by metric."""
+    corrected = {
+        metric: iter(holm([row.p_wilcoxon for rows in tables for row in rows if row.metric == metric]))
+        for metric in {row.metric for rows in tables for row in rows}
+    }
+    return [tuple(dataclasses.replace(row, p_holm=next(corrected[row.metric])) for row in rows) for rows in tables]
 
 
 def rank_runs(runs: Mapping[str, Sequence[CaseResult]], options: EvaluationOptions) -> tuple[RankedRun, ...]:
@@ -108,11 +132,12 @@ def _compare(
     scored: Sequence[CaseResult], other: Sequence[CaseResult], options: EvaluationOptions
 ) -> list[ClassComparison]:
     higher_is_better = COMPARED | {f"surface_dice_{t:g}mm": True for t in options.tolerances_mm}
-    groups = [case.group for case in scored]
     rows = []
-    for index, result in enumerate(scored[0].classes):
-        ours = [metric_values(case.classes[index], options.tolerances_mm) for case in scored]
-        theirs = [metric_values(case.classes[index], options.tolerances_mm) for case in other]
+    for name in dict.fromkeys(result.overlap.class_name for case in scored for result in case.classes):
+        groups = [case.group for case in scored if case.of_class(name) is not None]
+        ours, theirs = (
+            [metric_values(result, options.tolerances_mm) for result in of_class(run, name)] for run in (scored, other)
+        )
         for metric, higher in higher_is_better.items():
             a, b = [row[metric] for row in ours], [row[metric] for row in theirs]
             if all(map(math.isnan, a)) or all(map(math.isnan, b)):
@@ -126,7 +151,7 @@ def _compare(
                 resamples=options.resamples,
                 seed=options.seed,
             )
-            rows.append(_class_comparison(result.overlap.class_name, metric, pairs))
+            rows.append(_class_comparison(name, metric, pairs))
     return rows
 
 

@@ -24,6 +24,7 @@ NOT_AVERAGED = frozenset(
 )
 LESION_COLUMNS = (
     "case",
+    "source",
     "class_name",
     "side",
     "lesion_id",
@@ -72,29 +73,40 @@ def metric_names(results: Iterable[ClassResult], tolerances_mm: Sequence[float])
 def write_metrics(
     path: Path, cases: Sequence[CaseResult], tolerances_mm: Sequence[float], units: Units = VOLUMES
 ) -> None:
-    """Write metrics.csv atomically; numbers with nine significant digits, columns named by their units."""
+    """Write metrics.csv atomically; numbers with nine significant digits, columns named by their units.
+
+    Cases of a unified data set have their source in a column of its own.
+    """
     columns = _columns([result for case in cases for result in case.classes], tolerances_mm)
+    has_sources = have_sources(cases)
     rows = (
-        [case.case_id, case.group, *(row.get(column) for column in columns)]
+        [case.case_id, *[case.source] * has_sources, case.group, *(row.get(column) for column in columns)]
         for case in cases
         for row in (metric_row(result, tolerances_mm) for result in case.classes)
     )
-    write_csv(path, ["case", "group", *map(units.name, columns)], rows, DIGITS)
+    write_csv(path, ["case", *["source"] * has_sources, "group", *map(units.name, columns)], rows, DIGITS)
 
 
 def write_lesions(path: Path, cases: Sequence[CaseResult], units: Units = VOLUMES) -> None:
     """Write lesion_scores.csv atomically: the lesions of the reference and of the prediction.
 
-    matched_id is joined by ";"; lesions of 2D images have an area and no volume.
+    matched_id is joined by ";"; lesions of 2D images have an area and no volume; sources are those of a unified data
+    set.
     """
-    shown = [column != "volume_ml" or units.size == "ml" for column in LESION_COLUMNS]
+    left_out = {*(() if have_sources(cases) else ("source",)), *(() if units.size == "ml" else ("volume_ml",))}
+    shown = [column not in left_out for column in LESION_COLUMNS]
     rows = (
-        list(itertools.compress((case.case_id, result.overlap.class_name, *_lesion_cells(lesion)), shown))
+        list(itertools.compress((case.case_id, case.source, result.overlap.class_name, *_lesion_cells(lesion)), shown))
         for case in cases
         for result in case.classes
         for lesion in result.lesions
     )
     write_csv(path, [units.name(column) for column in itertools.compress(LESION_COLUMNS, shown)], rows, DIGITS)
+
+
+def have_sources(cases: Sequence[CaseResult]) -> bool:
+    """Whether cases are of a unified data set, so that tables have a column for their source."""
+    return any(case.source is not None for case in cases)
 
 
 def _columns(results: Sequence[ClassResult], tolerances_mm: Sequence[float]) -> list[str]:

@@ -39,9 +39,7 @@ class LesionRule:
     min_size: NotNegative = 0.0
     max_lesions: Annotated[int, Range(1, 1_000_000)] | None = None
 
-    def kept(
-        self, sizes: Sequence[float], confidences: Sequence[float], probabilities: Sequence[float]
-    ) -> np.ndarray:
+    def kept(self, sizes: Sequence[float], confidences: Sequence[float], probabilities: Sequence[float]) -> np.ndarray:
         """Which lesions of a case stay, boolean (n,), given those of a class, largest first; NaN is unknown."""
         kept = np.asarray(sizes, float) >= self.min_size * (1 - ROUNDING)
         for values, least in ((confidences, self.min_confidence), (probabilities, self.min_probability)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ def cases_by_source(case_ids: Iterable[str]) -> dict[str, list[str]]:
     for case_id in case_ids:
         found.setdefault(source_of_case(case_id), []).append(case_id)
     return found
+
+
+def in_turn(groups: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """The cases of several sources, one of each after the other, so that the first ones are of as many as possible."""
+    return tuple(case for turn in zip_longest(*groups) for case in turn if case is not None)
 
 
 def repeated_channels(channels: int, width: int) -> np.ndarray:

@@ -6,8 +6,9 @@ import fnmatch
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash, text_hash
@@ -28,31 +29,47 @@ DEFAULT_CLASS = "lesion"
 MUCH_LARGER = 100  # times as many cases, from which on it is said how sources are drawn
 _FOLDERS = ("imagesTr", "labelsTr", "ratersTr")
 
+T = TypeVar("T")
 LabelMaps = Mapping[str, Mapping[str, str]]  # source => its class => class of the unified data set
 
 
-def unify(
-    raw_root: Path,
-    number: int,
-    name: str,
-    datasets: Sequence[str | int],
-    *,
-    label_maps: LabelMaps | None = None,
-    excluded: Sequence[str] = (),
-    renamed: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Write the dataset.json of a unified data set beside its sources.
+@dataclass(frozen=True)
+class UnifyRequest:
+    """What a unified data set is made of.
 
-    Args:
-        raw_root: folder of the raw data sets.
+    Example:
+        >>> request = usd.UnifyRequest(500, "Both", (902, 903), renamed={"902": "Flat"}, modalities={"Flat": "US"})
+        >>> request.renamed["902"]
+        'Flat'
+
+    Attributes:
         number, name: of the new data set.
         datasets: numbers or names of the sources.
         label_maps: classes of sources, by the source's name or its data set's; every class of a source that is not
             named here becomes DEFAULT_CLASS.
         excluded: patterns "SOURCE/CASE" (as of a shell) of cases that are left out.
         renamed: number or name of a data set => name of the source; by default what stands behind "DatasetXXX_".
+        modalities: what the images of sources are, by the source's name or its data set's, such as "US"; by default the
+            names of their channels.
         overwrite: replace a unified data set that is there.
+    """
+
+    number: int
+    name: str
+    datasets: tuple[str | int, ...]
+    label_maps: LabelMaps = field(default_factory=dict)
+    excluded: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    modalities: Mapping[str, str] = field(default_factory=dict)
+    overwrite: bool = False
+
+
+def unify(raw_root: Path, request: UnifyRequest) -> Path:
+    """Write the dataset.json of a unified data set beside its sources.
+
+    Args:
+        raw_root: folder of the raw data sets.
+        request: what it is made of.
 
     Returns:
         Folder of the data set.
@@ -61,12 +78,13 @@ def unify(
         UsdError: names that clash, a source that is missing, empty or unified itself, classes that a label map does not
             name, a data set that is there already.
     """
-    folder = raw_root / dataset_name(number, name)
-    _require_new(folder, overwrite)
-    folders = [raw_root / find_dataset(raw_root, dataset) for dataset in datasets]
-    names = _source_names(raw_root, folders, renamed or {})
+    name, excluded = request.name, request.excluded
+    folder = raw_root / dataset_name(request.number, name)
+    _require_new(folder, request.overwrite)
+    folders = [raw_root / find_dataset(raw_root, dataset) for dataset in request.datasets]
+    names = _source_names(raw_root, folders, request.renamed)
     parts = {source: open_raw_dataset(path) for source, path in zip(names, folders, strict=True)}
-    sources = _sources(parts, label_maps or {}, excluded)
+    sources = _sources(parts, request)
     counts = {source.name: len(cases_of_source(parts[source.name], source)) for source in sources}
     _require_patterns_used(excluded, names)
     content = {
@@ -155,18 +173,25 @@ def _source_names(raw_root: Path, folders: Sequence[Path], renamed: Mapping[str,
     return names
 
 
-def _sources(parts: Mapping[str, RawDataset], given: LabelMaps, excluded: Sequence[str]) -> list[Source]:
+def _sources(parts: Mapping[str, RawDataset], request: UnifyRequest) -> list[Source]:
     """The entries of dataset.json; classes of a source without a label map become DEFAULT_CLASS."""
     known = {*parts, *(raw.folder.name for raw in parts.values())}
-    if unknown := sorted(set(given) - known):
-        raise UsdError(f"the label map names {', '.join(unknown)}; sources are {', '.join(parts)}.")
+    for what, named in (("the label map", request.label_maps), ("--modality", request.modalities)):
+        if unknown := sorted(set(named) - known):
+            raise UsdError(f"{what} names {', '.join(unknown)}; sources are {', '.join(parts)}.")
     sources = []
     for name, raw in parts.items():
-        chosen = given.get(name, given.get(raw.folder.name))
+        chosen = _given(request.label_maps, name, raw)
+        modality = _given(request.modalities, name, raw) or _modality(raw)
         label_map = dict.fromkeys(raw.description.labels.names, DEFAULT_CLASS) if chosen is None else dict(chosen)
-        cases = _excluded(name, raw, excluded)
-        sources.append(Source(name, raw.folder.name, _modality(raw), label_map, source_hash(raw.folder), cases))
+        cases = _excluded(name, raw, request.excluded)
+        sources.append(Source(name, raw.folder.name, modality, label_map, source_hash(raw.folder), cases))
     return sources
+
+
+def _given(values: Mapping[str, T], source: str, raw: RawDataset) -> T | None:
+    """What is said of a source, by its name or its data set's."""
+    return values.get(source, values.get(raw.folder.name))
 
 
 def _labels(parts: Mapping[str, RawDataset], sources: Sequence[Source]) -> dict[str, Any]:

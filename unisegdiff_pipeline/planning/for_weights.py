@@ -3,7 +3,8 @@
 Architecture (levels, strides, kernels, features, kind of encoder) is that of the weights. The patch stays the planned
 one, brought to a size that the strides divide. The spacing is that of the weights where both sides know millimetres and
 it is within SPACING_FACTOR of the planned one, since features know objects by their size in voxels. Beyond that the
-objects of the two data sets are of another order of size anyhow, and the planned spacing stays.
+objects of the two data sets are of another order of size anyhow, and the planned spacing stays. The sources of a
+unified data set follow on a physical grid, which they share; on a relative one there are no millimetres to follow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.planning.planner import denoiser_widths
-from unisegdiff_pipeline.planning.plans import ConfigurationPlan, NetworkPlan, Plans
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, NetworkPlan, Plans, SourcesPlan
 from unisegdiff_pipeline.planning.sizing import Sizer
 from unisegdiff_pipeline.planning.topology import MIN_EDGE
 
@@ -90,13 +91,27 @@ def _following(
         network=network,
         denoiser=replace(planned.denoiser, features=widths),
         training=replace(planned.training, batch_size=batch_size),
+        sources=None if planned.sources is None else _sources(planned.sources, spacing),
     )
     return configuration, reasons
+
+
+def _sources(planned: SourcesPlan, spacing: Spacing) -> SourcesPlan:
+    """The sources of a unified data set, on a physical grid with the spacing that it has now."""
+    if planned.grid != "physical":
+        return planned
+    plans = {
+        name: replace(plan, preprocessing=replace(plan.preprocessing, target_spacing_mm=spacing))
+        for name, plan in planned.plans.items()
+    }
+    return replace(planned, plans=plans)
 
 
 def _spacing(known: bool, planned: ConfigurationPlan, weights: WeightsToFollow) -> tuple[Spacing, dict[str, str]]:
     own, other = planned.preprocessing.target_spacing_mm, weights.spacing_mm
     key = "preprocessing.target_spacing_mm"
+    if planned.sources is not None and planned.sources.grid != "physical":
+        return own, {key: "as planned without weights: on the relative grid of the sources there are no millimetres"}
     if not known or other is None:
         return own, {}
     pairs = [(a, b) for a, b in zip(own, other, strict=True) if a is not None and b is not None]

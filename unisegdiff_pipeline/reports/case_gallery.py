@@ -17,6 +17,7 @@ from unisegdiff_pipeline.evaluation.inputs import CaseInputs, Inputs
 from unisegdiff_pipeline.evaluation.lesions import ScoredLesion
 from unisegdiff_pipeline.evaluation.reading import read_uncertainty
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
+from unisegdiff_pipeline.evaluation.unified import CaseSource
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_image, read_labels, split_ending
 from unisegdiff_pipeline.reports.case_pictures import (
@@ -115,16 +116,14 @@ def draw_case(highlight: Highlight, classes: Classes, images: Sequence[Path], or
         oriented: whether the files' directions can be trusted; see `case_pictures.choose_plane`.
     """
     files = highlight.inputs
-    reference = read_labels(files.reference)
+    reference = _read_reference(files)
     whole = _read_case_image(images, reference)
     labels = {"reference": reference.array[0], "prediction": _read_on_grid(files.prediction, reference)}
     values = sorted({value for members in classes.values() for value in members})
     plane = choose_plane([np.isin(mask, values) for mask in labels.values()], reference.geometry, oriented)
     shown = {name: plane.cut(mask) for name, mask in labels.items()}
-    raters, samples = (
-        [plane.cut(_read_on_grid(path, reference)) for path in paths]
-        for paths in (files.raters, files.samples[:SHOWN_SAMPLES])
-    )
+    raters = [plane.cut(_read_on_grid(path, reference, files.source)) for path in files.raters]
+    samples = [plane.cut(_read_on_grid(path, reference)) for path in files.samples[:SHOWN_SAMPLES]]
     background = np.zeros(shown["reference"].shape, np.uint8) if whole is None else window(plane.cut(whole))
     region = region_of_interest([np.isin(mask, values) for mask in shown.values()], plane.pixel_mm)
     drawing = _CaseDrawing(files.case_id, plane, background, region, classes)
@@ -139,7 +138,7 @@ def draw_case(highlight: Highlight, classes: Classes, images: Sequence[Path], or
 def write_viewer(path: Path, highlight: Highlight, classes: Classes, images: Sequence[Path]) -> ViewerFile | None:
     """Write the viewer of a 3D case; None for a 2D case, which the pictures show whole."""
     files = highlight.inputs
-    reference = read_labels(files.reference)
+    reference = _read_reference(files)
     if reference.geometry.is_2d or 1 in reference.array.shape[1:]:
         return None
     image = _read_case_image(images, reference)
@@ -152,7 +151,7 @@ def write_viewer(path: Path, highlight: Highlight, classes: Classes, images: Seq
         reference=reference.array[0],
         prediction=read_labels(files.prediction).array[0],
         samples=(read_labels(sample).array[0] for sample in files.samples),
-        raters=(read_labels(rater).array[0] for rater in files.raters),
+        raters=(_read_on_grid(rater, reference, files.source) for rater in files.raters),
         uncertainty=None if files.uncertainty is None else read_uncertainty(files.uncertainty, reference),
         marks=_marks(highlight.result),
         note="" if math.isnan(highlight.dice) else f"Dice {highlight.dice:.3f}",
@@ -173,9 +172,16 @@ def channel_names(reference: Path, count: int) -> tuple[str, ...]:
     return ()
 
 
-def _read_on_grid(path: Path, reference: Volume) -> np.ndarray:
-    """Label map (Z, Y, X), a plane in the form that its reference has."""
-    return on_grid_of(read_labels(path), reference).array[0]
+def _read_reference(files: CaseInputs) -> Volume:
+    """The reference in the values that are scored; they were checked when the case was."""
+    volume = read_labels(files.reference)
+    return volume if files.source is None else files.source.unified_labels(volume)
+
+
+def _read_on_grid(path: Path, reference: Volume, source: CaseSource | None = None) -> np.ndarray:
+    """Label map (Z, Y, X) in the values that are scored, a plane in the form that its reference has."""
+    volume = on_grid_of(read_labels(path), reference)
+    return (volume if source is None else source.unified_labels(volume)).array[0]
 
 
 def _read_case_image(images: Sequence[Path], reference: Volume) -> np.ndarray | None:

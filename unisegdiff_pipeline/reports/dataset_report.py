@@ -18,7 +18,7 @@ from typing import TypeVar
 from unisegdiff_pipeline.core.serialization import read_dataclass
 from unisegdiff_pipeline.core.units import Units, units_of
 from unisegdiff_pipeline.core.version import __version__
-from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, Percentiles
+from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, Percentiles, read_fingerprint
 from unisegdiff_pipeline.io.integrity import Problem
 from unisegdiff_pipeline.io.raw_dataset import RawDataset
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
@@ -66,7 +66,7 @@ def write_dataset_report(folder: Path, with_plans: bool = True, raw: RawDataset 
     Raises:
         UsdError: fingerprint.json or plans.json cannot be read.
     """
-    fingerprint = read_dataclass(Fingerprint, folder / FINGERPRINT_NAME)
+    fingerprint = read_fingerprint(folder / FINGERPRINT_NAME)
     plans = None
     if with_plans and (folder / PLANS_NAME).is_file():
         plans = read_dataclass(Plans, folder / PLANS_NAME)

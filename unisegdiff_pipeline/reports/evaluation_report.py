@@ -13,8 +13,11 @@ from typing import Any, TypeVar
 
 from unisegdiff_pipeline.core.units import Units
 from unisegdiff_pipeline.core.version import __version__
-from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary
+from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, case_values
+from unisegdiff_pipeline.evaluation.by_source import cases_by_source
+from unisegdiff_pipeline.evaluation.case import of_class
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, FolderSummary
+from unisegdiff_pipeline.evaluation.inputs import Inputs
 from unisegdiff_pipeline.evaluation.tables import metric_row
 from unisegdiff_pipeline.reports import evaluation_figures as charts
 from unisegdiff_pipeline.reports.calibration_words import calibration_in_words
@@ -32,6 +35,7 @@ from unisegdiff_pipeline.reports.evaluation_tables import (
     present,
     probability_table,
     ranking_table,
+    source_table,
     strata_table,
 )
 from unisegdiff_pipeline.reports.figures import series_color
@@ -61,6 +65,7 @@ from unisegdiff_pipeline.reports.profile_section import profile_section
 
 T = TypeVar("T")
 REPORT_NAME, VIEWERS = "report.html", "viewers"
+NARROW_SOURCES = 4  # of more than these, the figure takes the width of the page
 DRAWN_CLASSES = 10  # of a data set with more, figures show the first; tables and files hold all
 # Opening numbers and columns of the table of cases; those that an evaluation lacks are left out.
 KEY_METRICS = ("dice", "surface_dice", "hd95_mm", "lesion_f1", "ged_u", "energy_score_u", "adaptive_ece")
@@ -100,10 +105,11 @@ def write_evaluation_report(folder: Path, evaluation: Evaluation) -> Path:
         UsdError: a file cannot be read or written.
     """
     chosen = highlights(evaluation.inputs, evaluation.cases)
-    images = find_images(evaluation.inputs.folders.reference, [item.inputs.case_id for item in chosen])
+    images = _images(evaluation.inputs, chosen)
     viewers = _write_viewers(folder, evaluation.report, chosen, images)
     sections = [
         _summary(evaluation),
+        _sources(evaluation),
         _comparison(evaluation.report),
         _cases_in_pictures(evaluation.report, chosen, images, viewers),
         _distributions(evaluation),
@@ -168,6 +174,29 @@ def _summary(evaluation: Evaluation) -> Section:
     return Section("Summary", body, intro)
 
 
+def _sources(evaluation: Evaluation) -> Section | None:
+    """Scores by source of a unified data set."""
+    report = evaluation.report
+    if report.by_source is None:
+        return None
+    dice = case_values(evaluation.cases, "dice", evaluation.options)
+    groups = {source: [dice[case.case_id] for case in own] for source, own in cases_by_source(evaluation.cases).items()}
+    several = ", the mean over the classes of a case" if len(report.classes) > 1 else ""
+    body = [
+        source_table(report),
+        figure(
+            charts.draw_boxes(groups, "Dice", True, "box plots of Dice by source"),
+            f"Dice by source{several}; dots: cases.",
+            wide=len(groups) > NARROW_SOURCES,
+        ),
+    ]
+    intro = (
+        "Over the classes that a source annotates. In the mean of sources a small source counts as much as a large "
+        "one; its interval redraws the cases of each source."
+    )
+    return Section("Sources", body, intro)
+
+
 # --------------------------------------------------------------------------------------------------------- comparison
 
 
@@ -192,6 +221,13 @@ def _comparison(report: FolderSummary) -> Section | None:
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
+
+
+def _images(inputs: Inputs, chosen: Sequence[Highlight]) -> dict[str, tuple[Path, ...]]:
+    """Image files of the chosen cases; those of a unified data set are known."""
+    if inputs.folders.unified:
+        return {item.inputs.case_id: item.inputs.images for item in chosen}
+    return find_images(inputs.folders.reference, [item.inputs.case_id for item in chosen])
 
 
 def _write_viewers(
@@ -271,10 +307,12 @@ def _distributions(evaluation: Evaluation) -> Section:
 
 def _values_by_class(evaluation: Evaluation, name: str) -> dict[str, list[float]]:
     tolerances = evaluation.options.tolerances_mm
-    rows = [[metric_row(result, tolerances) for result in case.classes[:DRAWN_CLASSES]] for case in evaluation.cases]
     return {
-        entry.class_name: [row[index].get(name, math.nan) for row in rows]
-        for index, entry in enumerate(evaluation.report.classes[:DRAWN_CLASSES])
+        entry.class_name: [
+            metric_row(result, tolerances).get(name, math.nan)
+            for result in of_class(evaluation.cases, entry.class_name)
+        ]
+        for entry in evaluation.report.classes[:DRAWN_CLASSES]
     }
 
 
@@ -287,7 +325,7 @@ def _lesions(evaluation: Evaluation) -> Section:
         figures.append(figure(charts.draw_froc(curves), text.format(report.settings["lesion_confidence"])))
     for index, entry in enumerate(report.classes[:DRAWN_CLASSES]):
         if entry.pooled.num_reference_lesions:
-            groups = _lesion_dice_by_size(evaluation, index, entry)
+            groups = _lesion_dice_by_size(evaluation, entry)
             alt, colors = f"lesion Dice by size, {entry.class_name}", [series_color(index)] * len(groups)
             content = charts.draw_boxes(groups, "Dice of a lesion", True, alt, colors)
             word = report.units.size_word
@@ -305,11 +343,11 @@ def _lesions(evaluation: Evaluation) -> Section:
     return Section("Connected components", [details("Counted as lesions all the same", counted)], note)
 
 
-def _lesion_dice_by_size(evaluation: Evaluation, index: int, entry: ClassReport) -> dict[str, list[float]]:
+def _lesion_dice_by_size(evaluation: Evaluation, entry: ClassReport) -> dict[str, list[float]]:
     groups: dict[str, list[float]] = {stratum.name: [] for stratum in entry.strata}
     units = evaluation.report.units
-    for case in evaluation.cases:
-        for lesion in case.classes[index].lesions:
+    for result in of_class(evaluation.cases, entry.class_name):
+        for lesion in result.lesions:
             if lesion.side == "reference":
                 name = next(s.name for s in entry.strata if s.low_ml <= lesion.size(units) < s.high_ml)
                 groups[name].append(lesion.dice)
@@ -322,7 +360,7 @@ def _volumes(evaluation: Evaluation) -> Section:
     unit += " (nominal)" if report.units.nominal else ""
     figures = []
     for index, entry in enumerate(report.classes[:DRAWN_CLASSES]):
-        overlaps = [case.classes[index].overlap for case in evaluation.cases]
+        overlaps = [result.overlap for result in of_class(evaluation.cases, entry.class_name)]
         volumes = [(o.reference_ml, o.predicted_ml) for o in overlaps if o.reference_ml or o.predicted_ml]
         reference, predicted = [a for a, _ in volumes], [b for _, b in volumes]
         bias, low, high = charts.limits_of_agreement(reference, predicted)
@@ -390,7 +428,8 @@ def _all_cases(evaluation: Evaluation, viewers: Mapping[str, str]) -> Section:
     names = present(CASE_METRICS, report)
     several = len(report.classes) > 1
     has_groups = report.settings["groups"] is not None
-    columns = [Column("Case", "text")]
+    has_sources = report.by_source is not None
+    columns = [Column("Case", "text"), *[Column("Source", "text")] * has_sources]
     columns += [Column("Group", "text")] * has_groups + [Column("Class", "text")] * several
     columns += [Column("Outcome", "text"), *(metric_column(name, report) for name in names)]
     rows: list[list[Cell]] = []
@@ -398,7 +437,8 @@ def _all_cases(evaluation: Evaluation, viewers: Mapping[str, str]) -> Section:
         name: Cell = link(viewers[case.case_id], case.case_id) if case.case_id in viewers else case.case_id
         for result in case.classes:
             row = metric_row(result, tolerances)
-            start: list[Cell] = [name, *[case.group] * has_groups, *[result.overlap.class_name] * several]
+            start: list[Cell] = [name, *[case.source] * has_sources, *[case.group] * has_groups]
+            start += [result.overlap.class_name] * several
             rows.append([*start, OUTCOMES[result.overlap.outcome], *(_case_cell(row.get(n)) for n in names)])
     intro = "Click on a heading to sort by it; search by case, class or outcome. Linked cases open in the viewer."
     content = Table(columns, rows, "Cases", searchable=True)

@@ -102,12 +102,42 @@ def outcome_table(report: FolderSummary) -> Html:
     return table(Table(columns, rows, "Cases by outcome", sortable=len(rows) > 1))
 
 
+def source_table(report: FolderSummary) -> Html:
+    """A row a source of a unified data set, over the classes that it annotates, and the mean over sources."""
+    assert report.by_source is not None
+    names = present(MAIN_METRICS, report)
+    columns = [
+        Column("Source", "text"),
+        Column("Cases"),
+        Column("Both empty", hint="classes of cases that neither mask holds: undefined, in no mean"),
+        Column("False positive", hint="classes of cases whose reference is empty and whose prediction is not"),
+        *(metric_column(name, report) for name in names),
+    ]
+    rows: list[list[Cell]] = []
+    for entry in report.by_source.sources:
+        counts = [sum(getattr(c.outcomes, name) for c in entry.classes) for name in ("both_empty", "false_positive")]
+        cells = [_mean_cell(shown_as(name, report), entry.mean.get(name)) for name in names]
+        rows.append([entry.source, entry.num_cases, *counts, *cells])
+    macro = report.by_source.macro_mean
+    rows.append(["mean of sources", None, None, None, *(_mean_cell(shown_as(n, report), macro.get(n)) for n in names)])
+    return table(Table(columns, rows, "By source", sortable=len(rows) > 2))
+
+
 def metric_table(report: FolderSummary) -> Html:
-    """A row a metric and class."""
-    columns = [Column("Metric", "text"), Column("Class", "text"), *SUMMARY_COLUMNS]
+    """A row a metric and class, of a unified data set also of each source."""
+    sources = () if report.by_source is None else report.by_source.sources
+    parts = [("all", report.classes), *((entry.source, entry.classes) for entry in sources)]
+    columns = [Column("Metric", "text"), *[Column("Source", "text")] * bool(sources), Column("Class", "text")]
+    columns += SUMMARY_COLUMNS
     rows: list[list[Cell]] = [
-        [shown_as(name, report).label, entry.class_name, *_summary_cells(name, report, summary)]
-        for entry in report.classes
+        [
+            shown_as(name, report).label,
+            *[source] * bool(sources),
+            entry.class_name,
+            *_summary_cells(name, report, summary),
+        ]
+        for source, classes in parts
+        for entry in classes
         for name, summary in entry.metrics.items()
     ]
     return table(Table(columns, rows, "All metrics", searchable=True))
@@ -130,12 +160,14 @@ def ranking_table(report: FolderSummary) -> Html:
 
 def difference_table(report: FolderSummary) -> Html:
     """The scored run against the others, a row a run, class and metric."""
-    return table(Table(_difference_columns(), _difference_rows(report), "Paired differences", searchable=True))
+    columns = _difference_columns(by_source=report.by_source is not None)
+    return table(Table(columns, _difference_rows(report), "Paired differences", searchable=True))
 
 
-def _difference_columns() -> list[Column]:
+def _difference_columns(by_source: bool) -> list[Column]:
     return [
         Column("Other run", "text"),
+        *[Column("Source", "text")] * by_source,
         Column("Class", "text"),
         Column("Metric", "text"),
         Column("Difference", hint="scored run minus the other"),
@@ -298,6 +330,7 @@ def _difference_rows(report: FolderSummary) -> list[list[Cell]]:
     return [
         [
             run.name,
+            *[source] * (report.by_source is not None),
             row.class_name,
             metric_name(row.metric, report.units).label,
             row.mean_difference,
@@ -311,7 +344,8 @@ def _difference_rows(report: FolderSummary) -> list[list[Cell]]:
             row.n,
         ]
         for run in report.against
-        for row in run.classes
+        for source, classes in (("all", run.classes), *((part.source, part.classes) for part in run.sources))
+        for row in classes
     ]
 
 

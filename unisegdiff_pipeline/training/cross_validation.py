@@ -95,6 +95,14 @@ def label_files(dataset_folder: Path, raw_root: Path | None, case_ids: Iterable[
     return result
 
 
+def unified_reference(dataset_folder: Path, raw_root: Path | None) -> Path | None:
+    """The raw folder of a unified data set, which `usd_evaluate` takes as reference; None where it is not there."""
+    if raw_root is None or not datasets_of_sources(dataset_folder / DATASET_NAME):
+        return None
+    folder = raw_root / dataset_folder.name
+    return folder if (folder / DATASET_NAME).is_file() else None
+
+
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
@@ -107,8 +115,13 @@ def _link(source: Path, target: Path) -> None:
 def _remove_former(folder: Path, file_ending: str) -> None:
     """Remove the cases that the folder's manifest names, and nothing else."""
     from unisegdiff_pipeline.inference.output_folder import remove_former
+    from unisegdiff_pipeline.io.images import split_ending
 
     manifest = folder / "manifest.json"
-    if manifest.is_file():
-        for case_id in read_object(manifest).get("validation") or {}:
-            remove_former(folder, case_id, file_ending)
+    if not manifest.is_file():
+        return
+    masks = [split_ending(path.name) for path in folder.iterdir() if path.is_file()]
+    for case_id in read_object(manifest).get("validation") or {}:
+        # Sources of a unified data set have endings of their own.
+        for ending in {file_ending, *(ending for name, ending in masks if name == case_id and ending)}:
+            remove_former(folder, case_id, ending)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, configuration_folder, require_plans
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases, require_undamaged_references
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
-from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files
+from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files, unified_reference
 from unisegdiff_pipeline.training.data.splits import (
     Split,
     inner_holdout,
@@ -493,4 +493,7 @@ def _summarise_folds(request: TrainRequest, results: list[FoldResult], setting: 
         label_files(setting.dataset, request.roots.raw, cases),
         setting.plans.file_ending,
     )
-    return TrainResult(tuple(results), path, table, collected)
+    unified = unified_reference(setting.dataset, request.roots.raw)
+    return TrainResult(
+        tuple(results), path, table, collected if unified is None else replace(collected, labels=unified)
+    )

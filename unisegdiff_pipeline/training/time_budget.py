@@ -13,6 +13,7 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.sliding_window import plan_tiles, prediction_window
 from unisegdiff_pipeline.inference.volume_sampler import SamplingFacts
+from unisegdiff_pipeline.io.sources import cases_by_source
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
@@ -110,7 +111,12 @@ class Costs:
 
 
 def _affordable(run: FoldRun, fraction: float, seconds_each: float, fewest: int) -> tuple[str, ...]:
-    """As many held-out cases as a fraction of the time budget allows, or up to `fewest` in STRETCH times as much."""
+    """As many held-out cases as a fraction of the time budget allows, or up to `fewest` in STRETCH times as much.
+
+    Of a unified data set `fewest` is a case of each source at least; held-out cases come in turn by source.
+    """
+    if run.configuration.sources is not None:
+        fewest = max(fewest, len(cases_by_source(run.holdout_cases)))
     if run.request.max_time_s is None:
         return run.holdout_cases
     count = fraction * run.request.max_time_s / max(seconds_each, 1e-6)

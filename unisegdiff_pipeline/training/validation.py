@@ -18,6 +18,7 @@ from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_
 from unisegdiff_pipeline.inference.decision import NEUTRAL, best_threshold, decided_probabilities, shift_threshold
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
+from unisegdiff_pipeline.io.sources import cases_by_source, in_turn, source_of_case
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.selection.hold_out import predict_stored, score_on_plan_grid
@@ -46,13 +47,15 @@ class HeldOutDice:
     """Dice on held-out cases during training.
 
     `means` has the keys "dice_mean" and "dice_<class>"; `of_cases` the mean over the classes of each case, NaN where
-    none is defined; `groups` the group (patient) of each; `sources` the same by source of a unified data set.
+    none is defined; `groups` the group (patient) of each, `case_sources` its source and `sources` the means by source,
+    of a unified data set.
     """
 
     means: dict[str, float]
     of_cases: tuple[float, ...]
     groups: tuple[str, ...]
     sources: ScoresBySource | None = None
+    case_sources: tuple[str, ...] = ()
 
 
 def validate_cases(
@@ -79,6 +82,7 @@ def validate_cases(
         tuple(mean_of_defined(score.dice for score in case.scores) for case in cases),
         tuple(groups),
         by_source(plans, cases),
+        () if plans is None else tuple(source_of_case(case.case_id) for case in cases),
     )
 
 
@@ -104,17 +108,20 @@ def final_validation(
     kept = "masks, probabilities and samples" if everything else "masks"
     (folder / SUMMARY_NAME).unlink(missing_ok=True)  # until all are done, the fold counts as not validated
     remove_tables(run)
-    run.log.say(f"validating {counted(len(run.validation_cases), 'case')}; {kept} are kept in {folder}")
+    visited = run.validation_cases
+    if run.configuration.sources is not None:  # where time runs out, no source is left out
+        visited = in_turn(cases_by_source(visited).values())
+    run.log.say(f"validating {counted(len(visited), 'case')}; {kept} are kept in {folder}")
     with run.stop.limited(None if time_left_s is None else max(0.0, time_left_s)):
-        for case_id in progress(run.validation_cases, len(run.validation_cases), "validation"):
+        for case_id in progress(visited, len(visited), "validation"):
             scores, of_case = _validated(run, model, settings, case_id, units, everything)
             cases.append(scores)
             spreads += of_case
-    given_up = run.validation_cases[len(cases) :]
+    given_up = visited[len(cases) :]
     if given_up:
         remove_cases(run, given_up)
         run.log.say(
-            f"--max-time is over: {len(cases)} of {counted(len(run.validation_cases), 'validation case')} are "
+            f"--max-time is over: {len(cases)} of {counted(len(visited), 'validation case')} are "
             f"predicted and scored; the model is complete. The same command with --val (without --restart) predicts "
             f"them all."
         )

@@ -10,11 +10,11 @@ from pathlib import Path
 from unisegdiff_pipeline.core.csv_tables import write_csv
 from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.aggregate import MetricSummary, summarise_metric
-from unisegdiff_pipeline.evaluation.case import CaseResult
+from unisegdiff_pipeline.evaluation.case import CaseResult, of_class
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.profiles.registry import find_profile
 from unisegdiff_pipeline.evaluation.summary import format_table
-from unisegdiff_pipeline.evaluation.tables import DIGITS
+from unisegdiff_pipeline.evaluation.tables import DIGITS, have_sources
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class ProfileReport:
 def report_profile(name: str, cases: Sequence[CaseResult], options: EvaluationOptions) -> ProfileReport:
     """Put the scores of all cases together."""
     profile = find_profile(name)
-    groups = [case.group for case in cases]
     classes = []
-    for index, result in enumerate(cases[0].classes):
-        scores = [case.classes[index].profiles[name] for case in cases]
+    for class_name in dict.fromkeys(result.overlap.class_name for case in cases for result in case.classes):
+        groups = [case.group for case in cases if case.of_class(class_name) is not None]
+        scores = [result.profiles[name] for result in of_class(cases, class_name)]
         over_cases = {
             column: summarise_metric([score.values[column] for score in scores], groups, options)
             for column in profile.columns
         }
-        classes.append(ClassProfile(result.overlap.class_name, over_cases, profile.pooled(scores)))
+        classes.append(ClassProfile(class_name, over_cases, profile.pooled(scores)))
     return ProfileReport(name, profile.title, profile.source, profile.rule, tuple(classes))
 
 
@@ -68,13 +68,20 @@ def profile_file(name: str) -> str:
 
 def write_profile(path: Path, name: str, cases: Sequence[CaseResult], units: Units = VOLUMES) -> None:
     """Write profile_NAME.csv atomically: a row a case and class."""
-    columns = list(find_profile(name).columns)
+    columns, has_sources = list(find_profile(name).columns), have_sources(cases)
     rows = (
-        [case.case_id, case.group, result.overlap.class_name, *(result.profiles[name].values[c] for c in columns)]
+        [
+            case.case_id,
+            *[case.source] * has_sources,
+            case.group,
+            result.overlap.class_name,
+            *(result.profiles[name].values[c] for c in columns),
+        ]
         for case in cases
         for result in case.classes
     )
-    write_csv(path, ["case", "group", "class_name", *map(units.name, columns)], rows, DIGITS)
+    headings = ["case", *["source"] * has_sources, "group", "class_name", *map(units.name, columns)]
+    write_csv(path, headings, rows, DIGITS)
 
 
 def profile_table(report: ProfileReport, units: Units = VOLUMES) -> str:

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, write_json
-from unisegdiff_pipeline.io.sources import cases_by_source, datasets_of_sources
+from unisegdiff_pipeline.io.sources import cases_by_source, datasets_of_sources, in_turn
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases
 
 LOGGER = logging.getLogger(__name__)
@@ -190,12 +190,12 @@ def inner_holdout_by_source(
     held: list[tuple[str, ...]] = []
     for cases in cases_by_source(sorted(train)).values():
         if len({groups.get(case, case) for case in cases}) > 1:
-            chosen = inner_holdout(cases, groups, fraction, seed, volumes)[1]
-            held.append(tuple(np.random.default_rng(seed).permutation(chosen).tolist()))
+            own = inner_holdout(cases, groups, fraction, seed, volumes)[1]
+            held.append(tuple(np.random.default_rng(seed).permutation(own).tolist()))
     if not held:  # no source can spare a group: hold out a whole source, or say why that is impossible, too
         return inner_holdout(train, groups, fraction, seed, volumes)
-    in_turn = tuple(case for turn in zip_longest(*held) for case in turn if case is not None)
-    return tuple(sorted(set(train) - set(in_turn))), in_turn
+    chosen = in_turn(held)
+    return tuple(sorted(set(train) - set(chosen))), chosen
 
 
 def load_or_create_splits(

@@ -17,7 +17,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.core.progress import counted, format_duration
 from unisegdiff_pipeline.core.serialization import to_jsonable
-from unisegdiff_pipeline.evaluation.comparison import mean_gain
+from unisegdiff_pipeline.evaluation.comparison import macro_gain, mean_gain
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
 from unisegdiff_pipeline.networks.staged_model import StagedModel
@@ -94,6 +94,7 @@ class Trainer(abc.ABC):
         self.best: tuple[float, ...] = ()
         self.last: tuple[float, ...] = ()
         self.groups: tuple[str, ...] = ()
+        self.sources: tuple[str, ...] = ()
         self.best_weights: dict[str, Tensor] | None = None
         self.validated = 0  # looks at held-out cases so far, without the one at the end
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
@@ -427,7 +428,7 @@ class Trainer(abc.ABC):
         if found.sources is not None:
             self.run.log.say(f"phase {self.phase}  {found.sources.describe()}")
         with self.run.stop.deferred():
-            self.last, self.groups = found.of_cases, found.groups
+            self.last, self.groups, self.sources = found.of_cases, found.groups, found.case_sources
             if self.best_weights is None or self.gain_of_best()[0] < 0:
                 self.best, self.best_weights = self.last, cpu_state(self.ema.network)
         self.run.log.refresh_report()
@@ -435,12 +436,16 @@ class Trainer(abc.ABC):
     def gain_of_best(self) -> tuple[float, float]:
         """How much higher Dice on the hold-out is with the best weights than with the last, and its standard error.
 
+        Dice is the mean over cases, of a unified data set over its sources.
         A session with less time may look at fewer cases than an earlier one, the first of them.
         """
         count = min(len(self.best), len(self.last))
         if count < 2:  # one case tells nothing
             return 0.0, 0.0
-        return mean_gain(self.best[:count], self.last[:count], self.groups[:count])
+        best, last, groups = self.best[:count], self.last[:count], self.groups[:count]
+        if self.sources:
+            return macro_gain(best, last, groups, self.sources[:count])
+        return mean_gain(best, last, groups)
 
     def _describe(self) -> str:
         length = (

@@ -1,0 +1,192 @@
+"""A unified data set as reference: label maps of its sources in its own values, scores by source."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
+from unisegdiff_pipeline.evaluation.meaning import find_meaning
+from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+from unisegdiff_pipeline.io.unify import UnifyRequest, unify
+from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
+
+TUMOUR, ORGAN = 2, 1  # values of the volumes
+OPTIONS = EvaluationOptions(resamples=50, workers=0)
+
+
+def picture(path: Path, *rows: int, value: int = 1) -> None:
+    """An image (8, 8) whose rows hold `value` in four columns."""
+    array = np.zeros((8, 8), np.uint8)
+    array[list(rows), :4] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def volume(path: Path, rows: dict[int, int]) -> None:
+    """A volume (2, 8, 8) whose rows hold a value each, in four columns."""
+    array = np.zeros((2, 8, 8), np.uint8)
+    for row, value in rows.items():
+        array[:, row, :4] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+
+
+def describe(folder: Path, labels: dict[str, int], ending: str) -> None:
+    content = {"channel_names": {"0": "x"}, "labels": labels, "file_ending": ending}
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Pictures of a cyst (two cases of one patient, and one without a cyst), a volume of an organ and its tumour."""
+    flat, solid = tmp_path / "Dataset001_Flat", tmp_path / "Dataset002_Solid"
+    for case, rows in (("a", (0, 1)), ("b", (0, 1)), ("c", ())):
+        picture(flat / f"labelsTr/{case}.png", *rows)
+        picture(flat / f"imagesTr/{case}_0000.png", *rows, value=200)
+    picture(flat / "ratersTr/a_rater1.png", 0, 1)
+    picture(flat / "ratersTr/a_rater2.png", 0, 1)
+    (flat / "groups.csv").write_text("case,group\na,p\nb,p\n")
+    describe(flat, {"background": 0, "cyst": 1}, ".png")
+    volume(solid / "labelsTr/v.nii.gz", {0: TUMOUR, 1: TUMOUR, 4: ORGAN, 5: ORGAN})
+    volume(solid / "imagesTr/v_0000.nii.gz", {0: TUMOUR})
+    describe(solid, {"background": 0, "organ": ORGAN, "tumour": TUMOUR}, ".nii.gz")
+    return tmp_path
+
+
+@pytest.fixture
+def unified(root: Path) -> Path:
+    maps = {"Flat": {"cyst": "lesion"}, "Solid": {"organ": "background", "tumour": "lesion"}}
+    return unify(root, UnifyRequest(500, "U", (1, 2), label_maps=maps))
+
+
+@pytest.fixture
+def predicted(root: Path) -> Path:
+    """Dice 1, 2/3 and undefined of Flat, 2/3 of Solid, whose mask has another ending than its pictures'."""
+    folder = root / "pred"
+    picture(folder / "Flat__a.png", 0, 1)
+    picture(folder / "Flat__b.png", 0)
+    picture(folder / "Flat__c.png")
+    volume(folder / "Solid__v.nii.gz", {0: 1})
+    return folder
+
+
+def evaluated(unified: Path, predicted: Path, options: EvaluationOptions = OPTIONS) -> Evaluation:
+    return evaluate_folders(unified, predicted, find_meaning(unified, predicted), options)
+
+
+def test_masks_are_scored_by_source(unified: Path, predicted: Path, tmp_path: Path) -> None:
+    evaluation = evaluated(unified, predicted)
+    dice = {case.case_id: case.classes[0].overlap.dice for case in evaluation.cases}
+    assert [dice[name] for name in ("Flat__a", "Flat__b", "Solid__v")] == pytest.approx([1, 2 / 3, 2 / 3])
+    assert [case.group for case in evaluation.cases] == ["Flat__p", "Flat__p", "Flat__c", "Solid__v"]
+    stored = json.loads(evaluation.write(tmp_path / "out").summary.read_text())
+    sources = {entry["source"]: entry for entry in stored["by_source"]["sources"]}
+    assert sources["Flat"]["mean"]["dice"]["mean"] == pytest.approx(5 / 6)
+    assert sources["Flat"]["classes"][0]["outcomes"] == {"scored": 2, "both_empty": 1, "false_positive": 0}
+    assert stored["mean"]["dice"]["mean"] == pytest.approx(7 / 9)  # over cases
+    assert stored["by_source"]["macro_mean"]["dice"]["mean"] == pytest.approx(3 / 4)  # over sources
+    assert stored["by_source"]["macro_mean"]["dice"]["n"] == 2
+    with open(tmp_path / "out/metrics.csv", newline="") as stream:
+        assert [row["source"] for row in csv.DictReader(stream)] == ["Flat", "Flat", "Flat", "Solid"]
+    with open(tmp_path / "out/lesion_scores.csv", newline="") as stream:
+        assert {row["source"] for row in csv.DictReader(stream)} == {"Flat", "Solid"}
+
+
+def test_raters_of_a_source_are_read_in_the_values_of_the_unified_set(root: Path, predicted: Path) -> None:
+    describe(root / "Dataset001_Flat", {"background": 0, "skin": 1, "cyst": 2}, ".png")
+    for path in (*(root / "Dataset001_Flat/labelsTr").iterdir(), *(root / "Dataset001_Flat/ratersTr").iterdir()):
+        picture(path, *(() if path.name == "c.png" else (0, 1)), value=2)
+    maps = {"Flat": {"skin": "background", "cyst": "lesion"}, "Solid": {"organ": "background", "tumour": "lesion"}}
+    evaluation = evaluated(unify(root, UnifyRequest(500, "U", (1, 2), label_maps=maps)), predicted)
+    assert evaluation.cases[0].classes[0].overlap.dice == 1
+    assert evaluation.cases[0].classes[0].surface_dice_rater == 1  # of two raters that agree
+
+
+def test_a_class_that_a_source_does_not_annotate_is_not_scored_there(root: Path, predicted: Path) -> None:
+    maps = {"Flat": {"cyst": "lesion"}, "Solid": {"organ": "organ", "tumour": "lesion"}}
+    picture(predicted / "Flat__a.png", 0, 1, 6)
+    volume(predicted / "Solid__v.nii.gz", {0: 1, 4: 2, 5: 2})
+    array = np.array(Image.open(predicted / "Flat__a.png"))
+    array[6] *= 2  # an organ is predicted where nobody annotated one
+    Image.fromarray(array).save(predicted / "Flat__a.png")
+    unified = unify(root, UnifyRequest(501, "Partial", (1, 2), label_maps=maps))
+    evaluation = evaluated(unified, predicted)
+    values = {
+        (case.case_id, result.overlap.class_name): result.overlap.dice
+        for case in evaluation.cases
+        for result in case.classes
+    }
+    assert values["Flat__a", "lesion"] == 1
+    assert values["Solid__v", "organ"] == 1
+    assert ("Flat__a", "organ") not in values
+    organ = next(entry for entry in evaluation.report.classes if entry.class_name == "organ")
+    assert organ.outcomes.scored == 1
+    assert organ.outcomes.false_positive == 0
+    assert [len(source.classes) for source in evaluation.report.by_source.sources] == [1, 2]  # type: ignore[union-attr]
+
+
+def test_runs_are_compared_by_source(unified: Path, predicted: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for name in ("a", "b", "c"):
+        picture(other / f"Flat__{name}.png", *(() if name == "c" else (0,)))
+    volume(other / "Solid__v.nii.gz", {0: 1, 1: 1})
+    (run,) = evaluated(unified, predicted, EvaluationOptions(resamples=50, workers=0, against=(other,))).report.against
+    found = {
+        part.source: next(row.mean_difference for row in part.classes if row.metric == "dice") for part in run.sources
+    }
+    assert found == pytest.approx({"Flat": (1 / 3 + 0) / 2, "Solid": -1 / 3})
+
+
+def test_the_command_prints_and_draws_sources(
+    unified: Path, predicted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert usd_evaluate([str(unified), str(predicted), "--bootstrap", "50", "--workers", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "mean of sources" in said
+    page = (predicted / "evaluation/report.html").read_text()
+    assert "<h2" in page
+    assert "mean of sources" in page
+    assert "Dice by source" in page
+
+
+def test_a_subset_of_one_source_is_enough(unified: Path, predicted: Path, tmp_path: Path) -> None:
+    (predicted / "Solid__v.nii.gz").unlink()
+    with pytest.raises(UsdError, match="Solid__v"):
+        evaluated(unified, predicted)
+    evaluation = evaluated(unified, predicted, EvaluationOptions(resamples=50, workers=0, subset=True))
+    assert evaluation.not_predicted == ("Solid__v",)
+    assert [source.source for source in evaluation.report.by_source.sources] == ["Flat"]  # type: ignore[union-attr]
+    evaluation.write(tmp_path / "out")
+    assert write_evaluation_report(tmp_path / "out", evaluation).is_file()
+
+
+def test_what_does_not_fit_is_refused(unified: Path, predicted: Path, root: Path) -> None:
+    with pytest.raises(UsdError, match="--dataset-json"):
+        find_meaning(unified, predicted, labels=[1])
+    with pytest.raises(UsdError, match="--raters"):
+        evaluated(unified, predicted, EvaluationOptions(raters=root / "Dataset001_Flat/ratersTr"))
+    describe(predicted, {"background": 0, "organ": 1, "lesion": 2}, ".png")
+    with pytest.raises(UsdError, match=r"organ \(1\), lesion \(2\)"):
+        find_meaning(unified, predicted)
+
+
+def test_an_unknown_value_of_a_source_is_named(unified: Path, predicted: Path, root: Path) -> None:
+    picture(root / "Dataset001_Flat/labelsTr/a.png", 0, value=7)
+    with pytest.raises(UsdError, match=r"label value\(s\) 7"):
+        evaluated(unified, predicted)
+
+
+def test_ordinary_references_have_no_sources(root: Path, tmp_path: Path) -> None:
+    labels = root / "Dataset001_Flat/labelsTr"
+    evaluation = evaluate_folders(labels, labels.parent / "labelsTr", find_meaning(labels, labels), OPTIONS)
+    assert "by_source" not in json.loads(evaluation.write(tmp_path / "out").summary.read_text())
+    assert "source" not in (tmp_path / "out/metrics.csv").read_text().splitlines()[0].split(",")
