@@ -223,6 +223,109 @@ def test_ulds_score_by_hand() -> None:
     assert_values(pooled, score_without_consistency=0.8 * dice / 2 + 0.05 * (1 - 1.2 / 2) + 0.05 * (1 - 1 / 2))
 
 
+def test_panoptic_quality_by_hand() -> None:
+    # IoU 48 / 80 = 0.6 counts, IoU 2 / 6 does not: TP 1, FP 1, FN 1, RQ 1 / 2, PQ 0.3.
+    reference = mask((0, 0, 0, 4, 4, 4), (6, 10, 0, 1, 1, 4))
+    predicted = mask((0, 0, 1, 4, 4, 4), (6, 10, 2, 1, 1, 4))
+    found = score("panoptic", reference, predicted, tolerance_mm=1.0)
+    assert_values(found, num_reference=2, num_tp=1, num_fp=1, num_fn=1, rq=0.5, sq=0.6, pq=0.3)
+    assert_values(found, tp_dice=0.75, tp_nsd=1, tp_hd95_mm=1)
+    # In their regions the lesions have Dice 0.75 and 2 * 2 / 8; of the line 3 of 4 voxels lie within 1 mm, twice.
+    assert_values(found, component_dice=(0.75 + 0.5) / 2, component_nsd=(1 + 0.75) / 2)
+    pooled = PROFILES["panoptic"].pooled([found, score("panoptic", EMPTY, mask((0, 0, 0, 1, 1, 1)))])
+    assert_values(pooled, rq=1 / (1 + 3 / 2), sq=0.6, pq=0.6 / 2.5)
+
+
+def test_panoptic_splits_a_prediction_between_the_lesions_that_it_joins() -> None:
+    # One prediction over two lesions of 3 voxels and the 4 between them: 2 of these go to either lesion.
+    reference, predicted = mask((0, 0, 0, 1, 1, 3), (0, 0, 7, 1, 1, 3)), mask((0, 0, 0, 1, 1, 10))
+    assert_values(score("panoptic", reference, predicted), num_tp=0, rq=0, sq=NAN, pq=0, component_dice=2 * 3 / 8)
+
+
+def test_panoptic_without_lesions_and_with_missed_ones() -> None:
+    assert_values(score("panoptic", EMPTY, EMPTY), rq=NAN, pq=NAN, num_fp=0, component_dice=NAN)
+    assert_values(score("panoptic", EMPTY, mask((0, 0, 0, 1, 1, 2))), rq=NAN, pq=NAN, num_fp=1)
+    missed = score("panoptic", mask((0, 0, 0, 1, 1, 2)), EMPTY)
+    assert_values(missed, rq=0, pq=0, num_fn=1, component_dice=0, component_nsd=0, component_hd95_mm=NAN)
+
+
+def test_panoptic_leaves_out_small_lesions_and_what_touches_them() -> None:
+    reference = mask((0, 0, 0, 1, 1, 10), (4, 0, 0, 1, 1, 2))
+    predicted = mask((0, 0, 0, 1, 1, 10), (4, 0, 1, 1, 1, 4), (8, 0, 0, 1, 1, 2), (8, 10, 0, 1, 1, 3))
+    assert_values(score("panoptic", reference, predicted), num_reference=2, num_tp=1, num_fp=3, num_fn=1)
+    found = score("panoptic", reference, predicted, min_lesion_ml=0.003)  # 3 voxels
+    assert_values(found, num_reference=1, num_tp=1, num_fp=1, num_fn=0, component_dice=1)
+
+
+@pytest.mark.parametrize(
+    ("reference", "predicted", "expected"),
+    [
+        (
+            [(0, 0, 0, 4, 4, 4), (5, 10, 10, 3, 6, 6)],
+            [(0, 0, 0, 4, 4, 3), (5, 10, 11, 3, 6, 6), (8, 0, 19, 1, 1, 1)],
+            {
+                "rq": 0.8,
+                "sq": 0.732143,
+                "pq": 0.585714,
+                "tp_dice": 0.845238,
+                "tp_hd95_mm": 1,
+                "component_dice": 0.843318,
+            },
+        ),
+        (
+            [(0, 0, 0, 4, 4, 4), (5, 10, 10, 3, 6, 6)],
+            [(0, 0, 2, 4, 4, 4), (5, 10, 10, 3, 6, 4)],
+            {
+                "rq": 0.5,
+                "sq": 2 / 3,
+                "pq": 1 / 3,
+                "tp_dice": 0.8,
+                "tp_nsd": 0.902174,
+                "tp_hd95_mm": 2,
+                "component_dice": 0.65,
+            },
+        ),
+    ],
+)
+def test_values_of_panoptica(
+    reference: list[tuple[int, int, int, int, int, int]],
+    predicted: list[tuple[int, int, int, int, int, int]],
+    expected: dict[str, float],
+) -> None:
+    """panoptica 2.1.7: NaiveThresholdMatching at IoU 0.5, and its evaluation by Voronoi region for components."""
+    found = score("panoptic", mask(*reference), mask(*predicted)).values
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_recommended_scores_answer_their_questions() -> None:
+    # Lesions of 10 voxels: one found with 9, one missed; a false one of 2 in a case without a lesion.
+    reference = mask((0, 0, 0, 1, 1, 10), (3, 0, 0, 1, 1, 10))
+    probability = np.full(SHAPE, 0.5)
+    scores = [
+        score("recommended", reference, mask((0, 0, 0, 1, 1, 9)), probability=probability),
+        score("recommended", EMPTY, mask((0, 0, 0, 1, 1, 2)), probability=0.8 * probability),
+        score("recommended", EMPTY, EMPTY, probability=probability),
+    ]
+    assert_values(scores[0], dice=18 / 29, lesion_f1=2 / 3, pq=2 / 3 * 0.9, component_dice=(18 / 19 + 0) / 2)
+    assert_values(scores[0], absolute_volume_error_ml=0.011, small_lesions=2, case_confidence=0.5)
+    assert_values(scores[1], dice=NAN, nsd=NAN, lesion_f1=NAN, pq=NAN, num_fp=1)
+    assert_values(
+        PROFILES["recommended"].pooled(scores),
+        case_auroc=1,
+        case_specificity=1 / 2,
+        lesion_average_precision=1 / 2,
+        lesion_f1=1 / 2,
+        lesion_sensitivity=1 / 2,
+        false_positives_per_case=1 / 3,
+        false_positives_per_lesion_free_case=1 / 2,
+    )
+    small, empty, several, few = PROFILES["recommended"].notes(scores)
+    assert "rank by NSD" in small
+    assert empty.startswith("2 of 3 references are empty")
+    assert "component Dice and PQ" in several
+    assert few.startswith("With 3 cases")
+
+
 @pytest.mark.parametrize("name", PROFILES)
 def test_columns_are_those_of_the_profile_and_a_perfect_mask_in_2d_and_3d_has_no_error(name: str) -> None:
     for shape, is_2d in (((1, 20, 20), True), (SHAPE, False)):
@@ -280,6 +383,18 @@ def test_command_writes_tables_and_summary(tmp_path: Path, capsys: pytest.Captur
     assert "autoPET (2022 to 2024). Components have 18 neighbours." in shown
     assert "Source: evaluation_metrics.py of github.com/ClinicalDataScience/autoPETIII" in shown
     assert f"Scores by the rule of picai: {out / 'profile_picai.csv'}" in shown
+
+
+def test_a_size_without_its_profile_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference, prediction = folders(tmp_path)
+    words = [str(reference), str(prediction), "--labels", "1", "--min-lesion-ml", "0.5"]
+    assert usd_evaluate([*words, "--profile", "brats"]) == 1
+    assert "--min-lesion-ml 0.5 goes with --profile panoptic" in " ".join(capsys.readouterr().err.split())
+    assert not (prediction / "evaluation").exists()
+    assert usd_evaluate([*words, "--profile", "panoptic", "--no-report"]) == 0
+    with open(prediction / "evaluation" / "profile_panoptic.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))  # 0.8 ml found with an IoU of 3 / 4; 0.4 ml are too little to be false
+    assert [(row["num_tp"], row["num_fp"], row["sq"]) for row in rows] == [("1", "0", "0.75"), ("0", "0", "")]
 
 
 def test_other_files_are_the_same_bytes_with_and_without_profiles(tmp_path: Path) -> None:

@@ -13,7 +13,18 @@ from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.errors import UsdError
 
 # Those of evaluation.profiles.registry, which is too heavy for a parser.
-PROFILE_NAMES = ("autopet", "brats", "brats-men", "brats-met", "isles", "lits", "picai", "ulds")
+PROFILE_NAMES = (
+    "autopet",
+    "brats",
+    "brats-men",
+    "brats-met",
+    "isles",
+    "lits",
+    "panoptic",
+    "picai",
+    "recommended",
+    "ulds",
+)
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -140,7 +151,13 @@ def _add_choices(parser: CommandParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help=f"score as these challenges do as well, into profile_NAME.csv: {', '.join(PROFILE_NAMES)}",
+        help=f"score by these rules of challenges as well, into profile_NAME.csv: {', '.join(PROFILE_NAMES)}",
+    )
+    group.add_argument(
+        "--min-lesion-ml",
+        type=positive_number,
+        metavar="ML",
+        help="smaller lesions do not count in the profile panoptic: ml, in 2D mm2 or pixels",
     )
     add_seed(parser)
 
@@ -166,6 +183,11 @@ def _evaluate(args: Namespace) -> None:
     from unisegdiff_pipeline.evaluation.profiles.report import profile_file, profile_table
 
     folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent) / "evaluation"
+    if args.min_lesion_ml is not None and "panoptic" not in args.profile:
+        raise UsdError(
+            f"--min-lesion-ml {args.min_lesion_ml:g} goes with --profile panoptic; challenges set their own "
+            f"sizes. Add the profile, or leave the flag out."
+        )
     options = EvaluationOptions(
         tolerances_mm=tuple(sorted(set(args.tolerance_mm))),
         rule=_matching_rule(args),
@@ -180,6 +202,7 @@ def _evaluate(args: Namespace) -> None:
         uncertainty=args.uncertainty,
         groups=args.groups,
         profiles=tuple(dict.fromkeys(args.profile)),
+        min_lesion_ml=args.min_lesion_ml or 0.0,
         workers=args.workers,
     )
     evaluation = pipeline.evaluate(

@@ -286,6 +286,8 @@ def _profiles(
         geometry=crop_geometry(volumes.geometry, box),
         samples=[_mask(sample, settings.scheme, index, box, volumes.valid) for sample in volumes.samples],
         probability=None if probability is None else probability[where],
+        tolerance_mm=settings.tolerances_mm[0] if settings.tolerances_mm else 1.0,
+        min_lesion_ml=settings.min_lesion_ml,
     )
     return {name: find_profile(name).score(case) for name in settings.profiles}
 

@@ -182,6 +182,7 @@ def evaluate_folders(
         confidence=_confidence(inputs.cases),
         units=units_of(hold_2d(inputs.cases), meaning.spacing_known),
         profiles=options.profiles,
+        min_lesion_ml=options.min_lesion_ml,
     )
     settings = _with_rater_tolerances(settings, inputs, voxels[0], workers)
     results = {
@@ -232,6 +233,7 @@ def evaluate_arrays(
         rule=options.rule,
         units=units_of(is_2d, known),
         profiles=options.profiles,
+        min_lesion_ml=options.min_lesion_ml,
     )
     z, y, x = (1.0, *spacing)[-3:]
     shape = (-1, *reference.shape[-2:])

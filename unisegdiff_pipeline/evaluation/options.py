@@ -43,6 +43,7 @@ class EvaluationOptions:
             the default places, see `evaluation.inputs`. A folder that is named must serve every case.
         groups: groups.csv, cases of one patient; None takes the one beside the references.
         profiles: names of challenges by whose rules the masks are scored as well; see `evaluation.profiles.registry`.
+        min_lesion_ml: smaller lesions do not count in the profile panoptic, of 2D images an area.
         workers: processes that score folders; 0 works in this one, None decides by the amount of data. The result is
             the same.
     """
@@ -61,6 +62,7 @@ class EvaluationOptions:
     uncertainty: Path | str | None = None
     groups: Path | str | None = None
     profiles: tuple[str, ...] = ()
+    min_lesion_ml: float = 0.0
     workers: int | None = None
 
 
@@ -78,7 +80,7 @@ class CaseSettings:
             without raters.
         confidence: what the confidence of a case is taken from; None = there is nothing to take it from.
         units: what sizes and distances are measured in.
-        profiles: see `EvaluationOptions`.
+        profiles, min_lesion_ml: see `EvaluationOptions`.
     """
 
     scheme: LabelScheme
@@ -90,3 +92,4 @@ class CaseSettings:
     confidence: CaseConfidence | None = None
     units: Units = VOLUMES
     profiles: tuple[str, ...] = ()
+    min_lesion_ml: float = 0.0

@@ -17,6 +17,7 @@ from unisegdiff_pipeline.reports.page import (
     Shown,
     Table,
     format_number,
+    notice,
     paragraph,
     subsection,
     table,
@@ -46,6 +47,7 @@ def _part(profile: ProfileReport, units: Units) -> Html:
         paragraph(f"Source: {profile.source}. By case: {profile_file(profile.name)}.", True),
     ]
     for entry in profile.classes:
+        body += [notice(note) for note in entry.notes]
         caption = f"{profile.name}: {entry.class_name}"
         if entry.pooled:
             rows: list[list[Cell]] = [[units.name(name), value] for name, value in entry.pooled.items()]

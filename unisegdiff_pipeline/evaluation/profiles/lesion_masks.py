@@ -75,12 +75,6 @@ class SurfaceDistances:
         both = np.concatenate([self.there, self.back])
         return float(np.sqrt((both**2).mean())) if self.there.size else math.nan
 
-    def surface_dice(self, tolerance_mm: float) -> float:
-        """Fraction of all surface voxels of both masks within the tolerance; 0 for an empty mask."""
-        if not self.there.size:
-            return 0.0
-        return float((np.concatenate([self.there, self.back]) <= tolerance_mm * (1 + SPACING_ROUNDING)).mean())
-
     def mean_surface_dice(self, tolerance_mm: float) -> float:
         """Mean of the fractions of both directions, as nnU-Net and panoptica average them; 0 for an empty mask."""
         if not self.there.size:

@@ -24,7 +24,7 @@ class ProfileCase:
         samples: masks of the samples behind the prediction, each (Z, Y, X); empty where there are none.
         probability: of the class, (Z, Y, X); None where unknown.
         tolerance_mm: of surface Dice; used by profiles that leave it to the user.
-        min_lesion_ml: smaller lesions do not count, ml, in 2D an area; used by profiles that leave it to the user.
+        min_lesion_ml: smaller lesions do not count, ml, in 2D an area; used by the profile panoptic.
     """
 
     reference: np.ndarray
@@ -54,6 +54,11 @@ class ProfileScore:
     lesions: tuple[Mapping[str, float], ...] = ()
 
 
+def no_notes(scores: Sequence[ProfileScore]) -> tuple[str, ...]:
+    """For profiles that have nothing to say about the data."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Profile:
     """The rule of a challenge.
@@ -66,6 +71,7 @@ class Profile:
         columns: what each column of `ProfileScore.values` means.
         score: scores of one class in one case.
         pooled: scores of one class over all cases that are no means over cases.
+        notes: how to read them on these cases, in sentences.
     """
 
     name: str
@@ -75,6 +81,7 @@ class Profile:
     columns: Mapping[str, str]
     score: Callable[[ProfileCase], ProfileScore]
     pooled: Callable[[Sequence[ProfileScore]], Mapping[str, float]]
+    notes: Callable[[Sequence[ProfileScore]], tuple[str, ...]] = no_notes
 
 
 def nothing_pooled(scores: Sequence[ProfileScore]) -> dict[str, float]:

@@ -24,11 +24,13 @@ class ClassProfile:
     Attributes:
         over_cases: each column of profile_NAME.csv.
         pooled: scores over the lesions or voxels of all cases together; NaN where undefined.
+        notes: how to read them on these cases.
     """
 
     class_name: str
     over_cases: Mapping[str, MetricSummary]
     pooled: Mapping[str, float]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def report_profile(name: str, cases: Sequence[CaseResult], options: EvaluationOp
             column: summarise_metric([score.values[column] for score in scores], groups, options)
             for column in profile.columns
         }
-        classes.append(ClassProfile(class_name, over_cases, profile.pooled(scores)))
+        classes.append(ClassProfile(class_name, over_cases, profile.pooled(scores), profile.notes(scores)))
     return ProfileReport(name, profile.title, profile.source, profile.rule, tuple(classes))
 
 
@@ -93,7 +95,9 @@ def profile_table(report: ProfileReport, units: Units = VOLUMES) -> str:
     for name in report.classes[0].pooled:
         values = (entry.pooled[name] for entry in report.classes)
         rows.append((f"all cases: {units.name(name)}", *map(_number, values)))
-    return f"{format_table(rows)}\n{report.title}. {report.rule}\nSource: {report.source}."
+    notes = [note for entry in report.classes for note in entry.notes]
+    below = "".join(f"\n{note}" for note in dict.fromkeys(notes))
+    return f"{format_table(rows)}{below}\n{report.title}. {report.rule}\nSource: {report.source}."
 
 
 def _number(value: float) -> str:
