@@ -17,6 +17,7 @@ COMMANDS = (
     "train",
     "predict",
     "ensemble",
+    "find_best",
     "evaluate",
     "convert",
     "unify",

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.evaluation.evaluate import Evaluation
     from unisegdiff_pipeline.evaluation.options import EvaluationOptions
     from unisegdiff_pipeline.inference.request import EnsembleRequest, PredictRequest
+    from unisegdiff_pipeline.io.paths import Roots
     from unisegdiff_pipeline.io.unify import UnifyRequest
+    from unisegdiff_pipeline.training.find_best import FoundBest
     from unisegdiff_pipeline.training.request import TrainRequest, TrainResult
 
 LOGGER = logging.getLogger(__name__)
@@ -449,6 +451,53 @@ def predict(request: PredictRequest, *, on_progress: Listener | None = None) -> 
 
     with telling(on_progress):
         predict_folder(request)
+    return Path(request.output)
+
+
+def find_best(roots: Roots, dataset: str | int, *, on_progress: Listener | None = None, workers: int = 0) -> FoundBest:
+    """Compare all trained models of a data set, and all pairs of them, by their validation cases; writes best.json.
+
+    Example:
+        >>> trained = usd.Roots(raw, preprocessed, results=model_folder.parents[1])
+        >>> found = usd.find_best(trained, "902")
+        >>> [member.model for member in found.recipe.members], found.path.name
+        (['StagedDiffusionTrainer__2d'], 'best.json')
+
+    Args:
+        roots: where preprocessed data and results lie.
+        dataset: number or name.
+        on_progress: called with a `Progress` after each case of a pair.
+        workers: processes that score pairs; 0 works in this one.
+
+    Raises:
+        UsdError: no model with a validated fold, or files of one that cannot be read.
+    """
+    from unisegdiff_pipeline.training import find_best as finding
+
+    with telling(on_progress):
+        return finding.find_best(roots, dataset, workers=workers)
+
+
+def predict_best(request: PredictRequest, *, on_progress: Listener | None = None) -> Path:
+    """Predict the images of a folder by best.json, as usd_predict --best does; returns the folder of masks.
+
+    Example:
+        >>> found = usd.find_best(usd.Roots(raw, preprocessed, results=model_folder.parents[1]), "902")
+        >>> masks = usd.predict_best(usd.PredictRequest(images, output / "best", found.path.parent, device="cpu"))
+        >>> len(list(masks.glob("*.png")))
+        4
+
+    Args:
+        request: as for `predict`, but `model_folder` is RESULTS/DATASET, and the folds are those of best.json.
+        on_progress: called with a `Progress` after each case.
+
+    Raises:
+        UsdError: as `predict`; no best.json, or a model that it names is gone.
+    """
+    from unisegdiff_pipeline.inference.best_prediction import predict_best as predict_by_recipe
+
+    with telling(on_progress):
+        predict_by_recipe(request)
     return Path(request.output)
 
 

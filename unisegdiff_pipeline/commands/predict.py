@@ -105,6 +105,11 @@ def _add_model(parser: CommandParser) -> None:
         help="model folder RESULTS/DATASET/TRAINER__CONFIG, or the archive that usd_export made of one",
     )
     group.add_argument(
+        "--best",
+        action="store_true",
+        help="with -d: the model, or the two models, that usd_find_best chose (best.json in the results of DATASET)",
+    )
+    group.add_argument(
         "-c", "--configuration", metavar="CONFIG", help="with -d; default: the trained one, else the recommended"
     )
     group.add_argument(
@@ -133,14 +138,24 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--part-id {args.part_id} must be below --num-parts {args.num_parts}")
     if args.model is not None and (args.configuration or args.trainer or args.plans or args.run):
         parser.error("-c, --trainer, --plans and --run go with -d; a model folder given with -m says them itself")
+    said = {"-m": args.model, "-c": args.configuration, "-f": args.folds}
+    said |= {f"--{name}": getattr(args, name) for name in ("trainer", "plans", "run")}
+    if args.best and (others := [flag for flag, value in said.items() if value]):
+        parser.error(f"--best goes with -d: best.json says which models and folds; leave {', '.join(others)} out")
     return args
 
 
 def _predict(args: argparse.Namespace) -> None:
-    model = find_model(args) if args.model is None else args.model
+    if args.best:
+        model = results_of(args)
+    else:
+        model = find_model(args) if args.model is None else args.model
     source = args.input[0] if len(args.input) == 1 else tuple(args.input)
     if args.dry_run:
-        say(describe(model, source, args.folds, args.source))
+        if args.best:
+            say(describe_best(model, source, args.source))
+        else:
+            say(describe(model, source, args.folds, args.source))
         return
 
     from unisegdiff_pipeline import pipeline
@@ -148,8 +163,9 @@ def _predict(args: argparse.Namespace) -> None:
     from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 
     keep_freed_memory()
-    say(f"Model: {model}")
-    pipeline.predict(
+    say(f"Best: {model / 'best.json'}" if args.best else f"Model: {model}")
+    predict = pipeline.predict_best if args.best else pipeline.predict
+    predict(
         PredictRequest(
             source,
             args.output,
@@ -178,19 +194,34 @@ def _predict(args: argparse.Namespace) -> None:
 def find_model(args: argparse.Namespace) -> Path:
     """The model folder of a data set; of several, the default trainer's and the plan's recommended configuration."""
     from unisegdiff_pipeline.inference import model_search
-    from unisegdiff_pipeline.io.paths import find_dataset
     from unisegdiff_pipeline.training.request import DEFAULT_TRAINER
 
-    root = roots_of(args).require_results()
-    remedy = f"Train it with usd_train {args.dataset} 0, or check the number and the root folder."
     return model_search.find_model(
-        root / find_dataset(root, args.dataset, remedy),
+        results_of(args),
         DEFAULT_TRAINER,
         configuration=args.configuration,
         trainer=None if args.trainer is None else args.trainer.split(":")[-1],
         plans=args.plans,
         run=args.run,
     )
+
+
+def results_of(args: argparse.Namespace) -> Path:
+    """RESULTS/DATASET of the data set that -d names."""
+    from unisegdiff_pipeline.io.paths import find_dataset
+
+    root = roots_of(args).require_results()
+    remedy = f"Train it with usd_train {args.dataset} 0, or check the number and the root folder."
+    return root / find_dataset(root, args.dataset, remedy)
+
+
+def describe_best(folder: Path, source: Path | Sequence[Path], source_name: str | None = None) -> str:
+    """What would be predicted by best.json of RESULTS/DATASET, in lines."""
+    from unisegdiff_pipeline.inference.best_prediction import open_best
+
+    best = open_best(folder)
+    parts = [describe(model, source, folds, source_name) for model, folds in best.models]
+    return "\n".join([f"best   {best.recipe.reason}", *parts])
 
 
 def describe(

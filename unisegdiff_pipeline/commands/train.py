@@ -182,7 +182,10 @@ def _train(args: argparse.Namespace) -> int:
         labels = result.collected.labels or "LABELS"
         subset = " --subset" if result.collected.not_validated else ""
         say(f"All validation cases: usd_evaluate {labels} {result.collected.folder}{subset}")
-    say(f"Model: {model}\nNext: usd_predict -i IMAGES -o MASKS -m {model}")
+    say(f"Model: {model}")
+    if result.collected is not None:
+        say(f"Next: usd_find_best {model.parent.name}, which compares all models of the data set and pairs of them; or")
+    say(f"Next: usd_predict -i IMAGES -o MASKS -m {model}")
     return 0
 
 

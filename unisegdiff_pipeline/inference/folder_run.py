@@ -73,6 +73,10 @@ LOGGER = logging.getLogger(__name__)
 OVERLAP_FRACTION = 0.1  # of free memory that an image may take for three cases to be under way at once
 
 
+class CasesFailedError(UsdError):
+    """Some cases could not be predicted; the others are done."""
+
+
 def predict_folder(request: PredictRequest) -> int:
     """Predict the cases of a folder, a file or a list; returns how many were predicted now.
 
@@ -271,7 +275,7 @@ class _FolderRun:
         if self.failures:
             lines = [f"{case_id}: {failure}" for case_id, failure in self.failures.items()]
             number = counted(len(self.failures), "case")
-            raise UsdError("\n".join([f"{number} could not be predicted, the others are done.", *lines]))
+            raise CasesFailedError("\n".join([f"{number} could not be predicted, the others are done.", *lines]))
 
     def _prepare(self, case: RawCase, images: ReadingProcess) -> _Prepared:
         start = time.perf_counter()

@@ -92,6 +92,19 @@ def claim_folder(output: Path, owner: Owner, endings: Mapping[str, str], file_en
         _write_owner(output, owner)
 
 
+def require_for_ensemble(output: Path, *, overwrite: bool) -> None:
+    """Refuse, before its members are predicted, an output that an ensemble could not be written into afterwards.
+
+    Raises:
+        UsdError: the folder holds a prediction by one model, or files that no prediction wrote.
+    """
+    there = _owner_of(output)
+    if there is None and not _records(output):
+        _require_no_strangers(output, overwrite)
+    elif not overwrite and (there is None or "members" not in there.made_of):
+        raise UsdError(_refusal(output, there, Owner("", "", {})))
+
+
 def require_own(output: Path, owner: Owner) -> None:
     """Refuse to write a case into a folder that another run has made its own meanwhile.
 
@@ -183,7 +196,8 @@ def _refusal(output: Path, there: Owner | None, owner: Owner) -> str:
         what = "a prediction that does not say what it was made with"
     else:
         model = f" by {there.model}" if there.model != owner.model else ""
-        what = f"a prediction made otherwise{model} ({_listed(_differences(there.made_of, owner.made_of))})"
+        differences = _listed(_differences(there.made_of, owner.made_of))
+        what = f"a prediction made otherwise{model}{f' ({differences})' if differences else ''}"
     return (
         f"{output} holds {what}; masks of both in one folder would be taken for one prediction. Choose another folder, "
         f"or replace what is there with --overwrite (overwrite=True), which removes all its cases first."

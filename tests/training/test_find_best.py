@@ -1,0 +1,245 @@
+"""The choice between models and pairs of models: by hand-made validation folders whose scores are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.inference.models import tiny_plans, write_model
+from unisegdiff_pipeline.commands import find_best as command
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
+from unisegdiff_pipeline.evaluation.metrics import score_case
+from unisegdiff_pipeline.evaluation.summary import CaseScores
+from unisegdiff_pipeline.inference.model_name import ModelName
+from unisegdiff_pipeline.inference.recipe import read_recipe
+from unisegdiff_pipeline.io.images import write_labels
+from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.planning.plans import PreprocessingPlan
+from unisegdiff_pipeline.preprocessing.provenance import CaseSource
+from unisegdiff_pipeline.preprocessing.reference import write_cases, write_reference
+from unisegdiff_pipeline.training.find_best import Contender, compare_candidates, find_best
+from unisegdiff_pipeline.training.validated_models import ClassDice, ValidatedModel, mean_dice, score_of_case
+
+NAME = "Dataset001_X"
+LESION = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+GRID = Geometry((3.0, 1.0, 1.0))
+CASES = tuple(f"c{number:02d}" for number in range(12))
+FOLDS = {"0": CASES[:6], "1": CASES[6:]}
+REFERENCE = np.array([[[1, 1, 0, 0]]], np.uint8)
+# Each of the first two finds one voxel of two: Dice 2/3. Their mean finds both.
+FIRST, SECOND = (0.9, 0.4, 0.1, 0.4), (0.4, 0.9, 0.4, 0.1)
+
+
+def write_preprocessed(root: Path, groups: dict[str, str]) -> None:
+    folder = root / NAME
+    for case_id, group in groups.items():
+        write_reference(folder, REFERENCE[None], GRID.spacing_mm, LESION, case_id, group, CaseSource((), ""))
+    write_cases(folder, groups)
+    splits = [{"train": sorted(set(CASES) - set(val)), "val": list(val)} for val in FOLDS.values()]
+    write_json(folder / "splits_final.json", splits)
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}
+    write_json(folder / "dataset.json", description)
+
+
+def write_validated(
+    results: Path, name: str, probabilities: tuple[float, ...], *, keeping: bool = True, denoiser: bool = False
+) -> Path:
+    """A model whose two folds predicted the same probabilities for each of their cases."""
+    plan = PreprocessingPlan((0, 1, 2), GRID.spacing_mm, ("zscore",), (False,), ())
+    plans = tiny_plans(LESION, plan, ("CT",), ".nii.gz", True)
+    made = write_model(results / "made", plans, tuple(FOLDS), denoiser)
+    model = results / NAME / name
+    model.parent.mkdir(parents=True, exist_ok=True)
+    made.rename(model)
+    mask = np.array(probabilities).reshape(1, 1, 4) > 0.5
+    for fold, cases in FOLDS.items():
+        validation = model / f"fold_{fold}/validation"
+        scored = []
+        for case_id in cases:
+            write_labels(validation / f"{case_id}.nii.gz", mask.astype(np.uint8), GRID)
+            scores = score_case(REFERENCE, mask.astype(np.uint8), LESION, GRID.spacing_mm)
+            scored.append(CaseScores(case_id, tuple(scores)))
+            if keeping:
+                (validation / "probabilities").mkdir(exist_ok=True)
+                array = np.array(probabilities, np.float16).reshape(1, 1, 1, 4)
+                np.savez(validation / f"probabilities/{case_id}.npz", probabilities=array)
+        write_json(validation / "summary.json", to_jsonable({"cases": scored, "not_validated": []}))
+        write_json(validation / "manifest.json", {"model": str(model)})
+    return model
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Roots:
+    write_preprocessed(tmp_path / "preprocessed", {case: case for case in CASES})
+    return Roots(None, tmp_path / "preprocessed", tmp_path / "results")
+
+
+def results_of(roots: Roots) -> Path:
+    assert roots.results is not None
+    return roots.results
+
+
+def test_a_pair_that_is_better_in_every_case_is_chosen(roots: Roots) -> None:
+    write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST)
+    write_validated(results_of(roots), "StagedDiffusionTrainer__tiny__other", SECOND, denoiser=True)
+    found = find_best(roots, 1)
+    recipe = read_recipe(results_of(roots) / NAME)
+    assert recipe == found.recipe
+    one, other = recipe.members
+    assert (one.model, one.trainer, one.configuration, one.plans, one.run, one.folds) == (
+        "SegmentationTrainer__tiny", "SegmentationTrainer", "tiny", None, None, ("0", "1"),
+    )  # fmt: skip
+    assert (other.run, recipe.decision, recipe.left_out, recipe.notes) == ("other", "half", (), ())
+    small, large, pair = recipe.candidates
+    assert small.num_parameters < large.num_parameters
+    assert pair.num_parameters == small.num_parameters + large.num_parameters
+    assert [c.score for c in recipe.candidates] == pytest.approx([2 / 3, 2 / 3, 1])
+    assert [c.mean_dice for c in recipe.candidates] == pytest.approx([2 / 3, 2 / 3, 1])
+    assert (pair.num_cases, pair.score_low, pair.score_high) == (12, 1, 1)
+    assert small.comparison is None
+    assert large.comparison is not None
+    assert not large.comparison.is_better
+    assert pair.comparison is not None
+    assert pair.comparison.with_models == ("SegmentationTrainer__tiny",)
+    assert pair.comparison.difference == pytest.approx(1 / 3)
+    assert pair.comparison.p_wilcoxon == pytest.approx(2 / 2**12)
+    assert pair.comparison.p_corrected == pytest.approx(2 * 2 / 2**12)
+    assert pair.comparison.is_better
+    assert "significantly better than SegmentationTrainer__tiny: by 0.3333" in recipe.reason
+
+
+def test_processes_score_pairs_alike(roots: Roots) -> None:
+    write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST)
+    write_validated(results_of(roots), "StagedDiffusionTrainer__tiny", SECOND)
+    assert find_best(roots, 1, workers=2, writing=False).recipe == find_best(roots, 1, writing=False).recipe
+    assert not (results_of(roots) / NAME / "best.json").exists()
+
+
+def test_one_candidate_is_taken_and_said_to_be_the_only_one(roots: Roots, capsys: pytest.CaptureFixture[str]) -> None:
+    write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST)
+    flags = ["--preprocessed", str(roots.preprocessed), "--results", str(roots.results)]
+    assert command.main(["X", *flags, "--dry-run"]) == 0
+    assert not (results_of(roots) / NAME / "best.json").exists()
+    assert command.main(["1", *flags]) == 0
+    recipe = read_recipe(results_of(roots) / NAME)
+    assert [member.model for member in recipe.members] == ["SegmentationTrainer__tiny"]
+    assert recipe.decision is None
+    said = capsys.readouterr().out
+    assert "SegmentationTrainer__tiny is the only candidate" in said
+    assert "there is nothing to compare with" in said
+    assert "Next: usd_predict --best -d Dataset001_X -i IMAGES -o MASKS" in said
+
+
+def test_patients_are_the_units(tmp_path: Path) -> None:
+    write_preprocessed(tmp_path / "preprocessed", {case: f"patient {i // 3}" for i, case in enumerate(CASES)})
+    roots = Roots(None, tmp_path / "preprocessed", tmp_path / "results")
+    write_validated(tmp_path / "results", "SegmentationTrainer__tiny", FIRST)
+    write_validated(tmp_path / "results", "StagedDiffusionTrainer__tiny", SECOND)
+    recipe = find_best(roots, 1).recipe
+    assert len(recipe.members) == 1  # four patients prove nothing: p = 2 / 2^4
+    pair = recipe.candidates[-1].comparison
+    assert pair is not None
+    assert (pair.num_cases, pair.num_groups, pair.p_wilcoxon) == (12, 4, 0.125)
+    assert "4 independent cases" in recipe.notes[0]
+
+
+def test_what_is_not_finished_is_named_and_left_out(roots: Roots) -> None:
+    results = results_of(roots)
+    write_validated(results, "SegmentationTrainer__tiny", FIRST)
+    half = write_validated(results, "StagedDiffusionTrainer__tiny__half", SECOND)
+    (half / "fold_1/weights.safetensors").unlink()
+    masks = write_validated(results, "StagedDiffusionTrainer__tiny__masks", SECOND, keeping=False)
+    (masks / "fold_0/validation/summary.json").unlink()
+    cut = write_validated(results, "StagedDiffusionTrainer__tiny__cut", SECOND)
+    for fold in FOLDS:
+        path = cut / f"fold_{fold}/validation/summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"not_validated": ["c00"]}))
+    everything = write_validated(results, "StagedDiffusionTrainer__tiny__everything", SECOND)
+    (everything / "fold_0").rename(everything / "fold_all")
+    shutil.rmtree(everything / "fold_1")
+    recipe = find_best(roots, 1).recipe
+    assert recipe.left_out == (
+        "StagedDiffusionTrainer__tiny__cut: fold 0 (1 of its cases not validated; usd_train with --val does it)",
+        "StagedDiffusionTrainer__tiny__cut: fold 1 (1 of its cases not validated; usd_train with --val does it)",
+        "StagedDiffusionTrainer__tiny__everything: fold 0 1 (only fold all)",
+        "StagedDiffusionTrainer__tiny__half: fold 1 (not finished)",
+        "StagedDiffusionTrainer__tiny__masks: fold 0 (not validated; usd_train with --val does it)",
+        "SegmentationTrainer__tiny + StagedDiffusionTrainer__tiny__masks: StagedDiffusionTrainer__tiny__masks kept no "
+        "probabilities of validation cases; usd_train with --val --save-validation all keeps them",
+        "StagedDiffusionTrainer__tiny__half + StagedDiffusionTrainer__tiny__masks: no case in common",
+    )
+    assert {candidate.models: candidate.num_cases for candidate in recipe.candidates} == {
+        ("SegmentationTrainer__tiny",): 12,
+        ("StagedDiffusionTrainer__tiny__half",): 6,
+        ("StagedDiffusionTrainer__tiny__masks",): 6,
+        ("SegmentationTrainer__tiny", "StagedDiffusionTrainer__tiny__half"): 6,
+    }
+    (pair,) = (candidate for candidate in recipe.candidates if len(candidate.models) == 2)
+    assert pair.comparison is not None
+    assert pair.comparison.num_cases == 6
+
+
+def test_without_any_validated_fold(roots: Roots) -> None:
+    with pytest.raises(UsdError, match=r"no data set 'Dataset001_X' in .*results.*usd_train 1 cv"):
+        find_best(roots, 1)
+    model = write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST)
+    for fold in FOLDS:
+        (model / f"fold_{fold}/weights.safetensors").unlink()
+    with pytest.raises(UsdError, match=r"no model with a validated fold: SegmentationTrainer__tiny: fold 0 1"):
+        find_best(roots, 1)
+    with pytest.raises(UsdError, match=r"holds no best\.json; run usd_find_best Dataset001_X"):
+        read_recipe(results_of(roots) / NAME)
+
+
+def test_a_damaged_summary_is_named(roots: Roots) -> None:
+    model = write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST)
+    (model / "fold_0/validation/summary.json").write_text('{"cases": [{"case_id": "c00"}]}')
+    with pytest.raises(UsdError, match=r"fold_0/validation/summary\.json does not hold scores"):
+        find_best(roots, 1)
+
+
+# --------------------------------------------------------------------------------------------------- the rule itself
+
+
+def contender(name: str, size: int, scores: list[float], *others: Any) -> Contender:
+    cases = {f"c{i:03d}": (ClassDice("lesion", "scored", value),) for i, value in enumerate(scores)}
+    own = ValidatedModel(Path(name), ModelName("T", name), ("0",), size, "half", cases, {}, {})
+    return Contender((own, *(dataclasses.replace(own, folder=Path(other)) for other in others)), cases)
+
+
+def test_the_simpler_one_wins_unless_another_is_significantly_better() -> None:
+    base = [0.5 + 0.001 * i for i in range(40)]
+    better = [value + 0.1 for value in base]
+    noisy = [value + (0.06 if i % 2 else -0.05) for i, value in enumerate(base)]
+    small, large = contender("small", 1, base), contender("large", 2, better)
+    best, candidates = compare_candidates([large, small], {})
+    assert (best.models, [c.models for c in candidates]) == (("large",), [("small",), ("large",)])
+    assert compare_candidates([contender("small", 1, better), contender("large", 2, base)], {})[0].models == ("small",)
+    assert compare_candidates([small, contender("large", 2, noisy)], {})[0].models == ("small",)
+    pair = contender("a", 1, better, "b")  # as good as the large one, and of two
+    assert compare_candidates([pair, large, small], {})[0].models == ("large",)
+
+
+def test_many_comparisons_need_stronger_proof() -> None:
+    base, better = [0.5] * 6, [0.6, 0.61, 0.62, 0.63, 0.64, 0.65]
+    two = [contender("small", 1, base), contender("large", 2, better)]
+    assert compare_candidates(two, {})[0].models == ("large",)  # p = 2 / 2^6 = 0.03
+    three = [*two, contender("largest", 3, base)]
+    assert compare_candidates(three, {})[0].models == ("small",)  # 0.06
+
+
+def test_false_alarms_count() -> None:
+    empty, alarm = ClassDice("a", "both_empty", float("nan")), ClassDice("a", "false_positive", float("nan"))
+    half = ClassDice("b", "scored", 0.5)
+    assert score_of_case((empty, half)) == 0.75
+    assert score_of_case((alarm, half)) == 0.25
+    assert mean_dice([(empty, half), (alarm, half)]) == 0.5

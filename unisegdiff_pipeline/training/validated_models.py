@@ -1,0 +1,184 @@
+"""The models of a data set with the validation cases of their finished folds, as training left them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.serialization import read_object
+from unisegdiff_pipeline.evaluation.metrics import ClassScore, Outcome
+from unisegdiff_pipeline.evaluation.summary import mean_of_defined
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, ModelFolder, finished_folds, open_model_folder
+from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name
+from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder, open_prediction_folder
+from unisegdiff_pipeline.inference.settings import Decision, read_settings
+from unisegdiff_pipeline.training.validation import SUMMARY_NAME
+from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
+
+VALUES = {"both_empty": 1.0, "false_positive": 0.0}  # of a class that the reference lacks
+
+
+@dataclass(frozen=True)
+class ClassDice:
+    """Of one class in one case; `dice` is NaN unless the outcome is "scored"."""
+
+    class_name: str
+    outcome: Outcome
+    dice: float
+
+    @classmethod
+    def of(cls, score: ClassScore) -> ClassDice:
+        """What is kept of a score."""
+        return cls(score.class_name, score.outcome, score.dice)
+
+    @property
+    def value(self) -> float:
+        """What the class counts: its Dice, or whether an empty reference was met by an empty mask."""
+        return VALUES.get(self.outcome, self.dice)
+
+
+CaseDice = tuple[ClassDice, ...]
+
+
+@dataclass(frozen=True)
+class ValidatedModel:
+    """A model whose folds have predicted their validation cases.
+
+    Attributes:
+        folder: RESULTS/DATASET/MODEL.
+        name: what the folder's name says.
+        folds: finished and validated.
+        num_parameters: of the networks of one fold.
+        decision: of most of the folds.
+        scores: of each validation case.
+        fold_of: fold of each validation case.
+        files: what each fold kept of its cases, where it kept probabilities.
+    """
+
+    folder: Path
+    name: ModelName
+    folds: tuple[str, ...]
+    num_parameters: int
+    decision: Decision
+    scores: Mapping[str, CaseDice]
+    fold_of: Mapping[str, str]
+    files: Mapping[str, PredictionFolder]
+
+    def has_probabilities(self, case_id: str) -> bool:
+        """Whether the probabilities of a case were kept."""
+        files = self.files.get(self.fold_of.get(case_id, ""))
+        return files is not None and case_id in files.probabilities and case_id in files.masks
+
+
+def score_of_case(classes: CaseDice) -> float:
+    """Mean over the classes of a case of what each counts; NaN without classes."""
+    return mean_of_defined(one.value for one in classes)
+
+
+def mean_dice(cases: Iterable[CaseDice]) -> float:
+    """Mean over classes of the mean Dice of the cases whose reference holds the class."""
+    found: dict[str, list[float]] = {}
+    for classes in cases:
+        for one in classes:
+            found.setdefault(one.class_name, []).append(one.dice)
+    return mean_of_defined(mean_of_defined(values) for values in found.values())
+
+
+def find_validated_models(
+    results_folder: Path, expected_folds: Sequence[str]
+) -> tuple[list[ValidatedModel], list[str]]:
+    """All models in RESULTS/DATASET with a validated fold, sorted by name, and in words what is left out and why.
+
+    Args:
+        results_folder: of the data set.
+        expected_folds: names of the folds of its splits.
+
+    Raises:
+        UsdError: a plan, settings or scores of a finished fold that cannot be read.
+    """
+    models, left_out = [], []
+    for folder in sorted(results_folder.iterdir()):
+        name = parse_model_name(folder.name) if folder.is_dir() else None
+        if name is None or not any(folder.glob("fold_*")):
+            continue
+        found, reasons = _validated(folder, name, expected_folds)
+        left_out += reasons
+        if found is not None:
+            models.append(found)
+    return models, left_out
+
+
+def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> tuple[ValidatedModel | None, list[str]]:
+    finished = [fold for fold in finished_folds(folder) if fold != "all"]
+    left_out: list[str] = []
+    scores: dict[str, CaseDice] = {}
+    fold_of: dict[str, str] = {}
+    files: dict[str, PredictionFolder] = {}
+    if missing := [fold for fold in expected_folds if fold not in finished]:
+        trained = "only fold all" if not finished and finished_folds(folder) else "not finished"
+        left_out.append(f"{folder.name}: fold {' '.join(missing)} ({trained})")
+    for fold in finished:
+        cases, problem = _scores_of_fold(folder / f"fold_{fold}" / FOLDER_NAME)
+        twice = sorted(cases.keys() & scores.keys())
+        if problem is None and twice:
+            problem = f"validated {twice[0]}, which fold {fold_of[twice[0]]} has validated, too: other splits"
+        if problem is not None:
+            left_out.append(f"{folder.name}: fold {fold} ({problem})")
+            continue
+        scores |= cases
+        fold_of |= dict.fromkeys(cases, fold)
+        if any((folder / f"fold_{fold}" / FOLDER_NAME).glob("probabilities/*.npz")):
+            files[fold] = open_prediction_folder(folder / f"fold_{fold}" / FOLDER_NAME)
+    if not scores:
+        return None, left_out
+    model = open_model_folder(folder)
+    folds = tuple(fold for fold in finished if fold in fold_of.values())
+    decisions = Counter(read_settings(model.fold_folder(fold)).decision for fold in folds)
+    decision = decisions.most_common(1)[0][0]
+    size = _num_parameters(model, folds[0])
+    return ValidatedModel(folder, name, folds, size, decision, scores, fold_of, files), left_out
+
+
+def _scores_of_fold(validation: Path) -> tuple[dict[str, CaseDice], str | None]:
+    """Scores of a fold's validation cases, or why it has none."""
+    path = validation / SUMMARY_NAME
+    if not path.is_file():
+        return {}, "not validated; usd_train with --val does it"
+    content = read_object(path)
+    try:
+        found = {
+            str(case["case_id"]): tuple(
+                ClassDice(score["class_name"], score["outcome"], _number(score["dice"])) for score in case["scores"]
+            )
+            for case in content["cases"]
+        }
+        given_up = list(content.get("not_validated") or [])
+    except (KeyError, TypeError):
+        raise UsdError(
+            f"{path} does not hold scores as validation writes them; validate that fold again with usd_train --val."
+        ) from None
+    if given_up:
+        return {}, f"{len(given_up)} of its cases not validated; usd_train with --val does it"
+    return found, None if found else "no validation cases"
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _num_parameters(model: ModelFolder, fold: str) -> int:
+    """Numbers in the weights of a fold, by their header."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    path = model.fold_folder(fold) / WEIGHTS_NAME
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            return sum(prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118
+    except Exception as error:
+        raise UsdError(f"{path} cannot be read ({error}); train that fold again.") from error
