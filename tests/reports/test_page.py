@@ -99,6 +99,20 @@ def test_markup_stays_markup() -> None:
     assert ">x</a></td>" in only_table([[link("x.html", "x")]])
 
 
+def test_long_names_can_be_wrapped_between_their_parts_and_numbers_cannot() -> None:
+    columns = [Column("name", "text")]
+    names = ["case_0001", "training.learning_rate", "0.743 to 0.857", "a & b_", "_x", "a sentence. Another"]
+    text = table(Table(columns, [[name] for name in names]))
+    assert re.findall("<td class=text>(.*?)</td>", text) == [
+        "case_<wbr>0001",
+        "training.<wbr>learning_<wbr>rate",
+        "0.743 to 0.857",
+        "a &amp; b_",
+        "_x",
+        "a sentence. Another",
+    ]
+
+
 def test_undefined_cells_are_dashes_without_a_value() -> None:
     for cell in (None, math.nan, math.inf, Shown("none", None), Shown("none", math.nan)):
         row = table(Table([Column("c")], [[cell]]))

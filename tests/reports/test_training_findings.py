@@ -69,7 +69,7 @@ def test_samples_that_are_too_wide_or_too_narrow_are_said() -> None:
     wide = spreads([0.5] * 24, volumes=(1, 2, 3, 30, 40, 50))
     (text,) = said(spread=wide)
     assert "too wide" in text
-    assert "50 % interval of the sampled volumes holds" in text
+    assert "50% interval of the sampled volumes holds" in text
     (text,) = said(spread=spreads([0.5] * 24, volumes=(20, 20, 21, 21)))
     assert "too narrow" in text
 

@@ -117,16 +117,16 @@ def draw_cases(path: Path, raw: RawDataset, predictions: Path) -> None:
     from matplotlib.figure import Figure
 
     case_ids = _case_ids(raw, predictions)[:SHOWN_CASES]
-    titles = ["image", "reference", "true probability", "predicted probability", "predicted mask", "uncertainty"]
+    titles = ["image", "reference", "true\nprobability", "predicted\nprobability", "predicted\nmask", "uncertainty"]
     titles += [f"sample {i + 1}" for i in range(SHOWN_SAMPLES)]
     figure = Figure(figsize=(1.6 * len(titles), 1.7 * len(case_ids)), layout="constrained")
     axes = figure.subplots(len(case_ids), len(titles), squeeze=False)
     for row, case_id in zip(axes, case_ids, strict=True):
         for axis, (values, high) in zip(row, _pictures(raw, predictions, case_id), strict=False):
             axis.imshow(values, cmap="gray" if axis is row[0] else "magma", vmin=0, vmax=high)
-        row[0].set_ylabel(case_id, fontsize=7)
+        row[0].set_ylabel(case_id, fontsize=11)
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=14)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])

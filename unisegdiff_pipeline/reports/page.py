@@ -352,12 +352,17 @@ def _cell(cell: Cell, column: Column) -> str:
     if isinstance(cell, Shown):
         text, value = str(markup(cell.text)), cell.value
     elif isinstance(cell, str):
-        return f"<td class={column.kind}>{markup(cell)}</td>"
+        return f"<td class={column.kind}>{_breakable(markup(cell))}</td>"
     else:
         text, value = format_number(cell, column.digits), cell
     undefined = value is None or not math.isfinite(value)
     key = "" if undefined else f' data-value="{value!r}"'
     return f'<td class="{column.kind}{" undefined" if undefined else ""}"{key}>{text}</td>'
+
+
+def _breakable(text: Html) -> str:
+    """Let long names, such as those of cases and of fields, be wrapped between their parts."""
+    return text if "<" in text else Html(re.sub(r"((?<=\w)_|(?<=[^\W\d_])\.)(?=\w)", r"\1<wbr>", text))
 
 
 def _sharing_pictures(body: str) -> str:

@@ -74,9 +74,7 @@ def in_words(name: str, cases: Sequence[CaseSpread], units: Units = VOLUMES) -> 
         return [f"{name}: {len(cases)} cases are too few to judge the spread of the samples."]
     said, size = [], units.size_word
     (half, error), (ninety, _) = interval_coverage(cases, 0.5), interval_coverage(cases, 0.9)
-    held = (
-        f"the 50 % interval of the sampled {size}s holds {half:.0%} of the references, the 90 % interval {ninety:.0%}"
-    )
+    held = f"the 50% interval of the sampled {size}s holds {half:.0%} of the references, the 90% interval {ninety:.0%}"
     if abs(half - 0.5) <= max(TOLERANCE, 2 * error):
         said.append(f"{name}: samples are about as wide as the truth: {held}.")
     elif half > 0.5:

@@ -132,7 +132,8 @@ def style(folder: Path) -> Html:
     encoded = base64.b64encode((folder / f"{IMAGE_LAYER}.png").read_bytes()).decode("ascii")
     return Html(
         "<style>.sides{position:relative}.sides b{position:absolute;color:#fff;font-size:.8rem;line-height:1;"
-        "padding:.1em .25em;background:#0009}.side-left{left:.2rem;top:50%;transform:translateY(-50%)}"
+        "padding:.1em .25em;background:#0009;print-color-adjust:exact;-webkit-print-color-adjust:exact}"
+        ".side-left{left:.2rem;top:50%;transform:translateY(-50%)}"
         ".side-top{top:.2rem;left:50%;transform:translateX(-50%)}"
         ".snapshot img{display:block;width:100%;height:auto;image-rendering:pixelated}"
         ".snapshot .over{background-size:100% 100%;image-rendering:pixelated;print-color-adjust:exact;"
