@@ -70,6 +70,10 @@ setup(
             "playwright>=1.50",
         ],
         "tensorboard": ["tensorboard>=2.17"],
+        "wandb": ["wandb>=0.18"],
+        "mlflow": ["mlflow-skinny>=2.17"],
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+        "serve": ["fastapi>=0.115", "python-multipart>=0.0.12", "uvicorn>=0.30"],
         "dask": ["distributed>=2024.5"],
     },
     entry_points={

@@ -34,7 +34,7 @@ class InstanceNorm(nn.Module):
         """Normalise; `weight` and `bias` (C,), fp32, stand in for the learned ones."""
         if weight is None:
             weight, bias = self.weight, self.bias
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and not torch.compiler.is_exporting():
             result: Tensor = _CpuInstanceNorm.apply(x, weight, bias, self.slope)
             return result
         x = nn.functional.instance_norm(x, weight=weight, bias=bias, eps=EPSILON)
