@@ -40,3 +40,11 @@ def test_one_model_must_be_named(words: list[str], capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as stop:
         export.main(words)
     assert stop.value.code == 2
+
+
+def test_flags_of_archives_and_of_onnx_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--onnx", "--overwrite"], ["--onnx", "--with-case-scores"], ["--fold", "0"], ["--source", "A"]):
+        with pytest.raises(SystemExit) as stop:
+            export.main([str(tmp_path), "-o", str(tmp_path / "out"), *words])
+        assert stop.value.code == 2
+        assert words[0] in capsys.readouterr().err

@@ -15,12 +15,12 @@ import torch
 from tests.inference.models import tiny_plans, write_model
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.diffusion.coding import LogitCalibration
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration, nested_probabilities
 from unisegdiff_pipeline.diffusion.drawing import keep_certain
 from unisegdiff_pipeline.diffusion.noise import smooth_field
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings, sample
 from unisegdiff_pipeline.diffusion.schedule import NoiseLevel
-from unisegdiff_pipeline.diffusion.targets import Estimate
+from unisegdiff_pipeline.diffusion.targets import Estimate, final_probabilities, state_estimate
 from unisegdiff_pipeline.inference import onnx_export
 from unisegdiff_pipeline.inference.model_folder import load_fold, open_model_folder
 from unisegdiff_pipeline.inference.onnx_export import export_onnx
@@ -90,10 +90,10 @@ def test_graphs_agree_with_the_network(exported: tuple[Path, Path], batch: int) 
         found = network.denoise(x_t, level, condition, settings.denoiser_calibration)
         inputs = {"x_t": x_t.numpy(), "lam": np.float32([lam]), "logits": logits, "features_0": features[0]}
         p, state = denoiser.run(None, inputs)
-        if lam < 0.5 and network.labels != REGIONS:
-            assert np.abs(p - found.probabilities.numpy()).max() < 1e-3
-        if lam == -np.inf:
-            assert np.abs(state - (2 * found.probabilities - 1).numpy()).max() < 1e-3
+        of_sample = final_probabilities(torch.tensor([lam]), found, settings.edges, network.coding)
+        of_sample = nested_probabilities(of_sample, network.labels.nesting)
+        assert np.abs(p - of_sample.numpy()).max() < 1e-3
+        assert np.abs(state - state_estimate(torch.tensor([lam]), found, settings.edges).numpy()).max() < 1e-3
 
 
 @torch.inference_mode()
@@ -120,8 +120,6 @@ def library_masks(model: Path, image: torch.Tensor, samples: int, normal: Any, a
             white = normal(index, part, (samples, numbers["channels"], *margin))
             parts.append(np.stack([smooth_field(w, lengths) for w in white]))
         return torch.from_numpy(np.concatenate(parts, axis=1)).float()
-
-    from unisegdiff_pipeline.diffusion.coding import nested_probabilities
 
     p_det, labels = nested_probabilities(p_det, network.labels.nesting), network.labels
     reach = tuple(int(settings.drawn_by.reach_mm / mm) for mm in (1.5, 1.0, 0.5)[-len(about["patch_size"]) :])
@@ -189,6 +187,6 @@ def test_nothing_is_written_where_the_export_is_refused(tmp_path: Path, monkeypa
     (model / "fold_1").mkdir()
     for path in (model / "fold_0").iterdir():
         (model / "fold_1" / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(UsdError, match=r"finished folds 0, 1, and an export is of one; name it with -f"):
+    with pytest.raises(UsdError, match=r"finished folds 0, 1, and an export is of one; name it with --fold"):
         export_onnx(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()

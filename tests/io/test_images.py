@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -359,3 +361,25 @@ def test_maps_that_are_written_row_by_row_have_the_header_of_the_others(tmp_path
     unpack = gzip.decompress if ending == ".nii.gz" else bytes
     assert unpack((tmp_path / f"rows{ending}").read_bytes()) == unpack((tmp_path / f"whole{ending}").read_bytes())
     assert released
+
+
+def test_the_first_images_may_be_read_by_several_threads_at_once(tmp_path: Path) -> None:
+    """The first call imports the reader, whose modules import each other in a circle."""
+    geometry = Geometry((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    write_map(tmp_path / "a.nii.gz", np.zeros((2, 3, 4), np.float32), geometry)
+    code = (
+        "import sys, threading\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from pathlib import Path\n"
+        "from unisegdiff_pipeline.io import images, nifti\n"
+        "assert 'nibabel' not in sys.modules\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "path, together = Path(sys.argv[1]), threading.Barrier(4)\n"
+        "def read(number):\n"
+        "    together.wait()\n"
+        "    return images.read_image([path]).array.shape if number % 2 else nifti.header(path)[0]\n"
+        "with ThreadPoolExecutor(4) as threads:\n"
+        "    assert set(threads.map(read, range(4))) == {(1, 2, 3, 4)}\n"
+    )
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.nii.gz")], check=True)

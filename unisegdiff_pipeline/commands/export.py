@@ -1,4 +1,4 @@
-"""usd_export: a trained model as one file to pass on."""
+"""usd_export: a trained model as one file to pass on, or as graphs for other runtimes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ def build_parser() -> CommandParser:
         least_gb=LEAST_WITH_NETWORK_GB,
     )
     parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="model folder, instead of -d")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the archive, NAME.zip")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="archive, NAME.zip; with --onnx a new folder",
+    )
     group = parser.add_argument_group("model of a data set, chosen as usd_predict does")
     group.add_argument("-d", "--dataset", metavar="DATASET", help="data set that the model was trained on")
     group.add_argument("-c", "--configuration", metavar="CONFIG", help="with -d, where several were trained")
@@ -34,6 +41,12 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--notes", type=Path, metavar="FILE", help="Markdown that becomes a section of the model card")
     parser.add_argument("--overwrite", action="store_true", help="replace an archive that is there")
+    onnx = parser.add_argument_group("for other runtimes")
+    onnx.add_argument(
+        "--onnx", action="store_true", help="write one fold as ONNX graphs with their numbers (needs the extra onnx)"
+    )
+    onnx.add_argument("-f", "--fold", metavar="FOLD", help="with --onnx: 0, 1, ... or all, where several are finished")
+    onnx.add_argument("--source", metavar="NAME", help="with --onnx, of a unified data set: what all images are like")
     add_roots(parser, "results")
     return parser
 
@@ -50,10 +63,31 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("name one model: its folder MODEL, or the data set with -d")
     if args.model is not None and (args.configuration or args.trainer or args.plans or args.run):
         parser.error("-c, --trainer, --plans and --run go with -d; a model folder says them itself")
+    if args.onnx and (args.with_case_scores or args.notes or args.overwrite):
+        parser.error("--with-case-scores, --notes and --overwrite are for archives; leave them out with --onnx")
+    if not args.onnx and (args.fold or args.source):
+        parser.error("--fold and --source go with --onnx; an archive holds all finished folds")
     return args
 
 
 def _export(args: argparse.Namespace) -> None:
+    model = find_model(args) if args.model is None else args.model
+    if args.onnx:
+        _export_onnx(args, model)
+    else:
+        _export_archive(args, model)
+
+
+def _export_onnx(args: argparse.Namespace, model: Path) -> None:
+    from unisegdiff_pipeline.inference.onnx_export import FILE_NAME, export_onnx
+
+    description = export_onnx(model, args.output, args.fold, args.source)
+    files = ", ".join(description.graphs.values())
+    say(f"Model: {model}, fold {description.fold}\nGraphs: {files} and {FILE_NAME} in {args.output}")
+    say("Next: documentation/examples/onnx_masks.py samples masks with them; documentation/reference/onnx.md explains")
+
+
+def _export_archive(args: argparse.Namespace, model: Path) -> None:
     from unisegdiff_pipeline.core.errors import UsdError
     from unisegdiff_pipeline.inference.model_export import export_model
 
@@ -63,7 +97,6 @@ def _export(args: argparse.Namespace) -> None:
             notes = args.notes.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsdError(f"--notes {args.notes} cannot be read ({error}); name a text file in UTF-8.") from None
-    model = find_model(args) if args.model is None else args.model
     manifest = export_model(
         model, args.output, with_case_scores=args.with_case_scores, notes=notes, overwrite=args.overwrite
     )

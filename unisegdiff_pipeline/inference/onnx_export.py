@@ -167,7 +167,7 @@ def _one_fold(model: ModelFolder, fold: str | int | None) -> str:
     folds = model.folds if fold is None else choose_folds(model, fold)
     if len(folds) > 1:
         raise UsdError(
-            f"{model.folder} holds the finished folds {', '.join(folds)}, and an export is of one; name it with -f "
+            f"{model.place} holds the finished folds {', '.join(folds)}, and an export is of one; name it with --fold "
             f"(fold)."
         )
     return folds[0]

@@ -7,7 +7,10 @@ channels, and where objects and surfaces are drawn. What is left outside is arit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,16 +126,17 @@ class Graph:
         batch = torch.export.Dim("batch", min=1)
         free = [None if name == "lam" else {0: batch} for name in self.inputs]
         num_named = 3 if isinstance(self.module, DenoiserGraph) else len(free)  # what follows is one argument, a tuple
-        program = torch.onnx.export(
-            self.module,
-            tuple(self.inputs.values()),
-            input_names=list(self.inputs),
-            output_names=list(self.outputs),
-            dynamic_shapes=(*free[:num_named], *([tuple(free[num_named:])] if free[num_named:] else [])),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        with _quiet():
+            program = torch.onnx.export(
+                self.module,
+                tuple(self.inputs.values()),
+                input_names=list(self.inputs),
+                output_names=list(self.outputs),
+                dynamic_shapes=(*free[:num_named], *([tuple(free[num_named:])] if free[num_named:] else [])),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
         assert program is not None
         content: bytes = program.model_proto.SerializeToString()
         self._require_agreement(content)
@@ -157,6 +161,20 @@ class Graph:
                     f"the ONNX graph's {name} differ by {difference:g} from the network's, allowed is "
                     f"{TOLERANCE * scale:g}; use the versions of torch, onnxscript and onnxruntime in constraints.txt."
                 )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's notes on packages and names that no graph of ours needs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _source_row(source: int) -> Tensor | None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Volume, geometry_differences, on_grid_of
-from unisegdiff_pipeline.io import itk
+from unisegdiff_pipeline.io import itk, nifti
 from unisegdiff_pipeline.io.declared import check_geometry
 from unisegdiff_pipeline.io.images import read_image
 
@@ -106,6 +106,7 @@ def _of_simpleitk(image: Any) -> Volume:
 
 def _of_nibabel(image: Any) -> Volume:
     """By way of a temporary file, so that the header means what it means in a file."""
+    nifti.load_nibabel()
     import nibabel
 
     if not isinstance(image, nibabel.Nifti1Pair):
@@ -123,6 +124,7 @@ def _of_nibabel(image: Any) -> Volume:
 
 def _voxels_of(stored: Any) -> np.ndarray:
     """Voxels (X, Y, Z, ...), float32, scaled as they are when a file is read."""
+    nifti.load_nibabel()
     from nibabel.arrayproxy import ArrayProxy
     from nibabel.volumeutils import apply_read_scaling
 

@@ -10,6 +10,7 @@ import gzip
 import math
 import struct
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _MAX_EXTENSION_BYTES = 1 << 28  # between header and voxels
 _DIM_OFFSET = 40  # of the numbers of voxels in a NIfTI-1 header
 _SLICES_BETWEEN = 16
 _MM_OF_UNIT = {"meter": 1000.0, "micron": 1e-3}
+_loading = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,14 @@ class _Header:
     geometry: Geometry
 
 
+def load_nibabel() -> None:
+    """Import nibabel as a whole: its modules import each other in a circle, so that of two threads that begin at
+    different ones each would meet modules of the other that are half loaded.
+    """
+    with _loading:
+        import nibabel  # noqa: F401
+
+
 def header(path: Path) -> tuple[Shape, Geometry]:
     """Shape (C, Z, Y, X) and geometry, checked."""
     with open_content(path) as content:
@@ -51,6 +61,7 @@ def header(path: Path) -> tuple[Shape, Geometry]:
 
 def read(path: Path, as_labels: bool) -> Volume:
     """Voxels (C, Z, Y, X) in the type of the file, or float32 where the header scales them."""
+    load_nibabel()
     from nibabel.volumeutils import apply_read_scaling
 
     with open_content(path) as content:
@@ -73,6 +84,7 @@ def read(path: Path, as_labels: bool) -> Volume:
 
 def _read_header(path: Path, content: Content) -> _Header:
     """Parse and check the header at the beginning of the content, the flags of extensions included."""
+    load_nibabel()
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
