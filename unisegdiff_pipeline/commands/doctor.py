@@ -15,7 +15,13 @@ from unisegdiff_pipeline.commands.common import EXIT_ERROR, CommandParser, run
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB, address_space_problem, soft_limit
 from unisegdiff_pipeline.commands.terminal import say, wrap
 
-OPTIONAL_PACKAGES = {"tensorboard": "usd_train --tensorboard", "distributed": "--scheduler"}
+OPTIONAL_PACKAGES = {
+    "tensorboard": "usd_train --logger tensorboard",
+    "wandb": "usd_train --logger wandb",
+    "mlflow": "usd_train --logger mlflow",
+    "onnxruntime": "usd_export --onnx",
+    "distributed": "--scheduler",
+}
 VARIABLES = ("usd_raw", "usd_preprocessed", "usd_results", "nnUNet_raw")
 SMALL_SHM_GB, SMALL_DISK_GB, SMALL_MEMORY_GB, FEW_FILES = 0.5, 5.0, 3.0, 1024
 

@@ -24,6 +24,7 @@ from unisegdiff_pipeline.commands.common import (
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import TRAIN
 from unisegdiff_pipeline.commands.terminal import report_error, say
+from unisegdiff_pipeline.training.loggers import LOGGERS
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.training.request import FoldPreview, TrainRequest
@@ -102,7 +103,11 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--checkpoint-every", type=duration, default=300.0, metavar="TIME", help="between checkpoints (default: 5m)"
     )
-    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    logger = parser.add_mutually_exclusive_group()
+    logger.add_argument("--tensorboard", action="store_true", help="the same as --logger tensorboard")
+    logger.add_argument(
+        "--logger", choices=LOGGERS, help="where numbers go besides log.jsonl; each needs the extra of its name"
+    )
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
         "--continue",
@@ -222,6 +227,7 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         pretrained=args.pretrained,
         phase_2_only=args.phase_2_only,
         tensorboard=args.tensorboard,
+        logger=args.logger,
         run=args.run,
         plans=args.plans,
         splits=args.splits,

@@ -1,6 +1,7 @@
 """The files of a fold's folder that training writes, so that no more than these is ever removed.
 
 request.json  log.jsonl  report.html  tensorboard/           from the first moment on
+logger.json                                                  of a training with a logger of a server
 checkpoint.pt                                                while it trains
 pretrained.safetensors                                       while it trains, of a start that had a denoiser
 phase_1.safetensors  phase_1.json  pictures/                 from phase 1 on
@@ -20,6 +21,7 @@ from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.inference.model_folder import SETTINGS_NAME, WEIGHTS_NAME
 from unisegdiff_pipeline.reports.training_log import LOG_NAME
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME
+from unisegdiff_pipeline.training.loggers import RUN_NAME
 from unisegdiff_pipeline.training.resume import PHASE_1_FACTS_NAME, PHASE_1_NAME, REQUEST_NAME, START_NAME, read_request
 
 CANDIDATES_NAME = "candidates.json"
@@ -34,6 +36,7 @@ NAMES = (
     START_NAME,
     CANDIDATES_NAME,
     REPORT_NAME,
+    RUN_NAME,
     SETTINGS_NAME,
 )
 FOLDERS = ("validation", "pictures", "tensorboard")

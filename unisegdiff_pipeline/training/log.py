@@ -1,11 +1,11 @@
-"""What a training says: lines for people, JSON lines for programs, a report, and TensorBoard on request."""
+"""What a training says: lines for people, JSON lines for programs, a report, and a logger on request."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from unisegdiff_pipeline.inference.settings import FILE_NAME as SETTINGS_NAME
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.inference.settings_words import settings_in_words
 from unisegdiff_pipeline.reports.training_log import LOG_NAME, read_log
+from unisegdiff_pipeline.training.loggers import LoggerName, ScalarLogger, open_logger
 from unisegdiff_pipeline.training.schedule import Allowance
 
 LOGGER = logging.getLogger(__name__)
@@ -28,29 +29,32 @@ class RunLog:
 
     Args:
         folder: results folder of the fold.
-        tensorboard: also write events to folder/tensorboard.
+        logger: where numbers go besides; None: nowhere.
+        settings: that the logger keeps beside them.
 
     Attributes:
         report_s: seconds that the last report took.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool = False) -> None:
+    def __init__(
+        self, folder: Path, logger: LoggerName | None = None, settings: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = folder / LOG_NAME
         self.report_s = 0.0
         self._report_allowance = Allowance(REPORT_FRACTION)
-        self._tensorboard = tensorboard
-        self._writer: Any = None
+        self._logger_name, self._settings = logger, settings or {}
+        self._logger: ScalarLogger | None = None
 
     def open(self) -> None:
-        """Make the folder, and the TensorBoard events on request.
+        """Make the folder, and begin the logger's run on request.
 
         Raises:
-            UsdError: TensorBoard is not installed.
+            UsdError: see `open_logger`.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _drop_half_line(self.path)
-        if self._tensorboard:
-            self._writer = _tensorboard_writer(self.path.parent / "tensorboard")
+        if self._logger_name is not None:
+            self._logger = open_logger(self._logger_name, self.path.parent, self._settings)
 
     def say(self, text: str) -> None:
         """Tell people, by the log of this module; commands show each line with the time of day."""
@@ -61,10 +65,26 @@ class RunLog:
         entry = {"kind": kind, **to_jsonable(values)}
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
-        if self._writer is not None and "iteration" in values:
-            for name, value in values.items():
-                if isinstance(value, (int, float)) and name not in ("iteration", "phase"):
-                    self._writer.add_scalar(f"phase_{values.get('phase')}/{name}", value, values["iteration"])
+        if "iteration" in values:
+            phase, iteration = values.get("phase"), values["iteration"]
+            numbers = {
+                f"phase_{phase}/{name}": float(value)
+                for name, value in values.items()
+                if isinstance(value, (int, float)) and name not in ("iteration", "phase")
+            }
+            self._to_logger(lambda logger: logger.add_scalars(numbers, iteration))
+
+    def _to_logger(self, act: Callable[[ScalarLogger], None]) -> None:
+        """A training is worth more than its logger: one that fails is not asked again."""
+        if self._logger is None:
+            return
+        try:
+            act(self._logger)
+        except Exception as error:
+            self._logger = None
+            self.say(
+                f"warning: {self._logger_name} failed and gets no further numbers, {LOG_NAME} has them all: {error}"
+            )
 
     def entries(self) -> list[dict[str, Any]]:
         """All entries; a last line cut off by a kill is left out."""
@@ -112,9 +132,9 @@ class RunLog:
         self.report_s = time.monotonic() - start
 
     def close(self) -> None:
-        """Flush TensorBoard events."""
-        if self._writer is not None:
-            self._writer.close()
+        """End the logger's run."""
+        self._to_logger(lambda logger: logger.close())
+        self._logger = None
 
 
 def _chosen_in_words(folder: Path) -> list[str]:
@@ -135,14 +155,3 @@ def _drop_half_line(path: Path) -> None:
     if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
         with atomic_path(path) as temporary:
             temporary.write_bytes(content[: content.rfind(b"\n") + 1])
-
-
-def _tensorboard_writer(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UsdError(
-            "--tensorboard needs the package tensorboard, which is not installed; "
-            "install it (pip install tensorboard) or leave the flag out."
-        ) from None
-    return SummaryWriter(str(folder))

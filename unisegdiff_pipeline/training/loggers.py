@@ -1,22 +1,29 @@
 """Where a training's numbers go besides its own log: TensorBoard, Weights & Biases, or MLflow.
 
-Each is an extra, imported when a training that asks for it begins. They are views of log.jsonl: a training continues from
-its own files whatever became of them.
+Each is an extra, imported when a training that asks for it begins. They are views of log.jsonl: a training continues
+from its own files whatever became of them.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import re
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.serialization import read_object, write_json
 
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 LOGGERS: tuple[LoggerName, ...] = get_args(LoggerName)
 PROJECT = "unisegdiff_pipeline"
+RUN_NAME = (
+    "logger.json"  # in a fold's folder: names the logger's run, so that a training that continues goes on with it
+)
 
 
 class ScalarLogger(Protocol):
@@ -62,7 +69,8 @@ def open_logger(name: LoggerName, folder: Path, settings: Mapping[str, Any]) -> 
     except Exception as error:  # of any kind that the package has
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UsdError(
-            f"--logger {name} could not begin ({reason}); set {name} up as its documentation says, or leave the flag out."
+            f"--logger {name} could not begin ({reason}); set {name} up as its documentation says, or leave the flag "
+            f"out."
         ) from error
 
 
@@ -89,15 +97,12 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases, which goes by WANDB_PROJECT, WANDB_MODE (offline) and the other variables of wandb.
+    """A run of Weights & Biases, whose own environment variables say where it is kept, and whether offline.
 
-    The same fold goes on with the same run. What a kill left behind the checkpoint was sent already: wandb takes no step
-    back, so that such numbers are not sent again.
+    It takes no step back: what is trained again after a kill was sent already, and is not sent twice.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        import os
-
         wandb: Any = importlib.import_module("wandb")
         dataset, run = _place(folder)
         self._run = wandb.init(
@@ -106,7 +111,6 @@ class _Wandb:
             name=run,
             id=_identity(folder),
             resume="allow",
-            dir=str(folder),
             config=dict(settings),
         )
 
@@ -118,7 +122,7 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run of MLflow in the experiment named after the data set, where MLFLOW_TRACKING_URI says."""
+    """A run of MLflow in the experiment named after the data set, kept where MLflow's own variables say."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         tracking: Any = importlib.import_module("mlflow.tracking")
@@ -127,25 +131,27 @@ class _Mlflow:
         experiment = self._client.get_experiment_by_name(dataset)
         number = self._client.create_experiment(dataset) if experiment is None else experiment.experiment_id
         identity = _identity(folder)
-        former = self._client.search_runs([number], filter_string=f"tags.fold_folder = '{identity}'", max_results=1)
+        identity = _identity(folder)
+        former = self._client.search_runs([number], filter_string=f"tags.identity = '{identity}'", max_results=1)
         if former:
             self._id = former[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
             return
-        self._id = self._client.create_run(number, run_name=run, tags={"fold_folder": identity}).info.run_id
+        self._id = self._client.create_run(number, run_name=run, tags={"identity": identity}).info.run_id
         for name, value in settings.items():
             self._client.log_param(self._id, name, value)
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self._client.log_metric(self._id, name, value, step=step)
+            self._client.log_metric(self._id, re.sub(r"[^\w\-. /]", "_", name), value, step=step)
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
 
 
 def _identity(folder: Path) -> str:
-    """Of a run: one for each folder of a fold that has been begun; letters and digits."""
-    from unisegdiff_pipeline.core.files import text_hash
-
-    return text_hash(str(folder.absolute()))
+    """Of the logger's run of a training, the same when it continues and another one when it begins again."""
+    path = folder / RUN_NAME
+    if not path.is_file():
+        write_json(path, {"run": uuid.uuid4().hex})
+    return str(read_object(path)["run"])

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.planning.plans import Augmentation, ConfigurationPlan
 from unisegdiff_pipeline.training.data.splits import Folds
+from unisegdiff_pipeline.training.loggers import LoggerName
 
 Kept = Literal["auto", "masks", "all"]
 DEFAULT_TRAINER = "StagedDiffusionTrainer"
@@ -44,7 +46,8 @@ class TrainRequest:
         pretrained: what to start from instead of random weights, see `pretrained.read_start`.
         phase_2_only: skip phase 1; the segmenter of `pretrained` takes its place, which must be of the same classes,
             input channels and architecture.
-        tensorboard: also write TensorBoard events.
+        logger: "tensorboard", "wandb" or "mlflow": where numbers of the training go besides log.jsonl.
+        tensorboard: the same as logger="tensorboard".
         save_validation: what is kept of the validation cases: "masks", "all" (probabilities and samples, too), or
             "auto": all where it is little; see `validation_files`.
         validate_only: predict the validation cases of finished folds again, and train nothing.
@@ -73,6 +76,7 @@ class TrainRequest:
     pretrained: Path | None = None
     phase_2_only: bool | None = None
     tensorboard: bool = False
+    logger: LoggerName | None = None
     save_validation: Kept = "auto"
     validate_only: bool = False
     run: str | None = None
@@ -82,6 +86,12 @@ class TrainRequest:
     def __post_init__(self) -> None:
         for name in ("dataset", "fold"):
             object.__setattr__(self, name, str(getattr(self, name)))  # numbers are natural in Python
+        if self.tensorboard:
+            if self.logger not in (None, "tensorboard"):
+                raise UsdError(
+                    f"tensorboard (--tensorboard) and logger {self.logger} were both given; keep one of them."
+                )
+            object.__setattr__(self, "logger", "tensorboard")
 
     @property
     def seed_or_default(self) -> int:

@@ -2,7 +2,7 @@
 
 A fold keeps its request in request.json. The command repeated without a flag continues what was asked; a flag that asks
 for another thing is refused, since the weights would then be those of neither. Workers, device, checkpoint interval and
-TensorBoard change no training and may differ.
+logger change no training and may differ.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.follower import follow
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.log import RunLog
+from unisegdiff_pipeline.training.loggers import require_logger
 from unisegdiff_pipeline.training.pretrained import open_start
 from unisegdiff_pipeline.training.ranks import ALONE, Ranks, joined
 from unisegdiff_pipeline.training.request import FoldPreview, FoldResult, FoldState, TrainRequest, TrainResult
@@ -91,6 +92,7 @@ def train(request: TrainRequest, began: float | None = None) -> TrainResult:
 
 def _train(request: TrainRequest, began: float, ranks: Ranks) -> TrainResult:
     _check_budget(request)
+    require_logger(request.logger)
     setting = _open(request, ranks=ranks)
     _require_finished(request, setting)
     _requests(request, setting)  # of all folds, before the first is touched
@@ -124,6 +126,7 @@ def preview(request: TrainRequest) -> tuple[FoldPreview, ...]:
         UsdError: what `train` would refuse before it begins.
     """
     _check_budget(request)
+    require_logger(request.logger)
     setting = _open(request, writing=False)
     _require_finished(request, setting)
     _check_plan_of_folds(setting, restarted=set(setting.folds) if request.restart else set())
@@ -335,12 +338,26 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
         device=setting.device,
         workers=_workers(request, setting.ranks),
         plan_hash=plan_hash(setting.configuration),
-        log=RunLog(folder, request.tensorboard),
+        log=RunLog(folder, request.logger, _logged_settings(request, setting, fold)),
         stop=stop,
         watch=Stopwatch(began),
         start=None if request.restart else start_record(folder),
         ranks=setting.ranks,
     )
+
+
+def _logged_settings(request: TrainRequest, setting: _Setting, fold: str) -> dict[str, object]:
+    """What a logger may know of a training: settings, but no case, path or image."""
+    training = _overridden(setting.configuration, request).training
+    return {
+        "dataset": setting.plans.dataset_name,
+        "configuration": setting.configuration.name,
+        "trainer": setting.trainer.__name__,
+        "fold": fold,
+        "seed": request.seed_or_default,
+        "patch_size": "x".join(map(str, setting.configuration.network.patch_size)),
+        **{name: getattr(training, name) for name in ("batch_size", "learning_rate", "num_epochs", "augmentation")},
+    }
 
 
 def _check_start(request: TrainRequest, trainer: type[Trainer]) -> None:
