@@ -17,7 +17,8 @@ from unisegdiff_pipeline.commands.common import (
 )
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import PREDICT
-from unisegdiff_pipeline.commands.terminal import say
+from unisegdiff_pipeline.commands.slurm import TASK, JobArray, array_part, command_line
+from unisegdiff_pipeline.commands.terminal import report_error, say
 
 
 def build_parser() -> CommandParser:
@@ -84,9 +85,22 @@ def build_parser() -> CommandParser:
         help="predict cases again that OUT holds already, and remove those of another model or other settings",
     )
     parts = parser.add_argument_group("sharing a folder between several runs")
-    parts.add_argument("--num-parts", type=whole_number(1), default=1, metavar="N", help="number of runs (default: 1)")
     parts.add_argument(
-        "--part-id", type=whole_number(0), default=0, metavar="K", help="this run, 0 to N-1 (default: 0)"
+        "--num-parts",
+        type=whole_number(1),
+        metavar="N",
+        help="number of runs (default: tasks of the SLURM job array that this is one of, else 1)",
+    )
+    parts.add_argument(
+        "--part-id",
+        type=whole_number(0),
+        metavar="K",
+        help="this run, 0 to N-1 (default: number of the task in the array, else 0)",
+    )
+    parts.add_argument(
+        "--print-jobs",
+        choices=("slurm",),
+        help="predict nothing: print a batch script of --num-parts N tasks, for sbatch",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the model and the cases, and stop")
     add_roots(parser, "results")
@@ -134,8 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.part_id >= args.num_parts:
+    if args.part_id is not None and args.num_parts is not None and args.part_id >= args.num_parts:
         parser.error(f"--part-id {args.part_id} must be below --num-parts {args.num_parts}")
+    if args.print_jobs and (args.num_parts is None or args.part_id is not None):
+        parser.error("--print-jobs needs --num-parts N, the number of tasks, and no --part-id")
     if args.model is not None and (args.configuration or args.trainer or args.plans or args.run):
         parser.error("-c, --trainer, --plans and --run go with -d; a model folder given with -m says them itself")
     said = {"-m": args.model, "-c": args.configuration, "-f": args.folds}
@@ -146,6 +162,12 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    if args.print_jobs:
+        say(jobs_of(args))
+        return
+    num_parts, part_id, said = array_part(args.num_parts, args.part_id)
+    if said:
+        report_error(f"{said}.", kind="note")
     if args.best:
         model = results_of(args)
     else:
@@ -183,12 +205,19 @@ def _predict(args: argparse.Namespace) -> None:
             save_samples=args.save_samples,
             save_uncertainty_parts=args.save_uncertainty_parts,
             overwrite=args.overwrite,
-            num_parts=args.num_parts,
-            part_id=args.part_id,
+            num_parts=num_parts,
+            part_id=part_id,
         )
     )
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
     say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")
+
+
+def jobs_of(args: argparse.Namespace) -> str:
+    """A batch script that predicts in as many tasks as --num-parts says."""
+    parts = {"part_id": TASK}
+    line = command_line(build_parser(), args, parts, without=("print_jobs", "dry_run"))
+    return JobArray("usd_predict", args.num_parts, line, with_gpu=args.device != "cpu").script()
 
 
 def find_model(args: argparse.Namespace) -> Path:

@@ -23,6 +23,7 @@ from unisegdiff_pipeline.commands.common import (
 )
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import TRAIN
+from unisegdiff_pipeline.commands.slurm import TASK, JobArray, command_line
 from unisegdiff_pipeline.commands.terminal import report_error, say
 from unisegdiff_pipeline.training.loggers import LOGGERS
 
@@ -127,6 +128,11 @@ def build_parser() -> CommandParser:
         help="what is kept of validation cases: masks, all (probabilities and samples, too), or auto: all where it\n"
         "comes to 2 GB a fold before compression at most (default)",
     )
+    parser.add_argument(
+        "--print-jobs",
+        choices=("slurm",),
+        help="with FOLD cv, train nothing: print a batch script of a task for each fold, for sbatch",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be trained, and stop")
     add_roots(parser, "raw", "preprocessed", "results")
     return parser
@@ -160,6 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(args: argparse.Namespace) -> int:
     began = time.monotonic()
     request = request_of(args)
+    if args.print_jobs:
+        say(jobs_of(args, request))
+        return 0
     if args.dry_run:
         say(describe(request))
         if not args.val and (estimated := _estimated_time(request)):
@@ -234,6 +243,28 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         save_validation=args.save_validation,
         validate_only=args.val,
     )
+
+
+def jobs_of(args: argparse.Namespace, request: TrainRequest) -> str:
+    """A batch script that trains every fold of the data set in a task of its own.
+
+    Raises:
+        UsdError: FOLD is not cv, or the data set is not preprocessed or has no folds.
+    """
+    from unisegdiff_pipeline.core.errors import UsdError
+    from unisegdiff_pipeline.training.data.splits import load_or_create_splits
+
+    if args.fold != "cv":
+        raise UsdError(f"--print-jobs makes a job of each fold, but FOLD is {args.fold}; write cv.")
+    roots = request.roots
+    folder = roots.preprocessed_dataset(request.dataset)
+    raw = None if roots.raw is None else roots.raw / folder.name
+    # Written now: tasks that begin at once must not each make the folds.
+    splits = load_or_create_splits(folder, raw, folds=request.splits)
+    parser, left = build_parser(), ("print_jobs", "dry_run")
+    afterwards = command_line(parser, args, without=left)
+    line = command_line(parser, args, {"fold": TASK}, without=left)
+    return JobArray(f"usd_train_{folder.name}", len(splits), line, args.device != "cpu", afterwards).script()
 
 
 def describe(request: TrainRequest) -> str:

@@ -1,0 +1,117 @@
+"""Job arrays: scripts that bash takes, that go on when they are queued again, and parts that SLURM names."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from unisegdiff_pipeline.commands import predict, train
+from unisegdiff_pipeline.commands.slurm import JobArray, array_part
+from unisegdiff_pipeline.core.errors import UsdError
+
+REQUEUE = 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
+
+
+def checked(script: str) -> str:
+    """The script, whose syntax bash accepts."""
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    return script
+
+
+def write_splits(root: Path, num_folds: int) -> None:
+    folder = root / "Dataset004_X"
+    folder.mkdir(parents=True)
+    names = [f"c{i}" for i in range(num_folds)]
+    records = [{"case_id": n, "group": n, "num_raters": 0, "volumes_mm3": {}, "foreground_mm3": 1.0} for n in names]
+    (folder / "cases.json").write_text(json.dumps(records))
+    splits = [{"train": [other for other in names if other != name], "val": [name]} for name in names]
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+
+
+def test_a_task_for_each_fold_with_the_flags_that_were_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("usd_results", str(tmp_path))
+    root = tmp_path / "it's here"
+    write_splits(root, 3)
+    flags = ["--preprocessed", str(root), "-c", "2d", "--max-time", "9h", "--tensorboard", "--lr", "0.0004"]
+    assert train.main(["4", "cv", *flags, "--print-jobs", "slurm"]) == 0
+    script = checked(capsys.readouterr().out)
+    assert "#SBATCH --array=0-2\n#SBATCH --gres=gpu:1\n" in script
+    assert "#SBATCH --requeue\n" in script
+    assert REQUEUE in script
+    (line,) = (line for line in script.splitlines() if line.startswith("usd_train"))
+    assert line.startswith('usd_train 4 "$SLURM_ARRAY_TASK_ID" --configuration 2d --max-time 32400 --lr 0.0004')
+    assert f"--preprocessed {shlex.quote(str(root))}" in line
+    assert "--tensorboard" in line
+    assert "--print-jobs" not in line
+    assert "# Once all tasks have ended: usd_train 4 cv --configuration 2d" in script
+    assert train.main(["4", "cv", *flags, "--device", "cpu", "--print-jobs", "slurm"]) == 0
+    assert "gpu" not in capsys.readouterr().out
+    assert train.main(["4", "0", *flags, "--print-jobs", "slurm"]) == 1
+    assert "FOLD is 0; write cv" in capsys.readouterr().err
+
+
+def test_a_task_for_each_part(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["-i", "a_0000.png", "b c_0000.png", "-o", "out", "-d", "4", "--num-parts", "4"]
+    assert predict.main([*flags, "--print-jobs", "slurm"]) == 0
+    script = checked(capsys.readouterr().out)
+    assert "#SBATCH --array=0-3\n" in script
+    (line,) = (line for line in script.splitlines() if line.startswith("usd_predict"))
+    assert "--input a_0000.png 'b c_0000.png' --output out --dataset 4" in line
+    assert '--num-parts 4 --part-id "$SLURM_ARRAY_TASK_ID"' in line
+    with pytest.raises(SystemExit):
+        predict.main([*flags[:-2], "--print-jobs", "slurm"])
+    assert "--print-jobs needs --num-parts N" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "queued"), [(0, False), (1, False), (143, True)])
+def test_a_task_is_queued_again_where_it_was_terminated(tmp_path: Path, code: int, queued: bool) -> None:
+    (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/called\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    script = JobArray("x", 2, f'(test "$SLURM_ARRAY_TASK_ID" = 1 && exit {code})', with_gpu=False).script()
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+    assert subprocess.run(["bash", "-c", checked(script)], env=environment, check=False).returncode == code
+    assert (tmp_path / "called").exists() is queued
+    if queued:
+        assert (tmp_path / "called").read_text() == "requeue 7_1\n"
+
+
+def test_a_signal_reaches_the_task_and_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text(f"#!/bin/bash\ntouch {tmp_path}/called\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    saving = f"sleep 0.2; echo saved > {tmp_path}/saved; exit 143"
+    task = f"bash -c 'trap \"{saving}\" TERM; touch {tmp_path}/begun; while :; do sleep 0.05; done'"
+    script = JobArray("x", 1, task, with_gpu=False).script()
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+    with subprocess.Popen(["bash", "-c", script], env=environment) as job:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.02)
+        job.terminate()
+        assert job.wait(60) == 143
+    assert (tmp_path / "saved").read_text() == "saved\n"
+    assert (tmp_path / "called").exists()
+
+
+def test_parts_that_slurm_names() -> None:
+    array = {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_ID": "3"}
+    assert array_part(None, None, {}) == (1, 0, "")
+    assert array_part(5, 2, {}) == (5, 2, "")
+    assert array_part(None, None, array)[:2] == (4, 3)
+    assert array_part(None, None, array)[2].startswith("part 3 of 4, by the SLURM job array")
+    assert array_part(1, 0, array) == (1, 0, "")
+    assert array_part(8, None, array)[:2] == (8, 3)
+    with pytest.raises(UsdError, match=r"this is task 4 of a SLURM array of 4.*--array=0-3"):
+        array_part(None, None, {**array, "SLURM_ARRAY_TASK_ID": "4"})
+
+
+def test_the_note_and_the_part_of_a_prediction(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    assert predict.main(["-i", str(tmp_path), "-o", str(tmp_path / "out"), "-m", str(tmp_path / "nowhere")]) == 1
+    assert "note: part 1 of 2, by the SLURM job array" in " ".join(capsys.readouterr().err.split())
