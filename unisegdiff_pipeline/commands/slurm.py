@@ -109,7 +109,9 @@ def command_line(
         changed: argument => text in its place, quoted already.
         without: arguments to leave out.
     """
-    changed, words, positional = changed or {}, [parser.prog], []
+    changed = changed or {}
+    words: list[str] = []
+    positional: list[str] = []
     for action in parser._actions:
         name, value = action.dest, getattr(args, action.dest, None)
         if name in without or name in ("help", "version"):
@@ -123,7 +125,7 @@ def command_line(
             words += [flag] if value == action.const and value != action.default else []
         elif value is not None and value != action.default:
             words.append(f"{flag} {_quoted(value)}")
-    return " ".join([words[0], *positional, *words[1:]])
+    return " ".join([parser.prog, *positional, *words])
 
 
 def _quoted(value: object) -> str:
