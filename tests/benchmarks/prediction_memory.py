@@ -1,12 +1,14 @@
 """Peak memory and time of `usd_predict` on a large volume, with and without samples.
 
     python tests/benchmarks/prediction_memory.py --work FOLDER [--shape Z Y X] [--samples N] [--max-memory GB]
-        [--repeats N] [--whole] [--core N]
+        [--repeats N] [--whole] [--planned] [--core N]
 
 The volume (int16, .nii.gz) is constant air around an ellipsoid of noisy tissue, 0.76 x 0.48 of the slice (380 x 240 mm
 of a field of 500 mm) and the whole length, with a few bright balls in it; --whole fills it with tissue. The network is
 tiny and random, but its logits follow the brightness: p_det is about 0.05 in tissue, high in the balls and next to
-nothing in air, so all of the tissue is active. Probabilities and samples are written.
+nothing in air, so all of the tissue is active. Probabilities and samples are written. With --planned, patch and widths
+of both networks are those that `usd_plan` gives such volumes on a CPU of two cores; else the denoiser is as wide as the
+segmenter, and both are narrow.
 
 Runs with N and without samples take turns. Memory is the resident set of the command and its children, added up,
 looked at ten times a second: pages that they share count twice, and so do those of temporary files in use.
@@ -41,6 +43,7 @@ from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.networks.staged_model import build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet, SegmenterOutput
+from unisegdiff_pipeline.planning.planner import denoiser_widths
 from unisegdiff_pipeline.planning.plans import (
     Budget,
     ConfigurationPlan,
@@ -51,7 +54,9 @@ from unisegdiff_pipeline.planning.plans import (
     PreprocessingPlan,
     TrainingPlan,
 )
+from unisegdiff_pipeline.planning.sizing import Sizer
 
+BUDGET = Budget("cpu", 8, 2)
 PATCH = (64, 96, 96)
 WIDTHS, DENOISER_WIDTHS = (4, 8, 8), (4, 4)
 LESION = LabelScheme(("lesion",), ((1,),), "binary", (1,))
@@ -94,20 +99,29 @@ def make_volume(shape: tuple[int, int, int], whole: bool) -> np.ndarray:
     return image
 
 
-def make_model(folder: Path) -> None:
-    """A model folder whose network finds the tissue active."""
+def tiny_networks() -> tuple[NetworkPlan, DenoiserPlan]:
+    """A denoiser as wide as its segmenter."""
     levels = tuple(LevelPlan(width, (1 if i == 0 else 2,) * 3, (3,) * 3, 1) for i, width in enumerate(WIDTHS))
+    return NetworkPlan(3, PATCH, 1, levels), DenoiserPlan(DENOISER_WIDTHS)
+
+
+def planned_networks(shape: tuple[int, int, int]) -> tuple[NetworkPlan, DenoiserPlan]:
+    """What `usd_plan` gives a data set of many such volumes."""
+    network = Sizer(BUDGET, 1, 1, 100).fit_network((1.0, 1.0, 1.0), shape)
+    return network, DenoiserPlan(denoiser_widths(network, 1)[0])
+
+
+def make_model(folder: Path, networks: tuple[NetworkPlan, DenoiserPlan]) -> None:
+    """A model folder whose network finds the tissue active."""
     preprocessing = PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("nonorm",), (False,), ())
     configuration = ConfigurationPlan(
         "tiny",
         preprocessing,
         (1, 1, 1),
-        NetworkPlan(3, PATCH, 1, levels),
-        DenoiserPlan(DENOISER_WIDTHS),
+        *networks,
         TrainingPlan(2),
     )
-    budget = Budget("cpu", 8, 2)
-    plans = Plans(1, "Dataset001_Large", LESION, ("CT",), ".nii.gz", True, budget, "tiny", {"tiny": configuration})
+    plans = Plans(1, "Dataset001_Large", LESION, ("CT",), ".nii.gz", True, BUDGET, "tiny", {"tiny": configuration})
     torch.manual_seed(0)
     model = build_model(configuration, LESION, True).eval()
     with torch.no_grad():
@@ -142,8 +156,8 @@ def predict_by_brightness(arguments: Sequence[str]) -> int:
     """
     forward = SegmentationUNet.forward
 
-    def by_brightness(self: SegmentationUNet, image: Tensor) -> SegmenterOutput:
-        output = forward(self, image)
+    def by_brightness(self: SegmentationUNet, image: Tensor, *source: Tensor | None) -> SegmenterOutput:
+        output = forward(self, image, *source)
         kinds = torch.bucketize(image, torch.tensor(EDGES))
         logits = torch.tensor(LOGITS)[kinds] + ROUGHNESS * output.logits[0].float().tanh()
         return output._replace(logits=(logits, *output.logits[1:]))
@@ -211,11 +225,14 @@ def main() -> None:
     parser.add_argument("--max-memory", type=float, default=4.0, metavar="GB")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--whole", action="store_true", help="tissue everywhere")
+    parser.add_argument("--planned", action="store_true", help="patch and widths as usd_plan gives them")
     parser.add_argument("--core", type=int, help="run on this core alone")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     image = make_volume(tuple(args.shape), args.whole)
-    make_model(args.work / MODEL)
+    networks = planned_networks(tuple(args.shape)) if args.planned else tiny_networks()
+    print(f"patch {networks[0].patch_size}, denoiser {networks[1].features}", flush=True)
+    make_model(args.work / MODEL, networks)
     write_image(args.work / "in" / "case_0000.nii.gz", image)
     del image
     found: dict[int, list[Run]] = {args.samples: [], 0: []}

@@ -1,0 +1,32 @@
+"""The length of the field, planned from objects of known size."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.selection.by_hand import objects, own_spacing
+from unisegdiff_pipeline.selection.field_length import planned_length_mm
+
+
+@pytest.mark.parametrize(
+    ("case", "dims", "expected"),
+    [
+        (objects((1, 64, 64), (1.0, 1.0, 1.0), 50, 50, 5000), 2, 16.0),  # radius 4.0
+        (objects((1, 64, 64), (1.0, 2.0, 2.0), 50, 50, 5000), 2, 32.0),  # 8.0 mm
+        (objects((1, 64, 64), (1.0, 1.0, 1.0), 5000, 50, 5000, 50, rows=2), 2, 16.0),  # row 0 is the annotators' vote
+        (objects((32, 64, 64), (1.0, 1.0, 1.0), 2000), 3, 32.0),  # a ball of radius 7.8
+        (objects((1, 64, 64), (1.0, 1.0, 1.0), 10), 2, 8.0),
+        (objects((1, 64, 64), (1.0, 1.0, 1.0), 10**5), 2, 64.0),  # the longest there is
+        (objects((1, 64, 64), (1.0, 1.0, 1.0)), 2, 16.0),  # nothing is annotated
+    ],
+)
+def test_the_field_is_planned_from_the_radius_of_the_objects(case: Any, dims: int, expected: float) -> None:
+    run: Any = SimpleNamespace(
+        train_cases=("a",),
+        data=SimpleNamespace(open=lambda name: case),
+        configuration=own_spacing(dims),
+    )
+    assert planned_length_mm(run) == expected
