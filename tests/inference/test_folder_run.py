@@ -27,6 +27,7 @@ from unisegdiff_pipeline.inference import folder_run
 from unisegdiff_pipeline.inference.export import SUMMARY_FILES
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.memory import MemoryBudget
+from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.output_folder import Owner, claim_folder
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.request import PredictRequest
@@ -229,7 +230,7 @@ def test_any_error_of_one_case_is_named_and_the_others_finish(folders, monkeypat
 def test_a_case_that_failed_takes_no_memory_while_the_next_ones_are_read(folders, monkeypatch) -> None:
     model, images, out = folders
     monkeypatch.setattr(folder_run, "available_memory_gb", lambda: 0.0)  # one case after the other
-    preprocess = folder_run.prepare_input
+    preprocess = ModelInputs.prepare
     made: list[weakref.ref[np.ndarray]] = []
     held: list[int] = []
 
@@ -242,7 +243,7 @@ def test_a_case_that_failed_takes_no_memory_while_the_next_ones_are_read(folders
     def fails(self, image, properties, **options):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(folder_run, "prepare_input", remembered)
+    monkeypatch.setattr(ModelInputs, "prepare", remembered)
     monkeypatch.setattr(Predictor, "predict_preprocessed", fails)
     with pytest.raises(UsdError, match=r"2 cases could not be predicted"):
         predict_folder(PredictRequest(images, out, model, device="cpu"))
@@ -251,13 +252,13 @@ def test_a_case_that_failed_takes_no_memory_while_the_next_ones_are_read(folders
 
 def test_an_interruption_ends_the_slabs_of_the_next_case(folders, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, out = folders
-    preprocess = folder_run.prepare_input
+    preprocess = ModelInputs.prepare
     begun = threading.Event()
     ended: list[type[BaseException]] = []
 
-    def endless(model, plan, volume, case, scratch):
+    def endless(self, plan, volume, case, scratch):
         if case.case_id == "case0":
-            return preprocess(model, plan, volume, case, scratch)
+            return preprocess(self, plan, volume, case, scratch)
         begun.set()
         try:
             while True:
@@ -270,7 +271,7 @@ def test_an_interruption_ends_the_slabs_of_the_next_case(folders, monkeypatch: p
         assert begun.wait(60)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder_run, "prepare_input", endless)
+    monkeypatch.setattr(ModelInputs, "prepare", endless)
     monkeypatch.setattr(Predictor, "predict_preprocessed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_folder(PredictRequest(images, out, model, device="cpu"))

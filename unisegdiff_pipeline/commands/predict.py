@@ -258,12 +258,11 @@ def describe(
 ) -> str:
     """What would be predicted, in lines, by the rules of the prediction itself."""
     from unisegdiff_pipeline.inference.model_folder import choose_folds, open_model_folder
-    from unisegdiff_pipeline.inference.model_inputs import find_input_cases, require_source
+    from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 
     opened = open_model_folder(model)
     chosen = choose_folds(opened, folds)
-    require_source(opened, source_name)
-    cases = find_input_cases(opened, source)
+    cases = ModelInputs(opened, source_name).find_cases(source)
     return "\n".join(
         [
             f"model  {model}",

@@ -14,7 +14,7 @@ from unisegdiff_pipeline.inference.export import read_record
 from unisegdiff_pipeline.inference.folder_ensemble import ensemble_folders
 from unisegdiff_pipeline.inference.folder_run import CasesFailedError, predict_folder
 from unisegdiff_pipeline.inference.model_folder import choose_folds, open_model_folder
-from unisegdiff_pipeline.inference.model_inputs import find_input_cases
+from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.output_folder import require_for_ensemble
 from unisegdiff_pipeline.inference.recipe import FILE_NAME, Recipe, read_recipe
 from unisegdiff_pipeline.inference.request import EnsembleRequest, PredictRequest
@@ -79,7 +79,7 @@ def predict_best(request: PredictRequest) -> int:
             predict_folder(replace(own, save_probabilities=True, save_samples=True))
         except CasesFailedError as error:
             failures.append(f"{model.name}: {error}")
-    cases = find_input_cases(open_model_folder(best.models[0][0]), request.source)
+    cases = ModelInputs(open_model_folder(best.models[0][0])).find_cases(request.source)
     own_cases = [case.case_id for case in cases][request.part_id :: request.num_parts]
     done = [case for case in own_cases if all(read_record(member, case) is not None for member in members)]
     if failures and not done:

@@ -42,15 +42,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     choose_folds,
     open_model_folder,
 )
-from unisegdiff_pipeline.inference.model_inputs import (
-    channels_to_read,
-    find_input_cases,
-    input_ending,
-    knows_spacing,
-    plan_for,
-    prepare_input,
-    require_source,
-)
+from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.origin import request_hash
 from unisegdiff_pipeline.inference.output_folder import (
     FolderTakenError,
@@ -103,8 +95,8 @@ def _predict_folder(request: PredictRequest) -> int:
     choose_folds(model, request.folds)
     if problem := model.plans.labels.order_problem():  # refused when planned today; masks of such models say it
         _say(f"warning: labels.write_values in {model.place / PLANS_NAME} is {problem}")
-    require_source(model, request.source_name)
-    cases = find_input_cases(model, request.source)
+    inputs = ModelInputs(model, request.source_name)
+    cases = inputs.find_cases(request.source)
     _require_elsewhere(output, cases)
     for folder in output_folders(output):
         require_writable(folder)
@@ -122,10 +114,10 @@ def _predict_folder(request: PredictRequest) -> int:
     budget = MemoryBudget.of(request.max_memory_gb)
     if request.max_memory_gb is not None and predictor.device.type == "cpu":
         budget.require_room()
-    run = _FolderRun(predictor, output, options, count, request.seed, budget, request.source_name)
+    run = _FolderRun(predictor, output, options, count, request.seed, budget, inputs)
     part = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
     with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{part}{output}"):
-        endings = {case.case_id: input_ending(model, case.image_paths) for case in cases}
+        endings = {case.case_id: inputs.file_ending(case.image_paths) for case in cases}
         claim_folder(output, run.owner, endings, model.plans.file_ending, overwrite=request.overwrite)
         for folder in output_folders(output):
             remove_stale_temporaries(folder)
@@ -164,14 +156,14 @@ class _FolderRun:
         num_samples: int,
         seed: int,
         budget: MemoryBudget,
-        source_name: str | None = None,
+        inputs: ModelInputs,
     ) -> None:
         self.predictor, self.output, self.options = predictor, output, options
-        self.num_samples, self.seed, self.budget, self.source_name = num_samples, seed, budget, source_name
+        self.num_samples, self.seed, self.budget, self.inputs = num_samples, seed, budget, inputs
         self.failures: dict[str, str] = {}  # in words: the error itself would hold the arrays of its case
         self._warned = False
         self._interrupted = Event()
-        made_of = predictor.made_of(num_samples, seed, options.combine, source_name)
+        made_of = predictor.made_of(num_samples, seed, options.combine, inputs.source)
         self.owner = Owner(request_hash(made_of), str(predictor.model.place.resolve()), made_of)
 
     def is_finished(self, case: RawCase) -> bool:
@@ -189,11 +181,11 @@ class _FolderRun:
 
     def _options(self, case: RawCase) -> OutputOptions:
         """What is written of a case, in the ending of its image."""
-        model, paths = self.predictor.model, case.image_paths
+        paths = case.image_paths
         return replace(
             self.options,
-            file_ending=input_ending(model, paths),
-            spacing_known=knows_spacing(model, self.source_name, paths),
+            file_ending=self.inputs.file_ending(paths),
+            spacing_known=self.inputs.knows_spacing(paths),
         )
 
     def predict(self, cases: Sequence[RawCase]) -> None:
@@ -216,7 +208,7 @@ class _FolderRun:
                 overlap = False
                 with self._collected(case.case_id):
                     require_own(self.output, self.owner)
-                    remove_former(self.output, case.case_id, input_ending(self.predictor.model, case.image_paths))
+                    remove_former(self.output, case.case_id, self.inputs.file_ending(case.image_paths))
                     prepared = reading.result()
                     overlap = self._overlap_fits(prepared)
                     if not overlap:
@@ -281,18 +273,18 @@ class _FolderRun:
         start = time.perf_counter()
         hashes = _input_hashes(case)
         scratch = Scratch(self.output, self.budget.for_arrays(), self._interrupted)
-        model = self.predictor.model
-        channels = channels_to_read(model, self.source_name, case.image_paths)
+        inputs = self.inputs
+        channels = inputs.num_channels(case.image_paths)
         scratch.release()  # after an interruption, it ends here: the process, ended too, would start anew
         volume = images.read_image(case.image_paths, scratch.empty, num_channels=channels)
         scratch.release()
         require_finite(volume.array, str(case.image_paths[0]))
         read = time.perf_counter()
         try:
-            plan = plan_for(model, self.source_name, volume, case.case_id)
-            if plan.direction is None and not volume.geometry.is_2d and model.configuration.sources is None:
+            plan = inputs.plan_for(volume, case.case_id)
+            if plan.direction is None and not volume.geometry.is_2d and inputs.model.configuration.sources is None:
                 self._warn_of_stored_orientation()
-            image, properties = prepare_input(model, plan, volume, replace(case, source=self.source_name), scratch)
+            image, properties = inputs.prepare(plan, volume, case, scratch)
         except UsdError as error:
             raise UsdError(f"{case.image_paths[0]}: {error}") from error
         scratch.release()
@@ -353,7 +345,7 @@ class _FolderRun:
             prepared.input_hashes,
             prepared.seconds,
             facts_of(found, num_lesions),
-            input_ending(self.predictor.model, prepared.case.image_paths),
+            self.inputs.file_ending(prepared.case.image_paths),
         )
         write_record(self.output, record)
 

@@ -7,7 +7,7 @@ ending, with as many channels as its source has, or where the source is not know
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,96 +19,101 @@ from unisegdiff_pipeline.inference.model_folder import ModelFolder
 from unisegdiff_pipeline.io.images import spacing_known
 from unisegdiff_pipeline.io.mixed_cases import ending_of, find_mixed_cases, num_channels_to_read
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
-from unisegdiff_pipeline.planning.plans import PreprocessingPlan
+from unisegdiff_pipeline.planning.plans import PreprocessingPlan, SourcesPlan
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.source_inputs import preprocessing_of, to_network_channels
 
 
-def require_source(model: ModelFolder, source_name: str | None) -> None:
-    """Raise a UsdError where a model was not trained on a source of this name; None is no known source."""
-    sources = model.configuration.sources
-    if source_name is None:
-        return
-    if sources is None:
-        raise UsdError(
-            f"--source is {source_name}, but {model.place} was trained on one data set, {model.plans.dataset_name}, "
-            f"and has no sources; leave --source (source) out."
-        )
-    if source_name not in sources.plans:
-        raise UsdError(
-            f"--source is {source_name}, which is none of the sources of {model.place}; allowed are "
-            f"{', '.join(sources.plans)}. Leave --source (source) out for images of another kind."
-        )
+@dataclass(frozen=True)
+class ModelInputs:
+    """The images that a model is given, all of one source.
 
-
-def find_input_cases(model: ModelFolder, source: Path | Sequence[Path]) -> tuple[RawCase, ...]:
-    """The cases of a folder, a file or a list of files that the model may predict.
+    Attributes:
+        model: the trained model.
+        source: of a model of a unified data set what all images are like; None for images of no known source.
 
     Raises:
-        UsdError: see `find_cases`, and for a model of a unified data set `find_mixed_cases`.
+        UsdError: the model was not trained on a source of this name.
     """
-    if model.configuration.sources is not None:
-        return find_mixed_cases(source)
-    return find_cases(source, model.plans.file_ending, len(model.plans.channel_names))
 
+    model: ModelFolder
+    source: str | None = None
 
-def channels_to_read(model: ModelFolder, source_name: str | None, paths: Sequence[Path]) -> int | None:
-    """Channels that the files of a case must hold; None for as many as there are.
+    def __post_init__(self) -> None:
+        if self.source is None:
+            return
+        if self._sources is None:
+            raise UsdError(
+                f"--source is {self.source}, but {self.model.place} was trained on one data set, "
+                f"{self.model.plans.dataset_name}, and has no sources; leave --source (source) out."
+            )
+        if self.source not in self._sources.plans:
+            raise UsdError(
+                f"--source is {self.source}, which is none of the sources of {self.model.place}; allowed are "
+                f"{', '.join(self._sources.plans)}. Leave --source (source) out for images of another kind."
+            )
 
-    Raises:
-        UsdError: of several files of a case, one is missing.
-    """
-    sources = model.configuration.sources
-    if sources is None:
-        return len(model.plans.channel_names)
-    found = num_channels_to_read(paths)
-    return found if source_name is None else len(sources.plans[source_name].channel_names)
+    @property
+    def _sources(self) -> SourcesPlan | None:
+        return self.model.configuration.sources
 
+    def find_cases(self, paths: Path | Sequence[Path]) -> tuple[RawCase, ...]:
+        """The cases of a folder, a file or a list of files that the model may predict.
 
-def input_ending(model: ModelFolder, paths: Sequence[Path]) -> str:
-    """Ending of the files of a case, which decides on that of its mask."""
-    return model.plans.file_ending if model.configuration.sources is None else ending_of(paths)
+        Raises:
+            UsdError: see `io.raw_dataset.find_cases`, and for a model of a unified data set `find_mixed_cases`.
+        """
+        if self._sources is not None:
+            return find_mixed_cases(paths)
+        return find_cases(paths, self.model.plans.file_ending, len(self.model.plans.channel_names))
 
+    def num_channels(self, paths: Sequence[Path]) -> int | None:
+        """Channels that the files of a case must hold; None for as many as there are.
 
-def knows_spacing(model: ModelFolder, source_name: str | None, paths: Sequence[Path]) -> bool:
-    """Whether millimetres of a case are real ones; False marks them as nominal."""
-    sources = model.configuration.sources
-    if sources is None:
-        return model.plans.spacing_known
-    return sources.plans[source_name].spacing_known if source_name is not None else spacing_known(paths)
+        Raises:
+            UsdError: of several files of a case, one is missing.
+        """
+        if self._sources is None:
+            return len(self.model.plans.channel_names)
+        found = num_channels_to_read(paths)
+        return found if self.source is None else len(self._sources.plans[self.source].channel_names)
 
+    def file_ending(self, paths: Sequence[Path]) -> str:
+        """Ending of the files of a case, which decides on that of its mask."""
+        return self.model.plans.file_ending if self._sources is None else ending_of(paths)
 
-def plan_for(model: ModelFolder, source_name: str | None, volume: Volume, case_id: str) -> PreprocessingPlan:
-    """The plan that an image is preprocessed by.
+    def knows_spacing(self, paths: Sequence[Path]) -> bool:
+        """Whether millimetres of a case are real ones; False marks them as nominal."""
+        if self._sources is None:
+            return self.model.plans.spacing_known
+        return spacing_known(paths) if self.source is None else self._sources.plans[self.source].spacing_known
 
-    Raises:
-        UsdError: an image of no known source has more channels than the network, or one of a known source others than
-            that.
-    """
-    plan = preprocessing_of(model.configuration, source_name, volume, case_id)
-    if source_name is not None and len(plan.normalization) != volume.array.shape[0]:
-        raise UsdError(
-            f"case {case_id!r} has {volume.array.shape[0]} channels, images of the source {source_name} have "
-            f"{len(plan.normalization)}; predict it with its own source, or without one."
-        )
-    return plan
+    def plan_for(self, volume: Volume, case_id: str) -> PreprocessingPlan:
+        """The plan that an image is preprocessed by.
 
+        Raises:
+            UsdError: an image of no known source has more channels than the network, or one of a known source others
+                than that.
+        """
+        plan = preprocessing_of(self.model.configuration, self.source, volume, case_id)
+        if self.source is not None and len(plan.normalization) != volume.array.shape[0]:
+            raise UsdError(
+                f"case {case_id!r} has {volume.array.shape[0]} channels, images of the source {self.source} have "
+                f"{len(plan.normalization)}; predict it with its own source, or without one."
+            )
+        return plan
 
-def prepare_input(
-    model: ModelFolder,
-    plan: PreprocessingPlan,
-    volume: Volume,
-    case: RawCase,
-    scratch: Scratch | None = None,
-) -> tuple[np.ndarray, CaseProperties]:
-    """The network's input (C, Z, Y, X) on the plan's grid, and its way back; `case.source` is kept in the properties.
+    def prepare(
+        self, plan: PreprocessingPlan, volume: Volume, case: RawCase, scratch: Scratch | None = None
+    ) -> tuple[np.ndarray, CaseProperties]:
+        """The network's input (C, Z, Y, X) on the plan's grid, and its way back, with the source in the properties.
 
-    Raises:
-        UsdError: see `preprocess_image` and `to_network_channels`.
-    """
-    image, properties = preprocess_image(volume, plan, case.case_id, case.group, scratch=scratch)
-    if model.configuration.sources is None:
-        return image, properties
-    width = model.configuration.network.num_input_channels
-    return to_network_channels(image, width, case.case_id), replace(properties, source=case.source)
+        Raises:
+            UsdError: see `preprocess_image` and `to_network_channels`.
+        """
+        image, properties = preprocess_image(volume, plan, case.case_id, case.group, scratch=scratch)
+        if self._sources is None:
+            return image, properties
+        width = self.model.configuration.network.num_input_channels
+        return to_network_channels(image, width, case.case_id), replace(properties, source=self.source)

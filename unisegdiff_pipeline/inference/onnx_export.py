@@ -32,7 +32,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     open_model_folder,
     plan_hash,
 )
-from unisegdiff_pipeline.inference.model_inputs import require_source
+from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.onnx_graphs import EXTRA, DenoiserGraph, Graph, MaskGraph, SegmenterGraph
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import can_sample
@@ -137,7 +137,7 @@ def export_onnx(
     require_onnx()
     model = open_model_folder(Path(model_folder))
     name = _one_fold(model, fold)
-    require_source(model, source)
+    ModelInputs(model, source)  # refuses a source that the model does not have
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsdError(f"{output} (--output) exists and is not empty; name a new folder, or remove it.")

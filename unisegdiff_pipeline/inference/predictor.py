@@ -35,15 +35,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     open_model_folder,
     plan_hash,
 )
-from unisegdiff_pipeline.inference.model_inputs import (
-    channels_to_read,
-    find_input_cases,
-    input_ending,
-    knows_spacing,
-    plan_for,
-    prepare_input,
-    require_source,
-)
+from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.origin import Origin
 from unisegdiff_pipeline.inference.prediction import Prediction
 from unisegdiff_pipeline.inference.request import require_whole
@@ -158,10 +150,10 @@ class Predictor:
             ValueError, TypeError: an argument of another kind, shape or value than described here.
         """
         require_whole("seed", seed)
-        require_source(self.model, source)
+        inputs = ModelInputs(self.model, source)
         count = self.num_samples(num_samples)
         self.require_possible(combine, uncertainty_parts, count)
-        case, volume = self._read(image, spacing_mm, direction, source)
+        case, volume = self._read(image, spacing_mm, direction, inputs)
         case_id = str(case_id or (case.case_id if case is not None else "array"))
         require_name(case_id, "the case")
         require_finite(volume.array, str(case.image_paths[0]) if case is not None else f"image {case_id!r}")
@@ -171,14 +163,14 @@ class Predictor:
             made_of=self.made_of(count, seed, combine, source),
             device=str(self.device),
             folds=self.folds,
-            file_ending=self._ending(case, volume),
-            spacing_known=self._knows_spacing(case, volume, source),
+            file_ending=_ending(inputs, case, volume),
+            spacing_known=_knows_spacing(inputs, case, volume),
             combine=combine,
             paths=() if case is None else tuple(map(str, case.image_paths)),
             hashes=tuple(map(file_hash, files)),
         )
-        plan = plan_for(self.model, source, volume, case_id)
-        prepared, properties = prepare_input(self.model, plan, volume, RawCase(case_id, (), source=source))
+        plan = inputs.plan_for(volume, case_id)
+        prepared, properties = inputs.prepare(plan, volume, RawCase(case_id, ()))
         found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed)
         return Prediction(found, properties, self.labels, origin, uncertainty_parts)
 
@@ -216,7 +208,7 @@ class Predictor:
         image: ImageLike,
         spacing_mm: Sequence[float] | None,
         direction: Sequence[float] | None,
-        source_name: str | None,
+        inputs: ModelInputs,
     ) -> tuple[RawCase | None, Volume]:
         """The files of an image, where it lies in files, and its voxels."""
         plans, preprocessing = self.model.plans, self.model.configuration.preprocessing
@@ -229,7 +221,7 @@ class Predictor:
         if spacing_mm is not None or direction is not None:
             raise ValueError("spacing_mm and direction go with arrays; a file says them itself, leave them out")
         source = [Path(path) for path in image] if isinstance(image, (list, tuple)) else Path(image)
-        cases = find_input_cases(self.model, source)
+        cases = inputs.find_cases(source)
         if len(cases) != 1:
             names = ", ".join(case.case_id for case in cases)
             raise UsdError(f"{image} holds {len(cases)} cases ({names}); name one, or predict the folder.")
@@ -239,19 +231,7 @@ class Predictor:
                 f"name the file of each channel once."
             )
         paths = cases[0].image_paths
-        return cases[0], read_image(paths, channels_to_read(self.model, source_name, paths))
-
-    def _ending(self, case: RawCase | None, volume: Volume) -> str:
-        if case is not None:
-            return input_ending(self.model, case.image_paths)
-        if self.model.configuration.sources is None:
-            return self.model.plans.file_ending
-        return ".png" if volume.geometry.is_2d else ".nii.gz"  # an image in memory has no ending of its own
-
-    def _knows_spacing(self, case: RawCase | None, volume: Volume, source: str | None) -> bool:
-        if case is None and source is None and self.model.configuration.sources is not None:
-            return not volume.geometry.is_2d
-        return knows_spacing(self.model, source, () if case is None else case.image_paths)
+        return cases[0], read_image(paths, inputs.num_channels(paths))
 
     def require_possible(self, combine: Combination, uncertainty_parts: bool, num_samples: int) -> None:
         """Refuse what cannot be had from this many samples and these folds.
@@ -311,6 +291,20 @@ class Predictor:
         if self.decision == "half":
             return result
         return dataclasses.replace(result, threshold=result.best_threshold(self.labels))
+
+
+def _ending(inputs: ModelInputs, case: RawCase | None, volume: Volume) -> str:
+    if case is not None:
+        return inputs.file_ending(case.image_paths)
+    if inputs.model.configuration.sources is None:
+        return inputs.model.plans.file_ending
+    return ".png" if volume.geometry.is_2d else ".nii.gz"  # an image in memory has no ending of its own
+
+
+def _knows_spacing(inputs: ModelInputs, case: RawCase | None, volume: Volume) -> bool:
+    if case is None and inputs.source is None and inputs.model.configuration.sources is not None:
+        return not volume.geometry.is_2d
+    return inputs.knows_spacing(() if case is None else case.image_paths)
 
 
 def _added(member: CasePrediction, total: Tensor, scratch: Scratch) -> CasePrediction:
