@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,7 @@ def test_raters_of_a_source_are_read_in_the_values_of_the_unified_set(root: Path
     evaluation = evaluated(unify(root, UnifyRequest(500, "U", (1, 2), label_maps=maps)), predicted)
     assert evaluation.cases[0].classes[0].overlap.dice == 1
     assert evaluation.cases[0].classes[0].surface_dice_rater == 1  # of two raters that agree
+    assert math.isnan(evaluation.cases[3].classes[0].surface_dice_rater)  # raters of one source say nothing of others
 
 
 def test_a_class_that_a_source_does_not_annotate_is_not_scored_there(root: Path, predicted: Path) -> None:

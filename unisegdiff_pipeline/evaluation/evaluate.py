@@ -297,16 +297,30 @@ def _confidence(cases: Sequence[CaseInputs]) -> CaseConfidence | None:
 
 
 def _with_rater_tolerances(settings: CaseSettings, inputs: Inputs, voxels: int, workers: int | None) -> CaseSettings:
-    """Add the distance between raters per class: the median over the cases that have several raters."""
+    """Add the distance between raters per class: the median over the cases that have several raters.
+
+    Of a unified data set it is that of each source, whose voxels are of another size than those of the others.
+    """
     cases = [case for case in inputs.cases if len(case.raters) > 1]
     if not cases:
         return settings
     rows = _map(rater_distances_mm, settings, cases, voxels * len(cases) // len(inputs.cases), workers, "raters")
+    if not inputs.folders.unified:
+        return dataclasses.replace(settings, rater_tolerances_mm=_medians(rows))
+    of_sources: dict[str, list[tuple[float, ...]]] = {}
+    for case, row in zip(cases, rows, strict=True):
+        assert case.source is not None
+        of_sources.setdefault(case.source.name, []).append(row)
+    tolerances = {source: _medians(own) for source, own in of_sources.items()}
+    return dataclasses.replace(settings, source_tolerances_mm=tolerances)
+
+
+def _medians(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Median of each column over the rows where it is defined; NaN where it is in none."""
     columns = np.array(rows, float).T
-    tolerances = tuple(
+    return tuple(
         float(np.median(column[~np.isnan(column)])) if not np.isnan(column).all() else math.nan for column in columns
     )
-    return dataclasses.replace(settings, rater_tolerances_mm=tolerances)
 
 
 def _map(
@@ -374,7 +388,8 @@ def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings
         "num_groups": len({case.group or case.case_id for case in inputs.cases}),
         **_sources(inputs.cases),
         "surface_dice_tolerances_mm": options.tolerances_mm,
-        "rater_tolerances_mm": dict(zip(scheme.names, settings.rater_tolerances_mm, strict=False)),
+        "rater_tolerances_mm": dict(zip(scheme.names, settings.rater_tolerances_mm, strict=False))
+        or {s: dict(zip(scheme.names, values, strict=True)) for s, values in settings.source_tolerances_mm.items()},
         "lesion_matching": options.rule,
         "lesion_matching_in_words": options.rule.describe(settings.units),
         "lesion_confidence": _lesion_confidence(inputs.cases),

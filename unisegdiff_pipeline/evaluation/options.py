@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -78,6 +79,7 @@ class CaseSettings:
         tolerances_mm, rule: see `EvaluationOptions`.
         rater_tolerances_mm: per class a further tolerance of surface Dice, by the distance between raters; empty
             without raters.
+        source_tolerances_mm: of a unified data set the same for each source that has raters, in place of it.
         confidence: what the confidence of a case is taken from; None = there is nothing to take it from.
         units: what sizes and distances are measured in.
         profiles, min_lesion_ml: see `EvaluationOptions`.
@@ -89,6 +91,7 @@ class CaseSettings:
     tolerances_mm: tuple[float, ...] = (1.0, 2.0)
     rule: MatchingRule = field(default_factory=MatchingRule)
     rater_tolerances_mm: tuple[float, ...] = ()
+    source_tolerances_mm: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     confidence: CaseConfidence | None = None
     units: Units = VOLUMES
     profiles: tuple[str, ...] = ()

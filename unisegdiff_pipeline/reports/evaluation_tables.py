@@ -109,18 +109,19 @@ def source_table(report: FolderSummary) -> Html:
     columns = [
         Column("Source", "text"),
         Column("Cases"),
+        *(metric_column(name, report) for name in names),
         Column("Both empty", hint="classes of cases that neither mask holds: undefined, in no mean"),
         Column("False positive", hint="classes of cases whose reference is empty and whose prediction is not"),
-        *(metric_column(name, report) for name in names),
     ]
     rows: list[list[Cell]] = []
     for entry in report.by_source.sources:
         counts = [sum(getattr(c.outcomes, name) for c in entry.classes) for name in ("both_empty", "false_positive")]
-        cells = [_mean_cell(shown_as(name, report), entry.mean.get(name)) for name in names]
-        rows.append([entry.source, entry.num_cases, *counts, *cells])
+        cells = [_mean_cell(_shown_of(name, report, entry.mean), entry.mean.get(name)) for name in names]
+        rows.append([entry.source, entry.num_cases, *cells, *counts])
     macro = report.by_source.macro_mean
-    rows.append(["mean of sources", None, None, None, *(_mean_cell(shown_as(n, report), macro.get(n)) for n in names)])
-    return table(Table(columns, rows, "By source", sortable=len(rows) > 2))
+    means = [_mean_cell(_shown_of(name, report, macro), macro.get(name)) for name in names]
+    rows.append(["mean of sources", None, *means, None, None])
+    return table(Table(columns, rows, sortable=len(rows) > 2))
 
 
 def metric_table(report: FolderSummary) -> Html:
@@ -288,13 +289,18 @@ def metric_column(name: str, report: FolderSummary) -> Column:
 
 def shown_as(name: str, report: FolderSummary) -> MetricName:
     """How a metric is shown in this report: volumes with as many decimals as small lesions need."""
+    return _shown_of(name, report, report.mean)
+
+
+def _shown_of(name: str, report: FolderSummary, means: Mapping[str, MetricSummary]) -> MetricName:
+    """The same of a part of the cases, whose lesions may be of another size."""
     shown = metric_name(name, report.units)
-    return dataclasses.replace(shown, digits=volume_digits(report)) if name.endswith("_ml") else shown
+    return dataclasses.replace(shown, digits=volume_digits(report, means)) if name.endswith("_ml") else shown
 
 
-def volume_digits(report: FolderSummary) -> int:
+def volume_digits(report: FolderSummary, means: Mapping[str, MetricSummary] | None = None) -> int:
     """Decimals of sizes: three significant digits of the mean reference, two decimals at least; of pixels one."""
-    mean_ml = report.mean["reference_ml"].mean
+    mean_ml = (report.mean if means is None else means)["reference_ml"].mean
     if report.units.size == "pixels2":
         return PIXEL_DIGITS
     return VOLUME_DIGITS - min(0, math.floor(math.log10(mean_ml))) if mean_ml > 0 else VOLUME_DIGITS
