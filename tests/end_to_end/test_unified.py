@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
 from unisegdiff_pipeline.commands.plan_and_preprocess import main as usd_plan_and_preprocess
 from unisegdiff_pipeline.commands.predict import main as usd_predict
 from unisegdiff_pipeline.commands.preprocess import main as usd_preprocess
@@ -55,6 +56,20 @@ def write_volumes(folder: Path) -> None:
     _describe(folder, ["T1"], {"background": 0, "organ": 1, "tumour": 2}, ".nii.gz")
 
 
+def write_cubes(folder: Path, spacing_mm: tuple[float, float, float], shape: tuple[int, int, int]) -> None:
+    """Volumes (Z, Y, X) with a bright cube of their own place; `spacing_mm` as SimpleITK has it, (X, Y, Z)."""
+    rng = np.random.default_rng(5)
+    for case in range(CASES):
+        mask = np.zeros(shape, np.uint8)
+        mask[3:7, 4 + case : 9 + case, 5:11] = 1
+        image = rng.normal(0, 1, shape).astype(np.float32) + 4 * mask
+        for part, array, name in (("imagesTr", image, f"c{case}_0000"), ("labelsTr", mask, f"c{case}")):
+            volume = sitk.GetImageFromArray(array)
+            volume.SetSpacing(spacing_mm)
+            sitk.WriteImage(volume, str(_made(folder / part) / f"{name}.nii.gz"))
+    _describe(folder, ["CT"], {"background": 0, "lesion": 1}, ".nii.gz")
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -87,6 +102,13 @@ def test_the_whole_way(root: Path) -> None:
     assert "by_source" in summary
     endings = {path.name.split("__")[0]: "".join(path.suffixes) for path in validation.glob("*__*")}
     assert endings == {"Grey": ".png", "Colour": ".png", "Volume": ".nii.gz"}
+    first = [case["case_id"].split("__")[0] for case in summary["cases"][:3]]
+    assert sorted(first) == ["Colour", "Grey", "Volume"]  # in turn, so that lack of time leaves no source out
+
+    reference = str(root / "raw/Dataset500_Both")
+    assert usd_evaluate([reference, str(validation), "--subset", "--workers", "0", "--bootstrap", "50"]) == 0
+    scores = json.loads((validation / "evaluation/summary.json").read_text())["by_source"]
+    assert scores["macro_mean"]["dice"]["mean"] == pytest.approx(summary["by_source"]["macro_mean_dice"], abs=1e-6)
 
     images = _made(root / "new")
     for number, name in ((1, "Grey"), (2, "Colour"), (3, "Volume")):
@@ -101,6 +123,37 @@ def test_the_whole_way(root: Path) -> None:
     assert usd_predict([*predict, "-o", str(root / "grey"), "--source", "Grey"]) != 0
     assert (root / "grey/Grey.png").is_file()
     assert not (root / "grey/Colour.png").exists()
+
+
+def test_volumes_of_two_spacings_are_one_3d_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"usd_{name}", str(tmp_path / name))
+    write_cubes(tmp_path / "raw/Dataset001_Fine", (0.8, 0.8, 1.6), (12, 24, 20))
+    write_cubes(tmp_path / "raw/Dataset002_Coarse", (1.0, 1.2, 2.0), (10, 16, 18))
+    assert usd_unify(["500", "--name", "Solid", "-d", "1", "2"]) == 0
+    assert usd_plan_and_preprocess(["-d", "500", "-c", "3d_fullres", *BUDGET]) == 0
+    plans = read_dataclass(Plans, tmp_path / "preprocessed/Dataset500_Solid/plans.json")
+    sources = plans.configurations["3d_fullres"].sources
+    assert sources is not None
+    assert sources.grid == "physical"
+    assert len({plan.preprocessing.target_spacing_mm for plan in sources.plans.values()}) == 1
+    train = ["500", "0", "-c", "3d_fullres", "--iterations", "4", "--device", "cpu", "--workers", "0"]
+    assert usd_train(train) == 0
+    model = tmp_path / "results/Dataset500_Solid/StagedDiffusionTrainer__3d_fullres"
+
+    images = _made(tmp_path / "new")
+    for name in ("Fine", "Coarse"):
+        (image,) = (tmp_path / "raw").glob(f"*_{name}/imagesTr/c1_0000.nii.gz")
+        (images / f"{name}__c1_0000.nii.gz").write_bytes(image.read_bytes())
+    masks = tmp_path / "masks"
+    assert usd_predict(["-i", str(images), "-m", str(model), "-o", str(masks), "--device", "cpu"]) == 0
+    assert sitk.ReadImage(str(masks / "Fine__c1.nii.gz")).GetSize() == (20, 24, 12)
+    assert sitk.ReadImage(str(masks / "Coarse__c1.nii.gz")).GetSpacing() == pytest.approx((1.0, 1.2, 2.0))
+    reference = str(tmp_path / "raw/Dataset500_Solid")
+    for predicted in (masks, model / "fold_0/validation"):
+        assert usd_evaluate([reference, str(predicted), "--subset", "--workers", "0", "--bootstrap", "50"]) == 0
+        found = json.loads((predicted / "evaluation/summary.json").read_text())["by_source"]["sources"]
+        assert [source["source"] for source in found] == ["Coarse", "Fine"]
 
 
 def test_stored_cases_hold_unified_classes_and_the_networks_channels(root: Path) -> None:
