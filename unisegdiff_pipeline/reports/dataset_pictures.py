@@ -1,11 +1,12 @@
 """Three cases with their labels: a label that is flipped, shifted or of another case is seen at once.
 
-They are drawn from the raw files, as viewers show them, before anything was resampled or normalised.
+Of a unified data set it is a case of each source, with the classes that its labels become. They are drawn from the raw
+files, as viewers show them, before anything was resampled or normalised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from unisegdiff_pipeline.core.geometry import on_grid_of
 from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint
 from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
+from unisegdiff_pipeline.io.sources import unified_volumes
 from unisegdiff_pipeline.reports.case_pictures import (
     CLASS_COLORS,
     Marks,
@@ -32,25 +34,29 @@ MOST_VOXELS = 200_000_000  # of an image; reading a larger one takes longer than
 
 
 def section(fingerprint: Fingerprint, raw: RawDataset) -> Section | None:
-    """Pictures of three cases with foreground; None where there is none, or no file can be read."""
+    """Pictures of three cases with foreground, or of one of each source; None where there is none to be read."""
     files = {case.case_id: case for case in raw.cases}
+    known = [case for case in fingerprint.cases if case.case_id in files]
+    chosen = _of_each_source(known, fingerprint.sources) if fingerprint.sources else chosen_cases(known)
     parts = []
-    for case in chosen_cases([c for c in fingerprint.cases if c.case_id in files]):
+    for case in chosen:
         try:
-            parts.append(subsection(case.case_id, [_panels(fingerprint, files[case.case_id], raw)]))
+            parts.append(subsection(case.case_id, [_panels(files[case.case_id], raw)]))
         except UsdError:  # the files have changed since they were measured; the commands say so
             continue
     if not parts:
         return None
     labels = raw.description.labels
+    which = "With median foreground" if fingerprint.sources else "With little, median and much foreground"
     intro = (
-        "With little, median and much foreground: the slice with the largest labelled area, as the files hold it. See "
-        "whether the outlines follow what they should."
+        f"{which}: the slice with the largest labelled area, as the files hold it. See whether the outlines follow "
+        f"what they should."
     )
     if not fingerprint.is_2d and raw.description.spacing_known:
         intro += " The patient's right (R) is on the left, anterior (A) or superior (S) on top."
     colors = dict(zip(labels.names, _colors(len(labels.names)), strict=True))
-    return Section("Three cases with their labels", [*parts, legend(colors)], intro)
+    title = "A case of each source with its labels" if fingerprint.sources else "Three cases with their labels"
+    return Section(title, [*parts, legend(colors)], intro)
 
 
 def chosen_cases(cases: Sequence[CaseFingerprint]) -> list[CaseFingerprint]:
@@ -65,18 +71,29 @@ def chosen_cases(cases: Sequence[CaseFingerprint]) -> list[CaseFingerprint]:
     return [ranked[place] for place in places] if ranked else []
 
 
-def _panels(fingerprint: Fingerprint, case: RawCase, raw: RawDataset) -> Html:
+def _of_each_source(cases: Sequence[CaseFingerprint], sources: Iterable[str]) -> list[CaseFingerprint]:
+    """The median one by foreground of each source that has any."""
+    found = (chosen_cases([case for case in cases if case.source == source]) for source in sources)
+    return [ranked[len(ranked) // 2] for ranked in found if ranked]
+
+
+def _panels(case: RawCase, raw: RawDataset) -> Html:
     assert case.label_path is not None
-    image = read_image(case.image_paths, len(raw.description.channel_names))
+    description, source = raw.description_of(case), raw.source_of(case)
+    image = read_image(case.image_paths, len(description.channel_names))
     labels = on_grid_of(read_labels(case.label_path), image)
+    if source is not None:
+        if unknown := set(np.unique(labels.array).tolist()) - description.labels.allowed_values:
+            raise UsdError(f"{case.label_path} holds {unknown}, which {source.dataset} has no class for; correct it.")
+        (labels,) = unified_volumes([labels], source, description.labels, raw.description.labels)
     if image.array.shape[1:] != labels.array.shape[1:]:
         raise UsdError(f"{case.label_path} has another shape than its image.")
     scheme, mask = raw.description.labels, labels.array[0]
     classes = dict(scheme.class_masks(mask))
     foreground = np.logical_or.reduce(list(classes.values()))
-    plane = choose_plane([foreground], labels.geometry, raw.description.spacing_known)
+    plane = choose_plane([foreground], labels.geometry, description.spacing_known)
     shown = plane.cut(image.array)
-    names = fingerprint.channel_names
+    names = description.channel_names
     pictures = {name: window(shown[i : i + 1]) for i, name in enumerate(names[:MOST_CHANNELS])}
     if is_colored(shown):
         pictures = {"Image": window(shown)}

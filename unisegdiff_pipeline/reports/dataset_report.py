@@ -22,7 +22,7 @@ from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, Percen
 from unisegdiff_pipeline.io.integrity import Problem
 from unisegdiff_pipeline.io.raw_dataset import RawDataset
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
-from unisegdiff_pipeline.reports import dataset_figures, dataset_pictures
+from unisegdiff_pipeline.reports import dataset_figures, dataset_pictures, dataset_sources
 from unisegdiff_pipeline.reports.dataset_figures import length_scale, size_scale
 from unisegdiff_pipeline.reports.dataset_warnings import data_warnings
 from unisegdiff_pipeline.reports.page import (
@@ -79,7 +79,7 @@ def write_dataset_report(folder: Path, with_plans: bool = True, raw: RawDataset 
         subtitle="Data set report",
         lead=[*_lead(fingerprint, units), *_warnings_ahead(len(data_warnings(fingerprint, plans)) + len(found))],
         sections=[
-            *([] if pictures is None else [pictures]),
+            *(part for part in (pictures, dataset_sources.section(fingerprint, plans, raw)) if part is not None),
             _images(fingerprint, units),
             _intensities(fingerprint, plans),
             _objects(fingerprint, units),

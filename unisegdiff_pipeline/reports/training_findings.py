@@ -11,7 +11,7 @@ from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.failure import failure_detection
 from unisegdiff_pipeline.evaluation.spread import Spread
 from unisegdiff_pipeline.reports import sample_spread
-from unisegdiff_pipeline.reports.training_log import Entry, of_kind, value
+from unisegdiff_pipeline.reports.training_log import Entry, held_out_dice, of_kind, value
 
 FALL = 0.03  # of Dice on held-out cases
 BIAS = 0.10  # of the volume of all cases together
@@ -36,7 +36,7 @@ def findings(
         spread: of validation/spread.json.
         units: of the data set.
     """
-    names = [score["class_name"] for score in cases[0]["scores"]] if cases else []
+    names = list(dict.fromkeys(score["class_name"] for case in cases for score in case["scores"]))
     of_class = {name: [_of(case, name) for case in cases] for name in names}
     found = [sentence for name in names for sentence in _dice_zero(name, of_class[name])]
     found += _fall(entries)
@@ -76,7 +76,7 @@ def _fall(entries: Sequence[Entry]) -> list[str]:
     """Dice on held-out cases that ends below what it was in the same phase."""
     result = []
     for phase in sorted({e["phase"] for e in of_kind(entries, "validation")}):
-        dice = [value(e, "dice_mean") for e in of_kind(entries, "validation", phase)]
+        dice = [held_out_dice(e) for e in of_kind(entries, "validation", phase)]
         dice = [v for v in dice if not math.isnan(v)]
         if dice and max(dice) - dice[-1] > FALL:
             result.append(

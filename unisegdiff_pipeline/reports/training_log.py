@@ -54,3 +54,15 @@ def thinned(entries: Sequence[Entry], most: int) -> list[Entry]:
     if len(entries) <= most:
         return list(entries)
     return [entries[round(i * (len(entries) - 1) / (most - 1))] for i in range(most)]
+
+
+def held_out_dice(entry: Entry) -> float:
+    """Dice of a "validation" entry by which weights are chosen: of a unified data set the mean over its sources."""
+    found = entry.get("by_source")
+    return value(found, "macro_mean_dice") if isinstance(found, dict) else value(entry, "dice_mean")
+
+
+def dice_by_source(scores: object) -> dict[str, float]:
+    """Source => Dice of a "by_source", as logs and summary.json hold it; empty of an ordinary data set."""
+    sources = scores.get("sources") if isinstance(scores, dict) else None
+    return {str(entry["source"]): value(entry, "mean_dice") for entry in sources or ()}

@@ -26,7 +26,7 @@ from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, Spread
-from unisegdiff_pipeline.reports import attention, figures, sample_spread, snapshots
+from unisegdiff_pipeline.reports import attention, figures, sample_spread, snapshots, training_sources
 from unisegdiff_pipeline.reports.page import (
     Column,
     Html,
@@ -49,7 +49,16 @@ from unisegdiff_pipeline.reports.page import (
 )
 from unisegdiff_pipeline.reports.scales import fit_unit_interval
 from unisegdiff_pipeline.reports.training_findings import findings
-from unisegdiff_pipeline.reports.training_log import LOG_NAME, PHASES, Entry, of_kind, read_log, thinned, value
+from unisegdiff_pipeline.reports.training_log import (
+    LOG_NAME,
+    PHASES,
+    Entry,
+    held_out_dice,
+    of_kind,
+    read_log,
+    thinned,
+    value,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,6 +114,7 @@ def write_training_report(folder: Path, is_running: bool = False, chosen_in_word
             section
             for section in (
                 _progress(fold),
+                training_sources.section(fold.entries, fold.validation, *_time_unit(fold)),
                 _pictures(fold),
                 _chosen(fold),
                 _validation(fold),
@@ -209,13 +219,18 @@ def _dice_figures(fold: _Fold) -> list[KeyFigure]:
     items = []
     scored = of_kind(fold.entries, "validation")
     if scored:
-        best = max(value(e, "dice_mean") for e in scored)
-        detail = f"last, on held-out cases; best {best:.3f}"
-        items.append(KeyFigure("Held-out Dice", f"{value(scored[-1], 'dice_mean'):.3f}", detail))
+        best = max(map(held_out_dice, scored))
+        of_sources = ", mean of sources" if "by_source" in scored[-1] else ""
+        detail = f"last, on held-out cases{of_sources}; best {best:.3f}"
+        items.append(KeyFigure("Held-out Dice", f"{held_out_dice(scored[-1]):.3f}", detail))
     summary = (fold.validation or {}).get("summary")
     if summary is not None and summary.get("mean_dice") is not None:
         count = len((fold.validation or {}).get("cases", ()))
         items.append(KeyFigure("Validation Dice", f"{summary['mean_dice']:.3f}", f"mean over {count} cases"))
+    sources = (fold.validation or {}).get("by_source")
+    if sources is not None and sources.get("macro_mean_dice") is not None:
+        text = f"mean over {len(sources['sources'])} sources"
+        items.append(KeyFigure("Validation Dice by source", f"{sources['macro_mean_dice']:.3f}", text))
     return items
 
 
@@ -271,7 +286,7 @@ def _phases_in_words(fold: _Fold) -> str:
         "gradients and learning rates of the two phases are of different things and jump where phase 2 begins."
     )
     ends = [of_kind(fold.entries, "validation", phase)[-1:] for phase in (1, 2)]
-    before, after = (value(end[0], "dice_mean") if end else math.nan for end in ends)
+    before, after = (held_out_dice(end[0]) if end else math.nan for end in ends)
     if not math.isnan(before + after):
         text += (
             f" Held-out Dice was {before:.3f} at the end of phase 1, by the segmenter's mask, and is {after:.3f} now, "
@@ -401,7 +416,7 @@ def _phase_table(fold: _Fold) -> list[Html]:
                 sum(rates) / len(rates),
                 value(mine[-1], "loss"),
                 value(mine[-1], "gradient_norm"),
-                max((value(e, "dice_mean") for e in scored), default=None),
+                max(map(held_out_dice, scored), default=None),
             ]
         )
     columns = [
