@@ -101,6 +101,16 @@ def test_images_of_all_sources_get_the_size_of_the_median_source_on_a_relative_g
     assert "Pictures, Scans, Volumes do not know" in plans.decisions["configurations.2d.sources.grid"]
 
 
+def test_a_source_of_small_lesions_stays_finer_than_a_relative_grid_asks_for() -> None:
+    """Brought from 400 to 300 pixels its lesions, 9 pixels thick in the median, would have 6.75: 8 are needed."""
+    thin = Percentiles(*[9.0] * 5)
+    small = replace(SCANS, lesions=tuple(replace(lesion, main_thickness_mm=thin) for lesion in SCANS.lesions))
+    plans = plan(PICTURES, small)
+    assert targets(plans) == {"Pictures": (None, 0.666667, 0.666667), "Scans": (None, 1.125, 1.125)}
+    assert "too thin" in plans.decisions["configurations.2d.sources.plans.Scans.preprocessing.target_spacing_mm"]
+    assert targets(plan(PICTURES, SCANS))["Scans"] == (None, 1.33333, 1.33333)
+
+
 def test_a_physical_grid_has_one_spacing() -> None:
     plans = plan(PICTURES, SCANS, VOLUMES, known=True)
     assert set(targets(plans).values()) == {(None, 1.0, 1.0)}

@@ -67,6 +67,11 @@ def coarsening_limit(lesions: Sequence[LesionSummary], spacing_mm: float) -> tup
     return limit, reason
 
 
+def resolving_limit(lesions: Sequence[LesionSummary], spacing_mm: float) -> float:
+    """Largest factor from 1 on `spacing_mm` at which the objects of every class stay resolved; infinite without any."""
+    return max(1.0, min((_coarsest_spacing_mm(lesion) / spacing_mm for lesion in lesions), default=math.inf))
+
+
 def all_resolved(lesions: Sequence[LesionSummary], spacing_mm: float) -> bool:
     """Whether the objects of every class are thick enough at a spacing."""
     return all(_coarsest_spacing_mm(lesion) >= spacing_mm for lesion in lesions)

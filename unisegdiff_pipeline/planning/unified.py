@@ -19,6 +19,7 @@ from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, Lesion
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.images import is_picture_ending
 from unisegdiff_pipeline.io.sources import Source, annotated_classes
+from unisegdiff_pipeline.planning.coarsening import resolving_limit
 from unisegdiff_pipeline.planning.normalization import choose_nonzero_mask, choose_normalizations
 from unisegdiff_pipeline.planning.plans import (
     ConfigurationPlan,
@@ -133,7 +134,12 @@ def with_sources(
     reasons: dict[str, str] = {}
     for facts in grid.sources:
         name = facts.source.name
-        z, y, x = (_round(s * factor) for s, factor in zip(grid.spacings[name], coarser, strict=True))
+        spacing = _triple(s * factor for s, factor in zip(grid.spacings[name], coarser, strict=True))
+        if grid.kind == "relative":
+            spacing, kept_fine = _with_lesions_resolved(facts, spacing)
+            if kept_fine:
+                reasons[f"sources.plans.{name}.preprocessing.target_spacing_mm"] = kept_fine
+        z, y, x = map(_round, spacing)
         plans[name], of_source = _source_plan(facts, (None if grid.dims == 2 else z, y, x), labels, grid.dims)
         reasons |= {f"sources.plans.{name}.{key}": reason for key, reason in of_source.items()}
     channels = configuration.network.num_input_channels
@@ -191,6 +197,24 @@ def _source_plan(
         missing = [name for name, said in zip(labels.names, plan.annotated, strict=True) if not said]
         reasons["annotated"] = f"no class of the source becomes {', '.join(missing)}: no loss there"
     return plan, reasons
+
+
+def _with_lesions_resolved(facts: SourceFacts, spacing: Triple) -> tuple[Triple, str]:
+    """The spacing of a source on a relative grid, and why it is finer than the grid asks for; "" where it is not.
+
+    Lesions that are small beside those of other sources would be too thin for the network to see.
+    """
+    _, *own = facts.spacing.spacing_mm
+    limit = resolving_limit(facts.fingerprint.lesions, max(own))
+    factor = max(planned / data for planned, data in zip(spacing[1:], own, strict=True))
+    if factor <= limit:
+        return spacing, ""
+    z, y, x = (value * limit / factor for value in spacing)
+    reason = (
+        f"{limit:.3g} times the spacing of the data and not {factor:.3g} times, as on the common grid: its lesions "
+        f"would be too thin; its images are larger than the common one"
+    )
+    return (max(z, min(spacing[0], facts.spacing.spacing_mm[0])), y, x), reason
 
 
 def _annotated(source: Source, labels: LabelScheme) -> tuple[bool, ...]:
