@@ -51,6 +51,7 @@ from unisegdiff_pipeline.evaluation.spread import (
 )
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.limits import find_limits
+from unisegdiff_pipeline.inference.model_name import parse_model_name
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
@@ -82,10 +83,13 @@ class Scored:
 
 def open_run(folder: Path, preprocessed: Path, raw: Path | None) -> FoldRun:
     """The run of a finished fold."""
-    trainer, _, configuration = folder.parent.name.partition("__")
+    name = parse_model_name(folder.parent.name)
+    assert name is not None
     roots = Roots(raw, preprocessed, folder.parent.parent.parent)
     dataset, fold = folder.parent.parent.name, folder.name.removeprefix("fold_")
-    request = TrainRequest(dataset, fold, roots, configuration, trainer, device="cpu", workers=0)
+    request = TrainRequest(
+        dataset, fold, roots, name.configuration, name.trainer, run=name.run, device="cpu", workers=0
+    )
     return open_fold(request, StopRequest())
 
 

@@ -94,4 +94,4 @@ def test_from_raw_data_to_masks(
     assert set(np.unique(mask.array)) <= {0, 1, 2 if labels is REGIONS else 1}
     on_top = {path.name for path in masks.iterdir() if path.is_file() and not path.name.startswith(".")}
     sidecar = {"new.json"} if ending == ".tif" else set()  # the spacing of a TIFF
-    assert on_top == {f"new{label_ending}", "lesions.csv", "volumes.csv", "manifest.json", *sidecar}
+    assert on_top == {f"new{label_ending}", "lesions.csv", "volumes.csv", "cases.csv", "manifest.json", *sidecar}

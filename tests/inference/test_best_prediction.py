@@ -108,6 +108,8 @@ def test_recipes_that_cannot_be_followed(folders: tuple[Path, Path], tmp_path: P
     write_best(results, (ONE, ("0",)), (TWO, ("0",)))
     with pytest.raises(UsdError, match="--save-uncertainty-parts splits what one model says"):
         predict_best(dataclasses.replace(request, save_uncertainty_parts=True))
+    with pytest.raises(UsdError, match="--utility dice chooses the lesion filter of one model"):
+        predict_best(dataclasses.replace(request, utility="dice"))
     assert not (tmp_path / "out").exists()
 
 

@@ -76,7 +76,7 @@ def test_layout_of_a_2d_folder(tmp_path: Path) -> None:
         "probabilities/{}.npz",
     ]
     expected = {name.format(f"case{i}") for name in per_case for i in range(2)}
-    assert listing(out) == expected | {"lesions.csv", "volumes.csv", "manifest.json"}
+    assert listing(out) == expected | {"lesions.csv", "volumes.csv", "cases.csv", "manifest.json"}
     mask = read_labels(out / "case0.png").array[0]
     assert mask.shape == (1, 20, 25)
     probabilities = np.load(out / "probabilities/case0.npz")["probabilities"]
@@ -97,7 +97,14 @@ def test_layout_of_a_2d_folder(tmp_path: Path) -> None:
 def test_only_what_was_asked_for_is_written(tmp_path: Path) -> None:
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 1), tmp_path / "out"
     predict_folder(PredictRequest(images, out, model, device="cpu"))
-    assert listing(out) == {"case0.png", "uncertainty/case0.png", "lesions.csv", "volumes.csv", "manifest.json"}
+    assert listing(out) == {
+        "case0.png",
+        "uncertainty/case0.png",
+        "lesions.csv",
+        "volumes.csv",
+        "cases.csv",
+        "manifest.json",
+    }
 
 
 def test_the_callers_number_of_threads_stays(tmp_path: Path) -> None:

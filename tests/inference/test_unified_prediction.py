@@ -125,7 +125,14 @@ def test_overwriting_removes_masks_of_every_ending(model, images, tmp_path) -> N
     out = tmp_path / "out"
     predict_folder(PredictRequest(images, out, model, device="cpu"))
     predict_folder(PredictRequest(images / "grey.png", out, model, device="cpu", seed=1, overwrite=True))
-    assert listing(out) == {"grey.png", "uncertainty/grey.png", "lesions.csv", "volumes.csv", "manifest.json"}
+    assert listing(out) == {
+        "grey.png",
+        "uncertainty/grey.png",
+        "lesions.csv",
+        "volumes.csv",
+        "cases.csv",
+        "manifest.json",
+    }
 
 
 def test_a_case_whose_image_has_another_ending_now_leaves_one_mask(model, tmp_path) -> None:

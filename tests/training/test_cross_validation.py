@@ -42,7 +42,7 @@ def test_everything_is_kept_predicted_again_and_collected(request_: TrainRequest
     for case in cases:
         assert {f"{case}.png", f"probabilities/{case}.npz", f"uncertainty/{case}.png"} <= files_of(validation)
         assert {f"samples/{case}_sample{i:02d}.png" for i in range(8)} <= files_of(validation)
-    assert {"summary.json", "lesions.csv", "volumes.csv", "manifest.json"} <= files_of(validation)
+    assert {"summary.json", "lesions.csv", "volumes.csv", "cases.csv", "manifest.json"} <= files_of(validation)
     weights = (fold / "weights.safetensors").read_bytes()
 
     settings = json.loads((fold / "inference.json").read_text())

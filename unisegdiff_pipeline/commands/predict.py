@@ -26,7 +26,8 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         "usd_predict",
         "Predict masks for images in the raw layout (CASE_0000.ext, CASE_0001.ext, ...). OUT holds the masks, and\n"
-        "uncertainty/, lesions.csv, volumes.csv and manifest.json beside them. An interrupted prediction continues.",
+        "uncertainty/, lesions.csv, volumes.csv, cases.csv and manifest.json beside them. An interrupted prediction\n"
+        "continues.",
         nnunet=PREDICT,
         least_gb=LEAST_WITH_NETWORK_GB,
     )
@@ -65,6 +66,16 @@ def build_parser() -> CommandParser:
         help="threshold of the mean probability: 0.5 (half), or where the samples promise the highest Dice (default: "
         "what training chose on its hold-out)",
     )
+    lesions = parser.add_mutually_exclusive_group()
+    lesions.add_argument(
+        "--utility",
+        type=utility,
+        metavar="WHAT",
+        help="keep the lesions that serve WHAT best by the held-out cases of the training: dice, lesion_f1,\n"
+        "sensitivity=0.9 (fewest false positives at this sensitivity) or fp_per_case=0.5 (highest sensitivity at so\n"
+        "many false positives a case); default: the filter that training chose",
+    )
+    lesions.add_argument("--no-filter", action="store_true", help="keep every lesion of the mask")
     parser.add_argument(
         "--max-memory",
         type=float,
@@ -105,6 +116,16 @@ def build_parser() -> CommandParser:
     parser.add_argument("--dry-run", action="store_true", help="print the model and the cases, and stop")
     add_roots(parser, "results")
     return parser
+
+
+def utility(text: str) -> str:
+    """A utility by its name, for argparse."""
+    from unisegdiff_pipeline.inference.utility import Utility
+
+    try:
+        return str(Utility.parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _add_model(parser: CommandParser) -> None:
@@ -200,6 +221,8 @@ def _predict(args: argparse.Namespace) -> None:
             mirror=args.mirror,
             combine=args.combine,
             decision=args.decision,
+            utility=args.utility,
+            lesion_filter=not args.no_filter,
             max_memory_gb=args.max_memory,
             save_probabilities=args.save_probabilities,
             save_samples=args.save_samples,
@@ -211,6 +234,7 @@ def _predict(args: argparse.Namespace) -> None:
     )
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
     say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")
+    say(f"Cases: {args.output / 'cases.csv'}")
 
 
 def jobs_of(args: argparse.Namespace) -> str:

@@ -69,6 +69,11 @@ def predict_best(request: PredictRequest) -> int:
             f"--save-uncertainty-parts splits what one model says; {best.folder / FILE_NAME} names "
             f"{len(best.models)}. Leave it out, or predict by one of them with -m."
         )
+    if request.utility is not None:
+        raise UsdError(
+            f"--utility {request.utility} chooses the lesion filter of one model; {best.folder / FILE_NAME} names "
+            f"{len(best.models)}, whose mean has none. Leave it out, or predict by one of them with -m."
+        )
     output = Path(request.output)
     require_for_ensemble(output, overwrite=request.overwrite)
     members = [output / MEMBERS / model.name for model, _ in best.models]

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.inference.cases import CaseCalibration
 from unisegdiff_pipeline.inference.decision import NEUTRAL, ExpectedDice, shift_threshold
+from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS, split_uncertainty
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts
@@ -27,6 +29,8 @@ class EnsemblePrediction:
         sample_places: (member, index there) of every sample.
         mean: mean probabilities over the folds (K, Z, Y, X), where there are several; one fold's are put together.
         threshold: of the probabilities, above which a voxel is in the mask.
+        lesion_filter: which lesions of the mask stay in it.
+        case_calibration: of the probability that the case holds any lesion.
         scratch: where the arrays of this case live.
     """
 
@@ -35,6 +39,8 @@ class EnsemblePrediction:
     facts: SamplingFacts
     mean: Tensor | None = None
     threshold: float = NEUTRAL
+    lesion_filter: LesionFilter = NO_FILTER
+    case_calibration: CaseCalibration | None = None
     scratch: Scratch = field(default_factory=Scratch)
 
     @property

@@ -5,14 +5,14 @@
     OUT/uncertainty/PART/CASE.ext    its parts, if asked for; see `uncertainty_parts`
     OUT/samples/CASE_sample00.ext    sampled masks, if asked for
     OUT/probabilities/CASE.npz       "probabilities" (K, Z, Y, X), half precision, if asked for
-    OUT/lesions.csv  volumes.csv  manifest.json
+    OUT/lesions.csv  volumes.csv  cases.csv  manifest.json
                                      over all cases
     OUT/.prediction.json             what all of it is made of; see `output_folder`
-    OUT/.cases/CASE.csv, volumes/CASE.csv, CASE.json
-                                     the case's lesions and volumes, and what was done; the record is written last of
+    OUT/.cases/CASE.csv, volumes/CASE.csv, cases/CASE.csv, CASE.json
+                                     the case's rows of the tables, and what was done; the record is written last of
                                      all, so it says that the case is complete
 
-The three files over all cases are put together from the records, so an interrupted run continues and several runs that
+The four files over all cases are put together from the records, so an interrupted run continues and several runs that
 share a folder end with the same files.
 """
 
@@ -37,6 +37,7 @@ from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
+from unisegdiff_pipeline.inference.cases import CaseSummary
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.label_fusion import Combination
 from unisegdiff_pipeline.inference.lesions import PredictedLesion
@@ -50,7 +51,7 @@ from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_map
 
 RECORDS = ".cases"
-SUMMARY_FILES = ("lesions.csv", "volumes.csv", "manifest.json")
+SUMMARY_FILES = ("lesions.csv", "volumes.csv", "cases.csv", "manifest.json")
 PICTURE_SCALE = 65535.0
 
 
@@ -111,7 +112,7 @@ def output_folders(output: Path) -> tuple[Path, ...]:
     """All folders that prediction writes into."""
     uncertainty = output / "uncertainty"
     records = output / RECORDS
-    others = (output / "samples", output / "probabilities", records, records / "volumes")
+    others = (output / "samples", output / "probabilities", records, records / "volumes", records / "cases")
     return (output, uncertainty, *(uncertainty / part for part in PARTS), *others)
 
 
@@ -151,6 +152,7 @@ def write_prediction(
         write_probabilities(path, found.probabilities, properties, scheme, scratch)
     write_rows(lesions_path(output, case_id), PredictedLesion, measured.lesions)
     write_rows(volumes_path(output, case_id), ClassVolume, measured.volumes)
+    write_rows(summary_path(output, case_id), CaseSummary, [measured.case])
     write_labels(mask_path(output, case_id, options.file_ending), labels, geometry)
     return len(measured.lesions)
 
@@ -190,7 +192,7 @@ def read_record(output: Path, case_id: str) -> PredictionRecord | None:
 
 
 def write_summary(output: Path, run: Mapping[str, Any]) -> None:
-    """Write lesions.csv, volumes.csv and manifest.json from the records of all finished cases.
+    """Write lesions.csv, volumes.csv, cases.csv and manifest.json from the records of all finished cases.
 
     Args:
         run: what holds for the whole run: model, folds, settings, seed, options.
@@ -198,6 +200,7 @@ def write_summary(output: Path, run: Mapping[str, Any]) -> None:
     records = list(_records(output))
     join_rows(output / "lesions.csv", PredictedLesion, [lesions_path(output, r.case) for r in records])
     join_rows(output / "volumes.csv", ClassVolume, [volumes_path(output, r.case) for r in records])
+    join_rows(output / "cases.csv", CaseSummary, [summary_path(output, r.case) for r in records])
     cases = {
         r.case: {
             "inputs": r.inputs,
@@ -257,3 +260,8 @@ def lesions_path(output: Path, case_id: str) -> Path:
 def volumes_path(output: Path, case_id: str) -> Path:
     """Where the volumes of a case lie."""
     return file_of(output / RECORDS / "volumes", case_id, ".csv")
+
+
+def summary_path(output: Path, case_id: str) -> Path:
+    """Where the case's row of cases.csv lies."""
+    return file_of(output / RECORDS / "cases", case_id, ".csv")

@@ -100,7 +100,15 @@ def _predict_folder(request: PredictRequest) -> int:
     _require_elsewhere(output, cases)
     for folder in output_folders(output):
         require_writable(folder)
-    predictor = Predictor(model, request.folds, request.device, request.mirror, request.decision)
+    predictor = Predictor(
+        model,
+        request.folds,
+        request.device,
+        request.mirror,
+        request.decision,
+        request.utility,
+        request.lesion_filter,
+    )
     count = predictor.num_samples(request.num_samples)
     predictor.require_possible(request.combine, request.save_uncertainty_parts, count)
     options = OutputOptions(
@@ -253,7 +261,7 @@ class _FolderRun:
             self.failures[case_id] = describe_failure(error)
 
     def write_tables(self, seconds: float) -> None:
-        """Write lesions.csv, volumes.csv and manifest.json over all finished cases, those of earlier runs included."""
+        """Write the tables and manifest.json over all finished cases, those of earlier runs included."""
         require_own(self.output, self.owner)
         manifest = manifest_of(
             self.owner, str(self.predictor.device), endings_there(self.output, self.options.file_ending)

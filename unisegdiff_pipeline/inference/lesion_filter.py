@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from unisegdiff_pipeline.core.bounds import Fraction, NotNegative, Range
 from unisegdiff_pipeline.core.labels import LabelScheme
@@ -39,7 +40,7 @@ class LesionRule:
     min_size: NotNegative = 0.0
     max_lesions: Annotated[int, Range(1, 1_000_000)] | None = None
 
-    def kept(self, sizes: Sequence[float], confidences: Sequence[float], probabilities: Sequence[float]) -> np.ndarray:
+    def kept(self, sizes: ArrayLike, confidences: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
         """Which lesions of a case stay, boolean (n,), given those of a class, largest first; NaN is unknown."""
         kept = np.asarray(sizes, float) >= self.min_size * (1 - ROUNDING)
         for values, least in ((confidences, self.min_confidence), (probabilities, self.min_probability)):
@@ -60,7 +61,9 @@ class LesionRule:
         if self.max_lesions is None:
             return text
         largest = "largest one" if self.max_lesions == 1 else f"{self.max_lesions} largest ones"
-        return f"{text}; only the {largest} of a case" if text else f"it is among the {largest} of its case"
+        if text:
+            return f"{text}; only the {largest} of a case"
+        return "it is the largest of its case" if self.max_lesions == 1 else f"it is one of the {largest} of its case"
 
 
 NO_RULE = LesionRule()

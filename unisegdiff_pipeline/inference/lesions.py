@@ -7,7 +7,7 @@ empty where no samples were drawn (a plain segmenter).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ import numpy as np
 from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
 from unisegdiff_pipeline.core.components import Components, find_components
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.units import units_of
+from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, value_without
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class _ClassComponents:
         found: in this box.
         boxes: of each component in the image, (n, 3, 2).
         support: samples that overlap, (n,).
+        kept: those that are still in the mask, (n,).
         mean_probability: (n,).
     """
 
@@ -68,7 +71,18 @@ class _ClassComponents:
     found: Components
     boxes: np.ndarray
     support: np.ndarray
+    kept: np.ndarray
     mean_probability: np.ndarray | None = None
+
+    def parts(self) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+        """Of each component where it lies in the image, and its voxels there, boolean."""
+        for box, label in zip(self.boxes.tolist(), self.found.label_of.tolist(), strict=True):
+            place = tuple(slice(low, high) for low, high in box)
+            inner = tuple(
+                slice(part.start - whole.start, part.stop - whole.start)
+                for part, whole in zip(place, self.place, strict=True)
+            )
+            yield place, self.found.labels[inner] == label
 
 
 class LesionCounter:
@@ -107,6 +121,46 @@ class LesionCounter:
             sums += np.bincount(labels.ravel(), weights=p.ravel(), minlength=len(sums))
         own.mean_probability = sums[own.found.label_of] / own.found.voxels
 
+    def keep_only(
+        self,
+        lesion_filter: LesionFilter,
+        labels: np.ndarray,
+        spacing_mm: Sequence[float],
+        *,
+        is_2d: bool = False,
+        spacing_known: bool = True,
+    ) -> int:
+        """Take the lesions that a filter does not keep out of the label map, in place; returns how many.
+
+        Args:
+            lesion_filter: asked after all samples and probabilities have been added.
+            labels: the label map (Z, Y, X) that the lesions were found in.
+            spacing_mm, is_2d, spacing_known: as for `rows`.
+        """
+        units = units_of(is_2d, spacing_known)
+        z, y, x = map(float, spacing_mm)
+        per_voxel = {"ml": z * y * x / 1000, "mm2": y * x, "pixels2": 1.0}[units.size]
+        for own in self._classes:
+            unknown = np.full(len(own.found), np.nan)
+            kept = lesion_filter.rule(own.name, units.size).kept(
+                own.found.voxels * per_voxel,
+                own.support / self._num_samples if self._num_samples else unknown,
+                unknown if own.mean_probability is None else own.mean_probability,
+            )
+            for (place, inside), stays in zip(own.parts(), kept, strict=True):
+                if stays:
+                    continue
+                part = labels[place]
+                for value in np.unique(part[inside]).tolist():
+                    part[inside & (part == value)] = value_without(value, own.name, self._scheme)
+        num_removed = 0
+        for number, own in enumerate(self._classes):  # with a region go those inside it
+            for index, (place, inside) in enumerate(own.parts()):
+                _, mask = next(itertools.islice(self._scheme.class_masks(labels[place]), number, None))
+                own.kept[index] = bool((mask & inside).any())
+                num_removed += not own.kept[index]
+        return num_removed
+
     def rows(
         self, case: str, spacing_mm: Sequence[float], *, is_2d: bool = False, spacing_known: bool = True
     ) -> list[PredictedLesion]:
@@ -118,14 +172,15 @@ class LesionCounter:
         z_mm, y_mm, x_mm = map(float, spacing_mm)
         for own in self._classes:
             diameters = own.found.longest_diameters_mm((z_mm, y_mm, x_mm)) if in_mm and len(own.found) else None
-            for i, voxels in enumerate(own.found.voxels.tolist()):
+            for number, i in enumerate(np.flatnonzero(own.kept).tolist(), start=1):
+                voxels = int(own.found.voxels[i])
                 box = own.boxes[i].ravel().tolist()
                 volume_mm3 = voxels * voxel_mm3
                 rows.append(
                     PredictedLesion(
                         case=case,
                         class_name=own.name,
-                        lesion=i + 1,
+                        lesion=number,
                         voxels=voxels,
                         area_mm2=voxels * area_mm2 if is_2d and spacing_known else None,
                         volume_mm3=None if is_2d else volume_mm3,
@@ -149,4 +204,6 @@ def _components_of_class(name: str, mask: np.ndarray) -> _ClassComponents:
     box = nonzero_box(mask) or ((0, 0),) * 3
     found = find_components(mask[box_slices(box)])
     boxes = found.boxes() + np.array([low for low, _ in box])[:, None]
-    return _ClassComponents(name, box_slices(box), found, boxes, np.zeros(len(found), np.int64))
+    return _ClassComponents(
+        name, box_slices(box), found, boxes, np.zeros(len(found), np.int64), np.ones(len(found), bool)
+    )

@@ -1,4 +1,4 @@
-"""Lesions and volumes of a prediction on the image's own grid, as rows of lesions.csv and volumes.csv."""
+"""What is counted in a prediction on the image's own grid: rows of lesions.csv, volumes.csv and cases.csv."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.inference.cases import CaseCounter, CaseSummary, highest_probability
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.lesions import LesionCounter, PredictedLesion
 from unisegdiff_pipeline.inference.volumes import ClassVolume, VolumeCounter
@@ -17,10 +18,11 @@ from unisegdiff_pipeline.preprocessing.restore import restore_map
 
 @dataclass(frozen=True)
 class Measured:
-    """What is counted in a prediction: lesions, largest first within a class, and the volume of each class."""
+    """What is counted in a prediction: lesions, largest first within a class, volumes of the classes, and the case."""
 
     lesions: tuple[PredictedLesion, ...]
     volumes: tuple[ClassVolume, ...]
+    case: CaseSummary
 
 
 def measure(
@@ -31,27 +33,41 @@ def measure(
     mask: np.ndarray,
     samples: Iterable[np.ndarray],
 ) -> Measured:
-    """Count lesions and volumes.
+    """Count lesions and volumes, after those that the prediction's filter does not keep are taken out of the mask.
 
     Args:
         found: the prediction on the plan's grid.
         properties: the way back from there.
         scheme: what label values mean.
         spacing_known: False marks millimetres as nominal.
-        mask: label map (Z, Y, X) on the image's grid.
+        mask: label map (Z, Y, X) on the image's grid; changed in place where lesions are taken out of it.
         samples: label maps of the samples there, taken one at a time.
     """
-    lesions, volumes = LesionCounter(mask, scheme), VolumeCounter(mask, scheme)
+    lesions, volumes, cases = LesionCounter(mask, scheme), VolumeCounter(mask, scheme), CaseCounter(scheme)
     for sample in samples:
         lesions.add_sample(sample)
         volumes.add_sample(sample)
+        cases.add_sample(sample)
     for index in lesions.classes_present:
         channel = index + scheme.foreground_offset
         restored = restore_map(found.probabilities[channel : channel + 1], properties, scratch=found.scratch)
         lesions.add_probability(index, restored[0])
         found.scratch.release()
     case_id, geometry = properties.case_id, properties.geometry
+    if not found.lesion_filter.keeps_all and lesions.keep_only(
+        found.lesion_filter, mask, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known
+    ):
+        volumes.recount_mask(mask)
     return Measured(
         tuple(lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known)),
         tuple(volumes.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known)),
+        cases.row(
+            case_id,
+            mask,
+            highest_probability(found.probabilities, scheme),
+            found.case_calibration,
+            geometry.spacing_mm,
+            is_2d=geometry.is_2d,
+            spacing_known=spacing_known,
+        ),
     )

@@ -32,6 +32,7 @@ from unisegdiff_pipeline.inference.export import (
     read_record,
     record_path,
     remove_summary,
+    summary_path,
     volumes_path,
 )
 from unisegdiff_pipeline.io.images import label_ending, map_ending, split_ending
@@ -120,7 +121,8 @@ def require_own(output: Path, owner: Owner) -> None:
 
 def remove_case(output: Path, case_id: str, file_ending: str) -> None:
     """Remove all that prediction wrote for a case; its record first, so that the rest never counts as complete."""
-    for path in (record_path(output, case_id), lesions_path(output, case_id), volumes_path(output, case_id)):
+    for find in (record_path, lesions_path, volumes_path, summary_path):
+        path = find(output, case_id)
         path.unlink(missing_ok=True)
     for path in _parts(output, case_id, file_ending):
         path.unlink(missing_ok=True)

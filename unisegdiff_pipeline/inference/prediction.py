@@ -18,6 +18,7 @@ from unisegdiff_pipeline.preprocessing.restore import restore_map
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.core.geometry import Geometry
+    from unisegdiff_pipeline.inference.cases import CaseSummary
     from unisegdiff_pipeline.inference.lesions import PredictedLesion
     from unisegdiff_pipeline.inference.origin import Origin
     from unisegdiff_pipeline.inference.volumes import ClassVolume
@@ -112,11 +113,16 @@ class Prediction:
         """One row for each class, as in volumes.csv: its size, and mean and interval over the samples."""
         return self._measured.volumes
 
+    @property
+    def case(self) -> CaseSummary:
+        """The row of cases.csv: probability of any lesion, and expected number and volume with intervals."""
+        return self._measured.case
+
     def save(self, folder: Path | str, *, samples: bool = False, probabilities: bool = False) -> Path:
         """Write the files that usd_predict writes; returns the folder.
 
-        The mask and, beside it, uncertainty/, lesions.csv, volumes.csv, manifest.json. The folder may hold other cases
-        of the same model and settings; a case of the same name is replaced.
+        The mask and, beside it, uncertainty/, lesions.csv, volumes.csv, cases.csv, manifest.json. The folder may hold
+        other cases of the same model and settings; a case of the same name is replaced.
 
         Args:
             folder: made if missing.
@@ -145,6 +151,12 @@ class Prediction:
 
     @cached_property
     def _mask(self) -> np.ndarray:
+        if not self._found.lesion_filter.keeps_all:
+            _ = self._measured  # takes lesions out of it
+        return self._decided
+
+    @cached_property
+    def _decided(self) -> np.ndarray:
         return restore_masks(self._found, self._properties, self.labels, self._origin.combine)[0]
 
     @cached_property
@@ -157,7 +169,7 @@ class Prediction:
     @cached_property
     def _measured(self) -> Measured:
         samples = restore_samples(self._found, self._properties, self.labels)
-        return measure(self._found, self._properties, self.labels, self._origin.spacing_known, self._mask, samples)
+        return measure(self._found, self._properties, self.labels, self._origin.spacing_known, self._decided, samples)
 
     def _flat(self, array: np.ndarray) -> np.ndarray:
         """The array without the Z axis that a 2D image does not have, read-only: `save` would not see a change."""

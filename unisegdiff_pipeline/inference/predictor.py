@@ -26,8 +26,10 @@ from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.label_fusion import Combination, require_combinable
+from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, can_filter, combined_filter
 from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.model_folder import (
+    SETTINGS_NAME,
     WEIGHTS_NAME,
     ModelFolder,
     choose_folds,
@@ -39,9 +41,10 @@ from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.origin import Origin
 from unisegdiff_pipeline.inference.prediction import Prediction
 from unisegdiff_pipeline.inference.request import require_whole
-from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, InferenceSettings
+from unisegdiff_pipeline.inference.settings import DECISIONS, OF_LESIONS, Decision, InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable
+from unisegdiff_pipeline.inference.utility import Utility, filter_for
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, sample_case
 from unisegdiff_pipeline.io.image_objects import is_path, volume_of
 from unisegdiff_pipeline.io.images import files_read, read_image
@@ -69,10 +72,14 @@ class Predictor:
         mirror: average the segmenter over flips along the plan's `mirror_axes`, as nnU-Net does along all axes; costs
             up to 4 (2D) or 8 (3D) times its time.
         decision: how probabilities become the mask, "half" or "dice"; None takes what most folds chose.
+        utility: which lesions stay in the mask: those of the filter that served "dice", "lesion_f1", "sensitivity=0.9"
+            or "fp_per_case=0.5" best on held-out cases; None takes the filter that training chose.
+        lesion_filter: False keeps every lesion.
 
     Raises:
-        UsdError: no such model or fold, damaged weights, or a device that is not there.
-        ValueError: another device or decision than these.
+        UsdError: no such model or fold, damaged weights, a device that is not there, or a utility for which a fold
+            holds no operating points.
+        ValueError: another device, decision or utility than these.
     """
 
     def __init__(
@@ -82,9 +89,14 @@ class Predictor:
         device: str = "auto",
         mirror: bool = False,
         decision: Decision | None = None,
+        utility: str | None = None,
+        lesion_filter: bool = True,
     ) -> None:
         if decision is not None and decision not in DECISIONS:
             raise ValueError(f"decision is {decision!r}; allowed are {', '.join(DECISIONS)}, or None for the model's")
+        wanted = None if utility is None else Utility.parse(utility)
+        if wanted is not None and not lesion_filter:
+            raise ValueError(f"utility is {utility!r} and lesion_filter False; a utility chooses the filter, keep one")
         self.model = model_folder if isinstance(model_folder, ModelFolder) else open_model_folder(Path(model_folder))
         self.folds = choose_folds(self.model, folds)
         self.device = resolve_device(device)
@@ -95,6 +107,24 @@ class Predictor:
         self._weights = {fold: file_hash(self.model.fold_folder(fold) / WEIGHTS_NAME) for fold in self.folds}
         by_dice = sum(settings.decision == "dice" for _, settings in self.networks)
         self.decision: Decision = decision or ("dice" if 2 * by_dice > len(self.networks) else "half")
+        self.lesion_filter = self._filter(wanted) if lesion_filter else NO_FILTER
+
+    def _filter(self, utility: Utility | None) -> LesionFilter:
+        """What all folds make of a utility, or what they chose."""
+        filters = []
+        for fold, (_, settings) in zip(self.folds, self.networks, strict=True):
+            own = settings.lesion_filter
+            if utility is not None:
+                where = str(self.model.fold_folder(fold) / SETTINGS_NAME)
+                own = filter_for(settings.operating_points, own.unit, utility, where)
+            filters.append(own)
+        found = combined_filter(filters)
+        if not found.keeps_all and not can_filter(self.labels):
+            raise UsdError(
+                f"{self.model.folder} has a lesion filter, but the regions of its labels overlap so that a lesion of "
+                f"one cannot be taken out without voxels of another; predict without it (--no-filter)."
+            )
+        return found
 
     @property
     def labels(self) -> LabelScheme:
@@ -185,7 +215,11 @@ class Predictor:
             "folds": list(self.folds),
             "weights": self._weights,
             "settings": {
-                fold: to_jsonable(settings.for_source(sources, source))
+                fold: {
+                    name: value
+                    for name, value in to_jsonable(settings.for_source(sources, source)).items()
+                    if name not in OF_LESIONS
+                }
                 for fold, (_, settings) in zip(self.folds, self.networks, strict=True)
             },
             "num_samples": num_samples,
@@ -193,6 +227,7 @@ class Predictor:
             "mirror_axes": list(self.mirror_axes),
             "combine": combine,
             "decision": self.decision,
+            **({} if self.lesion_filter.keeps_all else {"lesion_filter": to_jsonable(self.lesion_filter)}),
         }
 
     def __repr__(self) -> str:
@@ -287,7 +322,11 @@ class Predictor:
             for row in range(total.shape[1]):
                 total[:, row] /= len(members)
         ordered = tuple((member, i) for _, member, i in sorted(places))
-        result = EnsemblePrediction(tuple(members), ordered, _sum_facts(members), total, scratch=scratch)
+        result = EnsemblePrediction(
+            tuple(members), ordered, _sum_facts(members), total, lesion_filter=self.lesion_filter, scratch=scratch
+        )
+        if len(self.networks) == 1:  # of the mean of several, no fold's calibration holds
+            result = dataclasses.replace(result, case_calibration=self.networks[0][1].case_calibration)
         if self.decision == "half":
             return result
         return dataclasses.replace(result, threshold=result.best_threshold(self.labels))

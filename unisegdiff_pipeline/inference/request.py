@@ -37,6 +37,9 @@ class PredictRequest:
         mirror: average the segmenter over flips along the plan's `mirror_axes`.
         combine: what masks are made of: "mean", "majority" or "staple"; see `label_fusion`.
         decision: threshold of the mean probability, "half" or "dice", see `decision`; None takes what most folds chose.
+        utility: which lesions stay: "dice", "lesion_f1", "sensitivity=0.9", "fp_per_case=0.5", or None for the filter
+            that training chose; see `Predictor`.
+        lesion_filter: False keeps every lesion.
         max_memory_gb: that the process may take on a CPU, all told; arrays beyond it live in temporary files in
             `output`. None takes half of what is free. No mask depends on it; see `memory`.
         save_probabilities, save_samples, save_uncertainty_parts: what is written beside masks, uncertainty and tables;
@@ -61,6 +64,8 @@ class PredictRequest:
     mirror: bool = False
     combine: Combination = "mean"
     decision: Decision | None = None
+    utility: str | None = None
+    lesion_filter: bool = True
     max_memory_gb: float | None = None
     save_probabilities: bool = False
     save_samples: bool = False

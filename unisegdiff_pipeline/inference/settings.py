@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -11,11 +12,15 @@ from unisegdiff_pipeline.core.serialization import formerly, read_dataclass, wri
 from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
+from unisegdiff_pipeline.inference.cases import CaseCalibration
+from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
+from unisegdiff_pipeline.inference.utility import OperatingPoint
 from unisegdiff_pipeline.planning.plans import SourcesPlan
 
 FILE_NAME = "inference.json"
 
 Decision = Literal["half", "dice"]
+OF_LESIONS = ("lesion_filter", "filter_in_words", "operating_points", "case_calibration")  # no voxel's probability
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 
@@ -36,6 +41,10 @@ class InferenceSettings:
         sampler: method, start, number of calls, end of the schedule, length of the field (see `SamplerSettings`).
         mask_sampler: samples the masks where `sampler`, which then makes the mean alone, is not the best to draw them.
         weights: which weights the fold holds: "ema" at the end, or the "best" ones seen on held-out cases.
+        lesion_filter: which lesions of the mask stay in it (see `lesion_filter`).
+        filter_in_words: what was chosen for each class, its gain and the number of cases.
+        operating_points: other rules of each class and their scores, to choose from by a utility (see `utility`).
+        case_calibration: of the probability that a case holds any lesion; None where it is the samples' own.
         chosen_on: the cases that calibration, segmenter weight and sampler were chosen on, in words.
     """
 
@@ -51,6 +60,10 @@ class InferenceSettings:
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     mask_sampler: SamplerSettings | None = None
     weights: str = "ema"
+    lesion_filter: LesionFilter = NO_FILTER
+    filter_in_words: tuple[str, ...] = ()
+    operating_points: Mapping[str, tuple[OperatingPoint, ...]] = field(default_factory=dict)
+    case_calibration: CaseCalibration | None = None
     chosen_on: str = "nothing: all settings are the defaults"
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ def settings_in_words(settings: InferenceSettings, units: Units = VOLUMES) -> li
     sentences = [_mask(settings), _probability(settings)]
     if settings.num_samples:
         sentences.append(f"{settings.num_samples} samples a case: {sampler_in_words(settings.drawn_by, units)}.")
-    return [*sentences, _calibration(settings.calibration)]
+    return [*sentences, _calibration(settings.calibration), *settings.filter_in_words]
 
 
 def sampler_in_words(sampler: SamplerSettings, units: Units = VOLUMES) -> str:

@@ -49,6 +49,10 @@ class VolumeCounter:
         self._mask = self._count(labels)
         self._samples: list[list[int]] = []
 
+    def recount_mask(self, labels: np.ndarray) -> None:
+        """Count the mask anew, after lesions have been taken out of it."""
+        self._mask = self._count(labels)
+
     def add_sample(self, labels: np.ndarray) -> None:
         """Count the label map (Z, Y, X) of one sample."""
         self._samples.append(self._count(labels))

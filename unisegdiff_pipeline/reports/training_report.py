@@ -27,6 +27,7 @@ from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, Spread
 from unisegdiff_pipeline.reports import attention, figures, sample_spread, snapshots, training_sources
+from unisegdiff_pipeline.reports.operating_points import operating_points
 from unisegdiff_pipeline.reports.page import (
     Column,
     Html,
@@ -511,6 +512,7 @@ def _chosen(fold: _Fold) -> Section | None:
             for m in means
         ]
         body.append(details(f"All {len(rows)} ways to make the mask, best first", [table(Table(columns, rows))]))
+    body += operating_points(chosen)
     return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
 
 

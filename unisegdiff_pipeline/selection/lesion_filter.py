@@ -4,16 +4,19 @@
     choice.lesion_filter, choice.points, choice.describe(units)
 
 The utility is Dice over the cases with a lesion plus the F1 of all lesions, and a filter may give no more false alarms
-per lesion-free case than the plain segmenter at 0.5 does. What the best of some hundred rules gains on few cases is
-mostly luck, so every lesion stays unless a filter shows its worth on patients that it was not chosen on:
+per lesion-free case than the plain segmenter at 0.5 does. What the best of many rules gains on few cases is mostly
+luck, so every lesion stays unless a filter shows its worth on patients that it was not chosen on:
 
+- rules of one number alone are tried: a confidence, a probability, a size up to half of the smallest lesion that was
+  found, or the largest lesion of a case (rules of several numbers and larger sizes lost Dice on other patients);
 - each patient's lesions are filtered by the rule that is best on all others (leave one patient out);
 - the utility so reached must exceed that of keeping every lesion by GAIN_ERRORS standard errors (jackknife over
-  patients); or, where keeping every lesion gives more false alarms than the plain segmenter, the false alarms must fall
-  by as much, and the utility not fall by one;
+  patients), and Dice not fall; or, where keeping every lesion gives more false alarms than the plain segmenter, the
+  false alarms must fall by as much, and the utility not fall by one standard error;
 - at least FEWEST_PATIENTS patients have a lesion.
 
-The rule is then the best on all patients.
+The rule is then the best on all patients. A user who asks for a certain sensitivity takes that risk knowingly:
+operating points are of all rules, and their scores of the cases that they were chosen on.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.inference.lesion_filter import NO_RULE, LesionFilter, LesionRule, SizeUnit
 from unisegdiff_pipeline.inference.utility import DEFAULT_UTILITY, OperatingPoint, Utility, best_point
 
-GAIN_ERRORS = 2.0  # standard errors that the gain on patients not chosen on must exceed
+GAIN_ERRORS = 1.645  # standard errors that the gain on patients not chosen on must exceed: 5 % of one tail
+SIZE_FRACTION = 0.5  # of the smallest lesion that was found, that no smallest size may exceed
 FEWEST_PATIENTS = 6  # with a lesion
 CONFIDENCES = (0.0, 0.25, 0.5, 0.75, 1.0)
 NUM_STEPS = 7  # of probability and size that are tried, at quantiles of the false positives
@@ -86,6 +90,7 @@ class RuleChoice:
         rule: that was taken; `NO_RULE` keeps every lesion.
         best: the point of the best rule, taken or not, and `unfiltered` that of keeping every lesion, on all cases.
         gain, gain_error: of the utility on patients not chosen on, and its standard error; NaN where none could tell.
+        dice_gain: of Dice alone, there.
         fewer_alarms, fewer_alarms_error: the same of the false alarms per lesion-free case.
         plain_false_alarms: of the plain segmenter at 0.5, per lesion-free case; NaN without such a case.
         num_patients, num_cases, num_lesion_free: that it was chosen on; the patients are those with a lesion.
@@ -97,6 +102,7 @@ class RuleChoice:
     unfiltered: OperatingPoint
     gain: float
     gain_error: float
+    dice_gain: float
     fewer_alarms: float
     fewer_alarms_error: float
     plain_false_alarms: float
@@ -113,7 +119,10 @@ class RuleChoice:
             if self.num_patients < FEWEST_PATIENTS:
                 why = f"{counted(self.num_patients, 'patient')} with it are too few, {FEWEST_PATIENTS} are needed"
             else:
-                why = f"the best rule gains {gain} of Dice + lesion F1 on patients that it was not chosen on"
+                why = (
+                    f"on patients that it was not chosen on the best rule gains {gain} of Dice + lesion F1, "
+                    f"{self.dice_gain:+.3f} of Dice alone"
+                )
             return f"{class_name}: every lesion stays ({told}; {why})."
         alarms = ""
         if self.num_lesion_free:
@@ -164,13 +173,14 @@ def choose_filter(cases: Sequence[LesionCase], classes: Sequence[str], unit: Siz
 
 def choose_rule(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> RuleChoice:
     """The rule of one class, and its operating points, from one entry of each held-out case."""
-    table = _Table(candidate_rules(cases, with_sizes=with_sizes), cases)
+    offered = offered_rules(cases, with_sizes=with_sizes)
+    table = _Table(candidate_rules(offered, cases), cases)
     everything = np.ones(table.num_groups)
     unfiltered, best = table.point(0, everything), table.point(table.best(everything), everything)
     num_patients = len({case.group for case in cases if case.num_reference})
-    gain, gain_error, fewer, fewer_error = table.gains_on_others()
+    gain, gain_error, dice_gain, fewer, fewer_error = table.gains_on_others()
     plain = table.plain_false_alarms(everything)
-    worth = gain_error > 0 and gain > GAIN_ERRORS * gain_error
+    worth = gain_error > 0 and gain > GAIN_ERRORS * gain_error and dice_gain >= 0
     if unfiltered.false_alarms > plain and fewer_error > 0:
         worth = worth or (fewer > GAIN_ERRORS * fewer_error and gain > -gain_error)
     return RuleChoice(
@@ -179,18 +189,31 @@ def choose_rule(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> Rule
         unfiltered=unfiltered,
         gain=gain,
         gain_error=gain_error,
+        dice_gain=dice_gain,
         fewer_alarms=fewer,
         fewer_alarms_error=fewer_error,
         plain_false_alarms=plain,
         num_patients=num_patients,
         num_cases=len(cases),
         num_lesion_free=sum(case.num_reference == 0 for case in cases),
-        points=_worth_offering([table.point(i, everything) for i in range(len(table.rules))]),
+        points=_worth_offering(_Table(offered, cases).points()),
     )
 
 
-def candidate_rules(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> list[LesionRule]:
-    """The rules that are tried; the first keeps every lesion, and no smallest value lies above all true lesions'."""
+def candidate_rules(offered: Sequence[LesionRule], cases: Sequence[LesionCase]) -> list[LesionRule]:
+    """Of the rules that are offered those that may be chosen without being asked for; the first keeps every lesion."""
+    true = [lesion.size for case in cases for lesion in case.lesions if lesion.matched]
+    largest = SIZE_FRACTION * min(true, default=0.0)
+
+    def numbers(rule: LesionRule) -> int:
+        least = (rule.min_confidence, rule.min_probability, rule.min_size)
+        return sum(value > 0 for value in least) + (rule.max_lesions is not None)
+
+    return [rule for rule in offered if numbers(rule) <= 1 and rule.min_size <= largest]
+
+
+def offered_rules(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> list[LesionRule]:
+    """All rules whose scores are worth knowing; the first keeps every lesion."""
     lesions = [lesion for case in cases for lesion in case.lesions]
     false = [lesion for lesion in lesions if not lesion.matched]
     sampled = any(not math.isnan(lesion.confidence) for lesion in lesions)
@@ -287,17 +310,18 @@ class _Table:
         values = np.where(able, np.nan_to_num(self.utilities(weights)), -np.inf)
         return int(np.flatnonzero(values >= values.max() - 1e-12)[0])
 
-    def gains_on_others(self) -> tuple[float, float, float, float]:
-        """Gain of utility over keeping every lesion on patients not chosen on, its standard error; of alarms the same.
+    def gains_on_others(self) -> tuple[float, float, float, float, float]:
+        """Gain of utility over keeping every lesion on patients not chosen on and its standard error, the gain of Dice
+        alone, and how many false alarms fewer there are and its standard error.
 
         NaN where there are fewer than three patients.
         """
         number = self.num_groups
         if number < 3 or not self._reference.any():
-            return math.nan, math.nan, math.nan, math.nan
+            return math.nan, math.nan, math.nan, math.nan, math.nan
         chosen = np.array([self.best(1.0 - np.eye(number)[g]) for g in range(number)])
 
-        def difference(weights: np.ndarray) -> tuple[float, float]:
+        def difference(weights: np.ndarray) -> tuple[float, float, float]:
             own = chosen, np.arange(number)
             with_lesion, reference = float(self._with @ weights), float(self._reference @ weights)
             dice = float((self._dice[own] - self._dice[0]) @ weights) / max(with_lesion, 1.0)
@@ -306,12 +330,16 @@ class _Table:
                 for found, false in ((self._detected[own], self._false[own]), (self._detected[0], self._false[0]))
             ]
             fewer = float((self._alarms[0] - self._alarms[own]) @ weights) / max(float(self._free @ weights), 1.0)
-            return dice + f1[0] - f1[1], fewer
+            return dice + f1[0] - f1[1], dice, fewer
 
         whole = difference(np.ones(number))
         parts = np.array([difference(1.0 - np.eye(number)[g]) for g in range(number)])
         errors = np.sqrt((number - 1) / number * ((parts - parts.mean(axis=0)) ** 2).sum(axis=0))
-        return whole[0], float(errors[0]), whole[1], float(errors[1])
+        return whole[0], float(errors[0]), whole[1], whole[2], float(errors[2])
+
+    def points(self) -> list[OperatingPoint]:
+        """Every rule with its scores on all cases."""
+        return [self.point(index, np.ones(self.num_groups)) for index in range(len(self.rules))]
 
     def point(self, index: int, weights: np.ndarray) -> OperatingPoint:
         """A rule and its scores."""

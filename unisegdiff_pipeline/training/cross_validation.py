@@ -22,7 +22,7 @@ from unisegdiff_pipeline.training.validation import SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
 FOLDER = "cross_validation"
-OWN_OF_A_FOLD = (SUMMARY_NAME, SPREAD_NAME, "lesions.csv", "volumes.csv", "manifest.json")
+OWN_OF_A_FOLD = (SUMMARY_NAME, SPREAD_NAME, "lesions.csv", "volumes.csv", "cases.csv", "manifest.json")
 EVALUATION = "evaluation"  # where usd_evaluate writes unless told otherwise
 
 

@@ -31,6 +31,7 @@ from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import StagePlan
 from unisegdiff_pipeline.reports.training_log import of_kind
 from unisegdiff_pipeline.selection.choosing import Choice, choose_calibration, choose_settings, chosen_on
+from unisegdiff_pipeline.selection.found_lesions import LesionChoice, choose_lesions
 from unisegdiff_pipeline.selection.hold_out import planned_settings
 from unisegdiff_pipeline.selection.stage_refinement import refined_stages
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
@@ -213,6 +214,8 @@ def _train_phases(
         )
         for sentence in settings_in_words(settings, fold_units(run)):
             run.log.say(f"  {sentence}")
+    elif settings.filter_in_words:
+        run.log.say(f"lesions of the mask: {' '.join(settings.filter_in_words)}")
     _finish(run, model, settings, choice)
 
 
@@ -238,7 +241,11 @@ def _chosen(
         return replace(settings, chosen_on="nothing, for lack of time: all settings are the defaults"), None
     if choice.warning:
         run.log.say(f"warning: {choice.warning}")
-    return replace(choice.settings, chosen_on=chosen_on(cases, choice.warning)), choice
+    settings = replace(choice.settings, chosen_on=chosen_on(cases, choice.warning))
+    lesions: LesionChoice | None = None
+    with run.stop.limited(time_left_s(run)):
+        lesions = choose_lesions(run.held_out, model, settings, choice.calibrations)
+    return (settings if lesions is None else lesions.settings(settings)), choice
 
 
 def _phase_1(
@@ -399,6 +406,10 @@ def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> Infe
         decision=found.decision,
         sampler=found.sampler,
         mask_sampler=found.mask_sampler,
+        lesion_filter=found.lesion_filter,
+        filter_in_words=found.filter_in_words,
+        operating_points=found.operating_points,
+        case_calibration=found.case_calibration,
         chosen_on=f"{folder.name}, as there",
     )
 

@@ -44,7 +44,7 @@ FORMER_NAME = ".former"
 _PICTURE = re.compile(r"(image|reference|phase_\d+_\d+_\w+)\.png")
 _EVENTS = re.compile(r"events\.out\.tfevents\..*")
 _TABLE = re.compile(
-    r"(summary|manifest|dataset|plans|spread)\.json|(lesions|volumes|metrics|lesion_scores)\.csv|report\.html"
+    r"(summary|manifest|dataset|plans|spread)\.json|(lesions|volumes|cases|metrics|lesion_scores)\.csv|report\.html"
 )
 
 

@@ -34,7 +34,7 @@ CHOOSING_FRACTION = 0.1  # of the time budget, for choosing on the hold-out
 MONITORING_FRACTION = 0.005  # of the time budget, for one validation during training
 DESCRIBING_FRACTION = 0.02  # of the time budget, for what phase 1 is like on the hold-out
 # In forward passes over a case: what temperatures, draws without calls and their scores take. 4 to 9 were measured on
-# one core, more on two, since scores are taken on one.
+# one core, more on two, since scores are taken on one; finding the lesions of the chosen masks takes one or two more.
 CHOOSING_PASSES = 14
 FEWEST_CASES = 6  # to choose on, however short the time is
 MEASURED_CASES = 5  # the largest of a few with foreground is timed

@@ -16,6 +16,8 @@ from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, CaseSpread, Spread
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_defined, summarise
 from unisegdiff_pipeline.inference.decision import NEUTRAL, best_threshold, decided_probabilities, shift_threshold
+from unisegdiff_pipeline.inference.measuring import measure
+from unisegdiff_pipeline.inference.restoring import restore_samples
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.io.sources import cases_by_source, in_turn, source_of_case
@@ -27,6 +29,7 @@ from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_c
 from unisegdiff_pipeline.training.source_scores import ScoresBySource, annotated_scores, by_source
 from unisegdiff_pipeline.training.validation_files import (
     FOLDER_NAME,
+    ensemble_of_one,
     keeps_everything,
     remove_cases,
     remove_tables,
@@ -149,6 +152,10 @@ def _validated(
     if settings.decision == "dice":
         threshold = best_threshold(probabilities, _masks(run, prediction), scheme)
     labels = restore_labels(shift_threshold(probabilities, threshold, scheme.coding), stored.properties, scheme)
+    if not settings.lesion_filter.keeps_all:
+        found = ensemble_of_one(prediction, settings, threshold)
+        samples = restore_samples(found, stored.properties, scheme)
+        measure(found, stored.properties, scheme, run.plans.spacing_known, labels, samples)
     grid = measured_grid(stored.properties.geometry, units)
     reference = stored.reference()[0]
     scores = score_case(reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d)

@@ -3,7 +3,8 @@
     validation/summary.json          scores, and the settings that the cases were predicted with
     validation/spread.json           samples beside the references, see `evaluation.spread`
     validation/CASE.ext              masks
-    validation/probabilities/  samples/  uncertainty/  lesions.csv  volumes.csv  manifest.json
+    validation/probabilities/  samples/  uncertainty/  lesions.csv  volumes.csv  cases.csv
+                                     manifest.json
                                      where everything is kept; see `inference.export`
 
 `usd_evaluate LABELS validation/ --subset` takes the folder as it is.
@@ -38,6 +39,19 @@ def keeps_everything(run: FoldRun, settings: InferenceSettings) -> bool:
     bytes_each = 2 * run.plans.labels.num_channels + settings.num_samples
     voxels = sum(math.prod(run.data.open(case_id).properties.shape_original) for case_id in run.validation_cases)
     return voxels * bytes_each <= LARGEST_KEPT_BYTES
+
+
+def ensemble_of_one(prediction: CasePrediction, settings: InferenceSettings, threshold: float) -> EnsemblePrediction:
+    """What prediction makes of a fold alone; `threshold` is that of its probabilities."""
+    places = tuple((0, index) for index in range(prediction.num_samples))
+    return EnsemblePrediction(
+        (prediction,),
+        places,
+        prediction.facts,
+        threshold=threshold,
+        lesion_filter=settings.lesion_filter,
+        case_calibration=settings.case_calibration,
+    )
 
 
 def write_case(
@@ -77,8 +91,7 @@ def write_case(
         write_labels(mask_path(output, case_id, ending), labels, stored.properties.geometry)
         return
     options = OutputOptions(ending, run.plans.spacing_known, save_samples=True, save_probabilities=True)
-    places = tuple((0, index) for index in range(prediction.num_samples))
-    found = EnsemblePrediction((prediction,), places, prediction.facts, threshold=threshold)
+    found = ensemble_of_one(prediction, settings, threshold)
     lesions = write_prediction(output, found, stored.properties, run.plans.labels, options)
     facts = {"num_samples": prediction.num_samples, "num_lesions": lesions, "threshold": threshold}
     write_record(output, PredictionRecord(case_id, _request(run, settings), (), (), {}, facts))
@@ -104,7 +117,7 @@ def remove_tables(run: FoldRun) -> None:
 
 
 def write_tables(run: FoldRun, settings: InferenceSettings) -> None:
-    """Write lesions.csv, volumes.csv and manifest.json over the validation cases of the fold."""
+    """Write lesions.csv, volumes.csv, cases.csv and manifest.json over the validation cases of the fold."""
     from unisegdiff_pipeline.inference.export import write_summary
 
     made_of = {"request": _request(run, settings), "model": str(run.folder.parent.resolve()), "fold": _fold(run)}

@@ -1,0 +1,25 @@
+"""Operating points of a lesion filter in the training report."""
+
+from __future__ import annotations
+
+from unisegdiff_pipeline.core.serialization import to_jsonable
+from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, LesionRule
+from unisegdiff_pipeline.inference.utility import OperatingPoint
+from unisegdiff_pipeline.reports.operating_points import operating_points
+
+
+def test_points_are_drawn_and_listed() -> None:
+    strict = OperatingPoint(LesionRule(min_probability=0.75, max_lesions=1), 0.7, 0.6, 0.5, 0.25)
+    weak = OperatingPoint(LesionRule(), 0.65, 0.55, 0.9, 1.5, 2.0)
+    points = {"lesion": (strict, weak)}
+    chosen = to_jsonable({"lesion_filter": LesionFilter(unit="pixels2"), "operating_points": points})
+    drawn, listed = operating_points(chosen)
+    assert "operating points of lesion" in drawn
+    assert "All 2 operating points" in listed
+    for shown in ("0.75", "0.25", "1.50", "2.00", "size, pixels\N{SUPERSCRIPT TWO}"):
+        assert shown in listed
+
+
+def test_models_without_points_show_nothing() -> None:
+    assert operating_points({}) == []
+    assert operating_points({"operating_points": {"lesion": []}}) == []

@@ -1,0 +1,63 @@
+"""The probability that a case holds any lesion, calibrated on held-out cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unisegdiff_pipeline.inference.cases import CaseCalibration, log_odds
+
+FEWEST_OF_A_KIND = 6  # held-out patients with a lesion-free case, and with another one
+PENALTY = 0.1  # on (slope - 1)^2: towards the network's own log-odds
+ITERATIONS = 50
+
+
+def fit_case_calibration(
+    highest: Sequence[float], holds_lesion: Sequence[bool], groups: Sequence[str]
+) -> CaseCalibration | None:
+    """Fit the logistic function of the log-odds of the highest foreground probability; None for too few cases.
+
+    The targets are Platt's, which take one case of each kind more than there are, so that separable cases have a
+    solution; a slope below 0, where the probability misleads, is 0.
+
+    Args:
+        highest: highest foreground probability of each case.
+        holds_lesion: whether its reference holds any.
+        groups: its patient.
+    """
+    y = np.asarray(holds_lesion, bool)
+    for kind in (True, False):
+        if len({group for group, found in zip(groups, y, strict=True) if found == kind}) < FEWEST_OF_A_KIND:
+            return None
+    x = np.array([log_odds(value) for value in highest])
+    target = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
+    intercept, slope = _fit(x, target)
+    if slope < 0:
+        mean = float(target.mean())
+        intercept, slope = log_odds(mean), 0.0
+    return CaseCalibration(float(intercept), float(slope), int(y.sum()), int((~y).sum()))
+
+
+def _fit(x: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """Newton's method for the penalised likelihood, which is concave; steps that overshoot are halved."""
+    design = np.stack([np.ones_like(x), x], axis=1)
+    prior = np.array([0.0, 1.0])
+    weight = np.array([1e-6, PENALTY])
+
+    def loss(beta: np.ndarray) -> float:
+        z = design @ beta
+        return float((np.logaddexp(0.0, z) - target * z).sum() + (weight * (beta - prior) ** 2).sum() / 2)
+
+    beta = prior.copy()
+    for _ in range(ITERATIONS):
+        p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
+        gradient = design.T @ (p - target) + weight * (beta - prior)
+        curvature = (design * (p * (1 - p))[:, None]).T @ design + np.diag(weight)
+        step = np.linalg.solve(curvature, gradient)
+        while loss(beta - step) > loss(beta) + 1e-12 and np.abs(step).max() > 1e-9:
+            step = step / 2
+        beta = beta - step
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(beta[0]), float(beta[1])

@@ -1,0 +1,149 @@
+"""The lesions that a model finds in held-out cases, as the table that a lesion filter is chosen from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unisegdiff_pipeline.core.components import find_components
+from unisegdiff_pipeline.core.units import Units, units_of
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
+from unisegdiff_pipeline.evaluation.lesion_matching import find_overlaps
+from unisegdiff_pipeline.inference.cases import CaseCalibration
+from unisegdiff_pipeline.inference.decision import decided_probabilities
+from unisegdiff_pipeline.inference.lesion_filter import can_filter
+from unisegdiff_pipeline.inference.lesions import LesionCounter
+from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
+from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.preprocessing.storage import StoredCase
+from unisegdiff_pipeline.selection.case_probability import fit_case_calibration
+from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, tiled
+from unisegdiff_pipeline.selection.lesion_filter import FilterChoice, FoundLesion, LesionCase, choose_filter
+
+
+@dataclass(frozen=True)
+class HeldOutCase:
+    """What a lesion filter and the calibration of the case probability are chosen from.
+
+    Attributes:
+        group: its patient.
+        classes: one entry for each class.
+        highest: highest foreground probability.
+        holds_lesion: whether the reference holds any foreground.
+        units: of the sizes.
+    """
+
+    group: str
+    classes: tuple[LesionCase, ...]
+    highest: float
+    holds_lesion: bool
+    units: Units
+
+
+@dataclass(frozen=True)
+class LesionChoice:
+    """What was chosen of lesions: the filter with its operating points, and the calibration of the case probability."""
+
+    choice: FilterChoice
+    case_calibration: CaseCalibration | None
+    units: Units
+
+    def settings(self, settings: InferenceSettings) -> InferenceSettings:
+        """The settings with what was chosen."""
+        return replace(
+            settings,
+            lesion_filter=self.choice.lesion_filter,
+            filter_in_words=tuple(self.choice.describe(self.units)),
+            operating_points=self.choice.points,
+            case_calibration=self.case_calibration,
+        )
+
+
+def choose_lesions(
+    held_out: HoldOut, model: StagedModel, settings: InferenceSettings, cases: Mapping[str, LogitCalibration]
+) -> LesionChoice | None:
+    """Choose the lesion filter and calibrate the case probability for the settings, on held-out cases.
+
+    Args:
+        held_out, model: as trained.
+        settings: all else that was chosen.
+        cases: the calibration that each case is predicted with.
+
+    Returns:
+        None where lesions of one class cannot be taken out without voxels of another (`can_filter`).
+    """
+    scheme = held_out.labels
+    if not can_filter(scheme):
+        return None
+    found = []
+    for case_id, calibration in cases.items():
+        held_out.leave_if_asked()
+        stored = held_out.data.open(case_id)
+        tried = replace(settings, calibration=calibration)
+        prediction = sample_tiles(held_out, tiled(held_out, model, stored), tried, stored)
+        found.append(held_out_case(held_out, settings, stored, prediction))
+    return choose_of(found, scheme.names)
+
+
+def choose_of(found: list[HeldOutCase], classes: tuple[str, ...]) -> LesionChoice | None:
+    """As `choose_lesions`, of what was found."""
+    if not found:
+        return None
+    units = {case.units for case in found}
+    lesions = [lesions for case in found for lesions in case.classes]
+    calibration = fit_case_calibration(
+        [case.highest for case in found], [case.holds_lesion for case in found], [case.group for case in found]
+    )
+    one = next(iter(units))
+    return LesionChoice(choose_filter(lesions, classes, one.size if len(units) == 1 else None), calibration, one)
+
+
+def held_out_case(
+    held_out: HoldOut, settings: InferenceSettings, stored: StoredCase, prediction: CasePrediction
+) -> HeldOutCase:
+    """Compare the lesions of a prediction, with its samples, with the reference, on the plan's grid."""
+    scheme = held_out.labels
+    reference = stored.labels[0:1][0]
+    valid = ~scheme.ignored(reference)
+    samples = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
+    p = prediction.probabilities()
+    labels = scheme.decode(decided_probabilities(p, samples, scheme, settings.decision).numpy())
+    plain = scheme.decode(prediction.p_det.numpy())
+    counter = LesionCounter(labels, scheme)
+    for sample in samples:
+        counter.add_sample(sample)
+    for index in counter.classes_present:
+        counter.add_probability(index, p[index + scheme.foreground_offset].numpy())
+    is_2d = stored.properties.geometry.is_2d
+    units = units_of(is_2d, held_out.spacing_known)
+    z, y, x = stored.properties.spacing_mm
+    per_voxel = {"ml": z * y * x / 1000, "mm2": y * x, "pixels2": 1.0 * y * x}[units.size]
+    rows = counter.rows(stored.case_id, (z, y, x), is_2d=is_2d, spacing_known=held_out.spacing_known)
+    classes = []
+    masks = zip(scheme.class_masks(reference), scheme.class_masks(labels), scheme.class_masks(plain), strict=True)
+    for (name, in_reference), (_, in_mask), (_, in_plain) in masks:
+        true, drawn = find_components(in_reference), find_components(in_mask)
+        pairs = find_overlaps(in_reference & in_mask, true, drawn)
+        common = np.bincount(pairs.predicted - 1, weights=pairs.voxels, minlength=len(drawn))
+        own = [row for row in rows if row.class_name == name]
+        found = tuple(
+            FoundLesion(
+                size=row.voxels * per_voxel,
+                confidence=np.nan if row.confidence is None else row.confidence,
+                probability=np.nan if row.mean_probability is None else row.mean_probability,
+                voxels=row.voxels,
+                common=int(common[number]),
+                matched=tuple(pairs.reference[pairs.predicted == number + 1].tolist()),
+            )
+            for number, row in enumerate(own)
+        )
+        alarms = find_components(in_plain & valid)
+        false = len(alarms) - len(np.unique(find_overlaps(in_plain & in_reference & valid, true, alarms).predicted))
+        size = int(np.count_nonzero(in_reference))
+        classes.append(LesionCase(stored.group, name, found, size, len(true), false, stored.case_id))
+    foreground = 1 - p[0] if scheme.coding == "softmax" else p.amax(dim=0)
+    holds = any(case.num_reference for case in classes)
+    return HeldOutCase(stored.group, tuple(classes), float(foreground.max()), holds, units)
