@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_seed, positive_number, run, whole_number
+from unisegdiff_pipeline.commands.follow_up import add_follow_up, check_flags, run_follow_up
 from unisegdiff_pipeline.commands.nnunet import EVALUATE
 from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.errors import UsdError
@@ -60,6 +61,7 @@ def build_parser() -> CommandParser:
     _add_meaning(parser)
     _add_inputs(parser)
     _add_choices(parser)
+    add_follow_up(parser)
     parser.add_argument("--no-report", action="store_true", help="do not write report.html")
     parser.add_argument(
         "--workers", type=whole_number(0), metavar="N", help="processes (default: by the amount of data)"
@@ -172,7 +174,15 @@ def fraction(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of usd_evaluate."""
-    return run(lambda: _evaluate(build_parser().parse_args(argv)))
+    return run(lambda: _compare(build_parser().parse_args(argv)))
+
+
+def _compare(args: Namespace) -> None:
+    check_flags(args)
+    if args.follow_up:
+        run_follow_up(args, _matching_rule(args))
+    else:
+        _evaluate(args)
 
 
 def _evaluate(args: Namespace) -> None:
