@@ -44,6 +44,9 @@ def command_lines() -> list[tuple[str, list[str]]]:
         ):
             for part in line.split("&&"):
                 words = shlex.split(part, comments=True)
+                started = [i for i, word in enumerate(words) if word.startswith("$(which usd_")]  # by torchrun
+                if started:
+                    words = [words[started[0]][len("$(which ") : -1], *words[started[0] + 1 :]]
                 if words and Path(words[0]).name.startswith("usd_"):
                     result.append((page.name, [Path(words[0]).name, *words[1:]]))
     return result

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,9 +20,10 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.diffusion.losses import soft_dice
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME
 from unisegdiff_pipeline.training.data.patches import Batch, Part, drawn
 from unisegdiff_pipeline.training.interrupt import StopRequest
-from unisegdiff_pipeline.training.ranks import ALONE, Ranks, joined, local_device
+from unisegdiff_pipeline.training.ranks import ALONE, Ranks, Step, joined, local_device
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import default_workers, train
 from unisegdiff_pipeline.training.trainers import diffusion, trainer
@@ -103,10 +104,9 @@ def test_workers_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.Mo
 # Whole trainings ------------------------------------------------------------------------------------------------------
 
 
-def request_in(prepared: Path, results: Path, **changes: Any) -> TrainRequest:
+def request_in(prepared: Path, results: Path) -> TrainRequest:
     roots = Roots(raw=None, preprocessed=prepared, results=results)
-    request = TrainRequest("902", "all", roots, iterations=8, batch_size=3, workers=0, device="cpu", seed=3)
-    return dataclasses.replace(request, **changes)
+    return TrainRequest("902", "all", roots, iterations=8, batch_size=3, workers=0, device="cpu", seed=3)
 
 
 def log_every_iteration() -> None:
@@ -114,24 +114,47 @@ def log_every_iteration() -> None:
     trainer.LOG_EVERY_S, diffusion.MOST_EXAMPLES, diffusion.MEASURE_EVERY = -1.0, 12, 1  # type: ignore[misc]
 
 
+def signal_at(rank: int, phase: int, iteration: int, number: int) -> None:
+    """Let one process send itself a signal as it begins an iteration."""
+    original = trainer.Trainer.take_step
+
+    def take_step(self: trainer.Trainer, step: Step, batch: Batch) -> dict[str, torch.Tensor]:
+        if (int(os.environ["RANK"]), self.phase, step.iteration) == (rank, phase, iteration):
+            os.kill(os.getpid(), number)
+        return original(self, step, batch)
+
+    trainer.Trainer.take_step = take_step  # type: ignore[method-assign]
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
-from unisegdiff_pipeline.commands.common import run
 from tests.training import test_ranks as t
+from unisegdiff_pipeline.commands import train
+prepared, results, at, *more = sys.argv[1:]
 t.log_every_iteration()
-sys.exit(run(lambda: t.train(t.request_in(Path(sys.argv[1]), Path(sys.argv[2]), **eval(sys.argv[3]))) and 0))
+if at:
+    t.signal_at(*map(int, at.split()))
+sys.exit(train.main([*t.arguments(prepared, results), *more]))
 """
 
 
-def start(size: int, prepared: Path, results: Path, **changes: Any) -> list[subprocess.Popen[str]]:
-    """Processes with the variables that torchrun sets."""
+def arguments(prepared: str, results: str) -> list[str]:
+    """What `request_in` asks, for the command."""
+    roots = ["--preprocessed", prepared, "--results", results]
+    return ["902", "all", "--batch-size", "3", "--workers", "0", "--device", "cpu", "--seed", "3", *roots]
+
+
+def start(
+    size: int, prepared: Path, results: Path, at: tuple[int, ...] = (), length: tuple[str, ...] = ("--iterations", "8")
+) -> list[subprocess.Popen[str]]:
+    """Processes with the variables that torchrun sets; `at` as for `signal_at`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, str(prepared), str(results), repr(changes)]
+    command = [sys.executable, "-c", PROGRAM, str(prepared), str(results), " ".join(map(str, at)), *length]
     return [
         subprocess.Popen(
             command,
@@ -167,33 +190,88 @@ def fold_in(results: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fold as a single process trains it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((trainer, "LOG_EVERY_S"), (diffusion, "MOST_EXAMPLES"), (diffusion, "MEASURE_EVERY")):
+            patch.setattr(module, name, getattr(module, name))  # put back at the end
+        log_every_iteration()
+        return train(request_in(prepared, tmp_path_factory.mktemp("one"))).folds[0].folder
+
+
 NUMBERS = ("loss", "loss_a", "loss_b", "loss_c", "loss_segmenter", "loss_full_resolution", "learning_rate")
 
 
-def test_two_processes_have_the_losses_of_one(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    processes = start(2, prepared, tmp_path / "two")
-    for module, name in ((trainer, "LOG_EVERY_S"), (diffusion, "MOST_EXAMPLES"), (diffusion, "MEASURE_EVERY")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # put back at the end
-    log_every_iteration()
-    one = train(request_in(prepared, tmp_path / "one")).folds[0].folder
-    (leader, follower) = ended(processes)
-    assert leader[0] == 0, leader[2]
-    assert follower == (0, "", "")  # the leader alone speaks
-    two = fold_in(tmp_path / "two")
-    assert "2 processes share each batch of 3" in leader[1]
-    pairs = list(zip(entries(one, "train"), entries(two, "train"), strict=True))
+def assert_same_training(one: Path, other: Path) -> None:
+    """Losses of every iteration to 1e-5, what is measured by band of lam, and about the same weights."""
+    pairs = list(zip(entries(one, "train"), entries(other, "train"), strict=True))
     assert {(a["phase"], a["iteration"]) for a, _ in pairs} >= {(1, 1), (1, 2), (2, 1), (2, 2)}
     for a, b in pairs:
         assert (a.keys(), a["phase"], a["iteration"]) == (b.keys(), b["phase"], b["iteration"])
-        for name in NUMBERS:
-            assert (name in a) == (name in b)
-            if name in a:
-                assert b[name] == pytest.approx(a[name], abs=1e-5), (name, a["phase"], a["iteration"])
+        for name in a.keys() & {*NUMBERS}:
+            assert b[name] == pytest.approx(a[name], abs=1e-5), (name, a["phase"], a["iteration"])
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4)
-    for a, b in zip(entries(one, "bands"), entries(two, "bands"), strict=True):
+    for a, b in zip(entries(one, "bands"), entries(other, "bands"), strict=True):
         assert a["num_examples"] == b["num_examples"]
         for name in ("loss", "gradient_norm", "dice"):
             assert b[name] == pytest.approx(a[name], abs=1e-4, nan_ok=True)
-    weights, others = load_file(one / WEIGHTS_NAME), load_file(two / WEIGHTS_NAME)
+    weights, others = load_file(one / WEIGHTS_NAME), load_file(other / WEIGHTS_NAME)
     assert all(torch.allclose(weights[name], others[name], atol=1e-3) for name in weights)
-    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
+
+
+def test_two_processes_have_the_losses_of_one(prepared: Path, one: Path, tmp_path: Path) -> None:
+    leader, follower = ended(start(2, prepared, tmp_path))
+    assert leader[0] == 0, leader[2]
+    assert "2 processes share each batch of 3; this one leads" in leader[1]
+    assert follower == (0, "", "")  # the leader alone speaks
+    assert_same_training(one, fold_in(tmp_path))
+
+
+def test_a_signal_to_any_process_saves_one_checkpoint_that_one_process_continues(
+    prepared: Path, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader, follower = ended(start(2, prepared, tmp_path, at=(1, 1, 2, signal.SIGTERM)))
+    assert (leader[0], follower) == (128 + signal.SIGTERM, (0, "", ""))
+    assert "stopped by SIGTERM; what has been trained is saved" in " ".join(leader[2].split())
+    state = torch.load(fold_in(tmp_path) / CHECKPOINT_NAME, weights_only=True)
+    assert (state["phase"], state["iteration"]) == (1, 3)  # all ended the iteration together
+    for module, name in ((trainer, "LOG_EVERY_S"), (diffusion, "MOST_EXAMPLES"), (diffusion, "MEASURE_EVERY")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    log_every_iteration()
+    train(request_in(prepared, tmp_path))
+    losses = [[(e["phase"], e["iteration"], e["loss"]) for e in entries(f, "train")] for f in (one, fold_in(tmp_path))]
+    known = {row[:2]: row[2] for row in losses[1]}
+    assert known.keys() >= {(1, 1), (1, 2), (1, 4), (2, 2)}
+    for phase, iteration, loss in losses[0]:
+        if (phase, iteration) != (1, 3):  # saved before it was logged
+            assert known[phase, iteration] == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_where_a_process_dies_the_others_end_with_one_error(prepared: Path, tmp_path: Path, killed: int) -> None:
+    results = ended(start(2, prepared, tmp_path, at=(killed, 1, 2, signal.SIGKILL)))
+    code, _, complaint = results[1 - killed]
+    assert results[killed][0] == -signal.SIGKILL
+    assert code == 1
+    who = "another process" if killed else "process 0, which leads,"
+    assert f"error: {who} of this training has ended or does not answer" in " ".join(complaint.split())
+    assert "Traceback" not in complaint
+    if killed == 1:
+        assert torch.load(fold_in(tmp_path) / CHECKPOINT_NAME, weights_only=True)["iteration"] == 2
+
+
+def test_torchrun_starts_the_command_and_the_clock_of_the_first_process_ends_it(prepared: Path, tmp_path: Path) -> None:
+    script = tmp_path / "usd_train"
+    script.write_text("import sys; from unisegdiff_pipeline.commands.train import main; sys.exit(main())")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command += [*arguments(str(prepared), str(tmp_path / "results")), "--max-time", "5s"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("fold trained in") == 1
+    fold = fold_in(tmp_path / "results")
+    assert (fold / WEIGHTS_NAME).is_file()
+    assert entries(fold, "finished")[0]["seconds"] > 5
+    (last,) = [e for e in entries(fold, "train") if e["phase"] == 2][-1:]
+    assert last["progress"] == 1
