@@ -52,6 +52,7 @@ def run_of(max_time_s: float, seconds: float = 0.0, num_cases: int = 10) -> Any:
         held_out=None,
         log=Log(),
         stop=StopRequest(),
+        is_asked_to_end=False,
     )
 
 

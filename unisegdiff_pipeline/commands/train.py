@@ -93,6 +93,18 @@ def build_parser() -> CommandParser:
         help="train beside others of the same kind, into a model folder ending in NAME",
     )
     add_plans(parser)
+    parser.add_argument(
+        "--patience",
+        type=whole_number(1),
+        metavar="N",
+        help="end a phase when Dice on its held-out cases has not become better for N looks of the 4 N of a phase",
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        default=None,
+        help="compute by deterministic algorithms alone, which are slower on a GPU; with --epochs or --iterations",
+    )
     parser.add_argument("--seed", type=whole_number(0), metavar="N", help="random seed (default: 0)")
     add_device(parser)
     parser.add_argument(
@@ -239,6 +251,8 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         logger=args.logger,
         run=args.run,
         plans=args.plans,
+        patience=args.patience,
+        deterministic=args.deterministic,
         splits=args.splits,
         save_validation=args.save_validation,
         validate_only=args.val,
@@ -285,6 +299,10 @@ def describe(request: TrainRequest) -> str:
         "seed": _of_folds(previews, lambda fold: fold.request.seed),
         "device": request.device,
     }
+    if first.request.patience is not None:
+        lines["patience"] = f"{first.request.patience} looks without a better held-out Dice end a phase"
+    if first.request.deterministic:
+        lines["deterministic"] = "yes"
     if first.request.phase_1_from is not None:
         lines["phase 1 from"] = first.request.phase_1_from
     if first.request.pretrained is not None:

@@ -39,6 +39,7 @@ def findings(
     names = list(dict.fromkeys(score["class_name"] for case in cases for score in case["scores"]))
     of_class = {name: [_of(case, name) for case in cases] for name in names}
     found = [sentence for name in names for sentence in _dice_zero(name, of_class[name])]
+    found += _ended_early(entries)
     found += _fall(entries)
     found += [sentence for name in names for sentence in _bias(name, of_class[name], units)]
     dice = {(c["case_id"], name): value(_of(c, name), "dice") for c in cases for name in names}
@@ -69,6 +70,15 @@ def _dice_zero(name: str, scores: Sequence[dict[str, Any]]) -> list[str]:
     return [
         f"Validation Dice of {name} is 0 in all {len(dice)} cases that hold it: it has not been learned. Train longer, "
         f"and look at the first pages of the data set report for labels that do not fit."
+    ]
+
+
+def _ended_early(entries: Sequence[Entry]) -> list[str]:
+    """Phases that ended before their length was over, by patience or on request."""
+    return [
+        f"Phase {e['phase']} ended at {value(e, 'progress'):.0%} of its length, before its learning rate had fallen to "
+        f"its end: {e.get('reason', 'on request')}."
+        for e in of_kind(entries, "ended_early")
     ]
 
 

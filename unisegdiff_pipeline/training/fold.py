@@ -36,7 +36,7 @@ from unisegdiff_pipeline.selection.hold_out import planned_settings
 from unisegdiff_pipeline.selection.stage_refinement import refined_stages
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from unisegdiff_pipeline.training.fold_files import CANDIDATES_NAME
-from unisegdiff_pipeline.training.fold_run import FoldRun
+from unisegdiff_pipeline.training.fold_run import STOP_NAME, FoldRun
 from unisegdiff_pipeline.training.pretrained import denoiser_tensors, load_denoiser, load_start, open_start
 from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, StartRecord
 from unisegdiff_pipeline.training.request import FoldResult
@@ -98,6 +98,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     """
     require_same_training(run, trainer)
     finished = (run.folder / WEIGHTS_NAME).is_file()
+    _remove_stop_file_of_before(run, finished)
     if finished:  # a kill may have come between the two
         for name in (CHECKPOINT_NAME, START_NAME):
             (run.folder / name).unlink(missing_ok=True)
@@ -115,6 +116,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     if not finished:
         run.watch.add(_seconds_so_far(run, checkpoint))
         start = _start(run, checkpoint)
+        run.log.say(f"to end the training early, with a complete model: touch {run.folder / STOP_NAME}")
         write_json(run.folder / REQUEST_NAME, describe_training(run, trainer))
         _train_phases(run, trainer, checkpoint, start)
         for name in (CHECKPOINT_NAME, START_NAME):
@@ -132,8 +134,18 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
         run.log.final_report()
         return _result(run, scores)
     _record_end(run)
+    (run.folder / STOP_NAME).unlink(missing_ok=True)
     run.log.say(f"fold trained in {format_duration(run.watch.seconds)}; results in {run.folder}")
     return _result(run, scores)
+
+
+def _remove_stop_file_of_before(run: FoldRun, finished: bool) -> None:
+    """A stop file ends a training that has begun; one that lies there before is of an earlier training."""
+    path = run.folder / STOP_NAME
+    begun = (run.folder / CHECKPOINT_NAME).is_file() or (run.folder / PHASE_1_NAME).is_file()
+    if path.exists() and (finished or not begun):
+        path.unlink()
+        run.log.say(f"{path} was there before this training and is removed")
 
 
 def _record_end(run: FoldRun) -> None:
@@ -183,8 +195,14 @@ def _train_phases(
         segmenter_weight=0.0,
         weights=facts.weights,
     )
-    if not two_phases:
+    in_phase_2 = checkpoint is not None and checkpoint["phase"] == 2
+    if not two_phases or (run.is_asked_to_end and not in_phase_2):
         model = StagedModel(segmenter, None, run.plans.labels)
+        if two_phases:
+            run.log.say(
+                "the stop file is there before phase 2: the model is the segmenter alone and samples no masks. "
+                f"--run NAME --phase-1-from {run.folder} trains phase 2 on it"
+            )
         _finish(run, model, replace(settings, segmenter_weight=1.0, num_samples=0), None)
         return
     assert issubclass(trainer, DiffusionTrainer)
@@ -199,6 +217,7 @@ def _train_phases(
         run.log.say(load_denoiser(phase_2.network, read_weights(run.folder / START_NAME)[0]).table())
         phase_2.ema.network.load_state_dict(phase_2.network.state_dict())
     phase_2.fit(checkpoint)
+    costs = within_budget(run, costs, start_s) if run.is_asked_to_end else costs
     settings = replace(phase_2.settings, weights=take_best(phase_2))
     model = phase_2.model_for_prediction()
     choice: Choice | None = None

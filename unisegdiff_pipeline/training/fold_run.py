@@ -21,6 +21,8 @@ from unisegdiff_pipeline.training.ranks import ALONE, Ranks
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.schedule import Stopwatch
 
+STOP_NAME = "stop"  # a file of this name in the fold's folder ends the training
+
 
 @dataclass
 class FoldRun:
@@ -91,6 +93,11 @@ class FoldRun:
             yield
         finally:
             self.ranks = former
+
+    @property
+    def is_asked_to_end(self) -> bool:
+        """Whether the stop file is there: what is begun is shortened, and the model completed."""
+        return (self.folder / STOP_NAME).exists()
 
     def leave_if_asked(self) -> None:
         """Raise TrainingInterrupted after SIGINT or SIGTERM; called where everything is saved."""

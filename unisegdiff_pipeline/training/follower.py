@@ -10,6 +10,7 @@ import torch
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.training.data.loader import open_loader
+from unisegdiff_pipeline.training.determinism import deterministic_algorithms
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.interrupt import StopRequest, TrainingInterrupted
 from unisegdiff_pipeline.training.log import RunLog
@@ -35,7 +36,12 @@ def follow(request: TrainRequest, ranks: Ranks, workers: int) -> None:
     with contextlib.suppress(TrainingInterrupted), StopRequest() as stop, stop.deferred():
         order = ranks.hear()
         while order is not None:
-            order = _follow_phase(_trainer(order, ranks, stop, workers)) if isinstance(order, Phase) else ranks.hear()
+            if not isinstance(order, Phase):
+                order = ranks.hear()
+                continue
+            trainer = _trainer(order, ranks, stop, workers)
+            with deterministic_algorithms(bool(trainer.run.request.deterministic)):
+                order = _follow_phase(trainer)
 
 
 def _trainer(phase: Phase, ranks: Ranks, stop: StopRequest, workers: int) -> Trainer:

@@ -53,6 +53,8 @@ class TrainRequest:
         validate_only: predict the validation cases of finished folds again, and train nothing.
         run: name of a training beside others of the same trainer and configuration; part of the model folder's name.
         plans: name of the plan; None is the default one, plans.json.
+        patience: end a phase when its held-out score has not become better for so many looks.
+        deterministic: compute by torch's deterministic algorithms alone; not with `max_time_s`.
         splits: how folds are made where the data set has none: "default" (grouped, stratified) or "nnunet".
     """
 
@@ -81,6 +83,8 @@ class TrainRequest:
     validate_only: bool = False
     run: str | None = None
     plans: str | None = None
+    patience: int | None = None
+    deterministic: bool | None = None
     splits: Folds = "default"
 
     def __post_init__(self) -> None:

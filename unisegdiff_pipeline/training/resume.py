@@ -30,7 +30,8 @@ PHASE_1_FACTS_NAME = "phase_1.json"
 START_NAME = "pretrained.safetensors"
 LENGTHS = ("max_time_s", "epochs", "iterations")
 PATHS = ("pretrained", "phase_1_from")
-ASKED = (*LENGTHS, "batch_size", "learning_rate", "augmentation", "seed", "phase_2_only", *PATHS)
+OTHERS = ("batch_size", "learning_rate", "augmentation", "seed", "patience", "deterministic", "phase_2_only")
+ASKED = (*LENGTHS, *OTHERS, *PATHS)
 ASKED_VALUES = {  # what request.json may hold of them
     "max_time_s": Annotated[float, Range(0, 1e9, low_open=True)] | None,
     "epochs": Annotated[int, Range(1, 1e9)] | None,
@@ -39,6 +40,8 @@ ASKED_VALUES = {  # what request.json may hold of them
     "learning_rate": Annotated[float, Range(0, 10, low_open=True)] | None,
     "augmentation": Augmentation | None,
     "seed": Annotated[int, Range(0, 2**63)] | None,
+    "patience": Annotated[int, Range(1, 1e6)] | None,
+    "deterministic": bool | None,
     "phase_1_from": str | None,
     "pretrained": str | None,
     "phase_2_only": bool | None,
@@ -72,6 +75,8 @@ def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
         "batch_size": run.request.batch_size,
         "learning_rate": run.request.learning_rate,
         "augmentation": run.request.augmentation,
+        "patience": run.request.patience,
+        "deterministic": run.request.deterministic,
         "phase_1_from": None if source is None else str(source.absolute()),
         **started,
         "seed": run.seed,
@@ -272,6 +277,8 @@ _FLAGS = {
     "learning_rate": "--lr",
     "augmentation": "--augmentation",
     "seed": "--seed",
+    "patience": "--patience",
+    "deterministic": "--deterministic",
     "phase_1_from": "--phase-1-from",
     "pretrained": "--pretrained",
     "phase_2_only": "--phase-2-only",

@@ -32,6 +32,7 @@ from unisegdiff_pipeline.training.data.splits import (
     load_or_create_splits,
     select_split,
 )
+from unisegdiff_pipeline.training.determinism import deterministic_algorithms
 from unisegdiff_pipeline.training.fold import is_finished, require_weights, train_fold
 from unisegdiff_pipeline.training.fold_files import (
     has_begun,
@@ -223,7 +224,8 @@ def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRe
             records = [setting.records[case] for case in run.train_cases]
             if not any(record.foreground_mm3 or record.num_raters for record in records):
                 run.log.say("warning: no case to train on holds any foreground; the answer will be background alone")
-            return train_fold(run, setting.trainer)
+            with deterministic_algorithms(bool(settled.deterministic)):
+                return train_fold(run, setting.trainer)
         except BaseException:
             if stop.signal_number is None:  # whoever interrupts a training does not wait for its report
                 run.log.final_report()
@@ -322,6 +324,7 @@ def _overridden(configuration: ConfigurationPlan, request: TrainRequest) -> Conf
 def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopRequest, began: float) -> FoldRun:
     """Everything one fold needs; nothing is written."""
     _check_start(request, setting.trainer)
+    _check_end(request, fold)
     split, folder = setting.folds[fold], _fold_folder(setting, fold)
     kept, held = (split.train, ()) if fold == "all" else _hold_out(request, setting, split, folder)
     configuration = _overridden(setting.configuration, request)
@@ -370,6 +373,20 @@ def _check_start(request: TrainRequest, trainer: type[Trainer]) -> None:
         raise UsdError(
             f"--pretrained {request.pretrained} and --phase-1-from {request.phase_1_from} both say where the segmenter "
             f"comes from; keep one of them."
+        )
+
+
+def _check_end(request: TrainRequest, fold: str) -> None:
+    """Raise a UsdError where what is asked of the end of a fold cannot be."""
+    if request.deterministic and request.max_time_s is not None:
+        raise UsdError(
+            f"--deterministic goes with --epochs or --iterations: how far a training comes in --max-time "
+            f"{request.max_time_s:g} s is never the same. Keep one of the two."
+        )
+    if request.patience is not None and fold == "all":
+        raise UsdError(
+            f"--patience {request.patience} needs held-out cases, and fold all has none; leave it out, or give "
+            f"--epochs as long as the numbered folds took."
         )
 
 

@@ -113,10 +113,13 @@ class Costs:
 def _affordable(run: FoldRun, fraction: float, seconds_each: float, fewest: int) -> tuple[str, ...]:
     """As many held-out cases as a fraction of the time budget allows, or up to `fewest` in STRETCH times as much.
 
-    Of a unified data set `fewest` is a case of each source at least; held-out cases come in turn by source.
+    Of a unified data set `fewest` is a case of each source at least; held-out cases come in turn by source. Where the
+    stop file is there, it is `fewest` at most.
     """
     if run.configuration.sources is not None:
         fewest = max(fewest, len(cases_by_source(run.holdout_cases)))
+    if run.is_asked_to_end:
+        return run.holdout_cases[:fewest]
     if run.request.max_time_s is None:
         return run.holdout_cases
     count = fraction * run.request.max_time_s / max(seconds_each, 1e-6)
@@ -188,7 +191,7 @@ def affordable_cases(run: FoldRun, model: StagedModel, costs: Costs) -> tuple[st
     The model is timed again: what it finds, and what else the machine does, may have changed since phase 2 began.
     """
     planned = costs.choosing_cases(run)
-    if run.request.max_time_s is None:
+    if run.request.max_time_s is None or run.is_asked_to_end:
         return planned
     now = replace(measure_costs(run, model), search=costs.search)
     left_s = time_left_s(run)
@@ -244,9 +247,13 @@ def phase_1_budget(run: FoldRun, fraction: float, start_s: float | None = None) 
 def within_budget(run: FoldRun, costs: Costs, start_s: float) -> Costs:
     """The costs with the widest search that time allows; `start_s` is when phase 2 began.
 
+    Where the stop file is there it is the narrowest.
+
     Choosing and the final validation are to take at most LARGEST_FINAL_FRACTION of the time budget and to leave phase 2
     at least LEAST_PHASE_2_FRACTION of it: samplers of several calls are no use to networks that had no time to learn.
     """
+    if run.is_asked_to_end:
+        return replace(costs, search=QUICK_SEARCH)
     if run.request.max_time_s is None:
         return costs
     budget_s = run.request.max_time_s

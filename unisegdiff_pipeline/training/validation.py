@@ -98,7 +98,8 @@ def final_validation(
 
     Args:
         run, model, settings: a finished fold.
-        time_left_s: seconds after which the cases that are left are given up, and named in summary.json.
+        time_left_s: seconds after which the cases that are left are given up, and named in summary.json; so they are
+            where the stop file is there.
 
     Returns:
         Scores over the cases that were predicted; None without any.
@@ -117,14 +118,17 @@ def final_validation(
     run.log.say(f"validating {counted(len(visited), 'case')}; {kept} are kept in {folder}")
     with run.stop.limited(None if time_left_s is None else max(0.0, time_left_s)):
         for case_id in progress(visited, len(visited), "validation"):
+            if run.is_asked_to_end:
+                break
             scores, of_case = _validated(run, model, settings, case_id, units, everything)
             cases.append(scores)
             spreads += of_case
     given_up = visited[len(cases) :]
     if given_up:
         remove_cases(run, given_up)
+        reason = "the stop file is there" if run.is_asked_to_end else "--max-time is over"
         run.log.say(
-            f"--max-time is over: {len(cases)} of {counted(len(visited), 'validation case')} are "
+            f"{reason}: {len(cases)} of {counted(len(visited), 'validation case')} are "
             f"predicted and scored; the model is complete. The same command with --val (without --restart) predicts "
             f"them all."
         )

@@ -22,7 +22,7 @@ from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
-from unisegdiff_pipeline.reports.training_log import PHASES
+from unisegdiff_pipeline.reports.training_log import PHASES, of_kind
 from unisegdiff_pipeline.training.checkpoint import save_checkpoint
 from unisegdiff_pipeline.training.data.loader import open_loader
 from unisegdiff_pipeline.training.data.patches import Batch, Part, PatchSource
@@ -37,6 +37,7 @@ from unisegdiff_pipeline.training.validation import HeldOutDice
 GRADIENT_CLIP = 12.0  # nnU-Net's
 LOG_EVERY_S = 10.0
 LOADER_TIMEOUT_S = 600.0
+LOOKS_OF_PATIENCE = 4  # times patience looks at held-out cases in a phase, so that patience is a quarter of it
 PROBING_FRACTION = 0.1  # of a phase's time, for finding out whether bf16 is faster
 
 
@@ -80,7 +81,7 @@ class Trainer(abc.ABC):
     """
 
     phase: ClassVar[int]
-    num_validations: ClassVar[int]  # on held-out cases, over the phase
+    num_validations: ClassVar[int]  # on held-out cases, over the phase, where no patience asks for more
 
     def __init__(self, run: FoldRun, budget: PhaseBudget, schedule_end: float = 1.0) -> None:
         self.run = run
@@ -96,6 +97,7 @@ class Trainer(abc.ABC):
         self.groups: tuple[str, ...] = ()
         self.sources: tuple[str, ...] = ()
         self.best_weights: dict[str, Tensor] | None = None
+        self.looks_without_gain = 0  # since the best one
         self.validated = 0  # looks at held-out cases so far, without the one at the end
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
         with torch.random.fork_rng(devices=[]):  # weights are made on the CPU; the caller's generator stays as it is
@@ -152,7 +154,9 @@ class Trainer(abc.ABC):
         """Called behind every step of the optimiser, to keep parameters within their limits."""
 
     def fit(self, checkpoint: dict[str, Any] | None = None) -> None:
-        """Train until the budget is spent; continue from `checkpoint` if it is of this phase.
+        """Train until the budget is spent, patience is at its end, or the stop file is there.
+
+        Continues from `checkpoint` if it is of this phase.
 
         Raises:
             TrainingInterrupted: after SIGINT or SIGTERM, with the checkpoint saved.
@@ -168,8 +172,10 @@ class Trainer(abc.ABC):
         run.ranks.begin_phase(lambda: (run.for_followers(), self))
         try:
             self._train_on(source)
+            self._say_why_ended()
             self.save()
-            self._validate()
+            if not run.is_asked_to_end:
+                self._validate()
         except (TrainingInterrupted, RankLost):
             if self.iteration > 0:
                 self.save()
@@ -199,13 +205,13 @@ class Trainer(abc.ABC):
             source, self.iteration, self.budget.iterations, run.workers, LOADER_TIMEOUT_S, pinned
         ) as batches:
             for batch in batches:
-                if self.progress >= 1 and self.iteration > 0:
+                if self.is_over and self.iteration > 0:
                     break
                 for name, value in self.iterate(batch).items():
                     sums[name].append(value)
                 now = time.monotonic()
                 seconds_of_iterations += now - lap
-                if now - last_log > LOG_EVERY_S or self.progress >= 1:
+                if now - last_log > LOG_EVERY_S or self.is_over:
                     self._log(sums, seconds_of_iterations)
                     sums.clear()
                     last_log, seconds_of_iterations = now, 0.0
@@ -216,11 +222,46 @@ class Trainer(abc.ABC):
                     run.log.refresh_report()
                     last_save = time.monotonic()
                 lap = time.monotonic()
+        if sums:  # of a phase that a look, or the stop file, has ended
+            self._log(sums, seconds_of_iterations)
 
     @property
     def progress(self) -> float:
         """Fraction of this phase that is done."""
         return self.budget.progress(self.iteration, self.run.watch.seconds - self.phase_start_s)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this phase is to end now."""
+        return self.progress >= 1 or self._is_out_of_patience or self.run.is_asked_to_end
+
+    @property
+    def num_looks(self) -> int:
+        """At held-out cases, over the phase."""
+        return max(self.num_validations, LOOKS_OF_PATIENCE * (self.run.request.patience or 0))
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        patience = self.run.request.patience
+        return patience is not None and self.looks_without_gain >= patience
+
+    def _say_why_ended(self) -> None:
+        """Log an end before the budget is spent; once, however often the training is continued behind it."""
+        if self.progress >= 1 or of_kind(self.run.log.entries(), "ended_early", self.phase):
+            return
+        if self.run.is_asked_to_end:
+            reason = "the stop file is there"
+        else:
+            reason = f"no better Dice on held-out cases in {counted(self.looks_without_gain, 'look')} (--patience)"
+        self.run.log.record(
+            "ended_early",
+            phase=self.phase,
+            iteration=self.iteration,
+            seconds=self.run.watch.seconds,
+            progress=self.progress,
+            reason=reason,
+        )
+        self.run.log.say(f"phase {self.phase} ends at {self.progress:.0%} of its length: {reason}")
 
     @property
     def moment(self) -> Moment:
@@ -242,6 +283,7 @@ class Trainer(abc.ABC):
             "best": self.best,
             "best_weights": self.best_weights,
             "validated": self.validated,
+            "looks_without_gain": self.looks_without_gain,
             "bf16": self.bf16,
             "log_entries": self.run.log.num_entries,
         }
@@ -259,7 +301,8 @@ class Trainer(abc.ABC):
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.best_weights = tuple(state["best"]), state["best_weights"]
         # Checkpoints of earlier versions were not made while a validation was due.
-        self.validated = state.get("validated", math.floor(self.progress * self.num_validations))
+        self.validated = state.get("validated", math.floor(self.progress * self.num_looks))
+        self.looks_without_gain = state.get("looks_without_gain", 0)
         self.bf16 = state["bf16"]
         if "log_entries" in state:  # not in checkpoints of earlier versions
             self.run.log.keep(state["log_entries"])
@@ -397,8 +440,8 @@ class Trainer(abc.ABC):
         return self.budget.seconds * (1 - self.progress)
 
     def _validate_if_due(self) -> None:
-        due = math.floor(self.progress * self.num_validations)
-        if due > self.validated and self.progress < 1:
+        due = math.floor(self.progress * self.num_looks)
+        if due > self.validated and not self.is_over:
             self._validate()
             self.validated = due
 
@@ -429,9 +472,19 @@ class Trainer(abc.ABC):
             self.run.log.say(f"phase {self.phase}  {found.sources.describe()}")
         with self.run.stop.deferred():
             self.last, self.groups, self.sources = found.of_cases, found.groups, found.case_sources
-            if self.best_weights is None or self.gain_of_best()[0] < 0:
-                self.best, self.best_weights = self.last, cpu_state(self.ema.network)
+            if self._is_better():
+                self.best, self.best_weights, self.looks_without_gain = self.last, cpu_state(self.ema.network), 0
+            elif not all(map(math.isnan, self.last)):  # held-out cases without any object tell nothing
+                self.looks_without_gain += 1
         self.run.log.refresh_report()
+
+    def _is_better(self) -> bool:
+        """Whether the last look saw a higher Dice than the best one, case by case."""
+        if self.best_weights is None:
+            return True
+        if min(len(self.best), len(self.last)) == 1:  # whose gain tells nothing, but there is nothing else
+            return self.last[0] > self.best[0]
+        return self.gain_of_best()[0] < 0
 
     def gain_of_best(self) -> tuple[float, float]:
         """How much higher Dice on the hold-out is with the best weights than with the last, and its standard error.
