@@ -397,9 +397,17 @@ def add_splits(parser: argparse.ArgumentParser) -> None:
     """Add --splits."""
     parser.add_argument(
         "--splits",
-        choices=("default", "nnunet"),
+        choices=("default", "nnunet", "by-group"),
         default="default",
-        help="folds of a data set that has none yet; nnunet: the ones that nnU-Net makes, without regard to groups",
+        help="folds of a data set that has none yet; nnunet: the ones that nnU-Net makes, without regard to groups; "
+        "by-group: a fold for each group of groups.csv, which it is validated on",
+    )
+    parser.add_argument(
+        "--by-group",
+        dest="splits",
+        action="store_const",
+        const="by-group",
+        help="leave one group out: --splits by-group",
     )
 
 

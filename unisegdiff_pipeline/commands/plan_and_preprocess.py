@@ -50,7 +50,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
     from unisegdiff_pipeline.planning.budget import detect_budget
     from unisegdiff_pipeline.planning.description import describe_plans
-    from unisegdiff_pipeline.training.data.splits import load_or_create_splits, nnunet_splits
+    from unisegdiff_pipeline.training.data.splits import find_test_cases, load_or_create_splits, wanted_splits
 
     budget = detect_budget(args.device, args.memory_gb, args.preset)
     plans_name = steps.plans_name_of(args)
@@ -58,8 +58,10 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
 
     def plan_and_preprocess(dataset: str) -> None:
         folder = steps.raw_folder(roots, dataset)
-        if args.splits == "nnunet":  # what cannot be is refused before anything is preprocessed
-            nnunet_splits({case.case_id: case.group or case.case_id for case in open_raw_dataset(folder).cases})
+        cases = {case.case_id: case.group or case.case_id for case in open_raw_dataset(folder).cases}
+        # What cannot be is refused before anything is preprocessed.
+        test = find_test_cases(folder / "dataset.json", cases)
+        wanted_splits({case: group for case, group in cases.items() if case not in test}, args.splits)
         if args.dry_run:
             raw = open_raw_dataset(folder)
             facts, _ = pipeline.check_and_measure(raw, args.workers, args.scheduler)
@@ -75,7 +77,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
             for_weights=args.for_weights,
         )
         prepared = pipeline.prepare(folder, roots.require_preprocessed(), request)
-        if args.splits == "nnunet":
+        if args.splits != "default":
             load_or_create_splits(prepared.folder, folder, folds=args.splits)
         report = "" if prepared.report is None else f"Report: {prepared.report}\n"
         first = f"usd_train {folder.name} {prepared.first_fold}{flag}"

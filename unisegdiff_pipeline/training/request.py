@@ -55,7 +55,7 @@ class TrainRequest:
         plans: name of the plan; None is the default one, plans.json.
         patience: end a phase when its held-out score has not become better for so many looks.
         deterministic: compute by torch's deterministic algorithms alone; not with `max_time_s`.
-        splits: how folds are made where the data set has none: "default" (grouped, stratified) or "nnunet".
+        splits: how folds are made where the data set has none: "default" (grouped, stratified), "nnunet" or "by-group".
     """
 
     dataset: str

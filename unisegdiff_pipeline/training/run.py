@@ -31,6 +31,7 @@ from unisegdiff_pipeline.training.data.splits import (
     inner_holdout_by_source,
     load_or_create_splits,
     select_split,
+    trainable_cases,
 )
 from unisegdiff_pipeline.training.determinism import deterministic_algorithms
 from unisegdiff_pipeline.training.fold import is_finished, require_weights, train_fold
@@ -473,9 +474,9 @@ def _configuration(plans: Plans, request: TrainRequest, path: Path) -> Configura
 def _folds(
     request: TrainRequest, dataset: Path, records: dict[str, ReferenceRecord], writing: bool = True
 ) -> dict[str, Split]:
-    if request.fold == "all":
-        return {"all": Split(tuple(sorted(records)), ())}
     raw_folder = None if request.roots.raw is None else request.roots.raw / dataset.name
+    if request.fold == "all":
+        return {"all": Split(trainable_cases(dataset, raw_folder, records), ())}
     splits = load_or_create_splits(dataset, raw_folder, writing=writing, folds=request.splits)
     if request.fold == "cv":
         return {str(i): split for i, split in enumerate(splits)}

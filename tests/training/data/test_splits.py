@@ -15,12 +15,14 @@ from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord
 from unisegdiff_pipeline.training.data.splits import (
     Split,
+    group_splits,
     inner_holdout,
     load_or_create_splits,
     make_splits,
     make_splits_by_source,
     nnunet_splits,
     select_split,
+    trainable_cases,
 )
 
 
@@ -181,17 +183,86 @@ def test_wrong_splits_are_named(preprocessed: Path, content: str, message: str) 
         load_or_create_splits(preprocessed)
 
 
-def test_an_extra_test_key_is_not_used_and_said(preprocessed: Path, tmp_path: Path) -> None:
+def test_test_cases_of_own_splits_are_in_no_part(preprocessed: Path, tmp_path: Path) -> None:
+    """A model on all cases is not trained on them either; those that are not preprocessed play no part."""
     own = [{"train": [f"c{i}" for i in range(8)], "val": ["c8", "c9"], "test": ["c10", "c11", "elsewhere"]}]
     (tmp_path / "splits_final.json").write_text(json.dumps(own))
-    with (
-        pytest.warns(UserWarning, match="leaves out 2 of 12"),
-        pytest.warns(UserWarning, match="lists test cases in 1 of 1 folds; they are not used"),
-    ):
-        splits = load_or_create_splits(preprocessed, tmp_path)
-    assert [(split.train, split.val) for split in splits] == [(tuple(own[0]["train"]), ("c8", "c9"))]
-    with pytest.warns(UserWarning, match="leaves out 2 of 12"):  # the copy has no test list, and is no other file
-        assert load_or_create_splits(preprocessed, tmp_path) == splits
+    splits = load_or_create_splits(preprocessed, tmp_path)
+    assert splits == [Split(tuple(own[0]["train"]), ("c8", "c9"), ("c10", "c11", "elsewhere"))]
+    assert json.loads((preprocessed / "splits_final.json").read_text()) == own
+    assert load_or_create_splits(preprocessed, tmp_path) == splits
+    cases = [f"c{i}" for i in range(12)]
+    assert trainable_cases(preprocessed, tmp_path, cases) == tuple(f"c{i}" for i in range(10))
+    assert trainable_cases(preprocessed, None, cases) == tuple(f"c{i}" for i in range(10))
+
+
+def test_a_test_case_that_is_trained_on_is_refused(preprocessed: Path) -> None:
+    own = [{"train": [f"c{i}" for i in range(10)], "val": ["c10", "c11"], "test": ["c9"]}]
+    (preprocessed / "splits_final.json").write_text(json.dumps(own))
+    with pytest.raises(UsdError, match="fold 0 trains on or validates 'c9', which are test cases"):
+        load_or_create_splits(preprocessed)
+
+
+def named_as_test(preprocessed: Path, test: object) -> None:
+    write_json(preprocessed / "dataset.json", {"test": test})
+
+
+def test_cases_that_dataset_json_holds_out_are_in_no_fold(preprocessed: Path) -> None:
+    """Paths and objects, as others list images without labels there, are no training cases."""
+    named_as_test(preprocessed, ["c0", "c5", "./imagesTs/c1.nii.gz", {"image": "./imagesTs/c2.nii.gz"}])
+    for fold in load_or_create_splits(preprocessed, num_folds=3):
+        assert set(fold.train) | set(fold.val) == {f"c{i}" for i in range(12)} - {"c0", "c5"}
+    assert "c0" not in trainable_cases(preprocessed, None, [f"c{i}" for i in range(12)])
+    assert trainable_cases(preprocessed, None, ["c0", "c1", "c5"]) == ("c1",)
+
+
+def test_folds_made_before_a_case_was_held_out_are_refused(preprocessed: Path) -> None:
+    load_or_create_splits(preprocessed, num_folds=3)
+    named_as_test(preprocessed, ["c0"])
+    with pytest.raises(UsdError, match="'c0', which are test cases"):
+        load_or_create_splits(preprocessed)
+
+
+@pytest.mark.parametrize(
+    ("test", "named"), [(["c12"], "test names 'c12', which are no cases"), ("c1", "must be a list"), ([1], "a list")]
+)
+def test_what_is_no_test_case_is_named(preprocessed: Path, test: object, named: str) -> None:
+    named_as_test(preprocessed, test)
+    with pytest.raises(UsdError, match=named):
+        load_or_create_splits(preprocessed)
+
+
+def test_all_cases_held_out_leave_nothing_to_train_on(preprocessed: Path) -> None:
+    named_as_test(preprocessed, ["c0", "c1", "c5"])
+    with pytest.raises(UsdError, match="no case is left"):
+        trainable_cases(preprocessed, None, ["c0", "c1", "c5"])
+
+
+def test_leave_one_group_out() -> None:
+    splits = group_splits({"a": "x", "b": "y", "c": "x", "d": "z"})
+    assert splits == [
+        Split(("b", "d"), ("a", "c")),
+        Split(("a", "c", "d"), ("b",)),
+        Split(("a", "b", "c"), ("d",)),
+    ]
+    with pytest.raises(UsdError, match=r"groups\.csv names none"):
+        group_splits({"a": "a", "b": "b", "c": "c"})
+    with pytest.raises(UsdError, match=r"needs three groups.*has 2: x, y"):
+        group_splits({"a": "x", "b": "y", "c": "x"})
+
+
+def test_folds_by_group_are_written_and_asked_for_again(preprocessed: Path) -> None:
+    """c0 to c11 are six groups of two."""
+    splits = load_or_create_splits(preprocessed, folds="by-group")
+    assert [split.val for split in splits[:2]] == [("c0", "c1"), ("c2", "c3")]
+    assert len(splits) == 6
+    assert load_or_create_splits(preprocessed) == splits
+    with pytest.raises(UsdError, match="nnU-Net's folds know no groups"):
+        load_or_create_splits(preprocessed, folds="nnunet")
+    (preprocessed / "splits_final.json").unlink()
+    load_or_create_splits(preprocessed, num_folds=3)
+    with pytest.raises(UsdError, match="holds other folds than --splits by-group"):
+        load_or_create_splits(preprocessed, folds="by-group")
 
 
 def test_a_leak_in_own_splits_is_said(preprocessed: Path) -> None:

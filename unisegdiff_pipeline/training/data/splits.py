@@ -5,32 +5,34 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
-from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, write_json
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, read_object, write_json
 from unisegdiff_pipeline.io.sources import cases_by_source, datasets_of_sources, in_turn
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases
 
 LOGGER = logging.getLogger(__name__)
 SPLITS_FILE = "splits_final.json"
+DATASET_FILE = "dataset.json"
 FEWEST_EMPTY = 3  # groups with cases without foreground to hold out: fewer tell nothing of false alarms
-Folds = Literal["default", "nnunet"]
+Folds = Literal["default", "nnunet", "by-group"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Case names of one fold."""
+    """Case names of one fold; those of `test` are neither trained on nor validated."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
+    test: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,45 @@ def nnunet_splits(groups: Mapping[str, str], num_folds: int = 5, seed: int = 123
     return [Split(tuple(map(str, train)), tuple(map(str, val))) for train, val in folds]
 
 
+def group_splits(groups: Mapping[str, str]) -> list[Split]:
+    """Leave one group out: a fold for each group, in the order of their names, that is validated on this group.
+
+    Args:
+        groups: group of each case.
+
+    Raises:
+        UsdError: no groups, or fewer than three: one is validated, one held out to choose settings, one trained on.
+    """
+    members: dict[str, list[str]] = {}
+    for case, group in sorted(groups.items()):
+        members.setdefault(group, []).append(case)
+    if all(case == group for case, group in groups.items()):
+        raise UsdError(
+            "--by-group leaves out one group after the other, but groups.csv names none; say there which cases belong "
+            "together (a site, a scanner, a patient)."
+        )
+    if len(members) < 3:
+        raise UsdError(
+            f"--by-group needs three groups, one to validate, one to choose settings on and one to train on; "
+            f"groups.csv has {len(members)}: {', '.join(members)}. Leave the flag out, or divide the groups."
+        )
+    return [
+        Split(tuple(case for case, group in sorted(groups.items()) if group != name), tuple(cases))
+        for name, cases in sorted(members.items())
+    ]
+
+
+def wanted_splits(groups: Mapping[str, str], folds: Folds) -> list[Split] | None:
+    """The folds that are asked for by name; None for "default", which leaves them open.
+
+    Raises:
+        UsdError: as `nnunet_splits` and `group_splits`.
+    """
+    if folds == "default":
+        return None
+    return nnunet_splits(groups) if folds == "nnunet" else group_splits(groups)
+
+
 def inner_holdout(
     train: Sequence[str],
     groups: Mapping[str, str],
@@ -215,45 +256,98 @@ def load_or_create_splits(
         num_folds, seed: for new splits.
         writing: off to look only.
         folds: "default" takes the file that is there, or deals out groups; "nnunet" makes the folds of `nnunet_splits`,
-            and a file that is there must hold these.
+            and "by-group" those of `group_splits`, and a file that is there must hold these.
+
+    Test cases (see `find_test_cases`) are in no fold.
 
     Raises:
-        UsdError: a damaged file, cases that do not exist, a case in both parts of a fold, or two files that differ; for
-            "nnunet" also what `nnunet_splits` raises, and a file with other folds.
+        UsdError: a damaged file, cases that do not exist, a case in two parts of a fold, a fold with a test case, or
+            two files that differ; also what `wanted_splits` raises, and then a file with other folds.
     """
     if folds not in get_args(Folds):
         raise UsdError(f"splits is {folds!r}; allowed are {' and '.join(get_args(Folds))}.")
     path = Path(preprocessed_folder) / SPLITS_FILE
     given = Path(raw_folder) / SPLITS_FILE if raw_folder is not None else None
     records = read_cases(preprocessed_folder)
-    wanted = nnunet_splits({r.case_id: r.group for r in records}) if folds == "nnunet" else None
+    test = find_test_cases(preprocessed_folder / DATASET_FILE, [record.case_id for record in records])
+    records = tuple(record for record in records if record.case_id not in test)
+    wanted = wanted_splits({r.case_id: r.group for r in records}, folds)
     if given is not None and given.is_file():
-        splits = _read_splits(given, records)
-        _require_folds(given, splits, wanted)
+        splits = _read_splits(given, records, test)
+        _require_folds(given, splits, wanted, folds)
         if path.is_file() and _parse_splits(path) != splits:
             raise UsdError(f"{given} and {path} differ; delete the one that is not meant, the other is then used.")
         if writing:
-            write_json(path, splits)
+            _write_splits(path, splits)
     elif path.is_file():
-        splits = _read_splits(path, records)
-        _require_folds(path, splits, wanted)
+        splits = _read_splits(path, records, test)
+        _require_folds(path, splits, wanted, folds)
     else:
         cases = [(r.case_id, r.group, r.foreground_mm3) for r in records]
-        unified = datasets_of_sources(preprocessed_folder / "dataset.json")
+        unified = datasets_of_sources(preprocessed_folder / DATASET_FILE)
         splits = wanted or (make_splits_by_source if unified else make_splits)(cases, num_folds, seed)
         if writing:
-            write_json(path, splits)
+            _write_splits(path, splits)
     return splits
 
 
-def _require_folds(path: Path, splits: Sequence[Split], wanted: Sequence[Split] | None) -> None:
+def find_test_cases(dataset_json: Path, case_ids: Iterable[str]) -> frozenset[str]:
+    """The training cases that `test` of a dataset.json holds out from every training.
+
+    Paths, as the Medical Segmentation Decathlon lists its images for testing there, are none of them.
+
+    Raises:
+        UsdError: no list of names, or a name that is no case.
+    """
+    listed = read_object(dataset_json).get("test") if dataset_json.is_file() else None
+    if listed is None:
+        return frozenset()
+    if not isinstance(listed, list) or any(not isinstance(name, (str, dict)) for name in listed):
+        raise UsdError(f'{dataset_json}: test is {listed!r:.80}; it must be a list of cases, as in ["scan_001"].')
+    names = {composed(name) for name in listed if isinstance(name, str) and "/" not in name}
+    if unknown := sorted(names - set(case_ids)):
+        raise UsdError(
+            f"{dataset_json}: test names {_listed(unknown)}, which are no cases of the data set; correct the names "
+            f"(without ending), or preprocess again after adding the cases."
+        )
+    return frozenset(names)
+
+
+def trainable_cases(preprocessed_folder: Path, raw_folder: Path | None, case_ids: Iterable[str]) -> tuple[str, ...]:
+    """The cases that a model on all cases is trained on: without those that dataset.json or a fold names as test.
+
+    Raises:
+        UsdError: no case is left, or a damaged file.
+    """
+    cases = sorted(case_ids)
+    test = set(find_test_cases(preprocessed_folder / DATASET_FILE, cases))
+    for folder in (preprocessed_folder, raw_folder):
+        if folder is not None and (Path(folder) / SPLITS_FILE).is_file():
+            test.update(case for split in _parse_splits(Path(folder) / SPLITS_FILE) for case in split.test)
+    kept = tuple(case for case in cases if case not in test)
+    if not kept:
+        raise UsdError(
+            f"all {len(cases)} cases are test cases of some fold; no case is left that fold all may train on."
+        )
+    return kept
+
+
+def _write_splits(path: Path, splits: Sequence[Split]) -> None:
+    """As nnU-Net writes the file; test cases stand in it where there are any."""
+    folds = [
+        {"train": split.train, "val": split.val} | ({"test": split.test} if split.test else {}) for split in splits
+    ]
+    write_json(path, folds)
+
+
+def _require_folds(path: Path, splits: Sequence[Split], wanted: Sequence[Split] | None, folds: Folds) -> None:
     """Raise a UsdError where a file holds other folds than those wanted; the order of the cases plays no part."""
     if wanted is None:
         return
     found, expected = ([(set(s.train), set(s.val)) for s in part] for part in (splits, wanted))
     if found != expected:
         raise UsdError(
-            f"{path} holds other folds than --splits nnunet would make; leave the flag out to use them, or delete the "
+            f"{path} holds other folds than --splits {folds} would make; leave the flag out to use them, or delete the "
             f"file, after which trainings on its folds cannot be continued."
         )
 
@@ -311,24 +405,20 @@ def _parse_splits(path: Path) -> list[Split]:
     """The folds of a file, names in composed form; whether the cases are there is not looked at."""
     content = read_json(path)
     try:
-        read = from_jsonable(tuple[Split, ...], _without_test(path, content))
+        read = from_jsonable(tuple[Split, ...], content)
     except UsdError as error:
         raise UsdError(f"{path}: {error}") from None
-    return [Split(tuple(map(composed, split.train)), tuple(map(composed, split.val))) for split in read]
+    return [Split(*(tuple(map(composed, part)) for part in (split.train, split.val, split.test))) for split in read]
 
 
-def _without_test(path: Path, content: Any) -> Any:
-    """The content of a file without the `test` lists that other tools keep beside train and val; they play no part."""
-    folds = content if isinstance(content, list) else []
-    count = sum(isinstance(fold, dict) and "test" in fold for fold in folds)
-    if not count:
-        return content
-    warnings.warn(f"{path} lists test cases in {count} of {len(folds)} folds; they are not used.", stacklevel=4)
-    return [{k: v for k, v in fold.items() if k != "test"} if isinstance(fold, dict) else fold for fold in folds]
-
-
-def _read_splits(path: Path, records: Sequence[ReferenceRecord]) -> list[Split]:
+def _read_splits(path: Path, records: Sequence[ReferenceRecord], test: Collection[str] = ()) -> list[Split]:
     splits = _parse_splits(path)
+    for fold, split in enumerate(splits):
+        if used := sorted({*split.train, *split.val} & {*test, *split.test}):
+            raise UsdError(
+                f"{path}: fold {fold} trains on or validates {_listed(used)}, which are test cases (test of "
+                f"dataset.json or of the fold); take them out of one of the two."
+            )
     if not splits:
         raise UsdError(f"{path} holds no fold; fill it, or delete it for new splits.")
     known = {record.case_id for record in records}
@@ -363,7 +453,7 @@ def _listed(cases: Sequence[str]) -> str:
 def _warn_of_surprises(path: Path, splits: Sequence[Split], records: Sequence[ReferenceRecord]) -> None:
     """Existing splits are honoured, but what their author may not have seen is said."""
     group_of = {record.case_id: record.group for record in records}
-    unused = set(group_of) - {c for split in splits for c in (*split.train, *split.val)}
+    unused = set(group_of) - {c for split in splits for c in (*split.train, *split.val, *split.test)}
     if unused:
         warnings.warn(
             f"{path} leaves out {len(unused)} of {len(group_of)} cases ({sorted(unused)[0]}, ...); delete it for new "
