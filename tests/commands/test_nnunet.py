@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,11 @@ def test_what_is_understood(command: str, given: str, ours: str, capsys: pytest.
     assert f"note: understood as: usd_{command} {ours}" in said
     assert found == vars(parser.parse_args(shlex.split(ours)))
     assert capsys.readouterr().err == ""  # our own words need no note
+
+
+def test_a_flag_that_means_the_same_in_both_needs_no_note(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parser_of("evaluate").parse_args(shlex.split("r p --subset -o out")).output == Path("out")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_note_says_why_a_flag_is_not_needed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,7 +169,7 @@ def test_other_runs_on_the_same_cases(tmp_path: Path) -> None:
 
 def test_a_run_that_lacks_a_case_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "other", "one", "1100000")
-    with pytest.raises(UsdError, match=r"--against .*other lacks predictions of 3 of 4 case\(s\): four, three, two"):
+    with pytest.raises(UsdError, match=r"--against .*other lacks predictions of 3 of 4 cases: four, three, two"):
         evaluate(tmp_path, CASES, against=(tmp_path / "other",))
 
 

@@ -12,6 +12,7 @@ from unisegdiff_pipeline.commands.follow_up import add_follow_up, check_flags, r
 from unisegdiff_pipeline.commands.nnunet import EVALUATE
 from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.progress import counted
 
 # Those of evaluation.profiles.registry, which is too heavy for a parser.
 PROFILE_NAMES = (
@@ -271,9 +272,10 @@ def _what_was_scored(evaluation: Evaluation) -> str:
         if settings[name] is not None:
             of_cases = "" if settings[name]["cases"] == cases else f" ({settings[name]['cases']} of {cases} cases)"
             found.append(f"{name} in {settings[name]['path']}{of_cases}")
-    lines = [f"Scored {cases} case(s){', with ' if found else ''}{'; '.join(found)}."]
+    lines = [f"Scored {counted(cases, 'case')}{', with ' if found else ''}{'; '.join(found)}."]
     if evaluation.not_predicted:
-        lines.append(f"{len(evaluation.not_predicted)} reference case(s) are left out, which not every run predicted.")
+        left_out = counted(len(evaluation.not_predicted), "reference case")
+        lines.append(f"Left out, because not every run predicted them: {left_out}.")
     return "\n".join(lines)
 
 

@@ -77,7 +77,6 @@ def understand(parser: argparse.ArgumentParser, flags: Mapping[str, Flag], given
         if name not in flags:
             found.arguments.extend((name, *values))
             continue
-        is_foreign = True
         try:
             meaning = flags[name].meaning(values)
         except NotUnderstoodError as error:
@@ -85,6 +84,7 @@ def understand(parser: argparse.ArgumentParser, flags: Mapping[str, Flag], given
         if meaning.ours and meaning.ours[0] not in parser._option_string_actions:
             raise NotUnderstoodError(f"{name} of nnU-Net would be {meaning.ours[0]} here, which this command has not")
         found.arguments.extend(meaning.ours)
+        is_foreign = is_foreign or tuple(meaning.ours) != (name, *values)
         if meaning.note:
             found.notes.append(f"{name} is not needed: {meaning.note}")
     if parser.prog == "usd_train" and len(positional) == 3 and FOLD.fullmatch(positional[2]):

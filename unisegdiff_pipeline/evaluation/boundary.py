@@ -17,9 +17,10 @@ Definitions, the same for all four scores:
       ASSD         = (sum D(A, B) + sum D(B, A)) / (|D(A, B)| + |D(B, A)|)
       surface Dice = (#{D(A, B) <= t} + #{D(B, A) <= t}) / (|D(A, B)| + |D(B, A)|)
 
-  HD95 is that of MONAI and of DeepMind's surface-distance; medpy takes the percentile of both sets pooled, which lets
-  the mask with the larger surface outvote the other. ASSD and surface Dice are pooled as in MONAI, Metrics Reloaded and
-  medpy (0.5.2); panoptica averages the two directed values, which differs where the surfaces differ in size.
+  HD95 takes the larger of the two percentiles, as MONAI does (and DeepMind's, of its other distances); medpy takes the
+  percentile of both sets pooled, which lets the mask with the larger surface outvote the other. ASSD and surface Dice
+  are pooled as in MONAI, Metrics Reloaded and medpy (0.5.2); panoptica averages the two directed values, which differs
+  where the surfaces differ in size.
 
 Empty masks follow the rule of the package (evaluation/metrics.py): everything is undefined (NaN) where the reference is
 empty; where only the prediction is empty, distances are undefined and surface Dice is 0.

@@ -15,6 +15,7 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, mean_over_classes, report_classes
@@ -279,7 +280,7 @@ def _other_inputs(inputs: Inputs, prediction: Path, subset: bool) -> Inputs:
     missing = [case.case_id for case in inputs.cases if case.case_id not in found]
     if missing and not subset:
         raise UsdError(
-            f"--against {prediction} lacks predictions of {len(missing)} of {len(inputs.cases)} case(s): "
+            f"--against {prediction} lacks predictions of {len(missing)} of {counted(len(inputs.cases), 'case')}: "
             f"{listing(missing)}. Runs are compared on the same cases; predict these, leave the run out, or compare on "
             f"the cases that all runs hold with --subset."
         )

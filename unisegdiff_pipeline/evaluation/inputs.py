@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.unified import CaseSource, is_unified, unified_cases
 
@@ -196,8 +197,8 @@ def find_pairs(
         )
     if missing and not subset:
         raise UsdError(
-            f"{prediction} lacks predictions of {len(missing)} reference case(s): {listing(missing)}. Predict them, "
-            f"or score only what is there with --subset."
+            f"{prediction} lacks predictions of {counted(len(missing), 'reference case')}: {listing(missing)}. "
+            f"Predict them, or score only what is there with --subset."
         )
     common = sorted(predictions.keys() & references.keys())
     return [CaseInputs(case, references[case], predictions[case]) for case in common], missing
@@ -357,12 +358,12 @@ def _check_complete(folders: InputFolders, name: str, found: Iterable[str], case
         missing = []  # in practice only some cases are annotated repeatedly
     if missing:
         raise UsdError(
-            f"--{name} {folder} holds nothing of {len(missing)} of {len(cases)} case(s): {listing(missing)}. Complete "
-            f"the folder (the file names begin with the case), or leave the flag out."
+            f"--{name} {folder} holds nothing of {len(missing)} of {counted(len(cases), 'case')}: {listing(missing)}. "
+            f"Complete the folder (the file names begin with the case), or leave the flag out."
         )
     if unknown and not subset:
         raise UsdError(
-            f"--{name} {folder} holds files of {len(unknown)} case(s) that are not in {folders.prediction}: "
+            f"--{name} {folder} holds files of {counted(len(unknown), 'case')} not in {folders.prediction}: "
             f"{listing(unknown)}. Give the folder that belongs to the prediction, or score only what is there with "
             f"--subset."
         )
