@@ -187,6 +187,33 @@ def test_an_unknown_value_of_a_source_is_named(unified: Path, predicted: Path, r
         evaluated(unified, predicted)
 
 
+@pytest.mark.parametrize("place", ["beside", "manifest"])
+def test_labels_of_one_source_are_read_in_the_classes_that_a_unified_model_has(
+    root: Path, unified: Path, tmp_path: Path, place: str
+) -> None:
+    """A value of the source is an organ, of the model a lesion: taken as they are, they would agree."""
+    volume(root / "Dataset002_Solid/labelsTs/t.nii.gz", {0: TUMOUR, 4: ORGAN})
+    masks = tmp_path / "deep/er/masks"
+    volume(masks / "t.nii.gz", {4: 1})
+    model = masks if place == "beside" else tmp_path / "model"
+    model.mkdir(exist_ok=True)
+    (model / "dataset.json").write_bytes((unified / "dataset.json").read_bytes())
+    if place == "manifest":
+        (masks / "manifest.json").write_text(json.dumps({"model": str(model)}))
+    references = root / "Dataset002_Solid/labelsTs"
+    evaluation = evaluate_folders(references, masks, find_meaning(references, masks), OPTIONS)
+    (case,) = evaluation.cases
+    assert [(result.overlap.class_name, result.overlap.dice) for result in case.classes] == [("lesion", 0.0)]
+    assert (case.classes[0].overlap.fn, case.classes[0].overlap.fp) == (8, 8)
+    assert case.source == "Solid"
+
+
+def test_a_manifest_of_another_program_says_nothing(root: Path, predicted: Path) -> None:
+    (predicted / "manifest.json").write_text("[]")
+    labels = root / "Dataset001_Flat/labelsTr"
+    assert find_meaning(labels, predicted).scheme.names == ("cyst",)
+
+
 def test_ordinary_references_have_no_sources(root: Path, tmp_path: Path) -> None:
     labels = root / "Dataset001_Flat/labelsTr"
     evaluation = evaluate_folders(labels, labels.parent / "labelsTr", find_meaning(labels, labels), OPTIONS)

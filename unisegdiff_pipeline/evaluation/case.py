@@ -118,7 +118,7 @@ def score_case_fully(case: CaseInputs, settings: CaseSettings) -> CaseResult:
     """
     volumes, source = CaseVolumes.read(case, settings), case.source
     if source is not None:
-        tolerances = settings.source_tolerances_mm.get(source.name, ())
+        tolerances = settings.source_tolerances_mm.get(source.name, settings.rater_tolerances_mm)
         settings = dataclasses.replace(settings, spacing_known=source.spacing_known, rater_tolerances_mm=tolerances)
     return score_volumes(case.case_id, case.group, volumes, settings, source)
 

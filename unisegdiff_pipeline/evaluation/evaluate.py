@@ -43,6 +43,7 @@ from unisegdiff_pipeline.evaluation.profiles.report import ProfileReport, profil
 from unisegdiff_pipeline.evaluation.run_comparison import RankedRun, RunComparison, compare_runs, rank_runs
 from unisegdiff_pipeline.evaluation.summary import Summary, summarise
 from unisegdiff_pipeline.evaluation.tables import write_lesions, write_metrics
+from unisegdiff_pipeline.evaluation.unified import CaseSource
 from unisegdiff_pipeline.io.endings import has_native_reader
 
 # Below this many voxels in all files together, starting worker processes takes longer than scoring.
@@ -172,7 +173,9 @@ def evaluate_folders(
         runs[name] = _other_inputs(inputs, other, subset)
     if subset and prediction.is_dir():
         runs = _common_cases(runs)
-        inputs = runs[scored]
+    if meaning.source is not None:
+        runs = {name: _of_source(run, meaning.source) for name, run in runs.items()}
+    inputs = runs[scored]
     voxels = [check_geometry(run.cases) for run in runs.values()]
     settings = CaseSettings(
         meaning.scheme,
@@ -259,6 +262,11 @@ def run_names(folders: Sequence[Path]) -> list[str]:
         return "/".join(next(end for end in ends if sum(p[-len(end) :] == end for p in parts) == 1))
 
     return [name(own) for own in parts]
+
+
+def _of_source(inputs: Inputs, source: CaseSource) -> Inputs:
+    """The same files, with references that are read by a source."""
+    return dataclasses.replace(inputs, cases=tuple(dataclasses.replace(case, source=source) for case in inputs.cases))
 
 
 def _common_cases(runs: dict[str, Inputs]) -> dict[str, Inputs]:

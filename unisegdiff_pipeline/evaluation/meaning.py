@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.evaluation.inputs import find_masks
-from unisegdiff_pipeline.evaluation.unified import is_unified
+from unisegdiff_pipeline.evaluation.unified import CaseSource, is_unified, source_of_references
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,13 @@ class Meaning:
         scheme: classes or regions.
         spacing_known: False marks volumes and distances as nominal, of 2D images in pixels.
         check_values: refuse label values that the scheme does not know.
+        source: what all references are read by, where the prediction is of a unified data set and they are not.
     """
 
     scheme: LabelScheme
     spacing_known: bool = True
     check_values: bool = True
+    source: CaseSource | None = None
 
 
 def find_meaning(
@@ -37,7 +40,8 @@ def find_meaning(
         dataset_json: says it; by default the one in or above the prediction or the reference.
         labels: score these values instead, a class each, and look for no dataset.json.
 
-    Where the reference is the raw folder of a unified data set, its own dataset.json says it.
+    Where the reference is the raw folder of a unified data set, its own dataset.json says it. Where the prediction is
+    of one, and the references are label maps of one of its sources, they are read in the classes that they become.
 
     Raises:
         UsdError: no such folder or file, no dataset.json is found, or the prediction is of other classes than the
@@ -56,8 +60,12 @@ def find_meaning(
     if labels is not None:
         return Meaning(scheme_of_values(labels), all(map(spacing_known, references)), check_values=False)
     description = read_dataset_json(dataset_json or find_dataset_json(reference, prediction))
-    description = with_spacing_of(description, references)
-    return Meaning(description.labels, description.spacing_known)
+    source = None if dataset_json is not None else source_of_references(description, reference)
+    if source is None:
+        description = with_spacing_of(description, references)
+        return Meaning(description.labels, description.spacing_known)
+    known = source.spacing_known or all(map(spacing_known, references))
+    return Meaning(description.labels, known, source=replace(source, spacing_known=known))
 
 
 def _meaning_of_unified(reference: Path, prediction: Path, given: bool) -> Meaning:
@@ -69,7 +77,7 @@ def _meaning_of_unified(reference: Path, prediction: Path, given: bool) -> Meani
             f"and --labels (dataset_json and labels) out."
         )
     description = read_dataset_json(reference / "dataset.json")
-    found = _dataset_json_above(prediction.resolve())
+    found = _dataset_json_of(prediction.resolve())
     if found is not None and (labels := read_dataset_json(found).labels) != description.labels:
         raise UsdError(
             f"{prediction} has the classes {_in_words(labels)} by {found}, but {reference} has "
@@ -90,6 +98,19 @@ def _dataset_json_above(masks: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def _dataset_json_of(prediction: Path) -> Path | None:
+    """The dataset.json in or above a prediction, else that of the model of a unified data set that made it."""
+    found = _dataset_json_above(prediction)
+    manifest = (prediction if prediction.is_dir() else prediction.parent) / "manifest.json"
+    if found is not None or not manifest.is_file():
+        return found
+    try:
+        model = read_object(manifest).get("model")
+    except UsdError:  # of another program
+        return None
+    return Path(model) / "dataset.json" if isinstance(model, str) and is_unified(Path(model)) else None
+
+
 def scheme_of_values(labels: Sequence[int]) -> LabelScheme:
     """A class for each label value, named after it.
 
@@ -105,9 +126,12 @@ def scheme_of_values(labels: Sequence[int]) -> LabelScheme:
 
 
 def find_dataset_json(reference: Path, prediction: Path) -> Path:
-    """The dataset.json in the prediction folder or the two above it, else beside or above the references."""
+    """The dataset.json in the prediction folder or the two above it, else beside or above the references.
+
+    Of masks that a model of a unified data set has made, it is that of the model: no source has all of its classes.
+    """
     prediction, reference = prediction.resolve(), reference.resolve()
-    found = _dataset_json_above(prediction) or _dataset_json_above(reference)
+    found = _dataset_json_of(prediction) or _dataset_json_above(reference)
     if found is not None:
         return found
     raise UsdError(

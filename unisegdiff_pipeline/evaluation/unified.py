@@ -12,6 +12,7 @@ from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.io.sources import Source, annotated_classes, unified_volumes
 
 if TYPE_CHECKING:
+    from unisegdiff_pipeline.io.dataset_json import DatasetDescription
     from unisegdiff_pipeline.io.raw_dataset import RawCase
 
 
@@ -49,9 +50,28 @@ class CaseSource:
 
 
 def is_unified(reference: Path) -> bool:
-    """Whether a path is the raw folder of a unified data set."""
+    """Whether a path is the raw folder of a unified data set, or a model of one."""
     path = reference / "dataset.json"
     return path.is_file() and bool(read_object(path).get("sources"))
+
+
+def source_of_references(description: DatasetDescription, reference: Path) -> CaseSource | None:
+    """The source of a unified data set whose label maps lie in a folder (or one file); None where they are of none.
+
+    Args:
+        description: of the unified data set, or of any other, which has no sources.
+        reference: such as DatasetXXX_Source/labelsTs.
+    """
+    from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+    from unisegdiff_pipeline.io.sources import require_whole_label_map
+
+    for folder in reference.absolute().parents[:2]:
+        source = next((source for source in description.sources if source.dataset == folder.name), None)
+        if source is not None and (folder / "dataset.json").is_file():
+            own = read_dataset_json(folder / "dataset.json")
+            require_whole_label_map(source, own.labels)
+            return CaseSource(replace(source, excluded=()), own.labels, description.labels, own.spacing_known)
+    return None
 
 
 def unified_cases(folder: Path) -> dict[str, tuple[RawCase, CaseSource]]:
