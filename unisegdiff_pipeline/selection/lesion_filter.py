@@ -16,15 +16,14 @@ luck, so every lesion stays unless a filter shows its worth on patients that it 
 - at least FEWEST_PATIENTS patients have a lesion.
 
 The rule is then the best on all patients. A user who asks for a certain sensitivity takes that risk knowingly:
-operating points are of all rules, and their scores of the cases that they were chosen on.
+operating points are of rules of two numbers too, and their scores of the cases that they were chosen on.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,8 +35,8 @@ from unisegdiff_pipeline.inference.utility import DEFAULT_UTILITY, OperatingPoin
 GAIN_ERRORS = 1.645  # standard errors that the gain on patients not chosen on must exceed: 5 % of one tail
 SIZE_FRACTION = 0.5  # of the smallest lesion that was found, that no smallest size may exceed
 FEWEST_PATIENTS = 6  # with a lesion
-CONFIDENCES = (0.0, 0.25, 0.5, 0.75, 1.0)
-NUM_STEPS = 7  # of probability and size that are tried, at quantiles of the false positives
+CONFIDENCES = (0.25, 0.5, 0.75, 1.0)
+NUM_STEPS = 15  # of probability and size that are tried, at quantiles of the lesions and of the false ones
 MOST_POINTS = 30  # that are kept
 
 
@@ -174,7 +173,7 @@ def choose_filter(cases: Sequence[LesionCase], classes: Sequence[str], unit: Siz
 def choose_rule(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> RuleChoice:
     """The rule of one class, and its operating points, from one entry of each held-out case."""
     offered = offered_rules(cases, with_sizes=with_sizes)
-    table = _Table(candidate_rules(offered, cases), cases)
+    table = _Table(candidate_rules(offered), cases)
     everything = np.ones(table.num_groups)
     unfiltered, best = table.point(0, everything), table.point(table.best(everything), everything)
     num_patients = len({case.group for case in cases if case.num_reference})
@@ -200,46 +199,41 @@ def choose_rule(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> Rule
     )
 
 
-def candidate_rules(offered: Sequence[LesionRule], cases: Sequence[LesionCase]) -> list[LesionRule]:
-    """Of the rules that are offered those that may be chosen without being asked for; the first keeps every lesion."""
-    true = [lesion.size for case in cases for lesion in case.lesions if lesion.matched]
-    largest = SIZE_FRACTION * min(true, default=0.0)
+def candidate_rules(offered: Sequence[LesionRule]) -> list[LesionRule]:
+    """Of the rules that are offered those of one number, which may be chosen unasked; the first keeps every lesion."""
 
     def numbers(rule: LesionRule) -> int:
         least = (rule.min_confidence, rule.min_probability, rule.min_size)
         return sum(value > 0 for value in least) + (rule.max_lesions is not None)
 
-    return [rule for rule in offered if numbers(rule) <= 1 and rule.min_size <= largest]
+    return [rule for rule in offered if numbers(rule) <= 1]
 
 
 def offered_rules(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> list[LesionRule]:
-    """All rules whose scores are worth knowing; the first keeps every lesion."""
+    """All rules whose scores are worth knowing, the weakest of each kind first; the first keeps every lesion."""
     lesions = [lesion for case in cases for lesion in case.lesions]
-    false = [lesion for lesion in lesions if not lesion.matched]
+    if all(lesion.matched for lesion in lesions):
+        return [NO_RULE]
+    false = [lesion.size for lesion in lesions if not lesion.matched]
+    largest = SIZE_FRACTION * min((lesion.size for lesion in lesions if lesion.matched), default=0.0)
     sampled = any(not math.isnan(lesion.confidence) for lesion in lesions)
-    probabilities = _steps([lesion.probability for lesion in false], digits=2)
-    sizes = _steps([lesion.size for lesion in false], digits=None) if with_sizes else [0.0]
     several = any(len(case.lesions) > 1 for case in cases)
-    return [
-        LesionRule(min_confidence=confidence, min_probability=probability, min_size=size, max_lesions=most)
-        for confidence, probability, size, most in itertools.product(
-            CONFIDENCES if sampled and false else CONFIDENCES[:1],
-            probabilities,
-            sizes,
-            (None, 1) if several else (None,),
-        )
-    ]
+    probabilities = _steps([lesion.probability for lesion in lesions], digits=2)
+    rules = [LesionRule(min_probability=value) for value in (0.0, *probabilities) if value <= 1]
+    rules += [LesionRule(min_size=value) for value in _steps(false, digits=None) if with_sizes and value <= largest]
+    rules += [LesionRule(min_confidence=value) for value in CONFIDENCES if sampled]
+    return rules + [replace(rule, max_lesions=1) for rule in rules if several and not rule.min_size]
 
 
 def _steps(values: Sequence[float], digits: int | None) -> list[float]:
-    """0, and values just above quantiles of the given ones, rounded up to so many decimals or to two digits."""
-    steps = {0.0}
+    """Values just above quantiles of the given ones, rounded up to so many decimals or to two digits."""
+    steps = set()
     if values:
         for quantile in np.quantile(np.asarray(values, float), np.arange(1, NUM_STEPS + 1) / NUM_STEPS):
             decimals = digits if digits is not None else 1 - math.floor(math.log10(max(quantile, 1e-300)))
             scale = 10.0**decimals
             steps.add(round((math.floor(quantile * scale) + 1) / scale, max(decimals, 0)))
-    return sorted(step for step in steps if digits is None or step <= 1)
+    return sorted(steps)
 
 
 class _Table:
