@@ -14,7 +14,7 @@ from tests.inference.test_predictor import GEOMETRY_3D, make_model, make_picture
 from tests.inference.test_predictor import SOFTMAX as TWO_CLASSES
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.inference.cases import CaseCalibration, CaseCounter
+from unisegdiff_pipeline.inference.cases import CaseCounter, PresenceCalibration
 from unisegdiff_pipeline.inference.export import OutputOptions, PredictionRecord, write_prediction, write_record
 from unisegdiff_pipeline.inference.export import write_summary as write_tables
 from unisegdiff_pipeline.inference.folder_run import predict_folder
@@ -148,7 +148,7 @@ def test_a_case_counts_lesions_of_any_class_together() -> None:
     assert (row.num_lesions, row.expected_number, row.number_05, row.number_95) == (1, 1.0, 0.0, 2.0)
     assert row.probability == pytest.approx(2 / 3)
     assert (row.unit, row.volume, row.expected_volume) == ("mm2", 4.0, pytest.approx(8 / 3))
-    calibrated = counter.row("a", one_row(0, 0, 0, 0), 0.9, CaseCalibration(0.0, 0.5, 6, 6), SPACING)
+    calibrated = counter.row("a", one_row(0, 0, 0, 0), 0.9, PresenceCalibration(0.0, 0.5, 6, 6), SPACING)
     assert calibrated.probability == pytest.approx(0.75)  # odds 9, their root 3
     assert calibrated.calibrated
     without = CaseCounter(CLASSES).row("a", one_row(0, 1, 0, 0), 0.9, None, SPACING)

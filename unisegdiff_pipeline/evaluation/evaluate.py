@@ -28,6 +28,7 @@ from unisegdiff_pipeline.evaluation.case import (
     score_case_fully,
     score_volumes,
 )
+from unisegdiff_pipeline.evaluation.case_probability import CaseProbabilityReport, report_case_probability
 from unisegdiff_pipeline.evaluation.inputs import (
     CaseInputs,
     Inputs,
@@ -63,6 +64,8 @@ class FolderSummary:
         not_predicted: references without a prediction, left out because a subset was asked for.
         mean: each metric over all classes; see `aggregate.mean_over_classes`.
         by_source: of a unified data set the same by source; else None, and not in summary.json.
+        case_probability: how well cases.csv beside the masks tells cases with and without lesion apart; None, and not
+            in summary.json, without such a table or cases of both kinds.
         classes: each class over all cases.
         against: other runs on the same cases.
         ranking: all runs, best first; empty without others.
@@ -79,6 +82,7 @@ class FolderSummary:
     against: tuple[RunComparison, ...]
     ranking: tuple[RankedRun, ...]
     by_source: SourcesReport | None = None
+    case_probability: CaseProbabilityReport | None = None
 
 
 @dataclass(frozen=True)
@@ -140,8 +144,9 @@ class Evaluation:
         for profile in self.profiles:
             write_profile(folder / profile_file(profile.name), profile.name, self.cases, units)
         report = to_jsonable(self.report)
-        if self.report.by_source is None:
-            del report["by_source"]
+        for name in ("by_source", "case_probability"):
+            if getattr(self.report, name) is None:
+                del report[name]
         profiles = {"profiles": {profile.name: profile for profile in self.profiles}} if self.profiles else {}
         write_json(files.summary, units.named(report | to_jsonable(profiles)))
         return files
@@ -368,6 +373,7 @@ def _put_together(
     others = dict(list(results.items())[1:])
     names, units = settings.scheme.names, settings.units
     classes = report_classes(scored, names, options, settings.confidence, units)
+    holds = {case.case_id: any(found.overlap.reference_ml > 0 for found in case.classes) for case in scored}
     report = FolderSummary(
         reference=str(inputs.folders.reference),
         prediction=str(inputs.folders.prediction),
@@ -380,6 +386,7 @@ def _put_together(
         against=compare_runs(scored, others, options),
         ranking=rank_runs(results, options) if others else (),
         by_source=report_sources(scored, names, options, settings.confidence, units),
+        case_probability=report_case_probability(inputs.folders.prediction, holds),
     )
     profiles = tuple(report_profile(name, scored, options) for name in options.profiles)
     return Evaluation(inputs, options, tuple(scored), report, profiles)

@@ -109,6 +109,12 @@ def _note(report: FolderSummary, tolerances: tuple[float, ...]) -> str:
     if tolerances:
         rule = _first_upper(report.settings["lesion_matching_in_words"])
         note += f"\nSurface Dice at {report.units.length_text(tolerances[0])}. {rule}."
+    if (cases := report.case_probability) is not None:
+        note += (
+            f"\nProbability of any lesion: AUROC {_number(cases.auroc)}, Brier score {_number(cases.brier)} "
+            f"({_number(cases.brier_of_prevalence)} for a constant), {cases.num_with} cases with and "
+            f"{cases.num_without} without lesion."
+        )
     if report.units.nominal:
         note += "\nVolumes and distances are nominal: the voxel size of this data set is not known."
     return note

@@ -25,7 +25,7 @@ FLOOR = 1e-4  # of a probability, before its log-odds are taken
 
 
 @dataclass(frozen=True)
-class CaseCalibration:
+class PresenceCalibration:
     """Probability of any lesion = 1 / (1 + exp(-(intercept + slope * log-odds of the highest probability))).
 
     Attributes:
@@ -93,7 +93,7 @@ class CaseCounter:
         case: str,
         mask: np.ndarray,
         highest_probability: float,
-        calibration: CaseCalibration | None,
+        calibration: PresenceCalibration | None,
         spacing_mm: tuple[float, float, float],
         *,
         is_2d: bool = False,

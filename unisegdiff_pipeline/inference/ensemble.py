@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
-from unisegdiff_pipeline.inference.cases import CaseCalibration
+from unisegdiff_pipeline.inference.cases import PresenceCalibration
 from unisegdiff_pipeline.inference.decision import NEUTRAL, ExpectedDice, shift_threshold
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
@@ -40,7 +40,7 @@ class EnsemblePrediction:
     mean: Tensor | None = None
     threshold: float = NEUTRAL
     lesion_filter: LesionFilter = NO_FILTER
-    case_calibration: CaseCalibration | None = None
+    case_calibration: PresenceCalibration | None = None
     scratch: Scratch = field(default_factory=Scratch)
 
     @property

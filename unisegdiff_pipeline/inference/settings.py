@@ -12,7 +12,7 @@ from unisegdiff_pipeline.core.serialization import formerly, read_dataclass, wri
 from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
-from unisegdiff_pipeline.inference.cases import CaseCalibration
+from unisegdiff_pipeline.inference.cases import PresenceCalibration
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
 from unisegdiff_pipeline.inference.utility import OperatingPoint
 from unisegdiff_pipeline.planning.plans import SourcesPlan
@@ -63,7 +63,7 @@ class InferenceSettings:
     lesion_filter: LesionFilter = NO_FILTER
     filter_in_words: tuple[str, ...] = ()
     operating_points: Mapping[str, tuple[OperatingPoint, ...]] = field(default_factory=dict)
-    case_calibration: CaseCalibration | None = None
+    case_calibration: PresenceCalibration | None = None
     chosen_on: str = "nothing: all settings are the defaults"
 
     def __post_init__(self) -> None:

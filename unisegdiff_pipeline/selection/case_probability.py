@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unisegdiff_pipeline.inference.cases import CaseCalibration, log_odds
+from unisegdiff_pipeline.inference.cases import PresenceCalibration, log_odds
 
 FEWEST_OF_A_KIND = 6  # held-out patients with a lesion-free case, and with another one
 PENALTY = 0.1  # on (slope - 1)^2: towards the network's own log-odds
@@ -15,7 +15,7 @@ ITERATIONS = 50
 
 def fit_case_calibration(
     highest: Sequence[float], holds_lesion: Sequence[bool], groups: Sequence[str]
-) -> CaseCalibration | None:
+) -> PresenceCalibration | None:
     """Fit the logistic function of the log-odds of the highest foreground probability; None for too few cases.
 
     The targets are Platt's, which take one case of each kind more than there are, so that separable cases have a
@@ -36,7 +36,7 @@ def fit_case_calibration(
     if slope < 0:
         mean = float(target.mean())
         intercept, slope = log_odds(mean), 0.0
-    return CaseCalibration(float(intercept), float(slope), int(y.sum()), int((~y).sum()))
+    return PresenceCalibration(float(intercept), float(slope), int(y.sum()), int((~y).sum()))
 
 
 def _fit(x: np.ndarray, target: np.ndarray) -> tuple[float, float]:

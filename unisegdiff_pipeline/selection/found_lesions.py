@@ -11,7 +11,7 @@ from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.core.units import Units, units_of
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.evaluation.lesion_matching import find_overlaps
-from unisegdiff_pipeline.inference.cases import CaseCalibration
+from unisegdiff_pipeline.inference.cases import PresenceCalibration
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.lesion_filter import can_filter
 from unisegdiff_pipeline.inference.lesions import LesionCounter
@@ -48,7 +48,7 @@ class LesionChoice:
     """What was chosen of lesions: the filter with its operating points, and the calibration of the case probability."""
 
     choice: FilterChoice
-    case_calibration: CaseCalibration | None
+    case_calibration: PresenceCalibration | None
     units: Units
 
     def settings(self, settings: InferenceSettings) -> InferenceSettings:
@@ -120,7 +120,7 @@ def held_out_case(
     is_2d = stored.properties.geometry.is_2d
     units = units_of(is_2d, held_out.spacing_known)
     z, y, x = stored.properties.spacing_mm
-    per_voxel = {"ml": z * y * x / 1000, "mm2": y * x, "pixels2": 1.0 * y * x}[units.size]
+    per_voxel = {"ml": z * y * x / 1000, "mm2": y * x, "pixels2": y * x}[units.size]
     rows = counter.rows(stored.case_id, (z, y, x), is_2d=is_2d, spacing_known=held_out.spacing_known)
     classes = []
     masks = zip(scheme.class_masks(reference), scheme.class_masks(labels), scheme.class_masks(plain), strict=True)
