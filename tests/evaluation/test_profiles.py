@@ -14,7 +14,8 @@ import pytest
 from unisegdiff_pipeline.commands.evaluate import PROFILE_NAMES
 from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
 from unisegdiff_pipeline.core.geometry import Geometry
-from unisegdiff_pipeline.evaluation.evaluate import evaluate_arrays
+from unisegdiff_pipeline.evaluation.evaluate import evaluate_arrays, evaluate_folders
+from unisegdiff_pipeline.evaluation.meaning import Meaning, scheme_of_values
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.profiles.picai import auroc, average_precision
 from unisegdiff_pipeline.evaluation.profiles.profile import ProfileCase, ProfileScore
@@ -349,6 +350,14 @@ def test_arrays_are_scored_by_profiles_too() -> None:
     one, two = evaluate_arrays(reference, np.array([[1, 0, 0, 2]]), options=options).classes
     assert_values(one.profiles["isles"], dice=2 / 3, absolute_volume_difference_ml=1)
     assert_values(two.profiles["isles"], dice=1)
+
+
+def test_an_unknown_profile_is_named_before_anything_is_scored(tmp_path: Path) -> None:
+    options = EvaluationOptions(profiles=("medal",))
+    with pytest.raises(ValueError, match="profile is 'medal'"):
+        evaluate_arrays(np.ones((2, 2), int), np.ones((2, 2), int), options=options)
+    with pytest.raises(ValueError, match="profile is 'medal'"):
+        evaluate_folders(*folders(tmp_path), Meaning(scheme_of_values([1])), options)
 
 
 def folders(tmp_path: Path) -> tuple[Path, Path]:

@@ -40,6 +40,7 @@ from unisegdiff_pipeline.evaluation.inputs import (
 )
 from unisegdiff_pipeline.evaluation.meaning import Meaning, scheme_of_values
 from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, CaseSettings, EvaluationOptions
+from unisegdiff_pipeline.evaluation.profiles.registry import find_profile
 from unisegdiff_pipeline.evaluation.profiles.report import ProfileReport, profile_file, report_profile, write_profile
 from unisegdiff_pipeline.evaluation.run_comparison import RankedRun, RunComparison, compare_runs, rank_runs
 from unisegdiff_pipeline.evaluation.summary import Summary, summarise
@@ -170,6 +171,7 @@ def evaluate_folders(
         UsdError: naming every missing case, every pair of different shape or geometry, or every case that fails.
     """
     options = options or EvaluationOptions()
+    _check_profiles(options)
     subset, workers, against = options.subset, options.workers, tuple(map(Path, options.against))
     inputs = collect_inputs(discover_folders(reference, prediction, options), subset=subset)
     scored, *names = run_names([prediction, *against])
@@ -194,8 +196,11 @@ def evaluate_folders(
         min_lesion_ml=options.min_lesion_ml,
     )
     settings = _with_rater_tolerances(settings, inputs, voxels[0], workers)
+    others = dataclasses.replace(settings, profiles=())  # runs are compared by the common metrics alone
     results = {
-        name: _map(score_case_fully, settings, run.cases, count, workers, f"scoring {name}")
+        name: _map(
+            score_case_fully, settings if name == scored else others, run.cases, count, workers, f"scoring {name}"
+        )
         for (name, run), count in zip(runs.items(), voxels, strict=True)
     }
     return _put_together(inputs, options, settings, results)
@@ -235,6 +240,7 @@ def evaluate_arrays(
     if not values:
         raise ValueError("both label maps are empty, so that there is no class to score; name the values with labels")
     options = options or EvaluationOptions()
+    _check_profiles(options)
     settings = CaseSettings(
         scheme_of_values([int(value) for value in values]),
         known,
@@ -249,6 +255,12 @@ def evaluate_arrays(
     geometry = measured_grid(Geometry((z, y, x), is_2d=is_2d), settings.units)
     one, other = (array.astype(np.int64).reshape(shape) for array in (reference, predicted))
     return score_volumes("array", None, CaseVolumes(one, other, geometry), settings)
+
+
+def _check_profiles(options: EvaluationOptions) -> None:
+    """Refuse an unknown name before anything is scored."""
+    for name in options.profiles:
+        find_profile(name)
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

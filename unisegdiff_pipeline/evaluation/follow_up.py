@@ -280,17 +280,27 @@ def _places(
     groups: Sequence[_Group], baseline: TimePoint, follow_up: TimePoint, geometry: Geometry, rule: MatchingRule
 ) -> list[np.ndarray]:
     """Flat indices of the voxels of each group at either time, and of those as near as the rule allows."""
-    found = [find_components(time.mask, rule.connectivity) for time in (baseline, follow_up)]
-    numbers = [components.number_of[components.labels] for components in found]
-    result = []
-    for group in groups:
-        place = np.zeros(baseline.mask.shape, bool)
-        for labels, side in zip(numbers, (group.baseline, group.follow_up), strict=True):
-            place |= np.isin(labels, [lesion.lesion_id for lesion in side])
-        if rule.criterion == "dilated":
-            place = dilated(place, rule.dilation_mm, geometry.spacing_mm)
-        result.append(np.flatnonzero(place))
-    return result
+    voxels, owners = [], []
+    for time, sides in ((baseline, [g.baseline for g in groups]), (follow_up, [g.follow_up for g in groups])):
+        components = find_components(time.mask, rule.connectivity)
+        owner = np.zeros(len(components) + 1, np.int64)
+        for number, side in enumerate(sides):
+            owner[[lesion.lesion_id for lesion in side]] = number
+        flat = np.flatnonzero(time.mask)
+        voxels.append(flat)
+        owners.append(owner[components.numbers_at(flat)])
+    flat, owner = np.concatenate(voxels), np.concatenate(owners)
+    ends = np.cumsum(np.bincount(owner, minlength=len(groups)))
+    places = np.split(flat[np.argsort(owner, kind="stable")], ends[:-1])
+    if rule.criterion != "dilated":
+        return places
+    return [_grown(place, baseline.mask.shape, geometry, rule.dilation_mm) for place in places]
+
+
+def _grown(place: np.ndarray, shape: tuple[int, ...], geometry: Geometry, distance_mm: float) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask.ravel()[place] = True
+    return np.flatnonzero(dilated(mask, distance_mm, geometry.spacing_mm))
 
 
 def _sizes(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.core.boxes import box_slices
+from unisegdiff_pipeline.core.boxes import Box, box_slices
 from unisegdiff_pipeline.evaluation.profiles.lesion_masks import (
     SurfaceDistances,
     box_around,
@@ -51,7 +51,8 @@ def score(case: ProfileCase) -> ProfileScore:
         values[f"num_fp{suffix}"] = num_predicted - num_detected
         values[f"num_fn{suffix}"] = num_reference - num_detected
     detected = [group for group in groups if group.iou > MIN_OVERLAPS[""]]
-    lesions = tuple(_shape_scores(group, reference, predicted, case) for group in detected)
+    boxes = (boxes_of(reference), boxes_of(predicted)) if detected else ([], [])
+    lesions = tuple(_shape_scores(group, reference, predicted, boxes, case) for group in detected)
     values |= {f"lesion_{name}": mean_of_defined(lesion[name] for lesion in lesions) for name in LESION_METRICS}
     values["intersection_voxels"] = int(np.count_nonzero(case.reference & case.predicted))
     values["sum_voxels"] = int(np.count_nonzero(case.reference)) + int(np.count_nonzero(case.predicted))
@@ -100,9 +101,15 @@ def _corresponding(reference: np.ndarray, predicted: np.ndarray) -> list[_Group]
     return groups
 
 
-def _shape_scores(group: _Group, reference: np.ndarray, predicted: np.ndarray, case: ProfileCase) -> dict[str, float]:
-    boxes, predicted_boxes = boxes_of(reference), boxes_of(predicted)
-    places = [*(boxes[i - 1] for i in group.reference), *(predicted_boxes[i - 1] for i in group.predicted)]
+def _shape_scores(
+    group: _Group,
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    boxes: tuple[Sequence[Box], Sequence[Box]],
+    case: ProfileCase,
+) -> dict[str, float]:
+    """Of one pair; `boxes` are those of the numbers of both masks."""
+    places = [*(boxes[0][i - 1] for i in group.reference), *(boxes[1][i - 1] for i in group.predicted)]
     where = box_slices(box_around(places, reference.shape))
     lesion, found = np.isin(reference[where], group.reference), np.isin(predicted[where], group.predicted)
     distances = SurfaceDistances.between(lesion, found, case.geometry.spacing_mm)
