@@ -112,6 +112,7 @@ def held_out_case(
     p = prediction.probabilities()
     labels = scheme.decode(decided_probabilities(p, samples, scheme, settings.decision).numpy())
     plain = scheme.decode(prediction.p_det.numpy())
+    labels[~valid], plain[~valid] = 0, 0
     counter = LesionCounter(labels, scheme)
     for sample in samples:
         counter.add_sample(sample)
@@ -140,8 +141,8 @@ def held_out_case(
             )
             for number, row in enumerate(own)
         )
-        alarms = find_components(in_plain & valid)
-        false = len(alarms) - len(np.unique(find_overlaps(in_plain & in_reference & valid, true, alarms).predicted))
+        alarms = find_components(in_plain)
+        false = len(alarms) - len(np.unique(find_overlaps(in_plain & in_reference, true, alarms).predicted))
         size = int(np.count_nonzero(in_reference))
         classes.append(LesionCase(stored.group, name, found, size, len(true), false, stored.case_id))
     foreground = 1 - p[0] if scheme.coding == "softmax" else p.amax(dim=0)
