@@ -14,12 +14,14 @@ from tests.inference.test_predictor import GEOMETRY_3D, make_model, make_picture
 from tests.inference.test_predictor import SOFTMAX as TWO_CLASSES
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.inference import predictor
 from unisegdiff_pipeline.inference.cases import CaseCounter, PresenceCalibration
 from unisegdiff_pipeline.inference.export import OutputOptions, PredictionRecord, write_prediction, write_record
 from unisegdiff_pipeline.inference.export import write_summary as write_tables
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, LesionRule
 from unisegdiff_pipeline.inference.lesions import LesionCounter
+from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.origin import Origin
 from unisegdiff_pipeline.inference.prediction import Prediction
 from unisegdiff_pipeline.inference.predictor import Predictor
@@ -212,3 +214,20 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
     assert list(found) == list(expected)
     for name, mask in expected.items():
         assert np.array_equal(found[name], mask)
+
+
+def test_no_order_of_tiles_and_no_limit_of_memory_changes_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images = make_model(tmp_path, 3, folds=("0",)), make_inputs(tmp_path / "in", 3)
+    all_lesions = tables_and_masks(images, tmp_path / "all", model)
+    probabilities = sorted(float(row["mean_probability"]) for row in table(tmp_path / "all/lesions.csv"))
+    assert len(probabilities) > 2
+    middle = LesionRule(min_probability=(probabilities[0] + probabilities[-1]) / 2)
+    settings = read_settings(model / "fold_0")
+    rules = dict.fromkeys(TWO_CLASSES.names, middle)
+    write_settings(model / "fold_0", replace(settings, lesion_filter=LesionFilter(rules=rules)))
+    expected = tables_and_masks(images, tmp_path / "some", model)
+    assert 0 < np.count_nonzero(expected["case0.nii.gz"]) < np.count_nonzero(all_lesions["case0.nii.gz"])
+    monkeypatch.setattr(predictor, "find_limits", lambda device, memory_gb=None: Limits(0.0, 0.0))
+    assert_same(tables_and_masks(images, tmp_path / "tight", model, max_memory_gb=100.0), expected)
