@@ -327,6 +327,39 @@ def test_recommended_scores_answer_their_questions() -> None:
     assert few.startswith("With 3 cases")
 
 
+def test_values_of_the_challenges_own_code() -> None:
+    """What the published scripts of the challenges print for these two masks, voxels of 1 mm."""
+    reference = mask(
+        (0, 0, 0, 4, 5, 6), (0, 0, 9, 3, 4, 5), (6, 12, 12, 3, 6, 5), (5, 2, 1, 2, 3, 1), (8, 19, 0, 1, 1, 3)
+    )
+    predicted = mask(
+        (1, 1, 0, 4, 5, 5), (0, 1, 10, 3, 4, 7), (6, 12, 15, 2, 5, 5), (0, 17, 17, 2, 2, 3), (5, 1, 5, 1, 1, 1)
+    )
+    dice = 0.44106463878
+    expected = {
+        "autopet": {"dice": dice, "false_positive_component_ml": 0.012, "false_negative_component_ml": 0.009},
+        "isles": {
+            "dice": dice,
+            "absolute_volume_difference_ml": 0.032,
+            "absolute_lesion_count_difference": 1,
+            "lesion_f1": 2 / 3,
+        },
+        "ulds": {"dice": dice, "long_axis_error": 0.0232684051, "short_axis_error": 0.3819660113},
+        "brats": {"lesionwise_dice": 0.2677448338, "lesionwise_hd95_mm": 126.7207592201, "num_tp": 2, "num_fp": 1},
+        "brats-men": {"lesionwise_dice": 0.3285871617, "lesionwise_hd95_mm": 95.3941228056, "num_tp": 3, "num_fp": 1},
+        "brats-met": {"lesionwise_dice": 0.2628697294, "lesionwise_hd95_mm": 151.1152982445, "num_tp": 3, "num_fp": 1},
+    }
+    for name, values in expected.items():
+        assert_values(score(name, reference, predicted), **values)
+    false = mask((0, 0, 0, 1, 1, 3))
+    scores = [
+        score("picai", reference, predicted, probability=np.full(SHAPE, 0.5)),
+        score("picai", reference, EMPTY),
+        score("picai", EMPTY, false, probability=np.full(SHAPE, 0.7)),
+    ]
+    assert_values(PROFILES["picai"].pooled(scores), average_precision=0.18, case_auroc=0, picai_score=0.09)
+
+
 @pytest.mark.parametrize("name", PROFILES)
 def test_columns_are_those_of_the_profile_and_a_perfect_mask_in_2d_and_3d_has_no_error(name: str) -> None:
     for shape, is_2d in (((1, 20, 20), True), (SHAPE, False)):
