@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands.common import (
     CommandParser,
@@ -20,6 +22,9 @@ from unisegdiff_pipeline.commands.nnunet import PREDICT
 from unisegdiff_pipeline.commands.slurm import TASK, JobArray, array_part, command_line
 from unisegdiff_pipeline.commands.terminal import report_error, say
 
+if TYPE_CHECKING:
+    from unisegdiff_pipeline.inference.model_folder import ModelFolder
+
 
 def build_parser() -> CommandParser:
     """Parser of usd_predict."""
@@ -32,7 +37,13 @@ def build_parser() -> CommandParser:
         least_gb=LEAST_WITH_NETWORK_GB,
     )
     parser.add_argument(
-        "-i", "--input", type=Path, nargs="+", required=True, metavar="IN", help="a folder, or image files"
+        "-i",
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="IN",
+        help="a folder of images, or of DICOM series, or image files",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the masks")
     _add_model(parser)
@@ -89,6 +100,9 @@ def build_parser() -> CommandParser:
         "--save-uncertainty-parts",
         action="store_true",
         help="write how much of the uncertainty lies between folds, within samples, and in single samples",
+    )
+    parser.add_argument(
+        "--bids", type=Path, metavar="DIR", help="write the masks as BIDS derivatives, too (cases named sub-01_...)"
     )
     parser.add_argument(
         "--overwrite",
@@ -179,6 +193,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     said |= {f"--{name}": getattr(args, name) for name in ("trainer", "plans", "run")}
     if args.best and (others := [flag for flag, value in said.items() if value]):
         parser.error(f"--best goes with -d: best.json says which models and folds; leave {', '.join(others)} out")
+    if args.best and args.bids:
+        parser.error("--bids goes with one model; leave --best or --bids out")
     return args
 
 
@@ -202,8 +218,15 @@ def _predict(args: argparse.Namespace) -> None:
         return
 
     from unisegdiff_pipeline import pipeline
+    from unisegdiff_pipeline.inference.bids import require_derivatives, write_derivatives
+    from unisegdiff_pipeline.inference.model_folder import open_model_folder
     from unisegdiff_pipeline.inference.request import PredictRequest
     from unisegdiff_pipeline.networks.allocator import keep_freed_memory
+
+    if args.bids is not None:
+        opened = open_model_folder(model)
+        names = case_names(opened, source, args.source)
+        require_derivatives(args.bids, names, opened.plans.file_ending)
 
     keep_freed_memory()
     say(f"Best: {model / 'best.json'}" if args.best else f"Model: {model}")
@@ -235,6 +258,9 @@ def _predict(args: argparse.Namespace) -> None:
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
     say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")
     say(f"Cases: {args.output / 'cases.csv'}")
+    if args.bids is not None:
+        write_derivatives(args.output, args.bids, names, opened.plans.labels)
+        say(f"BIDS derivatives: {args.bids}")
 
 
 def jobs_of(args: argparse.Namespace) -> str:
@@ -282,15 +308,29 @@ def describe(
 ) -> str:
     """What would be predicted, in lines, by the rules of the prediction itself."""
     from unisegdiff_pipeline.inference.model_folder import choose_folds, open_model_folder
-    from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 
     opened = open_model_folder(model)
     chosen = choose_folds(opened, folds)
-    cases = ModelInputs(opened, source_name).find_cases(source)
+    cases = case_names(opened, source, source_name)
     return "\n".join(
         [
             f"model  {model}",
             f"folds  {' '.join(chosen)} (finished: {' '.join(opened.folds)})",
-            f"cases  {len(cases)}: {', '.join(case.case_id for case in cases)}",
+            f"cases  {len(cases)}: {', '.join(cases)}",
         ]
     )
+
+
+def case_names(model: ModelFolder, source: Path | Sequence[Path], source_name: str | None) -> list[str]:
+    """Names of the cases that would be predicted.
+
+    Raises:
+        UsdError: as of a prediction, where it would not begin.
+    """
+    from unisegdiff_pipeline.inference.model_inputs import ModelInputs
+    from unisegdiff_pipeline.io.dicom import find_series, is_dicom_folder
+
+    inputs = ModelInputs(model, source_name)
+    if isinstance(source, Path) and is_dicom_folder(source):
+        return list(dict.fromkeys(re.sub(r"_\d{4}$", "", series.name) for series in find_series(source)[0]))
+    return [case.case_id for case in inputs.find_cases(source)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.inference.dicom_input import as_images
 from unisegdiff_pipeline.inference.export import read_record
 from unisegdiff_pipeline.inference.folder_ensemble import ensemble_folders
 from unisegdiff_pipeline.inference.folder_run import CasesFailedError, predict_folder
@@ -64,6 +65,12 @@ def predict_best(request: PredictRequest) -> int:
     if len(best.models) == 1:
         ((model, folds),) = best.models
         return predict_folder(replace(request, model_folder=model, folds=folds))
+    with as_images(request.source, open_model_folder(best.models[0][0])) as source:
+        return _predict_together(best, replace(request, source=source))
+
+
+def _predict_together(best: BestModels, request: PredictRequest) -> int:
+    """By several models, whose probabilities are averaged."""
     if request.save_uncertainty_parts:
         raise UsdError(
             f"--save-uncertainty-parts splits what one model says; {best.folder / FILE_NAME} names "

@@ -25,6 +25,7 @@ from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.parallel import available_memory_gb, usable_cores
 from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.inference.dicom_input import as_images
 from unisegdiff_pipeline.inference.export import (
     OutputOptions,
     PredictionRecord,
@@ -39,6 +40,7 @@ from unisegdiff_pipeline.inference.export import (
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.model_folder import (
     PLANS_NAME,
+    ModelFolder,
     choose_folds,
     open_model_folder,
 )
@@ -84,15 +86,18 @@ def predict_folder(request: PredictRequest) -> int:
             named after all others have been finished.
         ValueError: a rule, a decision or a number of samples that there is not.
     """
-    with torch_threads(max(1, min(torch.get_num_threads(), usable_cores()))):
-        return _predict_folder(request)
-
-
-def _predict_folder(request: PredictRequest) -> int:
-    started = time.perf_counter()
-    output, part_id, num_parts = Path(request.output), request.part_id, request.num_parts
     model = open_model_folder(Path(request.model_folder))
     choose_folds(model, request.folds)
+    with (
+        torch_threads(max(1, min(torch.get_num_threads(), usable_cores()))),
+        as_images(request.source, model) as source,
+    ):
+        return _predict_folder(replace(request, source=source), model)
+
+
+def _predict_folder(request: PredictRequest, model: ModelFolder) -> int:
+    started = time.perf_counter()
+    output, part_id, num_parts = Path(request.output), request.part_id, request.num_parts
     if problem := model.plans.labels.order_problem():  # refused when planned today; masks of such models say it
         _say(f"warning: labels.write_values in {model.place / PLANS_NAME} is {problem}")
     inputs = ModelInputs(model, request.source_name)

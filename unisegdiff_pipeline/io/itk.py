@@ -19,7 +19,8 @@ from unisegdiff_pipeline.io.itk_headers import Declared, read_declared, require_
 _NIFTI_HEADER_BYTES = 352  # with the four bytes that say that no extension follows
 
 
-def _itk() -> Any:
+def simple_itk() -> Any:
+    """The module, silent about details of headers that do not matter here."""
     import SimpleITK
 
     # Its readers print to stderr about header details that do not matter here; real problems are raised.
@@ -40,7 +41,7 @@ def geometry_from_itk(spacing: Sequence[float], origin: Sequence[float], directi
 
 def information(path: Path) -> tuple[Shape, Geometry]:
     """Shape (C, Z, Y, X) and geometry as SimpleITK sees them, not checked."""
-    reader = _itk().ImageFileReader()
+    reader = simple_itk().ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -78,12 +79,12 @@ def _checked(path: Path) -> tuple[Declared, Shape, Geometry]:
 
 
 def _voxels(path: Path) -> np.ndarray:
-    return voxels_of(_itk().ReadImage(str(path)))
+    return voxels_of(simple_itk().ReadImage(str(path)))
 
 
 def voxels_of(image: Any) -> np.ndarray:
     """Voxels (C, Z, Y, X) of a SimpleITK image."""
-    array: np.ndarray = _itk().GetArrayFromImage(image)
+    array: np.ndarray = simple_itk().GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.ascontiguousarray(np.moveaxis(array, -1, 0))
     elif image.GetDimension() < 4:
@@ -92,7 +93,7 @@ def voxels_of(image: Any) -> np.ndarray:
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    sitk = _itk()
+    sitk = simple_itk()
     if geometry.is_2d:
         image = sitk.GetImageFromArray(array[0])
         image.SetSpacing(geometry.spacing_mm[:0:-1])

@@ -1,0 +1,55 @@
+"""Folders of DICOM series through usd_predict, as if they were images of the model's kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.inference.test_predictor import listing, make_model
+from tests.io.test_dicom import only_series, write_series
+from unisegdiff_pipeline.commands import predict
+from unisegdiff_pipeline.io.images import read_labels, write_map
+
+
+def run(images: Path, output: Path, model: Path, *more: str) -> int:
+    return predict.main(["-i", str(images), "-o", str(output), "-m", str(model), "--device", "cpu", *more])
+
+
+def test_series_give_the_masks_of_their_volumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model(tmp_path / "model", 3)
+    write_series(tmp_path / "in/p1")
+    write_series(tmp_path / "in/p2/T1", 2)
+    for name in ("p1", "p2/T1"):
+        volume = only_series(tmp_path / "in" / name).read()
+        write_map(tmp_path / f"nifti/{name.replace('/', '_')}.nii.gz", volume.array[0], volume.geometry)
+    assert run(tmp_path / "in", tmp_path / "none", model, "--dry-run") == 0
+    assert "cases  2: p1, p2_T1" in capsys.readouterr().out
+    assert run(tmp_path / "in", tmp_path / "a", model) == 0
+    assert run(tmp_path / "nifti", tmp_path / "b", model) == 0
+    names = listing(tmp_path / "a") - {"manifest.json"}
+    assert names == listing(tmp_path / "b") - {"manifest.json"}
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert np.any(read_labels(tmp_path / "a/p1.nii.gz").array)
+    capsys.readouterr()
+    assert run(tmp_path / "in", tmp_path / "a", model) == 0
+    assert "2 of 2 cases are finished already" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_series_that_is_no_volume_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tmp_path / "model", 3)
+    write_series(tmp_path / "in", places=[0.0, 2.5, 7.5, 10.0])
+    assert run(tmp_path / "in", tmp_path / "out", model) == 1
+    assert "slices are missing" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_pictures_takes_no_dicom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model(tmp_path / "model", 2)
+    write_series(tmp_path / "in")
+    assert run(tmp_path / "in", tmp_path / "out", model) == 1
+    assert "takes pictures (.png); convert the images" in " ".join(capsys.readouterr().err.split())

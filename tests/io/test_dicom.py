@@ -1,0 +1,156 @@
+"""DICOM series: geometry, order and values, and what is no volume. The files are written here by SimpleITK."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.io.dicom import find_series, is_dicom_folder
+from unisegdiff_pipeline.io.images import read_image, write_map
+
+ANGLE = 0.4
+ROW, COLUMN = (np.cos(ANGLE), np.sin(ANGLE), 0.0), (0.0, 0.0, -1.0)  # a coronal series, turned
+NORMAL = np.cross(ROW, COLUMN)
+SIZE = (4, 3, 5)  # (Z, Y, X)
+
+
+def values() -> np.ndarray:
+    return np.random.default_rng(0).integers(-1000, 1000, SIZE).astype(np.int16)
+
+
+def write_series(folder: Path, number: int = 1, **changed: Any) -> Path:
+    """A series of slices 2.5 mm apart, whose files are named against their order in space.
+
+    changed: `uid`, `modality`, `kind` (image type), `places` (mm along the normal), `shift` (mm a slice along the
+    rows), `slope` (times the number of the slice), `factor` of the values.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    places = changed.get("places", [2.5 * i for i in range(SIZE[0])])
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for i, place in enumerate(places):
+        image = sitk.GetImageFromArray(changed.get("factor", 1) * values()[i % SIZE[0]][None])
+        image.SetSpacing((0.5, 0.75, 2.5))
+        position = place * NORMAL + (10.0, -20.0, 30.0) + changed.get("shift", 0.0) * i * np.array(ROW)
+        tags = {
+            "0008|0060": changed.get("modality", "CT"),
+            "0008|0008": changed.get("kind", "ORIGINAL\\PRIMARY\\AXIAL"),
+            "0020|000d": "1.2.826.0.1.1",
+            "0020|000e": changed.get("uid", f"1.2.826.0.1.1.{number}"),
+            "0008|0018": f"1.2.826.0.1.1.{number}.{i}",
+            "0020|0011": str(number),
+            "0020|0013": str(i + 1),
+            "0020|0032": "\\".join(f"{v:.9g}" for v in position),
+            "0020|0037": "\\".join(f"{v:.12g}" for v in (*ROW, *COLUMN)),
+            "0018|0050": "2.5",
+        }
+        if "slope" in changed:
+            tags |= {"0028|1053": str(changed["slope"] * (i + 1)), "0028|1052": "0"}
+        for tag, value in tags.items():
+            image.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"IM{len(places) - i:03d}_{number}"))
+        writer.SetImageIO("GDCMImageIO")
+        writer.Execute(image)
+    return folder
+
+
+def only_series(folder: Path) -> Any:
+    (series,), left_out = find_series(folder)
+    assert not left_out
+    return series
+
+
+def test_slices_are_sorted_by_where_they_lie(tmp_path: Path) -> None:
+    volume = only_series(write_series(tmp_path / "study")).read()
+    assert np.array_equal(volume.array[0], values())
+    assert volume.geometry.spacing_mm == pytest.approx((2.5, 0.75, 0.5))
+    assert volume.geometry.origin_mm == pytest.approx((10.0, -20.0, 30.0))
+    expected = np.column_stack([ROW, COLUMN, NORMAL]).ravel()
+    assert volume.geometry.direction == pytest.approx(tuple(expected))
+    write_map(tmp_path / "a.nii.gz", volume.array[0], volume.geometry)
+    image = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
+    # Voxel (x, y, z) = (4, 2, 3) lies at origin + 4 * 0.5 row + 2 * 0.75 column + 3 * 2.5 normal.
+    place = (10.0, -20.0, 30.0) + 2.0 * np.array(ROW) + 1.5 * np.array(COLUMN) + 7.5 * NORMAL
+    assert image.TransformIndexToPhysicalPoint((4, 2, 3)) == pytest.approx(tuple(place), abs=1e-4)
+    assert np.array_equal(read_image([tmp_path / "a.nii.gz"]).array[0], values())
+
+
+def test_simpleitk_reads_the_same_volume(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "study")
+    volume = only_series(folder).read()
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    assert np.array_equal(sitk.GetArrayFromImage(image), volume.array[0])
+    assert image.GetSpacing() == pytest.approx(volume.geometry.spacing_mm[::-1])
+    assert image.GetOrigin() == pytest.approx(volume.geometry.origin_mm)
+    assert image.GetDirection() == pytest.approx(volume.geometry.direction, abs=1e-6)
+
+
+def test_series_are_named_after_their_folders(tmp_path: Path) -> None:
+    write_series(tmp_path / "in/p1")
+    write_series(tmp_path / "in/p2/T1")
+    write_series(tmp_path / "in/p2/T2", 2)
+    write_series(tmp_path / "in/p3", 3)
+    write_series(tmp_path / "in/p3", 4)
+    write_series(tmp_path / "in/p3", 5, modality="RTSTRUCT", places=[0.0])
+    write_series(tmp_path / "in/p1", 6, kind="ORIGINAL\\PRIMARY\\LOCALIZER", places=[0.0])
+    assert is_dicom_folder(tmp_path / "in")
+    series, left_out = find_series(tmp_path / "in")
+    assert [one.name for one in series] == ["p1", "p2_T1", "p2_T2", "p3_series3", "p3_series4"]
+    assert [text.rsplit("/", 1)[1] for text in left_out] == ["IM001_6 (a localizer)", "IM001_5 (RTSTRUCT, no image)"]
+    assert [len(one.slices) for one in series] == [4] * 5
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"places": [0.0, 2.5, 7.5, 10.0]}, r"slices 2\.5 mm apart, but IM003_1 and IM002_1 are 5 mm apart"),
+        ({"places": [0.0, 2.5, 2.5, 5.0]}, "two slices at one place, .*IM00[23]_1"),
+        ({"shift": 0.5}, "is sheared: IM004_1 and IM003_1"),
+    ],
+)
+def test_what_is_no_even_volume_is_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    series = only_series(write_series(tmp_path / "study", **changed))
+    with pytest.raises(UsdError, match=message):
+        series.read()
+
+
+def test_two_series_of_one_number_need_folders_of_their_own(tmp_path: Path) -> None:
+    write_series(tmp_path / "b", 7)
+    for i, path in enumerate(sorted(write_series(tmp_path / "other", 7, uid="1.2.3").iterdir())):
+        path.rename(tmp_path / f"b/other{i}")
+    with pytest.raises(UsdError, match="both be case 'b_series7'; give each series a folder of its own"):
+        find_series(tmp_path / "b")
+
+
+def test_one_slice_has_its_thickness(tmp_path: Path) -> None:
+    volume = only_series(write_series(tmp_path / "one", places=[5.0])).read()
+    assert volume.array.shape == (1, 1, 3, 5)
+    assert volume.geometry.spacing_mm == (2.5, 0.75, 0.5)
+
+
+def test_values_are_scaled_slice_by_slice(tmp_path: Path) -> None:
+    """24 is a multiple of each slice's slope, so that values are kept whatever the slope they are stored with."""
+    folder = write_series(tmp_path / "b", slope=2, factor=24)
+    stored = [sitk.ReadImage(str(path)).GetMetaData("0028|1053").strip() for path in sorted(folder.iterdir())]
+    assert stored == ["8", "6", "4", "2"]
+    assert np.array_equal(only_series(folder).read().array[0], 24 * values())
+
+
+def test_only_folders_without_other_images_are_taken_for_dicom(tmp_path: Path) -> None:
+    write_series(tmp_path / "in")
+    assert is_dicom_folder(tmp_path / "in")
+    write_map(tmp_path / "in/a_0000.nii.gz", np.zeros(SIZE, np.float32), only_series(tmp_path / "in").read().geometry)
+    assert not is_dicom_folder(tmp_path / "in")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/notes").write_text("x" * 200)
+    assert not is_dicom_folder(tmp_path / "text")
+    assert not is_dicom_folder(tmp_path / "missing")
+    with pytest.raises(UsdError, match="holds no DICOM series of images"):
+        find_series(tmp_path / "text")

@@ -1,0 +1,47 @@
+"""DICOM series as input of a prediction: each becomes an image of the model's kind in a temporary folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.names import file_of
+from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.inference.model_folder import ModelFolder
+from unisegdiff_pipeline.io.dicom import find_series, is_dicom_folder
+from unisegdiff_pipeline.io.endings import is_picture_ending
+from unisegdiff_pipeline.io.images import write_map
+
+LOGGER = logging.getLogger(__name__)
+MIXED_ENDING = ".nii.gz"  # for a model that takes any
+
+
+@contextlib.contextmanager
+def as_images(source: Path | Sequence[Path], model: ModelFolder) -> Iterator[Path | Sequence[Path]]:
+    """Give a folder with an image for each series where `source` is a folder of DICOM files, else `source` itself.
+
+    The name of a case is that of its series (`find_series`), so that the channels of a case are folders CASE_0000,
+    CASE_0001, and so on. The images go when the context ends.
+
+    Raises:
+        UsdError: the model takes pictures; no series; or a series that is no even volume (`Series.read`).
+    """
+    if not isinstance(source, (str, Path)) or not is_dicom_folder(Path(source)):
+        yield source
+        return
+    source = Path(source)
+    ending = model.plans.file_ending if model.configuration.sources is None else MIXED_ENDING
+    if is_picture_ending(ending):
+        raise UsdError(f"{source} holds DICOM files, but {model.place} takes pictures ({ending}); convert the images.")
+    series, left_out = find_series(source)
+    text = f"{source}: {counted(len(series), 'volume')} in DICOM ({', '.join(one.name for one in series)})"
+    LOGGER.info("%s", f"{text}; left out: {', '.join(left_out)}" if left_out else text)
+    with tempfile.TemporaryDirectory(prefix="usd-dicom-") as folder:
+        for one in series:
+            volume = one.read()
+            write_map(file_of(Path(folder), one.name, ending), volume.array[0], volume.geometry)
+        yield Path(folder)

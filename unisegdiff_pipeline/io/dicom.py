@@ -1,0 +1,247 @@
+"""DICOM series as volumes: found below a folder, sorted by where their slices lie, and refused where one is missing.
+
+Each slice is read by itself, because the scale of values may change from slice to slice, as in PET. Values are those of
+the modality (Hounsfield units of CT); nothing becomes an SUV.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unisegdiff_pipeline.core.errors import UsdError, unreadable
+from unisegdiff_pipeline.core.geometry import Geometry, Volume
+from unisegdiff_pipeline.core.names import require_name
+from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending
+from unisegdiff_pipeline.io.itk import simple_itk
+
+NO_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "REG", "DOC")  # modalities of other objects
+LARGEST_GAP_ERROR = 0.05  # of the distance of slices, as a fraction of it
+LARGEST_SHEAR = 0.01  # of the distance of slices, sideways
+LARGEST_ANGLE = 1e-3  # of cosines
+_PREAMBLE, _MAGIC = 128, b"DICM"
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """What the header of one file says; `position` of the first voxel and the axes are in mm, LPS."""
+
+    path: Path
+    series: str
+    number: str
+    modality: str
+    is_localizer: bool
+    frames: int
+    position: tuple[float, ...]
+    axes: tuple[float, ...]
+    spacing_mm: tuple[float, ...]
+    thickness_mm: float | None
+    size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series of slices, not sorted yet; `name` is that of its case."""
+
+    name: str
+    folder: Path
+    slices: tuple[_Slice, ...]
+
+    def read(self) -> Volume:
+        """The volume (1, Z, Y, X), float32, along the normal of its slices.
+
+        Raises:
+            UsdError: no position in space, several frames in a file, slices that do not lie on one grid, are there
+                twice, are missing or sheared (a tilted gantry), or a file that cannot be read.
+        """
+        slices, spacing_mm, normal = _sorted(self)
+        first = slices[0]
+        array = np.stack([_pixels(s.path, first.size) for s in slices])[None]
+        direction = np.column_stack([first.axes[:3], first.axes[3:], normal]).ravel().tolist()
+        (rows_mm, columns_mm), (x, y, z) = first.spacing_mm, first.position
+        geometry = Geometry((spacing_mm, rows_mm, columns_mm), (x, y, z), tuple(direction))
+        return Volume(array, geometry)
+
+
+def is_dicom_folder(source: Path) -> bool:
+    """Whether a folder holds DICOM files, itself or in folders below, and no image of another format itself."""
+    source = Path(source)
+    if not source.is_dir() or any(split_ending(path.name)[1] for path in source.iterdir() if path.is_file()):
+        return False
+    return any(_is_dicom(path) for path in _files_below(source))
+
+
+def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
+    """The series of images below a folder, and what is left out, in words.
+
+    A series is named after the folders that it lies in below `source`, or after `source` itself; where a folder holds
+    several, the number of the series is behind that: FOLDER_series3.
+
+    Raises:
+        UsdError: no series, a name that cannot be a file's, or two series that would have one name.
+    """
+    source = Path(source)
+    by_folder: dict[Path, list[_Slice]] = {}
+    for path in _files_below(source):
+        if _is_dicom(path):
+            by_folder.setdefault(path.parent, []).append(_read_slice(path))
+    found: dict[str, Series] = {}
+    left_out = []
+    for folder, slices in sorted(by_folder.items()):
+        groups: dict[str, list[_Slice]] = {}
+        for one in slices:
+            if one.modality in NO_IMAGES or one.is_localizer:
+                kind = "a localizer" if one.is_localizer else f"{one.modality}, no image"
+                left_out.append(f"{one.path} ({kind})")
+            else:
+                groups.setdefault(one.series, []).append(one)
+        base = "_".join(folder.relative_to(source).parts) or source.resolve().name
+        for group in groups.values():
+            name = base if len(groups) == 1 else f"{base}_series{group[0].number or 0}"
+            require_name(name, f"the series in {folder}")
+            if name in found:
+                raise UsdError(
+                    f"{folder} and {found[name].folder} hold series that would both be case {name!r}; give each series "
+                    f"a folder of its own."
+                )
+            found[name] = Series(name, folder, tuple(group))
+    if not found:
+        raise UsdError(
+            f"{source} holds no DICOM series of images{'; left out: ' if left_out else ''}"
+            f"{', '.join(left_out[:3])}. Check the folder; supported are also {', '.join(SUPPORTED_ENDINGS)}."
+        )
+    return tuple(found.values()), tuple(left_out)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return [
+        Path(place) / name for place, folders, names in os.walk(folder) for name in sorted(names) if not folders.sort()
+    ]
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(_PREAMBLE + len(_MAGIC))[_PREAMBLE:] == _MAGIC
+    except OSError:
+        return False
+
+
+def _read_slice(path: Path) -> _Slice:
+    reader = simple_itk().ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise unreadable(path, error) from error
+
+    def text(tag: str) -> str:
+        return str(reader.GetMetaData(tag)).strip() if reader.HasMetaDataKey(tag) else ""
+
+    def numbers(tag: str, count: int) -> tuple[float, ...]:
+        try:
+            values = tuple(float(part) for part in text(tag).split("\\"))
+        except ValueError:
+            return ()
+        return values if len(values) == count and all(np.isfinite(values)) else ()
+
+    thickness = numbers("0018|0088", 1) or numbers("0018|0050", 1)  # spacing between slices, else their thickness
+    frames = numbers("0028|0008", 1)
+    return _Slice(
+        path,
+        text("0020|000e"),
+        text("0020|0011"),
+        text("0008|0060"),
+        "LOCALIZER" in text("0008|0008").upper().split("\\"),
+        int(frames[0]) if frames else 1,
+        numbers("0020|0032", 3),
+        numbers("0020|0037", 6),
+        numbers("0028|0030", 2),
+        thickness[0] if thickness else None,
+        tuple(int(n) for n in reader.GetSize()[:2][::-1]),
+    )
+
+
+def _sorted(series: Series) -> tuple[list[_Slice], float, np.ndarray]:
+    """Slices along their normal, the distance between them in mm, and the normal."""
+    first, where = series.slices[0], f"the series {series.name!r} in {series.folder}"
+    for one in series.slices:
+        if one.frames > 1:
+            raise UsdError(
+                f"{one.path} holds {one.frames} frames in one file, which is not supported; convert it, with "
+                f"dcm2niix for example, to .nii.gz."
+            )
+        if not (one.position and one.axes and one.spacing_mm) or min(one.spacing_mm) <= 0:
+            raise UsdError(
+                f"{one.path} does not say where its slice lies (position, orientation and pixel spacing), "
+                f"so that {where} is no volume; convert it by other means, or take it out."
+            )
+        if one.size != first.size or not np.allclose(one.spacing_mm, first.spacing_mm, rtol=1e-3):
+            raise UsdError(
+                f"{where} has slices of several sizes ({first.path.name}: {first.size}, {one.path.name}: "
+                f"{one.size}) or pixel spacings; give each part a folder and a series of its own."
+            )
+        if not np.allclose(one.axes, first.axes, atol=LARGEST_ANGLE):
+            raise UsdError(
+                f"{where} has slices that are not parallel ({first.path.name}, {one.path.name}); take those "
+                f"out that do not belong to the volume."
+            )
+    row, column = np.array(first.axes[:3]), np.array(first.axes[3:])
+    if abs(row @ column) > LARGEST_ANGLE or not np.allclose([row @ row, column @ column], 1, atol=LARGEST_ANGLE):
+        raise UsdError(
+            f"{first.path}: the axes {list(first.axes)} of its slice are not at right angles; export it again."
+        )
+    normal = np.cross(row, column)
+    along = {one.path: float(np.dot(one.position, normal)) for one in series.slices}
+    slices = sorted(series.slices, key=lambda one: along[one.path])
+    if len(slices) == 1:
+        if not first.thickness_mm or first.thickness_mm <= 0:
+            raise UsdError(f"{where} is one slice that does not say how thick it is; convert it by other means.")
+        return slices, first.thickness_mm, normal
+    _require_even(slices, along, normal, where)
+    return slices, (along[slices[-1].path] - along[slices[0].path]) / (len(slices) - 1), normal
+
+
+def _require_even(slices: Sequence[_Slice], along: dict[Path, float], normal: np.ndarray, where: str) -> None:
+    steps = np.diff([along[one.path] for one in slices])
+    step = float(np.median(steps))
+    for (before, behind), distance in zip(itertools.pairwise(slices), steps, strict=True):
+        names = f"{before.path.name} and {behind.path.name}"
+        if distance < 1e-3:
+            raise UsdError(
+                f"{where} has two slices at one place, {names}: several volumes (phases, echoes) or a copy; "
+                f"give each volume a folder and a series of its own."
+            )
+        if abs(distance - step) > LARGEST_GAP_ERROR * step:
+            raise UsdError(
+                f"{where} has slices {step:.4g} mm apart, but {names} are {distance:.4g} mm apart: slices are "
+                f"missing, or two volumes are mixed; complete the series."
+            )
+        moved = np.subtract(behind.position, before.position)
+        if np.linalg.norm(moved - distance * normal) > LARGEST_SHEAR * step + 1e-3:
+            raise UsdError(
+                f"{where} is sheared: {names} are shifted sideways, as by a tilted gantry; resample it, with "
+                f"dcm2niix for example, to .nii.gz."
+            )
+
+
+def _pixels(path: Path, size: tuple[int, ...]) -> np.ndarray:
+    """Values (Y, X) of a slice, scaled as the file says."""
+    itk = simple_itk()
+    reader = itk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise unreadable(path, error) from error
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise UsdError(f"{path} is a colour picture, no slice of a volume; take it out, or convert it to .png.")
+    array: np.ndarray = itk.GetArrayFromImage(image).astype(np.float32)
+    return array.reshape(size)
