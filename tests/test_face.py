@@ -386,7 +386,11 @@ def run_script(name: str, *arguments: object) -> None:
         runpy.run_path(str(ROOT / f"documentation/examples/{name}.py"), run_name="__main__")
 
 
-TESTED_ELSEWHERE = {"http_service": "test_http_service.py", "onnx_masks": "inference/test_onnx_export.py"}
+TESTED_ELSEWHERE = {
+    "grand_challenge": "test_containers.py",
+    "http_service": "test_http_service.py",
+    "onnx_masks": "inference/test_onnx_export.py",
+}
 
 
 def test_every_script_is_run_here_or_in_a_test_of_its_own() -> None:
