@@ -27,6 +27,9 @@ COMMANDS = (
     "doctor",
 )
 
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+SERVE = ["fastapi>=0.115", "python-multipart>=0.0.12", "uvicorn>=0.30"]
+
 setup(
     name="unisegdiff_pipeline",
     version=VERSION.group(1),
@@ -68,12 +71,16 @@ setup(
             "torchmetrics>=1.6",
             # Drives the browser in which pages are tested.
             "playwright>=1.50",
+            # Export and service, with the client that asks it.
+            *ONNX,
+            *SERVE,
+            "httpx>=0.27",
         ],
         "tensorboard": ["tensorboard>=2.17"],
         "wandb": ["wandb>=0.18"],
         "mlflow": ["mlflow-skinny>=2.17"],
-        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
-        "serve": ["fastapi>=0.115", "python-multipart>=0.0.12", "uvicorn>=0.30"],
+        "onnx": ONNX,
+        "serve": SERVE,
         "dask": ["distributed>=2024.5"],
     },
     entry_points={

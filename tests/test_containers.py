@@ -115,7 +115,7 @@ def test_training_works_under_the_constraints_of_a_container(prepared: Path, pha
     shutil.copytree(prepared, tmp_path / "preprocessed")
     shutil.copytree(phantom_2d, tmp_path / "raw" / phantom_2d.name)
     (tmp_path / "results").mkdir()
-    for path in (tmp_path / "results", *(p for p in (tmp_path / "preprocessed").rglob("*") if p.is_dir())):
+    for path in (p for p in tmp_path.rglob("*") if p.is_dir()):
         path.chmod(0o777)
     places = "--raw raw --preprocessed preprocessed --results results"
     script = f"{command('train')} 902 0 --iterations 4 --workers 2 --device cpu {places}"

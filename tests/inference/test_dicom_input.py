@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ def test_series_give_the_masks_of_their_volumes(tmp_path: Path, capsys: pytest.C
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert np.any(read_labels(tmp_path / "a/p1.nii.gz").array)
+    cases = json.loads((tmp_path / "a/manifest.json").read_text())["cases"]
+    assert [case["inputs"] for case in cases.values()] == [[str(tmp_path / "in/p1")], [str(tmp_path / "in/p2/T1")]]
     capsys.readouterr()
     assert run(tmp_path / "in", tmp_path / "a", model) == 0
     assert "2 of 2 cases are finished already" in " ".join(capsys.readouterr().err.split())

@@ -65,8 +65,8 @@ def predict_best(request: PredictRequest) -> int:
     if len(best.models) == 1:
         ((model, folds),) = best.models
         return predict_folder(replace(request, model_folder=model, folds=folds))
-    with as_images(request.source, open_model_folder(best.models[0][0])) as source:
-        return _predict_together(best, replace(request, source=source))
+    with as_images(request.source, open_model_folder(best.models[0][0])) as images:
+        return _predict_together(best, replace(request, source=images.source))
 
 
 def _predict_together(best: BestModels, request: PredictRequest) -> int:

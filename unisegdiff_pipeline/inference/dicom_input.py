@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
@@ -20,8 +21,21 @@ LOGGER = logging.getLogger(__name__)
 MIXED_ENDING = ".nii.gz"  # for a model that takes any
 
 
+@dataclass(frozen=True)
+class InputImages:
+    """What is to be predicted.
+
+    Attributes:
+        source: folder, file or files.
+        origins: what files in `source` were made from, where they were made here.
+    """
+
+    source: Path | Sequence[Path]
+    origins: Mapping[Path, Path] = field(default_factory=dict)
+
+
 @contextlib.contextmanager
-def as_images(source: Path | Sequence[Path], model: ModelFolder) -> Iterator[Path | Sequence[Path]]:
+def as_images(source: Path | Sequence[Path], model: ModelFolder) -> Iterator[InputImages]:
     """Give a folder with an image for each series where `source` is a folder of DICOM files, else `source` itself.
 
     The name of a case is that of its series (`find_series`), so that the channels of a case are folders CASE_0000,
@@ -31,7 +45,7 @@ def as_images(source: Path | Sequence[Path], model: ModelFolder) -> Iterator[Pat
         UsdError: the model takes pictures; no series; or a series that is no even volume (`Series.read`).
     """
     if not isinstance(source, (str, Path)) or not is_dicom_folder(Path(source)):
-        yield source
+        yield InputImages(source)
         return
     source = Path(source)
     ending = model.plans.file_ending if model.configuration.sources is None else MIXED_ENDING
@@ -41,7 +55,8 @@ def as_images(source: Path | Sequence[Path], model: ModelFolder) -> Iterator[Pat
     text = f"{source}: {counted(len(series), 'volume')} in DICOM ({', '.join(one.name for one in series)})"
     LOGGER.info("%s", f"{text}; left out: {', '.join(left_out)}" if left_out else text)
     with tempfile.TemporaryDirectory(prefix="usd-dicom-") as folder:
-        for one in series:
+        origins = {file_of(Path(folder), one.name, ending): one.folder for one in series}
+        for path, one in zip(origins, series, strict=True):
             volume = one.read()
-            write_map(file_of(Path(folder), one.name, ending), volume.array[0], volume.geometry)
-        yield Path(folder)
+            write_map(path, volume.array[0], volume.geometry)
+        yield InputImages(Path(folder), origins)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.parallel import available_memory_gb, usable_cores
 from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.scratch import Scratch
-from unisegdiff_pipeline.inference.dicom_input import as_images
+from unisegdiff_pipeline.inference.dicom_input import InputImages, as_images
 from unisegdiff_pipeline.inference.export import (
     OutputOptions,
     PredictionRecord,
@@ -90,18 +90,18 @@ def predict_folder(request: PredictRequest) -> int:
     choose_folds(model, request.folds)
     with (
         torch_threads(max(1, min(torch.get_num_threads(), usable_cores()))),
-        as_images(request.source, model) as source,
+        as_images(request.source, model) as images,
     ):
-        return _predict_folder(replace(request, source=source), model)
+        return _predict_folder(request, model, images)
 
 
-def _predict_folder(request: PredictRequest, model: ModelFolder) -> int:
+def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputImages) -> int:
     started = time.perf_counter()
     output, part_id, num_parts = Path(request.output), request.part_id, request.num_parts
     if problem := model.plans.labels.order_problem():  # refused when planned today; masks of such models say it
         _say(f"warning: labels.write_values in {model.place / PLANS_NAME} is {problem}")
     inputs = ModelInputs(model, request.source_name)
-    cases = inputs.find_cases(request.source)
+    cases = inputs.find_cases(images.source)
     _require_elsewhere(output, cases)
     for folder in output_folders(output):
         require_writable(folder)
@@ -128,6 +128,7 @@ def _predict_folder(request: PredictRequest, model: ModelFolder) -> int:
     if request.max_memory_gb is not None and predictor.device.type == "cpu":
         budget.require_room()
     run = _FolderRun(predictor, output, options, count, request.seed, budget, inputs)
+    run.origins = images.origins
     part = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
     with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{part}{output}"):
         endings = {case.case_id: inputs.file_ending(case.image_paths) for case in cases}
@@ -173,6 +174,7 @@ class _FolderRun:
     ) -> None:
         self.predictor, self.output, self.options = predictor, output, options
         self.num_samples, self.seed, self.budget, self.inputs = num_samples, seed, budget, inputs
+        self.origins: Mapping[Path, Path] = {}  # of images that were made for this run
         self.failures: dict[str, str] = {}  # in words: the error itself would hold the arrays of its case
         self._warned = False
         self._interrupted = Event()
@@ -350,7 +352,7 @@ class _FolderRun:
                 f"{prepared.case.case_id}: the features of its {facts.num_active_tiles} active tiles did not fit into "
                 f"memory; the segmenter ran {facts.num_recomputed} times more than once a tile"
             )
-        inputs = tuple(str(path) for path in prepared.case.image_paths)
+        inputs = tuple(str(self.origins.get(path, path)) for path in prepared.case.image_paths)
         record = PredictionRecord(
             prepared.case.case_id,
             self.owner.request,
