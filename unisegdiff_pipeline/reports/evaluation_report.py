@@ -22,6 +22,7 @@ from unisegdiff_pipeline.evaluation.tables import metric_row
 from unisegdiff_pipeline.reports import evaluation_figures as charts
 from unisegdiff_pipeline.reports.calibration_words import calibration_in_words
 from unisegdiff_pipeline.reports.case_gallery import Highlight, draw_case, find_images, highlights, write_viewer
+from unisegdiff_pipeline.reports.case_probability import case_probability_section
 from unisegdiff_pipeline.reports.evaluation_tables import (
     coverage_table,
     difference_table,
@@ -116,6 +117,7 @@ def write_evaluation_report(folder: Path, evaluation: Evaluation) -> Path:
         _lesions(evaluation),
         _volumes(evaluation),
         _probabilities(evaluation.report),
+        case_probability_section(evaluation.report.case_probability),
         profile_section(evaluation.profiles, evaluation.report.units),
         _all_cases(evaluation, {case: target for case, (target, _) in viewers.items()}),
         _settings(evaluation.report),
