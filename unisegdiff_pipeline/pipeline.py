@@ -8,7 +8,7 @@ user can fix are `UsdError`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,6 +153,7 @@ class PrepareRequest:
         workers: processes; None decides by cores and memory, 0 works in this process.
         scheduler: address of a Dask scheduler whose workers are used instead.
         for_weights: weights that are to be started from; the plan follows them where it must.
+        label_map: of label files, where dataset.json has none; see `io.label_map`.
     """
 
     configurations: tuple[str, ...] = ()
@@ -161,6 +162,7 @@ class PrepareRequest:
     workers: int | None = None
     scheduler: str | None = None
     for_weights: Path | None = None
+    label_map: Mapping[str, int | str] | None = None
 
 
 def prepare(
@@ -171,7 +173,7 @@ def prepare(
     Raises:
         UsdError: as `plan_and_preprocess`; weights that cannot be read, or of a dimension that the data has not.
     """
-    opened = open_raw_dataset(Path(raw))
+    opened = open_raw_dataset(Path(raw), request.label_map)
     folder = Path(preprocessed) / opened.name
     plans_name, workers, scheduler = request.plans_name, request.workers, request.scheduler
     path = folder / plans_file(plans_name)

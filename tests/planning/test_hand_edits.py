@@ -119,7 +119,7 @@ SIGNED = {"mean", "minimum", "median", "maximum", "percentile_00_5", "percentile
 SIGNED |= {"lam", "lam_a", "lam_c", "lam_end"}
 MAY_BE_EMPTY = {"mirror_axes", "input_scale", "curves", "raters", "class_orders", "volumes_mm3", "thickness_mm"}
 # Empty intensities are allowed in a plan without "ct", and refused in a fingerprint below.
-MAY_BE_EMPTY |= {"intensities"}
+MAY_BE_EMPTY |= {"intensities", "background_values"}
 MAY_BE_EMPTY |= {"configurations", "decisions", "holdout_dice"}
 
 
@@ -241,7 +241,7 @@ EDITS: list[tuple[str, str, Any, list[str]]] = [
     ("plans", "labels.members", [[1], [2], []], ["members[2] is []"]),
     ("plans", "labels.write_values", [1, 2, 70000], ["write_values[2] is 70000"]),
     ("plans", "labels.coding", "binary", ["coding is 'binary' for 3 classes"]),
-    ("plans", "labels.coding", "softmax", ["a class of coding 'softmax' has one value"]),
+    ("plans", "labels.coding", "softmax", ["a value is of one class only"]),
     ("plans", "labels.names", ["a", "b", "c\n"], ["'c\\n'"]),
     ("plans", "budget.memory_gb", 0, ["memory_gb is 0"]),
     ("inference", "segmenter_weight", 1.5, ["segmenter_weight is 1.5"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands import steps
@@ -36,6 +37,13 @@ def build_parser() -> CommandParser:
         add_case_workers,
         add_splits,
     )
+    parser.add_argument(
+        "--remap",
+        type=Path,
+        metavar="FILE",
+        help='JSON: value of the label files => label, as {"255": 1}; as label_map of dataset.json, for data that are '
+        "not to be changed",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check and plan, print the plan, write nothing")
     return parser
 
@@ -47,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     from unisegdiff_pipeline import pipeline
+    from unisegdiff_pipeline.io.label_map import read_label_map
     from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
     from unisegdiff_pipeline.planning.budget import detect_budget
     from unisegdiff_pipeline.planning.description import describe_plans
@@ -58,12 +67,13 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
 
     def plan_and_preprocess(dataset: str) -> None:
         folder = steps.raw_folder(roots, dataset)
-        cases = {case.case_id: case.group or case.case_id for case in open_raw_dataset(folder).cases}
+        label_map = None if args.remap is None else read_label_map(args.remap)
+        cases = {case.case_id: case.group or case.case_id for case in open_raw_dataset(folder, label_map).cases}
         # What cannot be is refused before anything is preprocessed.
         test = find_test_cases(folder / "dataset.json", cases)
         wanted_splits({case: group for case, group in cases.items() if case not in test}, args.splits)
         if args.dry_run:
-            raw = open_raw_dataset(folder)
+            raw = open_raw_dataset(folder, label_map)
             facts, _ = pipeline.check_and_measure(raw, args.workers, args.scheduler)
             weights = None if args.for_weights is None else pipeline.weights_to_follow(args.for_weights)
             say(describe_plans(pipeline.make_plans(raw, facts, budget, weights=weights)))
@@ -75,6 +85,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
             workers=args.workers,
             scheduler=args.scheduler,
             for_weights=args.for_weights,
+            label_map=label_map,
         )
         prepared = pipeline.prepare(folder, roots.require_preprocessed(), request)
         if args.splits != "default":

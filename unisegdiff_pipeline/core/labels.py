@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -21,11 +21,12 @@ class LabelScheme:
 
     Attributes:
         names: foreground classes or regions, in the order of the network's foreground channels.
-        members: the label values that make up each of `names`; one value each unless the coding is "regions".
+        members: the label values of files that make up each of `names`; of regions a value may be in several.
         coding: "binary" = one sigmoid channel, "softmax" = background + classes, "regions" = a sigmoid per region.
         write_values: label value written for each of `names`; later names overwrite earlier ones when decoding
             regions (nnU-Net's `regions_class_order`).
         ignore_value: voxels of this value carry no loss and no score; None where the data set has none.
+        background_values: values besides 0 that files may hold and that mean the background, too.
     """
 
     names: Annotated[tuple[str, ...], Length(1, MAX_LABEL)]
@@ -33,6 +34,7 @@ class LabelScheme:
     coding: Coding
     write_values: tuple[LabelValue, ...]
     ignore_value: LabelValue | None = None
+    background_values: tuple[LabelValue, ...] = ()
 
     def __post_init__(self) -> None:
         counts = {len(self.names), len(self.members), len(self.write_values)}
@@ -43,8 +45,18 @@ class LabelScheme:
             )
         if self.coding == "binary" and len(self.names) != 1:
             raise ValueError(f"coding is 'binary' for {len(self.names)} classes; allowed is exactly one")
-        if self.coding != "regions" and any(len(values) != 1 for values in self.members):
-            raise ValueError(f"members is {self.members}; a class of coding {self.coding!r} has one value")
+        used = [value for values in self.members for value in values]
+        if self.coding != "regions" and len(set(used)) < len(used):
+            raise ValueError(f"members is {self.members}; a value is of one class only, unless coding is 'regions'")
+        if twice := [v for v in self.background_values if v in used or v == self.ignore_value]:
+            raise ValueError(f"background_values holds {twice}, which mean something else, too")
+
+    def fields(self) -> dict[str, Any]:
+        """All fields, for hashes: schemes of before a field was there keep theirs."""
+        fields = asdict(self)
+        if not self.background_values:
+            del fields["background_values"]
+        return fields
 
     @property
     def num_channels(self) -> int:
@@ -68,7 +80,7 @@ class LabelScheme:
     @property
     def allowed_values(self) -> frozenset[int]:
         """All label values that a label file may hold."""
-        values = {0, *(v for group in self.members for v in group)}
+        values = {0, *self.background_values, *(v for group in self.members for v in group)}
         return frozenset(values if self.ignore_value is None else values | {self.ignore_value})
 
     def regions_of(self, value: int) -> tuple[str, ...]:

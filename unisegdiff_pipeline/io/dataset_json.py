@@ -12,6 +12,7 @@ from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.core.names import require_name, require_text
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.io.images import MAX_LABEL, SUPPORTED_ENDINGS, is_picture_ending, spacing_known
+from unisegdiff_pipeline.io.label_map import LabelMap, in_file_values
 from unisegdiff_pipeline.io.sources import Source, parse_sources
 
 
@@ -29,7 +30,7 @@ class DatasetDescription:
 
     Attributes:
         channel_names: name of each channel in file order; the name chooses the normalisation.
-        labels: classes or regions and how they are coded.
+        labels: classes or regions and how they are coded, in the values of the label files (see `label_map`).
         file_ending: ending of image files (labels as well, except beside JPEG: see images.label_ending).
         spacing_known: False where spacings in the files are made up; results in mm are then nominal. By default
             True, and False for pictures, which hold no spacing (`with_spacing_of` looks beside them).
@@ -51,14 +52,24 @@ class DatasetDescription:
     sources: tuple[Source, ...] = ()
 
 
-def read_dataset_json(path: Path) -> DatasetDescription:
+def read_dataset_json(path: Path, label_map: LabelMap | None = None) -> DatasetDescription:
     """Read and check a dataset.json.
+
+    Args:
+        path: of the file.
+        label_map: takes the place of the one that the file does not have.
 
     Raises:
         UsdError: names the file, the key, what it holds and what is allowed.
     """
     path = Path(path)
     raw = read_object(path)
+    if label_map is not None:
+        if raw.get("label_map", label_map) != label_map:
+            raise UsdError(
+                f"{path} has another label_map than --remap names; leave the flag out, or take it out there."
+            )
+        raw = {**raw, "label_map": dict(label_map)}
     try:
         return parse_description(raw)
     except UsdError as error:
@@ -93,6 +104,10 @@ def parse_description(raw: dict[str, Any]) -> DatasetDescription:
     if name is not None and not isinstance(name, str):
         raise UsdError(f"name is {name!r}, it must be a text; correct it or leave it out.")
     labels = parse_labels(raw.get("labels"), raw.get("regions_class_order"))
+    if "label_map" in raw:
+        if raw.get("sources"):
+            raise UsdError("label_map and sources stand beside each other; each source has a label_map of its own.")
+        labels = in_file_values(labels, raw["label_map"])
     return DatasetDescription(
         channel_names=_channel_names(raw),
         labels=labels,
@@ -214,7 +229,7 @@ def _require_consecutive(values: set[int], ignore_value: int | None) -> None:
     if gap is not None:
         raise UsdError(
             f"labels uses the values {sorted(values)}, which leaves out [{gap}]; values must be consecutive from 0. "
-            "Renumber them in dataset.json and in the label files."
+            'Renumber them here, and say in label_map which values the label files hold, as in {"255": 1}.'
         )
 
 

@@ -312,8 +312,8 @@ def _used_colours(path: Path, labels: Volume) -> tuple[tuple[int, tuple[int, int
 
 def _value_remedy(unknown: Sequence[int], allowed: Sequence[int]) -> str:
     if unknown == [255] and allowed == [0, 1]:
-        return "Masks of 0 and 255 must be written as 0 and 1: divide them by 255."
-    return "Add the values to labels in dataset.json, or correct the label map."
+        return 'Masks of 0 and 255: add "label_map": {"255": 1} to dataset.json.'
+    return "Add the values to labels (and label_map, where there is one) in dataset.json, or correct the label map."
 
 
 def label_values(labels: np.ndarray) -> set[int]:

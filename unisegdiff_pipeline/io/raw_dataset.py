@@ -28,6 +28,7 @@ from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, DatasetEntry, read_dataset_json, with_spacing_of
 from unisegdiff_pipeline.io.endings import TIFF_ENDINGS
 from unisegdiff_pipeline.io.images import is_picture_ending, label_ending, read_header, split_ending
+from unisegdiff_pipeline.io.label_map import LabelMap
 from unisegdiff_pipeline.io.sources import Source, require_whole_label_map, unified_case_id
 
 CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -101,8 +102,12 @@ class RawDataset:
             )
 
 
-def open_raw_dataset(folder: Path) -> RawDataset:
+def open_raw_dataset(folder: Path, label_map: LabelMap | None = None) -> RawDataset:
     """List the training cases of a raw data set folder.
+
+    Args:
+        folder: of the data set.
+        label_map: of its label files, where its dataset.json has none.
 
     Raises:
         UsdError: no folder, a wrong dataset.json or groups.csv, no imagesTr, or no case at all.
@@ -115,7 +120,7 @@ def open_raw_dataset(folder: Path) -> RawDataset:
             f"{folder} holds no dataset.json, so it is no raw data set; check the path, write dataset.json, or bring "
             f"plain folders of images and masks into the raw layout with usd_convert folder."
         )
-    description = read_dataset_json(folder / "dataset.json")
+    description = read_dataset_json(folder / "dataset.json", label_map)
     if description.sources:
         return _open_unified(folder, description)
     if description.entries is not None:

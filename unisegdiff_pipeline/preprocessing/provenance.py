@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
@@ -62,7 +62,7 @@ def label_files(case: RawCase) -> tuple[Path, ...]:
 
 def settings_hash(scheme: LabelScheme, preprocessing_hash: str = "") -> str:
     """Hash of what is applied to the files: the preprocessing part of the plan and the meaning of the labels."""
-    return text_hash(preprocessing_hash + json.dumps(asdict(scheme), sort_keys=True))
+    return text_hash(preprocessing_hash + json.dumps(scheme.fields(), sort_keys=True))
 
 
 def case_settings(scheme: LabelScheme, configuration: ConfigurationPlan) -> dict[str | None, str]:
@@ -81,7 +81,7 @@ def case_settings(scheme: LabelScheme, configuration: ConfigurationPlan) -> dict
 
 def mapping_words(labels: LabelScheme | None, label_map: Mapping[str, str]) -> str:
     """What becomes of the label values of a source, for hashes."""
-    return json.dumps([None if labels is None else asdict(labels), dict(label_map)], sort_keys=True)
+    return json.dumps([None if labels is None else labels.fields(), dict(label_map)], sort_keys=True)
 
 
 def current_source(files: Sequence[Path], settings: str) -> CaseSource:
