@@ -203,7 +203,7 @@ def test_masks_of_255_get_their_own_remedy(folder):
     folder.good_case("a")
     folder.labels("a", np.where(np.arange(60).reshape(SHAPE) > 30, 255, 0).astype(np.uint8))
     (problem,) = folder.check().problems
-    assert "divide them by 255" in problem.remedy
+    assert problem.remedy == 'Masks of 0 and 255: add "label_map": {"255": 1} to dataset.json.'
 
 
 def test_grey_pictures_saved_as_colour(tmp_path):
