@@ -13,7 +13,7 @@ import pytest
 from unisegdiff_pipeline.commands import evaluate
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
-from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files
+from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files, unified_reference
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import preview, train
 from unisegdiff_pipeline.training.validation_files import keeps_everything
@@ -79,6 +79,35 @@ def test_everything_is_kept_predicted_again_and_collected(request_: TrainRequest
     assert not any(name.startswith(of_everything) for name in files_of(collected.folder))
     assert f"{cases[0]}.png" in files_of(collected.folder)
     assert "evaluation/summary.json" in files_of(collected.folder)  # what others wrote stays
+
+
+def test_cases_of_sources_are_collected_in_their_own_endings(tmp_path: Path) -> None:
+    model, cases = tmp_path / "results/model", ["A__c.png", "B__c.nii.gz"]
+    validation = model / "fold_0/validation"
+    validation.mkdir(parents=True)
+    for name in cases:
+        (validation / name).write_text("mask")
+
+    def collected(names: list[str]) -> set[str]:
+        scored = [{"case_id": name.split(".")[0]} for name in names]
+        (validation / "summary.json").write_text(json.dumps({"cases": scored}))
+        return files_of(collect_validation(model, [validation.parent], {}, ".png").folder)
+
+    assert collected(cases) == {*cases, "manifest.json"}
+    (validation / cases[1]).unlink()
+    assert collected(cases[:1]) == {
+        cases[0],
+        "manifest.json",
+    }  # what an earlier call put there goes, whatever its ending
+
+    dataset, raw = tmp_path / "preprocessed/Dataset500_U", tmp_path / "raw/Dataset500_U"
+    assert unified_reference(dataset, tmp_path / "raw") is None
+    source = {"name": "A", "dataset": "Dataset001_A", "modality": "US", "label_map": {"a": "lesion"}, "hash": ""}
+    for folder in (dataset, raw):
+        folder.mkdir(parents=True)
+        (folder / "dataset.json").write_text(json.dumps({"sources": [source]}))
+    assert unified_reference(dataset, tmp_path / "raw") == raw
+    assert unified_reference(dataset, None) is None
 
 
 @pytest.mark.parametrize(
