@@ -360,7 +360,8 @@ def _map(
     if workers is None:
         # Label maps kept as they are, and what reading and scoring takes beside them: about 24 bytes a voxel.
         of_probabilities = 6 * channels if any(case.probability for case in cases) else 0
-        memory_gb = 0.3 + (24 + maps + of_probabilities) * voxels / len(cases) / 1e9
+        of_profiles = 32 if settings.profiles else 0  # numbers of lesions, and of the nearest one
+        memory_gb = 0.3 + (24 + maps + of_probabilities + of_profiles) * voxels / len(cases) / 1e9
         worth_it = voxels * (maps + len(settings.scheme.names)) > VOXELS_WORTH_PROCESSES
         workers = choose_workers(memory_gb, None) if worth_it else 1
     call = functools.partial(function, settings=settings)
