@@ -17,6 +17,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.inference.best_prediction import predict_best
 from unisegdiff_pipeline.inference.folder_ensemble import ensemble_folders
 from unisegdiff_pipeline.inference.folder_run import predict_folder
+from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, LesionRule
 from unisegdiff_pipeline.inference.recipe import Recipe, RecipeMember, write_recipe
 from unisegdiff_pipeline.inference.request import EnsembleRequest, PredictRequest
 
@@ -24,9 +25,11 @@ DATASET = "Dataset001_X"
 ONE, TWO = "StagedDiffusionTrainer__tiny", "StagedDiffusionTrainer__tiny__two"
 
 
-def write_best(folder: Path, *members: tuple[str, tuple[str, ...]]) -> None:
+def write_best(folder: Path, *members: tuple[str, tuple[str, ...]], kept: LesionFilter | None = None) -> None:
     found = [RecipeMember(model, "StagedDiffusionTrainer", "tiny", None, None, folds) for model, folds in members]
-    write_recipe(folder, Recipe(1, DATASET, tuple(found), "half" if len(found) > 1 else None, "a test", (), (), ()))
+    write_recipe(
+        folder, Recipe(1, DATASET, tuple(found), "half" if len(found) > 1 else None, "a test", (), (), (), kept)
+    )
 
 
 @pytest.fixture
@@ -68,6 +71,21 @@ def test_two_models_are_the_ensemble_of_their_folders(folders: tuple[Path, Path]
     assert masks(out / "samples") == masks(tmp_path / "same/samples")
     assert len(masks(out / "samples")) == 8
     assert {row["num_samples"] for row in csv.DictReader((out / "volumes.csv").open())} == {"4"}
+
+
+@pytest.mark.parametrize("names", [(ONE,), (ONE, TWO)])
+def test_the_lesion_filter_of_the_recipe_is_applied(
+    folders: tuple[Path, Path], tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    results, images = folders
+    nothing_stays = LesionFilter(rules={"lesion": LesionRule(min_size=1e6)}, unit="pixels2")
+    write_best(results, *((name, ("0",)) for name in names), kept=nothing_stays)
+    request = PredictRequest(images, tmp_path / "out", results, device="cpu")
+    predict_best(request)
+    assert all(not np.asarray(Image.open(path)).any() for path in (tmp_path / "out").glob("*.png"))
+    assert (tmp_path / "out/lesions.csv").read_text().count("\n") == 1
+    predict_best(dataclasses.replace(request, output=tmp_path / "all", lesion_filter=False))
+    assert any(np.asarray(Image.open(path)).any() for path in (tmp_path / "all").glob("*.png"))
 
 
 def test_a_case_that_fails_does_not_keep_the_others_from_being_made(folders: tuple[Path, Path], tmp_path: Path) -> None:

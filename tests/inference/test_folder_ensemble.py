@@ -14,10 +14,12 @@ import pytest
 from tests.inference.test_predictor import make_model, make_pictures
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
 from unisegdiff_pipeline.evaluation.meaning import Meaning
 from unisegdiff_pipeline.inference.folder_ensemble import ensemble_folders
 from unisegdiff_pipeline.inference.folder_run import predict_folder
+from unisegdiff_pipeline.inference.lesion_filter import LesionRule
 from unisegdiff_pipeline.inference.prediction_folder import open_prediction_folder
 from unisegdiff_pipeline.inference.request import EnsembleRequest, PredictRequest
 from unisegdiff_pipeline.io.dataset_json import parse_labels
@@ -182,6 +184,23 @@ def test_the_decision_by_dice_takes_the_pooled_samples(tmp_path: Path) -> None:
     assert mask_of(tmp_path / "dice") == [1, 0, 0]
     record = json.loads((tmp_path / "dice/.cases/x.json").read_text())
     assert record["facts"]["threshold"] == 0.4
+
+
+def test_the_filters_of_the_members_are_applied_together(tmp_path: Path) -> None:
+    """Of two the weaker one of each number: lesions of one voxel (6 mm3) go, of two (12 mm3) stay."""
+    folders = []
+    for name, min_size in (("a", 0.007), ("b", 0.1)):
+        folder = nnunet_folder(tmp_path / name, {"x": of_lesion(0.9, 0.1, 0.9, 0.9)}, ONE_CLASS)
+        rules = {"rules": {"lesion": to_jsonable(LesionRule(min_size=min_size))}, "unit": "ml"}
+        (folder / "manifest.json").write_text(json.dumps({"lesion_filter": rules}))
+        folders.append(folder)
+    ensemble_folders(EnsembleRequest(folders, tmp_path / "out"))
+    assert mask_of(tmp_path / "out") == [0, 0, 1, 1]
+    ensemble_folders(EnsembleRequest(folders, tmp_path / "all", lesion_filter=False))
+    assert mask_of(tmp_path / "all") == [1, 0, 1, 1]
+    (folders[0] / "manifest.json").unlink()  # one that has no filter
+    ensemble_folders(EnsembleRequest(folders, tmp_path / "one"))
+    assert mask_of(tmp_path / "one") == [1, 0, 1, 1]
 
 
 # ------------------------------------------------------------------------------------------------- what does not fit

@@ -19,6 +19,7 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.summary import CaseScores
+from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER
 from unisegdiff_pipeline.inference.model_name import ModelName
 from unisegdiff_pipeline.inference.recipe import read_recipe
 from unisegdiff_pipeline.io.images import write_labels
@@ -39,10 +40,10 @@ REFERENCE = np.array([[[1, 1, 0, 0]]], np.uint8)
 FIRST, SECOND = (0.9, 0.4, 0.1, 0.4), (0.4, 0.9, 0.4, 0.1)
 
 
-def write_preprocessed(root: Path, groups: dict[str, str]) -> None:
+def write_preprocessed(root: Path, groups: dict[str, str], reference: np.ndarray = REFERENCE) -> None:
     folder = root / NAME
     for case_id, group in groups.items():
-        write_reference(folder, REFERENCE[None], GRID.spacing_mm, LESION, case_id, group, CaseSource((), ""))
+        write_reference(folder, reference[None], GRID.spacing_mm, LESION, case_id, group, CaseSource((), ""))
     write_cases(folder, groups)
     splits = [{"train": sorted(set(CASES) - set(val)), "val": list(val)} for val in FOLDS.values()]
     write_json(folder / "splits_final.json", splits)
@@ -51,26 +52,32 @@ def write_preprocessed(root: Path, groups: dict[str, str]) -> None:
 
 
 def write_validated(
-    results: Path, name: str, probabilities: tuple[float, ...], *, keeping: bool = True, denoiser: bool = False
+    results: Path,
+    name: str,
+    probabilities: tuple[float, ...] | dict[str, tuple[float, ...]],
+    *,
+    reference: np.ndarray = REFERENCE,
+    keeping: bool = True,
+    denoiser: bool = False,
 ) -> Path:
-    """A model whose two folds predicted the same probabilities for each of their cases."""
+    """A model whose two folds predicted these probabilities, the same for each of their cases or those of the case."""
     plan = PreprocessingPlan((0, 1, 2), GRID.spacing_mm, ("zscore",), (False,), ())
     plans = tiny_plans(LESION, plan, ("CT",), ".nii.gz", True)
     made = write_model(results / "made", plans, tuple(FOLDS), denoiser)
     model = results / NAME / name
     model.parent.mkdir(parents=True, exist_ok=True)
     made.rename(model)
-    mask = np.array(probabilities).reshape(1, 1, 4) > 0.5
     for fold, cases in FOLDS.items():
         validation = model / f"fold_{fold}/validation"
         scored = []
         for case_id in cases:
-            write_labels(validation / f"{case_id}.nii.gz", mask.astype(np.uint8), GRID)
-            scores = score_case(REFERENCE, mask.astype(np.uint8), LESION, GRID.spacing_mm)
-            scored.append(CaseScores(case_id, tuple(scores)))
+            p = probabilities[case_id] if isinstance(probabilities, dict) else probabilities
+            array = np.array(p, np.float16).reshape(1, *reference.shape)
+            mask = (array[0] > 0.5).astype(np.uint8)
+            write_labels(validation / f"{case_id}.nii.gz", mask, GRID)
+            scored.append(CaseScores(case_id, tuple(score_case(reference, mask, LESION, GRID.spacing_mm))))
             if keeping:
                 (validation / "probabilities").mkdir(exist_ok=True)
-                array = np.array(probabilities, np.float16).reshape(1, 1, 1, 4)
                 np.savez(validation / f"probabilities/{case_id}.npz", probabilities=array)
         write_json(validation / "summary.json", to_jsonable({"cases": scored, "not_validated": []}))
         write_json(validation / "manifest.json", {"model": str(model)})
@@ -99,6 +106,7 @@ def test_a_pair_that_is_better_in_every_case_is_chosen(roots: Roots) -> None:
         "SegmentationTrainer__tiny", "SegmentationTrainer", "tiny", None, None, ("0", "1"),
     )  # fmt: skip
     assert (other.run, recipe.decision, recipe.left_out, recipe.notes) == ("other", "half", (), ())
+    assert recipe.lesion_filter == NO_FILTER  # there is no false lesion
     small, large, pair = recipe.candidates
     assert small.num_parameters < large.num_parameters
     assert pair.num_parameters == small.num_parameters + large.num_parameters
@@ -207,12 +215,41 @@ def test_a_damaged_summary_is_named(roots: Roots) -> None:
         find_best(roots, 1)
 
 
+def test_the_filter_is_chosen_over_the_folds_and_scored_on_those_it_was_not_chosen_on(tmp_path: Path) -> None:
+    reference = np.array([[[1, 1, 0, 0, 0, 0, 0, 0]]], np.uint8)
+    write_preprocessed(tmp_path / "preprocessed", {case: case for case in CASES}, reference)
+    false = {case: (0.6,) * (1 + number % 3) for number, case in enumerate(CASES)}
+    p = {case: (0.9, 0.9, 0.1, 0.1, *false[case], *(0.1,) * (4 - len(false[case]))) for case in CASES}
+    write_validated(tmp_path / "results", "SegmentationTrainer__tiny", p, reference=reference)
+    found = find_best(Roots(None, tmp_path / "preprocessed", tmp_path / "results"), 1)
+    recipe = read_recipe(found.path.parent)
+    assert recipe.lesion_filter is not None
+    rule = recipe.lesion_filter.rules["lesion"]
+    assert 0.6 < rule.min_probability <= 0.9 or rule.max_lesions == 1
+    evidence = recipe.filter_evidence
+    assert evidence is not None
+    assert (evidence.num_folds, evidence.num_groups, evidence.num_with, evidence.num_without) == (2, 12, 12, 0)
+    assert evidence.dice == pytest.approx(np.mean([4 / 5, 4 / 6, 4 / 7]))  # of one, two and three false voxels
+    assert (evidence.dice_filtered, evidence.lesion_f1_filtered) == (1, 1)
+    assert evidence.lesion_f1 == pytest.approx(2 / 3)
+    assert evidence.is_taken
+    assert "Each of 2 folds filtered by what the others choose: Dice from 0.679 to 1.000" in evidence.in_words[-1]
+    assert recipe.candidates[0].score == pytest.approx(evidence.dice)  # of the masks as they are
+
+
+def test_without_probabilities_the_filters_of_the_folds_stay(roots: Roots) -> None:
+    write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST, keeping=False)
+    recipe = find_best(roots, 1).recipe
+    assert (recipe.lesion_filter, recipe.filter_evidence) == (None, None)
+    assert "no lesion filter was chosen over the folds, theirs stay: SegmentationTrainer__tiny" in recipe.notes[-1]
+
+
 # --------------------------------------------------------------------------------------------------- the rule itself
 
 
 def contender(name: str, size: int, scores: list[float], *others: Any) -> Contender:
     cases = {f"c{i:03d}": (ClassDice("lesion", "scored", value),) for i, value in enumerate(scores)}
-    own = ValidatedModel(Path(name), ModelName("T", name), ("0",), size, "half", cases, {}, {})
+    own = ValidatedModel(Path(name), ModelName("T", name), ("0",), size, "half", cases, {}, {}, {})
     return Contender((own, *(dataclasses.replace(own, folder=Path(other)) for other in others)), cases)
 
 

@@ -42,6 +42,11 @@ def build_parser() -> CommandParser:
         help="what masks are made of: the mean probability (default), or the pooled samples by vote or by STAPLE",
     )
     parser.add_argument(
+        "--no-filter",
+        action="store_true",
+        help="keep every lesion of the mask (default: what the lesion filters of all folders make together)",
+    )
+    parser.add_argument(
         "--dataset-json",
         type=Path,
         metavar="FILE",
@@ -76,6 +81,7 @@ def _ensemble(args: argparse.Namespace) -> None:
         weights=args.weights,
         decision=args.decision,
         combine=args.combine,
+        lesion_filter=not args.no_filter,
         dataset_json=args.dataset_json,
         max_memory_gb=args.max_memory,
         save_probabilities=args.save_probabilities,

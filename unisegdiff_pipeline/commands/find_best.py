@@ -59,6 +59,8 @@ def describe(recipe: Recipe) -> str:
     lines.append("score: mean Dice over cases; a class that the reference lacks counts 1 where the mask lacks it, too")
     lines += [f"Left out: {reason}" for reason in recipe.left_out]
     lines += [f"Note: {note}" for note in recipe.notes]
+    if recipe.filter_evidence is not None:
+        lines += [f"Lesion filter: {sentence}" for sentence in recipe.filter_evidence.in_words]
     lines.append(f"Best: {' + '.join(member.model for member in recipe.members)} ({recipe.reason})")
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ tables and files are those of every other prediction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.evaluation.inputs import listing
 from unisegdiff_pipeline.evaluation.reading import read_masks
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
+from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder
 from unisegdiff_pipeline.inference.settings import Decision
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, PackedMasks, SampledBox, SamplingFacts
@@ -72,6 +74,7 @@ def average_case(
     decision: Decision,
     *,
     pooling: bool,
+    lesion_filter: LesionFilter = NO_FILTER,
     scratch: Scratch | None = None,
 ) -> tuple[EnsemblePrediction, CaseProperties]:
     """What the members say together of a case that all of them hold on one grid.
@@ -82,6 +85,7 @@ def average_case(
         fractions: of the members in the mean; together 1.
         decision: "half", or "dice" by the samples.
         pooling: take the samples of all members, which must have some.
+        lesion_filter: which lesions of the mask stay in it.
         scratch: where arrays of the volume's size live.
 
     Raises:
@@ -94,11 +98,9 @@ def average_case(
     paths = [path for member in members for path in member.samples[case_id]] if pooling else []
     samples = _samples(paths, scheme, shape, geometry)
     places = tuple((0, index) for index in range(samples.num_samples))
-    found = EnsemblePrediction((samples,), places, NOTHING_COMPUTED, mean, scratch=scratch)
+    found = EnsemblePrediction((samples,), places, NOTHING_COMPUTED, mean, lesion_filter=lesion_filter, scratch=scratch)
     if decision == "dice":
-        found = EnsemblePrediction(
-            (samples,), places, NOTHING_COMPUTED, mean, threshold=found.best_threshold(scheme), scratch=scratch
-        )
+        found = replace(found, threshold=found.best_threshold(scheme))
     return found, _on_own_grid(case_id, shape, geometry)
 
 

@@ -62,6 +62,8 @@ def predict_best(request: PredictRequest) -> int:
         UsdError: as `open_best`, `predict_folder` and `ensemble_folders`; a request that an ensemble cannot serve.
     """
     best = open_best(Path(request.model_folder))
+    if request.lesion_filter is True and request.utility is None and best.recipe.lesion_filter is not None:
+        request = replace(request, lesion_filter=best.recipe.lesion_filter)
     if len(best.models) == 1:
         ((model, folds),) = best.models
         return predict_folder(replace(request, model_folder=model, folds=folds))
@@ -79,7 +81,7 @@ def _predict_together(best: BestModels, request: PredictRequest) -> int:
     if request.utility is not None:
         raise UsdError(
             f"--utility {request.utility} chooses the lesion filter of one model; {best.folder / FILE_NAME} names "
-            f"{len(best.models)}, whose mean has none. Leave it out, or predict by one of them with -m."
+            f"{len(best.models)}, whose mean has a filter of its own. Leave it out, or predict by one of them with -m."
         )
     output = Path(request.output)
     require_for_ensemble(output, overwrite=request.overwrite)
@@ -102,6 +104,7 @@ def _predict_together(best: BestModels, request: PredictRequest) -> int:
             output,
             decision=request.decision or ("half" if best.recipe.decision == "half" else None),
             combine=request.combine,
+            lesion_filter=request.lesion_filter,
             cases=done,
             max_memory_gb=request.max_memory_gb,
             save_probabilities=request.save_probabilities,

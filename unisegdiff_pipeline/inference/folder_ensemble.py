@@ -33,6 +33,7 @@ from unisegdiff_pipeline.inference.export import (
     write_summary,
 )
 from unisegdiff_pipeline.inference.label_fusion import require_combinable
+from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, combined_filter
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.origin import request_hash
 from unisegdiff_pipeline.inference.output_folder import (
@@ -102,6 +103,7 @@ class _EnsembleRun:
     output: Path
     pooling: bool
     decision: Decision
+    lesion_filter: LesionFilter
     owner: Owner
     budget: MemoryBudget
 
@@ -118,6 +120,9 @@ class _EnsembleRun:
             )
         by_dice = pooling and all(member.decision == "dice" for member in members)
         decision: Decision = request.decision or ("dice" if by_dice else "half")
+        kept = request.lesion_filter
+        if isinstance(kept, bool):
+            kept = combined_filter([member.lesion_filter for member in members]) if kept else NO_FILTER
         made_of: dict[str, Any] = {
             "members": [member.identity for member in members],
             "weights": [round(fraction, 9) for fraction in request.fractions],
@@ -127,9 +132,11 @@ class _EnsembleRun:
             "labels": to_jsonable(members[0].labels),
             "spacing_known": members[0].spacing_known,
         }
+        if not kept.keeps_all:
+            made_of["lesion_filter"] = to_jsonable(kept)
         owner = Owner(request_hash(made_of), " + ".join(str(member.folder.resolve()) for member in members), made_of)
         budget = MemoryBudget.of(request.max_memory_gb)
-        return cls(request, members, Path(request.output), pooling, decision, owner, budget)
+        return cls(request, members, Path(request.output), pooling, decision, kept, owner, budget)
 
     def ending(self, case_id: str) -> str:
         """Ending of the masks of a case: the first member's."""
@@ -163,7 +170,13 @@ class _EnsembleRun:
         remove_former(self.output, case_id, options.file_ending)
         with Scratch(self.output, self.budget.for_arrays()) as scratch:
             found, properties = average_case(
-                self.members, case_id, self.request.fractions, self.decision, pooling=self.pooling, scratch=scratch
+                self.members,
+                case_id,
+                self.request.fractions,
+                self.decision,
+                pooling=self.pooling,
+                lesion_filter=self.lesion_filter,
+                scratch=scratch,
             )
             num_lesions = write_prediction(self.output, found, properties, self.members[0].labels, options)
         facts = {"num_samples": len(found.sample_places), "num_lesions": num_lesions, "threshold": found.threshold}

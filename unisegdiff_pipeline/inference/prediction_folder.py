@@ -30,6 +30,7 @@ from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass
 from unisegdiff_pipeline.evaluation.inputs import find_masks, find_repeated, listing
 from unisegdiff_pipeline.evaluation.reading import Probabilities
 from unisegdiff_pipeline.inference.export import record_path, volumes_path
+from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, combined_filter
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, finished_folds
 from unisegdiff_pipeline.inference.output_folder import MANIFEST
 from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, read_settings
@@ -51,6 +52,7 @@ class PredictionFolder:
         spacing_known: False marks millimetres as nominal, where a case does not say it itself.
         identity: what its predictions are made of, else where it lies.
         decision: how its probabilities became masks; "half" where it does not say.
+        lesion_filter: which lesions stayed in its masks, as far as it says.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class PredictionFolder:
     spacing_known: bool
     identity: str
     decision: Decision
+    lesion_filter: LesionFilter = NO_FILTER
 
     def require_cases(self, case_ids: Collection[str]) -> None:
         """Raise a UsdError that names the cases without a mask or without probabilities."""
@@ -172,6 +175,7 @@ def open_prediction_folder(folder: Path, dataset_json: Path | None = None) -> Pr
         spacing_known,
         str(manifest.get("request") or folder.resolve()),
         _decision(manifest),
+        _lesion_filter(folder, manifest),
     )
 
 
@@ -205,6 +209,20 @@ def _decision(manifest: dict[str, Any]) -> Decision:
         folds = Counter(read_settings(model / f"fold_{fold}").decision for fold in finished_folds(model))
         said = folds.most_common(1)[0][0] if folds else None
     return next((decision for decision in DECISIONS if decision == said), "half")
+
+
+def _lesion_filter(folder: Path, manifest: dict[str, Any]) -> LesionFilter:
+    """What filtered the masks of a folder; of gathered validation cases what the folds make of theirs together."""
+    if "lesion_filter" in manifest:
+        return from_jsonable(LesionFilter, manifest["lesion_filter"], f"{folder / MANIFEST}: lesion_filter")
+    settings = manifest.get("settings")
+    if isinstance(settings, dict) and "lesion_filter" in settings:
+        return from_jsonable(LesionFilter, settings["lesion_filter"], f"{folder / MANIFEST}: settings.lesion_filter")
+    if "validation" in manifest:
+        model = Path(str(manifest.get("model")))
+        filters = [read_settings(model / f"fold_{fold}").lesion_filter for fold in finished_folds(model)]
+        return combined_filter(filters) if filters else NO_FILTER
+    return NO_FILTER
 
 
 def _fits_turned(predicted: np.ndarray, mask: np.ndarray) -> bool:

@@ -74,7 +74,7 @@ class Predictor:
         decision: how probabilities become the mask, "half" or "dice"; None takes what most folds chose.
         utility: which lesions stay in the mask: those of the filter that served "dice", "lesion_f1", "sensitivity=0.9"
             or "fp_per_case=0.5" best on held-out cases; None takes the filter that training chose.
-        lesion_filter: False keeps every lesion.
+        lesion_filter: False keeps every lesion, and a filter takes the place of the one that training chose.
 
     Raises:
         UsdError: no such model or fold, damaged weights, a device that is not there, or a utility for which a fold
@@ -90,13 +90,15 @@ class Predictor:
         mirror: bool = False,
         decision: Decision | None = None,
         utility: str | None = None,
-        lesion_filter: bool = True,
+        lesion_filter: LesionFilter | bool = True,
     ) -> None:
         if decision is not None and decision not in DECISIONS:
             raise ValueError(f"decision is {decision!r}; allowed are {', '.join(DECISIONS)}, or None for the model's")
         wanted = None if utility is None else Utility.parse(utility)
-        if wanted is not None and not lesion_filter:
-            raise ValueError(f"utility is {utility!r} and lesion_filter False; a utility chooses the filter, keep one")
+        if wanted is not None and lesion_filter is not True:
+            raise ValueError(
+                f"utility is {utility!r} and lesion_filter {lesion_filter}; a utility chooses the filter, keep one"
+            )
         self.model = model_folder if isinstance(model_folder, ModelFolder) else open_model_folder(Path(model_folder))
         self.folds = choose_folds(self.model, folds)
         self.device = resolve_device(device)
@@ -107,10 +109,14 @@ class Predictor:
         self._weights = {fold: file_hash(self.model.fold_folder(fold) / WEIGHTS_NAME) for fold in self.folds}
         by_dice = sum(settings.decision == "dice" for _, settings in self.networks)
         self.decision: Decision = decision or ("dice" if 2 * by_dice > len(self.networks) else "half")
-        self.lesion_filter = self._filter(wanted) if lesion_filter else NO_FILTER
+        self.lesion_filter = self._filter(wanted, lesion_filter)
 
-    def _filter(self, utility: Utility | None) -> LesionFilter:
-        """What all folds make of a utility, or what they chose."""
+    def _filter(self, utility: Utility | None, asked: LesionFilter | bool) -> LesionFilter:
+        """What is asked for, else what all folds make of a utility, or what they chose."""
+        if asked is False:
+            return NO_FILTER
+        if asked is not True:
+            return self._possible(asked)
         filters = []
         for fold, (_, settings) in zip(self.folds, self.networks, strict=True):
             own = settings.lesion_filter
@@ -118,7 +124,10 @@ class Predictor:
                 where = str(self.model.fold_folder(fold) / SETTINGS_NAME)
                 own = filter_for(settings.operating_points, own.unit, utility, where)
             filters.append(own)
-        found = combined_filter(filters)
+        return self._possible(combined_filter(filters))
+
+    def _possible(self, found: LesionFilter) -> LesionFilter:
+        """A filter that the labels allow; a UsdError otherwise."""
         if not found.keeps_all and not can_filter(self.labels):
             raise UsdError(
                 f"{self.model.folder} has a lesion filter, but the regions of its labels overlap so that a lesion of "

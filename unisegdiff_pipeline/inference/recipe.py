@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from unisegdiff_pipeline.core.bounds import Count, Length, Undefined
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
 from unisegdiff_pipeline.inference.settings import Decision
 
 FILE_NAME = "best.json"
@@ -87,6 +88,38 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class FilterEvidence:
+    """What a lesion filter chosen on the other folds did to each fold, over the cases and classes of all of them.
+
+    Attributes:
+        num_folds, num_groups: folds, and groups (patients) of the cases.
+        num_with, num_without: cases and classes with a lesion, and free of one.
+        dice, dice_filtered: mean over those with a lesion, without and with the filters.
+        difference, low, high: mean difference of Dice, with its 95 % bootstrap interval over groups.
+        lesion_f1, lesion_f1_filtered: of all lesions.
+        false_alarms, false_alarms_filtered: lesions of the mask per lesion-free case; null without such a case.
+        is_taken: the filter that all folds choose is used.
+        in_words: what they choose, and the above.
+    """
+
+    num_folds: Count
+    num_groups: Count
+    num_with: Count
+    num_without: Count
+    dice: Number
+    dice_filtered: Number
+    difference: Number
+    low: Number
+    high: Number
+    lesion_f1: Number
+    lesion_f1_filtered: Number
+    false_alarms: Number
+    false_alarms_filtered: Number
+    is_taken: bool
+    in_words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What best.json holds.
 
@@ -98,6 +131,8 @@ class Recipe:
         notes: what else has to be known, in words.
         left_out: folds and models that were not compared, and why.
         candidates: all that were compared, from the simplest on.
+        lesion_filter: which lesions of the mask stay in it; null leaves that to what the folds chose.
+        filter_evidence: why this filter; null where none could be chosen anew.
     """
 
     schema_version: Literal[1]
@@ -108,6 +143,8 @@ class Recipe:
     notes: tuple[str, ...]
     left_out: tuple[str, ...]
     candidates: tuple[Candidate, ...]
+    lesion_filter: LesionFilter | None = None
+    filter_evidence: FilterEvidence | None = None
 
 
 def write_recipe(results_folder: Path, recipe: Recipe) -> Path:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unisegdiff_pipeline.core.components import find_components
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.units import Units, units_of
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.evaluation.lesion_matching import find_overlaps
 from unisegdiff_pipeline.inference.cases import PresenceCalibration
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.lesion_filter import can_filter
-from unisegdiff_pipeline.inference.lesions import LesionCounter
+from unisegdiff_pipeline.inference.lesions import LesionCounter, PredictedLesion
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.networks.staged_model import StagedModel
@@ -107,12 +108,12 @@ def held_out_case(
     """Compare the lesions of a prediction, with its samples, with the reference, on the plan's grid."""
     scheme = held_out.labels
     reference = stored.labels[0:1][0]
-    valid = ~scheme.ignored(reference)
     samples = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
     p = prediction.probabilities()
     labels = scheme.decode(decided_probabilities(p, samples, scheme, settings.decision).numpy())
     plain = scheme.decode(prediction.p_det.numpy())
-    labels[~valid], plain[~valid] = 0, 0
+    ignored = scheme.ignored(reference)
+    labels[ignored], plain[ignored] = 0, 0
     counter = LesionCounter(labels, scheme)
     for sample in samples:
         counter.add_sample(sample)
@@ -120,12 +121,40 @@ def held_out_case(
         counter.add_probability(index, p[index + scheme.foreground_offset].numpy())
     is_2d = stored.properties.geometry.is_2d
     units = units_of(is_2d, held_out.spacing_known)
-    z, y, x = stored.properties.spacing_mm
+    spacing_mm = stored.properties.spacing_mm
+    rows = counter.rows(stored.case_id, spacing_mm, is_2d=is_2d, spacing_known=held_out.spacing_known)
+    masks = (reference, labels, plain)
+    classes = compare_lesions(scheme, masks, rows, units, spacing_mm, (stored.group, stored.case_id))
+    foreground = 1 - p[0] if scheme.coding == "softmax" else p.amax(dim=0)
+    holds = any(case.num_reference for case in classes)
+    return HeldOutCase(stored.group, classes, float(foreground.max()), holds, units)
+
+
+def compare_lesions(
+    scheme: LabelScheme,
+    masks: tuple[np.ndarray, np.ndarray, np.ndarray],
+    rows: Sequence[PredictedLesion],
+    units: Units,
+    spacing_mm: Sequence[float],
+    names: tuple[str, str],
+) -> tuple[LesionCase, ...]:
+    """The lesions of a case's mask beside those of its reference, an entry for each class.
+
+    Args:
+        scheme: what label values mean.
+        masks: label maps (Z, Y, X): the reference, the mask, and the one whose false alarms no filter may exceed; both
+            background where the reference is ignored.
+        rows: the lesions of the mask, as its table has them before any filter.
+        units: of sizes.
+        spacing_mm: of the voxels (Z, Y, X).
+        names: of the group (patient) and of the case.
+    """
+    reference, labels, plain = masks
+    z, y, x = map(float, spacing_mm)
     per_voxel = {"ml": z * y * x / 1000, "mm2": y * x, "pixels2": y * x}[units.size]
-    rows = counter.rows(stored.case_id, (z, y, x), is_2d=is_2d, spacing_known=held_out.spacing_known)
     classes = []
-    masks = zip(scheme.class_masks(reference), scheme.class_masks(labels), scheme.class_masks(plain), strict=True)
-    for (name, in_reference), (_, in_mask), (_, in_plain) in masks:
+    of_classes = zip(scheme.class_masks(reference), scheme.class_masks(labels), scheme.class_masks(plain), strict=True)
+    for (name, in_reference), (_, in_mask), (_, in_plain) in of_classes:
         true, drawn = find_components(in_reference), find_components(in_mask)
         pairs = find_overlaps(in_reference & in_mask, true, drawn)
         common = np.bincount(pairs.predicted - 1, weights=pairs.voxels, minlength=len(drawn))
@@ -144,7 +173,5 @@ def held_out_case(
         alarms = find_components(in_plain)
         false = len(alarms) - len(np.unique(find_overlaps(in_plain & in_reference, true, alarms).predicted))
         size = int(np.count_nonzero(in_reference))
-        classes.append(LesionCase(stored.group, name, found, size, len(true), false, stored.case_id))
-    foreground = 1 - p[0] if scheme.coding == "softmax" else p.amax(dim=0)
-    holds = any(case.num_reference for case in classes)
-    return HeldOutCase(stored.group, tuple(classes), float(foreground.max()), holds, units)
+        classes.append(LesionCase(names[0], name, found, size, len(true), false, names[1]))
+    return tuple(classes)

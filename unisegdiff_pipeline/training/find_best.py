@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.parallel import map_cases
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.core.units import measured_grid, units_of
+from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
 from unisegdiff_pipeline.evaluation.comparison import bootstrap_interval, paired_comparison
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.inference.averaging import (
@@ -26,17 +27,25 @@ from unisegdiff_pipeline.inference.averaging import (
     require_same_classes,
     require_same_grids,
 )
+from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
+from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, can_filter, combined_filter
+from unisegdiff_pipeline.inference.measuring import measure
 from unisegdiff_pipeline.inference.model_folder import open_model_folder
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder
 from unisegdiff_pipeline.inference.recipe import Candidate, CandidateComparison, Recipe, RecipeMember, write_recipe
+from unisegdiff_pipeline.inference.restoring import restore_samples
 from unisegdiff_pipeline.inference.settings import Decision
 from unisegdiff_pipeline.io.paths import Roots, find_dataset
 from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.planning.plans import SourcesPlan
+from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.reference import read_cases
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.preprocessing.storage import read_array, reference_path
+from unisegdiff_pipeline.selection.found_lesions import compare_lesions
+from unisegdiff_pipeline.selection.lesion_filter import LesionCase
 from unisegdiff_pipeline.training.data.splits import load_or_create_splits
+from unisegdiff_pipeline.training.filter_over_folds import RechosenFilter, rechoose_filter
 from unisegdiff_pipeline.training.source_scores import annotated_scores
 from unisegdiff_pipeline.training.validated_models import (
     CaseDice,
@@ -101,18 +110,21 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
         why = f": {'; '.join(left_out)}" if left_out else ""
         raise UsdError(f"{folder} holds no model with a validated fold{why}. Train one with usd_train {dataset} cv.")
     groups = {record.case_id: record.group for record in read_cases(preprocessed)}
-    pairs, without = _pairs(models, preprocessed, workers)
+    pairs, without = _pairs(models, preprocessed, groups, workers)
     contenders = [*(Contender((model,), model.scores) for model in models), *pairs]
     best, candidates = compare_candidates(contenders, groups)
+    rechosen, why_not = _rechosen(best, preprocessed, groups, workers)
     recipe = Recipe(
         schema_version=1,
         dataset=preprocessed.name,
         members=tuple(_recipe_member(member) for member in best.members),
         decision=best.decision,
         reason=_reason(best, candidates),
-        notes=_notes(candidates, groups, best),
+        notes=(*_notes(candidates, groups, best), *_filter_notes(why_not)),
         left_out=(*left_out, *without),
         candidates=candidates,
+        lesion_filter=None if rechosen is None else rechosen.lesion_filter,
+        filter_evidence=None if rechosen is None else rechosen.evidence,
     )
     return FoundBest(recipe, write_recipe(folder, recipe) if writing else folder / "best.json")
 
@@ -169,40 +181,52 @@ def _candidate(one: Contender, groups: Mapping[str, str], comparison: CandidateC
 
 
 @dataclass(frozen=True)
-class _PairedCase:
-    """A case to predict by the mean of two models; `files` of each hold this case alone."""
+class _CaseOfMembers:
+    """A validation case to predict by one model or by the mean of two; `files` of each hold this case alone."""
 
     case_id: str
     files: tuple[PredictionFolder, ...]
     decision: Decision
     pooling: bool
+    lesion_filter: LesionFilter
     reference: Path
+    group: str
     spacing_known: bool
     sources: SourcesPlan | None
 
+    @property
+    def scheme(self) -> LabelScheme:
+        """What labels mean."""
+        return self.files[0].labels
 
-def _pairs(models: Sequence[ValidatedModel], preprocessed: Path, workers: int) -> tuple[list[Contender], list[str]]:
+    def predict(self, lesion_filter: LesionFilter) -> tuple[EnsemblePrediction, CaseProperties]:
+        """What the members say together."""
+        fractions = [1 / len(self.files)] * len(self.files)
+        return average_case(
+            self.files, self.case_id, fractions, self.decision, pooling=self.pooling, lesion_filter=lesion_filter
+        )
+
+
+def _pairs(
+    models: Sequence[ValidatedModel], preprocessed: Path, groups: Mapping[str, str], workers: int
+) -> tuple[list[Contender], list[str]]:
     """All pairs of models whose probabilities were kept for all cases that both have, and why others are none."""
     found: list[Contender] = []
     without: list[str] = []
-    tasks: list[tuple[int, _PairedCase]] = []
+    tasks: list[tuple[int, _CaseOfMembers]] = []
     for pair in itertools.combinations(models, 2):
         cases = sorted(pair[0].scores.keys() & pair[1].scores.keys())
         names = " + ".join(model.folder.name for model in pair)
         if not cases:
             without.append(f"{names}: no case in common")
-            continue
-        lacking = [model.folder.name for model in pair if not all(model.has_probabilities(case) for case in cases)]
-        if lacking:
-            remedy = "usd_train with --val --save-validation all keeps them"
-            without.append(f"{names}: {' and '.join(lacking)} kept no probabilities of validation cases; {remedy}")
-            continue
-        pooling = all(have_samples([m.files[m.fold_of[case]] for m in pair], [case]) for case in cases)
-        decision: Decision = "dice" if pooling and all(model.decision == "dice" for model in pair) else "half"
-        tasks += [(len(found), task) for task in _paired_cases(pair, cases, decision, pooling, preprocessed)]
-        found.append(Contender(pair, {}, decision))
+        elif lacking := _without_probabilities(pair, cases):
+            without.append(f"{names}: {lacking}")
+        else:
+            own = _cases_of(pair, cases, preprocessed, groups)
+            tasks += [(len(found), task) for task in own]
+            found.append(Contender(pair, {}, own[0].decision))
     scored = map_cases(
-        _score_pair,
+        _score,
         [task for _, task in tasks],
         names=[task.case_id for _, task in tasks],
         workers=workers,
@@ -214,34 +238,103 @@ def _pairs(models: Sequence[ValidatedModel], preprocessed: Path, workers: int) -
     return [dataclasses.replace(pair, scores=own) for pair, own in zip(found, scores, strict=True)], without
 
 
-def _paired_cases(
-    pair: Sequence[ValidatedModel], cases: Sequence[str], decision: Decision, pooling: bool, preprocessed: Path
-) -> list[_PairedCase]:
-    model = open_model_folder(pair[0].folder)
+def _without_probabilities(members: Sequence[ValidatedModel], cases: Sequence[str]) -> str:
+    """Which members kept no probabilities of all these cases, and what to do; empty where all have."""
+    lacking = [model.folder.name for model in members if not all(model.has_probabilities(case) for case in cases)]
+    if not lacking:
+        return ""
+    remedy = "usd_train with --val --save-validation all keeps them"
+    return f"{' and '.join(lacking)} kept no probabilities of validation cases; {remedy}"
+
+
+def _cases_of(
+    members: Sequence[ValidatedModel], cases: Sequence[str], preprocessed: Path, groups: Mapping[str, str]
+) -> list[_CaseOfMembers]:
+    """Validation cases of which all members kept probabilities."""
+    model = open_model_folder(members[0].folder)
     sources = model.configuration.sources
+    pooling = all(have_samples([m.files[m.fold_of[case]] for m in members], [case]) for case in cases)
+    decision: Decision = "dice" if pooling and all(member.decision == "dice" for member in members) else "half"
     result = []
     for case_id in cases:
-        files = tuple(member.files[member.fold_of[case_id]].only(case_id) for member in pair)
         source = source_of_case(case_id)
         known = model.plans.spacing_known if sources is None else sources.plans[source].spacing_known
-        reference = reference_path(preprocessed, case_id)
-        result.append(_PairedCase(case_id, files, decision, pooling, reference, known, sources))
+        result.append(
+            _CaseOfMembers(
+                case_id=case_id,
+                files=tuple(member.files[member.fold_of[case_id]].only(case_id) for member in members),
+                decision=decision,
+                pooling=pooling,
+                lesion_filter=combined_filter([member.filters[member.fold_of[case_id]] for member in members]),
+                reference=reference_path(preprocessed, case_id),
+                group=groups.get(case_id, case_id),
+                spacing_known=known,
+                sources=sources,
+            )
+        )
     return result
 
 
-def _score_pair(task: _PairedCase) -> CaseDice:
-    """Scores of the mask that a pair makes of a case, as final validation scores those of a model."""
+def _score(task: _CaseOfMembers) -> CaseDice:
+    """Scores of the mask that the members make of a case, as final validation scores those of a model."""
     require_same_classes(task.files)
     require_same_grids(task.files, [task.case_id])
-    scheme = task.files[0].labels
-    found, properties = average_case(task.files, task.case_id, (0.5, 0.5), task.decision, pooling=task.pooling)
+    scheme = task.scheme
+    found, properties = task.predict(task.lesion_filter)
     labels = restore_labels(found.decided(scheme.coding), properties, scheme)
+    if not task.lesion_filter.keeps_all:
+        measure(found, properties, scheme, task.spacing_known, labels, restore_samples(found, properties, scheme))
     geometry = properties.geometry
     grid = measured_grid(geometry, units_of(geometry.is_2d, task.spacing_known))
     reference = read_array(task.reference)[0]
     scores = score_case(reference, labels, scheme, grid.spacing_mm, task.spacing_known, is_2d=grid.is_2d)
     source = None if task.sources is None else source_of_case(task.case_id)
     return tuple(ClassDice.of(score) for score in annotated_scores(task.sources, source, scheme, scores))
+
+
+# ------------------------------------------------------------------------------------------------------ lesion filter
+
+
+def _rechosen(
+    best: Contender, preprocessed: Path, groups: Mapping[str, str], workers: int
+) -> tuple[RechosenFilter | None, str]:
+    """The lesion filter of the best candidate chosen over all folds, or why there is none."""
+    scheme = open_model_folder(best.members[0].folder).plans.labels
+    cases = sorted(best.scores)
+    if not can_filter(scheme):
+        return None, "lesions of one region cannot be taken out without voxels of another"
+    if lacking := _without_probabilities(best.members, cases):
+        return None, lacking
+    tasks = _cases_of(best.members, cases, preprocessed, groups)
+    found = map_cases(_lesions, tasks, names=cases, workers=workers, description="comparing lesions")
+    folds: dict[str, list[LesionCase]] = {}
+    for case_id, result in zip(cases, found, strict=True):
+        folds.setdefault(best.members[0].fold_of[case_id], []).extend(result.value[1])
+    units = {result.value[0] for result in found}
+    one = next(iter(units))
+    chosen = rechoose_filter(folds, scheme.names, one.size if len(units) == 1 else None, one)
+    return chosen, "" if chosen is not None else "it takes two folds, and a case with a lesion"
+
+
+def _lesions(task: _CaseOfMembers) -> tuple[Units, tuple[LesionCase, ...]]:
+    """The lesions of a case before any filter, beside those of its reference."""
+    scheme = task.scheme
+    found, properties = task.predict(NO_FILTER)
+    labels = restore_labels(found.decided(scheme.coding), properties, scheme)
+    plain = restore_labels(found.probabilities, properties, scheme)
+    reference = read_array(task.reference)[0]
+    ignored = scheme.ignored(reference)
+    labels[ignored], plain[ignored] = 0, 0
+    samples = restore_samples(found, properties, scheme)
+    rows = measure(found, properties, scheme, task.spacing_known, labels, samples).lesions
+    units = units_of(properties.geometry.is_2d, task.spacing_known)
+    masks = (reference, labels, plain)
+    spacing_mm = measured_grid(properties.geometry, units).spacing_mm
+    cases = compare_lesions(scheme, masks, rows, units, spacing_mm, (task.group, task.case_id))
+    if task.sources is not None:
+        annotated = dict(zip(scheme.names, task.sources.plans[source_of_case(task.case_id)].annotated, strict=True))
+        cases = tuple(case for case in cases if scheme.coding == "softmax" or annotated[case.class_name])
+    return units, cases
 
 
 # ------------------------------------------------------------------------------------------------------------- words
@@ -278,3 +371,7 @@ def _notes(candidates: Sequence[Candidate], groups: Mapping[str, str], best: Con
             f"candidate is taken for lack of evidence, not because it was shown to be as good"
         )
     return tuple(notes)
+
+
+def _filter_notes(why_not: str) -> tuple[str, ...]:
+    return (f"no lesion filter was chosen over the folds, theirs stay: {why_not}",) if why_not else ()

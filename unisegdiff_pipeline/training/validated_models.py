@@ -12,6 +12,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, Outcome
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
+from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, ModelFolder, finished_folds, open_model_folder
 from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder, open_prediction_folder
@@ -57,6 +58,7 @@ class ValidatedModel:
         scores: of each validation case.
         fold_of: fold of each validation case.
         files: what each fold kept of its cases, where it kept probabilities.
+        filters: lesion filter of each fold.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class ValidatedModel:
     scores: Mapping[str, CaseDice]
     fold_of: Mapping[str, str]
     files: Mapping[str, PredictionFolder]
+    filters: Mapping[str, LesionFilter]
 
     def has_probabilities(self, case_id: str) -> bool:
         """Whether the probabilities of a case were kept."""
@@ -137,10 +140,11 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
         return None, left_out
     model = open_model_folder(folder)
     folds = tuple(fold for fold in finished if fold in fold_of.values())
-    decisions = Counter(read_settings(model.fold_folder(fold)).decision for fold in folds)
-    decision = decisions.most_common(1)[0][0]
+    settings = {fold: read_settings(model.fold_folder(fold)) for fold in folds}
+    decision = Counter(own.decision for own in settings.values()).most_common(1)[0][0]
+    filters = {fold: own.lesion_filter for fold, own in settings.items()}
     size = _num_parameters(model, folds[0])
-    return ValidatedModel(folder, name, folds, size, decision, scores, fold_of, files), left_out
+    return ValidatedModel(folder, name, folds, size, decision, scores, fold_of, files, filters), left_out
 
 
 def _scores_of_fold(validation: Path) -> tuple[dict[str, CaseDice], str | None]:

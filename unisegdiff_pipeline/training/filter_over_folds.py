@@ -1,0 +1,152 @@
+"""The lesion filter chosen anew on the validation cases of all folds, and what it is worth on folds not chosen on.
+
+A filter is chosen on all folds but one and applied to that one, for each fold in turn: the scores over all folds are
+then those of filters that have not seen the cases they are scored on. The filter for new images is chosen on all folds
+by the same rule (`selection.lesion_filter`). It is taken where the scores of the former did not fall: Dice + lesion F1,
+or, where false alarms became fewer, Dice by more than chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.units import VOLUMES, Units
+from unisegdiff_pipeline.evaluation.comparison import paired_comparison
+from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, LesionRule, SizeUnit
+from unisegdiff_pipeline.inference.recipe import FilterEvidence
+from unisegdiff_pipeline.selection.lesion_filter import LesionCase, choose_filter
+
+
+@dataclass(frozen=True)
+class RechosenFilter:
+    """The filter to predict with, and the evidence for it or against any."""
+
+    lesion_filter: LesionFilter
+    evidence: FilterEvidence
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What is left of one class of a case by a rule.
+
+    Attributes:
+        dice: NaN for a case that is free of the class.
+        detected, num_reference: lesions of the reference.
+        false: lesions of the mask that share no voxel with the reference.
+    """
+
+    group: str
+    dice: float
+    detected: int
+    num_reference: int
+    false: int
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Over all cases and classes."""
+
+    dice: float
+    lesion_f1: float
+    false_alarms: float
+
+    @property
+    def utility(self) -> float:
+        return self.dice + self.lesion_f1
+
+
+def rechoose_filter(
+    folds: Mapping[str, Sequence[LesionCase]],
+    classes: Sequence[str],
+    unit: SizeUnit | None,
+    units: Units = VOLUMES,
+) -> RechosenFilter | None:
+    """Choose the filter on all folds, and score the choice on folds that it was not made on.
+
+    Args:
+        folds: the validation cases of each fold, one entry for each case and class.
+        classes: names of all classes.
+        unit: of the sizes; None where they have several.
+        units: of what is said.
+
+    Returns:
+        None with fewer than two folds, or without a lesion, where nothing can be told.
+    """
+    everything = [case for cases in folds.values() for case in cases]
+    if len(folds) < 2 or not any(case.num_reference for case in everything):
+        return None
+    choice = choose_filter(everything, classes, unit)
+    before, after = [], []
+    for fold, own in folds.items():
+        others = [case for other, cases in folds.items() if other != fold for case in cases]
+        chosen = choose_filter(others, classes, unit).lesion_filter
+        for case in own:
+            before.append(_outcome(case, LesionRule()))
+            after.append(_outcome(case, chosen.rules.get(case.class_name, LesionRule())))
+    pairs = paired_comparison([one.dice for one in after], [one.dice for one in before], [one.group for one in before])
+    plain, filtered = _scores(before), _scores(after)
+    fewer_alarms = filtered.false_alarms < plain.false_alarms
+    worth = filtered.utility >= plain.utility or (fewer_alarms and not pairs.ci_high < 0)
+    taken = not choice.lesion_filter.keeps_all and worth
+    evidence = FilterEvidence(
+        num_folds=len(folds),
+        num_groups=len({case.group for case in everything}),
+        num_with=sum(case.num_reference > 0 for case in everything),
+        num_without=sum(case.num_reference == 0 for case in everything),
+        dice=plain.dice,
+        dice_filtered=filtered.dice,
+        difference=pairs.mean_difference,
+        low=pairs.ci_low,
+        high=pairs.ci_high,
+        lesion_f1=plain.lesion_f1,
+        lesion_f1_filtered=filtered.lesion_f1,
+        false_alarms=plain.false_alarms,
+        false_alarms_filtered=filtered.false_alarms,
+        is_taken=taken,
+        in_words=(*choice.describe(units), _in_words(plain, filtered, len(folds), taken, choice.lesion_filter)),
+    )
+    return RechosenFilter(choice.lesion_filter if taken else NO_FILTER, evidence)
+
+
+def _outcome(case: LesionCase, rule: LesionRule) -> _Outcome:
+    lesions = case.lesions
+    kept = rule.kept(
+        [lesion.size for lesion in lesions],
+        [lesion.confidence for lesion in lesions],
+        [lesion.probability for lesion in lesions],
+    )
+    left = [lesion for lesion, stays in zip(lesions, kept, strict=True) if stays]
+    dice = math.nan
+    if case.num_reference:
+        voxels = sum(lesion.voxels for lesion in left) + case.reference_voxels
+        dice = 2 * sum(lesion.common for lesion in left) / voxels
+    detected = len({number for lesion in left for number in lesion.matched})
+    return _Outcome(case.group, dice, detected, case.num_reference, sum(not lesion.matched for lesion in left))
+
+
+def _scores(outcomes: Sequence[_Outcome]) -> _Scores:
+    reference, detected, false = (
+        sum(getattr(one, name) for one in outcomes) for name in ("num_reference", "detected", "false")
+    )
+    alarms = [one.false for one in outcomes if not one.num_reference]
+    return _Scores(
+        dice=float(np.nanmean([one.dice for one in outcomes])),
+        lesion_f1=2 * detected / (detected + false + reference),
+        false_alarms=float(np.mean(alarms)) if alarms else math.nan,
+    )
+
+
+def _in_words(plain: _Scores, filtered: _Scores, num_folds: int, taken: bool, chosen: LesionFilter) -> str:
+    alarms = ""
+    if not math.isnan(plain.false_alarms):
+        alarms = f", false alarms per lesion-free case from {plain.false_alarms:.2f} to {filtered.false_alarms:.2f}"
+    verdict = "it is taken" if taken else "every lesion stays" if chosen.keeps_all else "it is not taken"
+    return (
+        f"Each of {counted(num_folds, 'fold')} filtered by what the others choose: Dice from {plain.dice:.3f} to "
+        f"{filtered.dice:.3f}, lesion F1 from {plain.lesion_f1:.3f} to {filtered.lesion_f1:.3f}{alarms}; {verdict}."
+    )
