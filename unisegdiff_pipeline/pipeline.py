@@ -19,13 +19,14 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.progress import Listener, telling
-from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.core.serialization import read_dataclass, read_object, write_json
 from unisegdiff_pipeline.fingerprint import Fingerprint, extract_fingerprint, read_fingerprint, write_fingerprint
 from unisegdiff_pipeline.io.integrity import IntegrityReport
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
 from unisegdiff_pipeline.planning.budget import detect_budget
 from unisegdiff_pipeline.planning.description import describe_plans
 from unisegdiff_pipeline.planning.for_weights import WeightsToFollow, plan_for_weights
+from unisegdiff_pipeline.planning.moved import move_plans
 from unisegdiff_pipeline.planning.planner import plan_dataset
 from unisegdiff_pipeline.planning.plans import Budget, Plans, plans_file, require_plans
 
@@ -212,23 +213,31 @@ def plan(
     plans_name: str | None = None,
     writing: bool = True,
     for_weights: Path | None = None,
+    moved_from: Path | None = None,
 ) -> Step:
     """The second step: plan from the fingerprint; the stages are planned when the labels are preprocessed.
 
     Raises:
-        UsdError: there is no fingerprint yet, or `for_weights`, which the plan is to follow, cannot be followed.
+        UsdError: there is no fingerprint yet; `for_weights`, which the plan is to follow, cannot be followed, or the
+            plan `moved_from` cannot be moved to these data.
     """
+    other = None if moved_from is None else read_dataclass(Plans, moved_from)
     weights = None if for_weights is None else weights_to_follow(for_weights)
-    opened = open_raw_dataset(Path(raw))
-    folder = Path(preprocessed) / opened.name
+    folder = Path(preprocessed) / Path(raw).name
+    opened = _open_as_measured(Path(raw), folder)
     if not (folder / FINGERPRINT).is_file():
         raise UsdError(f"{folder} holds no {FINGERPRINT}; run usd_fingerprint -d {opened.name} first.")
     facts = read_fingerprint(folder / FINGERPRINT)
     path = folder / plans_file(plans_name)
+
+    def planned() -> Plans:
+        plans = make_plans(opened, facts, budget, None if other else path, weights)
+        return plans if other is None else move_plans(plans, other, str(moved_from))
+
     if not writing:
-        return Step(folder, plans=make_plans(opened, facts, budget, path, weights))
+        return Step(folder, plans=planned())
     with working_on(folder):
-        plans = make_plans(opened, facts, budget, path, weights)
+        plans = planned()
         write_json(path, plans)
         return Step(folder, _write_report(folder, opened) if plans_name is None else None, plans)
 
@@ -243,13 +252,21 @@ def preprocess(
     scheduler: str | None = None,
 ) -> Step:
     """The third step: preprocess what is new or changed, and plan the stages from the preprocessed labels."""
-    opened = open_raw_dataset(Path(raw))
+    opened = _open_as_measured(Path(raw), folder)
     with working_on(folder):
         plans = read_dataclass(Plans, require_plans(folder, plans_name))
         names = choose_configurations(plans, configurations)
         plans = _preprocess(opened, folder, plans, names, workers, scheduler, plans_name)
         reported = plans_name is None and (folder / FINGERPRINT).is_file()
         return Step(folder, _write_report(folder, opened) if reported else None, plans)
+
+
+def _open_as_measured(raw: Path, folder: Path) -> RawDataset:
+    """The raw data set, with the label map that its facts were collected with, where that is not its own (--remap)."""
+    copy, own = folder / DATASET, raw / DATASET
+    mapped_itself = own.is_file() and "label_map" in read_object(own)
+    label_map = read_object(copy).get("label_map") if copy.is_file() and not mapped_itself else None
+    return open_raw_dataset(raw, label_map)
 
 
 def check_and_measure(

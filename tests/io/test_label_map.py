@@ -19,6 +19,7 @@ from unisegdiff_pipeline.io.dataset_json import parse_description
 from unisegdiff_pipeline.io.label_map import read_label_map
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 from unisegdiff_pipeline.io.unify import UnifyRequest, unify
+from unisegdiff_pipeline.pipeline import _open_as_measured
 from unisegdiff_pipeline.preprocessing.provenance import settings_hash
 
 ONE = {"background": 0, "lesion": 1}
@@ -171,3 +172,13 @@ def test_hashes_of_schemes_without_other_background_stay() -> None:
     assert settings_hash(plain) != settings_hash(other)
     with pytest.raises(ValueError, match="mean something else"):
         LabelScheme(("lesion",), ((1,),), "binary", (1,), None, (1,))
+
+
+def test_later_steps_keep_the_map_that_the_facts_were_collected_with(tmp_path: Path) -> None:
+    """usd_plan and usd_preprocess by themselves, behind usd_plan_and_preprocess --remap: else no mask had a lesion."""
+    folder, copy = data_set(tmp_path), tmp_path / "preprocessed"
+    write_json(copy / "dataset.json", {**read_json(folder / "dataset.json"), "label_map": {"255": 1}})
+    assert _open_as_measured(folder, copy).description.labels.members == ((255,),)
+    assert _open_as_measured(folder, tmp_path / "nothing").description.labels.members == ((1,),)
+    write_json(folder / "dataset.json", {**read_json(folder / "dataset.json"), "label_map": {"7": 1}})
+    assert _open_as_measured(folder, copy).description.labels.members == ((7,),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands import steps
@@ -24,6 +25,14 @@ def build_parser() -> CommandParser:
         add_plans,
         add_for_weights,
     )
+    parser.add_argument(
+        "--from",
+        dest="moved_from",
+        type=Path,
+        metavar="PLANS",
+        help="take spacing, patch, network and training of this plans.json of another data set; intensities and all "
+        "else follow the data",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan instead of writing it")
     return parser
 
@@ -37,11 +46,14 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     import json
 
     from unisegdiff_pipeline import pipeline
+    from unisegdiff_pipeline.core.errors import UsdError
     from unisegdiff_pipeline.core.serialization import to_jsonable
     from unisegdiff_pipeline.planning.budget import detect_budget
     from unisegdiff_pipeline.planning.description import describe_plans
     from unisegdiff_pipeline.planning.plans import plans_file
 
+    if args.moved_from is not None and (args.for_weights is not None or args.preset is not None):
+        raise UsdError("--from, --for-weights and --preset all say what the network is; keep one of them.")
     budget = detect_budget(args.device, args.memory_gb, args.preset)
     plans_name = steps.plans_name_of(args)
 
@@ -54,6 +66,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
             plans_name=plans_name,
             writing=not args.dry_run,
             for_weights=args.for_weights,
+            moved_from=args.moved_from,
         )
         assert step.plans is not None
         if args.dry_run:

@@ -76,7 +76,7 @@ def _following(
     channels, outputs = planned.network.num_input_channels, plans.labels.num_channels
     sizer = Sizer(plans.budget, channels, outputs, num_cases)
     spacing, reasons = _spacing(plans.spacing_known, planned, weights)
-    shape = _scaled(planned.median_shape, planned.preprocessing.target_spacing_mm, spacing)
+    shape = scaled_shape(planned.median_shape, planned.preprocessing.target_spacing_mm, spacing)
     network, reasons["network.patch_size"] = _network(planned.network, weights.network, shape, sizer)
     same = f"as in {weights.description}, which this plan is made to start from"
     reasons |= {"network.encoder": f"{network.encoder}: {same}", "network.levels": same}
@@ -122,7 +122,7 @@ def _spacing(known: bool, planned: ConfigurationPlan, weights: WeightsToFollow) 
     return (z, other[1], other[2]), {key: f"{says}, within {SPACING_FACTOR:g} times of the planned {_shown(own)}"}
 
 
-def _scaled(shape: tuple[int, int, int], former: Spacing, spacing: Spacing) -> tuple[int, int, int]:
+def scaled_shape(shape: tuple[int, int, int], former: Spacing, spacing: Spacing) -> tuple[int, int, int]:
     """A shape in voxels at another spacing."""
     z, y, x = (
         n if a is None or b is None else max(1, round(n * a / b))
