@@ -157,6 +157,7 @@ def test_the_example_needs_neither_torch_nor_this_package() -> None:
 def test_the_description_says_what_a_runtime_needs(exported: tuple[Path, Path]) -> None:
     about = json.loads((exported[1] / "onnx.json").read_text())
     assert about["preprocessing"]["normalization"] == ["zscore"]
+    assert about["lesion_filter"] == {"rules": {}, "unit": "ml"}  # none was chosen
     if len(about["patch_size"]) == 2:
         sampler = about["mask_sampler"]
         assert about["sampler"]["calls"] == [{"lam": None, "signal": [0.0, 0.0], "noise": [1.0, 1.0]}]

@@ -24,6 +24,7 @@ from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings, lam_schedule
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, alpha_sigma, channel_lam
+from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
 from unisegdiff_pipeline.inference.model_folder import (
     WEIGHTS_NAME,
     ModelFolder,
@@ -96,6 +97,7 @@ class OnnxDescription:
         source: that the graphs were exported for; None for images of no known one.
         sampler: its mean is mixed with p_det: segmenter_weight * p_det + (1 - segmenter_weight) * mean.
         mask_sampler: that samples the masks, where it is another one.
+        lesion_filter: what a lesion of the mask must have to stay.
         num_samples: that the model samples a case by default; 0 without a sampler.
     """
 
@@ -114,6 +116,7 @@ class OnnxDescription:
     labels: LabelScheme
     segmenter_weight: float
     decision: Decision
+    lesion_filter: LesionFilter
     num_samples: int
     sampler: SamplerNumbers | None
     mask_sampler: SamplerNumbers | None
@@ -232,6 +235,7 @@ def _describe(
         labels=labels,
         segmenter_weight=settings.segmenter_weight,
         decision=settings.decision,
+        lesion_filter=settings.lesion_filter,
         num_samples=0 if numbers[0] is None else settings.num_samples,
         sampler=numbers[0],
         mask_sampler=numbers[1],
