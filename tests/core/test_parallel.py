@@ -164,9 +164,12 @@ def test_dask_is_used_through_its_executor(monkeypatch):
         def get_executor(self) -> ThreadPoolExecutor:
             return ThreadPoolExecutor(2)
 
+        def close(self) -> None:
+            addresses.append("closed")
+
     monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(Client=Client))
     assert [result.value for result in _run(_square, workers=0, scheduler="tcp://host:8786")] == [0, 1, 4, 9]
-    assert addresses == ["tcp://host:8786"]
+    assert addresses == ["tcp://host:8786", "closed"]
     with pytest.raises(UsdError, match="no Dask scheduler answers at nowhere:1"):
         _run(_square, workers=0, scheduler="nowhere:1")
     monkeypatch.setitem(sys.modules, "distributed", None)

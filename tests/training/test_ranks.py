@@ -73,6 +73,20 @@ def test_batch_dice_is_of_the_sums_over_all_processes(monkeypatch: pytest.Monkey
     assert dice.item() == pytest.approx(2 * 1 / (3 + 3), abs=1e-4)
 
 
+def test_batch_dice_of_sources_is_of_the_sums_over_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As above, with another example here, of the source of row 0: it alone shares sums with that.
+    ranks, part = Ranks(1, 2), Part(3, torch.tensor([1, 2]))
+    there = iter([torch.tensor([1, 0, 0]), torch.tensor([[[0.0], [3.0]], [[0.0], [0.0]], [[0.0], [0.0]]])])
+    monkeypatch.setattr(Ranks, "sum_", lambda self, values: values + next(there))
+    p, t = torch.ones(2, 1, 2), torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
+    configuration: Any = SimpleNamespace(
+        training=SimpleNamespace(batch_dice=True), sources=SimpleNamespace(plans={"CT": 0, "US": 1})
+    )
+    batch = Batch(p, t, torch.ones(2, 1, 2), ("CT__a", "US__b"), None, part)
+    dice = soft_dice(p, t, batch.valid, "binary", dice_pooling(batch, configuration, ranks))
+    assert dice.tolist() == pytest.approx([2 * 1 / 3, 2 * 2 / (4 + 3)], abs=1e-4)
+
+
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")  # of another launcher
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)

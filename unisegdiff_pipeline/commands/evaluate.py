@@ -67,6 +67,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--workers", type=whole_number(0), metavar="N", help="processes (default: by the amount of data)"
     )
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="score on the workers of the Dask cluster there")
     return parser
 
 
@@ -193,6 +194,11 @@ def _evaluate(args: Namespace) -> None:
     from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table, source_table
     from unisegdiff_pipeline.evaluation.profiles.report import profile_file, profile_table
 
+    if args.scheduler is not None:  # whose workers stand in other folders
+        for name in ("reference", "prediction", "probabilities", "samples", "raters", "uncertainty"):
+            if (path := getattr(args, name)) is not None:
+                setattr(args, name, path.absolute())
+        args.against = [path.absolute() for path in args.against]
     folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent) / "evaluation"
     if args.min_lesion_ml is not None and "panoptic" not in args.profile:
         raise UsdError(
@@ -215,6 +221,7 @@ def _evaluate(args: Namespace) -> None:
         profiles=tuple(dict.fromkeys(args.profile)),
         min_lesion_ml=args.min_lesion_ml or 0.0,
         workers=args.workers,
+        scheduler=args.scheduler,
     )
     evaluation = pipeline.evaluate(
         args.reference,

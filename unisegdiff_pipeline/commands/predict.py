@@ -127,6 +127,7 @@ def build_parser() -> CommandParser:
         choices=("slurm",),
         help="predict nothing: print a batch script of --num-parts N tasks, for sbatch",
     )
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="predict on the workers of the Dask cluster there")
     parser.add_argument("--dry-run", action="store_true", help="print the model and the cases, and stop")
     add_roots(parser, "results")
     return parser
@@ -253,6 +254,7 @@ def _predict(args: argparse.Namespace) -> None:
             overwrite=args.overwrite,
             num_parts=num_parts,
             part_id=part_id,
+            scheduler=args.scheduler,
         )
     )
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")

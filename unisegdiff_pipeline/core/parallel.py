@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -49,6 +49,18 @@ class CaseOutcome(Generic[Result]):
     name: str
     value: Result
     seconds: float
+
+
+class MappedCasesError(UsdError):
+    """Some cases of many failed; the others are done.
+
+    Attributes:
+        failures: name of each case that failed => why.
+    """
+
+    def __init__(self, message: str, failures: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.failures = dict(failures)
 
 
 def map_cases(
@@ -90,7 +102,8 @@ def map_cases(
         processes = False
         workers = 0
     if scheduler is not None:
-        job.run_on(_dask_executor(scheduler))
+        with _dask_executor(scheduler) as executor:
+            job.run_on(executor)
     elif processes:
         job.run_on_processes(workers, preload)
     elif workers > 1:
@@ -155,10 +168,11 @@ class _Job(Generic[Item, Result]):
             if failure.traceback is not None:
                 _log.debug("%s failed\n%s", self.names[index], failure.traceback)
         if len(self.items) == 1 and failures[0][1].traceback is None:
-            raise UsdError(failures[0][1].reason)
+            raise MappedCasesError(failures[0][1].reason, {self.names[0]: failures[0][1].reason})
         lines = [f"{self.names[index]}: {failure.reason}" for index, failure in failures]
         summary = f"{self.description}: {len(lines)} of {len(self.items)} cases failed, the others are done"
-        raise UsdError(f"{summary}. {' | '.join(lines)}")
+        failed = {self.names[index]: failure.reason for index, failure in failures}
+        raise MappedCasesError(f"{summary}. {' | '.join(lines)}", failed)
 
     def _open(self) -> list[int]:
         return [i for i in range(len(self.items)) if i not in self.results and i not in self.failures]
@@ -274,15 +288,20 @@ def _start_worker() -> None:
             set_threads(1)
 
 
-def _dask_executor(address: str) -> Executor:
+@contextmanager
+def _dask_executor(address: str) -> Iterator[Executor]:
     try:
         from distributed import Client  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise UsdError("--scheduler needs Dask; install it with: pip install 'unisegdiff_pipeline[dask]'") from None
     try:
-        return Client(address).get_executor()
+        client = Client(address)
     except (OSError, ValueError) as error:
         raise UsdError(f"no Dask scheduler answers at {address} ({error}); check --scheduler.") from error
+    try:
+        yield client.get_executor()
+    finally:
+        client.close()
 
 
 # ------------------------------------------------------------------------------------------ what the machine offers

@@ -172,7 +172,7 @@ def evaluate_folders(
     """
     options = options or EvaluationOptions()
     _check_profiles(options)
-    subset, workers, against = options.subset, options.workers, tuple(map(Path, options.against))
+    subset, against = options.subset, tuple(map(Path, options.against))
     inputs = collect_inputs(discover_folders(reference, prediction, options), subset=subset)
     scored, *names = run_names([prediction, *against])
     runs = {scored: inputs}
@@ -195,11 +195,11 @@ def evaluate_folders(
         profiles=options.profiles,
         min_lesion_ml=options.min_lesion_ml,
     )
-    settings = _with_rater_tolerances(settings, inputs, voxels[0], workers)
+    settings = _with_rater_tolerances(settings, inputs, voxels[0], options)
     others = dataclasses.replace(settings, profiles=())  # runs are compared by the common metrics alone
     results = {
         name: _map(
-            score_case_fully, settings if name == scored else others, run.cases, count, workers, f"scoring {name}"
+            score_case_fully, settings if name == scored else others, run.cases, count, options, f"scoring {name}"
         )
         for (name, run), count in zip(runs.items(), voxels, strict=True)
     }
@@ -322,7 +322,9 @@ def _confidence(cases: Sequence[CaseInputs]) -> CaseConfidence | None:
     return "uncertainty" if any(case.uncertainty is not None for case in cases) else None
 
 
-def _with_rater_tolerances(settings: CaseSettings, inputs: Inputs, voxels: int, workers: int | None) -> CaseSettings:
+def _with_rater_tolerances(
+    settings: CaseSettings, inputs: Inputs, voxels: int, options: EvaluationOptions
+) -> CaseSettings:
     """Add the distance between raters per class: the median over the cases that have several raters.
 
     Of a unified data set it is that of each source, whose voxels are of another size than those of the others.
@@ -330,7 +332,7 @@ def _with_rater_tolerances(settings: CaseSettings, inputs: Inputs, voxels: int, 
     cases = [case for case in inputs.cases if len(case.raters) > 1]
     if not cases:
         return settings
-    rows = _map(rater_distances_mm, settings, cases, voxels * len(cases) // len(inputs.cases), workers, "raters")
+    rows = _map(rater_distances_mm, settings, cases, voxels * len(cases) // len(inputs.cases), options, "raters")
     if not inputs.folders.unified:
         return dataclasses.replace(settings, rater_tolerances_mm=_medians(rows))
     of_sources: dict[str, list[tuple[float, ...]]] = {}
@@ -350,13 +352,19 @@ def _medians(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 
 def _map(
-    function: Any, settings: CaseSettings, cases: Sequence[CaseInputs], voxels: int, workers: int | None, what: str
+    function: Any,
+    settings: CaseSettings,
+    cases: Sequence[CaseInputs],
+    voxels: int,
+    options: EvaluationOptions,
+    what: str,
 ) -> list[Any]:
     """Call `function` for every case, on processes where that pays; the results do not depend on their number."""
     from unisegdiff_pipeline.core.parallel import choose_workers, map_cases
 
     maps = max(2 + len(case.samples) + len(case.raters) for case in cases)
     channels = len(settings.scheme.names) + 1
+    workers = options.workers
     if workers is None:
         # Label maps kept as they are, and what reading and scoring takes beside them: about 24 bytes a voxel.
         of_probabilities = 6 * channels if any(case.probability for case in cases) else 0
@@ -373,6 +381,7 @@ def _map(
         names=names,
         workers=workers,
         description=what,
+        scheduler=options.scheduler,
         kind="native" if native else "processes",
         preload=PRELOADED,
     )

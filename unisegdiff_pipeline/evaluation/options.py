@@ -47,6 +47,8 @@ class EvaluationOptions:
         min_lesion_ml: smaller lesions do not count in the profile panoptic, of 2D images an area.
         workers: processes that score folders; 0 works in this one, None decides by the amount of data. The result is
             the same.
+        scheduler: address of a Dask scheduler whose workers score folders instead; they see the same files at the same
+            paths.
     """
 
     tolerances_mm: tuple[float, ...] = (1.0, 2.0)
@@ -65,6 +67,7 @@ class EvaluationOptions:
     profiles: tuple[str, ...] = ()
     min_lesion_ml: float = 0.0
     workers: int | None = None
+    scheduler: str | None = None
 
 
 @dataclass(frozen=True)

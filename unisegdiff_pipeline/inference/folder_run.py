@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from unisegdiff_pipeline.core.files import (
     require_writable,
 )
 from unisegdiff_pipeline.core.locks import locked
-from unisegdiff_pipeline.core.parallel import available_memory_gb, usable_cores
+from unisegdiff_pipeline.core.parallel import MappedCasesError, available_memory_gb, map_cases, usable_cores
 from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.inference.dicom_input import InputImages, as_images
@@ -105,6 +107,36 @@ def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputIm
     _require_elsewhere(output, cases)
     for folder in output_folders(output):
         require_writable(folder)
+    if request.scheduler is not None and images.origins:
+        raise UsdError(
+            f"the DICOM files in {request.source} would become images on this machine, which the workers of "
+            f"--scheduler need not see; leave the flag out, or convert the series to NIfTI first."
+        )
+    run = _open_run(request, inputs)
+    run.origins = images.origins
+    part = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
+    with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{part}{output}"):
+        endings = {case.case_id: inputs.file_ending(case.image_paths) for case in cases}
+        claim_folder(output, run.owner, endings, model.plans.file_ending, overwrite=request.overwrite)
+        for folder in output_folders(output):
+            remove_stale_temporaries(folder)
+        chosen = cases[part_id::num_parts]
+        left = [case for case in chosen if request.overwrite or not run.is_finished(case)]
+        if len(left) < len(chosen):
+            _say(f"{len(chosen) - len(left)} of {len(chosen)} cases are finished already; {len(left)} are left")
+        try:
+            if request.scheduler is None:
+                run.predict(left)
+            else:
+                run.predict_on(request.scheduler, request, left)
+        finally:
+            run.write_tables(time.perf_counter() - started)
+        run.raise_failures()
+        return len(left)
+
+
+def _open_run(request: PredictRequest, inputs: ModelInputs) -> _FolderRun:
+    model = inputs.model
     predictor = Predictor(
         model,
         request.folds,
@@ -127,24 +159,48 @@ def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputIm
     budget = MemoryBudget.of(request.max_memory_gb)
     if request.max_memory_gb is not None and predictor.device.type == "cpu":
         budget.require_room()
-    run = _FolderRun(predictor, output, options, count, request.seed, budget, inputs)
-    run.origins = images.origins
-    part = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
-    with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{part}{output}"):
-        endings = {case.case_id: inputs.file_ending(case.image_paths) for case in cases}
-        claim_folder(output, run.owner, endings, model.plans.file_ending, overwrite=request.overwrite)
-        for folder in output_folders(output):
-            remove_stale_temporaries(folder)
-        chosen = cases[part_id::num_parts]
-        left = [case for case in chosen if request.overwrite or not run.is_finished(case)]
-        if len(left) < len(chosen):
-            _say(f"{len(chosen) - len(left)} of {len(chosen)} cases are finished already; {len(left)} are left")
+    return _FolderRun(predictor, Path(request.output), options, count, request.seed, budget, inputs)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One case for a worker of a cluster."""
+
+    request: PredictRequest
+    made_of: str  # `Owner.request`
+    case: RawCase
+
+
+_ONE_CASE = Lock()  # a worker with several threads predicts one case at a time all the same
+
+
+@functools.lru_cache(maxsize=1)
+def _run_of_worker(request: PredictRequest, made_of: str) -> _FolderRun:
+    """The model of a worker, which stays in memory for the next case."""
+    run = _open_run(request, ModelInputs(open_model_folder(Path(request.model_folder)), request.source_name))
+    if run.owner.request != made_of:
+        raise UsdError(
+            f"a worker on {socket.gethostname()} finds another model in {request.model_folder}, or runs another "
+            f"version of this program; workers must see the same files at the same paths."
+        )
+    return run
+
+
+def _predict_on_worker(task: _Task) -> bool:
+    """Predict a case; returns whether a worker before this one died at it."""
+    mark = task.request.output / f".begun-{task.case.case_id}"
+    with _ONE_CASE:
+        run = _run_of_worker(task.request, task.made_of)
+        again = mark.exists()
+        mark.touch()
         try:
-            run.predict(left)
+            run.failures.clear()
+            run.predict([task.case])
         finally:
-            run.write_tables(time.perf_counter() - started)
-        run.raise_failures()
-        return len(left)
+            mark.unlink(missing_ok=True)
+        if run.failures:
+            raise UsdError(run.failures[task.case.case_id])
+        return again
 
 
 @dataclass
@@ -242,6 +298,41 @@ class _FolderRun:
                 if not overlap:
                     reading = reader.submit(self._prepare, following[0], images) if following else None
             self._wait_for(writing)
+
+    def predict_on(self, scheduler: str, request: PredictRequest, cases: Sequence[RawCase]) -> None:
+        """As `predict`, by the workers of a Dask cluster; a case whose worker died goes to another one."""
+        marks = [self.output / f".begun-{case.case_id}" for case in cases]
+        for mark in marks:  # of a run that was killed
+            mark.unlink(missing_ok=True)
+        folds = request.folds if request.folds is None or isinstance(request.folds, str | int) else (*request.folds,)
+        asked = replace(
+            request,
+            source=(),
+            output=self.output.absolute(),
+            model_folder=Path(request.model_folder).absolute(),
+            folds=folds,
+            overwrite=False,
+            num_parts=1,
+            part_id=0,
+            scheduler=None,
+        )
+        tasks = [
+            _Task(asked, self.owner.request, replace(case, image_paths=tuple(p.absolute() for p in case.image_paths)))
+            for case in cases
+        ]
+        names = [case.case_id for case in cases]
+        try:
+            found = map_cases(
+                _predict_on_worker, tasks, names=names, workers=0, description="predicting", scheduler=scheduler
+            )
+        except MappedCasesError as error:
+            self.failures.update(error.failures)
+        else:
+            if again := [outcome.name for outcome in found if outcome.value]:
+                _say(f"warning: a worker died, and another one predicted its case anew: {', '.join(again)}")
+        finally:
+            for mark in marks:
+                mark.unlink(missing_ok=True)
 
     @contextmanager
     def _noting_interruption(self) -> Iterator[None]:

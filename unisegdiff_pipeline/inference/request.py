@@ -47,6 +47,8 @@ class PredictRequest:
             see `export`.
         overwrite: predict finished cases again, and remove those of another model or other settings.
         num_parts, part_id: of the sorted cases this run takes every `num_parts`-th, beginning with `part_id`.
+        scheduler: address of a Dask scheduler whose workers predict, each one case at a time; they see the same files
+            at the same paths.
 
     Raises:
         UsdError: no part at all, or `part_id` is none of the parts.
@@ -74,6 +76,7 @@ class PredictRequest:
     overwrite: bool = False
     num_parts: int = 1
     part_id: int = 0
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_parts < 1:
