@@ -265,7 +265,7 @@ class _Total(torch.autograd.Function):
 def joined(device: str) -> Iterator[Ranks]:
     """Join the processes that torchrun started with this one; `ALONE` without torchrun, or with one process.
 
-    Only torchrun counts: other launchers leave variables like WORLD_SIZE to jobs that are processes of their own.
+    Only torchrun counts: other launchers leave variables like its own to jobs that are processes of their own.
 
     Args:
         device: as it is asked for; each process takes a GPU of its own.
