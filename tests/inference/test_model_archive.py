@@ -101,6 +101,24 @@ def test_case_scores_on_request_only(trained: Path, tmp_path: Path) -> None:
     assert "/home" not in found
 
 
+def test_the_recipe_goes_along_where_it_names_the_model(trained: Path, tmp_path: Path) -> None:
+    best = trained.parent / "best.json"
+    write_json(best, {"members": [{"model": "Other__2d"}], "reason": "better on Meier_Anna"})
+    export_model(trained, tmp_path / "a.zip")
+    assert f"{ROOT}best.json" not in names(tmp_path / "a.zip")
+    write_json(best, {"members": [{"model": MODEL}], "left_out": ["d"], "candidates": [{"case_id": "d"}]})
+    export_model(trained, tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        assert json.loads(archive.read(f"{ROOT}best.json")) == {
+            "members": [{"model": MODEL}],
+            "left_out": [],
+            "candidates": [],
+        }
+    model = import_model(tmp_path / "b.zip", tmp_path / "other")
+    export_model(model.folder, tmp_path / "c.zip")
+    assert (tmp_path / "c.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
 def test_the_card_says_the_scores_with_their_n(trained: Path, tmp_path: Path) -> None:
     export_model(trained, tmp_path / "m.zip", notes="Ask *us* first.")
     found = text(tmp_path / "m.zip")

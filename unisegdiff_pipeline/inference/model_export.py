@@ -19,6 +19,7 @@ from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.serialization import json_text, read_object
 from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.inference.archive_format import (
+    BEST_NAME,
     CARD_NAME,
     ENDING,
     FORMAT,
@@ -122,13 +123,23 @@ def _texts(model: ModelFolder, with_case_scores: bool, notes: str) -> dict[str, 
             settings["chosen_on"] = without_chosen_cases(settings["chosen_on"])
         result[f"fold_{fold}/{SETTINGS_NAME}"] = json_text(without_paths(settings))
     for name in OPTIONAL:
-        path = model.folder / name
-        if path.is_file():
+        path = _best(model) if name == BEST_NAME else model.folder / name
+        if path is not None and path.is_file():
             result[name] = json_text(without_paths(without_cases(read_object(path), names)))
     result[SCORES_NAME] = json_text(scores)
     settings_of_first = read_settings(model.fold_folder(model.folds[0]))
     result[CARD_NAME] = model_card(model, model.folds, scores, settings_of_first, notes)
     return result
+
+
+def _best(model: ModelFolder) -> Path | None:
+    """The recipe of usd_find_best that names this model: beside it, or as an archive brought it."""
+    beside = model.folder.absolute().parent / BEST_NAME
+    if beside.is_file():
+        members = read_object(beside).get("members") or ()
+        if any(isinstance(m, dict) and m.get("model") == model.folder.absolute().name for m in members):
+            return beside
+    return model.folder / BEST_NAME
 
 
 def _write(path: Path, model: ModelFolder, files: Mapping[str, str | Path]) -> Manifest:
