@@ -402,6 +402,16 @@ def test_what_memory_may_be_taken_changes_no_byte(tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
+def test_what_writes_the_masks_is_loaded_before_memory_is_measured(folders, monkeypatch) -> None:
+    """Imported while the first mask is written, it took 0.1 GB beyond what was allowed."""
+    model, images, out = folders
+    done: list[str] = []
+    monkeypatch.setattr("unisegdiff_pipeline.inference.folder_run.load_writer", done.append)
+    monkeypatch.setattr(MemoryBudget, "require_room", lambda self: done.append("measured"))
+    predict_folder(PredictRequest(images, out, model, device="cpu", max_memory_gb=100.0, num_samples=1))
+    assert done == [".png", "measured"]
+
+
 def test_memory_that_cannot_be_is_refused(folders) -> None:
     model, images, out = folders
     for number in (0.0, -1.0, float("nan")):

@@ -58,7 +58,7 @@ from unisegdiff_pipeline.inference.output_folder import (
 from unisegdiff_pipeline.inference.predictor import EnsemblePrediction, Predictor, require_finite
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.saving import facts_of, manifest_of
-from unisegdiff_pipeline.io.images import files_read
+from unisegdiff_pipeline.io.images import files_read, load_writer
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
 from unisegdiff_pipeline.networks.allocator import LARGE_BYTES, return_freed_memory
@@ -158,6 +158,7 @@ def _open_run(request: PredictRequest, inputs: ModelInputs) -> _FolderRun:
     )
     budget = MemoryBudget.of(request.max_memory_gb)
     if request.max_memory_gb is not None and predictor.device.type == "cpu":
+        load_writer(model.plans.file_ending)
         budget.require_room()
     return _FolderRun(predictor, Path(request.output), options, count, request.seed, budget, inputs)
 

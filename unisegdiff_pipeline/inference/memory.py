@@ -15,7 +15,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.parallel import available_memory_gb
 from unisegdiff_pipeline.inference.limits import ARRAY_FRACTION, FRACTION_OF_FREE_MEMORY
 
-WORK_GB = 0.25  # a network's call on one tile, and the process that reads images; the least beside what is loaded
+WORK_GB = 0.5  # the process that reads images, and a network's call on one tile; the least beside what is loaded
 SMALLEST_GB = 0.05  # to work with, where the budget is spent already
 
 

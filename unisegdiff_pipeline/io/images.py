@@ -47,6 +47,7 @@ __all__ = [
     "is_picture_ending",
     "label_colours",
     "label_ending",
+    "load_writer",
     "map_ending",
     "read_header",
     "read_image",
@@ -211,6 +212,12 @@ def write_map(
             nifti.write_rows(temporary, values.astype(np.float32, copy=False), geometry, release)
     else:
         _write(path, values.astype(np.float32, copy=False), geometry)
+
+
+def load_writer(ending: str) -> None:
+    """Import what writing files of this ending needs, so that memory measured from now on holds it."""
+    if ending.lower() in NIFTI_ENDINGS + ITK_ENDINGS:
+        itk.simple_itk()
 
 
 # ----------------------------------------------------------------------------------------------------- formats
