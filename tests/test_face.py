@@ -428,7 +428,7 @@ def test_the_script_that_needs_none(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", [*PUBLIC, *(f"metrics.{name}" for name in usd.metrics.__all__)])
 def test_examples_of_docstrings_give_what_they_say(
-    name: str, trained: Path, trained_model: Path, phantom_2d: Path, tmp_path: Path
+    name: str, trained: Path, trained_model: Path, phantom_2d: Path, phantom_3d: Path, tmp_path: Path
 ) -> None:
     roots = usd.Roots(phantom_2d.parent, trained / "preprocessed", tmp_path)
     short = {"iterations": 1, "batch_size": 2, "workers": 0, "device": "cpu"}
@@ -445,6 +445,10 @@ def test_examples_of_docstrings_give_what_they_say(
         "output": trained / "masks",
         "image": np.random.default_rng(0).normal(size=(1, 64, 64)),
     }
+    if name == "unify":  # which writes a data set beside its sources
+        known["raw"] = tmp_path
+        for folder in (phantom_2d, phantom_3d):
+            (tmp_path / folder.name).symlink_to(folder)
     if name in ("Prediction", "Predictor"):
         known["model"] = usd.Predictor(trained_model, device="cpu")
     documented = getattr(usd.metrics if name.startswith("metrics.") else usd, name.split(".")[-1])
