@@ -53,6 +53,13 @@ def test_a_class_that_a_source_does_not_annotate_gets_a_channel_of_its_own(root:
     assert [case.classes[0].voxels for case in facts.cases] == [16, 16, 16, 16]
 
 
+def test_cases_that_a_source_holds_out_are_held_out_of_the_unified_model(root: Path) -> None:
+    path = root / "Dataset001_A" / "dataset.json"
+    write_json(path, json.loads(path.read_text()) | {"test": ["c1", "./imagesTs/c9.png"]})
+    assert content_of(unify(root, 500, "U", [1, 2]))["test"] == ["A__c1"]
+    assert "test" not in content_of(unify(root, 501, "V", [1, 2], excluded=("A/c1",)))
+
+
 def test_cases_are_left_out_and_sources_renamed(root: Path) -> None:
     raw = open_raw_dataset(unify(root, 500, "U", [1, 2], excluded=("Breast/c0",), renamed={"1": "Breast"}))
     assert [case.case_id for case in raw.cases] == ["B__c0", "B__c1", "Breast__c1"]

@@ -114,12 +114,12 @@ FILES: dict[str, tuple[Any, Any]] = {
 # Any text, any number of either sign, any list may stand here (by the last part of the key's path).
 FREE_TEXT = {"chosen_on", "weights", "case_id", "group", "orientation", "class_name", "first", "second", "decisions"}
 FREE_TEXT |= {"dataset_name", "channel_names", "names", "recommended_configuration"}  # checked below
-FREE_TEXT |= {"modality", "source", "label_map"}
+FREE_TEXT |= {"modality", "source", "label_map", "filter_in_words"}
 SIGNED = {"mean", "minimum", "median", "maximum", "percentile_00_5", "percentile_99_5", "direction", "origin_mm"}
 SIGNED |= {"lam", "lam_a", "lam_c", "lam_end"}
 MAY_BE_EMPTY = {"mirror_axes", "input_scale", "curves", "raters", "class_orders", "volumes_mm3", "thickness_mm"}
 # Empty intensities are allowed in a plan without "ct", and refused in a fingerprint below.
-MAY_BE_EMPTY |= {"intensities", "background_values"}
+MAY_BE_EMPTY |= {"intensities", "background_values", "filter_in_words"}
 MAY_BE_EMPTY |= {"configurations", "decisions", "holdout_dice"}
 
 
@@ -154,7 +154,7 @@ def name_of(path: tuple[Any, ...]) -> str:
 
 def absurd_values(path: tuple[Any, ...], old: Any) -> Iterator[Any]:
     name = name_of(path)
-    yield from (["x"], [[[]]])
+    yield from ([[[]]] if name == "filter_in_words" else ["x"], [[[]]])  # sentences are a list of any words
     if name != "holdout_dice":
         yield {"x": 1}
     if old is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
-from unisegdiff_pipeline.core.names import require_name, require_text
+from unisegdiff_pipeline.core.names import composed, require_name, require_text
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.io.images import MAX_LABEL, SUPPORTED_ENDINGS, is_picture_ending, spacing_known
 from unisegdiff_pipeline.io.label_map import LabelMap, in_file_values
@@ -74,6 +74,22 @@ def read_dataset_json(path: Path, label_map: LabelMap | None = None) -> DatasetD
         return parse_description(raw)
     except UsdError as error:
         raise UsdError(f"{path}: {error}") from None
+
+
+def listed_test_cases(path: Path) -> frozenset[str]:
+    """The cases that `test` of a dataset.json names; none where there is no file.
+
+    Paths, as the Medical Segmentation Decathlon lists its images for testing there, are none of them.
+
+    Raises:
+        UsdError: no list of names.
+    """
+    listed = read_object(path).get("test") if path.is_file() else None
+    if listed is None:
+        return frozenset()
+    if not isinstance(listed, list) or any(not isinstance(name, (str, dict)) for name in listed):
+        raise UsdError(f'{path}: test is {listed!r:.80}; it must be a list of cases, as in ["scan_001"].')
+    return frozenset(composed(name) for name in listed if isinstance(name, str) and "/" not in name)
 
 
 def with_spacing_of(description: DatasetDescription, cases: Iterable[Sequence[Path]]) -> DatasetDescription:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash, text_hash
 from unisegdiff_pipeline.core.serialization import read_object, to_jsonable, write_json
-from unisegdiff_pipeline.io.dataset_json import DatasetDescription, parse_description
+from unisegdiff_pipeline.io.dataset_json import DatasetDescription, listed_test_cases, parse_description
 from unisegdiff_pipeline.io.paths import dataset_name, find_dataset
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, cases_of_source, open_raw_dataset
 from unisegdiff_pipeline.io.sources import (
@@ -21,6 +21,7 @@ from unisegdiff_pipeline.io.sources import (
     IGNORE,
     Source,
     annotated_classes,
+    unified_case_id,
     unified_values,
 )
 
@@ -95,6 +96,8 @@ def unify(raw_root: Path, request: UnifyRequest) -> Path:
         "spacing_known": all(raw.description.spacing_known for raw in parts.values()),
         "sources": to_jsonable(sources),
     }
+    if test := _test_cases(parts, sources):
+        content["test"] = test
     description = parse_description(content)
     for mapped in description.sources:  # what cannot be mapped is refused before anything is written
         unified_values(mapped, parts[mapped.name].description.labels, description.labels)
@@ -102,6 +105,16 @@ def unify(raw_root: Path, request: UnifyRequest) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "dataset.json", content)
     return folder
+
+
+def _test_cases(parts: Mapping[str, RawDataset], sources: Sequence[Source]) -> list[str]:
+    """The cases that the sources hold out from every training, so that a model over all does not see them either."""
+    found = []
+    for source in sources:
+        listed = listed_test_cases(parts[source.name].folder / "dataset.json")
+        cases = cases_of_source(parts[source.name], source)
+        found += [unified_case_id(source.name, case.case_id) for case in cases if case.case_id in listed]
+    return found
 
 
 def source_hash(folder: Path) -> str:

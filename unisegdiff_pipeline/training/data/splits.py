@@ -15,7 +15,8 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
-from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, read_object, write_json
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, write_json
+from unisegdiff_pipeline.io.dataset_json import listed_test_cases
 from unisegdiff_pipeline.io.sources import cases_by_source, datasets_of_sources, in_turn
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases
 
@@ -292,25 +293,18 @@ def load_or_create_splits(
 
 
 def find_test_cases(dataset_json: Path, case_ids: Iterable[str]) -> frozenset[str]:
-    """The training cases that `test` of a dataset.json holds out from every training.
-
-    Paths, as the Medical Segmentation Decathlon lists its images for testing there, are none of them.
+    """The training cases that `test` of a dataset.json holds out from every training, see `listed_test_cases`.
 
     Raises:
         UsdError: no list of names, or a name that is no case.
     """
-    listed = read_object(dataset_json).get("test") if dataset_json.is_file() else None
-    if listed is None:
-        return frozenset()
-    if not isinstance(listed, list) or any(not isinstance(name, (str, dict)) for name in listed):
-        raise UsdError(f'{dataset_json}: test is {listed!r:.80}; it must be a list of cases, as in ["scan_001"].')
-    names = {composed(name) for name in listed if isinstance(name, str) and "/" not in name}
+    names = listed_test_cases(dataset_json)
     if unknown := sorted(names - set(case_ids)):
         raise UsdError(
             f"{dataset_json}: test names {_listed(unknown)}, which are no cases of the data set; correct the names "
             f"(without ending), or preprocess again after adding the cases."
         )
-    return frozenset(names)
+    return names
 
 
 def trainable_cases(preprocessed_folder: Path, raw_folder: Path | None, case_ids: Iterable[str]) -> tuple[str, ...]:
