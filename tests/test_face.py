@@ -273,6 +273,19 @@ def test_representations_say_what_something_is(volume_model: Path, picture_model
     assert "tiny (patch (16, 16), spacing (own, 1, 1) as the images have it, recommended)" in repr(pictures)
 
 
+def test_held_out_images_are_turned_into_scores_as_the_page_of_guarantees_says(
+    picture_model: Path, tmp_path: Path
+) -> None:
+    page = (ROOT / "documentation/how-to/guarantees.md").read_text("utf-8")
+    example = page[page.index("```python\n") + len("```python\n") :].split("```")[0]
+    image, reference = make_pictures(tmp_path / "in", 1) / "case0_0000.png", np.zeros((20, 25), np.uint8)
+    reference[3, 4] = 1
+    names: dict[str, Any] = {"usd": usd, "image": image, "reference": reference}
+    exec(example, names | {"model": usd.Predictor(picture_model, device="cpu")}, names)
+    assert names["scores"].tolist() == [names["probability"][3, 4]]
+    np.testing.assert_array_equal(names["sampled_volumes"], [np.count_nonzero(s) for s in names["prediction"].samples])
+
+
 # --------------------------------------------------------------------------------------------------------- the scores
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.core.errors import UsdError
     from unisegdiff_pipeline.core.geometry import Geometry, Volume
     from unisegdiff_pipeline.core.progress import Progress
+    from unisegdiff_pipeline.evaluation import conformal as guarantees
     from unisegdiff_pipeline.evaluation import pair_metrics as metrics
     from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
     from unisegdiff_pipeline.evaluation.options import EvaluationOptions
@@ -64,6 +65,7 @@ _HOMES = {
     "ensemble": "pipeline",
     "evaluate": "pipeline",
     "find_best": "pipeline",
+    "guarantees": "evaluation.conformal",
     "metrics": "evaluation.pair_metrics",
     "plan_and_preprocess": "pipeline",
     "predict": "pipeline",
@@ -96,6 +98,7 @@ __all__ = [
     "ensemble",
     "evaluate",
     "find_best",
+    "guarantees",
     "metrics",
     "plan_and_preprocess",
     "predict",
@@ -111,7 +114,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     module = import_module(f"{__name__}.{_HOMES[name]}")
-    value = module if name == "metrics" else getattr(module, name)
+    value = module if name in ("guarantees", "metrics") else getattr(module, name)
     globals()[name] = value
     return value
 
