@@ -78,17 +78,19 @@ def test_a_lesion_is_found_as_long_as_the_mask_shares_a_voxel_with_it() -> None:
     scores = lesion_scores(probability, reference)
     np.testing.assert_allclose(scores, [0.3, 0.7], rtol=1e-6)  # largest lesion first
     found = lesion_threshold({"a": scores, "b": [0.9], "c": [0.9]}, 0.25)
-    assert (found.mask(probability) & (reference != 0))[0, 1, 1]  # in the precision of the array
+    assert (found.mask(probability) & (reference != 0))[0, 1, 1]
     assert lesion_scores(probability, np.zeros_like(reference)).size == 0
     assert lesion_scores(probability[0], reference[0]).tolist() == scores.tolist()
 
 
-def test_the_mask_is_compared_in_the_precision_of_the_array() -> None:
-    threshold = RiskThreshold(0.7, 0.1, 0.1, 9)
-    assert threshold.mask(np.array([0.7], np.float32)).all()
-    volumes = mask_volumes(np.array([[0.7]], np.float32), [[1]], thresholds=(0.7, 0.8))
-    assert volumes.mask.tolist() == [1, 0]
-    assert threshold.mask([0, 1]).tolist() == [False, True]
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_mask_is_that_which_the_threshold_was_made_from_in_every_precision(dtype: type) -> None:
+    p = np.array([[0.69, 0.7, 0.71]], dtype)  # 0.7 is a little less in single, a little more in half precision
+    for level in (0.7, float(p[0, 1])):
+        inside = RiskThreshold(level, 0.1, 0.1, 9).mask(p)
+        assert inside.tolist() == [[False, float(p[0, 1]) >= level, True]]
+        assert mask_volumes(p, [[1, 1, 1]], thresholds=(level,)).mask.tolist() == [inside.sum()]
+    assert RiskThreshold(0.7, 0.1, 0.1, 9).mask([0, 1]).tolist() == [False, True]
 
 
 def test_the_margin_is_the_finite_sample_quantile_of_the_patients_worst_images() -> None:
@@ -106,7 +108,7 @@ def test_volumes_of_masks_are_those_of_thresholded_arrays() -> None:
     p, truth = rng.random((3, 5, 6)).astype(np.float32), rng.random((3, 5, 6)) < 0.3
     volumes = mask_volumes(p, truth, 0.5)
     for level, mask, common in zip(volumes.thresholds, volumes.mask, volumes.common, strict=True):
-        inside = p >= np.float32(level)
+        inside = p.astype(np.float64) >= level
         assert (mask, common) == (inside.sum() / 2, (inside & truth).sum() / 2)
     assert volumes.reference == truth.sum() / 2
 
@@ -122,8 +124,23 @@ def test_inner_and_outer_masks_by_hand() -> None:
         {**patients, "f": [false]}, 0.2
     )  # 1/2 at 0.5 would allow 0.15; the running maximum is 1
     assert with_false.inner == RiskThreshold(0.5, 0.2, pytest.approx(2 / 11), 10)
-    with pytest.raises(usd.UsdError, match=r"corrected risk of 0.182 .* Ask for at least 0.182"):
+    with pytest.raises(usd.UsdError, match=r"inner mask outside the reference .* risk of 0.182 .* at least 0.182"):
         mask_thresholds({**patients, "f": [false]}, 0.15)
+
+
+def test_an_outer_mask_that_cannot_be_is_refused_by_name() -> None:
+    lost = mask_volumes([[0.9, 0.0]], [[1, 1]])  # half of each reference has no probability at all
+    with pytest.raises(usd.UsdError, match=r"reference outside the outer mask .* risk of 0.550 .* at least 0.55"):
+        mask_thresholds({f"p{i}": [lost] for i in range(9)}, 0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_default_thresholds_tell_sure_voxels_apart(dtype: type) -> None:
+    """A voxel of 0.996 is wrong in each patient, those of 0.9995 are not."""
+    sure = mask_volumes(np.array([[0.9995, 0.9995, 0.996]], dtype), [[1, 1, 0]])
+    found = mask_thresholds({f"p{i}": [sure] for i in range(9)}, 0.1)
+    assert 0.996 < found.inner.threshold <= 0.9995
+    assert found.inner.mask(np.array([0.9995, 0.996], dtype)).tolist() == [True, False]
 
 
 def test_a_lesion_free_patient_counts_for_the_inner_mask_alone() -> None:

@@ -42,7 +42,8 @@ __all__ = [
     "volume_margin",
 ]
 
-THRESHOLDS = tuple(round(i / 200, 3) for i in range(1, 200))  # of masks, fixed before any data is seen
+# Of masks, fixed before any data is seen; even in log odds from -9 to 9, as sure networks give 0.999 and 0.9999.
+THRESHOLDS = tuple(round(1 / (1 + math.exp(-i / 10)), 6) for i in range(-90, 91))
 ROUNDING = 1e-9
 
 
@@ -63,15 +64,13 @@ class RiskThreshold:
     num_patients: int
 
     def mask(self, probability: ArrayLike) -> np.ndarray:
-        """Voxels of at least this probability, boolean; compared in the precision of the array.
+        """Voxels of at least this probability, boolean; compared in double precision, as when the threshold was made.
 
         Example:
             >>> usd.guarantees.RiskThreshold(0.25, 0.1, 0.1, 9).mask([0.1, 0.25, 0.9])
             array([False,  True,  True])
         """
-        values = np.asarray(probability)
-        values = values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
-        return np.asarray(values >= np.asarray(self.threshold, values.dtype))
+        return np.asarray(np.asarray(probability) >= np.float64(self.threshold))
 
 
 def smallest_num_patients(alpha: float) -> int:
@@ -108,6 +107,11 @@ def control_risk(losses: ArrayLike, alpha: float) -> tuple[int, float]:
         >>> usd.guarantees.control_risk([[0, 0, 1], [0, 0, 1], [0, 1, 1], [0, 1, 1]], alpha=0.2)
         (0, 0.2)
     """
+    return _boldest(losses, alpha, "the expected loss")
+
+
+def _boldest(losses: ArrayLike, alpha: float, what: str) -> tuple[int, float]:
+    """As `control_risk`; `what` is the expected loss in words."""
     table = np.asarray(losses, np.float64)
     if table.ndim != 2 or not table.shape[1] or not ((table >= 0) & (table <= 1)).all():
         raise ValueError(f"losses have shape {table.shape}; allowed is (patients, settings) with values from 0 to 1")
@@ -122,7 +126,7 @@ def control_risk(losses: ArrayLike, alpha: float) -> tuple[int, float]:
     allowed = np.flatnonzero(corrected <= alpha + ROUNDING)
     if not len(allowed):
         raise UsdError(
-            f"no threshold keeps the expected loss at or below {alpha:g}: the most careful one has a corrected risk of "
+            f"no threshold keeps {what} at or below {alpha:g}: the most careful one has a corrected risk of "
             f"{corrected[0]:.3f} on {num_patients} held-out patients. Ask for at least {_up(corrected[0])}, or hold "
             f"out more patients."
         )
@@ -185,7 +189,7 @@ def lesion_threshold(scores: Mapping[str, Sequence[float] | np.ndarray], alpha: 
     if not len(thresholds):
         raise UsdError("every lesion of the held-out patients has probability 0; train longer, or hold out others.")
     missed = [np.searchsorted(values, thresholds, side="left") / len(values) for values in own]
-    best, risk = control_risk(missed, alpha)
+    best, risk = _boldest(missed, alpha, "the expected fraction of missed lesions")
     return RiskThreshold(float(thresholds[best]), alpha, risk, len(own))
 
 
@@ -252,7 +256,7 @@ def mask_volumes(
         raise ValueError(f"thresholds are {thresholds}; allowed are rising numbers above 0, up to 1")
     if not 0 < voxel_volume < math.inf:
         raise ValueError(f"voxel_volume is {voxel_volume}; allowed is a number above 0")
-    reached = np.searchsorted(levels.astype(p.dtype), p, side="right")  # thresholds that a voxel reaches
+    reached = np.searchsorted(levels, p, side="right")  # thresholds that a voxel reaches
     mask, common = (
         np.bincount(voxels.ravel(), minlength=len(levels) + 1)[::-1].cumsum()[::-1][1:] * float(voxel_volume)
         for voxels in (reached, reached[truth])
@@ -288,12 +292,12 @@ def mask_thresholds(patients: Mapping[str, Sequence[MaskVolumes]], alpha: float)
     _refuse_too_few(len(diseased), alpha, "patients with a lesion")
     levels = own[0].thresholds
     outside = [1 - volumes.common / volumes.reference for volumes in diseased]
-    outer, _ = control_risk(outside, alpha)
+    outer, _ = _boldest(outside, alpha, "the expected part of the reference outside the outer mask")
     false = [
         np.maximum.accumulate((1 - _ratio(volumes.common, volumes.mask))[::-1])  # from careful to bold
         for volumes in own
     ]
-    inner, _ = control_risk(false, alpha)
+    inner, _ = _boldest(false, alpha, "the expected part of the inner mask outside the reference")
     # Where both promises leave room the masks would change places; a lower outer and a higher inner threshold only
     # lower the losses.
     low, high = sorted((outer, len(levels) - 1 - inner))
