@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.io.dicom import find_series, is_dicom_folder
+from unisegdiff_pipeline.io.dicom import find_series, is_dicom_folder, keeping_locale
 from unisegdiff_pipeline.io.images import read_image, write_map
 
 ANGLE = 0.4
@@ -55,7 +56,8 @@ def write_series(folder: Path, number: int = 1, **changed: Any) -> Path:
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"IM{len(places) - i:03d}_{number}"))
         writer.SetImageIO("GDCMImageIO")
-        writer.Execute(image)
+        with keeping_locale():
+            writer.Execute(image)
     return folder
 
 
@@ -63,6 +65,12 @@ def only_series(folder: Path) -> Any:
     (series,), left_out = find_series(folder)
     assert not left_out
     return series
+
+
+def test_the_locale_of_the_process_stays_as_it_is(tmp_path: Path) -> None:
+    before = locale.setlocale(locale.LC_ALL)
+    only_series(write_series(tmp_path / "study")).read()
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_slices_are_sorted_by_where_they_lie(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ the modality (Hounsfield units of CT); nothing becomes an SUV.
 from __future__ import annotations
 
 import itertools
+import locale
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,12 +134,23 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
+@contextmanager
+def keeping_locale() -> Iterator[None]:
+    """GDCM sets the locale of the whole process to "C", by which Python would then read text files as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
 def _read_slice(path: Path) -> _Slice:
     reader = simple_itk().ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        with keeping_locale():
+            reader.ReadImageInformation()
     except RuntimeError as error:
         raise unreadable(path, error) from error
 
@@ -238,7 +251,8 @@ def _pixels(path: Path, size: tuple[int, ...]) -> np.ndarray:
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
     try:
-        image = reader.Execute()
+        with keeping_locale():
+            image = reader.Execute()
     except RuntimeError as error:
         raise unreadable(path, error) from error
     if image.GetNumberOfComponentsPerPixel() != 1:
