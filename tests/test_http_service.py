@@ -68,6 +68,7 @@ def test_requests_at_once_get_the_files_of_usd_predict(
                 f"uncertainty/{case}.nii.gz",
                 "lesions.csv",
                 "volumes.csv",
+                "cases.csv",
                 "manifest.json",
             }
             for name in (f"{case}.nii.gz", f"uncertainty/{case}.nii.gz", "lesions.csv"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 
 import pytest
@@ -22,6 +23,34 @@ def test_a_signal_interrupts_at_once(number: signal.Signals) -> None:
         work()
     assert caught.value.signal_number == number
     assert time.monotonic() - start < 30
+
+
+def test_a_signal_while_an_object_is_cleaned_away_says_nothing_and_is_obeyed_at_the_next_check(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Signals:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = sys.unraisablehook
+    with StopRequest() as stop:
+        Signals()
+        assert capsys.readouterr().err == ""
+        with pytest.raises(TrainingInterrupted, match="SIGTERM"):
+            stop.check()
+    assert sys.unraisablehook is before
+
+
+def test_other_errors_while_an_object_is_cleaned_away_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def __del__(self) -> None:
+            raise ValueError("told")
+
+    told: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: told.append(str(lost.exc_value)))
+    with StopRequest():
+        Fails()
+    assert told == ["told"]
 
 
 def test_what_forgives_errors_does_not_swallow_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,11 +50,13 @@ class StopRequest:
         self._deferring = 0
         self._limit: TimeLimit | None = None
         self._alarm_rang = False
+        self._former_hook = sys.unraisablehook
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._former[number] = signal.signal(number, self._on_signal)
+            self._former_hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
         return self
 
     def __exit__(
@@ -61,6 +64,8 @@ class StopRequest:
     ) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._former:
+            sys.unraisablehook = self._former_hook
         self._former.clear()
 
     @contextlib.contextmanager
@@ -115,6 +120,11 @@ class StopRequest:
             raise KeyboardInterrupt
         if not self._deferring and not again:
             raise TrainingInterrupted(number)
+
+    def _on_unraisable(self, lost: sys.UnraisableHookArgs) -> None:
+        """What is raised while Python cleans an object away goes no further: it is remembered, and `check` raises it."""
+        if not isinstance(lost.exc_value, (TrainingInterrupted, _TimeIsUp)):
+            self._former_hook(lost)
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         self._alarm_rang = True
