@@ -122,7 +122,7 @@ class StopRequest:
             raise TrainingInterrupted(number)
 
     def _on_unraisable(self, lost: sys.UnraisableHookArgs) -> None:
-        """What is raised while Python cleans an object away goes no further: it is remembered, and `check` raises it."""
+        """What is raised while Python cleans an object away goes no further; it is remembered for `check`."""
         if not isinstance(lost.exc_value, (TrainingInterrupted, _TimeIsUp)):
             self._former_hook(lost)
 
