@@ -53,16 +53,11 @@ def tables(folder: Path, preprocessed: Path, kept: Path | None) -> dict[str, lis
 
 def scores(case: LesionCase, lesion_filter: LesionFilter, unit: Any) -> dict[str, float]:
     """Of one class of a case after the filter; NaN where undefined."""
-    lesions = case.lesions
-    rule = lesion_filter.rule(case.class_name, unit)
-    values = [[getattr(lesion, name) for lesion in lesions] for name in ("size", "confidence", "probability")]
-    kept = [lesion for lesion, stays in zip(lesions, rule.kept(*values), strict=True) if stays]
-    detected = len({number for lesion in kept for number in lesion.matched})
-    false = sum(not lesion.matched for lesion in kept)
+    outcome = case.outcome(lesion_filter.rule(case.class_name, unit))
+    detected, false = outcome.detected, outcome.false
     has_lesion = case.num_reference > 0
-    voxels, common = (sum(getattr(lesion, name) for lesion in kept) for name in ("voxels", "common"))
     return {
-        "dice": 2 * common / (voxels + case.reference_voxels) if has_lesion else math.nan,
+        "dice": outcome.dice,
         "f1_of_case": 2 * detected / (detected + false + case.num_reference) if has_lesion else math.nan,
         "alarms": math.nan if has_lesion else float(false),
         "any_alarm": math.nan if has_lesion else float(false > 0),

@@ -80,6 +80,36 @@ class LesionCase:
     plain_false_alarms: int
     case_id: str = ""
 
+    def outcome(self, rule: LesionRule) -> RuleOutcome:
+        """What is left by a rule."""
+        kept = rule.kept(
+            [lesion.size for lesion in self.lesions],
+            [lesion.confidence for lesion in self.lesions],
+            [lesion.probability for lesion in self.lesions],
+        )
+        left = [lesion for lesion, stays in zip(self.lesions, kept, strict=True) if stays]
+        dice = math.nan
+        if self.num_reference:
+            voxels = sum(lesion.voxels for lesion in left) + self.reference_voxels
+            dice = 2 * sum(lesion.common for lesion in left) / voxels
+        detected = len({number for lesion in left for number in lesion.matched})
+        return RuleOutcome(dice, detected, sum(not lesion.matched for lesion in left))
+
+
+@dataclass(frozen=True)
+class RuleOutcome:
+    """What is left of one class of a case by a rule.
+
+    Attributes:
+        dice: NaN for a case that is free of the class.
+        detected: lesions of the reference that the mask shares a voxel with.
+        false: lesions of the mask that share no voxel with the reference.
+    """
+
+    dice: float
+    detected: int
+    false: int
+
 
 @dataclass(frozen=True)
 class RuleChoice:
@@ -257,28 +287,14 @@ class _Table:
             self._reference[group] += case.num_reference
             self._free[group] += case.num_reference == 0
             self._plain[group] += case.plain_false_alarms if case.num_reference == 0 else 0
-            self._add(case, group)
-
-    def _add(self, case: LesionCase, group: int) -> None:
-        lesions = case.lesions
-        sizes, confidences, probabilities = (
-            [getattr(lesion, name) for lesion in lesions] for name in ("size", "confidence", "probability")
-        )
-        voxels = np.array([lesion.voxels for lesion in lesions], float)
-        common = np.array([lesion.common for lesion in lesions], float)
-        false = np.array([not lesion.matched for lesion in lesions], bool)
-        matches = np.zeros((len(lesions), case.num_reference + 1), bool)
-        for number, lesion in enumerate(lesions):
-            matches[number, list(lesion.matched)] = True
-        for index, rule in enumerate(self.rules):
-            kept = rule.kept(sizes, confidences, probabilities)
-            num_false = int((kept & false).sum())
-            self._false[index, group] += num_false
-            if case.num_reference == 0:
-                self._alarms[index, group] += num_false
-                continue
-            self._dice[index, group] += 2 * common[kept].sum() / (voxels[kept].sum() + case.reference_voxels)
-            self._detected[index, group] += int(matches[kept].any(axis=0).sum())
+            for index, rule in enumerate(rules):
+                outcome = case.outcome(rule)
+                self._false[index, group] += outcome.false
+                if case.num_reference:
+                    self._dice[index, group] += outcome.dice
+                    self._detected[index, group] += outcome.detected
+                else:
+                    self._alarms[index, group] += outcome.false
 
     def utilities(self, weights: np.ndarray) -> np.ndarray:
         """Dice over cases with a lesion + F1 of all lesions, of every rule; NaN without a case with a lesion."""

@@ -17,9 +17,9 @@ import numpy as np
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.comparison import paired_comparison
-from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, LesionRule, SizeUnit
+from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, NO_RULE, LesionFilter, SizeUnit
 from unisegdiff_pipeline.inference.recipe import FilterEvidence
-from unisegdiff_pipeline.selection.lesion_filter import LesionCase, choose_filter
+from unisegdiff_pipeline.selection.lesion_filter import LesionCase, RuleOutcome, choose_filter
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,6 @@ class RechosenFilter:
 
     lesion_filter: LesionFilter
     evidence: FilterEvidence
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What is left of one class of a case by a rule.
-
-    Attributes:
-        dice: NaN for a case that is free of the class.
-        detected, num_reference: lesions of the reference.
-        false: lesions of the mask that share no voxel with the reference.
-    """
-
-    group: str
-    dice: float
-    detected: int
-    num_reference: int
-    false: int
 
 
 @dataclass(frozen=True)
@@ -86,16 +69,17 @@ def rechoose_filter(
         others = [case for other, cases in folds.items() if other != fold for case in cases]
         chosen = choose_filter(others, classes, unit).lesion_filter
         for case in own:
-            before.append(_outcome(case, LesionRule()))
-            after.append(_outcome(case, chosen.rules.get(case.class_name, LesionRule())))
-    pairs = paired_comparison([one.dice for one in after], [one.dice for one in before], [one.group for one in before])
-    plain, filtered = _scores(before), _scores(after)
+            before.append(case.outcome(NO_RULE))
+            after.append(case.outcome(chosen.rules.get(case.class_name, NO_RULE)))
+    groups = [case.group for case in everything]
+    pairs = paired_comparison([one.dice for one in after], [one.dice for one in before], groups)
+    plain, filtered = _scores(everything, before), _scores(everything, after)
     fewer_alarms = filtered.false_alarms < plain.false_alarms
     worth = filtered.utility >= plain.utility or (fewer_alarms and not pairs.ci_high < 0)
     taken = not choice.lesion_filter.keeps_all and worth
     evidence = FilterEvidence(
         num_folds=len(folds),
-        num_groups=len({case.group for case in everything}),
+        num_groups=len({*groups}),
         num_with=sum(case.num_reference > 0 for case in everything),
         num_without=sum(case.num_reference == 0 for case in everything),
         dice=plain.dice,
@@ -113,27 +97,10 @@ def rechoose_filter(
     return RechosenFilter(choice.lesion_filter if taken else NO_FILTER, evidence)
 
 
-def _outcome(case: LesionCase, rule: LesionRule) -> _Outcome:
-    lesions = case.lesions
-    kept = rule.kept(
-        [lesion.size for lesion in lesions],
-        [lesion.confidence for lesion in lesions],
-        [lesion.probability for lesion in lesions],
-    )
-    left = [lesion for lesion, stays in zip(lesions, kept, strict=True) if stays]
-    dice = math.nan
-    if case.num_reference:
-        voxels = sum(lesion.voxels for lesion in left) + case.reference_voxels
-        dice = 2 * sum(lesion.common for lesion in left) / voxels
-    detected = len({number for lesion in left for number in lesion.matched})
-    return _Outcome(case.group, dice, detected, case.num_reference, sum(not lesion.matched for lesion in left))
-
-
-def _scores(outcomes: Sequence[_Outcome]) -> _Scores:
-    reference, detected, false = (
-        sum(getattr(one, name) for one in outcomes) for name in ("num_reference", "detected", "false")
-    )
-    alarms = [one.false for one in outcomes if not one.num_reference]
+def _scores(cases: Sequence[LesionCase], outcomes: Sequence[RuleOutcome]) -> _Scores:
+    reference = sum(case.num_reference for case in cases)
+    detected, false = sum(one.detected for one in outcomes), sum(one.false for one in outcomes)
+    alarms = [one.false for case, one in zip(cases, outcomes, strict=True) if not case.num_reference]
     return _Scores(
         dice=float(np.nanmean([one.dice for one in outcomes])),
         lesion_f1=2 * detected / (detected + false + reference),
