@@ -208,7 +208,15 @@ def _score_class(volumes: CaseVolumes, index: int, settings: CaseSettings) -> Cl
     box = _bordered([nonzero_box(reference, predicted)], volumes.shape)
     probability = None if volumes.probabilities is None else volumes.probabilities.of_class(index)
     boundary, surface_dice_rater = _boundary(reference, predicted, box, volumes, index, settings)
-    lesion_score, lesions = _lesions(reference, predicted, probability, box, volumes, index, settings)
+    case = _in_box(reference, predicted, probability, box, volumes, index, settings)
+    lesion_score, lesions = score_lesions(
+        case.reference,
+        case.predicted,
+        case.geometry,
+        settings.rule,
+        samples=case.samples or None,
+        probability=case.probability,
+    )
     diversity = _diversity(reference, volumes, index, scheme)
     region = None if probability is None else _region(reference, predicted, volumes, index, settings)
     return ClassResult(
@@ -224,9 +232,7 @@ def _score_class(volumes: CaseVolumes, index: int, settings: CaseSettings) -> Cl
             voxel_ml * int(np.count_nonzero(_mask(sample, scheme, index, sample.box, volumes.valid)))
             for sample in volumes.samples
         ),
-        profiles=_profiles(reference, predicted, probability, box, volumes, index, settings)
-        if settings.profiles
-        else {},
+        profiles={name: find_profile(name).score(case) for name in settings.profiles},
     )
 
 
@@ -250,7 +256,7 @@ def _boundary(
     return dataclasses.replace(score, surface_dice=score.surface_dice[:own]), rater
 
 
-def _lesions(
+def _in_box(
     reference: np.ndarray,
     predicted: np.ndarray,
     probability: np.ndarray | None,
@@ -258,30 +264,10 @@ def _lesions(
     volumes: CaseVolumes,
     index: int,
     settings: CaseSettings,
-) -> tuple[LesionScore, tuple[ScoredLesion, ...]]:
+) -> ProfileCase:
+    """What lesions and the rules of challenges are scored on: the part of the image that holds the class."""
     where = box_slices(box)
-    samples = [_mask(sample, settings.scheme, index, box, volumes.valid) for sample in volumes.samples]
-    return score_lesions(
-        reference[where],
-        predicted[where],
-        crop_geometry(volumes.geometry, box),
-        settings.rule,
-        samples=samples or None,
-        probability=None if probability is None else probability[where],
-    )
-
-
-def _profiles(
-    reference: np.ndarray,
-    predicted: np.ndarray,
-    probability: np.ndarray | None,
-    box: Box,
-    volumes: CaseVolumes,
-    index: int,
-    settings: CaseSettings,
-) -> dict[str, ProfileScore]:
-    where = box_slices(box)
-    case = ProfileCase(
+    return ProfileCase(
         reference=reference[where],
         predicted=predicted[where],
         geometry=crop_geometry(volumes.geometry, box),
@@ -290,7 +276,6 @@ def _profiles(
         tolerance_mm=settings.tolerances_mm[0] if settings.tolerances_mm else 1.0,
         min_lesion_ml=settings.min_lesion_ml,
     )
-    return {name: find_profile(name).score(case) for name in settings.profiles}
 
 
 def _region(
