@@ -121,9 +121,11 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    return [
-        Path(place) / name for place, folders, names in os.walk(folder) for name in sorted(names) if not folders.sort()
-    ]
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders.sort()  # the order in which they are entered
+        found += [Path(place) / name for name in sorted(names)]
+    return found
 
 
 def _is_dicom(path: Path) -> bool:
