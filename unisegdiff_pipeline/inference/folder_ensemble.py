@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unisegdiff_pipeline.core.errors import UsdError, describe_failure
-from unisegdiff_pipeline.core.files import file_hash, is_full_disk, remove_stale_temporaries, require_writable
-from unisegdiff_pipeline.core.locks import locked
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import file_hash, require_writable
 from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import to_jsonable
@@ -25,9 +24,7 @@ from unisegdiff_pipeline.inference.export import (
     OutputOptions,
     PredictionRecord,
     endings_there,
-    expected_files,
     output_folders,
-    read_record,
     write_prediction,
     write_record,
     write_summary,
@@ -37,9 +34,10 @@ from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter,
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.origin import request_hash
 from unisegdiff_pipeline.inference.output_folder import (
-    FolderTakenError,
     Owner,
-    claim_folder,
+    claimed,
+    collected,
+    is_finished,
     remove_former,
     require_own,
 )
@@ -72,14 +70,11 @@ def ensemble_folders(request: EnsembleRequest) -> int:
         member.require_cases(cases)
     require_same_grids(members, cases)
     run = _EnsembleRun.of(request, members, cases)
-    part_id, num_parts = request.part
     for folder in output_folders(run.output):
         require_writable(folder)
-    with locked(run.output / f".lock-part-{part_id}-of-{num_parts}", str(run.output)):
-        endings = {case: run.ending(case) for case in cases}
-        claim_folder(run.output, run.owner, endings, next(iter(endings.values()), ""), overwrite=request.overwrite)
-        for folder in output_folders(run.output):
-            remove_stale_temporaries(folder)
+    endings = {case: run.ending(case) for case in cases}
+    ending = next(iter(endings.values()), "")
+    with claimed(run.output, run.owner, endings, ending, overwrite=request.overwrite, part=request.part):
         left = [case for case in cases if request.overwrite or not run.is_finished(case)]
         if len(left) < len(cases):
             finished = len(cases) - len(left)
@@ -87,7 +82,7 @@ def ensemble_folders(request: EnsembleRequest) -> int:
         try:
             failures = run.make(left)
         finally:
-            run.write_tables(next(iter(endings.values()), ""))
+            run.write_tables(ending)
     if failures:
         lines = [f"{case_id}: {failure}" for case_id, failure in failures.items()]
         raise UsdError("\n".join([f"{counted(len(lines), 'case')} could not be made, the others are done.", *lines]))
@@ -144,23 +139,16 @@ class _EnsembleRun:
 
     def is_finished(self, case_id: str) -> bool:
         """Whether the output holds all that is wanted of a case, made of the same files."""
-        record = read_record(self.output, case_id)
-        if record is None or record.request != self.owner.request:
-            return False
         count = sum(len(member.samples[case_id]) for member in self.members) if self.pooling else 0
-        wanted = expected_files(self.output, case_id, self._options(case_id), 1, count)
-        return all(path.is_file() for path in wanted) and record.input_hashes == self._hashes(case_id)
+        options = self._options(case_id)
+        return is_finished(self.output, self.owner, case_id, options, (1, count), lambda: self._hashes(case_id))
 
     def make(self, cases: Sequence[str]) -> dict[str, str]:
         """Make cases one after the other; returns what failed, in words."""
         failures: dict[str, str] = {}
         for case_id in progress(cases, len(cases), "averaging"):
-            try:
+            with collected(failures, case_id):
                 self._make(case_id)
-            except Exception as error:
-                if is_full_disk(error) or isinstance(error, FolderTakenError):
-                    raise
-                failures[case_id] = describe_failure(error)
         return failures
 
     def _make(self, case_id: str) -> None:

@@ -16,14 +16,8 @@ from threading import Event, Lock
 import numpy as np
 import torch
 
-from unisegdiff_pipeline.core.errors import UsdError, describe_failure
-from unisegdiff_pipeline.core.files import (
-    file_hash,
-    is_full_disk,
-    remove_stale_temporaries,
-    require_writable,
-)
-from unisegdiff_pipeline.core.locks import locked
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import file_hash, require_writable
 from unisegdiff_pipeline.core.parallel import MappedCasesError, available_memory_gb, map_cases, usable_cores
 from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.scratch import Scratch
@@ -32,9 +26,7 @@ from unisegdiff_pipeline.inference.export import (
     OutputOptions,
     PredictionRecord,
     endings_there,
-    expected_files,
     output_folders,
-    read_record,
     write_prediction,
     write_record,
     write_summary,
@@ -49,9 +41,10 @@ from unisegdiff_pipeline.inference.model_folder import (
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.origin import request_hash
 from unisegdiff_pipeline.inference.output_folder import (
-    FolderTakenError,
     Owner,
-    claim_folder,
+    claimed,
+    collected,
+    is_finished,
     remove_former,
     require_own,
 )
@@ -114,12 +107,9 @@ def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputIm
         )
     run = _open_run(request, inputs)
     run.origins = images.origins
-    part = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
-    with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{part}{output}"):
-        endings = {case.case_id: inputs.file_ending(case.image_paths) for case in cases}
-        claim_folder(output, run.owner, endings, model.plans.file_ending, overwrite=request.overwrite)
-        for folder in output_folders(output):
-            remove_stale_temporaries(folder)
+    endings = {case.case_id: inputs.file_ending(case.image_paths) for case in cases}
+    part = part_id, num_parts
+    with claimed(output, run.owner, endings, model.plans.file_ending, overwrite=request.overwrite, part=part):
         chosen = cases[part_id::num_parts]
         left = [case for case in chosen if request.overwrite or not run.is_finished(case)]
         if len(left) < len(chosen):
@@ -240,16 +230,9 @@ class _FolderRun:
 
     def is_finished(self, case: RawCase) -> bool:
         """Whether the output holds all that is wanted of this case, made from the same files in the same way."""
-        record = read_record(self.output, case.case_id)
-        if record is None or record.request != self.owner.request:
-            return False
+        counts = len(self.predictor.folds), self.num_samples
         options = self._options(case)
-        if record.file_ending not in ("", options.file_ending):
-            return False
-        wanted = expected_files(self.output, case.case_id, options, len(self.predictor.folds), self.num_samples)
-        if not all(path.is_file() for path in wanted):
-            return False
-        return record.input_hashes == _input_hashes(case)
+        return is_finished(self.output, self.owner, case.case_id, options, counts, lambda: _input_hashes(case))
 
     def _options(self, case: RawCase) -> OutputOptions:
         """What is written of a case, in the ending of its image."""
@@ -278,7 +261,7 @@ class _FolderRun:
                 case, following = cases[index], cases[index + 1 : index + 2]
                 assert reading is not None
                 overlap = False
-                with self._collected(case.case_id):
+                with collected(self.failures, case.case_id):
                     require_own(self.output, self.owner)
                     remove_former(self.output, case.case_id, self.inputs.file_ending(case.image_paths))
                     prepared = reading.result()
@@ -346,18 +329,8 @@ class _FolderRun:
     def _wait_for(self, writing: tuple[str, Future[None]] | None) -> None:
         if writing is not None:
             case_id, future = writing
-            with self._collected(case_id):
+            with collected(self.failures, case_id):
                 future.result()
-
-    @contextmanager
-    def _collected(self, case_id: str) -> Iterator[None]:
-        """Keep the error of a case for the end; what would fail all others too ends the run."""
-        try:
-            yield
-        except Exception as error:
-            if is_full_disk(error) or isinstance(error, FolderTakenError):
-                raise
-            self.failures[case_id] = describe_failure(error)
 
     def write_tables(self, seconds: float) -> None:
         """Write the tables and manifest.json over all finished cases, those of earlier runs included."""

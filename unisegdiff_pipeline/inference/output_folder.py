@@ -14,18 +14,22 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError, describe_failure
+from unisegdiff_pipeline.core.files import is_full_disk, remove_stale_temporaries
+from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.names import file_of
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_json, to_jsonable, write_json
 from unisegdiff_pipeline.inference.export import (
     RECORDS,
+    OutputOptions,
     PredictionRecord,
+    expected_files,
     lesions_path,
     mask_path,
     output_folders,
@@ -40,6 +44,7 @@ from unisegdiff_pipeline.io.images import label_ending, map_ending, split_ending
 OWNER = ".prediction.json"
 MANIFEST = "manifest.json"
 LISTED = 3
+Hashes = Callable[[], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,62 @@ def claim_folder(output: Path, owner: Owner, endings: Mapping[str, str], file_en
         return
     if there is None or there.request != owner.request or not (output / OWNER).is_file():
         _write_owner(output, owner)
+
+
+@contextlib.contextmanager
+def claimed(
+    output: Path,
+    owner: Owner,
+    endings: Mapping[str, str],
+    file_ending: str,
+    *,
+    overwrite: bool = False,
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[None]:
+    """Have an output folder, or a part of its cases, for this run alone, as its own and without what is half written.
+
+    Args:
+        endings, file_ending, overwrite: as for `claim_folder`.
+        part: number of the part, and of how many.
+
+    Raises:
+        UsdError: another process has the part; or as `claim_folder`.
+    """
+    part_id, num_parts = part
+    of = "" if num_parts == 1 else f"part {part_id} of {num_parts} of the predictions in "
+    with locked(output / f".lock-part-{part_id}-of-{num_parts}", f"{of}{output}"):
+        claim_folder(output, owner, endings, file_ending, overwrite=overwrite)
+        for folder in output_folders(output):
+            remove_stale_temporaries(folder)
+        yield
+
+
+def is_finished(
+    output: Path, owner: Owner, case_id: str, options: OutputOptions, counts: tuple[int, int], hashes: Hashes
+) -> bool:
+    """Whether an output holds all that is wanted of a case, made of the same files in the same way.
+
+    Args:
+        options: what is wanted.
+        counts: numbers of folds and of samples.
+        hashes: gives those of the files that it would be made of now; not called where something is missing.
+    """
+    record = read_record(output, case_id)
+    if record is None or record.request != owner.request or record.file_ending not in ("", options.file_ending):
+        return False
+    wanted = expected_files(output, case_id, options, *counts)
+    return all(path.is_file() for path in wanted) and record.input_hashes == hashes()
+
+
+@contextlib.contextmanager
+def collected(failures: dict[str, str], case_id: str) -> Iterator[None]:
+    """Keep the error of a case, in words, for the end; what would fail all others too ends the run."""
+    try:
+        yield
+    except Exception as error:
+        if is_full_disk(error) or isinstance(error, FolderTakenError):
+            raise
+        failures[case_id] = describe_failure(error)
 
 
 def require_for_ensemble(output: Path, *, overwrite: bool) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from unisegdiff_pipeline.core.files import remove_stale_temporaries, require_writable
+from unisegdiff_pipeline.core.files import require_writable
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.export import (
     OutputOptions,
@@ -22,7 +21,7 @@ from unisegdiff_pipeline.inference.export import (
     write_summary,
 )
 from unisegdiff_pipeline.inference.origin import Origin, request_hash
-from unisegdiff_pipeline.inference.output_folder import Owner, claim_folder, remove_former
+from unisegdiff_pipeline.inference.output_folder import Owner, claimed, remove_former
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
 _ONE_AT_A_TIME = threading.Lock()  # threads of this process wait; another process that writes the folder is named
@@ -45,10 +44,8 @@ def save_case(
     owner = Owner(request_hash(origin.made_of), origin.model, origin.made_of)
     for folder in output_folders(output):
         require_writable(folder)
-    with _ONE_AT_A_TIME, locked(output / ".lock-part-0-of-1", str(output)):
-        claim_folder(output, owner, {properties.case_id: options.file_ending}, options.file_ending, overwrite=False)
-        for folder in output_folders(output):
-            remove_stale_temporaries(folder)
+    endings = {properties.case_id: options.file_ending}
+    with _ONE_AT_A_TIME, claimed(output, owner, endings, options.file_ending):
         remove_former(output, properties.case_id, options.file_ending)
         num_lesions = write_prediction(output, found, properties, scheme, options)
         facts = facts_of(found, num_lesions)
