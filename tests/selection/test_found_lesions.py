@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.data.test_source_draw import unified
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
@@ -16,16 +18,17 @@ from unisegdiff_pipeline.selection.found_lesions import choose_lesions, choose_o
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,), ignore_value=9)
 SETTINGS = InferenceSettings(lam_a=-3.0, lam_c=0.5)
-HELD_OUT: Any = SimpleNamespace(labels=BINARY, spacing_known=False)
+HELD_OUT: Any = SimpleNamespace(labels=BINARY, spacing_known=False, configuration=SimpleNamespace(sources=None))
 
 
 def row(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)[None, None, None]  # (K, Z, Y, X)
 
 
-def stored(*labels: int, group: str = "p") -> Any:
-    geometry = SimpleNamespace(is_2d=True)
-    properties = SimpleNamespace(geometry=geometry, spacing_mm=(1.0, 2.0, 1.0))
+def stored(*labels: int, group: str = "p", pixel: float = 1.0) -> Any:
+    """A case whose plan has pixels of 2 x 1 of those of the image."""
+    geometry = Geometry((1.0, pixel, pixel), is_2d=True)
+    properties = SimpleNamespace(geometry=geometry, spacing_mm=(1.0, 2 * pixel, pixel), source="US")
     return SimpleNamespace(
         labels=np.array(labels, np.uint8).reshape(1, 1, 1, -1), properties=properties, group=group, case_id="a"
     )
@@ -56,6 +59,23 @@ def test_lesions_beside_the_reference() -> None:
     assert found.holds_lesion
     assert found.highest == 1
     assert found.units.size == "pixels2"
+
+
+def test_sizes_in_pixels_are_those_of_the_image_whatever_spacing_its_header_names() -> None:
+    samples = (row(1, 1, 1, 0, 1),) * 2
+    found = held_out_case(
+        HELD_OUT, SETTINGS, stored(0, 1, 1, 0, 0, pixel=0.3), prediction(row(1, 1, 1, 0, 1), *samples)
+    )
+    assert [lesion.size for lesion in found.classes[0].lesions] == pytest.approx([6, 2])
+
+
+def test_a_class_that_the_source_does_not_annotate_is_no_lesion_free_case() -> None:
+    scheme = LabelScheme(("a", "b"), ((1,), (2,)), "regions", (1, 2))
+    plan = unified(annotated=((True, False), (True, True)))
+    held_out: Any = SimpleNamespace(labels=scheme, spacing_known=False, configuration=plan)
+    drawn = torch.cat([row(1, 0, 0), row(0, 0, 1)])
+    found = held_out_case(held_out, SETTINGS, stored(1, 0, 0), prediction(drawn, drawn, drawn))
+    assert [case.class_name for case in found.classes] == ["a"]
 
 
 def test_a_lesion_free_case_and_ignored_pixels() -> None:

@@ -11,6 +11,7 @@ import torch
 from tests.networks.test_networks import PLAN_2D
 from tests.training.data.test_source_draw import REGIONS, unified
 from tests.training.test_time_budget import run_of
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.losses import mask_loss, noise_loss, over_batch, refinement_loss
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, channel_lam, noise_mask
 from unisegdiff_pipeline.diffusion.stages import StageDraw
@@ -105,6 +106,17 @@ def test_large_lesions_of_one_source_do_not_hide_small_ones_of_another() -> None
         batch = Batch(logits, target, torch.ones_like(target), ids)
         losses.append(segmentation_loss([logits], batch, configuration, "binary").loss.item())
     assert losses[0] - losses[1] == pytest.approx(0.5, abs=0.01)  # Dice 0 and 1 by source, nearly 1 over both
+
+
+def test_annotated_classes_are_those_of_the_source_and_all_of_a_softmax() -> None:
+    regions = LabelScheme(("a", "b"), ((1,), (2,)), "regions", (1, 2))
+    sources = unified(annotated=((True, False), (True, True))).sources
+    assert sources is not None
+    assert [sources.annotated_classes(name, regions) for name in ("US", "CT", None)] == [{"a"}, {"a", "b"}, {"a", "b"}]
+    softmax = replace(regions, coding="softmax")
+    sources = unified(annotated=((True,) * 3, (True,) * 3)).sources  # a flag for the background, too
+    assert sources is not None
+    assert sources.annotated_classes("US", softmax) == {"a", "b"}
 
 
 @pytest.mark.parametrize("dice_weight", [0.0, 1.0])

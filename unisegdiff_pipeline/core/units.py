@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -99,6 +99,12 @@ def measured_grid(geometry: Geometry, units: Units) -> Geometry:
     if units.length == "pixels":
         return Geometry(is_2d=True)
     return dataclasses.replace(geometry, is_2d=units.size == "mm2")
+
+
+def size_of_voxel(spacing_mm: Sequence[float], units: Units) -> float:
+    """Size of a voxel of an image with this spacing (Z, Y, X): ml, mm2 or pixels2."""
+    z, y, x = map(float, spacing_mm)
+    return {"ml": z * y * x / MM3_PER_ML, "mm2": y * x, "pixels2": 1.0}[units.size]
 
 
 def voxel_size(geometry: Geometry) -> float:

@@ -17,7 +17,7 @@ from unisegdiff_pipeline.core.bounds import Count, Finite, NotNegative
 from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
 from unisegdiff_pipeline.core.components import label_components
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.units import units_of
+from unisegdiff_pipeline.core.units import size_of_voxel, units_of
 from unisegdiff_pipeline.inference.volumes import TAILS
 from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 
@@ -101,8 +101,7 @@ class CaseCounter:
     ) -> CaseSummary:
         """The case's row; `mask` is its label map (Z, Y, X), of voxels of this spacing (Z, Y, X)."""
         units = units_of(is_2d, spacing_known)
-        z, y, x = spacing_mm
-        per_voxel = {"ml": z * y * x / 1000, "mm2": y * x, "pixels2": 1.0}[units.size]
+        per_voxel = size_of_voxel(spacing_mm, units)
         lesions, voxels = self._count(mask)
         probability = highest_probability
         if calibration is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
 from unisegdiff_pipeline.core.components import Components, find_components
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.units import units_of
+from unisegdiff_pipeline.core.units import size_of_voxel, units_of
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, value_without
 
 
@@ -138,8 +138,7 @@ class LesionCounter:
             spacing_mm, is_2d, spacing_known: as for `rows`.
         """
         units = units_of(is_2d, spacing_known)
-        z, y, x = map(float, spacing_mm)
-        per_voxel = {"ml": z * y * x / 1000, "mm2": y * x, "pixels2": 1.0}[units.size]
+        per_voxel = size_of_voxel(spacing_mm, units)
         for own in self._classes:
             unknown = np.full(len(own.found), np.nan)
             kept = lesion_filter.rule(own.name, units.size).kept(

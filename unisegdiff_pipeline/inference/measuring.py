@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,21 +43,18 @@ def measure(
         mask: label map (Z, Y, X) on the image's grid; changed in place where lesions are taken out of it.
         samples: label maps of the samples there, taken one at a time.
     """
-    lesions, volumes, cases = LesionCounter(mask, scheme), VolumeCounter(mask, scheme), CaseCounter(scheme)
-    for sample in samples:
-        lesions.add_sample(sample)
-        volumes.add_sample(sample)
-        cases.add_sample(sample)
-    for index in lesions.classes_present:
-        channel = index + scheme.foreground_offset
-        restored = restore_map(found.probabilities[channel : channel + 1], properties, scratch=found.scratch)
-        lesions.add_probability(index, restored[0])
-        found.scratch.release()
-    case_id, geometry = properties.case_id, properties.geometry
-    if not found.lesion_filter.keeps_all and lesions.keep_only(
-        found.lesion_filter, mask, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known
-    ):
+    volumes, cases = VolumeCounter(mask, scheme), CaseCounter(scheme)
+
+    def counted() -> Iterator[np.ndarray]:
+        for sample in samples:
+            volumes.add_sample(sample)
+            cases.add_sample(sample)
+            yield sample
+
+    lesions, num_removed = find_lesions(found, properties, scheme, spacing_known, mask, counted())
+    if num_removed:
         volumes.recount_mask(mask)
+    case_id, geometry = properties.case_id, properties.geometry
     return Measured(
         tuple(lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known)),
         tuple(volumes.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known)),
@@ -71,3 +68,29 @@ def measure(
             spacing_known=spacing_known,
         ),
     )
+
+
+def find_lesions(
+    found: EnsemblePrediction,
+    properties: CaseProperties,
+    scheme: LabelScheme,
+    spacing_known: bool,
+    mask: np.ndarray,
+    samples: Iterable[np.ndarray],
+) -> tuple[LesionCounter, int]:
+    """The lesions of a mask, and how many the prediction's filter took out of it; arguments as for `measure`."""
+    lesions = LesionCounter(mask, scheme)
+    for sample in samples:
+        lesions.add_sample(sample)
+    for index in lesions.classes_present:
+        channel = index + scheme.foreground_offset
+        restored = restore_map(found.probabilities[channel : channel + 1], properties, scratch=found.scratch)
+        lesions.add_probability(index, restored[0])
+        found.scratch.release()
+    if found.lesion_filter.keeps_all:
+        return lesions, 0
+    geometry = properties.geometry
+    num_removed = lesions.keep_only(
+        found.lesion_filter, mask, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known
+    )
+    return lesions, num_removed

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.units import units_of
+from unisegdiff_pipeline.core.units import size_of_voxel, units_of
 
 TAILS = (0.05, 0.95)
 
@@ -62,8 +62,7 @@ class VolumeCounter:
     ) -> list[ClassVolume]:
         """One row for each class or region; `spacing_mm` is (Z, Y, X) of the written mask."""
         units = units_of(is_2d, spacing_known)
-        z, y, x = (float(s) for s in spacing_mm)
-        per_voxel = {"ml": z * y * x / 1000, "mm2": y * x, "pixels2": 1.0}[units.size]
+        per_voxel = size_of_voxel(spacing_mm, units)
         rows = []
         for index, name in enumerate(self._scheme.names):
             volumes = np.array([counts[index] for counts in self._samples]) * per_voxel

@@ -15,7 +15,7 @@ from unisegdiff_pipeline.core.files import file_hash, text_hash
 from unisegdiff_pipeline.core.serialization import read_object, to_jsonable, write_json
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, listed_test_cases, parse_description
 from unisegdiff_pipeline.io.paths import dataset_name, find_dataset
-from unisegdiff_pipeline.io.raw_dataset import RawDataset, cases_of_source, open_raw_dataset
+from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, cases_of_source, open_raw_dataset
 from unisegdiff_pipeline.io.sources import (
     BACKGROUND,
     IGNORE,
@@ -86,7 +86,7 @@ def unify(raw_root: Path, request: UnifyRequest) -> Path:
     names = _source_names(raw_root, folders, request.renamed)
     parts = {source: open_raw_dataset(path) for source, path in zip(names, folders, strict=True)}
     sources = _sources(parts, request)
-    counts = {source.name: len(cases_of_source(parts[source.name], source)) for source in sources}
+    kept = {source.name: cases_of_source(parts[source.name], source) for source in sources}
     _require_patterns_used(excluded, names)
     content = {
         "name": name,
@@ -96,24 +96,23 @@ def unify(raw_root: Path, request: UnifyRequest) -> Path:
         "spacing_known": all(raw.description.spacing_known for raw in parts.values()),
         "sources": to_jsonable(sources),
     }
-    if test := _test_cases(parts, sources):
+    if test := _test_cases(parts, kept):
         content["test"] = test
     description = parse_description(content)
     for mapped in description.sources:  # what cannot be mapped is refused before anything is written
         unified_values(mapped, parts[mapped.name].description.labels, description.labels)
-    _warn_of_sizes(counts)
+    _warn_of_sizes({source: len(cases) for source, cases in kept.items()})
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "dataset.json", content)
     return folder
 
 
-def _test_cases(parts: Mapping[str, RawDataset], sources: Sequence[Source]) -> list[str]:
+def _test_cases(parts: Mapping[str, RawDataset], kept: Mapping[str, Sequence[RawCase]]) -> list[str]:
     """The cases that the sources hold out from every training, so that a model over all does not see them either."""
     found = []
-    for source in sources:
-        listed = listed_test_cases(parts[source.name].folder / "dataset.json")
-        cases = cases_of_source(parts[source.name], source)
-        found += [unified_case_id(source.name, case.case_id) for case in cases if case.case_id in listed]
+    for source, cases in kept.items():
+        listed = listed_test_cases(parts[source].folder / "dataset.json")
+        found += [unified_case_id(source, case.case_id) for case in cases if case.case_id in listed]
     return found
 
 

@@ -313,6 +313,13 @@ class SourcesPlan:
         """Row of a source in the network's embeddings; 0 for an unknown one."""
         return 0 if source is None else 1 + list(self.plans).index(source)
 
+    def annotated_classes(self, source: str | None, labels: LabelScheme) -> frozenset[str]:
+        """Classes that a source says anything about; all of an unknown one, and of a softmax."""
+        if source is None or labels.coding == "softmax":
+            return frozenset(labels.names)
+        flags = self.plans[source].annotated
+        return frozenset(name for name, flag in zip(labels.names, flags, strict=True) if flag)
+
 
 @dataclass(frozen=True)
 class ConfigurationPlan:

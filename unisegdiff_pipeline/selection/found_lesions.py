@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.units import Units, units_of
+from unisegdiff_pipeline.core.units import Units, measured_grid, units_of, voxel_size
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.evaluation.lesion_matching import find_overlaps
+from unisegdiff_pipeline.inference.active_region import foreground
 from unisegdiff_pipeline.inference.cases import PresenceCalibration
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.lesion_filter import can_filter
@@ -119,23 +121,27 @@ def held_out_case(
         counter.add_sample(sample)
     for index in counter.classes_present:
         counter.add_probability(index, p[index + scheme.foreground_offset].numpy())
-    is_2d = stored.properties.geometry.is_2d
+    geometry = stored.properties.geometry
+    is_2d = geometry.is_2d
     units = units_of(is_2d, held_out.spacing_known)
     spacing_mm = stored.properties.spacing_mm
     rows = counter.rows(stored.case_id, spacing_mm, is_2d=is_2d, spacing_known=held_out.spacing_known)
-    masks = (reference, labels, plain)
-    classes = compare_lesions(scheme, masks, rows, units, spacing_mm, (stored.group, stored.case_id))
-    foreground = 1 - p[0] if scheme.coding == "softmax" else p.amax(dim=0)
+    # Sizes are those of the image, whose grid is finer or coarser than the plan's.
+    size = voxel_size(measured_grid(geometry, units)) * math.prod(spacing_mm) / geometry.voxel_volume_mm3
+    classes = compare_lesions(scheme, (reference, labels, plain), rows, size, (stored.group, stored.case_id))
+    sources = held_out.configuration.sources
+    if sources is not None:
+        annotated = sources.annotated_classes(stored.properties.source, scheme)
+        classes = tuple(case for case in classes if case.class_name in annotated)
     holds = any(case.num_reference for case in classes)
-    return HeldOutCase(stored.group, classes, float(foreground.max()), holds, units)
+    return HeldOutCase(stored.group, classes, float(foreground(p, scheme.coding).max()), holds, units)
 
 
 def compare_lesions(
     scheme: LabelScheme,
     masks: tuple[np.ndarray, np.ndarray, np.ndarray],
     rows: Sequence[PredictedLesion],
-    units: Units,
-    spacing_mm: Sequence[float],
+    size_of_voxel: float,
     names: tuple[str, str],
 ) -> tuple[LesionCase, ...]:
     """The lesions of a case's mask beside those of its reference, an entry for each class.
@@ -145,13 +151,10 @@ def compare_lesions(
         masks: label maps (Z, Y, X): the reference, the mask, and the one whose false alarms no filter may exceed; both
             background where the reference is ignored.
         rows: the lesions of the mask, as its table has them before any filter.
-        units: of sizes.
-        spacing_mm: of the voxels (Z, Y, X).
+        size_of_voxel: in the unit of the filter.
         names: of the group (patient) and of the case.
     """
     reference, labels, plain = masks
-    z, y, x = map(float, spacing_mm)
-    per_voxel = {"ml": z * y * x / 1000, "mm2": y * x, "pixels2": y * x}[units.size]
     classes = []
     of_classes = zip(scheme.class_masks(reference), scheme.class_masks(labels), scheme.class_masks(plain), strict=True)
     for (name, in_reference), (_, in_mask), (_, in_plain) in of_classes:
@@ -161,7 +164,7 @@ def compare_lesions(
         own = [row for row in rows if row.class_name == name]
         found = tuple(
             FoundLesion(
-                size=row.voxels * per_voxel,
+                size=row.voxels * size_of_voxel,
                 confidence=np.nan if row.confidence is None else row.confidence,
                 probability=np.nan if row.mean_probability is None else row.mean_probability,
                 voxels=row.voxels,

@@ -120,7 +120,6 @@ class RuleChoice:
         best: the point of the best rule, taken or not, and `unfiltered` that of keeping every lesion, on all cases.
         gain, gain_error: of the utility on patients not chosen on, and its standard error; NaN where none could tell.
         dice_gain: of Dice alone, there.
-        fewer_alarms, fewer_alarms_error: the same of the false alarms per lesion-free case.
         plain_false_alarms: of the plain segmenter at 0.5, per lesion-free case; NaN without such a case.
         num_patients, num_cases, num_lesion_free: that it was chosen on; the patients are those with a lesion.
         points: rules worth offering, by rising sensitivity; the first of them are strict.
@@ -132,8 +131,6 @@ class RuleChoice:
     gain: float
     gain_error: float
     dice_gain: float
-    fewer_alarms: float
-    fewer_alarms_error: float
     plain_false_alarms: float
     num_patients: int
     num_cases: int
@@ -219,8 +216,6 @@ def choose_rule(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> Rule
         gain=gain,
         gain_error=gain_error,
         dice_gain=dice_gain,
-        fewer_alarms=fewer,
-        fewer_alarms_error=fewer_error,
         plain_false_alarms=plain,
         num_patients=num_patients,
         num_cases=len(cases),

@@ -18,7 +18,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.parallel import map_cases
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
+from unisegdiff_pipeline.core.units import Units, measured_grid, units_of, voxel_size
 from unisegdiff_pipeline.evaluation.comparison import bootstrap_interval, paired_comparison
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.inference.averaging import (
@@ -29,7 +29,7 @@ from unisegdiff_pipeline.inference.averaging import (
 )
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, can_filter, combined_filter
-from unisegdiff_pipeline.inference.measuring import measure
+from unisegdiff_pipeline.inference.measuring import find_lesions
 from unisegdiff_pipeline.inference.model_folder import open_model_folder
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder
 from unisegdiff_pipeline.inference.recipe import Candidate, CandidateComparison, Recipe, RecipeMember, write_recipe
@@ -283,7 +283,8 @@ def _score(task: _CaseOfMembers) -> CaseDice:
     found, properties = task.predict(task.lesion_filter)
     labels = restore_labels(found.decided(scheme.coding), properties, scheme)
     if not task.lesion_filter.keeps_all:
-        measure(found, properties, scheme, task.spacing_known, labels, restore_samples(found, properties, scheme))
+        samples = restore_samples(found, properties, scheme)
+        find_lesions(found, properties, scheme, task.spacing_known, labels, samples)
     geometry = properties.geometry
     grid = measured_grid(geometry, units_of(geometry.is_2d, task.spacing_known))
     reference = read_array(task.reference)[0]
@@ -326,14 +327,15 @@ def _lesions(task: _CaseOfMembers) -> tuple[Units, tuple[LesionCase, ...]]:
     ignored = scheme.ignored(reference)
     labels[ignored], plain[ignored] = 0, 0
     samples = restore_samples(found, properties, scheme)
-    rows = measure(found, properties, scheme, task.spacing_known, labels, samples).lesions
-    units = units_of(properties.geometry.is_2d, task.spacing_known)
-    masks = (reference, labels, plain)
-    spacing_mm = measured_grid(properties.geometry, units).spacing_mm
-    cases = compare_lesions(scheme, masks, rows, units, spacing_mm, (task.group, task.case_id))
+    lesions, _ = find_lesions(found, properties, scheme, task.spacing_known, labels, samples)
+    geometry, known = properties.geometry, task.spacing_known
+    rows = lesions.rows(task.case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
+    units = units_of(geometry.is_2d, known)
+    size = voxel_size(measured_grid(geometry, units))
+    cases = compare_lesions(scheme, (reference, labels, plain), rows, size, (task.group, task.case_id))
     if task.sources is not None:
-        annotated = dict(zip(scheme.names, task.sources.plans[source_of_case(task.case_id)].annotated, strict=True))
-        cases = tuple(case for case in cases if scheme.coding == "softmax" or annotated[case.class_name])
+        annotated = task.sources.annotated_classes(source_of_case(task.case_id), scheme)
+        cases = tuple(case for case in cases if case.class_name in annotated)
     return units, cases
 
 

@@ -131,7 +131,6 @@ class _Mlflow:
         experiment = self._client.get_experiment_by_name(dataset)
         number = self._client.create_experiment(dataset) if experiment is None else experiment.experiment_id
         identity = _identity(folder)
-        identity = _identity(folder)
         former = self._client.search_runs([number], filter_string=f"tags.identity = '{identity}'", max_results=1)
         if former:
             self._id = former[0].info.run_id

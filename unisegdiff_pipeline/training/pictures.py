@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.inference.active_region import foreground
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
@@ -94,13 +95,13 @@ def snapshot(run: FoldRun, stored: StoredCase, prediction: CasePrediction, plane
 def shown_slice(labels: LabelScheme, stored: StoredCase) -> int:
     """Number of the slice that holds most foreground of the reference."""
     reference = np.asarray(stored.labels[0:1])[0]
-    foreground = (reference > 0) & ~labels.ignored(reference)
-    return int(foreground.sum(axis=(1, 2)).argmax())
+    marked = (reference > 0) & ~labels.ignored(reference)
+    return int(marked.sum(axis=(1, 2)).argmax())
 
 
 def _foreground(labels: LabelScheme, p: Tensor) -> np.ndarray:
     """Probability (Y, X) of any class, out of (K, Y, X)."""
-    return (1 - p[0] if labels.coding == "softmax" else p.amax(dim=0)).numpy()
+    return foreground(p, labels.coding).numpy()
 
 
 def _numbered(labels: LabelScheme, values: np.ndarray) -> np.ndarray:

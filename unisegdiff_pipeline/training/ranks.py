@@ -105,8 +105,8 @@ class Ranks:
         """Whether this process writes, logs, validates and chooses."""
         return self.rank == 0
 
-    def items(self, batch_size: int, rank: int | None = None) -> range:
-        """Items of a batch that a process (this one by default) has: as even as can be, in the order of ranks.
+    def items(self, batch_size: int) -> range:
+        """Items of a batch that this process has: as even as can be, in the order of ranks.
 
         Raises:
             UsdError: fewer items than processes.
@@ -116,8 +116,7 @@ class Ranks:
                 f"a batch of {batch_size} cannot be shared by {self.size} processes: give --batch-size {self.size} or "
                 f"more, or start at most {batch_size} processes (torchrun --nproc-per-node, --nnodes)."
             )
-        rank = self.rank if rank is None else rank
-        return range(batch_size * rank // self.size, batch_size * (rank + 1) // self.size)
+        return range(batch_size * self.rank // self.size, batch_size * (self.rank + 1) // self.size)
 
     # Orders: the leader tells, the followers hear. ----------------------------------------------------------------
 

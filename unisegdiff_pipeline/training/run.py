@@ -342,7 +342,7 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
         device=setting.device,
         workers=_workers(request, setting.ranks),
         plan_hash=plan_hash(setting.configuration),
-        log=RunLog(folder, request.logger, _logged_settings(request, setting, fold)),
+        log=RunLog(folder, request.logger, _logged_settings(request, setting, configuration, fold)),
         stop=stop,
         watch=Stopwatch(began),
         start=None if request.restart else start_record(folder),
@@ -350,16 +350,18 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
     )
 
 
-def _logged_settings(request: TrainRequest, setting: _Setting, fold: str) -> dict[str, object]:
+def _logged_settings(
+    request: TrainRequest, setting: _Setting, configuration: ConfigurationPlan, fold: str
+) -> dict[str, object]:
     """What a logger may know of a training: settings, but no case, path or image."""
-    training = _overridden(setting.configuration, request).training
+    training = configuration.training
     return {
         "dataset": setting.plans.dataset_name,
-        "configuration": setting.configuration.name,
+        "configuration": configuration.name,
         "trainer": setting.trainer.__name__,
         "fold": fold,
         "seed": request.seed_or_default,
-        "patch_size": "x".join(map(str, setting.configuration.network.patch_size)),
+        "patch_size": "x".join(map(str, configuration.network.patch_size)),
         **{name: getattr(training, name) for name in ("batch_size", "learning_rate", "num_epochs", "augmentation")},
     }
 

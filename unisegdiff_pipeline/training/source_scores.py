@@ -54,7 +54,7 @@ def annotated_scores(
     sources: SourcesPlan | None, source: str | None, labels: LabelScheme, scores: Sequence[ClassScore]
 ) -> tuple[ClassScore, ...]:
     """The scores of the classes that the source of a case annotates: all, unless its plan says otherwise."""
-    if sources is None or source is None or labels.coding == "softmax":
+    if sources is None:
         return tuple(scores)
-    named = dict(zip(labels.names, sources.plans[source].annotated, strict=True))
-    return tuple(score for score in scores if named[score.class_name])
+    annotated = sources.annotated_classes(source, labels)
+    return tuple(score for score in scores if score.class_name in annotated)

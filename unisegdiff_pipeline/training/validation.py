@@ -16,7 +16,7 @@ from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, CaseSpread, Spread
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_defined, summarise
 from unisegdiff_pipeline.inference.decision import NEUTRAL, best_threshold, decided_probabilities, shift_threshold
-from unisegdiff_pipeline.inference.measuring import measure
+from unisegdiff_pipeline.inference.measuring import find_lesions
 from unisegdiff_pipeline.inference.restoring import restore_samples
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
@@ -156,14 +156,14 @@ def _validated(
     if settings.decision == "dice":
         threshold = best_threshold(probabilities, _masks(run, prediction), scheme)
     labels = restore_labels(shift_threshold(probabilities, threshold, scheme.coding), stored.properties, scheme)
+    found = ensemble_of_one(prediction, settings, threshold)
     if not settings.lesion_filter.keeps_all:
-        found = ensemble_of_one(prediction, settings, threshold)
         samples = restore_samples(found, stored.properties, scheme)
-        measure(found, stored.properties, scheme, run.plans.spacing_known, labels, samples)
+        find_lesions(found, stored.properties, scheme, run.plans.spacing_known, labels, samples)
     grid = measured_grid(stored.properties.geometry, units)
     reference = stored.reference()[0]
     scores = score_case(reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d)
-    write_case(run, stored, prediction, settings, threshold, labels, everything)
+    write_case(run, stored, found, settings, labels, everything)
     of_case = annotated_scores(run.configuration.sources, stored.properties.source, scheme, scores)
     return CaseScores(case_id, of_case), spread_of_case(prediction, annotators(stored), scheme, case_id)
 

@@ -57,17 +57,15 @@ def ensemble_of_one(prediction: CasePrediction, settings: InferenceSettings, thr
 def write_case(
     run: FoldRun,
     stored: StoredCase,
-    prediction: CasePrediction,
+    found: EnsemblePrediction,
     settings: InferenceSettings,
-    threshold: float,
     labels: np.ndarray,
     everything: bool,
 ) -> None:
     """Write what is kept of one case, after all that was kept of it before is removed.
 
     Args:
-        prediction: with its samples, where everything is kept.
-        threshold: of the probabilities, above which a voxel is in the mask.
+        found: the prediction, with its samples where everything is kept.
         labels: the mask (Z, Y, X) on the image's grid.
         everything: see `keeps_everything`.
     """
@@ -91,9 +89,8 @@ def write_case(
         write_labels(mask_path(output, case_id, ending), labels, stored.properties.geometry)
         return
     options = OutputOptions(ending, run.plans.spacing_known, save_samples=True, save_probabilities=True)
-    found = ensemble_of_one(prediction, settings, threshold)
     lesions = write_prediction(output, found, stored.properties, run.plans.labels, options)
-    facts = {"num_samples": prediction.num_samples, "num_lesions": lesions, "threshold": threshold}
+    facts = {"num_samples": len(found.sample_places), "num_lesions": lesions, "threshold": found.threshold}
     write_record(output, PredictionRecord(case_id, _request(run, settings), (), (), {}, facts))
 
 
