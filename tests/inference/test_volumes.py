@@ -21,10 +21,10 @@ def labels(ones: int, twos: int = 0) -> np.ndarray:
 
 def test_samples_of_a_volume() -> None:
     """Voxels of 2 * 0.5 * 10 = 10 mm3: 0.01 ml each. Regions: whole 5 in the mask, 2 4 6 in samples; core 1, 0 0 3."""
-    counter = VolumeCounter(labels(4, 1), REGIONS)
+    counter = VolumeCounter(REGIONS)
     for ones, twos in ((2, 0), (4, 0), (3, 3)):
         counter.add_sample(labels(ones, twos))
-    whole, core = counter.rows("c", (2.0, 0.5, 10.0))
+    whole, core = counter.rows("c", labels(4, 1), (2.0, 0.5, 10.0))
     assert (whole.class_name, whole.unit, whole.num_samples, whole.spacing_known) == ("whole", "ml", 3, True)
     assert whole.volume == pytest.approx(0.05)
     assert whole.expected_volume == pytest.approx(0.04)
@@ -37,20 +37,20 @@ def test_samples_of_a_volume() -> None:
 
 def test_quantiles_of_many_samples() -> None:
     """39 samples of 1 .. 39 voxels: positions 0.05 * 40 = 2 and 0.95 * 40 = 38."""
-    counter = VolumeCounter(labels(7), BINARY)
+    counter = VolumeCounter(BINARY)
     for voxels in range(39, 0, -1):
         counter.add_sample(labels(voxels))
-    (row,) = counter.rows("c", (3.0, 1.0, 1.0), is_2d=True, spacing_known=False)
+    (row,) = counter.rows("c", labels(7), (3.0, 1.0, 1.0), is_2d=True, spacing_known=False)
     assert (row.unit, row.spacing_known, row.volume) == ("pixels2", False, 7.0)
-    (known,) = counter.rows("c", (3.0, 2.0, 1.0), is_2d=True)
+    (known,) = counter.rows("c", labels(7), (3.0, 2.0, 1.0), is_2d=True)
     assert (known.unit, known.volume) == ("mm2", 14.0)
     assert (row.quantile_05, row.quantile_95) == pytest.approx((2.0, 38.0))
 
 
 def test_without_samples_and_with_one() -> None:
-    counter = VolumeCounter(labels(7), BINARY)
-    (row,) = counter.rows("c", (1, 1, 1))
+    counter = VolumeCounter(BINARY)
+    (row,) = counter.rows("c", labels(7), (1, 1, 1))
     assert (row.volume, row.num_samples, row.expected_volume, row.quantile_05) == (0.007, 0, None, None)
     counter.add_sample(labels(5))
-    (row,) = counter.rows("c", (1, 1, 1))
+    (row,) = counter.rows("c", labels(7), (1, 1, 1))
     assert (row.expected_volume, row.std, row.quantile_05, row.quantile_95) == (0.005, None, None, None)

@@ -208,6 +208,10 @@ def test_volumes_have_decimals_enough(flat: tuple[Evaluation, Path], mean_ml: fl
     assert volume_digits(dataclasses.replace(changed, units=report.units)) == 1  # means of whole pixels
 
 
+def test_a_part_in_which_no_class_is_scored_has_the_least_decimals(flat: tuple[Evaluation, Path]) -> None:
+    assert volume_digits(dataclasses.replace(flat[0].report, units=VOLUMES), {}) == 2
+
+
 def test_a_class_has_one_hue_in_charts_and_pictures() -> None:
     def hue(color: str) -> float:
         return colorsys.rgb_to_hsv(*(byte / 255 for byte in bytes.fromhex(color[1:])))[0]

@@ -64,16 +64,16 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     budget = detect_budget(args.device, args.memory_gb, args.preset)
     plans_name = steps.plans_name_of(args)
     flag = "" if plans_name is None else f" --plans {plans_name}"
+    label_map = None if args.remap is None else read_label_map(args.remap)
 
     def plan_and_preprocess(dataset: str) -> None:
         folder = steps.raw_folder(roots, dataset)
-        label_map = None if args.remap is None else read_label_map(args.remap)
-        cases = {case.case_id: case.group or case.case_id for case in open_raw_dataset(folder, label_map).cases}
+        raw = open_raw_dataset(folder, label_map)
+        cases = {case.case_id: case.group or case.case_id for case in raw.cases}
         # What cannot be is refused before anything is preprocessed.
         test = find_test_cases(folder / "dataset.json", cases)
         wanted_splits({case: group for case, group in cases.items() if case not in test}, args.splits)
         if args.dry_run:
-            raw = open_raw_dataset(folder, label_map)
             facts, _ = pipeline.check_and_measure(raw, args.workers, args.scheduler)
             weights = None if args.for_weights is None else pipeline.weights_to_follow(args.for_weights)
             say(describe_plans(pipeline.make_plans(raw, facts, budget, weights=weights)))

@@ -64,6 +64,10 @@ class Components:
         """Components of voxels given by their index into the raveled mask; 0 outside."""
         return self.number_of[self.labels.ravel()[flat]]
 
+    def numbers(self) -> np.ndarray:
+        """Component of each voxel (Z, Y, X), from 1; 0 outside, int32."""
+        return self.number_of.astype(np.int32)[self.labels]
+
     def sums(self, per_run: np.ndarray) -> np.ndarray:
         """Sum of a value of each run over the runs of each component, (n,)."""
         return np.bincount(self.run_numbers - 1, weights=per_run, minlength=len(self))

@@ -107,8 +107,13 @@ class LabelScheme:
 
     def class_masks(self, labels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (name, boolean mask) for each foreground class or region of a label map of any shape."""
-        for name, values in zip(self.names, self.members, strict=True):
-            yield name, labels == values[0] if len(values) == 1 else np.isin(labels, values)
+        for index, name in enumerate(self.names):
+            yield name, self.class_mask(index, labels)
+
+    def class_mask(self, index: int, labels: np.ndarray) -> np.ndarray:
+        """Boolean mask of one foreground class or region of a label map of any shape."""
+        values = self.members[index]
+        return labels == values[0] if len(values) == 1 else np.isin(labels, values)
 
     def ignored(self, labels: np.ndarray) -> np.ndarray:
         """Boolean mask of the voxels to leave out; all False without an ignore label."""

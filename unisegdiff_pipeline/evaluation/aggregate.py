@@ -16,7 +16,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.calibration import ReliabilityBin, calibration_error, merge, reliability_bins
-from unisegdiff_pipeline.evaluation.case import CaseResult, ClassResult, of_class
+from unisegdiff_pipeline.evaluation.case import CaseResult, ClassResult, groups_of_class, of_class
 from unisegdiff_pipeline.evaluation.comparison import bootstrap_interval
 from unisegdiff_pipeline.evaluation.failure import (
     IntervalCoverage,
@@ -161,8 +161,7 @@ def report_classes(
     reports = []
     for name in names:
         if results := of_class(cases, name):
-            groups = [case.group for case in cases if case.of_class(name) is not None]
-            reports.append(_report_class(results, groups, options, confidence, units))
+            reports.append(_report_class(results, groups_of_class(cases, name), options, confidence, units))
     return tuple(reports)
 
 
@@ -270,12 +269,12 @@ def _without_samples(options: EvaluationOptions) -> EvaluationOptions:
 
 
 def drawn_means(
-    values: np.ndarray, groups: Sequence[str], options: EvaluationOptions, rng: np.random.Generator
-) -> np.ndarray:
-    """Mean of the class means in each bootstrap draw of groups, (resamples,); see `mean_over_classes`.
+    values: Mapping[str, np.ndarray], groups: Sequence[str], options: EvaluationOptions, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Mean of the class means of each metric in each bootstrap draw of groups, (resamples,); see `mean_over_classes`.
 
     Args:
-        values: (cases, classes), NaN where undefined.
+        values: of each metric (cases, classes), NaN where undefined.
         groups: group of each case.
         options: number of draws.
         rng: of the draws.
@@ -283,7 +282,8 @@ def drawn_means(
     Returns:
         NaN in draws where no class has a value; nothing, (0,), where fewer than two groups have one.
     """
-    return _means_of_draws(values, groups, _group_draws(groups, options, rng))
+    draws = _group_draws(groups, options, rng)
+    return {metric: _means_of_draws(of_metric, groups, draws) for metric, of_metric in values.items()}
 
 
 def _group_draws(groups: Sequence[str], options: EvaluationOptions, rng: np.random.Generator) -> np.ndarray:

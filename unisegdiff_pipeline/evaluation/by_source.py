@@ -73,9 +73,9 @@ def report_sources(
         mean = mean_over_classes(own, classes, options)
         sources.append(SourceReport(source, len(own), mean, classes))
         groups, values = [case.group for case in own], values_by_class(own, classes, options)
-        for metric in mean:
-            rng = np.random.default_rng([options.seed, index])
-            draws.setdefault(metric, []).append(drawn_means(values[metric], groups, options, rng))
+        rng = np.random.default_rng([options.seed, index])
+        for metric, means in drawn_means(values, groups, options, rng).items():
+            draws.setdefault(metric, []).append(means)
     macro = {metric: _macro(metric, sources, draws[metric], options) for metric in draws}
     return SourcesReport(macro, tuple(sources))
 

@@ -105,6 +105,16 @@ class CaseResult:
         return CaseScores(self.case_id, self.scores)
 
 
+def class_names(cases: Iterable[CaseResult]) -> list[str]:
+    """Classes that are scored in any of the cases."""
+    return list(dict.fromkeys(result.overlap.class_name for case in cases for result in case.classes))
+
+
+def groups_of_class(cases: Iterable[CaseResult], name: str) -> list[str]:
+    """Group of each case where a class is scored."""
+    return [case.group for case in cases if case.of_class(name) is not None]
+
+
 def of_class(cases: Iterable[CaseResult], name: str) -> list[ClassResult]:
     """Scores of one class in the cases where it is scored."""
     return [result for case in cases if (result := case.of_class(name)) is not None]

@@ -156,7 +156,7 @@ def lesion_scores(probability: ArrayLike, reference: ArrayLike) -> np.ndarray:
     p, truth = _checked(probability, reference)
     components = find_components(truth.reshape(1, *truth.shape) if truth.ndim == 2 else truth)
     scores = np.zeros(len(components), p.dtype)
-    numbers = components.number_of[components.labels].reshape(p.shape)[truth]
+    numbers = components.numbers_at(np.flatnonzero(truth))
     np.maximum.at(scores, numbers - 1, p[truth])
     return scores
 

@@ -13,7 +13,6 @@ import numpy as np
 from unisegdiff_pipeline.core.boxes import CroppedLabels, grow_box, join_boxes
 from unisegdiff_pipeline.core.csv_tables import read_csv, write_csv
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.geometry import geometry_differences, same_plane
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
@@ -27,7 +26,7 @@ from unisegdiff_pipeline.evaluation.follow_up import (
     TimePoint,
     compare_time_points,
 )
-from unisegdiff_pipeline.evaluation.inputs import find_masks, find_repeated, listing
+from unisegdiff_pipeline.evaluation.inputs import find_masks, find_repeated, grid_problem, listing
 from unisegdiff_pipeline.evaluation.meaning import Meaning
 from unisegdiff_pipeline.evaluation.reading import crop_geometry, read_mask, read_masks
 from unisegdiff_pipeline.evaluation.summary import format_table
@@ -250,15 +249,10 @@ def _check_grids(patients: Sequence[PatientFiles]) -> bool:
 
     problems, is_2d = [], []
     for patient in patients:
-        shape, geometry = read_header(patient.baseline)
-        other_shape, other_geometry = read_header(patient.follow_up)
-        is_2d.append(geometry.is_2d)
-        if same_plane(other_shape[1:], other_geometry, shape[1:], geometry):
-            continue
-        if shape[1:] != other_shape[1:]:
-            problems.append(f"{patient.case_id}: shape {shape[1:]} (Z, Y, X), at follow-up {other_shape[1:]}")
-        elif differences := geometry_differences(geometry, other_geometry, shape[1:]):
-            problems.append(f"{patient.case_id}: {'; '.join(differences)}")
+        grid = read_header(patient.baseline)
+        is_2d.append(grid[1].is_2d)
+        if problem := grid_problem(grid, read_header(patient.follow_up), "at follow-up"):
+            problems.append(f"{patient.case_id}: {problem}")
     if problems:
         raise UsdError(
             f"{len(problems)} of {len(patients)} patients have the two time points on different grids: "

@@ -67,8 +67,8 @@ def froc(cases: Sequence[Sequence[ScoredLesion]], rates: Sequence[float] = LUNA1
     if num_reference == 0:
         return None
     thresholds = np.unique(np.array(detected + false_positives))[::-1]
-    sensitivity = _num_at_least(detected, thresholds) / num_reference
-    false_positives_per_case = _num_at_least(false_positives, thresholds) / len(cases)
+    sensitivity = num_at_least(detected, thresholds) / num_reference
+    false_positives_per_case = num_at_least(false_positives, thresholds) / len(cases)
     at_rates = _read_curve(false_positives_per_case, sensitivity, rates)
     return Froc(
         confidence_thresholds=tuple(thresholds.tolist()),
@@ -82,7 +82,7 @@ def froc(cases: Sequence[Sequence[ScoredLesion]], rates: Sequence[float] = LUNA1
     )
 
 
-def _num_at_least(values: Sequence[float], thresholds: np.ndarray) -> np.ndarray:
+def num_at_least(values: Sequence[float], thresholds: np.ndarray) -> np.ndarray:
     """How many of the values reach each threshold."""
     return len(values) - np.searchsorted(np.sort(np.asarray(values, np.float64)), thresholds, side="left")
 

@@ -31,6 +31,7 @@ from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.unified import CaseSource, is_unified, unified_cases
 
 if TYPE_CHECKING:
+    from unisegdiff_pipeline.core.geometry import Geometry, Shape
     from unisegdiff_pipeline.io.raw_dataset import RawCase
 
 LISTED_PROBLEMS = 20
@@ -268,26 +269,32 @@ def check_geometry(cases: Sequence[CaseInputs]) -> int:
     Raises:
         UsdError: naming every case whose prediction lies on another grid than its reference.
     """
-    from unisegdiff_pipeline.core.geometry import geometry_differences, same_plane
     from unisegdiff_pipeline.io.images import read_header
 
     problems, voxels = [], 0
     for case in cases:
-        shape, geometry = read_header(case.reference)
-        predicted_shape, predicted_geometry = read_header(case.prediction)
-        voxels += math.prod(shape[1:])
-        if same_plane(predicted_shape[1:], predicted_geometry, shape[1:], geometry):
-            continue
-        if shape[1:] != predicted_shape[1:]:
-            problems.append(f"{case.case_id}: shape {shape[1:]} (Z, Y, X), predicted {predicted_shape[1:]}")
-        elif differences := geometry_differences(geometry, predicted_geometry, shape[1:]):
-            problems.append(f"{case.case_id}: {'; '.join(differences)}")
+        grid = read_header(case.reference)
+        voxels += math.prod(grid[0][1:])
+        if problem := grid_problem(grid, read_header(case.prediction), "predicted"):
+            problems.append(f"{case.case_id}: {problem}")
     if problems:
         raise UsdError(
             f"{len(problems)} of {len(cases)} predictions lie on another grid than their reference, so that voxels "
             f"cannot be compared: {listing(problems, '; ')}. Resample the predictions to the grid of the references."
         )
     return voxels
+
+
+def grid_problem(grid: tuple[Shape, Geometry], other: tuple[Shape, Geometry], what: str) -> str:
+    """How the grid of another file, called `what`, differs: shape (1, Z, Y, X) or geometry; "" where it does not."""
+    from unisegdiff_pipeline.core.geometry import geometry_differences, same_plane
+
+    (shape, geometry), (other_shape, other_geometry) = grid, other
+    if same_plane(other_shape[1:], other_geometry, shape[1:], geometry):
+        return ""
+    if shape[1:] != other_shape[1:]:
+        return f"shape {shape[1:]} (Z, Y, X), {what} {other_shape[1:]}"
+    return "; ".join(geometry_differences(geometry, other_geometry, shape[1:]))
 
 
 def hold_2d(cases: Sequence[CaseInputs]) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from unisegdiff_pipeline.evaluation.aggregate import case_values
 from unisegdiff_pipeline.evaluation.by_source import cases_by_source
-from unisegdiff_pipeline.evaluation.case import CaseResult, of_class
+from unisegdiff_pipeline.evaluation.case import CaseResult, class_names, groups_of_class, of_class
 from unisegdiff_pipeline.evaluation.comparison import PairedComparison, holm, paired_comparison, rank_table
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.tables import metric_values
@@ -101,8 +101,8 @@ def compare_runs(
     parts = cases_by_source(scored)
     by_source = _corrected(
         [
-            _compare(own, cases_by_source(other)[source], options)
-            for other in others.values()
+            _compare(own, other[source], options)
+            for other in map(cases_by_source, others.values())
             for source, own in parts.items()
         ]
     )
@@ -133,8 +133,8 @@ def _compare(
 ) -> list[ClassComparison]:
     higher_is_better = COMPARED | {f"surface_dice_{t:g}mm": True for t in options.tolerances_mm}
     rows = []
-    for name in dict.fromkeys(result.overlap.class_name for case in scored for result in case.classes):
-        groups = [case.group for case in scored if case.of_class(name) is not None]
+    for name in class_names(scored):
+        groups = groups_of_class(scored, name)
         ours, theirs = (
             [metric_values(result, options.tolerances_mm) for result in of_class(run, name)] for run in (scored, other)
         )

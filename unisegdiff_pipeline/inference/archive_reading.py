@@ -12,12 +12,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import from_jsonable, parse_json
 from unisegdiff_pipeline.inference.archive_format import (
-    LARGEST_TEXT_BYTES,
     MANIFEST_NAME,
     Manifest,
     is_weights,
@@ -40,8 +40,8 @@ def read_manifest(path: Path) -> Manifest:
             archive, is named twice, is a link, device or absolute name, leads out of the archive, is encrypted, is
             larger than allowed or than declared, or holds something else than the manifest says.
     """
-    with _opened(path) as archive:
-        return _checked(path, archive)
+    with checked_archive(path) as archive:
+        return archive.manifest
 
 
 def unpack(path: Path, folder: Path) -> Path:
@@ -50,16 +50,35 @@ def unpack(path: Path, folder: Path) -> Path:
     Raises:
         UsdError: as `read_manifest`; then nothing has been written.
     """
-    with _opened(path) as archive:
-        manifest = _checked(path, archive)
-        target = folder / manifest.model
-        for name in manifest.files:
+    with checked_archive(path) as archive:
+        return archive.unpack(folder)
+
+
+@dataclass(frozen=True)
+class CheckedArchive:
+    """An archive that is open, and all of whose entries have been checked."""
+
+    path: Path
+    archive: zipfile.ZipFile
+    manifest: Manifest
+
+    def unpack(self, folder: Path) -> Path:
+        """Unpack the model into `folder`; returns folder/MODEL."""
+        target = folder / self.manifest.model
+        for name in self.manifest.files:
             file = target.joinpath(*PurePosixPath(name).parts)
             file.parent.mkdir(parents=True, exist_ok=True)
             with open(file, "xb") as stream:
-                for block in _blocks(path, archive, archive.getinfo(manifest.root + name)):
+                for block in _blocks(self.path, self.archive, self.archive.getinfo(self.manifest.root + name)):
                     stream.write(block)
-    return target
+        return target
+
+
+@contextmanager
+def checked_archive(path: Path) -> Iterator[CheckedArchive]:
+    """Open an archive and check it, once for its manifest and for unpacking it; raises as `read_manifest`."""
+    with _opened(path) as archive:
+        yield CheckedArchive(path, archive, _checked(path, archive))
 
 
 @contextmanager
@@ -78,16 +97,17 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> Manifest:
     entries = _entries(path, archive)
     if MANIFEST_NAME not in entries:
         raise UsdError(f"{path} holds no {MANIFEST_NAME}, so it is no archive of a model. {_REMEDY}")
-    content = _content(path, archive, entries.pop(MANIFEST_NAME))
+    content = b"".join(_blocks(path, archive, entries.pop(MANIFEST_NAME)))
     try:
         manifest = from_jsonable(Manifest, parse_json(content, MANIFEST_NAME))
     except UsdError as error:
         raise UsdError(f"{path}: {MANIFEST_NAME}: {error}") from None
     folders = {str(parent) for name in manifest.files for parent in PurePosixPath(manifest.root + name).parents}
+    known = {manifest.root + file for file in manifest.files}
     for name in list(entries):
         if name.endswith("/") and name[:-1] in folders and not entries[name].file_size:
             del entries[name]
-        elif name not in {manifest.root + file for file in manifest.files}:
+        elif name not in known:
             raise _refused(path, name, not_allowed(name).removesuffix("."))
     for file, record in manifest.files.items():
         entry = entries.get(manifest.root + file)
@@ -157,12 +177,6 @@ def _blocks(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iter
                 yield block
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise _refused(path, info.filename, f"cannot be read ({error})") from None
-
-
-def _content(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > LARGEST_TEXT_BYTES:
-        raise _refused(path, info.filename, f"declares {info.file_size} bytes; allowed are {LARGEST_TEXT_BYTES}")
-    return b"".join(_blocks(path, archive, info))
 
 
 def _check_content(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, sha256: str) -> None:

@@ -96,7 +96,7 @@ def average_case(
     scheme = members[0].labels
     mean = _mean(members, case_id, fractions, (shape, geometry), scratch)
     paths = [path for member in members for path in member.samples[case_id]] if pooling else []
-    samples = _samples(paths, scheme, shape, geometry)
+    samples = _samples(paths, scheme, mean, geometry)
     places = tuple((0, index) for index in range(samples.num_samples))
     found = EnsemblePrediction((samples,), places, NOTHING_COMPUTED, mean, lesion_filter=lesion_filter, scratch=scratch)
     if decision == "dice":
@@ -124,8 +124,10 @@ def _mean(
     return torch.from_numpy(mean)
 
 
-def _samples(paths: Sequence[Path], scheme: LabelScheme, shape: Shape, geometry: Geometry) -> CasePrediction:
+def _samples(paths: Sequence[Path], scheme: LabelScheme, mean: Tensor, geometry: Geometry) -> CasePrediction:
     """Sampled masks as a prediction that says nothing besides them: background wherever none of them has a lesion."""
+    depth, height, width = mean.shape[1:]
+    shape = (depth, height, width)
     grid = Volume(_nothing(scheme, shape)[:1].numpy(), geometry)
     masks = read_masks(paths, scheme, grid)
     box = join_boxes(mask.box for mask in masks)
@@ -133,9 +135,8 @@ def _samples(paths: Sequence[Path], scheme: LabelScheme, shape: Shape, geometry:
     if box is not None:
         packed = PackedMasks(torch.stack([_packed(mask, box, scheme) for mask in masks]), box[-1][1] - box[-1][0])
         inner = tuple(high - low for low, high in box)
-        mean = torch.stack([packed[index].float() for index in range(len(packed))]).mean(dim=0)
         z, y, x = box_slices(box)
-        boxes = (SampledBox((z, y, x), torch.ones(inner, dtype=torch.bool), mean, packed),)
+        boxes = (SampledBox((z, y, x), torch.ones(inner, dtype=torch.bool), mean[:, z, y, x], packed),)
     return CasePrediction(_nothing(scheme, shape), boxes, len(masks), 0.0, NOTHING_COMPUTED)
 
 

@@ -6,7 +6,6 @@ empty where no samples were drawn (a plain segmenter).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -109,8 +108,7 @@ class LesionCounter:
         for index in self.classes_present:
             own, overlapped = self._classes[index], np.zeros(len(self._classes[index].found) + 1, bool)
             for components, drawn in zip(own.found.labels, labels[own.place], strict=True):  # slice by slice
-                _, mask = next(itertools.islice(self._scheme.class_masks(drawn), index, None))
-                overlapped[components[mask]] = True
+                overlapped[components[self._scheme.class_mask(index, drawn)]] = True
             own.support += overlapped[own.found.label_of]
 
     def add_probability(self, class_index: int, probability: np.ndarray) -> None:
@@ -155,8 +153,7 @@ class LesionCounter:
         num_removed = 0
         for number, own in enumerate(self._classes):  # with a region go those inside it
             for index, (place, inside) in enumerate(own.parts()):
-                _, mask = next(itertools.islice(self._scheme.class_masks(labels[place]), number, None))
-                own.kept[index] = bool((mask & inside).any())
+                own.kept[index] = bool((self._scheme.class_mask(number, labels[place]) & inside).any())
                 num_removed += not own.kept[index]
         return num_removed
 

@@ -43,7 +43,7 @@ def measure(
         mask: label map (Z, Y, X) on the image's grid; changed in place where lesions are taken out of it.
         samples: label maps of the samples there, taken one at a time.
     """
-    volumes, cases = VolumeCounter(mask, scheme), CaseCounter(scheme)
+    volumes, cases = VolumeCounter(scheme), CaseCounter(scheme)
 
     def counted() -> Iterator[np.ndarray]:
         for sample in samples:
@@ -51,13 +51,11 @@ def measure(
             cases.add_sample(sample)
             yield sample
 
-    lesions, num_removed = find_lesions(found, properties, scheme, spacing_known, mask, counted())
-    if num_removed:
-        volumes.recount_mask(mask)
+    lesions = find_lesions(found, properties, scheme, spacing_known, mask, counted())
     case_id, geometry = properties.case_id, properties.geometry
     return Measured(
         tuple(lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known)),
-        tuple(volumes.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known)),
+        tuple(volumes.rows(case_id, mask, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known)),
         cases.row(
             case_id,
             mask,
@@ -77,8 +75,8 @@ def find_lesions(
     spacing_known: bool,
     mask: np.ndarray,
     samples: Iterable[np.ndarray],
-) -> tuple[LesionCounter, int]:
-    """The lesions of a mask, and how many the prediction's filter took out of it; arguments as for `measure`."""
+) -> LesionCounter:
+    """The lesions of a mask, from which those that the prediction's filter does not keep are taken, as in `measure`."""
     lesions = LesionCounter(mask, scheme)
     for sample in samples:
         lesions.add_sample(sample)
@@ -87,10 +85,9 @@ def find_lesions(
         restored = restore_map(found.probabilities[channel : channel + 1], properties, scratch=found.scratch)
         lesions.add_probability(index, restored[0])
         found.scratch.release()
-    if found.lesion_filter.keeps_all:
-        return lesions, 0
-    geometry = properties.geometry
-    num_removed = lesions.keep_only(
-        found.lesion_filter, mask, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known
-    )
-    return lesions, num_removed
+    if not found.lesion_filter.keeps_all:
+        geometry = properties.geometry
+        lesions.keep_only(
+            found.lesion_filter, mask, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known
+        )
+    return lesions

@@ -8,7 +8,7 @@ from pathlib import Path
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import require_writable, temporary_path
 from unisegdiff_pipeline.core.locks import require_free
-from unisegdiff_pipeline.inference.archive_reading import read_manifest, unpack
+from unisegdiff_pipeline.inference.archive_reading import checked_archive
 from unisegdiff_pipeline.inference.model_folder import ModelFolder, load_fold, open_model_folder
 
 
@@ -26,36 +26,42 @@ def import_model(archive: Path, results: Path, *, overwrite: bool = False) -> Mo
     Raises:
         UsdError: an archive that is refused, a model that is there, or is being trained; nothing has changed then.
     """
-    archive, results = Path(archive), Path(results)
-    manifest = read_manifest(archive)
-    target = results / manifest.dataset / manifest.model
-    if target.exists() or target.is_symlink():
-        if not overwrite:
-            raise UsdError(
-                f"{target} is there already; import into another root (--results), or replace it, with all that it "
-                f"holds, by --overwrite."
-            )
-        for lock in target.glob(".lock-*"):
-            require_free(lock, str(target))
-    require_writable(target.parent)
-    made = [folder for folder in target.parents if not folder.exists()]
-    work = temporary_path(target)
-    try:
-        work.mkdir(parents=True)
-        require_usable(unpack(archive, work))
-        if target.exists() or target.is_symlink():
-            target.rename(work / "former")
-        (work / manifest.model).rename(target)
-    except BaseException:
-        if (work / "former").exists() and not target.exists():
-            (work / "former").rename(target)
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+    results = Path(results)
+    with checked_archive(Path(archive)) as found:
+        target = results / found.manifest.dataset / found.manifest.model
+        _require_replaceable(target, overwrite=overwrite)
+        require_writable(target.parent)
+        made = [folder for folder in target.parents if not folder.exists()]
+        work = temporary_path(target)
+        try:
+            work.mkdir(parents=True)
+            require_usable(found.unpack(work))
+            if target.exists() or target.is_symlink():
+                target.rename(work / "former")
+            (work / found.manifest.model).rename(target)
+        except BaseException:
+            if (work / "former").exists() and not target.exists():
+                (work / "former").rename(target)
+            raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            for folder in made:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
     return open_model_folder(target)
+
+
+def _require_replaceable(target: Path, *, overwrite: bool) -> None:
+    """Raise a UsdError where a model is there that is not to be replaced, or is being trained."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if not overwrite:
+        raise UsdError(
+            f"{target} is there already; import into another root (--results), or replace it, with all that it "
+            f"holds, by --overwrite."
+        )
+    for lock in target.glob(".lock-*"):
+        require_free(lock, str(target))
 
 
 def require_usable(folder: Path) -> None:

@@ -228,8 +228,9 @@ def _lesion_filter(folder: Path, manifest: dict[str, Any]) -> LesionFilter:
 def _fits_turned(predicted: np.ndarray, mask: np.ndarray) -> bool:
     """Whether a foreground (Z, Y, X) fits its mask much better with its axes in another order or direction."""
     here = _dice(predicted, mask)
-    if here >= FITS:
-        return False
+    sizes = np.count_nonzero(predicted), np.count_nonzero(mask)
+    if here >= FITS or 2 * min(sizes) <= (here + MUCH_BETTER) * sum(sizes):
+        return False  # in no order of axes can they overlap by so much more
     axes = range(mask.ndim)
     for order in itertools.permutations(axes):
         permuted = predicted.transpose(order)

@@ -42,25 +42,27 @@ class ClassVolume:
 
 
 class VolumeCounter:
-    """Counts the voxels of one mask, then of the sampled masks one at a time, so that none need be kept."""
+    """Counts the voxels of sampled masks one at a time, so that none need be kept, then those of the mask."""
 
-    def __init__(self, labels: np.ndarray, scheme: LabelScheme) -> None:
+    def __init__(self, scheme: LabelScheme) -> None:
         self._scheme = scheme
-        self._mask = self._count(labels)
         self._samples: list[list[int]] = []
-
-    def recount_mask(self, labels: np.ndarray) -> None:
-        """Count the mask anew, after lesions have been taken out of it."""
-        self._mask = self._count(labels)
 
     def add_sample(self, labels: np.ndarray) -> None:
         """Count the label map (Z, Y, X) of one sample."""
         self._samples.append(self._count(labels))
 
     def rows(
-        self, case: str, spacing_mm: Sequence[float], *, is_2d: bool = False, spacing_known: bool = True
+        self,
+        case: str,
+        mask: np.ndarray,
+        spacing_mm: Sequence[float],
+        *,
+        is_2d: bool = False,
+        spacing_known: bool = True,
     ) -> list[ClassVolume]:
-        """One row for each class or region; `spacing_mm` is (Z, Y, X) of the written mask."""
+        """One row for each class or region; `mask` is the written label map, of voxels of this spacing (Z, Y, X)."""
+        of_mask = self._count(mask)
         units = units_of(is_2d, spacing_known)
         per_voxel = size_of_voxel(spacing_mm, units)
         rows = []
@@ -74,7 +76,7 @@ class VolumeCounter:
                     class_name=name,
                     unit=units.size,
                     spacing_known=spacing_known,
-                    volume=self._mask[index] * per_voxel,
+                    volume=of_mask[index] * per_voxel,
                     num_samples=len(volumes),
                     expected_volume=float(volumes.mean()) if len(volumes) else None,
                     std=float(volumes.std(ddof=1)) if spread else None,

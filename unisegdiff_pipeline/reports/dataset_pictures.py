@@ -12,6 +12,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import on_grid_of
+from unisegdiff_pipeline.evaluation.reading import check_label_values
 from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint
 from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
@@ -83,8 +84,7 @@ def _panels(case: RawCase, raw: RawDataset) -> Html:
     image = read_image(case.image_paths, len(description.channel_names))
     labels = on_grid_of(read_labels(case.label_path), image)
     if source is not None:
-        if unknown := set(np.unique(labels.array).tolist()) - description.labels.allowed_values:
-            raise UsdError(f"{case.label_path} holds {unknown}, which {source.dataset} has no class for; correct it.")
+        check_label_values(case.label_path, labels.array, description.labels)
         (labels,) = unified_volumes([labels], source, description.labels, raw.description.labels)
     if image.array.shape[1:] != labels.array.shape[1:]:
         raise UsdError(f"{case.label_path} has another shape than its image.")

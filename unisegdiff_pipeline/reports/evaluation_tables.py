@@ -300,7 +300,8 @@ def _shown_of(name: str, report: FolderSummary, means: Mapping[str, MetricSummar
 
 def volume_digits(report: FolderSummary, means: Mapping[str, MetricSummary] | None = None) -> int:
     """Decimals of sizes: three significant digits of the mean reference, two decimals at least; of pixels one."""
-    mean_ml = (report.mean if means is None else means)["reference_ml"].mean
+    reference = (report.mean if means is None else means).get("reference_ml")
+    mean_ml = math.nan if reference is None else reference.mean  # where no class is scored
     if report.units.size == "pixels2":
         return PIXEL_DIGITS
     return VOLUME_DIGITS - min(0, math.floor(math.log10(mean_ml))) if mean_ml > 0 else VOLUME_DIGITS

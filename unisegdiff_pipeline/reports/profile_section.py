@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from unisegdiff_pipeline.core.units import Units
 from unisegdiff_pipeline.evaluation.profiles.registry import find_profile
 from unisegdiff_pipeline.evaluation.profiles.report import ClassProfile, ProfileReport, profile_file
+from unisegdiff_pipeline.reports.evaluation_tables import interval_text
 from unisegdiff_pipeline.reports.page import (
     UNDEFINED,
     Cell,
@@ -16,7 +16,6 @@ from unisegdiff_pipeline.reports.page import (
     Section,
     Shown,
     Table,
-    format_number,
     notice,
     paragraph,
     subsection,
@@ -61,8 +60,7 @@ def _rows(name: str, entry: ClassProfile, units: Units) -> list[list[Cell]]:
     meanings = find_profile(name).columns
     rows: list[list[Cell]] = []
     for column, summary in entry.over_cases.items():
-        has_interval = not math.isnan(summary.ci_low)
-        interval = f"{format_number(summary.ci_low)} to {format_number(summary.ci_high)}" if has_interval else UNDEFINED
+        interval = interval_text(summary, 3) or UNDEFINED
         rows.append(
             [
                 units.name(column),

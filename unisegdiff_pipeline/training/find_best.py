@@ -327,7 +327,7 @@ def _lesions(task: _CaseOfMembers) -> tuple[Units, tuple[LesionCase, ...]]:
     ignored = scheme.ignored(reference)
     labels[ignored], plain[ignored] = 0, 0
     samples = restore_samples(found, properties, scheme)
-    lesions, _ = find_lesions(found, properties, scheme, task.spacing_known, labels, samples)
+    lesions = find_lesions(found, properties, scheme, task.spacing_known, labels, samples)
     geometry, known = properties.geometry, task.spacing_known
     rows = lesions.rows(task.case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
     units = units_of(geometry.is_2d, known)

@@ -16,8 +16,7 @@ from unisegdiff_pipeline.evaluation.dilation import SPACING_ROUNDING
 
 def numbered(mask: np.ndarray, connectivity: Connectivity) -> np.ndarray:
     """Connected components of a boolean mask (Z, Y, X), numbered from 1, largest first; 0 outside, int32."""
-    found = find_components(mask, connectivity)
-    return found.number_of.astype(np.int32)[found.labels]
+    return find_components(mask, connectivity).numbers()
 
 
 def sizes_of(numbers: np.ndarray) -> np.ndarray:

@@ -54,8 +54,7 @@ def score(case: ProfileCase) -> ProfileScore:
     num_reference = int(large.sum())
     union = reference.voxels[pairs.reference - 1] + predicted.voxels[pairs.predicted - 1] - pairs.voxels
     ious = (pairs.voxels / union).tolist()
-    lesions = reference.number_of.astype(np.int32)[reference.labels]
-    found = predicted.number_of.astype(np.int32)[predicted.labels]
+    lesions, found = reference.numbers(), predicted.numbers()
     places, found_places = boxes_of(lesions), boxes_of(found)
     matched = [
         _compared(lesions, i, found, j, [places[i - 1], found_places[j - 1]], case)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from unisegdiff_pipeline.core.components import find_components
+from unisegdiff_pipeline.evaluation.froc import num_at_least
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, find_overlaps, match_lesions
 from unisegdiff_pipeline.evaluation.lesions import component_confidence
 from unisegdiff_pipeline.evaluation.profiles.profile import Profile, ProfileCase, ProfileScore, total
@@ -70,13 +71,10 @@ def average_precision(candidates: Sequence[tuple[float, bool]]) -> float:
     num_lesions = sum(right for _, right in candidates)
     if not num_lesions:
         return math.nan
-    area = 0.0
-    num_right = num_kept = 0
-    for threshold in sorted({confidence for confidence, _ in candidates if confidence > 0}, reverse=True):
-        at_threshold = [right for confidence, right in candidates if confidence == threshold]
-        num_right, num_kept = num_right + sum(at_threshold), num_kept + len(at_threshold)
-        area += num_right / num_kept * sum(at_threshold) / num_lesions
-    return area
+    thresholds = np.unique([confidence for confidence, _ in candidates if confidence > 0])[::-1]
+    right = num_at_least([confidence for confidence, is_right in candidates if is_right], thresholds)
+    kept = num_at_least([confidence for confidence, _ in candidates], thresholds)
+    return float((right / kept * np.diff(right, prepend=0)).sum() / num_lesions)
 
 
 def auroc(cases: Sequence[tuple[float, bool]]) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from unisegdiff_pipeline.core.csv_tables import write_csv
 from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.aggregate import MetricSummary, summarise_metric
-from unisegdiff_pipeline.evaluation.case import CaseResult, of_class
+from unisegdiff_pipeline.evaluation.case import CaseResult, class_names, groups_of_class, of_class
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.profiles.registry import find_profile
 from unisegdiff_pipeline.evaluation.summary import format_table
@@ -52,8 +52,8 @@ def report_profile(name: str, cases: Sequence[CaseResult], options: EvaluationOp
     """Put the scores of all cases together."""
     profile = find_profile(name)
     classes = []
-    for class_name in dict.fromkeys(result.overlap.class_name for case in cases for result in case.classes):
-        groups = [case.group for case in cases if case.of_class(class_name) is not None]
+    for class_name in class_names(cases):
+        groups = groups_of_class(cases, class_name)
         scores = [result.profiles[name] for result in of_class(cases, class_name)]
         over_cases = {
             column: summarise_metric([score.values[column] for score in scores], groups, options)

@@ -52,7 +52,7 @@ def axes_of(mask: np.ndarray) -> tuple[float, float]:
         if not plane.any():
             continue
         parts = find_components(plane[None], 6)
-        outline = np.argwhere(surface((parts.number_of[parts.labels] == 1)[0])).astype(float)
+        outline = np.argwhere(surface(parts.labels[0] == parts.label_of[0])).astype(float)
         length, pair = _farthest(outline)
         if length > longest:
             longest, points, ends = length, outline, pair
