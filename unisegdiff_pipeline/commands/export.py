@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_roots, run
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
-from unisegdiff_pipeline.commands.predict import find_model
+from unisegdiff_pipeline.commands.predict import add_names, find_model
 from unisegdiff_pipeline.commands.terminal import say
 
 
@@ -32,10 +32,7 @@ def build_parser() -> CommandParser:
     )
     group = parser.add_argument_group("model of a data set, chosen as usd_predict does")
     group.add_argument("-d", "--dataset", metavar="DATASET", help="data set that the model was trained on")
-    group.add_argument("-c", "--configuration", metavar="CONFIG", help="with -d, where several were trained")
-    group.add_argument("--trainer", metavar="NAME", help="with -d, where several trained it")
-    group.add_argument("--plans", metavar="NAME", help="with -d; the model of the plan with this name")
-    group.add_argument("--run", metavar="NAME", help="with -d; the model that was trained with --run NAME")
+    add_names(group)
     parser.add_argument(
         "--with-case-scores", action="store_true", help="keep the scores of single cases, and with them their names"
     )

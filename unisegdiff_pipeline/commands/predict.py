@@ -159,6 +159,18 @@ def _add_model(parser: CommandParser) -> None:
         action="store_true",
         help="with -d: the model, or the two models, that usd_find_best chose (best.json in the results of DATASET)",
     )
+    add_names(group)
+    group.add_argument(
+        "-f",
+        "--folds",
+        nargs="+",
+        metavar="FOLD",
+        help="folds to average: 0 1 ..., or `all` for the model of fold all (default: every numbered one)",
+    )
+
+
+def add_names(group: argparse._ArgumentGroup) -> None:
+    """Add -c, --trainer, --plans and --run, which choose among the models of -d; see `find_model`."""
     group.add_argument(
         "-c", "--configuration", metavar="CONFIG", help="with -d; default: the trained one, else the recommended"
     )
@@ -167,13 +179,6 @@ def _add_model(parser: CommandParser) -> None:
     )
     group.add_argument("--plans", metavar="NAME", help="with -d; the model of the plan with this name")
     group.add_argument("--run", metavar="NAME", help="with -d; the model that was trained with --run NAME")
-    group.add_argument(
-        "-f",
-        "--folds",
-        nargs="+",
-        metavar="FOLD",
-        help="folds to average: 0 1 ..., or `all` for the model of fold all (default: every numbered one)",
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
