@@ -286,6 +286,7 @@ def test_torchrun_starts_the_command_and_the_clock_of_the_first_process_ends_it(
     assert done.stdout.count("fold trained in") == 1
     fold = fold_in(tmp_path / "results")
     assert (fold / WEIGHTS_NAME).is_file()
-    assert entries(fold, "finished")[0]["seconds"] > 5
+    # An iteration that no longer fits is not begun, so that the training ends shortly before its time or behind it.
+    assert entries(fold, "finished")[0]["seconds"] > 2.5
     (last,) = [e for e in entries(fold, "train") if e["phase"] == 2][-1:]
     assert last["progress"] == 1
