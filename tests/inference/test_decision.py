@@ -1,4 +1,4 @@
-"""The cut with the highest expected Dice."""
+"""The threshold with the highest expected Dice, and whether folds take it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.decision import NEUTRAL, THRESHOLDS, best_threshold, shift_threshold
+from unisegdiff_pipeline.inference.settings import Decision, decision_of_folds
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 SOFTMAX = LabelScheme(("a", "b"), ((1,), (2,)), "softmax", (1, 2))
@@ -78,3 +79,17 @@ def test_shifting_moves_the_threshold_to_a_half_and_keeps_probabilities(scheme: 
     else:
         assert torch.equal(shifted > 0.5, p > 0.3)
     assert shift_threshold(p, NEUTRAL, scheme.coding) is p
+
+
+@pytest.mark.parametrize(
+    ("decisions", "chosen"),
+    [
+        (["dice"], "dice"),
+        (["half"], "half"),
+        (["dice", "half"], "half"),
+        (["half", "dice", "dice"], "dice"),
+        ([], "half"),
+    ],
+)
+def test_folds_decide_by_their_majority(decisions: list[Decision], chosen: Decision) -> None:
+    assert decision_of_folds(decisions) == chosen

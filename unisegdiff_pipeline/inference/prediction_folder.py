@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,7 +32,7 @@ from unisegdiff_pipeline.inference.export import record_path, volumes_path
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, combined_filter
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, finished_folds
 from unisegdiff_pipeline.inference.output_folder import MANIFEST
-from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, read_settings
+from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, decision_of_folds, read_settings
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_header, read_labels
 from unisegdiff_pipeline.planning.plans import Plans
@@ -206,8 +205,7 @@ def _decision(manifest: dict[str, Any]) -> Decision:
     said = manifest.get("decision") or (settings.get("decision") if isinstance(settings, dict) else None)
     if said is None and "validation" in manifest:
         model = Path(str(manifest.get("model")))
-        folds = Counter(read_settings(model / f"fold_{fold}").decision for fold in finished_folds(model))
-        said = folds.most_common(1)[0][0] if folds else None
+        said = decision_of_folds(read_settings(model / f"fold_{fold}").decision for fold in finished_folds(model))
     return next((decision for decision in DECISIONS if decision == said), "half")
 
 

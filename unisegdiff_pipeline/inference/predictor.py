@@ -41,7 +41,7 @@ from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.origin import Origin
 from unisegdiff_pipeline.inference.prediction import Prediction
 from unisegdiff_pipeline.inference.request import require_whole
-from unisegdiff_pipeline.inference.settings import DECISIONS, OF_LESIONS, Decision, InferenceSettings
+from unisegdiff_pipeline.inference.settings import DECISIONS, OF_LESIONS, Decision, InferenceSettings, decision_of_folds
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable
 from unisegdiff_pipeline.inference.utility import Utility, filter_for
@@ -107,8 +107,7 @@ class Predictor:
             load_fold(self.model, fold, self.device) for fold in self.folds
         ]
         self._weights = {fold: file_hash(self.model.fold_folder(fold) / WEIGHTS_NAME) for fold in self.folds}
-        by_dice = sum(settings.decision == "dice" for _, settings in self.networks)
-        self.decision: Decision = decision or ("dice" if 2 * by_dice > len(self.networks) else "half")
+        self.decision: Decision = decision or decision_of_folds(settings.decision for _, settings in self.networks)
         self.lesion_filter = self._filter(wanted, lesion_filter)
 
     def _filter(self, utility: Utility | None, asked: LesionFilter | bool) -> LesionFilter:

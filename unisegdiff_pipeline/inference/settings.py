@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -92,6 +92,12 @@ class InferenceSettings:
     def drawn_by(self) -> SamplerSettings:
         """The sampler that samples the masks."""
         return self.mask_sampler or self.sampler
+
+
+def decision_of_folds(decisions: Iterable[Decision]) -> Decision:
+    """What more than half of the folds chose; "half" where they are divided."""
+    chosen = list(decisions)
+    return "dice" if 2 * chosen.count("dice") > len(chosen) else "half"
 
 
 def write_settings(fold_folder: Path, settings: InferenceSettings) -> None:

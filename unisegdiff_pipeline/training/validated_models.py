@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, ModelFolder, finished_folds, open_model_folder
 from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder, open_prediction_folder
-from unisegdiff_pipeline.inference.settings import Decision, read_settings
+from unisegdiff_pipeline.inference.settings import Decision, decision_of_folds, read_settings
 from unisegdiff_pipeline.training.validation import SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
@@ -141,7 +140,7 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
     model = open_model_folder(folder)
     folds = tuple(fold for fold in finished if fold in fold_of.values())
     settings = {fold: read_settings(model.fold_folder(fold)) for fold in folds}
-    decision = Counter(own.decision for own in settings.values()).most_common(1)[0][0]
+    decision = decision_of_folds(own.decision for own in settings.values())
     filters = {fold: own.lesion_filter for fold, own in settings.items()}
     size = _num_parameters(model, folds[0])
     return ValidatedModel(folder, name, folds, size, decision, scores, fold_of, files, filters), left_out
