@@ -5,7 +5,7 @@ from __future__ import annotations
 from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, LesionRule
 from unisegdiff_pipeline.inference.utility import OperatingPoint
-from unisegdiff_pipeline.reports.operating_points import operating_points
+from unisegdiff_pipeline.reports.operating_points import best_points, operating_points
 
 
 def test_points_are_drawn_and_listed() -> None:
@@ -18,6 +18,11 @@ def test_points_are_drawn_and_listed() -> None:
     assert "All 2 operating points" in listed
     for shown in ("0.75", "0.25", "1.50", "2.00", "size, pixels\N{SUPERSCRIPT TWO}"):
         assert shown in listed
+
+
+def test_a_filter_that_another_one_beats_is_not_on_the_line() -> None:
+    points = [(0.25, 0.05), (0.0, 0.14), (0.25, 0.64), (0.12, 0.14), (0.25, 0.4), (0.38, 0.8), (0.5, 0.8)]
+    assert best_points(points) == [(0.0, 0.14), (0.25, 0.64), (0.38, 0.8)]
 
 
 def test_models_without_points_show_nothing() -> None:

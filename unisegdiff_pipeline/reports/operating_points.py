@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 WIDTH_IN, HEIGHT_IN = 6.4, 3.6
 CAPTION = (
-    "What other lesion filters give on the held-out cases: lesions found against false positives. `usd_predict "
-    "--utility sensitivity=0.9` or `fp_per_case=0.5` takes the point that serves best, `--no-filter` keeps all lesions."
+    "What other lesion filters give on the held-out cases: lesions found against false positives; the line joins those "
+    "that no other filter beats. `usd_predict --utility sensitivity=0.9` or `fp_per_case=0.5` takes the point that "
+    "serves best, `--no-filter` keeps all lesions."
 )
 
 
@@ -42,13 +43,22 @@ def _cells(point: Mapping[str, Any]) -> list[float | None]:
     return least + [point.get(name) for name in ("sensitivity", "fp_per_case", "false_alarms", "lesion_f1", "dice")]
 
 
+def best_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (false positives, sensitivity) those that no other one beats in either without losing in the other."""
+    best: list[tuple[float, float]] = []
+    for fp, sensitivity in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or sensitivity > best[-1][1]:
+            best.append((fp, sensitivity))
+    return best
+
+
 def _paint(drawn: Figure, points: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     axis = drawn.subplots()
     for index, (name, own) in enumerate(points.items()):
-        fewest: dict[float, float] = {}
-        for point in own:  # by rising sensitivity, the fewest false positives first
-            fewest.setdefault(float(point["sensitivity"]), float(point["fp_per_case"]))
-        axis.plot(list(fewest.values()), list(fewest), "o-", color=figures.series_color(index), label=name)
+        color = figures.series_color(index)
+        each = [(float(point["fp_per_case"]), float(point["sensitivity"])) for point in own]
+        axis.plot(*zip(*each, strict=True), "o", color=color, alpha=0.35, markersize=4)
+        axis.plot(*zip(*best_points(each), strict=True), "o-", color=color, label=name, drawstyle="steps-post")
     axis.set(xlabel="false positives a case", ylabel="lesion sensitivity", ylim=(-0.03, 1.03))
     axis.set_xlim(left=-0.01)
     figures.legend_above(drawn)
