@@ -10,7 +10,7 @@ import pytest
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.units import units_of
 from unisegdiff_pipeline.evaluation.metrics import score_case
-from unisegdiff_pipeline.evaluation.summary import CaseScores, fold_table, summarise, summary_table
+from unisegdiff_pipeline.evaluation.summary import CaseScores, fold_table, macro_mean, summarise, summary_table
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 
@@ -59,3 +59,10 @@ def test_fold_table_ends_with_mean_and_deviation() -> None:
     assert lines[2].split() == ["0", "1.000", "-"]
     assert lines[-2].split() == ["mean", "0.750", "0.250"]
     assert lines[-1].split() == ["sd", "0.354", "-"]
+
+
+def test_a_mean_over_parts_counts_a_large_one_as_a_small_one() -> None:
+    values, parts = [0.9, 0.9, 0.9, 0.3, math.nan, math.nan], ["a", "a", "a", "b", "b", "c"]
+    assert macro_mean(values, parts) == pytest.approx((0.9 + 0.3) / 2)  # c has no value that is defined
+    assert macro_mean(values, ()) == pytest.approx(3.0 / 4)
+    assert math.isnan(macro_mean([math.nan], ["a"]))

@@ -17,11 +17,17 @@ NONE = SamplerSettings(num_calls=0, draw=True, correlation_length_mm=4.0)
 
 def own_spacing(dims: int) -> SimpleNamespace:
     """A plan without sources, whose cases have their own voxel size."""
-    return SimpleNamespace(network=SimpleNamespace(dims=dims), field_spacing_mm=lambda spacing_mm: spacing_mm)
+    network = SimpleNamespace(dims=dims)
+    return SimpleNamespace(network=network, field_spacing_mm=lambda spacing_mm: spacing_mm, sources=None)
 
 
-def trial(sampler: SamplerSettings, *energies: float, groups: tuple[str, ...] | None = None) -> SamplerTrial:
-    return SamplerTrial(sampler, energies, groups)
+def trial(
+    sampler: SamplerSettings,
+    *energies: float,
+    groups: tuple[str, ...] | None = None,
+    sources: tuple[str, ...] = (),
+) -> SamplerTrial:
+    return SamplerTrial(sampler, energies, groups, sources=sources)
 
 
 def objects(shape: tuple[int, ...], spacing_mm: tuple[float, ...], *num_voxels: int, rows: int = 1) -> Any:

@@ -83,6 +83,22 @@ def test_a_group_is_judged_by_the_temperature_of_all_others() -> None:
     assert without[2] == alone
 
 
+def test_a_large_source_does_not_choose_the_temperature_of_small_ones() -> None:
+    """6000 voxels of one patient that are a quarter as sure as they say, 300 each of two patients that are right."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.cat([torch.linspace(-8, 8, 6000), torch.linspace(-8, 8, 300), torch.linspace(-8, 8, 300)])
+    owners = torch.tensor([0] * 6000 + [1] * 300 + [2] * 300)
+    truth = torch.where(owners == 0, z / 4, z).sigmoid()
+    target = (torch.rand(len(z), generator=generator) < truth).float()
+    data, weights = (z[None, None], target[None, None]), torch.ones(len(z))
+    whole, _ = fit_calibrations(*data, weights, "binary", owners, 3)
+    by_source, without = fit_calibrations(*data, weights, "binary", owners, 3, ["large", "small", "small"])
+    even = torch.where(owners == 0, 0.1, 1.0)  # 600 voxels' weight for either source
+    assert by_source == fit_calibrations(*data, even, "binary", owners, 3)[0]
+    assert 1 < by_source.background < whole.background
+    assert without[1] == fit_calibrations(*data, torch.where(owners == 0, 0.05, 1.0), "binary", owners, 3)[1][1]
+
+
 def test_what_only_one_group_shows_is_unknown_without_it() -> None:
     """The other group has nothing that is found, a third no voxel at all."""
     z, owners = torch.tensor([3.0] * 50 + [-3.0] * 50), torch.tensor([0] * 50 + [1] * 50)

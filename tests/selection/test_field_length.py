@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.selection.by_hand import objects, own_spacing
+from unisegdiff_pipeline.diffusion.samplers import LENGTH_PER_REACH
 from unisegdiff_pipeline.selection.field_length import planned_length_mm
 
 
@@ -30,3 +31,16 @@ def test_the_field_is_planned_from_the_radius_of_the_objects(case: Any, dims: in
         configuration=own_spacing(dims),
     )
     assert planned_length_mm(run) == expected
+
+
+def test_a_large_source_does_not_choose_the_field_of_small_ones() -> None:
+    """Radii of 4.0 in three cases of one source, 16.0 in the single case of another: twice their mean is 20."""
+    small, large = (objects((1, 64, 64), (1.0, 1.0, 1.0), n, n, n) for n in (50, 804))
+    cases = {"a__1": small, "a__2": small, "a__3": small, "b__1": large}
+    configuration = own_spacing(2)
+    run: Any = SimpleNamespace(
+        train_cases=tuple(cases), data=SimpleNamespace(open=cases.get), configuration=configuration
+    )
+    assert planned_length_mm(run) == 8.0 * LENGTH_PER_REACH / 2
+    configuration.sources = "any"
+    assert planned_length_mm(run) == 16.0 * LENGTH_PER_REACH / 2

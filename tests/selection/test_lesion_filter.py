@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -15,8 +16,8 @@ TRUE = FoundLesion(size=8.0, confidence=1.0, probability=0.9, voxels=8, common=8
 FALSE = FoundLesion(size=2.0, confidence=0.25, probability=0.55, voxels=2, common=0, matched=())
 
 
-def case(number: int, *lesions: FoundLesion, reference: int = 1, plain: int = 0) -> LesionCase:
-    return LesionCase(f"patient{number}", "lesion", lesions, 8 * reference, reference, plain)
+def case(number: int, *lesions: FoundLesion, reference: int = 1, plain: int = 0, source: str = "") -> LesionCase:
+    return LesionCase(f"patient{number}", "lesion", lesions, 8 * reference, reference, plain, source=source)
 
 
 def test_scores_of_keeping_every_lesion_by_hand() -> None:
@@ -44,6 +45,34 @@ def test_false_lesions_of_low_confidence_are_removed_where_patients_agree() -> N
     assert found.gain > 2 * found.gain_error > 0
     (sentence,) = choice.describe()
     assert "Dice from 0.944 to 1.000" in sentence
+
+
+def test_scores_of_a_unified_data_set_are_means_over_its_sources_by_hand() -> None:
+    # Three cases without a fault, a case with a false lesion; lesion-free cases: two quiet ones, one with two alarms.
+    cases = [case(i, TRUE, source="a") for i in range(3)] + [case(3, TRUE, FALSE, source="b")]
+    cases += [case(i, reference=0, source="a") for i in (4, 5)]
+    cases += [case(6, FALSE, FALSE, reference=0, plain=1, source="b"), case(7, TRUE, source="c")]
+    choice = choose_rule(cases)
+    assert choice.unfiltered.dice == pytest.approx((1 + 16 / 18 + 1) / 3)
+    assert choice.unfiltered.lesion_f1 == pytest.approx((1 + 2 / (2 + 3) + 1) / 3)
+    assert choice.unfiltered.sensitivity == 1
+    assert choice.unfiltered.fp_per_case == pytest.approx((0 + 3 / 2 + 0) / 3)
+    assert choice.unfiltered.false_alarms == pytest.approx((0 + 2) / 2)  # the third source has no lesion-free case
+    assert choice.plain_false_alarms == pytest.approx((0 + 1) / 2)
+    assert "(8 held-out cases, 3 of them free of it, means over 3 sources;" in choice.describe("lesion")
+
+
+def test_a_large_source_does_not_choose_the_rule_of_small_ones() -> None:
+    """Second lesions, unsure ones, are false in many cases of one source, and true in few cases of two others."""
+    second = FoundLesion(size=2.0, confidence=0.25, probability=0.55, voxels=8, common=8, matched=(2,))
+    large = [case(i, TRUE, *[FALSE] * (i % 2), source="large") for i in range(40)]
+    small = [case(40 + i, TRUE, second, reference=2, source="small") for i in range(3)]
+    third = [case(50 + i, TRUE, second, reference=2, source="third") for i in range(3)]
+    cases = large + small + third
+    as_one = [replace(one, source="") for one in cases]
+    assert not choose_filter(as_one, ["lesion"], "ml").lesion_filter.keeps_all
+    assert choose_filter(cases, ["lesion"], "ml").lesion_filter.keeps_all
+    assert not choose_filter(large, ["lesion"], "ml").lesion_filter.keeps_all
 
 
 def test_a_few_lucky_cases_choose_nothing() -> None:

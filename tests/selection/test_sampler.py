@@ -35,6 +35,21 @@ def test_better_in_all_cases_of_two_patients_is_not_significant_where_one_of_the
     assert rank_samplers([default, better], TWO)[0].sampler == TWO
 
 
+def test_a_large_source_does_not_choose_the_sampler_of_small_ones() -> None:
+    """Twenty cases where eight calls are better by 0.1, two and two where they are worse by 0.12 and 0.04."""
+    sources = ("large",) * 20 + ("small",) * 2 + ("third",) * 2
+    default = [0.8] * 24
+    other = [0.7] * 10 + [0.71] * 10 + [0.92, 0.93] + [0.84, 0.85]
+    whole = trial(TWO, *default), trial(EIGHT, *other)
+    assert whole[1].energy == pytest.approx((10 * 0.7 + 10 * 0.71 + 0.92 + 0.93 + 0.84 + 0.85) / 24)
+    assert rank_samplers(whole, TWO)[0].sampler == EIGHT
+    by_source = trial(TWO, *default, sources=sources), trial(EIGHT, *other, sources=sources)
+    assert by_source[1].energy == pytest.approx((0.705 + 0.925 + 0.845) / 3)
+    assert rank_samplers(by_source, TWO)[0].sampler == TWO
+    assert by_source[1].significantly_above(by_source[0])
+    assert not by_source[0].significantly_above(by_source[1])
+
+
 def test_a_single_case_replaces_nothing() -> None:
     assert rank_samplers([trial(TWO, 0.9), trial(EIGHT, 0.1)], TWO)[0].sampler == TWO
 

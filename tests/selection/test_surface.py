@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,16 @@ def test_another_surface_is_tried_only_where_sampled_volumes_are_too_wide(
     nothing: Any = None
     ranked = try_surfaces(nothing, nothing, nothing, drawing(TWO, 16.0), {}, list(sizes))
     assert [t.sampler.surface_length_mm for t in ranked] == expected
+
+
+def test_a_large_source_does_not_choose_the_surface_of_small_ones() -> None:
+    """Volumes are too wide in twenty cases of one source, and too narrow in the two and two of two others."""
+    sizes, places = (1.0,) * 20 + (3.0,) * 2 + (5.0,) * 2, (0.1, 0.12) * 10 + (0.5, 0.52) * 2
+    whole = surface(1.0, sizes, places)
+    assert whole.too_wide()
+    by_source = replace(whole, sources=("large",) * 20 + ("small",) * 2 + ("third",) * 2)
+    assert not by_source.too_wide()
+    assert (whole.size, by_source.size) == (pytest.approx(1.5), pytest.approx(3.0))
 
 
 def test_a_single_case_calls_no_spread_too_wide() -> None:

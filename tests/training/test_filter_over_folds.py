@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,23 @@ def test_what_all_folds_agree_on_is_taken_with_scores_by_hand() -> None:
     assert evidence.lesion_f1 == pytest.approx(2 * 12 / (12 + 15 + 12))
     assert evidence.lesion_f1_filtered == 1
     assert (evidence.false_alarms, evidence.false_alarms_filtered) == (1, 0)
+
+
+def test_scores_over_folds_of_a_unified_data_set_are_means_over_its_sources() -> None:
+    folds = {str(fold): [case(f"{fold}-{i}", true(), false(2 + i)) for i in range(4)] for fold in range(3)}
+    folds = {fold: [replace(c, source="large") for c in cases] for fold, cases in folds.items()}
+    for fold, cases in folds.items():
+        cases.append(replace(case(f"small {fold}", true(), false(10)), source="small"))
+        cases.append(replace(case(f"free {fold}", false(3), free=True), source="small"))
+    found = rechoose_filter(folds, ("lesion",), "ml")
+    assert found is not None
+    evidence, large = found.evidence, sum(map(dice, (2, 3, 4, 5))) / 4
+    assert evidence.is_taken
+    assert evidence.dice == pytest.approx((large + dice(10)) / 2)
+    assert evidence.difference == pytest.approx(1 - (large + dice(10)) / 2)
+    assert evidence.lesion_f1 == pytest.approx((2 * 12 / (12 + 12 + 12) + 2 * 3 / (3 + 6 + 3)) / 2)
+    assert (evidence.false_alarms, evidence.false_alarms_filtered) == (1, 0)
+    assert evidence.low < evidence.difference < evidence.high
 
 
 def test_what_harms_the_fold_that_it_was_not_chosen_on_is_not_taken() -> None:

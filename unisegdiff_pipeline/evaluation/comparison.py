@@ -136,7 +136,7 @@ def mean_gain(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | No
 
 
 def macro_gain(
-    a: Sequence[float], b: Sequence[float], groups: Sequence[str], parts: Sequence[str]
+    a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None, parts: Sequence[str]
 ) -> tuple[float, float]:
     """As `mean_gain` of each part (the sources of a unified data set), then the mean over parts and its standard error.
 
@@ -144,14 +144,17 @@ def macro_gain(
 
     Args:
         a, b: values of the same cases.
-        groups: group (patient) of each case.
-        parts: the part that each case belongs to; groups lie within parts.
+        groups: group (patient) of each case; None = each case by itself.
+        parts: the part that each case belongs to; groups lie within parts. Without any, as `mean_gain`.
     """
+    if not parts:
+        return mean_gain(a, b, groups)
     gains, errors = [], []
     for part in dict.fromkeys(parts):
         own = [i for i, of_case in enumerate(parts) if of_case == part and not math.isnan(a[i] - b[i])]
         if own:
-            gain, error = mean_gain([a[i] for i in own], [b[i] for i in own], [groups[i] for i in own])
+            of_own = None if groups is None else [groups[i] for i in own]
+            gain, error = mean_gain([a[i] for i in own], [b[i] for i in own], of_own)
             gains.append(gain)
             errors.append(error if len(own) > 1 else math.nan)
     if not gains:
@@ -318,7 +321,9 @@ def _normal_p(ranks: np.ndarray, positive: float) -> float:
     return math.erfc(abs(positive - float(ranks.sum()) / 2) / deviation / math.sqrt(2))
 
 
-def is_significantly_above(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None, errors: float) -> bool:
-    """Whether a lies above b by more than so many standard errors; never where too few cases tell."""
-    difference, error = mean_gain(a, b, groups)
+def is_significantly_above(
+    a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None, parts: Sequence[str], errors: float
+) -> bool:
+    """Whether a lies above b by more than so many standard errors of `macro_gain`; never where too few cases tell."""
+    difference, error = macro_gain(a, b, groups, parts)
     return 0 < errors * error < difference

@@ -84,6 +84,19 @@ def mean_of_defined(values: Iterable[float]) -> float:
     return statistics.fmean(defined) if defined else math.nan
 
 
+def macro_mean(values: Sequence[float], parts: Sequence[str]) -> float:
+    """Mean over parts (the sources of a unified data set) of `mean_of_defined` of each; over all values without parts.
+
+    A part without a defined value does not count.
+    """
+    if not parts:
+        return mean_of_defined(values)
+    of_parts: dict[str, list[float]] = {}
+    for value, part in zip(values, parts, strict=True):
+        of_parts.setdefault(part, []).append(value)
+    return mean_of_defined(map(mean_of_defined, of_parts.values()))
+
+
 def _summarise_class(name: str, scores: Sequence[ClassScore]) -> ClassSummary:
     scored = [s for s in scores if s.outcome == "scored"]
     empty = [s for s in scores if s.outcome != "scored"]

@@ -95,7 +95,8 @@ class FilterEvidence:
         num_folds, num_groups: folds, and groups (patients) of the cases.
         num_with, num_without: cases and classes with a lesion, and free of one.
         dice, dice_filtered: mean over those with a lesion, without and with the filters.
-        difference, low, high: mean difference of Dice, with its 95 % bootstrap interval over groups.
+        difference, low, high: mean difference of Dice, with its 95 % bootstrap interval over groups; of the mean over
+            sources, in a unified data set, that of its standard error.
         lesion_f1, lesion_f1_filtered: of all lesions.
         false_alarms, false_alarms_filtered: lesions of the mask per lesion-free case; null without such a case.
         is_taken: the filter that all folds choose is used.

@@ -23,7 +23,7 @@ from unisegdiff_pipeline.diffusion.coding import (
     probabilities_from_logits,
 )
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.selection.hold_out import HoldOut, tiled
+from unisegdiff_pipeline.selection.hold_out import HoldOut, sources_of_cases, tiled
 from unisegdiff_pipeline.selection.objects import num_informative
 from unisegdiff_pipeline.selection.voxels import scored_voxels
 
@@ -50,7 +50,8 @@ def choose_calibration(held_out: HoldOut, model: StagedModel, cases: Sequence[st
     """The calibrations of p_det with the least negative log-likelihood of whole held-out cases.
 
     Of each case voxels near foreground and voxels elsewhere are drawn, and weighted by how many they stand for. With
-    several annotators each counts. Fewer than FEWEST_FOR_CALIBRATION patients with objects leave it at 1.
+    several annotators each counts, and in a unified data set each source as much as another. Fewer than
+    FEWEST_FOR_CALIBRATION patients with objects leave it at 1.
     """
     if num_informative(held_out, cases) < FEWEST_FOR_CALIBRATION:
         return FittedCalibration(NO_CALIBRATION, dict.fromkeys(cases, NO_CALIBRATION))
@@ -58,7 +59,9 @@ def choose_calibration(held_out: HoldOut, model: StagedModel, cases: Sequence[st
     groups = [held_out.data.open(case_id).group for case_id in cases]
     numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     owners = torch.tensor([numbers[group] for group in groups]).repeat_interleave(torch.tensor(lengths))
-    of_all, without = fit_calibrations(logits, target, weights, held_out.labels.coding, owners, len(numbers))
+    sources = dict(zip(groups, sources_of_cases(held_out.configuration.sources, cases), strict=False))
+    parts = [sources[group] for group in numbers if sources]
+    of_all, without = fit_calibrations(logits, target, weights, held_out.labels.coding, owners, len(numbers), parts)
     of_others = {case_id: without[numbers[group]] for case_id, group in zip(cases, groups, strict=True)}
     return FittedCalibration(of_all, of_others)
 
@@ -90,7 +93,13 @@ def held_out_logits(
 
 
 def fit_calibrations(
-    logits: Tensor, target: Tensor, weights: Tensor, coding: Coding, owners: Tensor, num_groups: int
+    logits: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    coding: Coding,
+    owners: Tensor,
+    num_groups: int,
+    parts: Sequence[str] = (),
 ) -> tuple[LogitCalibration, list[LogitCalibration]]:
     """The likeliest of DIVISORS and SOFT_CAPS for all voxels, and for those of all groups but each.
 
@@ -101,6 +110,7 @@ def fit_calibrations(
         logits, target: (1, K, V).
         weights: (V,).
         owners: (V,), the number of the group that a voxel belongs to, from 0 to `num_groups` - 1.
+        parts: the source that each group is of, in a unified data set: the mean over sources counts.
     """
 
     def losses(tried: Sequence[LogitCalibration], part: Tensor | slice) -> Tensor:
@@ -119,14 +129,25 @@ def fit_calibrations(
     handicap = torch.tensor([1.0 if t.soft_cap else 1.0 - SOFT_CAP_GAIN for t in foregrounds], dtype=torch.float64)
     counts, counts_found = (torch.bincount(v, minlength=num_groups) for v in (owners, owners[found]))
 
+    sizes = torch.zeros(num_groups, dtype=torch.float64).index_add_(0, owners, weights.double())
+
+    def scales(groups: Tensor) -> Tensor:
+        """(num_groups,), by which sums over voxels become the mean over the parts of these groups."""
+        found = torch.ones(num_groups, dtype=torch.float64)
+        for part in dict.fromkeys(parts):
+            own = torch.tensor([one == part for one in parts])
+            found[own] = 1 / sizes[own & groups].sum().clamp_min(1.0)
+        return found
+
     def best(groups: Tensor) -> LogitCalibration:
         """Of the voxels of some groups (num_groups,)."""
+        scale = scales(groups)
         if not counts[groups].any():
             return LogitCalibration()
-        background = backgrounds[int(of_background[:, groups].sum(dim=1).argmin())].background
+        background = backgrounds[int((of_background * scale)[:, groups].sum(dim=1).argmin())].background
         if not counts_found[groups].any():
             return LogitCalibration(background=round(background, 3))
-        chosen = foregrounds[int((of_foreground[:, groups].sum(dim=1) * handicap).argmin())]
+        chosen = foregrounds[int(((of_foreground * scale)[:, groups].sum(dim=1) * handicap).argmin())]
         return LogitCalibration(round(chosen.foreground, 3), round(background, 3), chosen.soft_cap)
 
     of_all = best(torch.ones(num_groups, dtype=torch.bool))

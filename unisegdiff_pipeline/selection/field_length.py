@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import numpy as np
 
 from unisegdiff_pipeline.diffusion.samplers import LENGTH_PER_REACH
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
-from unisegdiff_pipeline.selection.hold_out import HoldOut
+from unisegdiff_pipeline.selection.hold_out import HoldOut, sources_of_cases
 from unisegdiff_pipeline.selection.objects import radii_mm
 
 LENGTHS_VOXELS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # of the smooth field of coherent samples, in voxels of the plan
@@ -19,15 +21,21 @@ MOST_MEASURED_CASES = 200
 def planned_length_mm(held_out: HoldOut) -> float:
     """Of the smooth field: what is nearest to RADII_PER_LENGTH median radii of the annotated objects trained on.
 
-    Radii are those of discs or, in volumes, balls of the same size; each annotator's objects count.
+    Radii are those of discs or, in volumes, balls of the same size; each annotator's objects count. In a unified data
+    set the median radius is the mean of its sources' medians.
     """
     step = -(-len(held_out.train_cases) // MOST_MEASURED_CASES)
-    opened = [held_out.data.open(case_id) for case_id in held_out.train_cases[::step]]
-    radii = np.concatenate([radii_mm(stored, held_out.configuration) for stored in opened])
+    cases = held_out.train_cases[::step]
+    opened = [held_out.data.open(case_id) for case_id in cases]
+    radii: dict[str, list[np.ndarray]] = {}
+    sources = sources_of_cases(held_out.configuration.sources, cases) or ("",) * len(cases)
+    for stored, source in zip(opened, sources, strict=True):
+        radii.setdefault(source, []).append(radii_mm(stored, held_out.configuration))
     lengths = field_lengths_mm(held_out, opened[0])
-    if not len(radii):
+    medians = [float(np.median(found)) for own in radii.values() if len(found := np.concatenate(own))]
+    if not medians:
         return lengths[LENGTHS_VOXELS.index(FALLBACK_LENGTH_VOXELS)]
-    aim = RADII_PER_LENGTH * float(np.median(radii))
+    aim = RADII_PER_LENGTH * fmean(medians)
     return min(lengths, key=lambda length: abs(np.log(length / aim)))
 
 

@@ -21,6 +21,7 @@ from unisegdiff_pipeline.inference.lesions import LesionCounter, PredictedLesion
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.planning.plans import SourcesPlan
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.case_probability import fit_case_calibration
 from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, tiled
@@ -129,12 +130,19 @@ def held_out_case(
     # Sizes are those of the image, whose grid is finer or coarser than the plan's.
     size = voxel_size(measured_grid(geometry, units)) * math.prod(spacing_mm) / geometry.voxel_volume_mm3
     classes = compare_lesions(scheme, (reference, labels, plain), rows, size, (stored.group, stored.case_id))
-    sources = held_out.configuration.sources
-    if sources is not None:
-        annotated = sources.annotated_classes(stored.properties.source, scheme)
-        classes = tuple(case for case in classes if case.class_name in annotated)
+    classes = of_source(classes, held_out.configuration.sources, stored.properties.source, scheme)
     holds = any(case.num_reference for case in classes)
     return HeldOutCase(stored.group, classes, float(foreground(p, scheme.coding).max()), holds, units)
+
+
+def of_source(
+    cases: tuple[LesionCase, ...], sources: SourcesPlan | None, source: str | None, scheme: LabelScheme
+) -> tuple[LesionCase, ...]:
+    """The entries of a case of a unified data set: of the classes that its source annotates, and with its name."""
+    if sources is None or source is None:
+        return cases
+    annotated = sources.annotated_classes(source, scheme)
+    return tuple(replace(case, source=source) for case in cases if case.class_name in annotated)
 
 
 def compare_lesions(

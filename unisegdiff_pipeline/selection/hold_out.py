@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,9 +13,10 @@ from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
+from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.networks.sources import UNKNOWN
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.planning.plans import ConfigurationPlan
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, SourcesPlan
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder, StoredCase
 
 
@@ -42,6 +43,11 @@ class HoldOut:
     device: torch.device
     seed: int
     leave_if_asked: Callable[[], None]
+
+
+def sources_of_cases(sources: SourcesPlan | None, case_ids: Iterable[str]) -> tuple[str, ...]:
+    """The source of each case of a unified data set, over which means are taken; empty for an ordinary one."""
+    return () if sources is None else tuple(map(source_of_case, case_ids))
 
 
 def planned_settings(configuration: ConfigurationPlan) -> InferenceSettings:

@@ -15,6 +15,7 @@ luck, so every lesion stays unless a filter shows its worth on patients that it 
   false alarms must fall by as much, and the utility not fall by one standard error;
 - at least FEWEST_PATIENTS patients have a lesion.
 
+In a unified data set all of these are means over its sources: a large one does not choose the rule of the small ones.
 The rule is then the best on all patients. A user who asks for a certain sensitivity takes that risk knowingly:
 operating points are of rules of two numbers too, and their scores of the cases that they were chosen on.
 """
@@ -70,6 +71,7 @@ class LesionCase:
         reference_voxels, num_reference: of the reference, and its lesions; 0 where the case is free of the class.
         plain_false_alarms: lesions of the plain segmenter's mask at 0.5 that share no voxel with the reference.
         case_id: its name.
+        source: in a unified data set.
     """
 
     group: str
@@ -79,6 +81,7 @@ class LesionCase:
     num_reference: int
     plain_false_alarms: int
     case_id: str = ""
+    source: str = ""
 
     def outcome(self, rule: LesionRule) -> RuleOutcome:
         """What is left by a rule."""
@@ -123,6 +126,7 @@ class RuleChoice:
         plain_false_alarms: of the plain segmenter at 0.5, per lesion-free case; NaN without such a case.
         num_patients, num_cases, num_lesion_free: that it was chosen on; the patients are those with a lesion.
         points: rules worth offering, by rising sensitivity; the first of them are strict.
+        num_sources: that all scores are means over; 1 for an ordinary data set.
     """
 
     rule: LesionRule
@@ -136,10 +140,12 @@ class RuleChoice:
     num_cases: int
     num_lesion_free: int
     points: tuple[OperatingPoint, ...]
+    num_sources: int = 1
 
     def describe(self, class_name: str, units: Units = VOLUMES) -> str:
         """What was chosen and what it gains, in a sentence or two."""
         told = f"{counted(self.num_cases, 'held-out case')}, {self.num_lesion_free} of them free of it"
+        told += f", means over {self.num_sources} sources" * (self.num_sources > 1)
         gain = f"{self.gain:+.3f} (standard error {self.gain_error:.3f})"
         if self.rule == NO_RULE:
             if self.num_patients < FEWEST_PATIENTS:
@@ -221,6 +227,7 @@ def choose_rule(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> Rule
         num_cases=len(cases),
         num_lesion_free=sum(case.num_reference == 0 for case in cases),
         points=_worth_offering(_Table(offered, cases).points()),
+        num_sources=len({case.source for case in cases}),
     )
 
 
@@ -264,6 +271,8 @@ def _steps(values: Sequence[float], digits: int | None) -> list[float]:
 class _Table:
     """What each rule does in each group of cases, so that any set of groups is summed up at once.
 
+    Scores are means over the sources that they are defined for; an ordinary data set is one source.
+
     Attributes:
         rules: the candidates; the first keeps every lesion.
         num_groups: patients.
@@ -273,6 +282,9 @@ class _Table:
         self.rules = rules
         groups = {name: number for number, name in enumerate(dict.fromkeys(case.group for case in cases))}
         self.num_groups = len(groups)
+        source_of = {case.group: case.source for case in cases}
+        sources = np.array([source_of[group] for group in groups])
+        self._members = [(sources == source).astype(float) for source in dict.fromkeys(source_of.values())]
         shape = (len(rules), len(groups))
         self._dice, self._detected, self._false, self._alarms = (np.zeros(shape) for _ in range(4))
         self._with, self._reference, self._free, self._plain = (np.zeros(len(groups)) for _ in range(4))
@@ -293,16 +305,15 @@ class _Table:
 
     def utilities(self, weights: np.ndarray) -> np.ndarray:
         """Dice over cases with a lesion + F1 of all lesions, of every rule; NaN without a case with a lesion."""
-        return self._dice_means(weights) + self._f1(weights)
+        return self._ratio(self._dice, self._with, weights) + self._f1(self._detected, self._false, weights)
 
     def false_alarms(self, weights: np.ndarray) -> np.ndarray:
         """Of every rule, per lesion-free case; 0 without one."""
-        return (self._alarms @ weights) / max(float(self._free @ weights), 1.0)
+        return np.nan_to_num(self._ratio(self._alarms, self._free, weights))
 
     def plain_false_alarms(self, weights: np.ndarray) -> float:
         """Of the plain segmenter, per lesion-free case; NaN without one."""
-        free = float(self._free @ weights)
-        return float(self._plain @ weights) / free if free else math.nan
+        return float(self._ratio(self._plain[None], self._free, weights)[0])
 
     def best(self, weights: np.ndarray) -> int:
         """The rule of the highest utility among those with no more false alarms than the plain segmenter, or fewest.
@@ -328,14 +339,12 @@ class _Table:
 
         def difference(weights: np.ndarray) -> tuple[float, float, float]:
             own = chosen, np.arange(number)
-            with_lesion, reference = float(self._with @ weights), float(self._reference @ weights)
-            dice = float((self._dice[own] - self._dice[0]) @ weights) / max(with_lesion, 1.0)
-            f1 = [
-                2 * float(found @ weights) / max(float((found + false) @ weights) + reference, 1.0)
-                for found, false in ((self._detected[own], self._false[own]), (self._detected[0], self._false[0]))
-            ]
-            fewer = float((self._alarms[0] - self._alarms[own]) @ weights) / max(float(self._free @ weights), 1.0)
-            return dice + f1[0] - f1[1], dice, fewer
+            dice = self._ratio(self._dice[own] - self._dice[0], self._with, weights)
+            fewer = self._ratio(self._alarms[0] - self._alarms[own], self._free, weights)
+            detected, false = (np.stack([table[own], table[0]]) for table in (self._detected, self._false))
+            filtered, everything = np.nan_to_num(self._f1(detected, false, weights))
+            gain = float(np.nan_to_num(dice[0]))
+            return gain + float(filtered - everything), gain, float(np.nan_to_num(fewer[0]))
 
         whole = difference(np.ones(number))
         parts = np.array([difference(1.0 - np.eye(number)[g]) for g in range(number)])
@@ -348,26 +357,34 @@ class _Table:
 
     def point(self, index: int, weights: np.ndarray) -> OperatingPoint:
         """A rule and its scores."""
-        reference, free = float(self._reference @ weights), float(self._free @ weights)
-        detected, false = float(self._detected[index] @ weights), float(self._false[index] @ weights)
+        own = slice(index, index + 1)
         return OperatingPoint(
             rule=self.rules[index],
-            dice=float(self._dice_means(weights)[index]),
-            lesion_f1=float(self._f1(weights)[index]),
-            sensitivity=detected / reference if reference else math.nan,
-            fp_per_case=false / max(free + float(self._with @ weights), 1.0),
-            false_alarms=float(self._alarms[index] @ weights) / free if free else math.nan,
+            dice=float(self._ratio(self._dice[own], self._with, weights)[0]),
+            lesion_f1=float(self._f1(self._detected[own], self._false[own], weights)[0]),
+            sensitivity=float(self._ratio(self._detected[own], self._reference, weights)[0]),
+            fp_per_case=float(self._ratio(self._false[own], self._free + self._with, weights)[0]),
+            false_alarms=float(self._ratio(self._alarms[own], self._free, weights)[0]),
         )
 
-    def _dice_means(self, weights: np.ndarray) -> np.ndarray:
-        number = float(self._with @ weights)
-        return (self._dice @ weights) / number if number else np.full(len(self.rules), math.nan)
+    def _ratio(self, counts: np.ndarray, of: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Mean over the sources of the sum of some groups' counts (N, num_groups) by the sum of `of`; (N,)."""
+        counts = np.atleast_2d(counts)
+        parts = [(counts @ own) / number for own in self._among(weights) if (number := float(of @ own))]
+        return np.mean(parts, axis=0) if parts else np.full(len(counts), math.nan)
 
-    def _f1(self, weights: np.ndarray) -> np.ndarray:
-        reference = float(self._reference @ weights)
-        detected = self._detected @ weights
-        whole = detected + self._false @ weights + reference
-        return 2 * detected / whole if reference else np.full(len(self.rules), math.nan)
+    def _f1(self, detected: np.ndarray, false: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Mean over the sources of the F1 of all lesions of some groups; (N,) of (N, num_groups)."""
+        parts = []
+        for own in self._among(weights):
+            if reference := float(self._reference @ own):
+                found = detected @ own
+                parts.append(2 * found / (found + false @ own + reference))
+        return np.mean(parts, axis=0) if parts else np.full(len(detected), math.nan)
+
+    def _among(self, weights: np.ndarray) -> list[np.ndarray]:
+        """The weights of the groups of each source, 0 elsewhere."""
+        return [weights * members for members in self._members]
 
 
 def _worth_offering(points: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]:

@@ -19,11 +19,11 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.comparison import is_significantly_above
 from unisegdiff_pipeline.evaluation.diversity import energy_score, pairwise_overlaps
 from unisegdiff_pipeline.evaluation.spread import PLACE_IN_TRUTH
-from unisegdiff_pipeline.evaluation.summary import mean_of_defined
+from unisegdiff_pipeline.evaluation.summary import macro_mean
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.selection.field_length import field_lengths_mm
-from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, tiled
+from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, sources_of_cases, tiled
 from unisegdiff_pipeline.selection.spread import annotators
 
 # Of the field that draws surfaces, as parts of that which draws objects; the first is the default. Annotators move a
@@ -77,6 +77,7 @@ QUICK_SEARCH = Search((), 5.0)
 class SamplerTrial:
     """A sampler and its energy scores in the cases that choose (lower is better), which are of these groups.
 
+    In a unified data set the cases have `sources`, over which means are taken: a large one counts as a small one.
     `size_of_cases` are the scores of the sampled sizes (`size_score`), where they were compared, and `place_of_cases`
     say where the references lie among the sampled volumes (`mean_place`).
     """
@@ -86,20 +87,28 @@ class SamplerTrial:
     groups: tuple[str, ...] | None = None
     size_of_cases: tuple[float, ...] = ()
     place_of_cases: tuple[float, ...] = ()
+    sources: tuple[str, ...] = ()
 
     @property
     def energy(self) -> float:
         """Mean over the cases; NaN without one."""
-        return mean_of_defined(self.energy_of_cases)
+        return macro_mean(self.energy_of_cases, self.sources)
+
+    @property
+    def size(self) -> float:
+        """The same of the sizes."""
+        return macro_mean(self.size_of_cases, self.sources)
 
     def significantly_above(self, other: SamplerTrial) -> bool:
         """Whether its masks are worse than the other's beyond what chance may do."""
-        return is_significantly_above(self.energy_of_cases, other.energy_of_cases, self.groups, SAMPLER_ERRORS)
+        return is_significantly_above(
+            self.energy_of_cases, other.energy_of_cases, self.groups, self.sources, SAMPLER_ERRORS
+        )
 
     def too_wide(self) -> bool:
         """Whether the sampled volumes spread more than the truth beyond what chance may do."""
         truth = (PLACE_IN_TRUTH,) * len(self.place_of_cases)
-        return is_significantly_above(truth, self.place_of_cases, self.groups, SPREAD_ERRORS)
+        return is_significantly_above(truth, self.place_of_cases, self.groups, self.sources, SPREAD_ERRORS)
 
 
 def drawing(sampler: SamplerSettings, length_mm: float, surface_part: float = SURFACE_PARTS[0]) -> SamplerSettings:
@@ -134,15 +143,16 @@ def try_samplers(
     """
     opened = [held_out.data.open(case_id) for case_id in cases]
     groups = tuple(stored.group for stored in opened)
+    sources = sources_of_cases(held_out.configuration.sources, cases)
     without_calls = {mm: drawing(SAMPLES_ALONE, mm) for mm in field_lengths_mm(held_out, opened[0])}
     found = score_samplers(held_out, model, settings, list(without_calls.values()), cases)
-    trials = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
+    trials = [SamplerTrial(s, tuple(energies), groups, sources=sources) for s, energies in found.items()]
     by_length = rank_samplers(trials, without_calls[settings.drawn_by.correlation_length_mm])
     draws = by_length[0].sampler
     able = [s for s in search.others if settings.target != "epsilon" or s.start == "det"]
     calling = [drawing(s, draws.correlation_length_mm) for s in dict.fromkeys([default_sampler(settings), *able])]
     found = score_samplers(held_out, model, settings, [draws, *calling], cases, first_sample=settings.num_samples)
-    drawn = [SamplerTrial(s, tuple(energies), groups) for s, energies in found.items()]
+    drawn = [SamplerTrial(s, tuple(energies), groups, sources=sources) for s, energies in found.items()]
     return rank_samplers(drawn, calling[0]) + by_length[1:]
 
 

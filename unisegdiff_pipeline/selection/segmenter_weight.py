@@ -13,12 +13,12 @@ from unisegdiff_pipeline.diffusion.coding import (
     cross_entropy_of_probabilities,
 )
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
-from unisegdiff_pipeline.evaluation.comparison import is_significantly_above, mean_gain
-from unisegdiff_pipeline.evaluation.summary import mean_of_defined
+from unisegdiff_pipeline.evaluation.comparison import is_significantly_above, macro_gain
+from unisegdiff_pipeline.evaluation.summary import macro_mean, mean_of_defined
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, score_on_plan_grid, tiled
+from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, score_on_plan_grid, sources_of_cases, tiled
 from unisegdiff_pipeline.selection.sampler import STAGE_A_CALL, trajectory
 from unisegdiff_pipeline.selection.voxels import scored_voxels
 
@@ -36,7 +36,8 @@ class MeanTrial:
     """A way to make the mask, and the Dice and negative log-likelihood that it reached on the hold-out.
 
     Both are given case by case, Dice as the mean over the classes of a case, NaN where none is defined; all trials have
-    the same cases, of these groups (patients).
+    the same cases, of these groups (patients) and, in a unified data set, sources, over which means are taken: a large
+    source counts as much as a small one.
     """
 
     sampler: SamplerSettings
@@ -45,24 +46,27 @@ class MeanTrial:
     dice_of_cases: tuple[float, ...]
     nll_of_cases: tuple[float, ...]
     groups: tuple[str, ...] | None = None
+    sources: tuple[str, ...] = ()
 
     @property
     def dice(self) -> float:
         """Mean over the cases where Dice is defined; NaN without one."""
-        return mean_of_defined(self.dice_of_cases)
+        return macro_mean(self.dice_of_cases, self.sources)
 
     @property
     def nll(self) -> float:
         """Mean over the cases that have voxels which count; NaN without one."""
-        return mean_of_defined(self.nll_of_cases)
+        return macro_mean(self.nll_of_cases, self.sources)
 
     def gain(self, other: MeanTrial) -> tuple[float, float]:
         """Mean difference of Dice to another trial over the same cases, and its standard error."""
-        return mean_gain(self.dice_of_cases, other.dice_of_cases, self.groups)
+        return macro_gain(self.dice_of_cases, other.dice_of_cases, self.groups, self.sources)
 
     def significantly_above(self, other: MeanTrial) -> bool:
         """Whether its likelihood loss is higher than the other's beyond what chance may do."""
-        return is_significantly_above(self.nll_of_cases, other.nll_of_cases, self.groups, LIKELIHOOD_ERRORS)
+        return is_significantly_above(
+            self.nll_of_cases, other.nll_of_cases, self.groups, self.sources, LIKELIHOOD_ERRORS
+        )
 
 
 def with_samplers(
@@ -110,8 +114,9 @@ def try_means(
             for decision in DECISIONS:
                 scores = score_on_plan_grid(held_out, stored, decided_probabilities(p, masks, scheme, decision))
                 dice[w, decision].append(mean_of_defined(score.dice for score in scores))
+    sources = sources_of_cases(held_out.configuration.sources, cases)
     return [
-        MeanTrial(sampler, w, decision, tuple(found), tuple(losses[w]), tuple(groups))
+        MeanTrial(sampler, w, decision, tuple(found), tuple(losses[w]), tuple(groups), sources)
         for (w, decision), found in dice.items()
     ]
 

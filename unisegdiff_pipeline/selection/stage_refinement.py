@@ -10,13 +10,13 @@ from torch import Tensor
 
 from unisegdiff_pipeline.core.boxes import box_slices, centred_box, nonzero_box
 from unisegdiff_pipeline.evaluation.metrics import ClassScore
-from unisegdiff_pipeline.evaluation.summary import mean_of_defined
+from unisegdiff_pipeline.evaluation.summary import macro_mean
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import StagePlan
 from unisegdiff_pipeline.planning.stages import refine_stages
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
-from unisegdiff_pipeline.selection.hold_out import HoldOut, predict_stored, score_on_plan_grid
+from unisegdiff_pipeline.selection.hold_out import HoldOut, predict_stored, score_on_plan_grid, sources_of_cases
 
 
 def refined_stages(
@@ -25,12 +25,13 @@ def refined_stages(
     """Plan the edges again with the segmenter's Dice and uncertainty on held-out cases.
 
     Returns the stages, and the Dice of each class that they were realised with. A class that no case holds keeps what
-    was planned for it.
+    was planned for it. Of a unified data set means are those over its sources.
     """
     stages = held_out.configuration.stages
     assert stages is not None
     dice: dict[str, list[float]] = defaultdict(list)
     uncertainty: dict[str, list[float]] = defaultdict(list)
+    holding: dict[str, list[str]] = defaultdict(list)
     first = held_out.labels.foreground_offset
     for case_id in cases:
         stored = held_out.data.open(case_id)
@@ -40,9 +41,11 @@ def refined_stages(
         for index, (score, (name, mask)) in enumerate(zip(scores, masks, strict=True)):
             if mask.any():
                 dice[name].append(score.dice)
+                holding[name].append(case_id)
                 uncertainty[name].append(_uncertainty_of_patch(held_out, stored, p[first + index], mask))
-    reached = {name: mean_of_defined(values) for name, values in dice.items()}
-    unsure = {name: float(np.mean(values)) for name, values in uncertainty.items()}
+    sources = {name: sources_of_cases(held_out.configuration.sources, own) for name, own in holding.items()}
+    reached = {name: macro_mean(values, sources[name]) for name, values in dice.items()}
+    unsure = {name: macro_mean(values, sources[name]) for name, values in uncertainty.items()}
     return refine_stages(stages, reached, unsure, held_out.labels), reached
 
 

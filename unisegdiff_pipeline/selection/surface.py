@@ -11,10 +11,9 @@ import numpy as np
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.spread import mean_place, size_score
-from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, tiled
+from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, sources_of_cases, tiled
 from unisegdiff_pipeline.selection.sampler import SamplerTrial, drawing
 from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
 
@@ -60,13 +59,14 @@ def score_surfaces(
             prediction = sample_tiles(held_out, tiles, with_one, stored, first_sample=2 * settings.num_samples)
             spreads = spread_of_case(prediction, raters, held_out.labels, case_id)
             scores[one].append(np.mean([(s.energy, size_score(s, dims), mean_place(s)) for s in spreads], axis=0))
+    sources = sources_of_cases(held_out.configuration.sources, cases)
     columns = {one: np.transpose(rows).tolist() for one, rows in scores.items()}
     return [
-        SamplerTrial(one, tuple(energies), tuple(groups), tuple(sizes), tuple(places))
+        SamplerTrial(one, tuple(energies), tuple(groups), tuple(sizes), tuple(places), sources)
         for one, (energies, sizes, places) in columns.items()
     ]
 
 
 def rank_surfaces(trials: Sequence[SamplerTrial]) -> list[SamplerTrial]:
     """Trials by the score of the sizes; those with significantly worse masks than the first one, the default, last."""
-    return sorted(trials, key=lambda t: (t.significantly_above(trials[0]), mean_of_defined(t.size_of_cases)))
+    return sorted(trials, key=lambda t: (t.significantly_above(trials[0]), t.size))

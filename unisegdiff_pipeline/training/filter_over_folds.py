@@ -3,23 +3,24 @@
 A filter is chosen on all folds but one and applied to that one, for each fold in turn: the scores over all folds are
 then those of filters that have not seen the cases they are scored on. The filter for new images is chosen on all folds
 by the same rule (`selection.lesion_filter`). It is taken where the scores of the former did not fall: Dice + lesion F1,
-or, where false alarms became fewer, Dice by more than chance.
+or, where false alarms became fewer, Dice by more than chance. In a unified data set all scores are means over sources.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, fields
 
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.units import VOLUMES, Units
-from unisegdiff_pipeline.evaluation.comparison import paired_comparison
+from unisegdiff_pipeline.evaluation.comparison import macro_gain, paired_comparison
+from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, NO_RULE, LesionFilter, SizeUnit
 from unisegdiff_pipeline.inference.recipe import FilterEvidence
 from unisegdiff_pipeline.selection.lesion_filter import LesionCase, RuleOutcome, choose_filter
+
+NORMAL_95 = 1.96  # standard errors to either side of a mean
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ def rechoose_filter(
             before.append(case.outcome(NO_RULE))
             after.append(case.outcome(chosen.rules.get(case.class_name, NO_RULE)))
     groups = [case.group for case in everything]
-    pairs = paired_comparison([one.dice for one in after], [one.dice for one in before], groups)
+    gain = _gain(everything, before, after)
     plain, filtered = _scores(everything, before), _scores(everything, after)
     fewer_alarms = filtered.false_alarms < plain.false_alarms
-    worth = filtered.utility >= plain.utility or (fewer_alarms and not pairs.ci_high < 0)
+    worth = filtered.utility >= plain.utility or (fewer_alarms and not gain.high < 0)
     taken = not choice.lesion_filter.keeps_all and worth
     evidence = FilterEvidence(
         num_folds=len(folds),
@@ -84,9 +85,9 @@ def rechoose_filter(
         num_without=sum(case.num_reference == 0 for case in everything),
         dice=plain.dice,
         dice_filtered=filtered.dice,
-        difference=pairs.mean_difference,
-        low=pairs.ci_low,
-        high=pairs.ci_high,
+        difference=gain.mean,
+        low=gain.low,
+        high=gain.high,
         lesion_f1=plain.lesion_f1,
         lesion_f1_filtered=filtered.lesion_f1,
         false_alarms=plain.false_alarms,
@@ -97,14 +98,41 @@ def rechoose_filter(
     return RechosenFilter(choice.lesion_filter if taken else NO_FILTER, evidence)
 
 
+@dataclass(frozen=True)
+class _Gain:
+    """Of Dice, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def _gain(cases: Sequence[LesionCase], before: Sequence[RuleOutcome], after: Sequence[RuleOutcome]) -> _Gain:
+    a, b = [one.dice for one in after], [one.dice for one in before]
+    groups, sources = [case.group for case in cases], [case.source for case in cases]
+    if any(sources):
+        mean, error = macro_gain(a, b, groups, sources)
+        return _Gain(mean, mean - NORMAL_95 * error, mean + NORMAL_95 * error)
+    pairs = paired_comparison(a, b, groups)
+    return _Gain(pairs.mean_difference, pairs.ci_low, pairs.ci_high)
+
+
 def _scores(cases: Sequence[LesionCase], outcomes: Sequence[RuleOutcome]) -> _Scores:
-    reference = sum(case.num_reference for case in cases)
-    detected, false = sum(one.detected for one in outcomes), sum(one.false for one in outcomes)
-    alarms = [one.false for case, one in zip(cases, outcomes, strict=True) if not case.num_reference]
+    parts: dict[str, list[tuple[LesionCase, RuleOutcome]]] = {}
+    for case, one in zip(cases, outcomes, strict=True):
+        parts.setdefault(case.source, []).append((case, one))
+    of_parts = [_scores_of_part(own) for own in parts.values()]
+    return _Scores(*(mean_of_defined(getattr(s, f.name) for s in of_parts) for f in fields(_Scores)))
+
+
+def _scores_of_part(outcomes: Sequence[tuple[LesionCase, RuleOutcome]]) -> _Scores:
+    """Of one source, or of an ordinary data set; NaN for what it has no case of."""
+    reference = sum(case.num_reference for case, _ in outcomes)
+    detected, false = sum(one.detected for _, one in outcomes), sum(one.false for _, one in outcomes)
     return _Scores(
-        dice=float(np.nanmean([one.dice for one in outcomes])),
-        lesion_f1=2 * detected / (detected + false + reference),
-        false_alarms=float(np.mean(alarms)) if alarms else math.nan,
+        dice=mean_of_defined(one.dice for _, one in outcomes),
+        lesion_f1=2 * detected / (detected + false + reference) if reference else math.nan,
+        false_alarms=mean_of_defined(one.false for case, one in outcomes if not case.num_reference),
     )
 
 

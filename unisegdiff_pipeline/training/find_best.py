@@ -42,7 +42,7 @@ from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.reference import read_cases
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.preprocessing.storage import read_array, reference_path
-from unisegdiff_pipeline.selection.found_lesions import compare_lesions
+from unisegdiff_pipeline.selection.found_lesions import compare_lesions, of_source
 from unisegdiff_pipeline.selection.lesion_filter import LesionCase
 from unisegdiff_pipeline.training.data.splits import load_or_create_splits
 from unisegdiff_pipeline.training.filter_over_folds import RechosenFilter, rechoose_filter
@@ -333,10 +333,7 @@ def _lesions(task: _CaseOfMembers) -> tuple[Units, tuple[LesionCase, ...]]:
     units = units_of(geometry.is_2d, known)
     size = voxel_size(measured_grid(geometry, units))
     cases = compare_lesions(scheme, (reference, labels, plain), rows, size, (task.group, task.case_id))
-    if task.sources is not None:
-        annotated = task.sources.annotated_classes(source_of_case(task.case_id), scheme)
-        cases = tuple(case for case in cases if case.class_name in annotated)
-    return units, cases
+    return units, of_source(cases, task.sources, source_of_case(task.case_id), scheme)
 
 
 # ------------------------------------------------------------------------------------------------------------- words

@@ -20,10 +20,10 @@ from unisegdiff_pipeline.inference.measuring import find_lesions
 from unisegdiff_pipeline.inference.restoring import restore_samples
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
-from unisegdiff_pipeline.io.sources import cases_by_source, in_turn, source_of_case
+from unisegdiff_pipeline.io.sources import cases_by_source, in_turn
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
-from unisegdiff_pipeline.selection.hold_out import predict_stored, score_on_plan_grid
+from unisegdiff_pipeline.selection.hold_out import predict_stored, score_on_plan_grid, sources_of_cases
 from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
 from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
 from unisegdiff_pipeline.training.source_scores import ScoresBySource, annotated_scores, by_source
@@ -85,7 +85,7 @@ def validate_cases(
         tuple(mean_of_defined(score.dice for score in case.scores) for case in cases),
         tuple(groups),
         by_source(plans, cases),
-        () if plans is None else tuple(source_of_case(case.case_id) for case in cases),
+        sources_of_cases(plans, run.monitored_cases),
     )
 
 

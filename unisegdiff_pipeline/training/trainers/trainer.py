@@ -17,7 +17,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.core.progress import counted, format_duration
 from unisegdiff_pipeline.core.serialization import to_jsonable
-from unisegdiff_pipeline.evaluation.comparison import macro_gain, mean_gain
+from unisegdiff_pipeline.evaluation.comparison import macro_gain
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
 from unisegdiff_pipeline.networks.staged_model import StagedModel
@@ -495,10 +495,7 @@ class Trainer(abc.ABC):
         count = min(len(self.best), len(self.last))
         if count < 2:  # one case tells nothing
             return 0.0, 0.0
-        best, last, groups = self.best[:count], self.last[:count], self.groups[:count]
-        if self.sources:
-            return macro_gain(best, last, groups, self.sources[:count])
-        return mean_gain(best, last, groups)
+        return macro_gain(self.best[:count], self.last[:count], self.groups[:count], self.sources[:count])
 
     def _describe(self) -> str:
         length = (
