@@ -19,12 +19,32 @@ def test_it_finds_the_law_that_made_the_cases() -> None:
     assert found.num_with == holds.sum()
 
 
-def test_too_few_of_a_kind_are_not_fitted() -> None:
-    highest, holds = [0.9] * 20 + [0.1] * 6, [True] * 20 + [False] * 6
-    patients = [str(i) for i in range(26)]
+def test_one_patient_of_a_kind_is_too_few() -> None:
+    highest, holds = [0.9] * 6 + [0.1] * 2, [True] * 6 + [False] * 2
+    patients = [str(i) for i in range(8)]
     assert fit_case_calibration(highest, holds, patients) is not None
-    assert fit_case_calibration(highest[:25], holds[:25], patients[:25]) is None
-    assert fit_case_calibration(highest, holds, [*patients[:20], *["one patient"] * 6]) is None
+    assert fit_case_calibration(highest[:7], holds[:7], patients[:7]) is None
+    assert fit_case_calibration(highest, holds, [*patients[:6], *["one patient"] * 2]) is None
+    assert fit_case_calibration(highest, [not value for value in holds], [*patients[:6], "6", "6"]) is None
+
+
+def test_where_the_network_tells_nothing_it_is_the_frequency_of_lesions() -> None:
+    found = fit_case_calibration([0.7] * 8, [True] * 6 + [False] * 2, [str(i) for i in range(8)])
+    assert found is not None
+    assert found.slope == pytest.approx(0, abs=1e-6)
+    # Platt's targets: 7/8 for each of the six with a lesion, 1/4 for the two without.
+    assert found.probability(0.7) == pytest.approx((6 * 7 / 8 + 2 / 4) / 8, abs=1e-4)
+
+
+def test_few_cases_move_less_from_the_frequency_than_many_alike() -> None:
+    slopes = []
+    for number in (2, 20):
+        highest, holds = [0.9] * number + [0.1] * number, [True] * number + [False] * number
+        found = fit_case_calibration(highest, holds, [str(i) for i in range(2 * number)])
+        assert found is not None
+        assert found.probability(0.5) == pytest.approx(0.5)
+        slopes.append(found.slope)
+    assert 0 < slopes[0] < 0.5 < slopes[1] < 2
 
 
 def test_separable_cases_are_not_certain_and_misleading_ones_say_nothing() -> None:
