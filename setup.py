@@ -75,6 +75,7 @@ setup(
             *ONNX,
             *SERVE,
             "httpx>=0.27",
+            "pyyaml>=6.0",
         ],
         "tensorboard": ["tensorboard>=2.17"],
         "wandb": ["wandb>=0.18"],
@@ -82,6 +83,7 @@ setup(
         "onnx": ONNX,
         "serve": SERVE,
         "dask": ["distributed>=2024.5"],
+        "yaml": ["pyyaml>=6.0"],
     },
     entry_points={
         "console_scripts": [

@@ -14,7 +14,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.fingerprint import extract_fingerprint, read_fingerprint, write_fingerprint
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
-from unisegdiff_pipeline.io.unify import UnifyRequest
+from unisegdiff_pipeline.io.unify import UnifyRequest, read_label_maps
 from unisegdiff_pipeline.io.unify import unify as write_unified
 
 
@@ -105,6 +105,8 @@ def test_a_source_that_changes_is_noticed(root: Path) -> None:
         ({"label_maps": {"B": {"polyp": "lesion"}}}, "says nothing of organ"),
         ({"label_maps": {"B": {"polyp": "lesion", "organ": "x", "more": "x"}}}, "names more"),
         ({"label_maps": {"C": {}}}, "names C"),
+        ({"label_maps": {"A": {"tumour": "lesion"}, "Dataset001_A": {"tumour": "x"}}}, "A and Dataset001_A, which are"),
+        ({"label_maps": {"A": {"tumour": "x\ny"}}}, "x.ny"),
         ({"modalities": {"C": "US"}}, "--modality names C; sources are A, B"),
         ({"excluded": ("A/*",)}, "no case of the source A"),
         ({"excluded": ("A/c7",)}, "fits no case"),
@@ -125,6 +127,38 @@ def test_an_existing_data_set_is_replaced_only_where_it_is_unified_and_asked_for
     assert len(content_of(unify(root, 500, "U", [1], overwrite=True))["sources"]) == 1
     with pytest.raises(UsdError, match="no unified data set"):
         unify(root, 1, "A", [2], overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["map.json", "map.yaml", "map.YML"])
+def test_a_label_map_is_json_or_yaml(tmp_path: Path, name: str) -> None:
+    texts = {".json": '{"A": {"tumour": "no"}, "B": {"organ": "background"}}'}
+    path = tmp_path / name
+    path.write_text(texts.get(path.suffix, "A:\n  tumour: no\nB: {organ: background}\n"))
+    assert read_label_maps(path) == {"A": {"tumour": "no"}, "B": {"organ": "background"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("A: lesion\n", "A is 'lesion'; it must map each class of the source"),
+        ("A:\n", "A is ''; it must map"),
+        ("A: {}\n", "A is {}; it must map"),
+        ("A: {tumour: [a, b]}\n", r"the class tumour of A is mapped to \['a', 'b'\]; allowed are the name of a class"),
+        ("A: {tumour: }\n", "the class tumour of A is mapped to ''; allowed are"),
+    ],
+)
+def test_a_label_map_that_is_none_names_source_and_class(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "map.yaml").write_text(text)
+    with pytest.raises(UsdError, match=problem):
+        read_label_maps(tmp_path / "map.yaml")
+
+
+def test_partial_labels_by_yaml_through_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "map.yaml").write_text("A:\n  tumour: tumour\nB:\n  organ: organ\n  polyp: tumour\n")
+    arguments = ["500", "--name", "U", "-d", "1", "2", "--label-map", str(root / "map.yaml"), "--raw", str(root)]
+    assert main(arguments) == 0
+    assert "tumour -> tumour; does not annotate organ" in capsys.readouterr().out
+    assert content_of(root / "Dataset500_U")["labels"] == {"background": 0, "tumour": [1], "organ": [2]}
 
 
 def test_the_command_says_what_became_of_each_source(

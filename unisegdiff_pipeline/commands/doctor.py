@@ -21,6 +21,7 @@ OPTIONAL_PACKAGES = {
     "mlflow": "usd_train --logger mlflow",
     "onnxruntime": "usd_export --onnx",
     "distributed": "--scheduler",
+    "pyyaml": "usd_unify --label-map FILE.yaml",
 }
 VARIABLES = ("usd_raw", "usd_preprocessed", "usd_results", "nnUNet_raw")
 SMALL_SHM_GB, SMALL_DISK_GB, SMALL_MEMORY_GB, FEW_FILES = 0.5, 5.0, 3.0, 1024

@@ -24,8 +24,9 @@ def build_parser() -> CommandParser:
         "--label-map",
         type=Path,
         metavar="FILE",
-        help='JSON: {"SOURCE": {"its class": "class", ...}}; a class may also become background or ignore. Sources '
-        "that are not in it keep the default. A class that some source does not have is learned from the others alone",
+        help='JSON or YAML: {"SOURCE": {"its class": "class", ...}}; a class may also become background or ignore. '
+        "Sources that are not in it keep the default. A class that some source does not have is learned from the "
+        "others alone",
     )
     parser.add_argument(
         "--exclude", nargs="+", default=(), metavar="SOURCE/CASE", help="cases to leave out; * and ? as in a shell"

@@ -170,14 +170,21 @@ def read_json(path: Path) -> Any:
     Raises:
         UsdError: missing, unreadable, not UTF-8 or no such JSON; names the file, and the line or key at fault.
     """
-    path = Path(path)
+    return parse_json(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a settings file holds.
+
+    Raises:
+        UsdError: missing or unreadable; names the file.
+    """
     try:
-        content = path.read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise UsdError(f"{path} does not exist; check the path, or run the command that writes it first.") from None
     except OSError as error:
         raise UsdError(f"{path} cannot be read ({error.strerror}); it must be a readable file.") from error
-    return parse_json(content, str(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash, text_hash
 from unisegdiff_pipeline.core.serialization import read_object, to_jsonable, write_json
+from unisegdiff_pipeline.core.yaml_objects import YAML_ENDINGS, read_yaml_object
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, listed_test_cases, parse_description
 from unisegdiff_pipeline.io.paths import dataset_name, find_dataset
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, cases_of_source, open_raw_dataset
@@ -143,18 +144,24 @@ def changed_sources(raw: RawDataset) -> tuple[Source, ...]:
 
 
 def read_label_maps(path: Path) -> dict[str, dict[str, str]]:
-    """A JSON file of source => class => class.
+    """A file of source => class => class: YAML where it ends in .yaml or .yml, else JSON.
 
     Raises:
-        UsdError: names the file and what is wrong with it.
+        UsdError: names the file and what is wrong with it: the source, the class, and what is allowed.
     """
-    content = read_object(path)
+    content = read_yaml_object(path) if path.suffix.lower() in YAML_ENDINGS else read_object(path)
     for source, classes in content.items():
-        if not isinstance(classes, dict) or any(not isinstance(target, str) for target in classes.values()):
+        if not isinstance(classes, dict) or not classes:
             raise UsdError(
-                f"{path}: {source} is {classes!r:.80}; it must map classes of the source to classes, as in "
+                f"{path}: {source} is {classes!r:.80}; it must map each class of the source to a class, as in "
                 f'{{"{source}": {{"tumour": "{DEFAULT_CLASS}"}}}}.'
             )
+        for name, target in classes.items():
+            if not isinstance(target, str) or not target.strip():
+                raise UsdError(
+                    f"{path}: the class {name} of {source} is mapped to {target!r:.80}; allowed are the name of a "
+                    f"class, {BACKGROUND!r} and {IGNORE!r}."
+                )
     return content
 
 
@@ -191,6 +198,9 @@ def _sources(parts: Mapping[str, RawDataset], request: UnifyRequest) -> list[Sou
     for what, named in (("the label map", request.label_maps), ("--modality", request.modalities)):
         if unknown := sorted(set(named) - known):
             raise UsdError(f"{what} names {', '.join(unknown)}; sources are {', '.join(parts)}.")
+        if twice := [name for name, raw in parts.items() if len({name, raw.folder.name} & {*named}) > 1]:
+            both = f"{twice[0]} and {parts[twice[0]].folder.name}"
+            raise UsdError(f"{what} names {both}, which are the same source; leave one of them out.")
     sources = []
     for name, raw in parts.items():
         chosen = _given(request.label_maps, name, raw)
