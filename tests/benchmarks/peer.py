@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from typing import Any
 
 import psutil
 
-TRAINERS = Path(__file__).resolve().parent / "nnunet_trainers"
+HERE = Path(__file__).resolve().parent
+TRAINERS = HERE / "nnunet_trainers"
+CORES = len(os.sched_getaffinity(0))
 PEER_TRAINER = "nnUNetTrainerBudget"
 SAMPLING_S = 0.5  # reading the memory maps costs time of its own
 
@@ -38,10 +41,13 @@ class Bench:
             "nnUNet_raw": self.raw,
             "nnUNet_preprocessed": root / "preprocessed",
             "nnUNet_results": root / "results",
-            "nnUNet_n_proc_DA": 2,
-            "nnUNet_def_n_proc": 2,
+            "nnUNet_n_proc_DA": CORES,
+            "nnUNet_def_n_proc": CORES,
             "nnUNet_compile": "f",
             "nnUNet_extTrainer": TRAINERS,
+            # As many threads as cores that it may use: by itself it counts those of the machine.
+            "PYTHONPATH": HERE / "nnunet_cores",
+            "OMP_NUM_THREADS": CORES,
         }
         return {**os.environ, **{k: str(v) for k, v in extra.items()}}
 
@@ -76,6 +82,12 @@ def measure(command: list[str], env: dict[str, str], memory: bool = False) -> tu
     return seconds, peak
 
 
+def own_command(name: str, *arguments: str) -> list[str]:
+    """A command of the package that is imported here; console scripts may be those of another checkout."""
+    script = f"import sys; from unisegdiff_pipeline.commands.{name} import main; sys.exit(main())"
+    return [sys.executable, "-c", script, *arguments]
+
+
 def memory_mb(pid: int) -> float:
     """Proportional set size of a process and all below it."""
     try:
@@ -91,12 +103,12 @@ def prepare_peer(bench: Bench, name: str, dataset: str, configuration: str, over
     path = Path(env["nnUNet_preprocessed"]) / dataset / "nnUNetPlans.json"
     tool, number = str(bench.peer / "bin" / "nnUNetv2_"), dataset[7:10]
     if not path.is_file():
-        command = [f"{tool}plan_and_preprocess", "-d", number, "-c", configuration, "--no_pp", "-npfp", "2"]
+        command = [f"{tool}plan_and_preprocess", "-d", number, "-c", configuration, "--no_pp", "-npfp", str(CORES)]
         measure(command, env)
         plans = json.loads(path.read_text())
         _merge(plans["configurations"][configuration], overrides)
         path.write_text(json.dumps(plans, indent=1))
-        measure([f"{tool}preprocess", "-d", number, "-c", configuration, "-np", "2"], env)
+        measure([f"{tool}preprocess", "-d", number, "-c", configuration, "-np", str(CORES)], env)
     return json.loads(path.read_text())["configurations"][configuration]
 
 
