@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.io.mixed_cases import find_mixed_cases
 from unisegdiff_pipeline.io.raw_dataset import find_cases, largest_case_gb, open_raw_dataset, read_groups
 
 
@@ -263,3 +264,30 @@ def test_real_folders(raw_data):
     assert len(lidc.cases) == 714
     assert all(len(case.rater_paths) == 4 and case.group is not None for case in lidc.cases)
     assert len(open_raw_dataset(raw_data / "Dataset104_Glioma").cases[0].image_paths) == 2
+
+
+def test_a_folder_is_listed_once_however_many_of_its_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make(tmp_path, [f"{case}_{channel:04d}.png" for case in "abcdefgh" for channel in (0, 1)])
+    real, listed = os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(folder) or real(folder))
+    files = [tmp_path / f"{case}_0000.png" for case in "abcdefgh"]
+    assert [len(case.image_paths) for case in find_cases(files, ".png", 2)] == [2] * 8
+    assert listed == [tmp_path]
+    assert find_mixed_cases(files) == find_cases(files, ".png", 2)
+    assert listed == [tmp_path] * 3
+
+
+def test_what_goes_to_a_worker_with_a_case_says_nothing_of_other_cases(tmp_path: Path) -> None:
+    files = [f"imagesTr/{case}_{channel:04d}.png" for case in "abcdefgh" for channel in (0, 1)]
+    labels = [f"labelsTr/{case}.png" for case in "abcdefgh"]
+    entries = {
+        case: {"images": [f"imagesTr/{case}_{channel:04d}.png" for channel in (0, 1)], "label": f"labelsTr/{case}.png"}
+        for case in "abcdefgh"
+    }
+    raw = open_raw_dataset(_make(tmp_path, files + labels, dataset=entries, test=["b"]))
+    description = raw.description_of(raw.cases[0])
+    assert len(raw.cases) == 8
+    assert "imagesTr" not in repr(description)
+    assert description.labels == raw.description.labels

@@ -95,6 +95,7 @@ def _images_of(folder: Path) -> list[Path]:
 def _with_siblings(paths: Iterable[Path]) -> list[Path]:
     """The files, and the other channels of the same cases beside them; each once."""
     found: dict[Path, None] = {}
+    listed: dict[tuple[Path, str], dict[str, list[Path]]] = {}
     for path in paths:
         if not path.is_file():
             raise UsdError(f"{path} does not exist; name a folder or an image file.")
@@ -104,9 +105,18 @@ def _with_siblings(paths: Iterable[Path]) -> list[Path]:
         if channel is None:
             found[path] = None
             continue
-        for name in sorted(entry.name for entry in os.scandir(path.parent)):
-            other = path.parent / name
-            same_ending = split_ending(name)[1] == split_ending(path.name)[1] and not name.startswith(".")
-            if same_ending and _case_and_channel(other)[1] is not None and _case_and_channel(other)[0] == case_id:
-                found[other] = None
+        place = path.parent, split_ending(path.name)[1]
+        if place not in listed:
+            listed[place] = _channel_files(*place)
+        found.update(dict.fromkeys(listed[place].get(case_id, ())))
     return list(found)
+
+
+def _channel_files(folder: Path, ending: str) -> dict[str, list[Path]]:
+    """The files of a folder with an ending that are named as a channel of a case, by case."""
+    found: dict[str, list[Path]] = {}
+    for name in sorted(entry.name for entry in os.scandir(folder)):
+        case_id, channel = _case_and_channel(folder / name)
+        if channel is not None and split_ending(name)[1] == ending and not name.startswith("."):
+            found.setdefault(case_id, []).append(folder / name)
+    return found

@@ -79,12 +79,18 @@ class RawDataset:
     source_descriptions: Mapping[str, DatasetDescription] = field(default_factory=dict)
 
     def description_of(self, case: RawCase) -> DatasetDescription:
-        """What the files of a case are to be read by: the dataset.json of its source, where it has one."""
-        return self.description if case.source is None else self.source_descriptions[case.source]
+        """What the files of a case are to be read by: the dataset.json of its source, where it has one.
+
+        What it says of other cases is left out: it goes to a worker with each case, which would take the square of
+        their number.
+        """
+        description = self.description if case.source is None else self.source_descriptions[case.source]
+        return replace(description, entries=None, raw={}, sources=())
 
     def source_of(self, case: RawCase) -> Source | None:
-        """The source of a case, None outside unified data sets."""
-        return next((source for source in self.description.sources if source.name == case.source), None)
+        """The source of a case, without the names of the cases that it leaves out; None outside unified data sets."""
+        found = next((source for source in self.description.sources if source.name == case.source), None)
+        return None if found is None else replace(found, excluded=())
 
     def parts(self) -> Iterator[RawDataset]:
         """One data set for each source, with the names that cases have here; itself where it has no sources."""
@@ -195,7 +201,8 @@ def cases_of_source(raw: RawDataset, source: Source) -> list[RawCase]:
     if raw.source_descriptions:
         raise UsdError(f"{raw.folder} is a unified data set itself; name its sources in its place.")
     require_whole_label_map(source, raw.description.labels)
-    kept = [case for case in raw.cases if case.case_id not in source.excluded]
+    excluded = set(source.excluded)
+    kept = [case for case in raw.cases if case.case_id not in excluded]
     if not kept:
         raise UsdError(f"no case of the source {source.name} ({raw.folder}) is left; exclude fewer, or leave it out.")
     return kept
@@ -469,6 +476,7 @@ def _images_in_folder(folder: Path, file_ending: str) -> dict[str, tuple[Path, .
 
 def _images_of_files(paths: Iterable[Path], file_ending: str) -> dict[str, tuple[Path, ...]]:
     images: dict[str, tuple[Path, ...]] = {}
+    listed: dict[Path, dict[str, list[Path]]] = {}  # channel files by case, of each folder
     for path in paths:
         if not path.is_file():
             raise UsdError(f"{path} does not exist; name a folder or an image file ending in {file_ending}.")
@@ -476,7 +484,12 @@ def _images_of_files(paths: Iterable[Path], file_ending: str) -> dict[str, tuple
             raise UsdError(f"{path} does not end in {file_ending}, which the model expects; convert the image.")
         stem = _stem(path, file_ending)
         match = CHANNEL_SUFFIX.fullmatch(stem)
-        case_id, files = (match["case"], _siblings(path, match["case"], file_ending)) if match else (stem, (path,))
+        case_id, files = stem, (path,)  # type: str, tuple[Path, ...]
+        if match:
+            if path.parent not in listed:
+                listed[path.parent] = _channel_files(path.parent, file_ending)
+            case_id = match["case"]
+            files = _siblings(listed[path.parent].get(case_id, ()), file_ending)
         if images.setdefault(case_id, files) != files:
             raise UsdError(f"two inputs would both be case {case_id!r}: {images[case_id][0]} and {path}; rename one.")
     if not images:
@@ -484,13 +497,22 @@ def _images_of_files(paths: Iterable[Path], file_ending: str) -> dict[str, tuple
     return images
 
 
-def _siblings(path: Path, case_id: str, file_ending: str) -> tuple[Path, ...]:
-    """All channel files of the case that a file belongs to, in channel order."""
+def _channel_files(folder: Path, file_ending: str) -> dict[str, list[Path]]:
+    """The files of a folder that are named as a channel of a case, by case."""
+    found: dict[str, list[Path]] = {}
+    for path in _files(folder, file_ending):
+        if match := CHANNEL_SUFFIX.fullmatch(_stem(path, file_ending)):
+            found.setdefault(match["case"], []).append(path)
+    return found
+
+
+def _siblings(paths: Iterable[Path], file_ending: str) -> tuple[Path, ...]:
+    """The files of one case in channel order."""
     channels: dict[int, Path] = {}
-    for other in _files(path.parent, file_ending):
-        match = CHANNEL_SUFFIX.fullmatch(_stem(other, file_ending))
-        if match is not None and match["case"] == case_id:
-            _add(channels, int(match["channel"]), path.parent / other.name)
+    for path in paths:
+        match = CHANNEL_SUFFIX.fullmatch(_stem(path, file_ending))
+        assert match is not None
+        _add(channels, int(match["channel"]), path)
     return _in_order(channels)
 
 

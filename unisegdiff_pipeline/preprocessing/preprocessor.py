@@ -267,10 +267,9 @@ def preprocess_dataset(
     removed = tuple(
         f"{name}/{case_id}" for name, task in tasks.items() for case_id in _remove_stale(task, set(members[name]))
     )
-    sources = {source.name: source for source in raw.description.sources}
 
     def job(case: RawCase) -> _CaseJob:
-        source = None if case.source is None else sources[case.source]
+        source = raw.source_of(case)
         description = raw.description_of(case)
         if source is None:
             description = replace(description, labels=plans.labels)  # plans may have been edited
