@@ -7,7 +7,8 @@ The cases of the data set are shuffled once. The second half is scored; the firs
 for every N of `--cases`, so that a training on more cases knows those of a training on fewer. `alone` has the plan of
 the data set and random weights, `start` the plan and the weights of `--start` (a fold of the unified model). `train`
 goes on where it was interrupted; it first predicts the scored cases with the model of `--start` itself, as images of an
-unknown source, which is the row of no case at all. Scores are those of the trainings' own validation.
+unknown source, which is the row of no case at all. Scores are those of the trainings' own validation. `phase_1` shows
+how both got there: Dice on the held-out cases while phase 1 lasted, and the loss on the training cases when it ended.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ from unisegdiff_pipeline.inference.model_name import ModelName
 from unisegdiff_pipeline.io.paths import find_dataset
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 from unisegdiff_pipeline.planning.plans import PLANS_PREFIX
+from unisegdiff_pipeline.reports.training_log import LOG_NAME, held_out_dice, of_kind, read_log
 
 SHUFFLE_SEED = 12345
 COUNTS = ("dice", "tp", "fp", "fn")
 LIKE_START = "like_start"
+SHOWN_LOOKS = {"a third": 1, "half": 2, "the end": 5}  # of the six that a phase 1 takes at its held-out cases
 PLANS: dict[str, str | None] = {"alone": None, "start": LIKE_START}
 
 
@@ -152,9 +155,24 @@ def table(args: argparse.Namespace) -> list[str]:
     return lines
 
 
+def phase_1(args: argparse.Namespace) -> list[str]:
+    """Rows of a Markdown table: how `alone` and `start` learn in phase 1, a line for every number of cases and seed."""
+    columns = [f"Dice at {name}: {arm}" for name in SHOWN_LOOKS for arm in PLANS]
+    columns += [f"training loss at the end: {arm}" for arm in PLANS]
+    lines = [f"| training cases | seed | {' | '.join(columns)} |", "|" + "---|" * (2 + len(columns))]
+    for number in args.cases:
+        for seed in args.seeds:
+            logs = [read_log(fold_folder(args, arm, number, seed) / LOG_NAME) for arm in PLANS]
+            dice = [[held_out_dice(entry) for entry in of_kind(log, "validation", 1)] for log in logs]
+            cells = [f"{arm[look]:.3f}" for look in SHOWN_LOOKS.values() for arm in dice]
+            cells += [f"{of_kind(log, 'train', 1)[-1]['loss']:.2f}" for log in logs]
+            lines.append(f"| {number} | {seed} | {' | '.join(cells)} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("what", choices=("train", "table", "phase_1"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--raw", type=Path, required=True)
     parser.add_argument("--dataset", required=True)
@@ -166,7 +184,7 @@ def main() -> None:
     if args.what == "train":
         train(args)
     else:
-        print("\n".join(table(args)))
+        print("\n".join(table(args) if args.what == "table" else phase_1(args)))
 
 
 if __name__ == "__main__":
