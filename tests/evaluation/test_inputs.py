@@ -8,6 +8,7 @@ import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs, collect_inputs, discover_folders
+from unisegdiff_pipeline.evaluation.meaning import find_dataset_json
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 
 
@@ -43,6 +44,23 @@ def test_everything_in_its_usual_place(folders: tuple[Path, Path]) -> None:
     assert [path.name for path in a.raters] == ["a_rater2.nii.gz", "a_rater10.nii.gz"]
     assert (a.group, b.group) == ("anna", None)
     assert b.raters == ()
+
+
+def test_what_lies_beside_a_link_is_found_before_what_lies_where_it_leads(folders: tuple[Path, Path]) -> None:
+    stored, prediction = folders
+    project = stored.parent / "project"
+    project.mkdir()
+    (linked := project / "labelsTs").symlink_to(stored)
+    touch(stored.parent / "ratersTs" / "a_rater1.nii.gz")
+    (stored.parent / "dataset.json").touch()
+    assert cases((linked, prediction))[0].raters == (stored.parent / "ratersTs" / "a_rater1.nii.gz",)
+    assert find_dataset_json(linked, prediction) == stored.parent / "dataset.json"
+    touch(project / "ratersTs" / "a_rater1.nii.gz")
+    (project / "dataset.json").touch()
+    (project / "groups.csv").write_text("case,group\na,anna\n")
+    (found, _) = cases((linked, prediction))
+    assert (found.raters, found.group) == ((project / "ratersTs" / "a_rater1.nii.gz",), "anna")
+    assert find_dataset_json(linked, prediction) == project / "dataset.json"
 
 
 def test_parts_of_the_uncertainty_are_not_taken_for_it(folders: tuple[Path, Path]) -> None:

@@ -29,6 +29,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.unified import CaseSource, is_unified, unified_cases
+from unisegdiff_pipeline.io.paths import places_of
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.core.geometry import Geometry, Shape
@@ -318,12 +319,12 @@ def _default_places(prediction: Path) -> dict[str, Path]:
 def _places_beside(reference: Path) -> dict[str, Path]:
     places: dict[str, Path] = {}
     if reference.is_dir():
-        reference = reference.resolve()
-        raters = reference.parent / reference.name.replace("labels", "raters")
-        if raters != reference and raters.is_dir():
-            places["raters"] = raters
-        if (reference.parent / "groups.csv").is_file():
-            places["groups"] = reference.parent / "groups.csv"
+        for folder in places_of(reference):
+            raters = folder.with_name(folder.name.replace("labels", "raters"))
+            if raters != folder and raters.is_dir():
+                places.setdefault("raters", raters)
+            if (groups := folder.with_name("groups.csv")).is_file():
+                places.setdefault("groups", groups)
     return places
 
 

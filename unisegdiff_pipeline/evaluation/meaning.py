@@ -11,6 +11,7 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.evaluation.inputs import find_masks
 from unisegdiff_pipeline.evaluation.unified import CaseSource, is_unified, source_of_references
+from unisegdiff_pipeline.io.paths import places_above
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _meaning_of_unified(reference: Path, prediction: Path, given: bool) -> Meani
             f"and --labels (dataset_json and labels) out."
         )
     description = read_dataset_json(reference / "dataset.json")
-    found = _dataset_json_of(prediction.resolve())
+    found = _dataset_json_of(prediction)
     if found is not None and (labels := read_dataset_json(found).labels) != description.labels:
         raise UsdError(
             f"{prediction} has the classes {_in_words(labels)} by {found}, but {reference} has "
@@ -94,7 +95,7 @@ def _in_words(labels: LabelScheme) -> str:
 
 def _dataset_json_above(masks: Path) -> Path | None:
     """The dataset.json in a folder of masks, or in one of the two above it."""
-    paths = (folder / "dataset.json" for folder in (masks, *masks.parents[:2]))
+    paths = (folder / "dataset.json" for folder in places_above(masks, 2))
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -130,7 +131,6 @@ def find_dataset_json(reference: Path, prediction: Path) -> Path:
 
     Of masks that a model of a unified data set has made, it is that of the model: no source has all of its classes.
     """
-    prediction, reference = prediction.resolve(), reference.resolve()
     found = _dataset_json_of(prediction) or _dataset_json_above(reference)
     if found is not None:
         return found

@@ -63,9 +63,10 @@ def source_of_references(description: DatasetDescription, reference: Path) -> Ca
         reference: such as DatasetXXX_Source/labelsTs.
     """
     from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+    from unisegdiff_pipeline.io.paths import places_above
     from unisegdiff_pipeline.io.sources import require_whole_label_map
 
-    for folder in reference.absolute().parents[:2]:
+    for folder in places_above(reference.parent, 1):
         source = next((source for source in description.sources if source.dataset == folder.name), None)
         if source is not None and (folder / "dataset.json").is_file():
             own = read_dataset_json(folder / "dataset.json")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ from unisegdiff_pipeline.inference.output_folder import MANIFEST
 from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, decision_of_folds, read_settings
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_header, read_labels
+from unisegdiff_pipeline.io.paths import places_above
 from unisegdiff_pipeline.planning.plans import Plans
 
 MUCH_BETTER = 0.25  # of Dice: axes in another order that fit the mask better by this are the true ones
@@ -188,8 +189,8 @@ def _meaning(folder: Path, manifest: dict[str, Any], dataset_json: Path | None) 
         if plans.is_file():
             found = read_dataclass(Plans, plans)
             return found.labels, found.spacing_known
-    places: Sequence[Path] = (folder.resolve(), *folder.resolve().parents[:2])
-    path = dataset_json or next((p / DATASET_NAME for p in places if (p / DATASET_NAME).is_file()), None)
+    places = (above / DATASET_NAME for above in places_above(folder, 2))
+    path = dataset_json or next((place for place in places if place.is_file()), None)
     if path is None:
         raise UsdError(
             f"no {DATASET_NAME} in or above {folder}, so that the meaning of its label values is not known; give it "

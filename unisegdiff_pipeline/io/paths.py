@@ -75,6 +75,20 @@ def resolve_roots(
     )
 
 
+def places_of(path: Path) -> tuple[Path, ...]:
+    """Where a file or folder lies: as it is named, then, where that is a link, where it leads.
+
+    A labelsTr that is linked into a data set has its dataset.json beside the link; a link to a whole labelsTr elsewhere
+    has it there.
+    """
+    return tuple(dict.fromkeys((Path(os.path.abspath(path)), path.resolve())))  # noqa: PTH100  (keeps links)
+
+
+def places_above(path: Path, levels: int) -> tuple[Path, ...]:
+    """The places of a folder, each followed by so many folders above it."""
+    return tuple(above for place in places_of(path) for above in (place, *place.parents[:levels]))
+
+
 def dataset_name(number: int, name: str) -> str:
     """Folder name of a data set, `dataset_name(4, "Hippocampus") == "Dataset004_Hippocampus"`."""
     return f"Dataset{number:03d}_{name}"

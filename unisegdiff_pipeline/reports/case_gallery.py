@@ -20,6 +20,7 @@ from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.evaluation.unified import CaseSource
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_image, read_labels, split_ending
+from unisegdiff_pipeline.io.paths import places_above, places_of
 from unisegdiff_pipeline.reports.case_pictures import (
     CLASS_COLORS,
     PREDICTION_COLOR,
@@ -92,9 +93,11 @@ def find_images(reference: Path, case_ids: Iterable[str]) -> dict[str, tuple[Pat
     Cases without an image are left out: a plain folder of masks has none.
     """
     folder = reference if reference.is_dir() else reference.parent
-    folder = folder.resolve()
-    images = folder.parent / folder.name.replace("labels", "images")
-    if images == folder or not images.is_dir():
+    for place in places_of(folder):
+        images = place.with_name(place.name.replace("labels", "images"))
+        if images != place and images.is_dir():
+            break
+    else:
         return {}
     wanted = set(case_ids)
     found: dict[str, list[tuple[str, Path]]] = {}
@@ -162,7 +165,7 @@ def write_viewer(path: Path, highlight: Highlight, classes: Classes, images: Seq
 
 def channel_names(reference: Path, count: int) -> tuple[str, ...]:
     """Names of so many channels by the dataset.json beside or above the references; none where they do not fit."""
-    for folder in reference.resolve().parents[:2]:
+    for folder in places_above(reference.parent, 1):
         if (folder / "dataset.json").is_file():
             try:
                 names = read_dataset_json(folder / "dataset.json").channel_names
