@@ -31,6 +31,7 @@ from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box, whole_box
 from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.scratch import CASE_BYTES, Scratch
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, to_jsonable, write_json
 from unisegdiff_pipeline.io.orientation import (
     Direction,
@@ -257,7 +258,7 @@ class _CaseFacts:
 
 
 def extract_fingerprint(
-    raw: RawDataset, workers: int | None = None, scheduler: str | None = None
+    raw: RawDataset, workers: int | None = None, scheduler: str | None = None, scratch_folder: Path | None = None
 ) -> tuple[Fingerprint, IntegrityReport]:
     """Read every training case once; give the facts and the report of the integrity check.
 
@@ -268,6 +269,7 @@ def extract_fingerprint(
         raw: the data set.
         workers: processes, or threads for a small data set; by default as many as cores and memory allow.
         scheduler: address of a Dask scheduler to use instead.
+        scratch_folder: for temporary files of large images; None keeps them in memory.
 
     Raises:
         UsdError: cases failed in a way that is no problem of the data (a killed worker), or no case is usable, which
@@ -281,7 +283,7 @@ def extract_fingerprint(
     num_samples = max(500, _SAMPLED_INTENSITIES // len(raw.cases))
     native = any(has_native_reader(path) for case in raw.cases for path in case.image_paths)
     results = map_cases(
-        partial(_facts_of, num_samples=num_samples, labels=raw.description.labels),
+        partial(_facts_of, num_samples=num_samples, labels=raw.description.labels, scratch_folder=scratch_folder),
         [(case, raw.description_of(case), raw.source_of(case)) for case in raw.cases],
         names=[case.case_id for case in raw.cases],
         workers=choose_workers(_WORKER_GB + _COPIES_IN_MEMORY * largest_case_gb(raw.cases), workers),
@@ -300,10 +302,14 @@ def extract_fingerprint(
 
 
 def _facts_of(
-    job: tuple[RawCase, DatasetDescription, Source | None], num_samples: int, labels: LabelScheme
+    job: tuple[RawCase, DatasetDescription, Source | None],
+    num_samples: int,
+    labels: LabelScheme,
+    scratch_folder: Path | None,
 ) -> _CaseFacts:
     case, description, source = job
-    return fingerprint_case(case, description, num_samples, source, labels)
+    with Scratch(scratch_folder, CASE_BYTES) as scratch:
+        return fingerprint_case(case, description, num_samples, source, labels, scratch)
 
 
 def fingerprint_case(
@@ -312,6 +318,7 @@ def fingerprint_case(
     num_samples: int,
     source: Source | None = None,
     unified: LabelScheme | None = None,
+    scratch: Scratch | None = None,
 ) -> _CaseFacts:
     """Read one case, check it and collect its facts; a case with problems has no fingerprint.
 
@@ -321,12 +328,14 @@ def fingerprint_case(
         num_samples: intensities to keep.
         source: of a case of a unified data set, whose classes are then those of `unified`.
         unified: classes of the unified data set.
+        scratch: makes the image; None keeps it in memory.
     """
     from unisegdiff_pipeline.io.integrity import check_case, read_case
     from unisegdiff_pipeline.io.sources import unified_volumes
 
-    volumes = read_case(case, description)
-    check = check_case(case, description, volumes)
+    scratch = scratch or Scratch()
+    volumes = read_case(case, description, scratch)
+    check = check_case(case, description, volumes, scratch)
     image, labels = volumes.image, volumes.labels
     if check.problems or image is None or labels is None:
         return _CaseFacts(None, None, None, None, None, check)
@@ -335,6 +344,7 @@ def fingerprint_case(
         labels, *others = unified_volumes((labels, *raters), source, scheme, unified)
         raters, scheme = tuple(others), unified
     crop = box_slices(nonzero_box(*image.array) or whole_box(image.array.shape[1:]))
+    scratch.release()
     cropped, cropped_labels = image.array[:, *crop], labels.array[0][crop]
     foreground = (cropped_labels > 0) & ~scheme.ignored(cropped_labels)
     spacing_mm = image.geometry.spacing_mm

@@ -180,7 +180,7 @@ def prepare(
     path = folder / plans_file(plans_name)
     weights = None if request.for_weights is None else weights_to_follow(request.for_weights)
     with telling(on_progress), working_on(folder):
-        fingerprint, integrity = check_and_measure(opened, workers, scheduler)
+        fingerprint, integrity = check_and_measure(opened, workers, scheduler, folder)
         plans = make_plans(opened, fingerprint, request.budget or detect_budget(), path, weights)
         names = choose_configurations(plans, request.configurations)
         _write_facts(folder, opened, fingerprint, integrity)
@@ -200,7 +200,7 @@ def fingerprint(
     opened = open_raw_dataset(Path(raw))
     folder = Path(preprocessed) / opened.name
     with working_on(folder):
-        facts, integrity = check_and_measure(opened, workers, scheduler)
+        facts, integrity = check_and_measure(opened, workers, scheduler, folder)
         _write_facts(folder, opened, facts, integrity)
         return Step(folder, _write_report(folder, opened, with_plans=False))  # a former plan may be of other data
 
@@ -270,9 +270,9 @@ def _open_as_measured(raw: Path, folder: Path) -> RawDataset:
 
 
 def check_and_measure(
-    raw: RawDataset, workers: int | None = None, scheduler: str | None = None
+    raw: RawDataset, workers: int | None = None, scheduler: str | None = None, scratch_folder: Path | None = None
 ) -> tuple[Fingerprint, IntegrityReport]:
-    """Check every case and collect its facts in one pass.
+    """Check every case and collect its facts in one pass; large images become temporary files in `scratch_folder`.
 
     Raises:
         UsdError: listing every problem that was found.
@@ -281,7 +281,7 @@ def check_and_measure(
     reader = raw.description.raw.get("overwrite_image_reader_writer")
     if isinstance(reader, str) and reader.endswith("Reorient"):
         LOGGER.info("%s: dataset.json asks for %s: volumes are turned to one orientation, as always", raw.name, reader)
-    found, report = extract_fingerprint(raw, workers=workers, scheduler=scheduler)
+    found, report = extract_fingerprint(raw, workers, scheduler, scratch_folder)
     for warning in report.warnings:
         LOGGER.warning("%s", warning)
     if report.empty_cases:

@@ -186,8 +186,13 @@ def predict(work: Path, name: str, samples: int, max_memory_gb: float, core: int
     ]
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     shutil.rmtree(work / name, ignore_errors=True)
+    return watched_run([*pinned, sys.executable, __file__, RUN, *map(str, arguments)])
+
+
+def watched_run(command: Sequence[str]) -> Run:
+    """Run a command and look at its memory."""
     start, computed = time.perf_counter(), _cpu_seconds()
-    with subprocess.Popen([*pinned, sys.executable, __file__, RUN, *map(str, arguments)]) as process:
+    with subprocess.Popen(command) as process:
         watched, peak, own = psutil.Process(process.pid), 0, 0
         while process.poll() is None:
             try:
@@ -198,7 +203,7 @@ def predict(work: Path, name: str, samples: int, max_memory_gb: float, core: int
                 pass
             time.sleep(0.1)
     if process.returncode:
-        raise SystemExit(f"usd_predict ended with {process.returncode}")
+        raise SystemExit(f"{' '.join(command[:5])} ended with {process.returncode}")
     return Run(time.perf_counter() - start, _cpu_seconds() - computed, peak / 1e9, own / 1e9)
 
 

@@ -15,6 +15,7 @@ import pytest
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.geometry import Geometry, Volume
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.io.images import write_labels, write_map
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
@@ -298,9 +299,9 @@ def test_a_case_is_read_once(raw_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     reads: list[Path] = []
     original = integrity.read_image
 
-    def counted(paths: Sequence[Path], num_channels: int | None = None) -> Volume:
+    def counted(paths: Sequence[Path], num_channels: int | None, scratch: Scratch) -> Volume:
         reads.extend(paths)
-        return original(paths, num_channels)
+        return original(paths, num_channels, scratch)
 
     monkeypatch.setattr(integrity, "read_image", counted)
     run(raw_folder)
@@ -328,3 +329,25 @@ def test_worker_processes_give_the_same_arrays(raw_folder: Path, monkeypatch: py
             there = PreprocessedFolder(raw_folder.parent / other / "3d_fullres").open(case_id)
             np.testing.assert_array_equal(here.image[...], there.image[...])
             np.testing.assert_array_equal(here.labels[...], there.labels[...])
+
+
+def test_images_on_disk_give_the_same_files(raw_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no array of a case may be in memory, what is stored is the same byte for byte, and no file is left."""
+    from unisegdiff_pipeline.core import scratch
+    from unisegdiff_pipeline.preprocessing import preprocessor
+
+    run(raw_folder, ("3d_fullres",))
+    here = raw_folder.parent.parent / "preprocessed"
+    on_disk: list[int] = []
+    mapped = scratch._mapped_file
+    monkeypatch.setattr(scratch, "_mapped_file", lambda path, size: on_disk.append(size) or mapped(path, size))
+    monkeypatch.setattr(scratch, "SMALL_BYTES", 0)
+    monkeypatch.setattr(preprocessor, "CASE_BYTES", 0)
+    raw, there = open_raw_dataset(raw_folder), raw_folder.parent / "there"
+    preprocess_dataset(raw, make_plans(raw), ["3d_fullres"], there, workers=0)
+    assert on_disk == [19200, 19200, 4800] * 3  # read, cropped (which leaves nothing out), resampled; float32
+    files = [path.relative_to(here) for path in sorted(here.rglob("*")) if path.is_file()]
+    assert files == [path.relative_to(there) for path in sorted(there.rglob("*")) if path.is_file()]
+    for path in files:
+        if path.suffix == ".b2nd":
+            assert (here / path).read_bytes() == (there / path).read_bytes()

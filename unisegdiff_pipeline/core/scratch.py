@@ -25,6 +25,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import temporary_path
 
 SMALL_BYTES = 1 << 20  # not worth a file
+CASE_BYTES = 5e8  # that the arrays of a case may take in memory while a data set is read: a CT of a whole body has 1e9
 ROWS_BETWEEN = 32  # copied between two releases
 
 
@@ -111,12 +112,18 @@ class Scratch:
 
     def copy(self, array: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
         """A contiguous copy of an array (C, Z, Y, X)."""
-        copy = self.empty(array.shape, dtype)
-        for to, of in zip(copy, array, strict=True):
+        return self.joined([array], dtype)
+
+    def joined(self, arrays: Sequence[np.ndarray], dtype: DTypeLike = np.float32) -> np.ndarray:
+        """A contiguous copy of the channels of all arrays (C, Z, Y, X) of one grid, in their order."""
+        channels = [channel for array in arrays for channel in array]
+        copy = self.empty((len(channels), *arrays[0].shape[1:]), dtype)
+        for to, of in zip(copy, channels, strict=True):
             for row in range(len(of)):
                 to[row] = of[row]
                 if row % ROWS_BETWEEN == 0:
                     self.release()
+        self.release()
         return copy
 
     def release(self) -> None:

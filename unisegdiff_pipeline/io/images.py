@@ -23,6 +23,7 @@ from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume, geometry_differences, on_grid_of
 from unisegdiff_pipeline.core.labels import MAX_LABEL
 from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.io import itk, nifti, pictures
 from unisegdiff_pipeline.io.endings import (
@@ -60,7 +61,7 @@ __all__ = [
 ]
 
 
-def read_image(paths: Sequence[Path], num_channels: int | None = None) -> Volume:
+def read_image(paths: Sequence[Path], num_channels: int | None = None, scratch: Scratch | None = None) -> Volume:
     """Read the files of one case and concatenate their channels in the order of `paths`.
 
     One RGB picture gives three channels, a 4D file one channel a frame; an opaque alpha channel counts for nothing.
@@ -69,6 +70,7 @@ def read_image(paths: Sequence[Path], num_channels: int | None = None) -> Volume
     Args:
         paths: files of one case in channel order.
         num_channels: channels that the case must have, not checked where it is None.
+        scratch: makes the array; None keeps it in memory.
 
     Returns:
         Volume with float32 array (C, Z, Y, X), C-contiguous, and the geometry of the first file.
@@ -85,8 +87,10 @@ def read_image(paths: Sequence[Path], num_channels: int | None = None) -> Volume
     volumes = [volumes[0], *(on_grid_of(volume, volumes[0]) for volume in volumes[1:])]
     for path, volume in zip(paths[1:], volumes[1:], strict=True):
         _require_same_grid(paths[0], volumes[0], path, volume)
-    arrays = [volume.array.astype(np.float32, copy=False) for volume in volumes]
-    array = np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
+    if scratch is None and len(volumes) == 1:
+        array = np.ascontiguousarray(volumes[0].array, np.float32)
+    else:
+        array = (scratch or Scratch()).joined([volume.array for volume in volumes])
     if num_channels is not None and array.shape[0] != num_channels:
         names = ", ".join(path.name for path in paths)
         holds, are = "holds" if len(paths) == 1 else "hold", "is" if num_channels == 1 else "are"

@@ -17,6 +17,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import array_hash
 from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Volume, geometry_differences, on_grid_of
 from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.images import (
     is_picture_ending,
@@ -110,15 +111,15 @@ class IntegrityReport:
             raise UsdError("\n".join(lines))
 
 
-def read_case(case: RawCase, description: DatasetDescription) -> CaseVolumes:
-    """Read all files of a case; what cannot be read becomes a problem instead of an error."""
+def read_case(case: RawCase, description: DatasetDescription, scratch: Scratch | None = None) -> CaseVolumes:
+    """Read all files of a case, the image into what `scratch` makes; what cannot be read becomes a problem."""
     problems: list[Problem] = []
     image = None
     if case.image_paths:
         try:
             # Missing and superfluous files are named by _check_files; what the others hold is looked at all the same.
             fits = channel_problem(case.image_paths, len(description.channel_names)) is None
-            image = read_image(case.image_paths, len(description.channel_names) if fits else None)
+            image = read_image(case.image_paths, len(description.channel_names) if fits else None, scratch)
         except UsdError as error:
             problems.append(_from_error(error, case.image_paths))
     labels = _try_labels(case.label_path, problems) if case.label_path is not None else None
@@ -129,15 +130,23 @@ def read_case(case: RawCase, description: DatasetDescription) -> CaseVolumes:
     return CaseVolumes(image, labels, tuple(raters), tuple(problems))
 
 
-def check_case(case: RawCase, description: DatasetDescription, volumes: CaseVolumes | None = None) -> CaseCheck:
-    """Check one case, on `volumes` where it has been read already."""
+def check_case(
+    case: RawCase,
+    description: DatasetDescription,
+    volumes: CaseVolumes | None = None,
+    scratch: Scratch | None = None,
+) -> CaseCheck:
+    """Check one case, on `volumes` where it has been read already; of what `scratch` made nothing stays in memory."""
+    scratch = scratch or Scratch()
     volumes = read_case(case, description) if volumes is None else volumes
     problems = [*volumes.problems, *_check_files(case, description)]
     warnings: list[Problem] = []
-    image, labels = volumes.image, volumes.labels
+    image, labels, image_hash = volumes.image, volumes.labels, None
     if image is not None:
         problems += _check_intensities(case, image)
         warnings += [*_check_constant(case, image), *_check_grey(case, image)]
+        image_hash = array_hash(image.array)
+        scratch.release()
     if labels is not None and case.label_path is not None:
         problems += _check_labels(case, case.label_path, labels, image, description)
     if len(volumes.raters) == len(case.rater_paths):  # else it is not known which of them was read
@@ -147,7 +156,7 @@ def check_case(case: RawCase, description: DatasetDescription, volumes: CaseVolu
         case_id=case.case_id,
         problems=tuple(problems),
         warnings=tuple(warnings),
-        image_hash=None if image is None else array_hash(image.array),
+        image_hash=image_hash,
         is_2d=_is_2d(image),
         shape=None if image is None else image.array.shape[1:],
         geometry=None if image is None else image.geometry,

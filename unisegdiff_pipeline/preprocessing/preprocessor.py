@@ -12,11 +12,11 @@ import numpy as np
 
 from unisegdiff_pipeline.core.boxes import box_slices
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.files import array_hash, remove_stale_temporaries
+from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.parallel import available_memory_gb, choose_workers, map_cases, usable_cores
-from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.core.scratch import CASE_BYTES, Scratch
 from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.endings import has_native_reader
@@ -121,8 +121,9 @@ def preprocess_image(
     """
     turn = _reorientation(volume, plan, case_id)
     _require_likely_spacing(volume, turn, plan, case_id)
-    cropped, box = crop_to_nonzero(turn.apply(volume.array))
     scratch = scratch or Scratch()
+    cropped, box = crop_to_nonzero(turn.apply(volume.array))
+    scratch.release()
     image = scratch.copy(cropped)  # what follows works in place
     normalize_image(image, plan, case_id)
     spacing = [volume.geometry.spacing_mm[axis] for axis in turn.axis_order]
@@ -149,8 +150,8 @@ def preprocess_image(
 def preprocess_labels(labels: np.ndarray, properties: CaseProperties, device: str = "cpu") -> np.ndarray:
     """Bring label maps (R, Z, Y, X) of the image's grid onto the plan grid (R, *properties.shape)."""
     cropped = properties.reorientation.apply(labels)[:, *box_slices(properties.crop_box)]
-    rows = [resample_labels(row, properties.shape, properties.separate_axis, device) for row in cropped]
-    return np.ascontiguousarray(np.stack(rows))
+    first, *others = (resample_labels(row, properties.shape, properties.separate_axis, device) for row in cropped)
+    return np.ascontiguousarray(np.stack([first, *others]) if others else first[None])
 
 
 def _reorientation(volume: Volume, plan: PreprocessingPlan, case_id: str) -> Reorientation:
@@ -427,20 +428,24 @@ def _preprocess_case(job: _CaseJob) -> None:
     from unisegdiff_pipeline.io.integrity import check_case, read_case
 
     source = _source(job.case)  # before reading: a change in between is then seen the next time
-    volumes = read_case(job.case, job.description)
-    problems = check_case(job.case, job.description, volumes).problems
-    if problems:
-        raise UsdError(" ".join(map(str, problems)))
-    assert volumes.image is not None
-    assert volumes.labels is not None
-    maps: tuple[Volume, ...] = (volumes.labels, *volumes.raters)
-    if job.source is not None:
-        maps = unified_volumes(maps, job.source, job.description.labels, job.labels)
-    labels = _label_rows(maps, job.labels)
-    if job.write_reference:
-        _store_reference(job, labels, source)
-    if job.tasks:
-        _store_configurations(job, volumes.image, labels.array, source)
+    with Scratch(job.dataset_folder, CASE_BYTES) as scratch:
+        volumes = read_case(job.case, job.description, scratch)
+        check = check_case(job.case, job.description, volumes, scratch)
+        if check.problems:
+            raise UsdError(" ".join(map(str, check.problems)))
+        assert volumes.image is not None
+        assert volumes.labels is not None
+        assert check.image_hash is not None
+        maps: tuple[Volume, ...] = (volumes.labels, *volumes.raters)
+        if job.source is not None:
+            maps = unified_volumes(maps, job.source, job.description.labels, job.labels)
+        labels = _label_rows(maps, job.labels)
+        if job.write_reference:
+            _store_reference(job, labels, source)
+        for task in job.tasks:
+            assert source is not None
+            content = replace(source, settings=task.settings[job.case.source])
+            _store_configuration(job, task, volumes.image, labels.array, content, check.image_hash, scratch)
 
 
 def _source(case: RawCase) -> CaseSource | None:
@@ -454,8 +459,8 @@ def _source(case: RawCase) -> CaseSource | None:
 def _label_rows(volumes: Sequence[Volume], scheme: LabelScheme) -> Volume:
     """Labels and raters of a case as rows (R, Z, Y, X), uint8 where the values fit, else int16."""
     dtype = np.uint8 if max(scheme.allowed_values) < 256 else np.int16
-    rows = np.concatenate([volume.array for volume in volumes]).astype(dtype, copy=False)
-    return Volume(rows, volumes[0].geometry)
+    first, *others = (volume.array.astype(dtype, copy=False) for volume in volumes)
+    return Volume(np.concatenate([first, *others]) if others else first, volumes[0].geometry)
 
 
 def _store_reference(job: _CaseJob, labels: Volume, source: CaseSource | None) -> None:
@@ -473,19 +478,25 @@ def _store_reference(job: _CaseJob, labels: Volume, source: CaseSource | None) -
     )
 
 
-def _store_configurations(job: _CaseJob, volume: Volume, labels: np.ndarray, source: CaseSource | None) -> None:
-    assert source is not None
-    image_hash = array_hash(volume.array)
-    for task in job.tasks:
-        name = job.case.source
-        image, properties = preprocess_image(volume, task.plans[name], job.case.case_id, job.group)
-        if name is not None:
-            image = to_network_channels(image, task.width, job.case.case_id)
-            properties = replace(properties, source=name)
-        rows = preprocess_labels(labels, properties)
-        components = sample_components(rows, job.labels, job.case.case_id)
-        content = CaseFile(replace(source, settings=task.settings[name]), image_hash, properties)
-        write_case(task.folder, image, rows, components, content, task.patch_size)
+def _store_configuration(
+    job: _CaseJob,
+    task: _Task,
+    volume: Volume,
+    labels: np.ndarray,
+    source: CaseSource,
+    image_hash: str,
+    scratch: Scratch,
+) -> None:
+    name = job.case.source
+    image, properties = preprocess_image(volume, task.plans[name], job.case.case_id, job.group, scratch=scratch)
+    if name is not None:
+        image = to_network_channels(image, task.width, job.case.case_id)
+        properties = replace(properties, source=name)
+    scratch.release()
+    rows = preprocess_labels(labels, properties)
+    components = sample_components(rows, job.labels, job.case.case_id)
+    content = CaseFile(source, image_hash, properties)
+    write_case(task.folder, image, rows, components, content, task.patch_size)
 
 
 def _stored_cases(task: _Task, case_ids: Iterable[str]) -> dict[str, CaseFile]:

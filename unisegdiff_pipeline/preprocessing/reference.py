@@ -60,9 +60,13 @@ def write_reference(
     path.unlink(missing_ok=True)
     write_array(array_path, labels, labels.shape[1:])
     voxel_mm3 = float(np.prod(spacing_mm))
-    volumes = {name: voxel_mm3 * int(np.count_nonzero(mask)) for name, mask in scheme.class_masks(labels[0])}
-    foreground = np.count_nonzero((labels[0] != 0) & ~scheme.ignored(labels[0]))
-    record = ReferenceRecord(case_id, group, len(labels) - 1, volumes, voxel_mm3 * int(foreground))
+    voxels, foreground = dict.fromkeys(scheme.names, 0), 0
+    for row in labels[0]:  # masks of a whole volume would be as large as the labels, several at once
+        for name, mask in scheme.class_masks(row):
+            voxels[name] += int(np.count_nonzero(mask))
+        foreground += int(np.count_nonzero((row != 0) & ~scheme.ignored(row)))
+    volumes = {name: voxel_mm3 * count for name, count in voxels.items()}
+    record = ReferenceRecord(case_id, group, len(labels) - 1, volumes, voxel_mm3 * foreground)
     write_json(path, _StoredReference(source, record, file_hash(array_path)))
     return record
 
