@@ -47,6 +47,14 @@ def test_few_cases_move_less_from_the_frequency_than_many_alike() -> None:
     assert 0 < slopes[0] < 0.5 < slopes[1] < 2
 
 
+def test_cases_of_one_patient_count_as_the_root_of_their_number() -> None:
+    # Four cases of a patient and one of each of two others with a lesion; two patients without.
+    found = fit_case_calibration([0.7] * 8, [True] * 6 + [False] * 2, ["a"] * 4 + ["b", "c", "d", "e"])
+    assert found is not None
+    # Targets 7/8 and 1/4 as above; the patient of four cases counts 4 / sqrt(4) = 2.
+    assert found.probability(0.7) == pytest.approx((4 * 7 / 8 + 2 / 4) / 6, abs=1e-4)
+
+
 def test_separable_cases_are_not_certain_and_misleading_ones_say_nothing() -> None:
     patients = [str(i) for i in range(20)]
     found = fit_case_calibration([0.99] * 10 + [0.01] * 10, [True] * 10 + [False] * 10, patients)

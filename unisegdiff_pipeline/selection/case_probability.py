@@ -1,9 +1,10 @@
 """The probability that a case holds any lesion, calibrated on held-out cases.
 
 Few of these are lesion-free, so the fit has the prior that the network tells nothing: it then says how frequent lesions
-are among the held-out cases, and moves away from that only as far as these show. On small hold-outs this was nearer to
-new patients than a prior for the network's own log-odds, than the highest probability as it is, and than the frequency
-alone (figures: documentation/benchmarks/lesions.md).
+are among the held-out cases, and moves away from that only as far as these show. On most small hold-outs this was
+nearer to new patients than a prior for the network's own log-odds, than the highest probability as it is, and than the
+frequency alone (figures, and where it was not: documentation/benchmarks/lesions.md). Cases of one patient resemble each
+other, so n of them count as much as sqrt(n) patients with one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from unisegdiff_pipeline.inference.cases import PresenceCalibration, log_odds
 
 FEWEST_OF_A_KIND = 2  # held-out patients with a lesion-free case, and with another one
-SLOPE_PENALTY = 4.0  # on slope^2 / 2: a normal prior around 0 with a standard deviation of 0.5
+SLOPE_PENALTY = 1.0  # on slope^2 / 2: a normal prior around 0 with a standard deviation of 1
 INTERCEPT_PENALTY = 1e-6  # as good as none
 ITERATIONS = 50
 
@@ -39,27 +40,34 @@ def fit_case_calibration(
             return None
     x = np.array([log_odds(value) for value in highest])
     target = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
-    intercept, slope = _fit(x, target)
+    _, patients, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    counted = 1 / np.sqrt(sizes[patients])
+    intercept, slope = _fit(x, target, counted)
     if slope < 0:
-        mean = float(target.mean())
+        mean = float(np.average(target, weights=counted))
         intercept, slope = log_odds(mean), 0.0
     return PresenceCalibration(float(intercept), float(slope), int(y.sum()), int((~y).sum()))
 
 
-def _fit(x: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-    """Newton's method for the penalised likelihood, which is concave; steps that overshoot are halved."""
+def _fit(x: np.ndarray, target: np.ndarray, counted: np.ndarray) -> tuple[float, float]:
+    """Newton's method for the penalised likelihood, which is concave; steps that overshoot are halved.
+
+    Args:
+        x, target: log-odds and target of each case.
+        counted: how much each case counts.
+    """
     design = np.stack([np.ones_like(x), x], axis=1)
-    weight = np.array([INTERCEPT_PENALTY, SLOPE_PENALTY])
+    penalty = np.array([INTERCEPT_PENALTY, SLOPE_PENALTY])
 
     def loss(beta: np.ndarray) -> float:
         z = design @ beta
-        return float((np.logaddexp(0.0, z) - target * z).sum() + (weight * beta**2).sum() / 2)
+        return float((counted * (np.logaddexp(0.0, z) - target * z)).sum() + (penalty * beta**2).sum() / 2)
 
     beta = np.zeros(2)
     for _ in range(ITERATIONS):
         p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
-        gradient = design.T @ (p - target) + weight * beta
-        curvature = (design * (p * (1 - p))[:, None]).T @ design + np.diag(weight)
+        gradient = design.T @ (counted * (p - target)) + penalty * beta
+        curvature = (design * (counted * p * (1 - p))[:, None]).T @ design + np.diag(penalty)
         step = np.linalg.solve(curvature, gradient)
         while loss(beta - step) > loss(beta) + 1e-12 and np.abs(step).max() > 1e-9:
             step = step / 2
