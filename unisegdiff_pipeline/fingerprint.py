@@ -363,6 +363,9 @@ def fingerprint_case(
     )
     samples = _sample_intensities(cropped, np.flatnonzero(foreground), num_samples, case.case_id)
     anywhere = _sample_intensities(cropped, range(foreground.size), _SAMPLED_ANYWHERE, case.case_id)
+    if case.channels is not None:
+        count = len(description.channel_names)
+        samples, anywhere = _filled(samples, case.channels, count), _filled(anywhere, case.channels, count)
     centres = None
     if len(scheme.names) > 1:
         centres = np.array([centre_of_mask(mask) for _, mask in scheme.class_masks(labels.array[0])])
@@ -434,6 +437,15 @@ def _sample_intensities(
     return np.stack([channel.reshape(-1)[chosen] for channel in image]).astype(np.float32)
 
 
+def _filled(values: np.ndarray | None, channels: Sequence[int], count: int) -> np.ndarray | None:
+    """Intensities (P, n) of these channels as those of all (count, n), NaN of the missing ones."""
+    if values is None:
+        return None
+    result = np.full((count, values.shape[1]), np.nan, np.float32)
+    result[list(channels)] = values
+    return result
+
+
 def _is_small(raw: RawDataset) -> bool:
     """Whether threads are done before the processes of a pool would have started (one to two seconds)."""
     files = [path for case in raw.cases for path in case.image_paths]
@@ -451,6 +463,9 @@ def summarize(dataset_name: str, description: DatasetDescription, facts: Sequenc
     cases = tuple(fact.fingerprint for fact in usable if fact.fingerprint is not None)
     samples = [fact.samples for fact in usable if fact.samples is not None]
     anywhere = np.concatenate([fact.anywhere for fact in usable if fact.anywhere is not None], axis=1)
+    for name, values in zip(description.channel_names, anywhere, strict=True):
+        if np.isnan(values).all():
+            raise UsdError(f"{dataset_name}: all cases lack the channel {name}; take it out of channel_names.")
     crop_fractions = [math.prod(c.shape_after_crop) / math.prod(c.shape) for c in cases]
     return Fingerprint(
         dataset_name=dataset_name,
@@ -558,9 +573,9 @@ def _intensity_statistics(samples: Sequence[np.ndarray], anywhere: np.ndarray) -
     foreground = np.concatenate(samples, axis=1) if samples else anywhere
     statistics = []
     for channel, outside in zip(foreground, anywhere, strict=True):
-        values = channel.astype(np.float64)
-        if np.ptp(np.percentile(values, (0.5, 99.5))) == 0:
-            values = outside.astype(np.float64)
+        values = channel[np.isfinite(channel)].astype(np.float64)  # those of cases that lack the channel are NaN
+        if not values.size or np.ptp(np.percentile(values, (0.5, 99.5))) == 0:
+            values = outside[np.isfinite(outside)].astype(np.float64)
         low, median, high = np.percentile(values, (0.5, 50, 99.5))
         numbers = (values.mean(), values.std(), values.min(), median, values.max(), low, high)
         statistics.append(IntensityStatistics(*(_rounded(float(v)) for v in numbers)))

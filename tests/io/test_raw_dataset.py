@@ -291,3 +291,39 @@ def test_what_goes_to_a_worker_with_a_case_says_nothing_of_other_cases(tmp_path:
     assert len(raw.cases) == 8
     assert "imagesTr" not in repr(description)
     assert description.labels == raw.description.labels
+
+
+def test_names_say_which_channels_are_missing(tmp_path: Path) -> None:
+    images = [f"imagesTr/{name}.png" for name in ("a_0000", "a_0001", "b_0001")]
+    folder = _make(tmp_path / "Dataset001_X", [*images, "labelsTr/a.png", "labelsTr/b.png"], missing_channels=True)
+    cases = {case.case_id: case for case in open_raw_dataset(folder).cases}
+    assert (cases["a"].channels, cases["b"].channels) == (None, (1,))
+    assert (cases["b"].missing("AB"), cases["b"].num_channels(2), cases["a"].num_channels(2)) == (("A",), 1, 2)
+    (found,) = find_cases(folder / "imagesTr/b_0001.png", ".png", 2, missing_channels=True)
+    assert found.channels == (1,)
+    with pytest.raises(UsdError, match=r'channel _0000 is missing .*"missing_channels": true in dataset\.json'):
+        find_cases(folder / "imagesTr/b_0001.png", ".png", 2)
+
+
+def test_null_is_a_missing_channel_where_it_is_allowed(tmp_path: Path) -> None:
+    entries = {"a": {"images": [None, "x.png"], "label": "y.png"}}
+    (case,) = open_raw_dataset(_make(tmp_path / "Dataset001_X", [], missing_channels=True, dataset=entries)).cases
+    assert (case.channels, [path.name for path in case.image_paths]) == ((1,), ["x.png"])
+    with pytest.raises(UsdError, match=r'dataset\.a\.images holds null; .*"missing_channels": true'):
+        open_raw_dataset(_make(tmp_path / "Dataset001_X", [], dataset=entries))
+    for images in ([None, None], [None, "x.png", "y.png"]):
+        entries["a"]["images"] = images
+        with pytest.raises(UsdError, match="one for each of the 2 channels, null for those that are"):
+            open_raw_dataset(_make(tmp_path / "Dataset001_X", [], missing_channels=True, dataset=entries))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"channel_names": {"0": "T1"}, "missing_channels": True}, "there is one channel, which each case needs"),
+        ({"missing_channels": "yes"}, "missing_channels is 'yes', allowed is true or false"),
+    ],
+)
+def test_missing_channels_that_cannot_be(tmp_path: Path, more: dict[str, object], message: str) -> None:
+    with pytest.raises(UsdError, match=message):
+        open_raw_dataset(_make(tmp_path / "Dataset001_X", [], **more))

@@ -119,7 +119,7 @@ SIGNED = {"mean", "minimum", "median", "maximum", "percentile_00_5", "percentile
 SIGNED |= {"lam", "lam_a", "lam_c", "lam_end"}
 MAY_BE_EMPTY = {"mirror_axes", "input_scale", "curves", "raters", "class_orders", "volumes_mm3", "thickness_mm"}
 # Empty intensities are allowed in a plan without "ct", and refused in a fingerprint below.
-MAY_BE_EMPTY |= {"intensities", "background_values", "filter_in_words"}
+MAY_BE_EMPTY |= {"intensities", "background_values", "filter_in_words", "missing_channels"}
 MAY_BE_EMPTY |= {"configurations", "decisions", "holdout_dice"}
 
 
@@ -154,7 +154,8 @@ def name_of(path: tuple[Any, ...]) -> str:
 
 def absurd_values(path: tuple[Any, ...], old: Any) -> Iterator[Any]:
     name = name_of(path)
-    yield from ([[[]]] if name == "filter_in_words" else ["x"], [[[]]])  # sentences are a list of any words
+    words = {"filter_in_words", "missing_channels"}  # lists of any words
+    yield from ([[[]]] if name in words else ["x"], [[[]]])
     if name != "holdout_dice":
         yield {"x": 1}
     if old is not None:
@@ -211,6 +212,8 @@ EDITS: list[tuple[str, str, Any, list[str]]] = [
     ("plans", "C.preprocessing.direction", [1, 0, 0, 1, 0, 0, 0, 0, 1], ["direction is [1"]),
     ("plans", "C.preprocessing.direction", [0] * 9, ["direction is [0"]),
     ("plans", "C.network.num_input_channels", 3, ["num_input_channels is 3", "2 channels"]),
+    ("plans", "C.training.channel_dropout", 0.2, ["channel_dropout is 0.2", "without preprocessing.missing_channels"]),
+    ("plans", "C.preprocessing.missing_channels", True, ["num_input_channels is 2", "twice as many inputs", "(4)"]),
     ("plans", "C.network.dims", 4, ["dims is 4", "one of 2, 3"]),
     ("plans", "C.network.dims", 2, ["patch_size is [", "with dims 2 it needs 2 values"]),
     ("plans", "C.network.patch_size", [64, 64], ["patch_size is [64, 64]", "needs 3 values"]),

@@ -405,3 +405,12 @@ def test_a_denoiser_that_does_not_fit_stays_new() -> None:
     model = SimpleNamespace(state_dict=lambda: {"denoiser.head.weight": torch.zeros(2), "segmenter.x": torch.zeros(1)})
     report = load_denoiser(model, {"denoiser.head.weight": torch.ones(3), "denoiser.old": torch.ones(1)})  # type: ignore[arg-type]
     assert [(group.outcome, group.tensors) for group in report.groups] == [("new", 1), ("left out", 1)]
+
+
+def test_inputs_that_tell_which_channels_there_are_begin_without_weight() -> None:
+    source_plan, plan = network_plan(2, 6), network_plan(4, 6)
+    source, model = model_of(source_plan, seed=1), model_of(plan, seed=2)
+    load_start(model, plan, start_of(source, source_plan), num_channels=2)
+    image = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = torch.cat([image, torch.ones_like(image)], dim=1)
+    assert torch.allclose(logits_of(source, image), logits_of(model, given), atol=1e-5)

@@ -55,6 +55,7 @@ class CaseSummary:
         unit: of volumes; see `ClassVolume`.
         volume: of the mask.
         expected_volume, volume_05, volume_95: over the samples.
+        missing_channels: names of those that the image lacked.
     """
 
     case: str
@@ -72,6 +73,7 @@ class CaseSummary:
     expected_volume: float | None
     volume_05: float | None
     volume_95: float | None
+    missing_channels: str = ""
 
 
 class CaseCounter:

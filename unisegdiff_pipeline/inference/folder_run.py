@@ -354,20 +354,22 @@ class _FolderRun:
         hashes = _input_hashes(case)
         scratch = Scratch(self.output, self.budget.for_arrays(), self._interrupted)
         inputs = self.inputs
-        channels = inputs.num_channels(case.image_paths)
+        channels = inputs.num_channels(case)
         scratch.release()  # after an interruption, it ends here: the process, ended too, would start anew
         volume = images.read_image(case.image_paths, scratch.empty, num_channels=channels)
         scratch.release()
         require_finite(volume.array, str(case.image_paths[0]))
         read = time.perf_counter()
         try:
-            plan = inputs.plan_for(volume, case.case_id)
+            plan = inputs.plan_for(volume, case)
             if plan.direction is None and not volume.geometry.is_2d and inputs.model.configuration.sources is None:
                 self._warn_of_stored_orientation()
             image, properties = inputs.prepare(plan, volume, case, scratch)
         except UsdError as error:
             raise UsdError(f"{case.image_paths[0]}: {error}") from error
         scratch.release()
+        if properties.missing_channels:
+            _say(f"{case.case_id}: predicted without {', '.join(properties.missing_channels)}, missing there")
         seconds = {"read": read - start, "preprocess": time.perf_counter() - read}
         return _Prepared(case, image, properties, hashes, seconds, scratch)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,18 +53,19 @@ def measure(
 
     lesions = find_lesions(found, properties, scheme, spacing_known, mask, counted())
     case_id, geometry = properties.case_id, properties.geometry
+    row = cases.row(
+        case_id,
+        mask,
+        highest_probability(found.probabilities, scheme),
+        found.case_calibration,
+        geometry.spacing_mm,
+        is_2d=geometry.is_2d,
+        spacing_known=spacing_known,
+    )
     return Measured(
         tuple(lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known)),
         tuple(volumes.rows(case_id, mask, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known)),
-        cases.row(
-            case_id,
-            mask,
-            highest_probability(found.probabilities, scheme),
-            found.case_calibration,
-            geometry.spacing_mm,
-            is_2d=geometry.is_2d,
-            spacing_known=spacing_known,
-        ),
+        replace(row, missing_channels=", ".join(properties.missing_channels)),
     )
 
 

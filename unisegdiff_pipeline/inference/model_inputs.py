@@ -21,6 +21,7 @@ from unisegdiff_pipeline.io.mixed_cases import ending_of, find_mixed_cases, num_
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan, SourcesPlan
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
+from unisegdiff_pipeline.preprocessing.presence import for_channels, with_presence
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.source_inputs import preprocessing_of, to_network_channels
 
@@ -66,17 +67,18 @@ class ModelInputs:
         """
         if self._sources is not None:
             return find_mixed_cases(paths)
-        return find_cases(paths, self.model.plans.file_ending, len(self.model.plans.channel_names))
+        plans, preprocessing = self.model.plans, self.model.configuration.preprocessing
+        return find_cases(paths, plans.file_ending, len(plans.channel_names), preprocessing.missing_channels)
 
-    def num_channels(self, paths: Sequence[Path]) -> int | None:
+    def num_channels(self, case: RawCase) -> int | None:
         """Channels that the files of a case must hold; None for as many as there are.
 
         Raises:
             UsdError: of several files of a case, one is missing.
         """
         if self._sources is None:
-            return len(self.model.plans.channel_names)
-        found = num_channels_to_read(paths)
+            return case.num_channels(len(self.model.plans.channel_names))
+        found = num_channels_to_read(case.image_paths)
         return found if self.source is None else len(self._sources.plans[self.source].channel_names)
 
     def file_ending(self, paths: Sequence[Path]) -> str:
@@ -89,14 +91,23 @@ class ModelInputs:
             return self.model.plans.spacing_known
         return spacing_known(paths) if self.source is None else self._sources.plans[self.source].spacing_known
 
-    def plan_for(self, volume: Volume, case_id: str) -> PreprocessingPlan:
+    def plan_for(self, volume: Volume, case: RawCase) -> PreprocessingPlan:
         """The plan that an image is preprocessed by.
 
         Raises:
             UsdError: an image of no known source has more channels than the network, or one of a known source others
-                than that.
+                than that; or one lacks channels that the model needs.
         """
+        case_id = case.case_id
         plan = preprocessing_of(self.model.configuration, self.source, volume, case_id)
+        if case.channels is not None:
+            if not plan.missing_channels:
+                raise UsdError(
+                    f"case {case_id!r} lacks channels, but {self.model.place} takes all of "
+                    f"{', '.join(self.model.plans.channel_names)}; give them, or let cases lack channels: "
+                    f"missing_channels true in dataset.json before planning and training."
+                )
+            plan = for_channels(plan, case.channels)
         if self.source is not None and len(plan.normalization) != volume.array.shape[0]:
             raise UsdError(
                 f"case {case_id!r} has {volume.array.shape[0]} channels, images of the source {self.source} have "
@@ -113,6 +124,10 @@ class ModelInputs:
             UsdError: see `preprocess_image` and `to_network_channels`.
         """
         image, properties = preprocess_image(volume, plan, case.case_id, case.group, scratch=scratch)
+        if plan.missing_channels:
+            names = self.model.plans.channel_names
+            image = with_presence(image, case.channels, len(names))
+            properties = replace(properties, missing_channels=case.missing(names))
         if self._sources is None:
             return image, properties
         width = self.model.configuration.network.num_input_channels

@@ -169,7 +169,7 @@ class Predictor:
         Args:
             image: as it was acquired, neither normalised nor resampled: a numpy array (C, Z, Y, X), or (C, Y, X) for a
                 2D image; a path; a SimpleITK or nibabel image; a `Volume`; or a list of these, one for each channel,
-                arrays without C then.
+                arrays without C then. None in such a list is a channel that the image lacks, where the plan allows it.
             spacing_mm: of an array: distance of voxels (Z, Y, X), or (Y, X) for a 2D image. All other images know it.
                 It may be left out where the model was trained on images of unknown spacing.
             num_samples: masks to sample; None takes the model's number.
@@ -207,8 +207,9 @@ class Predictor:
             paths=() if case is None else tuple(map(str, case.image_paths)),
             hashes=tuple(map(file_hash, files)),
         )
-        plan = inputs.plan_for(volume, case_id)
-        prepared, properties = inputs.prepare(plan, volume, RawCase(case_id, ()))
+        channels = _given_channels(image) if case is None else case.channels
+        named = RawCase(case_id, (), channels=channels)
+        prepared, properties = inputs.prepare(inputs.plan_for(volume, named), volume, named)
         found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed)
         return Prediction(found, properties, self.labels, origin, uncertainty_parts)
 
@@ -260,7 +261,8 @@ class Predictor:
                 spacing_mm = (1.0,) * (image.ndim - 1)
             if spacing_mm is not None and direction is None:
                 direction = preprocessing.direction
-            return None, volume_of(image, spacing_mm, direction)
+            given = [part for part in image if part is not None] if _given_channels(image) else image
+            return None, volume_of(given, spacing_mm, direction)
         if spacing_mm is not None or direction is not None:
             raise ValueError("spacing_mm and direction go with arrays; a file says them itself, leave them out")
         source = [Path(path) for path in image] if isinstance(image, (list, tuple)) else Path(image)
@@ -273,8 +275,7 @@ class Predictor:
                 f"image is a list of {len(source)} files, but case {cases[0].case_id} has {len(cases[0].image_paths)}; "
                 f"name the file of each channel once."
             )
-        paths = cases[0].image_paths
-        return cases[0], read_image(paths, inputs.num_channels(paths))
+        return cases[0], read_image(cases[0].image_paths, inputs.num_channels(cases[0]))
 
     def require_possible(self, combine: Combination, uncertainty_parts: bool, num_samples: int) -> None:
         """Refuse what cannot be had from this many samples and these folds.
@@ -338,6 +339,13 @@ class Predictor:
         if self.decision == "half":
             return result
         return dataclasses.replace(result, threshold=result.best_threshold(self.labels))
+
+
+def _given_channels(image: ImageLike) -> tuple[int, ...] | None:
+    """Numbers of the channels in a list that lacks some; None of any other image."""
+    if not isinstance(image, (list, tuple)) or all(part is not None for part in image):
+        return None
+    return tuple(i for i, part in enumerate(image) if part is not None)
 
 
 def _ending(inputs: ModelInputs, case: RawCase | None, volume: Volume) -> str:

@@ -18,9 +18,9 @@ from unisegdiff_pipeline.io.sources import Source, parse_sources
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """Files of one case as the `dataset` dictionary names them: one path a channel, as written there."""
+    """Files of one case as the `dataset` dictionary names them: one path a channel, None where it is missing."""
 
-    images: tuple[str, ...]
+    images: tuple[str | None, ...]
     label: str | None
 
 
@@ -39,6 +39,7 @@ class DatasetDescription:
         raw: the parsed file.
         allow_unmatched: files that belong to no case are left out with a warning; else they are errors.
         sources: the data sets that a unified one is made of; empty for any other.
+        missing_channels: cases may lack some of their channel files; else an absent file is an error.
     """
 
     channel_names: tuple[str, ...]
@@ -50,6 +51,7 @@ class DatasetDescription:
     raw: dict[str, Any]
     allow_unmatched: bool = False
     sources: tuple[Source, ...] = ()
+    missing_channels: bool = False
 
 
 def read_dataset_json(path: Path, label_map: LabelMap | None = None) -> DatasetDescription:
@@ -110,12 +112,10 @@ def with_spacing_of(description: DatasetDescription, cases: Iterable[Sequence[Pa
 def parse_description(raw: dict[str, Any]) -> DatasetDescription:
     """Check the parsed content of a dataset.json; errors name the key but no file."""
     ending = _file_ending(raw)
-    known = raw.get("spacing_known", not is_picture_ending(ending))
-    if not isinstance(known, bool):
-        raise UsdError(f"spacing_known is {known!r}, allowed is true or false; correct the value.")
-    allow_unmatched = raw.get("allow_unmatched", False)
-    if not isinstance(allow_unmatched, bool):
-        raise UsdError(f"allow_unmatched is {allow_unmatched!r}, allowed is true or false; correct the value.")
+    channel_names, missing_channels = _channel_names(raw), _flag(raw, "missing_channels", False)
+    if missing_channels and (raw.get("sources") or len(channel_names) == 1):
+        why = "sources stand beside it" if raw.get("sources") else "there is one channel, which each case needs"
+        raise UsdError(f"missing_channels is true, but {why}; leave it out.")
     name = raw.get("name")
     if name is not None and not isinstance(name, str):
         raise UsdError(f"name is {name!r}, it must be a text; correct it or leave it out.")
@@ -125,15 +125,16 @@ def parse_description(raw: dict[str, Any]) -> DatasetDescription:
             raise UsdError("label_map and sources stand beside each other; each source has a label_map of its own.")
         labels = in_file_values(labels, raw["label_map"])
     return DatasetDescription(
-        channel_names=_channel_names(raw),
+        channel_names=channel_names,
         labels=labels,
         file_ending=ending,
-        spacing_known=known,
+        spacing_known=_flag(raw, "spacing_known", not is_picture_ending(ending)),
         name=name,
-        entries=_entries(raw.get("dataset")),
+        entries=_entries(raw.get("dataset"), len(channel_names) if missing_channels else 0),
         raw=raw,
-        allow_unmatched=allow_unmatched,
+        allow_unmatched=_flag(raw, "allow_unmatched", False),
         sources=parse_sources(raw.get("sources"), labels),
+        missing_channels=missing_channels,
     )
 
 
@@ -171,6 +172,13 @@ def _file_ending(raw: Mapping[str, Any]) -> str:
         problem = "is missing" if ending is None else f"is {ending!r}"
         raise UsdError(f"file_ending {problem}; it must be one of {', '.join(SUPPORTED_ENDINGS)}.")
     return ending
+
+
+def _flag(raw: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = raw.get(key, default)
+    if not isinstance(value, bool):
+        raise UsdError(f"{key} is {value!r}, allowed is true or false; correct the value.")
+    return value
 
 
 def _channel_names(raw: Mapping[str, Any]) -> tuple[str, ...]:
@@ -276,22 +284,35 @@ def _class_order(class_order: Any, names: tuple[str, ...], values: set[int]) -> 
     return tuple(class_order)
 
 
-def _entries(dataset: Any) -> dict[str, DatasetEntry] | None:
+def _entries(dataset: Any, channels: int) -> dict[str, DatasetEntry] | None:
+    """The `dataset` dictionary; where channels may be missing, so many, an image may be null."""
     if dataset is None:
         return None
     if not isinstance(dataset, dict):
         raise UsdError('dataset must map case names to {"images": [...], "label": "..."}; correct it or leave it out.')
-    return {require_name(case_id, "a case of dataset"): _entry(case_id, entry) for case_id, entry in dataset.items()}
+    names = [require_name(case_id, "a case of dataset") for case_id in dataset]
+    return {case_id: _entry(case_id, dataset[case_id], channels) for case_id in names}
 
 
-def _entry(case_id: str, entry: Any) -> DatasetEntry:
+def _entry(case_id: str, entry: Any, channels: int) -> DatasetEntry:
     images = entry.get("images") if isinstance(entry, dict) else None
     label = entry.get("label") if isinstance(entry, dict) else None
-    if not isinstance(images, list) or not images or any(not isinstance(image, str) for image in images):
+    if isinstance(images, list) and None in images:
+        if not channels:
+            raise UsdError(
+                f"dataset.{case_id}.images holds null; name the file, or let cases lack channels with "
+                f'"missing_channels": true.'
+            )
+        if len(images) != channels or set(images) == {None}:
+            raise UsdError(
+                f"dataset.{case_id}.images has {len(images)} values; where channels are missing it has one for each of "
+                f"the {channels} channels, null for those that are, and at least one path."
+            )
+    if not isinstance(images, list) or not images or any(not isinstance(image, str | None) for image in images):
         raise UsdError(f"dataset.{case_id}.images must be a list of paths, one for each channel; correct it.")
     if label is not None and not isinstance(label, str):
         raise UsdError(f"dataset.{case_id}.label is {label!r}; it must be a path.")
-    for path in (*images, *([] if label is None else [label])):
+    for path in (path for path in (*images, label) if path is not None):
         if not path.isprintable() or any(len(part.encode("utf-8")) > 255 for part in path.split("/")):
             raise UsdError(f"dataset.{case_id} names {path[:100]!r}, which can be no path; correct it.")
     return DatasetEntry(tuple(images), label)

@@ -118,8 +118,9 @@ def read_case(case: RawCase, description: DatasetDescription, scratch: Scratch |
     if case.image_paths:
         try:
             # Missing and superfluous files are named by _check_files; what the others hold is looked at all the same.
-            fits = channel_problem(case.image_paths, len(description.channel_names)) is None
-            image = read_image(case.image_paths, len(description.channel_names) if fits else None, scratch)
+            whole = len(description.channel_names)
+            fits = channel_problem(case.image_paths, whole, case.channels) is None
+            image = read_image(case.image_paths, case.num_channels(whole) if fits else None, scratch)
         except UsdError as error:
             problems.append(_from_error(error, case.image_paths))
     labels = _try_labels(case.label_path, problems) if case.label_path is not None else None
@@ -147,6 +148,9 @@ def check_case(
         warnings += [*_check_constant(case, image), *_check_grey(case, image)]
         image_hash = array_hash(image.array)
         scratch.release()
+    if missing := case.missing(description.channel_names):
+        what = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        warnings.append(Problem(str(case.image_paths[0]), what, "dataset.json allows it (missing_channels)."))
     if labels is not None and case.label_path is not None:
         problems += _check_labels(case, case.label_path, labels, image, description)
     if len(volumes.raters) == len(case.rater_paths):  # else it is not known which of them was read
@@ -236,12 +240,14 @@ def _check_files(case: RawCase, description: DatasetDescription) -> Iterable[Pro
             "Add the label map, or move the image to imagesTs.",
         )
     absent = [path for path in case.image_paths if not path.exists()]
-    if not absent and (problem := channel_problem(case.image_paths, len(description.channel_names))):
+    whole = len(description.channel_names)
+    if not absent and (problem := channel_problem(case.image_paths, whole, case.channels)):
         names = ", ".join(description.channel_names)
         last = len(description.channel_names) - 1
         suffixes = f"{names} (_0000 to _{last:04d})" if last else f"{names} (_0000)"
         word = "channels" if last else "channel"
-        yield Problem(str(case.image_paths[0]), problem, f"Each case has the {word} {suffixes}.")
+        has = "may have" if description.missing_channels else "has"
+        yield Problem(str(case.image_paths[0]), problem, f"Each case {has} the {word} {suffixes}.")
 
 
 def _check_grey(case: RawCase, image: Volume) -> Iterable[Problem]:

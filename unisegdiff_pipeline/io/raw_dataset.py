@@ -13,6 +13,7 @@ Opening looks at names only. What is missing or does not fit together is found b
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -25,7 +26,7 @@ from unisegdiff_pipeline.core.csv_tables import read_csv
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed, require_name, require_text
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.io.dataset_json import DatasetDescription, DatasetEntry, read_dataset_json, with_spacing_of
+from unisegdiff_pipeline.io.dataset_json import DatasetDescription, read_dataset_json, with_spacing_of
 from unisegdiff_pipeline.io.endings import TIFF_ENDINGS
 from unisegdiff_pipeline.io.images import is_picture_ending, label_ending, read_header, split_ending
 from unisegdiff_pipeline.io.label_map import LabelMap
@@ -40,7 +41,8 @@ _RATER_SUFFIX = re.compile(r"(?P<case>.+)_rater(?P<rater>\d+)")
 class RawCase:
     """Files of one case; `image_paths` in channel order, empty where only a label file exists.
 
-    `source` names the source of a case of a unified data set.
+    `source` names the source of a case of a unified data set. `channels` holds the number of the channel of each file
+    where some are missing; None where there are all.
     """
 
     case_id: str
@@ -49,6 +51,15 @@ class RawCase:
     rater_paths: tuple[Path, ...] = ()
     group: str | None = None
     source: str | None = None
+    channels: tuple[int, ...] | None = None
+
+    def num_channels(self, whole: int) -> int:
+        """Channels that the files must hold, of a data set with so many."""
+        return whole if self.channels is None else len(self.channels)
+
+    def missing(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Names of the channels that are missing, of all names."""
+        return () if self.channels is None else tuple(n for i, n in enumerate(names) if i not in self.channels)
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ def open_raw_dataset(folder: Path, label_map: LabelMap | None = None) -> RawData
     if description.sources:
         return _open_unified(folder, description)
     if description.entries is not None:
-        listing = _cases_from_entries(folder, description.entries)
+        listing = _cases_from_entries(folder, description)
     else:
         listing = _cases_from_folders(folder, description)
     if not listing.images:
@@ -155,6 +166,7 @@ def open_raw_dataset(folder: Path, label_map: LabelMap | None = None) -> RawData
             listing.labels.get(case_id),
             raters.get(case_id, ()),
             groups.get(case_id),
+            channels=listing.channels.get(case_id),
         )
         for case_id in sorted(names)
     )
@@ -205,6 +217,11 @@ def cases_of_source(raw: RawDataset, source: Source) -> list[RawCase]:
     kept = [case for case in raw.cases if case.case_id not in excluded]
     if not kept:
         raise UsdError(f"no case of the source {source.name} ({raw.folder}) is left; exclude fewer, or leave it out.")
+    if lacking := [case.case_id for case in kept if case.channels is not None]:
+        raise UsdError(
+            f"{counted(len(lacking), 'case')} of the source {source.name} ({raw.folder}), {lacking[0]} first, lack "
+            f"channels, which a unified data set does not take; complete or exclude them."
+        )
     return kept
 
 
@@ -213,7 +230,9 @@ def _of_source(case: RawCase, source: str) -> RawCase:
     return replace(case, case_id=unified_case_id(source, case.case_id), group=group, source=source)
 
 
-def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: int) -> tuple[RawCase, ...]:
+def find_cases(
+    source: Path | Sequence[Path], file_ending: str, num_channels: int, missing_channels: bool = False
+) -> tuple[RawCase, ...]:
     """List the cases to predict in a folder, a single file, or a list of files.
 
     Images are named CASE_0000.ext as for training. A file that holds all channels of its case may leave the suffix out;
@@ -223,6 +242,7 @@ def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: in
         source: folder, file, or files; of a multi-channel case a list may name one file or all of them.
         file_ending: ending of the data set, for example ".nii.gz".
         num_channels: channels that each case must have; one file may hold several (RGB, 4D).
+        missing_channels: whether a case may lack some of them.
 
     Raises:
         UsdError: nothing found, images that would be left out, or cases that do not fit, all of them named.
@@ -235,10 +255,14 @@ def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: in
             images = _images_of_files([source], file_ending)
     else:
         images = _images_of_files([Path(path) for path in source], file_ending)
+    channels = {
+        case_id: channels_of_files(paths, num_channels) if missing_channels else None
+        for case_id, paths in images.items()
+    }
     problems = [
         f"{case_id}: {problem}"
         for case_id, paths in images.items()
-        if (problem := channel_problem(paths, num_channels, unreadable_is_problem=False))
+        if (problem := channel_problem(paths, num_channels, channels[case_id], unreadable_is_problem=False))
     ]
     if problems:
         raise UsdError(
@@ -246,7 +270,7 @@ def find_cases(source: Path | Sequence[Path], file_ending: str, num_channels: in
         )
     for case_id in images:
         require_input_name(case_id, file_ending)
-    return tuple(RawCase(case_id, images[case_id]) for case_id in sorted(images))
+    return tuple(RawCase(case_id, images[case_id], channels=channels[case_id]) for case_id in sorted(images))
 
 
 def require_input_name(case_id: str, file_ending: str) -> None:
@@ -259,15 +283,39 @@ def require_input_name(case_id: str, file_ending: str) -> None:
         )
 
 
-def channel_problem(paths: Sequence[Path], num_channels: int, unreadable_is_problem: bool = True) -> str | None:
+def channels_of_files(paths: Sequence[Path], num_channels: int) -> tuple[int, ...] | None:
+    """Number of the channel of each file of a case that lacks some; None where none is missing, or names do not say it.
+
+    The header of a file that is alone is read: it may hold all channels (RGB, 4D).
+    """
+    numbers = [number for path in paths if (number := _channel_number(path)) is not None]
+    if not numbers or len(numbers) < len(paths) or len(paths) >= num_channels:
+        return None
+    if numbers == [0]:
+        with contextlib.suppress(UsdError):  # whoever reads the file will report it
+            if read_header(paths[0])[0][0] > 1:
+                return None
+    return tuple(numbers)
+
+
+def channel_problem(
+    paths: Sequence[Path],
+    num_channels: int,
+    channels: Sequence[int] | None = None,
+    unreadable_is_problem: bool = True,
+) -> str | None:
     """Say what is wrong with the channel files of a case, and what to do, or None.
 
-    Headers are read only where files are fewer than channels; what the files hold is checked when they are read. A
-    single file whose header cannot be read is no problem here where whoever reads it reports it for this case alone.
+    `channels` are those of the files of a case that lacks some (`channels_of_files`). Headers are read only where files
+    are fewer than channels and none may be missing; what the files hold is checked when they are read. A single file
+    whose header cannot be read is no problem here where whoever reads it reports it for this case alone.
     """
     if not paths:
         return "there is no image file; add it"
     numbers = [_channel_number(path) for path in paths]
+    if channels is not None:
+        unknown = [path.name for path, number in zip(paths, channels, strict=True) if number >= num_channels]
+        return f"{', '.join(unknown)}: there are {num_channels} channels; rename the files" if unknown else None
     if len(paths) > num_channels:
         names = ", ".join(path.name for path in paths[num_channels:])
         return (
@@ -331,6 +379,7 @@ class _Listing:
     """Files found so far, by case."""
 
     images: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    channels: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
     labels: dict[str, Path] = field(default_factory=dict)
     stray: list[StrayFile] = field(default_factory=list)
 
@@ -349,6 +398,9 @@ def _cases_from_folders(folder: Path, description: DatasetDescription) -> _Listi
         else:
             _add(channels.setdefault(match["case"], {}), int(match["channel"]), path)
     listing.images = {case_id: _in_order(paths) for case_id, paths in channels.items()}
+    if description.missing_channels:
+        count = len(description.channel_names)
+        listing.channels = {case_id: channels_of_files(paths, count) for case_id, paths in listing.images.items()}
     for path in _files(folder / "labelsTr", label_ending(ending)):
         _add(listing.labels, _stem(path, label_ending(ending)), path)
     listing.stray += left_out(images_folder, ending)
@@ -388,11 +440,15 @@ def _unmatched(listing: _Listing) -> Iterator[StrayFile]:
         yield StrayFile(listing.labels[case_id], "the label map has no image and is left out", "")
 
 
-def _cases_from_entries(folder: Path, entries: Mapping[str, DatasetEntry]) -> _Listing:
+def _cases_from_entries(folder: Path, description: DatasetDescription) -> _Listing:
     listing = _Listing()
-    for case_id, entry in entries.items():
+    for case_id, entry in (description.entries or {}).items():
         case_id = composed(case_id)
-        listing.images[case_id] = tuple(_resolve(folder, image, case_id) for image in entry.images)
+        named = {i: _resolve(folder, image, case_id) for i, image in enumerate(entry.images) if image is not None}
+        listing.images[case_id] = tuple(named.values())
+        listing.channels[case_id] = tuple(named) if len(named) < len(entry.images) else None
+        if description.missing_channels and len(named) == len(entry.images):  # names may say it, too
+            listing.channels[case_id] = channels_of_files(listing.images[case_id], len(description.channel_names))
         if entry.label is not None:
             listing.labels[case_id] = _resolve(folder, entry.label, case_id)
     return listing
@@ -529,7 +585,12 @@ def _missing_channels(paths: Sequence[Path], numbers: Sequence[int | None], num_
     text = f"{channels} {suffixes} {'are' if len(missing) > 1 else 'is'} missing beside {paths[0].name}; "
     if num_channels == 3 and len(paths) == 1 and is_picture_ending(split_ending(paths[0].name)[1]):
         return f"{paths[0].name} is a grey picture, but 3 channels are expected; save it in colour (RGB), or add files"
-    return text + ("add the files" if len(missing) > 1 else "add the file")
+    if None in numbers:
+        return f"{text}add the file{'s' * (len(missing) > 1)}, or name each file after its channel (_0000)"
+    return (
+        f'{text}add the file{"s" * (len(missing) > 1)}, or let cases lack channels: "missing_channels": true in '
+        f"dataset.json before planning"
+    )
 
 
 def _listed(problems: Sequence[str]) -> str:

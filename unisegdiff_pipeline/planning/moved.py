@@ -66,7 +66,11 @@ def _moved(base: ConfigurationPlan, planned: ConfigurationPlan) -> Configuration
         preprocessing=preprocessing,
         median_shape=scaled_shape(base.median_shape, base.preprocessing.target_spacing_mm, spacing),
         network=replace(planned.network, num_input_channels=base.network.num_input_channels),
-        training=replace(planned.training, mirror_axes=base.training.mirror_axes),
+        training=replace(
+            planned.training,
+            mirror_axes=base.training.mirror_axes,
+            channel_dropout=base.training.channel_dropout,
+        ),
         stages=None,
     )
 
@@ -77,8 +81,9 @@ def _of_dimension(plans: Plans, dims: int) -> ConfigurationPlan | None:
 
 def _is_own(key: str) -> bool:
     """Whether a reason is of a field that stays that of the data."""
-    own = ("axis_order", "direction", "normalization", "use_nonzero_mask", "intensities", "training_spacing_mm")
-    return any(f".preprocessing.{name}" in key for name in own) or key.endswith(".mirror_axes")
+    own = ["axis_order", "direction", "normalization", "use_nonzero_mask", "intensities", "training_spacing_mm"]
+    own.append("missing_channels")
+    return any(f".preprocessing.{name}" in key for name in own) or key.endswith((".mirror_axes", ".channel_dropout"))
 
 
 def _configuration(key: str) -> str | None:

@@ -53,6 +53,7 @@ _LOWRES_BELOW_COVERAGE = 0.25
 _LOWRES_STEP = 1.03
 _LOWRES_MIN_SAVING = 2.0
 _MIN_SLICES_3D = 8
+_CHANNEL_DROPOUT = 0.2
 
 _DENOISER_WIDTHS = ((16, 32, 64), (12, 24, 48), (8, 16, 32))
 _DENOISER_FRACTION = 0.03  # of the segmenter, for one call
@@ -131,7 +132,8 @@ def _context(
     num_images: int,
     decisions: dict[str, str],
 ) -> _Context:
-    sizer = Sizer(budget, len(description.channel_names), description.labels.num_channels, num_images)
+    inputs = len(description.channel_names) * (2 if description.missing_channels else 1)
+    sizer = Sizer(budget, inputs, description.labels.num_channels, num_images)
     return _Context(fingerprint, description, sizer, plan_spacing(fingerprint), decisions)
 
 
@@ -299,6 +301,7 @@ def _preprocessing(context: _Context, name: str, spacing: tuple[float | None, fl
         intensities=context.fingerprint.intensities,
         direction=context.fingerprint.direction,
         training_spacing_mm=_triple(_round(s) for s in context.spacing.median_spacing_mm),
+        missing_channels=context.description.missing_channels,
     )
     context.decide(name, "preprocessing.direction", direction_reason(context.fingerprint))
     context.decide(name, "preprocessing.axis_order", context.spacing.order_reason)
@@ -315,7 +318,13 @@ def _normalizations(description: DatasetDescription) -> tuple[ChannelNormalizati
 def _training_plan(
     context: _Context, batch_size: int, batch_dice: bool, dummy_2d: bool, mirror_axes: tuple[int, ...]
 ) -> TrainingPlan:
-    plan = TrainingPlan(batch_size, batch_dice=batch_dice, dummy_2d_augmentation=dummy_2d, mirror_axes=mirror_axes)
+    plan = TrainingPlan(
+        batch_size,
+        batch_dice=batch_dice,
+        dummy_2d_augmentation=dummy_2d,
+        mirror_axes=mirror_axes,
+        channel_dropout=_CHANNEL_DROPOUT if context.description.missing_channels else 0.0,
+    )
     return replace(plan, num_epochs=_CPU_EPOCHS) if context.sizer.on_cpu else replace(plan, learning_rate=1e-3)
 
 

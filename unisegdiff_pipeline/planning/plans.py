@@ -60,6 +60,8 @@ class PreprocessingPlan:
             versions.
         training_spacing_mm: median of the training images (Z, Y, X), which images are compared with; no part of what is
             done to them. None in plans of earlier versions.
+        missing_channels: images may lack some channels; the network is told which are there, see
+            `preprocessing.presence`.
     """
 
     axis_order: tuple[int, int, int]
@@ -71,6 +73,12 @@ class PreprocessingPlan:
     separate_z: Literal["auto", "always", "never"] = "auto"
     direction: Direction | None = None
     training_spacing_mm: tuple[SpacingMm, SpacingMm, SpacingMm] | None = None
+    missing_channels: bool = False
+
+    @property
+    def num_inputs(self) -> int:
+        """Channels of the network's input: those of the image and, where some may be missing, the presence of each."""
+        return len(self.normalization) * (2 if self.missing_channels else 1)
 
     def __post_init__(self) -> None:
         if sorted(self.axis_order) != [0, 1, 2]:
@@ -96,6 +104,8 @@ class PreprocessingPlan:
         del fields["training_spacing_mm"]
         if self.direction is None:
             del fields["direction"]
+        if not self.missing_channels:
+            del fields["missing_channels"]
         return fields
 
     def hash(self) -> str:
@@ -230,7 +240,7 @@ class TrainingPlan:
     own library, "default" nearly the same by this package (`training/data/augmentation.py`).
     `pretrained_encoder_rate` is a factor on the learning rate of an encoder that starts from other weights than random
     ones, and `pretrained_warmup_fraction` the part of phase 1 over which its rate rises from zero, so that new heads
-    settle first.
+    settle first. `channel_dropout` is the probability with which each channel of an example is hidden, but for one.
     """
 
     batch_size: Annotated[int, Range(1, 4096)]
@@ -249,6 +259,7 @@ class TrainingPlan:
     mirror_axes: tuple[int, ...] = (0, 1, 2)
     pretrained_encoder_rate: Annotated[float, Range(0, 1)] = 1.0
     pretrained_warmup_fraction: Fraction = 0.0
+    channel_dropout: Annotated[float, Range(0, 1, high_open=True)] = 0.0
 
     def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:
@@ -442,12 +453,19 @@ class Plans:
         channels, stages = len(self.channel_names), configuration.stages
         if configuration.name != name:
             return f"name is {configuration.name!r:.80}; it must be {name!r}, as its key"
-        if configuration.network.num_input_channels != channels:
-            found = configuration.network.num_input_channels
-            return f"network.num_input_channels is {found}; channel_names has {channels} channels"
         if len(configuration.preprocessing.normalization) != channels:
             found = len(configuration.preprocessing.normalization)
             return f"preprocessing.normalization has {found} values; channel_names has {channels} channels"
+        missing = configuration.preprocessing.missing_channels
+        if missing and (configuration.sources is not None or channels == 1):
+            return "preprocessing.missing_channels is true; it goes with one data set of several channels"
+        if configuration.training.channel_dropout and not missing:
+            dropout = configuration.training.channel_dropout
+            return f"training.channel_dropout is {dropout:g}; without preprocessing.missing_channels it is 0"
+        if configuration.network.num_input_channels != (inputs := configuration.preprocessing.num_inputs):
+            found = configuration.network.num_input_channels
+            twice = ", twice as many inputs where some may be missing" if missing else ""
+            return f"network.num_input_channels is {found}; channel_names has {channels} channels{twice} ({inputs})"
         if stages is not None and len(stages.input_scale) not in (0, self.labels.num_channels):
             found = len(stages.input_scale)
             return f"stages.input_scale has {found} values; the labels are coded in {self.labels.num_channels} channels"

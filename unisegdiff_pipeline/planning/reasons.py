@@ -27,6 +27,11 @@ def preprocessing_reasons(plan: PreprocessingPlan, median_crop_share: float) -> 
             f"{plan.separate_z}: the first axis is resampled apart, by the nearest slice, where its spacing is over "
             f"{ANISOTROPY:g} times that of the others, as in nnU-Net"
         ),
+        "missing_channels": (
+            "true: dataset.json lets cases lack channels"
+            if plan.missing_channels
+            else "false: each case has all channels; missing_channels in dataset.json lets them lack some"
+        ),
     }
 
 
@@ -95,6 +100,11 @@ def training_reasons(plan: TrainingPlan, *, on_cpu: bool, dims: int, has_lowres:
         ),
         "pretrained_warmup_fraction": (
             f"{plan.pretrained_warmup_fraction:.0%} of phase 1, over which the rate of such an encoder rises from zero"
+        ),
+        "channel_dropout": (
+            f"{plan.channel_dropout:g}: each channel of an example is hidden with this probability, one stays"
+            if plan.channel_dropout
+            else "0: no channel is hidden"
         ),
     }
 

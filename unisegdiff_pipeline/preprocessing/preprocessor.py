@@ -36,6 +36,7 @@ from unisegdiff_pipeline.preprocessing.components import sample_components
 from unisegdiff_pipeline.preprocessing.crop import crop_to_nonzero
 from unisegdiff_pipeline.preprocessing.label_resampling import resample_labels
 from unisegdiff_pipeline.preprocessing.normalize import normalize_image
+from unisegdiff_pipeline.preprocessing.presence import for_channels, with_presence
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.provenance import (
     CaseSource,
@@ -368,6 +369,8 @@ def _open_part(job: _CaseJob) -> _CaseJob:
     for task in job.tasks:
         stored = stored_case_file(task.folder, case.case_id)
         current = stored is not None and is_current(stored.source, files, task.settings[case.source])
+        if stored is not None and stored.properties.missing_channels != case.missing(job.description.channel_names):
+            current = False  # the same file may have become another channel
         if stored is None or not current or damaged_files(task.folder, case.case_id, stored):
             open_tasks.append(task)
     reference = stored_reference_source(job.dataset_folder, case.case_id)
@@ -487,11 +490,16 @@ def _store_configuration(
     image_hash: str,
     scratch: Scratch,
 ) -> None:
-    name = job.case.source
-    image, properties = preprocess_image(volume, task.plans[name], job.case.case_id, job.group, scratch=scratch)
+    name, channels = job.case.source, job.case.channels
+    plan = task.plans[name]
+    of_image = for_channels(plan, channels)
+    image, properties = preprocess_image(volume, of_image, job.case.case_id, job.group, scratch=scratch)
     if name is not None:
         image = to_network_channels(image, task.width, job.case.case_id)
         properties = replace(properties, source=name)
+    if plan.missing_channels:
+        image = with_presence(image, channels, len(plan.normalization))
+        properties = replace(properties, missing_channels=job.case.missing(job.description.channel_names))
     scratch.release()
     rows = preprocess_labels(labels, properties)
     components = sample_components(rows, job.labels, job.case.case_id)

@@ -31,6 +31,7 @@ class CaseProperties:
         separate_axis: axis that is resampled apart from the others by nearest neighbour, None where there is none.
         flipped: axes that are reversed after the permutation. All fields but the first three are in the new axes.
         source: that the case belongs to, of a unified data set; None where it is unknown or there is none.
+        missing_channels: names of those that the case lacks.
     """
 
     case_id: str
@@ -45,6 +46,7 @@ class CaseProperties:
     separate_axis: Axis | None = None
     flipped: tuple[bool, bool, bool] = (False, False, False)
     source: str | None = None
+    missing_channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if sorted(self.axis_order) != [0, 1, 2]:

@@ -19,6 +19,7 @@ from unisegdiff_pipeline.io.orientation import Reorientation, nearest_reorientat
 from unisegdiff_pipeline.io.sources import repeated_channels
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, PreprocessingPlan, StagePlan
 from unisegdiff_pipeline.planning.spacing import image_size
+from unisegdiff_pipeline.preprocessing.presence import for_channels
 
 SCALED_BEYOND_NATS = 2.0
 
@@ -48,12 +49,7 @@ def preprocessing_of(
         return _plan_of(configuration, source)
     plan = configuration.preprocessing
     channels = _require_channels(volume.array.shape[0], configuration.network.num_input_channels, case_id)
-    plan = replace(
-        plan,
-        normalization=plan.normalization[:channels],
-        use_nonzero_mask=plan.use_nonzero_mask[:channels],
-        intensities=plan.intensities[:channels],
-    )
+    plan = for_channels(plan, range(channels))
     if configuration.sources.grid == "physical":
         return plan
     return _brought_to_size(plan, volume, configuration)

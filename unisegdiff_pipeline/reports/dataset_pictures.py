@@ -81,7 +81,7 @@ def _of_each_source(cases: Sequence[CaseFingerprint], sources: Iterable[str]) ->
 def _panels(case: RawCase, raw: RawDataset) -> Html:
     assert case.label_path is not None
     description, source = raw.description_of(case), raw.source_of(case)
-    image = read_image(case.image_paths, len(description.channel_names))
+    image = read_image(case.image_paths, case.num_channels(len(description.channel_names)))
     labels = on_grid_of(read_labels(case.label_path), image)
     if source is not None:
         check_label_values(case.label_path, labels.array, description.labels)
@@ -93,7 +93,8 @@ def _panels(case: RawCase, raw: RawDataset) -> Html:
     foreground = np.logical_or.reduce(list(classes.values()))
     plane = choose_plane([foreground], labels.geometry, description.spacing_known)
     shown = plane.cut(image.array)
-    names = description.channel_names
+    missing = case.missing(description.channel_names)
+    names = [name for name in description.channel_names if name not in missing]
     pictures = {name: window(shown[i : i + 1]) for i, name in enumerate(names[:MOST_CHANNELS])}
     if is_colored(shown):
         pictures = {"Image": window(shown)}

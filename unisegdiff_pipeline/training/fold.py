@@ -321,7 +321,7 @@ def _phase_1(
 
 
 def _load_segmenter(run: FoldRun, model: StagedModel, start: PretrainedStart) -> None:
-    report = load_start(model, run.configuration.network, start)
+    report = load_start(model, run.configuration.network, start, len(run.plans.channel_names))
     run.log.say(f"starts from {start.description}\n{report.table()}")
 
 

@@ -205,7 +205,9 @@ class LoadReport:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def load_start(model: StagedModel, network: NetworkPlan, start: PretrainedStart) -> LoadReport:
+def load_start(
+    model: StagedModel, network: NetworkPlan, start: PretrainedStart, num_channels: int | None = None
+) -> LoadReport:
     """Load what fits into the segmenter of a model, in place; the rest keeps the values it has.
 
     The first convolution is adapted to another number of inputs (`adapt_inputs`). Heads are taken over where the
@@ -215,6 +217,8 @@ def load_start(model: StagedModel, network: NetworkPlan, start: PretrainedStart)
         model: the new model, with its initial weights.
         network: the plan of its segmenter.
         start: what to load.
+        num_channels: of the image, where the network has inputs behind them (see `preprocessing.presence`), which then
+            begin without weight; by default all are channels of the image.
 
     Returns:
         What became of each group of tensors.
@@ -229,7 +233,9 @@ def load_start(model: StagedModel, network: NetworkPlan, start: PretrainedStart)
             return Fitted(None, "new", f"other classes: {_classes(start.labels)} there, {_classes(model.labels)} here")
         inputs, wanted = start.network.num_input_channels, network.num_input_channels
         if inputs != wanted and name.startswith(FIRST_LEVEL) and _reads_image(source, value, inputs, wanted):
-            return Fitted(adapt_inputs(source, wanted), "adapted", f"{inputs} input channels there, {wanted} here")
+            weight = torch.zeros_like(value)
+            weight[:, :num_channels] = adapt_inputs(source, wanted if num_channels is None else num_channels)
+            return Fitted(weight, "adapted", f"{inputs} input channels there, {wanted} here")
         return _fitted_as_it_is(value, source)
 
     own = _part(model.state_dict(), SEGMENTER)

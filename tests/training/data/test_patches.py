@@ -20,6 +20,7 @@ from unisegdiff_pipeline.planning.plans import (
     TrainingPlan,
 )
 from unisegdiff_pipeline.preprocessing.components import sample_components
+from unisegdiff_pipeline.preprocessing.presence import with_presence
 from unisegdiff_pipeline.preprocessing.storage import StoredCase, open_array, write_array
 from unisegdiff_pipeline.training.data.loader import open_loader
 from unisegdiff_pipeline.training.data.patches import PatchSource, random_start, start_around
@@ -322,3 +323,29 @@ def test_workers_make_the_same_batches_bit_by_bit(recipe) -> None:
             assert torch.equal(batch.image, expected.image)
             assert torch.equal(batch.target, expected.target)
             assert torch.equal(batch.valid, expected.valid)
+
+
+@pytest.mark.parametrize("recipe", ["default", "nnunet"])
+def test_missing_and_dropped_channels_are_zero_in_augmented_patches(recipe: str) -> None:
+    """Three channels, their presence behind them: the first lacks, the others are dropped now and then."""
+    shape, whole = (10, 12, 14), plan((8, 8, 8), channels=3, augmentation=recipe)
+    configuration = replace(
+        whole,
+        preprocessing=replace(whole.preprocessing, missing_channels=True),
+        network=replace(whole.network, num_input_channels=6),
+        training=replace(whole.training, channel_dropout=0.5),
+    )
+    image = np.random.default_rng(0).normal(5, 1, (2, *shape)).astype(np.float32)
+    _, labels = coded_case(shape, [(0, BOX, 1)])
+    case = with_presence(image, (1, 2), 3), labels
+    seen = set()
+    for number in range(20):
+        for patch in source_of({"a": case}, BINARY, configuration, augment=True).batch(number).image.numpy():
+            there = [bool(plane.any()) for plane in patch[3:]]
+            assert [bool(channel.any()) for channel in patch[:3]] == there
+            assert np.isin(patch[3:], (0, 1)).mean() > 0.7  # but for the borders of a turned image
+            seen.add(tuple(there))
+    assert seen == {(False, True, True), (False, True, False), (False, False, True)}
+    measured = source_of({"a": case}, BINARY, configuration).batch(0).image
+    assert not measured[:, [0, 3]].any()
+    assert measured[:, [4, 5]].any()

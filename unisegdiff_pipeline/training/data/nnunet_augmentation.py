@@ -35,15 +35,18 @@ READ_SCALES = (0.85, 1.25)  # nnU-Net reads for these, although it draws scales 
 class NnunetAugmentation:
     """Reads patches and augments them by nnU-Net's recipe."""
 
-    def __init__(self, patch: Sequence[int], recipe: AugmentationRecipe, masked: Sequence[int]) -> None:
+    def __init__(
+        self, patch: Sequence[int], recipe: AugmentationRecipe, masked: Sequence[int], num_channels: int | None = None
+    ) -> None:
         """Set up; imports the library, which takes seconds, here rather than in every worker.
 
         Args:
             patch: of the network, (Y, X) or (Z, Y, X).
             recipe: its rotation, dummy 2D and mirrored axes are taken; the library's transforms have the rest.
             masked: channels that were normalised inside a non-zero mask; their outside stays zero.
+            num_channels: of the image; those behind them (see `preprocessing.presence`) are not augmented.
         """
-        self._patch, self._masked = tuple(patch), list(masked)
+        self._patch, self._masked, self._num_channels = tuple(patch), list(masked), num_channels
         self._size = size_to_read(patch, recipe)
         self._transforms = training_transforms(patch, recipe, masked)
 
@@ -63,7 +66,10 @@ class NnunetAugmentation:
         labels = np.array(crop_and_pad_nd(case.labels, rows, OUTSIDE, cast_cropped_to=np.int16)).reshape(self._size)
         if self._masked:
             labels[(labels == 0) & (image[self._masked] == 0).all(axis=0)] = OUTSIDE
-        return self.augment(image, labels, int(rng.integers(2**32)))
+        count = len(image) if self._num_channels is None else self._num_channels
+        presence = [np.full((1, *self._patch), plane.any(), np.float32) for plane in image[count:]]
+        image, labels = self.augment(image[:count], labels, int(rng.integers(2**32)))
+        return np.concatenate([image, *presence]) if presence else image, labels
 
     def augment(self, image: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (C, *patch) float32 and labels (*patch) int16 out of larger ones, whose values may be overwritten.

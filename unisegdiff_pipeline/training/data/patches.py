@@ -19,6 +19,7 @@ from torch import Tensor
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.networks.threads import torch_threads
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
+from unisegdiff_pipeline.preprocessing.presence import drop_channels
 from unisegdiff_pipeline.training.data.augmentation import (
     AugmentationDraw,
     augment_intensity,
@@ -223,11 +224,18 @@ class PatchSource:
         self._sources = SourceDraw.of(configuration, self.case_ids, hiding=augment)
         in_plane_only = configuration.training.dummy_2d_augmentation
         recipe = recipe_for_patch(self._patch, in_plane_only, configuration.patch_mirror_axes)
+        # Channels of the image, where their presence is behind them; None where there are no others.
+        preprocessing = configuration.preprocessing
+        self._num_channels = len(preprocessing.normalization) if preprocessing.missing_channels else None
+        self._channel_dropout = configuration.training.channel_dropout if augment else 0.0
         by_library = augment and configuration.training.augmentation == "nnunet"
-        self._masked = [masked_channels(configuration.preprocessing, configuration.network.num_input_channels)]
+        width = self._num_channels or configuration.network.num_input_channels
+        self._masked = [masked_channels(preprocessing, width)]
         if self._sources is not None:
             self._masked += self._sources.masked
-        libraries = [NnunetAugmentation(self._patch, recipe, masked) for masked in self._masked if by_library]
+        libraries = [
+            NnunetAugmentation(self._patch, recipe, masked, self._num_channels) for masked in self._masked if by_library
+        ]
         self._library = libraries or None  # as `_masked`, by row of the source
         self._recipe = recipe if augment and not by_library else None
         self._memory_left_bytes = memory_budget_gb * 1e9
@@ -270,6 +278,8 @@ class PatchSource:
         case_id, row, start = self._draw_location(rng, self.is_foreground_item(item))
         source = 0 if self._sources is None else self._sources.index_of[case_id]
         image, labels = self._read(self._case(case_id), row, start, source, rng)
+        if self._num_channels is not None:
+            drop_channels(image, self._channel_dropout, rng)
         valid = None if self._scheme.ignore_value is None else ~self._scheme.ignored(labels)[None]
         if self._sources is None:
             return _Example(image, self._scheme.encode(labels), valid, case_id)
@@ -285,9 +295,9 @@ class PatchSource:
         if self._recipe is None:
             patch, labels = read_patch(case, row, start, self._patch, None)
             return patch.numpy(), labels
-        draw = draw_augmentation(self._recipe, case.image.shape[0], rng)
+        draw = draw_augmentation(self._recipe, self._num_channels or case.image.shape[0], rng)
         patch, labels = read_patch(case, row, start, self._patch, draw.affine)
-        augment_intensity(patch, draw, self._recipe, self._masked[source])
+        augment_intensity(patch[: self._num_channels], draw, self._recipe, self._masked[source])
         return mirror_patch(patch.numpy(), labels, draw)
 
     def _draw_location(self, rng: np.random.Generator, foreground: bool) -> tuple[str, int, Shape3]:
