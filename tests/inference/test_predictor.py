@@ -448,6 +448,8 @@ def test_volumes_of_an_earlier_folder_and_without_samples(tmp_path: Path) -> Non
         "std": "",
         "quantile_05": "",
         "quantile_95": "",
+        "guaranteed_low": "",
+        "guaranteed_high": "",
     }
     assert rows[0]["spacing_known"] == read_rows(out / "lesions.csv")[0]["spacing_known"] == "no"
     (out / ".cases/volumes/case0.csv").unlink()

@@ -14,6 +14,7 @@ import pytest
 from tests.inference.models import tiny_plans, write_model
 from unisegdiff_pipeline.commands import find_best as command
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
@@ -241,7 +242,7 @@ def test_without_probabilities_the_filters_of_the_folds_stay(roots: Roots) -> No
     write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST, keeping=False)
     recipe = find_best(roots, 1).recipe
     assert (recipe.lesion_filter, recipe.filter_evidence) == (None, None)
-    assert "no lesion filter was chosen over the folds, theirs stay: SegmentationTrainer__tiny" in recipe.notes[-1]
+    assert "no lesion filter was chosen over the folds, theirs stay: SegmentationTrainer__tiny" in recipe.notes[-2]
 
 
 # --------------------------------------------------------------------------------------------------- the rule itself
@@ -280,3 +281,36 @@ def test_false_alarms_count() -> None:
     assert score_of_case((empty, half)) == 0.75
     assert score_of_case((alarm, half)) == 0.25
     assert mean_dice([(empty, half), (alarm, half)]) == 0.5
+
+
+def test_guarantees_are_calibrated_over_the_validation_cases_of_all_folds(roots: Roots) -> None:
+    model = write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST)
+    found = find_best(roots, 1).recipe.guarantees
+    assert found == read_recipe(results_of(roots) / NAME).guarantees
+    assert found is not None
+    assert (found.num_patients, found.num_samples, found.unit) == (12, 0, "ml")
+    assert set(found.weights) == {file_hash(model / f"fold_{fold}/weights.safetensors") for fold in FOLDS}
+    own = found.classes["lesion"]
+    assert own.rates("lesions")[-1] == 0.9  # 1 / 13 <= 0.1
+    assert {one.threshold for one in own.lesions} == {float(np.float16(0.9))}
+    # One of the two voxels of the reference has 0.4, and so has one outside of it.
+    (masks,) = (one for one in own.masks if one.outer.alpha == 0.1)
+    assert masks.outer.threshold < 0.4 < masks.inner.threshold
+    assert "19 are needed" in own.refused["lesions=0.95"]
+    assert "samples no masks" in own.refused["volume=0.5"]
+    assert "which no proof covers" in found.in_words[0]
+
+
+def test_guarantees_count_patients(tmp_path: Path) -> None:
+    write_preprocessed(tmp_path / "preprocessed", {case: f"patient {i // 3}" for i, case in enumerate(CASES)})
+    write_validated(tmp_path / "results", "SegmentationTrainer__tiny", FIRST)
+    found = find_best(Roots(None, tmp_path / "preprocessed", tmp_path / "results"), 1).recipe.guarantees
+    assert found is not None
+    assert (found.num_patients, found.classes["lesion"].rates("lesions")[-1]) == (4, 0.8)
+
+
+def test_without_probabilities_there_are_no_guarantees(roots: Roots) -> None:
+    write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST, keeping=False)
+    recipe = find_best(roots, 1).recipe
+    assert recipe.guarantees is None
+    assert any(note.startswith("no guarantees were calibrated: SegmentationTrainer__tiny") for note in recipe.notes)

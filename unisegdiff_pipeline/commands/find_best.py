@@ -61,6 +61,8 @@ def describe(recipe: Recipe) -> str:
     lines += [f"Note: {note}" for note in recipe.notes]
     if recipe.filter_evidence is not None:
         lines += [f"Lesion filter: {sentence}" for sentence in recipe.filter_evidence.in_words]
+    if recipe.guarantees is not None:
+        lines += [f"Guarantee: {sentence}" for sentence in recipe.guarantees.in_words]
     lines.append(f"Best: {' + '.join(member.model for member in recipe.members)} ({recipe.reason})")
     return "\n".join(lines)
 

@@ -88,6 +88,16 @@ def build_parser() -> CommandParser:
     )
     lesions.add_argument("--no-filter", action="store_true", help="keep every lesion of the mask")
     parser.add_argument(
+        "--guarantee",
+        type=guarantee,
+        nargs="+",
+        default=(),
+        metavar="KIND=RATE",
+        help="also write what keeps a promise for new patients who are like those of the validation: lesions=0.9\n"
+        "(masks_lesions/ touches 9 of 10 lesions), masks=0.9 (the reference lies between masks_inner/ and\n"
+        "masks_outer/), volume=0.9 (intervals in volumes.csv); by one fold (-f K), or by what usd_find_best chose",
+    )
+    parser.add_argument(
         "--max-memory",
         type=float,
         metavar="GB",
@@ -141,6 +151,17 @@ def utility(text: str) -> str:
         return str(Utility.parse(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def guarantee(text: str) -> str:
+    """A guarantee as it is asked for, for argparse."""
+    from unisegdiff_pipeline.inference.guarantees import parse_guarantees
+
+    try:
+        parse_guarantees([text])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _add_model(parser: CommandParser) -> None:
@@ -225,6 +246,7 @@ def _predict(args: argparse.Namespace) -> None:
 
     from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.inference.bids import require_derivatives, write_derivatives
+    from unisegdiff_pipeline.inference.guarantees import promised_folders
     from unisegdiff_pipeline.inference.model_folder import open_model_folder
     from unisegdiff_pipeline.inference.request import PredictRequest
     from unisegdiff_pipeline.networks.allocator import keep_freed_memory
@@ -251,6 +273,7 @@ def _predict(args: argparse.Namespace) -> None:
             combine=args.combine,
             decision=args.decision,
             utility=args.utility,
+            guarantees=tuple(args.guarantee),
             lesion_filter=not args.no_filter,
             max_memory_gb=args.max_memory,
             save_probabilities=args.save_probabilities,
@@ -265,6 +288,9 @@ def _predict(args: argparse.Namespace) -> None:
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
     say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")
     say(f"Cases: {args.output / 'cases.csv'}")
+    for folder in promised_folders(args.output) if args.guarantee else ():
+        if folder.is_dir():
+            say(f"Guaranteed: {folder}")
     if args.bids is not None:
         write_derivatives(args.output, args.bids, names, opened.plans.labels)
         say(f"BIDS derivatives: {args.bids}")

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from unisegdiff_pipeline.core.bounds import Count, Finite, Fraction
 from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.core.errors import UsdError
 
@@ -58,10 +59,10 @@ class RiskThreshold:
         num_patients: n.
     """
 
-    threshold: float
-    alpha: float
-    corrected_risk: float
-    num_patients: int
+    threshold: Fraction
+    alpha: Fraction
+    corrected_risk: Fraction
+    num_patients: Count
 
     def mask(self, probability: ArrayLike) -> np.ndarray:
         """Voxels of at least this probability, boolean; compared in double precision, as when the threshold was made.
@@ -120,9 +121,12 @@ def _boldest(losses: ArrayLike, alpha: float, what: str) -> tuple[int, float]:
             "losses fall from one setting to the next; order the settings from careful to bold, or take "
             "the running maximum of each row"
         )
-    num_patients = len(table)
-    _refuse_too_few(num_patients, alpha)
-    corrected = _corrected(table)
+    _refuse_too_few(len(table), alpha)
+    return _boldest_of(_corrected(table), len(table), alpha, what)
+
+
+def _boldest_of(corrected: np.ndarray, num_patients: int, alpha: float, what: str) -> tuple[int, float]:
+    """As `_boldest`, from the corrected risks (T,)."""
     allowed = np.flatnonzero(corrected <= alpha + ROUNDING)
     if not len(allowed):
         raise UsdError(
@@ -179,7 +183,7 @@ def lesion_threshold(scores: Mapping[str, Sequence[float] | np.ndarray], alpha: 
         >>> usd.guarantees.lesion_threshold({"a": [0.9, 0.4], "b": [0.7], "c": []}, alpha=0.5).threshold
         0.7
     """
-    own = [np.sort(np.asarray(values, np.float64)) for values in scores.values() if len(values)]
+    own = [np.asarray(values, np.float64) for values in scores.values() if len(values)]
     every = np.concatenate([np.zeros(0), *own])
     if not ((every >= 0) & (every <= 1)).all():
         raise ValueError("a score of a lesion is not between 0 and 1; it is a probability")
@@ -188,8 +192,11 @@ def lesion_threshold(scores: Mapping[str, Sequence[float] | np.ndarray], alpha: 
     thresholds = np.unique(every[every > 0])
     if not len(thresholds):
         raise UsdError("every lesion of the held-out patients has probability 0; train longer, or hold out others.")
-    missed = [np.searchsorted(values, thresholds, side="left") / len(values) for values in own]
-    best, risk = _boldest(missed, alpha, "the expected fraction of missed lesions")
+    weight = np.concatenate([np.full(len(values), 1 / len(values)) for values in own])  # of a lesion in its patient
+    order = np.argsort(every)
+    missed = np.concatenate([[0.0], weight[order].cumsum()])[np.searchsorted(every[order], thresholds, side="left")]
+    corrected = (missed + 1) / (len(own) + 1)  # see `_corrected`
+    best, risk = _boldest_of(corrected, len(own), alpha, "the expected fraction of missed lesions")
     return RiskThreshold(float(thresholds[best]), alpha, risk, len(own))
 
 
@@ -338,10 +345,10 @@ class VolumeMargin:
         num_samples: an image's, here and in use.
     """
 
-    margin: float
-    coverage: float
-    num_patients: int
-    num_samples: int
+    margin: Finite
+    coverage: Fraction
+    num_patients: Count
+    num_samples: Count
 
     def interval(self, volumes: ArrayLike) -> tuple[float, float]:
         """The interval of a new image, not below 0, from the volumes of its samples (N,) (Romano et al. 2019, eq. 7).

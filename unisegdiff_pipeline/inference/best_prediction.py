@@ -10,13 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.inference.dicom_input import as_images
 from unisegdiff_pipeline.inference.export import read_record
 from unisegdiff_pipeline.inference.folder_ensemble import ensemble_folders
 from unisegdiff_pipeline.inference.folder_run import CasesFailedError, predict_folder
-from unisegdiff_pipeline.inference.model_folder import choose_folds, open_model_folder
+from unisegdiff_pipeline.inference.guarantees import Promises
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, choose_folds, open_model_folder
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.output_folder import require_for_ensemble
+from unisegdiff_pipeline.inference.promised import promises_for
 from unisegdiff_pipeline.inference.recipe import FILE_NAME, Recipe, read_recipe
 from unisegdiff_pipeline.inference.request import EnsembleRequest, PredictRequest
 
@@ -83,12 +86,13 @@ def _predict_together(best: BestModels, request: PredictRequest) -> int:
             f"--utility {request.utility} chooses the lesion filter of one model; {best.folder / FILE_NAME} names "
             f"{len(best.models)}, whose mean has a filter of its own. Leave it out, or predict by one of them with -m."
         )
+    promises = _promises(best, request)
     output = Path(request.output)
     require_for_ensemble(output, overwrite=request.overwrite)
     members = [output / MEMBERS / model.name for model, _ in best.models]
     failures = []
     for member, (model, folds) in zip(members, best.models, strict=True):
-        own = replace(request, model_folder=model, folds=folds, output=member, combine="mean")
+        own = replace(request, model_folder=model, folds=folds, output=member, combine="mean", guarantees=())
         try:
             predict_folder(replace(own, save_probabilities=True, save_samples=True))
         except CasesFailedError as error:
@@ -105,6 +109,7 @@ def _predict_together(best: BestModels, request: PredictRequest) -> int:
             decision=request.decision or ("half" if best.recipe.decision == "half" else None),
             combine=request.combine,
             lesion_filter=request.lesion_filter,
+            promises=promises,
             cases=done,
             max_memory_gb=request.max_memory_gb,
             save_probabilities=request.save_probabilities,
@@ -116,3 +121,14 @@ def _predict_together(best: BestModels, request: PredictRequest) -> int:
     if failures:
         raise UsdError("\n".join(failures))
     return made
+
+
+def _promises(best: BestModels, request: PredictRequest) -> Promises | None:
+    """What is written of two models for the guarantees that are asked for."""
+    if not request.guarantees:
+        return None
+    weights = [file_hash(model / f"fold_{fold}" / WEIGHTS_NAME) for model, folds in best.models for fold in folds]
+    if request.num_samples is not None:
+        raise UsdError(f"{best.folder / FILE_NAME} was calibrated with the models' own samples; leave --samples out.")
+    where, remedy = str(best.folder / FILE_NAME), f"Run usd_find_best {best.recipe.dataset}"
+    return promises_for(request, best.recipe.guarantees, where, remedy, weights, None)

@@ -4,6 +4,8 @@
     OUT/uncertainty/CASE.ext         normalised entropy in [0, 1]; 2D pictures as 16-bit PNG
     OUT/uncertainty/PART/CASE.ext    its parts, if asked for; see `uncertainty_parts`
     OUT/samples/CASE_sample00.ext    sampled masks, if asked for
+    OUT/masks_lesions/  masks_inner/  masks_outer/
+                                     masks that keep a guarantee, if asked for; see `guarantees`
     OUT/probabilities/CASE.npz       "probabilities" (K, Z, Y, X), half precision, if asked for
     OUT/lesions.csv  volumes.csv  cases.csv  manifest.json
                                      over all cases
@@ -39,6 +41,7 @@ from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
 from unisegdiff_pipeline.inference.cases import CaseSummary
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
+from unisegdiff_pipeline.inference.guarantees import Promises, promised_folders
 from unisegdiff_pipeline.inference.label_fusion import Combination
 from unisegdiff_pipeline.inference.lesions import PredictedLesion
 from unisegdiff_pipeline.inference.measuring import measure
@@ -65,6 +68,7 @@ class OutputOptions:
     save_probabilities: bool = False
     save_uncertainty_parts: bool = False
     combine: Combination = "mean"
+    promises: Promises | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ def expected_files(output: Path, case_id: str, options: OutputOptions, num_folds
     if options.save_uncertainty_parts:
         there = {"between_folds": num_folds > 1, "within_samples": num_samples > 0}
         files += [uncertainty / part / name for part in PARTS if there.get(part, True)]
+    if options.promises is not None:
+        files += [mask_path(output / place, case_id, options.file_ending) for _, place, _ in options.promises.masks()]
     return files
 
 
@@ -113,7 +119,7 @@ def output_folders(output: Path) -> tuple[Path, ...]:
     uncertainty = output / "uncertainty"
     records = output / RECORDS
     others = (output / "samples", output / "probabilities", records, records / "volumes", records / "cases")
-    return (output, uncertainty, *(uncertainty / part for part in PARTS), *others)
+    return (output, uncertainty, *(uncertainty / part for part in PARTS), *others, *promised_folders(output))
 
 
 def uncertainty_scale(file_ending: str) -> float | None:
@@ -138,7 +144,7 @@ def write_prediction(
                 write_labels(_sample_path(output, case_id, index, options.file_ending), drawn, geometry)
             yield drawn
 
-    measured = measure(found, properties, scheme, options.spacing_known, labels, written())
+    measured = measure(found, properties, scheme, options.spacing_known, labels, written(), options.promises)
     maps: dict[str, LazyRows | Tensor] = {"": found.uncertainty(scheme.coding)}
     if options.save_uncertainty_parts:
         maps |= found.uncertainty_parts(scheme.coding)
@@ -150,11 +156,30 @@ def write_prediction(
     if options.save_probabilities:
         path = file_of(output / "probabilities", case_id, ".npz")
         write_probabilities(path, found.probabilities, properties, scheme, scratch)
+    if options.promises is not None:
+        _write_promised(output, found, properties, options.promises, scheme.foreground_offset, options.file_ending)
     write_rows(lesions_path(output, case_id), PredictedLesion, measured.lesions)
     write_rows(volumes_path(output, case_id), ClassVolume, measured.volumes)
     write_rows(summary_path(output, case_id), CaseSummary, [measured.case])
     write_labels(mask_path(output, case_id, options.file_ending), labels, geometry)
     return len(measured.lesions)
+
+
+def _write_promised(
+    output: Path,
+    found: EnsemblePrediction,
+    properties: CaseProperties,
+    promises: Promises,
+    first_channel: int,
+    file_ending: str,
+) -> None:
+    """Write the masks of guarantees; probabilities are compared in half precision, as when they were calibrated."""
+    for number, place, threshold in promises.masks():
+        channel = number + first_channel
+        p = restore_map(found.probabilities[channel : channel + 1], properties, scratch=found.scratch)[0]
+        mask = np.stack([threshold.mask(row.astype(np.float16)) for row in p]).astype(np.uint8)
+        write_labels(mask_path(output / place, properties.case_id, file_ending), mask, properties.geometry)
+        found.scratch.release()
 
 
 def write_probabilities(

@@ -129,6 +129,8 @@ class _EnsembleRun:
         }
         if not kept.keeps_all:
             made_of["lesion_filter"] = to_jsonable(kept)
+        if request.promises is not None:
+            made_of["promises"] = to_jsonable(request.promises)
         owner = Owner(request_hash(made_of), " + ".join(str(member.folder.resolve()) for member in members), made_of)
         budget = MemoryBudget.of(request.max_memory_gb)
         return cls(request, members, Path(request.output), pooling, decision, kept, owner, budget)
@@ -191,6 +193,7 @@ class _EnsembleRun:
             save_samples=self.request.save_samples,
             save_probabilities=self.request.save_probabilities,
             combine=self.request.combine,
+            promises=self.request.promises,
         )
 
     def _hashes(self, case_id: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from unisegdiff_pipeline.core.files import file_hash, require_writable
 from unisegdiff_pipeline.core.parallel import MappedCasesError, available_memory_gb, map_cases, usable_cores
 from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.dicom_input import InputImages, as_images
 from unisegdiff_pipeline.inference.export import (
     OutputOptions,
@@ -49,6 +50,7 @@ from unisegdiff_pipeline.inference.output_folder import (
     require_own,
 )
 from unisegdiff_pipeline.inference.predictor import EnsemblePrediction, Predictor, require_finite
+from unisegdiff_pipeline.inference.promised import promises_of_model
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.saving import facts_of, manifest_of
 from unisegdiff_pipeline.io.images import files_read, load_writer
@@ -138,6 +140,7 @@ def _open_run(request: PredictRequest, inputs: ModelInputs) -> _FolderRun:
     )
     count = predictor.num_samples(request.num_samples)
     predictor.require_possible(request.combine, request.save_uncertainty_parts, count)
+    promises = promises_of_model(request, model, predictor.folds, predictor.weights.values(), count)
     options = OutputOptions(
         model.plans.file_ending,
         model.plans.spacing_known,
@@ -145,6 +148,7 @@ def _open_run(request: PredictRequest, inputs: ModelInputs) -> _FolderRun:
         save_probabilities=request.save_probabilities,
         save_uncertainty_parts=request.save_uncertainty_parts,
         combine=request.combine,
+        promises=promises,
     )
     budget = MemoryBudget.of(request.max_memory_gb)
     if request.max_memory_gb is not None and predictor.device.type == "cpu":
@@ -226,6 +230,8 @@ class _FolderRun:
         self._warned = False
         self._interrupted = Event()
         made_of = predictor.made_of(num_samples, seed, options.combine, inputs.source)
+        if options.promises is not None:
+            made_of["promises"] = to_jsonable(options.promises)
         self.owner = Owner(request_hash(made_of), str(predictor.model.place.resolve()), made_of)
 
     def is_finished(self, case: RawCase) -> bool:
@@ -295,6 +301,7 @@ class _FolderRun:
             output=self.output.absolute(),
             model_folder=Path(request.model_folder).absolute(),
             folds=folds,
+            guarantees=tuple(request.guarantees),
             overwrite=False,
             num_parts=1,
             part_id=0,

@@ -10,6 +10,7 @@ import numpy as np
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.cases import CaseCounter, CaseSummary, highest_probability
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
+from unisegdiff_pipeline.inference.guarantees import Promises
 from unisegdiff_pipeline.inference.lesions import LesionCounter, PredictedLesion
 from unisegdiff_pipeline.inference.volumes import ClassVolume, VolumeCounter
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
@@ -32,6 +33,7 @@ def measure(
     spacing_known: bool,
     mask: np.ndarray,
     samples: Iterable[np.ndarray],
+    promises: Promises | None = None,
 ) -> Measured:
     """Count lesions and volumes, after those that the prediction's filter does not keep are taken out of the mask.
 
@@ -42,6 +44,7 @@ def measure(
         spacing_known: False marks millimetres as nominal.
         mask: label map (Z, Y, X) on the image's grid; changed in place where lesions are taken out of it.
         samples: label maps of the samples there, taken one at a time.
+        promises: what is written because guarantees were asked for.
     """
     volumes, cases = VolumeCounter(scheme), CaseCounter(scheme)
 
@@ -53,6 +56,14 @@ def measure(
 
     lesions = find_lesions(found, properties, scheme, spacing_known, mask, counted())
     case_id, geometry = properties.case_id, properties.geometry
+    sizes = volumes.rows(
+        case_id,
+        mask,
+        geometry.spacing_mm,
+        is_2d=geometry.is_2d,
+        spacing_known=spacing_known,
+        promises=promises,
+    )
     row = cases.row(
         case_id,
         mask,
@@ -64,7 +75,7 @@ def measure(
     )
     return Measured(
         tuple(lesions.rows(case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known)),
-        tuple(volumes.rows(case_id, mask, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known)),
+        tuple(sizes),
         replace(row, missing_channels=", ".join(properties.missing_channels)),
     )
 

@@ -39,11 +39,13 @@ from unisegdiff_pipeline.inference.export import (
     summary_path,
     volumes_path,
 )
+from unisegdiff_pipeline.inference.guarantees import promised_folders
 from unisegdiff_pipeline.io.images import label_ending, map_ending, split_ending
 
 OWNER = ".prediction.json"
 MANIFEST = "manifest.json"
 LISTED = 3
+IF_ASKED_FOR = ("lesion_filter", "promises")  # parts of `made_of` that only some predictions have
 Hashes = Callable[[], tuple[str, ...]]
 
 
@@ -198,9 +200,11 @@ def remove_former(output: Path, case_id: str, file_ending: str) -> None:
 
 
 def _parts(output: Path, case_id: str, file_ending: str) -> Iterator[Path]:
-    """Mask, maps, probabilities and samples of a case, with what a stack of TIFF slices has beside it."""
+    """Masks, maps, probabilities and samples of a case, with what a stack of TIFF slices has beside it."""
     maps = [folder for folder in output_folders(output) if "uncertainty" in folder.relative_to(output).parts]
-    files = [mask_path(output, case_id, file_ending), *(file_of(f, case_id, map_ending(file_ending)) for f in maps)]
+    masks = (output, *promised_folders(output))
+    files = [mask_path(folder, case_id, file_ending) for folder in masks]
+    files += [file_of(folder, case_id, map_ending(file_ending)) for folder in maps]
     files.append(file_of(output / "probabilities", case_id, ".npz"))
     sample = re.compile(rf"{re.escape(case_id)}_sample\d+{re.escape(label_ending(file_ending))}")
     if (output / "samples").is_dir():
@@ -237,7 +241,8 @@ def _records(output: Path) -> dict[str, PredictionRecord | None]:
 
 def _require_no_strangers(output: Path, overwrite: bool) -> None:
     """Refuse to write masks among files that are none of prediction's own."""
-    folders = (output, output / "samples", output / "probabilities", output / "uncertainty")
+    apart = (output / "samples", output / "probabilities", output / "uncertainty")
+    folders = (output, *apart, *promised_folders(output))
     strangers = [
         path
         for folder in folders
@@ -270,7 +275,7 @@ def _refusal(output: Path, there: Owner | None, owner: Owner) -> str:
 def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """In words, where two predictions are made of different things."""
     old, new = dict(_flat(there)), dict(_flat(json.loads(json.dumps(to_jsonable(asked)))))
-    keys = [*new, *(key for key in old if key not in new and key.split(".")[0] in asked)]
+    keys = [*new, *(key for key in old if key not in new and key.split(".")[0] in {*asked, *IF_ASKED_FOR})]
     return [_difference(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 

@@ -106,7 +106,7 @@ class Predictor:
         self.networks: list[tuple[StagedModel, InferenceSettings]] = [
             load_fold(self.model, fold, self.device) for fold in self.folds
         ]
-        self._weights = {fold: file_hash(self.model.fold_folder(fold) / WEIGHTS_NAME) for fold in self.folds}
+        self.weights = {fold: file_hash(self.model.fold_folder(fold) / WEIGHTS_NAME) for fold in self.folds}
         self.decision: Decision = decision or decision_of_folds(settings.decision for _, settings in self.networks)
         self.lesion_filter = self._filter(wanted, lesion_filter)
 
@@ -222,7 +222,7 @@ class Predictor:
         return of_source | {
             "plan_hash": plan_hash(self.model.configuration),
             "folds": list(self.folds),
-            "weights": self._weights,
+            "weights": self.weights,
             "settings": {
                 fold: {
                     name: value

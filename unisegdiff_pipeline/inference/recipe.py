@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from unisegdiff_pipeline.core.bounds import Count, Length, Undefined
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
 from unisegdiff_pipeline.inference.settings import Decision
 
@@ -134,6 +135,7 @@ class Recipe:
         candidates: all that were compared, from the simplest on.
         lesion_filter: which lesions of the mask stay in it; null leaves that to what the folds chose.
         filter_evidence: why this filter; null where none could be chosen anew.
+        guarantees: what the validation cases of all folds allow to be promised; null where it is not known.
     """
 
     schema_version: Literal[1]
@@ -146,6 +148,7 @@ class Recipe:
     candidates: tuple[Candidate, ...]
     lesion_filter: LesionFilter | None = None
     filter_evidence: FilterEvidence | None = None
+    guarantees: Guarantees | None = None
 
 
 def write_recipe(results_folder: Path, recipe: Recipe) -> Path:

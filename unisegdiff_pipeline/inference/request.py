@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:  # these import torch, which takes seconds
+    from unisegdiff_pipeline.inference.guarantees import Promises
     from unisegdiff_pipeline.inference.label_fusion import Combination
     from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
     from unisegdiff_pipeline.inference.settings import Decision
@@ -40,6 +41,7 @@ class PredictRequest:
         decision: threshold of the mean probability, "half" or "dice", see `decision`; None takes what most folds chose.
         utility: which lesions stay: "dice", "lesion_f1", "sensitivity=0.9", "fp_per_case=0.5", or None for the filter
             that training chose; see `Predictor`.
+        guarantees: that the prediction keeps: "lesions=0.9", "masks=0.9", "volume=0.9"; see `guarantees`.
         lesion_filter: False keeps every lesion, and a filter takes the place of the one that training chose.
         max_memory_gb: that the process may take on a CPU, all told; arrays beyond it live in temporary files in
             `output`. None takes half of what is free. No mask depends on it; see `memory`.
@@ -68,6 +70,7 @@ class PredictRequest:
     combine: Combination = "mean"
     decision: Decision | None = None
     utility: str | None = None
+    guarantees: Sequence[str] = ()
     lesion_filter: LesionFilter | bool = True
     max_memory_gb: float | None = None
     save_probabilities: bool = False
@@ -108,6 +111,7 @@ class EnsembleRequest:
         combine: what masks are made of: "mean", or the samples of all members by "majority" or "staple".
         lesion_filter: which lesions of the mask stay in it; True takes what the filters of the members make together
             (see `combined_filter`), False keeps every lesion.
+        promises: what is written because guarantees were asked for.
         dataset_json: what the label values of all members mean; None takes what each member says itself.
         cases: names of the cases to make; None takes all, and then every member must hold the same ones.
         max_memory_gb: as in `PredictRequest`.
@@ -126,6 +130,7 @@ class EnsembleRequest:
     decision: Decision | None = None
     combine: Combination = "mean"
     lesion_filter: LesionFilter | bool = True
+    promises: Promises | None = None
     dataset_json: Path | str | None = None
     cases: Sequence[str] | None = None
     max_memory_gb: float | None = None

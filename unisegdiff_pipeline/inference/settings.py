@@ -13,6 +13,7 @@ from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibratio
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
 from unisegdiff_pipeline.inference.cases import PresenceCalibration
+from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
 from unisegdiff_pipeline.inference.utility import OperatingPoint
 from unisegdiff_pipeline.planning.plans import SourcesPlan
@@ -20,7 +21,8 @@ from unisegdiff_pipeline.planning.plans import SourcesPlan
 FILE_NAME = "inference.json"
 
 Decision = Literal["half", "dice"]
-OF_LESIONS = ("lesion_filter", "filter_in_words", "operating_points", "case_calibration")  # no voxel's probability
+# No voxel's probability:
+OF_LESIONS = ("lesion_filter", "filter_in_words", "operating_points", "case_calibration", "guarantees")
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 
@@ -45,6 +47,7 @@ class InferenceSettings:
         filter_in_words: what was chosen for each class, its gain and the number of cases.
         operating_points: other rules of each class and their scores, to choose from by a utility (see `utility`).
         case_calibration: of the probability that a case holds any lesion; None where it is the samples' own.
+        guarantees: what the fold's validation cases allow to be promised; None before they are predicted.
         chosen_on: the cases that calibration, segmenter weight and sampler were chosen on, in words.
     """
 
@@ -64,6 +67,7 @@ class InferenceSettings:
     filter_in_words: tuple[str, ...] = ()
     operating_points: Mapping[str, tuple[OperatingPoint, ...]] = field(default_factory=dict)
     case_calibration: PresenceCalibration | None = None
+    guarantees: Guarantees | None = None
     chosen_on: str = "nothing: all settings are the defaults"
 
     def __post_init__(self) -> None:

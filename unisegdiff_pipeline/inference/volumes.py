@@ -10,6 +10,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.units import size_of_voxel, units_of
+from unisegdiff_pipeline.inference.guarantees import Promises
 
 TAILS = (0.05, 0.95)
 
@@ -27,6 +28,7 @@ class ClassVolume:
         std: standard deviation over them (divisor N - 1); None, like the quantiles, with fewer than two.
         quantile_05, quantile_95: ends of the central 90 % interval, at the positions q (N + 1) of the ordered volumes,
             clipped to the extremes, as evaluation takes them: with fewer than 19 samples the smallest and the largest.
+        guaranteed_low, guaranteed_high: interval of a stated coverage, where that guarantee was asked for.
     """
 
     case: str
@@ -39,6 +41,8 @@ class ClassVolume:
     std: float | None
     quantile_05: float | None
     quantile_95: float | None
+    guaranteed_low: float | None = None
+    guaranteed_high: float | None = None
 
 
 class VolumeCounter:
@@ -60,6 +64,7 @@ class VolumeCounter:
         *,
         is_2d: bool = False,
         spacing_known: bool = True,
+        promises: Promises | None = None,
     ) -> list[ClassVolume]:
         """One row for each class or region; `mask` is the written label map, of voxels of this spacing (Z, Y, X)."""
         of_mask = self._count(mask)
@@ -70,6 +75,7 @@ class VolumeCounter:
             volumes = np.array([counts[index] for counts in self._samples]) * per_voxel
             spread = len(volumes) > 1
             low, high = np.quantile(volumes, TAILS, method="weibull").tolist() if spread else (None, None)
+            interval = None if promises is None else promises.interval(name, volumes.tolist(), units)
             rows.append(
                 ClassVolume(
                     case=case,
@@ -82,6 +88,8 @@ class VolumeCounter:
                     std=float(volumes.std(ddof=1)) if spread else None,
                     quantile_05=low,
                     quantile_95=high,
+                    guaranteed_low=None if interval is None else interval[0],
+                    guaranteed_high=None if interval is None else interval[1],
                 )
             )
         return rows

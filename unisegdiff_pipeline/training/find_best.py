@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.parallel import map_cases
 from unisegdiff_pipeline.core.progress import counted
@@ -28,9 +29,10 @@ from unisegdiff_pipeline.inference.averaging import (
     require_same_grids,
 )
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
+from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, can_filter, combined_filter
 from unisegdiff_pipeline.inference.measuring import find_lesions
-from unisegdiff_pipeline.inference.model_folder import open_model_folder
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder
 from unisegdiff_pipeline.inference.recipe import Candidate, CandidateComparison, Recipe, RecipeMember, write_recipe
 from unisegdiff_pipeline.inference.restoring import restore_samples
@@ -43,6 +45,7 @@ from unisegdiff_pipeline.preprocessing.reference import read_cases
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.preprocessing.storage import read_array, reference_path
 from unisegdiff_pipeline.selection.found_lesions import compare_lesions, of_source
+from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, case_evidence
 from unisegdiff_pipeline.selection.lesion_filter import LesionCase
 from unisegdiff_pipeline.training.data.splits import load_or_create_splits
 from unisegdiff_pipeline.training.filter_over_folds import RechosenFilter, rechoose_filter
@@ -114,17 +117,19 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
     contenders = [*(Contender((model,), model.scores) for model in models), *pairs]
     best, candidates = compare_candidates(contenders, groups)
     rechosen, why_not = _rechosen(best, preprocessed, groups, workers)
+    guarantees, why_none = _guaranteed(best, preprocessed, groups, workers)
     recipe = Recipe(
         schema_version=1,
         dataset=preprocessed.name,
         members=tuple(_recipe_member(member) for member in best.members),
         decision=best.decision,
         reason=_reason(best, candidates),
-        notes=(*_notes(candidates, groups, best), *_filter_notes(why_not)),
+        notes=(*_notes(candidates, groups, best), *_filter_notes(why_not), *_guarantee_notes(why_none)),
         left_out=(*left_out, *without),
         candidates=candidates,
         lesion_filter=None if rechosen is None else rechosen.lesion_filter,
         filter_evidence=None if rechosen is None else rechosen.evidence,
+        guarantees=guarantees,
     )
     return FoundBest(recipe, write_recipe(folder, recipe) if writing else folder / "best.json")
 
@@ -336,6 +341,34 @@ def _lesions(task: _CaseOfMembers) -> tuple[Units, tuple[LesionCase, ...]]:
     return units, of_source(cases, task.sources, source_of_case(task.case_id), scheme)
 
 
+# --------------------------------------------------------------------------------------------------------- guarantees
+
+
+def _guaranteed(
+    best: Contender, preprocessed: Path, groups: Mapping[str, str], workers: int
+) -> tuple[Guarantees | None, str]:
+    """What the validation cases of all folds allow to be promised of the best candidate, or why it is not known."""
+    cases = sorted(best.scores)
+    if open_model_folder(best.members[0].folder).configuration.sources is not None:
+        return None, "each source of a unified data set would need patients of its own"
+    if lacking := _without_probabilities(best.members, cases):
+        return None, lacking
+    tasks = _cases_of(best.members, cases, preprocessed, groups)
+    evidence = map_cases(_evidence, tasks, names=cases, workers=workers, description="calibrating guarantees")
+    networks = [(member, fold) for member in best.members for fold in member.folds]
+    weights = [file_hash(member.folder / f"fold_{fold}" / WEIGHTS_NAME) for member, fold in networks]
+    calibrated_on = "each fold on its own validation cases"
+    if len(networks) > 1:
+        calibrated_on += "; for new images the mean of all is taken, which no proof covers"
+    return calibrate([result.value for result in evidence], weights, calibrated_on), ""
+
+
+def _evidence(task: _CaseOfMembers) -> CaseEvidence:
+    found, properties = task.predict(NO_FILTER)
+    reference = read_array(task.reference)[0]
+    return case_evidence(found, properties, task.scheme, reference, task.group, spacing_known=task.spacing_known)
+
+
 # ------------------------------------------------------------------------------------------------------------- words
 
 
@@ -370,6 +403,10 @@ def _notes(candidates: Sequence[Candidate], groups: Mapping[str, str], best: Con
             f"candidate is taken for lack of evidence, not because it was shown to be as good"
         )
     return tuple(notes)
+
+
+def _guarantee_notes(why_none: str) -> tuple[str, ...]:
+    return (f"no guarantees were calibrated: {why_none}",) if why_none else ()
 
 
 def _filter_notes(why_not: str) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
@@ -17,12 +18,14 @@ from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, CaseSpread, Sprea
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_defined, summarise
 from unisegdiff_pipeline.inference.decision import NEUTRAL, best_threshold, decided_probabilities, shift_threshold
 from unisegdiff_pipeline.inference.measuring import find_lesions
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.restoring import restore_samples
-from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.io.sources import cases_by_source, in_turn
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
+from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, case_evidence
 from unisegdiff_pipeline.selection.hold_out import predict_stored, score_on_plan_grid, sources_of_cases
 from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
 from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
@@ -105,8 +108,10 @@ def final_validation(
         Scores over the cases that were predicted; None without any.
     """
     folder = run.folder / FOLDER_NAME
+    settings = replace(settings, guarantees=None)
     cases: list[CaseScores] = []
     spreads: list[CaseSpread] = []
+    evidence: list[CaseEvidence] = []
     start, units = time.monotonic(), fold_units(run)
     everything = keeps_everything(run, settings)
     kept = "masks, probabilities and samples" if everything else "masks"
@@ -120,9 +125,10 @@ def final_validation(
         for case_id in progress(visited, len(visited), "validation"):
             if run.is_asked_to_end:
                 break
-            scores, of_case = _validated(run, model, settings, case_id, units, everything)
+            scores, of_case, found = _validated(run, model, settings, case_id, units, everything)
             cases.append(scores)
             spreads += of_case
+            evidence += found
     given_up = visited[len(cases) :]
     if given_up:
         remove_cases(run, given_up)
@@ -136,19 +142,20 @@ def final_validation(
     if everything and cases:
         write_tables(run, settings)
     write_json(folder / SPREAD_NAME, Spread(tuple(spreads)))
-    found: dict[str, Any] = {"summary": summary, "units": units, "cases": cases, "not_validated": given_up}
+    _keep_guarantees(run, settings, [] if given_up else evidence)
+    written: dict[str, Any] = {"summary": summary, "units": units, "cases": cases, "not_validated": given_up}
     if (sources := by_source(run.configuration.sources, cases)) is not None:
-        found["by_source"] = sources
+        written["by_source"] = sources
         run.log.say(f"validation: {sources.describe()}")
     facts = {"seconds": time.monotonic() - start, "settings": settings}
-    write_json(folder / SUMMARY_NAME, units.named(to_jsonable(found)) | to_jsonable(facts))
+    write_json(folder / SUMMARY_NAME, units.named(to_jsonable(written)) | to_jsonable(facts))
     return summary
 
 
 def _validated(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, case_id: str, units: Units, everything: bool
-) -> tuple[CaseScores, list[CaseSpread]]:
-    """Predict one validation case, score it and write what is kept of it."""
+) -> tuple[CaseScores, list[CaseSpread], list[CaseEvidence]]:
+    """Predict one validation case, score it and write what is kept of it; where that is all, with its evidence."""
     stored = run.data.open(case_id)
     prediction = predict_stored(run.held_out, model, stored, settings, None, keep_samples=True)
     probabilities, scheme = prediction.probabilities(), run.plans.labels
@@ -165,7 +172,22 @@ def _validated(
     scores = score_case(reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d)
     write_case(run, stored, found, settings, labels, everything)
     of_case = annotated_scores(run.configuration.sources, stored.properties.source, scheme, scores)
-    return CaseScores(case_id, of_case), spread_of_case(prediction, annotators(stored), scheme, case_id)
+    evidence = []
+    if everything and run.configuration.sources is None:
+        known = run.plans.spacing_known
+        evidence = [case_evidence(found, stored.properties, scheme, reference, stored.group, spacing_known=known)]
+    return CaseScores(case_id, of_case), spread_of_case(prediction, annotators(stored), scheme, case_id), evidence
+
+
+def _keep_guarantees(run: FoldRun, settings: InferenceSettings, evidence: Sequence[CaseEvidence]) -> None:
+    """Write what the validation cases allow to be promised into inference.json; without evidence remove it there."""
+    guarantees = None
+    if evidence:
+        fold = run.folder.name.removeprefix("fold_")
+        guarantees = calibrate(evidence, [file_hash(run.folder / WEIGHTS_NAME)], f"fold {fold} on its validation cases")
+        for line in guarantees.in_words:
+            run.log.say(f"guarantees: {line}")
+    write_settings(run.folder, replace(settings, guarantees=guarantees))
 
 
 def fold_units(run: FoldRun) -> Units:

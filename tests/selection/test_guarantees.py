@@ -1,0 +1,107 @@
+"""Guarantees from validation cases: what a case says by hand, which rates its patients allow, and why others not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import from_jsonable, to_jsonable
+from unisegdiff_pipeline.core.units import Units
+from unisegdiff_pipeline.evaluation.conformal import mask_volumes
+from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
+from unisegdiff_pipeline.inference.guarantees import Guarantees
+from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
+from unisegdiff_pipeline.preprocessing.properties import CaseProperties
+from unisegdiff_pipeline.selection.guarantees import CaseEvidence, ClassEvidence, calibrate, case_evidence
+
+SCHEME = LabelScheme(("lesion",), ((1,),), "binary", (1,), ignore_value=9)
+NOTHING = SamplingFacts(1, 1, 0, 0.0, 0.0)
+
+
+def predicted(p: list[float], *samples: list[float]) -> tuple[EnsemblePrediction, CaseProperties]:
+    """Probabilities and samples of a row of voxels of 10 x 10 x 10 mm, 1 ml each."""
+    mean = torch.tensor(p)[None, None, None]
+    drawn = torch.tensor(samples)[:, None, None, None].half()
+    place = slice(0, 1), slice(0, 1), slice(0, len(p))
+    box = SampledBox(place, torch.ones(1, 1, len(p), dtype=torch.bool), mean, drawn)
+    case = CasePrediction(mean, (box,), len(samples), 1.0, NOTHING)
+    shape, whole = (1, 1, len(p)), ((0, 1), (0, 1), (0, len(p)))
+    grid = Geometry((10.0, 10.0, 10.0))
+    properties = CaseProperties("c", None, grid, shape, (0, 1, 2), whole, shape, shape, grid.spacing_mm)
+    places = tuple((0, index) for index in range(len(samples)))
+    return EnsemblePrediction((case,), places, NOTHING), properties
+
+
+def test_what_a_case_says_by_hand() -> None:
+    found, properties = predicted([0.9, 0.3, 0.1, 0.7], [1, 1, 1, 1], [0, 0, 0, 1])
+    reference = np.array([[[1, 1, 0, 1]]], np.uint8)
+    evidence = case_evidence(found, properties, SCHEME, reference, "patient", spacing_known=True)
+    own = evidence.classes["lesion"]
+    assert (evidence.patient, evidence.units.size) == ("patient", "ml")
+    assert own.lesions.tolist() == [np.float16(0.9), np.float16(0.7)]
+    assert own.sampled == pytest.approx((4 ** (1 / 3), 1.0))  # cube roots of ml
+    assert own.reference == pytest.approx(3 ** (1 / 3))
+    at_half = own.masks.thresholds.index(0.5)
+    assert (own.masks.mask[at_half], own.masks.common[at_half], own.masks.reference) == pytest.approx((2, 2, 3))
+
+
+def test_ignored_voxels_count_nowhere_and_leave_the_volume_unknown() -> None:
+    found, properties = predicted([0.9, 0.9, 0.1, 0.1], [1, 1, 0, 0])
+    reference = np.array([[[1, 9, 0, 0]]], np.uint8)
+    own = case_evidence(found, properties, SCHEME, reference, "p", spacing_known=True).classes["lesion"]
+    assert own.masks.mask[own.masks.thresholds.index(0.5)] == pytest.approx(1)
+    assert own.reference is None
+    refused = calibrate([CaseEvidence("p", Units(), {"lesion": own})], ["w"], "x").classes["lesion"].refused
+    assert "ignore label" in refused["volume=0.5"]
+
+
+def images(num_patients: int, scores: list[float], num_samples: int = 3) -> list[CaseEvidence]:
+    """An image for each of these patients, whose lesion of one voxel has the next of these scores."""
+    return [
+        CaseEvidence(
+            f"p{number % num_patients}",
+            Units(),
+            {
+                "lesion": ClassEvidence(
+                    np.array([score]), mask_volumes([[score, 0.0]], [[1, 0]]), (1.0, 2.0, 3.0)[:num_samples], 2.0
+                )
+            },
+        )
+        for number, score in enumerate(scores)
+    ]
+
+
+def test_rates_are_those_that_the_patients_allow() -> None:
+    scores = [0.1 * i for i in range(1, 10)]
+    found = calibrate(images(9, scores), ["b", "a"], "fold 0")
+    own = found.classes["lesion"]
+    assert (found.num_patients, found.num_samples, found.weights, found.unit) == (9, 3, ("a", "b"), "ml")
+    assert own.rates("lesions")[-1] == own.rates("masks")[-1] == own.rates("volume")[-1] == 0.9
+    by_alpha = {one.alpha: one for one in own.lesions}
+    assert by_alpha[0.1].threshold == pytest.approx(0.1)  # no lesion of 9 may be missed
+    assert by_alpha[0.2].threshold == pytest.approx(0.2)  # (1 + 1) / 10
+    assert by_alpha[0.5].threshold == pytest.approx(0.5)  # (4 + 1) / 10
+    assert own.volume[-1].margin == pytest.approx(-1.0)  # 2 lies in the middle of 1 to 3
+    assert "at least 19 are needed" in own.refused["lesions=0.95"]
+    assert found.in_words[0] == "Calibrated on 9 patients: fold 0."
+    assert "at least 90% of a patient's lesions share a voxel" in found.in_words[1]
+    assert from_jsonable(Guarantees, to_jsonable(found)) == found
+
+
+def test_images_of_a_patient_count_together() -> None:
+    own = calibrate(images(3, [0.1 * i for i in range(1, 10)]), ["w"], "fold 0").classes["lesion"]
+    assert own.rates("lesions")[-1] == 0.75  # of 3 patients, however many images they have
+    assert "at least 4 are needed" in own.refused["lesions=0.8"]
+
+
+def test_without_samples_or_with_other_numbers_of_them_there_is_no_interval() -> None:
+    plain = calibrate(images(9, [0.5] * 9, 0), ["w"], "fold 0").classes["lesion"]
+    assert plain.volume == ()
+    assert "samples no masks" in plain.refused["volume=0.5"]
+    mixed = [*images(9, [0.5] * 9), *(dataclasses.replace(one, patient="other") for one in images(1, [0.5], 2))]
+    assert "have 2, 3 samples" in calibrate(mixed, ["w"], "folds").classes["lesion"].refused["volume=0.9"]

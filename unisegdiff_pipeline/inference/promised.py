@@ -1,0 +1,86 @@
+"""Which guarantees a prediction keeps: what its model was calibrated for, where nothing has changed since."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.inference.guarantees import Guarantees, Promises, parse_guarantees, promises_of, without
+from unisegdiff_pipeline.inference.model_folder import SETTINGS_NAME, ModelFolder
+from unisegdiff_pipeline.inference.recipe import FILE_NAME, read_recipe
+from unisegdiff_pipeline.inference.request import PredictRequest
+from unisegdiff_pipeline.inference.settings import read_settings
+
+LOGGER = logging.getLogger(__name__)
+
+
+def promises_of_model(
+    request: PredictRequest, model: ModelFolder, folds: Sequence[str], weights: Iterable[str], num_samples: int
+) -> Promises | None:
+    """What a prediction by the folds of one model writes for the guarantees that are asked for; None without any.
+
+    Of one fold inference.json says it, of several the best.json of `usd_find_best` that is for all of them.
+
+    Args:
+        weights: hash of the weights of each fold.
+        num_samples: that are drawn a case.
+
+    Raises:
+        UsdError: they were not calibrated, or for another prediction than this one.
+        ValueError: a guarantee that there is not.
+    """
+    if not request.guarantees:
+        return None
+    if model.configuration.sources is not None:
+        raise UsdError(
+            "models of unified data sets have no guarantees: each source would need patients of its own. Train one on "
+            "the data set itself, or leave --guarantee out."
+        )
+    place = model.place
+    if len(folds) == 1:
+        guarantees = read_settings(model.fold_folder(folds[0])).guarantees
+        where = f"fold {folds[0]} of {place} ({SETTINGS_NAME})"
+        remedy = "Validate it with usd_train --val --save-validation all"
+    else:
+        guarantees, where = _of_folds(model), f"{FILE_NAME} for the folds {' '.join(folds)} of {place}"
+        remedy = f"Run usd_find_best {model.plans.dataset_name}, or predict by one fold (-f {folds[0]})"
+    return promises_for(request, guarantees, where, remedy, weights, num_samples)
+
+
+def promises_for(
+    request: PredictRequest,
+    guarantees: Guarantees | None,
+    where: str,
+    remedy: str,
+    weights: Iterable[str],
+    num_samples: int | None,
+) -> Promises:
+    """As `promises_of_model`, of guarantees that were read; `remedy` makes them. `num_samples` None is the model's."""
+    asked = parse_guarantees(request.guarantees)
+    if guarantees is None:
+        raise UsdError(f"{where} holds no guarantees. {remedy}, or leave --guarantee out.")
+    if tuple(sorted(weights)) != guarantees.weights:
+        raise UsdError(f"{where}: the guarantees are those of other weights or folds. {remedy}.")
+    if request.mirror:
+        raise UsdError(f"{where} was calibrated without --mirror, which changes probabilities; leave one of them out.")
+    if num_samples is not None and num_samples != guarantees.num_samples:
+        raise UsdError(
+            f"{where} was calibrated with {guarantees.num_samples} samples a case, {num_samples} are asked for; leave "
+            f"--samples out."
+        )
+    promises = promises_of(guarantees, asked, where)
+    for line in (*guarantees.in_words[:1], *promises.in_words(asked), *without(promises, asked)):
+        LOGGER.info("guarantee: %s", line)
+    return promises
+
+
+def _of_folds(model: ModelFolder) -> Guarantees | None:
+    """Those of best.json beside the model, or in it, where an archive brought it."""
+    for folder in (Path(model.folder).absolute().parent, Path(model.folder)):
+        if (folder / FILE_NAME).is_file():
+            recipe = read_recipe(folder)
+            if [member.model for member in recipe.members] == [Path(model.folder).absolute().name]:
+                return recipe.guarantees
+    return None
