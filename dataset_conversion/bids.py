@@ -10,37 +10,18 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from dataset_conversion.finding import Request
 from dataset_conversion.folder import meaning_of
 from dataset_conversion.raw_writer import Case, Conversion
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS, split_ending
+from unisegdiff_pipeline.io.bids import BidsFile, parse_bids_name
+from unisegdiff_pipeline.io.endings import split_ending
 
 # The first pattern that finds any. Of files named _mask and _roi, most are of brains: one of a lesion must say so.
 _MASKS = ("*lesion*_dseg", "*lesion*_mask", "*lesion*_roi", "*_dseg")
 _OF_MASKS_ONLY = ("label", "desc", "res", "den", "hemi", "atlas", "seg")
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file by its name: entities such as {"sub": "01", "ses": "1"}, and the suffix after them."""
-
-    path: Path
-    entities: dict[str, str]
-    suffix: str
-
-    @property
-    def session(self) -> str:
-        """Name of the case: subject and, where there is one, session."""
-        parts = [f"{key}-{self.entities[key]}" for key in ("sub", "ses") if key in self.entities]
-        return "_".join(parts)
-
-    @property
-    def in_derivatives(self) -> bool:
-        return "derivatives" in self.path.parts
 
 
 def find(request: Request) -> Conversion:
@@ -50,9 +31,9 @@ def find(request: Request) -> Conversion:
         raise UsdError(
             "BIDS data have no number or name of their own; give --dataset-id N, --name NAME and --channels."
         )
-    files = [file for path in sorted(source.rglob("sub-*")) if (file := _parse(path)) is not None]
+    files = [file for path in sorted(source.rglob("sub-*")) if (file := parse_bids_name(path)) is not None]
     masks = _masks(source, files, request.mask)
-    by_session: dict[str, list[_File]] = {}
+    by_session: dict[str, list[BidsFile]] = {}
     for file in files:
         by_session.setdefault(file.session, []).append(file)
     cases = [
@@ -82,19 +63,9 @@ def find(request: Request) -> Conversion:
     )
 
 
-def _parse(path: Path) -> _File | None:
-    """A NIfTI file with a name of BIDS' form; None for all others."""
-    stem, ending = split_ending(path.name)
-    *parts, suffix = stem.split("_")
-    if ending.lower() not in NIFTI_ENDINGS or not parts or not all("-" in part for part in parts):
-        return None
-    entities = {part.split("-", 1)[0]: part.split("-", 1)[1] for part in parts}
-    return _File(path, entities, suffix)
-
-
-def _masks(source: Path, files: Iterable[_File], pattern: str | None) -> dict[str, _File]:
+def _masks(source: Path, files: Iterable[BidsFile], pattern: str | None) -> dict[str, BidsFile]:
     """Session -> its only mask."""
-    found: list[_File] = []
+    found: list[BidsFile] = []
     for wanted in _MASKS if pattern is None else (pattern,):
         found = [file for file in files if fnmatch.fnmatchcase(split_ending(file.path.name)[0], wanted)]
         if found:
@@ -104,7 +75,7 @@ def _masks(source: Path, files: Iterable[_File], pattern: str | None) -> dict[st
             f"{source} holds no mask named {' or '.join(_MASKS if pattern is None else (pattern,))}; give --mask "
             "PATTERN, for example '*_label-lesion_mask'."
         )
-    masks: dict[str, _File] = {}
+    masks: dict[str, BidsFile] = {}
     for file in found:
         other = masks.setdefault(file.session, file)
         if other is not file:
@@ -115,17 +86,17 @@ def _masks(source: Path, files: Iterable[_File], pattern: str | None) -> dict[st
     return masks
 
 
-def _tail(file: _File) -> str:
+def _tail(file: BidsFile) -> str:
     """The name of a file without subject and session."""
     kept = [f"{key}-{value}" for key, value in file.entities.items() if key not in ("sub", "ses")]
     return "_".join([*kept, file.suffix])
 
 
-def _image(mask: _File, files: Iterable[_File], suffix: str) -> Path:
+def _image(mask: BidsFile, files: Iterable[BidsFile], suffix: str) -> Path:
     """The image of a channel that belongs to a mask."""
     found = [file for file in files if file.suffix == suffix and _on_one_grid(mask, file)]
     beside = [file for file in found if file.path.parent == mask.path.parent]
-    raw = [file for file in found if not file.in_derivatives]
+    raw = [file for file in found if "derivatives" not in file.path.parts]
     found = beside or raw or found
     if len(found) != 1:
         what = "no image" if not found else f"{len(found)} images ({', '.join(str(file.path) for file in found[:4])})"
@@ -136,7 +107,7 @@ def _image(mask: _File, files: Iterable[_File], suffix: str) -> Path:
     return found[0].path
 
 
-def _on_one_grid(mask: _File, image: _File) -> bool:
+def _on_one_grid(mask: BidsFile, image: BidsFile) -> bool:
     """Whether no entity speaks against it; an image in another space than the mask's lies on another grid."""
     if mask.entities.get("space", "orig") != image.entities.get("space", "orig"):
         # space-T1w says that the mask lies on the T1w image, which needs not say so of itself.

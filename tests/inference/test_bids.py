@@ -50,9 +50,9 @@ def scan(path: Path) -> None:
     write_map(path, np.random.default_rng(0).normal(size=(9, 18, 14)).astype(np.float32), GEOMETRY_3D)
 
 
-def run(images: Path, output: Path, model: Path, bids: Path) -> int:
+def run(images: Path, output: Path, model: Path, bids: Path, *more: str) -> int:
     words = ["-i", str(images), "-o", str(output), "-m", str(model), "--device", "cpu", "--samples", "0"]
-    return predict.main([*words, "--bids", str(bids)])
+    return predict.main([*words, "--bids", str(bids), *more])
 
 
 def test_derivatives_hold_the_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +74,24 @@ def test_derivatives_hold_the_masks(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert description["DatasetType"] == "derivative"
     assert description["GeneratedBy"][0]["Description"] == "Dataset001_X/StagedDiffusionTrainer__tiny"
     assert json.loads((bids / f"{stem}.json").read_text())["Manual"] is False
+
+
+def test_from_bids_to_bids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, bids = make_model(tmp_path / "model", 3), tmp_path / "derivatives"
+    for subject in ("01", "02"):
+        scan(tmp_path / f"data/sub-{subject}/ses-1/anat/sub-{subject}_ses-1_T1w.nii.gz")
+    scan(tmp_path / "same/sub-01_ses-1_0000.nii.gz")
+    assert run(tmp_path / "data", tmp_path / "out", model, bids) == 1
+    assert "no image of the suffixes MRI; there are T1w" in " ".join(capsys.readouterr().err.split())
+    assert run(tmp_path / "data", tmp_path / "out", model, bids, "--suffixes", "T1w") == 0
+    mask = bids / "sub-01/ses-1/anat/sub-01_ses-1_desc-unisegdiff_dseg.nii.gz"
+    assert mask.read_bytes() == (tmp_path / "out/sub-01_ses-1.nii.gz").read_bytes()
+    assert run(tmp_path / "same", tmp_path / "plain", model, tmp_path / "other") == 0
+    assert mask.read_bytes() == (tmp_path / "plain/sub-01_ses-1.nii.gz").read_bytes()
+    inputs = [case["inputs"] for case in json.loads((tmp_path / "out/manifest.json").read_text())["cases"].values()]
+    assert inputs[1] == [str(tmp_path / "data/sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz")]
+    assert run(tmp_path / "same", tmp_path / "plain", model, tmp_path / "other", "--suffixes", "T1w") == 1
+    assert "--suffixes goes with a BIDS folder" in " ".join(capsys.readouterr().err.split())
 
 
 def test_nothing_is_predicted_where_derivatives_cannot_be_written(

@@ -43,7 +43,7 @@ def build_parser() -> CommandParser:
         nargs="+",
         required=True,
         metavar="IN",
-        help="a folder of images, or of DICOM series, or image files",
+        help="a folder of images, of DICOM series, or of BIDS, or image files",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the masks")
     _add_model(parser)
@@ -57,6 +57,13 @@ def build_parser() -> CommandParser:
         "--source",
         metavar="NAME",
         help="of a model of a unified data set: the source that all images are like (default: none of them)",
+    )
+    parser.add_argument(
+        "--suffixes",
+        nargs="+",
+        default=(),
+        metavar="SUFFIX",
+        help="of a BIDS folder: suffix of the images of each channel, e.g. T1w FLAIR (default: names of the channels)",
     )
     add_seed(parser)
     add_device(parser)
@@ -239,9 +246,9 @@ def _predict(args: argparse.Namespace) -> None:
     source = args.input[0] if len(args.input) == 1 else tuple(args.input)
     if args.dry_run:
         if args.best:
-            say(describe_best(model, source, args.source))
+            say(describe_best(model, source, args.source, args.suffixes))
         else:
-            say(describe(model, source, args.folds, args.source))
+            say(describe(model, source, args.folds, args.source, args.suffixes))
         return
 
     from unisegdiff_pipeline import pipeline
@@ -253,7 +260,7 @@ def _predict(args: argparse.Namespace) -> None:
 
     if args.bids is not None:
         opened = open_model_folder(model)
-        names = case_names(opened, source, args.source)
+        names = case_names(opened, source, args.source, args.suffixes)
         require_derivatives(args.bids, names, opened.plans.file_ending)
 
     keep_freed_memory()
@@ -267,6 +274,7 @@ def _predict(args: argparse.Namespace) -> None:
             args.folds,
             num_samples=args.samples,
             source_name=args.source,
+            suffixes=tuple(args.suffixes),
             seed=args.seed,
             device=args.device,
             mirror=args.mirror,
@@ -327,24 +335,30 @@ def results_of(args: argparse.Namespace) -> Path:
     return root / find_dataset(root, args.dataset, remedy)
 
 
-def describe_best(folder: Path, source: Path | Sequence[Path], source_name: str | None = None) -> str:
+def describe_best(
+    folder: Path, source: Path | Sequence[Path], source_name: str | None = None, suffixes: Sequence[str] = ()
+) -> str:
     """What would be predicted by best.json of RESULTS/DATASET, in lines."""
     from unisegdiff_pipeline.inference.best_prediction import open_best
 
     best = open_best(folder)
-    parts = [describe(model, source, folds, source_name) for model, folds in best.models]
+    parts = [describe(model, source, folds, source_name, suffixes) for model, folds in best.models]
     return "\n".join([f"best   {best.recipe.reason}", *parts])
 
 
 def describe(
-    model: Path, source: Path | Sequence[Path], folds: Sequence[str] | None, source_name: str | None = None
+    model: Path,
+    source: Path | Sequence[Path],
+    folds: Sequence[str] | None,
+    source_name: str | None = None,
+    suffixes: Sequence[str] = (),
 ) -> str:
     """What would be predicted, in lines, by the rules of the prediction itself."""
     from unisegdiff_pipeline.inference.model_folder import choose_folds, open_model_folder
 
     opened = open_model_folder(model)
     chosen = choose_folds(opened, folds)
-    cases = case_names(opened, source, source_name)
+    cases = case_names(opened, source, source_name, suffixes)
     return "\n".join(
         [
             f"model  {model}",
@@ -354,7 +368,9 @@ def describe(
     )
 
 
-def case_names(model: ModelFolder, source: Path | Sequence[Path], source_name: str | None) -> list[str]:
+def case_names(
+    model: ModelFolder, source: Path | Sequence[Path], source_name: str | None, suffixes: Sequence[str] = ()
+) -> list[str]:
     """Names of the cases that would be predicted.
 
     Raises:
@@ -363,7 +379,7 @@ def case_names(model: ModelFolder, source: Path | Sequence[Path], source_name: s
     from unisegdiff_pipeline.inference.model_inputs import ModelInputs
     from unisegdiff_pipeline.io.dicom import find_series, is_dicom_folder
 
-    inputs = ModelInputs(model, source_name)
+    inputs = ModelInputs(model, source_name, tuple(suffixes))
     if isinstance(source, Path) and is_dicom_folder(source):
         return list(dict.fromkeys(re.sub(r"_\d{4}$", "", series.name) for series in find_series(source)[0]))
     return [case.case_id for case in inputs.find_cases(source)]

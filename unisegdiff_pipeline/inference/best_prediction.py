@@ -97,7 +97,8 @@ def _predict_together(best: BestModels, request: PredictRequest) -> int:
             predict_folder(replace(own, save_probabilities=True, save_samples=True))
         except CasesFailedError as error:
             failures.append(f"{model.name}: {error}")
-    cases = ModelInputs(open_model_folder(best.models[0][0])).find_cases(request.source)
+    inputs = ModelInputs(open_model_folder(best.models[0][0]), request.source_name, request.suffixes)
+    cases = inputs.find_cases(request.source)
     own_cases = [case.case_id for case in cases][request.part_id :: request.num_parts]
     done = [case for case in own_cases if all(read_record(member, case) is not None for member in members)]
     if failures and not done:

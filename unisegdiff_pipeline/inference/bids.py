@@ -19,11 +19,11 @@ from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import read_object, write_json
 from unisegdiff_pipeline.core.version import __version__
+from unisegdiff_pipeline.io.bids import DESCRIPTION_NAME
 from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS
 
 DESCRIPTION = "unisegdiff"  # of the derivatives, as their entity desc
 BIDS_VERSION = "1.9.0"
-DESCRIPTION_NAME = "dataset_description.json"
 _CASE = re.compile(r"sub-[a-zA-Z0-9]+(_ses-[a-zA-Z0-9]+)?(_[a-z]+-[a-zA-Z0-9]+)*(?P<suffix>_[a-zA-Z0-9]+)?")
 
 
@@ -52,13 +52,13 @@ def derivatives_of(case_ids: Iterable[str]) -> dict[str, str]:
         UsdError: see there; or two cases that differ in their suffix alone would have one mask.
     """
     found: dict[str, str] = {}
+    case_of: dict[str, str] = {}
     for case_id in case_ids:
         path = derivative_of(case_id)
-        if path in found.values():
-            other = next(name for name, value in found.items() if value == path)
+        if case_of.setdefault(path, case_id) != case_id:
             raise UsdError(
-                f"cases {other!r} and {case_id!r} would both have the mask {path}; predict the images of one suffix at "
-                f"a time, each into derivatives of its own."
+                f"cases {case_of[path]!r} and {case_id!r} would both have the mask {path}; predict the images of "
+                f"one suffix at a time, each into derivatives of its own."
             )
         found[case_id] = path
     return found

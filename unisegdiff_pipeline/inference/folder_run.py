@@ -97,7 +97,7 @@ def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputIm
     output, part_id, num_parts = Path(request.output), request.part_id, request.num_parts
     if problem := model.plans.labels.order_problem():  # refused when planned today; masks of such models say it
         _say(f"warning: labels.write_values in {model.place / PLANS_NAME} is {problem}")
-    inputs = ModelInputs(model, request.source_name)
+    inputs = ModelInputs(model, request.source_name, request.suffixes)
     cases = inputs.find_cases(images.source)
     _require_elsewhere(output, cases)
     for folder in output_folders(output):
@@ -172,7 +172,8 @@ _ONE_CASE = Lock()  # a worker with several threads predicts one case at a time 
 @functools.lru_cache(maxsize=1)
 def _run_of_worker(request: PredictRequest, made_of: str) -> _FolderRun:
     """The model of a worker, which stays in memory for the next case."""
-    run = _open_run(request, ModelInputs(open_model_folder(Path(request.model_folder)), request.source_name))
+    model = open_model_folder(Path(request.model_folder))
+    run = _open_run(request, ModelInputs(model, request.source_name))
     if run.owner.request != made_of:
         raise UsdError(
             f"a worker on {socket.gethostname()} finds another model in {request.model_folder}, or runs another "

@@ -14,9 +14,11 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Volume
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.inference.model_folder import ModelFolder
-from unisegdiff_pipeline.io.images import spacing_known
+from unisegdiff_pipeline.io.bids import find_bids_cases, is_bids_folder
+from unisegdiff_pipeline.io.images import is_picture_ending, spacing_known
 from unisegdiff_pipeline.io.mixed_cases import ending_of, find_mixed_cases, num_channels_to_read
 from unisegdiff_pipeline.io.raw_dataset import RawCase, find_cases
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan, SourcesPlan
@@ -33,6 +35,7 @@ class ModelInputs:
     Attributes:
         model: the trained model.
         source: of a model of a unified data set what all images are like; None for images of no known source.
+        suffixes: of the images of each channel in BIDS folders; empty where they are the names of the channels.
 
     Raises:
         UsdError: the model was not trained on a source of this name.
@@ -40,6 +43,7 @@ class ModelInputs:
 
     model: ModelFolder
     source: str | None = None
+    suffixes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.source is None:
@@ -63,12 +67,32 @@ class ModelInputs:
         """The cases of a folder, a file or a list of files that the model may predict.
 
         Raises:
-            UsdError: see `io.raw_dataset.find_cases`, and for a model of a unified data set `find_mixed_cases`.
+            UsdError: see `io.raw_dataset.find_cases`, for a model of a unified data set `find_mixed_cases`, and for a
+                BIDS folder `find_bids_cases`.
         """
+        if isinstance(paths, (str, Path)) and is_bids_folder(Path(paths)):
+            return self._find_bids_cases(Path(paths))
+        if self.suffixes:
+            raise UsdError(f"--suffixes goes with a BIDS folder, which {paths} is not; leave it out.")
         if self._sources is not None:
             return find_mixed_cases(paths)
         plans, preprocessing = self.model.plans, self.model.configuration.preprocessing
         return find_cases(paths, plans.file_ending, len(plans.channel_names), preprocessing.missing_channels)
+
+    def _find_bids_cases(self, folder: Path) -> tuple[RawCase, ...]:
+        plans, sources = self.model.plans, self._sources
+        names = plans.channel_names
+        if sources is not None:
+            names = () if self.source is None else sources.plans[self.source].channel_names
+        elif is_picture_ending(plans.file_ending):
+            raise UsdError(f"{folder} is a BIDS folder of volumes, but {self.model.place} takes {plans.file_ending}.")
+        suffixes = self.suffixes or names
+        if not suffixes or (names and len(suffixes) != len(names)):
+            raise UsdError(
+                f"--suffixes names {counted(len(suffixes), 'channel')} of the images in {folder}; give the suffix of "
+                f"each channel of the model ({', '.join(names) or 'as many as the images have'})."
+            )
+        return find_bids_cases(folder, suffixes, self.model.configuration.preprocessing.missing_channels)
 
     def num_channels(self, case: RawCase) -> int | None:
         """Channels that the files of a case must hold; None for as many as there are.

@@ -28,12 +28,13 @@ class PredictRequest:
         (0, 'mean')
 
     Attributes:
-        source: folder, file or list of files, named as in the raw layout.
+        source: folder, file or list of files, named as in the raw layout; or a folder of DICOM series, or of BIDS.
         output: folder for masks; made if missing.
         model_folder: RESULTS/DATASET/TRAINER__CONFIGURATION, or the archive of one (usd_export).
         folds: whose networks are averaged: one or several of "0", "1", ..., or "all"; None takes all finished ones.
         num_samples: masks drawn a case; None takes the model's number.
         source_name: source of a unified data set that all images are like; None where they are of no known one.
+        suffixes: of the images of each channel in a BIDS folder; empty where they are the names of the channels.
         seed: with the name of a case it names the noise; equal seeds give equal samples.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         mirror: average the segmenter over flips along the plan's `mirror_axes`.
@@ -64,6 +65,7 @@ class PredictRequest:
     _: KW_ONLY
     num_samples: int | None = None
     source_name: str | None = None
+    suffixes: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
     mirror: bool = False

@@ -19,6 +19,7 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError, unreadable
 from unisegdiff_pipeline.core.geometry import Geometry, Volume
 from unisegdiff_pipeline.core.names import require_name
+from unisegdiff_pipeline.io.bids import is_bids_folder
 from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending
 from unisegdiff_pipeline.io.itk import simple_itk
 
@@ -71,9 +72,11 @@ class Series:
 
 
 def is_dicom_folder(source: Path) -> bool:
-    """Whether a folder holds DICOM files, itself or in folders below, and no image of another format itself."""
+    """Whether a folder holds DICOM files, itself or below, and no image of another format itself, nor is it BIDS."""
     source = Path(source)
-    if not source.is_dir() or any(split_ending(path.name)[1] for path in source.iterdir() if path.is_file()):
+    if not source.is_dir() or is_bids_folder(source):
+        return False
+    if any(split_ending(path.name)[1] for path in source.iterdir() if path.is_file()):
         return False
     return any(_is_dicom(path) for path in _files_below(source))
 
