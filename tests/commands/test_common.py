@@ -102,6 +102,21 @@ def test_sigterm_removes_what_was_being_written(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_an_interruption_waits_for_the_end_of_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_to_import.py").write_text("import signal; signal.raise_signal(signal.SIGTERM); WHOLE = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    reached = []
+
+    def body() -> None:
+        import slow_to_import  # type: ignore[import-not-found]
+
+        reached.append(slow_to_import.WHOLE)
+        time.sleep(30)
+
+    assert common.run(body) == common.EXIT_TERMINATED
+    assert reached == [True]
+
+
 def test_full_disk_is_named_also_as_a_cause(capsys: pytest.CaptureFixture[str]) -> None:
     error = RuntimeError("cannot write")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device", "/data/plans.json")

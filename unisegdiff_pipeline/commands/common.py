@@ -24,6 +24,8 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.version import __version__
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from unisegdiff_pipeline.commands.nnunet import Flag
     from unisegdiff_pipeline.io.paths import Roots
 
@@ -156,7 +158,8 @@ class _Signals:
     """Lets SIGINT and SIGTERM leave through all `finally` clauses, and remembers which of them came.
 
     By default SIGTERM ends a process where it stands. An interruption that is lost, because Python was just then in a
-    finaliser, whose errors it only prints, is repeated.
+    finaliser, whose errors it only prints, is repeated. One that comes in the middle of an import waits for its end:
+    native code that imports Python modules, as torch's does, aborts the process where an error reaches it.
     """
 
     def __init__(self) -> None:
@@ -185,8 +188,11 @@ class _Signals:
             return EXIT_SIGNAL + self.received
         return 0
 
-    def _leave(self, number: int, frame: object) -> NoReturn:
+    def _leave(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number  # repeated as SIGINT, it is still what it was
+        if _is_importing(frame):
+            self._send_again(number)
+            return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clearing up short
         if number == signal.SIGTERM:
             raise SystemExit(EXIT_TERMINATED)
@@ -194,10 +200,22 @@ class _Signals:
 
     def _repeat(self, lost: Any) -> None:
         if self.received and isinstance(lost.exc_value, (KeyboardInterrupt, SystemExit)):
-            # A little later: raised from here it would be lost like the first one.
-            threading.Timer(REPEAT_AFTER_S, signal.raise_signal, (signal.SIGINT,)).start()
+            self._send_again(signal.SIGINT)  # raised from here it would be lost like the first one
         else:
             self._former_hook(lost)
+
+    @staticmethod
+    def _send_again(number: int) -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        threading.Timer(REPEAT_AFTER_S, signal.pthread_kill, (main, number)).start()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a frame, or one that led to it, is of Python's import."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def machine_message(error: BaseException) -> str | None:
