@@ -161,7 +161,7 @@ def score_fold(
         p = decided_probabilities(prediction.probabilities(), samples, scheme, settings.decision)
         committed = [[mask for _, mask in scheme.class_masks(m)] for m in (scheme.decode(p.numpy()), stored.labels[0])]
         truth = _truth(raw, run.plans.dataset_name, case_id, samples)
-        for index, spread in enumerate(spread_of_case(prediction, raters, scheme, case_id)):
+        for index, spread in enumerate(spread_of_case(prediction, raters, scheme, case_id, frozenset(scheme.names))):
             masks, references = ([list(scheme.class_masks(m))[index][1] for m in maps] for maps in (samples, raters))
             overlaps = pairwise_overlaps(masks, references)
             wrong = ()

@@ -19,6 +19,7 @@ from unisegdiff_pipeline.fingerprint import (
 )
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.sources import Source
+from unisegdiff_pipeline.planning.description import describe_plans
 from unisegdiff_pipeline.planning.for_weights import WeightsToFollow, plan_for_weights
 from unisegdiff_pipeline.planning.planner import plan_dataset
 from unisegdiff_pipeline.planning.plans import Budget, LevelPlan, NetworkPlan, Plans
@@ -146,6 +147,13 @@ def test_a_3d_configuration_takes_volumes_and_says_what_is_left_out() -> None:
         "left out, as they hold 2D images: Pictures, Scans"
         in plans.decisions["configurations.3d_fullres.sources.plans"]
     )
+    of_2d, of_3d = describe_plans(plans).splitlines()[1:3]
+    assert "left out" not in of_2d
+    assert of_3d.endswith("; 1 source: Volumes; left out, as they hold 2D images: Pictures, Scans")
+    assert plans.decisions["configurations.3d_fullres.sources.channel_rule"] == (
+        "images of fewer than 3 channels repeat theirs: nothing has to be learned"
+    )
+    assert plan(VOLUMES).decisions["configurations.2d.sources.channel_rule"] == "all images have one channel"
     assert plans.recommended_configuration == "2d"
 
 

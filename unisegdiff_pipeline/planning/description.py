@@ -8,7 +8,7 @@ from unisegdiff_pipeline.planning.plans import Budget, Plans
 
 
 def describe_plans(plans: Plans) -> str:
-    """A line on the budget, and one on each configuration."""
+    """A line on the budget, and one on each configuration, with the sources that it cannot use, and why."""
     is_2d = set(plans.configurations) == {"2d"}
     unit = "mm" if plans.spacing_known else "pixels of the images" if is_2d else "mm (nominal)"
     lines = [f"{plans.dataset_name}: planned for {_budget_text(plans.budget)}"]
@@ -22,6 +22,9 @@ def describe_plans(plans: Plans) -> str:
         )
         if configuration.stages is not None:
             lines[-1] += f", stages at lam {configuration.stages.lam_a:.2f} and {configuration.stages.lam_c:.2f}"
+        used = plans.decisions.get(f"configurations.{name}.sources.plans", "")
+        if "left out" in used:
+            lines[-1] += f"; {used}"
     return "\n".join(lines)
 
 

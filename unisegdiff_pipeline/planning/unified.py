@@ -159,7 +159,9 @@ def with_sources(
         "preprocessing": "for images of no known source: z-score of each channel, which fits any intensities",
         "sources.grid": grid.reason,
         "sources.plans": f"{counted(len(plans), 'source')}: {names}",
-        "sources.channel_rule": f"images of fewer than {channels} channels repeat theirs: nothing has to be learned",
+        "sources.channel_rule": "all images have one channel"
+        if channels == 1
+        else f"images of fewer than {channels} channels repeat theirs: nothing has to be learned",
         "sources.temperature": "between all images alike (1) and all sources alike (0)",
     }
     return replace(configuration, preprocessing=unknown, sources=SourcesPlan(plans, grid=grid.kind)), reasons

@@ -23,7 +23,7 @@ from unisegdiff_pipeline.diffusion.coding import (
     probabilities_from_logits,
 )
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.selection.hold_out import HoldOut, sources_of_cases, tiled
+from unisegdiff_pipeline.selection.hold_out import HoldOut, open_channels, sources_of_cases, tiled
 from unisegdiff_pipeline.selection.objects import num_informative
 from unisegdiff_pipeline.selection.voxels import scored_voxels
 
@@ -85,6 +85,7 @@ def held_out_logits(
         z = tiles.det_logits()[(slice(None), *tiles.grid.inner)].cpu()
         p = probabilities_from_logits(z[None], held_out.labels.coding)[0]
         chosen = scored_voxels(p, held_out, stored, generator, near_only)
+        z[open_channels(held_out, stored)] = 0.0  # which no calibration changes, so that their loss decides nothing
         logits.append(z.flatten(1)[:, chosen.indices])
         targets.append(chosen.target)
         weights.append(chosen.weights)

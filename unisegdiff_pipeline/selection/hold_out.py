@@ -50,6 +50,18 @@ def sources_of_cases(sources: SourcesPlan | None, case_ids: Iterable[str]) -> tu
     return () if sources is None else tuple(map(source_of_case, case_ids))
 
 
+def annotated_classes(held_out: HoldOut, stored: StoredCase) -> frozenset[str]:
+    """The classes that the labels of a case say anything about: all, but of sources with partial labels."""
+    sources, names = held_out.configuration.sources, held_out.labels.names
+    return frozenset(names) if sources is None else sources.annotated_classes(stored.properties.source, held_out.labels)
+
+
+def open_channels(held_out: HoldOut, stored: StoredCase) -> list[int]:
+    """The coded channels that the labels of a case say nothing about; these are regions, a channel for each class."""
+    annotated = annotated_classes(held_out, stored)
+    return [channel for channel, name in enumerate(held_out.labels.names) if name not in annotated]
+
+
 def planned_settings(configuration: ConfigurationPlan) -> InferenceSettings:
     """Settings before anything has been chosen: the plan's edges and the samplers' defaults."""
     stages = configuration.stages

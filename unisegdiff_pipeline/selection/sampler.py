@@ -23,7 +23,7 @@ from unisegdiff_pipeline.evaluation.summary import macro_mean
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.selection.field_length import field_lengths_mm
-from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, sources_of_cases, tiled
+from unisegdiff_pipeline.selection.hold_out import HoldOut, annotated_classes, sample_tiles, sources_of_cases, tiled
 from unisegdiff_pipeline.selection.spread import annotators
 
 # Of the field that draws surfaces, as parts of that which draws objects; the first is the default. Annotators move a
@@ -174,20 +174,21 @@ def score_samplers(
         held_out.leave_if_asked()
         stored = held_out.data.open(case_id)
         tiles = tiled(held_out, model, stored)
-        raters = annotators(stored)
+        raters, annotated = annotators(stored), annotated_classes(held_out, stored)
         for sampler in samplers:
             tried = replace(settings, calibration=calibration, sampler=sampler, mask_sampler=None)
             prediction = sample_tiles(held_out, tiles, tried, stored, keep_soft=True, first_sample=first_sample)
             numbers = range(prediction.num_samples)
-            energies[sampler].append(_energy(held_out, raters, (prediction.sample(i) for i in numbers)))
+            masks = (prediction.sample(i) for i in numbers)
+            energies[sampler].append(_energy(held_out, raters, masks, annotated))
             if sampler.total_calls and sampler.method != "hard":
                 soft = (prediction.soft_sample(i) for i in numbers)
-                energies[trajectory(sampler)].append(_energy(held_out, raters, soft))
+                energies[trajectory(sampler)].append(_energy(held_out, raters, soft, annotated))
     return dict(energies)
 
 
-def _energy(held_out: HoldOut, raters: np.ndarray, samples: Iterator[Tensor]) -> float:
-    """Mean over the classes of the energy score of one case."""
+def _energy(held_out: HoldOut, raters: np.ndarray, samples: Iterator[Tensor], annotated: frozenset[str]) -> float:
+    """Mean over the annotated classes of the energy score of one case."""
     scheme = held_out.labels
     masks: dict[str, list[np.ndarray]] = defaultdict(list)
     for sample in samples:
@@ -201,6 +202,7 @@ def _energy(held_out: HoldOut, raters: np.ndarray, samples: Iterator[Tensor]) ->
     scores = [
         energy_score(pairwise_overlaps([m & ~ignored for m in masks[name]], references[name])).energy_score_u
         for name in scheme.names
+        if name in annotated
     ]
     return float(np.mean(scores))
 

@@ -18,7 +18,15 @@ from unisegdiff_pipeline.evaluation.summary import macro_mean, mean_of_defined
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, score_on_plan_grid, sources_of_cases, tiled
+from unisegdiff_pipeline.selection.hold_out import (
+    HoldOut,
+    annotated_classes,
+    open_channels,
+    sample_tiles,
+    score_on_plan_grid,
+    sources_of_cases,
+    tiled,
+)
 from unisegdiff_pipeline.selection.sampler import STAGE_A_CALL, trajectory
 from unisegdiff_pipeline.selection.voxels import scored_voxels
 
@@ -104,16 +112,19 @@ def try_means(
         groups.append(stored.group)
         tried = replace(settings, calibration=calibration)
         prediction = sample_tiles(held_out, tiled(held_out, model, stored), tried, stored)
+        unknown, annotated = open_channels(held_out, stored), annotated_classes(held_out, stored)
         voxels = scored_voxels(prediction.p_det, held_out, stored, generator)
         masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
         for w in weights:
             p = prediction.probabilities(w)
             q = p.flatten(1)[:, voxels.indices].clamp(FLOOR, 1 - FLOOR)[None]
+            q[:, unknown] = 0.5  # one loss for all ways to make the mask
             loss = cross_entropy_of_probabilities(q, voxels.target[None], scheme.coding)[0]
             losses[w].append(float((loss * voxels.weights).sum() / voxels.weights.sum()))  # NaN without a voxel
             for decision in DECISIONS:
                 scores = score_on_plan_grid(held_out, stored, decided_probabilities(p, masks, scheme, decision))
-                dice[w, decision].append(mean_of_defined(score.dice for score in scores))
+                known = (score.dice for score in scores if score.class_name in annotated)
+                dice[w, decision].append(mean_of_defined(known))
     sources = sources_of_cases(held_out.configuration.sources, cases)
     return [
         MeanTrial(sampler, w, decision, tuple(found), tuple(losses[w]), tuple(groups), sources)

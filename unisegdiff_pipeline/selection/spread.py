@@ -19,15 +19,16 @@ def annotators(stored: StoredCase) -> np.ndarray:
 
 
 def spread_of_case(
-    prediction: CasePrediction, raters: np.ndarray, scheme: LabelScheme, case_id: str
+    prediction: CasePrediction, raters: np.ndarray, scheme: LabelScheme, case_id: str, annotated: frozenset[str]
 ) -> list[CaseSpread]:
-    """One entry for each class; none where no samples were drawn.
+    """One entry for each annotated class; none where no samples were drawn.
 
     Args:
         prediction: with samples.
         raters: label maps of the annotators (R, Z, Y, X), or the one there is.
         scheme: what channels and label values mean.
         case_id: named in the result.
+        annotated: classes that the annotators' label maps say anything about.
     """
     if prediction.num_samples == 0:
         return []
@@ -44,6 +45,7 @@ def spread_of_case(
             float(p[scheme.foreground_offset + index]),
         )
         for index, name in enumerate(scheme.names)
+        if name in annotated
     ]
 
 

@@ -13,7 +13,7 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.spread import mean_place, size_score
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, sources_of_cases, tiled
+from unisegdiff_pipeline.selection.hold_out import HoldOut, annotated_classes, sample_tiles, sources_of_cases, tiled
 from unisegdiff_pipeline.selection.sampler import SamplerTrial, drawing
 from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
 
@@ -57,7 +57,8 @@ def score_surfaces(
         for one in samplers:
             with_one = replace(settings, calibration=calibration, sampler=one, mask_sampler=None)
             prediction = sample_tiles(held_out, tiles, with_one, stored, first_sample=2 * settings.num_samples)
-            spreads = spread_of_case(prediction, raters, held_out.labels, case_id)
+            annotated = annotated_classes(held_out, stored)
+            spreads = spread_of_case(prediction, raters, held_out.labels, case_id, annotated)
             scores[one].append(np.mean([(s.energy, size_score(s, dims), mean_place(s)) for s in spreads], axis=0))
     sources = sources_of_cases(held_out.configuration.sources, cases)
     columns = {one: np.transpose(rows).tolist() for one, rows in scores.items()}

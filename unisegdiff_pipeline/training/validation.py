@@ -26,7 +26,12 @@ from unisegdiff_pipeline.io.sources import cases_by_source, in_turn
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, case_evidence
-from unisegdiff_pipeline.selection.hold_out import predict_stored, score_on_plan_grid, sources_of_cases
+from unisegdiff_pipeline.selection.hold_out import (
+    annotated_classes,
+    predict_stored,
+    score_on_plan_grid,
+    sources_of_cases,
+)
 from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
 from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
 from unisegdiff_pipeline.training.source_scores import ScoresBySource, annotated_scores, by_source
@@ -176,7 +181,9 @@ def _validated(
     if everything and run.configuration.sources is None:
         known = run.plans.spacing_known
         evidence = [case_evidence(found, stored.properties, scheme, reference, stored.group, spacing_known=known)]
-    return CaseScores(case_id, of_case), spread_of_case(prediction, annotators(stored), scheme, case_id), evidence
+    annotated = annotated_classes(run.held_out, stored)
+    spreads = spread_of_case(prediction, annotators(stored), scheme, case_id, annotated)
+    return CaseScores(case_id, of_case), spreads, evidence
 
 
 def _keep_guarantees(run: FoldRun, settings: InferenceSettings, evidence: Sequence[CaseEvidence]) -> None:
