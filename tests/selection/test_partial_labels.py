@@ -61,7 +61,7 @@ def test_weight_and_threshold_are_chosen_by_annotated_classes(
 def test_samples_are_compared_by_annotated_classes() -> None:
     raters, samples = np.array([[[[0, 1, 1, 0]]]]), [MASK, MASK]
     assert _energy(held_out("US"), raters, iter(samples), frozenset({"a"})) == 0
-    assert _energy(held_out("CT"), raters, iter(samples), frozenset({"a", "b"})) == 1.0  # 0 for a; 2 for b, twice the distance to the reference
+    assert _energy(held_out("CT"), raters, iter(samples), frozenset({"a", "b"})) == 1.0  # of 0 and 2
     found = spread_of_case(prediction(MASK, MASK, MASK), raters, SCHEME, "1", frozenset({"a"}))
     assert [one.class_name for one in found] == ["a"]
 

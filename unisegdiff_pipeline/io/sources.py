@@ -29,7 +29,7 @@ class Source:
     """One data set of a unified one.
 
     Attributes:
-        name: in front of its cases; unique, without SEPARATOR.
+        name: in front of its cases; unique, without SEPARATOR and without '_' at its end.
         dataset: its folder beside the unified data set.
         modality: what its images are, for people ("US", "CT", "MR").
         label_map: class of the source => class of the unified data set, BACKGROUND or IGNORE; every class is named.
@@ -48,10 +48,10 @@ class Source:
         require_name(self.name, "a source")
         require_name(self.dataset, f"dataset of the source {self.name}")
         require_text(self.modality, f"modality of the source {self.name}")
-        if SEPARATOR in self.name:
+        if SEPARATOR in self.name or self.name.endswith("_"):  # of A_ and c, A___c would be the case _c of A
             raise UsdError(
-                f"a source is named {self.name!r}, but {SEPARATOR!r} stands between sources and cases; rename it with "
-                f"usd_unify --rename."
+                f"a source is named {self.name!r}, but {SEPARATOR!r} stands between sources and cases, so that no name "
+                f"may hold it or end in '_'; rename it with usd_unify --rename."
             )
 
 
