@@ -131,5 +131,6 @@ def _promises(best: BestModels, request: PredictRequest) -> Promises | None:
     weights = [file_hash(model / f"fold_{fold}" / WEIGHTS_NAME) for model, folds in best.models for fold in folds]
     if request.num_samples is not None:
         raise UsdError(f"{best.folder / FILE_NAME} was calibrated with the models' own samples; leave --samples out.")
-    where, remedy = str(best.folder / FILE_NAME), f"Run usd_find_best {best.recipe.dataset}"
-    return promises_for(request, best.recipe.guarantees, where, remedy, weights, None)
+    place = str(best.folder / FILE_NAME), f"Run usd_find_best {best.recipe.dataset}"
+    names = open_model_folder(best.models[0][0]).plans.labels.names
+    return promises_for(request, best.recipe.guarantees, names, place, weights, None)

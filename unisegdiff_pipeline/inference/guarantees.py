@@ -172,28 +172,32 @@ def parse_guarantees(texts: Iterable[str]) -> dict[GuaranteeKind, float]:
     return result
 
 
-def promises_of(guarantees: Guarantees, asked: Mapping[GuaranteeKind, float], where: str) -> Promises:
+def promises_of(
+    guarantees: Guarantees, asked: Mapping[GuaranteeKind, float], names: Sequence[str], where: str
+) -> Promises:
     """What is written for guarantees that are asked for; a class that none was calibrated for goes without.
 
     Args:
+        names: of the classes, in the model's order.
         where: that they were read from, for messages.
 
     Raises:
         UsdError: no class has one of them; says why, and which rates there are.
     """
+    calibrated = {name: guarantees.classes.get(name, ClassGuarantees()) for name in names}
     classes = {
         name: ClassPromises(
             _at(own.lesions, asked.get("lesions")),
             _at(own.masks, asked.get("masks")),
             _at(own.volume, asked.get("volume")),
         )
-        for name, own in guarantees.classes.items()
+        for name, own in calibrated.items()
     }
     for kind, rate in asked.items():
         if all(getattr(own, kind) is None for own in classes.values()):
             reasons = [
                 f"{name}: {own.refused.get(f'{kind}={rate:g}', 'it was not calibrated')} {_others(own, kind)}"
-                for name, own in guarantees.classes.items()
+                for name, own in calibrated.items()
             ]
             raise UsdError(f"{where} holds no guarantee {kind}={rate:g}. {' '.join(reasons)}")
     return Promises(classes, guarantees.unit)

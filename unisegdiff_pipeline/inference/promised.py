@@ -46,18 +46,26 @@ def promises_of_model(
     else:
         guarantees, where = _of_folds(model), f"{FILE_NAME} for the folds {' '.join(folds)} of {place}"
         remedy = f"Run usd_find_best {model.plans.dataset_name}, or predict by one fold (-f {folds[0]})"
-    return promises_for(request, guarantees, where, remedy, weights, num_samples)
+    named = model.plans.labels.names
+    return promises_for(request, guarantees, named, (where, remedy), weights, num_samples)
 
 
 def promises_for(
     request: PredictRequest,
     guarantees: Guarantees | None,
-    where: str,
-    remedy: str,
+    names: Sequence[str],
+    place: tuple[str, str],
     weights: Iterable[str],
     num_samples: int | None,
 ) -> Promises:
-    """As `promises_of_model`, of guarantees that were read; `remedy` makes them. `num_samples` None is the model's."""
+    """As `promises_of_model`, of guarantees that were read.
+
+    Args:
+        names: of the classes.
+        place: where they were read, and what makes them, for messages.
+        num_samples: None is what each model takes by itself.
+    """
+    where, remedy = place
     asked = parse_guarantees(request.guarantees)
     if guarantees is None:
         raise UsdError(f"{where} holds no guarantees. {remedy}, or leave --guarantee out.")
@@ -70,7 +78,7 @@ def promises_for(
             f"{where} was calibrated with {guarantees.num_samples} samples a case, {num_samples} are asked for; leave "
             f"--samples out."
         )
-    promises = promises_of(guarantees, asked, where)
+    promises = promises_of(guarantees, asked, names, where)
     for line in (*guarantees.in_words[:1], *promises.in_words(asked), *without(promises, asked)):
         LOGGER.info("guarantee: %s", line)
     return promises
