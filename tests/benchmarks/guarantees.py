@@ -3,10 +3,11 @@
     python -m tests.benchmarks.guarantees splits RAW/Dataset004_Hippocampus RESULTS/.../MODEL/fold_0/validation
     python -m tests.benchmarks.guarantees predicted LABELS OUT
 
-splits: calibrated on one half of the patients of a fold's validation cases, checked on the other; means over random
-splits, the standard deviation over them in brackets; a guarantee that is refused counts in none of them. The cases need
-probabilities and samples (`usd_train --save-validation all`). predicted: what `usd_predict --guarantee` wrote for images
-of one class that nobody trained or calibrated on; means over images, with their standard errors.
+splits: calibrated on one half of the patients of a fold's validation cases, checked on the other. Means over random
+splits, the standard deviation over them in brackets; a guarantee that is refused counts in none of them. The cases
+need probabilities and samples (`usd_train --save-validation all`).
+predicted: what `usd_predict --guarantee` wrote for images of one class that nobody trained or calibrated on. Means over
+images, with their standard errors.
 """
 
 from __future__ import annotations

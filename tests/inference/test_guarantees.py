@@ -201,6 +201,9 @@ def test_what_was_not_calibrated_so_is_refused_before_anything_is_written(
     fresh = make_model(tmp_path / "fresh", 2)
     with pytest.raises(UsdError, match=r"fold 0 of .* holds no guarantees\. Validate it"):
         predict_folder(PredictRequest(images, tmp_path / "out", fresh, device="cpu", guarantees=ALL))
+    (fresh / "fold_0").rename(fresh / "fold_all")
+    with pytest.raises(UsdError, match="trained on every case, so that none is left"):
+        predict_folder(PredictRequest(images, tmp_path / "out", fresh, device="cpu", guarantees=ALL))
     assert not (tmp_path / "out").exists()
 
 

@@ -23,14 +23,16 @@ SCHEME = LabelScheme(("lesion",), ((1,),), "binary", (1,), ignore_value=9)
 NOTHING = SamplingFacts(1, 1, 0, 0.0, 0.0)
 
 
-def predicted(p: list[float], *samples: list[float]) -> tuple[EnsemblePrediction, CaseProperties]:
-    """Probabilities and samples of a row of voxels of 10 x 10 x 10 mm, 1 ml each."""
-    mean = torch.tensor(p)[None, None, None]
-    drawn = torch.tensor(samples)[:, None, None, None].half()
-    place = slice(0, 1), slice(0, 1), slice(0, len(p))
-    box = SampledBox(place, torch.ones(1, 1, len(p), dtype=torch.bool), mean, drawn)
-    case = CasePrediction(mean, (box,), len(samples), 1.0, NOTHING)
-    shape, whole = (1, 1, len(p)), ((0, 1), (0, 1), (0, len(p)))
+def predicted(p: list[list[float]], *samples: list[float]) -> tuple[EnsemblePrediction, CaseProperties]:
+    """Probabilities of channels, and samples of one, of a row of voxels of 10 x 10 x 10 mm, 1 ml each."""
+    mean = torch.tensor(p)[:, None, None]
+    width = mean.shape[-1]
+    drawn = torch.tensor(samples).reshape(len(samples), 1, 1, 1, width).half()
+    box = SampledBox(
+        (slice(0, 1), slice(0, 1), slice(0, width)), torch.ones(1, 1, width, dtype=torch.bool), mean, drawn
+    )
+    case = CasePrediction(mean, (box,) if samples else (), len(samples), 1.0, NOTHING)
+    shape, whole = (1, 1, width), ((0, 1), (0, 1), (0, width))
     grid = Geometry((10.0, 10.0, 10.0))
     properties = CaseProperties("c", None, grid, shape, (0, 1, 2), whole, shape, shape, grid.spacing_mm)
     places = tuple((0, index) for index in range(len(samples)))
@@ -38,7 +40,7 @@ def predicted(p: list[float], *samples: list[float]) -> tuple[EnsemblePrediction
 
 
 def test_what_a_case_says_by_hand() -> None:
-    found, properties = predicted([0.9, 0.3, 0.1, 0.7], [1, 1, 1, 1], [0, 0, 0, 1])
+    found, properties = predicted([[0.9, 0.3, 0.1, 0.7]], [1, 1, 1, 1], [0, 0, 0, 1])
     reference = np.array([[[1, 1, 0, 1]]], np.uint8)
     evidence = case_evidence(found, properties, SCHEME, reference, "patient", spacing_known=True)
     own = evidence.classes["lesion"]
@@ -51,13 +53,38 @@ def test_what_a_case_says_by_hand() -> None:
 
 
 def test_ignored_voxels_count_nowhere_and_leave_the_volume_unknown() -> None:
-    found, properties = predicted([0.9, 0.9, 0.1, 0.1], [1, 1, 0, 0])
+    found, properties = predicted([[0.9, 0.9, 0.1, 0.1]], [1, 1, 0, 0])
     reference = np.array([[[1, 9, 0, 0]]], np.uint8)
     own = case_evidence(found, properties, SCHEME, reference, "p", spacing_known=True).classes["lesion"]
     assert own.masks.mask[own.masks.thresholds.index(0.5)] == pytest.approx(1)
     assert own.reference is None
     refused = calibrate([CaseEvidence("p", Units(), {"lesion": own})], ["w"], "x").classes["lesion"].refused
     assert "ignore label" in refused["volume=0.5"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "channels", "scores"),
+    [
+        (
+            LabelScheme(("edge", "core"), ((1,), (2,)), "softmax", (1, 2)),
+            [[0.1, 0.2], [0.7, 0.2], [0.2, 0.6]],
+            {"edge": [0.7], "core": [0.6]},
+        ),
+        (
+            LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2)),
+            [[0.9, 0.8], [0.1, 0.6]],
+            {"whole": [0.9], "core": [0.6]},
+        ),
+    ],
+)
+def test_classes_and_regions_are_taken_by_themselves(
+    scheme: LabelScheme, channels: list[list[float]], scores: dict[str, list[float]]
+) -> None:
+    found, properties = predicted(channels)
+    reference = np.array([[[1, 2]]], np.uint8)
+    evidence = case_evidence(found, properties, scheme, reference, "p", spacing_known=True)
+    for name, own in evidence.classes.items():
+        assert own.lesions == pytest.approx(scores[name], rel=1e-3)
 
 
 def images(num_patients: int, scores: list[float], num_samples: int = 3) -> list[CaseEvidence]:

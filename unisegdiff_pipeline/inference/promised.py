@@ -43,6 +43,8 @@ def promises_of_model(
         guarantees = read_settings(model.fold_folder(folds[0])).guarantees
         where = f"fold {folds[0]} of {place} ({SETTINGS_NAME})"
         remedy = "Validate it with usd_train --val --save-validation all"
+        if folds[0] == "all":
+            remedy = "It was trained on every case, so that none is left to calibrate on. Predict by the numbered folds"
     else:
         guarantees, where = _of_folds(model), f"{FILE_NAME} for the folds {' '.join(folds)} of {place}"
         remedy = f"Run usd_find_best {model.plans.dataset_name}, or predict by one fold (-f {folds[0]})"
