@@ -8,7 +8,8 @@ Ways are "default", as the plan says; "lesion-free", where a quarter of each bat
 annotators: of a case and one of them) without any lesion; "dice", where the loss has in addition, for each example
 without a lesion, the sum of its probabilities as a fraction of that sum and the mean lesion of the others; and
 "uniform", where no patch is centred on a lesion. `train` keeps the tables of lesions of the inner hold-out, of the
-validation cases and of some that were trained on; `compare` sets every way against the default, over the seeds.
+validation cases and of some that were trained on; `compare` sets every way against the default, over the seeds, and
+against the default with a lesion filter of as few false alarms.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 from tests.benchmarks.lesions import auroc, scores
 from unisegdiff_pipeline.diffusion.coding import probabilities_from_logits
 from unisegdiff_pipeline.evaluation.comparison import paired_comparison
-from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
+from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, LesionRule
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.selection.calibration import choose_calibration
 from unisegdiff_pipeline.selection.found_lesions import HeldOutCase, held_out_case
@@ -129,13 +130,29 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def summary(cases: list[HeldOutCase]) -> dict[str, float]:
-    """Of the first class: what the tables of documentation/benchmarks/lesions.md have."""
-    of_cases = [scores(case.classes[0], LesionFilter(), case.units.size) for case in cases]
+def summary(cases: list[HeldOutCase], least_probability: float = 0.0) -> dict[str, float]:
+    """Of the first class: what the tables of documentation/benchmarks/lesions.md have, after a filter."""
+    units = cases[0].units.size
+    rules = {cases[0].classes[0].class_name: LesionRule(min_probability=least_probability)}
+    kept = LesionFilter(rules=rules, unit=units)
+    of_cases = [scores(case.classes[0], kept, units) for case in cases]
     detected, false, reference = (sum(s[name] for s in of_cases) for name in ("detected", "false", "reference"))
-    means = {name: np.nanmean([s[name] for s in of_cases]) for name in ("dice", "alarms", "any_alarm")}
+    means = {name: float(np.nanmean([s[name] for s in of_cases])) for name in ("dice", "alarms", "any_alarm")}
     area = auroc([case.highest for case in cases], [case.holds_lesion for case in cases])
     return {**means, "lesion_f1": 2 * detected / (detected + false + reference), "auroc": area}
+
+
+def filtered_to(cases: list[HeldOutCase], alarms: float) -> dict[str, float]:
+    """The scores with the lowest mean probability of a lesion that leaves no more false alarms a lesion-free case."""
+    for least in np.linspace(0, 1, 101):
+        found = summary(cases, float(least))
+        if found["alarms"] <= alarms:
+            break
+    return {"least_probability": float(least), **found}
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(float(value), 3) for name, value in values.items()}
 
 
 def compare(folder: Path) -> None:
@@ -148,7 +165,12 @@ def compare(folder: Path) -> None:
         for name, tables in found.items():
             print(*key, name, f"lesion-free patches {tables['lesion_free_fraction']:.2f}")
             for part in ("holdout", "validation", "train"):
-                print("  ", part, len(tables[part]), {k: round(float(v), 3) for k, v in summary(tables[part]).items()})
+                print("  ", part, len(tables[part]), rounded(summary(tables[part])))
+            way, seed = name.split()
+            if way != "default" and f"default {seed}" in found:
+                own, default = (t["holdout"] + t["validation"] for t in (tables, found[f"default {seed}"]))
+                print("   holdout and validation", rounded(summary(own)))
+                print("   default of as few alarms", rounded(filtered_to(default, summary(own)["alarms"])))
         for way in WAYS[1:]:
             seeds = [name.split()[1] for name in found if name.startswith(f"{way} ")]
             pairs = [(found[f"{way} {s}"], found[f"default {s}"]) for s in seeds if f"default {s}" in found]
@@ -160,7 +182,7 @@ def compare(folder: Path) -> None:
                         cases = tables["holdout"] + tables["validation"]
                         values_of += [scores(c.classes[0], LesionFilter(), c.units.size)[score] for c in cases]
                     groups += [case.group for case in cases]
-                result = paired_comparison(*values, groups)
+                result = paired_comparison(values[0], values[1], groups)
                 defined = sum(not math.isnan(value) for value in values[0])
                 print(
                     f"{key} {way} against default, {score}: {result.mean_difference:+.3f} ({result.ci_low:+.3f} to "
