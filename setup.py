@@ -28,6 +28,7 @@ COMMANDS = (
 )
 
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+DICOM = ["highdicom>=0.27,<0.29"]  # brings pydicom
 SERVE = ["fastapi>=0.115", "python-multipart>=0.0.12", "uvicorn>=0.30"]
 
 setup(
@@ -75,6 +76,7 @@ setup(
             *ONNX,
             *SERVE,
             "httpx>=0.27",
+            *DICOM,
             "pyyaml>=6.0",
         ],
         "tensorboard": ["tensorboard>=2.17"],
@@ -82,6 +84,7 @@ setup(
         "mlflow": ["mlflow-skinny>=2.17"],
         "onnx": ONNX,
         "serve": SERVE,
+        "dicom": DICOM,
         "dask": ["distributed>=2024.5"],
         "yaml": ["pyyaml>=6.0"],
     },

@@ -122,6 +122,12 @@ def build_parser() -> CommandParser:
         "--bids", type=Path, metavar="DIR", help="write the masks as BIDS derivatives, too (cases named sub-01_...)"
     )
     parser.add_argument(
+        "--dicom-seg",
+        type=Path,
+        metavar="DIR",
+        help="write masks and probabilities of DICOM series as DICOM-SEG, too (probabilities/ is then saved as well)",
+    )
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="predict cases again that OUT holds already, and remove those of another model or other settings",
@@ -227,8 +233,10 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     said |= {f"--{name}": getattr(args, name) for name in ("trainer", "plans", "run")}
     if args.best and (others := [flag for flag, value in said.items() if value]):
         parser.error(f"--best goes with -d: best.json says which models and folds; leave {', '.join(others)} out")
-    if args.best and args.bids:
-        parser.error("--bids goes with one model; leave --best or --bids out")
+    for name in ("bids", "dicom_seg"):
+        if args.best and getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag} goes with one model; leave --best or {flag} out")
     return args
 
 
@@ -253,6 +261,7 @@ def _predict(args: argparse.Namespace) -> None:
 
     from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.inference.bids import require_derivatives, write_derivatives
+    from unisegdiff_pipeline.inference.dicom_seg import require_dicom_seg, write_dicom_segs
     from unisegdiff_pipeline.inference.guarantees import promised_folders
     from unisegdiff_pipeline.inference.model_folder import open_model_folder
     from unisegdiff_pipeline.inference.request import PredictRequest
@@ -262,6 +271,8 @@ def _predict(args: argparse.Namespace) -> None:
         opened = open_model_folder(model)
         names = case_names(opened, source, args.source, args.suffixes)
         require_derivatives(args.bids, names, opened.plans.file_ending)
+    if args.dicom_seg is not None:
+        require_dicom_seg(source, args.dicom_seg)
 
     keep_freed_memory()
     say(f"Best: {model / 'best.json'}" if args.best else f"Model: {model}")
@@ -284,7 +295,7 @@ def _predict(args: argparse.Namespace) -> None:
             guarantees=tuple(args.guarantee),
             lesion_filter=not args.no_filter,
             max_memory_gb=args.max_memory,
-            save_probabilities=args.save_probabilities,
+            save_probabilities=args.save_probabilities or args.dicom_seg is not None,
             save_samples=args.save_samples,
             save_uncertainty_parts=args.save_uncertainty_parts,
             overwrite=args.overwrite,
@@ -302,6 +313,9 @@ def _predict(args: argparse.Namespace) -> None:
     if args.bids is not None:
         write_derivatives(args.output, args.bids, names, opened.plans.labels)
         say(f"BIDS derivatives: {args.bids}")
+    if args.dicom_seg is not None:
+        write_dicom_segs(args.output, args.dicom_seg, args.input[0], open_model_folder(model))
+        say(f"DICOM-SEG: {args.dicom_seg}")
 
 
 def jobs_of(args: argparse.Namespace) -> str:

@@ -11,6 +11,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.core.names import composed, require_name, require_text
 from unisegdiff_pipeline.core.serialization import read_object
+from unisegdiff_pipeline.io.class_codes import parse_class_codes
 from unisegdiff_pipeline.io.images import MAX_LABEL, SUPPORTED_ENDINGS, is_picture_ending, spacing_known
 from unisegdiff_pipeline.io.label_map import LabelMap, in_file_values
 from unisegdiff_pipeline.io.sources import Source, parse_sources
@@ -120,6 +121,7 @@ def parse_description(raw: dict[str, Any]) -> DatasetDescription:
     if name is not None and not isinstance(name, str):
         raise UsdError(f"name is {name!r}, it must be a text; correct it or leave it out.")
     labels = parse_labels(raw.get("labels"), raw.get("regions_class_order"))
+    parse_class_codes(raw, labels.names)
     if "label_map" in raw:
         if raw.get("sources"):
             raise UsdError("label_map and sources stand beside each other; each source has a label_map of its own.")

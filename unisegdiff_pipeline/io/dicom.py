@@ -70,6 +70,14 @@ class Series:
         geometry = Geometry((spacing_mm, rows_mm, columns_mm), (x, y, z), tuple(direction))
         return Volume(array, geometry)
 
+    def files(self) -> tuple[Path, ...]:
+        """The files of the slices in the order of the volume's rows.
+
+        Raises:
+            UsdError: as `read`, of the headers.
+        """
+        return tuple(one.path for one in _sorted(self)[0])
+
 
 def is_dicom_folder(source: Path) -> bool:
     """Whether a folder holds DICOM files, itself or below, and no image of another format itself, nor is it BIDS."""
