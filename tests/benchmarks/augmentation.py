@@ -17,7 +17,7 @@ import torch
 
 from unisegdiff_pipeline.training.data.augmentation import augment_intensity, draw_augmentation, recipe_for_patch
 from unisegdiff_pipeline.training.data.nnunet_augmentation import NnunetAugmentation
-from unisegdiff_pipeline.training.data.patches import mirror_patch
+from unisegdiff_pipeline.training.data.patches import mirror_slices
 from unisegdiff_pipeline.training.data.reading import read_patch
 
 
@@ -53,15 +53,16 @@ def main() -> None:
         start = (z, y, x)
 
         def by_library(library: Any = library, case: Any = case, start: Any = start, rng: Any = rng) -> object:
-            return library.read_patch(case, 0, start, rng)
+            return library.read_patch(case, 0, start, rng)[:2]
 
         def by_us(
             patch: Any = patch, recipe: Any = recipe, case: Any = case, start: Any = start, rng: Any = rng
         ) -> object:
             draw = draw_augmentation(recipe, 1, rng)
-            piece, target = read_patch(case, 0, start, patch, draw.affine)
+            piece, target, _ = read_patch(case, 0, start, patch, draw.affine)
             augment_intensity(piece, draw, recipe, [])
-            return mirror_patch(piece.numpy(), target, draw)
+            flips = mirror_slices(draw)
+            return piece.numpy()[:, *flips], target[flips]
 
         a, b = mean_ms(by_library, args.examples), mean_ms(by_us, args.examples)
         size = "x".join(map(str, patch))

@@ -27,7 +27,8 @@ def test_grid_patch_and_network_are_the_others_and_the_rest_is_the_own() -> None
     assert moved.configurations.keys() == other.configurations.keys()
     for name, found in moved.configurations.items():
         theirs, base = other.configurations[name], own.configurations.get(name, own.configurations["3d_fullres"])
-        assert found.network == replace(theirs.network, num_input_channels=base.network.num_input_channels)
+        masks = 0 if theirs.cascade is None else len(own.labels.names)
+        assert found.network == replace(theirs.network, num_input_channels=len(own.channel_names) + masks)
         assert found.preprocessing.target_spacing_mm == theirs.preprocessing.target_spacing_mm
         for field in ("normalization", "intensities", "axis_order", "direction", "training_spacing_mm"):
             assert getattr(found.preprocessing, field) == getattr(base.preprocessing, field)

@@ -22,7 +22,7 @@ from unisegdiff_pipeline.fingerprint import (
 )
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.planning.planner import plan_dataset
-from unisegdiff_pipeline.planning.plans import Budget, Plans
+from unisegdiff_pipeline.planning.plans import Budget, CascadePlan, Plans
 from unisegdiff_pipeline.planning.topology import multiply_adds
 
 STORED = Path(__file__).resolve().parents[2] / "plans"
@@ -145,6 +145,50 @@ def test_lowres_for_large_volumes_only() -> None:
     small = plan_dataset(make_fingerprint((64, 64, 64), (1.0, 1.0, 1.0)), describe(), CUDA)
     assert "3d_lowres" not in small.configurations
     assert "not made" in small.decisions["configurations.3d_lowres"]
+    assert "3d_cascade_fullres" not in small.configurations
+    assert "3d_lowres, which is not made" in small.decisions["configurations.3d_cascade_fullres"]
+
+
+def two_classes() -> DatasetDescription:
+    labels = LabelScheme(("liver", "tumour"), ((1,), (2,)), "softmax", (1, 2))
+    return replace(describe(), labels=labels)
+
+
+@pytest.mark.parametrize("budget", [CPU, CUDA], ids=["cpu", "cuda"])
+def test_cascade_stands_beside_lowres_and_takes_a_channel_for_each_class(budget: Budget) -> None:
+    plans = plan_dataset(make_fingerprint((512, 512, 512), (1.0, 1.0, 1.0)), two_classes(), budget)
+    fullres, cascade = (plans.configurations[name] for name in ("3d_fullres", "3d_cascade_fullres"))
+    assert cascade.cascade == CascadePlan(masks_of="3d_lowres", cases_of="3d_fullres")
+    assert (fullres.cases_of, cascade.cases_of) == ("3d_fullres", "3d_fullres")
+    assert (fullres.network.num_input_channels, cascade.network.num_input_channels) == (1, 1 + 2)
+    assert cascade.preprocessing == fullres.preprocessing
+    assert cascade.training.batch_dice
+    if budget is CUDA:  # as in nnU-Net: the same patch, batch and levels
+        assert replace(cascade.network, num_input_channels=1) == fullres.network
+        assert cascade.training == fullres.training
+    assert from_jsonable(Plans, to_jsonable(plans)) == plans
+
+
+def test_a_cascade_is_chosen_with_what_it_stands_on() -> None:
+    large = make_fingerprint((512, 512, 512), (1.0, 1.0, 1.0))
+    plans = plan_dataset(large, describe(), CUDA, ["3d_cascade_fullres"])
+    assert list(plans.configurations) == ["3d_fullres", "3d_lowres", "3d_cascade_fullres"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("cascade", CascadePlan("3d_low", "3d_fullres"), "masks_of is '3d_low'; allowed is another"),
+        ("cascade", CascadePlan("3d_lowres", "3d_cascade_fullres"), "cases_of is '3d_cascade_fullres'; allowed is"),
+        ("cascade", CascadePlan("3d_fullres", "3d_lowres"), "preprocessing differs from that of 3d_lowres"),
+        ("cascade", None, "num_input_channels is 2; channel_names has 1"),
+    ],
+)
+def test_a_cascade_that_does_not_fit_is_refused(key: str, value: object, message: str) -> None:
+    plans = plan_dataset(make_fingerprint((512, 512, 512), (1.0, 1.0, 1.0)), describe(), CUDA)
+    edited = replace(plans.configurations["3d_cascade_fullres"], **{key: value})
+    with pytest.raises(UsdError, match=f"configurations.3d_cascade_fullres.*{message}"):
+        replace(plans, configurations={**plans.configurations, "3d_cascade_fullres": edited})
 
 
 def test_plans_survive_a_round_trip_through_json() -> None:
@@ -205,7 +249,8 @@ def field_at(plans: Plans, path: str) -> object:
 def test_every_decision_names_a_field_or_a_configuration_that_was_not_made(file: Path) -> None:
     plans = read_dataclass(Plans, file)
     for key, reason in plans.decisions.items():
-        if key == "configurations.3d_lowres" and "3d_lowres" not in plans.configurations:
+        name = key.removeprefix("configurations.")
+        if name in ("3d_lowres", "3d_cascade_fullres") and name not in plans.configurations:
             assert reason.startswith("not made")
         else:
             field_at(plans, key)

@@ -359,8 +359,8 @@ def add_configurations(parser: argparse.ArgumentParser) -> None:
         "--configuration",
         nargs="+",
         metavar="CONFIG",
-        choices=("2d", "3d_fullres", "3d_lowres"),
-        help="preprocess only these of 2d, 3d_fullres, 3d_lowres (default: all that are planned)",
+        choices=("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"),
+        help="preprocess only these of 2d, 3d_fullres, 3d_lowres, 3d_cascade_fullres (default: all that are planned)",
     )
 
 

@@ -89,8 +89,6 @@ def understand(parser: argparse.ArgumentParser, flags: Mapping[str, Flag], given
             found.notes.append(f"{name} is not needed: {meaning.note}")
     if parser.prog == "usd_train" and len(positional) == 3 and FOLD.fullmatch(positional[2]):
         dataset, configuration, fold = positional  # nnU-Net's order
-        if configuration == "3d_cascade_fullres":
-            raise NotUnderstoodError("there is no cascade here; train 3d_fullres or 3d_lowres")
         if not FOLD.fullmatch(configuration):
             is_foreign, positional = True, [dataset, fold]
             found.arguments[:0] = ["-c", configuration]
@@ -245,7 +243,7 @@ PREDICT = {
     "-nps": needless("images are read and masks are written beside the network by themselves", "1"),
     "-num_parts": renamed("--num-parts"),
     "-part_id": renamed("--part-id"),
-    "-prev_stage_predictions": refused("there is no cascade here; leave it out"),
+    "-prev_stage_predictions": needless("the model of 3d_lowres goes with the cascade and predicts first", "1"),
     "--not_on_device": needless("memory is looked at by itself"),
     "--disable_progress_bar": _QUIET,
     "--verbose": _QUIET,

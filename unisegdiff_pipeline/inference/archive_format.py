@@ -3,6 +3,7 @@
     manifest.json                                    SHA-256 and size of every other file
     DATASET/MODEL/plans.json  dataset.json  scores.json  model_card.md    (cv_summary.json  best.json)
     DATASET/MODEL/fold_0/weights.safetensors  inference.json
+    DATASET/MODEL/3d_lowres/plans.json  dataset.json  fold_0/...     of a cascade: the model whose masks it refines
 
 Unpacked by any program, DATASET/MODEL is a model folder.
 """
@@ -30,7 +31,9 @@ OPTIONAL = ("cv_summary.json", BEST_NAME)
 OF_A_FOLD = ("weights.safetensors", "inference.json")
 LARGEST_TEXT_BYTES = 64 * 2**20  # of a file of JSON or text; plans.json of many sources has some megabytes
 LARGEST_WEIGHTS_BYTES = 32 * 2**30
+OF_MASKS = ("plans.json", "dataset.json")
 _FOLD = re.compile(r"\d{1,6}|all")
+_FOLD_OF_MASKS = re.compile(rf"([^/]+)/fold_({_FOLD.pattern})/[^/]+")
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,23 @@ class Manifest:
         if wrong := [fold for fold in self.folds if not _FOLD.fullmatch(fold)]:
             raise UsdError(f"folds holds {wrong[0][:80]!r}; allowed are numbers and 'all'.")
         required = {*REQUIRED, *(f"fold_{fold}/{name}" for fold in self.folds for name in OF_A_FOLD)}
+        required |= self._required_for_masks()
         allowed = required | {*OPTIONAL}
         if unknown := sorted(self.files.keys() - allowed):
             raise UsdError(f"files names {unknown[0][:200]!r}, {not_allowed(unknown[0])}")
         if missing := sorted(required - self.files.keys()):
             raise UsdError(f"files lacks {', '.join(missing)}; a model archive holds all of its files.")
+
+    def _required_for_masks(self) -> set[str]:
+        """Files of the model whose masks a cascade refines, where the archive names one of its folds."""
+        found = {(m[1], m[2]) for m in map(_FOLD_OF_MASKS.fullmatch, self.files) if m is not None}
+        models = sorted({model for model, _ in found})
+        if len(models) > 1:
+            raise UsdError(f"files names two models within the model, {models[0]!r:.80} and {models[1]!r:.80}.")
+        for model in models:
+            require_name(model, "the model whose masks a cascade refines")
+        own = {f"{model}/{name}" for model in models for name in OF_MASKS}
+        return own | {f"{model}/fold_{fold}/{name}" for model, fold in found for name in OF_A_FOLD}
 
     @property
     def root(self) -> str:

@@ -209,6 +209,7 @@ class _Prepared:
     input_hashes: tuple[str, ...]
     seconds: dict[str, float]
     scratch: Scratch
+    for_masks: tuple[np.ndarray, CaseProperties] | None  # see `ModelInputs.prepare_for_masks`
 
 
 class _FolderRun:
@@ -373,13 +374,14 @@ class _FolderRun:
             if plan.direction is None and not volume.geometry.is_2d and inputs.model.configuration.sources is None:
                 self._warn_of_stored_orientation()
             image, properties = inputs.prepare(plan, volume, case, scratch)
+            for_masks = inputs.prepare_for_masks(volume, case, scratch)
         except UsdError as error:
             raise UsdError(f"{case.image_paths[0]}: {error}") from error
         scratch.release()
         if properties.missing_channels:
             _say(f"{case.case_id}: predicted without {', '.join(properties.missing_channels)}, missing there")
         seconds = {"read": read - start, "preprocess": time.perf_counter() - read}
-        return _Prepared(case, image, properties, hashes, seconds, scratch)
+        return _Prepared(case, image, properties, hashes, seconds, scratch, for_masks)
 
     def _warn_of_stored_orientation(self) -> None:
         if not self._warned:
@@ -402,6 +404,7 @@ class _FolderRun:
                 seed=self.seed,
                 memory_gb=self.budget.free_gb(),
                 scratch=prepared.scratch,
+                for_masks=prepared.for_masks,
             )
         except torch.OutOfMemoryError as error:
             raise UsdError(
@@ -443,7 +446,8 @@ class _FolderRun:
         """Whether three cases of this size may be in memory at once."""
         channels = self.predictor.labels.num_channels * max(1, len(self.predictor.folds))
         voxels = np.prod(prepared.properties.shape, dtype=np.int64)
-        size_gb = (prepared.image.nbytes + 4 * channels * int(voxels)) / 2**30
+        images = prepared.image.nbytes + (0 if prepared.for_masks is None else prepared.for_masks[0].nbytes)
+        size_gb = (images + 4 * channels * int(voxels)) / 2**30
         return size_gb < OVERLAP_FRACTION * min(self.budget.free_gb(), available_memory_gb())
 
 

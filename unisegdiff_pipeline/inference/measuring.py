@@ -12,9 +12,10 @@ from unisegdiff_pipeline.inference.cases import CaseCounter, CaseSummary, highes
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.guarantees import Promises
 from unisegdiff_pipeline.inference.lesions import LesionCounter, PredictedLesion
+from unisegdiff_pipeline.inference.restoring import restore_samples
 from unisegdiff_pipeline.inference.volumes import ClassVolume, VolumeCounter
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.restore import restore_map
+from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,17 @@ def measure(
         tuple(sizes),
         replace(row, missing_channels=", ".join(properties.missing_channels)),
     )
+
+
+def final_mask(
+    found: EnsemblePrediction, properties: CaseProperties, scheme: LabelScheme, spacing_known: bool
+) -> np.ndarray:
+    """The mask of a prediction as a label map (Z, Y, X) on the image's grid, without lesions that its filter takes."""
+    mask = restore_labels(found.decided(scheme.coding), properties, scheme, scratch=found.scratch)
+    if not found.lesion_filter.keeps_all:
+        samples = restore_samples(found, properties, scheme)
+        find_lesions(found, properties, scheme, spacing_known, mask, samples)
+    return mask
 
 
 def find_lesions(

@@ -74,6 +74,11 @@ def _data(model: ModelFolder) -> str:
         f"- grid of the network, Z Y X: {grid} {unit}; median image on it: "
         f"{' x '.join(map(str, configuration.median_shape))} voxels",
     ]
+    if model.masks_from is not None:
+        lines.append(
+            f"- further inputs: the mask of `{model.masks_from.configuration.name}`, a model that goes with it (folds "
+            f"{', '.join(model.masks_from.folds)}) and predicts first"
+        )
     if configuration.sources is not None:
         lines.append(f"- sources: {', '.join(configuration.sources.plans)}")
     return "\n".join(lines)

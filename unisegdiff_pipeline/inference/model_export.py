@@ -102,26 +102,32 @@ def export_model(
     model = open_model_folder(Path(model_folder))
     if model.archive is not None:
         raise UsdError(f"{model_folder} is an archive already; copy it, or name a model folder.")
-    weights = {f"fold_{fold}/{WEIGHTS_NAME}": model.fold_folder(fold) / WEIGHTS_NAME for fold in model.folds}
-    for path in weights.values():
-        require_same_plan(path, read_weights(path)[1], plan_hash(model.configuration))
+    weights: dict[str, Path] = {}
+    for prefix, part in _parts(model):
+        for fold in part.folds:
+            path = weights[f"{prefix}fold_{fold}/{WEIGHTS_NAME}"] = part.fold_folder(fold) / WEIGHTS_NAME
+            require_same_plan(path, read_weights(path)[1], plan_hash(part.configuration))
     texts = _texts(model, with_case_scores, notes)
     with atomic_path(output) as temporary:
         return _write(temporary, model, {**texts, **weights})
+
+
+def _parts(model: ModelFolder) -> Iterator[tuple[str, ModelFolder]]:
+    """The model, and in a cascade the one whose masks it refines, with what its files' names begin with."""
+    yield "", model
+    if model.masks_from is not None:
+        yield f"{model.masks_from.folder.name}/", model.masks_from
 
 
 def _texts(model: ModelFolder, with_case_scores: bool, notes: str) -> dict[str, str]:
     """All files of an archive but the weights."""
     scores = read_scores(model.folder, model.folds, with_case_scores)
     names: frozenset[str] = frozenset() if with_case_scores else case_names(model.folder, model.folds)
-    result = {PLANS_NAME: json_text(without_paths(read_object(model.folder / PLANS_NAME)))}
-    dataset = read_object(model.folder / DATASET_NAME) if (model.folder / DATASET_NAME).is_file() else {}
-    result[DATASET_NAME] = json_text(without_paths(described_dataset(dataset)))
-    for fold in model.folds:
-        settings = read_object(model.fold_folder(fold) / SETTINGS_NAME)
-        if not with_case_scores and isinstance(settings.get("chosen_on"), str):
-            settings["chosen_on"] = without_chosen_cases(settings["chosen_on"])
-        result[f"fold_{fold}/{SETTINGS_NAME}"] = json_text(without_paths(settings))
+    result: dict[str, str] = {}
+    for prefix, part in _parts(model):
+        result |= {
+            prefix + name: json_text(without_paths(content)) for name, content in _contents(part, with_case_scores)
+        }
     for name in OPTIONAL:
         path = _best(model) if name == BEST_NAME else model.folder / name
         if path is not None and path.is_file():
@@ -130,6 +136,18 @@ def _texts(model: ModelFolder, with_case_scores: bool, notes: str) -> dict[str, 
     settings_of_first = read_settings(model.fold_folder(model.folds[0]))
     result[CARD_NAME] = model_card(model, model.folds, scores, settings_of_first, notes)
     return result
+
+
+def _contents(model: ModelFolder, with_cases: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a model's plans.json, dataset.json and settings hold, these with names of cases or without."""
+    yield PLANS_NAME, read_object(model.folder / PLANS_NAME)
+    dataset = read_object(model.folder / DATASET_NAME) if (model.folder / DATASET_NAME).is_file() else {}
+    yield DATASET_NAME, described_dataset(dataset)
+    for fold in model.folds:
+        settings = read_object(model.fold_folder(fold) / SETTINGS_NAME)
+        if not with_cases and isinstance(settings.get("chosen_on"), str):
+            settings["chosen_on"] = without_chosen_cases(settings["chosen_on"])
+        yield f"fold_{fold}/{SETTINGS_NAME}", settings
 
 
 def _best(model: ModelFolder) -> Path | None:

@@ -3,6 +3,7 @@
     plans.json  dataset.json
     fold_0/     weights.safetensors  inference.json  ...
     fold_all/   the model trained on every case, where there is one
+    3d_lowres/  in a cascade a model folder, too: a copy of the model whose masks it refines
 
 An archive of such a folder (see `archive_format`) is opened like the folder.
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 PLANS_NAME = "plans.json"
 DATASET_NAME = "dataset.json"
 WEIGHTS_NAME = "weights.safetensors"
-TENSORS_HASH = "tensors_hash"  # key of the metadata
+TENSORS_HASH, MASKS_FROM = "tensors_hash", "masks_from"  # keys of the metadata
 FORMER_METADATA = {"plan_hash", "dataset", "configuration"}  # of versions that wrote no hash
 
 
@@ -52,6 +53,7 @@ class ModelFolder:
         plans, configuration: of the model.
         folds: the finished ones, by name.
         archive: that it was opened from, if it was.
+        masks_from: of a cascade, the model whose masks it refines.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class ModelFolder:
     configuration: ConfigurationPlan
     folds: tuple[str, ...]
     archive: Path | None = None
+    masks_from: ModelFolder | None = None
 
     @property
     def place(self) -> Path:
@@ -90,6 +93,8 @@ def plan_hash(configuration: ConfigurationPlan) -> str:
                 for name, plan in configuration.sources.plans.items()
             },
         }
+    if configuration.cascade is not None:
+        parts["cascade"] = asdict(configuration.cascade)
     return text_hash(json.dumps(parts, sort_keys=True))
 
 
@@ -117,7 +122,21 @@ def open_model_folder(folder: Path) -> ModelFolder:
     folds = finished_folds(folder)
     if not folds:
         raise UsdError(f"{folder} holds no finished fold (fold_0/{WEIGHTS_NAME}, ...); finish a fold with usd_train.")
-    return ModelFolder(folder, plans, configuration_of(folder, plans), folds)
+    configuration = configuration_of(folder, plans)
+    return ModelFolder(folder, plans, configuration, folds, masks_from=_masks_from(folder, configuration))
+
+
+def _masks_from(folder: Path, configuration: ConfigurationPlan) -> ModelFolder | None:
+    """The model whose masks a cascade refines, of which training put a copy into the cascade's folder."""
+    if configuration.cascade is None:
+        return None
+    copy = folder / configuration.cascade.masks_of
+    if not copy.is_dir():
+        raise UsdError(
+            f"{folder} is a cascade but lacks {copy.name}/, the model whose masks it refines; copy the folder with all "
+            f"that it holds, or take an archive of it (usd_export)."
+        )
+    return open_model_folder(copy)
 
 
 def _open_archive(archive: Path) -> ModelFolder:
@@ -184,6 +203,11 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
     path = folder / WEIGHTS_NAME
     tensors, metadata = read_weights(path)
     require_same_plan(path, metadata, plan_hash(model.configuration))
+    if model.masks_from is not None and metadata.get(MASKS_FROM) != weights_of_all_folds(model.masks_from):
+        raise UsdError(
+            f"{path} was trained with masks of another model than the one in {model.masks_from.folder}, as where a "
+            f"training that began all folds anew was left before this one; train this fold again with --restart."
+        )
     has_denoiser = any(name.startswith("denoiser.") for name in tensors)
     with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced, are drawn from it
         network = build_model(model.configuration, model.plans.labels, has_denoiser)
@@ -195,6 +219,17 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
             f"{model.plans.labels.num_channels} channels; restore the file."
         )
     return to_device(network, device).eval().requires_grad_(False), settings
+
+
+def weights_of_all_folds(model: ModelFolder) -> str:
+    """Hash of the weights of all folds of a model, by what their files say of themselves."""
+    from safetensors import safe_open
+
+    hashes = []
+    for fold in model.folds:
+        with safe_open(model.fold_folder(fold) / WEIGHTS_NAME, framework="pt") as stream:
+            hashes.append(f"{fold} {dict(stream.metadata() or {}).get(TENSORS_HASH)}")
+    return text_hash("|".join(hashes))
 
 
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:

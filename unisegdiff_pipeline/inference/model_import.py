@@ -69,5 +69,7 @@ def require_usable(folder: Path) -> None:
     import torch
 
     model = open_model_folder(folder)
-    for fold in model.folds:
-        load_fold(model, fold, torch.device("cpu"))
+    parts = [model] if model.masks_from is None else [model, model.masks_from]
+    for part in parts:
+        for fold in part.folds:
+            load_fold(part, fold, torch.device("cpu"))

@@ -60,6 +60,11 @@ class ModelInputs:
             )
 
     @property
+    def of_masks(self) -> ModelInputs | None:
+        """Of a cascade, the inputs of the model whose masks it refines; the images are the same."""
+        return None if self.model.masks_from is None else ModelInputs(self.model.masks_from)
+
+    @property
     def _sources(self) -> SourcesPlan | None:
         return self.model.configuration.sources
 
@@ -156,3 +161,12 @@ class ModelInputs:
             return image, properties
         width = self.model.configuration.network.num_input_channels
         return to_network_channels(image, width, case.case_id), replace(properties, source=self.source)
+
+    def prepare_for_masks(
+        self, volume: Volume, case: RawCase, scratch: Scratch | None = None
+    ) -> tuple[np.ndarray, CaseProperties] | None:
+        """Of a cascade, what `prepare` makes of the image for the model whose masks it refines."""
+        inputs = self.of_masks
+        if inputs is None:
+            return None
+        return inputs.prepare(inputs.plan_for(volume, case), volume, case, scratch)

@@ -134,11 +134,16 @@ def export_onnx(
         source: of a model of a unified data set, what all images will be like; None for no known one.
 
     Raises:
-        UsdError: no such fold or source, several finished folds and none named, a folder with something in it, a
-            package that is not installed, or graphs that do not compute what the network does.
+        UsdError: a cascade, no such fold or source, several finished folds and none named, a folder with something in
+            it, a package that is not installed, or graphs that do not compute what the network does.
     """
     require_onnx()
     model = open_model_folder(Path(model_folder))
+    if model.masks_from is not None:
+        raise UsdError(
+            f"{model.place} is a cascade: its inputs are masks of another model, brought to its grid, which no graph "
+            f"holds. Export a model that is none, or share the cascade as an archive (without --onnx)."
+        )
     name = _one_fold(model, fold)
     ModelInputs(model, source)  # refuses a source that the model does not have
     output = Path(output)

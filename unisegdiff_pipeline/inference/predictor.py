@@ -28,6 +28,7 @@ from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.label_fusion import Combination, require_combinable
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, can_filter, combined_filter
 from unisegdiff_pipeline.inference.limits import find_limits
+from unisegdiff_pipeline.inference.measuring import final_mask
 from unisegdiff_pipeline.inference.model_folder import (
     SETTINGS_NAME,
     WEIGHTS_NAME,
@@ -51,6 +52,7 @@ from unisegdiff_pipeline.io.images import files_read, read_image
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.preprocessing.cascade_inputs import mask_on_grid, with_mask
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
 ImageLike: TypeAlias = Any  # an array, a path, a SimpleITK or nibabel image, a Volume, or a list of these
@@ -106,9 +108,17 @@ class Predictor:
         self.networks: list[tuple[StagedModel, InferenceSettings]] = [
             load_fold(self.model, fold, self.device) for fold in self.folds
         ]
+        self.masks_from = self._of_masks(device, mirror)
         self.weights = {fold: file_hash(self.model.fold_folder(fold) / WEIGHTS_NAME) for fold in self.folds}
         self.decision: Decision = decision or decision_of_folds(settings.decision for _, settings in self.networks)
         self.lesion_filter = self._filter(wanted, lesion_filter)
+
+    def _of_masks(self, device: str, mirror: bool) -> Predictor | None:
+        """Of a cascade, what makes the masks that it refines: the same folds, or all where it has none of these."""
+        model = self.model.masks_from
+        if model is None:
+            return None
+        return Predictor(model, [fold for fold in self.folds if fold in model.folds] or None, device, mirror)
 
     def _filter(self, utility: Utility | None, asked: LesionFilter | bool) -> LesionFilter:
         """What is asked for, else what all folds make of a utility, or what they chose."""
@@ -210,7 +220,8 @@ class Predictor:
         channels = _given_channels(image) if case is None else case.channels
         named = RawCase(case_id, (), channels=channels)
         prepared, properties = inputs.prepare(inputs.plan_for(volume, named), volume, named)
-        found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed)
+        for_masks = inputs.prepare_for_masks(volume, named)
+        found = self.predict_preprocessed(prepared, properties, num_samples=num_samples, seed=seed, for_masks=for_masks)
         return Prediction(found, properties, self.labels, origin, uncertainty_parts)
 
     def made_of(
@@ -236,8 +247,20 @@ class Predictor:
             "mirror_axes": list(self.mirror_axes),
             "combine": combine,
             "decision": self.decision,
+            **({} if self.masks_from is None else {"masks_from": self.masks_from.made_of_masks(seed)}),
             **({} if self.lesion_filter.keeps_all else {"lesion_filter": to_jsonable(self.lesion_filter)}),
         }
+
+    def mask_of(
+        self, image: np.ndarray, properties: CaseProperties, *, seed: int, memory_gb: float | None, scratch: Scratch
+    ) -> np.ndarray:
+        """The mask alone (Z, Y, X), on the image's grid, of an image on the plan's grid."""
+        found = self.predict_preprocessed(image, properties, seed=seed, memory_gb=memory_gb, scratch=scratch)
+        return final_mask(found, properties, self.labels, self.model.plans.spacing_known)
+
+    def made_of_masks(self, seed: int) -> dict[str, object]:
+        """As `made_of`, of masks that a cascade refines: by the model's own settings."""
+        return self.made_of(self.num_samples(None), seed, "mean")
 
     def __repr__(self) -> str:
         plans, network = self.model.plans, self.model.configuration.network
@@ -296,15 +319,22 @@ class Predictor:
         seed: int = 0,
         memory_gb: float | None = None,
         scratch: Scratch | None = None,
+        for_masks: tuple[np.ndarray, CaseProperties] | None = None,
     ) -> EnsemblePrediction:
         """Predict an image (C, Z, Y, X) on the plan's grid by all folds; `properties.source` names its source.
 
         Args:
             memory_gb: that may be taken on a CPU besides the arrays of `scratch`; None takes a part of what is free.
             scratch: where arrays of the volume's size live; None keeps them in memory.
+            for_masks: to a cascade, and to no other model, the image as `ModelInputs.prepare_for_masks` gives it.
         """
-        count = self.num_samples(num_samples)
-        limits, scratch = find_limits(self.device, memory_gb), scratch or Scratch()
+        count, scratch = self.num_samples(num_samples), scratch or Scratch()
+        if self.masks_from is not None:
+            if for_masks is None:
+                raise ValueError("for_masks is None; a cascade needs the image prepared for the other model, too")
+            mask = self.masks_from.mask_of(*for_masks, seed=seed, memory_gb=memory_gb, scratch=scratch)
+            image = with_mask(image, mask_on_grid(mask, properties), self.labels, scratch)
+        limits = find_limits(self.device, memory_gb)
         patch_size, several = self.model.configuration.network.patch_size, len(self.networks) > 1
         sources = self.model.configuration.sources
         row = 0 if sources is None else sources.index(properties.source)

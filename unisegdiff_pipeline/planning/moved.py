@@ -39,7 +39,7 @@ def move_plans(own: Plans, other: Plans, name: str) -> Plans:
         for plan, whose in ((planned, "other"), (base, "own")):
             if plan.sources is not None:
                 raise _refused(name, f"{path}.sources", f"that of the {whose} data set", "unified plans are not moved")
-        configurations[key] = _moved(base, planned)
+        configurations[key] = _moved(base, planned, own.num_masks(planned))
         decisions = {k: v for k, v in decisions.items() if not k.startswith(f"{path}.") or _is_own(k)}
         for part in ("preprocessing.target_spacing_mm", "network.patch_size", "network.levels", "training.batch_size"):
             decisions[f"{path}.{part}"] = f"moved from {name} ({other.dataset_name})"
@@ -53,7 +53,7 @@ def move_plans(own: Plans, other: Plans, name: str) -> Plans:
     )
 
 
-def _moved(base: ConfigurationPlan, planned: ConfigurationPlan) -> ConfigurationPlan:
+def _moved(base: ConfigurationPlan, planned: ConfigurationPlan, num_masks: int) -> ConfigurationPlan:
     spacing = planned.preprocessing.target_spacing_mm
     preprocessing = replace(
         base.preprocessing,
@@ -65,7 +65,7 @@ def _moved(base: ConfigurationPlan, planned: ConfigurationPlan) -> Configuration
         planned,
         preprocessing=preprocessing,
         median_shape=scaled_shape(base.median_shape, base.preprocessing.target_spacing_mm, spacing),
-        network=replace(planned.network, num_input_channels=base.network.num_input_channels),
+        network=replace(planned.network, num_input_channels=preprocessing.num_inputs + num_masks),
         training=replace(
             planned.training,
             mirror_axes=base.training.mirror_axes,

@@ -27,6 +27,7 @@ from unisegdiff_pipeline.planning.normalization import (
 from unisegdiff_pipeline.planning.plans import (
     SCHEMA_VERSION,
     Budget,
+    CascadePlan,
     ConfigurationPlan,
     DenoiserPlan,
     NetworkPlan,
@@ -46,7 +47,8 @@ from unisegdiff_pipeline.planning.spacing import ANISOTROPY, SpacingPlan, plan_s
 from unisegdiff_pipeline.planning.topology import MIN_EDGE, denoiser_multiply_adds, multiply_adds
 from unisegdiff_pipeline.planning.unified import SharedGrid, shared_grid, source_facts, with_sources
 
-CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+CASCADE = "3d_cascade_fullres"
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", CASCADE)
 
 _CPU_EPOCHS = 250
 _LOWRES_BELOW_COVERAGE = 0.25
@@ -91,7 +93,8 @@ def plan_dataset(
         fingerprint: facts of the training cases.
         description: dataset.json.
         budget: the machine to train on.
-        configurations: names out of CONFIGURATIONS; all that are possible by default.
+        configurations: names out of CONFIGURATIONS, a cascade with those that it stands on; all that are possible by
+            default.
         source_descriptions: dataset.json of each source of a unified data set.
 
     Returns:
@@ -157,11 +160,12 @@ def _possible_of_sources(
     flat = [facts.source.name for facts in sources if facts.fingerprint.is_2d]
     deep = [facts for facts in sources if not facts.fingerprint.is_2d]
     if not deep:
-        for name in ("3d_fullres", "3d_lowres"):
+        for name in CONFIGURATIONS[1:]:
             decisions[f"configurations.{name}"] = f"not made: all sources hold 2D images ({', '.join(flat)})"
         return context, possible
     grid = shared_grid(fingerprint, deep, dims=3)
     volumes = _context(grid.pooled, description, budget, grid.num_images, decisions)
+    decisions[f"configurations.{CASCADE}"] = "not made: it takes images of one data set, and these are of several"
     for name, configuration in _plan_volumes(volumes).items():
         possible[name] = _with_sources(volumes, grid, configuration)
         if flat:
@@ -191,8 +195,12 @@ def _plan_volumes(context: _Context) -> dict[str, ConfigurationPlan]:
     fullres = _plan_3d(context, "3d_fullres", context.spacing.spacing_mm, context.spacing.median_shape)
     lowres = _plan_lowres(context, fullres)
     if lowres is None:
+        context.decisions[f"configurations.{CASCADE}"] = "not made: it refines masks of 3d_lowres, which is not made"
         return {fullres.name: fullres}
-    return {fullres.name: _with_batch_dice(context, fullres), lowres.name: lowres}
+    volumes = {fullres.name: _with_batch_dice(context, fullres), lowres.name: lowres}
+    if not context.description.sources:
+        volumes[CASCADE] = _plan_cascade(context, fullres, lowres)
+    return volumes
 
 
 def _plan_2d(context: _Context) -> ConfigurationPlan:
@@ -247,8 +255,22 @@ def _plan_lowres(context: _Context, fullres: ConfigurationPlan) -> Configuration
     return _plan_3d(context, "3d_lowres", spacing, shape, reason)
 
 
+def _plan_cascade(context: _Context, fullres: ConfigurationPlan, lowres: ConfigurationPlan) -> ConfigurationPlan:
+    """3d_fullres with the mask of 3d_lowres as further channels, which cost some of the budget of a CPU."""
+    num_inputs = context.sizer.num_inputs + len(context.description.labels.names)
+    own = replace(context, sizer=replace(context.sizer, num_inputs=num_inputs))
+    cascade = _plan_3d(own, CASCADE, context.spacing.spacing_mm, context.spacing.median_shape)
+    context.decide(
+        CASCADE,
+        "cascade",
+        f"{lowres.name} sees more of an image at once, and its mask tells where to look; {fullres.name} is beside it, "
+        f"whose cases are read",
+    )
+    return replace(_with_batch_dice(own, cascade), cascade=CascadePlan(masks_of=lowres.name, cases_of=fullres.name))
+
+
 def _with_batch_dice(context: _Context, fullres: ConfigurationPlan) -> ConfigurationPlan:
-    """3d_fullres where there is 3d_lowres beside it."""
+    """3d_fullres, or the cascade, where there is 3d_lowres beside it."""
     training = replace(fullres.training, batch_dice=True)
     reasons = training_reasons(training, on_cpu=context.sizer.on_cpu, dims=3, has_lowres=True)
     context.decide(fullres.name, "training.batch_dice", reasons["batch_dice"])
@@ -417,6 +439,8 @@ def _trainable(possible: dict[str, ConfigurationPlan], context: _Context) -> dic
                 f"the median image has {shape} voxels (Z, Y, X) at the planned spacing, too few to be halved even "
                 f"once: a U-Net needs {2 * MIN_EDGE} along two axes, or {3 * MIN_EDGE} along one"
             )
+    if CASCADE in possible and (gone := [name for name in ("3d_fullres", "3d_lowres") if name in reasons]):
+        reasons[CASCADE] = f"it stands on {gone[0]}, which is not made"
     if len(reasons) == len(possible):
         raise UsdError(
             f"{context.fingerprint.dataset_name} cannot be trained: {next(iter(reasons.values()))}. Pad the images and "
@@ -441,7 +465,8 @@ def _select(
                 f"configuration {name!r} is not planned for {context.fingerprint.dataset_name} ({reason}); possible "
                 f"are {', '.join(possible)}."
             )
-    return {name: possible[name] for name in possible if name in wanted}
+    needed = {"3d_fullres", "3d_lowres"} if CASCADE in wanted else set()
+    return {name: possible[name] for name in possible if name in {*wanted, *needed}}
 
 
 def _decisions_of(decisions: dict[str, str], chosen: dict[str, ConfigurationPlan]) -> dict[str, str]:

@@ -333,8 +333,21 @@ class SourcesPlan:
 
 
 @dataclass(frozen=True)
+class CascadePlan:
+    """What a network that refines masks of another one takes from other configurations.
+
+    Attributes:
+        masks_of: whose masks are further input channels, one for each class.
+        cases_of: whose preprocessed cases it reads; images are treated alike.
+    """
+
+    masks_of: str
+    cases_of: str
+
+
+@dataclass(frozen=True)
 class ConfigurationPlan:
-    """One way to treat the data set: 2d, 3d_fullres or 3d_lowres.
+    """One way to treat the data set: 2d, 3d_fullres, 3d_lowres or 3d_cascade_fullres.
 
     Of a unified data set `sources` says how images of each source are treated; `preprocessing` is then for images of no
     known source, and has the network's number of channels.
@@ -348,6 +361,12 @@ class ConfigurationPlan:
     training: TrainingPlan
     stages: StagePlan | None = None  # planned from the preprocessed labels, at the end of preprocessing
     sources: SourcesPlan | None = None  # of a unified data set
+    cascade: CascadePlan | None = None  # of a network that takes masks of another one
+
+    @property
+    def cases_of(self) -> str:
+        """Name of the configuration whose preprocessed cases it reads."""
+        return self.name if self.cascade is None else self.cascade.cases_of
 
     def field_spacing_mm(self, spacing_mm: tuple[float, float, float]) -> tuple[float, float, float]:
         """Voxel size (Z, Y, X) that lengths of sampling are meant in, of a case with this one on the plan's grid.
@@ -462,14 +481,37 @@ class Plans:
         if configuration.training.channel_dropout and not missing:
             dropout = configuration.training.channel_dropout
             return f"training.channel_dropout is {dropout:g}; without preprocessing.missing_channels it is 0"
-        if configuration.network.num_input_channels != (inputs := configuration.preprocessing.num_inputs):
+        inputs = configuration.preprocessing.num_inputs + self.num_masks(configuration)
+        if configuration.network.num_input_channels != inputs:
             found = configuration.network.num_input_channels
             twice = ", twice as many inputs where some may be missing" if missing else ""
-            return f"network.num_input_channels is {found}; channel_names has {channels} channels{twice} ({inputs})"
+            masks = f", a cascade one for each of {len(self.labels.names)} classes" if configuration.cascade else ""
+            return (
+                f"network.num_input_channels is {found}; channel_names has {channels} channels{twice}{masks} ({inputs})"
+            )
         if stages is not None and len(stages.input_scale) not in (0, self.labels.num_channels):
             found = len(stages.input_scale)
             return f"stages.input_scale has {found} values; the labels are coded in {self.labels.num_channels} channels"
+        if configuration.cascade is not None:
+            return self._problem_of_cascade(configuration, configuration.cascade)
         return None if configuration.sources is None else self._problem_of_sources(configuration.sources)
+
+    def num_masks(self, configuration: ConfigurationPlan) -> int:
+        """Inputs of the network of a configuration behind those of the image: in a cascade one for each class."""
+        return 0 if configuration.cascade is None else len(self.labels.names)
+
+    def _problem_of_cascade(self, configuration: ConfigurationPlan, cascade: CascadePlan) -> str | None:
+        """What of a cascade does not fit the configurations that it stands on."""
+        for key, other in asdict(cascade).items():
+            found = self.configurations.get(other)
+            if found is None or found.cascade is not None:
+                there = ", ".join(name for name, plan in self.configurations.items() if plan.cascade is None)
+                return f"cascade.{key} is {other!r:.80}; allowed is another configuration that is no cascade: {there}"
+        if configuration.sources is not None:
+            return "sources is set beside cascade; a cascade takes images of one data set, set one of the two to null"
+        if configuration.preprocessing != self.configurations[cascade.cases_of].preprocessing:
+            return f"preprocessing differs from that of {cascade.cases_of}, whose cases it reads; make both the same"
+        return None
 
     def _problem_of_sources(self, sources: SourcesPlan) -> str | None:
         """What of the plans of a unified data set's sources does not fit the channels or the classes."""

@@ -23,13 +23,20 @@ EQUAL_FRACTIONS = 1e-4  # fractions closer than this are told apart by their nei
 
 
 def resample_labels(
-    labels: np.ndarray, shape: Sequence[int], separate_axis: int | None = None, device: str = "cpu"
+    labels: np.ndarray,
+    shape: Sequence[int],
+    separate_axis: int | None = None,
+    device: str = "cpu",
+    *,
+    keep_volumes: bool = True,
 ) -> np.ndarray:
     """Resample a label map (Z, Y, X) to `shape`; the module says how.
 
     Args:
         separate_axis: axis that is resampled by nearest neighbour.
         device: where the fractions are computed.
+        keep_volumes: False takes the largest fraction on a coarser grid, too: slab by slab, without an array of real
+            numbers of the whole grid.
     """
     grid = GridMap(labels.shape, shape, 1, separate_axis, device, covering=True)
     if grid.is_identity:
@@ -37,7 +44,7 @@ def resample_labels(
     values = [int(v) for v in np.unique(labels) if v != 0]
     if not values:
         return np.zeros(tuple(shape), labels.dtype)
-    if all(new >= old for new, old in zip(shape, labels.shape, strict=True)):
+    if not keep_volumes or all(new >= old for new, old in zip(shape, labels.shape, strict=True)):
         return _largest_fraction(grid, labels, values)
     return _same_volume(grid, labels, values)
 

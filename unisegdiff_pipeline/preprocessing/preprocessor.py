@@ -248,7 +248,7 @@ def preprocess_dataset(
     Args:
         raw: the raw data set; every case that is made is checked on the way.
         plans: stages of the given configurations are planned where they are missing or labels changed.
-        configurations: names in `plans.configurations`.
+        configurations: names in `plans.configurations`; a cascade stands for the one whose cases it reads.
         folder: preprocessed/DatasetXXX_Name.
         workers: processes; None chooses by cores and memory, 0 works in this process.
         scheduler: address of a Dask scheduler to use instead.
@@ -261,7 +261,7 @@ def preprocess_dataset(
     """
     folder = Path(folder)
     group_of = {case.case_id: _group_of(case, groups) for case in raw.cases}
-    tasks = {name: _task(plans, name, folder, plans_name) for name in configurations}
+    tasks = {task.name: task for task in (_task(plans, name, folder, plans_name) for name in configurations)}
     for task in tasks.values():
         _require_planned_sources(raw, plans, task)
     members = {name: [case.case_id for case in raw.cases if case.source in task.plans] for name, task in tasks.items()}
@@ -312,12 +312,12 @@ def _task(plans: Plans, name: str, folder: Path, plans_name: str | None) -> _Tas
             f"configuration {name!r} is not in the plans of {plans.dataset_name}, which have "
             f"{', '.join(plans.configurations)}; choose one of these, or plan again with -c {name}."
         )
-    configuration = plans.configurations[name]
-    task_folder = folder / configuration_folder(name, plans_name)
+    configuration = plans.configurations[plans.configurations[name].cases_of]
+    task_folder = folder / configuration_folder(configuration.name, plans_name)
     task_folder.mkdir(parents=True, exist_ok=True)
     remove_former_layout(task_folder)
     return _Task(
-        name,
+        configuration.name,
         task_folder,
         preprocessing_plans(configuration),
         case_settings(plans.labels, configuration),
@@ -528,6 +528,11 @@ def _with_stages(plans: Plans, tasks: Mapping[str, _Task], done: set[str]) -> Pl
         if configuration.stages is None or any(key.startswith(f"{name}/") for key in done):
             configurations[name] = _plan_stages(configuration, plans.labels, task)
             decisions[f"configurations.{name}.stages"] = _stage_reason(configurations[name])
+    for name, configuration in plans.configurations.items():
+        if configuration.cascade is not None and configuration.cases_of in tasks:
+            stages = configurations[configuration.cases_of].stages
+            configurations[name] = replace(configuration, stages=stages)
+            decisions[f"configurations.{name}.stages"] = f"those of {configuration.cases_of}, whose labels are the same"
     return replace(plans, configurations=configurations, decisions=decisions)
 
 

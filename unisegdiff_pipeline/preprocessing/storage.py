@@ -77,6 +77,7 @@ class StoredCase:
         image: (C, Z, Y, X) float32.
         labels: (R, Z, Y, X) uint8 or int16; row 0 = labelsTr, rows 1.. = raters.
         properties: the way to the original grid.
+        mask: of a cascade, the label map (1, Z, Y, X) of the other network on the same grid.
     """
 
     folder: Path
@@ -84,6 +85,7 @@ class StoredCase:
     image: Sliceable
     labels: Sliceable
     properties: CaseProperties
+    mask: Sliceable | None = None
 
     @property
     def group(self) -> str:
@@ -97,8 +99,9 @@ class StoredCase:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that image and labels take when they are loaded."""
-        return sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in (self.image, self.labels))
+        """Memory that image, labels and mask take when they are loaded."""
+        arrays = (self.image, self.labels, *(() if self.mask is None else (self.mask,)))
+        return sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in arrays)
 
     @cached_property
     def components(self) -> ComponentTable:
@@ -110,10 +113,16 @@ class StoredCase:
         return read_array(reference_path(self.folder.parent, self.case_id))
 
     def load(self, in_memory: bool = True) -> StoredCase:
-        """The same case with image and labels decompressed into memory; itself when `in_memory` is False."""
+        """The same case with its arrays decompressed into memory; itself when `in_memory` is False."""
         if not in_memory:
             return self
-        return replace(self, image=np.asarray(self.image[...]), labels=np.asarray(self.labels[...]))
+        image, labels = np.asarray(self.image[...]), np.asarray(self.labels[...])
+        return replace(self, image=image, labels=labels, mask=None if self.mask is None else np.asarray(self.mask[...]))
+
+    def within(self, box: tuple[slice, ...]) -> StoredCase:
+        """The case with image and mask in a box (Z, Y, X) alone."""
+        inside = (slice(None), *box)
+        return replace(self, image=self.image[inside], mask=None if self.mask is None else self.mask[inside])
 
 
 @dataclass(frozen=True)
@@ -136,13 +145,17 @@ class CaseFile:
 class PreprocessedFolder:
     """The cases of one configuration."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, masks: Path | None = None) -> None:
         """Open `folder` (preprocessed/DatasetXXX_Name/<configuration>).
+
+        Args:
+            folder: of the configuration.
+            masks: of a cascade, folder of the other network's masks.
 
         Raises:
             UsdError: where it does not exist.
         """
-        self.folder = Path(folder)
+        self.folder, self.masks = Path(folder), masks
         if not self.folder.is_dir():
             raise UsdError(
                 f"{self.folder} does not exist: the configuration {self.folder.name!r} has not been preprocessed; "
@@ -188,7 +201,12 @@ class PreprocessedFolder:
         properties = self._file(case_id).properties
         image = open_array(case_path(self.folder, IMAGES, case_id))
         labels = open_array(case_path(self.folder, LABELS, case_id))
-        return StoredCase(self.folder, case_id, image, labels, properties)
+        mask = None if self.masks is None else open_array(mask_path(self.masks, case_id))
+        return StoredCase(self.folder, case_id, image, labels, properties, mask)
+
+    def properties(self, case_id: str) -> CaseProperties:
+        """The way of a case to its original grid; its arrays are not opened."""
+        return self._file(case_id).properties
 
     def _file(self, case_id: str) -> CaseFile:
         path = case_path(self.folder, CASES, case_id)
@@ -285,6 +303,11 @@ def case_path(folder: Path, kind: str, case_id: str) -> Path:
 def reference_path(dataset_folder: Path, case_id: str) -> Path:
     """File of the label maps on the original grid."""
     return file_of(dataset_folder / REFERENCE_FOLDER, case_id, "_reference.b2nd")
+
+
+def mask_path(folder: Path, case_id: str) -> Path:
+    """File of the mask that a cascade reads of a case."""
+    return file_of(folder, case_id, ".b2nd")
 
 
 def write_array(path: Path, array: np.ndarray, patch_size: Sequence[int], smooth: bool = False) -> None:

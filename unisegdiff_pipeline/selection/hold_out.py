@@ -17,6 +17,7 @@ from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.networks.sources import UNKNOWN
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, SourcesPlan
+from unisegdiff_pipeline.preprocessing.cascade_inputs import with_mask
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder, StoredCase
 
 
@@ -96,10 +97,12 @@ def predict_stored(
 def tiled(held_out: HoldOut, model: StagedModel, stored: StoredCase) -> TiledCase:
     """A preprocessed case under a model, which is put into eval mode."""
     model.eval()
-    image, patch_size = torch.as_tensor(stored.image[...]), held_out.configuration.network.patch_size
+    patch_size, image = held_out.configuration.network.patch_size, stored.image[...]
+    if stored.mask is not None:
+        image = with_mask(image, stored.mask[...][0], held_out.labels)
     sources = held_out.configuration.sources
     row = UNKNOWN if sources is None else sources.index(stored.properties.source)
-    return TiledCase(image, model, patch_size, find_limits(held_out.device), source=row)
+    return TiledCase(torch.as_tensor(image), model, patch_size, find_limits(held_out.device), source=row)
 
 
 def score_on_plan_grid(held_out: HoldOut, stored: StoredCase, probabilities: torch.Tensor) -> list[ClassScore]:

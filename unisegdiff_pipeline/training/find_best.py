@@ -31,7 +31,7 @@ from unisegdiff_pipeline.inference.averaging import (
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, can_filter, combined_filter
-from unisegdiff_pipeline.inference.measuring import find_lesions
+from unisegdiff_pipeline.inference.measuring import final_mask, find_lesions
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder
 from unisegdiff_pipeline.inference.recipe import Candidate, CandidateComparison, Recipe, RecipeMember, write_recipe
@@ -286,10 +286,7 @@ def _score(task: _CaseOfMembers) -> CaseDice:
     require_same_grids(task.files, [task.case_id])
     scheme = task.scheme
     found, properties = task.predict(task.lesion_filter)
-    labels = restore_labels(found.decided(scheme.coding), properties, scheme)
-    if not task.lesion_filter.keeps_all:
-        samples = restore_samples(found, properties, scheme)
-        find_lesions(found, properties, scheme, task.spacing_known, labels, samples)
+    labels = final_mask(found, properties, scheme, task.spacing_known)
     geometry = properties.geometry
     grid = measured_grid(geometry, units_of(geometry.is_2d, task.spacing_known))
     reference = read_array(task.reference)[0]

@@ -16,12 +16,15 @@ from unisegdiff_pipeline.core.serialization import formerly, from_jsonable, read
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.evaluation.summary import Summary, summary_table
 from unisegdiff_pipeline.inference.model_folder import (
+    MASKS_FROM,
     WEIGHTS_NAME,
     load_weights,
+    open_model_folder,
     read_weights,
     require_same_plan,
     save_tensors,
     save_weights,
+    weights_of_all_folds,
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.inference.settings_words import settings_in_words
@@ -390,6 +393,8 @@ def _finish(run: FoldRun, model: StagedModel, settings: InferenceSettings, choic
         "dataset": run.plans.dataset_name,
         "configuration": run.configuration.name,
     }
+    if run.data.masks is not None:
+        metadata[MASKS_FROM] = weights_of_all_folds(open_model_folder(run.data.masks.parent))
     with run.stop.deferred():
         write_choice(run.folder, settings, choice)
         save_weights(run.folder / WEIGHTS_NAME, model, metadata)

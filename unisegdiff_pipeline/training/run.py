@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, configuration_folder, require_plans
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases, require_undamaged_references
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
+from unisegdiff_pipeline.training.cascade import MASKS, CascadeStart
 from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files, unified_reference
 from unisegdiff_pipeline.training.data.splits import (
     Split,
@@ -49,7 +51,14 @@ from unisegdiff_pipeline.training.log import RunLog
 from unisegdiff_pipeline.training.loggers import require_logger
 from unisegdiff_pipeline.training.pretrained import open_start
 from unisegdiff_pipeline.training.ranks import ALONE, Ranks, joined
-from unisegdiff_pipeline.training.request import FoldPreview, FoldResult, FoldState, TrainRequest, TrainResult
+from unisegdiff_pipeline.training.request import (
+    DEFAULT_TRAINER,
+    FoldPreview,
+    FoldResult,
+    FoldState,
+    TrainRequest,
+    TrainResult,
+)
 from unisegdiff_pipeline.training.resume import (
     as_asked,
     held_out_of,
@@ -102,6 +111,7 @@ def _train(request: TrainRequest, began: float, ranks: Ranks) -> TrainResult:
     made = [path for path in _folders(setting.model_folder) if not path.exists()]
     results = []
     try:
+        _take_over_masks(request, setting)
         with StopRequest() as stop:
             for fold in setting.folds:
                 results.append(_train_one(request, setting, fold, stop, began))
@@ -118,6 +128,7 @@ def open_fold(request: TrainRequest, stop: StopRequest) -> FoldRun:
     """The cases, plan and folder of one fold, "0" to "4" or "all", without training it."""
     setting = _open(request)
     _check_data(request, setting)
+    _take_over_masks(request, setting)
     return _fold_run(_requests(request, setting)[request.fold], setting, request.fold, stop, time.monotonic())
 
 
@@ -131,7 +142,8 @@ def preview(request: TrainRequest) -> tuple[FoldPreview, ...]:
     require_logger(request.logger)
     setting = _open(request, writing=False)
     _require_finished(request, setting)
-    _check_plan_of_folds(setting, restarted=set(setting.folds) if request.restart else set())
+    _check_plan_of_folds(setting, restarted=_restarted(request, setting))
+    _take_over_masks(request, setting, writing=False)
     found = []
     for fold, settled in _requests(request, setting).items():
         run = _fold_run(settled, setting, fold, StopRequest(), time.monotonic())
@@ -146,7 +158,8 @@ def preview(request: TrainRequest) -> tuple[FoldPreview, ...]:
 def estimate(request: TrainRequest) -> TimeEstimate | None:
     """How long the folds that are not finished will take on this machine, each as long as the first of them.
 
-    None where there is nothing to train, or a time budget says it. Nothing is written.
+    None where there is nothing to train, a time budget says it, or a cascade has not taken over its masks. Nothing is
+    written.
 
     Raises:
         UsdError: what `train` would refuse before it begins.
@@ -154,7 +167,7 @@ def estimate(request: TrainRequest) -> TimeEstimate | None:
     setting = _open(request, writing=False)
     requests = _requests(request, setting)
     todo = [fold for fold in requests if request.restart or not is_finished(_fold_folder(setting, fold))]
-    if not todo:
+    if not todo or (setting.cascade is not None and not setting.cascade.are_kept(_cases(setting))):
         return None
     run = _fold_run(requests[todo[0]], setting, todo[0], StopRequest(), time.monotonic())
     found = estimate_time(run, setting.trainer)
@@ -165,6 +178,28 @@ def _require_finished(request: TrainRequest, setting: _Setting) -> None:
     """Raise a UsdError where a fold is to be validated that is not trained, before anything is written."""
     for fold in setting.folds if request.validate_only else ():
         require_weights(_fold_folder(setting, fold))
+
+
+def _take_over_masks(request: TrainRequest, setting: _Setting, writing: bool = True) -> None:
+    """Give a cascade the masks that it refines: before its first fold begins anew, and afterwards those of then."""
+    if setting.cascade is None:
+        return
+    if _begun(setting, _restarted(request, setting)):
+        setting.cascade.require_kept(_cases(setting))
+    elif writing:
+        setting.cascade.take_over(_cases(setting), _workers(request, setting.ranks))
+    else:
+        setting.cascade.find_masks(_cases(setting))
+
+
+def _cases(setting: _Setting) -> tuple[str, ...]:
+    """The cases of all folds that are asked for."""
+    return tuple(sorted({case for split in setting.folds.values() for case in (*split.train, *split.val)}))
+
+
+def _restarted(request: TrainRequest, setting: _Setting) -> set[str]:
+    """Folds that begin again."""
+    return set(setting.folds) if request.restart else set()
 
 
 def _state(request: TrainRequest, folder: Path) -> FoldState:
@@ -208,7 +243,7 @@ def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRe
                 set_aside(folder, run.validation_cases)
             remove_temporaries(folder)
             remove_stale_temporaries(setting.model_folder)
-            _write_model_files(setting, restarted=set(setting.folds) if request.restart else set())
+            _write_model_files(setting, restarted=_restarted(request, setting))
             run.log.open()
             if kept := taken_over(request, settled):
                 run.log.say(f"as asked before: {kept}")
@@ -253,6 +288,7 @@ class _Setting:
     model_folder: Path
     device: torch.device
     ranks: Ranks
+    cascade: CascadeStart | None = None
 
 
 def _open(request: TrainRequest, writing: bool = True, ranks: Ranks = ALONE) -> _Setting:
@@ -272,7 +308,8 @@ def _open(request: TrainRequest, writing: bool = True, ranks: Ranks = ALONE) -> 
     model_folder = request.roots.require_results() / plans.dataset_name / name.folder
     records = {record.case_id: record for record in read_cases(dataset)}
     folds = {name: _usable(split, configuration) for name, split in _folds(request, dataset, records, writing).items()}
-    data = PreprocessedFolder(dataset / configuration_folder(configuration.name, plans_name))
+    masks = None if configuration.cascade is None else model_folder / configuration.cascade.masks_of / MASKS
+    data = PreprocessedFolder(dataset / configuration_folder(configuration.cases_of, plans_name), masks)
     device = ranks.device or resolve_device(request.device)
     cases = [case for split in folds.values() for case in (*split.train, *split.val)]
     data.require_current(cases, plans.labels, configuration)
@@ -288,6 +325,29 @@ def _open(request: TrainRequest, writing: bool = True, ranks: Ranks = ALONE) -> 
         model_folder=model_folder,
         device=device,
         ranks=ranks,
+        cascade=_cascade_start(request, configuration, plans, data, model_folder),
+    )
+
+
+def _cascade_start(
+    request: TrainRequest, configuration: ConfigurationPlan, plans: Plans, data: PreprocessedFolder, model_folder: Path
+) -> CascadeStart | None:
+    """The model of the same trainer, plan and run whose masks a cascade refines; None for another configuration."""
+    name = parse_model_name(model_folder.name)
+    if configuration.cascade is None or name is None:
+        return None
+    other = replace(name, configuration=configuration.cascade.masks_of)
+    flags = {"--trainer": request.trainer, "--plans": name.plans, "--run": name.run}
+    if request.trainer == DEFAULT_TRAINER:
+        del flags["--trainer"]
+    asked = "".join(f" {flag} {value}" for flag, value in flags.items() if value is not None)
+    return CascadeStart(
+        source=model_folder.parent / other.folder,
+        target=model_folder / configuration.cascade.masks_of,
+        data=data,
+        plans=plans,
+        patch_size=configuration.network.patch_size,
+        command=f"usd_train {request.dataset} cv -c {other.configuration}{asked}",
     )
 
 
@@ -429,6 +489,8 @@ def _remove_what_is_empty(model_folder: Path, made: Sequence[Path]) -> None:
     if model_folder in made and not in_use:
         for name in (PLANS_NAME, DATASET_NAME):
             (model_folder / name).unlink(missing_ok=True)
+        for copy in model_folder.glob(f"*/{MASKS}"):  # of the model whose masks a cascade refines
+            shutil.rmtree(copy.parent)
     for folder in made:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -504,12 +566,18 @@ def _check_plan_of_folds(setting: _Setting, restarted: set[str]) -> None:
     if not path.is_file():
         return
     former = read_dataclass(Plans, path).configurations.get(configuration.name)
-    others = [p.name for p in folder.glob("fold_*") if p.name.removeprefix("fold_") not in restarted and has_begun(p)]
+    others = _begun(setting, restarted)
     if others and (former is None or plan_hash(former) != plan_hash(configuration)):
         raise UsdError(
             f"{folder} holds {', '.join(sorted(others))}, trained with another plan than {setting.plans_path} is now. "
             f"Restore the former plan, train beside it with --run NAME, or move {folder} away and train anew."
         )
+
+
+def _begun(setting: _Setting, restarted: set[str]) -> list[str]:
+    """Folders of the folds of the model that have begun, without those that begin again now."""
+    folders = setting.model_folder.glob("fold_*")
+    return [p.name for p in folders if p.name.removeprefix("fold_") not in restarted and has_begun(p)]
 
 
 def _write_model_files(setting: _Setting, restarted: set[str]) -> None:

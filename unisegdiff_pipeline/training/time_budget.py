@@ -182,7 +182,7 @@ def _one_tile(run: FoldRun, model: StagedModel, stored: StoredCase) -> tuple[Sto
     for position, window, length in zip(middle, grid.window, shape, strict=True):
         start = min(max(int(position) - window // 2, 0), max(length - window, 0))
         box.append(slice(start, start + window))
-    return replace(stored, image=stored.image[(slice(None), *box)]), len(grid.starts)
+    return stored.within(tuple(box)), len(grid.starts)
 
 
 def affordable_cases(run: FoldRun, model: StagedModel, costs: Costs) -> tuple[str, ...]:

@@ -143,6 +143,8 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
     decision = decision_of_folds(own.decision for own in settings.values())
     filters = {fold: own.lesion_filter for fold, own in settings.items()}
     size = _num_parameters(model, folds[0])
+    if model.masks_from is not None:  # a cascade runs both
+        size += _num_parameters(model.masks_from, model.masks_from.folds[0])
     return ValidatedModel(folder, name, folds, size, decision, scores, fold_of, files, filters), left_out
 
 

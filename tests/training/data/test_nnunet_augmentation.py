@@ -39,6 +39,7 @@ class Case:
     labels: np.ndarray
     scheme: LabelScheme
     num_bytes: int = 0
+    mask: None = None
 
     @property
     def components(self):

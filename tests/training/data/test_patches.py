@@ -45,6 +45,7 @@ class MemoryCase:
     labels: np.ndarray
     scheme: LabelScheme
     case_id: str
+    mask: np.ndarray | None = None
 
     @property
     def num_bytes(self) -> int:

@@ -52,8 +52,8 @@ class NnunetAugmentation:
 
     def read_patch(
         self, case: Arrays, row: int, start: Shape3, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Image (C, *patch) and labels (*patch) of the patch that would begin at `start` without augmentation."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Image (C, *patch), labels and a cascade's mask (*patch) of the patch that would begin at `start`."""
         from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 
         flat = 3 - len(self._patch)  # axes that a patch of slices lacks
@@ -62,26 +62,32 @@ class NnunetAugmentation:
         box = [[a - margin, a - margin + size] for a, margin, size in zip(start, margins, sizes, strict=True)]
         # Of a case in memory the library gives views where nothing is padded, and the transforms work in place.
         image = np.array(crop_and_pad_nd(case.image, box), order="C").reshape(-1, *self._size)
-        rows = [[row, row + 1], *box]
-        labels = np.array(crop_and_pad_nd(case.labels, rows, OUTSIDE, cast_cropped_to=np.int16)).reshape(self._size)
+        maps = [(case.labels, row), *(() if case.mask is None else ((case.mask, 0),))]
+        labels = np.stack(
+            [
+                np.array(crop_and_pad_nd(array, [[i, i + 1], *box], OUTSIDE, cast_cropped_to=np.int16))
+                for array, i in maps
+            ]
+        ).reshape(-1, *self._size)
         if self._masked:
-            labels[(labels == 0) & (image[self._masked] == 0).all(axis=0)] = OUTSIDE
+            labels[0][(labels[0] == 0) & (image[self._masked] == 0).all(axis=0)] = OUTSIDE
         count = len(image) if self._num_channels is None else self._num_channels
         presence = [np.full((1, *self._patch), plane.any(), np.float32) for plane in image[count:]]
         image, labels = self.augment(image[:count], labels, int(rng.integers(2**32)))
-        return np.concatenate([image, *presence]) if presence else image, labels
+        image = np.concatenate([image, *presence]) if presence else image
+        return image, labels[0], None if case.mask is None else labels[1]
 
     def augment(self, image: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (C, *patch) float32 and labels (*patch) int16 out of larger ones, whose values may be overwritten.
+        """Image (C, *patch) float32 and labels (R, *patch) int16 out of larger ones, whose values may be overwritten.
 
         Args:
             image: (C, *size_to_read) float32.
-            labels: (*size_to_read) int16, -1 outside of the case.
+            labels: (R, *size_to_read) int16, -1 outside of the case.
             seed: below 2^32.
         """
         with torch.no_grad(), seeded(seed):
-            made = self._transforms(image=torch.from_numpy(image), segmentation=torch.from_numpy(labels)[None])
-        return made["image"].numpy(), made["segmentation"][0].numpy()
+            made = self._transforms(image=torch.from_numpy(image), segmentation=torch.from_numpy(labels))
+        return made["image"].numpy(), made["segmentation"].numpy()
 
 
 @contextlib.contextmanager
@@ -115,7 +121,7 @@ def size_to_read(patch: Sequence[int], recipe: AugmentationRecipe) -> tuple[int,
 def training_transforms(
     patch: Sequence[int], recipe: AugmentationRecipe, masked: Sequence[int] = ()
 ) -> Callable[..., dict[str, Any]]:
-    """nnU-Net's training transforms without those of its cascade and of its targets (arguments as above)."""
+    """nnU-Net's training transforms without those of a cascade's mask and of its targets (arguments as above)."""
     from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
     from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
     from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform

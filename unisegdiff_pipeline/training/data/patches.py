@@ -19,6 +19,7 @@ from torch import Tensor
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.networks.threads import torch_threads
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
+from unisegdiff_pipeline.preprocessing.cascade_inputs import mask_channels
 from unisegdiff_pipeline.preprocessing.presence import drop_channels
 from unisegdiff_pipeline.training.data.augmentation import (
     AugmentationDraw,
@@ -26,6 +27,7 @@ from unisegdiff_pipeline.training.data.augmentation import (
     draw_augmentation,
     recipe_for_patch,
 )
+from unisegdiff_pipeline.training.data.mask_augmentation import augment_mask, draw_mask_augmentation
 from unisegdiff_pipeline.training.data.nnunet_augmentation import NnunetAugmentation
 from unisegdiff_pipeline.training.data.reading import Arrays, Shape3, read_patch
 from unisegdiff_pipeline.training.data.source_draw import SourceDraw, masked_channels
@@ -229,8 +231,8 @@ class PatchSource:
         self._num_channels = len(preprocessing.normalization) if preprocessing.missing_channels else None
         self._channel_dropout = configuration.training.channel_dropout if augment else 0.0
         by_library = augment and configuration.training.augmentation == "nnunet"
-        width = self._num_channels or configuration.network.num_input_channels
-        self._masked = [masked_channels(preprocessing, width)]
+        self._augments_masks = augment
+        self._masked = [masked_channels(preprocessing, len(preprocessing.normalization))]
         if self._sources is not None:
             self._masked += self._sources.masked
         libraries = [
@@ -277,9 +279,11 @@ class PatchSource:
         rng = np.random.default_rng([self._seed, iteration, item])
         case_id, row, start = self._draw_location(rng, self.is_foreground_item(item))
         source = 0 if self._sources is None else self._sources.index_of[case_id]
-        image, labels = self._read(self._case(case_id), row, start, source, rng)
+        image, labels, mask = self._read(self._case(case_id), row, start, source, rng)
         if self._num_channels is not None:
             drop_channels(image, self._channel_dropout, rng)
+        if mask is not None:
+            image = np.concatenate([image, self._mask_channels(mask, rng)])
         valid = None if self._scheme.ignore_value is None else ~self._scheme.ignored(labels)[None]
         if self._sources is None:
             return _Example(image, self._scheme.encode(labels), valid, case_id)
@@ -288,17 +292,25 @@ class PatchSource:
 
     def _read(
         self, case: Case, row: int, start: Shape3, source: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Image (C, *patch) and labels (*patch) at `start`, augmented."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Image (C, *patch), labels and a cascade's mask (*patch) at `start`, augmented."""
         if self._library is not None:
             return self._library[source].read_patch(case, row, start, rng)
         if self._recipe is None:
-            patch, labels = read_patch(case, row, start, self._patch, None)
-            return patch.numpy(), labels
+            patch, labels, mask = read_patch(case, row, start, self._patch, None)
+            return patch.numpy(), labels, mask
         draw = draw_augmentation(self._recipe, self._num_channels or case.image.shape[0], rng)
-        patch, labels = read_patch(case, row, start, self._patch, draw.affine)
+        patch, labels, mask = read_patch(case, row, start, self._patch, draw.affine)
         augment_intensity(patch[: self._num_channels], draw, self._recipe, self._masked[source])
-        return mirror_patch(patch.numpy(), labels, draw)
+        flips = mirror_slices(draw)
+        return patch.numpy()[:, *flips], labels[flips], None if mask is None else mask[flips]
+
+    def _mask_channels(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A cascade's mask (*patch) as channels (classes, *patch) of the input, augmented."""
+        channels = mask_channels(mask, self._scheme)
+        if self._augments_masks:
+            augment_mask(channels, draw_mask_augmentation(len(channels), rng))
+        return channels.astype(np.float32)
 
     def _draw_location(self, rng: np.random.Generator, foreground: bool) -> tuple[str, int, Shape3]:
         """Draw case, label row and first voxel (z, y, x) of the patch."""
@@ -398,7 +410,6 @@ def start_around(voxel: Sequence[int], shape: Sequence[int], patch: Sequence[int
     return z, y, x
 
 
-def mirror_patch(image: np.ndarray, labels: np.ndarray, draw: AugmentationDraw) -> tuple[np.ndarray, np.ndarray]:
-    """Views of image (C, *patch) and labels (*patch), flipped as drawn."""
-    flips = tuple(slice(None, None, -1) if flip else slice(None) for flip in draw.mirror)
-    return image[(slice(None), *flips)], labels[flips]
+def mirror_slices(draw: AugmentationDraw) -> tuple[slice, ...]:
+    """Slices of a patch that flip it as drawn."""
+    return tuple(slice(None, None, -1) if flip else slice(None) for flip in draw.mirror)

@@ -23,24 +23,26 @@ class Arrays(Protocol):
     @property
     def labels(self) -> Any: ...  # (R, Z, Y, X) integer; row 0 = labelsTr, rows 1.. = raters
 
+    @property
+    def mask(self) -> Any: ...  # (1, Z, Y, X) integer, of a cascade; else None
+
 
 def read_patch(
     case: Arrays, row: int, start: Shape3, patch: tuple[int, ...], affine: np.ndarray | None
-) -> tuple[Tensor, np.ndarray]:
-    """Read image (C, *patch) and labels (*patch) at `start`, through the map `affine` where there is one."""
+) -> tuple[Tensor, np.ndarray, np.ndarray | None]:
+    """Read image (C, *patch), labels and a cascade's mask (*patch), through the map `affine` where there is one."""
     flat = 3 - len(patch)  # axes that a patch of slices lacks
+    maps = [(case.labels, slice(row, row + 1)), *(() if case.mask is None else ((case.mask, slice(None)),))]
     if affine is None:
         image = read_box(case.image, slice(None), start, (1,) * flat + patch)
-        labels = read_box(case.labels, slice(row, row + 1), start, (1,) * flat + patch)
-        return torch.from_numpy(image.reshape(-1, *patch)), labels.reshape(patch)
+        found = [read_box(array, rows, start, (1,) * flat + patch).reshape(patch) for array, rows in maps]
+        return torch.from_numpy(image.reshape(-1, *patch)), found[0], found[1] if case.mask is not None else None
     box = affine_box(start[flat:], patch, affine, case.image.shape[1 + flat :])
     origin, shape = start[:flat] + box.origin, (1,) * flat + box.shape
     image = read_box(case.image, slice(None), origin, shape)
-    labels = read_box(case.labels, slice(row, row + 1), origin, shape)
-    return (
-        sample_image(torch.from_numpy(image.reshape(-1, *box.shape)), box, patch),
-        sample_labels(labels.reshape(box.shape), box, patch),
-    )
+    found = [sample_labels(read_box(array, rows, origin, shape).reshape(box.shape), box, patch) for array, rows in maps]
+    sampled = sample_image(torch.from_numpy(image.reshape(-1, *box.shape)), box, patch)
+    return sampled, found[0], found[1] if case.mask is not None else None
 
 
 def read_box(array: Any, rows: slice, origin: Sequence[int], shape: Sequence[int]) -> np.ndarray:

@@ -1,0 +1,174 @@
+"""What a cascade takes over from the model whose masks it refines, before its first fold begins.
+
+    MODEL/3d_lowres/plans.json  dataset.json  fold_0/weights.safetensors  inference.json  ...
+                                       a copy of that model, which prediction begins with
+    MODEL/3d_lowres/masks/CASE.b2nd    its masks (1, Z, Y, X) on the cascade's grid, which training reads
+    MODEL/3d_lowres/masks/hashes.json  of these files; written last
+
+A mask is that of the fold which validated the case, so that it comes from a network that was not trained on it. All
+lies in the cascade's own folder: whatever becomes of the other model, the cascade goes on with what it began with.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import atomic_path, file_hash
+from unisegdiff_pipeline.core.names import file_of
+from unisegdiff_pipeline.core.parallel import map_cases
+from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, write_json
+from unisegdiff_pipeline.inference.model_folder import (
+    DATASET_NAME,
+    PLANS_NAME,
+    SETTINGS_NAME,
+    WEIGHTS_NAME,
+    ModelFolder,
+    finished_folds,
+    open_model_folder,
+)
+from unisegdiff_pipeline.io.endings import label_ending
+from unisegdiff_pipeline.planning.plans import Plans
+from unisegdiff_pipeline.preprocessing.cascade_inputs import mask_on_grid
+from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder, mask_path, write_array
+from unisegdiff_pipeline.training.validation import SUMMARY_NAME
+from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
+
+MASKS = "masks"
+HASHES_NAME = "hashes.json"
+
+
+@dataclass(frozen=True)
+class CascadeStart:
+    """The model whose masks a cascade refines, and where what is taken over from it lies.
+
+    Attributes:
+        source: RESULTS/DATASET/MODEL of the model.
+        target: its copy in the cascade's folder.
+        data: preprocessed cases of the cascade, which read their masks there.
+        plans: of the cascade.
+        patch_size: of the cascade.
+        command: that trains the model, for messages.
+    """
+
+    source: Path
+    target: Path
+    data: PreprocessedFolder
+    plans: Plans
+    patch_size: tuple[int, ...]
+    command: str
+
+    def find_masks(self, case_ids: Sequence[str]) -> dict[str, Path]:
+        """The mask file of each case, as the fold that validated it wrote it.
+
+        Raises:
+            UsdError: the model is not there, lacks folds or masks, or has other classes.
+        """
+        folds = [fold for fold in finished_folds(self.source) if fold != "all"] if self.source.is_dir() else []
+        found: dict[str, Path] = {}
+        for fold in folds:
+            folder = self.source / f"fold_{fold}" / FOLDER_NAME
+            found |= {case_id: self._mask_file(folder, case_id) for case_id in _validated(folder / SUMMARY_NAME)}
+        lacking = [case_id for case_id in case_ids if case_id not in found]
+        if lacking:
+            there = f"finished and validated are its folds {', '.join(folds)}" if folds else "it has no finished fold"
+            raise UsdError(
+                f"a cascade refines the masks that the folds of {self.source} made of their validation cases, and "
+                f"{len(lacking)} of {counted(len(case_ids), 'case')} have none ({lacking[0]}, ...): {there}. Train all "
+                f"of its folds first: {self.command}; folds whose validation had no time are completed with --val."
+            )
+        if missing := [found[case_id] for case_id in case_ids if not found[case_id].is_file()]:
+            raise UsdError(f"{missing[0]} is gone; predict the validation cases again: {self.command} --val")
+        model = open_model_folder(self.source)
+        if model.plans.labels != self.plans.labels:
+            raise UsdError(
+                f"{self.source} was trained with other classes than those of the plan now; train it anew: "
+                f"{self.command} --restart"
+            )
+        return {case_id: found[case_id] for case_id in case_ids}
+
+    def take_over(self, case_ids: Sequence[str], workers: int) -> None:
+        """Copy the model, and bring its masks of the cases to the cascade's grid.
+
+        Raises:
+            UsdError: as `find_masks`; a mask that cannot be read or is on another grid than its image.
+        """
+        masks = self.find_masks(case_ids)
+        (self.target / MASKS / HASHES_NAME).unlink(missing_ok=True)
+        self._copy(open_model_folder(self.source))
+        jobs = [_Job(masks[case_id], case_id, self.data, self.patch_size) for case_id in case_ids]
+        found = map_cases(
+            _take_over_mask, jobs, names=list(case_ids), workers=workers, description=f"masks of {self.source.name}"
+        )
+        write_json(self.target / MASKS / HASHES_NAME, {outcome.name: outcome.value for outcome in found})
+
+    def are_kept(self, case_ids: Sequence[str]) -> bool:
+        """Whether the masks of these cases have been taken over."""
+        return set(case_ids) <= self._hashes().keys()
+
+    def require_kept(self, case_ids: Sequence[str]) -> None:
+        """Raise a UsdError where a mask that was taken over is not there any more, or is damaged."""
+        hashes = self._hashes()
+        for case_id in case_ids:
+            path = mask_path(self.target / MASKS, case_id)
+            if case_id not in hashes or not path.is_file() or file_hash(path) != hashes[case_id]:
+                raise UsdError(
+                    f"{path} is missing or is not what was taken over from {self.source.name} when the first fold "
+                    f"began; restore it, train beside with --run NAME, or train all folds anew: fold cv, --restart."
+                )
+
+    def _hashes(self) -> Mapping[str, str]:
+        path = self.target / MASKS / HASHES_NAME
+        return from_jsonable(dict[str, str], read_object(path)) if path.is_file() else {}
+
+    def _mask_file(self, folder: Path, case_id: str) -> Path:
+        return file_of(folder, case_id, label_ending(self.plans.file_ending))
+
+    def _copy(self, model: ModelFolder) -> None:
+        names = [PLANS_NAME, DATASET_NAME]
+        names += [f"fold_{fold}/{name}" for fold in model.folds for name in (WEIGHTS_NAME, SETTINGS_NAME)]
+        for name in names:
+            with atomic_path(self.target / name) as temporary:
+                shutil.copyfile(model.folder / name, temporary)
+        for former in set(finished_folds(self.target)) - {*model.folds}:
+            shutil.rmtree(self.target / f"fold_{former}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    mask: Path
+    case_id: str
+    data: PreprocessedFolder
+    patch_size: tuple[int, ...]
+
+
+def _take_over_mask(job: _Job) -> str:
+    """Write the mask of one case on the cascade's grid; returns the hash of the file."""
+    from unisegdiff_pipeline.io.images import read_labels
+
+    properties, mask = job.data.properties(job.case_id), read_labels(job.mask).array[0]
+    if mask.shape != properties.shape_original:
+        raise UsdError(
+            f"{job.mask} has shape {mask.shape}, its image {properties.shape_original} (Z, Y, X); predict the "
+            f"validation cases of that fold again with --val."
+        )
+    assert job.data.masks is not None
+    path = mask_path(job.data.masks, job.case_id)
+    write_array(path, mask_on_grid(mask, properties)[None], job.patch_size)
+    return file_hash(path)
+
+
+def _validated(summary: Path) -> tuple[str, ...]:
+    """Names of the cases that a fold has validated."""
+    if not summary.is_file():
+        return ()
+    try:
+        return tuple(str(case["case_id"]) for case in read_object(summary)["cases"])
+    except (KeyError, TypeError):
+        raise UsdError(
+            f"{summary} does not name its cases as validation writes them; run that fold again with --val."
+        ) from None
