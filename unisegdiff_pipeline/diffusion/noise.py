@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
 KERNEL_REACH = 3.5  # standard deviations at which the kernel of a smooth field ends
 
@@ -53,6 +52,8 @@ def smooth_field(white: np.ndarray, lengths_voxels: Sequence[float]) -> np.ndarr
 
     Returned is the part that the kernel does not hang over: `kernel_radius` voxels less at both ends of every axis.
     """
+    from scipy import ndimage
+
     for axis, length in enumerate(lengths_voxels, start=1):
         radius = kernel_radius(length)
         if radius == 0:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Index = tuple[int, int, int]
 Slices = tuple[slice, slice, slice]
@@ -118,11 +119,15 @@ def plan_tiles(shape: Sequence[int], window: Sequence[int], step: float = 0.5) -
 
 def cut_padded(volume: Tensor, start: Sequence[int], grid: TileGrid, value: float = 0.0) -> Tensor:
     """The tile (C, *window) that begins at `start` of the padded volume, cut from the volume (C, Z, Y, X) itself."""
-    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-
-    box = [[a - before, a - before + n] for a, before, n in zip(start, grid.pad_before, grid.window, strict=True)]
-    tile: Tensor = crop_and_pad_nd(volume, box, value)
-    return tile
+    inside, missing = [], []
+    for a, before, n, size in zip(start, grid.pad_before, grid.window, grid.shape, strict=True):
+        first, last = a - before, a - before + n
+        inside.append(slice(max(first, 0), min(last, size)))
+        missing.append((max(-first, 0), max(last - size, 0)))
+    tile = volume[(slice(None), *inside)]
+    if not any(map(any, missing)):
+        return tile
+    return functional.pad(tile, [voxels for axis in reversed(missing) for voxels in axis], value=value)
 
 
 def gaussian_weights(window: Sequence[int], sigma: float = 0.125) -> Tensor:

@@ -25,13 +25,11 @@ def uncrop(
     """Put (C, *shape of the box) back into an array (C, *shape) filled with `fill`, which `scratch` makes."""
     if box == whole_box(shape):
         return values
-    from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
-
     scratch = scratch or Scratch()
     whole = scratch.empty((len(values), *shape), values.dtype)
     for channel, inner in zip(whole, values, strict=True):
         channel[...] = fill
-        insert_crop_into_image(channel, inner, [list(edge) for edge in box])
+        channel[box_slices(box)] = inner
         scratch.release()
     return whole
 
