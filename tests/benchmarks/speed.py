@@ -387,14 +387,14 @@ def run_stage(bench: Bench, sizes: Sizes, name: str, path: Path) -> None:
                 continue
             values = (STAGES[name].peer if side == "peer" else STAGES[name].own)(bench, sizes)
             kept[side].append(values)
-            kept |= {"note": STAGES[name].note(sizes), "date": datetime.date.today().isoformat()}
+            kept |= {"note": STAGES[name].note(sizes), "date": datetime.date.today().isoformat(), "machine": machine()}
             temporary = path.with_suffix(".part")
             temporary.write_text(json.dumps(runs, indent=1))
             temporary.replace(path)
             print(f"{name} run {number} {side}: {values}", flush=True)
 
 
-def section_of(stage: Stage, kept: dict[str, Any], conditions: dict[str, str]) -> dict[str, Any]:
+def section_of(stage: Stage, kept: dict[str, Any], versions: dict[str, str]) -> dict[str, Any]:
     """A table of medians, with the least and the largest value."""
 
     def cell(values: list[float]) -> str:
@@ -409,7 +409,13 @@ def section_of(stage: Stage, kept: dict[str, Any], conditions: dict[str, str]) -
         theirs, ours = ([run[name] for run in kept[side] if name in run] for side in ("peer", "own"))
         ratio = f"{statistics.median(ours) / statistics.median(theirs):.2f}" if theirs else ""
         rows.append([name, cell(theirs), cell(ours), ratio])
-    conditions = {"n": f"{len(kept['own'])} runs of each side in turn", **conditions, "date": kept["date"]}
+    conditions = {
+        "n": f"{len(kept['own'])} runs of each side in turn",
+        "seeds": "none: speed alone",
+        "machine": kept["machine"],
+        **versions,
+        "date": kept["date"],
+    }
     table = {"columns": ["what", "nnU-Net", "here", "ratio"], "rows": rows, "conditions": conditions}
     return {"heading": stage.heading, "level": 2, "content": [*filter(None, [kept["note"]]), {"table": table}]}
 
@@ -419,18 +425,14 @@ def write_page(bench: Bench, path: Path) -> None:
     script = "import importlib.metadata as m; print(m.version('nnunetv2'), m.version('torch'))"
     theirs = subprocess.run([bench.peer / "bin/python", "-c", script], capture_output=True, text=True, check=True)
     nnunet, torch = theirs.stdout.split()
-    conditions = {
-        "seeds": "none: speed alone",
-        "machine": machine(),
-        "versions": f"torch {importlib.metadata.version('torch')}, nnU-Net {nnunet} with torch {torch}",
-    }
+    versions = {"versions": f"torch {importlib.metadata.version('torch')}, nnU-Net {nnunet} with torch {torch}"}
     runs = json.loads(path.read_text())
     done = [name for name in STAGES if runs.get(name, {}).get("own") and runs[name]["peer"]]
     target = pages.RESULTS / "speed.json"
     result = json.loads(target.read_text("utf-8"))
     written = {stage.heading for stage in STAGES.values()}
     others = [section for section in result["sections"] if section["heading"] not in written]
-    result["sections"] = [section_of(STAGES[name], runs[name], conditions) for name in done] + others
+    result["sections"] = [section_of(STAGES[name], runs[name], versions) for name in done] + others
     target.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     pages.main()
 

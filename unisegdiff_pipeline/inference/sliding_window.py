@@ -119,7 +119,8 @@ def plan_tiles(shape: Sequence[int], window: Sequence[int], step: float = 0.5) -
 
 def cut_padded(volume: Tensor, start: Sequence[int], grid: TileGrid, value: float = 0.0) -> Tensor:
     """The tile (C, *window) that begins at `start` of the padded volume, cut from the volume (C, Z, Y, X) itself."""
-    inside, missing = [], []
+    inside: list[slice] = []
+    missing: list[tuple[int, int]] = []  # voxels before and behind the volume
     for a, before, n, size in zip(start, grid.pad_before, grid.window, grid.shape, strict=True):
         first, last = a - before, a - before + n
         inside.append(slice(max(first, 0), min(last, size)))
