@@ -32,6 +32,7 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", PAPER: "--paper"} 
     color: f"--series-{index + 1}" for index, color in enumerate(SERIES)
 }
 HALF_WIDTH_IN, HALF_HEIGHT_IN = 4.6, 3.1
+_COLOR = re.compile(rf"(?:{'|'.join(_VARIABLES)})\b", re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LABELLED_CHARACTERS = 36  # side by side along one axis
@@ -213,8 +214,7 @@ def _inline_tag(tag: str, used: Collection[str], prefix: str) -> str:
     """A tag with names that begin with `prefix`, where they are used, and the page's colours."""
     tag = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", tag)
     tag = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", tag)
-    for color, variable in _VARIABLES.items():
-        tag = re.sub(rf"{color}\b", f"var({variable})", tag, flags=re.IGNORECASE)
+    tag = _COLOR.sub(lambda m: f"var({_VARIABLES[m[0].lower()]})", tag)
     tag = re.sub(r' d="([^"]*)"', lambda m: f' d="{shorter_path(m[1])}"', tag)
     return re.sub(r"data:image/png;base64,([^\"]+)", lambda m: _smaller_image(m[1]), tag)
 
