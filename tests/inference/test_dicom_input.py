@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 from tests.inference.test_predictor import listing, make_model
 from tests.io.test_dicom import only_series, write_series
 from unisegdiff_pipeline.commands import predict
+from unisegdiff_pipeline.inference import dicom_input
+from unisegdiff_pipeline.io.dicom import Series
 from unisegdiff_pipeline.io.images import read_labels, write_map
 
 
@@ -48,6 +52,24 @@ def test_a_series_that_is_no_volume_is_refused_before_anything_is_written(
     write_series(tmp_path / "in", places=[0.0, 2.5, 7.5, 10.0])
     assert run(tmp_path / "in", tmp_path / "out", model) == 1
     assert "slices are missing" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def killed_at_p2(job: tuple[Series, Path]) -> None:
+    if job[0].name == "p2":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_series_that_kills_its_reader_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        write_series(tmp_path / f"in/p{number}", number)
+    monkeypatch.setattr(dicom_input, "convert_series", killed_at_p2)
+    assert run(tmp_path / "in", tmp_path / "out", make_model(tmp_path / "model", 3)) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "reading DICOM: 1 of 2 cases failed" in said
+    assert "p2: " in said
     assert not (tmp_path / "out").exists()
 
 

@@ -390,10 +390,11 @@ def case_names(
     Raises:
         UsdError: as of a prediction, where it would not begin.
     """
+    from unisegdiff_pipeline.inference.dicom_input import series_in
     from unisegdiff_pipeline.inference.model_inputs import ModelInputs
-    from unisegdiff_pipeline.io.dicom import find_series, is_dicom_folder
+    from unisegdiff_pipeline.io.dicom import is_dicom_folder
 
     inputs = ModelInputs(model, source_name, tuple(suffixes))
     if isinstance(source, Path) and is_dicom_folder(source):
-        return list(dict.fromkeys(re.sub(r"_\d{4}$", "", series.name) for series in find_series(source)[0]))
+        return list(dict.fromkeys(re.sub(r"_\d{4}$", "", series.name) for series in series_in(source)[0]))
     return [case.case_id for case in inputs.find_cases(source)]

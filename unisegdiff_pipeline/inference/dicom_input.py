@@ -11,11 +11,11 @@ from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import file_of
+from unisegdiff_pipeline.core.parallel import map_cases
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.inference.model_folder import ModelFolder
-from unisegdiff_pipeline.io.dicom import find_series, is_dicom_folder
+from unisegdiff_pipeline.io.dicom import Series, convert_series, find_series, is_dicom_folder
 from unisegdiff_pipeline.io.endings import is_picture_ending
-from unisegdiff_pipeline.io.images import write_map
 
 LOGGER = logging.getLogger(__name__)
 MIXED_ENDING = ".nii.gz"  # for a model that takes any
@@ -51,12 +51,28 @@ def as_images(source: Path | Sequence[Path], model: ModelFolder) -> Iterator[Inp
     ending = model.plans.file_ending if model.configuration.sources is None else MIXED_ENDING
     if is_picture_ending(ending):
         raise UsdError(f"{source} holds DICOM files, but {model.place} takes pictures ({ending}); convert the images.")
-    series, left_out = find_series(source)
+    series, left_out = series_in(source)
     text = f"{source}: {counted(len(series), 'volume')} in DICOM ({', '.join(one.name for one in series)})"
     LOGGER.info("%s", f"{text}; left out: {', '.join(left_out)}" if left_out else text)
     with tempfile.TemporaryDirectory(prefix="usd-dicom-") as folder:
         origins = {file_of(Path(folder), one.name, ending): one.folder for one in series}
-        for path, one in zip(origins, series, strict=True):
-            volume = one.read()
-            write_map(path, volume.array[0], volume.geometry)
+        map_cases(
+            convert_series,
+            list(zip(series, origins, strict=True)),
+            names=[one.name for one in series],
+            workers=1,
+            description="reading DICOM",
+            kind="native",
+        )
         yield InputImages(Path(folder), origins)
+
+
+def series_in(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
+    """As `find_series`, in a process of its own: a file that crashes the native reader is an error, and no crash.
+
+    Raises:
+        UsdError: as there; or the process ended.
+    """
+    names = [str(source)]
+    (found,) = map_cases(find_series, [source], names=names, workers=1, description="looking for DICOM", kind="native")
+    return found.value

@@ -22,10 +22,11 @@ from unisegdiff_pipeline.core.geometry import geometry_differences
 from unisegdiff_pipeline.core.npz import read_npz
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.core.version import __version__
+from unisegdiff_pipeline.inference.dicom_input import series_in
 from unisegdiff_pipeline.inference.export import mask_path, read_record
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, ModelFolder
 from unisegdiff_pipeline.io.class_codes import ClassCode, parse_class_codes
-from unisegdiff_pipeline.io.dicom import Series, find_series, is_dicom_folder
+from unisegdiff_pipeline.io.dicom import Series, is_dicom_folder
 from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.raw_dataset import CHANNEL_SUFFIX
 
@@ -83,9 +84,8 @@ def write_dicom_segs(prediction: Path, target: Path, source: Path, model: ModelF
         if record is None:
             continue
         file = mask_path(prediction, case_id, record.file_ending or model.plans.file_ending)
-        mask, volume = read_labels(file), series.read()
-        shape = volume.array.shape[1:]
-        if mask.array.shape[1:] != shape or geometry_differences(volume.geometry, mask.geometry, shape):
+        mask, (shape, geometry) = read_labels(file), series.header()
+        if mask.array.shape[1:] != shape or geometry_differences(geometry, mask.geometry, shape):
             raise UsdError(f"{file} does not lie on the series in {series.folder}; predict again with --overwrite.")
         masks = np.stack([part for _, part in labels.class_masks(mask.array[0])], axis=-1)
         stored = _probabilities(prediction / "probabilities" / f"{case_id}.npz")
@@ -101,7 +101,7 @@ def write_dicom_segs(prediction: Path, target: Path, source: Path, model: ModelF
 def first_series(source: Path) -> dict[str, Series]:
     """The series of each case's first channel; a case may be named after it or its channels, CASE_0000."""
     found: dict[str, Series] = {}
-    for series in sorted(find_series(source)[0], key=lambda one: one.name):
+    for series in sorted(series_in(source)[0], key=lambda one: one.name):
         match = CHANNEL_SUFFIX.fullmatch(series.name)
         found.setdefault(match["case"] if match else series.name, series)
     return found

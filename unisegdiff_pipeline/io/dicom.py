@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError, unreadable
-from unisegdiff_pipeline.core.geometry import Geometry, Volume
+from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
 from unisegdiff_pipeline.core.names import require_name
 from unisegdiff_pipeline.io.bids import is_bids_folder
 from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending
+from unisegdiff_pipeline.io.images import write_map
 from unisegdiff_pipeline.io.itk import simple_itk
 
 NO_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "REG", "DOC")  # modalities of other objects
@@ -62,13 +63,21 @@ class Series:
             UsdError: no position in space, several frames in a file, slices that do not lie on one grid, are there
                 twice, are missing or sheared (a tilted gantry), or a file that cannot be read.
         """
+        _, geometry = self.header()
+        return Volume(np.stack([_pixels(path, self.slices[0].size) for path in self.files()])[None], geometry)
+
+    def header(self) -> tuple[Shape, Geometry]:
+        """Shape (Z, Y, X) and geometry of the volume, without reading voxels.
+
+        Raises:
+            UsdError: as `read`, of the headers.
+        """
         slices, spacing_mm, normal = _sorted(self)
         first = slices[0]
-        array = np.stack([_pixels(s.path, first.size) for s in slices])[None]
         direction = np.column_stack([first.axes[:3], first.axes[3:], normal]).ravel().tolist()
         (rows_mm, columns_mm), (x, y, z) = first.spacing_mm, first.position
         geometry = Geometry((spacing_mm, rows_mm, columns_mm), (x, y, z), tuple(direction))
-        return Volume(array, geometry)
+        return (len(slices), *first.size), geometry
 
     def files(self) -> tuple[Path, ...]:
         """The files of the slices in the order of the volume's rows.
@@ -129,6 +138,17 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
             f"{', '.join(left_out[:3])}. Check the folder; supported are also {', '.join(SUPPORTED_ENDINGS)}."
         )
     return tuple(found.values()), tuple(left_out)
+
+
+def convert_series(job: tuple[Series, Path]) -> None:
+    """Write the volume of a series into a file of another format.
+
+    Raises:
+        UsdError: as `Series.read`.
+    """
+    series, path = job
+    volume = series.read()
+    write_map(path, volume.array[0], volume.geometry)
 
 
 def _files_below(folder: Path) -> list[Path]:
