@@ -26,6 +26,7 @@ from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference import folder_run
 from unisegdiff_pipeline.inference.export import SUMMARY_FILES
 from unisegdiff_pipeline.inference.folder_run import predict_folder
+from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, LesionRule
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.output_folder import Owner, claim_folder
@@ -67,6 +68,15 @@ def test_another_prediction_is_refused_by_its_difference_and_touches_nothing(fol
     with pytest.raises(UsdError, match=f"{named}.*--overwrite"):
         predict_folder(PredictRequest(images, out, model, device="cpu", **ALL, **change))
     assert bytes_of(out) == before
+
+
+def test_masks_without_a_filter_are_not_written_among_filtered_ones(folders) -> None:
+    model, images, out = folders
+    request = PredictRequest(images, out, model, device="cpu")
+    few = LesionFilter(rules={"lesion": LesionRule(min_size=3)}, unit="pixels2")
+    predict_folder(replace(request, lesion_filter=few))
+    with pytest.raises(UsdError, match=r"made otherwise \(lesion_filter"):
+        predict_folder(replace(request, lesion_filter=False))
 
 
 def test_another_model_is_refused_and_overwriting_removes_all_of_it(folders, tmp_path: Path) -> None:
