@@ -14,7 +14,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.fingerprint import extract_fingerprint
 from unisegdiff_pipeline.io.dataset_json import parse_description, parse_labels
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
-from unisegdiff_pipeline.io.sources import Source, unified_labels, unified_values
+from unisegdiff_pipeline.io.sources import Source, repeated_channels, unified_labels, unified_values
 
 LESION = parse_labels({"background": 0, "lesion": 1})
 REGIONS = parse_labels({"background": 0, "whole": [1, 2], "core": [2]}, [1, 2])
@@ -129,3 +129,11 @@ def test_a_value_that_would_become_two_classes_is_refused() -> None:
 def test_other_data_sets_have_no_sources() -> None:
     plain = {"channel_names": {"0": "US"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".png"}
     assert parse_description(plain).sources == ()
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "expected"),
+    [(1, 3, [0, 0, 0]), (2, 3, [0, 1, 0]), (3, 4, [0, 1, 2, 0]), (4, 4, [0, 1, 2, 3])],  # RGB beside four sequences
+)
+def test_channels_are_repeated_up_to_the_width_of_the_network(channels: int, width: int, expected: list[int]) -> None:
+    assert repeated_channels(channels, width).tolist() == expected

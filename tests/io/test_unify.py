@@ -122,6 +122,32 @@ def test_what_cannot_be_is_refused_and_nothing_written(root: Path, arguments: di
     assert not (root / "Dataset500_U").exists()
 
 
+def test_a_source_without_an_image_is_named_and_nothing_written(root: Path) -> None:
+    for image in (root / "Dataset002_B/imagesTr").iterdir():
+        image.unlink()
+    with pytest.raises(UsdError, match=r"Dataset002_B.imagesTr holds no training image"):
+        unify(root, 500, "U", [1, 2])
+    assert not (root / "Dataset500_U").exists()
+
+
+def test_a_source_that_is_no_longer_there_is_named_with_the_remedy(root: Path) -> None:
+    folder = unify(root, 500, "U", [1, 2])
+    (root / "Dataset002_B").rename(root / "gone")
+    with pytest.raises(UsdError, match=r"the source B is .*Dataset002_B, which is not there; put the data set back"):
+        open_raw_dataset(folder)
+
+
+def test_sources_of_very_different_size_are_named_with_the_rule(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unisegdiff_pipeline.io.unify.MUCH_LARGER", 2)
+    unify(root, 500, "U", [1, 2])
+    assert not caplog.messages
+    unify(root, 501, "V", [1, 2], excluded=("A/c0",))
+    (warning,) = caplog.messages
+    assert "2 times and more (A 1, B 2); training draws them by the square root of their size" in warning
+
+
 def test_an_existing_data_set_is_replaced_only_where_it_is_unified_and_asked_for(root: Path) -> None:
     unify(root, 500, "U", [1, 2])
     with pytest.raises(UsdError, match="--overwrite"):
