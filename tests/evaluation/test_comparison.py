@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from unisegdiff_pipeline.evaluation import aggregate, comparison
 from unisegdiff_pipeline.evaluation.comparison import (
     bootstrap_interval,
     holm,
@@ -19,6 +20,7 @@ from unisegdiff_pipeline.evaluation.comparison import (
     rank_table,
     signed_rank_test,
 )
+from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 
 NAN = math.nan
 
@@ -340,3 +342,24 @@ def test_a_ranking_of_nothing() -> None:
     assert (run.num_cases, run.num_best) == (0, 0)
     assert math.isnan(run.mean_rank)
     assert math.isnan(run.mean)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 20])
+def test_parts_of_the_draws_are_those_of_all_at_once(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With three groups, one draw, two, or six at a time; how often each is drawn, and the interval."""
+    values, groups, options = [0.1, 0.5, 0.6, 0.9], list("abca"), EvaluationOptions(resamples=50)
+
+    def found() -> tuple[tuple[float, float], np.ndarray]:
+        draws = aggregate._group_draws(groups, options, np.random.default_rng(3))
+        return bootstrap_interval(values, groups, resamples=50), draws
+
+    interval, draws = found()
+    assert draws.sum(axis=1).tolist() == [3] * 50
+    monkeypatch.setattr(comparison, "DRAWN_AT_ONCE", at_once)
+    monkeypatch.setattr(aggregate, "DRAWN_AT_ONCE", at_once)
+    again, drawn = found()
+    assert again == interval
+    assert np.array_equal(drawn, draws)
+    of_class = np.array(values)[:, None]
+    by_hand = [row @ [1.0, 0.5, 0.6] / (row @ [2, 1, 1]) for row in draws]
+    assert aggregate._means_of_draws(of_class, groups, draws) == pytest.approx(by_hand)

@@ -29,7 +29,7 @@ from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, LesionRule
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
-from unisegdiff_pipeline.inference.output_folder import Owner, claim_folder
+from unisegdiff_pipeline.inference.output_folder import Owner, claim_folder, remove_case
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
@@ -430,3 +430,16 @@ def test_memory_that_cannot_be_is_refused(folders) -> None:
     refused = r"--max-memory\) is 0\.1, but the libraries and the model alone take .* GB; allowed is [\d.]+ GB or more"
     with pytest.raises(UsdError, match=refused):
         predict_folder(PredictRequest(images, out, model, device="cpu", max_memory_gb=0.1))
+
+
+def test_a_case_is_removed_without_looking_at_those_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of its samples go, with a gap that a removal that was killed left, and no folder is listed for it."""
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for name in ("a_sample03", "a_sample12", "a_sample100", "aa_sample00", "a_b_sample00"):
+        (samples / f"{name}.png").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", None)
+        patched.setattr(os, "listdir", None)
+        remove_case(tmp_path, "a", ".png")
+    assert {path.name for path in samples.iterdir()} == {"aa_sample00.png", "a_b_sample00.png"}

@@ -17,7 +17,7 @@ import numpy as np
 from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.calibration import ReliabilityBin, calibration_error, merge, reliability_bins
 from unisegdiff_pipeline.evaluation.case import CaseResult, ClassResult, groups_of_class, of_class
-from unisegdiff_pipeline.evaluation.comparison import bootstrap_interval
+from unisegdiff_pipeline.evaluation.comparison import DRAWN_AT_ONCE, bootstrap_interval, drawn_blocks
 from unisegdiff_pipeline.evaluation.failure import (
     IntervalCoverage,
     coverage_of_intervals,
@@ -289,10 +289,12 @@ def drawn_means(
 def _group_draws(groups: Sequence[str], options: EvaluationOptions, rng: np.random.Generator) -> np.ndarray:
     """How often each group is drawn, (resamples, groups)."""
     num_groups = len(set(groups))
-    drawn = rng.integers(0, num_groups, (options.resamples, num_groups))
-    counts = np.zeros((options.resamples, num_groups))
-    np.add.at(counts, (np.arange(options.resamples)[:, None], drawn), 1)
-    return counts
+    parts = []
+    for drawn in drawn_blocks(rng, options.resamples, num_groups):
+        of_draw = drawn + num_groups * np.arange(len(drawn))[:, None]
+        counts = np.bincount(of_draw.ravel(), minlength=drawn.size)
+        parts.append(counts.reshape(drawn.shape).astype(np.uint16))  # no group is drawn 65536 times
+    return np.concatenate(parts) if parts else np.zeros((0, num_groups), np.uint16)
 
 
 def _macro_interval(
@@ -320,8 +322,10 @@ def _means_of_draws(values: np.ndarray, groups: Sequence[str], draws: np.ndarray
     totals, counts = np.zeros((2, len(number), values.shape[1]))
     np.add.at(totals, of_group, np.where(defined, values, 0.0))
     np.add.at(counts, of_group, defined)
-    drawn = draws @ counts
-    class_means = (draws @ totals) / np.where(drawn > 0, drawn, np.nan)
+    parts = np.array_split(draws, math.ceil(draws.size / DRAWN_AT_ONCE))
+    drawn = np.concatenate([part.astype(float) @ counts for part in parts])
+    sums = np.concatenate([part.astype(float) @ totals for part in parts])
+    class_means = sums / np.where(drawn > 0, drawn, np.nan)
     has_value = (drawn > 0).any(axis=1)
     means = np.full(len(draws), np.nan)
     means[has_value] = np.nanmean(class_means[has_value], axis=1)

@@ -7,7 +7,7 @@ undefined; what is left out is counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 EXACT_UP_TO = 100
 # Differences closer than this fraction of the values are ties: 0.9 - 0.8 and 0.8 - 0.7 differ in their last bits.
 TIE_DIGITS = 12
+DRAWN_AT_ONCE = 1_000_000  # numbers of groups in memory; 2000 draws of 500 groups
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,20 @@ def bootstrap_interval(
     totals, counts = np.bincount(unit, weights=kept), np.bincount(unit)
     if len(counts) < 2 or resamples == 0:
         return math.nan, math.nan
-    draws = np.random.default_rng(seed).integers(0, len(counts), (resamples, len(counts)))
-    means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    blocks = drawn_blocks(np.random.default_rng(seed), resamples, len(counts))
+    means = np.concatenate([totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1) for drawn in blocks])
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
+
+
+def drawn_blocks(rng: np.random.Generator, resamples: int, num_groups: int) -> Iterator[np.ndarray]:
+    """Numbers of the groups of each bootstrap draw, (draws, num_groups), a part of the draws after the other.
+
+    All draws of many cases at once would take gigabytes; the parts are those that drawing all at once gives.
+    """
+    at_once = max(1, DRAWN_AT_ONCE // num_groups)
+    for first in range(0, resamples, at_once):
+        yield rng.integers(0, num_groups, (min(at_once, resamples - first), num_groups))
 
 
 def mean_gain(a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None = None) -> tuple[float, float]:

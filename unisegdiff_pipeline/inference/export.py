@@ -103,7 +103,7 @@ def expected_files(output: Path, case_id: str, options: OutputOptions, num_folds
     name = f"{case_id}{map_ending(options.file_ending)}"
     files = [mask, uncertainty / name]
     if options.save_samples:
-        files += [_sample_path(output, case_id, index, options.file_ending) for index in range(num_samples)]
+        files += [sample_path(output, case_id, index, options.file_ending) for index in range(num_samples)]
     if options.save_probabilities:
         files.append(file_of(output / "probabilities", case_id, ".npz"))
     if options.save_uncertainty_parts:
@@ -141,7 +141,7 @@ def write_prediction(
     def written() -> Iterator[np.ndarray]:
         for index, drawn in enumerate(sampled_masks):
             if options.save_samples:
-                write_labels(_sample_path(output, case_id, index, options.file_ending), drawn, geometry)
+                write_labels(sample_path(output, case_id, index, options.file_ending), drawn, geometry)
             yield drawn
 
     measured = measure(found, properties, scheme, options.spacing_known, labels, written(), options.promises)
@@ -268,7 +268,8 @@ def _records(output: Path) -> Iterator[PredictionRecord]:
             yield record
 
 
-def _sample_path(output: Path, case_id: str, index: int, file_ending: str) -> Path:
+def sample_path(output: Path, case_id: str, index: int, file_ending: str) -> Path:
+    """Where a sampled mask of a case lies; `index` counts from 0."""
     return file_of(output / "samples", case_id, f"_sample{index:02d}{label_ending(file_ending)}")
 
 

@@ -12,8 +12,8 @@ again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,16 +36,18 @@ from unisegdiff_pipeline.inference.export import (
     read_record,
     record_path,
     remove_summary,
+    sample_path,
     summary_path,
     volumes_path,
 )
 from unisegdiff_pipeline.inference.guarantees import promised_folders
-from unisegdiff_pipeline.io.images import label_ending, map_ending, split_ending
+from unisegdiff_pipeline.io.images import map_ending, split_ending
 
 OWNER = ".prediction.json"
 MANIFEST = "manifest.json"
 LISTED = 3
 IF_ASKED_FOR = ("lesion_filter", "promises")  # parts of `made_of` that only some predictions have
+TRIED_SAMPLES = 100  # names of samples of a case to look for, whether there are any before or not
 Hashes = Callable[[], tuple[str, ...]]
 
 
@@ -205,15 +207,28 @@ def _parts(output: Path, case_id: str, file_ending: str) -> Iterator[Path]:
     masks = (output, *promised_folders(output))
     files = [mask_path(folder, case_id, file_ending) for folder in masks]
     files += [file_of(folder, case_id, map_ending(file_ending)) for folder in maps]
-    files.append(file_of(output / "probabilities", case_id, ".npz"))
-    sample = re.compile(rf"{re.escape(case_id)}_sample\d+{re.escape(label_ending(file_ending))}")
-    if (output / "samples").is_dir():
-        files += [path for path in (output / "samples").iterdir() if sample.fullmatch(path.name)]
+    files += [file_of(output / "probabilities", case_id, ".npz"), *_samples(output, case_id, file_ending)]
     for path in files:
         yield path
         stem, ending = split_ending(path.name)
         if ending.lower() in (".tif", ".tiff"):
             yield path.with_name(f"{stem}.json")
+
+
+def _samples(output: Path, case_id: str, file_ending: str) -> list[Path]:
+    """Samples of a case that are there.
+
+    Their names are tried, since listing the folder for each case would take the square of the number of cases. What an
+    interrupted removal left may have gaps.
+    """
+    found: list[Path] = []
+    for index in itertools.count() if (output / "samples").is_dir() else ():
+        path = sample_path(output, case_id, index, file_ending)
+        if path.exists():
+            found.append(path)
+        elif index >= TRIED_SAMPLES:
+            break
+    return found
 
 
 def _owner_of(output: Path) -> Owner | None:

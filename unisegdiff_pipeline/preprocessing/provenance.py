@@ -107,6 +107,7 @@ def merge_identical(group_of: Mapping[str, str], image_hashes: Mapping[str, str]
 
     def find(group: str) -> str:
         while representative[group] != group:
+            representative[group] = representative[representative[group]]  # of many copies the way would grow long
             group = representative[group]
         return group
 

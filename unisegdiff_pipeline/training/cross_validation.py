@@ -120,8 +120,10 @@ def _remove_former(folder: Path, file_ending: str) -> None:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return
-    masks = [split_ending(path.name) for path in folder.iterdir() if path.is_file()]
+    endings: dict[str, set[str]] = {}  # sources of a unified data set have endings of their own
+    for name, ending in (split_ending(path.name) for path in folder.iterdir() if path.is_file()):
+        if ending:
+            endings.setdefault(name, {file_ending}).add(ending)
     for case_id in read_object(manifest).get("validation") or {}:
-        # Sources of a unified data set have endings of their own.
-        for ending in {file_ending, *(ending for name, ending in masks if name == case_id and ending)}:
+        for ending in endings.get(case_id, {file_ending}):
             remove_former(folder, case_id, ending)
