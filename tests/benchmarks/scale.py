@@ -218,11 +218,13 @@ def table(found: dict[int, dict[str, Cost]]) -> dict[str, Any]:
 
 
 def write_table(new: dict[str, Any]) -> None:
-    """Replace the table of its section in the result file."""
+    """Replace the table of all steps in the result file."""
     path = RESULTS / "scale.json"
     page = json.loads(path.read_text("utf-8"))
     (section,) = (section for section in page["sections"] if section["heading"] == TABLE)
-    section["content"] = [{"table": new} if "table" in part else part for part in section["content"]]
+    for part in section["content"]:
+        if "table" in part and part["table"]["columns"][0] == new["columns"][0]:
+            part["table"] = new
     path.write_text(json.dumps(page, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
