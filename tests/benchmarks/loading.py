@@ -39,6 +39,7 @@ WAYS = {
     "slow": f"all that fits, at {SLOW:g} of the learning rate",
     "heads-new": "all but the heads",
     "encoder": "the encoder alone",
+    "rescaled": "all that fits, convolutions with the norm that they have at random",
     "rescaled-heads-new": "all but the heads, convolutions with the norm that they have at random",
 }
 Scored = list[tuple[Tensor, np.ndarray]]  # slices (Z, C, Y, X) padded for the network, reference (K, Z, Y, X)
