@@ -51,7 +51,8 @@ T = TypeVar("T")
 
 MAX_LISTED = 200  # components listed by size per class and label map; `count` is never cut
 _SAMPLED_INTENSITIES = 4_000_000  # foreground voxels over all cases and one channel, the same number from each case
-_SAMPLED_ANYWHERE = 10_000  # voxels of each case, for channels whose foreground says nothing
+_SAMPLED_ANYWHERE = 10_000_000  # voxels over all cases, for channels whose foreground says nothing
+_MOST_ANYWHERE = 10_000  # of them of one case
 SMALL_BYTES = 30_000_000  # image files, compressed
 _WORKER_GB = 0.2  # a process with the readers loaded
 _COPIES_IN_MEMORY = 3  # image, cropped copies, label maps and component numbers, in sizes of the image
@@ -281,9 +282,15 @@ def extract_fingerprint(
     from unisegdiff_pipeline.io.raw_dataset import largest_case_gb
 
     num_samples = max(500, _SAMPLED_INTENSITIES // len(raw.cases))
+    num_anywhere = min(_MOST_ANYWHERE, max(500, _SAMPLED_ANYWHERE // len(raw.cases)))
     native = any(has_native_reader(path) for case in raw.cases for path in case.image_paths)
     results = map_cases(
-        partial(_facts_of, num_samples=num_samples, labels=raw.description.labels, scratch_folder=scratch_folder),
+        partial(
+            _facts_of,
+            num_samples=(num_samples, num_anywhere),
+            labels=raw.description.labels,
+            scratch_folder=scratch_folder,
+        ),
         [(case, raw.description_of(case), raw.source_of(case)) for case in raw.cases],
         names=[case.case_id for case in raw.cases],
         workers=choose_workers(_WORKER_GB + _COPIES_IN_MEMORY * largest_case_gb(raw.cases), workers),
@@ -303,7 +310,7 @@ def extract_fingerprint(
 
 def _facts_of(
     job: tuple[RawCase, DatasetDescription, Source | None],
-    num_samples: int,
+    num_samples: tuple[int, int],
     labels: LabelScheme,
     scratch_folder: Path | None,
 ) -> _CaseFacts:
@@ -315,7 +322,7 @@ def _facts_of(
 def fingerprint_case(
     case: RawCase,
     description: DatasetDescription,
-    num_samples: int,
+    num_samples: tuple[int, int],
     source: Source | None = None,
     unified: LabelScheme | None = None,
     scratch: Scratch | None = None,
@@ -325,7 +332,7 @@ def fingerprint_case(
     Args:
         case: its files.
         description: what they are to be read by.
-        num_samples: intensities to keep.
+        num_samples: intensities to keep, of the foreground and of the whole image.
         source: of a case of a unified data set, whose classes are then those of `unified`.
         unified: classes of the unified data set.
         scratch: makes the image; None keeps it in memory.
@@ -361,8 +368,8 @@ def fingerprint_case(
         orientation="" if image.geometry.is_2d else axis_codes(image.geometry.direction),
         source=case.source,
     )
-    samples = _sample_intensities(cropped, np.flatnonzero(foreground), num_samples, case.case_id)
-    anywhere = _sample_intensities(cropped, range(foreground.size), _SAMPLED_ANYWHERE, case.case_id)
+    samples = _sample_intensities(cropped, np.flatnonzero(foreground), num_samples[0], case.case_id)
+    anywhere = _sample_intensities(cropped, range(foreground.size), num_samples[1], case.case_id)
     if case.channels is not None:
         count = len(description.channel_names)
         samples, anywhere = _filled(samples, case.channels, count), _filled(anywhere, case.channels, count)
