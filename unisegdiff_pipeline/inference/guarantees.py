@@ -12,6 +12,8 @@ Masks are probabilities at a threshold, one for each class, which no decision an
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -216,7 +218,14 @@ def without(promises: Promises, asked: Mapping[GuaranteeKind, float]) -> list[st
 def promised_folders(output: Path) -> list[Path]:
     """Folders of `FOLDERS` in an output, with those of single classes in them."""
     folders = [output / name for name in FOLDERS]
-    return [*folders, *(path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir())]
+    return [*folders, *(path for folder in folders if folder.is_dir() for path in _folders_of_classes(folder))]
+
+
+def _folders_of_classes(folder: Path) -> list[Path]:
+    """Of a folder that holds these or masks, never both: this is asked for each case, and masks may be many."""
+    with os.scandir(folder) as entries:
+        visible = (entry for entry in entries if not entry.name.startswith("."))
+        return sorted(Path(entry.path) for entry in itertools.takewhile(os.DirEntry.is_dir, visible))
 
 
 def _others(own: ClassGuarantees, kind: GuaranteeKind) -> str:

@@ -85,8 +85,9 @@ def held_out_logits(
         z = tiles.det_logits()[(slice(None), *tiles.grid.inner)].cpu()
         p = probabilities_from_logits(z[None], held_out.labels.coding)[0]
         chosen = scored_voxels(p, held_out, stored, generator, near_only)
-        z[open_channels(held_out, stored)] = 0.0  # which no calibration changes, so that their loss decides nothing
-        logits.append(z.flatten(1)[:, chosen.indices])
+        found = z.flatten(1)[:, chosen.indices]
+        found[open_channels(held_out, stored)] = 0.0  # which no calibration changes, so that their loss decides nothing
+        logits.append(found)
         targets.append(chosen.target)
         weights.append(chosen.weights)
     counts = [len(w) for w in weights]
