@@ -3,7 +3,8 @@
 //   export usd_raw=/data/raw usd_preprocessed=/data/preprocessed usd_results=/data/results
 //   nextflow run lesions.nf -resume --dataset 4 --images /data/scans --masks /data/masks
 //
-// With an executor (process.executor = 'slurm') each fold is a job of its own. A fold that was killed goes on where it
+// With an executor (process.executor = 'slurm') each fold is a job of its own; ask for its GPU in nextflow.config
+// (process.clusterOptions = '--gres=gpu:1') and give --gpus 5. On one machine --gpus says how many folds run at once. A fold that was killed goes on where it
 // was: the same command continues, so that retries are safe. Data and models stay where the variables say; what goes
 // from process to process is only that a step has ended.
 
@@ -11,6 +12,7 @@ params.dataset = '4'
 params.images = '/data/scans'
 params.masks = '/data/masks'
 params.time = '9h'
+params.gpus = 1
 
 process PLAN {
     cpus 8
@@ -30,6 +32,7 @@ process PLAN {
 process TRAIN {
     cpus 8
     accelerator 1
+    maxForks params.gpus as int
     errorStrategy 'retry'
     maxRetries 3
 
@@ -62,6 +65,7 @@ process FIND_BEST {
 
 process PREDICT {
     accelerator 1
+    cache false // new scans are predicted, finished ones are gone over
 
     input:
     val dataset

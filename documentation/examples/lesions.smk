@@ -11,12 +11,18 @@ for key, value in DEFAULTS.items():
     config.setdefault(key, value)
 
 FOLDS = range(5)
-DONE = f"{config['masks']}.steps"  # empty files, one for each step that has ended
+DONE = f"{config['masks']}.steps/{config['dataset']}"  # empty files, one for each step that has ended
 
 
-rule all:
+# The first rule is what is asked for. It makes no file that Snakemake knows, so that it runs for new scans, too;
+# usd_predict goes over those that are finished.
+rule predict:
     input:
-        f"{DONE}/predict",
+        f"{DONE}/find_best",
+    resources:
+        gpu=1,
+    shell:
+        "usd_predict -i {config[images]} -o {config[masks]} -d {config[dataset]} --best"
 
 
 rule plan:
@@ -46,14 +52,3 @@ rule find_best:
         touch(f"{DONE}/find_best"),
     shell:
         "usd_find_best {config[dataset]}"
-
-
-rule predict:
-    input:
-        f"{DONE}/find_best",
-    output:
-        touch(f"{DONE}/predict"),
-    resources:
-        gpu=1,
-    shell:
-        "usd_predict -i {config[images]} -o {config[masks]} -d {config[dataset]} --best"

@@ -155,7 +155,7 @@ class ModelInputs:
         image, properties = preprocess_image(volume, plan, case.case_id, case.group, scratch=scratch)
         if plan.missing_channels:
             names = self.model.plans.channel_names
-            image = with_presence(image, case.channels, len(names))
+            image = with_presence(image, case.channels, len(names), scratch)
             properties = replace(properties, missing_channels=case.missing(names))
         if self._sources is None:
             return image, properties

@@ -498,7 +498,7 @@ def _store_configuration(
         image = to_network_channels(image, task.width, job.case.case_id)
         properties = replace(properties, source=name)
     if plan.missing_channels:
-        image = with_presence(image, channels, len(plan.normalization))
+        image = with_presence(image, channels, len(plan.normalization), scratch)
         properties = replace(properties, missing_channels=job.case.missing(job.description.channel_names))
     scratch.release()
     rows = preprocess_labels(labels, properties)

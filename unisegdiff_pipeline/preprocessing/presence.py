@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan
 
 
@@ -28,12 +29,15 @@ def for_channels(plan: PreprocessingPlan, channels: Sequence[int] | None) -> Pre
     )
 
 
-def with_presence(image: np.ndarray, channels: Sequence[int] | None, count: int) -> np.ndarray:
+def with_presence(
+    image: np.ndarray, channels: Sequence[int] | None, count: int, scratch: Scratch | None = None
+) -> np.ndarray:
     """The network's input (2 count, ...) of a preprocessed image (P, ...) that has these of `count` channels."""
-    there = list(range(count) if channels is None else channels)
-    result = np.zeros((2 * count, *image.shape[1:]), image.dtype)
-    result[there] = image
-    result[[count + i for i in there]] = 1
+    scratch = scratch or Scratch()
+    result = scratch.zeros((2 * count, *image.shape[1:]), image.dtype)
+    for channel, values in zip(range(count) if channels is None else channels, image, strict=True):
+        result[channel], result[count + channel] = values, 1
+        scratch.release()
     return result
 
 
