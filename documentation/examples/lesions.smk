@@ -14,17 +14,6 @@ FOLDS = range(5)
 DONE = f"{config['masks']}.steps/{config['dataset']}"  # empty files, one for each step that has ended
 
 
-# The first rule is what is asked for. It makes no file that Snakemake knows, so that it runs for new scans, too;
-# usd_predict goes over those that are finished.
-rule predict:
-    input:
-        f"{DONE}/find_best",
-    resources:
-        gpu=1,
-    shell:
-        "usd_predict -i {config[images]} -o {config[masks]} -d {config[dataset]} --best"
-
-
 rule plan:
     output:
         touch(f"{DONE}/plan"),
@@ -52,3 +41,14 @@ rule find_best:
         touch(f"{DONE}/find_best"),
     shell:
         "usd_find_best {config[dataset]}"
+
+
+# It makes no file that Snakemake knows, so that it runs for new scans, too; usd_predict goes over finished ones.
+rule predict:
+    default_target: True
+    input:
+        f"{DONE}/find_best",
+    resources:
+        gpu=1,
+    shell:
+        "usd_predict -i {config[images]} -o {config[masks]} -d {config[dataset]} --best"
