@@ -60,6 +60,7 @@ def test_ignored_voxels_count_nowhere_and_leave_the_volume_unknown() -> None:
     assert own.reference is None
     refused = calibrate([CaseEvidence("p", Units(), {"lesion": own})], ["w"], "x").classes["lesion"].refused
     assert "ignore label" in refused["volume=0.5"]
+    assert "ignore label" in refused["masks=0.5"]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,15 @@ def images(num_patients: int, scores: list[float], num_samples: int = 3) -> list
         )
         for number, score in enumerate(scores)
     ]
+
+
+def test_sizes_in_several_units_are_not_added_up() -> None:
+    flat = [dataclasses.replace(case, units=Units(size="mm2")) for case in images(9, [0.5] * 9)]
+    (own,) = calibrate([*flat, *images(9, [0.5] * 9)], ["w"], "x").classes.values()
+    assert own.lesions
+    assert not own.masks
+    assert not own.volume
+    assert "measured in ml and mm2" in own.refused["masks=0.5"]
 
 
 def test_rates_are_those_that_the_patients_allow() -> None:

@@ -102,7 +102,8 @@ def build_parser() -> CommandParser:
         metavar="KIND=RATE",
         help="also write what keeps a promise for new patients who are like those of the validation: lesions=0.9\n"
         "(masks_lesions/ touches 9 of 10 lesions), masks=0.9 (the reference lies between masks_inner/ and\n"
-        "masks_outer/), volume=0.9 (intervals in volumes.csv); by one fold (-f K), or by what usd_find_best chose",
+        "masks_outer/ but for a tenth), volume=0.9 (intervals in volumes.csv); by one fold (-f K), or by what\n"
+        "usd_find_best chose",
     )
     parser.add_argument(
         "--max-memory",

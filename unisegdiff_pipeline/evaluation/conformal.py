@@ -298,7 +298,7 @@ def mask_thresholds(patients: Mapping[str, Sequence[MaskVolumes]], alpha: float)
     _refuse_too_few(len(own), alpha)
     _refuse_too_few(len(diseased), alpha, "patients with a lesion")
     levels = own[0].thresholds
-    outside = [1 - volumes.common / volumes.reference for volumes in diseased]
+    outside = [np.maximum(1 - volumes.common / volumes.reference, 0) for volumes in diseased]  # sums are rounded
     outer, _ = _boldest(outside, alpha, "the expected part of the reference outside the outer mask")
     false = [
         np.maximum.accumulate((1 - _ratio(volumes.common, volumes.mask))[::-1])  # from careful to bold

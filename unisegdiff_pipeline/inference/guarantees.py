@@ -33,8 +33,8 @@ FOLDERS = (LESIONS, INNER, OUTER)
 CLOSE = 1e-6  # of two rates that are the same
 WORDS: dict[GuaranteeKind, str] = {
     "lesions": "on average at least {rate:.0%} of a patient's lesions share a voxel with the mask in masks_lesions/",
-    "masks": "on average at least {rate:.0%} of a lesion lies within masks_outer/, and at least {rate:.0%} of the mask "
-    "in masks_inner/ within a lesion",
+    "masks": "on average at least {rate:.0%} of the volume of a patient's reference lies within masks_outer/, and at "
+    "least {rate:.0%} of that of masks_inner/ within the reference",
     "volume": "in at least {rate:.0%} of patients the volume lies between guaranteed_low and guaranteed_high of "
     "volumes.csv in all of their images",
 }

@@ -5,7 +5,7 @@ See `evaluation.conformal` for the methods, `inference.guarantees` for what a pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,8 +112,9 @@ def calibrate(cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_
     patients: dict[str, list[CaseEvidence]] = {}
     for case in cases:
         patients.setdefault(case.patient, []).append(case)
+    units = {case.units.size for case in cases}
     classes = {
-        name: _of_class({patient: [case.classes[name] for case in own] for patient, own in patients.items()})
+        name: _of_class({patient: [case.classes[name] for case in own] for patient, own in patients.items()}, units)
         for name in names
     }
     return Guarantees(
@@ -126,13 +127,12 @@ def calibrate(cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_
     )
 
 
-def _of_class(patients: Mapping[str, Sequence[ClassEvidence]]) -> ClassGuarantees:
+def _of_class(patients: Mapping[str, Sequence[ClassEvidence]], units: Collection[str]) -> ClassGuarantees:
     scores = {patient: np.concatenate([case.lesions for case in own]) for patient, own in patients.items()}
-    masks = {patient: [case.masks for case in own] for patient, own in patients.items()}
     makers: dict[GuaranteeKind, Callable[[float], Any]] = {
         "lesions": lambda rate: lesion_threshold(scores, round(1 - rate, 6)),
-        "masks": lambda rate: mask_thresholds(masks, round(1 - rate, 6)),
-        "volume": lambda rate: volume_margin(_sizes(patients), rate),
+        "masks": lambda rate: mask_thresholds(_masks(patients, units), round(1 - rate, 6)),
+        "volume": lambda rate: volume_margin(_sizes(patients, units), rate),
     }
     made: dict[GuaranteeKind, list[Any]] = {kind: [] for kind in KINDS}
     refused = {}
@@ -145,8 +145,24 @@ def _of_class(patients: Mapping[str, Sequence[ClassEvidence]]) -> ClassGuarantee
     return ClassGuarantees(**{kind: tuple(found) for kind, found in made.items()}, refused=refused)
 
 
-def _sizes(patients: Mapping[str, Sequence[ClassEvidence]]) -> dict[str, list[tuple[tuple[float, ...], float]]]:
+def _masks(patients: Mapping[str, Sequence[ClassEvidence]], units: Collection[str]) -> dict[str, list[MaskVolumes]]:
+    """Masks of all images, where their sizes can be compared."""
+    _require_known_sizes(patients, units)
+    return {patient: [case.masks for case in own] for patient, own in patients.items()}
+
+
+def _require_known_sizes(patients: Mapping[str, Sequence[ClassEvidence]], units: Collection[str]) -> None:
+    if len(units) > 1:
+        raise UsdError(f"validation cases are measured in {' and '.join(sorted(units))}, which do not add up.")
+    if any(case.reference is None for own in patients.values() for case in own):
+        raise UsdError("references hold voxels of the ignore label, so that their volumes are not known.")
+
+
+def _sizes(
+    patients: Mapping[str, Sequence[ClassEvidence]], units: Collection[str]
+) -> dict[str, list[tuple[tuple[float, ...], float]]]:
     """Sizes of samples and reference of all images, where they can be compared."""
+    _require_known_sizes(patients, units)
     numbers = {len(case.sampled) for own in patients.values() for case in own}
     if numbers == {0}:
         raise UsdError("the model samples no masks, so that there are no volumes to make an interval of.")
@@ -158,8 +174,7 @@ def _sizes(patients: Mapping[str, Sequence[ClassEvidence]]) -> dict[str, list[tu
     result: dict[str, list[tuple[tuple[float, ...], float]]] = {}
     for patient, own in patients.items():
         for case in own:
-            if case.reference is None:
-                raise UsdError("references hold voxels of the ignore label, so that their volumes are not known.")
+            assert case.reference is not None
             result.setdefault(patient, []).append((case.sampled, case.reference))
     return result
 
