@@ -12,7 +12,14 @@ from PIL import Image
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.mixed_cases import find_mixed_cases
-from unisegdiff_pipeline.io.raw_dataset import find_cases, largest_case_gb, open_raw_dataset, read_groups
+from unisegdiff_pipeline.io.raw_dataset import (
+    channel_problem,
+    channels_of_files,
+    find_cases,
+    largest_case_gb,
+    open_raw_dataset,
+    read_groups,
+)
 
 
 def _make(folder: Path, files: list[str], **changes) -> Path:
@@ -315,6 +322,38 @@ def test_null_is_a_missing_channel_where_it_is_allowed(tmp_path: Path) -> None:
         entries["a"]["images"] = images
         with pytest.raises(UsdError, match="one for each of the 2 channels, null for those that are"):
             open_raw_dataset(_make(tmp_path / "Dataset001_X", [], missing_channels=True, dataset=entries))
+
+
+def test_a_list_without_null_says_nothing_of_what_is_missing(tmp_path: Path) -> None:
+    names = ["t1/p_0000.png", "flair/p_0000.png", "t1/scan_0001.png"]
+    folder, three = tmp_path / "Dataset001_X", {"0": "A", "1": "B", "2": "C"}
+    for images, found in ((names[:2], "2 channels"), (names[2:], "1 channel")):
+        entries = {"a": {"images": images, "label": "y.png"}}
+        _make(folder, names, channel_names=three, missing_channels=True, dataset=entries)
+        with pytest.raises(UsdError, match=rf"dataset\.a\.images names {found} of 3; write null in the place of each"):
+            open_raw_dataset(folder)
+    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(folder / names[2])  # in colour it holds all of them
+    assert open_raw_dataset(folder).cases[0].channels is None
+
+
+def test_in_a_list_the_place_says_the_channel(tmp_path: Path) -> None:
+    names = ["t1/p_0000.png", "flair/p_0000.png", "t1/001.png", "flair/001.png"]
+    entries = {
+        "a": {"images": names[:2], "label": "a.png"},
+        "b": {"images": names[2:], "label": "b.png"},
+        "c": {"images": [None, names[1]], "label": "c.png"},
+    }
+    folder = _make(tmp_path / "Dataset001_X", names, missing_channels=True, dataset=entries)
+    cases = open_raw_dataset(folder).cases
+    assert [case.channels for case in cases] == [None, None, (1,)]
+    assert [channel_problem(case.image_paths, 2, case.channels) for case in cases] == [None] * 3
+    turned = (folder / "t1/p_0001.png", folder / "t1/p_0000.png")
+    assert channel_problem(turned, 2) == "channel suffixes are [1, 0], expected [0, 1]; rename the files"
+
+
+def test_two_files_of_one_channel_are_refused() -> None:
+    with pytest.raises(UsdError, match="two files are named after the same channel"):
+        channels_of_files([Path("t1/p_0000.png"), Path("flair/p_0000.png")], 3)
 
 
 @pytest.mark.parametrize(

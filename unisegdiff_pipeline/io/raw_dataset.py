@@ -287,8 +287,13 @@ def channels_of_files(paths: Sequence[Path], num_channels: int) -> tuple[int, ..
     """Number of the channel of each file of a case that lacks some; None where none is missing, or names do not say it.
 
     The header of a file that is alone is read: it may hold all channels (RGB, 4D).
+
+    Raises:
+        UsdError: two files are named after the same channel.
     """
     numbers = [number for path in paths if (number := _channel_number(path)) is not None]
+    if len(set(numbers)) < len(numbers):
+        raise UsdError(f"{', '.join(map(str, paths))}: two files are named after the same channel; rename one.")
     if not numbers or len(numbers) < len(paths) or len(paths) >= num_channels:
         return None
     if numbers == [0]:
@@ -324,7 +329,8 @@ def channel_problem(
         )
     if len(paths) == num_channels:
         expected = list(range(num_channels))
-        if numbers in (expected, [None]):
+        unnamed = None in numbers or len(set(numbers)) < len(numbers)  # listed in dataset.json, where order decides
+        if unnamed or numbers == expected:
             return None
         return f"channel suffixes are {numbers}, expected {expected}; rename the files"
     try:
@@ -447,11 +453,28 @@ def _cases_from_entries(folder: Path, description: DatasetDescription) -> _Listi
         named = {i: _resolve(folder, image, case_id) for i, image in enumerate(entry.images) if image is not None}
         listing.images[case_id] = tuple(named.values())
         listing.channels[case_id] = tuple(named) if len(named) < len(entry.images) else None
-        if description.missing_channels and len(named) == len(entry.images):  # names may say it, too
-            listing.channels[case_id] = channels_of_files(listing.images[case_id], len(description.channel_names))
+        if description.missing_channels:
+            _require_all_or_null(folder, case_id, entry.images, listing.images[case_id], len(description.channel_names))
         if entry.label is not None:
             listing.labels[case_id] = _resolve(folder, entry.label, case_id)
     return listing
+
+
+def _require_all_or_null(
+    folder: Path, case_id: str, images: Sequence[str | None], paths: Sequence[Path], num_channels: int
+) -> None:
+    """Refuse a list shorter than the channels whose files do not hold them all: it does not say which these are."""
+    if len(images) >= num_channels:
+        return
+    try:
+        found = sum(read_header(path)[0][0] for path in paths)
+    except UsdError:  # reading the case will report it
+        return
+    if found < num_channels:
+        raise UsdError(
+            f"{folder / 'dataset.json'}: dataset.{case_id}.images names {counted(found, 'channel')} of {num_channels}; "
+            f"write null in the place of each channel that is missing."
+        )
 
 
 def _resolve(folder: Path, text: str, case_id: str) -> Path:
