@@ -12,7 +12,8 @@ from tests.inference.test_predictor import make_model
 from tests.io.test_dicom import SIZE, only_series, write_series
 from unisegdiff_pipeline.commands import predict
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.inference.dicom_seg import require_dicom_seg
+from unisegdiff_pipeline.inference.dicom_seg import require_dicom_seg, write_dicom_segs
+from unisegdiff_pipeline.inference.model_folder import open_model_folder
 from unisegdiff_pipeline.io.class_codes import parse_class_codes
 from unisegdiff_pipeline.io.images import read_labels
 
@@ -79,6 +80,18 @@ def test_what_is_written_is_mask_and_probability_of_the_series(
     expected = volume.geometry.origin_mm + steps @ (x, y, z)
     places = [space.map_indices_to_reference(np.array([[i, y, x]]))[0] for i in (0, z)]  # slices either way round
     assert min(np.abs(place - expected).max() for place in places) < 1e-3
+
+
+def test_probabilities_that_all_round_to_zero_are_written(tmp_path: Path) -> None:
+    model, source = make_model(tmp_path / "model", 3), complete(tmp_path / "in/p1").parent
+    assert run(source, tmp_path / "out", model, tmp_path / "seg") == 0
+    file = tmp_path / "out/probabilities/p1.npz"
+    array = np.full_like(np.load(file)["probabilities"], 0.001)  # less than half a step of 1/255
+    np.savez(file, probabilities=array)
+    assert write_dicom_segs(tmp_path / "out", tmp_path / "seg", source, open_model_folder(model)) == 1
+    _, fractions = frames(tmp_path / "seg/p1_probability.dcm", list(only_series(source / "p1").files()))
+    assert fractions.shape[:3] == array.shape[1:]
+    assert not np.any(fractions)
 
 
 def test_what_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

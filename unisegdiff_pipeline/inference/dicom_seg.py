@@ -89,8 +89,10 @@ def write_dicom_segs(prediction: Path, target: Path, source: Path, model: ModelF
             raise UsdError(f"{file} does not lie on the series in {series.folder}; predict again with --overwrite.")
         masks = np.stack([part for _, part in labels.class_masks(mask.array[0])], axis=-1)
         stored = _probabilities(prediction / "probabilities" / f"{case_id}.npz")
-        probabilities = np.moveaxis(stored[labels.foreground_offset :], 0, -1).astype(np.float32)
-        for name, pixels in (("seg", masks.astype(np.uint8)), ("probability", probabilities.clip(0, 1))):
+        probabilities = np.moveaxis(stored[labels.foreground_offset :], 0, -1).astype(np.float32).clip(0, 1)
+        # Rounded here: highdicom looks for empty frames before it rounds, and fails where all become empty by that.
+        steps = np.rint(probabilities * LARGEST) / LARGEST
+        for name, pixels in (("seg", masks.astype(np.uint8)), ("probability", steps)):
             dataset = _segmentation(pixels, series, codes, (record.request, name))
             with atomic_path(Path(target) / f"{case_id}_{name}.dcm") as temporary:
                 dataset.save_as(temporary)
