@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,12 +51,34 @@ def test_runs_are_cases_of_their_own(tmp_path: Path) -> None:
         found(tmp_path, "T1w", "FLAIR")
 
 
-def test_missing_channels_and_suffixes(tmp_path: Path) -> None:
+def test_missing_channels_and_suffixes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = folder_of(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz")
     folder_of(tmp_path, "sub-1/anat/sub-1_FLAIR.nii.gz", "sub-3/anat/sub-3_bold.nii.gz")
+    folder_of(tmp_path, "sub-4/ses-1/anat/sub-4_ses-1_T1w.json")
+    without = (
+        r"suffixes T1w, FLAIR in 2 sessions: sub-4_ses-1 \(has no image\), sub-3 \(has bold\)\. .*missing_channels"
+    )
+    with pytest.raises(UsdError, match=without):
+        found(folder, "T1w", "FLAIR")
+    with caplog.at_level(logging.WARNING):
+        cases = find_bids_cases(folder, ("FLAIR", "T1w"), missing_channels=True)
+    assert [(case.case_id, case.channels) for case in cases] == [("sub-1", None), ("sub-2", (1,))]
+    assert "left out, without any of FLAIR, T1w: sub-4_ses-1 (has no image), sub-3 (has bold)" in caplog.text
+    shutil.rmtree(tmp_path / "sub-3")
+    shutil.rmtree(tmp_path / "sub-4")
     with pytest.raises(UsdError, match=r'1 case lacks an image: sub-2 \(FLAIR\)\. Add .*"missing_channels": true'):
         found(folder, "T1w", "FLAIR")
-    cases = find_bids_cases(folder, ("FLAIR", "T1w"), missing_channels=True)
-    assert [(case.case_id, case.channels) for case in cases] == [("sub-1", None), ("sub-2", (1,))]
-    with pytest.raises(UsdError, match=r"no image of the suffixes T2w; there are FLAIR, T1w, bold\. .*--suffixes"):
+    with pytest.raises(UsdError, match=r"no image of the suffixes T2w; there are FLAIR, T1w\. .*--suffixes"):
         found(folder, "T2w")
+
+
+def test_a_suffix_is_of_one_channel(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz")
+    with pytest.raises(UsdError, match=r"--suffixes names T1w more than once \(T1w T1w\)"):
+        found(folder, "T1w", "T1w", missing_channels=True)
+
+
+def test_a_link_to_nothing_is_no_missing_channel(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "sub-2/anat/sub-2_T1w.json")
+    (tmp_path / "sub-2/anat/sub-2_T1w.nii.gz").symlink_to(tmp_path / "not_downloaded")
+    assert list(found(folder, "T1w")) == ["sub-1", "sub-2"]

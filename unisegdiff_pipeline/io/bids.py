@@ -6,6 +6,7 @@ where a session has several images of a channel, those that agree in all entitie
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS, split_ending
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 
+LOGGER = logging.getLogger(__name__)
 DESCRIPTION_NAME = "dataset_description.json"
 _IMAGES = ("sub-*/*/sub-*", "sub-*/ses-*/*/sub-*")  # raw ones; derivatives lie elsewhere
 _LISTED = 5
@@ -54,11 +56,17 @@ def find_bids_cases(source: Path, suffixes: Sequence[str], missing_channels: boo
     Args:
         source: with folders sub-*; below derivatives/ nothing is searched.
         suffixes: of the channels, in their order.
-        missing_channels: whether a case may lack some of them. Sessions without any of them are left out.
+        missing_channels: whether a case may lack some of them. Sessions without any are then left out, and logged.
 
     Raises:
-        UsdError: no image of these suffixes, sessions that lack a channel, or several images that may be one channel.
+        UsdError: a suffix of two channels, no image of these suffixes, sessions that lack a channel or all of them, or
+            several images that may be one channel.
     """
+    if twice := [suffix for suffix in dict.fromkeys(suffixes) if suffixes.count(suffix) > 1]:
+        raise UsdError(
+            f"--suffixes names {', '.join(twice)} more than once ({' '.join(suffixes)}); give each channel a suffix of "
+            f"its own."
+        )
     files = list(_images(source))
     sessions: dict[str, list[BidsFile]] = {}
     for file in files:
@@ -69,6 +77,16 @@ def find_bids_cases(source: Path, suffixes: Sequence[str], missing_channels: boo
         raise UsdError(
             f"{source} holds no image of the suffixes {', '.join(suffixes)}; there are {there}. Name the suffix of "
             f"each channel with --suffixes, in the order of channel_names in dataset.json."
+        )
+    empty = _sessions_without(source, files, suffixes)
+    if empty and missing_channels:
+        LOGGER.warning("%s: left out, without any of %s: %s", source, ", ".join(suffixes), ", ".join(empty))
+    elif empty:
+        more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
+        raise UsdError(
+            f"{source}: no image of the suffixes {', '.join(suffixes)} in {counted(len(empty), 'session')}: "
+            f"{', '.join(empty[:_LISTED])}{more}. Add them, move these sessions away, or let cases lack channels: "
+            f'"missing_channels": true in dataset.json before planning leaves them out.'
         )
     cases, lacking = [], []
     for found in sessions.values():
@@ -88,6 +106,23 @@ def find_bids_cases(source: Path, suffixes: Sequence[str], missing_channels: boo
             f'or let cases lack channels: "missing_channels": true in dataset.json before planning.'
         )
     return tuple(sorted(cases, key=lambda case: case.case_id))
+
+
+def _sessions_without(source: Path, files: Sequence[BidsFile], suffixes: Sequence[str]) -> list[str]:
+    """The sessions that have no image of these suffixes, each with the suffixes that it has."""
+    holding = {folder for file in files for folder in file.path.parents}
+    found: dict[str, set[str]] = {
+        "_".join(folder.relative_to(source).parts): set()
+        for folder in sorted((*source.glob("sub-*/"), *source.glob("sub-*/ses-*/")))
+        if folder.is_dir() and folder not in holding and not any(folder.glob("ses-*/"))
+    }
+    for file in files:
+        found.setdefault(file.session, set()).add(file.suffix)
+    return [
+        f"{name} (has {', '.join(sorted(has)) or 'no image'})"
+        for name, has in found.items()
+        if has.isdisjoint(suffixes)
+    ]
 
 
 def _groups(files: Sequence[BidsFile]) -> Iterable[list[BidsFile]]:
@@ -114,7 +149,8 @@ def _groups(files: Sequence[BidsFile]) -> Iterable[list[BidsFile]]:
 def _images(source: Path) -> Iterator[BidsFile]:
     for pattern in _IMAGES:
         for path in sorted(source.glob(pattern)):
-            file = parse_bids_name(path) if path.is_file() else None
+            # A link to nothing, as of data that were not downloaded, is an image that cannot be read, and not none.
+            file = parse_bids_name(path) if path.is_file() or path.is_symlink() else None
             if file is not None and "sub" in file.entities:
                 yield file
 
