@@ -102,7 +102,14 @@ def test_cases_that_lack_channels_are_trained_and_predicted(root: Path, capsys: 
     by_file = predictor.predict(raw / "imagesTs/half_0001.png", num_samples=1)
     assert np.array_equal(by_array.mask, by_file.mask)
     assert by_array.case.missing_channels == by_file.case.missing_channels == "T1"
-    (raw / "imagesTs/half_0001.png").rename(raw / "imagesTs/half_0002.png")
+    written = [path.stat().st_mtime_ns for path in (root / "masks/half.png", root / "masks/whole.png")]
+    (raw / "imagesTs/half_0001.png").rename(raw / "imagesTs/half_0000.png")  # the same content as another channel
+    assert usd_predict([*words, "--samples", "1"]) == 0
+    assert "half: predicted without FLAIR, missing there" in capsys.readouterr().err
+    again = [path.stat().st_mtime_ns for path in (root / "masks/half.png", root / "masks/whole.png")]
+    assert again[0] > written[0]
+    assert again[1] == written[1]
+    (raw / "imagesTs/half_0000.png").rename(raw / "imagesTs/half_0002.png")
     with pytest.raises(UsdError, match=r"half_0002\.png: there are 2 channels; rename"):
         predictor.predict(raw / "imagesTs/half_0002.png")
 

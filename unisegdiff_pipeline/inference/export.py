@@ -77,7 +77,7 @@ class PredictionRecord:
 
     Attributes:
         request: hash of everything that the mask depends on besides the image; see `output_folder`.
-        input_hashes: content of the image files in channel order, and of what is read beside them.
+        input_hashes: of the image; see `origin.input_hashes`.
         seconds: time of each step.
         facts: number of tiles and the like.
         file_ending: of the image, which the mask has too; empty in records of earlier versions.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.files import file_hash, require_writable
+from unisegdiff_pipeline.core.files import require_writable
 from unisegdiff_pipeline.core.parallel import MappedCasesError, available_memory_gb, map_cases, usable_cores
 from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.scratch import Scratch
@@ -40,7 +40,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     open_model_folder,
 )
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
-from unisegdiff_pipeline.inference.origin import request_hash
+from unisegdiff_pipeline.inference.origin import input_hashes, request_hash
 from unisegdiff_pipeline.inference.output_folder import (
     Owner,
     claimed,
@@ -53,7 +53,7 @@ from unisegdiff_pipeline.inference.predictor import EnsemblePrediction, Predicto
 from unisegdiff_pipeline.inference.promised import promises_of_model
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.saving import facts_of, manifest_of
-from unisegdiff_pipeline.io.images import files_read, load_writer
+from unisegdiff_pipeline.io.images import load_writer
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
 from unisegdiff_pipeline.networks.allocator import LARGE_BYTES, return_freed_memory
@@ -240,7 +240,7 @@ class _FolderRun:
         """Whether the output holds all that is wanted of this case, made from the same files in the same way."""
         counts = len(self.predictor.folds), self.num_samples
         options = self._options(case)
-        return is_finished(self.output, self.owner, case.case_id, options, counts, lambda: _input_hashes(case))
+        return is_finished(self.output, self.owner, case.case_id, options, counts, lambda: input_hashes(case))
 
     def _options(self, case: RawCase) -> OutputOptions:
         """What is written of a case, in the ending of its image."""
@@ -360,7 +360,7 @@ class _FolderRun:
 
     def _prepare(self, case: RawCase, images: ReadingProcess) -> _Prepared:
         start = time.perf_counter()
-        hashes = _input_hashes(case)
+        hashes = input_hashes(case)
         scratch = Scratch(self.output, self.budget.for_arrays(), self._interrupted)
         inputs = self.inputs
         channels = inputs.num_channels(case)
@@ -449,10 +449,6 @@ class _FolderRun:
         images = prepared.image.nbytes + (0 if prepared.for_masks is None else prepared.for_masks[0].nbytes)
         size_gb = (images + 4 * channels * int(voxels)) / 2**30
         return size_gb < OVERLAP_FRACTION * min(self.budget.free_gb(), available_memory_gb())
-
-
-def _input_hashes(case: RawCase) -> tuple[str, ...]:
-    return tuple(file_hash(path) for path in files_read(case.image_paths))
 
 
 def _require_elsewhere(output: Path, cases: Sequence[RawCase]) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unisegdiff_pipeline.core.files import text_hash
+from unisegdiff_pipeline.core.files import file_hash, text_hash
 from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.label_fusion import Combination
+from unisegdiff_pipeline.io.images import files_read
+from unisegdiff_pipeline.io.raw_dataset import RawCase
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Origin:
         file_ending: of the files that are written.
         spacing_known: False marks millimetres as nominal.
         combine: what the mask is made of; see `label_fusion`.
-        paths, hashes: the files of the image and the hashes of their content; empty for an image in memory.
+        paths, hashes: the files of the image and what `input_hashes` makes of them; empty for an image in memory.
     """
 
     model: str
@@ -41,3 +43,9 @@ class Origin:
 def request_hash(made_of: Mapping[str, Any]) -> str:
     """Hash of what predictions are made of; equal hashes give equal masks."""
     return text_hash(json.dumps(to_jsonable(made_of), sort_keys=True))
+
+
+def input_hashes(case: RawCase) -> tuple[str, ...]:
+    """What a mask depends on of its image: the content of the files and, where some are missing, their channels."""
+    channels = () if case.channels is None else (f"channels {' '.join(map(str, case.channels))}",)
+    return (*map(file_hash, files_read(case.image_paths)), *channels)

@@ -39,7 +39,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     plan_hash,
 )
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
-from unisegdiff_pipeline.inference.origin import Origin
+from unisegdiff_pipeline.inference.origin import Origin, input_hashes
 from unisegdiff_pipeline.inference.prediction import Prediction
 from unisegdiff_pipeline.inference.request import require_whole
 from unisegdiff_pipeline.inference.settings import DECISIONS, OF_LESIONS, Decision, InferenceSettings, decision_of_folds
@@ -48,7 +48,7 @@ from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable
 from unisegdiff_pipeline.inference.utility import Utility, filter_for
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, sample_case
 from unisegdiff_pipeline.io.image_objects import is_path, volume_of
-from unisegdiff_pipeline.io.images import files_read, read_image
+from unisegdiff_pipeline.io.images import read_image
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
@@ -205,7 +205,6 @@ class Predictor:
         case_id = str(case_id or (case.case_id if case is not None else "array"))
         require_name(case_id, "the case")
         require_finite(volume.array, str(case.image_paths[0]) if case is not None else f"image {case_id!r}")
-        files = () if case is None else files_read(case.image_paths)
         origin = Origin(
             model=str(self.model.place.resolve()),
             made_of=self.made_of(count, seed, combine, source),
@@ -215,7 +214,7 @@ class Predictor:
             spacing_known=_knows_spacing(inputs, case, volume),
             combine=combine,
             paths=() if case is None else tuple(map(str, case.image_paths)),
-            hashes=tuple(map(file_hash, files)),
+            hashes=() if case is None else input_hashes(case),
         )
         channels = _given_channels(image) if case is None else case.channels
         named = RawCase(case_id, (), channels=channels)
