@@ -62,6 +62,16 @@ def test_gain_over_parts_by_hand() -> None:
     assert macro_gain([NAN], [0.0], ["a"], ["u"]) == (0.0, 0.0)
 
 
+def test_parts_of_one_case_each_have_the_error_of_the_mean_over_them() -> None:
+    # mean 0.1; deviations of 0.3 (twice) and 0.1 (four times): squares 0.22; sqrt(0.22 / (6 * 5))
+    gains = [0.4, -0.2, 0.2, 0.0, 0.2, 0.0]
+    expected = pytest.approx((0.1, math.sqrt(0.22 / 30)))
+    assert macro_gain(gains, [0.0] * 6, None, list("uvwxyz")) == expected
+    assert macro_gain(gains, [0.0] * 6, list("abcdef"), list("uvwxyz")) == expected
+    # Two cases that say the same tell no error of the others either.
+    assert macro_gain([0.1, 0.1, 0.7], [0.0] * 3, None, list("uuv")) == pytest.approx((0.4, 0.2))
+
+
 # Bootstrap
 
 

@@ -151,7 +151,8 @@ def macro_gain(
 ) -> tuple[float, float]:
     """As `mean_gain` of each part (the sources of a unified data set), then the mean over parts and its standard error.
 
-    Parts are independent. One with a single case, which tells no error, is given the largest of the others.
+    Parts are independent. One with a single case, which tells no error, is given the largest of the others; where they
+    tell none either, the error is that of the mean over all cases.
 
     Args:
         a, b: values of the same cases.
@@ -165,14 +166,17 @@ def macro_gain(
         own = [i for i, of_case in enumerate(parts) if of_case == part and not math.isnan(a[i] - b[i])]
         if own:
             of_own = None if groups is None else [groups[i] for i in own]
-            gain, error = mean_gain([a[i] for i in own], [b[i] for i in own], of_own)
-            gains.append(gain)
+            of_part, error = mean_gain([a[i] for i in own], [b[i] for i in own], of_own)
+            gains.append(of_part)
             errors.append(error if len(own) > 1 else math.nan)
     if not gains:
         return 0.0, 0.0
+    gain = sum(gains) / len(gains)
     largest = max((error for error in errors if not math.isnan(error)), default=0.0)
+    if largest == 0 and any(map(math.isnan, errors)):
+        return gain, mean_gain(a, b, groups)[1]
     known = [largest if math.isnan(error) else error for error in errors]
-    return sum(gains) / len(gains), math.hypot(*known) / len(gains)
+    return gain, math.hypot(*known) / len(gains)
 
 
 def paired_comparison(
