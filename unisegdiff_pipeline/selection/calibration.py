@@ -18,6 +18,7 @@ from unisegdiff_pipeline.diffusion.coding import (
     NO_CALIBRATION,
     LogitCalibration,
     calibrate,
+    channel_cross_entropy,
     cross_entropy,
     foreground_log_odds,
     probabilities_from_logits,
@@ -86,7 +87,7 @@ def held_out_logits(
         p = probabilities_from_logits(z[None], held_out.labels.coding)[0]
         chosen = scored_voxels(p, held_out, stored, generator, near_only)
         found = z.flatten(1)[:, chosen.indices]
-        found[open_channels(held_out, stored)] = 0.0  # which no calibration changes, so that their loss decides nothing
+        found[open_channels(held_out, stored)] = 0.0  # which `fit_calibrations` leaves out
         logits.append(found)
         targets.append(chosen.target)
         weights.append(chosen.weights)
@@ -109,7 +110,8 @@ def fit_calibrations(
     gets the calibration of all.
 
     Args:
-        logits, target: (1, K, V).
+        logits, target: (1, K, V). A sigmoid channel counts where its logit is not 0, which no calibration changes: so
+            are channels that are not annotated.
         weights: (V,).
         owners: (V,), the number of the group that a voxel belongs to, from 0 to `num_groups` - 1.
         parts: the source that each group is of, in a unified data set: the mean over sources counts.
@@ -120,7 +122,7 @@ def fit_calibrations(
         z, x, weight, owner = logits[..., part], target[..., part], weights[part].double(), owners[part]
         table = torch.zeros(len(tried), num_groups, dtype=torch.float64)
         for row, calibration in zip(table, tried, strict=True):
-            row.index_add_(0, owner, weight * cross_entropy(calibrate(z, coding, calibration), x, coding)[0])
+            row.index_add_(0, owner, weight * _loss(z, x, coding, calibration)[0])
         return table
 
     # Every voxel is divided by one of the two (of regions each channel), so that each can be fitted alone.
@@ -156,3 +158,15 @@ def fit_calibrations(
     if num_groups < 2:
         return of_all, [of_all] * num_groups
     return of_all, [best(torch.arange(num_groups) != group) for group in range(num_groups)]
+
+
+def _loss(logits: Tensor, target: Tensor, coding: Coding, calibration: LogitCalibration) -> Tensor:
+    """Cross-entropy of each voxel (1, V), sigmoid channels averaged over those with a logit.
+
+    A channel without one would add a constant log 2, of which SOFT_CAP_GAIN would be a fraction, too.
+    """
+    calibrated = calibrate(logits, coding, calibration)
+    if coding == "softmax":
+        return cross_entropy(calibrated, target, coding)
+    counts = logits != 0
+    return (channel_cross_entropy(calibrated, target) * counts).sum(dim=1) / counts.sum(dim=1).clamp_min(1)
