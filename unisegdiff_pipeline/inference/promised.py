@@ -46,8 +46,8 @@ def promises_of_model(
         if folds[0] == "all":
             remedy = "It was trained on every case, so that none is left to calibrate on. Predict by the numbered folds"
     else:
-        guarantees, where = _of_folds(model), f"{FILE_NAME} for the folds {' '.join(folds)} of {place}"
-        remedy = f"Run usd_find_best {model.plans.dataset_name}, or predict by one fold (-f {folds[0]})"
+        where = f"{FILE_NAME} for the folds {' '.join(folds)} of {place}"
+        guarantees, remedy = _of_folds(model, folds)
     named = model.plans.labels.names
     return promises_for(request, guarantees, named, (where, remedy), weights, num_samples)
 
@@ -86,11 +86,17 @@ def promises_for(
     return promises
 
 
-def _of_folds(model: ModelFolder) -> Guarantees | None:
-    """Those of best.json beside the model, or in it, where an archive brought it."""
+def _of_folds(model: ModelFolder, folds: Sequence[str]) -> tuple[Guarantees | None, str]:
+    """Those of best.json beside the model, or in it, where an archive brought it; and what to do without them."""
+    name, one_fold = Path(model.folder).absolute().name, f"or predict by one fold (-f {folds[0]})"
+    remedy = f"Run usd_find_best {model.plans.dataset_name}, {one_fold}"
     for folder in (Path(model.folder).absolute().parent, Path(model.folder)):
         if (folder / FILE_NAME).is_file():
             recipe = read_recipe(folder)
-            if [member.model for member in recipe.members] == [Path(model.folder).absolute().name]:
-                return recipe.guarantees
-    return None
+            is_asked = [member.model for member in recipe.members] == [name]
+            if not is_asked or sorted(recipe.members[0].folds) != sorted(folds):
+                members = " + ".join(f"{member.model} (folds {' '.join(member.folds)})" for member in recipe.members)
+                remedy = f"{FILE_NAME} is for {members}: predict by that (--best), {one_fold}"
+            if is_asked:
+                return recipe.guarantees, remedy
+    return None, remedy
