@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +23,12 @@ from unisegdiff_pipeline.inference.model_import import import_model
 from unisegdiff_pipeline.inference.onnx_export import export_onnx, require_onnx
 from unisegdiff_pipeline.io.images import read_labels, write_labels, write_map
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
+from unisegdiff_pipeline.training import cascade as taking_over
+from unisegdiff_pipeline.training import run as training
 from unisegdiff_pipeline.training.data.patches import PatchSource
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import preview, train
+from unisegdiff_pipeline.training.validated_models import find_validated_models
 
 SHAPE = (40, 48, 48)
 BORDER = (slice(3, -2), slice(4, -4), slice(2, -5))  # outside of it images are zero, and cropped
@@ -184,6 +189,13 @@ def test_folds_of_another_model_of_masks_are_refused(model: Path, tmp_path: Path
     weights[0].write_bytes(weights[1].read_bytes())
     with pytest.raises(UsdError, match="was trained with masks of another model"):
         usd.Predictor(own, device="cpu")
+    with pytest.raises(UsdError, match="was trained with masks of another model"):
+        export_model(own, tmp_path / "model.zip")
+    assert not (tmp_path / "model.zip").exists()
+    models, left_out = find_validated_models(tmp_path, ("0", "1"))
+    assert not models
+    assert [line.split(" (")[0] for line in left_out] == [f"{NAME}: fold 0", f"{NAME}: fold 1"]
+    assert all("masks of another model" in line for line in left_out)
 
 
 def test_damaged_masks_are_found_before_a_fold_goes_on(roots: usd.Roots, model: Path, tmp_path: Path) -> None:
@@ -193,6 +205,88 @@ def test_damaged_masks_are_found_before_a_fold_goes_on(roots: usd.Roots, model: 
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UsdError, match=r"case_2\.b2nd is missing or is not what was taken over"):
         train(request(own, "3d_cascade_fullres", "0"))
+
+
+def copied(roots: usd.Roots, folder: Path) -> tuple[usd.Roots, Path, Path]:
+    """The trained models in results of their own, with the folders of 3d_lowres and of the cascade."""
+    dataset = shutil.copytree(results(roots), folder / "Dataset077_Large")
+    return replace(roots, results=folder), dataset / f"{TRAINER}__3d_lowres", dataset / NAME
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda plans: plans.update(channel_names=["T2"]), r"channel_names \('T2',\), the plan has \('MRI',\) now"),
+        (lambda plans: plans["labels"].update(names=["tumour", "organ"]), "was trained with labels"),
+    ],
+)
+def test_masks_of_other_images_or_classes_are_refused(
+    roots: usd.Roots, model: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    own, lowres, cascade = copied(roots, tmp_path)
+    shutil.rmtree(cascade)
+    plans = json.loads((lowres / "plans.json").read_text())
+    change(plans)
+    (lowres / "plans.json").write_text(json.dumps(plans))
+    for ask in (train, preview):
+        with pytest.raises(UsdError, match=said):
+            ask(request(own, "3d_cascade_fullres"))
+    assert not cascade.exists()
+
+
+def test_folds_of_former_splits_are_refused(roots: usd.Roots, model: Path, tmp_path: Path) -> None:
+    own, lowres, cascade = copied(roots, tmp_path)
+    shutil.rmtree(cascade)
+    shutil.copytree(lowres / "fold_0", lowres / "fold_2")
+    with pytest.raises(UsdError, match=r"fold_0/validation and .*fold_2/validation both hold a mask of case_0"):
+        train(request(own, "3d_cascade_fullres"))
+    assert not cascade.exists()
+
+
+@pytest.mark.parametrize("moment", ["_take_over_mask", "train_fold"])
+@pytest.mark.parametrize("began", [True, False], ids=["restart", "first"])
+def test_a_training_that_cannot_begin_leaves_the_copy_as_it_was(
+    roots: usd.Roots, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, began: bool
+) -> None:
+    own, lowres, cascade = copied(roots, tmp_path)
+    weights = lowres / "fold_0/weights.safetensors"
+    weights.write_bytes((lowres / "fold_1/weights.safetensors").read_bytes())  # as if trained again
+    if not began:
+        shutil.rmtree(cascade)
+    before = content(tmp_path)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(taking_over if moment == "_take_over_mask" else training, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(request(own, "3d_cascade_fullres"), restart=began))
+    assert content(tmp_path) == before
+    assert cascade.exists() == began
+
+
+def test_a_copy_is_put_back_after_a_kill_and_removed_once_a_fold_has_begun(
+    roots: usd.Roots, model: Path, tmp_path: Path
+) -> None:
+    own, _, cascade = copied(roots, tmp_path)
+    former, copy, fold = cascade / ".former-3d_lowres", cascade / "3d_lowres", cascade / "fold_0"
+    shutil.copytree(copy, former)
+    (copy / "plans.json").write_text("of the new one")
+    train(request(own, "3d_cascade_fullres"))
+    assert (copy / "plans.json").read_bytes() == (model / "3d_lowres/plans.json").read_bytes()
+    assert not former.exists()
+    shutil.copytree(copy, former)
+    (former / "plans.json").write_text("of the former one")
+    (fold / ".former").mkdir()
+    train(request(own, "3d_cascade_fullres"))
+    assert (copy / "plans.json").read_bytes() == (model / "3d_lowres/plans.json").read_bytes()
+    assert not former.exists()
+    assert not (fold / ".former").exists()
 
 
 def test_the_best_model_counts_both_networks(roots: usd.Roots, model: Path) -> None:

@@ -446,7 +446,10 @@ class _FolderRun:
         """Whether three cases of this size may be in memory at once."""
         channels = self.predictor.labels.num_channels * max(1, len(self.predictor.folds))
         voxels = np.prod(prepared.properties.shape, dtype=np.int64)
-        images = prepared.image.nbytes + (0 if prepared.for_masks is None else prepared.for_masks[0].nbytes)
+        images = prepared.image.nbytes
+        if prepared.for_masks is not None:  # the other network's image, and this one with a channel for each class
+            num_inputs = len(prepared.image) + len(self.predictor.labels.write_values)
+            images += prepared.for_masks[0].nbytes + 4 * num_inputs * int(voxels)
         size_gb = (images + 4 * channels * int(voxels)) / 2**30
         return size_gb < OVERLAP_FRACTION * min(self.budget.free_gb(), available_memory_gb())
 

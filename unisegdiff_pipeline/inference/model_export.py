@@ -40,6 +40,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     open_model_folder,
     plan_hash,
     read_weights,
+    require_same_masks,
     require_same_plan,
 )
 from unisegdiff_pipeline.inference.model_scores import case_names, read_scores
@@ -92,7 +93,8 @@ def export_model(
         overwrite: replace an archive that is there.
 
     Raises:
-        UsdError: no model, damaged weights, a wrong ending, or an archive that is there; nothing is left half written.
+        UsdError: no model, damaged weights, folds of a cascade trained with masks of another model, a wrong ending, or
+            an archive that is there; nothing is left half written.
     """
     output = Path(output)
     if output.suffix.lower() != ENDING:
@@ -106,7 +108,9 @@ def export_model(
     for prefix, part in _parts(model):
         for fold in part.folds:
             path = weights[f"{prefix}fold_{fold}/{WEIGHTS_NAME}"] = part.fold_folder(fold) / WEIGHTS_NAME
-            require_same_plan(path, read_weights(path)[1], plan_hash(part.configuration))
+            metadata = read_weights(path)[1]
+            require_same_plan(path, metadata, plan_hash(part.configuration))
+            require_same_masks(path, metadata, part)
     texts = _texts(model, with_case_scores, notes)
     with atomic_path(output) as temporary:
         return _write(temporary, model, {**texts, **weights})

@@ -203,11 +203,7 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
     path = folder / WEIGHTS_NAME
     tensors, metadata = read_weights(path)
     require_same_plan(path, metadata, plan_hash(model.configuration))
-    if model.masks_from is not None and metadata.get(MASKS_FROM) != weights_of_all_folds(model.masks_from):
-        raise UsdError(
-            f"{path} was trained with masks of another model than the one in {model.masks_from.folder}, as where a "
-            f"training that began all folds anew was left before this one; train this fold again with --restart."
-        )
+    require_same_masks(path, metadata, model)
     has_denoiser = any(name.startswith("denoiser.") for name in tensors)
     with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced, are drawn from it
         network = build_model(model.configuration, model.plans.labels, has_denoiser)
@@ -221,15 +217,32 @@ def load_fold(model: ModelFolder, fold: str, device: torch.device) -> tuple[Stag
     return to_device(network, device).eval().requires_grad_(False), settings
 
 
+def require_same_masks(path: Path, metadata: Mapping[str, str], model: ModelFolder) -> None:
+    """Raise a UsdError where a fold of a cascade was trained with masks of another model than the one beside it."""
+    if model.masks_from is not None and metadata.get(MASKS_FROM) != weights_of_all_folds(model.masks_from):
+        raise UsdError(
+            f"{path} was trained with masks of another model than the one in {model.masks_from.folder}, as where a "
+            f"training that began all folds anew was left before this one; train this fold again with --restart."
+        )
+
+
 def weights_of_all_folds(model: ModelFolder) -> str:
     """Hash of the weights of all folds of a model, by what their files say of themselves."""
-    from safetensors import safe_open
-
-    hashes = []
-    for fold in model.folds:
-        with safe_open(model.fold_folder(fold) / WEIGHTS_NAME, framework="pt") as stream:
-            hashes.append(f"{fold} {dict(stream.metadata() or {}).get(TENSORS_HASH)}")
+    hashes = [
+        f"{fold} {read_metadata(model.fold_folder(fold) / WEIGHTS_NAME).get(TENSORS_HASH)}" for fold in model.folds
+    ]
     return text_hash("|".join(hashes))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself, without its tensors; a UsdError where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as stream:
+            return dict(stream.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UsdError(f"{path} cannot be read ({error}); it is damaged: copy it again or train again.") from error
 
 
 def save_weights(path: Path, network: nn.Module, metadata: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@
                                        a copy of that model, which prediction begins with
     MODEL/3d_lowres/masks/CASE.b2nd    its masks (1, Z, Y, X) on the cascade's grid, which training reads
     MODEL/3d_lowres/masks/hashes.json  of these files; written last
+    MODEL/.former-3d_lowres/           with --restart the copy of before, until a fold has begun with the new one
 
 A mask is that of the fold which validated the case, so that it comes from a network that was not trained on it. All
 lies in the cascade's own folder: whatever becomes of the other model, the cascade goes on with what it began with.
@@ -66,13 +67,21 @@ class CascadeStart:
         """The mask file of each case, as the fold that validated it wrote it.
 
         Raises:
-            UsdError: the model is not there, lacks folds or masks, or has other classes.
+            UsdError: the model is not there, lacks folds or masks, has folds of different splits, or takes other
+                channels or has other classes than the plan now.
         """
         folds = [fold for fold in finished_folds(self.source) if fold != "all"] if self.source.is_dir() else []
         found: dict[str, Path] = {}
         for fold in folds:
             folder = self.source / f"fold_{fold}" / FOLDER_NAME
-            found |= {case_id: self._mask_file(folder, case_id) for case_id in _validated(folder / SUMMARY_NAME)}
+            own = {case_id: self._mask_file(folder, case_id) for case_id in _validated(folder / SUMMARY_NAME)}
+            if twice := sorted(own.keys() & found.keys()):
+                raise UsdError(
+                    f"{found[twice[0]].parent} and {folder} both hold a mask of {twice[0]}: these folds are of "
+                    f"different splits, and one of the two networks may have been trained on the case. Move the folds "
+                    f"that are not of the splits now out of {self.source}; train those anew whose cases changed."
+                )
+            found |= own
         lacking = [case_id for case_id in case_ids if case_id not in found]
         if lacking:
             there = f"finished and validated are its folds {', '.join(folds)}" if folds else "it has no finished fold"
@@ -83,28 +92,56 @@ class CascadeStart:
             )
         if missing := [found[case_id] for case_id in case_ids if not found[case_id].is_file()]:
             raise UsdError(f"{missing[0]} is gone; predict the validation cases again: {self.command} --val")
-        model = open_model_folder(self.source)
-        if model.plans.labels != self.plans.labels:
-            raise UsdError(
-                f"{self.source} was trained with other classes than those of the plan now; train it anew: "
-                f"{self.command} --restart"
-            )
+        self._require_same_images_and_classes(open_model_folder(self.source))
         return {case_id: found[case_id] for case_id in case_ids}
 
+    def _require_same_images_and_classes(self, model: ModelFolder) -> None:
+        """Raise a UsdError where the model takes other images, or tells other classes, than the cascade."""
+        now = self.plans.configurations[model.configuration.name].preprocessing.missing_channels
+        for what, former, planned in (
+            ("labels", model.plans.labels, self.plans.labels),
+            ("channel_names", model.plans.channel_names, self.plans.channel_names),
+            ("missing_channels", model.configuration.preprocessing.missing_channels, now),
+        ):
+            if former != planned:
+                raise UsdError(
+                    f"{self.source} was trained with {what} {former}, the plan has {planned} now; train it anew: "
+                    f"{self.command} --restart"
+                )
+
     def take_over(self, case_ids: Sequence[str], workers: int) -> None:
-        """Copy the model, and bring its masks of the cases to the cascade's grid.
+        """Copy the model, and bring its masks of the cases to the cascade's grid; `settle` removes the copy of before.
+
+        Where it fails nothing has changed.
 
         Raises:
             UsdError: as `find_masks`; a mask that cannot be read or is on another grid than its image.
         """
         masks = self.find_masks(case_ids)
-        (self.target / MASKS / HASHES_NAME).unlink(missing_ok=True)
-        self._copy(open_model_folder(self.source))
-        jobs = [_Job(masks[case_id], case_id, self.data, self.patch_size) for case_id in case_ids]
-        found = map_cases(
-            _take_over_mask, jobs, names=list(case_ids), workers=workers, description=f"masks of {self.source.name}"
-        )
-        write_json(self.target / MASKS / HASHES_NAME, {outcome.name: outcome.value for outcome in found})
+        with atomic_path(self.target) as copy:
+            _copy(open_model_folder(self.source), copy)
+            jobs = [_Job(masks[case], case, self.data, copy / MASKS, self.patch_size) for case in case_ids]
+            found = map_cases(
+                _take_over_mask, jobs, names=list(case_ids), workers=workers, description=f"masks of {self.source.name}"
+            )
+            write_json(copy / MASKS / HASHES_NAME, {outcome.name: outcome.value for outcome in found})
+            if self.target.is_dir():
+                self.target.replace(self._former)
+
+    def settle(self, begun: bool) -> None:
+        """Remove the copy of before where a fold has begun with the new one, else put it back."""
+        if not self._former.is_dir():
+            return
+        if begun:
+            shutil.rmtree(self._former)
+            return
+        if self.target.is_dir():
+            shutil.rmtree(self.target)
+        self._former.replace(self.target)
+
+    @property
+    def _former(self) -> Path:
+        return self.target.with_name(f".former-{self.target.name}")
 
     def are_kept(self, case_ids: Sequence[str]) -> bool:
         """Whether the masks of these cases have been taken over."""
@@ -128,22 +165,22 @@ class CascadeStart:
     def _mask_file(self, folder: Path, case_id: str) -> Path:
         return file_of(folder, case_id, label_ending(self.plans.file_ending))
 
-    def _copy(self, model: ModelFolder) -> None:
-        names = [PLANS_NAME, DATASET_NAME]
-        names += [f"fold_{fold}/{name}" for fold in model.folds for name in (WEIGHTS_NAME, SETTINGS_NAME)]
-        for name in names:
-            with atomic_path(self.target / name) as temporary:
-                shutil.copyfile(model.folder / name, temporary)
-        for former in set(finished_folds(self.target)) - {*model.folds}:
-            shutil.rmtree(self.target / f"fold_{former}")
-
 
 @dataclass(frozen=True)
 class _Job:
     mask: Path
     case_id: str
     data: PreprocessedFolder
+    folder: Path
     patch_size: tuple[int, ...]
+
+
+def _copy(model: ModelFolder, folder: Path) -> None:
+    names = [PLANS_NAME, DATASET_NAME]
+    names += [f"fold_{fold}/{name}" for fold in model.folds for name in (WEIGHTS_NAME, SETTINGS_NAME)]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model.folder / name, folder / name)
 
 
 def _take_over_mask(job: _Job) -> str:
@@ -156,8 +193,7 @@ def _take_over_mask(job: _Job) -> str:
             f"{job.mask} has shape {mask.shape}, its image {properties.shape_original} (Z, Y, X); predict the "
             f"validation cases of that fold again with --val."
         )
-    assert job.data.masks is not None
-    path = mask_path(job.data.masks, job.case_id)
+    path = mask_path(job.folder, job.case_id)
     write_array(path, mask_on_grid(mask, properties)[None], job.patch_size)
     return file_hash(path)
 

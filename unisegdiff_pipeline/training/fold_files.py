@@ -53,6 +53,11 @@ def has_begun(folder: Path) -> bool:
     return any((folder / name).exists() for name in BEGUN_NAMES)
 
 
+def has_begun_anew(folder: Path) -> bool:
+    """Whether a training has begun where `set_aside` made room for it, and is not settled yet."""
+    return (folder / FORMER_NAME).is_dir() and has_begun(folder)
+
+
 def remove_training(folder: Path, validation_cases: Iterable[str]) -> None:
     """Remove what training wrote into a fold's folder, and the folder where nothing else is in it.
 
@@ -68,6 +73,7 @@ def remove_training(folder: Path, validation_cases: Iterable[str]) -> None:
 
 def set_aside(folder: Path, validation_cases: Iterable[str]) -> None:
     """Move what training wrote out of the way, into folder/.former, until a new training has begun."""
+    (folder / FORMER_NAME).mkdir(parents=True, exist_ok=True)  # where nothing has been written, too
     for path in _written(folder, validation_cases):
         target = folder / FORMER_NAME / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +93,7 @@ def settle_former(folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
     shutil.rmtree(former)
+    _remove_empty_folders(folder)
 
 
 def _written(folder: Path, validation_cases: Iterable[str]) -> list[Path]:

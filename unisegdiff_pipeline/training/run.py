@@ -39,6 +39,7 @@ from unisegdiff_pipeline.training.determinism import deterministic_algorithms
 from unisegdiff_pipeline.training.fold import is_finished, require_weights, train_fold
 from unisegdiff_pipeline.training.fold_files import (
     has_begun,
+    has_begun_anew,
     remove_temporaries,
     remove_training,
     set_aside,
@@ -117,6 +118,7 @@ def _train(request: TrainRequest, began: float, ranks: Ranks) -> TrainResult:
                 results.append(_train_one(request, setting, fold, stop, began))
                 began = time.monotonic()
     except BaseException:
+        _settle_masks(setting)
         _remove_what_is_empty(setting.model_folder, made)
         raise
     if request.fold != "cv":
@@ -184,12 +186,22 @@ def _take_over_masks(request: TrainRequest, setting: _Setting, writing: bool = T
     """Give a cascade the masks that it refines: before its first fold begins anew, and afterwards those of then."""
     if setting.cascade is None:
         return
+    if writing:
+        _settle_masks(setting)  # of a training that was killed
     if _begun(setting, _restarted(request, setting)):
         setting.cascade.require_kept(_cases(setting))
     elif writing:
         setting.cascade.take_over(_cases(setting), _workers(request, setting.ranks))
+        if not request.restart:  # no fold needs the copy of before
+            setting.cascade.settle(begun=True)
     else:
         setting.cascade.find_masks(_cases(setting))
+
+
+def _settle_masks(setting: _Setting) -> None:
+    """Keep the masks that a fold has begun anew with, else those of before; called before its own files are settled."""
+    if setting.cascade is not None:
+        setting.cascade.settle(begun=any(map(has_begun_anew, setting.model_folder.glob("fold_*"))))
 
 
 def _cases(setting: _Setting) -> tuple[str, ...]:
@@ -270,6 +282,7 @@ def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRe
             raise
         finally:
             run.log.close()
+            _settle_masks(setting)
             settle_former(folder)
 
 

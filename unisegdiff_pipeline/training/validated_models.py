@@ -12,7 +12,14 @@ from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, Outcome
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
-from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, ModelFolder, finished_folds, open_model_folder
+from unisegdiff_pipeline.inference.model_folder import (
+    WEIGHTS_NAME,
+    ModelFolder,
+    finished_folds,
+    open_model_folder,
+    read_metadata,
+    require_same_masks,
+)
 from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder, open_prediction_folder
 from unisegdiff_pipeline.inference.settings import Decision, decision_of_folds, read_settings
@@ -123,11 +130,14 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
     if missing := [fold for fold in expected_folds if fold not in finished]:
         trained = "only fold all" if not finished and finished_folds(folder) else "not finished"
         left_out.append(f"{folder.name}: fold {' '.join(missing)} ({trained})")
+    model = open_model_folder(folder) if finished else None
     for fold in finished:
         cases, problem = _scores_of_fold(folder / f"fold_{fold}" / FOLDER_NAME)
         twice = sorted(cases.keys() & scores.keys())
         if problem is None and twice:
             problem = f"validated {twice[0]}, which fold {fold_of[twice[0]]} has validated, too: other splits"
+        if problem is None and model is not None:
+            problem = _of_other_masks(model, fold)
         if problem is not None:
             left_out.append(f"{folder.name}: fold {fold} ({problem})")
             continue
@@ -135,9 +145,8 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
         fold_of |= dict.fromkeys(cases, fold)
         if any((folder / f"fold_{fold}" / FOLDER_NAME).glob("probabilities/*.npz")):
             files[fold] = open_prediction_folder(folder / f"fold_{fold}" / FOLDER_NAME)
-    if not scores:
+    if not scores or model is None:
         return None, left_out
-    model = open_model_folder(folder)
     folds = tuple(fold for fold in finished if fold in fold_of.values())
     settings = {fold: read_settings(model.fold_folder(fold)) for fold in folds}
     decision = decision_of_folds(own.decision for own in settings.values())
@@ -169,6 +178,18 @@ def _scores_of_fold(validation: Path) -> tuple[dict[str, CaseDice], str | None]:
     if given_up:
         return {}, f"{len(given_up)} of its cases not validated; usd_train with --val does it"
     return found, None if found else "no validation cases"
+
+
+def _of_other_masks(model: ModelFolder, fold: str) -> str | None:
+    """Why prediction refuses a fold of a cascade, if it does."""
+    if model.masks_from is None:
+        return None
+    path = model.fold_folder(fold) / WEIGHTS_NAME
+    try:
+        require_same_masks(path, read_metadata(path), model)
+    except UsdError as error:
+        return str(error)
+    return None
 
 
 def _number(value: Any) -> float:
