@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,12 @@ import pytest
 from tests.inference.test_predictor import listing, make_model
 from tests.io.test_dicom import only_series, write_series
 from unisegdiff_pipeline.commands import predict
-from unisegdiff_pipeline.inference import dicom_input
+from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.io.dicom import Series
 from unisegdiff_pipeline.io.images import read_labels, write_map
+from unisegdiff_pipeline.io.reading_process import ReadingProcess
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(images: Path, output: Path, model: Path, *more: str) -> int:
@@ -55,22 +60,40 @@ def test_a_series_that_is_no_volume_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def killed_at_p2(job: tuple[Series, Path]) -> None:
-    if job[0].name == "p2":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_series_that_kills_its_reader_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (1, 2):
         write_series(tmp_path / f"in/p{number}", number)
-    monkeypatch.setattr(dicom_input, "convert_series", killed_at_p2)
+    read = ReadingProcess.read_series
+
+    def killed_at_p2(self: ReadingProcess, series: Series) -> Volume:
+        if series.name == "p2":
+            os.kill(self.pid or 0, signal.SIGKILL)
+        return read(self, series)
+
+    monkeypatch.setattr(ReadingProcess, "read_series", killed_at_p2)
     assert run(tmp_path / "in", tmp_path / "out", make_model(tmp_path / "model", 3)) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "reading DICOM: 1 of 2 cases failed" in said
-    assert "p2: " in said
+    assert f"p2: the series in {tmp_path / 'in/p2'}: the process that read it was ended by SIGKILL" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_script_needs_no_guard(tmp_path: Path) -> None:
+    write_series(tmp_path / "in/p1")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from unisegdiff_pipeline.inference.dicom_input import as_images\n"
+        "from unisegdiff_pipeline.inference.model_folder import open_model_folder\n"
+        "with as_images(Path(sys.argv[1]), open_model_folder(Path(sys.argv[2]))) as images:\n"
+        "    print([path.name for path in images.source.iterdir()])\n"
+    )
+    words = [sys.executable, str(script), str(tmp_path / "in"), str(make_model(tmp_path / "model", 3))]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.stdout == "['p1.nii.gz']\n", done.stderr
 
 
 def test_a_model_of_pictures_takes_no_dicom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,9 @@ def _convert(annotation: Any, data: Any, path: str) -> Any:
     if annotation in (str, bool):
         _require(isinstance(data, annotation), path, f"a {'text' if annotation is str else 'true or false'}", data)
         return data
+    if annotation is Path:
+        _require(isinstance(data, str), path, "a path", data)
+        return Path(data)
     if annotation is type(None):
         _require(data is None, path, "null", data)
         return None

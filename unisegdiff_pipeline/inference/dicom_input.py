@@ -14,8 +14,10 @@ from unisegdiff_pipeline.core.names import file_of
 from unisegdiff_pipeline.core.parallel import map_cases
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.inference.model_folder import ModelFolder
-from unisegdiff_pipeline.io.dicom import Series, convert_series, find_series, is_dicom_folder
+from unisegdiff_pipeline.io.dicom import Series, is_dicom_folder
 from unisegdiff_pipeline.io.endings import is_picture_ending
+from unisegdiff_pipeline.io.images import write_map
+from unisegdiff_pipeline.io.reading_process import ReadingProcess
 
 LOGGER = logging.getLogger(__name__)
 MIXED_ENDING = ".nii.gz"  # for a model that takes any
@@ -55,15 +57,15 @@ def as_images(source: Path | Sequence[Path], model: ModelFolder) -> Iterator[Inp
     text = f"{source}: {counted(len(series), 'volume')} in DICOM ({', '.join(one.name for one in series)})"
     LOGGER.info("%s", f"{text}; left out: {', '.join(left_out)}" if left_out else text)
     with tempfile.TemporaryDirectory(prefix="usd-dicom-") as folder:
-        origins = {file_of(Path(folder), one.name, ending): one.folder for one in series}
-        map_cases(
-            convert_series,
-            list(zip(series, origins, strict=True)),
-            names=[one.name for one in series],
-            workers=1,
-            description="reading DICOM",
-            kind="native",
-        )
+        with ReadingProcess() as process:
+
+            def convert(job: tuple[Series, Path]) -> None:
+                volume = process.read_series(job[0])
+                write_map(job[1], volume.array[0], volume.geometry)
+
+            origins = {file_of(Path(folder), one.name, ending): one.folder for one in series}
+            jobs, names = list(zip(series, origins, strict=True)), [one.name for one in series]
+            map_cases(convert, jobs, names=names, workers=0, description="reading DICOM")
         yield InputImages(Path(folder), origins)
 
 
@@ -73,6 +75,5 @@ def series_in(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
     Raises:
         UsdError: as there; or the process ended.
     """
-    names = [str(source)]
-    (found,) = map_cases(find_series, [source], names=names, workers=1, description="looking for DICOM", kind="native")
-    return found.value
+    with ReadingProcess() as process:
+        return process.find_series(source)

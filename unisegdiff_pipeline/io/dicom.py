@@ -21,7 +21,6 @@ from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
 from unisegdiff_pipeline.core.names import require_name
 from unisegdiff_pipeline.io.bids import is_bids_folder
 from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending
-from unisegdiff_pipeline.io.images import write_map
 from unisegdiff_pipeline.io.itk import simple_itk
 
 NO_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "REG", "DOC")  # modalities of other objects
@@ -138,17 +137,6 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
             f"{', '.join(left_out[:3])}. Check the folder; supported are also {', '.join(SUPPORTED_ENDINGS)}."
         )
     return tuple(found.values()), tuple(left_out)
-
-
-def convert_series(job: tuple[Series, Path]) -> None:
-    """Write the volume of a series into a file of another format.
-
-    Raises:
-        UsdError: as `Series.read`.
-    """
-    series, path = job
-    volume = series.read()
-    write_map(path, volume.array[0], volume.geometry)
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry, Volume
 from unisegdiff_pipeline.core.serialization import from_jsonable, to_jsonable
+from unisegdiff_pipeline.io.dicom import Series, find_series
 
 CHUNK_BYTES = 1 << 24
 
@@ -34,7 +35,10 @@ def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
 
 
 class ReadingProcess:
-    """Reads images as `read_image` does. Not for two threads at once. Close it, or use it in a `with` statement."""
+    """Reads images as `read_image` does, and DICOM series.
+
+    Not for two threads at once. Close it, or use it in a `with` statement.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -75,13 +79,42 @@ class ReadingProcess:
         Raises:
             UsdError: as `read_image`; or the process ended.
         """
+        request = {"paths": [os.fspath(path) for path in paths], "num_channels": num_channels}
+        return self._volume(request, ", ".join(map(str, paths)), allocate)
+
+    def read_series(self, series: Series) -> Volume:
+        """Volume of a DICOM series.
+
+        Raises:
+            UsdError: as `Series.read`; or the process ended.
+        """
+        return self._volume({"series": to_jsonable(series)}, f"the series in {series.folder}", _in_memory)
+
+    def find_series(self, source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
+        """As `io.dicom.find_series`.
+
+        Raises:
+            UsdError: as there; or the process ended.
+        """
+        answer, _ = self._exchange({"source": os.fspath(source)}, str(source), _in_memory)
+        return from_jsonable(tuple[Series, ...], answer["found"]), tuple(answer["left_out"])
+
+    def _volume(self, request: dict[str, Any], name: str, allocate: Allocate) -> Volume:
+        answer, array = self._exchange(request, name, allocate)
+        assert array is not None
+        return Volume(array, from_jsonable(Geometry, answer["geometry"]))
+
+    def _exchange(
+        self, request: dict[str, Any], name: str, allocate: Allocate
+    ) -> tuple[dict[str, Any], np.ndarray | None]:
+        """What the process says, and the voxels where it sends any; `name` of the input is for messages."""
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._start()
         assert self._process is not None
         try:
-            answer = _ask(self._process, paths, num_channels)
-            array = None if "error" in answer else allocate(tuple(answer["shape"]))
+            answer = _ask(self._process, request)
+            array = allocate(tuple(answer["shape"])) if "shape" in answer else None
             if array is not None:
                 assert self._process.stdout is not None
                 _fill(array, self._process.stdout)
@@ -89,16 +122,16 @@ class ReadingProcess:
             code = self._process.wait()
             self.close()
             raise UsdError(
-                f"{', '.join(map(str, paths))}: the process that read it {_how_ended(code)}; the file is damaged, or "
-                f"larger than the free memory. Export it again, or free memory."
+                f"{name}: the process that read it {_how_ended(code)}; it is damaged, or larger than the free memory. "
+                f"Export it again, or free memory."
             ) from error
         except BaseException:  # what is left of the answer would be taken for the next one
             self.close()
             raise
-        if array is None:
+        if "error" in answer:
             # What ran out of memory is described, with its remedy, where it happened.
             raise (ReadingError if answer["kind"] == "fault" else UsdError)(answer["error"])
-        return Volume(array, from_jsonable(Geometry, answer["geometry"]))
+        return answer, array
 
     def _start(self) -> None:
         code = f"import sys; sys.path[:0] = {[str(Path(__file__).parents[2])]!r}; from {__name__} import serve; serve()"
@@ -115,10 +148,9 @@ class ReadingError(Exception):
     """A fault of this package's own while reading; the message names type and place."""
 
 
-def _ask(process: subprocess.Popen[bytes], paths: Sequence[Path], num_channels: int | None) -> dict[str, Any]:
+def _ask(process: subprocess.Popen[bytes], request: dict[str, Any]) -> dict[str, Any]:
     assert process.stdin is not None
     assert process.stdout is not None
-    request = {"paths": [os.fspath(path) for path in paths], "num_channels": num_channels}
     process.stdin.write(json.dumps(request).encode() + b"\n")
     process.stdin.flush()
     line = process.stdout.readline()
@@ -157,17 +189,23 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for line in sys.stdin.buffer:
-        request = json.loads(line)
-        _answer(answers, [Path(path) for path in request["paths"]], request["num_channels"])
+        _answer(answers, json.loads(line))
         answers.flush()
 
 
-def _answer(stream: IO[bytes], paths: list[Path], num_channels: int | None) -> None:
+def _answer(stream: IO[bytes], request: dict[str, Any]) -> None:
     from unisegdiff_pipeline.core.errors import describe_failure
     from unisegdiff_pipeline.io.images import read_image
 
     try:
-        volume = read_image(paths, num_channels)
+        if "source" in request:
+            found, left_out = find_series(Path(request["source"]))
+            _write_line(stream, {"found": to_jsonable(found), "left_out": left_out})
+            return
+        if "series" in request:
+            volume = from_jsonable(Series, request["series"]).read()
+        else:
+            volume = read_image([Path(path) for path in request["paths"]], request["num_channels"])
     except Exception as error:
         kind = "user" if isinstance(error, (UsdError, MemoryError)) else "fault"
         _write_line(stream, {"error": describe_failure(error), "kind": kind})
