@@ -314,3 +314,13 @@ def test_without_probabilities_there_are_no_guarantees(roots: Roots) -> None:
     recipe = find_best(roots, 1).recipe
     assert recipe.guarantees is None
     assert any(note.startswith("no guarantees were calibrated: SegmentationTrainer__tiny") for note in recipe.notes)
+
+
+@pytest.mark.filterwarnings("ignore:.*its scores will be too good")
+def test_patients_that_a_fold_was_trained_on_allow_no_guarantees(tmp_path: Path) -> None:
+    patients = {case: "both" if case in (FOLDS["0"][0], FOLDS["1"][0]) else case for case in CASES}
+    write_preprocessed(tmp_path / "preprocessed", patients)
+    write_validated(tmp_path / "results", "SegmentationTrainer__tiny", FIRST)
+    recipe = find_best(Roots(None, tmp_path / "preprocessed", tmp_path / "results"), 1).recipe
+    assert recipe.guarantees is None
+    assert any("no guarantees were calibrated: fold 0 validates cases of the group 'both'" in n for n in recipe.notes)

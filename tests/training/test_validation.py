@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,12 @@ import pytest
 import torch
 
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
+from unisegdiff_pipeline.inference.guarantees import Guarantees
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
+from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings, read_settings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
+from unisegdiff_pipeline.preprocessing.provenance import CaseSource
+from unisegdiff_pipeline.preprocessing.reference import write_cases, write_reference
 from unisegdiff_pipeline.selection import hold_out
 from unisegdiff_pipeline.training import validation
 
@@ -55,3 +60,31 @@ def test_an_object_in_doubt_counts_where_its_mask_is_cut_for_dice(
     found = validation.validate_cases(run, model, 2, settings)
     assert found.means == {"dice_mean": dice, "dice_lesion": dice}
     assert (found.of_cases, found.groups) == ((dice,), ("patient",))
+
+
+@pytest.mark.parametrize(("group", "learned"), [("p", "train"), ("p", "held"), ("q", "")])
+def test_patients_that_the_fold_was_trained_on_or_chosen_by_allow_no_guarantees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, learned: str
+) -> None:
+    groups = {"train": "a", "held": "b", "val": group} | ({learned: "p"} if learned else {})
+    for case_id, own in groups.items():
+        write_reference(tmp_path, np.ones((1, 1, 2, 2), np.uint8), (1, 1, 1), BINARY, case_id, own, CaseSource((), ""))
+    write_cases(tmp_path, groups)
+    fold = tmp_path / "fold_0"
+    fold.mkdir()
+    (fold / WEIGHTS_NAME).write_bytes(b"")
+    made = Guarantees(9, 0, ("0" * 64,), "ml", {}, ("made",))
+    monkeypatch.setattr(validation, "calibrate", lambda *_: made)
+    said: list[str] = []
+    run: Any = SimpleNamespace(
+        folder=fold,
+        data=SimpleNamespace(folder=tmp_path / "2d"),
+        train_cases=("train",),
+        holdout_cases=("held",),
+        validation_cases=("val",),
+        log=SimpleNamespace(say=said.append),
+    )
+    evidence: list[Any] = ["of val"]
+    validation._keep_guarantees(run, InferenceSettings(lam_a=-3.0, lam_c=0.5), evidence)
+    assert read_settings(fold).guarantees == (None if learned else made)
+    assert said[0].startswith("guarantees: none; 1 group of validation cases ('p')" if learned else "guarantees: made")

@@ -47,7 +47,7 @@ from unisegdiff_pipeline.preprocessing.storage import read_array, reference_path
 from unisegdiff_pipeline.selection.found_lesions import compare_lesions, of_source
 from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, case_evidence
 from unisegdiff_pipeline.selection.lesion_filter import LesionCase
-from unisegdiff_pipeline.training.data.splits import load_or_create_splits
+from unisegdiff_pipeline.training.data.splits import Split, load_or_create_splits, shared_groups
 from unisegdiff_pipeline.training.filter_over_folds import RechosenFilter, rechoose_filter
 from unisegdiff_pipeline.training.source_scores import annotated_scores
 from unisegdiff_pipeline.training.validated_models import (
@@ -117,7 +117,7 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
     contenders = [*(Contender((model,), model.scores) for model in models), *pairs]
     best, candidates = compare_candidates(contenders, groups)
     rechosen, why_not = _rechosen(best, preprocessed, groups, workers)
-    guarantees, why_none = _guaranteed(best, preprocessed, groups, workers)
+    guarantees, why_none = _guaranteed(best, splits, preprocessed, groups, workers)
     recipe = Recipe(
         schema_version=1,
         dataset=preprocessed.name,
@@ -342,12 +342,17 @@ def _lesions(task: _CaseOfMembers) -> tuple[Units, tuple[LesionCase, ...]]:
 
 
 def _guaranteed(
-    best: Contender, preprocessed: Path, groups: Mapping[str, str], workers: int
+    best: Contender, splits: Sequence[Split], preprocessed: Path, groups: Mapping[str, str], workers: int
 ) -> tuple[Guarantees | None, str]:
     """What the validation cases of all folds allow to be promised of the best candidate, or why it is not known."""
     cases = sorted(best.scores)
     if open_model_folder(best.members[0].folder).configuration.sources is not None:
         return None, "each source of a unified data set would need patients of its own"
+    for member in best.members:
+        for fold in member.folds:
+            own = [case_id for case_id in cases if member.fold_of[case_id] == fold]
+            if shared := shared_groups(splits[int(fold)].train, own, groups):
+                return None, f"fold {fold} validates cases of the group {shared[0]!r}, which it was also trained on"
     if lacking := _without_probabilities(best.members, cases):
         return None, lacking
     tasks = _cases_of(best.members, cases, preprocessed, groups)

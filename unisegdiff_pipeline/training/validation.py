@@ -24,6 +24,7 @@ from unisegdiff_pipeline.inference.settings import InferenceSettings, write_sett
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.io.sources import cases_by_source, in_turn
 from unisegdiff_pipeline.networks.staged_model import StagedModel
+from unisegdiff_pipeline.preprocessing.reference import read_cases
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, case_evidence
 from unisegdiff_pipeline.selection.hold_out import (
@@ -33,6 +34,7 @@ from unisegdiff_pipeline.selection.hold_out import (
     sources_of_cases,
 )
 from unisegdiff_pipeline.selection.spread import annotators, spread_of_case
+from unisegdiff_pipeline.training.data.splits import shared_groups
 from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
 from unisegdiff_pipeline.training.source_scores import ScoresBySource, annotated_scores, by_source
 from unisegdiff_pipeline.training.validation_files import (
@@ -187,9 +189,19 @@ def _validated(
 
 
 def _keep_guarantees(run: FoldRun, settings: InferenceSettings, evidence: Sequence[CaseEvidence]) -> None:
-    """Write what the validation cases allow to be promised into inference.json; without evidence remove it there."""
+    """Write what the validation cases allow to be promised into inference.json; without evidence remove it there.
+
+    Patients that the fold was trained on or chosen by, as splits of one's own may have them, allow no promise.
+    """
     guarantees = None
-    if evidence:
+    groups = {record.case_id: record.group for record in read_cases(run.data.folder.parent)} if evidence else {}
+    shared = shared_groups((*run.train_cases, *run.holdout_cases), run.validation_cases, groups) if evidence else ()
+    if shared:
+        run.log.say(
+            f"guarantees: none; {counted(len(shared), 'group')} of validation cases ({shared[0]!r}) have cases that "
+            f"the fold was trained on"
+        )
+    elif evidence:
         fold = run.folder.name.removeprefix("fold_")
         guarantees = calibrate(evidence, [file_hash(run.folder / WEIGHTS_NAME)], f"fold {fold} on its validation cases")
         for line in guarantees.in_words:

@@ -359,6 +359,12 @@ def select_split(splits: Sequence[Split], fold: int) -> Split:
     return splits[fold]
 
 
+def shared_groups(train: Iterable[str], val: Iterable[str], groups: Mapping[str, str]) -> tuple[str, ...]:
+    """Groups (patients) with cases in both parts, sorted; a case that `groups` does not name is its own group."""
+    known, own = ({groups.get(case, case) for case in part} for part in (train, val))
+    return tuple(sorted(known & own))
+
+
 def _gather_groups(records: Iterable[tuple[str, str, float]]) -> list[_Group]:
     cases: dict[str, list[str]] = {}
     volumes: dict[str, list[float]] = {}
@@ -455,11 +461,11 @@ def _warn_of_surprises(path: Path, splits: Sequence[Split], records: Sequence[Re
             stacklevel=3,
         )
     for fold, split in enumerate(splits):
-        shared = {group_of[c] for c in split.train} & {group_of[c] for c in split.val}
+        shared = shared_groups(split.train, split.val, group_of)
         if shared:
-            count = Counter(group_of[c] for c in split.val)[sorted(shared)[0]]
+            count = Counter(group_of[c] for c in split.val)[shared[0]]
             warnings.warn(
-                f"{path}: fold {fold} validates on {count} cases of group {sorted(shared)[0]!r} that it also "
+                f"{path}: fold {fold} validates on {count} cases of group {shared[0]!r} that it also "
                 f"trains on; its scores will be too good.",
                 stacklevel=3,
             )
