@@ -20,8 +20,9 @@ from unisegdiff_pipeline.inference.archive_reading import read_manifest
 from unisegdiff_pipeline.inference.model_export import export_model
 from unisegdiff_pipeline.inference.model_folder import open_model_folder
 from unisegdiff_pipeline.inference.model_import import import_model
+from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.onnx_export import export_onnx, require_onnx
-from unisegdiff_pipeline.io.images import read_labels, write_labels, write_map
+from unisegdiff_pipeline.io.images import read_image, read_labels, write_labels, write_map
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.training import cascade as taking_over
 from unisegdiff_pipeline.training import run as training
@@ -160,6 +161,16 @@ def test_prediction_begins_with_the_other_model(
     assert mask.array[0].shape == SHAPE
     one = usd.Predictor(model, device="cpu")
     assert (one.predict(images / "case_6_0000.nii.gz").mask == mask.array[0]).all()
+    model_inputs = ModelInputs(one.model)
+    case = model_inputs.find_cases(images)[0]
+    volume = read_image(case.image_paths, 1)
+    left = iter((2.0, 1.0))  # asked once for each network
+    one.predict_preprocessed(
+        *model_inputs.prepare(model_inputs.plan_for(volume, case), volume, case),
+        for_masks=model_inputs.prepare_for_masks(volume, case),
+        memory_gb=lambda: next(left),
+    )
+    assert not list(left)
     monkeypatch.setattr(usd.Predictor, "mask_of", lambda *_, **__: made_mask("case_0"))
     one.predict(images / "case_6_0000.nii.gz")
     assert (seen[-1][1:] == [made_mask("case_0")[BORDER] == value for value in (1, 2)]).all()

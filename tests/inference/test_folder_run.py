@@ -12,6 +12,7 @@ import weakref
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -443,3 +444,19 @@ def test_a_case_is_removed_without_looking_at_those_of_others(tmp_path: Path, mo
         patched.setattr(os, "listdir", None)
         remove_case(tmp_path, "a", ".png")
     assert {path.name for path in samples.iterdir()} == {"aa_sample00.png", "a_b_sample00.png"}
+
+
+@pytest.mark.parametrize(("is_cascade", "fits"), [(False, True), (True, False)])
+def test_a_cascade_counts_the_images_that_it_makes(
+    monkeypatch: pytest.MonkeyPatch, is_cascade: bool, fits: bool
+) -> None:
+    # In MiB: image 4, probabilities 2 x 4; in a cascade the other network's image 4, and 1 + 2 channels more, 3 x 4.
+    monkeypatch.setattr(folder_run, "available_memory_gb", lambda: 200 / 1024)  # a tenth of it is 20 MiB
+    image = np.empty((1, 64, 128, 128), np.float32)
+    predictor = SimpleNamespace(labels=SimpleNamespace(num_channels=2, write_values=(1, 2)), folds=("0",))
+    run = SimpleNamespace(predictor=predictor, budget=MemoryBudget(1e6))
+    properties = SimpleNamespace(shape=image.shape[1:])
+    prepared = SimpleNamespace(
+        image=image, properties=properties, for_masks=(image, properties) if is_cascade else None
+    )
+    assert folder_run._FolderRun._overlap_fits(run, prepared) == fits  # type: ignore[arg-type]

@@ -402,7 +402,7 @@ class _FolderRun:
                 prepared.properties,
                 num_samples=self.num_samples,
                 seed=self.seed,
-                memory_gb=self.budget.free_gb(),
+                memory_gb=self.budget.free_gb,
                 scratch=prepared.scratch,
                 for_masks=prepared.for_masks,
             )

@@ -8,7 +8,7 @@ sample stands for its p_det.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -251,7 +251,13 @@ class Predictor:
         }
 
     def mask_of(
-        self, image: np.ndarray, properties: CaseProperties, *, seed: int, memory_gb: float | None, scratch: Scratch
+        self,
+        image: np.ndarray,
+        properties: CaseProperties,
+        *,
+        seed: int,
+        memory_gb: float | Callable[[], float] | None,
+        scratch: Scratch,
     ) -> np.ndarray:
         """The mask alone (Z, Y, X), on the image's grid, of an image on the plan's grid."""
         found = self.predict_preprocessed(image, properties, seed=seed, memory_gb=memory_gb, scratch=scratch)
@@ -316,14 +322,15 @@ class Predictor:
         *,
         num_samples: int | None = None,
         seed: int = 0,
-        memory_gb: float | None = None,
+        memory_gb: float | Callable[[], float] | None = None,
         scratch: Scratch | None = None,
         for_masks: tuple[np.ndarray, CaseProperties] | None = None,
     ) -> EnsemblePrediction:
         """Predict an image (C, Z, Y, X) on the plan's grid by all folds; `properties.source` names its source.
 
         Args:
-            memory_gb: that may be taken on a CPU besides the arrays of `scratch`; None takes a part of what is free.
+            memory_gb: that may be taken on a CPU besides the arrays of `scratch`, or a function that says so, which a
+                cascade asks again behind the other model; None takes a part of what is free.
             scratch: where arrays of the volume's size live; None keeps them in memory.
             for_masks: to a cascade, and to no other model, the image as `ModelInputs.prepare_for_masks` gives it.
         """
@@ -333,7 +340,7 @@ class Predictor:
                 raise ValueError("for_masks is None; a cascade needs the image prepared for the other model, too")
             mask = self.masks_from.mask_of(*for_masks, seed=seed, memory_gb=memory_gb, scratch=scratch)
             image = with_mask(image, mask_on_grid(mask, properties), self.labels, scratch)
-        limits = find_limits(self.device, memory_gb)
+        limits = find_limits(self.device, memory_gb() if callable(memory_gb) else memory_gb)
         patch_size, several = self.model.configuration.network.patch_size, len(self.networks) > 1
         sources = self.model.configuration.sources
         row = 0 if sources is None else sources.index(properties.source)
