@@ -102,6 +102,15 @@ def test_cases_that_lack_channels_are_trained_and_predicted(root: Path, capsys: 
     by_file = predictor.predict(raw / "imagesTs/half_0001.png", num_samples=1)
     assert np.array_equal(by_array.mask, by_file.mask)
     assert by_array.case.missing_channels == by_file.case.missing_channels == "T1"
+    in_list = predictor.predict([None, str(raw / "imagesTs/half_0001.png")], num_samples=1)
+    assert np.array_equal(in_list.mask, by_file.mask)
+    alone = predictor.predict([None, raw / "imagesTs/whole_0001.png"], num_samples=1)  # T1 lies beside it
+    assert (alone.case.case, alone.case.missing_channels) == ("whole", "T1")
+    for wrong in ([None, None, flair], [None], [None, None]):
+        with pytest.raises(ValueError, match="one value for each of the channels T1, FLAIR, and at least one image"):
+            predictor.predict(wrong, (1.0, 1.0))
+    with pytest.raises(UsdError, match="does not exist"):
+        predictor.predict([None, raw / "absent.png"])
     written = [path.stat().st_mtime_ns for path in (root / "masks/half.png", root / "masks/whole.png")]
     (raw / "imagesTs/half_0001.png").rename(raw / "imagesTs/half_0000.png")  # the same content as another channel
     assert usd_predict([*words, "--samples", "1"]) == 0

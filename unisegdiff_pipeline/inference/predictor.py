@@ -49,7 +49,7 @@ from unisegdiff_pipeline.inference.utility import Utility, filter_for
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, sample_case
 from unisegdiff_pipeline.io.image_objects import is_path, volume_of
 from unisegdiff_pipeline.io.images import read_image
-from unisegdiff_pipeline.io.raw_dataset import RawCase
+from unisegdiff_pipeline.io.raw_dataset import RawCase, case_of_channels
 from unisegdiff_pipeline.networks.precision import resolve_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.cascade_inputs import mask_on_grid, with_mask
@@ -179,7 +179,8 @@ class Predictor:
         Args:
             image: as it was acquired, neither normalised nor resampled: a numpy array (C, Z, Y, X), or (C, Y, X) for a
                 2D image; a path; a SimpleITK or nibabel image; a `Volume`; or a list of these, one for each channel,
-                arrays without C then. None in such a list is a channel that the image lacks, where the plan allows it.
+                arrays without C then. None in such a list is a channel that the image lacks, where the plan allows it;
+                the place of each file then says its channel, whatever its name.
             spacing_mm: of an array: distance of voxels (Z, Y, X), or (Y, X) for a 2D image. All other images know it.
                 It may be left out where the model was trained on images of unknown spacing.
             num_samples: masks to sample; None takes the model's number.
@@ -216,7 +217,7 @@ class Predictor:
             paths=() if case is None else tuple(map(str, case.image_paths)),
             hashes=() if case is None else input_hashes(case),
         )
-        channels = _given_channels(image) if case is None else case.channels
+        channels = _given_channels(image, self.model.plans.channel_names) if case is None else case.channels
         named = RawCase(case_id, (), channels=channels)
         prepared, properties = inputs.prepare(inputs.plan_for(volume, named), volume, named)
         for_masks = inputs.prepare_for_masks(volume, named)
@@ -284,15 +285,19 @@ class Predictor:
     ) -> tuple[RawCase | None, Volume]:
         """The files of an image, where it lies in files, and its voxels."""
         plans, preprocessing = self.model.plans, self.model.configuration.preprocessing
-        if not is_path(image):
+        channels = _given_channels(image, plans.channel_names)
+        given = image if channels is None else [image[i] for i in channels]
+        if not is_path(given):
             if spacing_mm is None and not plans.spacing_known and isinstance(image, np.ndarray):
                 spacing_mm = (1.0,) * (image.ndim - 1)
             if spacing_mm is not None and direction is None:
                 direction = preprocessing.direction
-            given = [part for part in image if part is not None] if _given_channels(image) else image
             return None, volume_of(given, spacing_mm, direction)
         if spacing_mm is not None or direction is not None:
             raise ValueError("spacing_mm and direction go with arrays; a file says them itself, leave them out")
+        if channels is not None:
+            case = case_of_channels([Path(path) for path in given], channels, plans.file_ending)
+            return case, read_image(case.image_paths, len(channels))
         source = [Path(path) for path in image] if isinstance(image, (list, tuple)) else Path(image)
         cases = inputs.find_cases(source)
         if len(cases) != 1:
@@ -377,10 +382,15 @@ class Predictor:
         return dataclasses.replace(result, threshold=result.best_threshold(self.labels))
 
 
-def _given_channels(image: ImageLike) -> tuple[int, ...] | None:
-    """Numbers of the channels in a list that lacks some; None of any other image."""
+def _given_channels(image: ImageLike, names: Sequence[str]) -> tuple[int, ...] | None:
+    """Numbers of the channels in a list that lacks some of these; None of any other image."""
     if not isinstance(image, (list, tuple)) or all(part is not None for part in image):
         return None
+    if len(image) != len(names) or all(part is None for part in image):
+        raise ValueError(
+            f"image is a list of {counted(len(image), 'value')}, {sum(part is None for part in image)} of them None; a "
+            f"list with None has one value for each of the channels {', '.join(names)}, and at least one image"
+        )
     return tuple(i for i, part in enumerate(image) if part is not None)
 
 

@@ -273,6 +273,21 @@ def find_cases(
     return tuple(RawCase(case_id, images[case_id], channels=channels[case_id]) for case_id in sorted(images))
 
 
+def case_of_channels(paths: Sequence[Path], channels: tuple[int, ...], file_ending: str) -> RawCase:
+    """The case of these files alone, one for each of the channels that it has; named after the first file.
+
+    Raises:
+        UsdError: a file does not exist, has another ending, or a name that no case can have.
+    """
+    for path in paths:
+        _require_input(path, file_ending)
+    stem = _stem(paths[0], file_ending)
+    match = CHANNEL_SUFFIX.fullmatch(stem)
+    case_id = match["case"] if match else stem
+    require_input_name(case_id, file_ending)
+    return RawCase(case_id, tuple(paths), channels=channels)
+
+
 def require_input_name(case_id: str, file_ending: str) -> None:
     """Raise a UsdError where an image to predict is named like what cannot be written, or stands beside the masks."""
     require_name(case_id, "an input case")
@@ -557,10 +572,7 @@ def _images_of_files(paths: Iterable[Path], file_ending: str) -> dict[str, tuple
     images: dict[str, tuple[Path, ...]] = {}
     listed: dict[Path, dict[str, list[Path]]] = {}  # channel files by case, of each folder
     for path in paths:
-        if not path.is_file():
-            raise UsdError(f"{path} does not exist; name a folder or an image file ending in {file_ending}.")
-        if not path.name.endswith(file_ending):
-            raise UsdError(f"{path} does not end in {file_ending}, which the model expects; convert the image.")
+        _require_input(path, file_ending)
         stem = _stem(path, file_ending)
         match = CHANNEL_SUFFIX.fullmatch(stem)
         case_id, files = stem, (path,)  # type: str, tuple[Path, ...]
@@ -574,6 +586,13 @@ def _images_of_files(paths: Iterable[Path], file_ending: str) -> dict[str, tuple
     if not images:
         raise UsdError("the list of input files is empty; name at least one file.")
     return images
+
+
+def _require_input(path: Path, file_ending: str) -> None:
+    if not path.is_file():
+        raise UsdError(f"{path} does not exist; name a folder or an image file ending in {file_ending}.")
+    if not path.name.endswith(file_ending):
+        raise UsdError(f"{path} does not end in {file_ending}, which the model expects; convert the image.")
 
 
 def _channel_files(folder: Path, file_ending: str) -> dict[str, list[Path]]:
