@@ -414,3 +414,40 @@ def test_inputs_that_tell_which_channels_there_are_begin_without_weight() -> Non
     image = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     given = torch.cat([image, torch.ones_like(image)], dim=1)
     assert torch.allclose(logits_of(source, image), logits_of(model, given), atol=1e-5)
+
+
+def first_weight(model: StagedModel) -> torch.Tensor:
+    return model.state_dict()["segmenter.encoder.0.0.0.weight"]
+
+
+@pytest.mark.parametrize("behind", [1, 2])
+def test_weights_of_inputs_behind_the_image_are_not_taken_for_those_of_its_channels(behind: int) -> None:
+    """Two channels with the mask of one class (3 inputs) or with their presence (4) there."""
+    source_plan = network_plan(2 + behind, 4)
+    source = model_of(source_plan, seed=1)
+    names = dataclasses.replace(start_of(source, source_plan), channel_names=("T1", "FLAIR"), num_masks=behind % 2)
+    there = first_weight(source)
+    for inputs, channels, masks in ((2, 2, 0), (1, 1, 0), (4, 4, 0), (6, 3, 0), (5, 2, 1)):
+        plan = network_plan(inputs, 4)
+        model = model_of(plan, seed=2)
+        load_start(model, plan, names, channels, masks)
+        here = first_weight(model)
+        assert torch.equal(here[:, :channels], adapt_inputs(there[:, :2], channels))
+        assert not here[:, channels:].any()
+    model = model_of(source_plan, seed=2)
+    report = load_start(model, source_plan, names, 2, behind % 2)  # the same inputs
+    assert torch.equal(first_weight(model), there)
+    assert report.count("adapted") == 0
+
+
+def test_as_many_inputs_of_another_kind_are_not_alike() -> None:
+    plan = network_plan(4, 4)  # as many features as inputs
+    source, model = model_of(plan, TWO, seed=1), model_of(plan, TWO, seed=2)
+    start = dataclasses.replace(start_of(source, plan, TWO), channel_names=("T1", "FLAIR"))
+    report = load_start(model, plan, start, 2, num_masks=2)  # presence there, masks here
+    assert torch.equal(first_weight(model)[:, :2], first_weight(source)[:, :2])
+    assert not first_weight(model)[:, 2:].any()
+    assert report.count("adapted") == 1
+    image = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    without = torch.cat([image, torch.zeros_like(image)], dim=1)
+    assert torch.allclose(logits_of(source, without), logits_of(model, without), atol=1e-5)

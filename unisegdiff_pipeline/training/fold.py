@@ -324,7 +324,8 @@ def _phase_1(
 
 
 def _load_segmenter(run: FoldRun, model: StagedModel, start: PretrainedStart) -> None:
-    report = load_start(model, run.configuration.network, start, len(run.plans.channel_names))
+    masks = run.plans.num_masks(run.configuration)
+    report = load_start(model, run.configuration.network, start, len(run.plans.channel_names), masks)
     run.log.say(f"starts from {start.description}\n{report.table()}")
 
 

@@ -38,7 +38,7 @@ from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, Start
 from unisegdiff_pipeline.training.resume import PHASE_1_NAME, read_request
 
 SEGMENTER, DENOISER = "segmenter.", "denoiser."
-ENCODER, FIRST_LEVEL, HEADS = f"{SEGMENTER}encoder.", f"{SEGMENTER}encoder.0.", f"{SEGMENTER}heads."
+ENCODER, FIRST_BLOCK, HEADS = f"{SEGMENTER}encoder.", f"{SEGMENTER}encoder.0.0.", f"{SEGMENTER}heads."
 Outcome = Literal["loaded", "adapted", "new", "left out"]
 
 
@@ -107,6 +107,7 @@ def _read_own(path: Path, fold: str | None) -> PretrainedStart:
         normalization=configuration.preprocessing.normalization,
         target_spacing_mm=configuration.preprocessing.target_spacing_mm if known else None,
         plan_hash=plan_hash(configuration),
+        num_masks=plans.num_masks(configuration),
         seen_cases=_seen_cases(folder, plans.dataset_name, model / DATASET_NAME),
     )
 
@@ -206,19 +207,25 @@ class LoadReport:
 
 
 def load_start(
-    model: StagedModel, network: NetworkPlan, start: PretrainedStart, num_channels: int | None = None
+    model: StagedModel,
+    network: NetworkPlan,
+    start: PretrainedStart,
+    num_channels: int | None = None,
+    num_masks: int = 0,
 ) -> LoadReport:
     """Load what fits into the segmenter of a model, in place; the rest keeps the values it has.
 
-    The first convolution is adapted to another number of inputs (`adapt_inputs`). Heads are taken over where the
-    classes are the same (`same_classes`).
+    Where inputs differ, what the first convolution reads of the image is adapted to the channels here (`adapt_inputs`),
+    and what it reads behind the image, the presence of channels or masks, is left out there and begins without weight
+    here: it means something else. Heads are taken over where the classes are the same (`same_classes`).
 
     Args:
         model: the new model, with its initial weights.
         network: the plan of its segmenter.
         start: what to load.
-        num_channels: of the image, where the network has inputs behind them (see `preprocessing.presence`), which then
-            begin without weight; by default all are channels of the image.
+        num_channels: of the image, where the network has inputs behind them (see `preprocessing.presence`); by default
+            all are channels of the image.
+        num_masks: inputs that hold the mask of another network.
 
     Returns:
         What became of each group of tensors.
@@ -227,15 +234,18 @@ def load_start(
         UsdError: the start is of another dimension, or no tensor of its encoder fits.
     """
     require_same_dims(start, network)
+    there, here = start.num_channels, network.num_input_channels if num_channels is None else num_channels
+    alike = _same_inputs(start, network, here, num_masks, model.labels)
 
     def fitted(name: str, value: Tensor, source: Tensor) -> Fitted:
         if name.startswith(HEADS) and not same_classes(start.labels, model.labels):
             return Fitted(None, "new", f"other classes: {_classes(start.labels)} there, {_classes(model.labels)} here")
         inputs, wanted = start.network.num_input_channels, network.num_input_channels
-        if inputs != wanted and name.startswith(FIRST_LEVEL) and _reads_image(source, value, inputs, wanted):
+        if not alike and name.startswith(FIRST_BLOCK) and _reads_image(name, source, value, inputs, wanted):
             weight = torch.zeros_like(value)
-            weight[:, :num_channels] = adapt_inputs(source, wanted if num_channels is None else num_channels)
-            return Fitted(weight, "adapted", f"{inputs} input channels there, {wanted} here")
+            weight[:, :here] = adapt_inputs(source[:, :there], here)
+            of_image = "" if (inputs, wanted) == (there, here) else f" (of the image {there} and {here})"
+            return Fitted(weight, "adapted", f"{inputs} input channels there, {wanted} here{of_image}")
         return _fitted_as_it_is(value, source)
 
     own = _part(model.state_dict(), SEGMENTER)
@@ -283,8 +293,20 @@ def _fitted_as_it_is(value: Tensor, source: Tensor) -> Fitted:
     return Fitted(None, "new", f"other shape: {_shape(source)} there, {_shape(value)} here")
 
 
-def _reads_image(source: Tensor, value: Tensor, inputs: int, wanted: int) -> bool:
-    """Whether two convolutions read images of so many channels and are alike in all else."""
+def _same_inputs(
+    start: PretrainedStart, network: NetworkPlan, num_channels: int, num_masks: int, labels: LabelScheme
+) -> bool:
+    """Whether inputs agree in number and kind: channels of the image, their presence, and the classes of masks."""
+    there = start.network.num_input_channels, start.num_channels, start.num_masks
+    if there != (network.num_input_channels, num_channels, num_masks):
+        return False
+    return num_masks == 0 or same_classes(start.labels, labels)
+
+
+def _reads_image(name: str, source: Tensor, value: Tensor, inputs: int, wanted: int) -> bool:
+    """Whether two convolutions of the first block read so many inputs and are alike in all else."""
+    if ".second." in name:  # of a residual block: reads features, which may be as many as the inputs
+        return False
     if source.ndim != value.ndim or source.ndim < 3 or (source.shape[1], value.shape[1]) != (inputs, wanted):
         return False
     return source.shape[0] == value.shape[0] and source.shape[2:] == value.shape[2:]
@@ -393,7 +415,12 @@ def differences(start: PretrainedStart, configuration: ConfigurationPlan, labels
     found = []
     if not same_classes(start.labels, labels):
         found.append(f"the classes are {_classes(start.labels)} there and {_classes(labels)} here")
-    if other.num_input_channels != network.num_input_channels:
+    channels = len(configuration.preprocessing.normalization)
+    masks = network.num_input_channels - configuration.preprocessing.num_inputs
+    if other.num_input_channels == network.num_input_channels:
+        if not _same_inputs(start, network, channels, masks, labels):
+            found.append(f"its {other.num_input_channels} inputs hold other things than those of the plan")
+    else:
         found.append(f"it has {other.num_input_channels} input channels and the plan {network.num_input_channels}")
     if (other.dims, other.levels, other.encoder) != (network.dims, network.levels, network.encoder):
         found.append(f"it has {describe_network(other)} and the plan {describe_network(network)}")

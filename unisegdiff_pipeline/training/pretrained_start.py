@@ -27,11 +27,12 @@ class PretrainedStart:
         description: what it is and where it lies, for people.
         hash: of names and values of the tensors, hexadecimal.
         labels: what the channels of the heads mean; None where it is not known, and then heads are not taken over.
-        channel_names: of the network's inputs; empty where they are not known.
-        normalization: of each input; empty where it is not known.
+        channel_names: of the image, which the first inputs of the network are; empty where they are not known.
+        normalization: of each channel; empty where it is not known.
         target_spacing_mm: voxel size (Z, Y, X) that images were resampled to, None for an axis that was left as it is;
             None as a whole where millimetres were not known.
         plan_hash: of the plan it was trained with; None for weights of other programs.
+        num_masks: inputs of the network that hold the mask of another one (`Plans.num_masks`).
         seen_cases: data set => cases that the weights were trained on, as far as it is known; a fold that validates on
             one of them cannot start here.
     """
@@ -45,7 +46,13 @@ class PretrainedStart:
     normalization: tuple[Normalization, ...] = ()
     target_spacing_mm: tuple[float | None, float, float] | None = None
     plan_hash: str | None = None
+    num_masks: int = 0
     seen_cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the image, which are all inputs of the network where nothing else is known."""
+        return len(self.channel_names) or self.network.num_input_channels
 
 
 @dataclass(frozen=True)
