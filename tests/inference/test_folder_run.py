@@ -24,7 +24,7 @@ from unisegdiff_pipeline.core import files, scratch
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
-from unisegdiff_pipeline.inference import folder_run
+from unisegdiff_pipeline.inference import folder_run, origin
 from unisegdiff_pipeline.inference.export import SUMMARY_FILES
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, LesionRule
@@ -298,7 +298,7 @@ def test_an_interruption_ends_the_slabs_of_the_next_case(folders, monkeypatch: p
 
 def test_after_an_interruption_no_image_is_read_any_more(folders, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, out = folders
-    read, close, file_hash = ReadingProcess.read_image, ReadingProcess.close, folder_run.file_hash
+    read, close, file_hash = ReadingProcess.read_image, ReadingProcess.close, origin.file_hash
     begun, ended = threading.Event(), threading.Event()
     asked_for: list[str] = []
 
@@ -322,7 +322,7 @@ def test_after_an_interruption_no_image_is_read_any_more(folders, monkeypatch: p
 
     monkeypatch.setattr(ReadingProcess, "read_image", remembered)
     monkeypatch.setattr(ReadingProcess, "close", closed)
-    monkeypatch.setattr(folder_run, "file_hash", hashed)
+    monkeypatch.setattr(origin, "file_hash", hashed)
     monkeypatch.setattr(Predictor, "predict_preprocessed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_folder(PredictRequest(images, out, model, device="cpu"))

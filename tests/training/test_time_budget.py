@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from unisegdiff_pipeline.inference.volume_sampler import SamplingFacts
+from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.sampler import FULL_SEARCH, QUICK_SEARCH, SHORT_SEARCH, Search
 from unisegdiff_pipeline.training import time_budget as module
 from unisegdiff_pipeline.training.interrupt import StopRequest, TimeLimit
@@ -196,6 +197,8 @@ class Stored:
 
     image: np.ndarray
     components: Any
+    mask: None = None
+    within = StoredCase.within
 
 
 def volume_run(max_time_s: float) -> Any:
