@@ -12,7 +12,7 @@ from tests.inference.test_predictor import make_model
 from tests.io.test_dicom import SIZE, only_series, write_series
 from unisegdiff_pipeline.commands import predict
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.inference.dicom_seg import require_dicom_seg, write_dicom_segs
+from unisegdiff_pipeline.inference.dicom_seg import first_series, require_dicom_seg, write_dicom_segs
 from unisegdiff_pipeline.inference.model_folder import open_model_folder
 from unisegdiff_pipeline.io.class_codes import parse_class_codes
 from unisegdiff_pipeline.io.images import read_labels
@@ -88,7 +88,7 @@ def test_probabilities_that_all_round_to_zero_are_written(tmp_path: Path) -> Non
     file = tmp_path / "out/probabilities/p1.npz"
     array = np.full_like(np.load(file)["probabilities"], 0.001)  # less than half a step of 1/255
     np.savez(file, probabilities=array)
-    assert write_dicom_segs(tmp_path / "out", tmp_path / "seg", source, open_model_folder(model)) == 1
+    assert write_dicom_segs(tmp_path / "out", tmp_path / "seg", first_series(source), open_model_folder(model)) == 1
     _, fractions = frames(tmp_path / "seg/p1_probability.dcm", list(only_series(source / "p1").files()))
     assert fractions.shape[:3] == array.shape[1:]
     assert not np.any(fractions)

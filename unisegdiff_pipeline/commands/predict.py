@@ -273,7 +273,7 @@ def _predict(args: argparse.Namespace) -> None:
         names = case_names(opened, source, args.source, args.suffixes)
         require_derivatives(args.bids, names, opened.plans.file_ending)
     if args.dicom_seg is not None:
-        require_dicom_seg(source, args.dicom_seg)
+        series = require_dicom_seg(source, args.dicom_seg)
 
     keep_freed_memory()
     say(f"Best: {model / 'best.json'}" if args.best else f"Model: {model}")
@@ -315,7 +315,7 @@ def _predict(args: argparse.Namespace) -> None:
         write_derivatives(args.output, args.bids, names, opened.plans.labels)
         say(f"BIDS derivatives: {args.bids}")
     if args.dicom_seg is not None:
-        write_dicom_segs(args.output, args.dicom_seg, args.input[0], open_model_folder(model))
+        write_dicom_segs(args.output, args.dicom_seg, series, open_model_folder(model))
         say(f"DICOM-SEG: {args.dicom_seg}")
 
 

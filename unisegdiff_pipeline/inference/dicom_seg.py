@@ -41,8 +41,8 @@ MAY_BE_EMPTY = (
 )
 
 
-def require_dicom_seg(source: object, target: Path) -> None:
-    """Refuse what cannot be written, before anything is predicted.
+def require_dicom_seg(source: object, target: Path) -> dict[str, Series]:
+    """Refuse what cannot be written, before anything is predicted; returns what to write it on, see `first_series`.
 
     Raises:
         UsdError: the package for it is missing, images are no DICOM series, or the target lies among them; or a series
@@ -54,7 +54,8 @@ def require_dicom_seg(source: object, target: Path) -> None:
         raise UsdError(f"{source} is no folder of DICOM series, which DICOM-SEG (--dicom-seg) refers to; leave it out.")
     if Path(target).resolve().is_relative_to(source.resolve()):
         raise UsdError(f"{target} (--dicom-seg) lies in the folder of the images, {source}; choose another folder.")
-    for series in first_series(source).values():
+    found = first_series(source)
+    for series in found.values():
         header = _header(series.slices[0].path)
         if lacking := [name for name in NEEDED if not header.get(name)]:
             raise UsdError(
@@ -62,15 +63,16 @@ def require_dicom_seg(source: object, target: Path) -> None:
                 f"{', '.join(lacking)}; complete its headers, or leave the flag out."
             )
     require_writable(Path(target))
+    return found
 
 
-def write_dicom_segs(prediction: Path, target: Path, source: Path, model: ModelFolder) -> int:
+def write_dicom_segs(prediction: Path, target: Path, found: Mapping[str, Series], model: ModelFolder) -> int:
     """Write what a prediction holds of the cases of a DICOM folder; returns of how many cases.
 
     Args:
         prediction: output folder of a prediction with probabilities.
         target: folder of the files.
-        source: folder of the series that were predicted.
+        found: the series of each case, by `require_dicom_seg`.
         model: says what classes are and, by its dataset.json, what they are called.
 
     Raises:
@@ -79,7 +81,7 @@ def write_dicom_segs(prediction: Path, target: Path, source: Path, model: ModelF
     path, labels = model.folder / DATASET_NAME, model.plans.labels
     codes = parse_class_codes(read_object(path) if path.is_file() else {}, labels.names)
     count = 0
-    for case_id, series in first_series(source).items():
+    for case_id, series in found.items():
         record = read_record(prediction, case_id)
         if record is None:
             continue

@@ -10,7 +10,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.units import Units, measured_grid, units_of, voxel_size
+from unisegdiff_pipeline.core.units import Units, size_of_voxel, units_of
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.evaluation.lesion_matching import find_overlaps
 from unisegdiff_pipeline.inference.active_region import foreground
@@ -128,8 +128,8 @@ def held_out_case(
     spacing_mm = stored.properties.spacing_mm
     rows = counter.rows(stored.case_id, spacing_mm, is_2d=is_2d, spacing_known=held_out.spacing_known)
     # Sizes are those of the image, whose grid is finer or coarser than the plan's.
-    size = voxel_size(measured_grid(geometry, units)) * math.prod(spacing_mm) / geometry.voxel_volume_mm3
-    classes = compare_lesions(scheme, (reference, labels, plain), rows, size, (stored.group, stored.case_id))
+    per_voxel = size_of_voxel(geometry.spacing_mm, units) * math.prod(spacing_mm) / geometry.voxel_volume_mm3
+    classes = compare_lesions(scheme, (reference, labels, plain), rows, per_voxel, (stored.group, stored.case_id))
     classes = of_source(classes, held_out.configuration.sources, stored.properties.source, scheme)
     holds = any(case.num_reference for case in classes)
     return HeldOutCase(stored.group, classes, float(foreground(p, scheme.coding).max()), holds, units)
@@ -149,7 +149,7 @@ def compare_lesions(
     scheme: LabelScheme,
     masks: tuple[np.ndarray, np.ndarray, np.ndarray],
     rows: Sequence[PredictedLesion],
-    size_of_voxel: float,
+    per_voxel: float,
     names: tuple[str, str],
 ) -> tuple[LesionCase, ...]:
     """The lesions of a case's mask beside those of its reference, an entry for each class.
@@ -159,7 +159,7 @@ def compare_lesions(
         masks: label maps (Z, Y, X): the reference, the mask, and the one whose false alarms no filter may exceed; both
             background where the reference is ignored.
         rows: the lesions of the mask, as its table has them before any filter.
-        size_of_voxel: in the unit of the filter.
+        per_voxel: size of a voxel, in the unit of the filter.
         names: of the group (patient) and of the case.
     """
     reference, labels, plain = masks
@@ -172,7 +172,7 @@ def compare_lesions(
         own = [row for row in rows if row.class_name == name]
         found = tuple(
             FoundLesion(
-                size=row.voxels * size_of_voxel,
+                size=row.voxels * per_voxel,
                 confidence=np.nan if row.confidence is None else row.confidence,
                 probability=np.nan if row.mean_probability is None else row.mean_probability,
                 voxels=row.voxels,

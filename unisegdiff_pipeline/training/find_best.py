@@ -12,14 +12,17 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.parallel import map_cases
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.core.units import Units, measured_grid, units_of, voxel_size
+from unisegdiff_pipeline.core.units import Units, measured_grid, size_of_voxel, units_of
 from unisegdiff_pipeline.evaluation.comparison import bootstrap_interval, paired_comparison
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.inference.averaging import (
@@ -116,8 +119,13 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
     pairs, without = _pairs(models, preprocessed, groups, workers)
     contenders = [*(Contender((model,), model.scores) for model in models), *pairs]
     best, candidates = compare_candidates(contenders, groups)
-    rechosen, why_not = _rechosen(best, preprocessed, groups, workers)
-    guarantees, why_none = _guaranteed(best, splits, preprocessed, groups, workers)
+    why_not, why_none = _without_filter(best), _without_guarantees(best, splits, groups)
+    if lacking := _without_probabilities(best.members, sorted(best.scores)):
+        why_not, why_none = why_not or lacking, why_none or lacking
+    found = _examined(best, preprocessed, groups, workers, lesions=not why_not, evidence=not why_none)
+    rechosen = None if why_not else _rechosen(best, found)
+    if rechosen is None:
+        why_not = why_not or "it takes two folds, and a case with a lesion"
     recipe = Recipe(
         schema_version=1,
         dataset=preprocessed.name,
@@ -129,7 +137,7 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
         candidates=candidates,
         lesion_filter=None if rechosen is None else rechosen.lesion_filter,
         filter_evidence=None if rechosen is None else rechosen.evidence,
-        guarantees=guarantees,
+        guarantees=None if why_none else _guaranteed(best, found),
     )
     return FoundBest(recipe, write_recipe(folder, recipe) if writing else folder / "best.json")
 
@@ -295,37 +303,69 @@ def _score(task: _CaseOfMembers) -> CaseDice:
     return tuple(ClassDice.of(score) for score in annotated_scores(task.sources, source, scheme, scores))
 
 
-# ------------------------------------------------------------------------------------------------------ lesion filter
+# ----------------------------------------------------------------------------------------- lesion filter, guarantees
 
 
-def _rechosen(
-    best: Contender, preprocessed: Path, groups: Mapping[str, str], workers: int
-) -> tuple[RechosenFilter | None, str]:
-    """The lesion filter of the best candidate chosen over all folds, or why there is none."""
-    scheme = open_model_folder(best.members[0].folder).plans.labels
+@dataclass(frozen=True)
+class _Findings:
+    """What a validation case says before any filter, of what was asked for: of its lesions, and for guarantees."""
+
+    lesions: tuple[Units, tuple[LesionCase, ...]] | None
+    evidence: CaseEvidence | None
+
+
+def _without_filter(best: Contender) -> str:
+    """Why no lesion filter can be chosen over all folds; empty where one can."""
+    if can_filter(open_model_folder(best.members[0].folder).plans.labels):
+        return ""
+    return "lesions of one region cannot be taken out without voxels of another"
+
+
+def _without_guarantees(best: Contender, splits: Sequence[Split], groups: Mapping[str, str]) -> str:
+    """Why the validation cases of all folds allow no promise; empty where they may."""
+    if open_model_folder(best.members[0].folder).configuration.sources is not None:
+        return "each source of a unified data set would need patients of its own"
+    for member in best.members:
+        for fold in member.folds:
+            own = [case_id for case_id in sorted(best.scores) if member.fold_of[case_id] == fold]
+            if shared := shared_groups(splits[int(fold)].train, own, groups):
+                return f"fold {fold} validates cases of the group {shared[0]!r}, which it was also trained on"
+    return ""
+
+
+def _examined(
+    best: Contender, preprocessed: Path, groups: Mapping[str, str], workers: int, *, lesions: bool, evidence: bool
+) -> dict[str, _Findings]:
+    """The validation cases of all folds; their probabilities are read and averaged once for both."""
+    if not (lesions or evidence):
+        return {}
     cases = sorted(best.scores)
-    if not can_filter(scheme):
-        return None, "lesions of one region cannot be taken out without voxels of another"
-    if lacking := _without_probabilities(best.members, cases):
-        return None, lacking
-    tasks = _cases_of(best.members, cases, preprocessed, groups)
-    found = map_cases(_lesions, tasks, names=cases, workers=workers, description="comparing lesions")
-    folds: dict[str, list[LesionCase]] = {}
-    for case_id, result in zip(cases, found, strict=True):
-        folds.setdefault(best.members[0].fold_of[case_id], []).extend(result.value[1])
-    units = {result.value[0] for result in found}
-    one = next(iter(units))
-    chosen = rechoose_filter(folds, scheme.names, one.size if len(units) == 1 else None, one)
-    return chosen, "" if chosen is not None else "it takes two folds, and a case with a lesion"
+    results = map_cases(
+        partial(_examine, lesions=lesions, evidence=evidence),
+        _cases_of(best.members, cases, preprocessed, groups),
+        names=cases,
+        workers=workers,
+        description="comparing the best with references",
+    )
+    return {result.name: result.value for result in results}
 
 
-def _lesions(task: _CaseOfMembers) -> tuple[Units, tuple[LesionCase, ...]]:
+def _examine(task: _CaseOfMembers, *, lesions: bool, evidence: bool) -> _Findings:
+    found, properties = task.predict(NO_FILTER)
+    reference, known = read_array(task.reference)[0], task.spacing_known
+    return _Findings(
+        _lesions(task, found, properties, reference) if lesions else None,
+        case_evidence(found, properties, task.scheme, reference, task.group, spacing_known=known) if evidence else None,
+    )
+
+
+def _lesions(
+    task: _CaseOfMembers, found: EnsemblePrediction, properties: CaseProperties, reference: np.ndarray
+) -> tuple[Units, tuple[LesionCase, ...]]:
     """The lesions of a case before any filter, beside those of its reference."""
     scheme = task.scheme
-    found, properties = task.predict(NO_FILTER)
     labels = restore_labels(found.decided(scheme.coding), properties, scheme)
     plain = restore_labels(found.probabilities, properties, scheme)
-    reference = read_array(task.reference)[0]
     ignored = scheme.ignored(reference)
     labels[ignored], plain[ignored] = 0, 0
     samples = restore_samples(found, properties, scheme)
@@ -333,42 +373,33 @@ def _lesions(task: _CaseOfMembers) -> tuple[Units, tuple[LesionCase, ...]]:
     geometry, known = properties.geometry, task.spacing_known
     rows = lesions.rows(task.case_id, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=known)
     units = units_of(geometry.is_2d, known)
-    size = voxel_size(measured_grid(geometry, units))
-    cases = compare_lesions(scheme, (reference, labels, plain), rows, size, (task.group, task.case_id))
+    per_voxel = size_of_voxel(geometry.spacing_mm, units)
+    cases = compare_lesions(scheme, (reference, labels, plain), rows, per_voxel, (task.group, task.case_id))
     return units, of_source(cases, task.sources, source_of_case(task.case_id), scheme)
 
 
-# --------------------------------------------------------------------------------------------------------- guarantees
+def _rechosen(best: Contender, found: Mapping[str, _Findings]) -> RechosenFilter | None:
+    """The lesion filter of the best candidate chosen over all folds; None for too few folds, or without a lesion."""
+    folds: dict[str, list[LesionCase]] = {}
+    units: set[Units] = set()
+    for case_id, findings in found.items():
+        assert findings.lesions is not None
+        units.add(findings.lesions[0])
+        folds.setdefault(best.members[0].fold_of[case_id], []).extend(findings.lesions[1])
+    one = next(iter(units))
+    names = open_model_folder(best.members[0].folder).plans.labels.names
+    return rechoose_filter(folds, names, one.size if len(units) == 1 else None, one)
 
 
-def _guaranteed(
-    best: Contender, splits: Sequence[Split], preprocessed: Path, groups: Mapping[str, str], workers: int
-) -> tuple[Guarantees | None, str]:
-    """What the validation cases of all folds allow to be promised of the best candidate, or why it is not known."""
-    cases = sorted(best.scores)
-    if open_model_folder(best.members[0].folder).configuration.sources is not None:
-        return None, "each source of a unified data set would need patients of its own"
-    for member in best.members:
-        for fold in member.folds:
-            own = [case_id for case_id in cases if member.fold_of[case_id] == fold]
-            if shared := shared_groups(splits[int(fold)].train, own, groups):
-                return None, f"fold {fold} validates cases of the group {shared[0]!r}, which it was also trained on"
-    if lacking := _without_probabilities(best.members, cases):
-        return None, lacking
-    tasks = _cases_of(best.members, cases, preprocessed, groups)
-    evidence = map_cases(_evidence, tasks, names=cases, workers=workers, description="calibrating guarantees")
+def _guaranteed(best: Contender, found: Mapping[str, _Findings]) -> Guarantees:
+    """What the validation cases of all folds allow to be promised of the best candidate."""
     networks = [(member, fold) for member in best.members for fold in member.folds]
     weights = [file_hash(member.folder / f"fold_{fold}" / WEIGHTS_NAME) for member, fold in networks]
     calibrated_on = "each fold on its own validation cases"
     if len(networks) > 1:
         calibrated_on += "; for new images the mean of all is taken, which no proof covers"
-    return calibrate([result.value for result in evidence], weights, calibrated_on), ""
-
-
-def _evidence(task: _CaseOfMembers) -> CaseEvidence:
-    found, properties = task.predict(NO_FILTER)
-    reference = read_array(task.reference)[0]
-    return case_evidence(found, properties, task.scheme, reference, task.group, spacing_known=task.spacing_known)
+    evidence = [findings.evidence for findings in found.values() if findings.evidence is not None]
+    return calibrate(evidence, weights, calibrated_on)
 
 
 # ------------------------------------------------------------------------------------------------------------- words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,14 @@ from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, CaseSpread, Spread
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_defined, summarise
-from unisegdiff_pipeline.inference.decision import NEUTRAL, best_threshold, decided_probabilities, shift_threshold
-from unisegdiff_pipeline.inference.measuring import find_lesions
+from unisegdiff_pipeline.inference.decision import decided_probabilities
+from unisegdiff_pipeline.inference.measuring import final_mask
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
-from unisegdiff_pipeline.inference.restoring import restore_samples
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.io.sources import cases_by_source, in_turn
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.reference import read_cases
-from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, case_evidence
 from unisegdiff_pipeline.selection.hold_out import (
     annotated_classes,
@@ -48,8 +46,6 @@ from unisegdiff_pipeline.training.validation_files import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from unisegdiff_pipeline.training.fold_run import FoldRun
 
 SUMMARY_NAME = "summary.json"
@@ -165,23 +161,16 @@ def _validated(
     """Predict one validation case, score it and write what is kept of it; where that is all, with its evidence."""
     stored = run.data.open(case_id)
     prediction = predict_stored(run.held_out, model, stored, settings, None, keep_samples=True)
-    probabilities, scheme = prediction.probabilities(), run.plans.labels
-    threshold = NEUTRAL
-    if settings.decision == "dice":
-        threshold = best_threshold(probabilities, _masks(run, prediction), scheme)
-    labels = restore_labels(shift_threshold(probabilities, threshold, scheme.coding), stored.properties, scheme)
-    found = ensemble_of_one(prediction, settings, threshold)
-    if not settings.lesion_filter.keeps_all:
-        samples = restore_samples(found, stored.properties, scheme)
-        find_lesions(found, stored.properties, scheme, run.plans.spacing_known, labels, samples)
+    scheme, known = run.plans.labels, run.plans.spacing_known
+    found = ensemble_of_one(prediction, settings, scheme)
+    labels = final_mask(found, stored.properties, scheme, known)
     grid = measured_grid(stored.properties.geometry, units)
     reference = stored.reference()[0]
-    scores = score_case(reference, labels, run.plans.labels, grid.spacing_mm, run.plans.spacing_known, is_2d=grid.is_2d)
+    scores = score_case(reference, labels, scheme, grid.spacing_mm, known, is_2d=grid.is_2d)
     write_case(run, stored, found, settings, labels, everything)
     of_case = annotated_scores(run.configuration.sources, stored.properties.source, scheme, scores)
     evidence = []
     if everything and run.configuration.sources is None:
-        known = run.plans.spacing_known
         evidence = [case_evidence(found, stored.properties, scheme, reference, stored.group, spacing_known=known)]
     annotated = annotated_classes(run.held_out, stored)
     spreads = spread_of_case(prediction, annotators(stored), scheme, case_id, annotated)
@@ -217,9 +206,5 @@ def fold_units(run: FoldRun) -> Units:
 
 
 def _decided(run: FoldRun, prediction: CasePrediction, settings: InferenceSettings) -> torch.Tensor:
-    masks = _masks(run, prediction)
+    masks = (run.plans.labels.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples))
     return decided_probabilities(prediction.probabilities(), masks, run.plans.labels, settings.decision)
-
-
-def _masks(run: FoldRun, prediction: CasePrediction) -> Iterator[np.ndarray]:
-    return (run.plans.labels.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples))

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from unisegdiff_pipeline.core.files import file_hash, text_hash
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
@@ -41,17 +43,17 @@ def keeps_everything(run: FoldRun, settings: InferenceSettings) -> bool:
     return voxels * bytes_each <= LARGEST_KEPT_BYTES
 
 
-def ensemble_of_one(prediction: CasePrediction, settings: InferenceSettings, threshold: float) -> EnsemblePrediction:
-    """What prediction makes of a fold alone; `threshold` is that of its probabilities."""
+def ensemble_of_one(prediction: CasePrediction, settings: InferenceSettings, scheme: LabelScheme) -> EnsemblePrediction:
+    """What prediction makes of a fold alone."""
     places = tuple((0, index) for index in range(prediction.num_samples))
-    return EnsemblePrediction(
+    found = EnsemblePrediction(
         (prediction,),
         places,
         prediction.facts,
-        threshold=threshold,
         lesion_filter=settings.lesion_filter,
         case_calibration=settings.case_calibration,
     )
+    return replace(found, threshold=found.best_threshold(scheme)) if settings.decision == "dice" else found
 
 
 def write_case(
