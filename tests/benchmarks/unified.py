@@ -144,12 +144,18 @@ def _macro(seed: int, means: Iterable[tuple[float, float]]) -> str:
     return f"| **macro mean** | {seed} | | **{alone:.3f}** | **{unified:.3f}** | **{unified - alone:+.3f}** | | | |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """What both benchmarks of unified models ask for: where, and which data set."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "table"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--raw", type=Path, required=True)
     parser.add_argument("--unified", required=True)
+    return parser
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--sources", nargs="+", required=True)
     parser.add_argument("--seconds", type=int, default=480)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tests.benchmarks.unified import dice_where_lesion, false_alarms, groups_of, roots_of, run, scores_of
+from tests.benchmarks.unified import dice_where_lesion, false_alarms, groups_of, parser_of, roots_of, run, scores_of
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.evaluation.comparison import macro_gain, paired_comparison
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
@@ -148,11 +148,7 @@ def _by_source(values: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table"))
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--raw", type=Path, required=True)
-    parser.add_argument("--unified", required=True)
+    parser = parser_of(__doc__)
     parser.add_argument("--iterations", type=int, nargs=2, default=[400, 200], help="of the two phases")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()

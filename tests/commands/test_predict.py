@@ -136,6 +136,7 @@ def test_a_dry_run_lists_the_folds_that_prediction_takes(tmp_path: Path) -> None
         (["-m", "folder", "-c", "2d"], "go with -d"),
         (["-d", "4", "--num-parts", "2", "--part-id", "2"], "must be below --num-parts 2"),
         (["-d", "4", "-m", "folder"], "not allowed with"),
+        (["-d", "4", "--guarantee", "lesions=0.9", "--guarantee", "lesions=0.8"], "'lesions=0.8' is asked for twice"),
         ([], "required"),
     ],
 )

@@ -96,9 +96,9 @@ def build_parser() -> CommandParser:
     lesions.add_argument("--no-filter", action="store_true", help="keep every lesion of the mask")
     parser.add_argument(
         "--guarantee",
-        type=guarantee,
         nargs="+",
-        default=(),
+        action="extend",
+        default=[],
         metavar="KIND=RATE",
         help="also write what keeps a promise for new patients who are like those of the validation: lesions=0.9\n"
         "(masks_lesions/ touches 9 of 10 lesions), masks=0.9 (the reference lies between masks_inner/ and\n"
@@ -167,17 +167,6 @@ def utility(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def guarantee(text: str) -> str:
-    """A guarantee as it is asked for, for argparse."""
-    from unisegdiff_pipeline.inference.guarantees import parse_guarantees
-
-    try:
-        parse_guarantees([text])
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
 def _add_model(parser: CommandParser) -> None:
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group(required=True)
@@ -238,6 +227,13 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         if args.best and getattr(args, name):
             flag = f"--{name.replace('_', '-')}"
             parser.error(f"{flag} goes with one model; leave --best or {flag} out")
+    if args.guarantee:
+        from unisegdiff_pipeline.inference.guarantees import parse_guarantees
+
+        try:
+            parse_guarantees(args.guarantee)
+        except ValueError as error:
+            parser.error(f"argument --guarantee: {error}")
     return args
 
 
