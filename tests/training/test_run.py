@@ -253,7 +253,7 @@ def test_a_training_that_is_interrupted_anywhere_goes_on_to_the_same_weights(
         "sharing": (fold_module, "phase_1_budget"),
         "looking": (DiffusionTrainer, "validate"),
         "choosing": (fold_module, "choose_settings"),
-        "validating": (validation_module, "restore_labels"),
+        "validating": (validation_module, "ensemble_of_one"),
     }
     for moment, (module, name) in moments.items():
 
