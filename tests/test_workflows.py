@@ -1,4 +1,4 @@
-"""The Snakemake and Nextflow examples: their commands are ours, their brackets close, and Snakemake takes its own."""
+"""The Snakemake and Nextflow examples: their commands are ours, and what reads their languages takes them."""
 
 from __future__ import annotations
 
@@ -57,3 +57,19 @@ def test_snakemake_takes_its_workflow(tmp_path: Path) -> None:
     words += ["--config", f"masks={tmp_path / 'masks'}"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def compiled(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """What Groovy's compiler says of a script; skips where there is none that runs."""
+    if shutil.which("groovyc") is None or subprocess.run(["groovyc", "--version"], check=False).returncode != 0:
+        pytest.skip("groovyc is not installed, or finds no Java")
+    (folder / "script.groovy").write_text(script, "utf-8")
+    command = ["groovyc", "-d", str(folder), str(folder / "script.groovy")]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_groovy_compiles_the_nextflow_workflow(tmp_path: Path) -> None:
+    # Nextflow's language is Groovy, whose compiler does not ask what `process` and `val` are.
+    done = compiled(tmp_path, WORKFLOWS[1].read_text("utf-8"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert compiled(tmp_path, "process PLAN {\n    input: )\n}\n").returncode != 0
