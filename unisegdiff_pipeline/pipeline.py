@@ -73,7 +73,7 @@ class PreparedDataset:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepOutput:
     """What a single step left behind: the preprocessed folder, the report, and the plans where it made them."""
 
     folder: Path
@@ -195,14 +195,14 @@ def prepare(
 
 def fingerprint(
     raw: Path | str, preprocessed: Path | str, *, workers: int | None = None, scheduler: str | None = None
-) -> Step:
+) -> StepOutput:
     """The first step of `plan_and_preprocess`: check every case and write its facts."""
     opened = open_raw_dataset(Path(raw))
     folder = Path(preprocessed) / opened.name
     with working_on(folder):
         facts, integrity = check_and_measure(opened, workers, scheduler, folder)
         _write_facts(folder, opened, facts, integrity)
-        return Step(folder, _write_report(folder, opened, with_plans=False))  # a former plan may be of other data
+        return StepOutput(folder, _write_report(folder, opened, with_plans=False))  # a former plan may be of other data
 
 
 def plan(
@@ -214,7 +214,7 @@ def plan(
     writing: bool = True,
     for_weights: Path | None = None,
     moved_from: Path | None = None,
-) -> Step:
+) -> StepOutput:
     """The second step: plan from the fingerprint; the stages are planned when the labels are preprocessed.
 
     Raises:
@@ -235,11 +235,11 @@ def plan(
         return plans if other is None else move_plans(plans, other, str(moved_from))
 
     if not writing:
-        return Step(folder, plans=planned())
+        return StepOutput(folder, plans=planned())
     with working_on(folder):
         plans = planned()
         write_json(path, plans)
-        return Step(folder, _write_report(folder, opened) if plans_name is None else None, plans)
+        return StepOutput(folder, _write_report(folder, opened) if plans_name is None else None, plans)
 
 
 def preprocess(
@@ -250,7 +250,7 @@ def preprocess(
     plans_name: str | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
-) -> Step:
+) -> StepOutput:
     """The third step: preprocess what is new or changed, and plan the stages from the preprocessed labels."""
     opened = _open_as_measured(Path(raw), folder)
     with working_on(folder):
@@ -258,7 +258,7 @@ def preprocess(
         names = choose_configurations(plans, configurations)
         plans = _preprocess(opened, folder, plans, names, workers, scheduler, plans_name)
         reported = plans_name is None and (folder / FINGERPRINT).is_file()
-        return Step(folder, _write_report(folder, opened) if reported else None, plans)
+        return StepOutput(folder, _write_report(folder, opened) if reported else None, plans)
 
 
 def _open_as_measured(raw: Path, folder: Path) -> RawDataset:

@@ -27,7 +27,7 @@ from unisegdiff_pipeline.inference.model_export import (
 )
 from unisegdiff_pipeline.inference.model_folder import open_model_folder
 from unisegdiff_pipeline.inference.model_import import import_model
-from unisegdiff_pipeline.inference.model_scores import ClassResult, FoldScores, ModelScores
+from unisegdiff_pipeline.inference.model_scores import ClassScores, FoldScores, ModelScores
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.settings import read_settings, write_settings
@@ -130,10 +130,10 @@ def test_the_card_says_the_scores_with_their_n(trained: Path, tmp_path: Path) ->
 
 def test_scores_of_folds_weigh_every_case_alike() -> None:
     def fold(name: str, scored: int, dice: float) -> FoldScores:
-        return FoldScores(name, 1, 1, scored, 0, (ClassResult("lesion", scored, scored, 0, dice, dice),))
+        return FoldScores(name, 1, 1, scored, 0, (ClassScores("lesion", scored, scored, 0, dice, dice),))
 
     pooled = ModelScores((fold("0", 1, 1.0), fold("1", 3, 0.0))).pooled()
-    assert pooled == (ClassResult("lesion", 4, 4, 0, 0.25, 0.25),)
+    assert pooled == (ClassScores("lesion", 4, 4, 0, 0.25, 0.25),)
 
 
 def test_equal_models_give_equal_archives(trained: Path, archive: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.preprocessing.provenance import (
-    CaseSource,
+    CaseProvenance,
     current_source,
     image_files,
     is_current,
@@ -35,7 +35,7 @@ def test_same_files_are_current(files: tuple[Path, ...], tmp_path: Path) -> None
     source = current_source(files, "s")
     assert is_current(source, files, "s")
     write_json(tmp_path / "source.json", source)
-    assert is_current(read_dataclass(CaseSource, tmp_path / "source.json"), files, "s")
+    assert is_current(read_dataclass(CaseProvenance, tmp_path / "source.json"), files, "s")
 
 
 def test_what_makes_a_case_stale(files: tuple[Path, ...], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.preprocessing.components import sample_components
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.provenance import CaseSource
+from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance
 from unisegdiff_pipeline.preprocessing.stage_patches import MAX_ROUNDS, collect_label_patches, label_patch
 from unisegdiff_pipeline.preprocessing.storage import CaseFile, PreprocessedFolder, StoredCase, write_case
 
@@ -24,7 +24,7 @@ def stored(folder: Path, labels: np.ndarray) -> StoredCase:
     )
     components = sample_components(labels, SCHEME, "a")
     image = np.zeros((1, z, y, x), np.float32)
-    write_case(folder, image, labels, components, CaseFile(CaseSource((), ""), "", properties), (8, 8))
+    write_case(folder, image, labels, components, CaseFile(CaseProvenance((), ""), "", properties), (8, 8))
     return PreprocessedFolder(folder).open("a")
 
 

@@ -14,7 +14,7 @@ from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.preprocessing.components import sample_components
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.provenance import CaseSource, FileState
+from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance, FileState
 from unisegdiff_pipeline.preprocessing.storage import (
     MAX_BLOCK_BYTES,
     MAX_CHUNK_BYTES,
@@ -32,7 +32,7 @@ from unisegdiff_pipeline.preprocessing.storage import (
 )
 
 SCHEME = LabelScheme(("lesion",), ((1,),), "binary", (1,))
-SOURCE = CaseSource((FileState("a_0000.nii.gz", "00", 5, 6),), "settings")
+SOURCE = CaseProvenance((FileState("a_0000.nii.gz", "00", 5, 6),), "settings")
 
 
 def store(folder: Path, case_id: str = "a") -> tuple[np.ndarray, np.ndarray]:

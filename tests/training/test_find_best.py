@@ -26,7 +26,7 @@ from unisegdiff_pipeline.inference.recipe import read_recipe
 from unisegdiff_pipeline.io.images import write_labels
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan
-from unisegdiff_pipeline.preprocessing.provenance import CaseSource
+from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance
 from unisegdiff_pipeline.preprocessing.reference import write_cases, write_reference
 from unisegdiff_pipeline.training.find_best import Contender, compare_candidates, find_best
 from unisegdiff_pipeline.training.validated_models import ClassDice, ValidatedModel, mean_dice, score_of_case
@@ -44,7 +44,7 @@ FIRST, SECOND = (0.9, 0.4, 0.1, 0.4), (0.4, 0.9, 0.4, 0.1)
 def write_preprocessed(root: Path, groups: dict[str, str], reference: np.ndarray = REFERENCE) -> None:
     folder = root / NAME
     for case_id, group in groups.items():
-        write_reference(folder, reference[None], GRID.spacing_mm, LESION, case_id, group, CaseSource((), ""))
+        write_reference(folder, reference[None], GRID.spacing_mm, LESION, case_id, group, CaseProvenance((), ""))
     write_cases(folder, groups)
     splits = [{"train": sorted(set(CASES) - set(val)), "val": list(val)} for val in FOLDS.values()]
     write_json(folder / "splits_final.json", splits)

@@ -23,7 +23,7 @@ from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME
 from unisegdiff_pipeline.training.data.patches import Batch, Part, drawn
 from unisegdiff_pipeline.training.interrupt import StopRequest
-from unisegdiff_pipeline.training.ranks import ALONE, Ranks, Step, joined, local_device
+from unisegdiff_pipeline.training.ranks import ALONE, Ranks, StepOrder, joined, local_device
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import default_workers, train
 from unisegdiff_pipeline.training.trainers import diffusion, trainer
@@ -132,7 +132,7 @@ def signal_at(rank: int, phase: int, iteration: int, number: int) -> None:
     """Let one process send itself a signal as it begins an iteration."""
     original = trainer.Trainer.take_step
 
-    def take_step(self: trainer.Trainer, step: Step, batch: Batch) -> dict[str, torch.Tensor]:
+    def take_step(self: trainer.Trainer, step: StepOrder, batch: Batch) -> dict[str, torch.Tensor]:
         if (int(os.environ["RANK"]), self.phase, step.iteration) == (rank, phase, iteration):
             os.kill(os.getpid(), number)
         return original(self, step, batch)

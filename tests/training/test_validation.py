@@ -15,7 +15,7 @@ from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings, read_settings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
-from unisegdiff_pipeline.preprocessing.provenance import CaseSource
+from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance
 from unisegdiff_pipeline.preprocessing.reference import write_cases, write_reference
 from unisegdiff_pipeline.selection import hold_out
 from unisegdiff_pipeline.training import validation
@@ -68,7 +68,9 @@ def test_patients_that_the_fold_was_trained_on_or_chosen_by_allow_no_guarantees(
 ) -> None:
     groups = {"train": "a", "held": "b", "val": group} | ({learned: "p"} if learned else {})
     for case_id, own in groups.items():
-        write_reference(tmp_path, np.ones((1, 1, 2, 2), np.uint8), (1, 1, 1), BINARY, case_id, own, CaseSource((), ""))
+        write_reference(
+            tmp_path, np.ones((1, 1, 2, 2), np.uint8), (1, 1, 1), BINARY, case_id, own, CaseProvenance((), "")
+        )
     write_cases(tmp_path, groups)
     fold = tmp_path / "fold_0"
     fold.mkdir()

@@ -20,7 +20,7 @@ class NotUnderstoodError(ValueError):
 
 
 @dataclass(frozen=True)
-class Meaning:
+class Translation:
     """What a flag of nnU-Net and its values are here: our arguments for them, or why they are not needed."""
 
     ours: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class Flag:
     """A flag of nnU-Net: how many values it takes ("0", "1" or "+") and what it means with them."""
 
     takes: str
-    meaning: Callable[[Sequence[str]], Meaning]
+    meaning: Callable[[Sequence[str]], Translation]
 
 
 @dataclass(frozen=True)
@@ -133,18 +133,18 @@ def _takes(action: argparse.Action | None) -> str:
 
 def renamed(flag: str, takes: str = "1") -> Flag:
     """The same under another name."""
-    return Flag(takes, lambda values: Meaning((flag, *values)))
+    return Flag(takes, lambda values: Translation((flag, *values)))
 
 
 def needless(note: str, takes: str = "0") -> Flag:
     """A flag that asks for what happens anyway."""
-    return Flag(takes, lambda values: Meaning(note=note))
+    return Flag(takes, lambda values: Translation(note=note))
 
 
 def refused(why: str, takes: str = "1") -> Flag:
     """A flag that asks for what is not to be had; `why` ends with what to do instead."""
 
-    def meaning(values: Sequence[str]) -> Meaning:
+    def meaning(values: Sequence[str]) -> Translation:
         raise NotUnderstoodError(why)
 
     return Flag(takes, meaning)
@@ -153,55 +153,57 @@ def refused(why: str, takes: str = "1") -> Flag:
 def needless_if(allowed: Sequence[str], note: str, why: str) -> Flag:
     """A flag of which some values ask for what happens anyway, and all others for what is not to be had."""
 
-    def meaning(values: Sequence[str]) -> Meaning:
+    def meaning(values: Sequence[str]) -> Translation:
         if list(values[:1]) not in [[value] for value in allowed]:
             raise NotUnderstoodError(why)
-        return Meaning(note=note)
+        return Translation(note=note)
 
     return Flag("1", meaning)
 
 
-def _plans(values: Sequence[str]) -> Meaning:
+def _plans(values: Sequence[str]) -> Translation:
     return (
-        Meaning(note="that is the default plan") if list(values) == ["nnUNetPlans"] else Meaning(("--plans", *values))
+        Translation(note="that is the default plan")
+        if list(values) == ["nnUNetPlans"]
+        else Translation(("--plans", *values))
     )
 
 
-def _trainer(values: Sequence[str]) -> Meaning:
+def _trainer(values: Sequence[str]) -> Translation:
     if list(values) == ["nnUNetTrainer"]:
-        return Meaning(note="the default trainer is taken")
+        return Translation(note="the default trainer is taken")
     if values and values[0].startswith("nnUNetTrainer"):
         raise NotUnderstoodError(
             f"{values[0]} is not here. Leave -tr out for the default, or name a trainer with --trainer; a length is a "
             f"flag: --epochs N, --iterations N or --max-time TIME"
         )
-    return Meaning(("--trainer", *values))
+    return Translation(("--trainer", *values))
 
 
-def _workers(values: Sequence[str]) -> Meaning:
+def _workers(values: Sequence[str]) -> Translation:
     if len(values) != 1:
         raise NotUnderstoodError("one number of processes serves all configurations here: --workers N")
-    return Meaning(("--workers", *values))
+    return Translation(("--workers", *values))
 
 
 _PRESETS = ("nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL")
 
 
-def _planner(values: Sequence[str]) -> Meaning:
+def _planner(values: Sequence[str]) -> Translation:
     if list(values) in (["ExperimentPlanner"], ["nnUNetPlanner"]):
-        return Meaning(note="there is one planner")
+        return Translation(note="there is one planner")
     if len(values) == 1 and values[0] in _PRESETS:
-        return Meaning(("--preset", values[0].removeprefix("nnUNetPlannerResEnc")))
+        return Translation(("--preset", values[0].removeprefix("nnUNetPlannerResEnc")))
     raise NotUnderstoodError(
         "there is one planner here; choose a residual encoder with --preset M, L or XL, give it more memory with "
         "--memory-gb GB, or edit plans.json"
     )
 
 
-def _evaluation_output(values: Sequence[str]) -> Meaning:
+def _evaluation_output(values: Sequence[str]) -> Translation:
     if values and values[0].endswith(".json"):
         raise NotUnderstoodError("-o names a folder here, in which summary.json is one of the files: -o DIR")
-    return Meaning(("-o", *values))
+    return Translation(("-o", *values))
 
 
 _QUIET = needless("there is nothing to switch off")
@@ -214,7 +216,7 @@ TRAIN = {
     "-p": _PLANS,
     "-device": _DEVICE,
     "--c": renamed("--continue", "0"),
-    "--npz": Flag("0", lambda values: Meaning(("--save-validation", "all"))),
+    "--npz": Flag("0", lambda values: Translation(("--save-validation", "all"))),
     "--val_best": refused("a fold has one set of weights, the best found; predict by it with --val", "0"),
     "-num_gpus": needless_if(
         ("1",),

@@ -44,7 +44,7 @@ from unisegdiff_pipeline.evaluation.reading import (
     read_uncertainty,
 )
 from unisegdiff_pipeline.evaluation.summary import CaseScores
-from unisegdiff_pipeline.evaluation.unified import CaseSource
+from unisegdiff_pipeline.evaluation.unified import SourceLabels
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ def score_case_fully(case: CaseInputs, settings: CaseSettings) -> CaseResult:
 
 
 def score_volumes(
-    case_id: str, group: str | None, volumes: CaseVolumes, settings: CaseSettings, source: CaseSource | None = None
+    case_id: str, group: str | None, volumes: CaseVolumes, settings: CaseSettings, source: SourceLabels | None = None
 ) -> CaseResult:
     """Compute everything that the arrays of a case allow; of the classes those that its source annotates."""
     names = settings.scheme.names

@@ -45,7 +45,7 @@ from unisegdiff_pipeline.evaluation.profiles.report import ProfileReport, profil
 from unisegdiff_pipeline.evaluation.run_comparison import RankedRun, RunComparison, compare_runs, rank_runs
 from unisegdiff_pipeline.evaluation.summary import Summary, summarise
 from unisegdiff_pipeline.evaluation.tables import write_lesions, write_metrics
-from unisegdiff_pipeline.evaluation.unified import CaseSource
+from unisegdiff_pipeline.evaluation.unified import SourceLabels
 from unisegdiff_pipeline.io.endings import has_native_reader
 
 # Below this many voxels in all files together, starting worker processes takes longer than scoring.
@@ -281,7 +281,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     return [name(own) for own in parts]
 
 
-def _of_source(inputs: Inputs, source: CaseSource) -> Inputs:
+def _of_source(inputs: Inputs, source: SourceLabels) -> Inputs:
     """The same files, with references that are read by a source."""
     return dataclasses.replace(inputs, cases=tuple(dataclasses.replace(case, source=source) for case in inputs.cases))
 

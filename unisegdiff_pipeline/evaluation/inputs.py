@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
-from unisegdiff_pipeline.evaluation.unified import CaseSource, is_unified, unified_cases
+from unisegdiff_pipeline.evaluation.unified import SourceLabels, is_unified, unified_cases
 from unisegdiff_pipeline.io.paths import places_of
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class CaseInputs:
     raters: tuple[Path, ...] = ()
     uncertainty: Path | None = None
     group: str | None = None
-    source: CaseSource | None = None
+    source: SourceLabels | None = None
     images: tuple[Path, ...] = ()
 
 
@@ -206,7 +206,7 @@ def find_pairs(
     return [CaseInputs(case, references[case], predictions[case]) for case in common], missing
 
 
-def _of_source(case: CaseInputs, raw: RawCase, source: CaseSource) -> CaseInputs:
+def _of_source(case: CaseInputs, raw: RawCase, source: SourceLabels) -> CaseInputs:
     """A case with what its source says of it."""
     return replace(case, raters=raw.rater_paths, group=raw.group, source=source, images=raw.image_paths)
 

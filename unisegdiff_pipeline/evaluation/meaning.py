@@ -10,7 +10,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.evaluation.inputs import find_masks
-from unisegdiff_pipeline.evaluation.unified import CaseSource, is_unified, source_of_references
+from unisegdiff_pipeline.evaluation.unified import SourceLabels, is_unified, source_of_references
 from unisegdiff_pipeline.io.paths import places_above
 
 
@@ -28,7 +28,7 @@ class Meaning:
     scheme: LabelScheme
     spacing_known: bool = True
     check_values: bool = True
-    source: CaseSource | None = None
+    source: SourceLabels | None = None
 
 
 def find_meaning(

@@ -19,7 +19,7 @@ from unisegdiff_pipeline.core.geometry import (
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.npz import read_npz
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs, listing
-from unisegdiff_pipeline.evaluation.unified import CaseSource
+from unisegdiff_pipeline.evaluation.unified import SourceLabels
 from unisegdiff_pipeline.io.images import read_labels, read_map
 
 ARRAY_NAMES = ("probabilities", "softmax")  # nnU-Net 2 and this package; nnU-Net 1
@@ -36,7 +36,7 @@ def read_mask(
     scheme: LabelScheme,
     like: Volume | None = None,
     check_values: bool = True,
-    source: CaseSource | None = None,
+    source: SourceLabels | None = None,
 ) -> Volume:
     """Read a label map.
 
@@ -75,7 +75,7 @@ def read_masks(
     scheme: LabelScheme,
     like: Volume,
     check_values: bool = True,
-    source: CaseSource | None = None,
+    source: SourceLabels | None = None,
 ) -> list[CroppedLabels]:
     """Read the label maps of several samples or raters, one at a time; see `read_mask`."""
     return [CroppedLabels.of(read_mask(path, scheme, like, check_values, source).array[0]) for path in paths]

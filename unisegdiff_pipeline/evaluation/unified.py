@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CaseSource:
+class SourceLabels:
     """What the label maps of one source's cases mean.
 
     Attributes:
@@ -55,7 +55,7 @@ def is_unified(reference: Path) -> bool:
     return path.is_file() and bool(read_object(path).get("sources"))
 
 
-def source_of_references(description: DatasetDescription, reference: Path) -> CaseSource | None:
+def source_of_references(description: DatasetDescription, reference: Path) -> SourceLabels | None:
     """The source of a unified data set whose label maps lie in a folder (or one file); None where they are of none.
 
     Args:
@@ -71,11 +71,11 @@ def source_of_references(description: DatasetDescription, reference: Path) -> Ca
         if source is not None and (folder / "dataset.json").is_file():
             own = read_dataset_json(folder / "dataset.json")
             require_whole_label_map(source, own.labels)
-            return CaseSource(replace(source, excluded=()), own.labels, description.labels, own.spacing_known)
+            return SourceLabels(replace(source, excluded=()), own.labels, description.labels, own.spacing_known)
     return None
 
 
-def unified_cases(folder: Path) -> dict[str, tuple[RawCase, CaseSource]]:
+def unified_cases(folder: Path) -> dict[str, tuple[RawCase, SourceLabels]]:
     """The cases of a unified data set that have a label map, by name.
 
     Raises:
@@ -89,6 +89,6 @@ def unified_cases(folder: Path) -> dict[str, tuple[RawCase, CaseSource]]:
     for source in raw.description.sources:
         own = raw.source_descriptions[source.name]
         # Which cases are left out says nothing about label maps, and would be copied with every case.
-        sources[source.name] = CaseSource(replace(source, excluded=()), own.labels, unified, own.spacing_known)
+        sources[source.name] = SourceLabels(replace(source, excluded=()), own.labels, unified, own.spacing_known)
     labelled = [case for case in raw.cases if case.label_path is not None and case.source is not None]
     return {case.case_id: (case, sources[case.source]) for case in labelled if case.source is not None}

@@ -21,7 +21,7 @@ Score = Annotated[float, Undefined()]
 
 
 @dataclass(frozen=True)
-class ClassResult:
+class ClassScores:
     """One class over the validation cases of a fold; as in `evaluation.summary.ClassSummary`."""
 
     class_name: str
@@ -50,7 +50,7 @@ class FoldScores:
     num_held_out: Count | None
     num_validation: Count | None
     num_not_validated: Count
-    classes: tuple[ClassResult, ...]
+    classes: tuple[ClassScores, ...]
     cases: tuple[Any, ...] | None = None
 
 
@@ -60,7 +60,7 @@ class ModelScores:
 
     folds: tuple[FoldScores, ...]
 
-    def pooled(self) -> tuple[ClassResult, ...]:
+    def pooled(self) -> tuple[ClassScores, ...]:
         """Each class over the validation cases of all folds; means weigh every case alike."""
         names = dict.fromkeys(c.class_name for fold in self.folds for c in fold.classes)
         return tuple(
@@ -101,14 +101,14 @@ def _fold_scores(folder: Path, fold: str, with_cases: bool) -> FoldScores:
     trained, held_out, validation = (None if part not in request else len(request[part]) for part in _PARTS)
     try:
         classes = [] if stored.get("summary") is None else stored["summary"]["classes"]
-        kept = [{name: of_class.get(name) for name in ClassResult.__annotations__} for of_class in classes]
+        kept = [{name: of_class.get(name) for name in ClassScores.__annotations__} for of_class in classes]
         return FoldScores(
             fold,
             trained,
             held_out,
             validation,
             num_not_validated=len(stored.get("not_validated") or []),
-            classes=from_jsonable(tuple[ClassResult, ...], kept, "summary.classes"),
+            classes=from_jsonable(tuple[ClassScores, ...], kept, "summary.classes"),
             cases=tuple(stored.get("cases") or []) if with_cases else None,
         )
     except (KeyError, TypeError, AttributeError, UsdError):
@@ -121,11 +121,11 @@ def _read(path: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
-def _pooled(name: str, results: Sequence[ClassResult]) -> ClassResult:
+def _pooled(name: str, results: Sequence[ClassScores]) -> ClassScores:
     def mean(of: str) -> float:
         return mean_of_defined(getattr(r, of) for r in results for _ in range(r.num_scored))
 
-    return ClassResult(
+    return ClassScores(
         name,
         sum(r.num_cases for r in results),
         sum(r.num_scored for r in results),

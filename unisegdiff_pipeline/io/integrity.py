@@ -50,7 +50,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class CaseVolumes:
+class LoadedCase:
     """The files of one case as far as they could be read; `problems` names the others."""
 
     image: Volume | None
@@ -111,7 +111,7 @@ class IntegrityReport:
             raise UsdError("\n".join(lines))
 
 
-def read_case(case: RawCase, description: DatasetDescription, scratch: Scratch | None = None) -> CaseVolumes:
+def read_case(case: RawCase, description: DatasetDescription, scratch: Scratch | None = None) -> LoadedCase:
     """Read all files of a case, the image into what `scratch` makes; what cannot be read becomes a problem."""
     problems: list[Problem] = []
     image = None
@@ -128,13 +128,13 @@ def read_case(case: RawCase, description: DatasetDescription, scratch: Scratch |
     if image is not None:
         labels = None if labels is None else on_grid_of(labels, image)
         raters = [on_grid_of(rater, image) for rater in raters]
-    return CaseVolumes(image, labels, tuple(raters), tuple(problems))
+    return LoadedCase(image, labels, tuple(raters), tuple(problems))
 
 
 def check_case(
     case: RawCase,
     description: DatasetDescription,
-    volumes: CaseVolumes | None = None,
+    volumes: LoadedCase | None = None,
     scratch: Scratch | None = None,
 ) -> CaseCheck:
     """Check one case, on `volumes` where it has been read already; of what `scratch` made nothing stays in memory."""

@@ -39,7 +39,7 @@ from unisegdiff_pipeline.preprocessing.normalize import normalize_image
 from unisegdiff_pipeline.preprocessing.presence import for_channels, with_presence
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.provenance import (
-    CaseSource,
+    CaseProvenance,
     case_settings,
     current_source,
     image_files,
@@ -451,7 +451,7 @@ def _preprocess_case(job: _CaseJob) -> None:
             _store_configuration(job, task, volumes.image, labels.array, content, check.image_hash, scratch)
 
 
-def _source(case: RawCase) -> CaseSource | None:
+def _source(case: RawCase) -> CaseProvenance | None:
     """State of a case's files; None where some are missing, which the check reports."""
     try:
         return current_source(image_files(case), "")
@@ -466,7 +466,7 @@ def _label_rows(volumes: Sequence[Volume], scheme: LabelScheme) -> Volume:
     return Volume(np.concatenate([first, *others]) if others else first, volumes[0].geometry)
 
 
-def _store_reference(job: _CaseJob, labels: Volume, source: CaseSource | None) -> None:
+def _store_reference(job: _CaseJob, labels: Volume, source: CaseProvenance | None) -> None:
     assert source is not None
     scheme = job.labels
     files = source.files[-len(label_files(job.case)) :]
@@ -486,7 +486,7 @@ def _store_configuration(
     task: _Task,
     volume: Volume,
     labels: np.ndarray,
-    source: CaseSource,
+    source: CaseProvenance,
     image_hash: str,
     scratch: Scratch,
 ) -> None:

@@ -28,7 +28,7 @@ class FileState:
 
 
 @dataclass(frozen=True)
-class CaseSource:
+class CaseProvenance:
     """Everything that a stored case depends on.
 
     Attributes:
@@ -84,12 +84,12 @@ def mapping_words(labels: LabelScheme | None, label_map: Mapping[str, str]) -> s
     return json.dumps([None if labels is None else labels.fields(), dict(label_map)], sort_keys=True)
 
 
-def current_source(files: Sequence[Path], settings: str) -> CaseSource:
+def current_source(files: Sequence[Path], settings: str) -> CaseProvenance:
     """The source of a case that is made now; reads all files."""
-    return CaseSource(tuple(_state(path) for path in files), settings)
+    return CaseProvenance(tuple(_state(path) for path in files), settings)
 
 
-def is_current(stored: CaseSource | None, files: Sequence[Path], settings: str) -> bool:
+def is_current(stored: CaseProvenance | None, files: Sequence[Path], settings: str) -> bool:
     """Whether a case made from `stored` is what these files and settings would give again."""
     if stored is None or (stored.settings, stored.format_version) != (settings, FORMAT_VERSION):
         return False

@@ -14,7 +14,7 @@ from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.names import file_of
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_json, write_json
-from unisegdiff_pipeline.preprocessing.provenance import CaseSource
+from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance
 from unisegdiff_pipeline.preprocessing.storage import (
     REFERENCE_FOLDER,
     damage_message,
@@ -41,7 +41,7 @@ class ReferenceRecord:
 class _StoredReference:
     """`hash` is that of the label maps' file, as it was written."""
 
-    source: CaseSource
+    source: CaseProvenance
     record: ReferenceRecord
     hash: str = ""
 
@@ -53,7 +53,7 @@ def write_reference(
     scheme: LabelScheme,
     case_id: str,
     group: str,
-    source: CaseSource,
+    source: CaseProvenance,
 ) -> ReferenceRecord:
     """Store the label maps (R, Z, Y, X) of a case and return its record."""
     path, array_path = _record_path(dataset_folder, case_id), reference_path(dataset_folder, case_id)
@@ -71,7 +71,7 @@ def write_reference(
     return record
 
 
-def stored_reference_source(dataset_folder: Path, case_id: str) -> CaseSource | None:
+def stored_reference_source(dataset_folder: Path, case_id: str) -> CaseProvenance | None:
     """What the stored label maps of a case were made from; None where there are none, or damaged ones."""
     stored = _stored(dataset_folder, case_id)
     if stored is None or not is_undamaged(reference_path(dataset_folder, case_id), stored.hash):

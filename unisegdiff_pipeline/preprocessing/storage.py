@@ -41,7 +41,7 @@ from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.preprocessing.components import ComponentTable
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.provenance import CaseSource, case_settings
+from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance, case_settings
 
 __all__ = ["CaseProperties", "ComponentTable", "PreprocessedFolder", "StoredCase"]
 
@@ -136,7 +136,7 @@ class CaseFile:
         hashes: of the stored files, by kind; `write_case` fills them in.
     """
 
-    source: CaseSource
+    source: CaseProvenance
     image_hash: str
     properties: CaseProperties
     hashes: dict[str, str] = field(default_factory=dict)

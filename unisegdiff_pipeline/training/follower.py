@@ -14,7 +14,7 @@ from unisegdiff_pipeline.training.determinism import deterministic_algorithms
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.interrupt import StopRequest, TrainingInterrupted
 from unisegdiff_pipeline.training.log import RunLog
-from unisegdiff_pipeline.training.ranks import Gather, Phase, Ranks, Step
+from unisegdiff_pipeline.training.ranks import GatherOrder, PhaseOrder, Ranks, StepOrder
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.trainers.registry import find_trainer
 from unisegdiff_pipeline.training.trainers.trainer import LOADER_TIMEOUT_S, Diverged, Trainer
@@ -36,7 +36,7 @@ def follow(request: TrainRequest, ranks: Ranks, workers: int) -> None:
     with contextlib.suppress(TrainingInterrupted), StopRequest() as stop, stop.deferred():
         order = ranks.hear()
         while order is not None:
-            if not isinstance(order, Phase):
+            if not isinstance(order, PhaseOrder):
                 order = ranks.hear()
                 continue
             trainer = _trainer(order, ranks, stop, workers)
@@ -44,7 +44,7 @@ def follow(request: TrainRequest, ranks: Ranks, workers: int) -> None:
                 order = _follow_phase(trainer)
 
 
-def _trainer(phase: Phase, ranks: Ranks, stop: StopRequest, workers: int) -> Trainer:
+def _trainer(phase: PhaseOrder, ranks: Ranks, stop: StopRequest, workers: int) -> Trainer:
     """The leader's trainer, with weights and optimiser as they are there, for this process's device."""
     assert ranks.device is not None
     # Of our own leader, which may name any trainer: no file from elsewhere.
@@ -61,14 +61,14 @@ def _trainer(phase: Phase, ranks: Ranks, stop: StopRequest, workers: int) -> Tra
     return trainer
 
 
-def _follow_phase(trainer: Trainer) -> Phase | Step | Gather | None:
+def _follow_phase(trainer: Trainer) -> PhaseOrder | StepOrder | GatherOrder | None:
     """Take part in the iterations of a phase; returns the order that ends them."""
     run, pinned = trainer.run, trainer.run.device.type == "cuda"
     first, last = trainer.iteration, trainer.budget.iterations
     with open_loader(trainer.patches(), first, last, run.workers, LOADER_TIMEOUT_S, pinned) as batches:
         batch = next(batches, None)  # made before it is asked for, while the leader makes its own
-        while isinstance(order := run.ranks.hear(), Step | Gather):
-            if isinstance(order, Gather):
+        while isinstance(order := run.ranks.hear(), StepOrder | GatherOrder):
+            if isinstance(order, GatherOrder):
                 trainer.gather_statistics()
                 continue
             assert batch is not None

@@ -54,14 +54,14 @@ class _Order(IntEnum):
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseOrder:
     """A phase begins: what the leader saved of it, for torch.load."""
 
     content: bytes
 
 
 @dataclass(frozen=True)
-class Step:
+class StepOrder:
     """One iteration, as the leader decides it.
 
     Attributes:
@@ -76,7 +76,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Gather:
+class GatherOrder:
     """Statistics that every process counts on its own are added up."""
 
 
@@ -130,7 +130,7 @@ class Ranks:
         self._broadcast_object(buffer.getvalue())
 
     @contextlib.contextmanager
-    def leading(self, step: Step, stop: StopRequest) -> Iterator[None]:
+    def leading(self, step: StepOrder, stop: StopRequest) -> Iterator[None]:
         """Around a step of the leader: the followers take it too; a signal waits until all have ended it."""
         if self.size == 1:
             yield
@@ -141,11 +141,11 @@ class Ranks:
             yield
 
     def ask_for_statistics(self) -> None:
-        """Let the followers take part in adding up statistics, see `Gather`."""
+        """Let the followers take part in adding up statistics, see `GatherOrder`."""
         if self.size > 1:
             self._tell(_Order.GATHER)
 
-    def hear(self) -> Phase | Step | Gather | None:
+    def hear(self) -> PhaseOrder | StepOrder | GatherOrder | None:
         """The next order of the leader; None where the training is at an end.
 
         Raises:
@@ -153,10 +153,10 @@ class Ranks:
         """
         order, iteration, progress, bf16 = self._broadcast_numbers(torch.zeros(4, dtype=torch.float64))
         if order == _Order.PHASE:
-            return Phase(self._broadcast_object(None))
+            return PhaseOrder(self._broadcast_object(None))
         if order == _Order.STEP:
-            return Step(int(iteration), progress, bool(bf16))
-        return Gather() if order == _Order.GATHER else None
+            return StepOrder(int(iteration), progress, bool(bf16))
+        return GatherOrder() if order == _Order.GATHER else None
 
     def end(self) -> None:
         """Let the followers go; where they cannot hear it, they end when the leader does."""

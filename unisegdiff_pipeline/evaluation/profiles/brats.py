@@ -9,7 +9,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.boxes import box_slices, grow_box
 from unisegdiff_pipeline.evaluation.profiles.lesion_masks import (
-    SurfaceDistances,
+    DirectedDistances,
     box_around,
     boxes_of,
     numbered,
@@ -71,7 +71,7 @@ def score(case: ProfileCase, options: BratsOptions) -> ProfileScore:
         both = box_slices(box_around([box, *(predicted_boxes[i - 1] for i in partners)], lesions.shape))
         counted.append(_compared(lesions[both] == number, np.isin(predicted[both], partners), case))
     num_false = len(predicted_boxes) - len(touched)
-    whole = SurfaceDistances.between(case.reference, case.predicted, case.geometry.spacing_mm)
+    whole = DirectedDistances.between(case.reference, case.predicted, case.geometry.spacing_mm)
     is_empty = not (case.reference.any() or case.predicted.any())
     return ProfileScore(
         {
@@ -105,7 +105,7 @@ def _grown(mask: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _compared(lesion: np.ndarray, predicted: np.ndarray, case: ProfileCase) -> _LesionScores:
-    distances = SurfaceDistances.between(lesion, predicted, case.geometry.spacing_mm)
+    distances = DirectedDistances.between(lesion, predicted, case.geometry.spacing_mm)
     nsd = tuple(distances.mean_surface_dice(tolerance) for tolerance in NSD_TOLERANCES_MM)
     return _LesionScores(dice_of(lesion, predicted), distances.hd95_mm, nsd)
 

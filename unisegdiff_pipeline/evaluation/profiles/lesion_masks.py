@@ -39,14 +39,14 @@ def box_around(boxes: Sequence[Box], shape: Sequence[int], margin: int = 1) -> B
 
 
 @dataclass(frozen=True, eq=False)
-class SurfaceDistances:
+class DirectedDistances:
     """D(A, B) and D(B, A) of two masks, in mm (`evaluation.boundary`); empty where either mask is."""
 
     there: np.ndarray
     back: np.ndarray
 
     @classmethod
-    def between(cls, one: np.ndarray, other: np.ndarray, spacing_mm: Sequence[float]) -> SurfaceDistances:
+    def between(cls, one: np.ndarray, other: np.ndarray, spacing_mm: Sequence[float]) -> DirectedDistances:
         """Of two boolean masks (Z, Y, X)."""
         if not (one.any() and other.any()):
             return cls(np.empty(0), np.empty(0))

@@ -9,7 +9,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.boxes import Box, box_slices
 from unisegdiff_pipeline.evaluation.profiles.lesion_masks import (
-    SurfaceDistances,
+    DirectedDistances,
     box_around,
     boxes_of,
     numbered,
@@ -112,7 +112,7 @@ def _shape_scores(
     places = [*(boxes[0][i - 1] for i in group.reference), *(boxes[1][i - 1] for i in group.predicted)]
     where = box_slices(box_around(places, reference.shape))
     lesion, found = np.isin(reference[where], group.reference), np.isin(predicted[where], group.predicted)
-    distances = SurfaceDistances.between(lesion, found, case.geometry.spacing_mm)
+    distances = DirectedDistances.between(lesion, found, case.geometry.spacing_mm)
     size, predicted_size = int(np.count_nonzero(lesion)), int(np.count_nonzero(found))
     return {
         "dice": dice_of(lesion, found),

@@ -11,7 +11,7 @@ import numpy as np
 from unisegdiff_pipeline.core.boxes import Box, box_slices
 from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, find_overlaps, match_lesions
-from unisegdiff_pipeline.evaluation.profiles.lesion_masks import SurfaceDistances, box_around, boxes_of
+from unisegdiff_pipeline.evaluation.profiles.lesion_masks import DirectedDistances, box_around, boxes_of
 from unisegdiff_pipeline.evaluation.profiles.profile import Profile, ProfileCase, ProfileScore, dice_of, ratio, total
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 
@@ -128,7 +128,7 @@ def _compared(
 ) -> _Compared:
     where = box_slices(box_around(boxes, lesions.shape))
     lesion, partner = lesions[where] == number, found[where] == other
-    distances = SurfaceDistances.between(lesion, partner, case.geometry.spacing_mm)
+    distances = DirectedDistances.between(lesion, partner, case.geometry.spacing_mm)
     return _Compared(dice_of(lesion, partner), distances.mean_surface_dice(case.tolerance_mm), distances.hd95_mm)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.evaluation.profiles import panoptic, picai
-from unisegdiff_pipeline.evaluation.profiles.lesion_masks import SurfaceDistances
+from unisegdiff_pipeline.evaluation.profiles.lesion_masks import DirectedDistances
 from unisegdiff_pipeline.evaluation.profiles.profile import Profile, ProfileCase, ProfileScore, dice_of, ratio, total
 
 # Below about five voxels across, one voxel at the rim moves Dice by more than raters differ.
@@ -22,7 +22,7 @@ def score(case: ProfileCase) -> ProfileScore:
     detection, quality = picai.score(case), panoptic.score(dataclasses.replace(case, min_lesion_ml=0.0))
     has_lesion = bool(case.reference.any())
     found, missed, false = (detection.values[f"num_{name}"] for name in ("tp", "fn", "fp"))
-    distances = SurfaceDistances.between(case.reference, case.predicted, case.geometry.spacing_mm)
+    distances = DirectedDistances.between(case.reference, case.predicted, case.geometry.spacing_mm)
     sizes = find_components(case.reference).voxels.tolist()
     small = SMALL_PIXELS if case.reference.shape[0] == 1 else SMALL_VOXELS
     return ProfileScore(

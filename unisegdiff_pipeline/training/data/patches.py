@@ -37,7 +37,7 @@ MAX_CASE_DRAWS = 10
 COMPONENT_BALANCED_FRACTION = 0.5
 
 
-class Components(Protocol):
+class ForegroundLocations(Protocol):
     """Foreground locations of a case; `preprocessing.components.ComponentTable` is one."""
 
     def draw(self, rng: np.random.Generator, balance: Literal["component", "voxel"], row: int | None) -> Any: ...
@@ -49,7 +49,7 @@ class Case(Arrays, Protocol):
     """What is needed of a preprocessed case; `preprocessing.storage.StoredCase` is one."""
 
     @property
-    def components(self) -> Components: ...
+    def components(self) -> ForegroundLocations: ...
 
     @property
     def num_bytes(self) -> int: ...
@@ -328,7 +328,7 @@ class PatchSource:
             return case_id, row, random_start(shape, patch, rng)
         return case_id, row, start_around(voxel, shape, patch)
 
-    def _draw_voxel(self, rng: np.random.Generator, components: Components, row: int, foreground: bool) -> Any:
+    def _draw_voxel(self, rng: np.random.Generator, components: ForegroundLocations, row: int, foreground: bool) -> Any:
         """Draw the voxel that the patch should hold, None where it may lie anywhere."""
         if foreground:
             balance: Literal["component", "voxel"] = (

@@ -30,7 +30,7 @@ from unisegdiff_pipeline.training.ema import Ema, cpu_state
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.pictures import Moment
-from unisegdiff_pipeline.training.ranks import RankLost, Step
+from unisegdiff_pipeline.training.ranks import RankLost, StepOrder
 from unisegdiff_pipeline.training.schedule import PhaseBudget, learning_rate, risen
 from unisegdiff_pipeline.training.validation import HeldOutDice
 
@@ -322,11 +322,11 @@ class Trainer(abc.ABC):
             precision = "bfloat16, which is faster here" if self.bf16 else "single precision (fp32)"
             self.run.log.say(f"phase {self.phase} computes in {precision}")
             self.save()  # the choice goes by the clock; a training that is continued must keep it
-        step = Step(self.iteration, self.progress, self.bf16)
+        step = StepOrder(self.iteration, self.progress, self.bf16)
         with self.run.ranks.leading(step, self.run.stop):
             return self.take_step(step, batch)
 
-    def take_step(self, step: Step, batch: Batch) -> dict[str, Tensor]:
+    def take_step(self, step: StepOrder, batch: Batch) -> dict[str, Tensor]:
         """One iteration as the leading process decides it, on the items of the batch that this process has.
 
         Args:
