@@ -13,8 +13,15 @@ from dataset_conversion.finding import Request, group_by, images_in, pairs, pict
 from dataset_conversion.masks import Above, AsLabelled, Mapped, MaskReader
 from dataset_conversion.raw_writer import RGB, Case, Conversion
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.progress import progress
-from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, NIFTI_ENDINGS, PICTURE_ENDINGS, split_ending
+from unisegdiff_pipeline.core.progress import counted, progress
+from unisegdiff_pipeline.io.endings import (
+    LOSSY_ENDINGS,
+    NIFTI_ENDINGS,
+    PICTURE_ENDINGS,
+    SUPPORTED_ENDINGS,
+    split_ending,
+    split_image_ending,
+)
 from unisegdiff_pipeline.io.images import read_header, read_labels
 from unisegdiff_pipeline.io.integrity import label_values
 
@@ -28,6 +35,8 @@ def find(request: Request) -> Conversion:
     if request.number is None or request.name is None:
         raise UsdError("a folder has no number or name of its own; give --dataset-id N and --name NAME.")
     together = images_folder.resolve() == masks_folder.resolve()
+    for folder in (images_folder, masks_folder):
+        _require_known_formats(folder)
     images, masks = images_in(images_folder), images_in(masks_folder)
     if together:
         masks = {stem: path for stem, path in images.items() if _ADDITION.search(stem)}
@@ -41,6 +50,19 @@ def find(request: Request) -> Conversion:
     )
     ending = _ending([image for image, _ in matched.values()], channels)
     return Conversion(request.number, request.name, tuple(channels), labels, ending, cases, read_mask=reader)
+
+
+def _require_known_formats(folder: Path) -> None:
+    """Refuse images of formats that are not read: with masks of such formats they would be left out unseen."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [
+        name for name in names if split_image_ending(name)[1] and not (split_ending(name)[1] or name.startswith("."))
+    ]
+    if foreign:
+        raise UsdError(
+            f"{folder} holds {counted(len(foreign), 'image')} of formats that are not read ({', '.join(foreign[:3])}); "
+            f"convert them to one of {', '.join(SUPPORTED_ENDINGS)}, or move them away."
+        )
 
 
 def _by_image(masks: dict[str, Path], images: dict[str, Path]) -> dict[str, Path]:

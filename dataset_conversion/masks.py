@@ -13,6 +13,7 @@ from unisegdiff_pipeline.core.geometry import Geometry, Volume
 from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, PICTURE_ENDINGS, split_ending
 from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.io.integrity import label_values
+from unisegdiff_pipeline.io.pictures import require_opaque
 
 _JPEG_BLACK = 16  # black of a JPEG may come back as a value up to this
 MaskReader = Callable[[Path], Volume]  # label map (1, Z, Y, X) of unsigned integers
@@ -79,19 +80,19 @@ class Mapped:
 
 
 def read_grey(path: Path) -> np.ndarray:
-    """Grey values (Y, X), uint8, of a picture as it is displayed; an alpha channel counts for nothing.
+    """Grey values (Y, X), uint8, of a picture as it is displayed; an opaque alpha channel counts for nothing.
 
     Raises:
-        UsdError: the picture cannot be read.
+        UsdError: the picture cannot be read, or has transparent pixels.
     """
     return _read(path, "L")
 
 
 def read_colour(path: Path) -> np.ndarray:
-    """Colours (Y, X, 3), uint8, of a picture as it is displayed; an alpha channel counts for nothing.
+    """Colours (Y, X, 3), uint8, of a picture as it is displayed; an opaque alpha channel counts for nothing.
 
     Raises:
-        UsdError: the picture cannot be read.
+        UsdError: the picture cannot be read, or has transparent pixels.
     """
     return _read(path, "RGB")
 
@@ -101,9 +102,12 @@ def _read(path: Path, mode: str) -> np.ndarray:
 
     try:
         with Image.open(path, formats=("PNG", "JPEG", "BMP", "TIFF")) as picture:
+            require_opaque(path, picture)
             shown = ImageOps.exif_transpose(picture)
             if shown.mode in ("P", "PA", "RGBA"):
                 shown = shown.convert("RGB")  # of palettes the colours count, and alpha is dropped
             return np.asarray(shown.convert(mode))  # of 1-bit pictures 1 becomes 255
+    except UsdError:
+        raise
     except Exception as error:  # Pillow raises many kinds for a damaged file
         raise unreadable(path, error) from error

@@ -59,6 +59,13 @@ def test_whole_number_names_the_bound(text: str) -> None:
         common.whole_number(1)(text)
 
 
+@pytest.mark.parametrize("text", ["0", "8", "100000000000", "7.0"])
+def test_whole_number_names_both_bounds(text: str) -> None:
+    assert common.whole_number(1, 7)("7") == 7
+    with pytest.raises(argparse.ArgumentTypeError, match="whole number from 1 to 7"):
+        common.whole_number(1, 7)(text)
+
+
 @pytest.mark.parametrize("text", ["0", "-2", "inf", "nan", "x"])
 def test_positive_number(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="above zero"):

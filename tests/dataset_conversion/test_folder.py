@@ -108,6 +108,26 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
     refused(tmp_path, "are two masks of one image")
 
 
+@pytest.mark.parametrize("brush", [0, 255])
+def test_a_mask_in_the_alpha_channel_is_refused_with_and_without_a_threshold(tmp_path, brush):
+    picture(tmp_path / "images/a.png", size=(8, 8), colour=False)
+    (tmp_path / "masks").mkdir()
+    drawn = np.zeros((8, 8), np.uint8)
+    drawn[2:5, 2:5] = 255
+    colours = np.full((8, 8, 3), brush, np.uint8)  # what lies under the transparent pixels says nothing
+    Image.fromarray(np.dstack([colours, drawn])).save(tmp_path / "masks/a.png")
+    refused(tmp_path, "masks/a.png has transparent pixels")
+    refused(tmp_path, "masks/a.png has transparent pixels", threshold=127)
+
+
+def test_images_and_masks_of_formats_that_are_not_read_are_named_not_left_out(tmp_path):
+    picture(tmp_path / "images/a.png", size=(8, 8))
+    mask(tmp_path / "masks/a.png", size=(8, 8))
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "b.webp").touch()
+    refused(tmp_path, r"images holds 1 image of formats that are not read \(b\.webp\); convert them")
+
+
 def test_names_that_differ_in_capitals_only_are_refused(tmp_path):
     for case in ("Scan", "scan"):
         picture(tmp_path / f"images/{case}.png")

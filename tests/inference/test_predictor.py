@@ -482,8 +482,10 @@ def test_a_decision_or_a_number_of_samples_that_cannot_be_is_refused(tmp_path: P
     model = make_model(tmp_path, 2)
     with pytest.raises(ValueError, match="decision is 'dize'; allowed are half, dice"):
         Predictor(model, device="cpu", decision="dize")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="num_samples is -1; allowed is 0 or more"):
+    with pytest.raises(ValueError, match="num_samples is -1; allowed is 0 to 10000"):
         predict(np.ones((1, 20, 20)), model, num_samples=-1)
+    with pytest.raises(ValueError, match="num_samples is 1000000000; allowed is 0 to 10000"):
+        predict(np.ones((1, 20, 20)), model, num_samples=10**9)
 
 
 def test_large_cases_are_done_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

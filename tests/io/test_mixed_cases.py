@@ -66,6 +66,13 @@ def test_a_missing_channel_is_an_error_of_its_case_alone(tmp_path: Path) -> None
             num_channels_to_read(case.image_paths)
 
 
+def test_images_of_formats_that_are_not_read_are_named_not_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.webp").touch()
+    with pytest.raises(UsdError, match=r"b\.webp is of a format that is not read, and would be left out; convert"):
+        find_mixed_cases(tmp_path)
+
+
 def test_nothing_to_predict_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsdError, match="holds no image; supported endings are"):
         find_mixed_cases(files(tmp_path, "notes.txt"))

@@ -227,6 +227,15 @@ def test_pictures_beside_volumes_are_previews_unless_named_like_a_channel(tmp_pa
         find_cases(tmp_path, ".nii.gz", 1)
 
 
+@pytest.mark.parametrize("name", ["b_0000.mhd", "b.IMG", "b.dcm", "b_0000.nii.bz2", "preview_0001.webp"])
+def test_images_of_formats_that_are_not_read_are_named_not_left_out(tmp_path, name):
+    (tmp_path / "a_0000.nii.gz").write_bytes(b"")
+    (tmp_path / "preview.gif").write_bytes(b"")  # a picture beside volumes
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UsdError, match=rf"1 image would be left out.*{name}: it ends in .*[Cc]onvert it to .nii.gz"):
+        find_cases(tmp_path, ".nii.gz", 1)
+
+
 def test_names_in_two_unicode_forms_are_one_name(tmp_path):
     one, two = "M\u00fcller", "Mu\u0308ller"  # what macOS makes of the first
     folder = _make(tmp_path / "D", [f"imagesTr/{two}_0000.png", f"labelsTr/{one}.png", f"ratersTr/{two}_rater1.png"])

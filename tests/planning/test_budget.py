@@ -13,6 +13,12 @@ from unisegdiff_pipeline.planning import budget
 from unisegdiff_pipeline.planning.budget import detect_budget
 
 
+@pytest.mark.parametrize("memory_gb", [0.0, -3.0, float("nan"), float("inf"), 1e30])
+def test_a_memory_that_plans_json_may_not_hold_is_refused(memory_gb: float) -> None:
+    with pytest.raises(UsdError, match=r"must be above 0 to 1e\+06; give it as --memory-gb 8"):
+        detect_budget("cpu", memory_gb)
+
+
 def test_memory_that_is_given_is_taken() -> None:
     found = detect_budget("cpu", 5.5)
     assert (found.device, found.memory_gb) == ("cpu", 5.5)

@@ -17,6 +17,7 @@ from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.planning.plans import TrainingPlan
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.resume import (
+    as_asked,
     describe_training,
     held_out_of,
     require_fair_phase_1,
@@ -55,6 +56,26 @@ def test_the_same_training_goes_on(tmp_path: Path) -> None:
     require_same_training(run_in(begun(tmp_path)), SegmentationTrainer)
     assert held_out_of(tmp_path) == ("c",)
     assert held_out_of(tmp_path / "nothing") == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"iterations": 10**20}, "--iterations is 100000000000000000000, allowed is from 1 to 1e\\+12"),
+        ({"max_time_s": 1e300}, "--max-time is 1e\\+300, allowed is above 0 to 1e\\+09"),
+        ({"batch_size": 100_000_000}, "--batch-size is 100000000, allowed is from 1 to 4096"),
+        ({"learning_rate": 1e30}, "--lr is 1e\\+30, allowed is above 0 to 10"),
+        ({"seed": 2**70}, "--seed is 1180591620717411303424"),
+        ({"patience": 10**9}, "--patience is 1000000000"),
+    ],
+)
+def test_what_request_json_may_not_hold_is_refused_before_it_is_written(
+    tmp_path: Path, asked: dict[str, Any], message: str
+) -> None:
+    request = TrainRequest("4", "0", Roots(None, None, None), **asked)
+    for restart in (False, True):
+        with pytest.raises(UsdError, match=message):
+            as_asked(replace(request, restart=restart), tmp_path)
 
 
 def test_weights_of_unknown_cases_are_not_validated(tmp_path: Path) -> None:

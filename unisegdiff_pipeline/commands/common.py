@@ -287,12 +287,14 @@ def duration(text: str) -> float:
     return float(match.group(1)) * SECONDS[match.group(2)]
 
 
-def whole_number(minimum: int) -> Callable[[str], int]:
-    """Parser of whole numbers from `minimum` upwards."""
+def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """Parser of whole numbers from `minimum` to `maximum`, or upwards."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {minimum}")
+        known = re.fullmatch(r"[+-]?\d+", text)
+        if not known or int(text) < minimum or (maximum is not None and int(text) > maximum):
+            bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number {bounds}")
         return int(text)
 
     return parse

@@ -144,7 +144,7 @@ def _add_choices(parser: CommandParser) -> None:
     )
     group.add_argument(
         "--bootstrap",
-        type=whole_number(0),
+        type=whole_number(0, 1_000_000),
         default=2000,
         metavar="N",
         help="draws of the 95 %% intervals; 0 = none (default: 2000)",

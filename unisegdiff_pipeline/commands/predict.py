@@ -21,6 +21,7 @@ from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import PREDICT
 from unisegdiff_pipeline.commands.slurm import TASK, JobArray, array_part, command_line
 from unisegdiff_pipeline.commands.terminal import report_error, say
+from unisegdiff_pipeline.inference.request import MAX_SAMPLES
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.inference.model_folder import ModelFolder
@@ -49,7 +50,7 @@ def build_parser() -> CommandParser:
     _add_model(parser)
     parser.add_argument(
         "--samples",
-        type=whole_number(0),
+        type=whole_number(0, MAX_SAMPLES),
         metavar="N",
         help="samples a case, masks that the model holds possible (default: the model's number)",
     )

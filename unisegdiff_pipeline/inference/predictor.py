@@ -41,7 +41,7 @@ from unisegdiff_pipeline.inference.model_folder import (
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.origin import Origin, input_hashes
 from unisegdiff_pipeline.inference.prediction import Prediction
-from unisegdiff_pipeline.inference.request import require_whole
+from unisegdiff_pipeline.inference.request import MAX_SAMPLES, require_whole
 from unisegdiff_pipeline.inference.settings import DECISIONS, OF_LESIONS, Decision, InferenceSettings, decision_of_folds
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable
@@ -153,10 +153,10 @@ class Predictor:
         """Samples that will be drawn a case: those asked for, else the settings'; 0 where no fold has a denoiser.
 
         Raises:
-            ValueError: no whole number from 0 on is asked for.
+            ValueError: no whole number from 0 to MAX_SAMPLES is asked for.
         """
         if wanted is not None:
-            require_whole("num_samples", wanted)
+            require_whole("num_samples", wanted, MAX_SAMPLES)
         if not any(can_sample(network, settings) for network, settings in self.networks):
             return 0
         return self.networks[0][1].num_samples if wanted is None else wanted

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # these import torch, which takes seconds
     from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
     from unisegdiff_pipeline.inference.settings import Decision
 
+MAX_SAMPLES = 10_000  # of a case; inference.json may not hold more either
+
 
 @dataclass(frozen=True)
 class PredictRequest:
@@ -88,7 +90,7 @@ class PredictRequest:
             raise UsdError(f"num_parts is {self.num_parts}; allowed is 1 or more.")
         require_whole("seed", self.seed)
         if self.num_samples is not None:
-            require_whole("num_samples", self.num_samples)
+            require_whole("num_samples", self.num_samples, MAX_SAMPLES)
         if not 0 <= self.part_id < self.num_parts:
             raise UsdError(
                 f"part_id is {self.part_id} of {self.num_parts} parts; allowed is 0 to {self.num_parts - 1}."
@@ -163,7 +165,8 @@ class EnsembleRequest:
         return tuple(weight / sum(weights) for weight in weights)
 
 
-def require_whole(name: str, value: object) -> None:
-    """Raise a ValueError where a seed or a number of samples is no whole number from 0 on."""
-    if not isinstance(value, Integral) or value < 0:
-        raise ValueError(f"{name} is {value!r}; allowed is 0 or more, a whole number")
+def require_whole(name: str, value: object, maximum: float = math.inf) -> None:
+    """Raise a ValueError where a seed or a number of samples is no whole number from 0 to `maximum`."""
+    if not isinstance(value, Integral) or not 0 <= value <= maximum:
+        allowed = "0 or more" if maximum == math.inf else f"0 to {maximum}"
+        raise ValueError(f"{name} is {value!r}; allowed is {allowed}, a whole number")

@@ -15,6 +15,7 @@ from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
 from unisegdiff_pipeline.inference.cases import PresenceCalibration
 from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
+from unisegdiff_pipeline.inference.request import MAX_SAMPLES
 from unisegdiff_pipeline.inference.utility import OperatingPoint
 from unisegdiff_pipeline.planning.plans import SourcesPlan
 
@@ -59,7 +60,7 @@ class InferenceSettings:
     denoiser_calibration: LogitCalibration = field(default=NO_CALIBRATION, metadata=formerly("denoiser_temperature"))
     segmenter_weight: Fraction = field(default=0.5, metadata=formerly("w"))
     decision: Decision = "half"
-    num_samples: Annotated[int, Range(0, 10_000)] = 8
+    num_samples: Annotated[int, Range(0, MAX_SAMPLES)] = 8
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     mask_sampler: SamplerSettings | None = None
     weights: str = "ema"

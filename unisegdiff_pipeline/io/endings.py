@@ -9,6 +9,15 @@ ITK_ENDINGS = (".nrrd", ".mha", ".gipl")
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
 TIFF_ENDINGS = (".tiff", ".tif")
 LOSSY_ENDINGS = (".jpg", ".jpeg")
+# Formats that are not read. Their files are images all the same, and must not be left out unseen.
+FOREIGN_VOLUME_ENDINGS = (
+    *(".mhd", ".nhdr", ".hdr", ".img", ".img.gz", ".dcm", ".mgz", ".mgh", ".mnc", ".mnc.gz", ".mif", ".mif.gz"),
+    *(".nii.bz2", ".nii.xz", ".nii.zst", ".vtk"),
+)
+FOREIGN_PICTURE_ENDINGS = (
+    *(".gif", ".webp", ".jp2", ".j2k", ".heic", ".avif", ".jfif", ".tga", ".ppm", ".pgm", ".pbm"),
+    *(".svs", ".ndpi", ".czi"),
+)
 SUPPORTED_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS + PICTURE_ENDINGS + TIFF_ENDINGS
 
 
@@ -29,9 +38,18 @@ def split_ending(name: str) -> tuple[str, str]:
     return name, ""
 
 
+def split_image_ending(name: str) -> tuple[str, str]:
+    """As `split_ending`, of images in formats that are not read, too: `("case_0000", ".mhd")`."""
+    stem, ending = split_ending(name)
+    foreign = FOREIGN_VOLUME_ENDINGS + FOREIGN_PICTURE_ENDINGS
+    if not ending and (found := next((other for other in foreign if name.lower().endswith(other)), "")):
+        return name[: -len(found)], name[-len(found) :]
+    return stem, ending
+
+
 def is_picture_ending(ending: str) -> bool:
     """Whether files of this ending are pictures without a geometry of their own."""
-    return ending.lower() in PICTURE_ENDINGS + TIFF_ENDINGS
+    return ending.lower() in PICTURE_ENDINGS + TIFF_ENDINGS + FOREIGN_PICTURE_ENDINGS
 
 
 def label_ending(file_ending: str) -> str:

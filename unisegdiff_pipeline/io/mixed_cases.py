@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
-from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending
+from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending, split_image_ending
 from unisegdiff_pipeline.io.raw_dataset import CHANNEL_SUFFIX, RawCase, require_input_name
 
 
@@ -82,8 +82,13 @@ def _case_and_channel(path: Path) -> tuple[str, int | None]:
 
 def _images_of(folder: Path) -> list[Path]:
     names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    found = [folder / name for name in names if split_ending(name)[1]]
+    found = [folder / name for name in names if split_image_ending(name)[1]]
     for path in found:
+        if not split_ending(path.name)[1]:
+            raise UsdError(
+                f"{path} is of a format that is not read, and would be left out; convert it to one of "
+                f"{', '.join(SUPPORTED_ENDINGS)}, or move it away."
+            )
         if not path.is_file():
             raise UsdError(
                 f"{path} is {'a folder' if path.is_dir() else 'no file, or a link to one that does not exist'}; put "

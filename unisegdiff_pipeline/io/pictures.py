@@ -180,7 +180,7 @@ def _frame(path: Path, picture: Any, as_labels: bool) -> np.ndarray:
             f"{path} is a colour or transparent picture of {bits} bits a channel, of which only 8 could be read; save "
             "it with 8 bits, or as grey without transparency."
         )
-    _require_opaque(path, picture)
+    require_opaque(path, picture)
     frame = ImageOps.exif_transpose(picture)
     if frame.mode == "P":
         return _from_palette(path, frame, as_labels)
@@ -208,7 +208,8 @@ def _bits_per_value(path: Path, picture: Any) -> int:
     return 8
 
 
-def _require_opaque(path: Path, picture: Any) -> None:
+def require_opaque(path: Path, picture: Any) -> None:
+    """Raise a UsdError where pixels of the current frame of an open picture are transparent."""
     if not picture.has_transparency_data:
         return
     if picture.mode.startswith("I"):

@@ -27,7 +27,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed, require_name, require_text
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, read_dataset_json, with_spacing_of
-from unisegdiff_pipeline.io.endings import TIFF_ENDINGS
+from unisegdiff_pipeline.io.endings import TIFF_ENDINGS, split_image_ending
 from unisegdiff_pipeline.io.images import is_picture_ending, label_ending, read_header, split_ending
 from unisegdiff_pipeline.io.label_map import LabelMap
 from unisegdiff_pipeline.io.sources import Source, require_whole_label_map, unified_case_id
@@ -430,13 +430,14 @@ def _cases_from_folders(folder: Path, description: DatasetDescription) -> _Listi
 
 
 def left_out(folder: Path, ending: str) -> list[StrayFile]:
-    """Files of a folder that look like images and do not end in `ending`, and links to nothing.
+    """Files of a folder that look like images, of formats that are not read too, and do not end in `ending`, and links
+    to nothing.
 
     Pictures beside volumes are taken for previews, unless they are named like a channel.
     """
     stray = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
-        path, (stem, found) = Path(entry.path), split_ending(entry.name)
+        path, (stem, found) = Path(entry.path), split_image_ending(entry.name)
         if entry.name.startswith(".") or not found:
             continue
         if not path.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.planning.plans import Budget, PresetName
+from unisegdiff_pipeline.planning.plans import MEMORY_GB, Budget, PresetName
 from unisegdiff_pipeline.planning.presets import PRESETS
 
 CUDA_TARGET_GB = 8.0  # nnU-Net's default: larger networks hardly help on lesions, and plans stay comparable
@@ -31,11 +31,11 @@ def detect_budget(
         preset: one of nnU-Net's residual encoder presets; it plans for a GPU, also on a machine that has none.
 
     Raises:
-        UsdError: for a memory that is not positive, "cuda" without a CUDA device and without `memory_gb`, a preset that
-            is unknown or asked for together with "cpu".
+        UsdError: for a memory that plans.json may not hold, "cuda" without a CUDA device and without `memory_gb`, a
+            preset that is unknown or asked for together with "cpu".
     """
-    if memory_gb is not None and not memory_gb > 0:
-        raise UsdError(f"the memory budget is {memory_gb} GB, it must be above 0; give it as --memory-gb 8.")
+    if memory_gb is not None and not MEMORY_GB.allows(memory_gb):
+        raise UsdError(f"the memory budget is {memory_gb:g} GB, it must be {MEMORY_GB}; give it as --memory-gb 8.")
     if device not in ("auto", "cpu", "cuda"):
         raise UsdError(f"the device is {device!r}, allowed are auto, cpu and cuda; correct --device.")
     if preset is not None:

@@ -38,6 +38,7 @@ MAX_CHANNELS = 1000
 MAX_PATCH_VOXELS = 512**3  # beyond any memory that a network of this kind can have
 Augmentation = Literal["default", "nnunet"]
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
+MEMORY_GB = Range(0, 1e6, low_open=True)  # of a budget
 InputScale = Annotated[float, Range(1e-3, 1e3)]
 PresetName = Literal["M", "L", "XL"]
 Normalization = Literal["ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1"]
@@ -402,7 +403,7 @@ class Budget:
     """
 
     device: Literal["cpu", "cuda"]
-    memory_gb: Annotated[float, Range(0, 1e6, low_open=True)]
+    memory_gb: Annotated[float, MEMORY_GB]
     num_cores: Annotated[int, Range(1, 100_000)]
     preset: PresetName | None = None
 

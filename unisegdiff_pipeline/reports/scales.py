@@ -22,16 +22,19 @@ def fit_unit_interval(axes: Axes, values: Iterable[float]) -> None:
 
 
 def plain_log(axes: Axes, which: Literal["x", "y"], kind: Literal["log", "symlog"] = "log") -> None:
-    """A logarithmic scale whose ticks are plain numbers; over few decades there are ticks at 1, 2 and 5.
+    """A logarithmic scale whose ticks are plain numbers; over few decades there are ticks at 1, 2 and 5, of
+    counts (symlog) at whole numbers.
 
     Call when all data are drawn.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes.set(**{f"{which}scale": kind})
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     if kind == "log" and low > 0 and math.log10(high / low) < FEW_DECADES:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if kind == "symlog" and high < 10**FEW_DECADES:  # else the only ticks are 0, 1 and 10
+        axis.set_major_locator(MaxNLocator(integer=True))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -131,9 +131,12 @@ def as_asked(request: TrainRequest, folder: Path) -> TrainRequest:
 
     Raises:
         OtherRequestError: a flag asks for another training than the one that is there; names both values.
+        UsdError: a value that request.json may not hold, so that the training could not be continued.
     """
     former = None if request.restart else read_request(folder)
     if former is None:
+        for name in (*LENGTHS, *OTHERS):
+            from_jsonable(ASKED_VALUES[name], to_jsonable(getattr(request, name)), _FLAGS[name])  # type: ignore[arg-type]
         return dataclasses.replace(request, seed=request.seed_or_default)
     differences = [
         f"{old} and is now asked for {new}"
