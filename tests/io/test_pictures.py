@@ -216,3 +216,45 @@ def test_damage_behind_the_last_pixel_is_noticed(tmp_path, place):
     path.write_bytes(content[:place])
     with pytest.raises(UsdError, match=r"mask\.png .*(damaged|truncated)"):
         read_labels(path)
+
+
+def grey_tiff(path: Path, bits: int, kind: int, photometric: int, pixels: bytes) -> Path:
+    """A little-endian TIFF of 2 x 2 pixels; `kind` is its sample format (1 unsigned, 3 real)."""
+    values = {
+        256: 2,
+        257: 2,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 200,
+        277: 1,
+        278: 2,
+        279: len(pixels),
+        339: kind,
+    }
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(values)) + tags + bytes(4)
+    path.write_bytes(content.ljust(200, b"\0") + pixels)
+    return path
+
+
+def test_a_tiff_of_a_kind_that_is_not_read_is_not_called_truncated(tmp_path):
+    real = grey_tiff(tmp_path / "a.tif", 64, 3, 1, np.ones((2, 2)).tobytes())
+    for read in (read_header, lambda path: read_image([path]), read_labels):
+        with pytest.raises(UsdError, match=r"a\.tif is a TIFF that is damaged, or of a kind.*64 bits a value; save it"):
+            read(real)
+    (tmp_path / "b.png").write_bytes(b"RIFF\0\0\0\0WEBPVP8 ")
+    with pytest.raises(UsdError, match=r"b\.png is damaged, or no PNG, JPEG, BMP or TIFF picture, whatever its name"):
+        read_header(tmp_path / "b.png")
+
+
+def test_white_as_zero_is_turned_round_with_8_bits_and_refused_with_16(tmp_path):
+    values = np.array([[0, 1], [254, 255]], np.uint8)
+    eight = grey_tiff(tmp_path / "8.tif", 8, 1, 0, values.tobytes())
+    np.testing.assert_array_equal(read_image([eight]).array[0, 0], 255 - values)
+    black = grey_tiff(tmp_path / "black.tif", 16, 1, 1, values.astype("<u2").tobytes())
+    np.testing.assert_array_equal(read_image([black]).array[0, 0], values)
+    sixteen = grey_tiff(tmp_path / "16.tif", 16, 1, 0, values.astype("<u2").tobytes())
+    for read in (lambda path: read_image([path]), read_labels):
+        with pytest.raises(UsdError, match=r"16\.tif has 16 bits a value and stores white as 0.*save it with black"):
+            read(sixteen)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from unisegdiff_pipeline.io.endings import TIFF_ENDINGS, split_ending
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow knows more, some of which start other programs
 _LOSSY = ("JPEG", "MPO")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # tag of TIFF and its value
 _ORIENTATION = 0x0112  # tag of EXIF and TIFF; 5 to 8 exchange rows and columns
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # grey of more than 8 bits
 _GREY_MODES = ("1", "L", "LA", *_DEEP_MODES)
@@ -95,8 +97,27 @@ def _pillow() -> Any:
 def _open(path: Path) -> Iterator[Any]:
     # Not by its name: Pillow then maps the file into memory, which scrambles TIFF files that an orientation turns, and
     # kills the process where another one cuts the file short.
-    with open(path, "rb") as stream, _pillow().open(stream, formats=_FORMATS) as picture:
+    with open(path, "rb") as stream, _identified(path, stream) as picture:
         yield picture
+
+
+def _identified(path: Path, stream: BinaryIO) -> Any:
+    """The picture that a stream holds, its pixels not read yet."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        return _pillow().open(stream, formats=_FORMATS)
+    except UnidentifiedImageError:
+        stream.seek(0)
+        if stream.read(4) in _TIFF_MAGIC:
+            raise UsdError(
+                f"{path} is a TIFF that is damaged, or of a kind that is not read, such as one of 64 bits a value; "
+                f"save it with 8, 16 or 32 bits a value, uncompressed or compressed by LZW or deflate."
+            ) from None
+        raise UsdError(
+            f"{path} is damaged, or no {', '.join(_FORMATS[:-1])} or TIFF picture, whatever its name says; check where "
+            f"it comes from, and export it again."
+        ) from None
 
 
 def _declared(path: Path, picture: Any) -> tuple[Shape, Geometry]:
@@ -179,6 +200,11 @@ def _frame(path: Path, picture: Any, as_labels: bool) -> np.ndarray:
         raise UsdError(
             f"{path} is a colour or transparent picture of {bits} bits a channel, of which only 8 could be read; save "
             "it with 8 bits, or as grey without transparency."
+        )
+    if bits > 8 and picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        raise UsdError(  # Pillow turns them round only where they have 8 bits
+            f"{path} has {bits} bits a value and stores white as 0 (WhiteIsZero), which viewers show turned round and "
+            f"other programs do not; save it with black as 0."
         )
     require_opaque(path, picture)
     frame = ImageOps.exif_transpose(picture)
