@@ -181,6 +181,14 @@ def test_a_stack_is_compared_with_its_own_description(tmp_path, description, mes
             reader(tmp_path / "a.tif")
 
 
+def test_an_animated_picture_is_refused_instead_of_read_in_part(tmp_path):
+    first, second = (Image.fromarray(np.full((4, 5), value, np.uint8)) for value in (1, 2))
+    first.save(tmp_path / "a.png", save_all=True, append_images=[second])
+    for read in (read_header, lambda path: read_image([path]), read_labels):
+        with pytest.raises(UsdError, match=r"a\.png is an animated PNG of 2 frames; save the one that counts"):
+            read(tmp_path / "a.png")
+
+
 def test_pages_of_different_sizes_are_refused(tmp_path):
     pages = [Image.fromarray(np.zeros(shape, np.uint8)) for shape in ((4, 6), (2, 3))]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])

@@ -126,6 +126,8 @@ def _declared(path: Path, picture: Any) -> tuple[Shape, Geometry]:
     if picture.format == "TIFF":
         frames = tiff_pages.count(path)
         tiff_pages.check_description(path, picture.tag_v2.get(270), frames)
+    if picture.format == "PNG" and (animated := getattr(picture, "n_frames", 1)) > 1:
+        raise UsdError(f"{path} is an animated PNG of {animated} frames; save the one that counts as a picture.")
     if frames > 1 and path.suffix.lower() not in TIFF_ENDINGS:
         raise UsdError(f"{path} is a TIFF of {frames} pages; name it {split_ending(path.name)[0]}.tif.")
     size, geometry = _displayed_size(path, picture), _geometry(path, frames)
