@@ -25,7 +25,7 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference import folder_run
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.prediction import Prediction
-from unisegdiff_pipeline.inference.predictor import Predictor
+from unisegdiff_pipeline.inference.predictor import Predictor, require_finite
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.io.images import read_image, read_labels, write_map
 from unisegdiff_pipeline.planning.plans import (
@@ -266,6 +266,16 @@ def test_nan_is_refused_with_its_file(tmp_path: Path) -> None:
     write_map(tmp_path / "in/a_0000.nii.gz", values, Geometry())
     with pytest.raises(UsdError, match=r"a_0000\.nii\.gz holds 1 value of NaN"):
         predict_folder(PredictRequest(tmp_path / "in", tmp_path / "out", model, device="cpu"))
+
+
+def test_nan_is_refused_with_the_file_of_its_channel() -> None:
+    array = np.zeros((2, 1, 4, 4), np.float32)
+    array[1, 0, 2, 3] = np.inf
+    with pytest.raises(UsdError, match=r"^flair holds 1 value of NaN or infinity"):
+        require_finite(array, ["t1", "flair"])
+    with pytest.raises(UsdError, match=r"^both holds 1 value"):
+        require_finite(array, ["both"])
+    require_finite(array[:1], ["t1"])
 
 
 def test_masks_do_not_go_beside_images(tmp_path: Path) -> None:

@@ -239,9 +239,12 @@ def test_float_labels(tmp_path):
     labels = read_labels(path).array
     assert labels.dtype == np.int16
     assert labels.ravel().tolist() == [0, 1, 300]
-    write_map(path, np.array([[[0.0, 1.5]]]), Geometry())
-    with pytest.raises(UsdError, match=r"label value 1\.5"):
-        read_labels(path)
+    write_map(path, np.array([[[0.0, 255 * np.float32(1 / 255) + 1e-6]]]), Geometry())  # 8 bits that a header scales
+    assert read_labels(path).array.ravel().tolist() == [0, 1]
+    for value in (1.5, 0.9998):
+        write_map(path, np.array([[[0.0, value]]]), Geometry())
+        with pytest.raises(UsdError, match=rf"label value {value}"):
+            read_labels(path)
     for value in (-1.0, 2e9, 1e30):
         write_map(path, np.array([[[0.0, value]]]), Geometry())
         with pytest.raises(UsdError, match=r"label value .*, allowed are whole numbers from 0 to 32767") as caught:

@@ -89,7 +89,7 @@ def test_all_problems_are_found_in_one_run(folder):
     folder.labels("values", np.full(SHAPE, 7, np.uint8))
     folder.good_case("nan")
     folder.image("nan", 1, with_nan)
-    expected["nan_0001.nii.gz"] = "2 voxels are NaN or infinite"
+    expected["nan_0001.nii.gz"] = "2 voxels hold NaN or infinity"
     folder.good_case("moved")
     folder.labels("moved", geometry=replace(GEOMETRY, origin_mm=(1.0, 2.0, 9.0)))
     expected["moved.nii.gz"] = "origin"

@@ -367,7 +367,7 @@ class _FolderRun:
         scratch.release()  # after an interruption, it ends here: the process, ended too, would start anew
         volume = images.read_image(case.image_paths, scratch.empty, num_channels=channels)
         scratch.release()
-        require_finite(volume.array, str(case.image_paths[0]))
+        require_finite(volume.array, [str(path) for path in case.image_paths])
         read = time.perf_counter()
         try:
             plan = inputs.plan_for(volume, case)

@@ -205,7 +205,8 @@ class Predictor:
         case, volume = self._read(image, spacing_mm, direction, inputs)
         case_id = str(case_id or (case.case_id if case is not None else "array"))
         require_name(case_id, "the case")
-        require_finite(volume.array, str(case.image_paths[0]) if case is not None else f"image {case_id!r}")
+        names = [f"image {case_id!r}"] if case is None else [str(path) for path in case.image_paths]
+        require_finite(volume.array, names)
         origin = Origin(
             model=str(self.model.place.resolve()),
             made_of=self.made_of(count, seed, combine, source),
@@ -419,14 +420,19 @@ def _added(member: CasePrediction, total: Tensor, scratch: Scratch) -> CasePredi
     return dataclasses.replace(member, p_det=half)
 
 
-def require_finite(array: np.ndarray, name: str) -> None:
-    """Raise a UsdError where an image holds NaN or infinite values; `name` says which image."""
-    # The sum of finite floats is finite here far before it overflows, and costs no copy of the volume.
-    if not np.isfinite(array.sum(dtype=np.float64)):
-        count = int(array.size - np.isfinite(array).sum())
-        raise UsdError(
-            f"{name} holds {counted(count, 'value')} of NaN or infinity; replace them, or export the image again."
-        )
+def require_finite(array: np.ndarray, names: Sequence[str]) -> None:
+    """Raise a UsdError where an image (C, Z, Y, X) holds NaN or infinite values.
+
+    `names` says which image it is: one for each channel, or one for all.
+    """
+    for channel, values in enumerate(array):
+        # The sum of finite floats is finite here far before it overflows, and costs no copy of the volume.
+        if not np.isfinite(values.sum(dtype=np.float64)):
+            count = int(values.size - np.isfinite(values).sum())
+            raise UsdError(
+                f"{names[channel if len(names) == len(array) else 0]} holds {counted(count, 'value')} of NaN or "
+                f"infinity; replace them, or export the image again."
+            )
 
 
 def _sum_facts(members: Sequence[CasePrediction]) -> SamplingFacts:

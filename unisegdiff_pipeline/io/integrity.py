@@ -268,18 +268,25 @@ def _check_intensities(case: RawCase, image: Volume) -> Iterable[Problem]:
         # Minimum and maximum find NaN and infinities without a temporary array of the volume's size.
         if values.size and np.isfinite(values.min()) and np.isfinite(values.max()):
             continue
-        several = len(case.image_paths) == image.array.shape[0]
-        path = case.image_paths[channel if several else 0]
         bad = int(values.size - np.count_nonzero(np.isfinite(values)))
-        what = f"{bad} voxels are NaN or infinite" if values.size else "the image has no voxels"
-        yield Problem(str(path), what, "Replace them by real intensities, or leave the case out.")
+        what = f"{counted(bad, 'voxel')} hold NaN or infinity" if bad > 1 else "1 voxel holds NaN or infinity"
+        yield Problem(
+            str(_file_of_channel(case, image, channel)),
+            what if values.size else "the image has no voxels",
+            "Replace them by real intensities, or leave the case out.",
+        )
+
+
+def _file_of_channel(case: RawCase, image: Volume, channel: int) -> Path:
+    """The file that holds a channel of an image: each its own, or one all of them."""
+    return case.image_paths[channel if len(case.image_paths) == image.array.shape[0] else 0]
 
 
 def _check_constant(case: RawCase, image: Volume) -> Iterable[Problem]:
     for channel, values in enumerate(image.array):
         if values.size and values.min() == values.max():
             yield Problem(
-                str(case.image_paths[0]),
+                str(_file_of_channel(case, image, channel)),
                 f"all voxels of channel {channel} are {values.flat[0]:g}",
                 "Check that the image was exported rightly.",
             )
