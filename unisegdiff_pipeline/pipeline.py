@@ -18,7 +18,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
-from unisegdiff_pipeline.core.progress import Listener, telling
+from unisegdiff_pipeline.core.progress import Listener, counted, telling
 from unisegdiff_pipeline.core.serialization import read_dataclass, read_object, write_json
 from unisegdiff_pipeline.fingerprint import Fingerprint, extract_fingerprint, read_fingerprint, write_fingerprint
 from unisegdiff_pipeline.io.integrity import IntegrityReport
@@ -277,7 +277,7 @@ def check_and_measure(
     Raises:
         UsdError: listing every problem that was found.
     """
-    LOGGER.info("%s: checking and measuring %d cases", raw.name, len(raw.cases))
+    LOGGER.info("%s: checking and measuring %s", raw.name, counted(len(raw.cases), "case"))
     reader = raw.description.raw.get("overwrite_image_reader_writer")
     if isinstance(reader, str) and reader.endswith("Reorient"):
         LOGGER.info("%s: dataset.json asks for %s: volumes are turned to one orientation, as always", raw.name, reader)

@@ -152,7 +152,7 @@ def test_an_imported_model_exports_as_the_same_archive(archive: Path, tmp_path: 
     ("before", "after"),
     [
         ("3 cases of the inner hold-out: a, b, c", "3 cases of the inner hold-out"),
-        ("1 case of the inner hold-out: a; 2 are too few (6)", "1 case of the inner hold-out; 2 are too few (6)"),
+        ("1 case of the inner hold-out: a; 1 is too few (6)", "1 case of the inner hold-out; 1 is too few (6)"),
         ("1 case of the inner hold-out: a; b", "1 case of the inner hold-out"),
         ("nothing; defaults", "nothing; defaults"),
     ],

@@ -227,6 +227,13 @@ def test_pictures_beside_volumes_are_previews_unless_named_like_a_channel(tmp_pa
         find_cases(tmp_path, ".nii.gz", 1)
 
 
+def test_a_folder_beside_other_inputs_is_called_one(tmp_path):
+    (one, two) = (_make(tmp_path / name, ["a_0000.png"]) for name in ("one", "two"))
+    for find in (lambda paths: find_cases(paths, ".png", 1), find_mixed_cases):
+        with pytest.raises(UsdError, match="one is a folder, named beside other inputs; name one folder, or image"):
+            find([one, two])
+
+
 @pytest.mark.parametrize("name", ["b_0000.mhd", "b.IMG", "b.dcm", "b_0000.nii.bz2", "preview_0001.webp"])
 def test_images_of_formats_that_are_not_read_are_named_not_left_out(tmp_path, name):
     (tmp_path / "a_0000.nii.gz").write_bytes(b"")

@@ -71,6 +71,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def is_or_are(number: int) -> str:
+    """The verb behind `counted`."""
+    return "is" if number == 1 else "are"
+
+
 def format_duration(seconds: float) -> str:
     """A duration for people: "8.2 s", "3 min 05 s", "2 h 10 min"."""
     if seconds < 60:

@@ -19,7 +19,7 @@ import torch
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import require_writable
 from unisegdiff_pipeline.core.parallel import MappedCasesError, available_memory_gb, map_cases, usable_cores
-from unisegdiff_pipeline.core.progress import counted, progress
+from unisegdiff_pipeline.core.progress import counted, is_or_are, progress
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.dicom_input import InputImages, as_images
@@ -115,7 +115,11 @@ def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputIm
         chosen = cases[part_id::num_parts]
         left = [case for case in chosen if request.overwrite or not run.is_finished(case)]
         if len(left) < len(chosen):
-            _say(f"{len(chosen) - len(left)} of {len(chosen)} cases are finished already; {len(left)} are left")
+            finished = len(chosen) - len(left)
+            _say(
+                f"{finished} of {counted(len(chosen), 'case')} {is_or_are(finished)} finished already; {len(left)} "
+                f"{is_or_are(len(left))} left"
+            )
         try:
             if request.scheduler is None:
                 run.predict(left)

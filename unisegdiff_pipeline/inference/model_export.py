@@ -224,7 +224,7 @@ def without_chosen_cases(chosen_on: str) -> str:
         return chosen_on
     warning = behind.rpartition("; ")[2] if "; " in behind else ""
     # A warning is a sentence on numbers; anything else behind a semicolon may be the name of a case.
-    return f"{before}{found}{f'; {warning}' if ' are too few' in warning else ''}"
+    return f"{before}{found}{f'; {warning}' if ' too few (' in warning else ''}"
 
 
 def without_cases(value: Any, names: Collection[str]) -> Any:

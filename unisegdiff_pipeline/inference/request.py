@@ -167,6 +167,6 @@ class EnsembleRequest:
 
 def require_whole(name: str, value: object, maximum: float = math.inf) -> None:
     """Raise a ValueError where a seed or a number of samples is no whole number from 0 to `maximum`."""
-    if not isinstance(value, Integral) or not 0 <= value <= maximum:
+    if not isinstance(value, Integral) or not 0 <= int(value) <= maximum:
         allowed = "0 or more" if maximum == math.inf else f"0 to {maximum}"
         raise ValueError(f"{name} is {value!r}; allowed is {allowed}, a whole number")

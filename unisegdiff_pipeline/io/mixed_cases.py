@@ -102,6 +102,8 @@ def _with_siblings(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     listed: dict[tuple[Path, str], dict[str, list[Path]]] = {}
     for path in paths:
+        if path.is_dir():
+            raise UsdError(f"{path} is a folder, named beside other inputs; name one folder, or image files alone.")
         if not path.is_file():
             raise UsdError(f"{path} does not exist; name a folder or an image file.")
         if not split_ending(path.name)[1]:

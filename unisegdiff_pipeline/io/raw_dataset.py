@@ -590,6 +590,8 @@ def _images_of_files(paths: Iterable[Path], file_ending: str) -> dict[str, tuple
 
 
 def _require_input(path: Path, file_ending: str) -> None:
+    if path.is_dir():
+        raise UsdError(f"{path} is a folder, named beside other inputs; name one folder, or image files alone.")
     if not path.is_file():
         raise UsdError(f"{path} does not exist; name a folder or an image file ending in {file_ending}.")
     if not path.name.endswith(file_ending):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash, text_hash
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_object, to_jsonable, write_json
 from unisegdiff_pipeline.core.yaml_objects import YAML_ENDINGS, read_yaml_object
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, listed_test_cases, parse_description
@@ -278,7 +279,9 @@ def describe_unified(raw: RawDataset) -> str:
         left_open = f"; does not annotate {', '.join(unannotated)}" if unannotated else ""
         left_out = f", {len(source.excluded)} left out" if source.excluded else ""
         channels = ", ".join(part.description.channel_names)
-        lines.append(f"  {source.name}: {len(part.cases)} cases{left_out}; channels {channels}; {classes}{left_open}")
+        lines.append(
+            f"  {source.name}: {counted(len(part.cases), 'case')}{left_out}; channels {channels}; {classes}{left_open}"
+        )
     return "\n".join(lines)
 
 

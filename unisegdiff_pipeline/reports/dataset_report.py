@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_dataclass
 from unisegdiff_pipeline.core.units import Units, units_of
 from unisegdiff_pipeline.core.version import __version__
@@ -360,7 +361,7 @@ def _cases(fingerprint: Fingerprint, units: Units) -> Section:
         rows.append([row[0], *([case.group or ""] if with_groups else []), *row[1:]])
     left = len(fingerprint.cases) - len(shown)
     intro = f"The first {len(shown)} cases; {left} more are in fingerprint.json." if left else ""
-    return Section("Cases", [table(Table(columns, rows, caption=f"{len(rows)} cases", searchable=True))], intro)
+    return Section("Cases", [table(Table(columns, rows, caption=counted(len(rows), "case"), searchable=True))], intro)
 
 
 def _case_row(fingerprint: Fingerprint, case: CaseFingerprint, units: Units) -> list[Cell]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.units import Units
 from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, case_values
@@ -368,8 +369,8 @@ def _volumes(evaluation: Evaluation) -> Section:
         bias, low, high = charts.limits_of_agreement(reference, predicted)
         content = charts.draw_bland_altman(reference, predicted, unit, series_color(index), word)
         caption = (
-            f"{entry.class_name}, {len(volumes)} cases: mean difference {charts.signed(bias)} {unit}, limits of "
-            f"agreement {charts.signed(low)} to {charts.signed(high)}."
+            f"{entry.class_name}, {counted(len(volumes), 'case')}: mean difference {charts.signed(bias)} {unit}, "
+            f"limits of agreement {charts.signed(low)} to {charts.signed(high)}."
         )
         figures.append(figure(content, caption))
     for index, entry in enumerate(report.classes[:DRAWN_CLASSES]):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from unisegdiff_pipeline.core.progress import counted, is_or_are
 from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.spread import (
     LEVELS,
@@ -71,7 +72,9 @@ def section(classes: Mapping[str, Sequence[CaseSpread]], units: Units = VOLUMES)
 def in_words(name: str, cases: Sequence[CaseSpread], units: Units = VOLUMES) -> list[str]:
     """What the curves say; few cases say so."""
     if len(cases) < FEWEST_CASES:
-        return [f"{name}: {len(cases)} cases are too few to judge the spread of the samples."]
+        return [
+            f"{name}: {counted(len(cases), 'case')} {is_or_are(len(cases))} too few to judge the spread of the samples."
+        ]
     said, size = [], units.size_word
     (half, error), (ninety, _) = interval_coverage(cases, 0.5), interval_coverage(cases, 0.9)
     held = f"the 50% interval of the sampled {size}s holds {half:.0%} of the references, the 90% interval {ninety:.0%}"

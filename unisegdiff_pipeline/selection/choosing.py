@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.progress import counted, is_or_are
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
@@ -56,7 +56,7 @@ def too_few(patients: int) -> str:
         left = f"{TEMPERATURE}, {left}"
         needed = f"{FEWEST_FOR_CALIBRATION} are needed for the temperature, {FEWEST_FOR_SETTINGS} for the others"
     shown = f"{counted(patients, 'held-out patient')} with annotated objects"
-    return f"{left} are the defaults, because {shown} are too few ({needed})"
+    return f"{left} are the defaults, because {shown} {is_or_are(patients)} too few ({needed})"
 
 
 def chosen_on(cases: Sequence[str], warning: str) -> str:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.progress import counted, is_or_are
 from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.inference.lesion_filter import NO_RULE, LesionFilter, LesionRule, SizeUnit
 from unisegdiff_pipeline.inference.utility import DEFAULT_UTILITY, OperatingPoint, Utility, best_point
@@ -149,7 +149,8 @@ class RuleChoice:
         gain = f"{self.gain:+.3f} (standard error {self.gain_error:.3f})"
         if self.rule == NO_RULE:
             if self.num_patients < FEWEST_PATIENTS:
-                why = f"{counted(self.num_patients, 'patient')} with it are too few, {FEWEST_PATIENTS} are needed"
+                verb = is_or_are(self.num_patients)
+                why = f"{counted(self.num_patients, 'patient')} with it {verb} too few, {FEWEST_PATIENTS} are needed"
             else:
                 why = (
                     f"on patients that it was not chosen on the best rule gains {gain} of Dice + lesion F1, "

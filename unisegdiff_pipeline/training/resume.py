@@ -16,6 +16,7 @@ import torch
 
 from unisegdiff_pipeline.core.bounds import Range
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, to_jsonable
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.planning.plans import Augmentation
@@ -241,8 +242,8 @@ def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
     leaked = sorted(seen & {*run.holdout_cases, *run.validation_cases})
     if leaked:
         raise UsdError(
-            f"--phase-1-from {folder} was trained on {len(leaked)} cases that this fold holds out ({leaked[0]}, ...): "
-            f"its scores would mean nothing. Take phase 1 from the same fold."
+            f"--phase-1-from {folder} was trained on {counted(len(leaked), 'case')} that this fold holds out "
+            f"({leaked[0]}, ...): its scores would mean nothing. Take phase 1 from the same fold."
         )
 
 

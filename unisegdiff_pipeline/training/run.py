@@ -16,6 +16,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.core.locks import locked, require_free
 from unisegdiff_pipeline.core.parallel import usable_cores
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.evaluation.summary import fold_table
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, plan_hash
@@ -260,9 +261,9 @@ def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRe
             if kept := taken_over(request, settled):
                 run.log.say(f"as asked before: {kept}")
             run.log.say(
-                f"{setting.plans.dataset_name} {setting.configuration.name} fold {fold}: {len(run.train_cases)} cases "
-                f"to train on, {len(run.holdout_cases)} held out to choose settings, {len(run.validation_cases)} to "
-                f"validate"
+                f"{setting.plans.dataset_name} {setting.configuration.name} fold {fold}: "
+                f"{counted(len(run.train_cases), 'case')} to train on, {len(run.holdout_cases)} held out to choose "
+                f"settings, {len(run.validation_cases)} to validate"
             )
             if setting.ranks.size > 1:
                 run.log.say(

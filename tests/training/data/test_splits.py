@@ -70,7 +70,7 @@ def test_seed_decides() -> None:
 def test_too_few_cases_or_groups() -> None:
     with pytest.raises(UsdError, match=r"4 cases in 4 groups are too few for 5 folds.*'all'"):
         make_splits(records(4))
-    with pytest.raises(UsdError, match="9 cases in 1 groups"):
+    with pytest.raises(UsdError, match="9 cases in 1 group are too few"):
         make_splits([(f"c{i}", "one patient", 1.0) for i in range(9)])
 
 
@@ -163,7 +163,7 @@ def test_own_splits_in_the_raw_folder_are_honoured(preprocessed: Path, tmp_path:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[{"train": ["c1", "zz"], "val": ["c2"]}]', r"1 cases that are not preprocessed \('zz'\)"),
+        ('[{"train": ["c1", "zz"], "val": ["c2"]}]', r"1 case that is not preprocessed \('zz'\)"),
         ('[{"train": ["c1", "c3", "c1"], "val": ["c2"]}]', "fold 0 names 'c1' more than once in train"),
         ('[{"train": ["c1"], "val": ["c2", "c2"]}]', "fold 0 names 'c2' more than once in val"),
         ("[]", "holds no fold"),

@@ -15,6 +15,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
+from unisegdiff_pipeline.core.progress import counted, is_or_are
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, write_json
 from unisegdiff_pipeline.io.dataset_json import listed_test_cases
 from unisegdiff_pipeline.io.sources import cases_by_source, datasets_of_sources, in_turn
@@ -62,8 +63,9 @@ def make_splits(cases: Iterable[tuple[str, str, float]], num_folds: int = 5, see
     groups = _gather_groups(records)
     if len(groups) < num_folds:
         raise UsdError(
-            f"{len(records)} cases in {len(groups)} groups are too few for {num_folds} folds, each fold needs a "
-            f"group of its own; train with fold 'all', add cases, or put a {SPLITS_FILE} into the raw data set."
+            f"{counted(len(records), 'case')} in {counted(len(groups), 'group')} {is_or_are(len(records))} too few for "
+            f"{num_folds} folds, each fold needs a group of its own; train with fold 'all', add cases, or put a "
+            f"{SPLITS_FILE} into the raw data set."
         )
     rng = np.random.default_rng(seed)
     rounds = _rounds_by_volume(groups, num_folds, rng)
@@ -130,8 +132,8 @@ def nnunet_splits(groups: Mapping[str, str], num_folds: int = 5, seed: int = 123
         )
     if len(groups) < num_folds:
         raise UsdError(
-            f"{len(groups)} cases are too few for the {num_folds} folds of --splits nnunet; train with fold 'all', or "
-            f"add cases."
+            f"{counted(len(groups), 'case')} {is_or_are(len(groups))} too few for the {num_folds} folds of --splits "
+            f"nnunet; train with fold 'all', or add cases."
         )
     from batchgenerators.utilities.data_splitting import get_split_deterministic
 
@@ -425,8 +427,9 @@ def _read_splits(path: Path, records: Sequence[ReferenceRecord], test: Collectio
     missing = sorted({c for split in splits for c in (*split.train, *split.val)} - known)
     if missing:
         raise UsdError(
-            f"{path} names {len(missing)} cases that are not preprocessed ({_listed(missing)}); add them to the raw "
-            f"data set and preprocess again, or take them out of the file."
+            f"{path} names {counted(len(missing), 'case')} that {is_or_are(len(missing))} not preprocessed "
+            f"({_listed(missing)}); add what is missing to the raw data set and preprocess again, or take "
+            f"it out of the file."
         )
     for fold, split in enumerate(splits):
         for part, cases in (("train", split.train), ("val", split.val)):
