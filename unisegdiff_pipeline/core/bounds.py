@@ -74,6 +74,7 @@ class Undefined:
         return "a number or null"
 
 
+MAX_SAMPLES = 10_000  # of a case
 Fraction = Annotated[float, Range(0, 1)]
 FloatOrNaN = Annotated[float, Undefined()]
 Finite = Annotated[float, Range(-3e38, 3e38)]  # as far as single precision reaches

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.bounds import MAX_SAMPLES
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.geometry import Volume
@@ -41,7 +42,7 @@ from unisegdiff_pipeline.inference.model_folder import (
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.origin import Origin, input_hashes
 from unisegdiff_pipeline.inference.prediction import Prediction
-from unisegdiff_pipeline.inference.request import MAX_SAMPLES, require_whole
+from unisegdiff_pipeline.inference.request import require_whole
 from unisegdiff_pipeline.inference.settings import DECISIONS, OF_LESIONS, Decision, InferenceSettings, decision_of_folds
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable

@@ -9,6 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unisegdiff_pipeline.core.bounds import MAX_SAMPLES
 from unisegdiff_pipeline.core.errors import UsdError
 
 if TYPE_CHECKING:  # these import torch, which takes seconds
@@ -16,8 +17,6 @@ if TYPE_CHECKING:  # these import torch, which takes seconds
     from unisegdiff_pipeline.inference.label_fusion import Combination
     from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
     from unisegdiff_pipeline.inference.settings import Decision
-
-MAX_SAMPLES = 10_000  # of a case; inference.json may not hold more either
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from unisegdiff_pipeline.core.bounds import Fraction, LogSignalToNoise, Range
+from unisegdiff_pipeline.core.bounds import MAX_SAMPLES, Fraction, LogSignalToNoise, Range
 from unisegdiff_pipeline.core.serialization import formerly, read_dataclass, write_json
 from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
@@ -15,7 +15,6 @@ from unisegdiff_pipeline.diffusion.schedule import StageEdges, Target
 from unisegdiff_pipeline.inference.cases import PresenceCalibration
 from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
-from unisegdiff_pipeline.inference.request import MAX_SAMPLES
 from unisegdiff_pipeline.inference.utility import OperatingPoint
 from unisegdiff_pipeline.planning.plans import SourcesPlan
 
