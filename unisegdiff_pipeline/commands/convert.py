@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run, whole_number
-from unisegdiff_pipeline.commands.terminal import say
+from unisegdiff_pipeline.commands.terminal import quoted, say
 
 
 def build_parser() -> CommandParser:
@@ -70,4 +70,4 @@ def _convert(args: argparse.Namespace) -> None:
         mask=args.mask,
     )
     folder = convert(args.name, request, roots_of(args).require_raw())
-    say(f"Converted: {folder}\nNext: usd_plan_and_preprocess -d {folder.name}")
+    say(f"Converted: {folder}\nNext: usd_plan_and_preprocess -d {quoted(folder.name)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.commands.common import CommandParser, positive_number, run
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
-from unisegdiff_pipeline.commands.terminal import say
+from unisegdiff_pipeline.commands.terminal import quoted, say
 
 
 def build_parser() -> CommandParser:
@@ -91,4 +91,4 @@ def _ensemble(args: argparse.Namespace) -> None:
     pipeline.ensemble(request)
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
     say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")
-    say(f"Next, where references are at hand: usd_evaluate REF {args.output}")
+    say(f"Next, where references are at hand: usd_evaluate REF {quoted(args.output)}")

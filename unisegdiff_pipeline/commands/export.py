@@ -9,7 +9,7 @@ from pathlib import Path
 from unisegdiff_pipeline.commands.common import CommandParser, add_roots, run
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.predict import add_names, find_model
-from unisegdiff_pipeline.commands.terminal import say
+from unisegdiff_pipeline.commands.terminal import quoted, say
 
 
 def build_parser() -> CommandParser:
@@ -99,4 +99,4 @@ def _export_archive(args: argparse.Namespace, model: Path) -> None:
     )
     size_mb = args.output.stat().st_size / 1e6
     say(f"Model: {model}\nArchive: {args.output} ({size_mb:.1f} MB; folds {' '.join(manifest.folds)})")
-    say(f"Next: usd_predict -i IMAGES -o MASKS -m {args.output}, or usd_import {args.output}")
+    say(f"Next: usd_predict -i IMAGES -o MASKS -m {quoted(args.output)}, or usd_import {quoted(args.output)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run, whole_number
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
-from unisegdiff_pipeline.commands.terminal import say
+from unisegdiff_pipeline.commands.terminal import quoted, say
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.inference.recipe import Candidate, Recipe
@@ -47,7 +47,7 @@ def _find_best(args: argparse.Namespace) -> None:
     found = find_best(roots_of(args), args.dataset, workers=args.workers, writing=not args.dry_run)
     say(describe(found.recipe))
     if not args.dry_run:
-        say(f"Written to {found.path}\nNext: usd_predict --best -d {found.recipe.dataset} -i IMAGES -o MASKS")
+        say(f"Written to {found.path}\nNext: usd_predict --best -d {quoted(found.recipe.dataset)} -i IMAGES -o MASKS")
 
 
 def describe(recipe: Recipe) -> str:

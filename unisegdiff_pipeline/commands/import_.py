@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
-from unisegdiff_pipeline.commands.terminal import say
+from unisegdiff_pipeline.commands.terminal import quoted, say
 
 
 def build_parser() -> CommandParser:
@@ -38,4 +38,4 @@ def _import(args: argparse.Namespace) -> None:
 
     model = import_model(args.archive, roots_of(args).require_results(), overwrite=args.overwrite)
     say(f"Model: {model.folder} (folds {' '.join(model.folds)})\nModel card: {model.folder / CARD_NAME}")
-    say(f"Next: usd_predict -i IMAGES -o MASKS -m {model.folder}")
+    say(f"Next: usd_predict -i IMAGES -o MASKS -m {quoted(model.folder)}")

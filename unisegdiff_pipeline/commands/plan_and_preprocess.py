@@ -18,7 +18,7 @@ from unisegdiff_pipeline.commands.common import (
     add_splits,
     dataset_parser,
 )
-from unisegdiff_pipeline.commands.terminal import say
+from unisegdiff_pipeline.commands.terminal import quoted, say
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.io.paths import Roots
@@ -91,7 +91,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
         if args.splits != "default":
             load_or_create_splits(prepared.folder, folder, folds=args.splits)
         report = "" if prepared.report is None else f"Report: {prepared.report}\n"
-        first = f"usd_train {folder.name} {prepared.first_fold}{flag}"
+        first = f"usd_train {quoted(folder.name)} {prepared.first_fold}{flag}"
         say(f"{report}Ready to train: {prepared.folder}\nNext: {first}")
 
     return plan_and_preprocess

@@ -24,7 +24,7 @@ from unisegdiff_pipeline.commands.common import (
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import TRAIN
 from unisegdiff_pipeline.commands.slurm import TASK, JobArray, command_line
-from unisegdiff_pipeline.commands.terminal import report_error, say
+from unisegdiff_pipeline.commands.terminal import quoted, report_error, say
 from unisegdiff_pipeline.training.loggers import LOGGERS
 
 if TYPE_CHECKING:
@@ -205,13 +205,14 @@ def _train(args: argparse.Namespace) -> int:
     model = result.folds[0].folder.parent
     if result.collected is not None:
         say(f"Dice on the validation cases of each fold\n{result.table}\nwritten to {result.summary_path}")
-        labels = result.collected.labels or "LABELS"
+        labels = quoted(result.collected.labels or "LABELS")
         subset = " --subset" if result.collected.not_validated else ""
-        say(f"All validation cases: usd_evaluate {labels} {result.collected.folder}{subset}")
+        say(f"All validation cases: usd_evaluate {labels} {quoted(result.collected.folder)}{subset}")
     say(f"Model: {model}")
     if result.collected is not None:
-        say(f"Next: usd_find_best {model.parent.name}, which compares all models of the data set and pairs of them; or")
-    say(f"Next: usd_predict -i IMAGES -o MASKS -m {model}")
+        dataset = quoted(model.parent.name)
+        say(f"Next: usd_find_best {dataset}, which compares all models of the data set and pairs of them; or")
+    say(f"Next: usd_predict -i IMAGES -o MASKS -m {quoted(model)}")
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run, whole_number
-from unisegdiff_pipeline.commands.terminal import say
+from unisegdiff_pipeline.commands.terminal import quoted, say
 
 
 def build_parser() -> CommandParser:
@@ -71,7 +71,7 @@ def _unify(args: argparse.Namespace) -> None:
     )
     folder = unify(roots_of(args).require_raw(), request)
     sources = describe_unified(open_raw_dataset(folder))
-    say(f"Unified: {folder}\n{sources}\nNext: usd_plan_and_preprocess -d {folder.name}")
+    say(f"Unified: {folder}\n{sources}\nNext: usd_plan_and_preprocess -d {quoted(folder.name)}")
 
 
 def _pairs(flag: str, pairs: Sequence[str], expected: str) -> dict[str, str]:
