@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 WIDTH_IN, HEIGHT_IN = 6.4, 3.6
 CAPTION = (
     "What other lesion filters give on the held-out cases: lesions found against false positives; the line joins those "
-    "that no other filter beats. `usd_predict --utility sensitivity=0.9` or `fp_per_case=0.5` takes the point that "
-    "serves best, `--no-filter` keeps all lesions."
+    "that no other filter beats. usd_predict --utility sensitivity=0.9 or fp_per_case=0.5 takes the point that "
+    "serves best, --no-filter keeps all lesions."
 )
 
 
