@@ -195,6 +195,42 @@ def test_the_nnunet_page_names_every_flag_that_is_understood() -> None:
         assert set(flags) <= left
 
 
+# Of nnU-Net 2.8.1, all that its commands take.
+NNUNET_COMMANDS = {
+    "accumulate_crossval_results": "-c -o -f -p -tr",
+    "apply_postprocessing": "-i -o -pp_pkl_file -np -plans_json -dataset_json",
+    "convert_MSD_dataset": "-i -overwrite_id -np",
+    "convert_old_nnUNet_dataset": "",
+    "determine_postprocessing": "-i -ref -plans_json -dataset_json -np --remove_postprocessed",
+    "download_pretrained_model_by_url": "",
+    "ensemble": "-i -o -np --save_npz",
+    "evaluate_folder": "-djfile -pfile -o -np --chill",
+    "evaluate_simple": "-l -il -o -np --chill",
+    "export_model_to_zip": "-d -o -c -tr -p -f -chk --not_strict --exp_cv_preds",
+    "extract_fingerprint": "-d -fpe -np --verify_dataset_integrity --clean",
+    "find_best_configuration": "-p -c -tr -np -f --disable_ensembling --no_overwrite",
+    "install_pretrained_model_from_zip": "",
+    "move_plans_between_datasets": "-s -t -sp -tp",
+    "plan_and_preprocess": "-d -fpe -npfp --verify_dataset_integrity --no_pp --clean -pl -gpu_memory_target -c -np "
+    "-preprocessor_name -overwrite_target_spacing -overwrite_plans_name",
+    "plan_experiment": "-d -pl -gpu_memory_target -preprocessor_name -overwrite_target_spacing -overwrite_plans_name",
+    "plot_overlay_pngs": "-d -o -np -channel_idx --use_raw -p -c -overlay_intensity",
+    "predict": "-i -o -d -p -tr -c -f -step_size --disable_tta --verbose --save_probabilities --continue_prediction "
+    "-chk -npp -nps -prev_stage_predictions -num_parts -part_id -device --disable_progress_bar --not_on_device",
+    "predict_from_modelfolder": "-i -o -m -f -step_size --disable_tta --verbose --save_probabilities --c -chk -npp "
+    "-nps -prev_stage_predictions -device --disable_progress_bar --not_on_device",
+    "preprocess": "-d -plans_name -c -np",
+    "train": "-tr -p -pretrained_weights -num_gpus --npz --c --val --val_best --disable_checkpointing -device",
+}
+
+
+def test_the_nnunet_page_names_every_command_and_flag_of_nnunet() -> None:
+    page = (ROOT / "documentation/how-to/coming-from-nnunet.md").read_text("utf-8")
+    words = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`]+)`", page))))
+    for command, flags in NNUNET_COMMANDS.items():
+        assert {f"nnUNetv2_{command}", *flags.split()} <= words, command
+
+
 def test_the_index_names_every_page() -> None:
     index = ROOT / "documentation/README.md"
     named = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+)\)", index.read_text("utf-8"))}
