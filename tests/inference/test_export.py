@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.inference.by_hand import SOFTMAX, SPACING_MM, case_by_hand, prediction_by_hand
+from unisegdiff_pipeline.inference import export
 from unisegdiff_pipeline.inference.export import (
     OutputOptions,
     PredictionRecord,
@@ -88,6 +91,24 @@ def test_tables_are_put_together_from_the_records(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "manifest.json").read_text())["cases"]["a"]["current"] is False
     remove_summary(tmp_path)
     assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".json")]
+
+
+def test_a_case_that_another_run_finishes_meanwhile_is_in_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(tmp_path)
+    record = read_record(tmp_path, "a")
+    assert record is not None
+
+    def joined(path: Path, *arguments: Any) -> None:
+        original(path, *arguments)
+        if path.name == "cases.csv":  # all records have been read
+            write_record(tmp_path, dataclasses.replace(record, case="b"))
+
+    original = export.join_rows
+    monkeypatch.setattr(export, "join_rows", joined)
+    write_summary(tmp_path, {"request": "same"})
+    assert list(json.loads((tmp_path / "manifest.json").read_text())["cases"]) == ["a", "b"]
 
 
 def test_a_case_without_a_readable_record_is_not_finished(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.names import file_of
-from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.core.scratch import ROWS_BETWEEN, Scratch
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
@@ -195,8 +195,10 @@ def write_probabilities(
     ):
         np.lib.format.write_array_header_1_0(stream, header)
         for channel in restored_channels(probabilities, properties, scheme, scratch):
-            for row in channel:
+            for index, row in enumerate(channel):
                 stream.write(row.astype(np.float16).tobytes())
+                if index % ROWS_BETWEEN == 0:
+                    scratch.release()
             scratch.release()
 
 
@@ -219,9 +221,19 @@ def read_record(output: Path, case_id: str) -> PredictionRecord | None:
 def write_summary(output: Path, run: Mapping[str, Any]) -> None:
     """Write lesions.csv, volumes.csv, cases.csv and manifest.json from the records of all finished cases.
 
+    Where several runs share the folder and end at the same time, the last of them to write has all their cases.
+
     Args:
         run: what holds for the whole run: model, folds, settings, seed, options.
     """
+    while True:
+        listed = _record_files(output)
+        _write_summary_once(output, run)
+        if _record_files(output) == listed:  # none was written behind the reading of records
+            return
+
+
+def _write_summary_once(output: Path, run: Mapping[str, Any]) -> None:
     records = list(_records(output))
     join_rows(output / "lesions.csv", PredictedLesion, [lesions_path(output, r.case) for r in records])
     join_rows(output / "volumes.csv", ClassVolume, [volumes_path(output, r.case) for r in records])
@@ -262,10 +274,14 @@ def versions() -> dict[str, str]:
 
 
 def _records(output: Path) -> Iterator[PredictionRecord]:
-    for path in sorted((output / RECORDS).glob("*.json")):
+    for path in _record_files(output):
         record = read_record(output, path.name.removesuffix(".json"))
         if record is not None:
             yield record
+
+
+def _record_files(output: Path) -> list[Path]:
+    return sorted((output / RECORDS).glob("*.json"))
 
 
 def sample_path(output: Path, case_id: str, index: int, file_ending: str) -> Path:
