@@ -392,13 +392,12 @@ def _facts_of_class(name: str, mask: np.ndarray, spacing_mm: tuple[float, float,
     if box is None:
         return ComponentFacts(name, 0, 0, (), ())
     found = find_components(mask[box_slices(box)])
-    label_of, boxes = found.label_of, found.boxes()
-    largest = np.lexsort((label_of, -found.voxels))[:MAX_LISTED].tolist()  # of equal ones that with the first voxel
+    boxes = found.boxes()
+    # Of equal ones that with the first voxel comes first.
+    largest = np.lexsort((found.first_voxels, -found.voxels))[:MAX_LISTED].tolist()
     voxel_mm3 = math.prod(spacing_mm)
     is_2d = mask.shape[0] == 1
-    thickness = [
-        _thickness_mm(found.labels[box_slices(boxes[i].tolist())] == label_of[i], spacing_mm, is_2d) for i in largest
-    ]
+    thickness = [_thickness_mm(found.within(boxes[i].tolist()) == i + 1, spacing_mm, is_2d) for i in largest]
     return ComponentFacts(
         class_name=name,
         voxels=int(found.voxels.sum()),

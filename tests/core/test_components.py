@@ -11,7 +11,14 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import pdist
 from skimage import measure
 
-from unisegdiff_pipeline.core.components import find_components, label_components, longest_distance
+from unisegdiff_pipeline.core.boxes import box_slices
+from unisegdiff_pipeline.core.components import (
+    connect_runs,
+    find_components,
+    find_runs_in,
+    label_components,
+    longest_distance,
+)
 
 SPACING = (5.0, 0.7, 1.3)
 SKIMAGE_CONNECTIVITY: dict[Literal[6, 18, 26], int] = {6: 1, 18: 2, 26: 3}
@@ -77,8 +84,31 @@ def test_of_equal_components_the_one_whose_box_begins_first_comes_first() -> Non
     assert found.voxels.tolist() == [7, 7, 1, 1, 1]
     assert found.boxes()[:2].tolist() == [[[0, 1], [0, 3], [0, 6]], [[0, 3], [0, 1], [1, 4]]]
     assert found.boxes()[2:, :, 0].tolist() == [[0, 4, 8], [0, 7, 8], [3, 4, 4]]
-    assert found.label_of.tolist() == [2, 1, 3, 4, 5]
-    assert found.number_of.tolist() == [0, 2, 1, 3, 4, 5]
+    assert found.first_voxels.tolist() == [5, 1, 44, 71, 256]
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_of_equal_size_and_box_the_one_with_the_first_voxel_comes_first(name: str) -> None:
+    mask = MASKS[name]
+    found, labels = find_components(mask), label_components(mask).ravel()
+    keys = np.column_stack([-found.voxels, found.boxes()[..., 0], labels[found.first_voxels]])
+    assert keys.tolist() == sorted(keys.tolist())
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_slabs_boxes_and_slices_hold_the_components_of_the_mask(name: str) -> None:
+    mask = MASKS[name]
+    whole = find_components(mask)
+    numbers = whole.numbers()
+    assert numbers.ravel().tolist() == whole.numbers_at(np.arange(mask.size)).tolist()
+    found = connect_runs(find_runs_in(mask[first : first + 2] for first in range(0, len(mask), 2)), mask.shape)
+    assert found.numbers().tolist() == numbers.tolist()
+    box = tuple((size // 3, size - size // 4) for size in mask.shape)
+    assert whole.within(box).tolist() == numbers[box_slices(box)].tolist()
+    painted = np.zeros_like(numbers)
+    for z, places, of_voxels in whole.slices():
+        painted[z].ravel()[places] = of_voxels
+    assert painted.tolist() == numbers.tolist()
 
 
 def test_labels_follow_the_first_voxels() -> None:

@@ -1,17 +1,26 @@
-"""Connected components of a mask, measured from its runs: stretches of voxels along X that belong to one component.
+"""Connected components of a mask, found and measured from its runs: stretches of voxels along X.
 
-A mask has far fewer runs than voxels, so that sizes, centroids, diameters and overlaps cost little once it is labelled.
+A mask has far fewer runs than voxels: sizes, centroids, diameters and overlaps cost little, and of a large volume
+neither the mask nor an array of numbers need exist.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import Box, whole_box
+
 Connectivity = Literal[6, 18, 26]
 
+SLAB_VOXELS = 1 << 24  # of a mask that is looked at at once
+
+# Rows that come before a row and touch it, as steps along Z and Y; the others come behind it.
+_ROWS_BEFORE = ((0, -1), (-1, -1), (-1, 0), (-1, 1))
 # Fewer points are compared pair by pair at once; more are worth a convex hull first.
 _POINTS_WORTH_A_HULL = 500
 _ROWS_AT_ONCE = 512
@@ -39,15 +48,13 @@ class Components:
     """Connected components of a mask, numbered from 1, largest first; of equal ones by the corner of their boxes.
 
     Attributes:
-        labels: (Z, Y, X) as `label_components` gives them; the component of a voxel is `number_of[label]`.
-        number_of: component of each label, (n + 1,), 0 for 0.
+        shape: of the mask (Z, Y, X).
         runs: of the mask.
         run_numbers: component of each run.
         voxels: size of each component, (n,).
     """
 
-    labels: np.ndarray
-    number_of: np.ndarray
+    shape: tuple[int, ...]
     runs: Runs
     run_numbers: np.ndarray
     voxels: np.ndarray
@@ -56,17 +63,48 @@ class Components:
         return len(self.voxels)
 
     @property
-    def label_of(self) -> np.ndarray:
-        """Label of each component, (n,): the inverse of `number_of`."""
-        return np.argsort(self.number_of)[1:]
+    def first_voxels(self) -> np.ndarray:
+        """Index of the first voxel of each component into the raveled mask, (n,)."""
+        order, starts = _grouping(self.run_numbers)
+        return self.runs.first[order][starts]
 
     def numbers_at(self, flat: np.ndarray) -> np.ndarray:
         """Components of voxels given by their index into the raveled mask; 0 outside."""
-        return self.number_of[self.labels.ravel()[flat]]
+        if not len(self):
+            return np.zeros(np.shape(flat), np.int64)
+        run = np.searchsorted(self.runs.first, flat, "right") - 1
+        return np.where((run >= 0) & (flat <= self.runs.last[run]), self.run_numbers[run], 0)
 
     def numbers(self) -> np.ndarray:
         """Component of each voxel (Z, Y, X), from 1; 0 outside, int32."""
-        return self.number_of.astype(np.int32)[self.labels]
+        return self.within(whole_box(self.shape))
+
+    def within(self, box: Box) -> np.ndarray:
+        """Component of each voxel in a box of the mask, as `numbers`."""
+        (z_low, z_high), (y_low, y_high), (x_low, x_high) = box
+        _, height, width = self.shape
+        begin, end = np.searchsorted(self.runs.first, [z_low * height * width, z_high * height * width])
+        z, y, x = np.unravel_index(self.runs.first[begin:end], self.shape)
+        first, last = np.maximum(x, x_low), np.minimum(x + self.runs.length[begin:end], x_high)
+        here = (y >= y_low) & (y < y_high) & (first < last)
+        out = np.zeros((z_high - z_low, y_high - y_low, x_high - x_low), np.int32)
+        places = np.ravel_multi_index(((z - z_low)[here], (y - y_low)[here], (first - x_low)[here]), out.shape)
+        length = (last - first)[here]
+        out.ravel()[_stretches(places, length)] = np.repeat(self.run_numbers[begin:end][here], length)
+        return out
+
+    def slices(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Of each slice that holds any: its index, the indices of voxels into the raveled slice, their components."""
+        size = math.prod(self.shape[1:])
+        slices, starts = np.unique(self.runs.first // max(size, 1), return_index=True)
+        ends = np.append(starts, len(self.run_numbers))[1:]
+        for z, begin, end in zip(slices.tolist(), starts, ends, strict=True):
+            length = self.runs.length[begin:end]
+            yield (
+                z,
+                _stretches(self.runs.first[begin:end] - z * size, length),
+                np.repeat(self.run_numbers[begin:end], length),
+            )
 
     def sums(self, per_run: np.ndarray) -> np.ndarray:
         """Sum of a value of each run over the runs of each component, (n,)."""
@@ -95,7 +133,7 @@ class Components:
 
     def _positions(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices along Z, Y, X of the first and the last voxel of each run, (n, 3) each."""
-        z, y, x = np.unravel_index(self.runs.first, self.labels.shape)
+        z, y, x = np.unravel_index(self.runs.first, self.shape)
         return np.stack([z, y, x], axis=1), np.stack([z, y, x + self.runs.length - 1], axis=1)
 
 
@@ -115,26 +153,81 @@ def label_components(mask: np.ndarray, connectivity: Connectivity = 26) -> np.nd
 
 
 def find_components(mask: np.ndarray, connectivity: Connectivity = 26) -> Components:
-    """Label a boolean mask (Z, Y, X), see `label_components`, and order its components."""
-    labels = label_components(mask, connectivity)
-    runs = find_runs(mask)
-    run_labels = labels.ravel()[runs.first].astype(np.int64)
-    voxels = np.bincount(run_labels, weights=runs.length).astype(np.int64)
-    by_label, starts = _grouping(run_labels)
-    positions = np.stack(np.unravel_index(runs.first[by_label], mask.shape), axis=1)
-    z, y, x = np.minimum.reduceat(positions, starts).T
-    order = np.lexsort((x, y, z, -voxels[1:])) + 1
-    number_of = np.zeros(len(order) + 1, np.int64)
-    number_of[order] = np.arange(1, len(order) + 1)
-    return Components(labels, number_of, runs, number_of[run_labels], voxels[order])
+    """Connected components of a boolean mask (Z, Y, X); in one with Z = 1, 6, 18 and 26 are 4, 8 and 8."""
+    return connect_runs(find_runs(mask), mask.shape, connectivity)
 
 
 def find_runs(mask: np.ndarray) -> Runs:
     """Runs of a boolean mask along its last axis."""
-    begins, ends = mask.copy(), mask.copy()
-    np.greater(mask[..., 1:], mask[..., :-1], out=begins[..., 1:])
-    np.greater(mask[..., :-1], mask[..., 1:], out=ends[..., :-1])
-    return Runs(np.flatnonzero(begins), np.flatnonzero(ends))
+    return find_runs_in(mask[first:last] for first, last in slabs(mask.shape))
+
+
+def slabs(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges along the first axis that make up an array, of few voxels each."""
+    step = max(1, SLAB_VOXELS // max(1, math.prod(shape[1:])))
+    for first in range(0, shape[0], step):
+        yield first, min(first + step, shape[0])
+
+
+def find_runs_in(parts: Iterable[np.ndarray]) -> Runs:
+    """Runs of a boolean mask whose parts along the first axis are given one after the other."""
+    first, last, offset = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+    for part in parts:
+        begins, ends = part.copy(), part.copy()
+        np.greater(part[..., 1:], part[..., :-1], out=begins[..., 1:])
+        np.greater(part[..., :-1], part[..., 1:], out=ends[..., :-1])
+        first.append(np.flatnonzero(begins) + offset)
+        last.append(np.flatnonzero(ends) + offset)
+        offset += part.size
+    return Runs(np.concatenate(first), np.concatenate(last))
+
+
+def connect_runs(runs: Runs, shape: tuple[int, ...], connectivity: Connectivity = 26) -> Components:
+    """Join the runs of a mask (Z, Y, X) of this shape to its components."""
+    run_labels = _labels_of_runs(runs, shape, connectivity)
+    voxels = np.bincount(run_labels, weights=runs.length).astype(np.int64)
+    by_label, starts = _grouping(run_labels)
+    positions = np.stack(np.unravel_index(runs.first[by_label], shape), axis=1)
+    z, y, x = np.minimum.reduceat(positions, starts).T
+    order = np.lexsort((x, y, z, -voxels[1:])) + 1
+    number_of = np.zeros(len(order) + 1, np.int64)
+    number_of[order] = np.arange(1, len(order) + 1)
+    return Components(shape, runs, number_of[run_labels], voxels[order])
+
+
+def _labels_of_runs(runs: Runs, shape: tuple[int, ...], connectivity: Connectivity) -> np.ndarray:
+    """Component of each run, numbered from 1 in the order of the first runs."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count, (_, height, width) = len(runs.first), shape
+    row = runs.first // max(width, 1)
+    z, y = np.divmod(row, max(height, 1))
+    ones, others = [], []  # runs that touch one another
+    for along_z, along_y in _ROWS_BEFORE:
+        # 6 neighbours share a face, 18 an edge at least, 26 a corner at least.
+        reach = {6: 1, 18: 2, 26: 3}[connectivity] - abs(along_z) - abs(along_y)
+        if reach < 0:
+            continue
+        before = row + along_z * height + along_y
+        shift, reach = (along_z * height + along_y) * width, min(reach, 1)
+        low = np.maximum(runs.first + shift - reach, before * width)
+        high = np.minimum(runs.last + shift + reach, (before + 1) * width - 1)
+        begin, end = np.searchsorted(runs.last, low), np.searchsorted(runs.first, high, "right")
+        exists = (z + along_z >= 0) & (y + along_y >= 0) & (y + along_y < height)
+        number = np.where(exists, end - begin, 0)
+        ones.append(np.repeat(np.arange(count), number))
+        others.append(_stretches(begin, number))
+    one, other = np.concatenate(ones), np.concatenate(others)
+    links = coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
+    # It looks for components from each run in turn, so that their numbers follow their first runs.
+    return connected_components(links, directed=False)[1].astype(np.int64) + 1
+
+
+def _stretches(first: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """All whole numbers of stretches that begin at `first`: first[0], first[0] + 1, ..., first[1], ..."""
+    behind = np.cumsum(length)
+    return np.arange(behind[-1] if len(behind) else 0) + np.repeat(first - behind + length, length)
 
 
 def longest_distance(points: np.ndarray) -> float:

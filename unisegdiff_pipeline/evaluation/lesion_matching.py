@@ -9,7 +9,6 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from unisegdiff_pipeline.core.boxes import box_slices
 from unisegdiff_pipeline.core.components import Components, Connectivity, find_runs
 from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.evaluation.dilation import SPACING_ROUNDING, dilated
@@ -151,16 +150,16 @@ def _with_near_pairs(
     """Add the pairs that share no voxel and come within `distance_mm` of each other, by voxel centres."""
     near = [overlaps]
     margin = np.floor(distance_mm * (1 + SPACING_ROUNDING) / np.asarray(spacing_mm)).astype(np.int64)
-    predicted_boxes, label_of = predicted.boxes(), reference.label_of
+    predicted_boxes = predicted.boxes()
     for number, (low, high) in enumerate(np.moveaxis(reference.boxes(), 2, 1), start=1):
-        low, high = np.maximum(low - margin, 0), high + margin
+        low, high = np.maximum(low - margin, 0), np.minimum(high + margin, reference.shape)
         reached = np.all((predicted_boxes[..., 1] > low) & (predicted_boxes[..., 0] < high), axis=1)
         reached[overlaps.predicted[overlaps.reference == number] - 1] = False
         if not reached.any():
             continue
-        around = box_slices(tuple(zip(low.tolist(), high.tolist(), strict=True)))
-        grown = dilated(reference.labels[around] == label_of[number - 1], distance_mm, spacing_mm)
-        touched = np.unique(predicted.number_of[predicted.labels[around][grown]])
+        around = tuple(zip(low.tolist(), high.tolist(), strict=True))
+        grown = dilated(reference.within(around) == number, distance_mm, spacing_mm)
+        touched = np.unique(predicted.within(around)[grown])
         found = touched[(touched > 0) & reached[touched - 1]]
         near.append(Pairs(np.full(len(found), number), found, np.zeros(len(found), np.int64)))
     joined = [np.concatenate([getattr(p, side) for p in near]) for side in ("reference", "predicted", "voxels")]

@@ -14,8 +14,7 @@ from typing import Literal
 import numpy as np
 
 from unisegdiff_pipeline.core.bounds import Count, Finite, NotNegative
-from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
-from unisegdiff_pipeline.core.components import label_components
+from unisegdiff_pipeline.core.components import connect_runs, find_runs_in, slabs
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.units import size_of_voxel, units_of
 from unisegdiff_pipeline.inference.volumes import TAILS
@@ -132,12 +131,10 @@ class CaseCounter:
 
     def _count(self, labels: np.ndarray) -> tuple[int, int]:
         """Lesions and voxels of the foreground."""
-        foreground = (labels != 0) & ~self._scheme.ignored(labels)
-        box = nonzero_box(foreground)
-        if box is None:
-            return 0, 0
-        inside = foreground[box_slices(box)]
-        return int(label_components(inside).max()), int(np.count_nonzero(inside))
+        parts = (labels[first:last] for first, last in slabs(labels.shape))
+        runs = find_runs_in((part != 0) & ~self._scheme.ignored(part) for part in parts)
+        found = connect_runs(runs, labels.shape)
+        return len(found), int(found.voxels.sum())
 
 
 def highest_probability(probabilities: LazyRows, scheme: LabelScheme) -> float:

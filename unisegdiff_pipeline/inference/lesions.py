@@ -6,14 +6,15 @@ empty where no samples were drawn (a plain segmenter).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
-from unisegdiff_pipeline.core.components import Components, find_components
+from unisegdiff_pipeline.core.boxes import box_slices
+from unisegdiff_pipeline.core.components import Components, connect_runs, find_runs_in, slabs
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.scratch import ROWS_BETWEEN
 from unisegdiff_pipeline.core.units import size_of_voxel, units_of
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, value_without
 
@@ -57,16 +58,14 @@ class _ClassComponents:
     """Components of one class.
 
     Attributes:
-        place: the box around all of them.
-        found: in this box.
-        boxes: of each component in the image, (n, 3, 2).
+        found: in the mask.
+        boxes: of each component, (n, 3, 2).
         support: samples that overlap, (n,).
         kept: those that are still in the mask, (n,).
         mean_probability: (n,).
     """
 
     name: str
-    place: tuple[slice, ...]
     found: Components
     boxes: np.ndarray
     support: np.ndarray
@@ -75,13 +74,8 @@ class _ClassComponents:
 
     def parts(self) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
         """Of each component where it lies in the image, and its voxels there, boolean."""
-        for box, label in zip(self.boxes.tolist(), self.found.label_of.tolist(), strict=True):
-            place = tuple(slice(low, high) for low, high in box)
-            inner = tuple(
-                slice(part.start - whole.start, part.stop - whole.start)
-                for part, whole in zip(place, self.place, strict=True)
-            )
-            yield place, self.found.labels[inner] == label
+        for number, box in enumerate(self.boxes.tolist(), start=1):
+            yield box_slices(box), self.found.within(box) == number
 
 
 class LesionCounter:
@@ -94,7 +88,7 @@ class LesionCounter:
 
     def __init__(self, labels: np.ndarray, scheme: LabelScheme) -> None:
         self._scheme = scheme
-        self._classes = [_components_of_class(name, mask) for name, mask in scheme.class_masks(labels)]
+        self._classes = [_components_of_class(name, index, labels, scheme) for index, name in enumerate(scheme.names)]
         self._num_samples = 0
 
     @property
@@ -107,17 +101,24 @@ class LesionCounter:
         self._num_samples += 1
         for index in self.classes_present:
             own, overlapped = self._classes[index], np.zeros(len(self._classes[index].found) + 1, bool)
-            for components, drawn in zip(own.found.labels, labels[own.place], strict=True):  # slice by slice
-                overlapped[components[self._scheme.class_mask(index, drawn)]] = True
-            own.support += overlapped[own.found.label_of]
+            for z, places, numbers in own.found.slices():
+                overlapped[numbers[self._scheme.class_mask(index, labels[z].ravel()[places])]] = True
+            own.support += overlapped[1:]
 
-    def add_probability(self, class_index: int, probability: np.ndarray) -> None:
-        """Take one class's probability (Z, Y, X) for the mean over each of its lesions."""
+    def add_probability(
+        self, class_index: int, probability: np.ndarray, release: Callable[[], None] | None = None
+    ) -> None:
+        """Take one class's probability (Z, Y, X) for the mean over each of its lesions.
+
+        `release` is called when slices have been looked at and need not be in memory any more.
+        """
         own = self._classes[class_index]
         sums = np.zeros(len(own.found) + 1)
-        for labels, p in zip(own.found.labels, probability[own.place], strict=True):  # bincount takes copies in float64
-            sums += np.bincount(labels.ravel(), weights=p.ravel(), minlength=len(sums))
-        own.mean_probability = sums[own.found.label_of] / own.found.voxels
+        for z, places, numbers in own.found.slices():
+            sums += np.bincount(numbers, weights=probability[z].ravel()[places], minlength=len(sums))
+            if release is not None and z % ROWS_BETWEEN == 0:
+                release()
+        own.mean_probability = sums[1:] / own.found.voxels
 
     def keep_only(
         self,
@@ -196,10 +197,7 @@ class LesionCounter:
         return rows
 
 
-def _components_of_class(name: str, mask: np.ndarray) -> _ClassComponents:
-    box = nonzero_box(mask) or ((0, 0),) * 3
-    found = find_components(mask[box_slices(box)])
-    boxes = found.boxes() + np.array([low for low, _ in box])[:, None]
-    return _ClassComponents(
-        name, box_slices(box), found, boxes, np.zeros(len(found), np.int64), np.ones(len(found), bool)
-    )
+def _components_of_class(name: str, index: int, labels: np.ndarray, scheme: LabelScheme) -> _ClassComponents:
+    runs = find_runs_in(scheme.class_mask(index, labels[first:last]) for first, last in slabs(labels.shape))
+    found = connect_runs(runs, labels.shape)
+    return _ClassComponents(name, found, found.boxes(), np.zeros(len(found), np.int64), np.ones(len(found), bool))

@@ -107,7 +107,7 @@ def find_lesions(
     for index in lesions.classes_present:
         channel = index + scheme.foreground_offset
         restored = restore_map(found.probabilities[channel : channel + 1], properties, scratch=found.scratch)
-        lesions.add_probability(index, restored[0])
+        lesions.add_probability(index, restored[0], found.scratch.release)
         found.scratch.release()
     if not found.lesion_filter.keeps_all:
         geometry = properties.geometry

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from unisegdiff_pipeline.core.components import slabs
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.units import size_of_voxel, units_of
 from unisegdiff_pipeline.inference.guarantees import Promises
@@ -95,4 +96,8 @@ class VolumeCounter:
         return rows
 
     def _count(self, labels: np.ndarray) -> list[int]:
-        return [int(np.count_nonzero(mask)) for _, mask in self._scheme.class_masks(labels)]
+        parts = [labels[first:last] for first, last in slabs(labels.shape)]
+        return [
+            sum(int(np.count_nonzero(self._scheme.class_mask(index, part))) for part in parts)
+            for index in range(len(self._scheme.names))
+        ]

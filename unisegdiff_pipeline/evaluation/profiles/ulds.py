@@ -51,8 +51,7 @@ def axes_of(mask: np.ndarray) -> tuple[float, float]:
     for plane in mask:
         if not plane.any():
             continue
-        parts = find_components(plane[None], 6)
-        outline = np.argwhere(surface(parts.labels[0] == parts.label_of[0])).astype(float)
+        outline = np.argwhere(surface(find_components(plane[None], 6).numbers()[0] == 1)).astype(float)
         length, pair = _farthest(outline)
         if length > longest:
             longest, points, ends = length, outline, pair
