@@ -205,10 +205,13 @@ def _predict_on_worker(task: _Task) -> bool:
 
 @dataclass
 class _Prepared:
-    """A case that has been read and preprocessed."""
+    """A case that has been read and preprocessed.
+
+    `image` and `for_masks` are None once the network is done with them: masks are written without them.
+    """
 
     case: RawCase
-    image: np.ndarray
+    image: np.ndarray | None
     properties: CaseProperties
     input_hashes: tuple[str, ...]
     seconds: dict[str, float]
@@ -397,6 +400,7 @@ class _FolderRun:
             )
 
     def _compute(self, prepared: _Prepared) -> EnsemblePrediction:
+        assert prepared.image is not None
         start, large = time.perf_counter(), prepared.image.nbytes > LARGE_BYTES
         if large:
             return_freed_memory()
@@ -415,6 +419,7 @@ class _FolderRun:
                 f"memory of {self.predictor.device} ran out at case {prepared.case.case_id} "
                 f"(shape {prepared.properties.shape} on the plan's grid); use --device cpu, or a GPU with more memory."
             ) from error
+        prepared.image = prepared.for_masks = None
         if large:
             return_freed_memory()
         prepared.seconds["network"] = time.perf_counter() - start
@@ -450,6 +455,7 @@ class _FolderRun:
         """Whether three cases of this size may be in memory at once."""
         channels = self.predictor.labels.num_channels * max(1, len(self.predictor.folds))
         voxels = np.prod(prepared.properties.shape, dtype=np.int64)
+        assert prepared.image is not None
         images = prepared.image.nbytes
         if prepared.for_masks is not None:  # the other network's image, and this one with a channel for each class
             num_inputs = len(prepared.image) + len(self.predictor.labels.write_values)
