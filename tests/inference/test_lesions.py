@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.core import components
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.inference.cases import CaseCounter
 from unisegdiff_pipeline.inference.lesions import LesionCounter
+from unisegdiff_pipeline.inference.volumes import VolumeCounter
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 REGIONS = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
@@ -70,3 +75,21 @@ def test_empty_mask_has_no_rows() -> None:
     counter.add_sample(np.ones((2, 3, 3), np.uint8))
     counter.add_probability(0, np.zeros((2, 3, 3)))
     assert counter.rows("c", (1, 1, 1)) == []
+
+
+def test_counting_takes_next_to_no_memory_beside_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components, "SLAB_VOXELS", 1 << 14)
+    labels = np.zeros((128, 64, 64), np.uint8)
+    labels[5:8, 3:60, 3:9] = labels[100:120, 40:44, 50:60] = 1  # far apart, so that no box around them helps
+    LesionCounter(labels[:4], BINARY)  # what is imported counts for nothing
+    tracemalloc.start()
+    try:
+        lesions, cases, volumes = LesionCounter(labels, BINARY), CaseCounter(BINARY), VolumeCounter(BINARY)
+        lesions.add_sample(labels)
+        cases.add_sample(labels)
+        volumes.add_sample(labels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < labels.nbytes / 2
+    assert [row.voxels for row in lesions.rows("a", (1.0, 1.0, 1.0))] == [3 * 57 * 6, 20 * 4 * 10]
