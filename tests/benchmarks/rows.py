@@ -1,11 +1,13 @@
 """Dice at equal seconds on fold 0: nnU-Net as planned, nnU-Net with our plan, our segmenter, the staged diffusion.
 
     python tests/benchmarks/rows.py DATASET CONFIG --seconds S --peer VENV --work FOLDER [--raw ROOT] [--rows ROW ...]
+        [--seed N]
 
 The rows are staged, segmentation, peer_our_plan (nnU-Net with our patch, batch, spacing and widths), peer_as_planned.
 All train on the same split (ours), for the same wall time, in turn; ours spend it with the choice of settings and the
-final validation inside. nnU-Net mirrors in prediction, as it does by default. FOLDER keeps what was trained, so that
-rows can be added later; a row that is there is not trained again, and a single row is not compared with anything.
+final validation inside. nnU-Net mirrors in prediction, as it does by default. It draws anew each time: its seed only
+names one more training. FOLDER keeps what was trained, so that rows can be added later; a row that is there is not
+trained again, and a single row is not compared with anything.
 Nothing else should run meanwhile.
 """
 
@@ -19,7 +21,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from peer import Bench, measure, peer_prediction, peer_training, prepare_peer
+from peer import Bench, measure, own_command, peer_prediction, peer_training, prepare_peer
 
 from unisegdiff_pipeline.training.data.splits import load_or_create_splits
 
@@ -32,7 +34,7 @@ def prepare(bench: Bench, dataset: str, configuration: str) -> Path:
     env = bench.own_env("rows")
     folder = Path(env["usd_preprocessed"]) / dataset
     if not (folder / "plans.json").is_file():
-        measure([str(bench.own / "usd_plan_and_preprocess"), "-d", dataset[7:10], "-c", configuration], env)
+        measure(own_command("plan_and_preprocess", "-d", dataset[7:10], "-c", configuration), env)
     cases = load_or_create_splits(folder)[0].val
     target = bench.work / "validation" / dataset
     for part in ("imagesTr", "labelsTr"):
@@ -65,30 +67,33 @@ def our_plan(bench: Bench, dataset: str, configuration: str) -> dict:
     }
 
 
-def train_peer(bench: Bench, row: str, dataset: str, configuration: str, images: Path) -> Path:
+def train_peer(bench: Bench, row: str, dataset: str, configuration: str, images: Path, seed: int) -> Path:
     """One row of nnU-Net; returns its masks."""
     overrides = our_plan(bench, dataset, configuration) if row == "peer_our_plan" else {}
-    masks = bench.work / row / dataset
+    name = f"{row}_seed{seed}"
+    masks = bench.work / name / dataset
     if not masks.is_dir():
-        prepare_peer(bench, row, dataset, configuration, overrides)
-        preprocessed = Path(bench.peer_env(row)["nnUNet_preprocessed"]) / dataset
+        prepare_peer(bench, name, dataset, configuration, overrides)
+        preprocessed = Path(bench.peer_env(name)["nnUNet_preprocessed"]) / dataset
         own = Path(bench.own_env("rows")["usd_preprocessed"]) / dataset
         shutil.copy(own / "splits_final.json", preprocessed)
-        print(f"{row}: {peer_training(bench, row, dataset, configuration, bench.seconds)}", flush=True)
+        print(f"{name}: {peer_training(bench, name, dataset, configuration, bench.seconds)}", flush=True)
         temporary = masks.with_suffix(".part")
-        measure(peer_prediction(bench, images, temporary, dataset, configuration), bench.peer_env(row))
+        measure(peer_prediction(bench, images, temporary, dataset, configuration), bench.peer_env(name))
         temporary.rename(masks)
     return masks
 
 
-def train_own(bench: Bench, row: str, dataset: str, configuration: str) -> Path:
+def train_own(bench: Bench, row: str, dataset: str, configuration: str, seed: int) -> Path:
     """One row of this package; returns the masks of its final validation."""
     env = bench.own_env("rows")
-    fold = Path(env["usd_results"]) / dataset / f"{TRAINERS[row]}__{configuration}" / "fold_0"
+    model = f"{TRAINERS[row]}__{configuration}__seed{seed}"
+    fold = Path(env["usd_results"]) / dataset / model / "fold_0"
     if not (fold / "validation" / "summary.json").is_file():
-        command = [str(bench.own / "usd_train"), dataset[7:10], "0", "-c", configuration, "--trainer", TRAINERS[row]]
-        seconds, _ = measure([*command, "--max-time", str(bench.seconds), "--device", "cpu", "--restart"], env)
-        print(f"{row}: {seconds:.0f} s", flush=True)
+        command = own_command("train", dataset[7:10], "0", "-c", configuration, "--trainer", TRAINERS[row])
+        command += ["--max-time", str(bench.seconds), "--seed", str(seed), "--run", f"seed{seed}"]
+        seconds, _ = measure([*command, "--device", "cpu", "--restart"], env)
+        print(f"{model}: {seconds:.0f} s", flush=True)
     return fold / "validation"
 
 
@@ -101,6 +106,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--raw", type=Path, default=os.environ.get("usd_raw", os.environ.get("nnUNet_raw")))
     parser.add_argument("--rows", nargs="+", choices=[*TRAINERS, *PEER_ROWS], default=[*TRAINERS, *PEER_ROWS])
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     own = Path(sys.executable).parent
     bench = Bench(args.peer, own, args.work.absolute(), args.raw.absolute(), 1, args.seconds)
@@ -108,9 +114,10 @@ def main() -> None:
     masks = []
     for row in args.rows:
         if row in TRAINERS:
-            masks.append(train_own(bench, row, args.dataset, args.configuration))
+            masks.append(train_own(bench, row, args.dataset, args.configuration, args.seed))
         else:
-            masks.append(train_peer(bench, row, args.dataset, args.configuration, validation / "imagesTr"))
+            images = validation / "imagesTr"
+            masks.append(train_peer(bench, row, args.dataset, args.configuration, images, args.seed))
     if len(masks) < 2:
         return
     script = Path(__file__).with_name("paired.py")
