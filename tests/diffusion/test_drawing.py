@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.diffusion.drawing import draw_objects, field_parts, keep_certain, local_maximum, near_certain
+from unisegdiff_pipeline.diffusion.drawing import (
+    class_race,
+    draw_objects,
+    field_parts,
+    keep_certain,
+    local_maximum,
+    near_certain,
+)
 from unisegdiff_pipeline.diffusion.noise import BlockNoise
 from unisegdiff_pipeline.diffusion.samplers import coherent_sample
 from unisegdiff_pipeline.inference.volume_noise import smooth_field_in_box
@@ -164,3 +171,18 @@ def test_what_the_mean_is_certain_of_is_kept() -> None:
     kept = keep_certain(1 - front, of_classes, CLASSES, 0.95)
     assert kept[0, :, 0, 0, 1].tolist() == [0, 1, 0]
     assert kept[0, :, 0, 0, 0].equal((1 - front)[0, :, 0, 0, 0])  # background is never forced
+
+
+def test_the_race_of_classes_is_won_as_often_as_they_are_likely() -> None:
+    p = torch.tensor([0.2, 0.48, 0.32, 0.0])[None, :, None]  # of the foreground 0.6, 0.4 and nothing
+    field = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 40_000)))
+    won = torch.bincount(class_race(p.double(), field).flatten(), minlength=3) / 40_000
+    assert won.tolist() == pytest.approx([0.6, 0.4, 0.0], abs=0.01)
+
+
+def test_a_class_a_thousand_times_less_likely_than_another_never_wins() -> None:
+    """Even where its field is as good as can be: of a hundred such classes one would win somewhere."""
+    field = torch.tensor([0.0, 9.0])[None, :, None]
+    for of_second, winner in ((0.0005, 0), (0.002, 1)):
+        p = torch.tensor([0.0, 1 - of_second, of_second])[None, :, None]
+        assert int(class_race(p, field)) == winner

@@ -35,6 +35,13 @@ def test_smooth_fields_agree_wherever_boxes_overlap() -> None:
     assert float(large.std()) == pytest.approx(1, abs=0.15)
 
 
+def test_some_channels_alone_are_those_of_all() -> None:
+    named = {"lengths_voxels": (0.0, 2.0, 12.0), "slices_only": True}
+    every = smooth_field_in_box(BlockNoise(0, "c", 0, "f"), 5, (0, 3, 5), (1, 20, 45), **named)
+    some = smooth_field_in_box(BlockNoise(0, "c", 0, "f"), 5, (0, 3, 5), (1, 20, 45), **named, only=[1, 3])
+    assert torch.equal(some, every[[1, 3]])
+
+
 def test_long_fields_are_drawn_on_a_coarser_grid_with_the_same_law() -> None:
     """l = 12 voxels: nodes every third voxel; at the nodes and between them variance 1, and exp(-d^2 / (4 l^2))."""
     named = {"lengths_voxels": (0.0, 12.0, 12.0), "slices_only": True}

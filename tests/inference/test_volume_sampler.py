@@ -203,6 +203,16 @@ def test_no_draw_leaves_out_what_the_reported_probability_is_certain_of(monkeypa
         assert found.sample(i)[(p < certain - 1e-5) & inside].mean() < 0.1
 
 
+def test_fields_of_classes_are_made_only_where_they_decide(volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same masks as with the fields of every class everywhere."""
+    model, image, patch = volume
+    settings = dataclasses.replace(SETTINGS, sampler=SURFACES)
+    sparse = predict(model, image, patch, settings=settings)
+    monkeypatch.setattr(volume_sampler, "_apart", lambda way, labels: (way.fields(labels), []))
+    assert equal(sparse, predict(model, image, patch, settings=settings))
+    assert 0 < sum(float(sparse.sample(i)[2].mean()) for i in range(3)) < 3  # either class is drawn somewhere
+
+
 def test_where_nothing_is_certain_masks_are_those_of_one_field() -> None:
     image = torch.randn(1, 18, 20, 27, generator=torch.Generator().manual_seed(3))
     two = SAMPLERS[-1]

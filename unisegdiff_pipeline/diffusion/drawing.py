@@ -26,6 +26,7 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 
 TINY = 1e-12
 FOREGROUND = 0.5  # the class is looked at where there is anything
+RULED_OUT = 1e-3  # a class that is so much less likely than the likeliest one is not drawn
 
 
 class FieldPart(NamedTuple):
@@ -131,21 +132,58 @@ def _draw_binary(p: Tensor, near: Tensor, fields: Tensor, certain: float) -> Ten
 
 
 def _draw_classes(p: Tensor, near: Tensor, fields: Tensor, certain: float) -> Tensor:
-    """Foreground first, then its class: a race of exponential clocks (the Gumbel-max trick) with smooth fields.
+    """Foreground first, then its class.
 
     Where some class is certain nearby, what is in doubt is where it ends; elsewhere it is the class of an object.
     """
-    foreground, count = 1 - p[:, :1], p.shape[1] - 1
-    drawn = _draw_binary(foreground, near[:, :1], fields[:, :2], certain)
+    count = p.shape[1] - 1
+    drawn = draw_foreground(p, near, fields[:, :2], certain)
     if count == 1:
         return torch.cat([~drawn, drawn], dim=1).to(p.dtype)
-    classes = p[:, 1:] / foreground.clamp_min(TINY)
     field = torch.where(near[:, 1:], fields[:, 2 + count :], fields[:, 2 : 2 + count])
-    clocks = torch.special.ndtr(field).clamp(1e-7, 1 - 1e-7).log_().neg_() / classes.clamp_min(TINY)
-    best = classes.amax(dim=1, keepdim=True)
-    winner = torch.where(best >= certain, classes.argmax(dim=1, keepdim=True), clocks.argmin(dim=1, keepdim=True))
-    numbers = torch.arange(count, device=p.device).reshape(-1, *(1,) * (p.ndim - 2))
+    winner = torch.where(class_in_doubt(p, certain), class_race(p, field), likeliest_class(p))
+    return class_masks(drawn, winner, p)
+
+
+def draw_foreground(p: Tensor, near: Tensor, fields: Tensor, certain: float) -> Tensor:
+    """Where there is any class, boolean (N, 1, *spatial); fields (N, 2, *spatial)."""
+    return _draw_binary(1 - p[:, :1], near[:, :1], fields, certain)
+
+
+def class_in_doubt(p: Tensor, certain: float) -> Tensor:
+    """Where fields decide of which class the foreground is, boolean (N, 1, *spatial)."""
+    return _given_foreground(p).amax(dim=1, keepdim=True) < certain
+
+
+def possible_classes(p: Tensor) -> Tensor:
+    """The classes that may win the race, boolean (N, classes, *spatial)."""
+    return p[:, 1:] >= RULED_OUT * p[:, 1:].amax(dim=1, keepdim=True)
+
+
+def class_race(p: Tensor, field: Tensor) -> Tensor:
+    """Which class the foreground is, (N, 1, *spatial): exponential clocks (the Gumbel-max trick) of smooth fields.
+
+    Args:
+        p: probabilities of background and classes (N, 1 + classes, *spatial).
+        field: (N, classes, *spatial); what it is of a class that is not possible does not matter.
+    """
+    clocks = torch.special.ndtr(field).clamp(1e-7, 1 - 1e-7).log_().neg_() / _given_foreground(p).clamp_min(TINY)
+    return torch.where(possible_classes(p), clocks, torch.inf).argmin(dim=1, keepdim=True)
+
+
+def likeliest_class(p: Tensor) -> Tensor:
+    """(N, 1, *spatial)"""
+    return p[:, 1:].argmax(dim=1, keepdim=True)
+
+
+def class_masks(drawn: Tensor, winner: Tensor, p: Tensor) -> Tensor:
+    """Masks like p (N, 1 + classes, *spatial) of where there is foreground and its class, (N, 1, *spatial) each."""
+    numbers = torch.arange(p.shape[1] - 1, device=p.device).reshape(-1, *(1,) * (p.ndim - 2))
     return torch.cat([~drawn, drawn & (winner == numbers)], dim=1).to(p.dtype)
+
+
+def _given_foreground(p: Tensor) -> Tensor:
+    return p[:, 1:] / (1 - p[:, :1]).clamp_min(TINY)
 
 
 def local_maximum(values: Tensor, reach: Sequence[int]) -> Tensor:

@@ -48,8 +48,11 @@ def smooth_field_in_box(
     lengths_voxels: Sequence[float],
     *,
     slices_only: bool = False,
+    only: Sequence[int] | None = None,
 ) -> Tensor:
     """A smooth standard normal field of the box, (channels, *extent): the same for every box that holds a voxel.
+
+    `only` names the channels to return, rising; None: all.
 
     A long field is drawn on a coarser grid, `NODES_PER_LENGTH` nodes a length, and interpolated. White noise is drawn
     beyond the box as far as the kernel reaches, beyond the volume's borders too.
@@ -61,8 +64,9 @@ def smooth_field_in_box(
     last = [(a + n - 1) // step + (step > 1) for a, n, step in zip(start, extent, steps, strict=True)]
     low = [a - m for a, m in zip(first, margin, strict=True)]
     size = [b - a + 1 + 2 * m for a, b, m in zip(first, last, margin, strict=True)]
-    white = noise_in_box(noise, channels, low, size, slices_only=slices_only)
-    field = smooth_field(white.numpy(), lengths)
+    # The first channels of a block are the same however many follow.
+    white = noise_in_box(noise, channels if only is None else only[-1] + 1, low, size, slices_only=slices_only).numpy()
+    field = smooth_field(white if only is None else white[list(only)], lengths)
     for axis, (step, length) in enumerate(zip(steps, lengths, strict=True)):
         if step > 1:
             # By whole numbers: a place between nodes is the same to the last digit, wherever a box begins.

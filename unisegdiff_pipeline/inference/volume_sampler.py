@@ -21,8 +21,19 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, nested_probabilities
-from unisegdiff_pipeline.diffusion.drawing import keep_certain, local_maximum, near_certain
+from unisegdiff_pipeline.diffusion.drawing import (
+    class_in_doubt,
+    class_masks,
+    class_race,
+    draw_foreground,
+    keep_certain,
+    likeliest_class,
+    local_maximum,
+    near_certain,
+    possible_classes,
+)
 from unisegdiff_pipeline.diffusion.noise import BlockNoise
 from unisegdiff_pipeline.diffusion.samplers import (
     AddNoise,
@@ -59,6 +70,8 @@ Item = TypeVar("Item")
 LAYER_ARRAYS = 4  # of a sample's layer of tiles alive at once: two sums, and the state and answer of tiles
 PIECE_VOXELS = 1 << 15  # of what is computed voxel by voxel at once
 SLAB_VOXELS = 1 << 22  # of noise and fields made at once: much more than what they are made of beyond the slab
+LEAST_ROWS, LARGEST_SLAB_VOXELS = 16, 1 << 25  # of many classes, too: noise comes in blocks of so many rows
+CLASS_BOX = 64  # voxels an axis of the boxes that fields of classes are made in
 
 
 @dataclass(frozen=True)
@@ -440,26 +453,75 @@ class _BoxSampler:
         if call is None and not way.draw:
             yield from ((i, first, p[i, :, first:last]) for i, first, last in slabs)
             return
-        smooth = way.fields(self.case.model.labels)
+        labels = self.case.model.labels
+        smooth, of_classes = _apart(way, labels)
         everywhere = [field for field in smooth if not field.near_certain_only]
         drawn_ahead = _ahead(lambda slab: self._fields(ids[slab[0]], stream, *slab[1:], everywhere), slabs)
-        labels = self.case.model.labels
         nearby = self._near_certain(p, slabs, way) if way.surface_length_mm is not None else itertools.repeat(None)
         for (i, first, last), fields, near in zip(slabs, drawn_ahead, nearby, strict=False):
             if near is not None:
                 fields = self._with_surfaces(fields, near, ids[i], stream, first, smooth)
-            drawn = []
+            drawn, winners = [], None
+            if of_classes and near is not None:
+                of_slab = p[i, :, first:last]
+                winners = self._winners(of_slab, near, fields, of_classes, way.certain, (ids[i], stream, first))
             for a, b in self._pieces(first, last):
                 piece = slice(a - first, b - first)
                 here = p[i : i + 1, :, a:b].to(self.case.device)
                 near_here = None if near is None else near[None, :, piece]
-                masks = sample_masks(here, near_here, fields[None, :, piece], way, labels)
+                if winners is not None and near_here is not None:
+                    foreground = draw_foreground(here, near_here, fields[None, :, piece], way.certain)
+                    masks = class_masks(foreground, winners[None, None, piece], here)
+                else:
+                    masks = sample_masks(here, near_here, fields[None, :, piece], way, labels)
                 if of_mean is not None and way.surface_length_mm is not None:
                     p_det, mean = (v.to(masks.device) for v in (self.p_det[:, a:b], of_mean[i, :, a:b]))
                     w = self.settings.segmenter_weight
                     masks = keep_certain(masks, (w * p_det + (1 - w) * mean)[None], labels, way.certain)
                 drawn.append(masks[0])
             yield i, first, torch.cat(drawn, dim=1)
+
+    def _winners(
+        self,
+        p: Tensor,
+        near: Tensor,
+        fields: Tensor,
+        of_classes: Sequence[SmoothField],
+        certain: float,
+        draw: tuple[int, str, int],
+    ) -> Tensor:
+        """Which class the foreground of a slab is (rows, Y, X).
+
+        Fields of classes are as many as these, and those of borders are short: they are made where they decide alone,
+        of the classes that may win there.
+
+        Args:
+            p: (1 + classes, rows, Y, X); near (2, rows, Y, X).
+            fields: of the foreground (2, rows, Y, X).
+            of_classes: the fields of classes, far from and near what is certain.
+            draw: number of the sample, stream and first row of the slab.
+        """
+        sample_id, stream, first = draw
+        winners = torch.zeros(p.shape[1:], dtype=torch.int64, device=near.device)
+        doubtful = torch.zeros(p.shape[1:], dtype=torch.bool, device=near.device)
+        for a, b in self._pieces(0, p.shape[1]):
+            here = p[None, :, a:b].to(near.device)
+            drawn = draw_foreground(here, near[None, :, a:b], fields[None, :, a:b], certain)[0, 0]
+            here = here[:, :, drawn]  # (1, 1 + classes, voxels)
+            winners[a:b][drawn] = likeliest_class(here)[0, 0]
+            doubtful[a:b][drawn] = class_in_doubt(here, certain)[0, 0]
+        for field, where in zip(of_classes, (doubtful & ~near[1], doubtful & near[1]), strict=True):
+            for box in _boxes_around(where):
+                inside = where[box]
+                here = p[(slice(None), *box)].to(near.device)[None, :, inside]
+                only = possible_classes(here)[0].any(dim=1).nonzero()[:, 0].tolist()
+                start = [a + b.start for a, b in zip(self._rows_of_box(first, first)[0], box, strict=True)]
+                extent = [b.stop - b.start for b in box]
+                made = self._fields_in(sample_id, stream, [field], start, extent, only)
+                values = made.new_zeros((1, field.channels, here.shape[2]))
+                values[0, only] = made[:, inside]
+                winners[box][inside] = class_race(here, values)[0, 0]
+        return winners
 
     def _near_certain(self, p: Tensor, slabs: Sequence[tuple[int, int, int]], way: SamplerSettings) -> Iterator[Tensor]:
         """`near_certain` of each slab (sample, first row, last row) in turn, boolean (D, rows, Y, X).
@@ -482,7 +544,8 @@ class _BoxSampler:
 
     def _rows_of_samples(self, count: int) -> Iterator[tuple[int, int, int]]:
         """(sample, first row, last row) of slabs that noise and fields are made for at once."""
-        rows = max(1, SLAB_VOXELS // (self.p_det.shape[0] * self.extent[1] * self.extent[2]))
+        voxels = self.p_det.shape[0] * self.extent[1] * self.extent[2]
+        rows = max(SLAB_VOXELS // voxels, min(LEAST_ROWS, LARGEST_SLAB_VOXELS // voxels), 1)
         rows = math.ceil(rows / self.piece) * self.piece
         for i in range(count):
             for first in range(0, self.extent[0], rows):
@@ -532,9 +595,15 @@ class _BoxSampler:
         return fields
 
     def _fields_in(
-        self, sample_id: int, stream: str, which: Sequence[SmoothField], start: Sequence[int], extent: Sequence[int]
+        self,
+        sample_id: int,
+        stream: str,
+        which: Sequence[SmoothField],
+        start: Sequence[int],
+        extent: Sequence[int],
+        only: Sequence[int] | None = None,
     ) -> Tensor:
-        """Some smooth fields of a draw (F, *extent), in a box of the volume."""
+        """Some smooth fields of a draw (F, *extent), in a box of the volume; `only` some channels of each."""
         parts = [
             smooth_field_in_box(
                 BlockNoise(self.names.seed, self.names.case_id, sample_id, stream + field.name),
@@ -543,6 +612,7 @@ class _BoxSampler:
                 extent,
                 _lengths(self.case, field.length_mm, self.names.spacing_mm),
                 slices_only=self.case.dims == 2,
+                only=only,
             )
             for field in which
         ]
@@ -679,6 +749,28 @@ class _Kept:
         """All samples."""
         values = torch.from_numpy(self._values)
         return PackedMasks(values, self._width) if self._hard else values
+
+
+def _apart(way: SamplerSettings, labels: LabelScheme) -> tuple[list[SmoothField], list[SmoothField]]:
+    """The smooth fields of a draw: those needed wherever anything is drawn, and those that tell several classes apart.
+
+    With one field for all, every class has its part of it everywhere.
+    """
+    fields = way.fields(labels)
+    apart = way.surface_length_mm is not None and labels.coding == "softmax"
+    return (fields[:2], fields[2:]) if apart else (fields, [])
+
+
+def _boxes_around(where: Tensor) -> Iterator[Slices]:
+    """Boxes (rows, Y, X) that hold all true voxels, each as small as it can be and of `CLASS_BOX` voxels at most."""
+    for corner in itertools.product(*(range(0, size, CLASS_BOX) for size in where.shape)):
+        part = where[tuple(slice(a, a + CLASS_BOX) for a in corner)]
+        found = part.nonzero()
+        if len(found):
+            low, high = found.amin(dim=0).tolist(), found.amax(dim=0).tolist()
+            yield window_slices(
+                [a + b for a, b in zip(corner, low, strict=True)], [b - a + 1 for a, b in zip(low, high, strict=True)]
+            )
 
 
 def _split(start: Sequence[int], extent: Sequence[int], axis: int, count: int) -> list[tuple[list[int], list[int]]]:
