@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -229,6 +230,19 @@ def test_a_damaged_image_leaves_the_report_whole(phantom_2d: Path, tmp_path: Pat
         path.write_bytes(path.read_bytes()[:40])
     text = write_evaluation_report(tmp_path / "out", evaluated(labels, labels)).read_text(encoding="utf-8")
     assert "<figcaption>Masks</figcaption>" in text
+
+
+def test_links_to_viewers_lead_to_cases_of_any_name(tmp_path: Path) -> None:
+    mask = np.zeros((4, 8, 8), np.uint8)
+    mask[1:3, 2:5, 2:5] = 1
+    name = "c#1 %41?"
+    write_labels(tmp_path / "labels" / f"{name}.nii.gz", mask, Geometry())
+    evaluation = evaluated(tmp_path / "labels", tmp_path / "labels")
+    text = write_evaluation_report(tmp_path / "out", evaluation).read_text(encoding="utf-8")
+    targets = re.findall(r'href="(viewers/[^"]+)"', text)
+    assert {unquote(target) for target in targets} == {f"viewers/{name}.html"}
+    assert not any(sign in target for target in targets for sign in "#? ")
+    assert (tmp_path / "out" / f"viewers/{name}.html").is_file()
 
 
 # ------------------------------------------------------------------------------------------------------------ browser

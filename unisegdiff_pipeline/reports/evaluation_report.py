@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.units import Units
@@ -243,7 +244,7 @@ def _write_viewers(
         target = folder / VIEWERS / f"{case_id}.html"
         written = write_viewer(target, item, report.settings["classes"], images.get(case_id, ()))
         if written is not None:
-            viewers[case_id] = (f"{VIEWERS}/{case_id}.html", written.num_bytes)
+            viewers[case_id] = (f"{VIEWERS}/{quote(case_id)}.html", written.num_bytes)
     return viewers
 
 
