@@ -31,6 +31,7 @@ from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, LesionRule
 from unisegdiff_pipeline.inference.memory import MemoryBudget
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.output_folder import Owner, claim_folder, remove_case
+from unisegdiff_pipeline.inference.prediction_folder import open_prediction_folder
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
@@ -164,6 +165,17 @@ def test_files_of_others_are_not_written_among(folders) -> None:
         predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert predict_folder(PredictRequest(images, out, model, device="cpu", overwrite=True)) == 2
     assert (out / "patient.png").is_file()
+
+
+def test_a_folder_says_what_its_values_mean_when_the_model_is_gone(folders) -> None:
+    model, images, out = folders
+    predict_folder(PredictRequest(images, out, model, num_samples=0, device="cpu", save_probabilities=True))
+    before = open_prediction_folder(out)
+    shutil.rmtree(model)
+    after = open_prediction_folder(out)
+    assert (after.labels, after.spacing_known) == (before.labels, before.spacing_known)
+    assert after.labels.names == ("lesion",)
+    assert not after.spacing_known  # pictures
 
 
 def test_a_folder_of_an_earlier_version_is_known_by_its_manifest(folders) -> None:

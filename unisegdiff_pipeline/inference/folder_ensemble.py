@@ -184,7 +184,9 @@ class _EnsembleRun:
     def write_tables(self, file_ending: str) -> None:
         """Write lesions.csv, volumes.csv and manifest.json over all finished cases."""
         require_own(self.output, self.owner)
-        write_summary(self.output, manifest_of(self.owner, "cpu", endings_there(self.output, file_ending)))
+        first, endings = self.members[0], endings_there(self.output, file_ending)
+        manifest = manifest_of(self.owner, first.labels, "cpu", endings, spacing_known=first.spacing_known)
+        write_summary(self.output, manifest)
 
     def _options(self, case_id: str) -> OutputOptions:
         return OutputOptions(

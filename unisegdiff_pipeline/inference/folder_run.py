@@ -352,7 +352,11 @@ class _FolderRun:
         """Write the tables and manifest.json over all finished cases, those of earlier runs included."""
         require_own(self.output, self.owner)
         manifest = manifest_of(
-            self.owner, str(self.predictor.device), endings_there(self.output, self.options.file_ending)
+            self.owner,
+            self.predictor.labels,
+            str(self.predictor.device),
+            endings_there(self.output, self.options.file_ending),
+            spacing_known=self.options.spacing_known,
         )
         manifest["seconds_of_last_run"] = round(seconds, 3)
         manifest["failed"] = self.failures

@@ -9,6 +9,7 @@ from typing import Any
 
 from unisegdiff_pipeline.core.files import require_writable
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.export import (
     OutputOptions,
@@ -54,7 +55,9 @@ def save_case(
             properties.case_id, owner.request, origin.paths, origin.hashes, seconds, facts, options.file_ending
         )
         write_record(output, record)
-        write_summary(output, manifest_of(owner, origin.device, endings_there(output, options.file_ending)))
+        endings_now = endings_there(output, options.file_ending)
+        manifest = manifest_of(owner, scheme, origin.device, endings_now, spacing_known=options.spacing_known)
+        write_summary(output, manifest)
 
 
 def facts_of(found: EnsemblePrediction, num_lesions: int) -> dict[str, float]:
@@ -69,13 +72,20 @@ def facts_of(found: EnsemblePrediction, num_lesions: int) -> dict[str, float]:
     }
 
 
-def manifest_of(owner: Owner, device: str, endings: Collection[str]) -> dict[str, Any]:
-    """What manifest.json says of a folder besides its cases, whose images have these endings."""
+def manifest_of(
+    owner: Owner, scheme: LabelScheme, device: str, endings: Collection[str], *, spacing_known: bool
+) -> dict[str, Any]:
+    """What manifest.json says of a folder besides its cases, whose images have these endings.
+
+    The meaning of its label values is there, too: the model may be moved, or be an archive.
+    """
     scales = {ending: uncertainty_scale(ending) for ending in sorted(endings)}
     return {
         "request": owner.request,
         "model": owner.model,
         **owner.made_of,
+        "labels": to_jsonable(scheme),
+        "spacing_known": spacing_known,
         "device": device,
         "uncertainty": {
             "meaning": "entropy of the mean probability as a fraction of the largest possible",
