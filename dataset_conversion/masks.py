@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,10 @@ class Above:
     """
 
     threshold: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < math.inf:  # nothing is above NaN, and everything above a negative number
+            raise UsdError(f"the threshold is {self.threshold:g}, allowed is a number from 0 on; correct --threshold.")
 
     def __call__(self, path: Path) -> Volume:
         if split_ending(path.name)[1].lower() in PICTURE_ENDINGS:

@@ -108,6 +108,13 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
     refused(tmp_path, "are two masks of one image")
 
 
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), -1.0])
+def test_a_threshold_that_nothing_or_everything_is_above_is_refused(tmp_path, threshold):
+    picture(tmp_path / "images/a.png")
+    mask(tmp_path / "masks/a.png")
+    refused(tmp_path, "the threshold is .*, allowed is a number from 0 on; correct --threshold", threshold=threshold)
+
+
 @pytest.mark.parametrize("brush", [0, 255])
 def test_a_mask_in_the_alpha_channel_is_refused_with_and_without_a_threshold(tmp_path, brush):
     picture(tmp_path / "images/a.png", size=(8, 8), colour=False)

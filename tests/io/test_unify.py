@@ -122,6 +122,14 @@ def test_what_cannot_be_is_refused_and_nothing_written(root: Path, arguments: di
     assert not (root / "Dataset500_U").exists()
 
 
+@pytest.mark.parametrize("name", ["../U", "x/../../U", "", "a\nb"])
+def test_a_name_that_leads_out_of_the_root_is_refused_and_nothing_written(root: Path, name: str) -> None:
+    before = sorted(root.parent.rglob("*"))
+    with pytest.raises(UsdError, match=r"the data set is named .* a name that becomes a file must not"):
+        unify(root, 500, name, [1, 2])
+    assert sorted(root.parent.rglob("*")) == before
+
+
 def test_a_source_without_an_image_is_named_and_nothing_written(root: Path) -> None:
     for image in (root / "Dataset002_B/imagesTr").iterdir():
         image.unlink()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash, text_hash
+from unisegdiff_pipeline.core.names import require_name
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_object, to_jsonable, write_json
 from unisegdiff_pipeline.core.yaml_objects import YAML_ENDINGS, read_yaml_object
@@ -78,10 +79,10 @@ def unify(raw_root: Path, request: UnifyRequest) -> Path:
         Folder of the data set.
 
     Raises:
-        UsdError: names that clash, a source that is missing, empty or unified itself, classes that a label map does not
-            name, a data set that is there already.
+        UsdError: names that clash or cannot be a folder's, a source that is missing, empty or unified itself, classes
+            that a label map does not name, a data set that is there already.
     """
-    name, excluded = request.name, request.excluded
+    name, excluded = require_name(request.name, "the data set"), request.excluded
     folder = raw_root / dataset_name(request.number, name)
     _require_new(folder, request.overwrite)
     folders = [raw_root / find_dataset(raw_root, dataset) for dataset in request.datasets]
