@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.volume_sampler import SamplingFacts
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.sampler import FULL_SEARCH, QUICK_SEARCH, SHORT_SEARCH, Search
@@ -178,6 +179,8 @@ class Tiles:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, segment_s: float, sample_s: float, active: int) -> None:
         self.clock, self.segment_s, self.sample_s, self.active = 0.0, segment_s, sample_s, active
         self.calls: list[tuple[tuple[int, ...], int]] = []
+        self.sampler: SamplerSettings | None = None
+        monkeypatch.setattr(module, "planned_length_mm", lambda held_out: 12.0)
         monkeypatch.setattr(module, "predict_stored", self.predict)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.clock)
 
@@ -186,6 +189,7 @@ class Tiles:
         active = min(tiles, self.active)
         segmented, sampled = tiles * self.segment_s, active * self.sample_s * num_samples / 8
         self.calls.append((stored.image.shape, num_samples))
+        self.sampler = settings.sampler
         self.clock += segmented + sampled
         facts = SamplingFacts(tiles, active, 0, segmented, sampled)
         return SimpleNamespace(facts=facts)
@@ -224,6 +228,10 @@ def test_a_tile_is_timed_where_a_whole_case_takes_too_long(monkeypatch: pytest.M
     assert measure_costs(run, MODEL) == Costs(pytest.approx(12.5), pytest.approx(50.0))  # type: ignore[arg-type]
     assert {shape for shape, _ in tiles.calls} == {(4, 8, 8, 8)}
     assert tiles.clock < 1.25
+    # Masks are drawn after each of four calls, by fields as they will be: most of the time may go into these.
+    assert tiles.sampler is not None
+    assert (tiles.sampler.total_calls, tiles.sampler.method, tiles.sampler.draw) == (4, "hard", True)
+    assert tiles.sampler.correlation_length_mm == tiles.sampler.surface_length_mm == 12.0
     assert run.log.said == ["timing the prediction of one of 125 tiles of a case"]
 
 

@@ -17,6 +17,7 @@ from unisegdiff_pipeline.io.sources import cases_by_source
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
+from unisegdiff_pipeline.selection.field_length import planned_length_mm
 from unisegdiff_pipeline.selection.hold_out import planned_settings, predict_stored
 from unisegdiff_pipeline.selection.sampler import (
     DEFAULT_SAMPLER_FROM_DET,
@@ -24,12 +25,15 @@ from unisegdiff_pipeline.selection.sampler import (
     QUICK_SEARCH,
     SHORT_SEARCH,
     Search,
+    drawing,
 )
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.schedule import PhaseBudget
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
+# What is timed draws a mask after each call, as choosing does: with small networks that takes longer than the calls.
+TIMED_SAMPLER = SamplerSettings(method="hard", start="det", num_calls=4)
 CHOOSING_FRACTION = 0.1  # of the time budget, for choosing on the hold-out
 MONITORING_FRACTION = 0.005  # of the time budget, for one validation during training
 DESCRIBING_FRACTION = 0.02  # of the time budget, for what phase 1 is like on the hold-out
@@ -60,7 +64,7 @@ LEAST_PHASE_1_FRACTION = 0.4  # of the time that is left for both phases and the
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that one held-out case takes to segment, and to sample with the default settings on top.
+    """Seconds that one held-out case takes to segment, and to sample with `TIMED_SAMPLER` on top.
 
     `search` is how far samplers are to be searched; it decides what choosing and the final validation may take.
     """
@@ -72,15 +76,12 @@ class Costs:
     @property
     def choosing_s(self) -> float:
         """Seconds a case takes when temperatures and settings are chosen."""
-        return (
-            CHOOSING_PASSES * self.segment_s
-            + self.sample_s * self.search.calls_per_case / SamplerSettings().total_calls
-        )
+        return CHOOSING_PASSES * self.segment_s + self.sample_s * self.search.calls_per_case / TIMED_SAMPLER.total_calls
 
     @property
     def monitoring_s(self) -> float:
         """Seconds a case takes when its mask is scored during training: half as many samples of two calls."""
-        return self.segment_s + self.sample_s / 2 * DEFAULT_SAMPLER_FROM_DET.total_calls / SamplerSettings().total_calls
+        return self.segment_s + self.sample_s / 2 * DEFAULT_SAMPLER_FROM_DET.total_calls / TIMED_SAMPLER.total_calls
 
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as the time for choosing allows, FEWEST_CASES where that is anyhow possible."""
@@ -105,7 +106,7 @@ class Costs:
 
     def validation_s(self, run: FoldRun) -> float:
         """Seconds of the final validation with the most calls that the samplers of mean and masks may take."""
-        sampling_s = self.sample_s * self.search.most_calls / SamplerSettings().total_calls
+        sampling_s = self.sample_s * self.search.most_calls / TIMED_SAMPLER.total_calls
         # Restoring and scoring a case cost about as much as segmenting it.
         return len(run.validation_cases) * (2 * self.segment_s + sampling_s)
 
@@ -139,6 +140,7 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
     tile, num_tiles = _one_tile(run, model, stored)
     run.log.say(f"timing the prediction of {'a case' if num_tiles == 1 else f'one of {num_tiles} tiles of a case'}")
     settings = planned_settings(run.configuration)
+    settings = replace(settings, sampler=drawing(TIMED_SAMPLER, planned_length_mm(run.held_out)))
     limit_s = MEASURING_FRACTION * run.request.max_time_s
 
     def timed(case: StoredCase, num_samples: int) -> tuple[float, SamplingFacts]:
