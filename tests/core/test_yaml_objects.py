@@ -38,6 +38,8 @@ def test_tags_build_nothing(tmp_path: Path) -> None:
         ("? [a, b]\n: c\n", "line 1: a key must be a text"),
         ("- A\n- B\n", "must hold a mapping"),
         ("", "must hold a mapping"),
+        ("# nothing yet\n---\n", "must hold a mapping"),
+        ("\ufeff# nothing yet\n", "must hold a mapping"),
         ("[" * 5000, "no YAML that can be read"),
     ],
 )

@@ -50,7 +50,8 @@ def read_yaml_object(path: Path) -> dict[str, Any]:
         aliases = [event for event in yaml.parse(content) if isinstance(event, yaml.AliasEvent)]
         if aliases:
             raise refused("aliases (*name) are not read, write out what they stand for", aliases[0].start_mark)
-        result = built(yaml.compose(content)) if content.strip() else None
+        root = yaml.compose(content)  # None of a file that holds nothing but comments
+        result = None if root is None else built(root)
     except (yaml.YAMLError, RecursionError) as error:
         problem = getattr(error, "problem", None) or str(error)
         raise refused(f"no YAML that can be read ({problem})", getattr(error, "problem_mark", None)) from None
