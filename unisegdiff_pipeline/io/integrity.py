@@ -506,7 +506,7 @@ def _identical_images(checks: Sequence[CaseCheck]) -> list[list[str]]:
 
 def _identical_warning(raw: RawDataset, case_ids: Sequence[str]) -> Problem:
     return Problem(
-        str(raw.folder / "imagesTr"),
+        str(raw.folder if raw.description.sources else raw.folder / "imagesTr"),
         f"{len(case_ids)} cases have identical images: {_some(case_ids)}",
         "They are kept in one group, so that no fold trains on a case it validates on; remove the copies if they are "
         "not meant.",

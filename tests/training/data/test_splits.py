@@ -17,6 +17,7 @@ from unisegdiff_pipeline.training.data.splits import (
     Split,
     group_splits,
     inner_holdout,
+    inner_holdout_by_source,
     load_or_create_splits,
     make_splits,
     make_splits_by_source,
@@ -334,3 +335,24 @@ def test_folds_of_a_unified_data_set_are_those_of_its_sources() -> None:
     of_second = [[c for c in split.val if c.startswith("B")] for split in joined]
     assert [len(cases) for cases in of_second] == [2, 2, 2, 0, 0]  # three groups for five folds
     assert all(len(split.train) + len(split.val) == 18 for split in joined)
+
+
+def test_images_that_two_sources_share_are_never_on_both_sides() -> None:
+    """Copies are one group; the volumes differ, so that each source alone would put them into other folds."""
+    first = [(f"A__{i:02d}", f"A__{i:02d}", float(i)) for i in range(10)]
+    copies = [(f"B__{i:02d}", f"A__{9 - i:02d}", float(i * 7 % 10)) for i in range(10)]
+    lone = [("C__0", "A__03", 1.0)]  # a source of one group, which by itself is trained on only
+    records = first + copies + lone
+    groups = {case: group for case, group, _ in records}
+    volumes = {case: volume for case, _, volume in records}
+    joined = make_splits_by_source(records)
+    assert [tuple(c for c in s.val if c.startswith("A")) for s in joined] == [s.val for s in make_splits(first)]
+    for split in joined:
+        assert len(split.train) + len(split.val) == 21
+        assert not {groups[case] for case in split.train} & {groups[case] for case in split.val}
+        for seed in range(5):
+            kept, held = inner_holdout_by_source(split.train, groups, 0.3, seed, volumes)
+            assert sorted(kept + held) == sorted(split.train)
+            assert kept
+            assert held
+            assert not {groups[case] for case in kept} & {groups[case] for case in held}

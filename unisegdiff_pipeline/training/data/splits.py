@@ -87,29 +87,31 @@ def make_splits_by_source(
     """Split the cases of a unified data set: each source as `make_splits` splits it alone, the same folds put together.
 
     A source of fewer groups than folds is validated in as many folds as it has groups, and trained on in the others;
-    one of a single group is trained on only.
+    one of a single group is trained on only. A group with cases of several sources, as identical images are, lies in
+    the fold in which the first of them is validated.
     """
     records = {case[0]: case for case in sorted(cases)}
-    parts: list[list[Split]] = []
+    fold_of: dict[str, int] = {}  # group => fold that validates it
     for source, names in cases_by_source(records).items():
         own = [records[name] for name in names]
         possible = min(num_folds, len({group for _, group, _ in own}))
         if possible < num_folds:
             LOGGER.warning(
-                "the source %s has %d groups for %d folds: folds without one of them do not validate it",
+                "the source %s has %s for %d folds: folds without one of them do not validate it",
                 source,
-                possible,
+                counted(possible, "group"),
                 num_folds,
             )
-        splits = make_splits(own, possible, seed) if possible > 1 else []
-        whole = Split(tuple(names), ())
-        parts.append([*splits, *[whole] * (num_folds - len(splits))])
+        for fold, split in enumerate(make_splits(own, possible, seed) if possible > 1 else []):
+            for name in split.val:
+                fold_of.setdefault(records[name][1], fold)
+    folds = {name: fold_of.get(group) for name, group, _ in records.values()}
     return [
         Split(
-            tuple(sorted(name for split in fold for name in split.train)),
-            tuple(sorted(name for split in fold for name in split.val)),
+            tuple(name for name, validated in folds.items() if validated != fold),
+            tuple(name for name, validated in folds.items() if validated == fold),
         )
-        for fold in zip(*parts, strict=True)
+        for fold in range(num_folds)
     ]
 
 
@@ -231,15 +233,18 @@ def inner_holdout_by_source(
         The cases to train on, sorted; the cases held out, one of each source after the other, so that a look at the
         first ones sees several sources.
     """
-    held: list[tuple[str, ...]] = []
-    for cases in cases_by_source(sorted(train)).values():
-        if len({groups.get(case, case) for case in cases}) > 1:
-            own = inner_holdout(cases, groups, fraction, seed, volumes)[1]
-            held.append(tuple(np.random.default_rng(seed).permutation(own).tolist()))
-    if not held:  # no source can spare a group: hold out a whole source, or say why that is impossible, too
+    sources = list(cases_by_source(sorted(train)).values())
+    held_groups: set[str] = set()
+    for cases in sources:
+        own = {groups.get(case, case) for case in cases}
+        if len(own) > 1 and own.isdisjoint(held_groups):  # identical images of another source may be held out already
+            chosen = inner_holdout(cases, groups, fraction, seed, volumes)[1]
+            held_groups.update(groups.get(case, case) for case in chosen)
+    held = [[case for case in cases if groups.get(case, case) in held_groups] for cases in sources]
+    if not held_groups:  # no source can spare a group: hold out a whole source, or say why that is impossible, too
         return inner_holdout(train, groups, fraction, seed, volumes)
-    chosen = in_turn(held)
-    return tuple(sorted(set(train) - set(chosen))), chosen
+    mixed = in_turn(np.random.default_rng(seed).permutation(cases).tolist() for cases in held)
+    return tuple(sorted(set(train) - set(mixed))), mixed
 
 
 def load_or_create_splits(
