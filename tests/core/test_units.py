@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unisegdiff_pipeline.core.geometry import Geometry
-from unisegdiff_pipeline.core.units import VOLUMES, Units, measured_grid, units_of, voxel_size
+from unisegdiff_pipeline.core.units import VOLUMES, Units, measured_grid, units_of, units_of_files, voxel_size
 
 PIXELS = units_of(is_2d=True, spacing_known=False)
 AREAS = units_of(is_2d=True, spacing_known=True)
@@ -33,6 +33,13 @@ def test_keys_of_json_and_the_metrics_that_it_names() -> None:
         "against": [{"metric": "assd_pixels", "n": 2}],
         "edges_pixels2": [1.0],
     }
+
+
+def test_2d_images_beside_volumes_have_made_up_volumes() -> None:
+    assert units_of_files([True, True], True) == AREAS
+    assert units_of_files([False, False], True) == VOLUMES
+    assert units_of_files([True, False], True) == Units(nominal=True)
+    assert units_of_files([False, True], False) == Units(nominal=True)
 
 
 def test_texts() -> None:

@@ -91,6 +91,14 @@ def test_thresholds(before: float, after: float, thresholds: Thresholds, status:
     assert judge(before, after, (True, True), thresholds) == status
 
 
+@pytest.mark.parametrize("voxel_ml", [0.001 * 0.9 * 1.3 * 2.5, 0.001 * 0.7 * 0.7 * 3.0, 0.001 / 3])
+@pytest.mark.parametrize("voxels", [4, 8, 12, 20, 100])
+def test_a_change_of_just_the_limit_counts_for_any_size_of_voxels(voxel_ml: float, voxels: int) -> None:
+    before, grown, shrunk = voxels * voxel_ml, voxels * 5 // 4 * voxel_ml, voxels * 3 // 4 * voxel_ml
+    assert judge(before, grown, (True, True), VOLUME_THRESHOLDS) == "growing"
+    assert judge(before, shrunk, (True, True), VOLUME_THRESHOLDS) == "shrinking"
+
+
 def test_thresholds_that_say_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="shrink_percent 120"):
         Thresholds(shrink_percent=120)
@@ -244,3 +252,10 @@ def test_images_of_2d_have_areas(tmp_path: Path) -> None:
         (row,) = csv.DictReader(stream)
     assert (row["baseline_mm2"], row["follow_up_mm2"], row["status"]) == ("8", "12", "growing")
     assert (row["baseline_diameter_mm"], row["follow_up_diameter_mm"]) == ("2", "4")
+    solid = np.zeros((2, 4, 4), bool)
+    solid[0, 0, :2] = True
+    for folder in ("one", "two"):
+        write(tmp_path / folder / "b.nii.gz", solid, Geometry((1.0, 2.0, 2.0)))
+    assert command(tmp_path / "one", tmp_path / "two") == 0
+    written = json.loads((tmp_path / "two/follow_up/follow_up.json").read_text())
+    assert written["units"] == {"length": "mm", "size": "ml", "nominal": True}  # beside a volume it is a slice

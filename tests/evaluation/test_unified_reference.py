@@ -14,6 +14,7 @@ from PIL import Image
 
 from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.units import Units
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.meaning import find_meaning
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
@@ -100,6 +101,17 @@ def test_masks_are_scored_by_source(unified: Path, predicted: Path, tmp_path: Pa
         assert [row["source"] for row in csv.DictReader(stream)] == ["Flat", "Flat", "Flat", "Solid"]
     with open(tmp_path / "out/lesion_scores.csv", newline="") as stream:
         assert {row["source"] for row in csv.DictReader(stream)} == {"Flat", "Solid"}
+
+
+def test_sizes_of_pictures_beside_volumes_are_marked_as_made_up(root: Path, predicted: Path, tmp_path: Path) -> None:
+    content = json.loads((root / "Dataset001_Flat/dataset.json").read_text())
+    (root / "Dataset001_Flat/dataset.json").write_text(json.dumps({**content, "spacing_known": True}))
+    evaluation = evaluated(unify(root, UnifyRequest(500, "U", (1, 2))), predicted)
+    assert evaluation.report.units == Units("mm", "ml", nominal=True)
+    assert {(case.source, case.classes[0].overlap.volumes_nominal) for case in evaluation.cases} == {
+        ("Flat", True),
+        ("Solid", False),
+    }
 
 
 def test_raters_of_a_source_are_read_in_the_values_of_the_unified_set(root: Path, predicted: Path) -> None:

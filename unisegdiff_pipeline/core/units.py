@@ -3,6 +3,7 @@
     volumes                           ml     mm
     2D images                         mm2    mm
     2D images of unknown pixel size   pixels2  pixels
+    volumes and 2D images together    ml     mm      nominal: a 2D image is a slice of a thickness that is made up
 
 Scores are computed on `measured_grid`, whose numbers are in these units. Their names inside the package end in `_ml`
 and `_mm` whatever the data; files and pages take theirs from `Units`.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,6 +93,11 @@ def units_of(is_2d: bool, spacing_known: bool) -> Units:
     if not is_2d:
         return Units(nominal=not spacing_known)
     return Units("mm", "mm2") if spacing_known else Units("pixels", "pixels2")
+
+
+def units_of_files(are_2d: Collection[bool], spacing_known: bool) -> Units:
+    """Units of files that may be of both kinds, by which of them are 2D images."""
+    return units_of(False not in are_2d, spacing_known and len({*are_2d}) < 2)
 
 
 def measured_grid(geometry: Geometry, units: Units) -> Geometry:

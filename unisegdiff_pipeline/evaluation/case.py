@@ -170,6 +170,7 @@ class CaseVolumes:
         samples, raters: further label maps.
         uncertainty: map from 0 to 1.
         probabilities: of the classes.
+        is_nominal: it is a 2D image measured as a volume, because others are volumes.
     """
 
     reference: np.ndarray
@@ -180,6 +181,7 @@ class CaseVolumes:
     raters: Sequence[CroppedLabels] = ()
     uncertainty: np.ndarray | None = None
     probabilities: Probabilities | None = None
+    is_nominal: bool = False
 
     @classmethod
     def read(cls, case: CaseInputs, settings: CaseSettings) -> CaseVolumes:
@@ -196,6 +198,7 @@ class CaseVolumes:
             raters=read_masks(case.raters, scheme, reference, check, case.source),
             uncertainty=None if case.uncertainty is None else read_uncertainty(case.uncertainty, reference),
             probabilities=None if case.probability is None else Probabilities(case.probability, scheme, reference),
+            is_nominal=reference.geometry.is_2d and settings.units.size == "ml",
         )
 
     @property
@@ -212,8 +215,9 @@ def _score_class(volumes: CaseVolumes, index: int, settings: CaseSettings) -> Cl
     reference = _valid(_is_class(volumes.reference, scheme, index), volumes.valid)
     predicted = _valid(_is_class(volumes.predicted, scheme, index), volumes.valid)
     voxel_ml = voxel_size(volumes.geometry)
+    is_nominal = volumes.is_nominal or not settings.spacing_known
     overlap = score_masks(
-        scheme.names[index], reference, predicted, volumes.valid, voxel_ml, volumes_nominal=not settings.spacing_known
+        scheme.names[index], reference, predicted, volumes.valid, voxel_ml, volumes_nominal=is_nominal
     )
     box = _bordered([nonzero_box(reference, predicted)], volumes.shape)
     probability = None if volumes.probabilities is None else volumes.probabilities.of_class(index)

@@ -17,7 +17,7 @@ from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
-from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
+from unisegdiff_pipeline.core.units import Units, measured_grid, units_of, units_of_files
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, mean_over_classes, report_classes
 from unisegdiff_pipeline.evaluation.by_source import SourcesReport, report_sources
 from unisegdiff_pipeline.evaluation.calibration import DEFAULT_MARGIN_MM, DIAGONAL_FRACTION, NUM_BINS, PROBABILITY_FLOOR
@@ -32,10 +32,10 @@ from unisegdiff_pipeline.evaluation.case_probability import CaseProbabilityRepor
 from unisegdiff_pipeline.evaluation.inputs import (
     CaseInputs,
     Inputs,
+    are_2d,
     check_geometry,
     collect_inputs,
     discover_folders,
-    hold_2d,
     listing,
 )
 from unisegdiff_pipeline.evaluation.meaning import Meaning, scheme_of_values
@@ -191,7 +191,7 @@ def evaluate_folders(
         options.tolerances_mm,
         options.rule,
         confidence=_confidence(inputs.cases),
-        units=units_of(hold_2d(inputs.cases), meaning.spacing_known),
+        units=units_of_files(are_2d(inputs.cases), meaning.spacing_known),
         profiles=options.profiles,
         min_lesion_ml=options.min_lesion_ml,
     )

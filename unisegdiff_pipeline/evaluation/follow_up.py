@@ -40,6 +40,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 SampleStatus = Literal["new", "vanished", "growing", "shrinking", "stable", "absent"]
 SAMPLE_STATUSES: tuple[SampleStatus, ...] = get_args(SampleStatus)
 INTERVAL = (0.05, 0.95)
+ROUNDING = 1e-9  # of sizes, which are multiples of that of a voxel: 4 voxels that become 5 grow by 25 %
 
 
 @dataclass(frozen=True)
@@ -235,10 +236,10 @@ def judge(before: float, after: float, exists: tuple[bool, bool], thresholds: Th
     there, still_there = exists
     if not (there and still_there):
         return "vanished" if there else "new" if still_there else "absent"
-    grown = after - before
-    if grown > 0 and grown >= before * thresholds.grow_percent / 100 and grown >= thresholds.grow_mm:
+    grown, rounding = after - before, ROUNDING * before
+    if grown > 0 and grown + rounding >= max(before * thresholds.grow_percent / 100, thresholds.grow_mm):
         return "growing"
-    return "shrinking" if grown < 0 and -grown >= before * thresholds.shrink_percent / 100 else "stable"
+    return "shrinking" if grown < 0 and rounding - grown >= before * thresholds.shrink_percent / 100 else "stable"
 
 
 def _groups(lesions: Sequence[ScoredLesion]) -> list[_Group]:

@@ -16,7 +16,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
-from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
+from unisegdiff_pipeline.core.units import Units, measured_grid, units_of_files
 from unisegdiff_pipeline.evaluation.follow_up import (
     SAMPLE_STATUSES,
     STATUSES,
@@ -128,8 +128,7 @@ def follow_up_folders(
             holds unknown label values.
     """
     patients, not_paired = _find_patients(baseline, follow_up, pairs, subset)
-    is_2d = _check_grids(patients)
-    units = units_of(is_2d, meaning.spacing_known)
+    units = units_of_files(_check_grids(patients), meaning.spacing_known)
     scheme = meaning.scheme
     return FollowUp(
         baseline=baseline,
@@ -243,8 +242,8 @@ def _samples(folder: Path, masks: Mapping[str, Path]) -> Mapping[str, tuple[Path
     return find_repeated(inner, "sample", masks) if inner.is_dir() else {}
 
 
-def _check_grids(patients: Sequence[PatientFiles]) -> bool:
-    """Refuse pairs on different grids; returns whether all are 2D images."""
+def _check_grids(patients: Sequence[PatientFiles]) -> list[bool]:
+    """Refuse pairs on different grids; returns which are 2D images."""
     from unisegdiff_pipeline.io.images import read_header
 
     problems, is_2d = [], []
@@ -259,7 +258,7 @@ def _check_grids(patients: Sequence[PatientFiles]) -> bool:
             f"{listing(problems, '; ')}. Register the follow-up to the baseline and resample its masks (and "
             f"samples) to the grid of the baseline first."
         )
-    return all(is_2d)
+    return is_2d
 
 
 def _compare(files: PatientFiles, meaning: Meaning, units: Units, options: FollowUpOptions) -> tuple[ClassChange, ...]:

@@ -298,11 +298,11 @@ def grid_problem(grid: tuple[Shape, Geometry], other: tuple[Shape, Geometry], wh
     return "; ".join(geometry_differences(geometry, other_geometry, shape[1:]))
 
 
-def hold_2d(cases: Sequence[CaseInputs]) -> bool:
-    """Whether all references are 2D images, by their headers."""
+def are_2d(cases: Sequence[CaseInputs]) -> list[bool]:
+    """Which references are 2D images, by their headers."""
     from unisegdiff_pipeline.io.images import read_header
 
-    return all(read_header(case.reference)[1].is_2d for case in cases)
+    return [read_header(case.reference)[1].is_2d for case in cases]
 
 
 def _default_places(prediction: Path) -> dict[str, Path]:

@@ -116,7 +116,7 @@ def _note(report: FolderSummary, tolerances: tuple[float, ...]) -> str:
             f"{cases.num_without} without lesion."
         )
     if report.units.nominal:
-        note += "\nVolumes and distances are nominal: the voxel size of this data set is not known."
+        note += "\nVolumes and distances are nominal: the voxel size of some images is not known."
     return note
 
 

@@ -146,7 +146,7 @@ def summary_note(summary: Summary, units: Units = VOLUMES) -> str:
             f" them; counted as 0, as nnU-Net does, the mean Dice is {_number(summary.mean_dice_nnunet)}."
         )
     if units.nominal:
-        note += " Volumes are nominal: the voxel size of this data set is not known."
+        note += " Volumes are nominal: the voxel size of some images is not known."
     return note
 
 

@@ -145,7 +145,7 @@ def _lead(evaluation: Evaluation) -> list[Html]:
     figures = [_key_figure(metric_name(name, report.units), report.mean[name], several) for name in names[:6]]
     parts = [key_figures(figures)]
     if report.units.nominal:
-        text = "Volumes and distances are nominal: the voxel size of this data set is not known."
+        text = "Volumes and distances are nominal: the voxel size of some images is not known."
         parts.append(notice(text, "warning"))
     elif report.units.length == "pixels":
         parts.append(notice("Areas and distances are in pixels: the pixel size of this data set is not known."))
