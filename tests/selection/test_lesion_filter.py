@@ -144,6 +144,22 @@ def test_the_point_that_serves_a_utility(text: str, chosen: float) -> None:
     assert str(Utility.parse(text)) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sensitivity=0.95", ""),
+        ("sensitivity=1", "0: no lesion filter of lesion reaches sensitivity=1; the nearest has a sensitivity of 0.95"),
+        ("fp_per_case=0.1", ""),
+        ("fp_per_case=0", "reaches fp_per_case=0; the nearest has 0.10 false positives a case on held-out cases"),
+        ("dice", ""),
+    ],
+)
+def test_a_level_that_no_point_reaches_is_said(text: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    filter_for({"lesion": POINTS}, "ml", Utility.parse(text), "fold 0")
+    assert said in caplog.text
+    assert bool(caplog.text) == bool(said)
+
+
 def test_the_points_offer_every_trade_that_there_is() -> None:
     unsure = FoundLesion(4.0, 0.5, 0.6, 4, 4, (1,))
     choice = choose_rule([case(0, TRUE), case(1, unsure), case(2, FALSE, reference=0)])

@@ -166,4 +166,8 @@ def test_scores_by_source_leave_out_what_a_source_does_not_annotate() -> None:
     assert [(s.source, s.num_cases, s.mean_dice) for s in found.sources] == [("US", 3, 1.0), ("CT", 1, 0.0)]
     assert found.macro_mean_dice == 0.5
     assert "US 1.000 (3)" in found.describe()
+    free = score_case(reference * 0, reference * 0, REGIONS, (1.0, 1.0, 1.0), True)
+    alone = by_source(sources, [CaseScores("US__0", tuple(free))])
+    assert alone is not None
+    assert alone.describe() == "Dice by source (cases): US - (1)  mean over sources -"
     assert by_source(None, cases) is None

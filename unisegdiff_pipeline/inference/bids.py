@@ -24,6 +24,7 @@ from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS
 
 DESCRIPTION = "unisegdiff"  # of the derivatives, as their entity desc
 BIDS_VERSION = "1.9.0"
+PROGRAM = "unisegdiff_pipeline"
 _CASE = re.compile(r"sub-[a-zA-Z0-9]+(_ses-[a-zA-Z0-9]+)?(_[a-z]+-[a-zA-Z0-9]+)*(?P<suffix>_[a-zA-Z0-9]+)?")
 
 
@@ -75,12 +76,16 @@ def require_derivatives(target: Path, case_ids: Iterable[str], file_ending: str)
             f"masks of this model end in {file_ending}; BIDS derivatives (--bids) are NIfTI files. Leave it out."
         )
     derivatives_of(case_ids)
-    path = Path(target) / DESCRIPTION_NAME
     there = Path(target).is_dir() and any(Path(target).iterdir())
-    if there and (
-        not path.is_file() or read_object(path).get("GeneratedBy", [{}])[0].get("Name") != "unisegdiff_pipeline"
-    ):
+    if there and not _is_made_here(Path(target) / DESCRIPTION_NAME):
         raise UsdError(f"{target} (--bids) holds other files than derivatives of this package; name a new folder.")
+
+
+def _is_made_here(description: Path) -> bool:
+    """Whether a dataset_description.json, which others may have written, names this package."""
+    made_by = read_object(description).get("GeneratedBy") if description.is_file() else None
+    programs = made_by if isinstance(made_by, list) else []
+    return any(isinstance(program, dict) and program.get("Name") == PROGRAM for program in programs)
 
 
 def write_derivatives(prediction: Path, target: Path, case_ids: Iterable[str], labels: LabelScheme) -> int:
@@ -101,7 +106,7 @@ def write_derivatives(prediction: Path, target: Path, case_ids: Iterable[str], l
             "Name": f"Lesion masks by {name}" if name else "Lesion masks",
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "unisegdiff_pipeline", "Version": __version__, "Description": name}],
+            "GeneratedBy": [{"Name": PROGRAM, "Version": __version__, "Description": name}],
         },
     )
     values = {0: "background", **dict(zip(labels.write_values, labels.names, strict=True))}

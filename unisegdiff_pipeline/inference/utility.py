@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from unisegdiff_pipeline.core.bounds import FloatOrNaN
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.inference.lesion_filter import NO_RULE, LesionFilter, LesionRule, SizeUnit
 
+LOGGER = logging.getLogger(__name__)
 UtilityKind = Literal["default", "dice", "lesion_f1", "sensitivity", "fp_per_case"]
 WITH_LEVEL = ("sensitivity", "fp_per_case")
 
@@ -106,6 +108,8 @@ def filter_for(
 ) -> LesionFilter:
     """The filter that serves a utility best, from the operating points of each class.
 
+    A level that no point reaches is logged with what the nearest one has.
+
     Raises:
         UsdError: the model has none; `where` names the file.
     """
@@ -114,8 +118,23 @@ def filter_for(
             f"{where} holds no operating points to choose from for --utility {utility}: they are made at the end of a "
             f"training that holds out cases with lesions. Leave --utility out, or train the fold again."
         )
-    rules = {name: best_point(own, utility).rule for name, own in points.items() if own}
-    return LesionFilter(rules={name: rule for name, rule in rules.items() if rule != NO_RULE}, unit=unit)
+    chosen = {name: best_point(own, utility) for name, own in points.items() if own}
+    for name, point in chosen.items():
+        if shortfall := _shortfall(point, utility):
+            LOGGER.warning("%s: no lesion filter of %s reaches %s; the nearest has %s", where, name, utility, shortfall)
+    rules = {name: point.rule for name, point in chosen.items() if point.rule != NO_RULE}
+    return LesionFilter(rules=rules, unit=unit)
+
+
+def _shortfall(point: OperatingPoint, utility: Utility) -> str:
+    """What a point has instead of the level that is asked for, in words; empty where it reaches it."""
+    if utility.level is None:
+        return ""
+    if utility.kind == "sensitivity":
+        found = _or_0(point.sensitivity)
+        return f"a sensitivity of {found:.2f} on held-out cases" if found < utility.level else ""
+    found = point.fp_per_case
+    return f"{found:.2f} false positives a case on held-out cases" if found > utility.level else ""
 
 
 def _or_0(value: float) -> float:

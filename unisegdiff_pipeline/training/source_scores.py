@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,13 @@ class ScoresBySource:
 
     def describe(self) -> str:
         """In words, for logs."""
-        each = "  ".join(f"{s.source} {s.mean_dice:.3f} ({s.num_cases})" for s in self.sources)
-        return f"Dice by source (cases): {each}  mean over sources {self.macro_mean_dice:.3f}"
+        each = "  ".join(f"{s.source} {_number(s.mean_dice)} ({s.num_cases})" for s in self.sources)
+        return f"Dice by source (cases): {each}  mean over sources {_number(self.macro_mean_dice)}"
+
+
+def _number(value: float) -> str:
+    """ "-" where it is undefined, as of a source whose cases are all without a lesion."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def by_source(sources: SourcesPlan | None, cases: Sequence[CaseScores]) -> ScoresBySource | None:
