@@ -235,7 +235,7 @@ class Bench:
         model, settings = finished_model(fold_run)
         settings = default_settings(fold_run.held_out, settings)
         cases = fold_run.holdout_cases[: self.holdout_cases]
-        choice = choose_settings(fold_run.held_out, model, settings, cases, SEARCHES[self.search])
+        *_, choice = choose_settings(fold_run.held_out, model, settings, cases, SEARCHES[self.search])
         settings = choice.settings
         write_choice(self.model(arm) / "fold_0", replace(settings, chosen_on=f"{len(cases)} held-out cases"), choice)
         rows, samplers = {arm: self.model(arm)}, {}

@@ -15,7 +15,7 @@ from unisegdiff_pipeline.selection import choosing
 from unisegdiff_pipeline.selection.calibration import FEWEST_FOR_CALIBRATION, FittedCalibration
 from unisegdiff_pipeline.selection.choosing import FEWEST_FOR_SETTINGS, choose_settings, chosen_on, too_few
 from unisegdiff_pipeline.selection.sampler import STAGE_A_CALL
-from unisegdiff_pipeline.selection.segmenter_weight import MeanTrial
+from unisegdiff_pipeline.selection.segmenter_weight import DEFAULT_SEGMENTER_WEIGHT, MeanTrial
 
 
 @pytest.mark.parametrize("best", [1.0, 0.25])
@@ -31,9 +31,16 @@ def test_settings_hold_what_was_chosen(monkeypatch: pytest.MonkeyPatch, best: fl
     monkeypatch.setattr(choosing, "try_means", means)
     monkeypatch.setattr(choosing, "num_informative", lambda *args: FEWEST_FOR_SETTINGS)
     run: Any = None
-    chosen = choose_settings(run, run, InferenceSettings(lam_a=-3.0, lam_c=0.5), ["a"]).settings
+    first, second, last = choose_settings(run, run, InferenceSettings(lam_a=-3.0, lam_c=0.5), ["a"])
+    chosen = last.settings
     assert (chosen.segmenter_weight, chosen.calibration) == (best, fitted.of_all)
     assert (chosen.sampler, chosen.mask_sampler) == ((EIGHT, None) if best == 1 else (STAGE_A_CALL, EIGHT))
+    assert last.left_at_default == ""
+    # whoever runs out of time before has what was chosen by then, and the defaults
+    assert first.settings == InferenceSettings(lam_a=-3.0, lam_c=0.5, calibration=fitted.of_all)
+    assert first.left_at_default.startswith("sampler, segmenter weight")
+    assert (second.settings.mask_sampler, second.settings.segmenter_weight) == (EIGHT, DEFAULT_SEGMENTER_WEIGHT)
+    assert second.left_at_default == "segmenter weight and threshold of the mask"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +64,7 @@ def test_too_few_patients_choose_nothing_and_say_so(monkeypatch: pytest.MonkeyPa
     if patients >= FEWEST_FOR_CALIBRATION:
         monkeypatch.setattr(choosing, "choose_calibration", lambda *args: fitted)
     before = InferenceSettings(lam_a=-3.0, lam_c=0.5, segmenter_weight=0.25, mask_sampler=EIGHT)
-    choice = choose_settings(run, run, before, list(stored))
+    (choice,) = choose_settings(run, run, before, list(stored))
     kept = NO_CALIBRATION if patients < FEWEST_FOR_CALIBRATION else fitted.of_all
     assert choice.settings == replace(before, calibration=kept)
     assert (choice.samplers, choice.means) == ((), ())
@@ -80,3 +87,8 @@ def test_enough_patients_leave_nothing_at_its_default() -> None:
 )
 def test_what_was_chosen_on_which_cases_is_said_without_contradiction(patients: int, expected: str) -> None:
     assert chosen_on(["a", "b"], too_few(patients)).startswith(expected)
+
+
+def test_what_was_chosen_before_time_ran_out_is_said() -> None:
+    said = chosen_on(["a", "b"], "segmenter weight and threshold of the mask are the defaults, for lack of time")
+    assert said.startswith("temperature and sampler on 2 cases of the inner hold-out: a, b; segmenter weight and thr")

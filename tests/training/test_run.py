@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.serialization import read_dataclass
-from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION
+from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibration
 from unisegdiff_pipeline.evaluation.spread import Spread
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
-from unisegdiff_pipeline.inference.settings import read_settings
+from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.reports import training_report as report_module
 from unisegdiff_pipeline.selection import calibration, choosing, sampler
+from unisegdiff_pipeline.selection.choosing import Choice
 from unisegdiff_pipeline.selection.sampler import DEFAULT_SAMPLER, STAGE_A_CALL
 from unisegdiff_pipeline.selection.segmenter_weight import DEFAULT_SEGMENTER_WEIGHT
 from unisegdiff_pipeline.training import fold as fold_module
@@ -240,6 +242,29 @@ def test_a_time_that_is_too_short_gives_a_model_with_defaults_and_says_so(
         assert part in printed
     assert "--max-time is over: 0 of 3 validation cases are predicted and scored; the model is complete" in printed
     assert train(dataclasses.replace(request_, iterations=None, max_time_s=0.01)).folds[0].scores == {}
+
+
+def test_what_was_chosen_when_time_ran_out_is_kept(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A training on a slow machine chose until its time was over, and then had nothing chosen."""
+    caplog.set_level(logging.INFO, "unisegdiff_pipeline")
+    fitted = LogitCalibration(2.0, 3.0)
+
+    def slow(run: object, model: object, settings: InferenceSettings, *_: object) -> Iterator[Choice]:
+        yield Choice(dataclasses.replace(settings, calibration=fitted), {}, (), ())
+        time.sleep(60)
+
+    monkeypatch.setattr(fold_module, "choose_settings", slow)
+    monkeypatch.setattr(fold_module, "affordable_cases", lambda run, *_: (run.holdout_cases, 0.2))
+    result = train(request_).folds[0]
+    settings = read_settings(result.folder)
+    assert (settings.calibration, settings.segmenter_weight) == (fitted, DEFAULT_SEGMENTER_WEIGHT)
+    kept = "spread of the samples are the defaults, for lack of time (--max-time)"
+    assert settings.chosen_on.startswith("temperature on ")
+    assert settings.chosen_on.endswith(kept)
+    assert f"warning: sampler, segmenter weight, threshold and {kept}" in caplog.text
+    assert result.scores["mean"]["dice"] is not None  # validation has its own time
 
 
 def test_a_training_that_is_interrupted_anywhere_goes_on_to_the_same_weights(

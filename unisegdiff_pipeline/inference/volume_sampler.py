@@ -502,7 +502,7 @@ class _BoxSampler:
             draw: number of the sample, stream and first row of the slab.
         """
         sample_id, stream, first = draw
-        winners = torch.zeros(p.shape[1:], dtype=torch.int64, device=near.device)
+        winners = torch.zeros(p.shape[1:], dtype=torch.int16, device=near.device)
         doubtful = torch.zeros(p.shape[1:], dtype=torch.bool, device=near.device)
         for a, b in self._pieces(0, p.shape[1]):
             here = p[None, :, a:b].to(near.device)

@@ -6,7 +6,7 @@ default, and the burden of proof lies with the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unisegdiff_pipeline.core.progress import counted, is_or_are
@@ -30,6 +30,7 @@ from unisegdiff_pipeline.selection.surface import try_surfaces
 
 FEWEST_FOR_SETTINGS = 6  # sampler, segmenter weight, threshold and spread
 TEMPERATURE = "temperature"
+LATER_SETTINGS = "sampler, segmenter weight, threshold and spread of the samples"  # chosen after the temperature
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,19 @@ class Choice:
     means: tuple[MeanTrial, ...]
     warning: str = ""
 
+    @property
+    def left_at_default(self) -> str:
+        """What was not chosen yet, in words; empty where all is, or too few patients allow no more."""
+        if self.warning or self.means:
+            return ""
+        return "segmenter weight and threshold of the mask" if self.samplers else LATER_SETTINGS
+
 
 def too_few(patients: int) -> str:
     """What stays at its default with so few patients, and why; empty where they suffice."""
     if patients >= FEWEST_FOR_SETTINGS:
         return ""
-    left, needed = "sampler, segmenter weight, threshold and spread of the samples", f"{FEWEST_FOR_SETTINGS} are needed"
+    left, needed = LATER_SETTINGS, f"{FEWEST_FOR_SETTINGS} are needed"
     if patients < FEWEST_FOR_CALIBRATION:
         left = f"{TEMPERATURE}, {left}"
         needed = f"{FEWEST_FOR_CALIBRATION} are needed for the temperature, {FEWEST_FOR_SETTINGS} for the others"
@@ -64,12 +72,15 @@ def chosen_on(cases: Sequence[str], warning: str) -> str:
 
     Args:
         cases: held-out cases.
-        warning: what too few patients left at its default (`Choice.warning`).
+        warning: what too few patients (`Choice.warning`) or a lack of time left at its default.
     """
     if warning.startswith(TEMPERATURE):
         return f"nothing: {warning}"
     on = f"{counted(len(cases), 'case')} of the inner hold-out: {', '.join(cases)}"
-    return f"{TEMPERATURE} on {on}; {warning}" if warning else on
+    if not warning:
+        return on
+    chosen = TEMPERATURE if warning.startswith(LATER_SETTINGS) else f"{TEMPERATURE} and sampler"
+    return f"{chosen} on {on}; {warning}"
 
 
 def choose_settings(
@@ -78,28 +89,37 @@ def choose_settings(
     settings: InferenceSettings,
     cases: Sequence[str],
     search: Search = FULL_SEARCH,
-) -> Choice:
+) -> Iterator[Choice]:
     """Temperature, the sampler of the masks, then segmenter weight and decision, on held-out cases.
+
+    Whoever runs out of time keeps the last choice.
 
     Args:
         held_out, model: as trained.
         settings: the defaults (`default_settings`), whose field is as long as planned.
         cases: held-out ones to choose on; too few patients among them (`too_few`) leave the default settings.
         search: samplers to try.
+
+    Yields:
+        After each of the three what is chosen by then, all else at its default; the last one is complete.
     """
     fitted = choose_calibration(held_out, model, cases)
     settings = replace(settings, calibration=fitted.of_all)
-    if warning := too_few(num_informative(held_out, cases)):
-        return Choice(settings, fitted.of_others, (), (), warning)
+    warning = too_few(num_informative(held_out, cases))
+    yield Choice(settings, fitted.of_others, (), (), warning)
+    if warning:
+        return
     samplers = try_samplers(held_out, model, settings, fitted.of_others, search)
     if len(search.surface_parts) > 1 and samplers[0].sampler.surface_length_mm is not None:
         surfaces = try_surfaces(held_out, model, settings, samplers[0].sampler, fitted.of_others, search.surface_parts)
         samplers = [surfaces[0], *samplers[1:], *surfaces[1:]]
-    means = rank_means(try_means(held_out, model, with_samplers(settings, samplers[0].sampler), fitted.of_others))
+    settings = with_samplers(settings, samplers[0].sampler)
+    yield Choice(settings, fitted.of_others, tuple(samplers), ())
+    means = rank_means(try_means(held_out, model, settings, fitted.of_others))
     chosen = replace(
         with_samplers(settings, samplers[0].sampler, means[0].segmenter_weight), decision=means[0].decision
     )
-    return Choice(chosen, fitted.of_others, tuple(samplers), tuple(means))
+    yield Choice(chosen, fitted.of_others, tuple(samplers), tuple(means))
 
 
 def default_settings(held_out: HoldOut, settings: InferenceSettings) -> InferenceSettings:

@@ -34,7 +34,7 @@ def planned_length_mm(held_out: HoldOut) -> float:
     lengths = field_lengths_mm(held_out, opened[0])
     medians = [float(np.median(found)) for own in radii.values() if len(found := np.concatenate(own))]
     if not medians:
-        return lengths[LENGTHS_VOXELS.index(FALLBACK_LENGTH_VOXELS)]
+        return fallback_length_mm(held_out, opened[0])
     aim = RADII_PER_LENGTH * fmean(medians)
     return min(lengths, key=lambda length: abs(np.log(length / aim)))
 
@@ -45,3 +45,8 @@ def field_lengths_mm(held_out: HoldOut, stored: StoredCase) -> list[float]:
     spacing_mm = configuration.field_spacing_mm(stored.properties.spacing_mm)[-configuration.network.dims :]
     unit_mm = float(np.prod(spacing_mm)) ** (1 / len(spacing_mm))
     return [round(voxels * unit_mm, 3) for voxels in LENGTHS_VOXELS]
+
+
+def fallback_length_mm(held_out: HoldOut, stored: StoredCase) -> float:
+    """The length where no object tells one, on the grid of a case."""
+    return field_lengths_mm(held_out, stored)[LENGTHS_VOXELS.index(FALLBACK_LENGTH_VOXELS)]

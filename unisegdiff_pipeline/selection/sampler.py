@@ -50,11 +50,12 @@ SAMPLER_ERRORS = 2.0  # standard errors by which another sampler must have the b
 class Search:
     """How far samplers are searched: samples from p_det and the default sampler always, and these others.
 
-    `calls_per_case` is about what choosing takes of a case beside `time_budget.CHOOSING_PASSES`, in network calls.
+    `samplings_per_case` is about what choosing takes of a case beside `time_budget.CHOOSING_PASSES`, in times that the
+    default sampler takes for its masks.
     """
 
     others: tuple[SamplerSettings, ...]
-    calls_per_case: float
+    samplings_per_case: float
     surface_parts: tuple[float, ...] = SURFACE_PARTS[:1]
 
     @property
@@ -68,8 +69,8 @@ def _calls_with_mean(sampler: SamplerSettings) -> int:
     return sampler.total_calls + (sampler.start != "stage_a")
 
 
-FULL_SEARCH = Search(OTHERS, 27.0, SURFACE_PARTS)  # two calls for each of the surfaces
-SHORT_SEARCH = Search(tuple(s for s in OTHERS if _calls_with_mean(s) <= 3), 22.0, SURFACE_PARTS)
+FULL_SEARCH = Search(OTHERS, 17.0, SURFACE_PARTS)
+SHORT_SEARCH = Search(tuple(s for s in OTHERS if _calls_with_mean(s) <= 3), 14.0, SURFACE_PARTS)
 QUICK_SEARCH = Search((), 5.0)
 
 

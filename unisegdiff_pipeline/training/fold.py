@@ -246,27 +246,31 @@ def _chosen(
     run: FoldRun, model: StagedModel, settings: InferenceSettings, costs: Costs
 ) -> tuple[InferenceSettings, Choice | None]:
     """What is chosen on held-out cases, as far as the time budget allows; else the defaults, which is said."""
-    cases = affordable_cases(run, model, costs)
+    cases, left_s = affordable_cases(run, model, costs)
+    ends_s = None if left_s is None else run.watch.seconds + left_s
     choice: Choice | None = None
-    left_s = time_left_s(run)
     if cases:
         run.log.say(
             f"choosing how to predict, on {counted(len(cases), 'held-out case')}: how sure the segmenter may be "
             "(temperature), how samples are made, and how much it counts beside the samples (segmenter weight)"
         )
         with run.stop.limited(left_s):
-            choice = choose_settings(run.held_out, model, settings, cases, costs.search)
+            for further in choose_settings(run.held_out, model, settings, cases, costs.search):
+                choice = further
     if choice is None:
         run.log.say(
             "there is no time left to choose temperature, sampler and segmenter weight: they are the defaults, so "
             "that probabilities may be too sure or too unsure. Train with a longer --max-time."
         )
         return replace(settings, chosen_on="nothing, for lack of time: all settings are the defaults"), None
-    if choice.warning:
-        run.log.say(f"warning: {choice.warning}")
-    settings = replace(choice.settings, chosen_on=chosen_on(cases, choice.warning))
+    warning = choice.warning
+    if choice.left_at_default:
+        warning = f"{choice.left_at_default} are the defaults, for lack of time (--max-time)"
+    if warning:
+        run.log.say(f"warning: {warning}")
+    settings = replace(choice.settings, chosen_on=chosen_on(cases, warning))
     lesions: LesionChoice | None = None
-    with run.stop.limited(time_left_s(run)):
+    with run.stop.limited(None if ends_s is None else ends_s - run.watch.seconds):
         lesions = choose_lesions(run.held_out, model, settings, choice.calibrations)
     return (settings if lesions is None else lesions.settings(settings)), choice
 

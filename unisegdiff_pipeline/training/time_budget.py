@@ -9,7 +9,6 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted, format_duration
-from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.sliding_window import plan_tiles, prediction_window
 from unisegdiff_pipeline.inference.volume_sampler import SamplingFacts
@@ -17,29 +16,29 @@ from unisegdiff_pipeline.io.sources import cases_by_source
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
-from unisegdiff_pipeline.selection.field_length import planned_length_mm
+from unisegdiff_pipeline.selection.field_length import fallback_length_mm
 from unisegdiff_pipeline.selection.hold_out import planned_settings, predict_stored
 from unisegdiff_pipeline.selection.sampler import (
-    DEFAULT_SAMPLER_FROM_DET,
     FULL_SEARCH,
     QUICK_SEARCH,
     SHORT_SEARCH,
     Search,
+    default_sampler,
     drawing,
 )
+from unisegdiff_pipeline.selection.segmenter_weight import with_samplers
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.schedule import PhaseBudget
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
-# What is timed draws a mask after each call, as choosing does: with small networks that takes longer than the calls.
-TIMED_SAMPLER = SamplerSettings(method="hard", start="det", num_calls=4)
 CHOOSING_FRACTION = 0.1  # of the time budget, for choosing on the hold-out
 MONITORING_FRACTION = 0.005  # of the time budget, for one validation during training
 DESCRIBING_FRACTION = 0.02  # of the time budget, for what phase 1 is like on the hold-out
-# In forward passes over a case: what temperatures, draws without calls and their scores take. 4 to 9 were measured on
-# one core, more on two, since scores are taken on one; finding the lesions of the chosen masks takes one or two more.
-CHOOSING_PASSES = 14
+# In forward passes over a case: what temperatures, masks drawn without calls and the scores of a few take. With the
+# samplings of a search, one process of one core took 1.0 (a narrow 3D network, two classes) and 0.7 (2D, one class)
+# times as long as this says for the quick search, 1.1 and 0.6 times for the short one.
+CHOOSING_PASSES = 12
 FEWEST_CASES = 6  # to choose on, however short the time is
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
 MEASURING_FRACTION = 0.0125  # of the time budget, for timing; a training times four times at most
@@ -64,7 +63,7 @@ LEAST_PHASE_1_FRACTION = 0.4  # of the time that is left for both phases and the
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that one held-out case takes to segment, and to sample with `TIMED_SAMPLER` on top.
+    """Seconds that one held-out case takes to segment, and on top to draw masks by the default sampler.
 
     `search` is how far samplers are to be searched; it decides what choosing and the final validation may take.
     """
@@ -76,12 +75,12 @@ class Costs:
     @property
     def choosing_s(self) -> float:
         """Seconds a case takes when temperatures and settings are chosen."""
-        return CHOOSING_PASSES * self.segment_s + self.sample_s * self.search.calls_per_case / TIMED_SAMPLER.total_calls
+        return CHOOSING_PASSES * self.segment_s + self.search.samplings_per_case * self.sample_s
 
     @property
     def monitoring_s(self) -> float:
-        """Seconds a case takes when its mask is scored during training: half as many samples of two calls."""
-        return self.segment_s + self.sample_s / 2 * DEFAULT_SAMPLER_FROM_DET.total_calls / TIMED_SAMPLER.total_calls
+        """Seconds a case takes when its mask is scored during training: half as many samples of as many calls."""
+        return self.segment_s + self.sample_s / 2
 
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as the time for choosing allows, FEWEST_CASES where that is anyhow possible."""
@@ -106,7 +105,7 @@ class Costs:
 
     def validation_s(self, run: FoldRun) -> float:
         """Seconds of the final validation with the most calls that the samplers of mean and masks may take."""
-        sampling_s = self.sample_s * self.search.most_calls / TIMED_SAMPLER.total_calls
+        sampling_s = self.sample_s * self.search.most_calls / QUICK_SEARCH.most_calls
         # Restoring and scoring a case cost about as much as segmenting it.
         return len(run.validation_cases) * (2 * self.segment_s + sampling_s)
 
@@ -140,12 +139,14 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
     tile, num_tiles = _one_tile(run, model, stored)
     run.log.say(f"timing the prediction of {'a case' if num_tiles == 1 else f'one of {num_tiles} tiles of a case'}")
     settings = planned_settings(run.configuration)
-    settings = replace(settings, sampler=drawing(TIMED_SAMPLER, planned_length_mm(run.held_out)))
+    if model.denoiser is not None:
+        sampler = drawing(default_sampler(settings), fallback_length_mm(run.held_out, stored))
+        settings = with_samplers(settings, sampler)
     limit_s = MEASURING_FRACTION * run.request.max_time_s
 
     def timed(case: StoredCase, num_samples: int) -> tuple[float, SamplingFacts]:
         start = time.monotonic()
-        facts = predict_stored(run.held_out, model, case, settings, num_samples).facts
+        facts = predict_stored(run.held_out, model, case, settings, num_samples, keep_samples=True).facts
         return time.monotonic() - start, facts
 
     sampled = model.denoiser is not None
@@ -187,19 +188,24 @@ def _one_tile(run: FoldRun, model: StagedModel, stored: StoredCase) -> tuple[Sto
     return stored.within(tuple(box)), len(grid.starts)
 
 
-def affordable_cases(run: FoldRun, model: StagedModel, costs: Costs) -> tuple[str, ...]:
+def affordable_cases(run: FoldRun, model: StagedModel, costs: Costs) -> tuple[tuple[str, ...], float | None]:
     """Held-out cases to choose on, now that both phases are over: as planned, fewer where a case takes longer by now.
 
-    The model is timed again: what it finds, and what else the machine does, may have changed since phase 2 began.
+    The model is timed again: what it finds, and what else the machine does, may have changed since phase 2 began. With
+    fewer than FEWEST_CASES nothing could be chosen; of these the temperature at least, which comes first, may be.
+
+    Returns:
+        The cases, and the seconds that choosing may take until it is left as it is by then; the final validation has
+        the others, of what is left half at most. None without a time budget.
     """
     planned = costs.choosing_cases(run)
     if run.request.max_time_s is None or run.is_asked_to_end:
-        return planned
+        return planned, time_left_s(run)
     now = replace(measure_costs(run, model), search=costs.search)
     left_s = time_left_s(run)
     assert left_s is not None
     left_s -= min(now.validation_s(run), left_s / 2)
-    return planned[: max(0, int(left_s / max(now.choosing_s, 1e-6)))]
+    return planned[: max(FEWEST_CASES, int(left_s / max(now.choosing_s, 1e-6)))], left_s
 
 
 def time_left_s(run: FoldRun) -> float | None:
