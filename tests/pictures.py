@@ -1,14 +1,18 @@
 """Draw the pictures of the documentation by the code they speak of: `python -m tests.pictures`.
 
 Each is an SVG beside its page. A test draws them again and compares, so that a picture and the code cannot part ways.
+Where measurements are drawn, they are those of the result file of the page.
 """
 
 from __future__ import annotations
 
 import ast
+import json
+import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +26,7 @@ from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, noise_mask
 from unisegdiff_pipeline.planning.stages import class_curve
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ROOT / "documentation/explanation"
+PAGES = ROOT / "documentation"
 INK, ACCENT, SOFT = "#1d2733", "#2066a8", "#dfe8f2"
 STAGE_COLOURS = {"A": "#f3e2cf", "B": "#dfe8f2", "C": "#dcecdf"}
 GREY_LEVELS = 17
@@ -261,10 +265,61 @@ def samples() -> str:
     return svg(24 + columns * width + 28, 24 + 2 * height + 58, parts)
 
 
+# What grows how fast
+
+PANEL, PANELS_A_ROW = (250.0, 170.0), 2
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f6d4f")
+
+
+def slopes() -> str:
+    """Seconds of each step over each factor, as multiples of the least, beside a line of slope 1."""
+    measured = json.loads((PAGES / "benchmarks/results/slopes.json").read_text("utf-8"))["measured"]
+    steps = list(dict.fromkeys(step for of_steps in measured.values() for step in of_steps))
+    parts = []
+    for number, (axis, of_steps) in enumerate(measured.items()):
+        left = 70 + (PANEL[0] + 80) * (number % PANELS_A_ROW)
+        top = 50 + (PANEL[1] + 70) * (number // PANELS_A_ROW)
+        parts += _panel(left, top, axis, of_steps, [LINES[steps.index(step)] for step in of_steps])
+    for number, step in enumerate(steps):
+        x = 70 + 125 * number
+        parts.append(f'<path d="M{x} 18h22" stroke="{LINES[number]}" stroke-width="2.5"/>')
+        parts.append(words(x + 28, 22, step, "start"))
+    rows = math.ceil(len(measured) / PANELS_A_ROW)
+    return svg(70 + PANELS_A_ROW * (PANEL[0] + 80), 50 + rows * (PANEL[1] + 70), parts)
+
+
+def _panel(left: float, top: float, axis: str, of_steps: dict[str, Any], colours: list[str]) -> list[str]:
+    """One factor, logarithmic along both axes."""
+    values = [int(v) for v in next(iter(of_steps.values()))]
+    (width, height), largest = PANEL, values[-1] / values[0]
+
+    def place(value: float, times: float) -> Point:
+        x, y = (math.log(v) / math.log(largest) for v in (value / values[0], times))
+        return left + width * x, top + height * (1 - y)
+
+    parts = [words(left + width / 2, top - 8, f"times as long, over {axis}", weight="bold")]
+    for value in values:
+        (x, y), (_, low) = place(value, value / values[0]), place(value, 1)
+        parts.append(f'<path d="M{x:.1f} {top:g}V{low:.1f}M{left:g} {y:.1f}h{width:g}" stroke="{SOFT}"/>')
+        parts.append(
+            words(x, low + 18, str(value), size=12) + words(left - 8, y + 4, f"{value / values[0]:g}", "end", 12)
+        )
+    (x0, y0), (x1, y1) = place(values[0], 1), place(values[-1], largest)
+    parts.append(f'<path d="M{x0:g} {y0:g}L{x1:g} {y1:g}" stroke="{INK}" stroke-dasharray="4 4"/>')
+    for costs, colour in zip(of_steps.values(), colours, strict=True):
+        least = costs[str(values[0])]["seconds"]
+        points = [place(int(value), max(0.9, cost["seconds"] / least)) for value, cost in costs.items()]
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
+    return parts
+
+
 PICTURES: dict[str, Callable[[], str]] = {
-    "architecture.svg": architecture,
-    "stages.svg": stages,
-    "samples.svg": samples,
+    "explanation/architecture.svg": architecture,
+    "explanation/stages.svg": stages,
+    "explanation/samples.svg": samples,
+    "benchmarks/slopes.svg": slopes,
 }
 
 

@@ -15,7 +15,8 @@ def test_a_picture_is_what_its_code_draws(name: str) -> None:
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_is_shown_by_a_page(name: str) -> None:
-    assert any(f"]({name})" in page.read_text("utf-8") for page in PAGES.glob("*.md"))
+    path = PAGES / name
+    assert any(f"]({path.name})" in page.read_text("utf-8") for page in path.parent.glob("*.md"))
 
 
 def test_all_arrows_lead_down() -> None:
