@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from PIL import Image
 
 from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.core.units import Units
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.meaning import find_meaning
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+from unisegdiff_pipeline.io.dataset_json import parse_labels
 from unisegdiff_pipeline.io.unify import UnifyRequest, unify
 from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
 
@@ -224,6 +227,31 @@ def test_a_manifest_of_another_program_says_nothing(root: Path, predicted: Path)
     (predicted / "manifest.json").write_text("[]")
     labels = root / "Dataset001_Flat/labelsTr"
     assert find_meaning(labels, predicted).scheme.names == ("cyst",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_refused"),
+    [
+        ({"background": 0, "organ": ORGAN, "tumour": TUMOUR}, False),
+        ({"background": 0, "a": 1, "b": 2}, False),  # other names of the same values
+        ({"background": 0, "whole": [1, 2], "core": [2]}, False),  # regions of the same values
+        ({"background": 0, "lesion": 1}, True),  # as of a unified model in an archive: 1 is the organ of the references
+        ({"background": 0, "organ": TUMOUR, "tumour": ORGAN}, True),
+    ],
+)
+def test_masks_whose_manifest_says_other_values_are_refused(
+    root: Path, labels: dict[str, Any], is_refused: bool
+) -> None:
+    references, masks = root / "Dataset002_Solid/labelsTr", root / "far/away/masks"
+    volume(masks / "v.nii.gz", {0: 1})
+    scheme = parse_labels(labels, [1, 2] if "whole" in labels else None)
+    (masks / "manifest.json").write_text(json.dumps({"model": "model.zip", "labels": to_jsonable(scheme)}))
+    if is_refused:
+        with pytest.raises(UsdError, match=r"by its manifest\.json, but .*organ \(1\), tumour \(2\)"):
+            find_meaning(references, masks)
+    else:
+        assert find_meaning(references, masks).scheme.names == ("organ", "tumour")
+    assert find_meaning(references, masks, root / "Dataset002_Solid/dataset.json").scheme.names == ("organ", "tumour")
 
 
 def test_ordinary_references_have_no_sources(root: Path, tmp_path: Path) -> None:

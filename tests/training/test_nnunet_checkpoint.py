@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,16 @@ def test_a_truncated_checkpoint_is_refused(legacy: bool, fraction: float, tmp_pa
     with pytest.raises(UsdError, match=r"checkpoint_final\.pth cannot be read .*copy it again") as refusal:
         read_start(path)
     assert "weights_only" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", [b"hello", b"", bytes(100), pickle.dumps([1, 2], protocol=4)])
+def test_a_file_that_is_no_checkpoint_is_refused_in_words(
+    content: bytes, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tmp_path / "checkpoint_final.pth").write_bytes(content)
+    with pytest.raises(UsdError, match=r"checkpoint_final\.pth (cannot be read \([A-Za-z ]+\); it is|holds no dict)"):
+        read_start(tmp_path / "checkpoint_final.pth")
+    assert not recwarn.list
 
 
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:

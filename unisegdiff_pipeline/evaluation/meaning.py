@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.serialization import read_object
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_object
 from unisegdiff_pipeline.evaluation.inputs import find_masks
 from unisegdiff_pipeline.evaluation.unified import SourceLabels, is_unified, source_of_references
 from unisegdiff_pipeline.io.paths import places_above
+
+MANIFEST = "manifest.json"  # of a prediction
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,7 @@ def find_meaning(
     of one, and the references are label maps of one of its sources, they are read in the classes that they become.
 
     Raises:
-        UsdError: no such folder or file, no dataset.json is found, or the prediction is of other classes than the
-            unified data set.
+        UsdError: no such folder or file, no dataset.json is found, or the prediction is of other classes than it says.
         ValueError: see `scheme_of_values`.
     """
     for path in (reference, prediction):
@@ -60,7 +62,10 @@ def find_meaning(
     references = [(path,) for path in _masks_of(reference)]
     if labels is not None:
         return Meaning(scheme_of_values(labels), all(map(spacing_known, references)), check_values=False)
-    description = read_dataset_json(dataset_json or find_dataset_json(reference, prediction))
+    path = dataset_json or find_dataset_json(reference, prediction)
+    description = read_dataset_json(path)
+    if dataset_json is None:
+        _require_same_values(prediction, path, description.labels)
     source = None if dataset_json is not None else source_of_references(description, reference)
     if source is None:
         description = with_spacing_of(description, references)
@@ -102,14 +107,38 @@ def _dataset_json_above(masks: Path) -> Path | None:
 def _dataset_json_of(prediction: Path) -> Path | None:
     """The dataset.json in or above a prediction, else that of the model of a unified data set that made it."""
     found = _dataset_json_above(prediction)
-    manifest = (prediction if prediction.is_dir() else prediction.parent) / "manifest.json"
-    if found is not None or not manifest.is_file():
+    if found is not None:
         return found
-    try:
-        model = read_object(manifest).get("model")
-    except UsdError:  # of another program
-        return None
+    model = _manifest_of(prediction).get("model")
     return Path(model) / "dataset.json" if isinstance(model, str) and is_unified(Path(model)) else None
+
+
+def _manifest_of(prediction: Path) -> dict[str, Any]:
+    """What the manifest.json of a prediction says; nothing where there is none, or one of another program."""
+    path = (prediction if prediction.is_dir() else prediction.parent) / MANIFEST
+    try:
+        return read_object(path) if path.is_file() else {}
+    except UsdError:
+        return {}
+
+
+def _require_same_values(prediction: Path, dataset_json: Path, labels: LabelScheme) -> None:
+    """Refuse masks whose values mean something else by their own manifest.json than by the dataset.json."""
+    try:
+        own = from_jsonable(LabelScheme, _manifest_of(prediction).get("labels"), MANIFEST)
+    except UsdError:  # of an earlier version, or of another program
+        return
+    one, other = ({value for values in scheme.members for value in values} for scheme in (own, labels))
+    named = dict(zip(labels.names, labels.members, strict=True))
+    is_other = own.coding != "regions" != labels.coding and any(
+        named.get(name, values) != values for name, values in zip(own.names, own.members, strict=True)
+    )
+    if one != other or is_other:
+        raise UsdError(
+            f"{prediction} has the classes {_in_words(own)} by its {MANIFEST}, but {dataset_json} has "
+            f"{_in_words(labels)}; give references in the classes of the model, or say with --dataset-json what the "
+            f"values of both mean."
+        )
 
 
 def scheme_of_values(labels: Sequence[int]) -> LabelScheme:

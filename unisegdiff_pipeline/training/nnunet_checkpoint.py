@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,8 @@ def _load(path: Path) -> dict[str, Any]:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        with torch.serialization.safe_globals([(_NotNeeded, name) for name in _NOT_NEEDED]):
+        with torch.serialization.safe_globals([(_NotNeeded, name) for name in _NOT_NEEDED]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about protocols, which asks to report it to its authors
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except Exception as error:
         if match := re.search(r"GLOBAL (\S+)", str(error)):
@@ -140,6 +142,8 @@ def _reason(error: Exception) -> str:
         lines = [line for line in lines if "error" in line.lower() and "weights_only" not in line] or [
             "no valid pickle"
         ]
+    if not re.search("[a-z]", lines[0]):  # a KeyError of the byte that is no instruction
+        return "no valid pickle"
     return lines[0][:200].rstrip(" .")
 
 
