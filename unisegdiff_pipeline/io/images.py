@@ -303,9 +303,10 @@ def _one_channel(path: Path, volume: Volume, num_channels: int) -> Volume:
         return volume
     if found == 3 and _is_grey(volume.array):
         return Volume(volume.array[:1], volume.geometry)
+    one = "the only channel" if num_channels == 1 else f"one of the {num_channels} channels"
     raise UsdError(
-        f"{path} holds {found} channels (colours or frames), but it stands for one of the "
-        f"{counted(num_channels, 'channel')} that dataset.json names; save one channel a file, or all of them in one."
+        f"{path} holds {found} channels (colours or frames), but it stands for {one} that dataset.json names; save one "
+        f"channel a file{'' if num_channels == 1 else ', or all of them in one'}."
     )
 
 
