@@ -132,6 +132,15 @@ def test_full_disk_is_named_also_as_a_cause(capsys: pytest.CaptureFixture[str]) 
     assert "the disk is full (/data/plans.json): free some space" in message
 
 
+@pytest.mark.parametrize("name", ["file/below", "file", "n" * 300])
+def test_a_path_that_cannot_be_a_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (tmp_path / "file").touch()
+    assert common.run(lambda: (tmp_path / name).mkdir(parents=True, exist_ok=True)) == common.EXIT_ERROR
+    said = capsys.readouterr().err
+    assert f"nothing can be made or opened here ({tmp_path / name})" in " ".join(said.split())
+    assert "Traceback" not in said
+
+
 def test_faults_of_the_program_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         raising(ZeroDivisionError())

@@ -39,6 +39,7 @@ MANY_FILES_MESSAGE = (
     "fewer processes (--workers 0), and run the command again; what was finished is kept."
 )
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
+_NO_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 # What libraries make of the system's answers, in texts of their own.
 _TOO_MANY_FILES = re.compile(r"Too many open files|received \d+ items of ancdata")
 _NO_THREAD = re.compile(r"can't start new thread|Resource temporarily unavailable")
@@ -219,7 +220,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def machine_message(error: BaseException) -> str | None:
-    """The paragraph for a failure of the machine (full disk, no permission) anywhere in the chain of causes."""
+    """The paragraph for a failure of the machine (full disk, permission, path) anywhere in the chain of causes."""
     link: BaseException | None = error
     while link is not None:
         where = f" ({link.filename})" if isinstance(link, OSError) and link.filename else ""
@@ -231,6 +232,11 @@ def machine_message(error: BaseException) -> str | None:
             )
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             return f"no permission to write or read here{where}; change the permissions, or choose another folder."
+        if number in _NO_PATH:
+            return (
+                f"nothing can be made or opened here{where}: a file stands in the place of a folder, or a folder in "
+                f"that of a file, or the path is too long; choose another one."
+            )
         link = link.__cause__ or link.__context__
     return shortage_message(error)
 

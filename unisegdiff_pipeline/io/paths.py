@@ -36,7 +36,8 @@ class Roots:
         """The raw root; it must exist, because nothing here creates raw data in passing."""
         root = _require(self.raw, "raw", "usd_raw")
         if not root.is_dir():
-            raise UsdError(f"the raw root {root} does not exist; correct --raw or the variable usd_raw.")
+            problem = "is no folder" if root.exists() else "does not exist"
+            raise UsdError(f"the raw root {root} {problem}; correct --raw or the variable usd_raw.")
         return root
 
     def require_preprocessed(self) -> Path:
