@@ -163,7 +163,7 @@ def share_rows(run: FoldRun, best: dict[str, float], repeats: int) -> list[list[
 
 
 def write(tried: list[list[str]], shares: list[list[str]], repeats: str) -> None:
-    """Put both tables into the section of the result file, whose texts stay."""
+    """Put both tables into the section of the result file, behind its first text; all else stays."""
     conditions = {
         "n": repeats,
         "seeds": "0",
@@ -182,8 +182,9 @@ def write(tried: list[list[str]], shares: list[list[str]], repeats: str) -> None
     path = pages.RESULTS / "speed.json"
     result = json.loads(path.read_text("utf-8"))
     section = next(section for section in result["sections"] if section["heading"] == HEADING)
-    texts = [part for part in section["content"] if "table" not in part]
-    section["content"] = [texts[0], *new, *texts[1:]]
+    first, *others = section["content"]
+    kept = [part for part in others if not (isinstance(part, dict) and part["table"]["columns"] in columns)]
+    section["content"] = [first, *new, *kept]
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     pages.main()
 

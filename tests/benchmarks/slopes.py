@@ -163,7 +163,7 @@ def steps(root: Path, work: Work) -> dict[str, Callable[[], object]]:
     predicted = ["-i", image, "-o", str(root / "predicted"), "-m", model, "--device", "cpu"]
     scored = [str(raw / "labelsTr"), str(root / "masks"), "-o", str(root / "scores")]
     return {
-        "predict": lambda: command(predict_by_brightness, *predicted, "--samples", str(work.samples), "--overwrite"),
+        "predict": lambda: command(predict_by_brightness, *predicted, "--samples", str(work.samples)),
         "evaluate": lambda: command(evaluate.main, *scored),
         "fingerprint": lambda: command(fingerprint.main, *of_data, "--workers", "0"),
         "plan": lambda: command(plan.main, *of_data, "--device", "cpu"),
@@ -199,17 +199,18 @@ def measure(folder: Path, axis: str, runs: int) -> dict[str, dict[int, Cost]]:
     found: dict[str, dict[int, Cost]] = {}
     for value in values:
         root, work = folder / f"{axis}_{value}", replace(Work(), **{field: value})
-        shutil.rmtree(root, ignore_errors=True)
-        make_data(root, work)
-        make_model(root / MODEL, work)
-        for step in STEPS_OF.get(axis, steps(root, work)):
-            costs = [measured(root, work, step) for _ in range(runs)]
-            seconds, peaks = (
-                statistics.median(getattr(cost, name) for cost in costs) for name in ("seconds", "peak_mb")
-            )
+        costs: dict[str, list[Cost]] = {step: [] for step in STEPS_OF.get(axis, steps(root, work))}
+        for _ in range(runs):
+            shutil.rmtree(root, ignore_errors=True)
+            make_data(root, work)
+            make_model(root / MODEL, work)
+            for step, of_step in costs.items():
+                of_step.append(measured(root, work, step))
+        shutil.rmtree(root)
+        for step, of_step in costs.items():
+            seconds, peaks = (statistics.median(getattr(c, name) for c in of_step) for name in ("seconds", "peak_mb"))
             found.setdefault(step, {})[value] = Cost(seconds, peaks)
             print(f"{axis} {value:4} {step:12} {seconds:8.2f} s {peaks:6.0f} MB", flush=True)
-        shutil.rmtree(root)
     return found
 
 
