@@ -40,7 +40,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["unisegdiff_pipeline", "unisegdiff_pipeline.*", "dataset_conversion"]),
-    package_data={"unisegdiff_pipeline": ["py.typed", "reports/assets/*"]},
+    package_data={"unisegdiff_pipeline": ["py.typed", "reports/assets/*", "training/assets/*"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "torch>=2.11",

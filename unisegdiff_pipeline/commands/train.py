@@ -76,10 +76,9 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument(
         "--pretrained",
-        type=Path,
         metavar="SOURCE",
-        help="start from these weights instead of random ones: a fold or model folder, also of other data; what does\n"
-        "not fit is listed",
+        help="start from these weights instead of random ones: a fold or model folder, also of other data, or\n"
+        "synthetic, which comes with this program and was trained on generated lesions; what does not fit is listed",
     )
     parser.add_argument(
         "--phase-2-only",
@@ -226,7 +225,7 @@ def _estimated_time(request: TrainRequest) -> str:
 
 def request_of(args: argparse.Namespace) -> TrainRequest:
     """The flags as the request that training takes."""
-    from unisegdiff_pipeline.training.request import TrainRequest
+    from unisegdiff_pipeline.training.request import TrainRequest, start_path
 
     return TrainRequest(
         dataset=args.dataset,
@@ -246,7 +245,7 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         checkpoint_every_s=args.checkpoint_every,
         restart=args.restart,
         phase_1_from=args.phase_1_from,
-        pretrained=args.pretrained,
+        pretrained=None if args.pretrained is None else start_path(args.pretrained),
         phase_2_only=args.phase_2_only,
         tensorboard=args.tensorboard,
         logger=args.logger,

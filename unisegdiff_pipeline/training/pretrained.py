@@ -32,10 +32,12 @@ from unisegdiff_pipeline.inference.model_folder import (
 from unisegdiff_pipeline.io.sources import SEPARATOR, datasets_of_sources, repeated_channels
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, NetworkPlan, Plans
+from unisegdiff_pipeline.training.embedding import embedded
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.nnunet_checkpoint import NNUNET
 from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, StartReader
 from unisegdiff_pipeline.training.resume import PHASE_1_NAME, read_request
+from unisegdiff_pipeline.training.synthetic_start import GENERATED
 
 SEGMENTER, DENOISER = "segmenter.", "denoiser."
 ENCODER, FIRST_BLOCK, HEADS = f"{SEGMENTER}encoder.", f"{SEGMENTER}encoder.0.0.", f"{SEGMENTER}heads."
@@ -162,7 +164,7 @@ OWN = StartReader(
     read=_read_own,
 )
 # The first that accepts a path reads it; nnU-Net's model folders hold a plans.json as ours do.
-READERS: tuple[StartReader, ...] = (NNUNET, OWN)
+READERS: tuple[StartReader, ...] = (GENERATED, NNUNET, OWN)
 
 
 # ------------------------------------------------------------------------------------------------------------ loading
@@ -238,6 +240,8 @@ def load_start(
     alike = _same_inputs(start, network, here, num_masks, model.labels)
 
     def fitted(name: str, value: Tensor, source: Tensor) -> Fitted:
+        if start.embeds:
+            return _fitted_inside(name, value, source, here, model.labels)
         if name.startswith(HEADS) and not same_classes(start.labels, model.labels):
             return Fitted(None, "new", f"other classes: {_classes(start.labels)} there, {_classes(model.labels)} here")
         inputs, wanted = start.network.num_input_channels, network.num_input_channels
@@ -291,6 +295,21 @@ def _fitted_as_it_is(value: Tensor, source: Tensor) -> Fitted:
     if source.shape == value.shape:
         return Fitted(source, "loaded")
     return Fitted(None, "new", f"other shape: {_shape(source)} there, {_shape(value)} here")
+
+
+def _fitted_inside(name: str, value: Tensor, source: Tensor, channels: int, labels: LabelScheme) -> Fitted:
+    """A tensor of a start that embeds, whose inputs are the channels of an image, and whose one class is a lesion."""
+    read, reason = source, f"of a {'2D' if source.ndim < value.ndim else 'narrower'} network"
+    if name.startswith(FIRST_BLOCK) and source.ndim > 1:
+        read, reason = adapt_inputs(source, channels), f"{source.shape[1]} input channels there, {channels} here"
+    elif name.startswith(HEADS) and labels.coding == "softmax":
+        return Fitted(None, "new", f"{_classes(labels)} need not all be lesions")
+    elif name.startswith(HEADS) and labels.coding == "regions":
+        read, reason = source.expand(labels.num_channels, *source.shape[1:]), "each region begins as the lesion"
+    weight = embedded(name, read, value)
+    if weight is None or (read is source and weight.shape == source.shape):
+        return _fitted_as_it_is(value, source)
+    return Fitted(weight, "adapted", reason)
 
 
 def _same_inputs(
@@ -357,7 +376,7 @@ def same_classes(one: LabelScheme | None, other: LabelScheme) -> bool:
 def require_same_dims(start: PretrainedStart, network: NetworkPlan) -> None:
     """Raise a UsdError where one of them works on slices and the other on volumes."""
     there, here = start.network.dims, network.dims
-    if there != here:
+    if there != here and not (start.embeds and there < here):
         raise UsdError(
             f"--pretrained {start.description} is a {there}D network and the plan's is a {here}D one; choose a "
             f"{there}D configuration with -c, or start from {here}D weights."

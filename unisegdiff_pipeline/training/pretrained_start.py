@@ -35,6 +35,7 @@ class PretrainedStart:
         num_masks: inputs of the network that hold the mask of another one (`Plans.num_masks`).
         seen_cases: data set => cases that the weights were trained on, as far as it is known; a fold that validates on
             one of them cannot start here.
+        embeds: whether it also starts wider networks, and 3D ones where it is a 2D one (`embedding`).
     """
 
     tensors: Mapping[str, Tensor]
@@ -48,6 +49,7 @@ class PretrainedStart:
     plan_hash: str | None = None
     num_masks: int = 0
     seen_cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    embeds: bool = False
 
     @property
     def num_channels(self) -> int:

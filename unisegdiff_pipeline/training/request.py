@@ -15,6 +15,18 @@ from unisegdiff_pipeline.training.loggers import LoggerName
 Kept = Literal["auto", "masks", "all"]
 DEFAULT_TRAINER = "StagedDiffusionTrainer"
 DEFAULT_SEED = 0
+SYNTHETIC = "synthetic"  # the start that comes with the package
+SYNTHETIC_WEIGHTS = Path(__file__).parent / "assets" / "synthetic_lesions.safetensors"
+
+
+def start_path(source: str) -> Path:
+    """What `--pretrained` names: the file of the package for the word "synthetic", else a path."""
+    return SYNTHETIC_WEIGHTS if source == SYNTHETIC else Path(source)
+
+
+def start_name(path: Path) -> str:
+    """The word for the file of the package, which may be installed elsewhere tomorrow; else the absolute path."""
+    return SYNTHETIC if path == SYNTHETIC_WEIGHTS else str(path.absolute())
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class TrainRequest:
         restart: begin again instead of continuing.
         phase_1_from: fold folder whose phase 1 has ended; its segmenter and held-out cases are taken over, phase 1 is
             skipped.
-        pretrained: what to start from instead of random weights, see `pretrained.read_start`.
+        pretrained: what to start from instead of random weights, see `pretrained.read_start` and `start_path`.
         phase_2_only: skip phase 1; the segmenter of `pretrained` takes its place, which must be of the same classes,
             input channels and architecture.
         logger: "tensorboard", "wandb" or "mlflow": where numbers of the training go besides log.jsonl.

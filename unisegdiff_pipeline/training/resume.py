@@ -22,7 +22,7 @@ from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.planning.plans import Augmentation
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.pretrained_start import StartRecord
-from unisegdiff_pipeline.training.request import TrainRequest
+from unisegdiff_pipeline.training.request import TrainRequest, start_name, start_path
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
 REQUEST_NAME = "request.json"
@@ -61,7 +61,7 @@ def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
     started: dict[str, Any] = {}
     if run.request.pretrained is not None and run.start is not None:
         started = {
-            "pretrained": str(run.request.pretrained.absolute()),
+            "pretrained": start_name(run.request.pretrained),
             "pretrained_hash": run.start.hash,
             "pretrained_cases": run.start.seen_cases,
             "phase_2_only": run.request.phase_2_only,
@@ -105,7 +105,7 @@ def read_request(folder: Path) -> dict[str, Any] | None:
     stored["training"].setdefault("augmentation", "default")  # there was no other one
     for name in PATHS:
         if stored.get(name) is not None:
-            stored[name] = str(Path(stored[name]).absolute())
+            stored[name] = str(start_path(stored[name]).absolute())
     return stored
 
 
