@@ -145,6 +145,18 @@ def test_a_source_that_is_no_longer_there_is_named_with_the_remedy(root: Path) -
         open_raw_dataset(folder)
 
 
+def test_a_file_that_was_edited_into_what_cannot_be_is_refused(root: Path) -> None:
+    folder = unify(root, 500, "U", [1, 2])
+    content = content_of(folder)
+    (folder / "dataset.json").write_text(json.dumps({**content, "channel_names": {"0": "US"}}))
+    with pytest.raises(UsdError, match=r"channel_names has 1 channel, but the source B has 3 \(R, G, B\)"):
+        open_raw_dataset(folder)
+    content["sources"][0]["dataset"] = "Dataset500_U"
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(UsdError, match=r"the source A is .*Dataset500_U, a unified data set itself"):
+        open_raw_dataset(folder)
+
+
 def test_sources_of_very_different_size_are_named_with_the_rule(
     root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,6 +166,7 @@ def _segmentation(pixels: np.ndarray, series: Series, codes: Mapping[str, ClassC
             manufacturer_model_name="unisegdiff_pipeline",
             software_versions=__version__,
             device_serial_number="1",
+            omit_empty_frames=bool(pixels.any()),  # of an empty mask none can be left out
         )
     except (AttributeError, KeyError, ValueError) as error:
         raise UsdError(

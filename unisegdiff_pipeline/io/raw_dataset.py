@@ -177,6 +177,7 @@ def open_raw_dataset(folder: Path, label_map: LabelMap | None = None) -> RawData
 
 def _open_unified(folder: Path, description: DatasetDescription) -> RawDataset:
     """The cases of all sources of a unified data set, which lie beside it."""
+    own = folder / "dataset.json"
     cases: list[RawCase] = []
     stray: list[StrayFile] = []
     unknown_groups: list[str] = []
@@ -185,10 +186,21 @@ def _open_unified(folder: Path, description: DatasetDescription) -> RawDataset:
         path = folder.parent / source.dataset
         if not path.is_dir():
             raise UsdError(
-                f"{folder / 'dataset.json'}: the source {source.name} is {path}, which is not there; put the data set "
-                f"back, or make the unified one again with usd_unify, without it."
+                f"{own}: the source {source.name} is {path}, which is not there; put the data set back, or make the "
+                f"unified one again with usd_unify, without it."
+            )
+        if read_dataset_json(path / "dataset.json").sources:  # before it is opened: it may name this one in turn
+            raise UsdError(
+                f"{own}: the source {source.name} is {path}, a unified data set itself; name its sources in its place."
             )
         raw = open_raw_dataset(path)
+        channels = raw.description.channel_names
+        if len(channels) > len(description.channel_names):
+            raise UsdError(
+                f"{own}: channel_names has {counted(len(description.channel_names), 'channel')}, but the source "
+                f"{source.name} has {len(channels)} ({', '.join(channels)}); make the unified data set again with "
+                f"usd_unify --overwrite."
+            )
         cases += [_of_source(case, source.name) for case in cases_of_source(raw, source)]
         descriptions[source.name] = raw.description
         stray += raw.stray_files
