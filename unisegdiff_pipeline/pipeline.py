@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.inference.request import EnsembleRequest, PredictRequest
     from unisegdiff_pipeline.io.paths import Roots
     from unisegdiff_pipeline.io.unify import UnifyRequest
+    from unisegdiff_pipeline.training.data.splits import Folds
     from unisegdiff_pipeline.training.find_best import FoundBest
     from unisegdiff_pipeline.training.request import TrainRequest, TrainResult
 
@@ -155,6 +156,7 @@ class PrepareRequest:
         scheduler: address of a Dask scheduler whose workers are used instead.
         for_weights: weights that are to be started from; the plan follows them where it must.
         label_map: of label files, where dataset.json has none; see `io.label_map`.
+        splits: folds to make now, "nnunet" or "by-group"; "default" leaves it to the training.
     """
 
     configurations: tuple[str, ...] = ()
@@ -164,6 +166,7 @@ class PrepareRequest:
     scheduler: str | None = None
     for_weights: Path | None = None
     label_map: Mapping[str, int | str] | None = None
+    splits: Folds = "default"
 
 
 def prepare(
@@ -189,7 +192,7 @@ def prepare(
         plans = _preprocess(opened, folder, plans, names, workers, scheduler, plans_name)
         report = _write_report(folder, opened) if plans_name is None else None
     return PreparedDataset(
-        folder, plans, path, report, tuple(map(str, integrity.warnings)), _first_fold(opened, folder)
+        folder, plans, path, report, tuple(map(str, integrity.warnings)), _first_fold(opened, folder, request.splits)
     )
 
 
@@ -388,13 +391,18 @@ def _preprocess(
     ).plans
 
 
-def _first_fold(raw: RawDataset, folder: Path) -> str:
-    """The fold to begin training with: "0", or "all", with a warning, where the cases are too few to be split."""
+def _first_fold(raw: RawDataset, folder: Path, splits: Folds) -> str:
+    """The fold to begin training with: "0", or "all", with a warning, where the cases are too few to be split.
+
+    Folds that were asked for are written.
+    """
     from unisegdiff_pipeline.training.data.splits import load_or_create_splits
 
     try:
-        load_or_create_splits(folder, raw.folder, writing=False)
+        load_or_create_splits(folder, raw.folder, writing=splits != "default", folds=splits)
     except UsdError as error:
+        if splits != "default":
+            raise
         LOGGER.warning("%s", error)
         return "all"
     return "0"

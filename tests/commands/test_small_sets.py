@@ -15,7 +15,7 @@ from unisegdiff_pipeline.io.images import write_labels, write_map
 
 def run(root: Path, num_cases: int, shape: tuple[int, int, int], *flags: str) -> int:
     folder = root / "raw" / "Dataset001_Small"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(description))
     geometry = Geometry(is_2d=shape[0] == 1)
@@ -48,6 +48,18 @@ def test_the_command_that_is_named_next_can_be_run(
     printed = capsys.readouterr()
     assert printed.out.endswith(f"Next: usd_train Dataset001_Small {fold}\n")
     assert ("too few for 5 folds" in " ".join(printed.err.split())) == (fold == "all")
+
+
+def test_folds_by_group_need_not_be_five(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "raw/Dataset001_Small"
+    folder.mkdir(parents=True)
+    (folder / "groups.csv").write_text("case,group\nc0,a\nc1,b\nc2,c\nc3,a\n")
+    assert run(tmp_path, 4, (1, 16, 16), "--by-group") == 0
+    printed = capsys.readouterr()
+    assert printed.out.endswith("Next: usd_train Dataset001_Small 0\n")
+    assert "too few" not in printed.err
+    splits = json.loads((tmp_path / "pre/Dataset001_Small/splits_final.json").read_text())
+    assert [split["val"] for split in splits] == [["c0", "c3"], ["c1"], ["c2"]]
 
 
 def test_folds_of_nnunet_are_written_where_asked_for_and_refused_before_any_work(tmp_path: Path) -> None:

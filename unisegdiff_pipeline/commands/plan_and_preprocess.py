@@ -59,7 +59,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
     from unisegdiff_pipeline.planning.budget import detect_budget
     from unisegdiff_pipeline.planning.description import describe_plans
-    from unisegdiff_pipeline.training.data.splits import find_test_cases, load_or_create_splits, wanted_splits
+    from unisegdiff_pipeline.training.data.splits import find_test_cases, wanted_splits
 
     budget = detect_budget(args.device, args.memory_gb, args.preset)
     plans_name = steps.plans_name_of(args)
@@ -86,10 +86,9 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
             scheduler=args.scheduler,
             for_weights=args.for_weights,
             label_map=label_map,
+            splits=args.splits,
         )
         prepared = pipeline.prepare(folder, roots.require_preprocessed(), request)
-        if args.splits != "default":
-            load_or_create_splits(prepared.folder, folder, folds=args.splits)
         report = "" if prepared.report is None else f"Report: {prepared.report}\n"
         first = f"usd_train {quoted(folder.name)} {prepared.first_fold}{flag}"
         say(f"{report}Ready to train: {prepared.folder}\nNext: {first}")
