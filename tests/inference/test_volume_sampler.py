@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,36 @@ def test_memory_changes_no_digit(volume, tmp_path, monkeypatch: pytest.MonkeyPat
     assert torch.equal(alone.sample(0), found.sample(2))
     reverse = predict(model, image, patch, settings=settings, sample_ids=[2, 1, 0])
     assert all(torch.equal(reverse.sample(i), found.sample(2 - i)) for i in range(3))
+
+
+def bytes_of_files() -> int:
+    """Of all files that are mapped, libraries too, what is in memory."""
+    return 1024 * int(re.findall(r"^RssFile:\s+(\d+)", Path("/proc/self/status").read_text(), re.M)[0])
+
+
+class WatchedScratch(Scratch):
+    """Looks, whenever memory is given back, at how much of files is in it."""
+
+    peak_bytes = 0
+
+    def release(self) -> None:
+        self.peak_bytes = max(self.peak_bytes, bytes_of_files())
+        super().release()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc/self/status")
+def test_a_long_volume_takes_no_more_memory_than_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volume_sampler, "SLAB_VOXELS", 1 << 15)
+    sampler = SamplerSettings(method="ddim", start="det", num_calls=0, correlation_length_mm=5.0, draw=True)
+    settings = dataclasses.replace(SETTINGS, sampler=sampler)
+    model, patch = tiny_model((8, 16, 16), BINARY), (8, 16, 16)
+    image = torch.randn(1, 3000, 16, 16, generator=torch.Generator().manual_seed(1))
+    predict(model, image[:, :20], patch, settings=settings)  # what is imported counts for nothing
+    with WatchedScratch(tmp_path, 0) as scratch:
+        before = bytes_of_files()
+        predict(model, image, patch, settings=settings, limits=TIGHT, scratch=scratch)
+    # There are five arrays of the size of the image, or larger.
+    assert 0 < scratch.peak_bytes - before < image.nbytes / 2
 
 
 def test_conditions_beyond_the_memory_are_read_from_a_disk_and_not_computed_again(

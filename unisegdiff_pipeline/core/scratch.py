@@ -101,9 +101,8 @@ class Scratch:
     def zeros(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> np.ndarray:
         """An array of zeros."""
         array = self.empty(shape, dtype)
-        for row in array if array.ndim > 1 else [array]:
-            row[...] = 0
-        self.release()
+        if array.base is None:  # in memory; a new file holds zeros already
+            array[...] = 0
         return array
 
     def contiguous(self, array: np.ndarray) -> np.ndarray:

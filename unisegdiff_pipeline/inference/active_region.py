@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,13 @@ class ActiveRegion:
         return bool(self.blocks[z, y, x].any())
 
 
-def active_region(probabilities: Tensor, coding: Coding, block: Sequence[int], reach: Sequence[float]) -> ActiveRegion:
+def active_region(
+    probabilities: Tensor,
+    coding: Coding,
+    block: Sequence[int],
+    reach: Sequence[float],
+    release: Callable[[], None] | None = None,
+) -> ActiveRegion:
     """Blocks that hold a voxel whose foreground is above `ACTIVE_PROBABILITY`, dilated.
 
     Args:
@@ -58,12 +64,15 @@ def active_region(probabilities: Tensor, coding: Coding, block: Sequence[int], r
         coding: of their channels.
         block: voxels of a block along each axis.
         reach: voxels to dilate by along each axis, rounded up to whole blocks.
+        release: called when rows of `probabilities` have been looked at and need not be in memory any more.
     """
     size = _triple(block)
     layers = []
     for z in range(0, probabilities.shape[1], size[0]):
         p = foreground(probabilities[:, z : z + size[0]].float(), coding)
         layers.append(functional.max_pool3d(p[None, None], size, size, ceil_mode=True)[0, 0] > ACTIVE_PROBABILITY)
+        if release is not None:
+            release()
     blocks = torch.cat(layers)
     radius = [math.ceil(r / b) for r, b in zip(reach, size, strict=True)]
     kernel = _triple([2 * r + 1 for r in radius])

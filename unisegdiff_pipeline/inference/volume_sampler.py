@@ -22,6 +22,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.scratch import ROWS_BETWEEN
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, nested_probabilities
 from unisegdiff_pipeline.diffusion.drawing import (
     class_in_doubt,
@@ -258,7 +259,7 @@ def sample_case(
         block = (BLOCK if case.dims == 3 else 1, BLOCK, BLOCK)
         # One block at least around what is active: a mask may reach a little beyond where p_det is above nothing.
         reach = [0.0 if b == 1 else max(float(BLOCK), 2 * length) for b, length in zip(block, lengths, strict=True)]
-        active = active_region(p_det, case.model.coding, block, reach)
+        active = active_region(p_det, case.model.coding, block, reach, case.scratch.release)
         tiles = active_tiles(active, case.grid)
         num_active = len(tiles)
         case.forget_except(tiles)
@@ -316,7 +317,8 @@ class _BoxSampler:
         for numbers in batches(range(len(sample_ids)), int(self.case.limits.state_gb * 2**30) // bytes_each):
             ids = [sample_ids[i] for i in numbers]
             self._draw_together(ids, numbers, mean, samples, soft)
-        mean = mean.div_(len(sample_ids))
+        for first, last in self._pieces(0, self.extent[0]):
+            mean[:, first:last] /= len(sample_ids)
         low, high = self._bounds()
         place = window_slices(low, [b - a for a, b in zip(low, high, strict=True)])
         return SampledBox(
@@ -390,6 +392,7 @@ class _BoxSampler:
         for first, last in self._pieces(0, self.extent[0]):
             nested = nested_probabilities(self.p_det[None, :, first:last], self.case.model.labels.nesting)
             p[:, first:last] = nested[0]
+        self.case.scratch.release()
         return p.expand(count, *p.shape)
 
     def _begin(self, x: Tensor, ids: Sequence[int], lam: float) -> None:
@@ -552,8 +555,12 @@ class _BoxSampler:
                 yield i, first, min(first + rows, self.extent[0])
 
     def _pieces(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        for a in range(first, last, self.piece):
+        """Ranges of rows; on the way, what has been touched of arrays on disk leaves memory."""
+        slab = max(1, SLAB_VOXELS // (self.piece * self.extent[1] * self.extent[2]))
+        for number, a in enumerate(range(first, last, self.piece), start=1):
             yield a, min(a + self.piece, last)
+            if number % slab == 0:
+                self.case.scratch.release()
 
     def _noise(self, sample_id: int, stream: str, first: int, last: int) -> Tensor:
         """Noise (K, rows, Y, X) of the rows [first, last)."""
@@ -695,6 +702,8 @@ class _BoxSampler:
             z, y, x = self.place
             active = self.active.within((slice(z.start + row, z.start + row + 1), y, x))[0]
             self.inside[row] = active.cpu() & covered
+            if row % ROWS_BETWEEN == 0:
+                self.case.scratch.release()
         self.case.scratch.release()
 
     def _empty(self, leading: tuple[int, ...], dtype: DTypeLike = np.float32) -> Tensor:
