@@ -40,7 +40,7 @@ def _read(path: Path, fold: str | None) -> PretrainedStart:
 
 
 GENERATED = StartReader(
-    kind=f"{SYNTHETIC}, a segmenter trained on generated lesions",
+    kind=f"generated lesions (usd_train --pretrained {SYNTHETIC})",
     accepts=lambda path: path.name == SYNTHETIC_WEIGHTS.name,
     read=_read,
 )
