@@ -20,10 +20,10 @@ FEATURES = (16, 32, 64, 128, 128, 96)
 LABELS = LabelScheme(names=("lesion",), members=((1,),), coding="binary", write_values=(1,))
 
 
-def network_plan(depth: int = len(FEATURES), edge: int = EDGE) -> NetworkPlan:
+def network_plan(depth: int = len(FEATURES)) -> NetworkPlan:
     """The network of the start, or its finest levels alone."""
     levels = (LevelPlan(width, (2, 2) if i else (1, 1), (3, 3), 2) for i, width in enumerate(FEATURES[:depth]))
-    return NetworkPlan(2, (edge, edge), CHANNELS, tuple(levels))
+    return NetworkPlan(2, (EDGE, EDGE), CHANNELS, tuple(levels))
 
 
 def _read(path: Path, fold: str | None) -> PretrainedStart:
