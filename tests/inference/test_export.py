@@ -93,8 +93,9 @@ def test_tables_are_put_together_from_the_records(tmp_path: Path) -> None:
     assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".json")]
 
 
+@pytest.mark.parametrize("again", [False, True])
 def test_a_case_that_another_run_finishes_meanwhile_is_in_the_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     write_case(tmp_path)
     record = read_record(tmp_path, "a")
@@ -102,13 +103,16 @@ def test_a_case_that_another_run_finishes_meanwhile_is_in_the_tables(
 
     def joined(path: Path, *arguments: Any) -> None:
         original(path, *arguments)
-        if path.name == "cases.csv":  # all records have been read
-            write_record(tmp_path, dataclasses.replace(record, case="b"))
+        if path.name == "cases.csv" and not finished:  # all records have been read
+            finished.append(dataclasses.replace(record, case="a" if again else "b", inputs=("meanwhile",)))
+            write_record(tmp_path, finished[0])
 
-    original = export.join_rows
+    original, finished = export.join_rows, list[PredictionRecord]()
     monkeypatch.setattr(export, "join_rows", joined)
     write_summary(tmp_path, {"request": "same"})
-    assert list(json.loads((tmp_path / "manifest.json").read_text())["cases"]) == ["a", "b"]
+    cases = json.loads((tmp_path / "manifest.json").read_text())["cases"]
+    assert list(cases) == (["a"] if again else ["a", "b"])
+    assert cases[finished[0].case]["inputs"] == ["meanwhile"]
 
 
 def test_a_case_without_a_readable_record_is_not_finished(tmp_path: Path) -> None:

@@ -153,6 +153,10 @@ def test_an_imported_model_exports_as_the_same_archive(archive: Path, tmp_path: 
     [
         ("3 cases of the inner hold-out: a, b, c", "3 cases of the inner hold-out"),
         ("1 case of the inner hold-out: a; 1 is too few (6)", "1 case of the inner hold-out; 1 is too few (6)"),
+        (
+            "temperature on 1 case of the inner hold-out: a; spread are the defaults, for lack of time (--max-time)",
+            "temperature on 1 case of the inner hold-out; spread are the defaults, for lack of time (--max-time)",
+        ),
         ("1 case of the inner hold-out: a; b", "1 case of the inner hold-out"),
         ("nothing; defaults", "nothing; defaults"),
     ],

@@ -72,7 +72,7 @@ def near_certain(p: Tensor, labels: LabelScheme, certain: float, reach: Sequence
 
 
 def draw_objects(p: Tensor, near: Tensor, fields: Tensor, labels: LabelScheme, certain: float) -> Tensor:
-    """A mask of each sample, {0, 1} (N, C, *spatial), with the marginals p but for what counts as certain.
+    """A mask of each sample, {0, 1} (N, C, *spatial), with the marginals p but for what counts as certain or ruled out.
 
     Args:
         p: probabilities (N or 1, C, *spatial); of regions nested ones (`coding.nested_probabilities`).

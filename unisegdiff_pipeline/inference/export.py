@@ -23,6 +23,7 @@ from __future__ import annotations
 import platform
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,9 +228,9 @@ def write_summary(output: Path, run: Mapping[str, Any]) -> None:
         run: what holds for the whole run: model, folds, settings, seed, options.
     """
     while True:
-        listed = _record_files(output)
+        before = _written(output)
         _write_summary_once(output, run)
-        if _record_files(output) == listed:  # none was written behind the reading of records
+        if _written(output) == before:  # no record was written, or written anew, behind the reading of records
             return
 
 
@@ -282,6 +283,16 @@ def _records(output: Path) -> Iterator[PredictionRecord]:
 
 def _record_files(output: Path) -> list[Path]:
     return sorted((output / RECORDS).glob("*.json"))
+
+
+def _written(output: Path) -> list[tuple[Path, int, int]]:
+    """Which records there are, and which file each of them is."""
+    found = []
+    for path in _record_files(output):
+        with suppress(FileNotFoundError):  # of a case that another run begins anew
+            status = path.stat()
+            found.append((path, status.st_ino, status.st_mtime_ns))
+    return found
 
 
 def sample_path(output: Path, case_id: str, index: int, file_ending: str) -> Path:

@@ -6,12 +6,11 @@ empty where no samples were drawn (a plain segmenter).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.core.boxes import box_slices
 from unisegdiff_pipeline.core.components import Components, connect_runs, find_runs_in, slabs
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import ROWS_BETWEEN
@@ -72,11 +71,6 @@ class _ClassComponents:
     kept: np.ndarray
     mean_probability: np.ndarray | None = None
 
-    def parts(self) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-        """Of each component where it lies in the image, and its voxels there, boolean."""
-        for number, box in enumerate(self.boxes.tolist(), start=1):
-            yield box_slices(box), self.found.within(box) == number
-
 
 class LesionCounter:
     """Finds the lesions of one mask, then is shown the samples one at a time, so that none need be kept.
@@ -100,10 +94,7 @@ class LesionCounter:
         """Count which lesions the label map (Z, Y, X) of one sample overlaps."""
         self._num_samples += 1
         for index in self.classes_present:
-            own, overlapped = self._classes[index], np.zeros(len(self._classes[index].found) + 1, bool)
-            for z, places, numbers in own.found.slices():
-                overlapped[numbers[self._scheme.class_mask(index, labels[z].ravel()[places])]] = True
-            own.support += overlapped[1:]
+            self._classes[index].support += self._overlapped(index, labels)
 
     def add_probability(
         self, class_index: int, probability: np.ndarray, release: Callable[[], None] | None = None
@@ -145,18 +136,23 @@ class LesionCounter:
                 own.support / self._num_samples if self._num_samples else unknown,
                 unknown if own.mean_probability is None else own.mean_probability,
             )
-            for (place, inside), stays in zip(own.parts(), kept, strict=True):
-                if stays:
-                    continue
-                part = labels[place]
-                for value in np.unique(part[inside]).tolist():
-                    part[inside & (part == value)] = value_without(value, own.name, self._scheme)
-        num_removed = 0
-        for number, own in enumerate(self._classes):  # with a region go those inside it
-            for index, (place, inside) in enumerate(own.parts()):
-                own.kept[index] = bool((self._scheme.class_mask(number, labels[place]) & inside).any())
-                num_removed += not own.kept[index]
-        return num_removed
+            gone = np.append(False, ~kept)
+            for z, places, numbers in own.found.slices():
+                places = places[gone[numbers]]
+                values = labels[z].flat[places]
+                for value in np.unique(values).tolist():
+                    labels[z].flat[places[values == value]] = value_without(value, own.name, self._scheme)
+        for index, own in enumerate(self._classes):  # with a region go those inside it
+            own.kept[:] = self._overlapped(index, labels)
+        return sum(int(np.count_nonzero(~own.kept)) for own in self._classes)
+
+    def _overlapped(self, class_index: int, labels: np.ndarray) -> np.ndarray:
+        """Which lesions of a class share a voxel with it in a label map (Z, Y, X), boolean (n,)."""
+        found = self._classes[class_index].found
+        overlapped = np.zeros(len(found) + 1, bool)
+        for z, places, numbers in found.slices():
+            overlapped[numbers[self._scheme.class_mask(class_index, labels[z].ravel()[places])]] = True
+        return overlapped[1:]
 
     def rows(
         self, case: str, spacing_mm: Sequence[float], *, is_2d: bool = False, spacing_known: bool = True

@@ -223,8 +223,9 @@ def without_chosen_cases(chosen_on: str) -> str:
     if not found:
         return chosen_on
     warning = behind.rpartition("; ")[2] if "; " in behind else ""
-    # A warning is a sentence on numbers; anything else behind a semicolon may be the name of a case.
-    return f"{before}{found}{f'; {warning}' if ' too few (' in warning else ''}"
+    # A warning says what was left at its default, and why; anything else behind a semicolon may be the name of a case.
+    is_warning = " too few (" in warning or " are the defaults, for lack of time" in warning
+    return f"{before}{found}{f'; {warning}' if is_warning else ''}"
 
 
 def without_cases(value: Any, names: Collection[str]) -> Any:
