@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.selection.by_hand import EIGHT, objects, own_spacing, trial
+from unisegdiff_pipeline.core.progress import is_or_are
 from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibration
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.selection import choosing
@@ -70,7 +71,7 @@ def test_too_few_patients_choose_nothing_and_say_so(monkeypatch: pytest.MonkeyPa
     assert (choice.samplers, choice.means) == ((), ())
     assert choice.warning.startswith(f"{left}, segmenter weight, threshold" if left == "sampler" else left)
     assert f"{patients} held-out patient" in choice.warning
-    assert "are too few" in choice.warning
+    assert f"{is_or_are(patients)} too few" in choice.warning
 
 
 def test_enough_patients_leave_nothing_at_its_default() -> None:

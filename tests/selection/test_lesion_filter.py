@@ -10,7 +10,7 @@ import pytest
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.inference.lesion_filter import NO_RULE, LesionRule
 from unisegdiff_pipeline.inference.utility import OperatingPoint, Utility, best_point, filter_for
-from unisegdiff_pipeline.selection.lesion_filter import FoundLesion, LesionCase, choose_filter, choose_rule
+from unisegdiff_pipeline.selection.lesion_filter import LARGEST, FoundLesion, LesionCase, choose_filter, choose_rule
 
 TRUE = FoundLesion(size=8.0, confidence=1.0, probability=0.9, voxels=8, common=8, matched=(1,))
 FALSE = FoundLesion(size=2.0, confidence=0.25, probability=0.55, voxels=2, common=0, matched=())
@@ -83,6 +83,25 @@ def test_a_few_lucky_cases_choose_nothing() -> None:
     lucky = choose_filter([case(i, TRUE, *[FALSE] * (i == 0)) for i in range(12)], ["lesion"], "ml")
     assert lucky.lesion_filter.keeps_all
     assert "on patients that it was not chosen on" in lucky.describe()[0]
+
+
+def test_of_an_organ_the_largest_piece_stays_unless_held_out_cases_say_otherwise() -> None:
+    lucky = [case(i, TRUE, *[FALSE] * (i == 0)) for i in range(12)]
+    choice = choose_filter(lucky, ["lesion"], "ml", {"lesion": [1] * 20})
+    assert choice.lesion_filter.rules == {"lesion": LARGEST}
+    (sentence,) = choice.describe()
+    assert "is the largest" in sentence
+    assert "because 32 of 32 annotated cases hold one alone. On 12 held-out cases" in sentence
+    assert "lesion F1 from 0.960 to 1.000." in sentence
+    # 28 of 32 cases hold one alone: fewer than nine in ten; 19 cases with a lesion are too few to tell
+    assert choose_filter(lucky, ["lesion"], "ml", {"lesion": [1] * 16 + [2] * 4}).lesion_filter.keeps_all
+    assert choose_filter(lucky, ["lesion"], "ml", {"lesion": [1] * 7}).lesion_filter.keeps_all
+    assert choose_filter(lucky, ["lesion"], "ml", {"other": [1] * 20}).lesion_filter.keeps_all
+    # a held-out case of two lesions, the smaller of which would go
+    second = replace(TRUE, matched=(2,), common=4)
+    two = [*lucky[:11], case(11, TRUE, second, reference=2)]
+    assert choose_filter(two, ["lesion"], "ml", {"lesion": [1] * 20}).lesion_filter.keeps_all
+    assert choose_filter(lucky[:5], ["lesion"], "ml", {"lesion": [1] * 20}).lesion_filter.keeps_all
 
 
 def test_cases_of_a_patient_count_as_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.case_probability import fit_case_calibration
 from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, tiled
 from unisegdiff_pipeline.selection.lesion_filter import FilterChoice, FoundLesion, LesionCase, choose_filter
+from unisegdiff_pipeline.selection.objects import numbers_of_objects
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,13 @@ def choose_lesions(
         tried = replace(settings, calibration=calibration)
         prediction = sample_tiles(held_out, tiled(held_out, model, stored), tried, stored)
         found.append(held_out_case(held_out, settings, stored, prediction))
-    return choose_of(found, scheme.names)
+    return choose_of(found, scheme.names, numbers_of_objects(held_out))
 
 
-def choose_of(found: list[HeldOutCase], classes: tuple[str, ...]) -> LesionChoice | None:
-    """As `choose_lesions`, of what was found."""
+def choose_of(
+    found: list[HeldOutCase], classes: tuple[str, ...], trained: Mapping[str, Sequence[int]] = MappingProxyType({})
+) -> LesionChoice | None:
+    """As `choose_lesions`, of what was found; `trained` as of `choose_filter`."""
     if not found:
         return None
     units = {case.units for case in found}
@@ -102,7 +106,8 @@ def choose_of(found: list[HeldOutCase], classes: tuple[str, ...]) -> LesionChoic
         [case.highest for case in found], [case.holds_lesion for case in found], [case.group for case in found]
     )
     one = next(iter(units))
-    return LesionChoice(choose_filter(lesions, classes, one.size if len(units) == 1 else None), calibration, one)
+    choice = choose_filter(lesions, classes, one.size if len(units) == 1 else None, trained)
+    return LesionChoice(choice, calibration, one)
 
 
 def held_out_case(

@@ -15,6 +15,10 @@ luck, so every lesion stays unless a filter shows its worth on patients that it 
   false alarms must fall by as much, and the utility not fall by one standard error;
 - at least FEWEST_PATIENTS patients have a lesion.
 
+Where annotators drew a single lesion in nearly all cases, as of an organ, those cases tell more than the held-out ones:
+then only the largest lesion of a case stays, unless that is worse on the held-out cases. One rule that is known
+beforehand is not the luckiest of many, so that it has to gain no more than anything.
+
 In a unified data set all of these are means over its sources: a large one does not choose the rule of the small ones.
 The rule is then the best on all patients. A user who asks for a certain sensitivity takes that risk knowingly:
 operating points are of rules of two numbers too, and their scores of the cases that they were chosen on.
@@ -23,8 +27,9 @@ operating points are of rules of two numbers too, and their scores of the cases 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -39,6 +44,10 @@ FEWEST_PATIENTS = 6  # with a lesion
 CONFIDENCES = (0.25, 0.5, 0.75, 1.0)
 NUM_STEPS = 15  # of probability and size that are tried, at quantiles of the lesions and of the false ones
 MOST_POINTS = 30  # that are kept
+ROUNDING = 1e-12  # of scores
+FEWEST_ANNOTATED = 20  # cases with a lesion that can tell that there is one alone
+SINGLE_FRACTION = 0.9  # of them that have to hold one alone
+LARGEST = LesionRule(max_lesions=1)
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,8 @@ class RuleChoice:
         num_patients, num_cases, num_lesion_free: that it was chosen on; the patients are those with a lesion.
         points: rules worth offering, by rising sensitivity; the first of them are strict.
         num_sources: that all scores are means over; 1 for an ordinary data set.
+        num_annotated, num_single: cases with a lesion, trained on or held out, and those of them that hold one alone.
+        by_annotations: whether these decided for the largest lesion.
     """
 
     rule: LesionRule
@@ -141,6 +152,9 @@ class RuleChoice:
     num_lesion_free: int
     points: tuple[OperatingPoint, ...]
     num_sources: int = 1
+    num_annotated: int = 0
+    num_single: int = 0
+    by_annotations: bool = False
 
     def describe(self, class_name: str, units: Units = VOLUMES) -> str:
         """What was chosen and what it gains, in a sentence or two."""
@@ -163,10 +177,14 @@ class RuleChoice:
                 f", false alarms per lesion-free case from {self.unfiltered.false_alarms:.2f} to "
                 f"{self.best.false_alarms:.2f}"
             )
+        why, others = "", f"; on patients that it was not chosen on Dice + lesion F1 {gain}"
+        if self.by_annotations:
+            why = f", because {self.num_single} of {counted(self.num_annotated, 'annotated case')} hold one alone"
+            others = ""
         return (
-            f"{class_name}: a lesion stays where {self.rule.describe(units)}. On {told}: Dice from "
+            f"{class_name}: a lesion stays where {self.rule.describe(units)}{why}. On {told}: Dice from "
             f"{self.unfiltered.dice:.3f} to {self.best.dice:.3f}, lesion F1 from {self.unfiltered.lesion_f1:.3f} to "
-            f"{self.best.lesion_f1:.3f}{alarms}; on patients that it was not chosen on Dice + lesion F1 {gain}."
+            f"{self.best.lesion_f1:.3f}{alarms}{others}."
         )
 
 
@@ -187,25 +205,34 @@ class FilterChoice:
         return {name: choice.points for name, choice in self.classes.items()}
 
 
-def choose_filter(cases: Sequence[LesionCase], classes: Sequence[str], unit: SizeUnit | None) -> FilterChoice:
+def choose_filter(
+    cases: Sequence[LesionCase],
+    classes: Sequence[str],
+    unit: SizeUnit | None,
+    trained: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> FilterChoice:
     """Choose the rule of every class; see the head of this module.
 
     Args:
         cases: one entry for each held-out case and class.
         classes: names of all classes; those without any case keep every lesion.
         unit: of the sizes; None where they have several, and no smallest size is tried.
+        trained: how many lesions of each class annotators drew in each case trained on that has any.
     """
     found = {}
     for name in classes:
         own = [case for case in cases if case.class_name == name]
         if own:
-            found[name] = choose_rule(own, with_sizes=unit is not None)
+            found[name] = choose_rule(own, trained.get(name, ()), with_sizes=unit is not None)
     rules = {name: choice.rule for name, choice in found.items() if choice.rule != NO_RULE}
     return FilterChoice(LesionFilter(rules=rules, unit=unit or "ml"), found)
 
 
-def choose_rule(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> RuleChoice:
-    """The rule of one class, and its operating points, from one entry of each held-out case."""
+def choose_rule(cases: Sequence[LesionCase], trained: Sequence[int] = (), *, with_sizes: bool = True) -> RuleChoice:
+    """The rule of one class, and its operating points, from one entry of each held-out case.
+
+    `trained` is how many lesions annotators drew in each case trained on that has any.
+    """
     offered = offered_rules(cases, with_sizes=with_sizes)
     table = _Table(candidate_rules(offered), cases)
     everything = np.ones(table.num_groups)
@@ -216,8 +243,16 @@ def choose_rule(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> Rule
     worth = gain_error > 0 and gain > GAIN_ERRORS * gain_error and dice_gain >= 0
     if unfiltered.false_alarms > plain and fewer_error > 0:
         worth = worth or (fewer > GAIN_ERRORS * fewer_error and gain > -gain_error)
+    annotated = [*trained, *(case.num_reference for case in cases if case.num_reference)]
+    num_single = annotated.count(1)
+    is_single = len(annotated) >= FEWEST_ANNOTATED and num_single >= SINGLE_FRACTION * len(annotated)
+    by_annotations = False
+    if is_single and not worth and LARGEST in table.rules and num_patients >= FEWEST_PATIENTS:
+        largest = table.point(table.rules.index(LARGEST), everything)
+        if by_annotations := _is_no_worse(largest, unfiltered):
+            best = largest
     return RuleChoice(
-        rule=best.rule if worth and num_patients >= FEWEST_PATIENTS else NO_RULE,
+        rule=best.rule if (worth or by_annotations) and num_patients >= FEWEST_PATIENTS else NO_RULE,
         best=best,
         unfiltered=unfiltered,
         gain=gain,
@@ -229,7 +264,15 @@ def choose_rule(cases: Sequence[LesionCase], *, with_sizes: bool = True) -> Rule
         num_lesion_free=sum(case.num_reference == 0 for case in cases),
         points=_worth_offering(_Table(offered, cases).points()),
         num_sources=len({case.source for case in cases}),
+        num_annotated=len(annotated),
+        num_single=num_single,
+        by_annotations=by_annotations,
     )
+
+
+def _is_no_worse(point: OperatingPoint, unfiltered: OperatingPoint) -> bool:
+    """Whether a rule costs neither Dice nor F1 on the held-out cases, up to rounding."""
+    return point.dice > unfiltered.dice - ROUNDING and point.lesion_f1 > unfiltered.lesion_f1 - ROUNDING
 
 
 def candidate_rules(offered: Sequence[LesionRule]) -> list[LesionRule]:
@@ -323,9 +366,9 @@ class _Table:
         """
         alarms = self.false_alarms(weights)
         limit = self.plain_false_alarms(weights)
-        able = alarms <= max(limit, alarms.min()) + 1e-12 if not math.isnan(limit) else np.ones(len(alarms), bool)
+        able = alarms <= max(limit, alarms.min()) + ROUNDING if not math.isnan(limit) else np.ones(len(alarms), bool)
         values = np.where(able, np.nan_to_num(self.utilities(weights)), -np.inf)
-        return int(np.flatnonzero(values >= values.max() - 1e-12)[0])
+        return int(np.flatnonzero(values >= values.max() - ROUNDING)[0])
 
     def gains_on_others(self) -> tuple[float, float, float, float, float]:
         """Gain of utility over keeping every lesion on patients not chosen on and its standard error, the gain of Dice

@@ -1,4 +1,4 @@
-"""Annotated objects of held-out cases: their radii, and how many patients have any."""
+"""Annotated objects of cases: their radii and numbers, and how many patients have any."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ def radii_mm(stored: StoredCase, configuration: ConfigurationPlan) -> np.ndarray
     if stored.image.shape[1] == 1:
         return np.sqrt(num_voxels * np.prod(spacing_mm[1:]) / np.pi)
     return np.cbrt(num_voxels * np.prod(spacing_mm) * 3 / (4 * np.pi))
+
+
+def numbers_of_objects(held_out: HoldOut) -> dict[str, list[int]]:
+    """How many objects of each class the labels of every case trained on hold, of those that hold any."""
+    numbers: dict[str, list[int]] = {name: [] for name in held_out.labels.names}
+    for case_id in held_out.train_cases:
+        table = held_out.data.open(case_id).components
+        for index, name in enumerate(held_out.labels.names):
+            if number := int(np.count_nonzero((table.row == 0) & (table.class_index == index))):
+                numbers[name].append(number)
+    return numbers
 
 
 def num_informative(held_out: HoldOut, cases: Sequence[str]) -> int:

@@ -63,7 +63,7 @@ LEAST_PHASE_1_FRACTION = 0.4  # of the time that is left for both phases and the
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that one held-out case takes to segment, and on top to draw masks by the default sampler.
+    """Seconds that one held-out case takes to segment, and on top to sample masks by the default sampler.
 
     `search` is how far samplers are to be searched; it decides what choosing and the final validation may take.
     """
