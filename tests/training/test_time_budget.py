@@ -121,6 +121,8 @@ def test_settings_are_chosen_on_fewer_cases_where_a_case_takes_longer_by_then(me
     # validation, which would take 110 s, leaves half of the 55 s; a case to choose on takes 122 s, its temperature less
     measured(Costs(segment_s=10.0, sample_s=2.0))
     assert affordable_cases(run, nn.Identity(), planned) == (run.holdout_cases[:6], pytest.approx(27.5))  # type: ignore[arg-type]
+    run.watch.seconds = 96  # with the 5 s for what is unforeseen, more than there are
+    assert affordable_cases(run, nn.Identity(), planned) == ((), pytest.approx(-1))  # type: ignore[arg-type]
 
 
 def test_the_least_number_of_cases_gives_way_to_the_budget() -> None:

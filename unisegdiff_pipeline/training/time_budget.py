@@ -195,8 +195,8 @@ def affordable_cases(run: FoldRun, model: StagedModel, costs: Costs) -> tuple[tu
     fewer than FEWEST_CASES nothing could be chosen; of these the temperature at least, which comes first, may be.
 
     Returns:
-        The cases, and the seconds that choosing may take until it is left as it is by then; the final validation has
-        the others, of what is left half at most. None without a time budget.
+        The cases, none where the time is over, and the seconds that choosing may take until it is left as it is by
+        then; the final validation has the others, of what is left half at most. None without a time budget.
     """
     planned = costs.choosing_cases(run)
     if run.request.max_time_s is None or run.is_asked_to_end:
@@ -204,6 +204,8 @@ def affordable_cases(run: FoldRun, model: StagedModel, costs: Costs) -> tuple[tu
     now = replace(measure_costs(run, model), search=costs.search)
     left_s = time_left_s(run)
     assert left_s is not None
+    if left_s <= 0:
+        return (), left_s
     left_s -= min(now.validation_s(run), left_s / 2)
     return planned[: max(FEWEST_CASES, int(left_s / max(now.choosing_s, 1e-6)))], left_s
 
