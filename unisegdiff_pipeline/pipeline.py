@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -229,7 +230,7 @@ def plan(
     folder = Path(preprocessed) / Path(raw).name
     opened = _open_as_measured(Path(raw), folder)
     if not (folder / FINGERPRINT).is_file():
-        raise UsdError(f"{folder} holds no {FINGERPRINT}; run usd_fingerprint -d {opened.name} first.")
+        raise UsdError(f"{folder} holds no {FINGERPRINT}; run usd_fingerprint -d {quote(opened.name)} first.")
     facts = read_fingerprint(folder / FINGERPRINT)
     path = folder / plans_file(plans_name)
 

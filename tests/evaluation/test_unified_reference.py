@@ -20,7 +20,7 @@ from unisegdiff_pipeline.core.units import Units
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.meaning import find_meaning
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
-from unisegdiff_pipeline.io.dataset_json import parse_labels
+from unisegdiff_pipeline.io.dataset_json import parse_labels, read_dataset_json
 from unisegdiff_pipeline.io.unify import UnifyRequest, unify
 from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
 
@@ -252,6 +252,35 @@ def test_masks_whose_manifest_says_other_values_are_refused(
     else:
         assert find_meaning(references, masks).scheme.names == ("organ", "tumour")
     assert find_meaning(references, masks, root / "Dataset002_Solid/dataset.json").scheme.names == ("organ", "tumour")
+
+
+def test_regions_of_one_name_must_hold_the_same_values(tmp_path: Path) -> None:
+    """The core of one set is another part of the tumour than that of the other: their values are the same."""
+    regions = {"background": 0, "tumour": [1, 2, 3], "core": [2, 3], "rim": 3}
+    for folder in ("set/labelsTr", "masks"):
+        volume(tmp_path / folder / "v.nii.gz", {0: 3})
+    own = {**regions, "core": [1, 3]}
+    described = {"channel_names": {"0": "CT"}, "labels": regions, "regions_class_order": [1, 2, 3]}
+    (tmp_path / "set/dataset.json").write_text(json.dumps({**described, "file_ending": ".nii.gz", "numTraining": 1}))
+    for labels, is_refused in ((regions, False), ({**regions, "core": [3, 2]}, False), (own, True)):
+        content = {"labels": to_jsonable(parse_labels(labels, [2, 1, 3] if labels is own else [1, 2, 3]))}
+        (tmp_path / "masks/manifest.json").write_text(json.dumps(content))
+        if is_refused:
+            with pytest.raises(UsdError, match=r"core \(1, 3\).* by its manifest\.json, but .*core \(2, 3\)"):
+                find_meaning(tmp_path / "set/labelsTr", tmp_path / "masks")
+        else:
+            assert find_meaning(tmp_path / "set/labelsTr", tmp_path / "masks").scheme.coding == "regions"
+
+
+def test_masks_of_an_archive_of_other_classes_are_refused_beside_a_unified_set(unified: Path, predicted: Path) -> None:
+    for labels, is_refused in ((read_dataset_json(unified / "dataset.json").labels, False), (None, True)):
+        scheme = labels or parse_labels({"background": 0, "cyst": 1}, None)
+        (predicted / "manifest.json").write_text(json.dumps({"model": "m.zip", "labels": to_jsonable(scheme)}))
+        if is_refused:
+            with pytest.raises(UsdError, match=r"cyst \(1\) by its manifest\.json, but .*give the data set that"):
+                find_meaning(unified, predicted)
+        else:
+            assert find_meaning(unified, predicted).scheme == labels
 
 
 def test_ordinary_references_have_no_sources(root: Path, tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_a_missing_channel_is_an_error_of_its_case_alone(tmp_path: Path) -> None
 
 def test_images_of_formats_that_are_not_read_are_named_not_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
+    (tmp_path / "a.webp").touch()  # a copy of the image
+    assert [case.image_paths for case in find_mixed_cases(tmp_path)] == [(tmp_path / "a.png",)]
     (tmp_path / "b.webp").touch()
     with pytest.raises(UsdError, match=r"b\.webp is of a format that is not read, and would be left out; convert"):
         find_mixed_cases(tmp_path)

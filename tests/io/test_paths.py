@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.io.paths import dataset_name, find_dataset, list_datasets, resolve_roots
+from unisegdiff_pipeline.io.paths import Roots, dataset_name, find_dataset, list_datasets, resolve_roots
 
 
 def test_flags_win_over_variables_and_nnunet_raw_stands_in(tmp_path):
@@ -65,3 +65,8 @@ def test_unknown_and_ambiguous(root):
         find_dataset(root, "BUSI")
     with pytest.raises(UsdError, match="there is none"):
         find_dataset(root / "absent", "4")
+
+
+def test_names_in_suggested_commands_are_quoted(tmp_path):
+    with pytest.raises(UsdError, match=r"Run usd_plan_and_preprocess -d 'Dataset004_my lesions' first"):
+        Roots(None, tmp_path, None).preprocessed_dataset("Dataset004_my lesions")

@@ -185,7 +185,7 @@ def test_an_animated_picture_is_refused_instead_of_read_in_part(tmp_path):
     first, second = (Image.fromarray(np.full((4, 5), value, np.uint8)) for value in (1, 2))
     first.save(tmp_path / "a.png", save_all=True, append_images=[second])
     for read in (read_header, lambda path: read_image([path]), read_labels):
-        with pytest.raises(UsdError, match=r"a\.png is an animated PNG of 2 frames; save the one that counts"):
+        with pytest.raises(UsdError, match=r"a\.png is an animated PNG of 2 frames; save the frame that counts, alone"):
             read(tmp_path / "a.png")
 
 
@@ -256,10 +256,12 @@ def test_a_tiff_of_a_kind_that_is_not_read_is_not_called_truncated(tmp_path):
         read_header(tmp_path / "b.png")
 
 
-def test_white_as_zero_is_turned_round_with_8_bits_and_refused_with_16(tmp_path):
+def test_white_as_zero_is_turned_round_in_images_of_8_bits_and_else_refused(tmp_path):
     values = np.array([[0, 1], [254, 255]], np.uint8)
     eight = grey_tiff(tmp_path / "8.tif", 8, 1, 0, values.tobytes())
     np.testing.assert_array_equal(read_image([eight]).array[0, 0], 255 - values)
+    with pytest.raises(UsdError, match=r"8\.tif has 8 bits a value and stores white as 0.*save it with black"):
+        read_labels(eight)
     black = grey_tiff(tmp_path / "black.tif", 16, 1, 1, values.astype("<u2").tobytes())
     np.testing.assert_array_equal(read_image([black]).array[0, 0], values)
     sixteen = grey_tiff(tmp_path / "16.tif", 16, 1, 0, values.astype("<u2").tobytes())

@@ -238,6 +238,7 @@ def test_a_folder_beside_other_inputs_is_called_one(tmp_path):
 def test_images_of_formats_that_are_not_read_are_named_not_left_out(tmp_path, name):
     (tmp_path / "a_0000.nii.gz").write_bytes(b"")
     (tmp_path / "preview.gif").write_bytes(b"")  # a picture beside volumes
+    (tmp_path / "a_0000.hdr").write_bytes(b"")  # a copy of the image
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(UsdError, match=rf"1 image would be left out.*{name}: it ends in .*[Cc]onvert it to .nii.gz"):
         find_cases(tmp_path, ".nii.gz", 1)

@@ -20,7 +20,7 @@ from unisegdiff_pipeline.commands.common import (
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import PREDICT
 from unisegdiff_pipeline.commands.slurm import TASK, JobArray, array_part, command_line
-from unisegdiff_pipeline.commands.terminal import report_error, say
+from unisegdiff_pipeline.commands.terminal import quoted, report_error, say
 from unisegdiff_pipeline.core.bounds import MAX_SAMPLES
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def results_of(args: argparse.Namespace) -> Path:
     from unisegdiff_pipeline.io.paths import find_dataset
 
     root = roots_of(args).require_results()
-    remedy = f"Train it with usd_train {args.dataset} 0, or check the number and the root folder."
+    remedy = f"Train it with usd_train {quoted(args.dataset)} 0, or check the number and the root folder."
     return root / find_dataset(root, args.dataset, remedy)
 
 

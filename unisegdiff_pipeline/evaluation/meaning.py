@@ -84,9 +84,10 @@ def _meaning_of_unified(reference: Path, prediction: Path, given: bool) -> Meani
         )
     description = read_dataset_json(reference / "dataset.json")
     found = _dataset_json_of(prediction)
-    if found is not None and (labels := read_dataset_json(found).labels) != description.labels:
+    labels = _labels_of_manifest(prediction) if found is None else read_dataset_json(found).labels
+    if labels is not None and labels != description.labels:
         raise UsdError(
-            f"{prediction} has the classes {_in_words(labels)} by {found}, but {reference} has "
+            f"{prediction} has the classes {_in_words(labels)} by {found or f'its {MANIFEST}'}, but {reference} has "
             f"{_in_words(description.labels)}; give the data set that the model was trained on."
         )
     return Meaning(description.labels, description.spacing_known)
@@ -122,16 +123,23 @@ def _manifest_of(prediction: Path) -> dict[str, Any]:
         return {}
 
 
+def _labels_of_manifest(prediction: Path) -> LabelScheme | None:
+    """What the manifest.json of a prediction says of its values; None of an earlier version or another program."""
+    try:
+        return from_jsonable(LabelScheme, _manifest_of(prediction).get("labels"), MANIFEST)
+    except UsdError:
+        return None
+
+
 def _require_same_values(prediction: Path, dataset_json: Path, labels: LabelScheme) -> None:
     """Refuse masks whose values mean something else by their own manifest.json than by the dataset.json."""
-    try:
-        own = from_jsonable(LabelScheme, _manifest_of(prediction).get("labels"), MANIFEST)
-    except UsdError:  # of an earlier version, or of another program
+    own = _labels_of_manifest(prediction)
+    if own is None:
         return
     one, other = ({value for values in scheme.members for value in values} for scheme in (own, labels))
     named = dict(zip(labels.names, labels.members, strict=True))
-    is_other = own.coding != "regions" != labels.coding and any(
-        named.get(name, values) != values for name, values in zip(own.names, own.members, strict=True)
+    is_other = (own.coding == "regions") == (labels.coding == "regions") and any(
+        set(named.get(name, values)) != set(values) for name, values in zip(own.names, own.members, strict=True)
     )
     if one != other or is_other:
         raise UsdError(

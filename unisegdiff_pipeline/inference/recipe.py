@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 from unisegdiff_pipeline.core.bounds import Count, Length, Undefined
@@ -166,6 +167,7 @@ def read_recipe(results_folder: Path) -> Recipe:
     path = results_folder / FILE_NAME
     if not path.is_file():
         raise UsdError(
-            f"{results_folder} holds no {FILE_NAME}; run usd_find_best {results_folder.name} once models are trained."
+            f"{results_folder} holds no {FILE_NAME}; run usd_find_best {quote(results_folder.name)} once models are "
+            f"trained."
         )
     return read_dataclass(Recipe, path)

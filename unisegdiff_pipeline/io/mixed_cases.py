@@ -82,13 +82,16 @@ def _case_and_channel(path: Path) -> tuple[str, int | None]:
 
 def _images_of(folder: Path) -> list[Path]:
     names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    found = [folder / name for name in names if split_image_ending(name)[1]]
-    for path in found:
-        if not split_ending(path.name)[1]:
+    found = [folder / name for name in names if split_ending(name)[1]]
+    read = {split_ending(path.name)[0] for path in found}
+    for path in (folder / name for name in names if not split_ending(name)[1]):
+        stem, ending = split_image_ending(path.name)
+        if ending and stem not in read:  # else it is a copy of an image that is read
             raise UsdError(
                 f"{path} is of a format that is not read, and would be left out; convert it to one of "
                 f"{', '.join(SUPPORTED_ENDINGS)}, or move it away."
             )
+    for path in found:
         if not path.is_file():
             raise UsdError(
                 f"{path} is {'a folder' if path.is_dir() else 'no file, or a link to one that does not exist'}; put "

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from unisegdiff_pipeline.core.errors import UsdError
 
@@ -47,7 +48,8 @@ class Roots:
     def preprocessed_dataset(self, id_or_name: str | int) -> Path:
         """Folder of a data set, by its number or name, in the preprocessed root; it must be there."""
         root = self.require_preprocessed()
-        remedy = f"Run usd_plan_and_preprocess -d {id_or_name} first, or check the number and the root folder."
+        command = f"usd_plan_and_preprocess -d {quote(str(id_or_name))}"
+        remedy = f"Run {command} first, or check the number and the root folder."
         return root / find_dataset(root, id_or_name, remedy)
 
     def require_results(self) -> Path:

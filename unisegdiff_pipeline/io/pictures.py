@@ -127,7 +127,7 @@ def _declared(path: Path, picture: Any) -> tuple[Shape, Geometry]:
         frames = tiff_pages.count(path)
         tiff_pages.check_description(path, picture.tag_v2.get(270), frames)
     if picture.format == "PNG" and (animated := getattr(picture, "n_frames", 1)) > 1:
-        raise UsdError(f"{path} is an animated PNG of {animated} frames; save the one that counts as a picture.")
+        raise UsdError(f"{path} is an animated PNG of {animated} frames; save the frame that counts, alone.")
     if frames > 1 and path.suffix.lower() not in TIFF_ENDINGS:
         raise UsdError(f"{path} is a TIFF of {frames} pages; name it {split_ending(path.name)[0]}.tif.")
     size, geometry = _displayed_size(path, picture), _geometry(path, frames)
@@ -203,8 +203,8 @@ def _frame(path: Path, picture: Any, as_labels: bool) -> np.ndarray:
             f"{path} is a colour or transparent picture of {bits} bits a channel, of which only 8 could be read; save "
             "it with 8 bits, or as grey without transparency."
         )
-    if bits > 8 and picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        raise UsdError(  # Pillow turns them round only where they have 8 bits
+    if picture.format == "TIFF" and bits > (1 if as_labels else 8) and _stores_white_as_zero(picture):
+        raise UsdError(  # Pillow turns round up to 8 bits, which masks of other programs do not expect
             f"{path} has {bits} bits a value and stores white as 0 (WhiteIsZero), which viewers show turned round and "
             f"other programs do not; save it with black as 0."
         )
@@ -222,6 +222,10 @@ def _frame(path: Path, picture: Any, as_labels: bool) -> np.ndarray:
     elif as_labels and bits < 8:
         array = array // (255 // (2**bits - 1))  # Pillow spreads 2 and 4 bits over 0 to 255
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+
+
+def _stores_white_as_zero(picture: Any) -> bool:
+    return bool(picture.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
 
 
 def _bits_per_value(path: Path, picture: Any) -> int:

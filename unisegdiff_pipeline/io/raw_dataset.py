@@ -445,12 +445,15 @@ def left_out(folder: Path, ending: str) -> list[StrayFile]:
     """Files of a folder that look like images, of formats that are not read too, and do not end in `ending`, and links
     to nothing.
 
-    Pictures beside volumes are taken for previews, unless they are named like a channel.
+    Pictures beside volumes are taken for previews, unless they are named like a channel. A file of a format that
+    is not read beside an image of the same name is taken for a copy of it (a_0000.hdr beside a_0000.nii.gz).
     """
     stray = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
+    names = {entry.name for entry in entries}
+    for entry in entries:
         path, (stem, found) = Path(entry.path), split_image_ending(entry.name)
-        if entry.name.startswith(".") or not found:
+        if entry.name.startswith(".") or not found or (not split_ending(entry.name)[1] and stem + ending in names):
             continue
         if not path.exists():
             stray.append(StrayFile(path, "it is a link to a file that does not exist", "Correct or remove the link."))

@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -564,5 +565,5 @@ def require_plans(folder: Path, name: str | None) -> Path:
         return path
     named = sorted(p.stem.removeprefix(PLANS_PREFIX) for p in folder.glob(f"{PLANS_PREFIX}*.json"))
     there = f"; it has plans named {', '.join(named)}" if named else ""
-    flag = "" if name is None else f" --plans {name}"
-    raise UsdError(f"{folder} holds no {path.name}{there}. Run usd_plan -d {folder.name}{flag} first.")
+    flag = "" if name is None else f" --plans {quote(name)}"
+    raise UsdError(f"{folder} holds no {path.name}{there}. Run usd_plan -d {quote(folder.name)}{flag} first.")

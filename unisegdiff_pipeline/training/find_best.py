@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -108,13 +109,14 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
     """
     preprocessed = roots.preprocessed_dataset(dataset)
     results = roots.require_results()
-    folder = results / find_dataset(results, preprocessed.name, f"Train a model with usd_train {dataset} cv first.")
+    training = f"usd_train {quote(str(dataset))} cv"
+    folder = results / find_dataset(results, preprocessed.name, f"Train a model with {training} first.")
     raw = None if roots.raw is None else roots.raw / preprocessed.name
     splits = load_or_create_splits(preprocessed, raw, writing=False)
     models, left_out = find_validated_models(folder, [str(number) for number in range(len(splits))])
     if not models:
         why = f": {'; '.join(left_out)}" if left_out else ""
-        raise UsdError(f"{folder} holds no model with a validated fold{why}. Train one with usd_train {dataset} cv.")
+        raise UsdError(f"{folder} holds no model with a validated fold{why}. Train one with {training}.")
     groups = {record.case_id: record.group for record in read_cases(preprocessed)}
     pairs, without = _pairs(models, preprocessed, groups, workers)
     contenders = [*(Contender((model,), model.scores) for model in models), *pairs]
