@@ -14,7 +14,7 @@ from unisegdiff_pipeline.core.geometry import Geometry, Volume
 from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, PICTURE_ENDINGS, split_ending
 from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.io.integrity import label_values
-from unisegdiff_pipeline.io.pictures import require_opaque
+from unisegdiff_pipeline.io.pictures import require_opaque, require_still
 
 _JPEG_BLACK = 16  # black of a JPEG may come back as a value up to this
 MaskReader = Callable[[Path], Volume]  # label map (1, Z, Y, X) of unsigned integers
@@ -107,6 +107,7 @@ def _read(path: Path, mode: str) -> np.ndarray:
 
     try:
         with Image.open(path, formats=("PNG", "JPEG", "BMP", "TIFF")) as picture:
+            require_still(path, picture)
             require_opaque(path, picture)
             shown = ImageOps.exif_transpose(picture)
             if shown.mode in ("P", "PA", "RGBA"):

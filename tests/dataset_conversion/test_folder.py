@@ -185,3 +185,12 @@ def test_number_of_sources_and_list(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--list"])
     assert "folder IMAGES MASKS" in capsys.readouterr().out
+
+
+def test_animated_masks_are_refused(tmp_path):
+    picture(tmp_path / "images/a.png", size=(8, 8))
+    (tmp_path / "masks").mkdir()
+    first, second = (Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (0, 255))
+    first.save(tmp_path / "masks/a.png", save_all=True, append_images=[second])
+    for threshold in (None, 127):
+        refused(tmp_path, "masks/a.png is an animated PNG of 2 frames", threshold=threshold)

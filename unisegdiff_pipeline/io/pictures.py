@@ -126,8 +126,7 @@ def _declared(path: Path, picture: Any) -> tuple[Shape, Geometry]:
     if picture.format == "TIFF":
         frames = tiff_pages.count(path)
         tiff_pages.check_description(path, picture.tag_v2.get(270), frames)
-    if picture.format == "PNG" and (animated := getattr(picture, "n_frames", 1)) > 1:
-        raise UsdError(f"{path} is an animated PNG of {animated} frames; save the frame that counts, alone.")
+    require_still(path, picture)
     if frames > 1 and path.suffix.lower() not in TIFF_ENDINGS:
         raise UsdError(f"{path} is a TIFF of {frames} pages; name it {split_ending(path.name)[0]}.tif.")
     size, geometry = _displayed_size(path, picture), _geometry(path, frames)
@@ -238,6 +237,12 @@ def _bits_per_value(path: Path, picture: Any) -> int:
     if picture.format == "TIFF":
         return int(max(np.ravel(picture.tag_v2.get(258, 1))))
     return 8
+
+
+def require_still(path: Path, picture: Any) -> None:
+    """Raise a UsdError where an open picture is an animated PNG."""
+    if picture.format == "PNG" and (frames := getattr(picture, "n_frames", 1)) > 1:
+        raise UsdError(f"{path} is an animated PNG of {frames} frames; save the frame that counts, alone.")
 
 
 def require_opaque(path: Path, picture: Any) -> None:
