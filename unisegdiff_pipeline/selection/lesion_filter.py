@@ -9,14 +9,15 @@ luck, so every lesion stays unless a filter shows its worth on patients that it 
 
 - rules of one number alone are tried: a confidence, a probability, a size up to half of the smallest lesion that was
   found, or the largest lesion of a case (rules of several numbers and larger sizes lost Dice on other patients);
-- each patient's lesions are filtered by the rule that is best on all others (leave one patient out);
+- a rule costs no Dice, and is the one that removes least of those whose utility is near the highest;
+- each patient's lesions are filtered by the rule that is so chosen on all others (leave one patient out);
 - the utility so reached must exceed that of keeping every lesion by GAIN_ERRORS standard errors (jackknife over
   patients), and Dice not fall; or, where keeping every lesion gives more false alarms than the plain segmenter, the
   false alarms must fall by as much, and the utility not fall by one standard error;
 - at least FEWEST_PATIENTS patients have a lesion.
 
-Where annotators drew a single lesion in nearly all cases, as of an organ, those cases tell more than the held-out ones:
-then only the largest lesion of a case stays, unless that is worse on the held-out cases. One rule that is known
+Where annotators drew a single lesion in all cases with any, as of an organ, those cases tell more than the held-out
+ones: then only the largest lesion of a case stays, unless that is worse on the held-out cases. One rule that is known
 beforehand is not the luckiest of many, so that it has to gain no more than anything.
 
 In a unified data set all of these are means over its sources: a large one does not choose the rule of the small ones.
@@ -29,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -39,6 +41,7 @@ from unisegdiff_pipeline.inference.lesion_filter import NO_RULE, LesionFilter, L
 from unisegdiff_pipeline.inference.utility import DEFAULT_UTILITY, OperatingPoint, Utility, best_point
 
 GAIN_ERRORS = 1.645  # standard errors that the gain on patients not chosen on must exceed: 5 % of one tail
+WEAKER_ERRORS = 1.0  # standard errors of utility that a rule may have less, if it removes less (Breiman et al. 1984)
 SIZE_FRACTION = 0.5  # of the smallest lesion that was found, that no smallest size may exceed
 FEWEST_PATIENTS = 6  # with a lesion
 CONFIDENCES = (0.25, 0.5, 0.75, 1.0)
@@ -46,7 +49,6 @@ NUM_STEPS = 15  # of probability and size that are tried, at quantiles of the le
 MOST_POINTS = 30  # that are kept
 ROUNDING = 1e-12  # of scores
 FEWEST_ANNOTATED = 20  # cases with a lesion that can tell that there is one alone
-SINGLE_FRACTION = 0.9  # of them that have to hold one alone
 LARGEST = LesionRule(max_lesions=1)
 
 
@@ -136,8 +138,8 @@ class RuleChoice:
         num_patients, num_cases, num_lesion_free: that it was chosen on; the patients are those with a lesion.
         points: rules worth offering, by rising sensitivity; the first of them are strict.
         num_sources: that all scores are means over; 1 for an ordinary data set.
-        num_annotated, num_single: cases with a lesion, trained on or held out, and those of them that hold one alone.
-        by_annotations: whether these decided for the largest lesion.
+        num_annotated: cases with a lesion, trained on or held out.
+        by_annotations: whether these, which all hold one alone, decided for the largest.
     """
 
     rule: LesionRule
@@ -153,7 +155,6 @@ class RuleChoice:
     points: tuple[OperatingPoint, ...]
     num_sources: int = 1
     num_annotated: int = 0
-    num_single: int = 0
     by_annotations: bool = False
 
     def describe(self, class_name: str, units: Units = VOLUMES) -> str:
@@ -179,7 +180,7 @@ class RuleChoice:
             )
         why, others = "", f"; on patients that it was not chosen on Dice + lesion F1 {gain}"
         if self.by_annotations:
-            why = f", because {self.num_single} of {counted(self.num_annotated, 'annotated case')} hold one alone"
+            why = f", because all {counted(self.num_annotated, 'annotated case')} hold one alone"
             others = ""
         return (
             f"{class_name}: a lesion stays where {self.rule.describe(units)}{why}. On {told}: Dice from "
@@ -244,8 +245,7 @@ def choose_rule(cases: Sequence[LesionCase], trained: Sequence[int] = (), *, wit
     if unfiltered.false_alarms > plain and fewer_error > 0:
         worth = worth or (fewer > GAIN_ERRORS * fewer_error and gain > -gain_error)
     annotated = [*trained, *(case.num_reference for case in cases if case.num_reference)]
-    num_single = annotated.count(1)
-    is_single = len(annotated) >= FEWEST_ANNOTATED and num_single >= SINGLE_FRACTION * len(annotated)
+    is_single = len(annotated) >= FEWEST_ANNOTATED and set(annotated) == {1}
     by_annotations = False
     if is_single and not worth and LARGEST in table.rules and num_patients >= FEWEST_PATIENTS:
         largest = table.point(table.rules.index(LARGEST), everything)
@@ -265,7 +265,6 @@ def choose_rule(cases: Sequence[LesionCase], trained: Sequence[int] = (), *, wit
         points=_worth_offering(_Table(offered, cases).points()),
         num_sources=len({case.source for case in cases}),
         num_annotated=len(annotated),
-        num_single=num_single,
         by_annotations=by_annotations,
     )
 
@@ -360,15 +359,34 @@ class _Table:
         return float(self._ratio(self._plain[None], self._free, weights)[0])
 
     def best(self, weights: np.ndarray) -> int:
-        """The rule of the highest utility among those with no more false alarms than the plain segmenter, or fewest.
+        """The rule that removes least among those whose utility is near the highest, by WEAKER_ERRORS standard errors.
 
-        Of rules alike the first, which removes least.
+        Of rules that cost no Dice and, of these, have no more false alarms than the plain segmenter, or fewest. The
+        highest utility of all is reached just below the last lesion that is still there: the next patient's is not.
         """
-        alarms = self.false_alarms(weights)
+        dice, alarms = self._ratio(self._dice, self._with, weights), self.false_alarms(weights)
+        able = ~(dice < dice[0] - ROUNDING)  # all of them where it is undefined
         limit = self.plain_false_alarms(weights)
-        able = alarms <= max(limit, alarms.min()) + ROUNDING if not math.isnan(limit) else np.ones(len(alarms), bool)
+        if not math.isnan(limit):
+            able &= alarms <= max(limit, alarms[able].min()) + ROUNDING
         values = np.where(able, np.nan_to_num(self.utilities(weights)), -np.inf)
-        return int(np.flatnonzero(values >= values.max() - ROUNDING)[0])
+        highest = int(np.flatnonzero(values >= values.max() - ROUNDING)[0])
+        if highest == 0:
+            return 0
+        near = values >= values[highest] - WEAKER_ERRORS * self._errors[:, highest] - ROUNDING
+        near[0] = False  # whether anything is worth removing is asked on other patients
+        stay = (self._detected + self._false) @ weights
+        return int(np.argmax(np.where(near, stay, -np.inf)))
+
+    @cached_property
+    def _errors(self) -> np.ndarray:
+        """Standard error of the difference in utility of each two rules (jackknife over groups)."""
+        number = self.num_groups
+        parts = np.nan_to_num(np.array([self.utilities(1.0 - np.eye(number)[g]) for g in range(number)]))
+        parts -= parts.mean(axis=0)
+        products = parts.T @ parts
+        squares = np.diag(products)[:, None] + np.diag(products) - 2 * products
+        return np.sqrt((number - 1) / number * squares.clip(min=0))
 
     def gains_on_others(self) -> tuple[float, float, float, float, float]:
         """Gain of utility over keeping every lesion on patients not chosen on and its standard error, the gain of Dice
