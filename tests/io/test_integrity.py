@@ -196,7 +196,7 @@ def test_many_warnings_of_one_kind_are_one(folder):
         folder.image(case, 1, np.full(SHAPE, 5.0))
     (warning,) = folder.check().warnings
     assert warning.message == "all voxels of channel 1 are 5 (5 other files too)"
-    assert warning.file.endswith("a_0000.nii.gz")
+    assert warning.file.endswith("a_0001.nii.gz")
 
 
 def test_masks_of_255_get_their_own_remedy(folder):

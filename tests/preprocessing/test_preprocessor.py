@@ -253,7 +253,7 @@ def test_the_integrity_check_is_always_on(raw_folder: Path) -> None:
     with pytest.raises(UsdError, match="3 of 4 cases failed, the others are done") as caught:
         run(raw_folder)
     message = str(caught.value)
-    for words in ("a_0000.nii.gz: 1 voxels", "NaN", "b.nii.gz: the label map lies else", "no label map labelsTr/d"):
+    for words in ("a_0000.nii.gz: 1 voxel ", "NaN", "b.nii.gz: the label map lies else", "no label map labelsTr/d"):
         assert words in message
     assert PreprocessedFolder(raw_folder.parent.parent / "preprocessed" / "2d").case_ids == ("c",)
 
