@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
+from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.progress import Listener, counted, telling
 from unisegdiff_pipeline.core.serialization import read_dataclass, read_object, write_json
 from unisegdiff_pipeline.fingerprint import Fingerprint, extract_fingerprint, read_fingerprint, write_fingerprint
@@ -230,7 +230,7 @@ def plan(
     folder = Path(preprocessed) / Path(raw).name
     opened = _open_as_measured(Path(raw), folder)
     if not (folder / FINGERPRINT).is_file():
-        raise UsdError(f"{folder} holds no {FINGERPRINT}; run usd_fingerprint -d {quote(opened.name)} first.")
+        raise UsdError(f"{folder} holds no {FINGERPRINT}; run usd_fingerprint -d {quoted(opened.name)} first.")
     facts = read_fingerprint(folder / FINGERPRINT)
     path = folder / plans_file(plans_name)
 

@@ -22,13 +22,6 @@ def test_lines_say_how_much_is_left(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     ]
 
 
-@pytest.mark.parametrize(
-    ("word", "shown"), [("Dataset004_X", "Dataset004_X"), ("/my results/a&b", "'/my results/a&b'"), ("#1", "'#1'")]
-)
-def test_names_in_commands_to_copy_are_one_word_for_a_shell(word: str, shown: str) -> None:
-    assert terminal.quoted(word) == shown
-
-
 def test_a_training_says_the_time_of_day_and_a_prediction_speaks_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     with terminal.showing():
         logging.getLogger("unisegdiff_pipeline.training.log").info("%s", "100 % of it")

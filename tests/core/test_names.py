@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.names import file_of, require_name
+from unisegdiff_pipeline.core.names import file_of, quoted, require_name
 
 GOOD = (
     "a",
@@ -61,3 +61,10 @@ def test_others_are_refused_in_one_printable_line(name: str) -> None:
     assert BAD[name] in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"), [("Dataset004_X", "Dataset004_X"), ("/my results/a&b", "'/my results/a&b'"), ("#1", "'#1'")]
+)
+def test_names_in_commands_to_copy_are_one_word_for_a_shell(word: str, shown: str) -> None:
+    assert quoted(word) == shown

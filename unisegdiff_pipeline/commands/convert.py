@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run, whole_number
-from unisegdiff_pipeline.commands.terminal import quoted, say
+from unisegdiff_pipeline.commands.terminal import say
+from unisegdiff_pipeline.core.names import quoted
 
 
 def build_parser() -> CommandParser:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run, whole_number
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
-from unisegdiff_pipeline.commands.terminal import quoted, say
+from unisegdiff_pipeline.commands.terminal import say
+from unisegdiff_pipeline.core.names import quoted
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.inference.recipe import Candidate, Recipe

@@ -18,7 +18,8 @@ from unisegdiff_pipeline.commands.common import (
     add_splits,
     dataset_parser,
 )
-from unisegdiff_pipeline.commands.terminal import quoted, say
+from unisegdiff_pipeline.commands.terminal import say
+from unisegdiff_pipeline.core.names import quoted
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.io.paths import Roots

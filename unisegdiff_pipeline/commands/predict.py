@@ -20,8 +20,9 @@ from unisegdiff_pipeline.commands.common import (
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import PREDICT
 from unisegdiff_pipeline.commands.slurm import TASK, JobArray, array_part, command_line
-from unisegdiff_pipeline.commands.terminal import quoted, report_error, say
+from unisegdiff_pipeline.commands.terminal import report_error, say
 from unisegdiff_pipeline.core.bounds import MAX_SAMPLES
+from unisegdiff_pipeline.core.names import quoted
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.inference.model_folder import ModelFolder

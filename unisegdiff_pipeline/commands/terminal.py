@@ -5,7 +5,6 @@ as few plain lines.
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 import textwrap
 import time
@@ -31,11 +30,6 @@ def report_error(message: str, kind: str = "error") -> None:
     print(
         "\n".join(wrap(f"{kind}: {line}") for line in message.splitlines() if line.strip()), file=sys.stderr, flush=True
     )
-
-
-def quoted(word: object) -> str:
-    """A name or path as a shell takes it for one word, for commands that the user may copy."""
-    return shlex.quote(str(word))
 
 
 def wrap(paragraph: str) -> str:

@@ -24,7 +24,8 @@ from unisegdiff_pipeline.commands.common import (
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import TRAIN
 from unisegdiff_pipeline.commands.slurm import TASK, JobArray, command_line
-from unisegdiff_pipeline.commands.terminal import quoted, report_error, say
+from unisegdiff_pipeline.commands.terminal import report_error, say
+from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.training.loggers import LOGGERS
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ that a system treats as a device, and must not look like a temporary file of thi
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from pathlib import Path
 
@@ -78,3 +79,8 @@ def require_text(name: str, what: str) -> str:
 def file_of(folder: Path, name: str, ending: str = "") -> Path:
     """`folder`/`name``ending`, where the name may become part of a path; else a UsdError."""
     return folder / f"{require_name(name, f'something to be stored in {folder}')}{ending}"
+
+
+def quoted(word: object) -> str:
+    """A name or path as a shell takes it for one word, for commands that the user may copy."""
+    return shlex.quote(str(word))

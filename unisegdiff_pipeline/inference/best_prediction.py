@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash
+from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.inference.dicom_input import as_images
 from unisegdiff_pipeline.inference.export import read_record
 from unisegdiff_pipeline.inference.folder_ensemble import ensemble_folders
@@ -51,7 +51,7 @@ def open_best(folder: Path) -> BestModels:
         except UsdError as error:
             raise UsdError(
                 f"{folder / FILE_NAME} names {member.model} with the folds {' '.join(member.folds)}: {error} Or "
-                f"compare again what is there: usd_find_best {quote(recipe.dataset)}."
+                f"compare again what is there: usd_find_best {quoted(recipe.dataset)}."
             ) from error
     return BestModels(folder, recipe, tuple(models))
 
@@ -132,6 +132,6 @@ def _promises(best: BestModels, request: PredictRequest) -> Promises | None:
     weights = [file_hash(model / f"fold_{fold}" / WEIGHTS_NAME) for model, folds in best.models for fold in folds]
     if request.num_samples is not None:
         raise UsdError(f"{best.folder / FILE_NAME} was calibrated with the models' own samples; leave --samples out.")
-    place = str(best.folder / FILE_NAME), f"Run usd_find_best {quote(best.recipe.dataset)}"
+    place = str(best.folder / FILE_NAME), f"Run usd_find_best {quoted(best.recipe.dataset)}"
     names = open_model_folder(best.models[0][0]).plans.labels.names
     return promises_for(request, best.recipe.guarantees, names, place, weights, None)

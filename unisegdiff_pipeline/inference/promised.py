@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from shlex import quote
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.inference.guarantees import Guarantees, Promises, parse_guarantees, promises_of, without
 from unisegdiff_pipeline.inference.model_folder import SETTINGS_NAME, ModelFolder
 from unisegdiff_pipeline.inference.recipe import FILE_NAME, read_recipe
@@ -90,7 +90,7 @@ def promises_for(
 def _of_folds(model: ModelFolder, folds: Sequence[str]) -> tuple[Guarantees | None, str]:
     """Those of best.json beside the model, or in it, where an archive brought it; and what to do without them."""
     name, one_fold = Path(model.folder).absolute().name, f"or predict by one fold (-f {folds[0]})"
-    remedy = f"Run usd_find_best {quote(model.plans.dataset_name)}, {one_fold}"
+    remedy = f"Run usd_find_best {quoted(model.plans.dataset_name)}, {one_fold}"
     for folder in (Path(model.folder).absolute().parent, Path(model.folder)):
         if (folder / FILE_NAME).is_file():
             recipe = read_recipe(folder)

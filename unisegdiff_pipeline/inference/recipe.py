@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Literal
 
 from unisegdiff_pipeline.core.bounds import Count, Length, Undefined
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
@@ -167,7 +167,7 @@ def read_recipe(results_folder: Path) -> Recipe:
     path = results_folder / FILE_NAME
     if not path.is_file():
         raise UsdError(
-            f"{results_folder} holds no {FILE_NAME}; run usd_find_best {quote(results_folder.name)} once models are "
+            f"{results_folder} holds no {FILE_NAME}; run usd_find_best {quoted(results_folder.name)} once models are "
             f"trained."
         )
     return read_dataclass(Recipe, path)

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.names import quoted
 
 _DATASET_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>.+)")
 
@@ -48,7 +48,7 @@ class Roots:
     def preprocessed_dataset(self, id_or_name: str | int) -> Path:
         """Folder of a data set, by its number or name, in the preprocessed root; it must be there."""
         root = self.require_preprocessed()
-        command = f"usd_plan_and_preprocess -d {quote(str(id_or_name))}"
+        command = f"usd_plan_and_preprocess -d {quoted(id_or_name)}"
         remedy = f"Run {command} first, or check the number and the root folder."
         return root / find_dataset(root, id_or_name, remedy)
 

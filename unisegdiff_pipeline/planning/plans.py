@@ -10,7 +10,6 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -28,7 +27,7 @@ from unisegdiff_pipeline.core.bounds import (
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.names import require_name, require_text
+from unisegdiff_pipeline.core.names import quoted, require_name, require_text
 from unisegdiff_pipeline.fingerprint import IntensityStatistics as IntensityStatistics
 from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS
 from unisegdiff_pipeline.io.orientation import Direction
@@ -565,5 +564,5 @@ def require_plans(folder: Path, name: str | None) -> Path:
         return path
     named = sorted(p.stem.removeprefix(PLANS_PREFIX) for p in folder.glob(f"{PLANS_PREFIX}*.json"))
     there = f"; it has plans named {', '.join(named)}" if named else ""
-    flag = "" if name is None else f" --plans {quote(name)}"
-    raise UsdError(f"{folder} holds no {path.name}{there}. Run usd_plan -d {quote(folder.name)}{flag} first.")
+    flag = "" if name is None else f" --plans {quoted(name)}"
+    raise UsdError(f"{folder} holds no {path.name}{there}. Run usd_plan -d {quoted(folder.name)}{flag} first.")

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.parallel import map_cases
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.units import Units, measured_grid, size_of_voxel, units_of
@@ -109,7 +109,7 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
     """
     preprocessed = roots.preprocessed_dataset(dataset)
     results = roots.require_results()
-    training = f"usd_train {quote(str(dataset))} cv"
+    training = f"usd_train {quoted(dataset)} cv"
     folder = results / find_dataset(results, preprocessed.name, f"Train a model with {training} first.")
     raw = None if roots.raw is None else roots.raw / preprocessed.name
     splits = load_or_create_splits(preprocessed, raw, writing=False)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any
 
 import torch
 
 from unisegdiff_pipeline.core.bounds import Count, Fraction, LogSignalToNoise, NotNegative, Range
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.progress import counted, format_duration
 from unisegdiff_pipeline.core.serialization import formerly, from_jsonable, read_dataclass, read_object, write_json
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
@@ -120,7 +120,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     if not finished:
         run.watch.add(_seconds_so_far(run, checkpoint))
         start = _start(run, checkpoint)
-        run.log.say(f"to end the training early, with a complete model: touch {quote(str(run.folder / STOP_NAME))}")
+        run.log.say(f"to end the training early, with a complete model: touch {quoted(run.folder / STOP_NAME)}")
         write_json(run.folder / REQUEST_NAME, describe_training(run, trainer))
         _train_phases(run, trainer, checkpoint, start)
         for name in (CHECKPOINT_NAME, START_NAME):
@@ -205,7 +205,7 @@ def _train_phases(
         if two_phases:
             run.log.say(
                 "the stop file is there before phase 2: the model is the segmenter alone and samples no masks. "
-                f"--run NAME --phase-1-from {quote(str(run.folder))} trains phase 2 on it"
+                f"--run NAME --phase-1-from {quoted(run.folder)} trains phase 2 on it"
             )
         _finish(run, model, replace(settings, segmenter_weight=1.0, num_samples=0), None)
         return

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ import torch
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.core.locks import locked, require_free
+from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.parallel import usable_cores
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_dataclass, read_json, write_json
@@ -355,14 +355,14 @@ def _cascade_start(
     flags = {"--trainer": request.trainer, "--plans": name.plans, "--run": name.run}
     if request.trainer == DEFAULT_TRAINER:
         del flags["--trainer"]
-    asked = "".join(f" {flag} {quote(value)}" for flag, value in flags.items() if value is not None)
+    asked = "".join(f" {flag} {quoted(value)}" for flag, value in flags.items() if value is not None)
     return CascadeStart(
         source=model_folder.parent / other.folder,
         target=model_folder / configuration.cascade.masks_of,
         data=data,
         plans=plans,
         patch_size=configuration.network.patch_size,
-        command=f"usd_train {quote(str(request.dataset))} cv -c {other.configuration}{asked}",
+        command=f"usd_train {quoted(request.dataset)} cv -c {other.configuration}{asked}",
     )
 
 
@@ -539,13 +539,13 @@ def _configuration(plans: Plans, request: TrainRequest, path: Path) -> Configura
     if name not in plans.configurations:
         raise UsdError(
             f"configuration {name!r} is not in {path}; it has {', '.join(plans.configurations)}. "
-            f"Choose one with -c, or plan again with usd_plan -d {quote(plans.dataset_name)}."
+            f"Choose one with -c, or plan again with usd_plan -d {quoted(plans.dataset_name)}."
         )
     configuration = plans.configurations[name]
     if configuration.stages is None:
         raise UsdError(
             f"the stages of configuration {name!r} are not planned yet in {path}; "
-            f"finish preprocessing with usd_preprocess -d {quote(plans.dataset_name)} -c {name}."
+            f"finish preprocessing with usd_preprocess -d {quoted(plans.dataset_name)} -c {name}."
         )
     return configuration
 
