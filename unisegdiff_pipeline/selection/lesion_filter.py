@@ -28,7 +28,7 @@ operating points are of rules of two numbers too, and their scores of the cases 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -382,7 +382,7 @@ class _Table:
     def _errors(self) -> np.ndarray:
         """Standard error of the difference in utility of each two rules (jackknife over groups)."""
         number = self.num_groups
-        parts = np.nan_to_num(np.array([self.utilities(1.0 - np.eye(number)[g]) for g in range(number)]))
+        parts = np.nan_to_num(np.array([self.utilities(others) for others in self._one_left_out()]))
         parts -= parts.mean(axis=0)
         products = parts.T @ parts
         squares = np.diag(products)[:, None] + np.diag(products) - 2 * products
@@ -397,7 +397,7 @@ class _Table:
         number = self.num_groups
         if number < 3 or not self._reference.any():
             return math.nan, math.nan, math.nan, math.nan, math.nan
-        chosen = np.array([self.best(1.0 - np.eye(number)[g]) for g in range(number)])
+        chosen = np.array([self.best(others) for others in self._one_left_out()])
 
         def difference(weights: np.ndarray) -> tuple[float, float, float]:
             own = chosen, np.arange(number)
@@ -409,9 +409,16 @@ class _Table:
             return gain + float(filtered - everything), gain, float(np.nan_to_num(fewer[0]))
 
         whole = difference(np.ones(number))
-        parts = np.array([difference(1.0 - np.eye(number)[g]) for g in range(number)])
+        parts = np.array([difference(others) for others in self._one_left_out()])
         errors = np.sqrt((number - 1) / number * ((parts - parts.mean(axis=0)) ** 2).sum(axis=0))
         return whole[0], float(errors[0]), whole[1], whole[2], float(errors[2])
+
+    def _one_left_out(self) -> Iterator[np.ndarray]:
+        """Weights of all groups but one, for each in turn."""
+        for group in range(self.num_groups):
+            weights = np.ones(self.num_groups)
+            weights[group] = 0
+            yield weights
 
     def points(self) -> list[OperatingPoint]:
         """Every rule with its scores on all cases."""
