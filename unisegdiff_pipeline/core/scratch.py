@@ -12,7 +12,7 @@ import mmap
 import os
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from threading import Event
@@ -26,7 +26,7 @@ from unisegdiff_pipeline.core.files import temporary_path
 
 SMALL_BYTES = 1 << 20  # not worth a file
 CASE_BYTES = 5e8  # that the arrays of a case may take in memory while a data set is read: a CT of a whole body has 1e9
-ROWS_BETWEEN = 32  # copied between two releases
+ROWS_BETWEEN = 32  # gone through between two releases
 
 
 class Scratch:
@@ -118,12 +118,17 @@ class Scratch:
         channels = [channel for array in arrays for channel in array]
         copy = self.empty((len(channels), *arrays[0].shape[1:]), dtype)
         for to, of in zip(copy, channels, strict=True):
-            for row in range(len(of)):
+            for row in self.rows(len(of)):
                 to[row] = of[row]
-                if row % ROWS_BETWEEN == 0:
-                    self.release()
         self.release()
         return copy
+
+    def rows(self, count: int) -> Iterator[int]:
+        """Whole numbers below `count`; what is done with rows of mapped arrays on the way leaves memory again."""
+        for row in range(count):
+            yield row
+            if row % ROWS_BETWEEN == 0:
+                self.release()
 
     def release(self) -> None:
         """Keep nothing of mapped arrays in memory; their values stay. Where the system cannot, nothing happens.

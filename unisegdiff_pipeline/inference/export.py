@@ -36,7 +36,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.names import file_of
-from unisegdiff_pipeline.core.scratch import ROWS_BETWEEN, Scratch
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.inference.case_table import join_rows, write_rows
@@ -196,10 +196,8 @@ def write_probabilities(
     ):
         np.lib.format.write_array_header_1_0(stream, header)
         for channel in restored_channels(probabilities, properties, scheme, scratch):
-            for index, row in enumerate(channel):
-                stream.write(row.astype(np.float16).tobytes())
-                if index % ROWS_BETWEEN == 0:
-                    scratch.release()
+            for row in scratch.rows(len(channel)):
+                stream.write(channel[row].astype(np.float16).tobytes())
             scratch.release()
 
 

@@ -23,7 +23,7 @@ from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.names import require_name
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.core.scratch import ROWS_BETWEEN, Scratch
+from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.label_fusion import Combination, require_combinable
@@ -371,10 +371,8 @@ class Predictor:
                 member = _added(member, total, scratch)
             members.append(member)
         if total is not None:
-            for row in range(total.shape[1]):
+            for row in scratch.rows(total.shape[1]):
                 total[:, row] /= len(members)
-                if row % ROWS_BETWEEN == 0:
-                    scratch.release()
         ordered = tuple((member, i) for _, member, i in sorted(places))
         result = EnsemblePrediction(
             tuple(members), ordered, _sum_facts(members), total, lesion_filter=self.lesion_filter, scratch=scratch

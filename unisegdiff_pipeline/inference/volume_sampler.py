@@ -22,7 +22,6 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.scratch import ROWS_BETWEEN
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, nested_probabilities
 from unisegdiff_pipeline.diffusion.drawing import (
     class_in_doubt,
@@ -693,7 +692,7 @@ class _BoxSampler:
             start = self._start_in_box(tile)
             by_layer.setdefault(start[0], []).append(start)
         depth = self.case.grid.window[0]
-        for row in range(self.extent[0]):
+        for row in self.case.scratch.rows(self.extent[0]):
             covered.fill_(False)
             for layer, starts in by_layer.items():
                 if layer <= row < layer + depth:
@@ -702,8 +701,6 @@ class _BoxSampler:
             z, y, x = self.place
             active = self.active.within((slice(z.start + row, z.start + row + 1), y, x))[0]
             self.inside[row] = active.cpu() & covered
-            if row % ROWS_BETWEEN == 0:
-                self.case.scratch.release()
         self.case.scratch.release()
 
     def _empty(self, leading: tuple[int, ...], dtype: DTypeLike = np.float32) -> Tensor:
