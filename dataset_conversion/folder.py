@@ -19,8 +19,8 @@ from unisegdiff_pipeline.io.endings import (
     NIFTI_ENDINGS,
     PICTURE_ENDINGS,
     SUPPORTED_ENDINGS,
+    is_unread_image,
     split_ending,
-    split_image_ending,
 )
 from unisegdiff_pipeline.io.images import read_header, read_labels
 from unisegdiff_pipeline.io.integrity import label_values
@@ -55,9 +55,7 @@ def find(request: Request) -> Conversion:
 def _require_known_formats(folder: Path) -> None:
     """Refuse images of formats that are not read: with masks of such formats they would be left out unseen."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    foreign = [
-        name for name in names if split_image_ending(name)[1] and not (split_ending(name)[1] or name.startswith("."))
-    ]
+    foreign = [name for name in names if is_unread_image(name) and not name.startswith(".")]
     if foreign:
         raise UsdError(
             f"{folder} holds {counted(len(foreign), 'image')} of formats that are not read ({', '.join(foreign[:3])}); "

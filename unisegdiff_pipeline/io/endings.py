@@ -47,6 +47,11 @@ def split_image_ending(name: str) -> tuple[str, str]:
     return stem, ending
 
 
+def is_unread_image(name: str) -> bool:
+    """Whether a file is an image by its name, of a format that is not read."""
+    return bool(split_image_ending(name)[1]) and not split_ending(name)[1]
+
+
 def is_picture_ending(ending: str) -> bool:
     """Whether files of this ending are pictures without a geometry of their own."""
     return ending.lower() in PICTURE_ENDINGS + TIFF_ENDINGS + FOREIGN_PICTURE_ENDINGS

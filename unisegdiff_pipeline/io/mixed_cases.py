@@ -8,8 +8,8 @@ from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
-from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending, split_image_ending
-from unisegdiff_pipeline.io.raw_dataset import CHANNEL_SUFFIX, RawCase, require_input_name
+from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, is_unread_image, split_ending, split_image_ending
+from unisegdiff_pipeline.io.raw_dataset import CHANNEL_SUFFIX, RawCase, require_image_file, require_input_name
 
 
 def find_mixed_cases(source: Path | Sequence[Path]) -> tuple[RawCase, ...]:
@@ -84,9 +84,8 @@ def _images_of(folder: Path) -> list[Path]:
     names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     found = [folder / name for name in names if split_ending(name)[1]]
     read = {split_ending(path.name)[0] for path in found}
-    for path in (folder / name for name in names if not split_ending(name)[1]):
-        stem, ending = split_image_ending(path.name)
-        if ending and stem not in read:  # else it is a copy of an image that is read
+    for path in (folder / name for name in names if is_unread_image(name)):
+        if split_image_ending(path.name)[0] not in read:  # else it is a copy of an image that is read
             raise UsdError(
                 f"{path} is of a format that is not read, and would be left out; convert it to one of "
                 f"{', '.join(SUPPORTED_ENDINGS)}, or move it away."
@@ -105,10 +104,7 @@ def _with_siblings(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     listed: dict[tuple[Path, str], dict[str, list[Path]]] = {}
     for path in paths:
-        if path.is_dir():
-            raise UsdError(f"{path} is a folder, named beside other inputs; name one folder, or image files alone.")
-        if not path.is_file():
-            raise UsdError(f"{path} does not exist; name a folder or an image file.")
+        require_image_file(path)
         if not split_ending(path.name)[1]:
             raise UsdError(f"{path} has no known ending; supported are {', '.join(SUPPORTED_ENDINGS)}. Convert it.")
         case_id, channel = _case_and_channel(path)

@@ -27,7 +27,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed, require_name, require_text
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, read_dataset_json, with_spacing_of
-from unisegdiff_pipeline.io.endings import TIFF_ENDINGS, split_image_ending
+from unisegdiff_pipeline.io.endings import TIFF_ENDINGS, is_unread_image, split_image_ending
 from unisegdiff_pipeline.io.images import is_picture_ending, label_ending, read_header, split_ending
 from unisegdiff_pipeline.io.label_map import LabelMap
 from unisegdiff_pipeline.io.sources import Source, require_whole_label_map, unified_case_id
@@ -453,7 +453,7 @@ def left_out(folder: Path, ending: str) -> list[StrayFile]:
     names = {entry.name for entry in entries}
     for entry in entries:
         path, (stem, found) = Path(entry.path), split_image_ending(entry.name)
-        if entry.name.startswith(".") or not found or (not split_ending(entry.name)[1] and stem + ending in names):
+        if entry.name.startswith(".") or not found or (is_unread_image(entry.name) and stem + ending in names):
             continue
         if not path.exists():
             stray.append(StrayFile(path, "it is a link to a file that does not exist", "Correct or remove the link."))
@@ -604,11 +604,16 @@ def _images_of_files(paths: Iterable[Path], file_ending: str) -> dict[str, tuple
     return images
 
 
-def _require_input(path: Path, file_ending: str) -> None:
+def require_image_file(path: Path, described: str = "an image file") -> None:
+    """Raise a UsdError where a file that is named as an input is none; `described` says what it should be."""
     if path.is_dir():
         raise UsdError(f"{path} is a folder, named beside other inputs; name one folder, or image files alone.")
     if not path.is_file():
-        raise UsdError(f"{path} does not exist; name a folder or an image file ending in {file_ending}.")
+        raise UsdError(f"{path} does not exist; name a folder or {described}.")
+
+
+def _require_input(path: Path, file_ending: str) -> None:
+    require_image_file(path, f"an image file ending in {file_ending}")
     if not path.name.endswith(file_ending):
         raise UsdError(f"{path} does not end in {file_ending}, which the model expects; convert the image.")
 
