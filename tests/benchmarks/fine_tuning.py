@@ -27,8 +27,10 @@ from tests.benchmarks.unified import (
     difference_cells,
     false_alarms,
     groups_of,
+    parser_of,
     roots_of,
     run,
+    run_benchmark,
     scores_of,
 )
 from unisegdiff_pipeline.inference.model_name import ModelName
@@ -171,20 +173,13 @@ def phase_1(args: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table", "phase_1"))
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--raw", type=Path, required=True)
+    parser = parser_of(__doc__, "phase_1")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--start", type=Path, required=True, help="a fold folder")
     parser.add_argument("--cases", type=int, nargs="+", default=[5, 10, 20, 50])
     parser.add_argument("--seconds", type=int, default=120)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    args = parser.parse_args()
-    if args.what == "train":
-        train(args)
-    else:
-        print("\n".join(table(args) if args.what == "table" else phase_1(args)))
+    run_benchmark(parser.parse_args(), train=train, table=table, phase_1=phase_1)
 
 
 if __name__ == "__main__":

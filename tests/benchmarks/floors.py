@@ -144,10 +144,9 @@ def works(run: FoldRun) -> dict[str, tuple[Callable[[], object], str]]:
 def share_rows(run: FoldRun, best: dict[str, float], repeats: int) -> list[list[str]]:
     rows = []
     for name, (work, chosen) in works(run).items():
-        operations, seconds = operations_of(work), seconds_of(work, repeats)
-        if not name.startswith("training"):
-            with torch.inference_mode():
-                seconds = seconds_of(work, repeats)
+        operations = operations_of(work)
+        with torch.inference_mode(not name.startswith("training")):
+            seconds = seconds_of(work, repeats)
         floor = operations / best[chosen] / 1e9
         rows.append(
             [

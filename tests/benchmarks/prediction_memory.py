@@ -101,10 +101,15 @@ def make_volume(shape: tuple[int, int, int], whole: bool) -> np.ndarray:
     return image
 
 
+def network_of(patch: Sequence[int], widths: Sequence[int], num_convs: int) -> NetworkPlan:
+    """A 3D segmenter of one channel whose resolution is halved from level to level."""
+    levels = tuple(LevelPlan(width, (1 if i == 0 else 2,) * 3, (3,) * 3, num_convs) for i, width in enumerate(widths))
+    return NetworkPlan(3, tuple(patch), 1, levels)
+
+
 def tiny_networks() -> tuple[NetworkPlan, DenoiserPlan]:
     """A denoiser as wide as its segmenter."""
-    levels = tuple(LevelPlan(width, (1 if i == 0 else 2,) * 3, (3,) * 3, 1) for i, width in enumerate(WIDTHS))
-    return NetworkPlan(3, PATCH, 1, levels), DenoiserPlan(DENOISER_WIDTHS)
+    return network_of(PATCH, WIDTHS, 1), DenoiserPlan(DENOISER_WIDTHS)
 
 
 def planned_networks(shape: tuple[int, int, int]) -> tuple[NetworkPlan, DenoiserPlan]:
@@ -113,42 +118,58 @@ def planned_networks(shape: tuple[int, int, int]) -> tuple[NetworkPlan, Denoiser
     return network, DenoiserPlan(denoiser_widths(network, 1)[0])
 
 
+def plans_of(dataset: str, name: str, labels: LabelScheme, networks: tuple[NetworkPlan, DenoiserPlan]) -> Plans:
+    """Plans of one configuration, whose images are taken as they are."""
+    preprocessing = PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("nonorm",), (False,), ())
+    configuration = ConfigurationPlan(name, preprocessing, (1, 1, 1), *networks, TrainingPlan(2))
+    return Plans(1, dataset, labels, ("CT",), ".nii.gz", True, BUDGET, name, {name: configuration})
+
+
+def write_model(folder: Path, plans: Plans, model: StagedModel, num_calls: int) -> None:
+    """A model folder with the samplers that training leaves by default, but for the calls of a mask after the first.
+
+    Pure noise for the mean, `num_calls` more for the masks, two fields.
+    """
+    (configuration,) = plans.configurations.values()
+    write_json(folder / "plans.json", plans)
+    save_weights(folder / "fold_0/weights.safetensors", model, {"plan_hash": plan_hash(configuration)})
+    mean = SamplerSettings(method="ddim", start="stage_a", num_calls=0, lam_end=0.0)
+    masks = SamplerSettings(
+        method="hard",
+        start="stage_a",
+        num_calls=num_calls,
+        lam_end=0.0,
+        correlation_length_mm=12.0,
+        draw=True,
+        surface_length_mm=3.0,
+    )
+    settings = InferenceSettings(lam_a=-3.0, lam_c=0.5, segmenter_weight=0.25, sampler=mean, mask_sampler=masks)
+    write_settings(folder / "fold_0", settings)
+
+
 def make_model(folder: Path, networks: tuple[NetworkPlan, DenoiserPlan]) -> None:
     """A model folder whose network finds the tissue active."""
-    preprocessing = PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("nonorm",), (False,), ())
-    configuration = ConfigurationPlan(
-        "tiny",
-        preprocessing,
-        (1, 1, 1),
-        *networks,
-        TrainingPlan(2),
-    )
-    plans = Plans(1, "Dataset001_Large", LESION, ("CT",), ".nii.gz", True, BUDGET, "tiny", {"tiny": configuration})
+    plans = plans_of("Dataset001_Large", "tiny", LESION, networks)
     torch.manual_seed(0)
-    model = build_model(configuration, LESION, True).eval()
+    model = build_model(plans.configurations["tiny"], LESION, True).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # the heads start at zero, which would make every sample p_det
             parameter.copy_(0.3 * torch.randn_like(parameter))
         assert model.denoiser is not None
         for parameter in model.denoiser.head.parameters():  # a trained one corrects p_det, and not by five units
             parameter *= 0.2
-    write_json(folder / "plans.json", plans)
-    save_weights(folder / "fold_0/weights.safetensors", model, {"plan_hash": plan_hash(configuration)})
-    # As training leaves it by default: pure noise for the mean, one more call for the masks, two fields.
-    mean = SamplerSettings(method="ddim", start="stage_a", num_calls=0, lam_end=0.0)
-    masks = SamplerSettings(
-        method="hard",
-        start="stage_a",
-        num_calls=1,
-        lam_end=0.0,
-        correlation_length_mm=12.0,
-        draw=True,
-        surface_length_mm=3.0,
-    )
-    write_settings(
-        folder / "fold_0",
-        InferenceSettings(lam_a=-3.0, lam_c=0.5, segmenter_weight=0.25, sampler=mean, mask_sampler=masks),
-    )
+    write_model(folder, plans, model, num_calls=1)
+
+
+def segment_by(logits_of: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Let segmenters of this process answer with logits made of the image and their own; all is computed as before."""
+    forward = SegmentationUNet.forward
+
+    def answer(self: SegmentationUNet, image: Tensor, *source: Tensor | None) -> SegmenterOutput:
+        output = forward(self, image, *source)
+        return output._replace(logits=(logits_of(image, output.logits[0]), *output.logits[1:]))
+
+    SegmentationUNet.forward = answer  # type: ignore[method-assign]
 
 
 def predict_by_brightness(arguments: Sequence[str], only_memory: bool) -> int:
@@ -156,18 +177,15 @@ def predict_by_brightness(arguments: Sequence[str], only_memory: bool) -> int:
 
     Its network computes all that it would, or one tile, and roughens the logits.
     """
-    forward = SegmentationUNet.forward
     if only_memory:
-        forward = _first_answer(forward)
+        SegmentationUNet.forward = _first_answer(SegmentationUNet.forward)  # type: ignore[method-assign]
         StagedModel.denoise = _first_answer(StagedModel.denoise)  # type: ignore[method-assign]
 
-    def by_brightness(self: SegmentationUNet, image: Tensor, *source: Tensor | None) -> SegmenterOutput:
-        output = forward(self, image, *source)
+    def by_brightness(image: Tensor, logits: Tensor) -> Tensor:
         kinds = torch.bucketize(image, torch.tensor(EDGES))
-        logits = torch.tensor(LOGITS)[kinds] + ROUGHNESS * output.logits[0].float().tanh()
-        return output._replace(logits=(logits, *output.logits[1:]))
+        return torch.tensor(LOGITS)[kinds] + ROUGHNESS * logits.float().tanh()
 
-    SegmentationUNet.forward = by_brightness  # type: ignore[method-assign]
+    segment_by(by_brightness)
     return predict_command.main(arguments)
 
 

@@ -32,28 +32,16 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.pages import RESULTS
+from tests.benchmarks.prediction_memory import network_of, plans_of, segment_by, write_model
 from tests.benchmarks.scale import Cost, command, cpu_seconds, peak_mb
 from unisegdiff_pipeline.commands import evaluate, fingerprint, plan, predict, preprocess
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
-from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
-from unisegdiff_pipeline.inference.model_folder import plan_hash, save_weights
-from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.images import write_labels, write_map
 from unisegdiff_pipeline.networks.staged_model import build_model
-from unisegdiff_pipeline.networks.unet import SegmentationUNet, SegmenterOutput
 from unisegdiff_pipeline.planning.planner import denoiser_widths
-from unisegdiff_pipeline.planning.plans import (
-    Budget,
-    ConfigurationPlan,
-    DenoiserPlan,
-    LevelPlan,
-    NetworkPlan,
-    Plans,
-    PreprocessingPlan,
-    TrainingPlan,
-)
+from unisegdiff_pipeline.planning.plans import DenoiserPlan
 
 DATASET = "Dataset952_Slopes"
 PATCH, WIDTHS = (32, 48, 48), (16, 32, 64, 128)
@@ -120,38 +108,26 @@ def make_data(root: Path, work: Work) -> None:
 
 
 def make_model(folder: Path, work: Work) -> None:
-    """A model folder of a plan as for a CPU, with the samplers that training leaves by default."""
+    """A model folder of a plan as for a CPU."""
     labels = label_scheme(work.classes)
-    levels = tuple(LevelPlan(width, (1 if i == 0 else 2,) * 3, (3,) * 3, 2) for i, width in enumerate(WIDTHS))
-    network = NetworkPlan(3, PATCH, 1, levels)
-    widths = DenoiserPlan(denoiser_widths(network, labels.num_channels)[0])
-    preprocessing = PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("nonorm",), (False,), ())
-    configuration = ConfigurationPlan("3d_fullres", preprocessing, (1, 1, 1), network, widths, TrainingPlan(2))
-    named = {"3d_fullres": configuration}
-    plans = Plans(1, DATASET, labels, ("MR",), ".nii.gz", True, Budget("cpu", 8, 1), "3d_fullres", named)
+    network = network_of(PATCH, WIDTHS, 2)
+    networks = network, DenoiserPlan(denoiser_widths(network, labels.num_channels)[0])
+    plans = plans_of(DATASET, "3d_fullres", labels, networks)
     torch.manual_seed(0)
-    model = build_model(configuration, labels, True)
-    write_json(folder / "plans.json", plans)
-    save_weights(folder / "fold_0/weights.safetensors", model, {"plan_hash": plan_hash(configuration)})
-    mean = SamplerSettings(method="ddim", start="stage_a", num_calls=0, lam_end=0.0)
-    lengths = {"correlation_length_mm": 12.0, "draw": True, "surface_length_mm": 3.0}
-    masks = SamplerSettings(method="hard", start="stage_a", num_calls=work.calls - 1, lam_end=0.0, **lengths)
-    settings = InferenceSettings(lam_a=-3.0, lam_c=0.5, segmenter_weight=0.25, sampler=mean, mask_sampler=masks)
-    write_settings(folder / "fold_0", settings)
+    model = build_model(plans.configurations["3d_fullres"], labels, True)
+    write_model(folder, plans, model, num_calls=work.calls - 1)
 
 
 def predict_by_brightness(arguments: Sequence[str]) -> int:
     """`usd_predict` with a segmenter whose logits follow the brightness; its network computes all that it would."""
-    forward = SegmentationUNet.forward
 
-    def by_brightness(self: SegmentationUNet, image: Tensor, *source: Tensor | None) -> SegmenterOutput:
-        output = forward(self, image, *source)
-        channels = output.logits[0].shape[1]
+    def by_brightness(image: Tensor, logits: Tensor) -> Tensor:
+        channels = logits.shape[1]
         values = torch.arange(max(2, channels), dtype=image.dtype).reshape(1, -1, 1, 1, 1)
-        logits = -SHARPNESS * (image - values).square()
-        return output._replace(logits=(logits[:, 1:] - logits[:, :1] if channels == 1 else logits, *output.logits[1:]))
+        found = -SHARPNESS * (image - values).square()
+        return found[:, 1:] - found[:, :1] if channels == 1 else found
 
-    SegmentationUNet.forward = by_brightness  # type: ignore[method-assign]
+    segment_by(by_brightness)
     return predict.main(arguments)
 
 

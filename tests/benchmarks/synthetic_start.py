@@ -15,7 +15,17 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from tests.benchmarks.unified import TRAINER, difference_cells, groups_of, roots_of, run, run_name, scores_of
+from tests.benchmarks.unified import (
+    TRAINER,
+    difference_cells,
+    groups_of,
+    parser_of,
+    roots_of,
+    run,
+    run_benchmark,
+    run_name,
+    scores_of,
+)
 from unisegdiff_pipeline.inference.model_name import ModelName
 from unisegdiff_pipeline.io.paths import find_dataset
 
@@ -91,18 +101,11 @@ def table(args: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table"))
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--raw", type=Path, required=True)
+    parser = parser_of(__doc__)
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    args = parser.parse_args()
-    if args.what == "train":
-        train(args)
-    else:
-        print("\n".join(table(args)))
+    run_benchmark(parser.parse_args(), train=train, table=table)
 
 
 if __name__ == "__main__":

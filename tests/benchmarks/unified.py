@@ -17,7 +17,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 
@@ -144,27 +144,30 @@ def _macro(seed: int, means: Iterable[tuple[float, float]]) -> str:
     return f"| **macro mean** | {seed} | | **{alone:.3f}** | **{unified:.3f}** | **{unified - alone:+.3f}** | | | |"
 
 
-def parser_of(description: str | None) -> argparse.ArgumentParser:
-    """What both benchmarks of unified models ask for: where, and which data set."""
+def parser_of(description: str | None, *more: str) -> argparse.ArgumentParser:
+    """What benchmarks that train and then print a table ask for; `more` are further things that they do."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("what", choices=("train", "table", *more))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--raw", type=Path, required=True)
-    parser.add_argument("--unified", required=True)
     return parser
+
+
+def run_benchmark(args: argparse.Namespace, **what: Callable[[argparse.Namespace], list[str] | None]) -> None:
+    """Do what is asked for, and print the lines of a table where that gives one."""
+    lines = what[args.what](args)
+    if lines is not None:
+        print("\n".join(lines))
 
 
 def main() -> None:
     parser = parser_of(__doc__)
+    parser.add_argument("--unified", required=True)
     parser.add_argument("--sources", nargs="+", required=True)
     parser.add_argument("--seconds", type=int, default=480)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--workers", type=int, default=0)
-    args = parser.parse_args()
-    if args.what == "train":
-        train(args)
-    else:
-        print("\n".join(table(args)))
+    run_benchmark(parser.parse_args(), train=train, table=table)
 
 
 if __name__ == "__main__":

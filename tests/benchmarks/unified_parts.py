@@ -22,7 +22,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tests.benchmarks.unified import dice_where_lesion, false_alarms, groups_of, parser_of, roots_of, run, scores_of
+from tests.benchmarks.unified import (
+    dice_where_lesion,
+    false_alarms,
+    groups_of,
+    parser_of,
+    roots_of,
+    run,
+    run_benchmark,
+    scores_of,
+)
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.evaluation.comparison import macro_gain, paired_comparison
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
@@ -149,13 +158,10 @@ def _by_source(values: Mapping[str, float]) -> str:
 
 def main() -> None:
     parser = parser_of(__doc__)
+    parser.add_argument("--unified", required=True)
     parser.add_argument("--iterations", type=int, nargs=2, default=[400, 200], help="of the two phases")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    args = parser.parse_args()
-    if args.what == "train":
-        train(args)
-    else:
-        print("\n".join(table(args)))
+    run_benchmark(parser.parse_args(), train=train, table=table)
 
 
 if __name__ == "__main__":
