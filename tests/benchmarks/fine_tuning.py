@@ -1,14 +1,16 @@
-"""What a start from a unified model is worth: few cases of a data set that it has not seen, at equal seconds.
+"""What a start is worth for few cases of a data set: random weights, `synthetic`, a unified model; at equal seconds.
 
     python -m tests.benchmarks.fine_tuning train --work FOLDER --raw ROOT --dataset 101 --start FOLD --seconds 120
     python -m tests.benchmarks.fine_tuning table --work FOLDER --raw ROOT --dataset 101 --start FOLD --seconds 120
 
 The cases of the data set are shuffled once. The second half is scored; the first N of the first half are trained on,
 for every N of `--cases`, so that a training on more cases knows those of a training on fewer. `alone` has the plan of
-the data set and random weights, `start` the plan and the weights of `--start` (a fold of the unified model). `train`
-goes on where it was interrupted; it first predicts the scored cases with the model of `--start` itself, as images of an
-unknown source, which is the row of no case at all. Scores are those of the trainings' own validation. `phase_1` shows
-how both got there: Dice on the held-out cases while phase 1 lasted, and the loss on the training cases when it ended.
+the data set and random weights, `synthetic` that plan and the start that the package ships, `start` the plan and the
+weights of `--start` (a fold of the unified model, which has not seen the data set). `train` goes on where it was
+interrupted; where the data set has one class, it first predicts the scored cases with the model of `--start` itself, as
+images of an unknown source, which is the row of no case at all. Scores are those of the trainings' own validation: for
+each case the mean Dice over the classes that its reference holds. `phase_1` shows how they got there: Dice on the
+held-out cases while phase 1 lasted, and the loss on the training cases when it ended.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import random
 from pathlib import Path
 from statistics import fmean
 
+from tests.benchmarks.synthetic_start import dice_of
 from tests.benchmarks.unified import (
     TRAINER,
     Scores,
@@ -43,7 +46,7 @@ SHUFFLE_SEED = 12345
 COUNTS = ("dice", "tp", "fp", "fn")
 LIKE_START = "like_start"
 SHOWN_LOOKS = {"a third": 1, "half": 2, "the end": 5}  # of the six that a phase 1 takes at its held-out cases
-PLANS: dict[str, str | None] = {"alone": None, "start": LIKE_START}
+PLANS: dict[str, str | None] = {"alone": None, "synthetic": None, "start": LIKE_START}
 
 
 def splits(cases: list[str], numbers: list[int]) -> list[dict[str, list[str]]]:
@@ -61,6 +64,12 @@ def case_names(args: argparse.Namespace) -> list[str]:
     return [case.case_id for case in open_raw_dataset(args.raw / find_dataset(args.raw, args.dataset)).cases]
 
 
+def has_one_class(args: argparse.Namespace) -> bool:
+    """Whether the data set has one class, as the unified model has."""
+    labels = json.loads((args.raw / find_dataset(args.raw, args.dataset) / "dataset.json").read_text())["labels"]
+    return len(labels.keys() - {"background"}) == 1
+
+
 def scored_cases(args: argparse.Namespace) -> set[str]:
     """The cases that every training is scored on."""
     return set(splits(case_names(args), args.cases)[0]["val"])
@@ -68,13 +77,12 @@ def scored_cases(args: argparse.Namespace) -> set[str]:
 
 def prepare(args: argparse.Namespace) -> None:
     """Both plans, preprocessed cases, and the folds."""
-    roots = roots_of(args)
-    folder = roots["usd_preprocessed"] / find_dataset(args.raw, args.dataset)
+    folder = roots_of(args)["usd_preprocessed"] / find_dataset(args.raw, args.dataset)
     what = ("-d", args.dataset, "-c", "2d")
     if not (folder / "plans.json").is_file():
-        run("usd_plan_and_preprocess", *what, roots=roots)
+        run(args, "usd_plan_and_preprocess", *what)
     if not (folder / f"{PLANS_PREFIX}{LIKE_START}.json").is_file():
-        run("usd_plan_and_preprocess", *what, "--plans", LIKE_START, "--for-weights", str(args.start), roots=roots)
+        run(args, "usd_plan_and_preprocess", *what, "--plans", LIKE_START, "--for-weights", str(args.start))
     wanted = json.dumps(splits(case_names(args), args.cases), indent=1)
     file = folder / "splits_final.json"
     trained = args.work / "results" / folder.name
@@ -86,17 +94,18 @@ def prepare(args: argparse.Namespace) -> None:
 def fold_folder(args: argparse.Namespace, arm: str, number: int, seed: int) -> Path:
     """Results of one training."""
     dataset = args.work / "results" / find_dataset(args.raw, args.dataset)
-    model = ModelName(TRAINER, "2d", PLANS[arm], run_name(args, seed))
+    model = ModelName(TRAINER, "2d", PLANS[arm], run_name(args, arm, seed))
     return dataset / model.folder / f"fold_{args.cases.index(number)}"
 
 
-def run_name(args: argparse.Namespace, seed: int) -> str:
-    return f"t{args.seconds}s{seed}"
+def run_name(args: argparse.Namespace, arm: str, seed: int) -> str:
+    return f"{arm}_t{args.seconds}s{seed}"
 
 
 def train(args: argparse.Namespace) -> None:
     prepare(args)
-    predict_unseen(args)
+    if has_one_class(args):
+        predict_unseen(args)
     num_scored = len(scored_cases(args))
     for seed in args.seeds:
         for number in args.cases:
@@ -105,12 +114,14 @@ def train(args: argparse.Namespace) -> None:
                 if (folder / "validation" / "summary.json").is_file() and len(scores_of(folder)) == num_scored:
                     continue
                 plans = PLANS[arm]
-                more = () if plans is None else ("--plans", plans, "--pretrained", str(args.start))
-                budget = ("--max-time", f"{args.seconds}s", "--seed", str(seed), "--run", run_name(args, seed))
+                more = () if plans is None else ("--plans", plans)
+                if arm != "alone":
+                    more += ("--pretrained", "synthetic" if arm == "synthetic" else str(args.start))
+                budget = ("--max-time", f"{args.seconds}s", "--seed", str(seed), "--run", run_name(args, arm, seed))
                 what = (args.dataset, str(args.cases.index(number)), "-c", "2d", "--workers", "0")
-                run("usd_train", *what, *budget, *more, roots=roots_of(args))
+                run(args, "usd_train", *what, *budget, *more)
                 if len(scores_of(folder)) < num_scored:  # the seconds were over: the rest is scored behind them
-                    run("usd_train", *what, *budget, *more, "--val", roots=roots_of(args))
+                    run(args, "usd_train", *what, *budget, *more, "--val")
 
 
 def predict_unseen(args: argparse.Namespace) -> None:
@@ -126,39 +137,38 @@ def predict_unseen(args: argparse.Namespace) -> None:
         if path.name.rsplit("_", 1)[0] in scored and not link.exists():
             link.symlink_to(path.resolve())
     fold = args.start.name.removeprefix("fold_")
-    roots = roots_of(args)
-    run("usd_predict", "-m", str(args.start.parent), "-f", fold, "-i", str(images), "-o", str(out), roots=roots)
+    run(args, "usd_predict", "-m", str(args.start.parent), "-f", fold, "-i", str(images), "-o", str(out))
     evaluation = ("--subset", "--no-report", "-o", str(out / "evaluation"))
-    run("usd_evaluate", str(raw / "labelsTr"), str(out), *evaluation, roots=roots)
+    run(args, "usd_evaluate", str(raw / "labelsTr"), str(out), *evaluation)
 
 
 def table(args: argparse.Namespace) -> list[str]:
     """Rows of a Markdown table: a line for every number of cases and seed."""
     lines = [
-        f"| training cases | seed | scored | alone, {args.seconds} s | start, {args.seconds} s | difference [95 %] | "
-        "p | false alarms alone | start |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| training cases | seed | scored | alone | `synthetic` | - alone [95 %] | p | unified start | - alone [95 %] "
+        "| p | false alarms: alone | `synthetic` | unified start |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    with (args.work / "unseen_masks" / "evaluation" / "metrics.csv").open(newline="") as file:
-        scores: Scores = {row["case"]: {name: row[name] or None for name in COUNTS} for row in csv.DictReader(file)}
-    dice, alarms = dice_where_lesion(scores), false_alarms(scores)
-    lines.append(f"| 0 (unseen) | | {len(dice)} | | {fmean(dice.values()):.3f} | | | | {alarms[0]} of {alarms[1]} |")
+    if has_one_class(args):
+        with (args.work / "unseen_masks" / "evaluation" / "metrics.csv").open(newline="") as file:
+            scores: Scores = {row["case"]: {name: row[name] or None for name in COUNTS} for row in csv.DictReader(file)}
+        dice, alarms = dice_where_lesion(scores), "{} of {}".format(*false_alarms(scores))
+        unseen = f"| 0 (unseen) | | {len(dice)} | | | | | {fmean(dice.values()):.3f} | | | | | {alarms} |"
+        lines.append(unseen)
     groups = groups_of(args.raw / find_dataset(args.raw, args.dataset))
     for number in args.cases:
         for seed in args.seeds:
-            arms = [scores_of(fold_folder(args, arm, number, seed)) for arm in PLANS]
-            alone, start = (dice_where_lesion(arm) for arm in arms)
-            lines.append(
-                f"| {number} | {seed} | {len(alone)} | {fmean(alone.values()):.3f} | {fmean(start.values()):.3f} | "
-                f"{difference_cells(start, alone, groups)} | "
-                + " | ".join("{} of {}".format(*false_alarms(arm)) for arm in arms)
-                + " |"
-            )
+            folders = [fold_folder(args, arm, number, seed) for arm in PLANS]
+            alone, *starts = (dice_of(folder) for folder in folders)
+            cells = [f"{number} | {seed} | {len(alone)} | {fmean(alone.values()):.3f}"]
+            cells += [f"{fmean(start.values()):.3f} | {difference_cells(start, alone, groups)}" for start in starts]
+            cells += ["{} of {}".format(*false_alarms(scores_of(folder))) for folder in folders]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def phase_1(args: argparse.Namespace) -> list[str]:
-    """Rows of a Markdown table: how `alone` and `start` learn in phase 1, a line for every number of cases and seed."""
+    """Rows of a Markdown table: how the arms learn in phase 1, a line for every number of cases and seed."""
     columns = [f"Dice at {name}: {arm}" for name in SHOWN_LOOKS for arm in PLANS]
     columns += [f"training loss at the end: {arm}" for arm in PLANS]
     lines = [f"| training cases | seed | {' | '.join(columns)} |", "|" + "---|" * (2 + len(columns))]

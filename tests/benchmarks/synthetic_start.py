@@ -20,7 +20,6 @@ from tests.benchmarks.unified import (
     difference_cells,
     groups_of,
     parser_of,
-    roots_of,
     run,
     run_benchmark,
     run_name,
@@ -53,19 +52,18 @@ def num_validation_cases(args: argparse.Namespace, dataset: str) -> int:
 
 
 def train(args: argparse.Namespace) -> None:
-    roots = roots_of(args)
     for dataset in args.datasets:
         if not (preprocessed(args, dataset) / "plans.json").is_file():
-            run("usd_plan_and_preprocess", "-d", dataset, roots=roots)
+            run(args, "usd_plan_and_preprocess", "-d", dataset)
     for seed in args.seeds:
         for arm, start in ARMS.items():
             for dataset in args.datasets:
                 folder, name = fold_folder(args, dataset, arm, seed), f"{arm}{run_name(args.seconds, seed)}"
                 what = (dataset, "0", "--max-time", f"{args.seconds}s", "--seed", str(seed), "--run", name)
                 if not (folder / "validation" / "summary.json").is_file():
-                    run("usd_train", *what, "--workers", "0", *start, roots=roots)
+                    run(args, "usd_train", *what, "--workers", "0", *start)
                 if len(scores_of(folder)) < num_validation_cases(args, dataset):  # the seconds were over
-                    run("usd_train", *what, "--val", roots=roots)
+                    run(args, "usd_train", *what, "--val")
 
 
 def dice_of(folder: Path) -> dict[str, float]:

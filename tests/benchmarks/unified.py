@@ -29,11 +29,13 @@ TRAINER = "StagedDiffusionTrainer"
 Scores = dict[str, dict[str, float | str | None]]
 
 
-def run(command: str, *arguments: str, roots: dict[str, Path]) -> None:
-    """One command of this package, with its own roots."""
-    environment = {**os.environ, **{name: str(path) for name, path in roots.items()}}
-    script = Path(sys.executable).parent / command
-    subprocess.run([str(script), *arguments], env=environment, check=True)
+def run(args: argparse.Namespace, command: str, *arguments: str) -> None:
+    """One command of this package, with the folders of the benchmark and the clock that was asked for."""
+    environment = {**os.environ, **{name: str(path) for name, path in roots_of(args).items()}}
+    start = [str(Path(sys.executable).parent / command)]
+    if args.processor_seconds:
+        start = [sys.executable, "-m", "tests.benchmarks.processor_clock", command]
+    subprocess.run([*start, *arguments], env=environment, check=True)
 
 
 def roots_of(args: argparse.Namespace) -> dict[str, Path]:
@@ -57,18 +59,17 @@ def run_name(seconds: int, seed: int) -> str:
 
 def train(args: argparse.Namespace) -> None:
     """Everything that is not there yet; an interrupted training goes on."""
-    roots = roots_of(args)
     part = args.seconds // len(args.sources)
     jobs = [*((dataset, part) for dataset in args.sources), (args.unified, args.seconds)]
     for dataset, _ in jobs:
-        if not (roots["usd_preprocessed"] / find_dataset(args.raw, dataset) / "splits_final.json").is_file():
-            run("usd_plan_and_preprocess", "-d", dataset, "-c", "2d", roots=roots)
+        if not (roots_of(args)["usd_preprocessed"] / find_dataset(args.raw, dataset) / "splits_final.json").is_file():
+            run(args, "usd_plan_and_preprocess", "-d", dataset, "-c", "2d")
     for seed in args.seeds:
         for dataset, seconds in jobs:
             name = run_name(seconds, seed)
             if not (fold_folder(args, dataset, name) / "validation" / "summary.json").is_file():
                 budget = ("--max-time", f"{seconds}s", "--seed", str(seed), "--run", name)
-                run("usd_train", dataset, "0", "-c", "2d", *budget, "--workers", str(args.workers), roots=roots)
+                run(args, "usd_train", dataset, "0", "-c", "2d", *budget, "--workers", str(args.workers))
 
 
 def scores_of(folder: Path, prefix: str = "") -> Scores:
@@ -150,6 +151,7 @@ def parser_of(description: str | None, *more: str) -> argparse.ArgumentParser:
     parser.add_argument("what", choices=("train", "table", *more))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--raw", type=Path, required=True)
+    parser.add_argument("--processor-seconds", action="store_true", help="budgets in processor time, see that module")
     return parser
 
 

@@ -54,10 +54,9 @@ NORMAL_95 = 1.96
 
 def prepare(args: argparse.Namespace, plan: str | None) -> None:
     """The plan of that name, and the cases preprocessed by it."""
-    roots = roots_of(args)
-    folder = roots["usd_preprocessed"] / find_dataset(args.raw, args.unified)
+    folder = roots_of(args)["usd_preprocessed"] / find_dataset(args.raw, args.unified)
     if not (folder / plans_file(None)).is_file():
-        run("usd_plan_and_preprocess", "-d", args.unified, "-c", "2d", roots=roots)
+        run(args, "usd_plan_and_preprocess", "-d", args.unified, "-c", "2d")
     if plan is None or (folder / plans_file(plan)).is_file():
         return
     plans = read_dataclass(Plans, folder / plans_file(None))
@@ -65,7 +64,7 @@ def prepare(args: argparse.Namespace, plan: str | None) -> None:
     assert configuration.sources is not None
     changed = replace(configuration, sources=replace(configuration.sources, **PLANS[plan]))
     write_json(folder / plans_file(plan), replace(plans, configurations={"2d": changed}))
-    run("usd_preprocess", "-d", args.unified, "-c", "2d", "--plans", plan, roots=roots)
+    run(args, "usd_preprocess", "-d", args.unified, "-c", "2d", "--plans", plan)
 
 
 def fold_folder(args: argparse.Namespace, trainer: str, plan: str | None, seed: int) -> Path:
@@ -91,7 +90,7 @@ def _train(args: argparse.Namespace, trainer: str, plan: str | None, seed: int, 
         return
     named = () if plan is None else ("--plans", plan)
     length = ("--iterations", str(iterations), "--seed", str(seed), "--run", f"s{seed}", "--workers", "0")
-    run("usd_train", args.unified, "0", "-c", "2d", "--trainer", trainer, *named, *length, *more, roots=roots_of(args))
+    run(args, "usd_train", args.unified, "0", "-c", "2d", "--trainer", trainer, *named, *length, *more)
 
 
 def energies(folder: Path) -> dict[str, float]:
