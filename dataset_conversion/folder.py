@@ -19,8 +19,8 @@ from unisegdiff_pipeline.io.endings import (
     NIFTI_ENDINGS,
     PICTURE_ENDINGS,
     SUPPORTED_ENDINGS,
-    is_unread_image,
     split_ending,
+    unread_images,
 )
 from unisegdiff_pipeline.io.images import read_header, read_labels
 from unisegdiff_pipeline.io.integrity import label_values
@@ -53,9 +53,8 @@ def find(request: Request) -> Conversion:
 
 
 def _require_known_formats(folder: Path) -> None:
-    """Refuse images of formats that are not read: with masks of such formats they would be left out unseen."""
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    foreign = [name for name in names if is_unread_image(name) and not name.startswith(".")]
+    """Refuse images of formats that are not read, but for copies: with such masks they would be left out unseen."""
+    foreign = unread_images(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if foreign:
         raise UsdError(
             f"{folder} holds {counted(len(foreign), 'image')} of formats that are not read ({', '.join(foreign[:3])}); "

@@ -11,7 +11,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,15 @@ from dataset_conversion.masks import AsLabelled, MaskReader
 from unisegdiff_pipeline.core.csv_tables import write_csv
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path, remove_stale_temporaries, text_hash
-from unisegdiff_pipeline.core.geometry import Volume
+from unisegdiff_pipeline.core.geometry import Volume, geometry_differences, on_grid_of
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.names import composed, require_name
 from unisegdiff_pipeline.core.parallel import choose_workers, map_cases
 from unisegdiff_pipeline.core.serialization import write_json
-from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS, label_ending
-from unisegdiff_pipeline.io.images import read_header, write_labels
+from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS, is_picture_ending, label_ending
+from unisegdiff_pipeline.io.images import read_header, spacing_known, write_labels
 from unisegdiff_pipeline.io.integrity import label_values
-from unisegdiff_pipeline.io.paths import dataset_name
+from unisegdiff_pipeline.io.paths import new_dataset_folder
 
 RGB = ("R", "G", "B")
 LICENCE_FILE = "LICENCE.txt"
@@ -109,10 +109,10 @@ def write_raw_dataset(conversion: Conversion, raw_root: Path) -> Path:
     goes on with the others as long as the source files have not changed.
 
     Raises:
-        UsdError: the folder is there already, two cases of one name, a file that cannot be read, a value that the
-            data set does not know, or a mask of another size than its image.
+        UsdError: the folder is there already, or another of its number; two cases of one name, a file that cannot be
+            read, a value that the data set does not know, or a mask on another grid than its image.
     """
-    target = Path(raw_root) / dataset_name(conversion.number, require_name(conversion.name, "the data set"))
+    target = new_dataset_folder(Path(raw_root), conversion.number, require_name(conversion.name, "the data set"))
     if target.exists():
         raise UsdError(f"{target} is there already; remove it, or choose another number with --dataset-id.")
     cases = _named(conversion)
@@ -249,11 +249,11 @@ class _CaseWriter:
         self._check_channels(images)
         label = self.work / f"labels{part}" / f"{case.name}{label_ending(ending)}"
         if case.masks and not label.exists():
-            self._write_masks(case.masks, label, images[0][1], case.agree)
+            self._write_masks(case.masks, label, images[0], case.agree)
         for number, mask in enumerate(case.raters, start=1):
             target = self.work / "ratersTr" / f"{case.name}_rater{number}{label_ending(ending)}"
             if not target.exists():
-                self._write_masks((mask,), target, images[0][1])
+                self._write_masks((mask,), target, images[0])
 
     def _write_image(self, source: Path | Frame, target: Path, num_channels: int) -> None:
         if isinstance(source, Frame):
@@ -265,39 +265,54 @@ class _CaseWriter:
 
     def _check_channels(self, images: Sequence[tuple[Path | Frame, Path]]) -> None:
         (first, target), *others = images
-        shape = read_header(target)[0][1:]
+        grid = _grid_of(target)
         for source, other in others:
-            found = read_header(other)[0][1:]
-            if found != shape:
-                raise UsdError(
-                    f"{_path(source)} has the shape {found} (Z, Y, X), {_path(first)} of the same case has {shape}; "
-                    "resample the images of a case onto one grid first, or leave a channel out."
-                )
+            found = on_grid_of(_grid_of(other), grid)
+            remedy = "Resample the images of a case onto one grid first, or leave a channel out."
+            _require_on_grid(_path(source), found, f"{_path(first)} of the same case", grid, remedy)
 
-    def _write_masks(self, masks: Sequence[Path], target: Path, image: Path, agree: int = 1) -> None:
-        volumes = [self.conversion.read_mask(path) for path in masks]
-        shape = read_header(image)[0][1:]
-        for path, volume in zip(masks, volumes, strict=True):
-            self._check(path, volume, shape)
-        labels = _joined([volume.array for volume in volumes], agree)
+    def _write_masks(
+        self, masks: Sequence[Path], target: Path, image: tuple[Path | Frame, Path], agree: int = 1
+    ) -> None:
+        """Join masks of an image, which is given by its source and the file made of it."""
+        source, made = image
+        grid = _grid_of(made)
+        volumes = [self._read_mask(path, _path(source), grid) for path in masks]
         if len(masks) == 1 and isinstance(self.conversion.read_mask, AsLabelled):
             copy_labels(masks[0], target, volumes[0])
         else:
-            write_labels(target, labels[0], volumes[0].geometry)
-        copy_spacing(image, target)
+            write_labels(target, _joined([volume.array for volume in volumes], agree)[0], grid.geometry)
+        copy_spacing(made, target)
 
-    def _check(self, path: Path, volume: Volume, shape: tuple[int, ...]) -> None:
-        if volume.array.shape[1:] != shape:
-            raise UsdError(
-                f"{path} has the shape {volume.array.shape[1:]} (Z, Y, X), its image has {shape}; use the files as "
-                "published, or leave the case out."
-            )
+    def _read_mask(self, path: Path, image: Path, grid: Volume) -> Volume:
+        """A mask on the grid of its image; where it lies is compared as the check of a raw data set does it."""
+        volume = on_grid_of(self.conversion.read_mask(path), grid)
+        if not spacing_known([path]) and is_picture_ending(self.conversion.file_ending):
+            volume = replace(volume, geometry=grid.geometry)  # the image may have a JSON file with its spacing
+        remedy = "Give it the image's geometry if the voxels do correspond; else resample it, or leave the case out."
+        _require_on_grid(path, volume, f"its image {image}", grid, remedy)
         allowed = {0, *np.hstack([np.ravel(values) for values in self.conversion.labels.values()]).tolist()}
         unknown = sorted(label_values(volume.array) - allowed)
         if unknown:
             raise UsdError(
                 f"{path} holds the values {unknown[:10]}, known are {sorted(allowed)}; use the file as published."
             )
+        return volume
+
+
+def _grid_of(path: Path) -> Volume:
+    """Shape and geometry of an image file, as a volume that has no memory for its voxels."""
+    shape, geometry = read_header(path)
+    return Volume(np.broadcast_to(np.uint8(0), shape), geometry)
+
+
+def _require_on_grid(path: Path, found: Volume, like: str, grid: Volume, remedy: str) -> None:
+    """Raise a UsdError where a file of a case has another shape than the file that `like` names, or lies elsewhere."""
+    shape, expected = found.array.shape[1:], grid.array.shape[1:]
+    if shape != expected:
+        raise UsdError(f"{path} has the shape {shape} (Z, Y, X), {like} has {expected}. {remedy}")
+    if differences := geometry_differences(grid.geometry, found.geometry, expected):
+        raise UsdError(f"{path} lies elsewhere than {like}: {'; '.join(differences)}. {remedy}")
 
 
 def _joined(masks: Sequence[np.ndarray], agree: int) -> np.ndarray:

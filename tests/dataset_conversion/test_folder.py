@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +14,7 @@ from dataset_conversion.finding import Request
 from tests.dataset_conversion.conftest import groups_of, label_volume, labels_of, mask, picture, volume
 from unisegdiff_pipeline.commands.convert import main
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.io.images import read_image
+from unisegdiff_pipeline.io.images import read_image, read_labels
 
 OPTIONS = ("--dataset-id", "7", "--name", "Own")
 
@@ -94,7 +95,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
     refused(tmp_path, r"2 file\(s\) are an image without mask or a mask without image.*a\.png.*b\.png")
     (tmp_path / "masks/b.png").unlink()
     mask(tmp_path / "masks/a.png", size=(6, 9))
-    refused(tmp_path, r"masks/a\.png has the shape \(1, 6, 9\) \(Z, Y, X\), its image has \(1, 6, 8\)")
+    refused(tmp_path, r"masks/a\.png has the shape \(1, 6, 9\) \(Z, Y, X\), its image .*images/a\.png has \(1, 6, 8\)")
     refused(tmp_path, r"'\^\(q\)' finds no group in the case 'a'", group_pattern="^(q)")
     refused(tmp_path, "is no regular expression", group_pattern="(")
     refused(tmp_path, "give --dataset-id N and --name NAME", name=None)
@@ -133,6 +134,68 @@ def test_images_and_masks_of_formats_that_are_not_read_are_named_not_left_out(tm
     for folder in ("images", "masks"):
         (tmp_path / folder / "b.webp").touch()
     refused(tmp_path, r"images holds 1 image of formats that are not read \(b\.webp\); convert them")
+
+
+def test_copies_in_formats_that_are_not_read_are_passed_over(tmp_path, converted):
+    picture(tmp_path / "images/a.png")
+    mask(tmp_path / "masks/a_mask.png")
+    for name in ("images/a.webp", "masks/a_mask.gif"):
+        (tmp_path / name).touch()
+    assert [case.case_id for case in converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS).cases] == [
+        "a"
+    ]
+
+
+def test_a_number_that_another_data_set_has_is_refused(tmp_path):
+    picture(tmp_path / "images/a.png")
+    mask(tmp_path / "masks/a.png")
+    raw = tmp_path / "raw"
+    (raw / "Dataset0007_Other").mkdir(parents=True)
+    request = Request((tmp_path / "images", tmp_path / "masks"), 7, "Own")
+    with pytest.raises(UsdError, match="Dataset007_Own would have the number of Dataset0007_Other, which lies in"):
+        convert("folder", request, raw)
+    assert [path.name for path in raw.iterdir()] == ["Dataset0007_Other"]
+
+
+def test_a_mask_that_lies_elsewhere_than_its_image_is_refused(tmp_path):
+    volume(tmp_path / "images/a.nii.gz")  # 1 x 1 x 3 mm
+    labels = np.zeros((5, 6, 4), np.uint8)
+    labels[2, 2, 1] = 1
+    (tmp_path / "masks").mkdir()
+    for affine, named in (
+        (
+            np.diag([1.0, 1.0, 2.0, 1.0]),
+            r"masks/a\.nii\.gz lies elsewhere than its image .*images/a\.nii\.gz: spacing \(3,",
+        ),
+        (np.diag([-1.0, 1.0, 3.0, 1.0]), "direction"),
+        (np.array([[1.0, 0, 0, 8], [0, 1, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]]), "origin"),
+    ):
+        nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / "masks/a.nii.gz")
+        refused(tmp_path, named)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.5])  # the mask is copied, or written anew
+def test_a_plane_and_a_volume_of_one_slice_are_the_same(tmp_path, converted, threshold):
+    affine = np.diag([2.0, 2.0, 1.0, 1.0])
+    for name, array in (("images/a.nii.gz", np.arange(30, dtype=np.int16).reshape(5, 6)), ("masks/a.nii.gz", None)):
+        (tmp_path / name).parent.mkdir()
+        array = (np.arange(30) == 7).astype(np.uint8).reshape(5, 6, 1) if array is None else array
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / name)
+    more = () if threshold is None else ("--threshold", str(threshold))
+    raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS, *more)
+    assert np.argwhere(read_labels(raw.cases[0].label_path).array[0, 0]).tolist() == [[1, 1]]  # (Y, X) of x = 1, y = 1
+
+
+def test_a_tiff_mask_has_the_spacing_of_its_image_unless_it_says_another(tmp_path, converted):
+    for name in ("images/a.tif", "masks/a.tif"):
+        mask(tmp_path / name, 1)
+    (tmp_path / "images/a.json").write_text('{"spacing": [1, 0.5, 0.5]}')
+    beside = tmp_path / "masks/a.json"
+    beside.write_text('{"spacing": [1, 0.5, 0.6]}')
+    refused(tmp_path, r"a\.tif lies elsewhere than its image .*spacing \(1, 0\.5, 0\.5\) against \(1, 0\.5, 0\.6\)")
+    beside.unlink()
+    raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS)
+    assert read_labels(raw.cases[0].label_path).geometry.spacing_mm == (1.0, 0.5, 0.5)
 
 
 def test_names_that_differ_in_capitals_only_are_refused(tmp_path):

@@ -154,5 +154,5 @@ def test_mr_ms_takes_images_of_one_grid_only(tmp_path, converted):
     assert raw.description.channel_names == ("T1", "T1c", "T2", "FLAIR")
     found, expected = raw.cases[0].image_paths[3], tmp_path / "coregistered/patient01/patient01_FLAIR.nii.gz"
     np.testing.assert_equal(found.read_bytes(), expected.read_bytes())
-    refused("mr_ms", tmp_path / "raw", "resample the images of a case onto one grid first")
+    refused("mr_ms", tmp_path / "raw", "Resample the images of a case onto one grid first")
     refused("mr_ms", tmp_path, "are both patient01")

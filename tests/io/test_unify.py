@@ -122,6 +122,15 @@ def test_what_cannot_be_is_refused_and_nothing_written(root: Path, arguments: di
     assert not (root / "Dataset500_U").exists()
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_number_that_another_data_set_has_is_refused_and_nothing_written(root: Path, overwrite: bool) -> None:
+    unify(root, 500, "U", [1, 2])
+    for number, other in ((500, "Dataset500_U"), (1, "Dataset001_A")):
+        with pytest.raises(UsdError, match=rf"Dataset{number:03d}_V would have the number of {other}"):
+            unify(root, number, "V", [1, 2], overwrite=overwrite)
+    assert not list(root.glob("*_V"))
+
+
 @pytest.mark.parametrize("name", ["../U", "x/../../U", "", "a\nb"])
 def test_a_name_that_leads_out_of_the_root_is_refused_and_nothing_written(root: Path, name: str) -> None:
     before = sorted(root.parent.rglob("*"))

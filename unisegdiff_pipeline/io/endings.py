@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -50,6 +51,16 @@ def split_image_ending(name: str) -> tuple[str, str]:
 def is_unread_image(name: str) -> bool:
     """Whether a file is an image by its name, of a format that is not read."""
     return bool(split_image_ending(name)[1]) and not split_ending(name)[1]
+
+
+def unread_images(names: Iterable[str]) -> list[str]:
+    """Of the names in a folder, sorted, images of formats that are not read, without copies of images that are read.
+
+    a.mhd beside a.nii.gz is taken for a copy; alone it would be left out unseen.
+    """
+    names = sorted(name for name in names if not name.startswith("."))
+    read = {split_ending(name)[0] for name in names if split_ending(name)[1]}
+    return [name for name in names if is_unread_image(name) and split_image_ending(name)[0] not in read]
 
 
 def is_picture_ending(ending: str) -> bool:

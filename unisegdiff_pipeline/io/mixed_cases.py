@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
-from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, is_unread_image, split_ending, split_image_ending
+from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending, unread_images
 from unisegdiff_pipeline.io.raw_dataset import CHANNEL_SUFFIX, RawCase, require_image_file, require_input_name
 
 
@@ -83,13 +83,11 @@ def _case_and_channel(path: Path) -> tuple[str, int | None]:
 def _images_of(folder: Path) -> list[Path]:
     names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     found = [folder / name for name in names if split_ending(name)[1]]
-    read = {split_ending(path.name)[0] for path in found}
-    for path in (folder / name for name in names if is_unread_image(name)):
-        if split_image_ending(path.name)[0] not in read:  # else it is a copy of an image that is read
-            raise UsdError(
-                f"{path} is of a format that is not read, and would be left out; convert it to one of "
-                f"{', '.join(SUPPORTED_ENDINGS)}, or move it away."
-            )
+    for path in (folder / name for name in unread_images(names)):
+        raise UsdError(
+            f"{path} is of a format that is not read, and would be left out; convert it to one of "
+            f"{', '.join(SUPPORTED_ENDINGS)}, or move it away."
+        )
     for path in found:
         if not path.is_file():
             raise UsdError(

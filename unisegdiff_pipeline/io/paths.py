@@ -97,6 +97,22 @@ def dataset_name(number: int, name: str) -> str:
     return f"Dataset{number:03d}_{name}"
 
 
+def new_dataset_folder(root: Path, number: int, name: str) -> Path:
+    """The folder of a new data set in `root`, whose number no other data set there has; it may be there already.
+
+    Raises:
+        UsdError: another data set has the number, so that it would mean neither of them.
+    """
+    folder = root / dataset_name(number, name)
+    for other in list_datasets(root):
+        if other != folder.name and _means(str(number), other):
+            raise UsdError(
+                f"{folder.name} would have the number of {other}, which lies in {root} already; choose another number, "
+                f"or remove that data set."
+            )
+    return folder
+
+
 def find_dataset(root: Path, id_or_name: str | int, remedy: str = "Check the number and the root folder.") -> str:
     """Full name of the data set in `root` that a number (4, 004), a name or a full name means.
 

@@ -17,7 +17,7 @@ from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_object, to_jsonable, write_json
 from unisegdiff_pipeline.core.yaml_objects import YAML_ENDINGS, read_yaml_object
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, listed_test_cases, parse_description
-from unisegdiff_pipeline.io.paths import dataset_name, find_dataset
+from unisegdiff_pipeline.io.paths import find_dataset, new_dataset_folder
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, cases_of_source, open_raw_dataset
 from unisegdiff_pipeline.io.sources import (
     BACKGROUND,
@@ -80,10 +80,10 @@ def unify(raw_root: Path, request: UnifyRequest) -> Path:
 
     Raises:
         UsdError: names that clash or cannot be a folder's, a source that is missing, empty or unified itself, classes
-            that a label map does not name, a data set that is there already.
+            that a label map does not name, a data set of that name or number that is there already.
     """
     name, excluded = require_name(request.name, "the data set"), request.excluded
-    folder = raw_root / dataset_name(request.number, name)
+    folder = new_dataset_folder(raw_root, request.number, name)
     _require_new(folder, request.overwrite)
     folders = [raw_root / find_dataset(raw_root, dataset) for dataset in request.datasets]
     names = _source_names(raw_root, folders, request.renamed)

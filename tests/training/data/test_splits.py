@@ -12,6 +12,7 @@ from sklearn.model_selection import KFold
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import write_json
+from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord
 from unisegdiff_pipeline.training.data.splits import (
     Split,
@@ -335,6 +336,22 @@ def test_folds_of_a_unified_data_set_are_those_of_its_sources() -> None:
     of_second = [[c for c in split.val if c.startswith("B")] for split in joined]
     assert [len(cases) for cases in of_second] == [2, 2, 2, 0, 0]  # three groups for five folds
     assert all(len(split.train) + len(split.val) == 18 for split in joined)
+
+
+def test_a_small_source_whose_images_another_one_has_is_never_kept_from_training_whole() -> None:
+    """B's two images are copies of two that one fold of A validates."""
+    first = [(f"A__{i:02d}", f"A__{i:02d}", float(i)) for i in range(10)]
+    shared = make_splits(first)[2].val
+    assert len(shared) == 2
+    records = [*first, *((f"B__{i}", group, 1.0) for i, group in enumerate(shared))]
+    groups = {case: group for case, group, _ in records}
+    splits = make_splits_by_source(records)
+    assert Counter(case for split in splits for case in split.val) == Counter(list(groups))
+    assert all({source_of_case(case) for case in split.train} == {"A", "B"} for split in splits)
+    for seed in range(20):
+        kept, held = inner_holdout_by_source(list(groups), groups, 0.5, seed)
+        assert {source_of_case(case) for case in kept} == {source_of_case(case) for case in held} == {"A", "B"}
+        assert len({groups[case] for case in held}) in (5, 6)  # half of A, and one of B where that has none of it
 
 
 def test_images_that_two_sources_share_are_never_on_both_sides() -> None:

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -88,13 +88,15 @@ def make_splits_by_source(
 
     A source of fewer groups than folds is validated in as many folds as it has groups, and trained on in the others;
     one of a single group is trained on only. A group with cases of several sources, as identical images are, lies in
-    the fold in which the first of them is validated.
+    the fold in which the first of them is validated, or in another one where a source would be validated whole there.
     """
     records = {case[0]: case for case in sorted(cases)}
     fold_of: dict[str, int] = {}  # group => fold that validates it
+    groups_of: list[list[str]] = []  # of each source
     for source, names in cases_by_source(records).items():
         own = [records[name] for name in names]
-        possible = min(num_folds, len({group for _, group, _ in own}))
+        groups_of.append(sorted({group for _, group, _ in own}))
+        possible = min(num_folds, len(groups_of[-1]))
         if possible < num_folds:
             LOGGER.warning(
                 "the source %s has %s for %d folds: folds without one of them do not validate it",
@@ -105,6 +107,7 @@ def make_splits_by_source(
         for fold, split in enumerate(make_splits(own, possible, seed) if possible > 1 else []):
             for name in split.val:
                 fold_of.setdefault(records[name][1], fold)
+    fold_of = _every_source_trained(fold_of, groups_of, num_folds)
     folds = {name: fold_of.get(group) for name, group, _ in records.values()}
     return [
         Split(
@@ -113,6 +116,27 @@ def make_splits_by_source(
         )
         for fold in range(num_folds)
     ]
+
+
+def _every_source_trained(
+    fold_of: dict[str, int], groups_of: Sequence[Sequence[str]], num_folds: int
+) -> dict[str, int]:
+    """The fold of each group, where no fold validates all of a source that has several: groups that are shared move.
+
+    Args:
+        fold_of: group => fold.
+        groups_of: the groups of each source.
+        num_folds: number of folds.
+    """
+
+    def whole(folds: Mapping[str, int]) -> list[Sequence[str]]:
+        return [groups for groups in groups_of if len(groups) > 1 and len({folds[group] for group in groups}) == 1]
+
+    movable = [group for groups in whole(fold_of) for group in groups]
+    for group, fold in product(movable, range(num_folds)):
+        if len(whole(moved := fold_of | {group: fold})) < len(whole(fold_of)):
+            fold_of = moved
+    return fold_of
 
 
 def nnunet_splits(groups: Mapping[str, str], num_folds: int = 5, seed: int = 12345) -> list[Split]:
@@ -227,19 +251,23 @@ def inner_holdout_by_source(
     seed: int = 0,
     volumes: Mapping[str, float] | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """As `inner_holdout` for a unified data set: some of every source that has two groups or more.
+    """As `inner_holdout` for a unified data set: some of every source that has two groups or more, of none the whole.
 
     Returns:
         The cases to train on, sorted; the cases held out, one of each source after the other, so that a look at the
         first ones sees several sources.
     """
     sources = list(cases_by_source(sorted(train)).values())
+    groups_of = [{groups.get(case, case) for case in cases} for cases in sources]
     held_groups: set[str] = set()
-    for cases in sources:
-        own = {groups.get(case, case) for case in cases}
-        if len(own) > 1 and own.isdisjoint(held_groups):  # identical images of another source may be held out already
-            chosen = inner_holdout(cases, groups, fraction, seed, volumes)[1]
-            held_groups.update(groups.get(case, case) for case in chosen)
+    for cases, own in zip(sources, groups_of, strict=True):
+        if len(own) < 2 or not own.isdisjoint(held_groups):  # images of another source may be held out already
+            continue
+        chosen = {groups.get(case, case) for case in inner_holdout(cases, groups, fraction, seed, volumes)[1]}
+        wanted = len(held_groups) + len(chosen)
+        for group in [*sorted(chosen), *sorted(own - chosen)]:
+            if len(held_groups) < wanted and not any(other <= held_groups | {group} for other in groups_of):
+                held_groups.add(group)
     held = [[case for case in cases if groups.get(case, case) in held_groups] for cases in sources]
     if not held_groups:  # no source can spare a group: hold out a whole source, or say why that is impossible, too
         return inner_holdout(train, groups, fraction, seed, volumes)
