@@ -279,8 +279,8 @@ def test_where_a_process_dies_the_others_end_with_one_error(prepared: Path, tmp_
 def test_torchrun_starts_the_command_and_the_clock_of_the_first_process_ends_it(prepared: Path, tmp_path: Path) -> None:
     script = tmp_path / "usd_train"
     script.write_text("import sys; from unisegdiff_pipeline.commands.train import main; sys.exit(main())")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", str(script)]
-    command += [*arguments(str(prepared), str(tmp_path / "results")), "--max-time", "5s", "--run", "two"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    command += [str(script), *arguments(str(prepared), str(tmp_path / "results")), "--max-time", "5s", "--run", "two"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("fold trained in") == 1
