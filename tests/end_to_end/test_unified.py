@@ -11,12 +11,14 @@ import SimpleITK as sitk
 from PIL import Image
 
 from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
+from unisegdiff_pipeline.commands.find_best import main as usd_find_best
 from unisegdiff_pipeline.commands.plan_and_preprocess import main as usd_plan_and_preprocess
 from unisegdiff_pipeline.commands.predict import main as usd_predict
 from unisegdiff_pipeline.commands.preprocess import main as usd_preprocess
 from unisegdiff_pipeline.commands.train import main as usd_train
 from unisegdiff_pipeline.commands.unify import main as usd_unify
 from unisegdiff_pipeline.core.serialization import read_dataclass
+from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.planning.plans import Plans
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.training.cross_validation import label_files
@@ -94,7 +96,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_whole_way(root: Path) -> None:
+def test_the_whole_way(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert usd_train(["500", "0", "-c", "2d", "--iterations", "6", "--device", "cpu", "--workers", "0"]) == 0
     validation = root / MODEL / "fold_0/validation"
     summary = json.loads((validation / "summary.json").read_text())
@@ -123,6 +125,22 @@ def test_the_whole_way(root: Path) -> None:
     assert usd_predict([*predict, "-o", str(root / "grey"), "--source", "Grey"]) != 0
     assert (root / "grey/Grey.png").is_file()
     assert not (root / "grey/Colour.png").exists()
+
+    # Guarantees are those of the source that is named, by its own patients.
+    own = read_settings(root / MODEL / "fold_0")
+    assert own.guarantees is None
+    assert {name: made.num_patients for name, made in own.source_guarantees.items()} == dict.fromkeys(
+        ("Grey", "Colour", "Volume"), 2
+    )
+    one = ["-i", str(images / "Colour_0000.png"), "--device", "cpu", "--guarantee", "lesions=0.6"]
+    assert usd_predict([*one, "-m", str(root / MODEL), "-o", str(root / "none")]) == 1
+    assert "name it (--source Grey or Colour or Volume)" in capsys.readouterr().err
+    assert usd_predict([*one, "-m", str(root / MODEL), "-o", str(root / "one"), "--source", "Colour"]) == 0
+    assert usd_find_best(["500"]) == 0
+    assert "those of the source Colour" in capsys.readouterr().out
+    assert usd_predict([*one, "-d", "500", "--best", "-o", str(root / "best"), "--source", "Colour"]) == 0
+    masks = [Image.open(root / out / "masks_lesions/Colour.png") for out in ("one", "best")]
+    assert np.array_equal(*masks)  # the only fold is the best
 
 
 def test_volumes_of_two_spacings_are_one_3d_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

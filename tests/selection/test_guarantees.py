@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,15 @@ from unisegdiff_pipeline.evaluation.conformal import mask_volumes
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
+from unisegdiff_pipeline.planning.plans import SourcesPlan
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.selection.guarantees import CaseEvidence, ClassEvidence, calibrate, case_evidence
+from unisegdiff_pipeline.selection.guarantees import (
+    CaseEvidence,
+    ClassEvidence,
+    calibrate,
+    calibrate_sources,
+    case_evidence,
+)
 
 SCHEME = LabelScheme(("lesion",), ((1,),), "binary", (1,), ignore_value=9)
 NOTHING = SamplingFacts(1, 1, 0, 0.0, 0.0)
@@ -61,6 +70,38 @@ def test_ignored_voxels_count_nowhere_and_leave_the_volume_unknown() -> None:
     refused = calibrate([CaseEvidence("p", Units(), {"lesion": own})], ["w"], "x").classes["lesion"].refused
     assert "ignore label" in refused["volume=0.5"]
     assert "ignore label" in refused["masks=0.5"]
+
+
+def test_a_case_of_a_unified_data_set_says_something_of_what_its_source_annotates() -> None:
+    scheme = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
+    plan: Any = SimpleNamespace(annotated=(False, True))
+    found, properties = predicted([[0.9, 0.8], [0.1, 0.6]])
+    evidence = case_evidence(
+        found,
+        dataclasses.replace(properties, case_id="CT__c"),
+        scheme,
+        np.array([[[1, 2]]], np.uint8),
+        "p",
+        spacing_known=True,
+        sources=SourcesPlan({"MR": plan, "CT": plan}),
+    )
+    assert (evidence.source, list(evidence.classes)) == ("CT", ["core"])
+
+
+def test_sources_are_calibrated_by_their_own_patients() -> None:
+    def case(source: str, patient: int, score: float) -> CaseEvidence:
+        own = ClassEvidence(np.array([score]), mask_volumes([[score]], [[1]]), (1.0,), 1.0)
+        return CaseEvidence(f"{source}{patient}", Units(), {"lesion": own}, source)
+
+    cases = [case("CT", n, 0.8) for n in range(4)] + [case("MR", n, 0.3) for n in range(9)]
+    found = calibrate_sources(cases, ["w"], "fold 0")
+    assert {source: own.num_patients for source, own in found.items()} == {"CT": 4, "MR": 9}
+    assert {source: own.classes["lesion"].rates("lesions")[-1] for source, own in found.items()} == {
+        "CT": 0.8,  # 1 / (4 + 1) = 1 - 0.8
+        "MR": 0.9,
+    }
+    assert {one.threshold for one in found["CT"].classes["lesion"].lesions} == {0.8}
+    assert found["MR"].in_words[0] == "Calibrated on 9 patients: fold 0, those of the source MR."
 
 
 @pytest.mark.parametrize(

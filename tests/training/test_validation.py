@@ -80,6 +80,7 @@ def test_patients_that_the_fold_was_trained_on_or_chosen_by_allow_no_guarantees(
     said: list[str] = []
     run: Any = SimpleNamespace(
         folder=fold,
+        configuration=SimpleNamespace(sources=None),
         data=SimpleNamespace(folder=tmp_path / "2d"),
         train_cases=("train",),
         holdout_cases=("held",),

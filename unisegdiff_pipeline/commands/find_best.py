@@ -54,6 +54,7 @@ def _find_best(args: argparse.Namespace) -> None:
 def describe(recipe: Recipe) -> str:
     """The table of candidates, what was left out, and the choice with its reason."""
     from unisegdiff_pipeline.evaluation.summary import format_table
+    from unisegdiff_pipeline.inference.guarantees import guarantees_in_words
 
     header = ("candidate", "parameters", "cases", "score", "95 % interval", "Dice", "gain over the best before", "p")
     lines = [format_table([header, *(_row(candidate) for candidate in recipe.candidates)])]
@@ -62,8 +63,8 @@ def describe(recipe: Recipe) -> str:
     lines += [f"Note: {note}" for note in recipe.notes]
     if recipe.filter_evidence is not None:
         lines += [f"Lesion filter: {sentence}" for sentence in recipe.filter_evidence.in_words]
-    if recipe.guarantees is not None:
-        lines += [f"Guarantee: {sentence}" for sentence in recipe.guarantees.in_words]
+    guaranteed = guarantees_in_words(recipe.guarantees, recipe.source_guarantees)
+    lines += [f"Guarantee: {sentence}" for sentence in guaranteed]
     lines.append(f"Best: {' + '.join(member.model for member in recipe.members)} ({recipe.reason})")
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from unisegdiff_pipeline.inference.guarantees import Promises
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, choose_folds, open_model_folder
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
 from unisegdiff_pipeline.inference.output_folder import require_for_ensemble
-from unisegdiff_pipeline.inference.promised import promises_for
+from unisegdiff_pipeline.inference.promised import of_source, promises_for, require_source
 from unisegdiff_pipeline.inference.recipe import FILE_NAME, Recipe, read_recipe
 from unisegdiff_pipeline.inference.request import EnsembleRequest, PredictRequest
 
@@ -129,9 +129,11 @@ def _promises(best: BestModels, request: PredictRequest) -> Promises | None:
     """What is written of two models for the guarantees that are asked for."""
     if not request.guarantees:
         return None
+    first = open_model_folder(best.models[0][0])
+    require_source(request, first.configuration.sources)
     weights = [file_hash(model / f"fold_{fold}" / WEIGHTS_NAME) for model, folds in best.models for fold in folds]
     if request.num_samples is not None:
         raise UsdError(f"{best.folder / FILE_NAME} was calibrated with the models' own samples; leave --samples out.")
     place = str(best.folder / FILE_NAME), f"Run usd_find_best {quoted(best.recipe.dataset)}"
-    names = open_model_folder(best.models[0][0]).plans.labels.names
-    return promises_for(request, best.recipe.guarantees, names, place, weights, None)
+    guarantees = of_source(best.recipe, request.source_name)
+    return promises_for(request, guarantees, first.plans.labels.names, place, weights, None)

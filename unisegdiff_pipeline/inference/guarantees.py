@@ -81,6 +81,12 @@ class Guarantees:
     in_words: tuple[str, ...] = ()
 
 
+def guarantees_in_words(of_all: Guarantees | None, of_sources: Mapping[str, Guarantees]) -> list[str]:
+    """What inference.json or best.json holds: of an ordinary data set the one, of a unified one the other."""
+    found = of_sources.values() if of_all is None else [of_all]
+    return [line for guarantees in found for line in guarantees.in_words]
+
+
 @dataclass(frozen=True)
 class ClassPromises:
     """What is written for one class: of each kind one, or none."""

@@ -10,9 +10,10 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.inference.guarantees import Guarantees, Promises, parse_guarantees, promises_of, without
 from unisegdiff_pipeline.inference.model_folder import SETTINGS_NAME, ModelFolder
-from unisegdiff_pipeline.inference.recipe import FILE_NAME, read_recipe
+from unisegdiff_pipeline.inference.recipe import FILE_NAME, Recipe, read_recipe
 from unisegdiff_pipeline.inference.request import PredictRequest
-from unisegdiff_pipeline.inference.settings import read_settings
+from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings
+from unisegdiff_pipeline.planning.plans import SourcesPlan
 
 LOGGER = logging.getLogger(__name__)
 
@@ -34,23 +35,38 @@ def promises_of_model(
     """
     if not request.guarantees:
         return None
-    if model.configuration.sources is not None:
-        raise UsdError(
-            "models of unified data sets have no guarantees: each source would need patients of its own. Train one on "
-            "the data set itself, or leave --guarantee out."
-        )
+    require_source(request, model.configuration.sources)
     place = model.place
     if len(folds) == 1:
-        guarantees = read_settings(model.fold_folder(folds[0])).guarantees
+        settings = read_settings(model.fold_folder(folds[0]))
+        guarantees = of_source(settings, request.source_name)
         where = f"fold {folds[0]} of {place} ({SETTINGS_NAME})"
         remedy = "Validate it with usd_train --val --save-validation all"
         if folds[0] == "all":
             remedy = "It was trained on every case, so that none is left to calibrate on. Predict by the numbered folds"
     else:
         where = f"{FILE_NAME} for the folds {' '.join(folds)} of {place}"
-        guarantees, remedy = _of_folds(model, folds)
+        guarantees, remedy = _of_folds(model, folds, request.source_name)
+    where += "" if request.source_name is None else f" for the source {request.source_name}"
     named = model.plans.labels.names
     return promises_for(request, guarantees, named, (where, remedy), weights, num_samples)
+
+
+def require_source(request: PredictRequest, sources: SourcesPlan | None) -> None:
+    """Refuse guarantees of a model of a unified data set for images that no source is named of.
+
+    They are like the patients of no source, or of several, and how many of each nobody knows.
+    """
+    if sources is not None and request.source_name is None:
+        raise UsdError(
+            f"models of unified data sets give guarantees for images of one source, by validation patients of that "
+            f"source; name it (--source {' or '.join(sources.plans)}), or leave --guarantee out."
+        )
+
+
+def of_source(calibrated: InferenceSettings | Recipe, source: str | None) -> Guarantees | None:
+    """The guarantees that inference.json or best.json holds, of a unified data set those of a source."""
+    return calibrated.guarantees if source is None else calibrated.source_guarantees.get(source)
 
 
 def promises_for(
@@ -87,7 +103,7 @@ def promises_for(
     return promises
 
 
-def _of_folds(model: ModelFolder, folds: Sequence[str]) -> tuple[Guarantees | None, str]:
+def _of_folds(model: ModelFolder, folds: Sequence[str], source: str | None) -> tuple[Guarantees | None, str]:
     """Those of best.json beside the model, or in it, where an archive brought it; and what to do without them."""
     name, one_fold = Path(model.folder).absolute().name, f"or predict by one fold (-f {folds[0]})"
     remedy = f"Run usd_find_best {quoted(model.plans.dataset_name)}, {one_fold}"
@@ -99,5 +115,5 @@ def _of_folds(model: ModelFolder, folds: Sequence[str]) -> tuple[Guarantees | No
                 members = " + ".join(f"{member.model} (folds {' '.join(member.folds)})" for member in recipe.members)
                 remedy = f"{FILE_NAME} is for {members}: predict by that (--best), {one_fold}"
             if is_asked:
-                return recipe.guarantees, remedy
+                return of_source(recipe, source), remedy
     return None, remedy

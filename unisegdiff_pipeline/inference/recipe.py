@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -137,6 +138,7 @@ class Recipe:
         lesion_filter: which lesions of the mask stay in it; null leaves that to what the folds chose.
         filter_evidence: why this filter; null where none could be chosen anew.
         guarantees: what the validation cases of all folds allow to be promised; null where it is not known.
+        source_guarantees: the same of a unified data set, for images of each source.
     """
 
     schema_version: Literal[1]
@@ -150,6 +152,7 @@ class Recipe:
     lesion_filter: LesionFilter | None = None
     filter_evidence: FilterEvidence | None = None
     guarantees: Guarantees | None = None
+    source_guarantees: Mapping[str, Guarantees] = field(default_factory=dict)
 
 
 def write_recipe(results_folder: Path, recipe: Recipe) -> Path:

@@ -22,7 +22,14 @@ FILE_NAME = "inference.json"
 
 Decision = Literal["half", "dice"]
 # No voxel's probability:
-OF_LESIONS = ("lesion_filter", "filter_in_words", "operating_points", "case_calibration", "guarantees")
+OF_LESIONS = (
+    "lesion_filter",
+    "filter_in_words",
+    "operating_points",
+    "case_calibration",
+    "guarantees",
+    "source_guarantees",
+)
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 
@@ -48,6 +55,7 @@ class InferenceSettings:
         operating_points: other rules of each class and their scores, to choose from by a utility (see `utility`).
         case_calibration: of the probability that a case holds any lesion; None where it is the samples' own.
         guarantees: what the fold's validation cases allow to be promised; None before they are predicted.
+        source_guarantees: the same of a unified data set, for images of each source.
         chosen_on: the cases that calibration, segmenter weight and sampler were chosen on, in words.
     """
 
@@ -68,6 +76,7 @@ class InferenceSettings:
     operating_points: Mapping[str, tuple[OperatingPoint, ...]] = field(default_factory=dict)
     case_calibration: PresenceCalibration | None = None
     guarantees: Guarantees | None = None
+    source_guarantees: Mapping[str, Guarantees] = field(default_factory=dict)
     chosen_on: str = "nothing: all settings are the defaults"
 
     def __post_init__(self) -> None:

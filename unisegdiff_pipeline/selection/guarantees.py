@@ -34,6 +34,8 @@ from unisegdiff_pipeline.inference.guarantees import (
     size_root,
 )
 from unisegdiff_pipeline.inference.restoring import restore_samples
+from unisegdiff_pipeline.io.sources import source_of_case
+from unisegdiff_pipeline.planning.plans import SourcesPlan
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_map
 
@@ -57,11 +59,12 @@ class ClassEvidence:
 
 @dataclass(frozen=True)
 class CaseEvidence:
-    """What a validation case of a patient says of each class, by name."""
+    """What a validation case of a patient says of each class, by name; `source` is that of a unified data set."""
 
     patient: str
     units: Units
     classes: Mapping[str, ClassEvidence]
+    source: str = ""
 
 
 def case_evidence(
@@ -72,11 +75,15 @@ def case_evidence(
     patient: str,
     *,
     spacing_known: bool,
+    sources: SourcesPlan | None = None,
 ) -> CaseEvidence:
     """Compare the probabilities and samples of a case with its reference (Z, Y, X), on the grid of the image.
 
-    Probabilities are taken in half precision, as predictions are when they are compared with a threshold.
+    Probabilities are taken in half precision, as predictions are when they are compared with a threshold. Of a unified
+    data set a case says something of the classes that its source annotates.
     """
+    source = "" if sources is None else source_of_case(properties.case_id)
+    annotated = scheme.names if sources is None else sources.annotated_classes(source, scheme)
     geometry = properties.geometry
     units = units_of(geometry.is_2d, spacing_known)
     per_voxel = size_of_voxel(geometry.spacing_mm, units)
@@ -87,6 +94,8 @@ def case_evidence(
     ]
     classes = {}
     for index, (name, truth) in enumerate(scheme.class_masks(reference)):
+        if name not in annotated:
+            continue
         channel = index + scheme.foreground_offset
         p = restore_map(found.probabilities[channel : channel + 1], properties)[0].astype(np.float16)
         p[ignored] = 0  # they count nowhere
@@ -97,7 +106,7 @@ def case_evidence(
             tuple(size_root(of_sample[index] * per_voxel, units) for of_sample in counts),
             None if ignored.any() else size,
         )
-    return CaseEvidence(patient, units, classes)
+    return CaseEvidence(patient, units, classes, source)
 
 
 def calibrate(cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_on: str) -> Guarantees:
@@ -125,6 +134,19 @@ def calibrate(cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_
         classes=classes,
         in_words=(f"Calibrated on {counted(len(patients), 'patient')}: {calibrated_on}.", *_in_words(classes)),
     )
+
+
+def calibrate_sources(
+    cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_on: str
+) -> dict[str, Guarantees]:
+    """As `calibrate`, for each source of a unified data set by its own cases: new images are of one source."""
+    sources: dict[str, list[CaseEvidence]] = {}
+    for case in cases:
+        sources.setdefault(case.source, []).append(case)
+    return {
+        source: calibrate(own, weights, f"{calibrated_on}, those of the source {source}")
+        for source, own in sources.items()
+    }
 
 
 def _of_class(patients: Mapping[str, Sequence[ClassEvidence]], units: Collection[str]) -> ClassGuarantees:

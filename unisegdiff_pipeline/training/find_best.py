@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,6 @@ from unisegdiff_pipeline.inference.averaging import (
     require_same_grids,
 )
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
-from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, can_filter, combined_filter
 from unisegdiff_pipeline.inference.measuring import final_mask, find_lesions
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
@@ -49,7 +49,7 @@ from unisegdiff_pipeline.preprocessing.reference import read_cases
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.preprocessing.storage import read_array, reference_path
 from unisegdiff_pipeline.selection.found_lesions import compare_lesions, of_source
-from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, case_evidence
+from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, calibrate_sources, case_evidence
 from unisegdiff_pipeline.selection.lesion_filter import LesionCase
 from unisegdiff_pipeline.training.data.splits import Split, load_or_create_splits, shared_groups
 from unisegdiff_pipeline.training.filter_over_folds import RechosenFilter, rechoose_filter
@@ -139,7 +139,7 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
         candidates=candidates,
         lesion_filter=None if rechosen is None else rechosen.lesion_filter,
         filter_evidence=None if rechosen is None else rechosen.evidence,
-        guarantees=None if why_none else _guaranteed(best, found),
+        **({} if why_none else _guaranteed(best, found)),
     )
     return FoundBest(recipe, write_recipe(folder, recipe) if writing else folder / "best.json")
 
@@ -325,8 +325,6 @@ def _without_filter(best: Contender) -> str:
 
 def _without_guarantees(best: Contender, splits: Sequence[Split], groups: Mapping[str, str]) -> str:
     """Why the validation cases of all folds allow no promise; empty where they may."""
-    if open_model_folder(best.members[0].folder).configuration.sources is not None:
-        return "each source of a unified data set would need patients of its own"
     for member in best.members:
         for fold in member.folds:
             own = [case_id for case_id in sorted(best.scores) if member.fold_of[case_id] == fold]
@@ -357,7 +355,9 @@ def _examine(task: _CaseOfMembers, *, lesions: bool, evidence: bool) -> _Finding
     reference, known = read_array(task.reference)[0], task.spacing_known
     return _Findings(
         _lesions(task, found, properties, reference) if lesions else None,
-        case_evidence(found, properties, task.scheme, reference, task.group, spacing_known=known) if evidence else None,
+        case_evidence(found, properties, task.scheme, reference, task.group, spacing_known=known, sources=task.sources)
+        if evidence
+        else None,
     )
 
 
@@ -393,15 +393,17 @@ def _rechosen(best: Contender, found: Mapping[str, _Findings]) -> RechosenFilter
     return rechoose_filter(folds, names, one.size if len(units) == 1 else None, one)
 
 
-def _guaranteed(best: Contender, found: Mapping[str, _Findings]) -> Guarantees:
-    """What the validation cases of all folds allow to be promised of the best candidate."""
+def _guaranteed(best: Contender, found: Mapping[str, _Findings]) -> dict[str, Any]:
+    """What the validation cases of all folds allow to be promised of the best candidate, by attribute of a recipe."""
     networks = [(member, fold) for member in best.members for fold in member.folds]
     weights = [file_hash(member.folder / f"fold_{fold}" / WEIGHTS_NAME) for member, fold in networks]
     calibrated_on = "each fold on its own validation cases"
     if len(networks) > 1:
         calibrated_on += "; for new images the mean of all is taken, which no proof covers"
     evidence = [findings.evidence for findings in found.values() if findings.evidence is not None]
-    return calibrate(evidence, weights, calibrated_on)
+    if open_model_folder(best.members[0].folder).configuration.sources is None:
+        return {"guarantees": calibrate(evidence, weights, calibrated_on)}
+    return {"source_guarantees": calibrate_sources(evidence, weights, calibrated_on)}
 
 
 # ------------------------------------------------------------------------------------------------------------- words

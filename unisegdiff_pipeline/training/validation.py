@@ -17,14 +17,15 @@ from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, CaseSpread, Spread
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_defined, summarise
 from unisegdiff_pipeline.inference.decision import decided_probabilities
+from unisegdiff_pipeline.inference.guarantees import guarantees_in_words
 from unisegdiff_pipeline.inference.measuring import final_mask
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
-from unisegdiff_pipeline.io.sources import cases_by_source, in_turn
+from unisegdiff_pipeline.io.sources import cases_by_source, in_turn, source_of_case
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.reference import read_cases
-from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, case_evidence
+from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, calibrate_sources, case_evidence
 from unisegdiff_pipeline.selection.hold_out import (
     annotated_classes,
     predict_stored,
@@ -111,7 +112,7 @@ def final_validation(
         Scores over the cases that were predicted; None without any.
     """
     folder = run.folder / FOLDER_NAME
-    settings = replace(settings, guarantees=None)
+    settings = replace(settings, guarantees=None, source_guarantees={})
     cases: list[CaseScores] = []
     spreads: list[CaseSpread] = []
     evidence: list[CaseEvidence] = []
@@ -169,9 +170,14 @@ def _validated(
     scores = score_case(reference, labels, scheme, grid.spacing_mm, known, is_2d=grid.is_2d)
     write_case(run, stored, found, settings, labels, everything)
     of_case = annotated_scores(run.configuration.sources, stored.properties.source, scheme, scores)
-    evidence = []
-    if everything and run.configuration.sources is None:
-        evidence = [case_evidence(found, stored.properties, scheme, reference, stored.group, spacing_known=known)]
+    evidence, sources = [], run.configuration.sources
+    if everything:
+        known = known if sources is None else sources.plans[source_of_case(case_id)].spacing_known
+        evidence = [
+            case_evidence(
+                found, stored.properties, scheme, reference, stored.group, spacing_known=known, sources=sources
+            )
+        ]
     annotated = annotated_classes(run.held_out, stored)
     spreads = spread_of_case(prediction, annotators(stored), scheme, case_id, annotated)
     return CaseScores(case_id, of_case), spreads, evidence
@@ -182,7 +188,6 @@ def _keep_guarantees(run: FoldRun, settings: InferenceSettings, evidence: Sequen
 
     Patients that the fold was trained on or chosen by, as splits of one's own may have them, allow no promise.
     """
-    guarantees = None
     groups = {record.case_id: record.group for record in read_cases(run.data.folder.parent)} if evidence else {}
     shared = shared_groups((*run.train_cases, *run.holdout_cases), run.validation_cases, groups) if evidence else ()
     if shared:
@@ -192,10 +197,14 @@ def _keep_guarantees(run: FoldRun, settings: InferenceSettings, evidence: Sequen
         )
     elif evidence:
         fold = run.folder.name.removeprefix("fold_")
-        guarantees = calibrate(evidence, [file_hash(run.folder / WEIGHTS_NAME)], f"fold {fold} on its validation cases")
-        for line in guarantees.in_words:
+        weights, words = [file_hash(run.folder / WEIGHTS_NAME)], f"fold {fold} on its validation cases"
+        if run.configuration.sources is None:
+            settings = replace(settings, guarantees=calibrate(evidence, weights, words))
+        else:
+            settings = replace(settings, source_guarantees=calibrate_sources(evidence, weights, words))
+        for line in guarantees_in_words(settings.guarantees, settings.source_guarantees):
             run.log.say(f"guarantees: {line}")
-    write_settings(run.folder, replace(settings, guarantees=guarantees))
+    write_settings(run.folder, settings)
 
 
 def fold_units(run: FoldRun) -> Units:
