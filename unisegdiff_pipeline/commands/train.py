@@ -105,6 +105,11 @@ def build_parser() -> CommandParser:
         default=None,
         help="compute by deterministic algorithms alone, which are slower on a GPU; with --epochs or --iterations",
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the networks by torch.compile first, which takes minutes and is for long trainings on a GPU",
+    )
     parser.add_argument("--seed", type=whole_number(0), metavar="N", help="random seed (default: 0)")
     add_device(parser)
     parser.add_argument(
@@ -254,6 +259,7 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         plans=args.plans,
         patience=args.patience,
         deterministic=args.deterministic,
+        compile=args.compile,
         splits=args.splits,
         save_validation=args.save_validation,
         validate_only=args.val,
@@ -304,6 +310,8 @@ def describe(request: TrainRequest) -> str:
         lines["patience"] = f"{first.request.patience} looks without a better held-out Dice end a phase"
     if first.request.deterministic:
         lines["deterministic"] = "yes"
+    if request.compile:
+        lines["compiled"] = "yes"
     if first.request.phase_1_from is not None:
         lines["phase 1 from"] = first.request.phase_1_from
     if first.request.pretrained is not None:

@@ -117,7 +117,8 @@ class LastLayerGradients:
     convolution of one voxel is the product of the layer's input and the gradient of its output, summed over voxels, and
     both are there.
 
-    Use as a context around the forward pass, then ask with `then` before the backward pass.
+    Use as a context around the forward pass, then ask with `then` before the backward pass. In the context compiled
+    networks compute step by step, since they would not call the hook that keeps input and output.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -126,11 +127,14 @@ class LastLayerGradients:
         self._output: Tensor | None = None
 
     def __enter__(self) -> LastLayerGradients:
+        self._stance = torch.compiler.set_stance("force_eager")
+        self._stance.__enter__()
         self._handle = self._layer.register_forward_hook(self._keep)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._handle.remove()
+        self._stance.__exit__(kind, error, at)
 
     def then(self, use: Callable[[Tensor], None]) -> None:
         """Call `use` with the norms (B,) of the backward pass's loss, as soon as it has come to the layer."""

@@ -67,6 +67,7 @@ class TrainRequest:
         plans: name of the plan; None is the default one, plans.json.
         patience: end a phase when its held-out score has not become better for so many looks.
         deterministic: compute by torch's deterministic algorithms alone; not with `max_time_s`.
+        compile: compile the networks by torch before they are trained, see `compilation`; not with `deterministic`.
         splits: how folds are made where the data set has none: "default" (grouped, stratified), "nnunet" or "by-group".
     """
 
@@ -97,6 +98,7 @@ class TrainRequest:
     plans: str | None = None
     patience: int | None = None
     deterministic: bool | None = None
+    compile: bool = False
     splits: Folds = "default"
 
     def __post_init__(self) -> None:

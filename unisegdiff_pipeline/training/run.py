@@ -461,6 +461,10 @@ def _check_end(request: TrainRequest, fold: str) -> None:
             f"--deterministic goes with --epochs or --iterations: how far a training comes in --max-time "
             f"{request.max_time_s:g} s is never the same. Keep one of the two."
         )
+    if request.deterministic and request.compile:
+        raise UsdError(
+            "--compile chooses its kernels by the clock, so that --deterministic cannot be kept; give one of the two."
+        )
     if request.patience is not None and fold == "all":
         raise UsdError(
             f"--patience {request.patience} needs held-out cases, and fold all has none; leave it out, or give "

@@ -116,6 +116,9 @@ class DiffusionTrainer(Trainer, abc.ABC):
             *self.segmenter_groups(self.network.segmenter, (self.plan.phase_1_share, 1.0), warmup=0.0),
         ]
 
+    def compiled_networks(self) -> list[nn.Module]:
+        return [self.network.segmenter, self.denoiser]
+
     def extra_parameters(self) -> list[nn.Parameter]:
         return [self.log_variances]
 

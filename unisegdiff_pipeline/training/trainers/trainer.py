@@ -24,6 +24,7 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.reports.training_log import PHASES, of_kind
 from unisegdiff_pipeline.training.checkpoint import save_checkpoint
+from unisegdiff_pipeline.training.compilation import compile_in_place, compiler_errors
 from unisegdiff_pipeline.training.data.loader import open_loader
 from unisegdiff_pipeline.training.data.patches import Batch, Part, PatchSource
 from unisegdiff_pipeline.training.ema import Ema, cpu_state
@@ -100,6 +101,7 @@ class Trainer(abc.ABC):
         self.looks_without_gain = 0  # since the best one
         self.validated = 0  # looks at held-out cases so far, without the one at the end
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
+        self.is_compiled = False
         with torch.random.fork_rng(devices=[]):  # weights are made on the CPU; the caller's generator stays as it is
             torch.manual_seed(int(text_hash(f"{run.seed}|weights|{self.phase}")[:15], 16))
             network = self.build_network()
@@ -122,6 +124,10 @@ class Trainer(abc.ABC):
     @abc.abstractmethod
     def validate(self) -> HeldOutDice:
         """Dice on the inner hold-out."""
+
+    def compiled_networks(self) -> list[nn.Module]:
+        """What `--compile` compiles: the modules that a step calls."""
+        return [self.network]
 
     def extra_parameters(self) -> list[nn.Parameter]:
         """Parameters outside the network that the optimiser also moves, without weight decay."""
@@ -192,7 +198,7 @@ class Trainer(abc.ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """What the other processes need of a phase: without what the first has alone."""
-        return {**self.__dict__, "run": None, "ema": None, "best_weights": None}
+        return {**self.__dict__, "run": None, "ema": None, "best_weights": None, "is_compiled": False}
 
     def _train_on(self, source: PatchSource) -> None:
         run = self.run
@@ -342,7 +348,10 @@ class Trainer(abc.ABC):
         ranks = self.run.ranks
         if ranks.size > 1:
             batch = replace(batch, part=Part(self.plan.batch_size, torch.tensor(ranks.items(self.plan.batch_size))))
-        with autocast(self.run.device, self.bf16):
+        if self.run.request.compile and not self.is_compiled:
+            compile_in_place(self.compiled_networks())
+            self.is_compiled = True
+        with autocast(self.run.device, self.bf16), compiler_errors():
             result = self._backward(batch)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         numbers = ranks.sum_step(parameters, {"loss": result.loss.detach(), **result.logged}, self.run.stop)
