@@ -15,9 +15,11 @@ from torch import Tensor
 
 from tests.networks.make_nnunet_reference import CASES, REFERENCE, SHAPES, random_values, weights_of
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import LevelPlan
-from unisegdiff_pipeline.training.pretrained import read_start
+from unisegdiff_pipeline.training.pretrained import load_start, read_start
 
 ARCHITECTURES = "dynamic_network_architectures.architectures.unet"
 LABELS = {"background": 0, "edge": 1, "core": 2}
@@ -133,22 +135,62 @@ def test_folders_and_plans_beside_the_checkpoint(tmp_path: Path) -> None:
         read_start(model)
 
 
-def test_self_supervised_weights_have_no_classes(tmp_path: Path) -> None:
-    architecture = {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
+def pretrained_content(architecture: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """What nnssl saves; its "ResEncL" comes without arguments."""
     scheme = {"spacing": [1, 1, 1], "normalization_schemes": ["ZScoreNormalization"] * 2}
-    content = content_of("resenc_3d", trainer_name="BaseMAETrainer") | {
-        "nnssl_adaptation_plan": {
-            "architecture_plans": architecture,
-            "pretrain_plan": {"configurations": {"onemmiso": scheme}},
-            "recommended_downstream_patchsize": [160, 160, 160],
-        }
+    content = content_of("resenc_3d", trainer_name="BaseMAETrainer", init_args={}, **changes)
+    content["nnssl_adaptation_plan"] = {
+        "architecture_plans": architecture,
+        "pretrain_plan": {"configurations": {"onemmiso": scheme}},
+        "recommended_downstream_patchsize": [160, 160, 160],
+        "key_to_encoder": "encoder.stages",
+        "key_to_stem": "encoder.stem",
     }
-    del content["init_args"]
-    start = read_start(saved(tmp_path / "checkpoint_final.pth", content))
+    return content
+
+
+DYNAMIC = {
+    "arch_class_name": "ResidualEncoderUNet",
+    "arch_kwargs": configuration_of("resenc_3d")["architecture"]["arch_kwargs"],
+}
+
+
+def test_self_supervised_weights_have_no_classes(tmp_path: Path) -> None:
+    start = read_start(saved(tmp_path / "checkpoint_final.pth", pretrained_content(DYNAMIC)))
     assert (start.labels, start.channel_names) == (None, ())
     assert (start.network.encoder, start.network.patch_size) == ("resenc", (160, 160, 160))
     assert (start.target_spacing_mm, start.normalization) == ((1.0, 1.0, 1.0), ("zscore", "zscore"))
     assert start.network.levels[0] == LevelPlan(4, (1, 1, 1), (1, 3, 3), 2)
+
+
+def test_plans_of_pre_training_may_lie_beside_its_checkpoint_and_know_no_spacing(tmp_path: Path) -> None:
+    content = pretrained_content(DYNAMIC)
+    plan = content.pop("nnssl_adaptation_plan")
+    plan["pretrain_plan"]["configurations"] = {"noresample": {"spacing": None, "normalization_schemes": []}}
+    path = saved(tmp_path / "fold_all" / "checkpoint_final.pth", content)
+    (tmp_path / "adaptation_plan.json").write_text(json.dumps(plan), "utf-8")
+    start = read_start(path)
+    assert (start.network.patch_size, start.target_spacing_mm) == ((160, 160, 160), None)
+
+
+def test_contrastive_weights_are_an_encoder_beside_other_parts(tmp_path: Path) -> None:
+    """As VoCo, SimCLR and SwinUNETR of nnssl leave them: nothing but the plans tells the strides."""
+    whole = read_start(saved(tmp_path / "whole.pth", pretrained_content(DYNAMIC)))
+    weights = {name: value for name, value in state_of("resenc_3d").items() if not name.startswith("decoder.")}
+    weights["projector.layer1.0.weight"] = torch.zeros(4, 4)
+    path = saved(tmp_path / "checkpoint_final.pth", pretrained_content(DYNAMIC, network_weights=weights))
+    start = read_start(path)
+    assert start.network == whole.network
+    assert {name.split(".")[1] for name in start.tensors} == {"encoder"}
+    assert all(torch.equal(value, whole.tensors[name]) for name, value in start.tensors.items())
+    lesion = LabelScheme(("lesion",), ((1,),), "binary", (1,))
+    model = StagedModel(SegmentationUNet(start.network, 1), None, lesion)
+    report = load_start(model, start.network, start)
+    assert report.count("loaded") == len(start.tensors)
+    assert report.count("new") == len(model.segmenter.state_dict()) - len(start.tensors)
+    saved(path, pretrained_content({"arch_class_name": "ResEncL", "arch_kwargs": None}, network_weights=weights))
+    with pytest.raises(UsdError, match="it has 3 levels, and its plans strides for 6"):
+        read_start(path)
 
 
 class Running:
@@ -213,7 +255,7 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
         ("nonlin_kwargs", {"negative_slope": 0.2}, "slope 0.01"),
         ("dropout_op", "torch.nn.Dropout2d", "no dropout"),
         ("nonlin_first", True, "nonlin_first True"),
-        ("strides", [[2, 2], [2, 2], [2, 1]], r"arch_kwargs.strides \[\[2, 2\]"),
+        ("strides", [[2, 2], [2, 2], [2, 1]], r"strides \[\(2, 2\), \(2, 2\)"),
     ],
 )
 def test_a_network_that_computes_something_else_is_refused(key: str, value: Any, words: str, tmp_path: Path) -> None:

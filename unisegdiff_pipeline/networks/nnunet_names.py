@@ -7,7 +7,7 @@ other names. Convolutions in front of an instance norm have a bias there, which 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -39,15 +39,18 @@ def without_duplicates(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in short.items() if not _DUPLICATE.search(name)}
 
 
-def network_of(weights: Mapping[str, Tensor], patch_size: tuple[int, ...]) -> NetworkPlan:
+def network_of(
+    weights: Mapping[str, Tensor], patch_size: tuple[int, ...], strides: Sequence[tuple[int, ...]] | None = None
+) -> NetworkPlan:
     """The architecture that weights were made for, by their names and shapes.
 
     Args:
         weights: without duplicates, by the library's names.
         patch_size: what it was trained on; shapes do not tell.
+        strides: of the levels of an encoder without decoder; the kernels of a decoder tell them else.
 
     Raises:
-        UsdError: it is neither of the two, or the decoder, whose kernels tell the strides, is not there.
+        UsdError: it is neither of the two, or nothing tells the strides.
     """
     encoder = _encoder_of(weights)
     first = "0.convs.0.conv.weight" if encoder == "plain" else "blocks.0.conv1.conv.weight"
@@ -56,12 +59,10 @@ def network_of(weights: Mapping[str, Tensor], patch_size: tuple[int, ...]) -> Ne
         kernels.append(weights[name])
     entrance = kernels[0] if encoder == "plain" else weights["encoder.stem.convs.0.conv.weight"]
     dims = entrance.ndim - 2
-    strides = [(1,) * dims]
-    for i in reversed(range(len(kernels) - 1)):  # the decoder goes up from the deepest level
-        up = weights.get(f"decoder.transpconvs.{i}.weight")
-        if up is None:
-            raise UsdError(f"decoder.transpconvs.{i}.weight is missing: without a decoder nothing tells the strides.")
-        strides.append(tuple(up.shape[2:]))
+    if strides is None or has_decoder(weights):
+        strides = _strides_of_decoder(weights, len(kernels), dims)
+    elif len(strides) != len(kernels):
+        raise UsdError(f"it has {len(kernels)} levels, and its plans strides for {len(strides)}.")
     levels = []
     for i, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
         inner = r"0\.convs\.(\d+)\.conv\.weight" if encoder == "plain" else r"blocks\.(\d+)\.conv1\.conv\.weight"
@@ -70,8 +71,23 @@ def network_of(weights: Mapping[str, Tensor], patch_size: tuple[int, ...]) -> Ne
     return NetworkPlan(dims, patch_size, entrance.shape[1], tuple(levels), encoder)
 
 
+def has_decoder(weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights hold more than an encoder."""
+    return any(name.startswith("decoder.") for name in weights)
+
+
+def _strides_of_decoder(weights: Mapping[str, Tensor], num_levels: int, dims: int) -> list[tuple[int, ...]]:
+    strides = [(1,) * dims]
+    for i in reversed(range(num_levels - 1)):  # the decoder goes up from the deepest level
+        up = weights.get(f"decoder.transpconvs.{i}.weight")
+        if up is None:
+            raise UsdError(f"decoder.transpconvs.{i}.weight is missing: without a decoder nothing tells the strides.")
+        strides.append(tuple(up.shape[2:]))
+    return strides
+
+
 def translated(weights: Mapping[str, Tensor], network: NetworkPlan) -> dict[str, Tensor]:
-    """Weights by the names of `SegmentationUNet`, fp32; heads may be missing.
+    """Weights by the names of `SegmentationUNet`, fp32; heads may be missing, and the whole decoder with them.
 
     Args:
         weights: without duplicates, by the library's names.
@@ -96,8 +112,8 @@ def translated(weights: Mapping[str, Tensor], network: NetworkPlan) -> dict[str,
     heads = found.get("heads.0.weight")
     with torch.device("meta"):
         expected = SegmentationUNet(network, 1 if heads is None else heads.shape[0]).state_dict()
-    if heads is None:
-        expected = {name: tensor for name, tensor in expected.items() if not name.startswith("heads.")}
+    absent = () if heads is not None else ("heads.",) if has_decoder(weights) else ("heads.", "decoder.", "up.")
+    expected = {name: tensor for name, tensor in expected.items() if not name.startswith(absent)}
     for i in range(len(network.levels) - 1):  # with conv_bias false the library has no bias there either
         if f"up.{i}.weight" in found:
             found.setdefault(f"up.{i}.bias", torch.zeros(found[f"up.{i}.weight"].shape[1]))

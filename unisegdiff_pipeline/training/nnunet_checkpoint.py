@@ -28,6 +28,7 @@ from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, Start
 
 _NAMES = ("checkpoint_final.pth", "checkpoint_best.pth")  # in a fold, the one to prefer first
 _ENDINGS = (".pth", ".pt")
+_ADAPTATION = "adaptation_plan.json"  # of nnssl
 # What checkpoints hold beside weights and is not needed: numbers of the log, and plans of nnssl, which stand there as
 # dictionaries too. Placeholders stand for them, so that no code but torch's own takes part.
 _NOT_NEEDED = (
@@ -37,7 +38,9 @@ _NOT_NEEDED = (
     "nnssl.experiment_planning.experiment_planners.plan.Plan",
     "nnssl.experiment_planning.experiment_planners.plan.ConfigurationPlan",
 )
-_ARCHITECTURES = ("PlainConvUNet", "ResidualEncoderUNet", "ResEncL")  # the last is what nnssl calls the second one
+_ARCHITECTURES = ("PlainConvUNet", "ResidualEncoderUNet", "ResEncL")  # nnssl calls one form of the second by the third
+_RES_ENC_L_STRIDES = ((1, 1, 1), *((2, 2, 2),) * 5)  # nnssl builds that form with them, and does not write them down
+_PARTS = ("encoder.", "decoder.")  # what pre-training adds to a network begins otherwise: projector, mask_tokens, ...
 _NORMALIZATIONS: dict[str, Normalization] = {
     "CTNormalization": "ct",
     "ZScoreNormalization": "zscore",
@@ -67,6 +70,7 @@ class _Origin:
     spacing: tuple[float, ...]
     normalization: tuple[str, ...]
     description: DatasetDescription | None
+    pretraining: bool = False
 
 
 def _accepts(path: Path) -> bool:
@@ -154,11 +158,13 @@ def _start_of(path: Path, content: dict[str, Any]) -> PretrainedStart:
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UsdError(f"network_weights is missing or holds other things than tensors; name a {_NAMES[0]} of nnU-Net.")
     weights = without_duplicates({str(name): tensor for name, tensor in weights.items()})
+    if origin.pretraining:
+        weights = {name: tensor for name, tensor in weights.items() if name.startswith(_PARTS)}
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise UsdError(f"{name} holds values that are no finite numbers; take another checkpoint.")
     try:
-        found = network_of(weights, origin.patch_size)
+        found = network_of(weights, origin.patch_size, _strides(origin.architecture) if origin.pretraining else None)
         network = from_jsonable(NetworkPlan, to_jsonable(found), "network")  # with the ranges of a plan
     except (ValueError, IndexError) as error:  # what a plan itself does not allow, shapes that no convolution has
         raise UsdError(f"its network is none that can be planned here: {error}.") from None
@@ -204,12 +210,15 @@ def _fit_heads(tensors: dict[str, Tensor], labels: LabelScheme | None) -> LabelS
 
 
 def _origin(path: Path, content: Mapping[str, Any]) -> _Origin:
+    folder = path.absolute().parent
     adaptation = content.get("nnssl_adaptation_plan")
+    beside = next((place / _ADAPTATION for place in (folder, folder.parent) if (place / _ADAPTATION).is_file()), None)
+    if not isinstance(adaptation, dict) and beside is not None:  # SparK's checkpoints have it there alone
+        adaptation = read_object(beside)
     if isinstance(adaptation, dict):
         return _pretraining(adaptation, content)
     arguments = content.get("init_args")
     arguments = arguments if isinstance(arguments, dict) else {}
-    folder = path.absolute().parent
     model = next((place for place in (folder, folder.parent) if (place / "plans.json").is_file()), None)
     plans, name = arguments.get("plans"), arguments.get("configuration")
     if not isinstance(plans, dict):
@@ -251,6 +260,7 @@ def _pretraining(adaptation: Mapping[str, Any], content: Mapping[str, Any]) -> _
         spacing=tuple(map(_number, configuration.get("spacing") or ())),
         normalization=tuple(map(str, configuration.get("normalization_schemes") or ())),
         description=None,
+        pretraining=True,
     )
 
 
@@ -299,17 +309,23 @@ def _require_known(architecture: Mapping[str, Any]) -> None:
             )
 
 
+def _strides(architecture: Mapping[str, Any]) -> list[tuple[int, ...]] | None:
+    """The strides that plans give, a number standing for all axes; None where they give none."""
+    given = architecture["arch_kwargs"].get("strides")
+    if given is None:
+        is_fixed = _class(architecture["network_class_name"]) == "ResEncL"
+        return list(_RES_ENC_L_STRIDES) if is_fixed else None
+    if not isinstance(given, (list, tuple)):
+        raise UsdError(f"its plans have arch_kwargs.strides {given!r:.80}, which must be a list.")
+    return [tuple(map(_whole, s)) if isinstance(s, (list, tuple)) and s else (_whole(s),) for s in given]
+
+
 def _require_strides(architecture: Mapping[str, Any], network: NetworkPlan) -> None:
     """The decoder tells the strides of all levels but the first, which has to be 1."""
-    given = architecture["arch_kwargs"].get("strides")
+    given = _strides(architecture)
     strides = [level.stride for level in network.levels]
-    if given is None:
-        return
-    same = isinstance(given, (list, tuple)) and strides == [
-        tuple(stride) if isinstance(stride, (list, tuple)) else (stride,) * network.dims for stride in given
-    ]
-    if not same:
-        raise UsdError(f"its plans have arch_kwargs.strides {given!r:.80}; its weights are those of {strides}.")
+    if given is not None and strides != [stride * (network.dims // len(stride)) for stride in given]:
+        raise UsdError(f"its plans have strides {given!r:.80}; its weights are those of {strides}.")
 
 
 def _class(dotted: object) -> str:
