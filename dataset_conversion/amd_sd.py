@@ -44,7 +44,8 @@ _ORIGIN = Origin(
 def find(request: Request) -> Conversion:
     """See the module."""
     images = folder_of(request, "AMD-SD", "images") / "images"
-    patients = sorted((path for path in images.iterdir() if path.is_dir()), key=lambda path: natural(path.name))
+    folders = (path for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
+    patients = sorted(folders, key=lambda path: natural(path.name))
     cases = [
         Case(f"{patient.name}_{stem}", (path,), (path,), group=patient.name)
         for patient in patients

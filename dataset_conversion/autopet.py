@@ -20,19 +20,19 @@ _ORIGIN = Origin(
 def find(request: Request) -> Conversion:
     """See the module; studies of one patient form a group, half of the studies have no lesion."""
     (source,) = request.sources
-    masks = unique(
-        ((f"{path.parent.parent.name}_{path.parent.name}", path) for path in source.rglob("PETCT_*/*/SEG.nii.gz")),
+    studies = unique(
+        ((f"{path.parent.name}_{path.name}", path) for path in source.rglob("PETCT_*/*") if path.is_dir()),
         source,
-        "file PETCT_*/STUDY/SEG.nii.gz",
+        "folder PETCT_*/STUDY",
     )
     cases = tuple(
         Case(
             name.replace(" ", "_"),
-            (mask.with_name("CTres.nii.gz"), mask.with_name("SUV.nii.gz")),
-            (mask,),
-            group=mask.parent.parent.name,
+            (study / "CTres.nii.gz", study / "SUV.nii.gz"),
+            (study / "SEG.nii.gz",),
+            group=study.parent.name,
         )
-        for name, mask in masks.items()
+        for name, study in studies.items()
     )
     return Conversion(
         number=218,

@@ -33,6 +33,8 @@ def find(request: Request) -> Conversion:
         for stem in files:
             if match := _MASK.fullmatch(stem):
                 masks.setdefault(match["image"], []).append(stem)
+        if lonely := [files[stem] for image, stems in masks.items() if image not in files for stem in stems]:
+            raise UsdError(f"{lonely[0]} is a mask without image; unpack the whole of the download.")
         for stem, path in files.items():
             match = _IMAGE.fullmatch(stem)
             if match is None:

@@ -21,9 +21,9 @@ def find(request: Request) -> Conversion:
     """See the module; cases without contours are held out."""
     (source,) = request.sources
     folders = unique(
-        ((path.parent.name, path.parent) for path in source.rglob("Case_*/Images") if path.is_dir()),
+        ((path.name, path) for path in source.rglob("Case_*") if path.is_dir()),
         source,
-        "folder Case_P001/Images",
+        "folder Case_P001",
     )
     cases = []
     for name, folder in folders.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset_conversion.finding import Request
+from dataset_conversion.finding import Request, unique
 from dataset_conversion.raw_writer import Case, Conversion, Origin
 from unisegdiff_pipeline.core.errors import UsdError, unreadable
 from unisegdiff_pipeline.core.geometry import Geometry, Volume
@@ -32,17 +32,16 @@ def find(request: Request) -> Conversion:
     """See the module; slices of one patient form a group."""
     (source,) = request.sources
     _h5py()
-    paths = {int(path.stem): path for path in source.rglob("*.mat") if path.stem.isdigit()}
-    if not paths:
-        raise UsdError(f"{source} holds no file 1.mat; name the folder that the four archives were unpacked to.")
+    numbered = ((path.stem, path) for path in source.rglob("*.mat") if path.stem.isdigit())
+    paths = unique(numbered, source, "file 1.mat")
     cases = []
-    for number, path in progress(sorted(paths.items()), len(paths), "Reading patients"):
+    for number, path in progress(paths.items(), len(paths), "Reading patients"):
         kind, patient = int(_read(path, "label").flat[0]), "".join(chr(code) for code in _read(path, "PID").ravel())
         if kind not in _KINDS:
             raise UsdError(f"{path} has the label {kind}, known are {_KINDS}; use the file as published.")
         # MR040240B is most likely another scan of the patient MR040240.
         group = re.sub(r"(?<=\d)[A-Za-z]$", "", patient.strip())
-        cases.append(Case(f"{_KINDS[kind]}_{number:04d}", (path,), (path,), group=group))
+        cases.append(Case(f"{_KINDS[kind]}_{int(number):04d}", (path,), (path,), group=group))
     return Conversion(
         number=203,
         name="BrainTumour",

@@ -14,6 +14,8 @@ from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, TIFF_ENDINGS, split_ending
 from unisegdiff_pipeline.io.images import read_header
 
+_OF_MACOS = "__MACOSX"  # a folder in archives made there, with a hidden copy ._NAME of each file
+
 
 @dataclass(frozen=True)
 class Request:
@@ -115,7 +117,7 @@ def unique(found: Iterable[tuple[str, Path]], source: Path, what: str) -> dict[s
     """
     files: dict[str, Path] = {}
     for name, path in sorted(found, key=lambda item: natural(item[0])):
-        if path.name.startswith("."):  # copies that macOS makes in archives
+        if path.name.startswith(".") or _OF_MACOS in path.parts:
             continue
         if files.setdefault(name, path) != path:
             raise UsdError(f"{files[name]} and {path} are both {name}; name a folder that holds one of them.")

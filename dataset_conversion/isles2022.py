@@ -7,10 +7,9 @@ and ADC; FLAIR has a grid of its own and is left out.
 
 from __future__ import annotations
 
-from dataset_conversion.finding import Request, folder_of, unique, volume
+from dataset_conversion.finding import Request, folder_of, volume
 from dataset_conversion.raw_writer import Case, Conversion, Origin
 
-_MASK = "_msk.nii.gz"
 _ORIGIN = Origin(
     "ISLES 2022, Ischemic Stroke Lesion Segmentation",
     "https://zenodo.org/records/7960856",
@@ -23,13 +22,13 @@ def find(request: Request) -> Conversion:
     """See the module."""
     source = folder_of(request, "ISLES-2022", "derivatives")
     raw = source / "rawdata" if (source / "rawdata").is_dir() else source
-    found = ((path.name.removesuffix(_MASK), path) for path in (source / "derivatives").rglob(f"sub-*{_MASK}"))
+    sessions = {path.relative_to(part) for part in (raw, source / "derivatives") for path in part.glob("sub-*/ses-*")}
     cases = []
-    for name, mask in unique(found, source / "derivatives", f"mask sub-*{_MASK}").items():
-        subject, session = name.split("_", 1)
-        folder = raw / subject / session / "dwi"
-        images = (volume(folder, f"{name}_dwi"), volume(folder, f"{name}_adc"))
-        cases.append(Case(name, images, (mask,), group=subject))
+    for session in sorted(sessions):
+        name = "_".join(session.parts)
+        images = (volume(raw / session / "dwi", f"{name}_dwi"), volume(raw / session / "dwi", f"{name}_adc"))
+        mask = volume(source / "derivatives" / session, f"{name}_msk")
+        cases.append(Case(name, images, (mask,), group=session.parts[0]))
     return Conversion(
         number=214,
         name="ISLES2022",

@@ -27,8 +27,10 @@ def test_busi_joins_the_masks_of_an_image_and_keeps_normal_ones(tmp_path, conver
     assert labels_of(raw, "normal_001").sum() == 0
     assert Image.open(raw.cases[0].image_paths[0]).mode == "L"
     assert "none stated" in (raw.folder / "LICENCE.txt").read_text()
-    (folder / "benign/benign (1)_mask.png").unlink()
-    (folder / "benign/benign (1)_mask_1.png").unlink()
+    mask(folder / "benign/benign (2)_mask.png")
+    refused("busi", tmp_path, r"benign \(2\)_mask\.png is a mask without image")
+    for name in ("benign (1)_mask.png", "benign (1)_mask_1.png", "benign (2)_mask.png"):
+        (folder / "benign" / name).unlink()
     refused("busi", tmp_path, r"benign \(1\)\.png has no mask benign \(1\)_mask\.png")
     refused("busi", tmp_path / "elsewhere", "holds no benign")
 
@@ -47,6 +49,7 @@ def test_amd_sd_splits_its_pictures_into_scan_and_classes(tmp_path, converted):
     colours = ((250, 3, 255), (0, 255, 0), (255, 0, 0), (255, 255, 0), (0, 0, 255))
     amd_picture(tmp_path / "AMD-SD/images/7/2.png", *colours)
     amd_picture(tmp_path / "AMD-SD/images/12/1.png")
+    (tmp_path / "AMD-SD/images/.ipynb_checkpoints").mkdir()
     raw = converted("amd_sd", tmp_path / "AMD-SD")
     np.testing.assert_array_equal(labels_of(raw, "7_2")[0], [1, 2, 3, 4, 5] + [0] * 15)
     original = np.asarray(Image.open(tmp_path / "AMD-SD/images/7/2.png"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 
 from tests.dataset_conversion.conftest import groups_of, label_volume, labels_of, refused, volume
@@ -38,6 +40,8 @@ def test_brats_2021_makes_the_values_consecutive(tmp_path, converted):
     for seed, channel in enumerate(("t1", "t1ce", "t2", "flair")):
         volume(folder / f"BraTS2021_00002_{channel}.nii.gz", seed)
     label_volume(folder / "BraTS2021_00002_seg.nii.gz", 1, 2, 4)
+    (tmp_path / "__MACOSX/BraTS2021_00002").mkdir(parents=True)
+    (tmp_path / "__MACOSX/BraTS2021_00002/._BraTS2021_00002_t1.nii.gz").touch()
     raw = converted("brats2021", tmp_path)
     assert labels_of(raw, "BraTS2021_00002")[:4, 2, 1].tolist() == [1, 2, 3, 0]
     assert raw.description.labels.names == ("whole_tumour", "tumour_core", "enhancing_tumour")
@@ -83,6 +87,9 @@ def test_isles_2022_takes_the_images_on_the_grid_of_the_mask(tmp_path, converted
     raw = converted("isles2022", tmp_path)
     assert raw.description.channel_names == ("DWI", "ADC")
     assert groups_of(raw) == {case: "sub-strokecase0001"}
+    volume(tmp_path / "ISLES-2022/sub-strokecase0002/ses-0001/dwi/sub-strokecase0002_ses-0001_dwi.nii.gz")
+    refused("isles2022", tmp_path, "sub-strokecase0002_ses-0001_adc.nii.gz does not exist")
+    shutil.rmtree(tmp_path / "ISLES-2022/sub-strokecase0002")
     volume(folder / f"dwi/{case}_adc.nii.gz", shape=(5, 6, 3))
     refused(
         "isles2022", tmp_path, r"_adc\.nii\.gz has the shape \(3, 6, 5\) \(Z, Y, X\), .*_dwi\.nii\.gz.* \(4, 6, 5\)"
@@ -98,6 +105,8 @@ def test_emidec(tmp_path, converted):
     assert [case.case_id for case in raw.cases] == ["Case_N006", "Case_P001"]
     assert raw.description.labels.names == ("cavity", "normal_myocardium", "infarction", "no_reflow")
     assert [path.name for path in (raw.folder / "imagesTs").iterdir()] == ["Case_101_0000.nii.gz"]
+    shutil.rmtree(tmp_path / "emidec-dataset-1.0.1/Case_N006/Images")
+    refused("emidec", tmp_path, r"Case_N006/Images/Case_N006\.nii\.gz does not exist")
 
 
 def test_kits23_with_regions(tmp_path, converted):
@@ -130,6 +139,8 @@ def test_autopet_groups_the_studies_of_a_patient(tmp_path, converted):
     assert raw.description.channel_names == ("CT", "PET")
     assert set(groups_of(raw).values()) == {"PETCT_0011f3deaf"}
     assert raw.cases[0].case_id == "PETCT_0011f3deaf_01-02-2004-NA-PET-CT"
+    (folder / "SEG.nii.gz").unlink()
+    refused("autopet", tmp_path, r"01-02-2004-NA-PET-CT/SEG\.nii\.gz does not exist")
 
 
 def test_uls23_keeps_the_lesions_of_a_patient_together(tmp_path, converted):
