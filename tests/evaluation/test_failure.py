@@ -131,7 +131,7 @@ def test_intervals_by_hand() -> None:
 
 def test_few_samples_cannot_reach_a_high_level() -> None:
     (found,) = coverage_of_intervals([[1.0, 2.0, 3.0]] * 2, [2.0, 3.5], (0.9,))
-    assert found.share == 0.5
+    assert found.fraction == 0.5
     assert found.expected == pytest.approx(2 / 4)
 
 
@@ -139,33 +139,33 @@ def test_few_samples_cannot_reach_a_high_level() -> None:
 def test_perfect_samples_cover_at_the_expected_rate(num_samples: int) -> None:
     drawn = np.random.default_rng(1).uniform(1, 9, (4000, num_samples + 1))
     for found in coverage_of_intervals(drawn[:, 1:].tolist(), drawn[:, 0].tolist()):
-        assert found.share == pytest.approx(found.expected, abs=0.03)
+        assert found.fraction == pytest.approx(found.expected, abs=0.03)
 
 
 def test_samples_too_close_to_each_other_cover_too_little() -> None:
     rng = np.random.default_rng(1)
     samples, volumes = rng.normal(50, 1, (500, 20)), rng.normal(50, 5, 500)
-    assert all(c.share < c.expected / 2 for c in coverage_of_intervals(samples.tolist(), volumes.tolist()))
+    assert all(c.fraction < c.expected / 2 for c in coverage_of_intervals(samples.tolist(), volumes.tolist()))
 
 
 def test_empty_and_undefined_cases_are_left_out_and_counted() -> None:
     samples = [[0.0, 0.0, 0.0], [0.0, 0.0, 2.0], [1.0, 2.0, 3.0], [1.0], [1.0, math.nan], [], [1.0, 2.0, 3.0]]
     volumes = [0.0, 0.0, 2.0, 1.0, 1.0, 1.0, math.nan]
     (found,) = coverage_of_intervals(samples, volumes, (0.5,))
-    assert (found.n, found.n_undefined, found.share) == (2, 5, 1.0)
+    assert (found.n, found.n_undefined, found.fraction) == (2, 5, 1.0)
     histogram = rank_histogram(samples, volumes)
     assert (histogram.n, histogram.n_undefined, sum(histogram.counts)) == (2, 5, 2)
 
 
 def test_a_missed_or_imagined_object_counts() -> None:
     (found,) = coverage_of_intervals([[0.0, 0.0], [3.0, 4.0]], [5.0, 0.0], (0.5,))
-    assert (found.n, found.share) == (2, 0.0)
+    assert (found.n, found.fraction) == (2, 0.0)
 
 
 def test_without_cases_coverage_is_undefined() -> None:
     (found,) = coverage_of_intervals([[0.0, 0.0]], [0.0], (0.5,))
     assert (found.n, found.n_undefined) == (0, 1)
-    assert math.isnan(found.share)
+    assert math.isnan(found.fraction)
     assert math.isnan(found.expected)
 
 

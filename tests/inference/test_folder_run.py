@@ -25,7 +25,6 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference import folder_run, origin
-from unisegdiff_pipeline.inference.export import SUMMARY_FILES
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, LesionRule
 from unisegdiff_pipeline.inference.memory import MemoryBudget
@@ -37,6 +36,7 @@ from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io import images as nifti_writing
 from unisegdiff_pipeline.io.images import read_image, write_map
+from unisegdiff_pipeline.io.prediction_files import SUMMARY_FILES
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
 from unisegdiff_pipeline.preprocessing import resample, restore
 

@@ -159,7 +159,7 @@ def test_everything_that_was_scored_is_shown(flat: tuple[Evaluation, Path]) -> N
     for title in ("reliability curves", "FROC curves", "risk-coverage curves", "Bland-Altman plot", "rank histogram"):
         assert f"<title>{title}" in text
     coverage = max(flat[0].report.classes[0].volume_coverage or (), key=lambda row: row.level)
-    held = f"holds the reference area in {round(coverage.share * coverage.n)} of {coverage.n} cases"
+    held = f"holds the reference area in {round(coverage.fraction * coverage.n)} of {coverage.n} cases"
     assert f"The 90% interval of the samples {held}" in text
     for panel in ("Image", "Masks", "4 raters", "Uncertainty", "Sample 1", "Sample 2", "Sample 3"):
         assert text.count(f"<figcaption>{panel}</figcaption>") == 5

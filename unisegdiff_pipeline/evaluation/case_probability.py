@@ -17,8 +17,8 @@ import numpy as np
 from unisegdiff_pipeline.core.csv_tables import read_csv
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.evaluation.profiles.picai import auroc
+from unisegdiff_pipeline.io.prediction_files import CASES
 
-TABLE = "cases.csv"
 NUM_BINS = 5
 
 
@@ -64,7 +64,7 @@ def report_case_probability(prediction: Path, holds_lesion: Mapping[str, bool]) 
     Raises:
         UsdError: the table is damaged.
     """
-    path = prediction / TABLE
+    path = prediction / CASES
     if not path.is_file() or len(set(holds_lesion.values())) < 2:
         return None
     known = _read(path)

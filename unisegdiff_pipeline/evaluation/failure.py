@@ -54,15 +54,15 @@ class IntervalCoverage:
 
     Attributes:
         level: nominal fraction, 0 to 1.
-        share: of the cases whose reference volume lies in the interval, ends included; NaN without cases.
+        fraction: of the cases whose reference volume lies in the interval, ends included; NaN without cases.
         expected: fraction that perfect samples reach: the level, or (N - 1) / (N + 1) where N samples reach no further
-            (8 samples span at most 78 %). Compare `share` with this, not with the level; NaN without cases.
+            (8 samples span at most 78 %). Compare `fraction` with this, not with the level; NaN without cases.
         n: cases that count.
         n_undefined: cases left out; see `coverage_of_intervals`.
     """
 
     level: float
-    share: float
+    fraction: float
     expected: float
     n: int
     n_undefined: int
@@ -194,8 +194,8 @@ def _interval_coverage(
         low, high = np.quantile(samples, tails, method="weibull")
         covered.append(bool(low <= volume <= high))
         expected.append(min(level, (len(samples) - 1) / (len(samples) + 1)))
-    share = float(np.mean(covered)) if cases else math.nan
-    return IntervalCoverage(level, share, float(np.mean(expected)) if cases else math.nan, len(cases), n_undefined)
+    fraction = float(np.mean(covered)) if cases else math.nan
+    return IntervalCoverage(level, fraction, float(np.mean(expected)) if cases else math.nan, len(cases), n_undefined)
 
 
 def _selective_risk(risk: np.ndarray, confidence: np.ndarray) -> np.ndarray:

@@ -13,8 +13,7 @@ from unisegdiff_pipeline.core.serialization import from_jsonable, read_object
 from unisegdiff_pipeline.evaluation.inputs import find_masks
 from unisegdiff_pipeline.evaluation.unified import SourceLabels, is_unified, source_of_references
 from unisegdiff_pipeline.io.paths import places_above
-
-MANIFEST = "manifest.json"  # of a prediction
+from unisegdiff_pipeline.io.prediction_files import MANIFEST
 
 
 @dataclass(frozen=True)

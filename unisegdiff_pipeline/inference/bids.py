@@ -21,6 +21,7 @@ from unisegdiff_pipeline.core.serialization import read_object, write_json
 from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.io.bids import DESCRIPTION_NAME
 from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS
+from unisegdiff_pipeline.io.prediction_files import MANIFEST
 
 DESCRIPTION = "unisegdiff"  # of the derivatives, as their entity desc
 BIDS_VERSION = "1.9.0"
@@ -98,7 +99,7 @@ def write_derivatives(prediction: Path, target: Path, case_ids: Iterable[str], l
         labels: what values mean.
     """
     target, count = Path(target), 0
-    model = str(read_object(prediction / "manifest.json").get("model", ""))
+    model = str(read_object(prediction / MANIFEST).get("model", ""))
     name = "/".join(Path(model).parts[-2:])  # data set and model, but no path of this machine
     write_json(
         target / DESCRIPTION_NAME,

@@ -50,12 +50,12 @@ from unisegdiff_pipeline.inference.restoring import restore_masks, restored_chan
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS
 from unisegdiff_pipeline.inference.volumes import ClassVolume
 from unisegdiff_pipeline.io.images import label_ending, map_ending, write_labels, write_map
+from unisegdiff_pipeline.io.prediction_files import CASES, LESIONS, MANIFEST, SUMMARY_FILES, VOLUMES
 from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_map
 
 RECORDS = ".cases"
-SUMMARY_FILES = ("lesions.csv", "volumes.csv", "cases.csv", "manifest.json")
 PICTURE_SCALE = 65535.0
 
 
@@ -234,9 +234,9 @@ def write_summary(output: Path, run: Mapping[str, Any]) -> None:
 
 def _write_summary_once(output: Path, run: Mapping[str, Any]) -> None:
     records = list(_records(output))
-    join_rows(output / "lesions.csv", PredictedLesion, [lesions_path(output, r.case) for r in records])
-    join_rows(output / "volumes.csv", ClassVolume, [volumes_path(output, r.case) for r in records])
-    join_rows(output / "cases.csv", CaseSummary, [summary_path(output, r.case) for r in records])
+    join_rows(output / LESIONS, PredictedLesion, [lesions_path(output, r.case) for r in records])
+    join_rows(output / VOLUMES, ClassVolume, [volumes_path(output, r.case) for r in records])
+    join_rows(output / CASES, CaseSummary, [summary_path(output, r.case) for r in records])
     cases = {
         r.case: {
             "inputs": r.inputs,
@@ -247,7 +247,7 @@ def _write_summary_once(output: Path, run: Mapping[str, Any]) -> None:
         }
         for r in records
     }
-    write_json(output / "manifest.json", {**run, "versions": versions(), "cases": cases})
+    write_json(output / MANIFEST, {**run, "versions": versions(), "cases": cases})
 
 
 def endings_there(output: Path, file_ending: str) -> set[str]:

@@ -42,9 +42,9 @@ from unisegdiff_pipeline.inference.export import (
 )
 from unisegdiff_pipeline.inference.guarantees import promised_folders
 from unisegdiff_pipeline.io.images import map_ending, split_ending
+from unisegdiff_pipeline.io.prediction_files import MANIFEST
 
 OWNER = ".prediction.json"
-MANIFEST = "manifest.json"
 LISTED = 3
 IF_ASKED_FOR = ("lesion_filter", "promises")  # parts of `made_of` that only some predictions have
 TRIED_SAMPLES = 100  # names of samples of a case to look for, whether there are any before or not

@@ -31,11 +31,11 @@ from unisegdiff_pipeline.evaluation.reading import Probabilities
 from unisegdiff_pipeline.inference.export import record_path, volumes_path
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, combined_filter
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, finished_folds
-from unisegdiff_pipeline.inference.output_folder import MANIFEST
 from unisegdiff_pipeline.inference.settings import DECISIONS, Decision, decision_of_folds, read_settings
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_header, read_labels
 from unisegdiff_pipeline.io.paths import places_above
+from unisegdiff_pipeline.io.prediction_files import MANIFEST
 from unisegdiff_pipeline.planning.plans import Plans
 
 MUCH_BETTER = 0.25  # of Dice: axes in another order that fit the mask better by this are the true ones

@@ -399,8 +399,8 @@ def _coverage_in_words(report: FolderSummary) -> list[str]:
             prefix = f"{entry.class_name}: the" if len(report.classes) > 1 else "The"
             sentences.append(
                 f"{prefix} {widest.level:.0%} interval of the samples holds the reference {report.units.size_word} in "
-                f"{round(widest.share * widest.n)} of {widest.n} cases; of perfect samples of this number it would in "
-                f"{widest.expected:.0%}."
+                f"{round(widest.fraction * widest.n)} of {widest.n} cases; of perfect samples of this number it would "
+                f"in {widest.expected:.0%}."
             )
     return sentences
 

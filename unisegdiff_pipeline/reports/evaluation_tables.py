@@ -235,7 +235,7 @@ def coverage_table(report: FolderSummary) -> Html:
         *numbers("n", "Undefined"),
     ]
     rows: list[list[Cell]] = [
-        [entry.class_name, row.level, row.share, row.expected, row.n, row.n_undefined]
+        [entry.class_name, row.level, row.fraction, row.expected, row.n, row.n_undefined]
         for entry in report.classes
         for row in entry.volume_coverage or ()
     ]

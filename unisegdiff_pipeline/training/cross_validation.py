@@ -15,6 +15,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, write_json
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME
+from unisegdiff_pipeline.io.prediction_files import MANIFEST, SUMMARY_FILES
 from unisegdiff_pipeline.io.sources import datasets_of_sources, source_of_case
 from unisegdiff_pipeline.preprocessing.reference import stored_reference_source
 from unisegdiff_pipeline.training.request import CollectedCases
@@ -22,7 +23,7 @@ from unisegdiff_pipeline.training.validation import SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
 FOLDER = "cross_validation"
-OWN_OF_A_FOLD = (SUMMARY_NAME, SPREAD_NAME, "lesions.csv", "volumes.csv", "cases.csv", "manifest.json")
+OWN_OF_A_FOLD = (SUMMARY_NAME, SPREAD_NAME, *SUMMARY_FILES)
 EVALUATION = "evaluation"  # where usd_evaluate writes unless told otherwise
 
 
@@ -67,7 +68,7 @@ def collect_validation(
     if any((folder / RECORDS).glob("*.json")):
         write_summary(folder, made_of)
     else:
-        write_json(folder / "manifest.json", made_of)
+        write_json(folder / MANIFEST, made_of)
     labels = {Path(case["reference"]).parent for case in cases.values() if case["reference"] is not None}
     known = len(labels) == 1 and labels != {Path()}
     return CollectedCases(folder, labels.pop() if known else None, tuple(not_validated))
@@ -117,7 +118,7 @@ def _remove_former(folder: Path, file_ending: str) -> None:
     from unisegdiff_pipeline.inference.output_folder import remove_former
     from unisegdiff_pipeline.io.images import split_ending
 
-    manifest = folder / "manifest.json"
+    manifest = folder / MANIFEST
     if not manifest.is_file():
         return
     endings: dict[str, set[str]] = {}  # sources of a unified data set have endings of their own
