@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from unisegdiff_pipeline.commands.evaluate import PROFILE_NAMES
 from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
 from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.core.units import VOLUMES
 from unisegdiff_pipeline.evaluation.evaluate import evaluate_arrays, evaluate_folders
 from unisegdiff_pipeline.evaluation.meaning import Meaning, scheme_of_values
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
@@ -243,6 +245,15 @@ def test_panoptic_splits_a_prediction_between_the_lesions_that_it_joins() -> Non
     assert_values(score("panoptic", reference, predicted), num_tp=0, rq=0, sq=NAN, pq=0, component_dice=2 * 3 / 8)
 
 
+def test_panoptic_regions_go_by_voxels_as_in_the_published_programs() -> None:
+    # A line of 7 voxels from the one lesion to below the other, two slices or 10 mm away. In voxels the fourth is
+    # nearer to the one (3 against 3.6) and the fifth to the other (4 against 2.8); in mm all 7 are nearer to the one.
+    reference = mask((0, 0, 0, 1, 1, 1), (2, 0, 6, 1, 1, 1))
+    predicted = mask((0, 0, 0, 1, 1, 7))
+    found = score("panoptic", reference, predicted, Geometry((5.0, 1.0, 1.0)))
+    assert_values(found, component_dice=(2 / (1 + 4) + 0) / 2)
+
+
 def test_panoptic_without_lesions_and_with_missed_ones() -> None:
     assert_values(score("panoptic", EMPTY, EMPTY), rq=NAN, pq=NAN, num_fp=0, component_dice=NAN)
     assert_values(score("panoptic", EMPTY, mask((0, 0, 0, 1, 1, 2))), rq=NAN, pq=NAN, num_fp=1)
@@ -383,6 +394,22 @@ def test_arrays_are_scored_by_profiles_too() -> None:
     one, two = evaluate_arrays(reference, np.array([[1, 0, 0, 2]]), options=options).classes
     assert_values(one.profiles["isles"], dice=2 / 3, absolute_volume_difference_ml=1)
     assert_values(two.profiles["isles"], dice=1)
+
+
+def test_rules_speak_in_the_units_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference, prediction = tmp_path / "labelsTs", tmp_path / "pred"
+    for folder, row in ((reference, [1, 1, 0, 0]), (prediction, [0, 1, 1, 0])):
+        folder.mkdir()
+        Image.fromarray(np.array([row], np.uint8)).save(folder / "a.png")
+    assert usd_evaluate([str(reference), str(prediction), "--labels", "1", "--profile", "brats", "brats-met"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "lesions of 50 pixels² and less do not count" in shown
+    assert "HD95 374 pixels" in shown
+    (met,) = json.loads((prediction / "evaluation" / "summary.json").read_text())["profiles"]["brats-met"]["classes"]
+    assert met["over_cases"]["hd95_pixels"]["mean"] == pytest.approx(0.95)  # of distances 0 and 1
+    report = (prediction / "evaluation" / "report.html").read_text()
+    assert "mean normalised surface Dice at 0.5 pixels" in report
+    assert PROFILES["brats"].rule_in(VOLUMES).count("50 mm3 and less") == 1
 
 
 def test_an_unknown_profile_is_named_before_anything_is_scored(tmp_path: Path) -> None:

@@ -410,7 +410,7 @@ def _put_together(
         by_source=report_sources(scored, names, options, settings.confidence, units),
         case_probability=report_case_probability(inputs.folders.prediction, holds),
     )
-    profiles = tuple(report_profile(name, scored, options) for name in options.profiles)
+    profiles = tuple(report_profile(name, scored, options, units) for name in options.profiles)
     return Evaluation(inputs, options, tuple(scored), report, profiles)
 
 

@@ -57,7 +57,7 @@ def _part(profile: ProfileReport, units: Units) -> Html:
 
 
 def _rows(name: str, entry: ClassProfile, units: Units) -> list[list[Cell]]:
-    meanings = find_profile(name).columns
+    profile = find_profile(name)
     rows: list[list[Cell]] = []
     for column, summary in entry.over_cases.items():
         interval = interval_text(summary, 3) or UNDEFINED
@@ -68,7 +68,7 @@ def _rows(name: str, entry: ClassProfile, units: Units) -> list[list[Cell]]:
                 Shown(interval, summary.ci_low),
                 summary.median,
                 summary.n,
-                meanings[column],
+                profile.meaning(column, units),
             ]
         )
     return rows

@@ -1,4 +1,4 @@
-"""BraTS 2023 and later: every lesion counts alike, and a lesion that is missed or made up counts as a bad one."""
+"""BraTS 2023: every lesion counts alike, and a lesion that is missed or made up counts as a bad one."""
 
 from __future__ import annotations
 
@@ -123,27 +123,28 @@ def _or_penalty(value: float) -> float:
 def _profile(name: str, tasks: str, options: BratsOptions) -> Profile:
     return Profile(
         name=name,
-        title=f"BraTS 2023 and later, lesion-wise ({tasks})",
+        title=f"BraTS 2023, lesion-wise ({tasks})",
         source="github.com/rachitsaluja/BraTS-2023-Metrics (metrics.py); NSD as in "
         "github.com/rachitsaluja/BraTS-2024-Metrics",
         rule=f"Components have 26 neighbours; reference components that meet after growing by "
         f"{options.dilation_steps} voxel(s) (faces and edges) are one lesion. All predicted components that "
         "touch the grown lesion are matched to it (many-to-many) and compared with it whole. Reference "
-        f"lesions of {options.min_lesion_mm3:g} mm3 and less do not count, nor do predictions that touch them. "
+        f"lesions of {options.min_lesion_mm3:g} {{size}} and less do not count, nor do predictions that touch them. "
         "The mean is over reference lesions and unmatched predicted components of any size: a missed or false "
-        f"one has Dice 0, NSD 0 and HD95 {PENALTY_MM:g} mm. Nothing to count: Dice and NSD 1, HD95 0. HD95 is "
-        "taken between voxel centres; the code of the challenge measures between triangulated surfaces, which "
-        "differs by about a voxel.",
+        f"one has Dice 0, NSD 0 and HD95 {PENALTY_MM:g} {{length}}. Nothing to count: Dice and NSD 1, HD95 0. HD95 "
+        "is taken between voxel centres; the code of the challenge measures between triangulated surfaces, which "
+        "differs by about a voxel. BraTS 2024 has other rules: sizes of its own (GLI 20 mm3, PED 10 mm3) and lesions "
+        "that are numbered over several tissues.",
         columns={
             "lesionwise_dice": "mean Dice over lesions and false positives",
             "lesionwise_hd95_mm": "mean HD95 over lesions and false positives",
-            "lesionwise_nsd_0.5": "mean normalised surface distance at 0.5 mm",
-            "lesionwise_nsd_1.0": "mean normalised surface distance at 1 mm",
+            "lesionwise_nsd_0.5": "mean normalised surface Dice at 0.5 {length}",
+            "lesionwise_nsd_1.0": "mean normalised surface Dice at 1 {length}",
             "num_tp": "counted reference lesions that are found",
             "num_fp": "predicted components that touch no grown reference lesion",
             "num_fn": "counted reference lesions that are missed",
             "dice": "Dice of all voxels; 1 for two empty masks",
-            "hd95_mm": "HD95 of the whole masks; 0 for two empty masks, 374 where one is",
+            "hd95_mm": f"HD95 of the whole masks; 0 for two empty masks, {PENALTY_MM:g} {{length}} where one is",
         },
         score=lambda case: score(case, options),
         pooled=nothing_pooled,

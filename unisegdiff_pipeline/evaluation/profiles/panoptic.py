@@ -103,9 +103,8 @@ def _components(lesions: np.ndarray, counted: np.ndarray, places: Sequence[Box],
 
     if not len(counted):
         return []
-    nearest = distance_transform_edt(
-        lesions == 0, sampling=case.geometry.spacing_mm, return_distances=False, return_indices=True
-    )
+    # Nearest by numbers of voxels and not by mm, as both published programs count.
+    nearest = distance_transform_edt(lesions == 0, return_distances=False, return_indices=True)
     territory = np.where(case.predicted, lesions[tuple(nearest)], 0)
     predicted_places = dict(enumerate(_places(territory, len(places)), start=1))
     result = []
@@ -136,13 +135,14 @@ PANOPTIC = Profile(
     name="panoptic",
     title="Panoptic quality, and lesions one by one",
     source="Kirillov et al. 2019, arXiv:1801.00868; Jaus et al. 2024, arXiv:2410.18684 (components); compared with "
-    "panoptica 2.1 (github.com/BrainLesion/panoptica)",
+    "panoptica 2.1 (github.com/BrainLesion/panoptica), which takes 4 neighbours in 2D",
     rule="Components have 26 neighbours. Lesions match one to one at an IoU of at least 0.5. RQ = TP / (TP + (FP + "
     "FN) / 2), SQ = mean IoU of the matched pairs, PQ = RQ SQ; undefined without a reference lesion. Every "
-    "reference lesion is also compared with all predicted voxels that lie nearer to it than to any other (its "
-    "Voronoi region); a lesion without any has Dice and NSD 0 and no HD95. Lesions below "
-    "--min-lesion-ml do not count, nor do smaller unmatched predictions and predictions that touch such a "
-    "lesion. NSD is the mean of both directed fractions of surface voxels within the first --tolerance-mm.",
+    "reference lesion is also compared with all predicted voxels that lie nearer to it than to any other, counted "
+    "in voxels (its Voronoi region; one as near to several belongs to one of them); a lesion without any has Dice and "
+    "NSD 0 and no HD95. Lesions below --min-lesion-ml do not count, nor do smaller unmatched predictions and "
+    "predictions that touch such a lesion. NSD is the mean of both directed fractions of surface voxels within the "
+    "first --tolerance-mm; HD95 is the larger of both directed percentiles, where panoptica pools the directions.",
     columns={
         "rq": "recognition quality: lesion F1 at IoU 0.5",
         "sq": "segmentation quality: mean IoU of the matched pairs",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unisegdiff_pipeline.core.geometry import Geometry
-from unisegdiff_pipeline.core.units import voxel_size
+from unisegdiff_pipeline.core.units import Units, voxel_size
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 
 
@@ -63,6 +63,8 @@ def no_notes(scores: Sequence[ProfileScore]) -> tuple[str, ...]:
 class Profile:
     """The rule of a challenge.
 
+    `{length}` and `{size}` in the texts of rule and columns stand for the unit of lengths and that of small sizes.
+
     Attributes:
         name: of the flag, of the file and of the key.
         title: the challenge.
@@ -82,6 +84,19 @@ class Profile:
     score: Callable[[ProfileCase], ProfileScore]
     pooled: Callable[[Sequence[ProfileScore]], Mapping[str, float]]
     notes: Callable[[Sequence[ProfileScore]], tuple[str, ...]] = no_notes
+
+    def rule_in(self, units: Units) -> str:
+        """The rule with the units of the data."""
+        return _in_units(self.rule, units)
+
+    def meaning(self, column: str, units: Units) -> str:
+        """What a column means, with the units of the data."""
+        return _in_units(self.columns[column], units)
+
+
+def _in_units(text: str, units: Units) -> str:
+    """Challenges set sizes in mm3; of 2D images the same numbers are areas, of unknown pixel size in pixels."""
+    return text.format(length=units.length, size="mm3" if units.size == "ml" else units.size_text)
 
 
 def nothing_pooled(scores: Sequence[ProfileScore]) -> dict[str, float]:

@@ -48,7 +48,9 @@ class ProfileReport:
     classes: tuple[ClassProfile, ...]
 
 
-def report_profile(name: str, cases: Sequence[CaseResult], options: EvaluationOptions) -> ProfileReport:
+def report_profile(
+    name: str, cases: Sequence[CaseResult], options: EvaluationOptions, units: Units = VOLUMES
+) -> ProfileReport:
     """Put the scores of all cases together."""
     profile = find_profile(name)
     classes = []
@@ -60,7 +62,7 @@ def report_profile(name: str, cases: Sequence[CaseResult], options: EvaluationOp
             for column in profile.columns
         }
         classes.append(ClassProfile(class_name, over_cases, profile.pooled(scores), profile.notes(scores)))
-    return ProfileReport(name, profile.title, profile.source, profile.rule, tuple(classes))
+    return ProfileReport(name, profile.title, profile.source, profile.rule_in(units), tuple(classes))
 
 
 def profile_file(name: str) -> str:
