@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -17,10 +18,12 @@ from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.fingerprint import Fingerprint, LesionSummary, Percentiles, extract_fingerprint
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 from unisegdiff_pipeline.planning.plans import Plans, ReadabilityCurve, StagePlan
+from unisegdiff_pipeline.reports import figures
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.dataset_pictures import chosen_cases
 from unisegdiff_pipeline.reports.dataset_report import write_dataset_report
 from unisegdiff_pipeline.reports.dataset_warnings import data_warnings
+from unisegdiff_pipeline.reports.page import Html
 
 REVIEWED = Path(__file__).resolve().parents[2] / "plans"
 NAMES = sorted(p.parent.name for p in REVIEWED.glob("*/fingerprint.json"))
@@ -237,3 +240,26 @@ def test_the_same_facts_give_the_same_page(tmp_path: Path) -> None:
     first = write_dataset_report(folder).read_bytes()
     shutil.copytree(folder, tmp_path / "b")
     assert write_dataset_report(tmp_path / "b").read_bytes() == first
+
+
+def test_what_is_unchanged_is_not_drawn_again(
+    phantom_2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures of the same facts and pictures of the same files are taken from the former page; others are drawn."""
+    raw = open_raw_dataset(shutil.copytree(phantom_2d, tmp_path / phantom_2d.name))
+    fingerprint, _ = extract_fingerprint(raw, workers=0)
+    folder = prepared(tmp_path, fingerprint, None)
+    first = write_dataset_report(folder, raw=raw).read_bytes()
+    drawn: list[str] = []
+    monkeypatch.setattr(figures, "_inline", lambda svg, alt: drawn.append(alt) or Html(f"<svg>{alt}</svg>"))
+    assert write_dataset_report(folder, raw=raw).read_bytes() == first
+    assert not drawn
+    small = next(case for case in raw.cases if case.case_id == chosen_cases(fingerprint.cases)[0].case_id)
+    os.utime(small.image_paths[0], (1, 1))
+    write_dataset_report(folder, raw=raw)
+    assert drawn
+    assert all(alt.startswith(small.case_id) for alt in drawn)
+    drawn.clear()
+    prepared(tmp_path, changed(fingerprint, foreground_share=0.5), None)
+    write_dataset_report(folder, raw=raw)
+    assert "Class balance" in drawn

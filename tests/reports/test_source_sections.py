@@ -92,6 +92,7 @@ def test_pictures_hold_the_classes_of_the_unified_set(unified: Path, monkeypatch
         return outlines(masks)
 
     monkeypatch.setattr(dataset_pictures, "_outlines", remembered)
+    (unified / "dataset_report.html").unlink()  # its pictures would be taken over
     pipeline.plan(unified.parent.parent / "raw/Dataset500_U", unified.parent, budget=Budget("cpu", 4.0, 2))
     assert drawn == [{"lesion": 16}, {"lesion": 16}]
 

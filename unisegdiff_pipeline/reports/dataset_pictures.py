@@ -14,7 +14,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import on_grid_of
 from unisegdiff_pipeline.evaluation.reading import check_label_values
 from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint
-from unisegdiff_pipeline.io.images import read_image, read_labels
+from unisegdiff_pipeline.io.images import files_read, read_image, read_labels
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
 from unisegdiff_pipeline.io.sources import unified_volumes
 from unisegdiff_pipeline.reports.case_pictures import (
@@ -27,6 +27,7 @@ from unisegdiff_pipeline.reports.case_pictures import (
     region_of_interest,
     window,
 )
+from unisegdiff_pipeline.reports.kept_figures import KeptFigures
 from unisegdiff_pipeline.reports.page import Html, Section, legend, panels, subsection
 
 QUANTILES = (1 / 6, 1 / 2, 5 / 6)  # of the amount of foreground: a small, a median and a large one
@@ -34,7 +35,7 @@ MOST_CHANNELS = 4
 MOST_VOXELS = 200_000_000  # of an image; reading a larger one takes longer than its picture is worth
 
 
-def section(fingerprint: Fingerprint, raw: RawDataset) -> Section | None:
+def section(fingerprint: Fingerprint, raw: RawDataset, kept: KeptFigures) -> Section | None:
     """Pictures of three cases with foreground, or of one of each source; None where there is none to be read."""
     files = {case.case_id: case for case in raw.cases}
     known = [case for case in fingerprint.cases if case.case_id in files]
@@ -42,8 +43,9 @@ def section(fingerprint: Fingerprint, raw: RawDataset) -> Section | None:
     parts = []
     for case in chosen:
         try:
-            parts.append(subsection(case.case_id, [_panels(files[case.case_id], raw)]))
-        except UsdError:  # the files have changed since they were measured; the commands say so
+            found = files[case.case_id]
+            parts.append(subsection(case.case_id, [kept.draw(_panels, _drawn_from(found, raw), found, raw)]))
+        except (UsdError, OSError):  # the files have changed since they were measured; the commands say so
             continue
     if not parts:
         return None
@@ -76,6 +78,14 @@ def _of_each_source(cases: Sequence[CaseFingerprint], sources: Iterable[str]) ->
     """The median one by foreground of each source that has any."""
     found = (chosen_cases([case for case in cases if case.source == source]) for source in sources)
     return [ranked[len(ranked) // 2] for ranked in found if ranked]
+
+
+def _drawn_from(case: RawCase, raw: RawDataset) -> str:
+    """What the panels of a case are drawn from besides its facts: its files as they are now, and what they mean."""
+    assert case.label_path is not None
+    states = [(str(path), path.stat()) for path in files_read([*case.image_paths, case.label_path])]
+    files = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return f"{files} {raw.description_of(case)} {raw.source_of(case)} {raw.description.labels}"
 
 
 def _panels(case: RawCase, raw: RawDataset) -> Html:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_dataclass
 from unisegdiff_pipeline.core.units import Units, units_of
@@ -26,6 +27,7 @@ from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
 from unisegdiff_pipeline.reports import dataset_figures, dataset_pictures, dataset_sources
 from unisegdiff_pipeline.reports.dataset_figures import length_scale, size_scale
 from unisegdiff_pipeline.reports.dataset_warnings import data_warnings
+from unisegdiff_pipeline.reports.kept_figures import KeptFigures
 from unisegdiff_pipeline.reports.page import (
     Cell,
     Column,
@@ -59,6 +61,8 @@ MOST_WARNINGS = 12  # shown at once
 def write_dataset_report(folder: Path, with_plans: bool = True, raw: RawDataset | None = None) -> Path:
     """Write dataset_report.html into a preprocessed data set's folder; returns its path.
 
+    Figures that a former report of the same facts and images shows are taken from it.
+
     Args:
         folder: preprocessed/DatasetXXX_Name, which holds fingerprint.json.
         with_plans: show plans.json, where there is one; off where it may belong to an earlier fingerprint.
@@ -74,20 +78,21 @@ def write_dataset_report(folder: Path, with_plans: bool = True, raw: RawDataset 
     found = read_dataclass(tuple[Problem, ...], folder / WARNINGS_NAME) if (folder / WARNINGS_NAME).is_file() else ()
     known = plans is None or plans.spacing_known if raw is None else raw.description.spacing_known
     units = units_of(fingerprint.is_2d, known)
-    pictures = None if raw is None else dataset_pictures.section(fingerprint, raw)
+    kept = KeptFigures(folder / REPORT_NAME, file_hash(folder / FINGERPRINT_NAME))
+    pictures = None if raw is None else dataset_pictures.section(fingerprint, raw, kept)
     page = Page(
         title=fingerprint.dataset_name,
         subtitle="Data set report",
         lead=[*_lead(fingerprint, units), *_warnings_ahead(len(data_warnings(fingerprint, plans)) + len(found))],
         sections=[
-            *(part for part in (pictures, dataset_sources.section(fingerprint, plans, raw)) if part is not None),
-            _images(fingerprint, units),
-            _intensities(fingerprint, plans),
-            _objects(fingerprint, units),
+            *(part for part in (pictures, dataset_sources.section(fingerprint, plans, raw, kept)) if part is not None),
+            _images(fingerprint, units, kept),
+            _intensities(fingerprint, plans, kept),
+            _objects(fingerprint, units, kept),
             *([] if plans is None else [_plan(plans, units)]),
             _warnings(fingerprint, plans, found),
             _cases(fingerprint, units),
-            _stages(fingerprint, plans),
+            _stages(fingerprint, plans, kept),
         ],
         footer=f"unisegdiff_pipeline {__version__}",
     )
@@ -152,16 +157,16 @@ def _warnings(fingerprint: Fingerprint, plans: Plans | None, found: Sequence[Pro
 # ------------------------------------------------------------------------------------------------------------ the data
 
 
-def _images(fingerprint: Fingerprint, units: Units) -> Section:
+def _images(fingerprint: Fingerprint, units: Units, kept: KeptFigures) -> Section:
     drawn, said, name = [], [], "Pixels" if fingerprint.is_2d else "Voxels"
     spacings, shapes = ({getattr(c, name) for c in fingerprint.cases} for name in ("spacing_mm", "shape_after_crop"))
     if len(spacings) > 1:
-        drawn.append(figure(dataset_figures.spacings(fingerprint), f"{name[:-1]} size along each axis."))
+        drawn.append(figure(kept.draw(dataset_figures.spacings, "", fingerprint), f"{name[:-1]} size along each axis."))
     elif units.length == "mm" and not units.nominal:
         said.append(f"{name} are of {_times(f'{s:.3g}' for s in _axes(fingerprint, *spacings))} mm in every image.")
     if len(shapes) > 1:
         text = f"{name} along each axis after cropping to what is not zero."
-        drawn.append(figure(dataset_figures.shapes(fingerprint), text))
+        drawn.append(figure(kept.draw(dataset_figures.shapes, "", fingerprint), text))
     else:
         said.append(f"All images have {_times(_axes(fingerprint, *shapes))} {name.lower()}.")
     cropped = 1 - fingerprint.median_crop_share
@@ -170,7 +175,7 @@ def _images(fingerprint: Fingerprint, units: Units) -> Section:
     return Section("Images", [grid(drawn)] if drawn else [], " ".join(said))
 
 
-def _intensities(fingerprint: Fingerprint, plans: Plans | None) -> Section:
+def _intensities(fingerprint: Fingerprint, plans: Plans | None, kept: KeptFigures) -> Section:
     configuration = None if plans is None else plans.configurations[plans.recommended_configuration]
     columns = [Column("channel", "text"), *(Column(t, digits=2) for t in _INTENSITY_TITLES)]
     if configuration is not None:
@@ -182,21 +187,23 @@ def _intensities(fingerprint: Fingerprint, plans: Plans | None) -> Section:
         rows.append(row if configuration is None else [*row, configuration.preprocessing.normalization[i]])
     content = Table(columns, rows, sortable=False)
     caption = "Median, mean ± one standard deviation, 0.5 to 99.5 %."
-    drawn = figure(dataset_figures.intensities(fingerprint), caption, wide=True)
+    drawn = figure(kept.draw(dataset_figures.intensities, "", fingerprint), caption, wide=True)
     return Section("Intensities", [drawn, table(content)], "Inside the foreground, over all cases.")
 
 
 _INTENSITY_TITLES = ("mean", "std", "minimum", "0.5 %", "median", "99.5 %", "maximum")
 
 
-def _objects(fingerprint: Fingerprint, units: Units) -> Section:
-    drawn = [figure(dataset_figures.balance(fingerprint), "Class balance, on a logarithmic scale.")]
+def _objects(fingerprint: Fingerprint, units: Units, kept: KeptFigures) -> Section:
+    drawn = [figure(kept.draw(dataset_figures.balance, "", fingerprint), "Class balance, on a logarithmic scale.")]
     if any(lesion.share_of_maps for lesion in fingerprint.lesions):
         drawn += [
-            figure(dataset_figures.counts(fingerprint), "Connected components of each label map."),
-            figure(dataset_figures.volumes(fingerprint, units), f"Components by {units.size_word}."),
+            figure(kept.draw(dataset_figures.counts, "", fingerprint), "Connected components of each label map."),
             figure(
-                dataset_figures.thicknesses(fingerprint, units),
+                kept.draw(dataset_figures.volumes, str(units), fingerprint, units), f"Components by {units.size_word}."
+            ),
+            figure(
+                kept.draw(dataset_figures.thicknesses, str(units), fingerprint, units),
                 "Components by thickness: twice the largest distance to the outside.",
             ),
         ]
@@ -268,12 +275,13 @@ def _raters(fingerprint: Fingerprint) -> list[Html]:
 # ------------------------------------------------------------------------------------------------------------ the plan
 
 
-def _stages(fingerprint: Fingerprint, plans: Plans | None) -> Section:
+def _stages(fingerprint: Fingerprint, plans: Plans | None, kept: KeptFigures) -> Section:
     planned = [] if plans is None else [c for c in plans.configurations.values() if c.stages is not None]
     if not planned:
         text = "The stages are planned at the end of preprocessing, from the preprocessed labels; this page is then "
         return Section("Stages of the diffusion", [notice(f"{text}written again.")])
-    drawn = [figure(dataset_figures.readability(c), f"Configuration {c.name}.") for c in planned]
+    curves = {c.name: kept.draw(dataset_figures.readability, f"{c.name} {c.stages}", c) for c in planned}
+    drawn = [figure(curve, f"Configuration {name}.") for name, curve in curves.items()]
     rows: list[list[Cell]] = []
     for c in planned:
         assert c.stages is not None

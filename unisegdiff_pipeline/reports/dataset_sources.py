@@ -13,6 +13,7 @@ from unisegdiff_pipeline.fingerprint import Fingerprint
 from unisegdiff_pipeline.planning.plans import Plans, SourcePlan
 from unisegdiff_pipeline.reports import figures
 from unisegdiff_pipeline.reports.dataset_figures import size_scale
+from unisegdiff_pipeline.reports.kept_figures import KeptFigures
 from unisegdiff_pipeline.reports.page import Cell, Column, Html, Section, Shown, Table, figure, table
 from unisegdiff_pipeline.reports.scales import plain_log
 
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.io.raw_dataset import RawDataset
 
 
-def section(fingerprint: Fingerprint, plans: Plans | None, raw: RawDataset | None) -> Section | None:
+def section(fingerprint: Fingerprint, plans: Plans | None, raw: RawDataset | None, kept: KeptFigures) -> Section | None:
     """Sources of a unified data set; None of any other."""
     if not fingerprint.sources:
         return None
-    cases = figure(_cases(fingerprint), "Cases of each source, on a logarithmic scale.")
+    cases = figure(kept.draw(_cases, "", fingerprint), "Cases of each source, on a logarithmic scale.")
     body = [cases, table(_images_table(fingerprint, plans, raw)), table(_channels_table(fingerprint, plans))]
     intro = "Each source is preprocessed by a plan of its own. Sizes are medians over its cases."
     return Section("Sources", body, intro)

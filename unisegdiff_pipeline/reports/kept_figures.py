@@ -1,0 +1,44 @@
+"""Figures of a page that was written before, for a new one: what shows the same as then is not drawn again.
+
+Drawing is most of the work of a report. Each kept figure stands between comments that name what it was drawn from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+from unisegdiff_pipeline.core.files import text_hash
+from unisegdiff_pipeline.core.version import __version__
+from unisegdiff_pipeline.reports.page import Html
+
+P = ParamSpec("P")
+_KEPT = re.compile(r"<!--drawn from ([0-9a-f]{32})-->(.*?)<!--end of drawn-->", re.DOTALL)
+
+
+class KeptFigures:
+    """The figures of a former page by what they were drawn from.
+
+    Args:
+        path: the former page; may be missing.
+        facts: whatever all figures are drawn from, as a text; it may stand for data by their hash.
+    """
+
+    def __init__(self, path: Path, facts: str) -> None:
+        self._facts = facts
+        page = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+        self._kept = dict(_KEPT.findall(page))
+
+    def draw(self, function: Callable[P, Html], of: str, *args: P.args, **kwargs: P.kwargs) -> Html:
+        """The figure that `function` draws, taken from the former page where it has it.
+
+        Args:
+            function: called with all further arguments.
+            of: what makes this figure another than that of the same function, or of other facts.
+        """
+        key = text_hash("\n".join((__version__, self._facts, function.__module__, function.__qualname__, of)))
+        content = self._kept.get(key)
+        drawn = function(*args, **kwargs) if content is None else content
+        return Html(f"<!--drawn from {key}-->{drawn}<!--end of drawn-->")
