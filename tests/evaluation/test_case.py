@@ -75,7 +75,9 @@ def test_scores_are_those_of_the_modules(
 ) -> None:
     case = make_case(tmp_path, shape, num_raters, ignored, seed=num_raters)
     scheme = IGNORING if ignored else TWO
-    settings = CaseSettings(scheme, rater_tolerances_mm=(2.5, math.nan), confidence="samples")
+    settings = CaseSettings(
+        scheme, rater_tolerances_mm=(2.5, math.nan), confidence="samples", lesion_confidence="samples"
+    )
     result = score_case_fully(case.inputs, settings)
     valid = case.reference != 3
     for index, found in enumerate(result.classes):

@@ -194,6 +194,27 @@ def test_command_finds_dataset_json_and_writes_beside_the_prediction(
     assert json.loads((folders[1] / "evaluation" / "summary.json").read_text())["spacing_known"] is False
 
 
+def test_label_values_that_are_left_out_are_said_and_some_must_be_there(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference, prediction = folders
+    write(prediction, "case_1", 255, 0, 0, 2)
+    assert usd_evaluate([str(reference), str(prediction), "--labels", "1", "--no-report"]) == 0
+    assert "Label values of the prediction that are not scored: 2, 255." in capsys.readouterr().out
+    stored = json.loads((prediction / "evaluation" / "summary.json").read_text())
+    assert stored["settings"]["not_scored_values"] == {"reference": [], "prediction": [2, 255]}
+    assert usd_evaluate([str(reference), str(prediction), "--labels", "7", "8", "--no-report"]) == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "no mask holds any of the label values 7, 8 that are to be scored; they hold 1, 2, 255" in shown
+
+
+def test_a_folder_that_serves_no_case_is_named(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    reference, prediction = folders
+    write(prediction / "samples", "another_sample0", 1, 0, 0, 0)
+    assert usd_evaluate([str(reference), str(prediction), "--labels", "1", "--no-report"]) == 0
+    assert f"{prediction / 'samples'} holds no samples of these cases" in capsys.readouterr().out
+
+
 def test_command_with_label_values_and_without(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -452,6 +453,28 @@ def test_command_writes_tables_and_summary(tmp_path: Path, capsys: pytest.Captur
     assert "autoPET (2022 to 2024). Components have 18 neighbours." in shown
     assert "Source: evaluation_metrics.py of github.com/ClinicalDataScience/autoPETIII" in shown
     assert f"Scores by the rule of picai: {out / 'profile_picai.csv'}" in shown
+
+
+def test_confidences_of_all_cases_come_from_one_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference, prediction = folders(tmp_path)
+    write = functools.partial(write_labels, geometry=Geometry((4.0, 5.0, 10.0)))
+    for number, values in enumerate(([1, 0, 0, 0, 0, 0], [0] * 6)):  # one of two samples holds the lesion of a
+        (prediction / "samples").mkdir(exist_ok=True)
+        write(prediction / "samples" / f"a_sample{number}.nii.gz", np.array(values, np.uint8).reshape(1, 1, 6))
+    words = [str(reference), str(prediction), "--labels", "1", "--no-report", "--profile", "picai"]
+    assert usd_evaluate(words) == 0
+    (lesion,) = json.loads((prediction / "evaluation" / "summary.json").read_text())["profiles"]["picai"]["classes"]
+    assert [lesion["pooled"][name] for name in ("average_precision", "case_auroc", "picai_score")] == [None] * 3
+    assert "1 of 2 cases have lesions without a confidence" in " ".join(capsys.readouterr().out.split())
+    (prediction / "probabilities").mkdir()  # which both cases have
+    for case, value in (("a", 0.8), ("b", 0.9)):
+        np.savez(prediction / "probabilities" / f"{case}.npz", probabilities=np.full((1, 1, 1, 6), value))
+    assert usd_evaluate(words) == 0
+    with open(prediction / "evaluation" / "lesion_scores.csv", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["side"] == "prediction"]
+    assert {row["case"]: float(row["confidence"]) for row in rows} == pytest.approx({"a": 0.8, "b": 0.9})
+    (lesion,) = json.loads((prediction / "evaluation" / "summary.json").read_text())["profiles"]["picai"]["classes"]
+    assert lesion["pooled"]["average_precision"] == 1 / 2  # at 0.8: one of two candidates is right
 
 
 def test_a_size_without_its_profile_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -280,6 +280,13 @@ def _what_was_scored(evaluation: Evaluation) -> str:
             of_cases = "" if settings[name]["cases"] == cases else f" ({settings[name]['cases']} of {cases} cases)"
             found.append(f"{name} in {settings[name]['path']}{of_cases}")
     lines = [f"Scored {counted(cases, 'case')}{', with ' if found else ''}{'; '.join(found)}."]
+    folders = evaluation.inputs.folders
+    for name in ("probabilities", "samples", "raters", "uncertainty"):
+        if settings[name] is None and (folder := getattr(folders, name)) is not None:
+            lines.append(f"{folder} holds no {name} of these cases, so that none are scored.")
+    for side, values in settings.get("not_scored_values", {}).items():
+        if values:
+            lines.append(f"Label values of the {side} that are not scored: {', '.join(map(str, values))}.")
     if evaluation.not_predicted:
         left_out = counted(len(evaluation.not_predicted), "reference case")
         lines.append(f"Left out, because not every run predicted them: {left_out}.")

@@ -83,12 +83,14 @@ class CaseResult:
         group: the case itself where none is known.
         classes: all of them, but for those that the source of the case does not annotate.
         source: of a case of a unified data set.
+        other_values: label values of reference and prediction that are no class, where such are allowed.
     """
 
     case_id: str
     group: str
     classes: tuple[ClassResult, ...]
     source: str | None = None
+    other_values: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     def of_class(self, name: str) -> ClassResult | None:
         """Scores of the class of this name; None where it is not scored."""
@@ -140,7 +142,20 @@ def score_volumes(
     names = settings.scheme.names
     scored = [index for index, name in enumerate(names) if source is None or name in source.annotated]
     results = tuple(_score_class(volumes, index, settings) for index in scored)
-    return CaseResult(case_id, group or case_id, results, None if source is None else source.name)
+    return CaseResult(
+        case_id,
+        group or case_id,
+        results,
+        None if source is None else source.name,
+        (_other_values(volumes.reference, settings), _other_values(volumes.predicted, settings)),
+    )
+
+
+def _other_values(labels: np.ndarray, settings: CaseSettings) -> tuple[int, ...]:
+    """Label values that are no class; none where such are refused when the file is read."""
+    if settings.check_values:
+        return ()
+    return tuple(sorted(set(np.unique(labels[labels != 0]).tolist()) - settings.scheme.allowed_values))
 
 
 def rater_distances_mm(case: CaseInputs, settings: CaseSettings) -> tuple[float, ...]:
@@ -281,12 +296,16 @@ def _in_box(
 ) -> ProfileCase:
     """What lesions and the rules of challenges are scored on: the part of the image that holds the class."""
     where = box_slices(box)
+    samples = volumes.samples if settings.lesion_confidence == "samples" else ()
+    if settings.lesion_confidence != "probabilities":
+        probability = None
     return ProfileCase(
         reference=reference[where],
         predicted=predicted[where],
         geometry=crop_geometry(volumes.geometry, box),
-        samples=[_mask(sample, settings.scheme, index, box, volumes.valid) for sample in volumes.samples],
+        samples=[_mask(sample, settings.scheme, index, box, volumes.valid) for sample in samples],
         probability=None if probability is None else probability[where],
+        has_confidence=settings.lesion_confidence is not None,
         tolerance_mm=settings.tolerances_mm[0] if settings.tolerances_mm else 1.0,
         min_lesion_ml=settings.min_lesion_ml,
     )

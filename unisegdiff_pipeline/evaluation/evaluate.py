@@ -39,7 +39,14 @@ from unisegdiff_pipeline.evaluation.inputs import (
     listing,
 )
 from unisegdiff_pipeline.evaluation.meaning import Meaning, scheme_of_values
-from unisegdiff_pipeline.evaluation.options import CASE_CONFIDENCE, CaseConfidence, CaseSettings, EvaluationOptions
+from unisegdiff_pipeline.evaluation.options import (
+    CASE_CONFIDENCE,
+    LESION_CONFIDENCE,
+    CaseConfidence,
+    CaseSettings,
+    EvaluationOptions,
+    LesionConfidence,
+)
 from unisegdiff_pipeline.evaluation.profiles.registry import find_profile
 from unisegdiff_pipeline.evaluation.profiles.report import ProfileReport, profile_file, report_profile, write_profile
 from unisegdiff_pipeline.evaluation.run_comparison import RankedRun, RunComparison, compare_runs, rank_runs
@@ -191,6 +198,7 @@ def evaluate_folders(
         options.tolerances_mm,
         options.rule,
         confidence=_confidence(inputs.cases),
+        lesion_confidence=_lesion_confidence(inputs.cases),
         units=units_of_files(are_2d(inputs.cases), meaning.spacing_known),
         profiles=options.profiles,
         min_lesion_ml=options.min_lesion_ml,
@@ -322,6 +330,15 @@ def _confidence(cases: Sequence[CaseInputs]) -> CaseConfidence | None:
     return "uncertainty" if any(case.uncertainty is not None for case in cases) else None
 
 
+def _lesion_confidence(cases: Sequence[CaseInputs]) -> LesionConfidence | None:
+    """What the confidence of lesions is taken from: the same for all cases, and best what all of them have."""
+    has: dict[LesionConfidence, list[bool]] = {
+        "samples": [bool(case.samples) for case in cases],
+        "probabilities": [case.probability is not None for case in cases],
+    }
+    return next((name for enough in (all, any) for name, of_cases in has.items() if enough(of_cases)), None)
+
+
 def _with_rater_tolerances(
     settings: CaseSettings, inputs: Inputs, voxels: int, options: EvaluationOptions
 ) -> CaseSettings:
@@ -392,6 +409,7 @@ def _put_together(
     inputs: Inputs, options: EvaluationOptions, settings: CaseSettings, results: dict[str, list[CaseResult]]
 ) -> Evaluation:
     scored, *_ = results.values()
+    other_values = _other_values(scored, settings)
     others = dict(list(results.items())[1:])
     names, units = settings.scheme.names, settings.units
     classes = report_classes(scored, names, options, settings.confidence, units)
@@ -401,7 +419,7 @@ def _put_together(
         prediction=str(inputs.folders.prediction),
         spacing_known=settings.spacing_known,
         units=units,
-        settings=_describe(inputs, options, settings),
+        settings=_describe(inputs, options, settings) | other_values,
         not_predicted=inputs.not_predicted,
         mean=mean_over_classes(scored, classes, options),
         classes=classes,
@@ -430,7 +448,9 @@ def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings
         or {s: dict(zip(scheme.names, values, strict=True)) for s, values in settings.source_tolerances_mm.items()},
         "lesion_matching": options.rule,
         "lesion_matching_in_words": options.rule.describe(settings.units),
-        "lesion_confidence": _lesion_confidence(inputs.cases),
+        "lesion_confidence": None
+        if settings.lesion_confidence is None
+        else LESION_CONFIDENCE[settings.lesion_confidence],
         "lesion_strata_edges_ml": options.strata_edges_ml,
         "case_confidence": None if settings.confidence is None else CASE_CONFIDENCE[settings.confidence],
         "probability_region": f"union of masks and {DEFAULT_MARGIN_MM:g} mm around it"
@@ -448,6 +468,28 @@ def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings
     }
 
 
+def _other_values(cases: Sequence[CaseResult], settings: CaseSettings) -> dict[str, Any]:
+    """Label values of both sides that are not scored, where only some were asked for.
+
+    Raises:
+        UsdError: no mask holds any of those that were.
+    """
+    if settings.check_values:
+        return {}
+    found = {
+        side: sorted({value for case in cases for value in case.other_values[i]})
+        for i, side in enumerate(("reference", "prediction"))
+    }
+    holds_any = any(result.overlap.tp + result.overlap.fp + result.overlap.fn for c in cases for result in c.classes)
+    if not holds_any and any(found.values()):
+        wrong = sorted({value for values in found.values() for value in values})
+        raise UsdError(
+            f"no mask holds any of the label values {', '.join(settings.scheme.names)} that are to be scored; they "
+            f"hold {listing(list(map(str, wrong)))}. Name those (--labels)."
+        )
+    return {"not_scored_values": found}
+
+
 def _sources(cases: Sequence[CaseInputs]) -> dict[str, Any]:
     """The sources of a unified data set, and the classes that each of them annotates."""
     found = {case.source.name: sorted(case.source.annotated) for case in cases if case.source is not None}
@@ -456,11 +498,3 @@ def _sources(cases: Sequence[CaseInputs]) -> dict[str, Any]:
 
 def _where(folder: Path | None, cases: int) -> dict[str, Any] | None:
     return {"path": str(folder), "cases": cases} if folder is not None and cases else None
-
-
-def _lesion_confidence(cases: Sequence[CaseInputs]) -> str | None:
-    if any(case.samples for case in cases):
-        return "fraction of the samples that overlap the lesion"
-    if any(case.probability is not None for case in cases):
-        return "mean probability within the lesion"
-    return None

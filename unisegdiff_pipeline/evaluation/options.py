@@ -18,6 +18,12 @@ CASE_CONFIDENCE: dict[CaseConfidence, str] = {
     "uncertainty": "1 - mean uncertainty within the predicted mask",
 }
 
+LesionConfidence = Literal["samples", "probabilities"]
+LESION_CONFIDENCE: dict[LesionConfidence, str] = {
+    "samples": "fraction of the samples that overlap the lesion",
+    "probabilities": "mean probability within the lesion",
+}
+
 
 @dataclass(frozen=True)
 class EvaluationOptions:
@@ -84,6 +90,7 @@ class CaseSettings:
             without raters.
         source_tolerances_mm: of a unified data set the same for each source that has raters, in place of it.
         confidence: what the confidence of a case is taken from; None = there is nothing to take it from.
+        lesion_confidence: the same of a predicted lesion; the lesions of a case without it have none.
         units: what sizes and distances are measured in.
         profiles, min_lesion_ml: see `EvaluationOptions`.
     """
@@ -96,6 +103,7 @@ class CaseSettings:
     rater_tolerances_mm: tuple[float, ...] = ()
     source_tolerances_mm: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     confidence: CaseConfidence | None = None
+    lesion_confidence: LesionConfidence | None = None
     units: Units = VOLUMES
     profiles: tuple[str, ...] = ()
     min_lesion_ml: float = 0.0

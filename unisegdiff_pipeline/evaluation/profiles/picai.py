@@ -26,7 +26,8 @@ def score(case: ProfileCase) -> ProfileScore:
         match_lesions(overlaps, reference, predicted, rule, case.geometry.spacing_mm) for rule in (ANY_HIT, BEST_HIT)
     )
     confidences = component_confidence(predicted, case.predicted, case.samples, case.probability)
-    confidences = np.where(np.isnan(confidences), 1.0, confidences)
+    if not case.has_confidence:
+        confidences = np.where(np.isnan(confidences), 1.0, confidences)
     # A candidate that hits a lesion which another candidate hits better is neither right nor wrong.
     wrong = np.setdiff1d(np.arange(1, len(predicted) + 1), hits.predicted)
     lesions = [
@@ -59,6 +60,17 @@ def pooled(scores: Sequence[ProfileScore]) -> dict[str, float]:
     }
 
 
+def notes(scores: Sequence[ProfileScore]) -> tuple[str, ...]:
+    """Why scores over all cases are undefined where cases lack what confidences are taken from."""
+    unknown = sum(math.isnan(score.values["case_confidence"]) for score in scores)
+    if not unknown:
+        return ()
+    return (
+        f"{unknown} of {len(scores)} cases have lesions without a confidence, because they lack the samples (or "
+        f"probabilities) of the others: scores that order lesions or cases of all cases are undefined.",
+    )
+
+
 def average_precision(candidates: Sequence[tuple[float, bool]]) -> float:
     """Sum over the distinct confidences, highest first, of precision times the gain in recall.
 
@@ -66,10 +78,10 @@ def average_precision(candidates: Sequence[tuple[float, bool]]) -> float:
         candidates: (confidence, right) of each candidate, and (0, True) for each lesion without one.
 
     Returns:
-        NaN without a lesion.
+        NaN without a lesion, and where a confidence is not known.
     """
     num_lesions = sum(right for _, right in candidates)
-    if not num_lesions:
+    if not num_lesions or any(math.isnan(confidence) for confidence, _ in candidates):
         return math.nan
     thresholds = np.unique([confidence for confidence, _ in candidates if confidence > 0])[::-1]
     right = num_at_least([confidence for confidence, is_right in candidates if is_right], thresholds)
@@ -84,7 +96,7 @@ def auroc(cases: Sequence[tuple[float, bool]]) -> float:
         cases: (value, positive) of each case.
 
     Returns:
-        NaN without a positive or without a negative case.
+        NaN without a positive or without a negative case, and where a value is not known.
     """
     positive = np.array([value for value, is_positive in cases if is_positive])
     negative = np.array([value for value, is_positive in cases if not is_positive])
@@ -101,8 +113,8 @@ PICAI = Profile(
     rule="Components have 26 neighbours. Candidates and lesions are matched one to one at an IoU of at least 0.1, "
     "as many as possible and then with the largest overlap; a candidate that reaches 0.1 and is not chosen "
     "counts neither way. The confidence of a candidate is the fraction of samples that hold a voxel of it, "
-    "else its mean probability, else 1; that of a case is the largest of its candidates, 0 without one. The "
-    "score is the mean of average precision and AUROC.",
+    "else its mean probability, else 1, the same for all cases; that of a case is the largest of its candidates, 0 "
+    "without one. The score is the mean of average precision and AUROC.",
     columns={
         "case_confidence": "largest confidence of a candidate",
         "holds_lesion": "1 where the reference holds a lesion",
@@ -112,4 +124,5 @@ PICAI = Profile(
     },
     score=score,
     pooled=pooled,
+    notes=notes,
 )

@@ -23,6 +23,8 @@ class ProfileCase:
         geometry: of the grid that sizes and distances are measured on.
         samples: masks of the samples behind the prediction, each (Z, Y, X); empty where there are none.
         probability: of the class, (Z, Y, X); None where unknown.
+        has_confidence: cases of this evaluation have samples or probabilities, so that a lesion of a case without any
+            has no confidence that could be compared with theirs.
         tolerance_mm: of surface Dice; used by profiles that leave it to the user.
         min_lesion_ml: smaller lesions do not count, ml, in 2D an area; used by the profile panoptic.
     """
@@ -32,6 +34,7 @@ class ProfileCase:
     geometry: Geometry
     samples: Sequence[np.ndarray] = ()
     probability: np.ndarray | None = None
+    has_confidence: bool = False
     tolerance_mm: float = 1.0
     min_lesion_ml: float = 0.0
 

@@ -65,7 +65,7 @@ def notes(scores: Sequence[ProfileScore]) -> tuple[str, ...]:
     """What these data say about how to read the scores."""
     lesions = [score.values["num_tp"] + score.values["num_fn"] for score in scores]
     num_lesions, empty = sum(lesions), sum(count == 0 for count in lesions)
-    found = []
+    found = list(picai.notes(scores))
     if num_lesions and total(scores, "small_lesions") > num_lesions / 2:
         found.append(
             "Most lesions are less than about five voxels across: one voxel at the rim moves Dice a lot, so rank by "
