@@ -12,9 +12,10 @@ import torch
 from tests.training.data.test_source_draw import unified
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
-from unisegdiff_pipeline.selection.found_lesions import choose_lesions, choose_of, held_out_case
+from unisegdiff_pipeline.selection.found_lesions import choose_lesions, find_in_held_out, held_out_case
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,), ignore_value=9)
 SETTINGS = InferenceSettings(lam_a=-3.0, lam_c=0.5)
@@ -84,7 +85,7 @@ def test_a_lesion_free_case_and_ignored_pixels() -> None:
     assert not found.holds_lesion
     assert case.plain_false_alarms == 1
     assert [(lesion.voxels, lesion.matched) for lesion in case.lesions] == [(1, ())]
-    choice = choose_of([found], BINARY.names)
+    choice = choose_lesions([found], BINARY.names)
     assert choice is not None
     assert choice.case_calibration is None
     settings = choice.settings(SETTINGS)
@@ -98,4 +99,4 @@ def test_a_lesion_free_case_and_ignored_pixels() -> None:
 def test_regions_that_cannot_be_filtered_choose_nothing() -> None:
     scheme = LabelScheme(("a", "b", "c"), ((1, 2), (2, 3), (3,)), "regions", (1, 2, 3))
     held_out: Any = SimpleNamespace(labels=scheme)
-    assert choose_lesions(held_out, None, SETTINGS, {}) is None  # type: ignore[arg-type]
+    assert not list(find_in_held_out(held_out, None, SETTINGS, {"c": NO_CALIBRATION}))  # type: ignore[arg-type]

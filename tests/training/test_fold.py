@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,13 @@ from typing import Any
 import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings
+from unisegdiff_pipeline.selection.choosing import Choice
+from unisegdiff_pipeline.training import fold
 from unisegdiff_pipeline.training.fold import is_finished, require_weights, take_best, write_choice
+from unisegdiff_pipeline.training.interrupt import StopRequest, _TimeIsUp
+from unisegdiff_pipeline.training.time_budget import Costs
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
 
@@ -57,6 +63,43 @@ def test_weights_are_chosen_by_the_mean_over_sources() -> None:
     assert error == pytest.approx(0.0)
     trainer.sources = ()
     assert Trainer.gain_of_best(trainer)[0] == pytest.approx(-0.025)
+
+
+def test_the_lesion_filter_is_chosen_on_all_held_out_cases_that_time_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = InferenceSettings(lam_a=-6.0, lam_c=-1.0, calibration=LogitCalibration(2.0, 2.0))
+    of_others = {"a": LogitCalibration(3.0, 3.0)}
+    examined, said, chosen_of = {}, [], []
+
+    def find(held_out: Any, model: Any, settings: Any, cases: dict[str, LogitCalibration]) -> Iterator[str]:
+        for case_id, calibration in cases.items():
+            if case_id == "c":
+                raise _TimeIsUp
+            examined[case_id] = calibration
+            yield case_id
+
+    monkeypatch.setattr(fold, "affordable_cases", lambda *_: (("a",), 60.0))
+    monkeypatch.setattr(fold, "choose_settings", lambda *_: iter([Choice(settings, of_others, (), (), "few")]))
+    monkeypatch.setattr(fold, "find_in_held_out", find)
+    monkeypatch.setattr(fold, "numbers_of_objects", lambda _: {})
+    monkeypatch.setattr(fold, "choose_lesions", lambda found, *_: chosen_of.extend(found))
+    with StopRequest() as stop:
+        run: Any = SimpleNamespace(
+            holdout_cases=("a", "b", "c", "d"),
+            is_asked_to_end=False,
+            held_out=None,
+            stop=stop,
+            watch=SimpleNamespace(seconds=0.0),
+            log=SimpleNamespace(say=said.append),
+            plans=SimpleNamespace(labels=SimpleNamespace(names=("lesion",))),
+        )
+        fold._chosen(run, None, settings, Costs())  # type: ignore[arg-type]
+        assert examined == {**of_others, "b": settings.calibration}
+        assert chosen_of == ["a", "b"]
+        assert said[-1] == "the lesion filter is chosen on 2 of 4 held-out cases, for lack of time (--max-time)"
+        run.is_asked_to_end = True
+        examined.clear()
+        fold._chosen(run, None, settings, Costs())  # type: ignore[arg-type]
+        assert list(examined) == ["a"]
 
 
 def test_a_fold_is_finished_with_weights_and_scores(tmp_path: Path) -> None:

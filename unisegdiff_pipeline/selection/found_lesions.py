@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -27,7 +27,6 @@ from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.case_probability import fit_case_calibration
 from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, tiled
 from unisegdiff_pipeline.selection.lesion_filter import FilterChoice, FoundLesion, LesionCase, choose_filter
-from unisegdiff_pipeline.selection.objects import numbers_of_objects
 
 
 @dataclass(frozen=True)
@@ -68,36 +67,38 @@ class LesionChoice:
         )
 
 
-def choose_lesions(
+def find_in_held_out(
     held_out: HoldOut, model: StagedModel, settings: InferenceSettings, cases: Mapping[str, LogitCalibration]
-) -> LesionChoice | None:
-    """Choose the lesion filter and calibrate the case probability for the settings, on held-out cases.
+) -> Iterator[HeldOutCase]:
+    """What the model finds in held-out cases, one after the other; whoever runs out of time keeps those by then.
+
+    None where lesions of one class cannot be taken out without voxels of another (`can_filter`).
 
     Args:
         held_out, model: as trained.
         settings: all else that was chosen.
         cases: the calibration that each case is predicted with.
-
-    Returns:
-        None where lesions of one class cannot be taken out without voxels of another (`can_filter`).
     """
-    scheme = held_out.labels
-    if not can_filter(scheme):
-        return None
-    found = []
+    if not can_filter(held_out.labels):
+        return
     for case_id, calibration in cases.items():
         held_out.leave_if_asked()
         stored = held_out.data.open(case_id)
         tried = replace(settings, calibration=calibration)
         prediction = sample_tiles(held_out, tiled(held_out, model, stored), tried, stored)
-        found.append(held_out_case(held_out, settings, stored, prediction))
-    return choose_of(found, scheme.names, numbers_of_objects(held_out))
+        yield held_out_case(held_out, settings, stored, prediction)
 
 
-def choose_of(
-    found: list[HeldOutCase], classes: tuple[str, ...], trained: Mapping[str, Sequence[int]] = MappingProxyType({})
+def choose_lesions(
+    found: Sequence[HeldOutCase], classes: tuple[str, ...], trained: Mapping[str, Sequence[int]] = MappingProxyType({})
 ) -> LesionChoice | None:
-    """As `choose_lesions`, of what was found; `trained` as of `choose_filter`."""
+    """Choose the lesion filter and calibrate the case probability; None without any case.
+
+    Args:
+        found: what the model finds in held-out cases.
+        classes: names of all classes.
+        trained: as of `choose_filter`.
+    """
     if not found:
         return None
     units = {case.units for case in found}

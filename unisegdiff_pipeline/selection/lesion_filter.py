@@ -18,7 +18,7 @@ luck, so every lesion stays unless a filter shows its worth on patients that it 
 
 Where annotators drew a single lesion in all cases with any, as of an organ, those cases tell more than the held-out
 ones: then only the largest lesion of a case stays, unless that is worse on the held-out cases. One rule that is known
-beforehand is not the luckiest of many, so that it has to gain no more than anything.
+beforehand is not the luckiest of many, so that it has to gain no more than anything, on however few patients.
 
 In a unified data set all of these are means over its sources: a large one does not choose the rule of the small ones.
 The rule is then the best on all patients. A user who asks for a certain sensitivity takes that risk knowingly:
@@ -244,15 +244,16 @@ def choose_rule(cases: Sequence[LesionCase], trained: Sequence[int] = (), *, wit
     worth = gain_error > 0 and gain > GAIN_ERRORS * gain_error and dice_gain >= 0
     if unfiltered.false_alarms > plain and fewer_error > 0:
         worth = worth or (fewer > GAIN_ERRORS * fewer_error and gain > -gain_error)
+    worth = worth and num_patients >= FEWEST_PATIENTS
     annotated = [*trained, *(case.num_reference for case in cases if case.num_reference)]
     is_single = len(annotated) >= FEWEST_ANNOTATED and set(annotated) == {1}
     by_annotations = False
-    if is_single and not worth and LARGEST in table.rules and num_patients >= FEWEST_PATIENTS:
+    if is_single and not worth and LARGEST in table.rules:
         largest = table.point(table.rules.index(LARGEST), everything)
         if by_annotations := _is_no_worse(largest, unfiltered):
             best = largest
     return RuleChoice(
-        rule=best.rule if (worth or by_annotations) and num_patients >= FEWEST_PATIENTS else NO_RULE,
+        rule=best.rule if worth or by_annotations else NO_RULE,
         best=best,
         unfiltered=unfiltered,
         gain=gain,

@@ -35,8 +35,9 @@ from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import StagePlan
 from unisegdiff_pipeline.reports.training_log import of_kind
 from unisegdiff_pipeline.selection.choosing import Choice, choose_calibration, choose_settings, chosen_on
-from unisegdiff_pipeline.selection.found_lesions import LesionChoice, choose_lesions
+from unisegdiff_pipeline.selection.found_lesions import HeldOutCase, choose_lesions, find_in_held_out
 from unisegdiff_pipeline.selection.hold_out import planned_settings
+from unisegdiff_pipeline.selection.objects import numbers_of_objects
 from unisegdiff_pipeline.selection.stage_refinement import refined_stages
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from unisegdiff_pipeline.training.fold_files import CANDIDATES_NAME
@@ -269,9 +270,17 @@ def _chosen(
     if warning:
         run.log.say(f"warning: {warning}")
     settings = replace(choice.settings, chosen_on=chosen_on(cases, warning))
-    lesions: LesionChoice | None = None
-    with run.stop.limited(None if ends_s is None else ends_s - run.watch.seconds):
-        lesions = choose_lesions(run.held_out, model, settings, choice.calibrations)
+    # The filter needs more cases than the settings, and one prediction of each: all of them, as far as time allows.
+    examined = cases if run.is_asked_to_end else run.holdout_cases
+    calibrations = {case_id: choice.calibrations.get(case_id, settings.calibration) for case_id in examined}
+    found: list[HeldOutCase] = []
+    with run.stop.limited(None if ends_s is None else ends_s - run.watch.seconds) as limit:
+        for case in find_in_held_out(run.held_out, model, settings, calibrations):
+            found.append(case)
+    if limit.exceeded:
+        of_all = f"{len(found)} of {counted(len(calibrations), 'held-out case')}"
+        run.log.say(f"the lesion filter is chosen on {of_all}, for lack of time (--max-time)")
+    lesions = choose_lesions(found, run.plans.labels.names, numbers_of_objects(run.held_out))
     return (settings if lesions is None else lesions.settings(settings)), choice
 
 
