@@ -1,53 +1,96 @@
-"""What the lesion filter changes: chosen on the inner hold-out of finished folds, scored on their validation cases.
+"""What the lesion filter changes: as training chose it on the inner hold-out, scored on the fold's validation cases.
 
-python tests/benchmarks/lesions.py FOLD [FOLD ...] --preprocessed DIR [--json FILE] [--tables DIR]
+    python -m tests.benchmarks.lesions train --work FOLDER --raw ROOT --seconds 300
+    python -m tests.benchmarks.lesions table --work FOLDER --raw ROOT --seconds 300
 
-FOLD is a fold's folder in RESULTS. Lesions are compared on the plan's grid. The hold-out is predicted with the fold's
-calibration (training predicts each of its patients with that of the others). Written are, for each fold, the filter in
-words and, before and after it, Dice over the cases with a lesion, F1 of all lesions, false alarms per lesion-free case
-and lesion-free cases with any, with the paired difference and Wilcoxon's signed-rank test over patients; and how well
-the probability of a case tells cases with and without lesion apart. `--tables` keeps the tables of lesions, so that
+`train` is that of `synthetic_start`: fold 0 of every data set, from random weights and from the start that was trained
+on generated lesions. `table` prints, of every training that is finished, the scores of three masks: that of the plain
+segmenter at 0.5, the model's before any filter, and what the filter of its inference.json leaves of it; the differences
+over the seeds, with Wilcoxon's signed-rank test over patients; and the filters in words. Lesions are compared on the
+plan's grid. Of several classes each counts: Dice is the mean over classes and cases that hold them, a lesion-free case
+is one without the class. What is found of lesions in held-out and validation cases is kept in FOLDER/lesions, so that
 another choice needs no prediction.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import math
 import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests.benchmarks import synthetic_start
 from tests.benchmarks.sample_spread import open_run
+from tests.benchmarks.unified import parser_of, run_benchmark
 from unisegdiff_pipeline.evaluation.comparison import paired_comparison
-from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
-from unisegdiff_pipeline.selection.found_lesions import HeldOutCase, choose_of, held_out_case
+from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
+from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings
+from unisegdiff_pipeline.io.paths import find_dataset
+from unisegdiff_pipeline.selection.found_lesions import HeldOutCase, held_out_case
 from unisegdiff_pipeline.selection.hold_out import sample_tiles, tiled
 from unisegdiff_pipeline.selection.lesion_filter import LesionCase
 from unisegdiff_pipeline.training.fold import finished_model
 
+DATASETS = ("101", "108", "004", "102", "105", "106")  # BUSI, LIDC4R, Hippocampus, Polyp, EBHI, EMIDEC
+MASKS = ("plain", "before", "after")  # the plain segmenter's, the model's without filter, and with it
+DIFFERENCES = (("after", "before"), ("after", "plain"))
+SCORES = {"dice": "Dice", "f1_of_case": "lesion F1 of a case", "alarms": "false alarms of a lesion-free case"}
 
-def tables(folder: Path, preprocessed: Path, kept: Path | None) -> dict[str, list[HeldOutCase]]:
-    """What is found in the held-out cases and in the validation cases of a fold."""
-    path = None if kept is None else kept / f"{folder.parent.parent.name}_{folder.parent.name}_{folder.name}.pkl"
-    if path is not None and path.is_file():
-        return pickle.loads(path.read_bytes())  # type: ignore[no-any-return]
+
+@dataclass(frozen=True)
+class Training:
+    """A finished fold: its name in the table, its folder, and the validation cases' lesions in each of `MASKS`."""
+
+    dataset: str
+    arm: str
+    seed: int
+    settings: InferenceSettings
+    num_held_out: tuple[int, int]  # and those that are lesion-free
+    cases: list[HeldOutCase]
+    plain: list[HeldOutCase]
+
+    @property
+    def groups(self) -> list[str]:
+        """Patient of each entry of `scores`."""
+        return [case.group for case in self.cases for _ in case.classes]
+
+    def scores(self, mask: str) -> list[dict[str, float]]:
+        """Scores of every validation case and class."""
+        lesion_filter = self.settings.lesion_filter if mask == "after" else NO_FILTER
+        cases = self.plain if mask == "plain" else self.cases
+        return [scores(own, lesion_filter, case.units.size) for case in cases for own in case.classes]
+
+    @property
+    def auroc(self) -> float:
+        """Of the probability that a case holds any lesion, as cases.csv has it; NaN where it is not calibrated."""
+        calibration = self.settings.case_calibration
+        if calibration is None:
+            return math.nan
+        return auroc([calibration.probability(c.highest) for c in self.cases], [c.holds_lesion for c in self.cases])
+
+
+def found_lesions(folder: Path, preprocessed: Path, kept: Path) -> dict[str, list[HeldOutCase]]:
+    """What is found in held-out and validation cases of a fold, in the latter by the plain segmenter at 0.5, too."""
+    if kept.is_file():
+        return pickle.loads(kept.read_bytes())  # type: ignore[no-any-return]
     run = open_run(folder, preprocessed, None)
     model, settings = finished_model(run)
-    found: dict[str, list[HeldOutCase]] = {}
+    found: dict[str, list[HeldOutCase]] = {"holdout": [], "validation": [], "plain": []}
     for name, cases in (("holdout", run.holdout_cases), ("validation", run.validation_cases)):
-        found[name] = []
         for case_id in cases:
             stored = run.data.open(case_id)
             prediction = sample_tiles(run.held_out, tiled(run.held_out, model, stored), settings, stored)
             found[name].append(held_out_case(run.held_out, settings, stored, prediction))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pickle.dumps(found))
+            if name == "validation":
+                plain = replace(prediction, boxes=(), num_samples=0)
+                found["plain"].append(held_out_case(run.held_out, replace(settings, decision="half"), stored, plain))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(pickle.dumps(found))
     return found
 
 
@@ -67,52 +110,6 @@ def scores(case: LesionCase, lesion_filter: LesionFilter, unit: Any) -> dict[str
     }
 
 
-def describe(found: dict[str, list[HeldOutCase]], classes: tuple[str, ...]) -> dict[str, Any]:
-    """What is chosen, and what it does in the validation cases."""
-    choice = choose_of(found["holdout"], classes)
-    assert choice is not None
-    lesion_filter = choice.choice.lesion_filter
-    cases = [(case, own) for case in found["validation"] for own in case.classes]
-    groups = [case.group for case, _ in cases]
-    result: dict[str, Any] = {
-        "filter": dataclasses.asdict(lesion_filter),
-        "words": choice.choice.describe(choice.units),
-        "num_held_out": len(found["holdout"]),
-        "held_out_lesion_free": sum(not case.holds_lesion for case in found["holdout"]),
-        "num_validation": len(found["validation"]),
-        "validation_lesion_free": sum(not case.holds_lesion for case in found["validation"]),
-        "plain_alarms": _mean([own.plain_false_alarms for _, own in cases if own.num_reference == 0]),
-    }
-    before = [scores(own, LesionFilter(), case.units.size) for case, own in cases]
-    after = [scores(own, lesion_filter, case.units.size) for case, own in cases]
-    for name in ("dice", "f1_of_case", "alarms", "any_alarm"):
-        a, b = [s[name] for s in after], [s[name] for s in before]
-        pairs = paired_comparison(a, b, groups)
-        result[name] = {
-            "before": _mean(b),
-            "after": _mean(a),
-            "difference": pairs.mean_difference,
-            "ci": [pairs.ci_low, pairs.ci_high],
-            "p": pairs.p_wilcoxon,
-        }
-    result["lesion_f1"] = {"before": _f1(before), "after": _f1(after)}
-    result["sensitivity"] = {
-        name: sum(s["detected"] for s in own) / sum(s["reference"] for s in own)
-        for name, own in (("before", before), ("after", after))
-    }
-    holds = [case.holds_lesion for case in found["validation"]]
-    highest = [case.highest for case in found["validation"]]
-    result["case_auroc"] = auroc(highest, holds)
-    if choice.case_calibration is not None:
-        p = np.array([choice.case_calibration.probability(value) for value in highest])
-        result["case_brier"] = {
-            "calibrated": float(((p - np.array(holds)) ** 2).mean()),
-            "highest_probability": float(((np.array(highest) - np.array(holds)) ** 2).mean()),
-            "prevalence": float(np.mean(holds) * (1 - np.mean(holds))),
-        }
-    return result
-
-
 def auroc(values: list[float], positive: list[bool]) -> float:
     """Chance that a value of a positive case lies above that of a negative one, ties half; NaN without both kinds."""
     v, y = np.asarray(values), np.asarray(positive)
@@ -122,32 +119,99 @@ def auroc(values: list[float], positive: list[bool]) -> float:
     return float((difference > 0).mean() + (difference == 0).mean() / 2)
 
 
-def _mean(values: list[Any]) -> float:
-    defined = [float(v) for v in values if not math.isnan(v)]
+def finished(args: argparse.Namespace) -> list[Training]:
+    """Every training that has ended."""
+    result = []
+    for dataset in args.datasets:
+        for arm in args.arms:
+            for seed in args.seeds:
+                folder = synthetic_start.fold_folder(args, dataset, arm, seed)
+                if not (folder / "validation" / "summary.json").is_file():
+                    continue
+                name = find_dataset(args.raw, dataset).split("_", 1)[1]
+                kept = args.work / "lesions" / f"{name}_{folder.parent.name}.pkl"
+                found = found_lesions(folder, args.work / "preprocessed", kept)
+                held_out = len(found["holdout"]), sum(not case.holds_lesion for case in found["holdout"])
+                settings = read_settings(folder)
+                result.append(Training(name, arm, seed, settings, held_out, found["validation"], found["plain"]))
+    return result
+
+
+def table(args: argparse.Namespace) -> list[str]:
+    """Lines of three Markdown tables."""
+    trainings = finished(args)
+    return [*score_lines(trainings), "", *difference_lines(trainings), "", *filter_lines(trainings)]
+
+
+def score_lines(trainings: Sequence[Training]) -> list[str]:
+    """Scores of each mask of each training."""
+    lines = [
+        "| set | start | seed | mask | Dice | lesion F1 | sensitivity | false alarms per lesion-free case | "
+        "lesion-free cases with a mask | AUROC |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in trainings:
+        for mask in MASKS:
+            rows = one.scores(mask)
+            detected, false, reference = (sum(row[name] for row in rows) for name in ("detected", "false", "reference"))
+            alarmed = [row["any_alarm"] for row in rows if not math.isnan(row["any_alarm"])]
+            cells = [
+                *(one.dataset, one.arm, str(one.seed), mask),
+                _number(_mean([row["dice"] for row in rows])),
+                _number(2 * detected / (detected + false + reference)),
+                _number(detected / reference),
+                _number(_mean([row["alarms"] for row in rows]), 2),
+                f"{sum(alarmed):.0f} of {len(alarmed)}" if alarmed else "-",
+                _number(one.auroc, 2) if mask == "after" else "",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def difference_lines(trainings: Sequence[Training]) -> list[str]:
+    """Paired differences of masks, of all seeds of a set and start together."""
+    lines = [
+        "| set | start | seeds | masks | per case | difference [95 %] | p |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for dataset, arm in dict.fromkeys((one.dataset, one.arm) for one in trainings):
+        own = [one for one in trainings if (one.dataset, one.arm) == (dataset, arm)]
+        groups = [group for one in own for group in one.groups]
+        for first, second in DIFFERENCES:
+            for name, words in SCORES.items():
+                pair = [[row[name] for one in own for row in one.scores(mask)] for mask in (first, second)]
+                found = paired_comparison(pair[0], pair[1], groups, resamples=10_000)
+                if found.n:
+                    seeds = ", ".join(str(one.seed) for one in own)
+                    interval = f"{found.mean_difference:+.3f} [{found.ci_low:+.3f}, {found.ci_high:+.3f}]"
+                    what = f"{dataset} | {arm} | {seeds} | {first} - {second} | {words}"
+                    lines.append(f"| {what} | {interval} | {found.p_wilcoxon:.2g} |")
+    return lines
+
+
+def filter_lines(trainings: Sequence[Training]) -> list[str]:
+    """What each training chose."""
+    lines = ["| set | start | seed | held-out cases (lesion-free) | filter |", "|---|---|---|---|---|"]
+    for one in trainings:
+        words = " ".join(one.settings.filter_in_words) or "not chosen: the time was over"
+        cases = "{} ({})".format(*one.num_held_out)
+        lines.append(f"| {one.dataset} | {one.arm} | {one.seed} | {cases} | {words} |")
+    return lines
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _mean(values: list[float]) -> float:
+    defined = [v for v in values if not math.isnan(v)]
     return float(np.mean(defined)) if defined else math.nan
 
 
-def _f1(found: list[dict[str, float]]) -> float:
-    detected, false, reference = (sum(s[name] for s in found) for name in ("detected", "false", "reference"))
-    return 2 * detected / (detected + false + reference)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folds", nargs="+", type=Path)
-    parser.add_argument("--preprocessed", type=Path, required=True)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--tables", type=Path)
-    args = parser.parse_args()
-    result = {}
-    for folder in args.folds:
-        found = tables(folder.absolute(), args.preprocessed, args.tables)
-        classes = tuple(own.class_name for own in found["holdout"][0].classes)
-        name = f"{folder.absolute().parent.parent.name} {folder.absolute().parent.name} {folder.name}"
-        result[name] = describe(found, classes)
-        print(name, json.dumps(result[name], indent=1), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1))
+    parser = parser_of(__doc__)
+    synthetic_start.add_trainings(parser, DATASETS)
+    run_benchmark(parser.parse_args(), train=synthetic_start.train, table=table)
 
 
 if __name__ == "__main__":

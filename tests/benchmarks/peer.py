@@ -23,7 +23,7 @@ SAMPLING_S = 0.5  # reading the memory maps costs time of its own
 
 @dataclass(frozen=True)
 class Bench:
-    """Where things lie; `own` is the folder of this package's console scripts."""
+    """Where things lie; `own` is the folder of this package's console scripts, `seconds` of wall or processor time."""
 
     peer: Path
     own: Path
@@ -31,6 +31,7 @@ class Bench:
     raw: Path
     runs: int
     seconds: int
+    processor_seconds: bool = False
 
     def peer_env(self, name: str) -> dict[str, str]:
         """nnU-Net's variables for one variant."""
@@ -115,6 +116,8 @@ def prepare_peer(bench: Bench, name: str, dataset: str, configuration: str, over
 def peer_training(bench: Bench, name: str, dataset: str, configuration: str, seconds: float) -> dict[str, float]:
     """Train fold 0 for a number of seconds; returns `iterations` and `iterations_per_s`."""
     env = bench.peer_env(name) | {"USD_BUDGET_S": str(seconds)}
+    if bench.processor_seconds:  # batches are made by the process that trains, so that they count
+        env |= {"USD_PROCESSOR_SECONDS": "1", "nnUNet_n_proc_DA": "0"}
     command = [str(bench.peer / "bin" / "nnUNetv2_train"), dataset[7:10], configuration, "0"]
     measure([*command, "-tr", PEER_TRAINER, "-device", "cpu"], env)
     found = Path(env["nnUNet_results"]).glob(f"{dataset}/{PEER_TRAINER}__*__{configuration}/fold_0/iterations.json")

@@ -9,6 +9,7 @@ budget is of wall time.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from importlib.metadata import entry_points
@@ -19,6 +20,7 @@ def main() -> None:
     (entry,) = entry_points(group="console_scripts", name=command)
     sys.argv[0] = command
     time.monotonic = time.process_time
+    signal.ITIMER_REAL, signal.SIGALRM = signal.ITIMER_PROF, signal.SIGPROF  # of limits of single steps
     sys.exit(entry.load()(arguments))
 
 

@@ -1,14 +1,14 @@
 """Dice at equal seconds on fold 0: nnU-Net as planned, nnU-Net with our plan, our segmenter, the staged diffusion.
 
     python tests/benchmarks/rows.py DATASET CONFIG --seconds S --peer VENV --work FOLDER [--raw ROOT] [--rows ROW ...]
-        [--seed N]
+        [--seed N] [--processor-seconds]
 
 The rows are staged, segmentation, peer_our_plan (nnU-Net with our patch, batch, spacing and widths), peer_as_planned.
 All train on the same split (ours), for the same wall time, in turn; ours spend it with the choice of settings and the
 final validation inside. nnU-Net mirrors in prediction, as it does by default. It draws anew each time: its seed only
 names one more training. FOLDER keeps what was trained, so that rows can be added later; a row that is there is not
 trained again, and a single row is not compared with anything.
-Nothing else should run meanwhile.
+Nothing else should run meanwhile, unless the seconds are of processor time (see processor_clock).
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ def train_own(bench: Bench, row: str, dataset: str, configuration: str, seed: in
     model = f"{TRAINERS[row]}__{configuration}__seed{seed}"
     fold = Path(env["usd_results"]) / dataset / model / "fold_0"
     if not (fold / "validation" / "summary.json").is_file():
-        command = own_command("train", dataset[7:10], "0", "-c", configuration, "--trainer", TRAINERS[row])
+        command = own_command("train")
+        if bench.processor_seconds:
+            command = [sys.executable, "-m", "tests.benchmarks.processor_clock", "usd_train", "--workers", "0"]
+        command += [dataset[7:10], "0", "-c", configuration, "--trainer", TRAINERS[row]]
         command += ["--max-time", str(bench.seconds), "--seed", str(seed), "--run", f"seed{seed}"]
         seconds, _ = measure([*command, "--device", "cpu", "--restart"], env)
         print(f"{model}: {seconds:.0f} s", flush=True)
@@ -107,9 +110,10 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, default=os.environ.get("usd_raw", os.environ.get("nnUNet_raw")))
     parser.add_argument("--rows", nargs="+", choices=[*TRAINERS, *PEER_ROWS], default=[*TRAINERS, *PEER_ROWS])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processor-seconds", action="store_true")
     args = parser.parse_args()
     own = Path(sys.executable).parent
-    bench = Bench(args.peer, own, args.work.absolute(), args.raw.absolute(), 1, args.seconds)
+    bench = Bench(args.peer, own, args.work.absolute(), args.raw.absolute(), 1, args.seconds, args.processor_seconds)
     validation = prepare(bench, args.dataset, args.configuration)
     masks = []
     for row in args.rows:

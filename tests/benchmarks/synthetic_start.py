@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -56,12 +57,12 @@ def train(args: argparse.Namespace) -> None:
         if not (preprocessed(args, dataset) / "plans.json").is_file():
             run(args, "usd_plan_and_preprocess", "-d", dataset)
     for seed in args.seeds:
-        for arm, start in ARMS.items():
+        for arm in args.arms:
             for dataset in args.datasets:
                 folder, name = fold_folder(args, dataset, arm, seed), f"{arm}{run_name(args.seconds, seed)}"
                 what = (dataset, "0", "--max-time", f"{args.seconds}s", "--seed", str(seed), "--run", name)
                 if not (folder / "validation" / "summary.json").is_file():
-                    run(args, "usd_train", *what, "--workers", "0", *start)
+                    run(args, "usd_train", *what, "--workers", "0", *ARMS[arm])
                 if len(scores_of(folder)) < num_validation_cases(args, dataset):  # the seconds were over
                     run(args, "usd_train", *what, "--val")
 
@@ -98,11 +99,17 @@ def table(args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--datasets", nargs="+", default=DATASETS)
+def add_trainings(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
+    """Flags that say which trainings there are."""
+    parser.add_argument("--datasets", nargs="+", default=datasets)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    add_trainings(parser, DATASETS)
     run_benchmark(parser.parse_args(), train=train, table=table)
 
 
