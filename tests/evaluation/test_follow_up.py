@@ -198,6 +198,7 @@ def test_pairs_are_read_from_a_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert command(baseline, follow_up, "--pairs", pairs, "-o", tmp_path / "out", "--no-report") == 0
     with open(tmp_path / "out/follow_up.csv", newline="") as stream:
         assert [(row["case"], row["status"]) for row in csv.DictReader(stream)] == [("patient 7", "new")]
+    assert "2 case(s) without a partner are left out" in capsys.readouterr().out  # a of the baseline, b of the other
     for text, message in (
         ("case,old,new\n", 'must begin with the line "case,baseline,follow_up"'),
         ("case,baseline,follow_up\np,b,c\n", "line 2 names 'c', but"),
@@ -208,6 +209,25 @@ def test_pairs_are_read_from_a_table(tmp_path: Path, capsys: pytest.CaptureFixtu
         pairs.write_text(text)
         assert command(baseline, follow_up, "--pairs", pairs) == 1
         assert message in error_of(capsys)
+
+
+def test_two_predictions_say_themselves_what_their_values_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baseline, follow_up = folders(tmp_path)
+    words = ["--follow-up", str(baseline), str(follow_up), "--no-report"]
+    own, other = ({"names": [name], "members": [[1]], "coding": "binary", "write_values": [1]} for name in "xy")
+    for folder, labels in ((baseline, own), (follow_up, own)):
+        (folder / "manifest.json").write_text(json.dumps({"labels": labels, "spacing_known": False}))
+    assert usd_evaluate(words) == 0
+    stored = json.loads((follow_up / "follow_up" / "follow_up.json").read_text())
+    assert (stored["settings"]["classes"], stored["spacing_known"]) == ({"x": [1]}, False)
+    two = {"names": ["x", "z"], "members": [[1], [2]], "coding": "softmax", "write_values": [1, 2]}
+    (baseline / "manifest.json").write_text(json.dumps({"labels": two}))
+    assert usd_evaluate(words) == 1
+    assert f"{baseline} has the classes x (1), z (2) by its manifest.json" in error_of(capsys)
+    (baseline / "manifest.json").write_text(json.dumps({"labels": other}))  # another name of the same value
+    assert usd_evaluate(words) == 0
 
 
 def test_other_grids_and_lone_cases_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,6 +203,20 @@ def test_the_filters_of_the_members_are_applied_together(tmp_path: Path) -> None
     assert mask_of(tmp_path / "one") == [1, 0, 1, 1]
 
 
+def test_what_members_promise_and_an_ensemble_does_not_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [nnunet_folder(tmp_path / name, {"x": of_lesion(0.9, 0.1, 0.9, 0.9)}, ONE_CLASS) for name in "ab"]
+    rules = {"lesion": to_jsonable(LesionRule(min_confidence=0.5))}
+    content = {"lesion_filter": {"rules": rules, "unit": "ml"}, "promises": {"classes": {}, "unit": "ml"}}
+    for folder in folders:
+        (folder / "manifest.json").write_text(json.dumps(content))
+    ensemble_folders(EnsembleRequest(folders, tmp_path / "out"))
+    assert f"guarantees of {folders[0]}, {folders[1]} are void for the mean of several predictions" in caplog.text
+    assert "the lesion filter of lesion asks for a fraction of the samples" in caplog.text
+    assert "promises" not in json.loads((tmp_path / "out/manifest.json").read_text())
+
+
 # ------------------------------------------------------------------------------------------------- what does not fit
 
 

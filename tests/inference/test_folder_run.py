@@ -103,6 +103,17 @@ def test_another_model_is_refused_and_overwriting_removes_all_of_it(folders, tmp
     assert bytes_of(out) == bytes_of(alone)
 
 
+def test_a_filter_by_samples_says_that_it_is_void_without_them(folders, caplog: pytest.LogCaptureFixture) -> None:
+    model, images, out = folders
+    by_samples = LesionFilter(rules={"lesion": LesionRule(min_confidence=0.5)})
+    request = PredictRequest(images, out, model, device="cpu", lesion_filter=by_samples)
+    predict_folder(replace(request, num_samples=0))
+    assert "there are no samples: that part of it removes nothing" in caplog.text
+    caplog.clear()
+    predict_folder(replace(request, num_samples=1, output=out.parent / "sampled"))
+    assert "removes nothing" not in caplog.text
+
+
 def test_tables_of_other_masks_go_with_them(folders) -> None:
     model, images, out = folders
     predict_folder(PredictRequest(images, out, model, device="cpu"))

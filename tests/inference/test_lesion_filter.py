@@ -52,6 +52,12 @@ def test_sizes_of_another_unit_do_not_count() -> None:
     assert found.rule("another", "ml") == LesionRule()
 
 
+def test_what_a_filter_cannot_do_without_samples_is_said() -> None:
+    assert LesionFilter(rules={"a": LesionRule(min_probability=0.5)}).void_without_samples() == ""
+    found = LesionFilter(rules={"a": LesionRule(min_confidence=0.5), "b": LesionRule(min_size=1.0)})
+    assert found.void_without_samples().startswith("the lesion filter of a asks for a fraction of the samples")
+
+
 def test_folds_have_the_lower_median_of_their_rules() -> None:
     def one(value: float, most: int | None) -> LesionFilter:
         return LesionFilter(rules={"lesion": LesionRule(min_probability=value, max_lesions=most)}, unit="mm2")

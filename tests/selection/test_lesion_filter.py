@@ -192,6 +192,15 @@ def test_a_level_that_no_point_reaches_is_said(text: str, said: str, caplog: pyt
     assert bool(caplog.text) == bool(said)
 
 
+def test_what_a_utility_chooses_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    filter_for({"lesion": POINTS}, "ml", Utility.parse("sensitivity=0.9"), "fold 0")
+    assert (
+        "sensitivity=0.9: a lesion of lesion stays where its mean probability is at least 0.60; on held-out cases Dice "
+        "0.50, lesion F1 0.50, sensitivity 0.90, 0.50 false positives a case"
+    ) in caplog.text
+
+
 def test_the_points_offer_every_trade_that_there_is() -> None:
     unsure = FoundLesion(4.0, 0.5, 0.6, 4, 4, (1,))
     choice = choose_rule([case(0, TRUE), case(1, unsure), case(2, FALSE, reference=0)])

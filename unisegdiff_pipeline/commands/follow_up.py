@@ -105,7 +105,7 @@ def run_follow_up(args: Namespace, rule: MatchingRule) -> None:
     remove_stale_temporaries(folder, below=True)  # of runs that were killed
     files = write_follow_up(folder, result)
     say(follow_up_table(result))
-    left = f"; {len(result.not_paired)} case(s) of one time point alone are left out" if result.not_paired else ""
+    left = f"; {len(result.not_paired)} case(s) without a partner are left out" if result.not_paired else ""
     say(f"\nCompared {len(result.patients)} patient(s){left}.")
     say(f"Lesions: {files.table}\nPatients: {files.summary}")
     if not args.no_report:

@@ -68,7 +68,7 @@ class FollowUp:
         baseline, follow_up: the folders.
         classes: name => label values.
         spacing_known: False says that distances and volumes are nominal, of 2D images in pixels.
-        not_paired: cases of either folder that are left out because only a subset is compared.
+        not_paired: cases of either folder that are left out, because only a subset is compared or no pair names them.
     """
 
     baseline: Path
@@ -199,7 +199,9 @@ def _find_patients(
                 f"name the pairs with --pairs, or compare only what both hold with --subset."
             )
     else:
-        named, alone = _read_pairs(pairs, before, after, baseline, follow_up), []
+        named = _read_pairs(pairs, before, after, baseline, follow_up)
+        ones, others = zip(*named.values(), strict=True)
+        alone = sorted((before.keys() - {*ones}) | (after.keys() - {*others}))
     samples = [_samples(folder, masks) for folder, masks in ((baseline, before), (follow_up, after))]
     patients = [
         PatientFiles(case, before[one], after[other], samples[0].get(one, ()), samples[1].get(other, ()))

@@ -61,10 +61,13 @@ def find_meaning(
     references = [(path,) for path in _masks_of(reference)]
     if labels is not None:
         return Meaning(scheme_of_values(labels), all(map(spacing_known, references)), check_values=False)
+    if dataset_json is None and (own := _meaning_of_manifest(reference, prediction)) is not None:
+        return own
     path = dataset_json or find_dataset_json(reference, prediction)
     description = read_dataset_json(path)
     if dataset_json is None:
-        _require_same_values(prediction, path, description.labels)
+        for masks in (prediction, reference):  # which is a prediction, too, where two time points are compared
+            _require_same_values(masks, path, description.labels)
     source = None if dataset_json is not None else source_of_references(description, reference)
     if source is None:
         description = with_spacing_of(description, references)
@@ -128,6 +131,19 @@ def _labels_of_manifest(prediction: Path) -> LabelScheme | None:
         return from_jsonable(LabelScheme, _manifest_of(prediction).get("labels"), MANIFEST)
     except UsdError:
         return None
+
+
+def _meaning_of_manifest(reference: Path, prediction: Path) -> Meaning | None:
+    """What the manifest.json of a prediction says where there is no dataset.json; None where there is one, or neither.
+
+    Raises:
+        UsdError: the references are a prediction of other classes.
+    """
+    own = _labels_of_manifest(prediction)
+    if own is None or (_dataset_json_of(prediction) or _dataset_json_above(reference)) is not None:
+        return None
+    _require_same_values(reference, prediction / MANIFEST, own)
+    return Meaning(own, bool(_manifest_of(prediction).get("spacing_known", True)))
 
 
 def _require_same_values(prediction: Path, dataset_json: Path, labels: LabelScheme) -> None:

@@ -118,6 +118,15 @@ class _EnsembleRun:
         kept = request.lesion_filter
         if isinstance(kept, bool):
             kept = combined_filter([member.lesion_filter for member in members]) if kept else NO_FILTER
+        if not pooling and (void := kept.void_without_samples()):
+            LOGGER.warning("%s", void)
+        promised = [str(member.folder) for member in members if member.keeps_promises]
+        if promised and request.promises is None:
+            LOGGER.warning(
+                "guarantees of %s are void for the mean of several predictions: %s keeps none",
+                ", ".join(promised),
+                request.output,
+            )
         made_of: dict[str, Any] = {
             "members": [member.identity for member in members],
             "weights": [round(fraction, 9) for fraction in request.fractions],

@@ -145,6 +145,8 @@ def _open_run(request: PredictRequest, inputs: ModelInputs) -> _FolderRun:
     count = predictor.num_samples(request.num_samples)
     predictor.require_possible(request.combine, request.save_uncertainty_parts, count)
     promises = promises_of_model(request, model, predictor.folds, predictor.weights.values(), count)
+    if not count and (void := predictor.lesion_filter.void_without_samples()):
+        LOGGER.warning("%s", void)
     options = OutputOptions(
         model.plans.file_ending,
         model.plans.spacing_known,

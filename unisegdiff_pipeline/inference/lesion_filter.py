@@ -93,6 +93,16 @@ class LesionFilter:
         """Whether no lesion can be removed."""
         return all(rule == NO_RULE for rule in self.rules.values())
 
+    def void_without_samples(self) -> str:
+        """What does not hold where no samples are there, in words; empty where nothing is lost."""
+        names = [name for name, rule in self.rules.items() if rule.min_confidence > 0]
+        if not names:
+            return ""
+        return (
+            f"the lesion filter of {', '.join(names)} asks for a fraction of the samples that overlap a lesion, but "
+            f"there are no samples: that part of it removes nothing"
+        )
+
 
 NO_FILTER = LesionFilter()
 

@@ -53,6 +53,7 @@ class PredictionFolder:
         identity: what its predictions are made of, else where it lies.
         decision: how its probabilities became masks; "half" where it does not say.
         lesion_filter: which lesions stayed in its masks, as far as it says.
+        keeps_promises: it was predicted with guarantees.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class PredictionFolder:
     identity: str
     decision: Decision
     lesion_filter: LesionFilter = NO_FILTER
+    keeps_promises: bool = False
 
     def require_cases(self, case_ids: Collection[str]) -> None:
         """Raise a UsdError that names the cases without a mask or without probabilities."""
@@ -176,6 +178,7 @@ def open_prediction_folder(folder: Path, dataset_json: Path | None = None) -> Pr
         str(manifest.get("request") or folder.resolve()),
         _decision(manifest),
         _lesion_filter(folder, manifest),
+        "promises" in manifest,
     )
 
 

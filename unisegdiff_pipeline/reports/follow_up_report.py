@@ -87,7 +87,7 @@ def _lead(result: FollowUp) -> list[Html]:
     elif result.units.length == "pixels":
         parts.append(notice("Areas and distances are in pixels: the pixel size is not known."))
     if result.not_paired:
-        parts.append(notice(f"{len(result.not_paired)} cases lie at one time point alone and are left out."))
+        parts.append(notice(f"{len(result.not_paired)} case(s) without a partner are left out."))
     return parts
 
 
