@@ -59,6 +59,7 @@ setup(
         "matplotlib>=3.9",
         "safetensors>=0.4.5",
         "psutil>=5.9",
+        "threadpoolctl>=3.1",
     ],
     extras_require={
         "test": [

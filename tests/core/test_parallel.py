@@ -9,7 +9,9 @@ import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from unisegdiff_pipeline.core import parallel
 from unisegdiff_pipeline.core.errors import UsdError
@@ -62,6 +64,11 @@ def _threads_of_worker(_: int) -> str | None:
     return os.environ.get("OMP_NUM_THREADS")
 
 
+def _blas_threads(_: int) -> set[int]:
+    np.eye(2) @ np.eye(2)
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
 def _run(function, **options):
     items = list(range(4))
     return map_cases(function, items, names=NAMES, description="Testing", **options)
@@ -83,6 +90,13 @@ def test_every_failure_is_named_and_the_others_finish(options):
     assert "2 of 4 cases failed, the others are done" in message
     assert "b: file b is cut; copy it again." in message
     assert "d: KeyError: 'three'" in message
+
+
+@pytest.mark.parametrize("options", [{"workers": 2, "preload": ["numpy"]}, {"workers": 2, "kind": "threads"}])
+def test_workers_multiply_matrices_with_one_thread_each(options):
+    with threadpool_limits(2, user_api="blas"):
+        assert [result.value for result in _run(_blas_threads, **options)] == [{1}] * 4
+        assert _blas_threads(0) == {2}
 
 
 def test_others_finish_even_after_a_failure():

@@ -85,6 +85,13 @@ def test_slabs_and_bands_change_nothing() -> None:
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("separate_axis", [None, 0])
+def test_torch_gives_what_numpy_gives(separate_axis: int | None) -> None:
+    image = np.random.default_rng(3).normal(size=(2, 7, 40, 30)).astype(np.float32)
+    by_torch = resample_image(image, (12, 70, 11), 3, separate_axis, device="cpu")
+    np.testing.assert_allclose(resample_image(image, (12, 70, 11), 3, separate_axis), by_torch, atol=1e-5)
+
+
 def test_slabs_take_only_the_rows_they_need() -> None:
     grid = GridMap((100, 4, 4), (200, 4, 4), 1)
     assert grid.needed_rows(0, 10) == (0, 6)  # positions -0.25 .. 4.25

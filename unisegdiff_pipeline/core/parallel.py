@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import Generic, Literal, TypeVar
@@ -107,7 +107,7 @@ def map_cases(
     elif processes:
         job.run_on_processes(workers, preload)
     elif workers > 1:
-        with ThreadPoolExecutor(workers) as executor:
+        with ThreadPoolExecutor(workers) as executor, _one_blas_thread():
             job.run_on(executor)
     else:
         job.run_here()
@@ -286,6 +286,15 @@ def _start_worker() -> None:
         set_threads = getattr(library, "set_num_threads", None) or getattr(library, "set_nthreads", None)
         if set_threads is not None:
             set_threads(1)
+    _one_blas_thread()  # numpy has been loaded before, by the fork server, and does not look at the variables again
+
+
+def _one_blas_thread() -> AbstractContextManager[object]:
+    """Let products of matrices of numpy and scipy use one thread: from now on, or for the length of a block."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
+    return limits
 
 
 @contextmanager

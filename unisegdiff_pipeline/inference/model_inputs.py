@@ -152,7 +152,7 @@ class ModelInputs:
         Raises:
             UsdError: see `preprocess_image` and `to_network_channels`.
         """
-        image, properties = preprocess_image(volume, plan, case.case_id, case.group, scratch=scratch)
+        image, properties = preprocess_image(volume, plan, case.case_id, case.group, "cpu", scratch)
         if plan.missing_channels:
             names = self.model.plans.channel_names
             image = with_presence(image, case.channels, len(names), scratch)

@@ -26,7 +26,7 @@ def resample_labels(
     labels: np.ndarray,
     shape: Sequence[int],
     separate_axis: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     *,
     keep_volumes: bool = True,
 ) -> np.ndarray:
@@ -34,7 +34,7 @@ def resample_labels(
 
     Args:
         separate_axis: axis that is resampled by nearest neighbour.
-        device: where the fractions are computed.
+        device: where the fractions are computed, see `GridMap`.
         keep_volumes: False takes the largest fraction on a coarser grid, too: slab by slab, without an array of real
             numbers of the whole grid.
     """
@@ -61,7 +61,7 @@ def _largest_fraction(grid: GridMap, labels: np.ndarray, values: Sequence[int]) 
         for value in values:
             mask = rows == value
             if mask.any():
-                fraction = grid.apply(mask[None], first, last)[0].cpu().numpy()
+                fraction = grid.apply(mask[None], first, last)[0]
                 winner[fraction > best] = value
                 np.maximum(best, fraction, out=best)
                 background -= fraction
@@ -107,7 +107,7 @@ def _fraction(grid: GridMap, labels: np.ndarray, value: int | None = None) -> np
         start, stop = grid.needed_rows(first, last)
         mask = labels[start:stop] != 0 if value is None else labels[start:stop] == value
         if mask.any():
-            fraction[first:last] = grid.apply(mask[None], first, last)[0].cpu().numpy()
+            fraction[first:last] = grid.apply(mask[None], first, last)[0]
     return fraction
 
 

@@ -98,7 +98,7 @@ def preprocess_image(
     plan: PreprocessingPlan,
     case_id: str = "",
     group: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     scratch: Scratch | None = None,
 ) -> tuple[np.ndarray, CaseProperties]:
     """Turn into the plan's orientation, crop to the non-zero region, normalise and resample an image.
@@ -110,7 +110,7 @@ def preprocess_image(
         volume: image (C, Z, Y, X); it is not changed.
         plan: what to do.
         case_id, group: kept in the properties.
-        device: where resampling runs.
+        device: of torch, where resampling runs; None resamples by numpy.
         scratch: makes the arrays; None keeps them in memory.
 
     Returns:
@@ -148,7 +148,7 @@ def preprocess_image(
     return resample_image(image, shape, plan.image_order, separate_axis, device, scratch), properties
 
 
-def preprocess_labels(labels: np.ndarray, properties: CaseProperties, device: str = "cpu") -> np.ndarray:
+def preprocess_labels(labels: np.ndarray, properties: CaseProperties, device: str | None = None) -> np.ndarray:
     """Bring label maps (R, Z, Y, X) of the image's grid onto the plan grid (R, *properties.shape)."""
     cropped = properties.reorientation.apply(labels)[:, *box_slices(properties.crop_box)]
     first, *others = (resample_labels(row, properties.shape, properties.separate_axis, device) for row in cropped)
@@ -399,7 +399,7 @@ def _run(jobs: list[_CaseJob], workers: int | None, scheduler: str | None) -> No
         description="preprocessing",
         scheduler=scheduler,
         kind="native" if native else "threads" if total < SMALL_JOB_BYTES else "processes",
-        preload=("numpy", "torch", "SimpleITK", "blosc2", __name__),
+        preload=("numpy", "SimpleITK", "blosc2", __name__),
     )
 
 

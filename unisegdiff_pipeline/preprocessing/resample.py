@@ -13,21 +13,19 @@ come and go with the position of the grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from unisegdiff_pipeline.core.scratch import Scratch
 
-if TYPE_CHECKING:
-    import torch
-
 ANISOTROPY_THRESHOLD = 3.0
 SLAB_BYTES = 96 * 1024 * 1024  # a slab of cubic resampling; it shares 22 input rows with the next
 LINEAR_SLAB_BYTES = 24 * 1024 * 1024  # linear slabs share two rows, so they may be as small as suits the cache
 PREFILTER_REACH = 10  # voxels; the cubic prefilter decays as 0.268^k, 2e-6 at 10
-OUTPUT_BLOCK = 64
+OUTPUT_BLOCK = 32
 
 
 def resampled_shape(
@@ -114,10 +112,11 @@ def _convolve_rows(rows: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 class AxisMap:
     """Resampling of one axis, applied in bands of OUTPUT_BLOCK outputs, so that the cost is linear in its length."""
 
-    def __init__(self, num_in: int, num_out: int, order: int, device: str = "cpu", covering: bool = False) -> None:
+    def __init__(self, num_in: int, num_out: int, order: int, covering: bool = False) -> None:
         self.num_in, self.num_out = num_in, num_out
         self.is_identity = num_in == num_out
-        self._device = device
+        self._nearest = order == 0
+        self._bands: dict[tuple[int, int], np.ndarray] = {}
         if not self.is_identity:
             self._starts, self._weights = axis_weights(num_in, num_out, order, covering)
 
@@ -130,35 +129,56 @@ class AxisMap:
         return min(max(start, 0), self.num_in - 1), max(min(stop, self.num_in), 1)
 
     def matrix(self, first: int, last: int) -> np.ndarray:
-        """Dense weights (last - first, inputs that `needed` names), the repeated border folded in."""
-        start, stop = self.needed(first, last)
-        weights = self._weights[first:last]
-        inputs = np.clip(self._starts[first:last, None] + np.arange(weights.shape[1]), 0, self.num_in - 1) - start
-        dense = np.zeros((last - first, stop - start))
-        np.add.at(dense, (np.arange(last - first)[:, None], inputs), weights)
-        return dense
+        """Dense weights (last - first, inputs that `needed` names), the repeated border folded in; float32."""
+        if (first, last) not in self._bands:
+            start, stop = self.needed(first, last)
+            weights = self._weights[first:last]
+            inputs = np.clip(self._starts[first:last, None] + np.arange(weights.shape[1]), 0, self.num_in - 1) - start
+            dense = np.zeros((last - first, stop - start))
+            np.add.at(dense, (np.arange(last - first)[:, None], inputs), weights)
+            self._bands[first, last] = dense.astype(np.float32)
+        return self._bands[first, last]
 
-    def apply(self, values: torch.Tensor, axis: int, first: int, last: int) -> torch.Tensor:
-        """Outputs [first, last) along `axis`; `values` holds just the inputs that `needed` names for them."""
-        import torch
+    def apply(self, values: Any, axis: int, first: int, last: int) -> Any:
+        """Outputs [first, last) along `axis`; `values`, numpy or torch, hold the inputs that `needed` names for them.
 
+        Numpy computes in the calling thread's BLAS, without the import of torch, which takes longer than many a data
+        set; torch on the device of `values`, and on a CPU with its threads.
+        """
         if self.is_identity:
             return values
         origin = self.needed(first, last)[0]
         before, after = math.prod(values.shape[:axis]), math.prod(values.shape[axis + 1 :])
         flat = values.reshape(before, values.shape[axis], after)
-        out = values.new_empty((before, last - first, after))
-        for begin in range(first, last, OUTPUT_BLOCK):
-            end = min(begin + OUTPUT_BLOCK, last)
-            start, stop = self.needed(begin, end)
-            weights = torch.from_numpy(self.matrix(begin, end).astype(np.float32)).to(self._device)
-            part = flat[:, start - origin : stop - origin]
-            target = out[:, begin - first : end - first]
-            if after == 1:
-                target[..., 0] = part[..., 0] @ weights.T
-            else:
-                target.copy_(weights @ part)
+        if self._nearest:
+            out = flat[:, self._starts[first:last].clip(0, self.num_in - 1) - origin]
+        else:
+            matmul, as_values = _matrix_product(values)
+            out = as_values(np.empty((before, last - first, after), np.float32))
+            for begin in range(first, last, OUTPUT_BLOCK):
+                end = min(begin + OUTPUT_BLOCK, last)
+                start, stop = self.needed(begin, end)
+                weights = as_values(self.matrix(begin, end))
+                part = flat[:, start - origin : stop - origin]
+                target = out[:, begin - first : end - first]
+                if after == 1:
+                    matmul(part[..., 0], weights.T, out=target[..., 0])
+                else:
+                    matmul(weights, part, out=target)
         return out.reshape(*values.shape[:axis], last - first, *values.shape[axis + 1 :])
+
+
+def _matrix_product(values: Any) -> tuple[Callable[..., Any], Callable[[np.ndarray], Any]]:
+    """Product of matrices of the library that `values` are of, and how an array gets to where they are."""
+    if isinstance(values, np.ndarray):
+        return np.matmul, np.asarray
+    import torch
+
+    return torch.matmul, lambda array: torch.from_numpy(array).to(values.device)
+
+
+# Cases of a data set are often of one shape; bands of 16 axes are a few megabytes.
+_axis_map = lru_cache(maxsize=16)(AxisMap)
 
 
 class GridMap:
@@ -170,20 +190,20 @@ class GridMap:
         shape_out: Sequence[int],
         order: int,
         separate_axis: int | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         covering: bool = False,
     ) -> None:
         """
         Args:
             shape_in, shape_out: (Z, Y, X).
             order: 3 or 1, for all axes but `separate_axis`, which is resampled with order 0.
-            device: where the matrices are applied.
+            device: of torch, where the matrices are applied; None applies them to numpy arrays by numpy.
             covering: weigh by covered parts where an axis loses voxels; see `axis_weights`.
         """
         self.shape_in, self.shape_out = tuple(shape_in), tuple(shape_out)
         self._device = device
         self._axes = [
-            AxisMap(n, m, 0 if axis == separate_axis else order, device, covering)
+            _axis_map(n, m, 0 if axis == separate_axis else order, covering)
             for axis, (n, m) in enumerate(zip(shape_in, shape_out, strict=True))
         ]
 
@@ -196,7 +216,7 @@ class GridMap:
         """Input rows (first axis) that the output rows [first, last) depend on."""
         return self._axes[0].needed(first, last)
 
-    def slab(self, array: Any, first: int, last: int) -> torch.Tensor:
+    def slab(self, array: Any, first: int, last: int) -> np.ndarray:
         """Rows [first, last) of the result, (C, last - first, Y, X) float32, of `array` (C, Z, Y, X), numpy or torch.
 
         Only the rows that are needed are taken from `array` and converted.
@@ -204,12 +224,16 @@ class GridMap:
         start, stop = self.needed_rows(first, last)
         return self.apply(array[:, start:stop], first, last)
 
-    def apply(self, rows: Any, first: int, last: int) -> torch.Tensor:
+    def apply(self, rows: Any, first: int, last: int) -> np.ndarray:
         """As `slab`, given just the rows that `needed_rows` names."""
+        if self._device is None and isinstance(rows, np.ndarray):
+            return self._apply(rows.astype(np.float32, copy=False), first, last)
         import torch
 
         values = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(rows))
-        values = values.to(device=self._device, dtype=torch.float32)
+        return self._apply(values.to(device=self._device, dtype=torch.float32), first, last).cpu().numpy()
+
+    def _apply(self, values: Any, first: int, last: int) -> Any:
         # The axis that loses most voxels goes first: what follows is then smaller.
         for axis in sorted(range(3), key=lambda a: self.shape_out[a] / self.shape_in[a]):
             bounds = (first, last) if axis == 0 else (0, self.shape_out[axis])
@@ -231,7 +255,7 @@ def resample_image(
     shape: Sequence[int],
     order: int = 3,
     separate_axis: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     scratch: Scratch | None = None,
 ) -> np.ndarray:
     """Resample (C, Z, Y, X) to (C, *shape), float32; values stay within each channel's range, as in nnU-Net.
@@ -240,16 +264,13 @@ def resample_image(
     `scratch` makes the result.
     """
     grid = GridMap(image.shape[1:], shape, order, separate_axis, device)
-    if grid.is_identity:  # before torch is imported, which takes longer than many a small data set
+    if grid.is_identity:
         return np.asarray(image, np.float32)
-    import torch
-
     scratch = scratch or Scratch()
     result = scratch.empty((len(image), *shape))
     for channel, out in zip(image, result, strict=True):
-        lowest, highest = float(channel.min()), float(channel.max())
+        lowest, highest = channel.min(), channel.max()
         for first, last in grid.slabs(1):
-            values = grid.slab(channel[None], first, last)[0].clamp_(lowest, highest)
-            torch.from_numpy(out[first:last]).copy_(values)
+            np.clip(grid.slab(channel[None], first, last)[0], lowest, highest, out=out[first:last])
             scratch.release()
     return result

@@ -41,7 +41,7 @@ def restore_labels(
     scratch = scratch or Scratch()
     cropped: np.ndarray | None = None
     for first, last in grid.slabs(scheme.num_channels, LINEAR_SLAB_BYTES):
-        decoded = scheme.decode(grid.slab(probabilities, first, last).cpu().numpy())
+        decoded = scheme.decode(grid.slab(probabilities, first, last))
         if cropped is None:
             cropped = scratch.empty((1, *properties.shape_cropped), decoded.dtype)
         cropped[0, first:last] = decoded
@@ -64,7 +64,7 @@ def restore_map(
     cropped = scratch.empty((channels.shape[0], *properties.shape_cropped))
     for channel in range(channels.shape[0]):
         for first, last in grid.slabs(1, LINEAR_SLAB_BYTES):
-            cropped[channel, first:last] = grid.slab(channels[channel : channel + 1], first, last)[0].cpu().numpy()
+            cropped[channel, first:last] = grid.slab(channels[channel : channel + 1], first, last)[0]
             scratch.release()
     restored = _to_file_axes(cropped, properties, fill, scratch)
     return restored[0] if values.ndim == 3 else restored
