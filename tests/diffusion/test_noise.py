@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from unisegdiff_pipeline.diffusion.noise import BlockNoise, kernel_radius, smooth_field
 
@@ -50,6 +51,18 @@ def test_axes_of_length_zero_are_left_alone() -> None:
     by_hand = smooth_field(white[1:, 2:], (0.0, 2.0))
     assert np.allclose(smooth[1:, 2:], by_hand)
     assert np.array_equal(smooth_field(white, (0.0, 0.0)), white)
+
+
+def test_smooth_fields_are_convolutions_whatever_is_taken_together() -> None:
+    """Axes longer than what is convolved at once, in the middle and at the end, beside scipy in double precision."""
+    white = np.random.default_rng(0).standard_normal((2, 70, 30, 51), np.float32)
+    expected = white
+    for axis, length in ((1, 3.0), (3, 1.5)):
+        kernel = np.exp(-0.5 * (np.arange(-kernel_radius(length), kernel_radius(length) + 1) / length) ** 2)
+        kernel = (kernel / np.sqrt((kernel**2).sum())).astype(np.float32)
+        whole = ndimage.convolve1d(expected, kernel, axis=axis, mode="constant")
+        expected = np.delete(whole, [*range(len(kernel) // 2), *range(-(len(kernel) // 2), 0)], axis=axis)
+    assert np.array_equal(smooth_field(white, (3.0, 0.0, 1.5)), expected)
 
 
 def test_voxels_twice_the_length_apart_correlate_by_one_over_e() -> None:
