@@ -27,6 +27,7 @@ from tests.benchmarks.speed import machine
 from unisegdiff_pipeline.diffusion.schedule import NoiseLevel
 from unisegdiff_pipeline.io.paths import resolve_roots
 from unisegdiff_pipeline.networks.allocator import keep_freed_memory
+from unisegdiff_pipeline.networks.denoiser import Condition
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import build_model
@@ -126,15 +127,15 @@ def works(run: FoldRun) -> dict[str, tuple[Callable[[], object], str]]:
     image, lam = torch.randn(1, channels, *patch), torch.zeros(1)
     x_t = torch.randn(SAMPLES, run.plans.labels.num_channels, *patch)
 
-    def segment() -> object:
+    def segment() -> Condition:
         with autocast(run.device):
             return predicting.condition(image)
 
-    condition = segment()
+    guide = predicting.guide(segment())
 
     def denoise() -> object:
         with autocast(run.device):
-            return predicting.denoise(x_t, NoiseLevel(lam, lam), condition)  # type: ignore[arg-type]
+            return predicting.denoise_guided(x_t, NoiseLevel(lam, lam), guide, corrected=False)
 
     steps["segmenter of a tile"] = (segment, "fp32")
     steps[f"denoiser of a tile, {SAMPLES} samples"] = (denoise, "fp32")

@@ -179,7 +179,7 @@ def predict_by_brightness(arguments: Sequence[str], only_memory: bool) -> int:
     """
     if only_memory:
         SegmentationUNet.forward = _first_answer(SegmentationUNet.forward)  # type: ignore[method-assign]
-        StagedModel.denoise = _first_answer(StagedModel.denoise)  # type: ignore[method-assign]
+        StagedModel.denoise_guided = _first_answer(StagedModel.denoise_guided)  # type: ignore[method-assign]
 
     def by_brightness(image: Tensor, logits: Tensor) -> Tensor:
         kinds = torch.bucketize(image, torch.tensor(EDGES))

@@ -54,7 +54,7 @@ def model_of(kind: tuple[str, str], patch: tuple[int, ...]) -> StagedModel:
         LevelPlan(width, (1 if i == 0 else 2,) * dims, (3,) * dims, 2) for i, width in enumerate(WIDTHS[kind])
     )
     plan = NetworkPlan(dims, patch, 1, levels)
-    denoiser = Denoiser(plan, DenoiserPlan(features=denoiser_widths(plan, 1)[0]), 1, "binary")
+    denoiser = Denoiser(plan, DenoiserPlan(features=denoiser_widths(plan, 1)[0]), 1)
     return StagedModel(SegmentationUNet(plan, 1), denoiser, LESION).eval()
 
 

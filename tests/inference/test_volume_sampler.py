@@ -289,7 +289,7 @@ def test_network_calls_are_of_one_size(volume, monkeypatch: pytest.MonkeyPatch) 
     found = predict(model, image, patch)
     monkeypatch.setattr(tiled_case, "call_size", lambda *_: 4)
     sizes = set()
-    condition, denoise = StagedModel.condition, StagedModel.denoise
+    condition, denoise = StagedModel.condition, StagedModel.denoise_guided
 
     def condition_of(self, images, source):
         sizes.add(len(images))
@@ -300,7 +300,7 @@ def test_network_calls_are_of_one_size(volume, monkeypatch: pytest.MonkeyPatch) 
         return denoise(self, x_t, *rest)
 
     monkeypatch.setattr(StagedModel, "condition", condition_of)
-    monkeypatch.setattr(StagedModel, "denoise", denoised)
+    monkeypatch.setattr(StagedModel, "denoise_guided", denoised)
     assert same(found, predict(model, image, patch))
     assert same(found, predict(model, image, patch, limits=TIGHT))
     assert sizes == {4}
@@ -331,15 +331,16 @@ def test_a_first_call_that_mean_and_masks_share_is_made_once(volume, monkeypatch
         method="hard", start="stage_a", num_calls=1, lam_end=0.0, correlation_length_mm=6.0, draw=True
     )
     levels: list[float] = []
-    denoise = StagedModel.denoise
+    denoise = StagedModel.denoise_guided
 
     def counted(self: StagedModel, x_t: torch.Tensor, level: NoiseLevel, *rest: Any) -> Estimate:
         levels.append(level.lam.item())
         return denoise(self, x_t, level, *rest)
 
-    monkeypatch.setattr(StagedModel, "denoise", counted)
+    monkeypatch.setattr(StagedModel, "denoise_guided", counted)
     alone = [predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=s)) for s in (mean, drawing)]
     once = levels.count(PURE_NOISE) // 2  # for each of the tiles and samples
+    assert once > 0
     levels.clear()
     both = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=mean, mask_sampler=drawing))
     assert levels == [PURE_NOISE] * once + [SETTINGS.lam_a] * once

@@ -11,7 +11,7 @@ from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_l
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel, StageEdges, alpha_sigma, channel_lam
 from unisegdiff_pipeline.diffusion.targets import state_estimate
 from unisegdiff_pipeline.networks.blocks import TRANSPOSED_CONV, depth_to_space, space_to_depth
-from unisegdiff_pipeline.networks.denoiser import Condition, Denoiser, voxel_evidence
+from unisegdiff_pipeline.networks.denoiser import Condition, Denoiser, Guide, voxel_evidence
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, LevelPlan, NetworkPlan
@@ -47,7 +47,7 @@ def make_model(plan: NetworkPlan, labels: LabelScheme) -> StagedModel:
     widths = DenoiserPlan(features=(4, 6, 8))
     channels = labels.num_channels
     segmenter = SegmentationUNet(plan, channels)
-    model = StagedModel(segmenter, Denoiser(plan, widths, channels, labels.coding), labels)
+    model = StagedModel(segmenter, Denoiser(plan, widths, channels), labels)
     return model.eval()
 
 
@@ -167,9 +167,25 @@ def test_hidden_logits_leave_one_half() -> None:
         condition = model.condition(torch.randn(2, 1, 16, 24))
         x_t = torch.randn(2, 1, 16, 24)
         keep = torch.tensor([0.0, 1.0])
-        p = model.denoiser_output(x_t, level_of(0.0), condition, keep_det=keep).x0_logits.sigmoid()
+        guide = model.guide(condition).hidden(keep, "binary")
+        p = model.denoiser_output(x_t, level_of(0.0), guide).x0_logits.sigmoid()
     assert torch.allclose(p[0], torch.full_like(p[0], 0.5))
     assert not torch.allclose(p[1], torch.full_like(p[1], 0.5))
+
+
+@pytest.mark.parametrize(("plan", "labels"), [(PLAN_3D, SOFTMAX), (PLAN_2D, REGIONS)])
+def test_a_call_whose_correction_is_not_read_gives_the_same_mask(plan: NetworkPlan, labels: LabelScheme) -> None:
+    model = make_model(plan, labels)
+    assert model.denoiser is not None
+    torch.nn.init.normal_(model.denoiser.head.weight)
+    with torch.no_grad():
+        guide = model.guide(model.condition(torch.randn(2, plan.num_input_channels, *plan.patch_size)))
+        x_t = torch.randn_like(guide.det_logits)
+        whole, mask_alone = (model.denoise_guided(x_t, level_of(0.0), guide, corrected) for corrected in (True, False))
+    assert torch.equal(whole.probabilities, mask_alone.probabilities)
+    assert whole.correction.abs().min() > 0
+    assert mask_alone.correction.shape == whole.correction.shape
+    assert not mask_alone.correction.any()
 
 
 def test_denoiser_reads_mask_and_noise_level_after_a_step() -> None:
@@ -197,9 +213,10 @@ def test_scaled_channels_are_read_at_their_own_noise_level() -> None:
     with torch.no_grad():
         condition = model.condition(torch.randn(2, 2, *PLAN_3D.patch_size))
         x_t = torch.randn(condition.det_logits.shape)
-        own = denoiser(x_t, NoiseLevel(lam, mask_lam), condition)
-        shared = denoiser(x_t, NoiseLevel(lam, lam), condition)
-        inputs = denoiser.inputs(x_t, mask_lam, condition.det_logits)
+        guide = Guide.of(condition, condition.det_logits, "softmax")
+        own = denoiser(x_t, NoiseLevel(lam, mask_lam), guide)
+        shared = denoiser(x_t, NoiseLevel(lam, lam), guide)
+        inputs = denoiser.inputs(x_t, mask_lam, guide.x_det)
         a, s = (v[:, :, None, None, None] for v in alpha_sigma(lam[:, None] + 2 * b.log()))
         x_det = mask_to_x(condition.det_logits.softmax(dim=1))
     torch.testing.assert_close(inputs[:, 6:], ((x_t - a * x_det) / s).clamp(-8, 8), atol=1e-5, rtol=1e-4)

@@ -18,7 +18,7 @@ WIDTHS = DenoiserPlan(features=(4, 6, 8))
 def make_model(plan: NetworkPlan, conditioning: SourceConditioning | None) -> StagedModel:
     torch.manual_seed(0)
     segmenter = SegmentationUNet(plan, 1, conditioning=conditioning)
-    return StagedModel(segmenter, Denoiser(plan, WIDTHS, 1, "binary", conditioning), BINARY).eval()
+    return StagedModel(segmenter, Denoiser(plan, WIDTHS, 1, conditioning), BINARY).eval()
 
 
 def answers(model: StagedModel, image: torch.Tensor, source: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,7 +58,7 @@ def test_the_unknown_source_is_the_network_without_tables_and_stays_so(plan: Net
     for _ in range(3):
         optimizer.zero_grad()
         condition = unified.condition(image, torch.tensor([0, 2]))
-        output = unified.denoiser_output(torch.ones(2, 1, *plan.patch_size), level_of(0.0), condition)
+        output = unified.denoiser_output(torch.ones(2, 1, *plan.patch_size), level_of(0.0), unified.guide(condition))
         (condition.det_logits.mean() + output.x0_logits.square().mean()).backward()
         optimizer.step()
     tables = {name: value for name, value in unified.named_parameters() if name.endswith("known")}

@@ -62,6 +62,7 @@ from unisegdiff_pipeline.inference.sliding_window import Index, Slices, blend, w
 from unisegdiff_pipeline.inference.tiled_case import TiledCase, batches, filled
 from unisegdiff_pipeline.inference.volume_noise import noise_in_box, smooth_field_in_box
 from unisegdiff_pipeline.networks.allocator import LARGE_BYTES, return_freed_memory
+from unisegdiff_pipeline.networks.denoiser import Guide
 from unisegdiff_pipeline.networks.precision import autocast
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 
@@ -298,6 +299,7 @@ class _BoxSampler:
         self.p_det = p_det[(slice(None), *self.place)]  # (K, *box)
         self.active = active
         self.inside = self._empty((), np.bool_)
+        self._guide: tuple[tuple[int, ...], Guide] | None = None  # of the tiles asked for last
         voxels = self.extent[1] * self.extent[2]
         self.piece = max(1, PIECE_VOXELS // voxels) if case.device.type == "cpu" else self.extent[0]
 
@@ -672,17 +674,24 @@ class _BoxSampler:
     def _denoise(self, tiles: Sequence[int], x_t: Tensor, lam: float, corrected: bool) -> Tensor:
         """Denoise x_t (B, K, *window) of some tiles => p and correction (2 or 1, B, K, *window)."""
         case, flat = self.case, self.case.dims == 2
-        different = list(dict.fromkeys(tiles))
-        condition = case.conditions(different)
+        different = tuple(dict.fromkeys(tiles))
+        guide = self._guide_of(different)
         if len(tiles) > 1:
             which = torch.tensor([different.index(tile) for tile in tiles], device=case.device)
-            condition = condition.each(lambda values: values[which])
+            guide = guide.each(lambda values: values[which])
         level = NoiseLevel.of(torch.full((1,), lam, device=case.device), self.settings.edges)
         x_t = x_t[:, :, 0] if flat else x_t
         with autocast(case.device):
-            found = case.model.denoise(x_t, level, condition, self.settings.denoiser_calibration)
+            found = case.model.denoise_guided(x_t, level, guide, corrected)
         values = torch.stack([found.probabilities, found.correction]) if corrected else found.probabilities[None]
         return values[:, :, :, None] if flat else values
+
+    def _guide_of(self, tiles: tuple[int, ...]) -> Guide:
+        """What the denoiser takes of these tiles; kept until others are asked for, after all samples of a tile."""
+        if self._guide is None or self._guide[0] != tiles:
+            condition = self.case.conditions(tiles)
+            self._guide = tiles, self.case.model.guide(condition, self.settings.denoiser_calibration)
+        return self._guide[1]
 
     def _find_inside(self) -> None:
         """Fill `inside`: what is active and under a tile."""

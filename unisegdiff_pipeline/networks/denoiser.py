@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from unisegdiff_pipeline.core.labels import Coding
-from unisegdiff_pipeline.diffusion.coding import mask_to_x
+from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.schedule import NoiseLevel, alpha_sigma, expand_to
 from unisegdiff_pipeline.networks.blocks import (
     CONV,
@@ -47,14 +47,47 @@ class Condition:
     features: tuple[Tensor, ...]
     source: Tensor | None = None
 
-    def each(self, function: Callable[[Tensor], Tensor]) -> Condition:
+    def each(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same function of the logits, of the features of all levels and of sources that are not one for all."""
         source = self.source if self.source is None or len(self.source) == 1 else function(self.source)
-        return Condition(function(self.det_logits), tuple(function(f) for f in self.features), source)
+        features = tuple(function(f) for f in self.features)
+        return replace(self, det_logits=function(self.det_logits), features=features, source=source)
+
+
+@dataclass(frozen=True)
+class Guide(Condition):
+    """A condition as the denoiser takes it, the same at every noise level: made once a patch.
+
+    Its logits are bounded, and zero for examples that must do without them.
+
+    Attributes:
+        x_det: the segmenter's mask by these logits, in [-1, 1] and in their shape.
+    """
+
+    x_det: Tensor = field(kw_only=True)
+
+    @classmethod
+    def of(cls, condition: Condition, bounded: Tensor, coding: Coding) -> Guide:
+        """The guide of a condition whose logits are bounded to these."""
+        x_det = mask_to_x(probabilities_from_logits(bounded, coding))
+        return cls(bounded, condition.features, condition.source, x_det=x_det)
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """As of a condition; of `x_det`, too."""
+        return replace(super().each(function), x_det=function(self.x_det))
+
+    def hidden(self, keep: Tensor, coding: Coding) -> Guide:
+        """Without the logits of the examples whose `keep` (B,) is 0; the others have 1."""
+        kept = expand_to(keep, self.x_det.ndim)
+        unknown = 2 / self.x_det.shape[1] - 1 if coding == "softmax" else 0.0
+        return replace(self, det_logits=self.det_logits * kept, x_det=torch.where(kept > 0, self.x_det, unknown))
 
 
 class DenoiserOutput(NamedTuple):
-    """Logits of the clean mask and what is added to the implied noise, both (B, C, *patch), fp32."""
+    """Logits of the clean mask and what is added to the implied noise, both (B, C, *patch), fp32.
+
+    The latter is 0 where it was not asked for.
+    """
 
     x0_logits: Tensor
     noise_correction: Tensor
@@ -77,7 +110,6 @@ class Denoiser(nn.Module):
         plan: the segmenter's plan; its first stride is the space-to-depth, the next ones lead down.
         denoiser: widths a level.
         num_channels: coded label channels C.
-        coding: what the channels mean.
         conditioning: of a unified data set; the source's embedding is added to that of lam.
     """
 
@@ -86,7 +118,6 @@ class Denoiser(nn.Module):
         plan: NetworkPlan,
         denoiser: DenoiserPlan,
         num_channels: int,
-        coding: Coding,
         conditioning: SourceConditioning | None = None,
     ) -> None:
         super().__init__()
@@ -94,7 +125,6 @@ class Denoiser(nn.Module):
         widths, dims = denoiser.features[: len(levels)], plan.dims
         ones = (1,) * dims
         self.stride = levels[0].stride
-        self.coding: Coding = coding
         packed = num_channels * math.prod(self.stride)
         self.embedding = LamEmbedding(EMBEDDING_WIDTH)
         self.project = nn.ModuleList(
@@ -122,19 +152,20 @@ class Denoiser(nn.Module):
         """Bring the segmenter's features to the denoiser's widths; once a patch, whatever the number of calls."""
         return tuple(project(f) for project, f in zip(self.project, features, strict=False))
 
-    def forward(self, x_t: Tensor, level: NoiseLevel, condition: Condition) -> DenoiserOutput:
+    def forward(self, x_t: Tensor, level: NoiseLevel, guide: Guide, corrected: bool = True) -> DenoiserOutput:
         """Denoise once.
 
         Args:
             x_t: noised mask (B, C, *patch).
             level: of x_t.
-            condition: of the patch, its logits bounded, and zero for examples that must do without them.
+            guide: of the patch.
+            corrected: False leaves the correction of the noise at 0, for those who do not read it.
         """
-        det_logits, projected, mask_lam = condition.det_logits, condition.features, level.mask_lam
+        projected, mask_lam = guide.features, level.mask_lam
         embedded = self.embedding(level.lam)
-        if self.source_embedding is not None and condition.source is not None:
-            embedded = embedded + self.source_embedding(condition.source).to(embedded.dtype)
-        x = self.stem(space_to_depth(self.inputs(x_t, mask_lam, det_logits), self.stride)) + projected[0]
+        if self.source_embedding is not None and guide.source is not None:
+            embedded = embedded + self.source_embedding(guide.source).to(embedded.dtype)
+        x = self.stem(space_to_depth(self.inputs(x_t, mask_lam, guide.x_det), self.stride)) + projected[0]
         skips = []
         for i, encode in enumerate(self.encode):
             if i > 0:
@@ -143,16 +174,20 @@ class Denoiser(nn.Module):
             skips.append(x)
         for i in reversed(range(len(self.decode))):
             x = self.decode[i](self.up[i](x) + skips[i], embedded)
-        logits, noise = depth_to_space(self.head(x).float(), self.stride).chunk(2, dim=1)
+        packed = self.head(x).float()
+        if corrected:
+            logits, noise = depth_to_space(packed, self.stride).chunk(2, dim=1)
+        else:
+            logits = depth_to_space(packed.chunk(2, dim=1)[0], self.stride)
+            noise = torch.zeros_like(logits[:1, :1]).expand_as(logits)
         gain, weight = (expand_to(v, x_t.ndim) for v in (GAIN_RATE * self.gain(embedded).float()).split(1, dim=1))
-        logits = torch.addcmul(logits, 1 + gain, det_logits)
+        logits = torch.addcmul(logits, 1 + gain, guide.det_logits)
         return DenoiserOutput(torch.addcmul(logits, weight, voxel_evidence(x_t, mask_lam)), noise)
 
-    def inputs(self, x_t: Tensor, lam: Tensor, det_logits: Tensor) -> Tensor:
+    def inputs(self, x_t: Tensor, lam: Tensor, x_det: Tensor) -> Tensor:
         """(B, 3 C, *patch): the noised mask, the segmenter's x and the noise it implies."""
         a, s = (expand_to(v, x_t.ndim) for v in alpha_sigma(lam))
-        p = det_logits.softmax(dim=1) if self.coding == "softmax" else det_logits.sigmoid()
-        x_det = mask_to_x(p).expand_as(x_t)
+        x_det = x_det.expand_as(x_t)
         noise = torch.addcmul(x_t, x_det, -a).div_(s).clamp_(-NOISE_LIMIT, NOISE_LIMIT)
         # Already in the format that the convolution will take: joining and packing full resolution is half the traffic.
         kind = x_t.device.type

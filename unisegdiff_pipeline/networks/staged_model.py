@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor, nn
 
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
@@ -13,9 +11,9 @@ from unisegdiff_pipeline.diffusion.coding import (
     bounded_logits,
     probabilities_from_logits,
 )
-from unisegdiff_pipeline.diffusion.schedule import NoiseLevel, expand_to
+from unisegdiff_pipeline.diffusion.schedule import NoiseLevel
 from unisegdiff_pipeline.diffusion.targets import Estimate
-from unisegdiff_pipeline.networks.denoiser import Condition, Denoiser, DenoiserOutput
+from unisegdiff_pipeline.networks.denoiser import Condition, Denoiser, DenoiserOutput, Guide
 from unisegdiff_pipeline.networks.sources import SourceConditioning
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
@@ -51,28 +49,22 @@ class StagedModel(nn.Module):
         self, x_t: Tensor, level: NoiseLevel, condition: Condition, calibration: LogitCalibration = NO_CALIBRATION
     ) -> Estimate:
         """Estimate mask and noise in x_t (B, C, *patch), fp32, which is as noisy as `level` says."""
-        output = self.denoiser_output(x_t, level, condition, calibration)
+        return self.denoise_guided(x_t, level, self.guide(condition, calibration))
+
+    def guide(self, condition: Condition, calibration: LogitCalibration = NO_CALIBRATION) -> Guide:
+        """What the denoiser takes of a condition at every call."""
+        return Guide.of(condition, bounded_logits(condition.det_logits, self.coding, calibration), self.coding)
+
+    def denoise_guided(self, x_t: Tensor, level: NoiseLevel, guide: Guide, corrected: bool = True) -> Estimate:
+        """As `denoise`; without `corrected` the correction of the noise is 0."""
+        output = self.denoiser_output(x_t, level, guide, corrected)
         return Estimate(probabilities_from_logits(output.x0_logits, self.coding), output.noise_correction)
 
-    def denoiser_output(
-        self,
-        x_t: Tensor,
-        level: NoiseLevel,
-        condition: Condition,
-        calibration: LogitCalibration = NO_CALIBRATION,
-        keep_det: Tensor | None = None,
-    ) -> DenoiserOutput:
-        """As `denoise`, but with the logits of x_0, for losses.
-
-        Args:
-            keep_det: (B,) of 0 and 1; 0 hides the segmenter's logits from an example (training only).
-        """
+    def denoiser_output(self, x_t: Tensor, level: NoiseLevel, guide: Guide, corrected: bool = True) -> DenoiserOutput:
+        """As `denoise_guided`, but with the logits of x_0, for losses."""
         if self.denoiser is None:
             raise ValueError("this model has no denoiser: it was trained by SegmentationTrainer; use num_samples=0")
-        bounded = bounded_logits(condition.det_logits, self.coding, calibration)
-        if keep_det is not None:
-            bounded = bounded * expand_to(keep_det, bounded.ndim)
-        output: DenoiserOutput = self.denoiser(x_t, level, replace(condition, det_logits=bounded))
+        output: DenoiserOutput = self.denoiser(x_t, level, guide, corrected)
         return output
 
 
@@ -92,4 +84,4 @@ def build_segmenter(configuration: ConfigurationPlan, labels: LabelScheme) -> Se
 def build_denoiser(configuration: ConfigurationPlan, labels: LabelScheme) -> Denoiser:
     """Untrained denoiser of a plan, as `build_model`."""
     conditioning = SourceConditioning.of(configuration.sources)
-    return Denoiser(configuration.network, configuration.denoiser, labels.num_channels, labels.coding, conditioning)
+    return Denoiser(configuration.network, configuration.denoiser, labels.num_channels, conditioning)

@@ -177,11 +177,11 @@ class DiffusionTrainer(Trainer, abc.ABC):
     ) -> NoisedExamples:
         levels = len(draw.lam) // len(batch.image)
         draw = StageDraw(*(v.to(self.run.device) for v in (draw.lam, draw.stage, draw.from_mean)))
-        det_logits = repeat_examples(condition.det_logits, levels)
         target, valid = repeat_examples(batch.target, levels), repeat_examples(batch.valid, levels)
-        mean = self.network.det_probabilities(Condition(det_logits, ()), self.calibration)
-        x0 = mask_to_x(torch.where(valid > 0, target, mean))  # ignored voxels: what the segmenter says
-        clean = torch.where(expand_to(draw.from_mean, x0.ndim), mask_to_x(mean), x0)
+        mean = self.network.det_probabilities(condition, self.calibration)
+        masks = mask_to_x(torch.where(batch.valid > 0, batch.target, mean))  # ignored voxels: what the segmenter says
+        x0, mean = repeat_examples(masks, levels), repeat_examples(mask_to_x(mean), levels)
+        clean = torch.where(expand_to(draw.from_mean, x0.ndim), mean, x0)
         part = None if batch.part is None else batch.part.repeated(levels)
         noise = drawn(
             part, len(x0), lambda n: torch.randn((n, *x0.shape[1:]), generator=generator, device=self.run.device)
@@ -197,9 +197,10 @@ class DiffusionTrainer(Trainer, abc.ABC):
         self, model: StagedModel, example: NoisedExamples, condition: Condition, keep: Tensor | None = None
     ) -> DenoiserOutput:
         levels = len(example.lam) // len(condition.det_logits)
-        repeated = condition.each(lambda values: repeat_examples(values, levels))
-        level = NoiseLevel(example.lam, example.mask_lam)
-        return model.denoiser_output(example.x_t, level, repeated, self.calibration, keep)
+        guide = model.guide(condition, self.calibration).each(lambda values: repeat_examples(values, levels))
+        if keep is not None:
+            guide = guide.hidden(keep, self.coding)
+        return model.denoiser_output(example.x_t, NoiseLevel(example.lam, example.mask_lam), guide)
 
     @torch.no_grad()
     def _measure(
