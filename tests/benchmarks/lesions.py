@@ -4,12 +4,13 @@
     python -m tests.benchmarks.lesions table --work FOLDER --raw ROOT --seconds 300
 
 `train` is that of `synthetic_start`: fold 0 of every data set, from random weights and from the start that was trained
-on generated lesions. `table` prints, of every training that is finished, the scores of three masks: that of the plain
-segmenter at 0.5, the model's before any filter, and what the filter of its inference.json leaves of it; the differences
-over the seeds, with Wilcoxon's signed-rank test over patients; and the filters in words. Lesions are compared on the
-plan's grid. Of several classes each counts: Dice is the mean over classes and cases that hold them, a lesion-free case
-is one without the class. What is found of lesions in held-out and validation cases is kept in FOLDER/lesions, so that
-another choice needs no prediction.
+on generated lesions. `table` prints, of every training that is finished, the scores of these masks: that of the plain
+segmenter at 0.5, the model's before any filter, what the filter of its inference.json leaves of it, and where that is
+another one what the filter leaves that the whole hold-out chooses, however short the training's time was; the
+differences over the seeds, with Wilcoxon's signed-rank test over patients; and the filters in words. Lesions are
+compared on the plan's grid. Of several classes each counts: Dice is the mean over classes and cases that hold them, a
+lesion-free case is one without the class. What is found of lesions in held-out and validation cases is kept in
+FOLDER/lesions, so that another choice needs no prediction.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import math
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,38 +33,65 @@ from unisegdiff_pipeline.evaluation.comparison import paired_comparison
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings
 from unisegdiff_pipeline.io.paths import find_dataset
-from unisegdiff_pipeline.selection.found_lesions import HeldOutCase, held_out_case
+from unisegdiff_pipeline.selection.found_lesions import HeldOutCase, choose_lesions, held_out_case
 from unisegdiff_pipeline.selection.hold_out import sample_tiles, tiled
 from unisegdiff_pipeline.selection.lesion_filter import LesionCase
+from unisegdiff_pipeline.selection.objects import numbers_of_objects
 from unisegdiff_pipeline.training.fold import finished_model
 
 DATASETS = ("101", "108", "004", "102", "105", "106")  # BUSI, LIDC4R, Hippocampus, Polyp, EBHI, EMIDEC
-MASKS = ("plain", "before", "after")  # the plain segmenter's, the model's without filter, and with it
-DIFFERENCES = (("after", "before"), ("after", "plain"))
+# The plain segmenter's, the model's without filter, with the training's, and with that of the whole hold-out.
+MASKS = ("plain", "before", "after", "whole hold-out")
+DIFFERENCES = (("after", "before"), ("after", "plain"), ("whole hold-out", "before"))
 SCORES = {"dice": "Dice", "f1_of_case": "lesion F1 of a case", "alarms": "false alarms of a lesion-free case"}
 
 
 @dataclass(frozen=True)
+class FoundLesions:
+    """Lesions of the masks of a fold without filter; `plain` are those of the plain segmenter in validation cases.
+
+    `trained` is how many lesions of each class annotators drew in each case trained on that has any.
+    """
+
+    holdout: list[HeldOutCase]
+    validation: list[HeldOutCase]
+    plain: list[HeldOutCase]
+    trained: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
 class Training:
-    """A finished fold: its name in the table, its folder, and the validation cases' lesions in each of `MASKS`."""
+    """A finished fold: its name in the table, what it chose, and what is found of lesions."""
 
     dataset: str
     arm: str
     seed: int
     settings: InferenceSettings
-    num_held_out: tuple[int, int]  # and those that are lesion-free
-    cases: list[HeldOutCase]
-    plain: list[HeldOutCase]
+    found: FoundLesions
+
+    @property
+    def masks(self) -> list[str]:
+        """Those of `MASKS` that are another one."""
+        return list(MASKS if self.rechosen.lesion_filter != self.settings.lesion_filter else MASKS[:3])
+
+    @cached_property
+    def rechosen(self) -> InferenceSettings:
+        """The settings with what the whole hold-out chooses of lesions."""
+        names = tuple(own.class_name for own in self.found.holdout[0].classes)
+        choice = choose_lesions(self.found.holdout, names, self.found.trained)
+        assert choice is not None
+        return choice.settings(self.settings)
 
     @property
     def groups(self) -> list[str]:
         """Patient of each entry of `scores`."""
-        return [case.group for case in self.cases for _ in case.classes]
+        return [case.group for case in self.found.validation for _ in case.classes]
 
     def scores(self, mask: str) -> list[dict[str, float]]:
         """Scores of every validation case and class."""
-        lesion_filter = self.settings.lesion_filter if mask == "after" else NO_FILTER
-        cases = self.plain if mask == "plain" else self.cases
+        filters = {"after": self.settings.lesion_filter, "whole hold-out": self.rechosen.lesion_filter}
+        lesion_filter = filters.get(mask, NO_FILTER)
+        cases = self.found.plain if mask == "plain" else self.found.validation
         return [scores(own, lesion_filter, case.units.size) for case in cases for own in case.classes]
 
     @property
@@ -71,24 +100,25 @@ class Training:
         calibration = self.settings.case_calibration
         if calibration is None:
             return math.nan
-        return auroc([calibration.probability(c.highest) for c in self.cases], [c.holds_lesion for c in self.cases])
+        cases = self.found.validation
+        return auroc([calibration.probability(c.highest) for c in cases], [c.holds_lesion for c in cases])
 
 
-def found_lesions(folder: Path, preprocessed: Path, kept: Path) -> dict[str, list[HeldOutCase]]:
-    """What is found in held-out and validation cases of a fold, in the latter by the plain segmenter at 0.5, too."""
+def found_lesions(folder: Path, preprocessed: Path, kept: Path) -> FoundLesions:
+    """What is found in held-out and validation cases of a fold; each has the calibration of all held-out cases."""
     if kept.is_file():
         return pickle.loads(kept.read_bytes())  # type: ignore[no-any-return]
     run = open_run(folder, preprocessed, None)
     model, settings = finished_model(run)
-    found: dict[str, list[HeldOutCase]] = {"holdout": [], "validation": [], "plain": []}
-    for name, cases in (("holdout", run.holdout_cases), ("validation", run.validation_cases)):
+    found = FoundLesions([], [], [], numbers_of_objects(run.held_out))
+    for cases, of_mask in ((run.holdout_cases, found.holdout), (run.validation_cases, found.validation)):
         for case_id in cases:
             stored = run.data.open(case_id)
             prediction = sample_tiles(run.held_out, tiled(run.held_out, model, stored), settings, stored)
-            found[name].append(held_out_case(run.held_out, settings, stored, prediction))
-            if name == "validation":
+            of_mask.append(held_out_case(run.held_out, settings, stored, prediction))
+            if of_mask is found.validation:
                 plain = replace(prediction, boxes=(), num_samples=0)
-                found["plain"].append(held_out_case(run.held_out, replace(settings, decision="half"), stored, plain))
+                found.plain.append(held_out_case(run.held_out, replace(settings, decision="half"), stored, plain))
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_bytes(pickle.dumps(found))
     return found
@@ -131,9 +161,7 @@ def finished(args: argparse.Namespace) -> list[Training]:
                 name = find_dataset(args.raw, dataset).split("_", 1)[1]
                 kept = args.work / "lesions" / f"{name}_{folder.parent.name}.pkl"
                 found = found_lesions(folder, args.work / "preprocessed", kept)
-                held_out = len(found["holdout"]), sum(not case.holds_lesion for case in found["holdout"])
-                settings = read_settings(folder)
-                result.append(Training(name, arm, seed, settings, held_out, found["validation"], found["plain"]))
+                result.append(Training(name, arm, seed, read_settings(folder), found))
     return result
 
 
@@ -151,7 +179,7 @@ def score_lines(trainings: Sequence[Training]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in trainings:
-        for mask in MASKS:
+        for mask in one.masks:
             rows = one.scores(mask)
             detected, false, reference = (sum(row[name] for row in rows) for name in ("detected", "false", "reference"))
             alarmed = [row["any_alarm"] for row in rows if not math.isnan(row["any_alarm"])]
@@ -175,9 +203,10 @@ def difference_lines(trainings: Sequence[Training]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for dataset, arm in dict.fromkeys((one.dataset, one.arm) for one in trainings):
-        own = [one for one in trainings if (one.dataset, one.arm) == (dataset, arm)]
-        groups = [group for one in own for group in one.groups]
+        of_both = [one for one in trainings if (one.dataset, one.arm) == (dataset, arm)]
         for first, second in DIFFERENCES:
+            own = [one for one in of_both if first in one.masks]
+            groups = [group for one in own for group in one.groups]
             for name, words in SCORES.items():
                 pair = [[row[name] for one in own for row in one.scores(mask)] for mask in (first, second)]
                 found = paired_comparison(pair[0], pair[1], groups, resamples=10_000)
@@ -191,11 +220,14 @@ def difference_lines(trainings: Sequence[Training]) -> list[str]:
 
 def filter_lines(trainings: Sequence[Training]) -> list[str]:
     """What each training chose."""
-    lines = ["| set | start | seed | held-out cases (lesion-free) | filter |", "|---|---|---|---|---|"]
+    lines = ["| set | start | seed | mask | held-out cases (lesion-free) | filter |", "|---|---|---|---|---|---|"]
     for one in trainings:
-        words = " ".join(one.settings.filter_in_words) or "not chosen: the time was over"
-        cases = "{} ({})".format(*one.num_held_out)
-        lines.append(f"| {one.dataset} | {one.arm} | {one.seed} | {cases} | {words} |")
+        holdout = one.found.holdout
+        cases = f"{len(holdout)} ({sum(not case.holds_lesion for case in holdout)})"
+        for mask, settings in (("after", one.settings), ("whole hold-out", one.rechosen)):
+            if mask in one.masks:
+                words = " ".join(settings.filter_in_words) or "not chosen: the time was over"
+                lines.append(f"| {one.dataset} | {one.arm} | {one.seed} | {mask} | {cases} | {words} |")
     return lines
 
 
