@@ -53,21 +53,28 @@ VOLUMES = facts("Volumes", (40, 160, 640), (2.0, 0.5, 0.5), ("CT",), 5)
 
 
 def plan(
-    *sources: Fingerprint, known: bool = False, labels: LabelScheme = BINARY, asked: list[str] | None = None
+    *sources: Fingerprint,
+    known: bool | tuple[str, ...] = False,
+    labels: LabelScheme = BINARY,
+    asked: list[str] | None = None,
 ) -> Plans:
-    """Plans of the sources; none of them knows its spacing but where `known`."""
+    """Plans of the sources; none of them knows its spacing but where `known`, or those that it names."""
     entries = tuple(
         Source(f.dataset_name, f"Dataset00{i}", "any", {"lesion": "lesion"}, "") for i, f in enumerate(sources)
     )
+
+    def knows(f: Fingerprint) -> bool:
+        return known if isinstance(known, bool) else f.dataset_name in known
+
     descriptions = {
         f.dataset_name: DatasetDescription(
-            f.channel_names, BINARY, ".nii.gz" if not f.is_2d else ".png", known, None, None, {}
+            f.channel_names, BINARY, ".nii.gz" if not f.is_2d else ".png", knows(f), None, None, {}
         )
         for f in sources
     }
     width = max(len(f.channel_names) for f in sources)
     names = tuple(f"channel_{i}" for i in range(width))
-    unified = DatasetDescription(names, labels, ".png", known, None, None, {}, sources=entries)
+    unified = DatasetDescription(names, labels, ".png", all(map(knows, sources)), None, None, {}, sources=entries)
     together = replace(
         sources[0],
         dataset_name="Dataset500_Unified",
@@ -155,6 +162,16 @@ def test_a_3d_configuration_takes_volumes_and_says_what_is_left_out() -> None:
     )
     assert plan(VOLUMES).decisions["configurations.2d.sources.channel_rule"] == "all images have one channel"
     assert plans.recommended_configuration == "2d"
+
+
+def test_a_3d_configuration_of_volumes_that_know_their_spacing_is_in_mm_beside_pictures_that_do_not() -> None:
+    plans = plan(PICTURES, VOLUMES, known=("Volumes",))
+    of_2d, of_3d = describe_plans(plans).splitlines()[1:3]
+    assert "mm (nominal), patch" in of_2d
+    assert "spacing 2 x 0.5 x 0.5 mm, patch" in of_3d
+    configuration = plans.configurations["3d_fullres"]
+    weights = WeightsToFollow(configuration.network, (2.5, 0.6, 0.6), "WEIGHTS")
+    assert targets(plan_for_weights(plans, weights, 1015), "3d_fullres") == {"Volumes": (2.5, 0.6, 0.6)}
 
 
 @pytest.mark.parametrize("name", ["3d_fullres", "3d_lowres"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,8 @@ from unisegdiff_pipeline.selection.found_lesions import choose_lesions, find_in_
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,), ignore_value=9)
 SETTINGS = InferenceSettings(lam_a=-3.0, lam_c=0.5)
-HELD_OUT: Any = SimpleNamespace(labels=BINARY, spacing_known=False, configuration=SimpleNamespace(sources=None))
+ORDINARY = SimpleNamespace(sources=None, knows_spacing=lambda _, of_data_set: of_data_set)
+HELD_OUT: Any = SimpleNamespace(labels=BINARY, spacing_known=False, configuration=ORDINARY)
 
 
 def row(*values: float) -> torch.Tensor:
@@ -68,6 +70,20 @@ def test_sizes_in_pixels_are_those_of_the_image_whatever_spacing_its_header_name
         HELD_OUT, SETTINGS, stored(0, 1, 1, 0, 0, pixel=0.3), prediction(row(1, 1, 1, 0, 1), *samples)
     )
     assert [lesion.size for lesion in found.classes[0].lesions] == pytest.approx([6, 2])
+
+
+def test_sizes_of_a_unified_data_set_are_in_mm_where_the_source_knows_its_spacing() -> None:
+    plan = unified()
+    assert plan.sources is not None
+    us = plan.sources.plans["US"]
+    samples = (row(1, 1, 1, 0, 1),) * 2
+    case = stored(0, 1, 1, 0, 0, pixel=0.5)
+    for known, unit, size in ((True, "mm2", 3 * 0.5 * 1.0), (False, "pixels2", 6)):
+        plans = plan.sources.plans | {"US": replace(us, spacing_known=known)}
+        configuration = replace(plan, sources=replace(plan.sources, plans=plans))
+        held_out: Any = SimpleNamespace(labels=BINARY, spacing_known=False, configuration=configuration)
+        found = held_out_case(held_out, SETTINGS, case, prediction(row(1, 1, 1, 0, 1), *samples))
+        assert (found.units.size, found.classes[0].lesions[0].size) == (unit, pytest.approx(size))
 
 
 def test_a_class_that_the_source_does_not_annotate_is_no_lesion_free_case() -> None:

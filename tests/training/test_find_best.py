@@ -29,7 +29,13 @@ from unisegdiff_pipeline.planning.plans import PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance
 from unisegdiff_pipeline.preprocessing.reference import write_cases, write_reference
 from unisegdiff_pipeline.training.find_best import Contender, compare_candidates, find_best
-from unisegdiff_pipeline.training.validated_models import ClassDice, ValidatedModel, mean_dice, score_of_case
+from unisegdiff_pipeline.training.validated_models import (
+    ClassDice,
+    ValidatedModel,
+    mean_dice,
+    of_all_sources,
+    score_of_case,
+)
 
 NAME = "Dataset001_X"
 LESION = LabelScheme(("lesion",), ((1,),), "binary", (1,))
@@ -265,6 +271,18 @@ def test_the_simpler_one_wins_unless_another_is_significantly_better() -> None:
     assert compare_candidates([small, contender("large", 2, noisy)], {})[0].models == ("small",)
     pair = contender("a", 1, better, "b")  # as good as the large one, and of two
     assert compare_candidates([pair, large, small], {})[0].models == ("large",)
+
+
+def test_a_model_of_some_sources_alone_is_no_candidate() -> None:
+    """As 3d_fullres is of the volumes of a data set that has pictures, too; it may be small and good on these."""
+    (flat,) = contender("2d", 2, [0.5]).members
+    volumes = dataclasses.replace(flat, folder=Path("3d"), num_parameters=1)
+    flat = dataclasses.replace(flat, sources=("US", "CT", "MR"))
+    volumes = dataclasses.replace(volumes, sources=("CT", "MR"))
+    assert of_all_sources([volumes, flat]) == ([flat], ["3d: it knows nothing of images of US"])
+    assert of_all_sources([volumes]) == ([volumes], [])
+    ordinary = [dataclasses.replace(one, sources=()) for one in (volumes, flat)]
+    assert of_all_sources(ordinary) == (ordinary, [])
 
 
 def test_many_comparisons_need_stronger_proof() -> None:

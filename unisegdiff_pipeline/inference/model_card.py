@@ -63,7 +63,7 @@ def _data(model: ModelFolder) -> str:
         f"{name} ({', '.join(map(str, values))})" for name, values in zip(labels.names, labels.members, strict=True)
     )
     spacing = configuration.preprocessing.target_spacing_mm
-    unit = "mm" if plans.spacing_known else "(nominal, the spacing of the data is not known)"
+    unit = "mm" if plans.in_mm(configuration) else "(nominal, the spacing of the data is not known)"
     grid = " x ".join("as it is" if s is None else f"{s:g}" for s in spacing)
     lines = [
         f"- data set: {plans.dataset_name}",
@@ -139,7 +139,7 @@ def _limits(model: ModelFolder, scores: ModelScores) -> str:
         lines.append(f"- No score was measured of fold {', '.join(unscored)}.")
     if few := [f"{c.class_name} (n = {c.num_scored})" for c in scores.pooled() if c.num_scored < 20]:
         lines.append(f"- Few cases to score: {', '.join(few)}; the means are uncertain.")
-    if not model.plans.spacing_known:
+    if not model.plans.in_mm(model.configuration):
         lines.append("- The pixel size of the data is not known: volumes and distances are in pixels.")
     return "\n".join(lines)
 

@@ -10,11 +10,12 @@ from unisegdiff_pipeline.planning.plans import Budget, Plans
 def describe_plans(plans: Plans) -> str:
     """A line on the budget, and one on each configuration, with the sources that it cannot use, and why."""
     is_2d = set(plans.configurations) == {"2d"}
-    unit = "mm" if plans.spacing_known else "pixels of the images" if is_2d else "mm (nominal)"
+    unknown = "pixels of the images" if is_2d else "mm (nominal)"
     lines = [f"{plans.dataset_name}: planned for {_budget_text(plans.budget)}"]
     for name, configuration in plans.configurations.items():
         network, spacing = configuration.network, configuration.preprocessing.target_spacing_mm
         mark = " (recommended)" if name == plans.recommended_configuration else ""
+        unit = "mm" if plans.in_mm(configuration) else unknown
         lines.append(
             f"  {name}{mark}: spacing {_sizes(f'{s:.3g}' for s in spacing if s is not None)} {unit}, "
             f"patch {_sizes(map(str, network.patch_size))}, batch {configuration.training.batch_size}, "

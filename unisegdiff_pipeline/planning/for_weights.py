@@ -75,7 +75,7 @@ def _following(
 ) -> tuple[ConfigurationPlan, Mapping[str, str]]:
     channels, outputs = planned.network.num_input_channels, plans.labels.num_channels
     sizer = Sizer(plans.budget, channels, outputs, num_cases)
-    spacing, reasons = _spacing(plans.spacing_known, planned, weights)
+    spacing, reasons = _spacing(plans.in_mm(planned), planned, weights)
     shape = scaled_shape(planned.median_shape, planned.preprocessing.target_spacing_mm, spacing)
     network, reasons["network.patch_size"] = _network(planned.network, weights.network, shape, sizer)
     same = f"as in {weights.description}, which this plan is made to start from"

@@ -380,6 +380,10 @@ class ConfigurationPlan:
         z, y, x = (own if common is None else common for own, common in pairs)
         return z, y, x
 
+    def knows_spacing(self, source: str | None, of_data_set: bool) -> bool:
+        """Whether millimetres of a case are real ones, by its source, or by the data set where that is not unified."""
+        return of_data_set if self.sources is None or source is None else self.sources.plans[source].spacing_known
+
     @property
     def patch_mirror_axes(self) -> tuple[int, ...]:
         """The training's `mirror_axes` as axes of a patch, which lacks Z where the network is a 2D one."""
@@ -465,7 +469,7 @@ class Plans:
         configuration = self.configurations[name]
         spacing = ", ".join("own" if s is None else f"{s:.6g}" for s in configuration.preprocessing.target_spacing_mm)
         mark = ", recommended" if name == self.recommended_configuration else ""
-        unit = "mm" if self.spacing_known else "as the images have it"
+        unit = "mm" if self.in_mm(configuration) else "as the images have it"
         return f"{name} (patch {tuple(configuration.network.patch_size)}, spacing ({spacing}) {unit}{mark})"
 
     def _problem(self, name: str, configuration: ConfigurationPlan) -> str | None:
@@ -496,6 +500,11 @@ class Plans:
         if configuration.cascade is not None:
             return self._problem_of_cascade(configuration, configuration.cascade)
         return None if configuration.sources is None else self._problem_of_sources(configuration.sources)
+
+    def in_mm(self, configuration: ConfigurationPlan) -> bool:
+        """Whether the spacing of a configuration is in known millimetres; it may use only sources that know theirs."""
+        sources = configuration.sources
+        return self.spacing_known if sources is None else sources.grid == "physical"
 
     def num_masks(self, configuration: ConfigurationPlan) -> int:
         """Inputs of the network of a configuration behind those of the image: in a cascade one for each class."""

@@ -130,9 +130,10 @@ def held_out_case(
         counter.add_probability(index, p[index + scheme.foreground_offset].numpy())
     geometry = stored.properties.geometry
     is_2d = geometry.is_2d
-    units = units_of(is_2d, held_out.spacing_known)
+    known = held_out.configuration.knows_spacing(stored.properties.source, held_out.spacing_known)
+    units = units_of(is_2d, known)
     spacing_mm = stored.properties.spacing_mm
-    rows = counter.rows(stored.case_id, spacing_mm, is_2d=is_2d, spacing_known=held_out.spacing_known)
+    rows = counter.rows(stored.case_id, spacing_mm, is_2d=is_2d, spacing_known=known)
     # Sizes are those of the image, whose grid is finer or coarser than the plan's.
     per_voxel = size_of_voxel(geometry.spacing_mm, units) * math.prod(spacing_mm) / geometry.voxel_volume_mm3
     classes = compare_lesions(scheme, (reference, labels, plain), rows, per_voxel, (stored.group, stored.case_id))

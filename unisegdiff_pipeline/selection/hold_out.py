@@ -29,7 +29,7 @@ class HoldOut:
         data: the preprocessed cases.
         labels: what channels and label values mean.
         configuration: the plan of the network.
-        spacing_known: whether sizes are in mm.
+        spacing_known: of the data set; sources of a unified one have their own (`ConfigurationPlan.knows_spacing`).
         train_cases: cases that weights are learned from.
         device: where the network predicts.
         seed: what every random number follows from.

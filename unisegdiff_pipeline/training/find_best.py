@@ -60,6 +60,7 @@ from unisegdiff_pipeline.training.validated_models import (
     ValidatedModel,
     find_validated_models,
     mean_dice,
+    of_all_sources,
     score_of_case,
 )
 
@@ -117,6 +118,7 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
     if not models:
         why = f": {'; '.join(left_out)}" if left_out else ""
         raise UsdError(f"{folder} holds no model with a validated fold{why}. Train one with {training}.")
+    models, narrow = of_all_sources(models)
     groups = {record.case_id: record.group for record in read_cases(preprocessed)}
     pairs, without = _pairs(models, preprocessed, groups, workers)
     contenders = [*(Contender((model,), model.scores) for model in models), *pairs]
@@ -135,7 +137,7 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
         decision=best.decision,
         reason=_reason(best, candidates),
         notes=(*_notes(candidates, groups, best), *_filter_notes(why_not), *_guarantee_notes(why_none)),
-        left_out=(*left_out, *without),
+        left_out=(*left_out, *narrow, *without),
         candidates=candidates,
         lesion_filter=None if rechosen is None else rechosen.lesion_filter,
         filter_evidence=None if rechosen is None else rechosen.evidence,
@@ -272,8 +274,6 @@ def _cases_of(
     decision: Decision = "dice" if pooling and all(member.decision == "dice" for member in members) else "half"
     result = []
     for case_id in cases:
-        source = source_of_case(case_id)
-        known = model.plans.spacing_known if sources is None else sources.plans[source].spacing_known
         result.append(
             _CaseOfMembers(
                 case_id=case_id,
@@ -283,7 +283,7 @@ def _cases_of(
                 lesion_filter=combined_filter([member.filters[member.fold_of[case_id]] for member in members]),
                 reference=reference_path(preprocessed, case_id),
                 group=groups.get(case_id, case_id),
-                spacing_known=known,
+                spacing_known=model.configuration.knows_spacing(source_of_case(case_id), model.plans.spacing_known),
                 sources=sources,
             )
         )

@@ -98,7 +98,7 @@ def _read_own(path: Path, fold: str | None) -> PretrainedStart:
     require_same_plan(weights, metadata, plan_hash(configuration))
     if not any(name.startswith(SEGMENTER) for name in tensors):  # weights of phase 1 are the segmenter alone
         tensors = {SEGMENTER + name: tensor for name, tensor in tensors.items()}
-    known = plans.spacing_known
+    known = plans.in_mm(configuration)
     return PretrainedStart(
         tensors=tensors,
         network=configuration.network,

@@ -65,6 +65,7 @@ class ValidatedModel:
         fold_of: fold of each validation case.
         files: what each fold kept of its cases, where it kept probabilities.
         filters: lesion filter of each fold.
+        sources: of a unified data set, those that the model was trained on.
     """
 
     folder: Path
@@ -76,6 +77,7 @@ class ValidatedModel:
     fold_of: Mapping[str, str]
     files: Mapping[str, PredictionFolder]
     filters: Mapping[str, LesionFilter]
+    sources: tuple[str, ...] = ()
 
     def has_probabilities(self, case_id: str) -> bool:
         """Whether the probabilities of a case were kept."""
@@ -95,6 +97,22 @@ def mean_dice(cases: Iterable[CaseDice]) -> float:
         for one in classes:
             found.setdefault(one.class_name, []).append(one.dice)
     return mean_of_defined(mean_of_defined(values) for values in found.values())
+
+
+def of_all_sources(models: Sequence[ValidatedModel]) -> tuple[list[ValidatedModel], list[str]]:
+    """The models that know as many sources as any, and in words why others are left out.
+
+    The best model of a unified data set is to predict images of all sources, and the score of one that leaves some out
+    says nothing of them.
+    """
+    most = max((model.sources for model in models), key=len, default=())
+    kept = [model for model in models if len(model.sources) == len(most)]
+    left_out = [
+        f"{model.folder.name}: it knows nothing of images of {', '.join(s for s in most if s not in model.sources)}"
+        for model in models
+        if model not in kept
+    ]
+    return kept, left_out
 
 
 def find_validated_models(
@@ -154,7 +172,9 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
     size = _num_parameters(model, folds[0])
     if model.masks_from is not None:  # a cascade runs both
         size += _num_parameters(model.masks_from, model.masks_from.folds[0])
-    return ValidatedModel(folder, name, folds, size, decision, scores, fold_of, files, filters), left_out
+    sources = model.configuration.sources
+    known = () if sources is None else tuple(sources.plans)
+    return ValidatedModel(folder, name, folds, size, decision, scores, fold_of, files, filters, known), left_out
 
 
 def _scores_of_fold(validation: Path) -> tuple[dict[str, CaseDice], str | None]:

@@ -162,7 +162,7 @@ def _validated(
     """Predict one validation case, score it and write what is kept of it; where that is all, with its evidence."""
     stored = run.data.open(case_id)
     prediction = predict_stored(run.held_out, model, stored, settings, None, keep_samples=True)
-    scheme, known = run.plans.labels, run.plans.spacing_known
+    scheme, known = run.plans.labels, run.configuration.knows_spacing(source_of_case(case_id), run.plans.spacing_known)
     found = ensemble_of_one(prediction, settings, scheme)
     labels = final_mask(found, stored.properties, scheme, known)
     grid = measured_grid(stored.properties.geometry, units)
@@ -172,7 +172,6 @@ def _validated(
     of_case = annotated_scores(run.configuration.sources, stored.properties.source, scheme, scores)
     evidence, sources = [], run.configuration.sources
     if everything:
-        known = known if sources is None else sources.plans[source_of_case(case_id)].spacing_known
         evidence = [
             case_evidence(
                 found, stored.properties, scheme, reference, stored.group, spacing_known=known, sources=sources
@@ -211,7 +210,9 @@ def fold_units(run: FoldRun) -> Units:
     """Units of sizes and distances of the fold's cases."""
     cases = run.validation_cases or run.train_cases
     is_2d = all(run.data.open(case_id).properties.geometry.is_2d for case_id in cases)
-    return units_of(is_2d, run.plans.spacing_known)
+    sources = map(source_of_case, cases)
+    known = all(run.configuration.knows_spacing(source, run.plans.spacing_known) for source in sources)
+    return units_of(is_2d, known)
 
 
 def _decided(run: FoldRun, prediction: CasePrediction, settings: InferenceSettings) -> torch.Tensor:
