@@ -105,6 +105,10 @@ def test_of_an_organ_the_largest_piece_stays_unless_held_out_cases_say_otherwise
     few = choose_filter(lucky[:1], ["lesion"], "ml", {"lesion": [1] * 20})
     assert few.lesion_filter.rules == {"lesion": LARGEST}
     assert choose_filter(two[11:], ["lesion"], "ml", {"lesion": [1] * 20}).lesion_filter.keeps_all
+    # Nor do those whose masks hold a single piece, as new ones need not; two pieces of one annotated object do.
+    assert choose_filter(lucky[1:], ["lesion"], "ml", {"lesion": [1] * 20}).lesion_filter.rules == {"lesion": LARGEST}
+    torn = [case(0, TRUE, replace(TRUE, size=1.0)), *lucky[1:]]
+    assert choose_filter(torn, ["lesion"], "ml", {"lesion": [1] * 20}).lesion_filter.keeps_all
 
 
 def test_of_rules_nearly_as_good_the_one_that_removes_least_is_taken() -> None:

@@ -18,7 +18,7 @@ luck, so every lesion stays unless a filter shows its worth on patients that it 
 
 Where annotators drew a single lesion in all cases with any, as of an organ, those cases tell more than the held-out
 ones: then only the largest lesion of a case stays, unless that is worse on the held-out cases. One rule that is known
-beforehand is not the luckiest of many, so that it has to gain no more than anything, on however few patients.
+beforehand is not the luckiest of many, so that it need not gain anything there, on however few patients.
 
 In a unified data set all of these are means over its sources: a large one does not choose the rule of the small ones.
 The rule is then the best on all patients. A user who asks for a certain sensitivity takes that risk knowingly:
@@ -248,8 +248,8 @@ def choose_rule(cases: Sequence[LesionCase], trained: Sequence[int] = (), *, wit
     annotated = [*trained, *(case.num_reference for case in cases if case.num_reference)]
     is_single = len(annotated) >= FEWEST_ANNOTATED and set(annotated) == {1}
     by_annotations = False
-    if is_single and not worth and LARGEST in table.rules:
-        largest = table.point(table.rules.index(LARGEST), everything)
+    if is_single and not worth:  # a second annotated piece is rarer than a false one, of which fewer cases tell
+        largest = _Table([LARGEST], cases).point(0, everything)
         if by_annotations := _is_no_worse(largest, unfiltered):
             best = largest
     return RuleChoice(
