@@ -230,6 +230,15 @@ def test_two_predictions_say_themselves_what_their_values_mean(
     assert usd_evaluate(words) == 0
 
 
+def test_values_that_are_not_followed_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    baseline, follow_up = folders(tmp_path)
+    write(follow_up / "b.nii.gz", 3 * line(0, 0, 1, 0, 0))
+    assert command(baseline, follow_up, "--no-report") == 0
+    assert "Label values that are not followed: 3." in capsys.readouterr().out
+    assert usd_evaluate(["--follow-up", str(baseline), str(follow_up), "--labels", "9", "--no-report"]) == 1
+    assert "no mask holds any of the label values 9 that are to be scored; they hold 1, 3" in error_of(capsys)
+
+
 def test_other_grids_and_lone_cases_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     baseline, follow_up = folders(tmp_path)
     write(follow_up / "a.nii.gz", line(1, 1, 1, 1, 0), Geometry((10.0, 10.0, 12.0)))

@@ -397,6 +397,14 @@ def test_arrays_are_scored_by_profiles_too() -> None:
     assert_values(two.profiles["isles"], dice=1)
 
 
+def test_surface_dice_of_a_profile_is_that_of_the_smallest_tolerance() -> None:
+    reference, predicted = np.array([[1, 0, 0]]), np.array([[0, 0, 1]])  # 2 pixels apart
+    for tolerances, value in (((2.0, 1.0), 0), ((3.0, 2.0), 1)):
+        options = EvaluationOptions(tolerances_mm=tolerances, profiles=("recommended",))
+        (found,) = evaluate_arrays(reference, predicted, options=options).classes
+        assert found.profiles["recommended"].values["nsd"] == value
+
+
 def test_rules_speak_in_the_units_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference, prediction = tmp_path / "labelsTs", tmp_path / "pred"
     for folder, row in ((reference, [1, 1, 0, 0]), (prediction, [0, 1, 1, 0])):

@@ -107,6 +107,8 @@ def run_follow_up(args: Namespace, rule: MatchingRule) -> None:
     say(follow_up_table(result))
     left = f"; {len(result.not_paired)} case(s) without a partner are left out" if result.not_paired else ""
     say(f"\nCompared {len(result.patients)} patient(s){left}.")
+    if result.other_values:
+        say(f"Label values that are not followed: {', '.join(map(str, result.other_values))}.")
     say(f"Lesions: {files.table}\nPatients: {files.summary}")
     if not args.no_report:
         say(f"Report: {_write_report(result, folder)}")

@@ -38,6 +38,7 @@ from unisegdiff_pipeline.evaluation.profiles.registry import find_profile
 from unisegdiff_pipeline.evaluation.reading import (
     Probabilities,
     crop_geometry,
+    other_values,
     read_mask,
     read_masks,
     read_reference,
@@ -147,15 +148,10 @@ def score_volumes(
         group or case_id,
         results,
         None if source is None else source.name,
-        (_other_values(volumes.reference, settings), _other_values(volumes.predicted, settings)),
+        (other_values(volumes.reference, settings.scheme), other_values(volumes.predicted, settings.scheme))
+        if not settings.check_values
+        else ((), ()),
     )
-
-
-def _other_values(labels: np.ndarray, settings: CaseSettings) -> tuple[int, ...]:
-    """Label values that are no class; none where such are refused when the file is read."""
-    if settings.check_values:
-        return ()
-    return tuple(sorted(set(np.unique(labels[labels != 0]).tolist()) - settings.scheme.allowed_values))
 
 
 def rater_distances_mm(case: CaseInputs, settings: CaseSettings) -> tuple[float, ...]:
@@ -306,7 +302,7 @@ def _in_box(
         samples=[_mask(sample, settings.scheme, index, box, volumes.valid) for sample in samples],
         probability=None if probability is None else probability[where],
         has_confidence=settings.lesion_confidence is not None,
-        tolerance_mm=settings.tolerances_mm[0] if settings.tolerances_mm else 1.0,
+        tolerance_mm=min(settings.tolerances_mm, default=1.0),
         min_lesion_ml=settings.min_lesion_ml,
     )
 

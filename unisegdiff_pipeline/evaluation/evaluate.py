@@ -49,6 +49,7 @@ from unisegdiff_pipeline.evaluation.options import (
 )
 from unisegdiff_pipeline.evaluation.profiles.registry import find_profile
 from unisegdiff_pipeline.evaluation.profiles.report import ProfileReport, profile_file, report_profile, write_profile
+from unisegdiff_pipeline.evaluation.reading import require_scored_values
 from unisegdiff_pipeline.evaluation.run_comparison import RankedRun, RunComparison, compare_runs, rank_runs
 from unisegdiff_pipeline.evaluation.summary import Summary, summarise
 from unisegdiff_pipeline.evaluation.tables import write_lesions, write_metrics
@@ -385,7 +386,7 @@ def _map(
     if workers is None:
         # Label maps kept as they are, and what reading and scoring takes beside them: about 24 bytes a voxel.
         of_probabilities = 6 * channels if any(case.probability for case in cases) else 0
-        of_profiles = 32 if settings.profiles else 0  # numbers of lesions, and of the nearest one
+        of_profiles = 20 if settings.profiles else 0  # numbers of lesions, and the place of the nearest one
         memory_gb = 0.3 + (24 + maps + of_probabilities + of_profiles) * voxels / len(cases) / 1e9
         worth_it = voxels * (maps + len(settings.scheme.names)) > VOXELS_WORTH_PROCESSES
         workers = choose_workers(memory_gb, None) if worth_it else 1
@@ -481,12 +482,7 @@ def _other_values(cases: Sequence[CaseResult], settings: CaseSettings) -> dict[s
         for i, side in enumerate(("reference", "prediction"))
     }
     holds_any = any(result.overlap.tp + result.overlap.fp + result.overlap.fn for c in cases for result in c.classes)
-    if not holds_any and any(found.values()):
-        wrong = sorted({value for values in found.values() for value in values})
-        raise UsdError(
-            f"no mask holds any of the label values {', '.join(settings.scheme.names)} that are to be scored; they "
-            f"hold {listing(list(map(str, wrong)))}. Name those (--labels)."
-        )
+    require_scored_values(holds_any, [value for values in found.values() for value in values], settings.scheme)
     return {"not_scored_values": found}
 
 

@@ -28,7 +28,13 @@ from unisegdiff_pipeline.evaluation.follow_up import (
 )
 from unisegdiff_pipeline.evaluation.inputs import find_masks, find_repeated, grid_problem, listing
 from unisegdiff_pipeline.evaluation.meaning import Meaning
-from unisegdiff_pipeline.evaluation.reading import crop_geometry, read_mask, read_masks
+from unisegdiff_pipeline.evaluation.reading import (
+    crop_geometry,
+    other_values,
+    read_mask,
+    read_masks,
+    require_scored_values,
+)
 from unisegdiff_pipeline.evaluation.summary import format_table
 from unisegdiff_pipeline.evaluation.tables import DIGITS
 
@@ -54,10 +60,11 @@ class PatientFiles:
 
 @dataclass(frozen=True)
 class PatientChange:
-    """One patient at two time points, each class."""
+    """One patient at two time points, each class; `other_values` are label values that are not followed."""
 
     files: PatientFiles
     classes: tuple[ClassChange, ...]
+    other_values: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +76,7 @@ class FollowUp:
         classes: name => label values.
         spacing_known: False says that distances and volumes are nominal, of 2D images in pixels.
         not_paired: cases of either folder that are left out, because only a subset is compared or no pair names them.
+        other_values: label values of the masks that are not followed, where only some were asked for.
     """
 
     baseline: Path
@@ -79,6 +87,7 @@ class FollowUp:
     options: FollowUpOptions
     patients: tuple[PatientChange, ...]
     not_paired: tuple[str, ...]
+    other_values: tuple[int, ...] = ()
 
     def counts(self, class_name: str) -> dict[Status, int]:
         """Lesions of each status over all patients."""
@@ -130,6 +139,9 @@ def follow_up_folders(
     patients, not_paired = _find_patients(baseline, follow_up, pairs, subset)
     units = units_of_files(_check_grids(patients), meaning.spacing_known)
     scheme = meaning.scheme
+    compared = tuple(_compare(files, meaning, units, options) for files in patients)
+    not_followed = sorted({value for patient in compared for value in patient.other_values})
+    require_scored_values(any(own.lesions for p in compared for own in p.classes), not_followed, scheme)
     return FollowUp(
         baseline=baseline,
         follow_up=follow_up,
@@ -137,8 +149,9 @@ def follow_up_folders(
         spacing_known=meaning.spacing_known,
         units=units,
         options=options,
-        patients=tuple(PatientChange(files, _compare(files, meaning, units, options)) for files in patients),
+        patients=compared,
         not_paired=tuple(not_paired),
+        other_values=tuple(not_followed),
     )
 
 
@@ -263,7 +276,7 @@ def _check_grids(patients: Sequence[PatientFiles]) -> list[bool]:
     return is_2d
 
 
-def _compare(files: PatientFiles, meaning: Meaning, units: Units, options: FollowUpOptions) -> tuple[ClassChange, ...]:
+def _compare(files: PatientFiles, meaning: Meaning, units: Units, options: FollowUpOptions) -> PatientChange:
     scheme, check = meaning.scheme, meaning.check_values
     before = read_mask(files.baseline, scheme, check_values=check)
     after = read_mask(files.follow_up, scheme, before, check)
@@ -283,10 +296,12 @@ def _compare(files: PatientFiles, meaning: Meaning, units: Units, options: Follo
         for one, drawn in zip(cropped, samples, strict=True)
     )
     geometry = crop_geometry(measured_grid(before.geometry, units), box)
-    return tuple(
+    classes = tuple(
         compare_time_points(name, _time_point(before_masks, i), _time_point(after_masks, i), geometry, options)
         for i, name in enumerate(scheme.names)
     )
+    others = () if check else tuple(value for labels in cropped for value in other_values(labels, scheme))
+    return PatientChange(files, classes, others)
 
 
 def _time_point(masks: Sequence[Sequence[np.ndarray]], index: int) -> TimePoint:
@@ -344,6 +359,7 @@ def _summary(result: FollowUp) -> dict[str, Any]:
             "in_words": rules_in_words(result),
         },
         "not_paired": result.not_paired,
+        "not_followed_values": result.other_values,
         "num_patients": len(result.patients),
         "num_patients_with_samples": result.num_with_samples,
         "classes": {name: {"lesions": result.counts(name)} for name in result.classes},

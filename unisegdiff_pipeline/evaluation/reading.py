@@ -70,6 +70,21 @@ def check_label_values(path: Path, labels: np.ndarray, scheme: LabelScheme) -> N
         )
 
 
+def other_values(labels: np.ndarray, scheme: LabelScheme) -> tuple[int, ...]:
+    """Label values but 0 that are no class."""
+    return tuple(sorted(set(np.unique(labels[labels != 0]).tolist()) - scheme.allowed_values))
+
+
+def require_scored_values(holds_any: bool, others: Iterable[int], scheme: LabelScheme) -> None:
+    """Refuse masks none of which holds a value that is to be scored, but others do."""
+    found = sorted(set(others))
+    if found and not holds_any:
+        raise UsdError(
+            f"no mask holds any of the label values {', '.join(scheme.names)} that are to be scored; they hold "
+            f"{listing(list(map(str, found)))}. Name those (--labels)."
+        )
+
+
 def read_masks(
     paths: Iterable[Path],
     scheme: LabelScheme,

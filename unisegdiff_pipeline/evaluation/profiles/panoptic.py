@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unisegdiff_pipeline.core.boxes import Box, box_slices
-from unisegdiff_pipeline.core.components import find_components
+from unisegdiff_pipeline.core.boxes import Box
+from unisegdiff_pipeline.core.components import Components, find_components
 from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, find_overlaps, match_lesions
-from unisegdiff_pipeline.evaluation.profiles.lesion_masks import DirectedDistances, box_around, boxes_of
+from unisegdiff_pipeline.evaluation.profiles.lesion_masks import DirectedDistances, box_around
 from unisegdiff_pipeline.evaluation.profiles.profile import Profile, ProfileCase, ProfileScore, dice_of, ratio, total
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 
@@ -54,13 +54,12 @@ def score(case: ProfileCase) -> ProfileScore:
     num_reference = int(large.sum())
     union = reference.voxels[pairs.reference - 1] + predicted.voxels[pairs.predicted - 1] - pairs.voxels
     ious = (pairs.voxels / union).tolist()
-    lesions, found = reference.numbers(), predicted.numbers()
-    places, found_places = boxes_of(lesions), boxes_of(found)
-    matched = [
-        _compared(lesions, i, found, j, [places[i - 1], found_places[j - 1]], case)
-        for i, j in zip(pairs.reference.tolist(), pairs.predicted.tolist(), strict=True)
-    ]
-    components = _components(lesions, np.flatnonzero(large) + 1, places, case)
+    boxes, predicted_boxes = _boxes(reference), _boxes(predicted)
+    matched = []
+    for i, j in zip(pairs.reference.tolist(), pairs.predicted.tolist(), strict=True):
+        box = box_around([boxes[i - 1], predicted_boxes[j - 1]], reference.shape)
+        matched.append(_compared(reference.within(box) == i, predicted.within(box) == j, case))
+    components = _components(reference, boxes, np.flatnonzero(large) + 1, case)
     exists = num_reference > 0
     quality = Quality.of(ious, len(wrong), num_reference - len(ious))
     return ProfileScore(
@@ -97,36 +96,38 @@ class _Compared:
     hd95_mm: float
 
 
-def _components(lesions: np.ndarray, counted: np.ndarray, places: Sequence[Box], case: ProfileCase) -> list[_Compared]:
+def _boxes(components: Components) -> list[Box]:
+    return [tuple((low, high) for low, high in box) for box in components.boxes().tolist()]
+
+
+def _components(lesions: Components, boxes: Sequence[Box], counted: np.ndarray, case: ProfileCase) -> list[_Compared]:
     """Each counted reference lesion against all predicted voxels that lie nearer to it than to any other lesion."""
     from scipy.ndimage import distance_transform_edt
 
     if not len(counted):
         return []
+    predicted = np.flatnonzero(case.predicted)
     # Nearest by numbers of voxels and not by mm, as both published programs count.
-    nearest = distance_transform_edt(lesions == 0, return_distances=False, return_indices=True)
-    territory = np.where(case.predicted, lesions[tuple(nearest)], 0)
-    predicted_places = dict(enumerate(_places(territory, len(places)), start=1))
+    nearest = distance_transform_edt(~case.reference, return_distances=False, return_indices=True)
+    places = np.ravel_multi_index([index.ravel()[predicted] for index in nearest], lesions.shape)
+    del nearest  # the largest array by far
+    owner = lesions.numbers_at(places)
+    order = np.argsort(owner, kind="stable")
+    owned = np.split(predicted[order], np.searchsorted(owner[order], np.arange(2, len(lesions) + 1)))
     result = []
     for number in counted.tolist():
-        boxes = [places[number - 1], predicted_places[number]]
-        result.append(_compared(lesions, number, territory, number, [box for box in boxes if box is not None], case))
+        indices = np.unravel_index(owned[number - 1], lesions.shape)
+        places = [boxes[number - 1]]
+        if len(indices[0]):
+            places.append(tuple((int(index.min()), int(index.max()) + 1) for index in indices))
+        box = box_around(places, lesions.shape)
+        partner = np.zeros([high - low for low, high in box], bool)
+        partner[tuple(index - low for index, (low, _) in zip(indices, box, strict=True))] = True
+        result.append(_compared(lesions.within(box) == number, partner, case))
     return result
 
 
-def _places(territory: np.ndarray, count: int) -> list[Box | None]:
-    """Box of the predicted voxels of each number; None where there are none."""
-    from scipy.ndimage import find_objects
-
-    found = find_objects(territory, max_label=count)
-    return [None if place is None else tuple((side.start, side.stop) for side in place) for place in found]
-
-
-def _compared(
-    lesions: np.ndarray, number: int, found: np.ndarray, other: int, boxes: Sequence[Box], case: ProfileCase
-) -> _Compared:
-    where = box_slices(box_around(boxes, lesions.shape))
-    lesion, partner = lesions[where] == number, found[where] == other
+def _compared(lesion: np.ndarray, partner: np.ndarray, case: ProfileCase) -> _Compared:
     distances = DirectedDistances.between(lesion, partner, case.geometry.spacing_mm)
     return _Compared(dice_of(lesion, partner), distances.mean_surface_dice(case.tolerance_mm), distances.hd95_mm)
 
@@ -142,7 +143,7 @@ PANOPTIC = Profile(
     "in voxels (its Voronoi region; one as near to several belongs to one of them); a lesion without any has Dice and "
     "NSD 0 and no HD95. Lesions below --min-lesion-ml do not count, nor do smaller unmatched predictions and "
     "predictions that touch such a lesion. NSD is the mean of both directed fractions of surface voxels within the "
-    "first --tolerance-mm; HD95 is the larger of both directed percentiles, where panoptica pools the directions.",
+    "smallest --tolerance-mm; HD95 is the larger of both directed percentiles, where panoptica pools the directions.",
     columns={
         "rq": "recognition quality: lesion F1 at IoU 0.5",
         "sq": "segmentation quality: mean IoU of the matched pairs",

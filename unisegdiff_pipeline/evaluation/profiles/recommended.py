@@ -98,7 +98,7 @@ RECOMMENDED = Profile(
     rule="Does the case hold a lesion: AUROC and specificity of cases. Are lesions found: F1, average precision "
     "and false positives at an IoU of at least 0.1, one to one, as for picai. How well does the mask agree: "
     "Dice and NSD, undefined for an empty reference. How well is each lesion outlined: PQ, and Dice and NSD "
-    "of components, as for panoptic. How much: absolute volume error. NSD is taken at the first "
+    "of components, as for panoptic. How much: absolute volume error. NSD is taken at the smallest "
     "--tolerance-mm, to be set to the distance between raters.",
     columns={
         "dice": "how well does the mask agree: overlap",
