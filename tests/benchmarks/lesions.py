@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,9 +41,9 @@ from unisegdiff_pipeline.selection.objects import numbers_of_objects
 from unisegdiff_pipeline.training.fold import finished_model
 
 DATASETS = ("101", "108", "004", "102", "105", "106")  # BUSI, LIDC4R, Hippocampus, Polyp, EBHI, EMIDEC
-# The plain segmenter's, the model's without filter, with the training's, and with that of the whole hold-out.
-MASKS = ("plain", "before", "after", "whole hold-out")
-DIFFERENCES = (("after", "before"), ("after", "plain"), ("whole hold-out", "before"))
+STARTS = {"alone": "random weights", "synthetic": "generated lesions"}
+PLAIN, UNFILTERED, FILTERED, RECHOSEN = "plain segmenter", "without filter", "with filter", "filter of whole hold-out"
+DIFFERENCES = ((FILTERED, UNFILTERED), (FILTERED, PLAIN), (RECHOSEN, UNFILTERED))
 SCORES = {"dice": "Dice", "f1_of_case": "lesion F1 of a case", "alarms": "false alarms of a lesion-free case"}
 
 
@@ -71,8 +72,9 @@ class Training:
 
     @property
     def masks(self) -> list[str]:
-        """Those of `MASKS` that are another one."""
-        return list(MASKS if self.rechosen.lesion_filter != self.settings.lesion_filter else MASKS[:3])
+        """Those that are scored; the filter of the whole hold-out where it is another one than the training's."""
+        is_same = self.rechosen.lesion_filter == self.settings.lesion_filter
+        return [PLAIN, UNFILTERED, FILTERED] + [RECHOSEN] * (not is_same)
 
     @cached_property
     def rechosen(self) -> InferenceSettings:
@@ -89,9 +91,9 @@ class Training:
 
     def scores(self, mask: str) -> list[dict[str, float]]:
         """Scores of every validation case and class."""
-        filters = {"after": self.settings.lesion_filter, "whole hold-out": self.rechosen.lesion_filter}
+        filters = {FILTERED: self.settings.lesion_filter, RECHOSEN: self.rechosen.lesion_filter}
         lesion_filter = filters.get(mask, NO_FILTER)
-        cases = self.found.plain if mask == "plain" else self.found.validation
+        cases = self.found.plain if mask == PLAIN else self.found.validation
         return [scores(own, lesion_filter, case.units.size) for case in cases for own in case.classes]
 
     @property
@@ -184,13 +186,13 @@ def score_lines(trainings: Sequence[Training]) -> list[str]:
             detected, false, reference = (sum(row[name] for row in rows) for name in ("detected", "false", "reference"))
             alarmed = [row["any_alarm"] for row in rows if not math.isnan(row["any_alarm"])]
             cells = [
-                *(one.dataset, one.arm, str(one.seed), mask),
+                *(one.dataset, STARTS[one.arm], str(one.seed), mask),
                 _number(_mean([row["dice"] for row in rows])),
                 _number(2 * detected / (detected + false + reference)),
                 _number(detected / reference),
                 _number(_mean([row["alarms"] for row in rows]), 2),
                 f"{sum(alarmed):.0f} of {len(alarmed)}" if alarmed else "-",
-                _number(one.auroc, 2) if mask == "after" else "",
+                _number(one.auroc, 2) if mask == FILTERED else "",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -213,21 +215,23 @@ def difference_lines(trainings: Sequence[Training]) -> list[str]:
                 if found.n:
                     seeds = ", ".join(str(one.seed) for one in own)
                     interval = f"{found.mean_difference:+.3f} [{found.ci_low:+.3f}, {found.ci_high:+.3f}]"
-                    what = f"{dataset} | {arm} | {seeds} | {first} - {second} | {words}"
+                    what = f"{dataset} | {STARTS[arm]} | {seeds} | {first} - {second} | {words}"
                     lines.append(f"| {what} | {interval} | {found.p_wilcoxon:.2g} |")
     return lines
 
 
 def filter_lines(trainings: Sequence[Training]) -> list[str]:
     """What each training chose."""
-    lines = ["| set | start | seed | mask | held-out cases (lesion-free) | filter |", "|---|---|---|---|---|---|"]
+    lines = ["| set | start | seed | mask | held-out cases | filter |", "|---|---|---|---|---|---|"]
     for one in trainings:
-        holdout = one.found.holdout
-        cases = f"{len(holdout)} ({sum(not case.holds_lesion for case in holdout)})"
-        for mask, settings in (("after", one.settings), ("whole hold-out", one.rechosen)):
+        units = one.found.holdout[0].units
+        for mask, settings in ((FILTERED, one.settings), (RECHOSEN, one.rechosen)):
             if mask in one.masks:
-                words = " ".join(settings.filter_in_words) or "not chosen: the time was over"
-                lines.append(f"| {one.dataset} | {one.arm} | {one.seed} | {mask} | {cases} | {words} |")
+                cases = re.search(r"\d+ held-out case", " ".join(settings.filter_in_words))
+                number = "none, the time was over" if cases is None else cases[0].split()[0]
+                rules = settings.lesion_filter.rules.items()
+                words = "; ".join(f"{name}: {rule.describe(units)}" for name, rule in rules) or "every lesion stays"
+                lines.append(f"| {one.dataset} | {STARTS[one.arm]} | {one.seed} | {mask} | {number} | {words} |")
     return lines
 
 
