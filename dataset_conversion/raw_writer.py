@@ -25,7 +25,7 @@ from unisegdiff_pipeline.core.files import atomic_path, remove_stale_temporaries
 from unisegdiff_pipeline.core.geometry import Volume, geometry_differences, on_grid_of
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.names import composed, require_name
-from unisegdiff_pipeline.core.parallel import choose_workers, map_cases
+from unisegdiff_pipeline.core.parallel import MappedCasesError, choose_workers, map_cases
 from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS, is_picture_ending, label_ending
 from unisegdiff_pipeline.io.images import read_header, spacing_known, write_labels
@@ -134,9 +134,12 @@ def write_raw_dataset(conversion: Conversion, raw_root: Path) -> Path:
             _describe(conversion, work)
             (work / _KEY_FILE).unlink()
             work.rename(target)
-        except Exception:
+        except Exception as error:
             shutil.rmtree(work, ignore_errors=True)
-            raise
+            if not isinstance(error, MappedCasesError):
+                raise
+            failed = f"{len(error.failures)} of {len(cases)} cases cannot be converted; nothing was written"
+            raise UsdError(f"{failed}. {' | '.join(error.failures.values())}") from None  # each names its file
     return target
 
 

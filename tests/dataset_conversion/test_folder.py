@@ -174,6 +174,13 @@ def test_a_mask_that_lies_elsewhere_than_its_image_is_refused(tmp_path):
         refused(tmp_path, named)
 
 
+def test_all_cases_that_do_not_fit_are_named_in_one_run(tmp_path):
+    for case, size in (("a", (6, 8)), ("b", (6, 9)), ("c", (5, 8))):
+        picture(tmp_path / f"images/{case}.png")
+        mask(tmp_path / f"masks/{case}.png", size=size)
+    refused(tmp_path, r"^2 of 3 cases cannot be converted; nothing was written\. .*b\.png has .* \| .*c\.png has ")
+
+
 @pytest.mark.parametrize("threshold", [None, 0.5])  # the mask is copied, or written anew
 def test_a_plane_and_a_volume_of_one_slice_are_the_same(tmp_path, converted, threshold):
     affine = np.diag([2.0, 2.0, 1.0, 1.0])

@@ -143,7 +143,9 @@ def test_the_whole_way(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert np.array_equal(*masks)  # the only fold is the best
 
 
-def test_volumes_of_two_spacings_are_one_3d_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_volumes_of_two_spacings_are_one_3d_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"usd_{name}", str(tmp_path / name))
     write_cubes(tmp_path / "raw/Dataset001_Fine", (0.8, 0.8, 1.6), (12, 24, 20))
@@ -167,6 +169,10 @@ def test_volumes_of_two_spacings_are_one_3d_data_set(tmp_path: Path, monkeypatch
     assert usd_predict(["-i", str(images), "-m", str(model), "-o", str(masks), "--device", "cpu"]) == 0
     assert sitk.ReadImage(str(masks / "Fine__c1.nii.gz")).GetSize() == (20, 24, 12)
     assert sitk.ReadImage(str(masks / "Coarse__c1.nii.gz")).GetSpacing() == pytest.approx((1.0, 1.2, 2.0))
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(picture)
+    assert usd_predict(["-i", str(picture), "-m", str(model), "-o", str(tmp_path / "no"), "--device", "cpu"]) == 1
+    assert "'picture' is a 2D image, but 3d_fullres of" in " ".join(capsys.readouterr().err.split())
     reference = str(tmp_path / "raw/Dataset500_Solid")
     for predicted in (masks, model / "fold_0/validation"):
         assert usd_evaluate([reference, str(predicted), "--subset", "--workers", "0", "--bootstrap", "50"]) == 0

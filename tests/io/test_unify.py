@@ -14,6 +14,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.fingerprint import extract_fingerprint, read_fingerprint, write_fingerprint
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
+from unisegdiff_pipeline.io.sources import unified_values
 from unisegdiff_pipeline.io.unify import UnifyRequest, read_label_maps
 from unisegdiff_pipeline.io.unify import unify as write_unified
 
@@ -51,6 +52,26 @@ def test_a_class_that_a_source_does_not_annotate_gets_a_channel_of_its_own(root:
     assert open_raw_dataset(folder).description.labels.coding == "regions"
     facts, _ = extract_fingerprint(open_raw_dataset(folder), workers=0)
     assert [case.classes[0].voxels for case in facts.cases] == [16, 16, 16, 16]
+
+
+def test_classes_may_lie_within_one_another_as_regions_of_a_source_do(root: Path) -> None:
+    """Of the value 2, core and whole, both become a class; A knows the outer one alone, of which its value 255 is."""
+    write_source(root, "Dataset003_C", False, {"background": 0, "whole": 1, "core": 2})
+    path = root / "Dataset003_C/dataset.json"
+    regions = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
+    write_json(path, json.loads(path.read_text()) | regions)
+    maps = {"C": {"core": "core", "whole": "lesion"}}
+    folder = unify(root, 500, "U", [3, 1], label_maps=maps)
+    content = content_of(folder)
+    assert content["labels"] == {"background": 0, "lesion": [1, 2], "core": [2]}
+    assert content["regions_class_order"] == [1, 2]
+    raw = open_raw_dataset(folder)
+    for part, source in zip(raw.parts(), raw.description.sources, strict=True):
+        found = unified_values(source, part.description.labels, raw.description.labels)
+        assert found == ({0: 0, 1: 1, 2: 2} if source.name == "C" else {0: 0, 1: 1})
+    write_source(root, "Dataset004_D", False, {"background": 0, "middle": 1})
+    with pytest.raises(UsdError, match="the value 2 of Dataset003_C would become core and lesion at once"):
+        unify(root, 501, "V", [3, 4], label_maps={**maps, "D": {"middle": "core"}})  # a core in no lesion is no value
 
 
 def test_cases_that_a_source_holds_out_are_held_out_of_the_unified_model(root: Path) -> None:

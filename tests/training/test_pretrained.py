@@ -28,6 +28,7 @@ from unisegdiff_pipeline.training.pretrained import (
     adapt_inputs,
     by_dataset,
     denoiser_tensors,
+    differences,
     load_denoiser,
     load_start,
     read_start,
@@ -315,6 +316,23 @@ def test_phase_2_alone_says_what_differs(
     with pytest.raises(UsdError, match=r"classes are core, oedema there .*; it has 3 input channels .*; .* residual"):
         train(dataclasses.replace(request_, phase_2_only=True))
     assert not (tmp_path / "results").exists()
+
+
+def test_a_start_that_repeats_channels_is_taken_as_it_is_for_fewer() -> None:
+    """Of a grey image the network of three channels was given 111, and the adapted one answers as it did."""
+    wide, grey = network_plan(3), network_plan(1)
+    start = dataclasses.replace(start_of(model_of(wide), wide), repeats_channels=True)
+
+    def found(network: NetworkPlan, given: PretrainedStart) -> tuple[str, ...]:
+        channels = ("zscore",) * network.num_input_channels
+        preprocessing = SimpleNamespace(normalization=channels, num_inputs=len(channels))
+        configuration: Any = SimpleNamespace(network=network, preprocessing=preprocessing)
+        return differences(given, configuration, LESION)
+
+    assert found(grey, start) == ()
+    assert found(network_plan(4), start) == ("it has 3 input channels and the plan 4",)
+    unknown = dataclasses.replace(start, repeats_channels=False)
+    assert found(grey, unknown) == ("it has 3 input channels and the plan 1",)
 
 
 @pytest.mark.parametrize(

@@ -125,10 +125,15 @@ class ModelInputs:
 
         Raises:
             UsdError: an image of no known source has more channels than the network, or one of a known source others
-                than that; or one lacks channels that the model needs.
+                than that; one lacks channels that the model needs; a 2D image for a network of volumes.
         """
-        case_id = case.case_id
-        plan = preprocessing_of(self.model.configuration, self.source, volume, case_id)
+        case_id, configuration = case.case_id, self.model.configuration
+        if configuration.network.dims == 3 and volume.geometry.is_2d:
+            raise UsdError(
+                f"case {case_id!r} is a 2D image, but {configuration.name} of {self.model.place} takes volumes; "
+                f"choose a 2D configuration (-c 2d), or store it as a volume of one slice if that is what it is."
+            )
+        plan = preprocessing_of(configuration, self.source, volume, case_id)
         if case.channels is not None:
             if not plan.missing_channels:
                 raise UsdError(

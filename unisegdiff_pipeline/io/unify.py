@@ -219,20 +219,47 @@ def _given(values: Mapping[str, T], source: str, raw: RawDataset) -> T | None:
 
 
 def _labels(parts: Mapping[str, RawDataset], sources: Sequence[Source]) -> dict[str, Any]:
-    """`labels` of the unified data set, and `regions_class_order` where some source does not annotate some class.
+    """`labels` of the unified data set, with `regions_class_order` where its classes are regions.
 
-    A network that is to leave a class open where nobody annotated it needs a channel for each class by itself.
+    They are where some lie within others, as in a source, and where some source does not annotate some class: a network
+    that is to leave a class open there needs a channel for each class by itself.
     """
     targets = [target for source in sources for target in source.label_map.values()]
     names = [name for name in dict.fromkeys(targets) if name not in (BACKGROUND, IGNORE)]
     if not names:
         raise UsdError("the label maps leave no class; map at least one class of a source to something.")
     partial = any(not set(names) <= set(source.label_map.values()) for source in sources)
-    values: dict[str, Any] = {name: [i + 1] if partial else i + 1 for i, name in enumerate(names)}
+    within = _enclosing(names, parts, sources)
+    regions = partial or any(len(classes) > 1 for classes in within.values())
+    names.sort(key=lambda name: len(within[name]))  # of regions the outer ones are written first
+    values: dict[str, Any] = {
+        name: [j for j, other in enumerate(names, start=1) if name in within[other]] if regions else i
+        for i, name in enumerate(names, start=1)
+    }
     ignored = IGNORE in targets or any(raw.description.labels.ignore_value is not None for raw in parts.values())
     more: dict[str, Any] = {IGNORE: len(names) + 1} if ignored else {}
     labels = {"labels": {BACKGROUND: 0, **values, **more}}
-    return labels | ({"regions_class_order": list(range(1, len(names) + 1))} if partial else {})
+    return labels | ({"regions_class_order": list(range(1, len(names) + 1))} if regions else {})
+
+
+def _enclosing(
+    names: Sequence[str], parts: Mapping[str, RawDataset], sources: Sequence[Source]
+) -> dict[str, frozenset[str]]:
+    """Of each unified class, the classes that it lies within, itself included.
+
+    Of a label map that makes classes overlap in another way each is by itself; which value cannot be then is refused
+    by `unified_values`.
+    """
+    together: set[frozenset[str]] = set()  # the classes that a value of a source becomes
+    for source in sources:
+        labels = parts[source.name].description.labels
+        for value in labels.allowed_values - {labels.ignore_value}:
+            targets = {source.label_map[name] for name in labels.regions_of(value)} - {BACKGROUND}
+            together |= {frozenset(targets)} if targets and IGNORE not in targets else set()
+    alone = {name: frozenset([name]) for name in names}
+    holding = {name: [classes for classes in together if name in classes] or [alone[name]] for name in names}
+    found = {name: frozenset.intersection(*classes) for name, classes in holding.items()}
+    return found if {*found.values()} >= together and len({*found.values()}) == len(names) else alone
 
 
 def _excluded(source: str, raw: RawDataset, patterns: Sequence[str]) -> tuple[str, ...]:

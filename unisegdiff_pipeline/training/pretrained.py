@@ -111,6 +111,7 @@ def _read_own(path: Path, fold: str | None) -> PretrainedStart:
         plan_hash=plan_hash(configuration),
         num_masks=plans.num_masks(configuration),
         seen_cases=_seen_cases(folder, plans.dataset_name, model / DATASET_NAME),
+        repeats_channels=configuration.sources is not None and configuration.sources.channel_rule == "replicate",
     )
 
 
@@ -439,7 +440,7 @@ def differences(start: PretrainedStart, configuration: ConfigurationPlan, labels
     if other.num_input_channels == network.num_input_channels:
         if not _same_inputs(start, network, channels, masks, labels):
             found.append(f"its {other.num_input_channels} inputs hold other things than those of the plan")
-    else:
+    elif not (start.repeats_channels and network.num_input_channels == channels < other.num_input_channels):
         found.append(f"it has {other.num_input_channels} input channels and the plan {network.num_input_channels}")
     if (other.dims, other.levels, other.encoder) != (network.dims, network.levels, network.encoder):
         found.append(f"it has {describe_network(other)} and the plan {describe_network(network)}")

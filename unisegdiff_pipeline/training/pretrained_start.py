@@ -36,6 +36,7 @@ class PretrainedStart:
         seen_cases: data set => cases that the weights were trained on, as far as it is known; a fold that validates on
             one of them cannot start here.
         embeds: whether it also starts wider networks, and 3D ones where it is a 2D one (`embedding`).
+        repeats_channels: whether images with fewer channels had theirs repeated, so that it knows what they look like.
     """
 
     tensors: Mapping[str, Tensor]
@@ -50,6 +51,7 @@ class PretrainedStart:
     num_masks: int = 0
     seen_cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     embeds: bool = False
+    repeats_channels: bool = False
 
     @property
     def num_channels(self) -> int:
