@@ -465,18 +465,18 @@ class _BoxSampler:
         for (i, first, last), fields, near in zip(slabs, drawn_ahead, nearby, strict=False):
             if near is not None:
                 fields = self._with_surfaces(fields, near, ids[i], stream, first, smooth)
-            drawn, winners = [], None
+            drawn, classes = [], None
             if of_classes and near is not None:
                 of_slab = p[i, :, first:last]
-                winners = self._winners(of_slab, near, fields, of_classes, way.certain, (ids[i], stream, first))
+                classes = self._classes(of_slab, near, fields, of_classes, way.certain, (ids[i], stream, first))
             for a, b in self._pieces(first, last):
                 piece = slice(a - first, b - first)
                 here = p[i : i + 1, :, a:b].to(self.case.device)
-                near_here = None if near is None else near[None, :, piece]
-                if winners is not None and near_here is not None:
-                    foreground = draw_foreground(here, near_here, fields[None, :, piece], way.certain)
-                    masks = class_masks(foreground, winners[None, None, piece], here)
+                if classes is not None:
+                    foreground, winner = (values[None, None, piece] for values in classes)
+                    masks = class_masks(foreground, winner, here)
                 else:
+                    near_here = None if near is None else near[None, :, piece]
                     masks = sample_masks(here, near_here, fields[None, :, piece], way, labels)
                 if of_mean is not None and way.surface_length_mm is not None:
                     p_det, mean = (v.to(masks.device) for v in (self.p_det[:, a:b], of_mean[i, :, a:b]))
@@ -485,7 +485,7 @@ class _BoxSampler:
                 drawn.append(masks[0])
             yield i, first, torch.cat(drawn, dim=1)
 
-    def _winners(
+    def _classes(
         self,
         p: Tensor,
         near: Tensor,
@@ -493,8 +493,8 @@ class _BoxSampler:
         of_classes: Sequence[SmoothField],
         certain: float,
         draw: tuple[int, str, int],
-    ) -> Tensor:
-        """Which class the foreground of a slab is (rows, Y, X).
+    ) -> tuple[Tensor, Tensor]:
+        """Where the foreground of a slab is, boolean (rows, Y, X), and of which class (rows, Y, X).
 
         Fields of classes are as many as these, and those of borders are short: they are made where they decide alone,
         of the classes that may win there.
@@ -507,10 +507,10 @@ class _BoxSampler:
         """
         sample_id, stream, first = draw
         winners = torch.zeros(p.shape[1:], dtype=torch.int16, device=near.device)
-        doubtful = torch.zeros(p.shape[1:], dtype=torch.bool, device=near.device)
+        foreground, doubtful = (torch.zeros(p.shape[1:], dtype=torch.bool, device=near.device) for _ in range(2))
         for a, b in self._pieces(0, p.shape[1]):
             here = p[None, :, a:b].to(near.device)
-            drawn = draw_foreground(here, near[None, :, a:b], fields[None, :, a:b], certain)[0, 0]
+            drawn = foreground[a:b] = draw_foreground(here, near[None, :, a:b], fields[None, :, a:b], certain)[0, 0]
             here = here[:, :, drawn]  # (1, 1 + classes, voxels)
             winners[a:b][drawn] = likeliest_class(here)[0, 0]
             doubtful[a:b][drawn] = class_in_doubt(here, certain)[0, 0]
@@ -525,7 +525,7 @@ class _BoxSampler:
                 values = made.new_zeros((1, field.channels, here.shape[2]))
                 values[0, only] = made[:, inside]
                 winners[box][inside] = class_race(here, values)[0, 0]
-        return winners
+        return foreground, winners
 
     def _near_certain(self, p: Tensor, slabs: Sequence[tuple[int, int, int]], way: SamplerSettings) -> Iterator[Tensor]:
         """`near_certain` of each slab (sample, first row, last row) in turn, boolean (D, rows, Y, X).
