@@ -127,3 +127,10 @@ def test_two_maps_of_one_case(folders: tuple[Path, Path]) -> None:
     touch(folders[1] / "uncertainty" / "a.nii.gz", folders[1] / "uncertainty" / "a.nrrd")
     with pytest.raises(UsdError, match=r"two files of case a: a\.nii\.gz and a\.nrrd"):
         cases(folders)
+
+
+@pytest.mark.parametrize("names", [("b_sample1.nii", "b_sample1.nii.gz"), ("b_sample1.nii.gz", "b_sample01.nii.gz")])
+def test_one_sample_twice(folders: tuple[Path, Path], names: tuple[str, str]) -> None:
+    touch(*(folders[1] / "samples" / name for name in ("b_sample0.nii.gz", *names)))
+    with pytest.raises(UsdError, match=r"one sample of case b twice: .*b_sample0?1\.nii.* and .*b_sample0?1\.nii"):
+        cases(folders)

@@ -240,6 +240,9 @@ def find_repeated(folder: Path, word: str, cases: Iterable[str]) -> dict[str, tu
         folder: where to look.
         word: "sample" or "rater", the word before the number in the file names.
         cases: names of cases; a folder inside with such a name holds files of this case only.
+
+    Raises:
+        UsdError: two files of the same number or name, as with two endings.
     """
     from unisegdiff_pipeline.core.names import composed
 
@@ -248,13 +251,18 @@ def find_repeated(folder: Path, word: str, cases: Iterable[str]) -> dict[str, tu
     numbered = re.compile(rf"(?P<case>.+)_{word}_?(?P<number>\d+)")
     for name, path in _image_files(folder):
         if match := numbered.fullmatch(name):
-            found.setdefault(match["case"], []).append(((int(match["number"]), name), path))
+            found.setdefault(match["case"], []).append(((int(match["number"]), ""), path))
     for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         for name, path in _image_files(inner):
             # Within a folder the order is by name; of folders that each hold one file of a case, by theirs.
             folder_name = composed(inner.name)
             case, key = (folder_name, name) if folder_name in known else (name, folder_name)
             found.setdefault(case, []).append(((_last_number(key), key), path))
+    for case, files in found.items():
+        places = dict(files)
+        if twice := next((path for key, path in files if places[key] != path), None):
+            other = next(places[key] for key, path in files if path == twice)
+            raise UsdError(f"{folder} holds one {word} of case {case} twice: {twice} and {other}; remove one.")
     return {case: tuple(path for _, path in sorted(files)) for case, files in found.items()}
 
 
