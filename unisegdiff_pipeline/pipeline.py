@@ -297,9 +297,15 @@ def check_and_measure(
 
 
 def weights_to_follow(path: Path) -> WeightsToFollow:
-    """What a plan needs to know of weights; raises a UsdError where they cannot be read."""
+    """What a plan needs to know of weights; raises a UsdError where they cannot be read, or fit into every plan."""
     from unisegdiff_pipeline.training.pretrained import read_start
+    from unisegdiff_pipeline.training.request import SYNTHETIC
 
+    if str(path) == SYNTHETIC and not path.exists():
+        raise UsdError(
+            f"--for-weights is {SYNTHETIC}, which starts a plain network of any plan; leave it out, and name it in "
+            f"usd_train --pretrained {SYNTHETIC}."
+        )
     start = read_start(path)
     return WeightsToFollow(start.network, start.target_spacing_mm, start.description)
 

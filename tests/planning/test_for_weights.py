@@ -114,5 +114,6 @@ def test_weights_that_are_not_there_are_named(
     command: object, phantom_2d: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     roots = ["--raw", str(phantom_2d.parent), "--preprocessed", str(prepared)]
-    assert command.main(["-d", "902", *roots, "--for-weights", "/nowhere"]) == 1  # type: ignore[attr-defined]
-    assert "/nowhere does not exist" in capsys.readouterr().err
+    for source, problem in (("/nowhere", "/nowhere does not exist"), ("synthetic", "starts a plain network of any")):
+        assert command.main(["-d", "902", *roots, "--for-weights", source]) == 1  # type: ignore[attr-defined]
+        assert problem in " ".join(capsys.readouterr().err.split())
