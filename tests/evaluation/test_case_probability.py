@@ -53,6 +53,11 @@ def test_a_damaged_table_is_named(tmp_path: Path, row: str) -> None:
         report_case_probability(tmp_path, {"a": True, "b": False})
 
 
+def test_a_case_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsdError, match=r"line 4: the case 'a' stands there twice"):
+        report_case_probability(write(tmp_path, "a,0.75", "b,0.25", "a,0.5"), {"a": True, "b": False})
+
+
 def test_it_is_part_of_an_evaluation(tmp_path: Path) -> None:
     reference, prediction = tmp_path / "reference", tmp_path / "prediction"
     scheme = LabelScheme(("lesion",), ((1,),), "binary", (1,))

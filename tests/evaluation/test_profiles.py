@@ -458,7 +458,7 @@ def test_command_writes_tables_and_summary(tmp_path: Path, capsys: pytest.Captur
     assert lesion["over_cases"]["false_positive_component_ml"]["mean"] == pytest.approx(0.2)
     assert stored["picai"]["classes"][0]["pooled"]["average_precision"] == pytest.approx(0.5)
     shown = capsys.readouterr().out
-    assert "autoPET (2022 to 2024). Components have 18 neighbours." in shown
+    assert "autoPET (2022 to 2024). Components have 18 neighbours (8 in 2D)." in shown
     assert "Source: evaluation_metrics.py of github.com/ClinicalDataScience/autoPETIII" in shown
     assert f"Scores by the rule of picai: {out / 'profile_picai.csv'}" in shown
 

@@ -107,5 +107,7 @@ def _read(path: Path) -> dict[str, float]:
             value = math.nan
         if not 0 <= value <= 1:
             raise UsdError(f"{path}, line {line}: probability is {text!r}, allowed is 0 to 1; correct or delete it.")
+        if row[case] in found:
+            raise UsdError(f"{path}, line {line}: the case {row[case]!r} stands there twice; delete one of the lines.")
         found[row[case]] = value
     return found

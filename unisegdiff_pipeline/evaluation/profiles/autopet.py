@@ -48,7 +48,8 @@ AUTOPET = Profile(
     name="autopet",
     title="autoPET (2022 to 2024)",
     source="evaluation_metrics.py of github.com/ClinicalDataScience/autoPETIII; autopet-iii.grand-challenge.org",
-    rule="Components have 18 neighbours. False positive volume: predicted components without any voxel of the "
+    rule="Components have 18 neighbours (8 in 2D). "
+    "False positive volume: predicted components without any voxel of the "
     "reference; false negative volume: reference components without any voxel of the prediction. Dice and "
     "false negative volume are undefined where the reference is empty.",
     columns={

@@ -126,7 +126,7 @@ def _profile(name: str, tasks: str, options: BratsOptions) -> Profile:
         title=f"BraTS 2023, lesion-wise ({tasks})",
         source="github.com/rachitsaluja/BraTS-2023-Metrics (metrics.py); NSD as in "
         "github.com/rachitsaluja/BraTS-2024-Metrics",
-        rule=f"Components have 26 neighbours; reference components that meet after growing by "
+        rule=f"Components have 26 neighbours (8 in 2D); reference components that meet after growing by "
         f"{options.dilation_steps} voxel(s) (faces and edges) are one lesion. All predicted components that "
         "touch the grown lesion are matched to it (many-to-many) and compared with it whole. Reference "
         f"lesions of {options.min_lesion_mm3:g} {{size}} and less do not count, nor do predictions that touch them. "

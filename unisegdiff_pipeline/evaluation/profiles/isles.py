@@ -35,7 +35,8 @@ ISLES = Profile(
     title="ISLES 2022",
     source="utils/eval_utils.py of github.com/ezequieldlrosa/isles22; Hernandez Petzsche et al. 2022, Scientific Data "
     "9:762",
-    rule="Components have 26 neighbours; a reference lesion is found, and a predicted one right, where it shares a "
+    rule="Components have 26 neighbours (8 in 2D); "
+    "a reference lesion is found, and a predicted one right, where it shares a "
     "voxel with the other mask (many-to-many). F1 = TP / (TP + (FP + FN) / 2). Dice and F1 of two empty masks "
     "are 1, and 0 where one of them is empty.",
     columns={

@@ -128,7 +128,8 @@ LITS = Profile(
     name="lits",
     title="LiTS (2017)",
     source="github.com/PatrickChrist/lits-challenge-scoring; Bilic et al. 2023, Medical Image Analysis 84:102680",
-    rule="Components have 6 neighbours. Reference lesions that share most voxels with the same predicted lesion "
+    rule="Components have 6 neighbours (4 in 2D). "
+    "Reference lesions that share most voxels with the same predicted lesion "
     "are merged, then predicted lesions that share most with the same merged reference lesion; such a pair is "
     "detected where its IoU exceeds 0.5 (and, for the columns any_overlap, 0). TP are detected pairs, FP and "
     "FN the other components of each mask. The shape is that of detected pairs: VOE = 1 - IoU, RVD = "

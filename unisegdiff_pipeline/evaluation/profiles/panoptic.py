@@ -137,7 +137,8 @@ PANOPTIC = Profile(
     title="Panoptic quality, and lesions one by one",
     source="Kirillov et al. 2019, arXiv:1801.00868; Jaus et al. 2024, arXiv:2410.18684 (components); compared with "
     "panoptica 2.1 (github.com/BrainLesion/panoptica), which takes 4 neighbours in 2D",
-    rule="Components have 26 neighbours. Lesions match one to one at an IoU of at least 0.5. RQ = TP / (TP + (FP + "
+    rule="Components have 26 neighbours (8 in 2D). "
+    "Lesions match one to one at an IoU of at least 0.5. RQ = TP / (TP + (FP + "
     "FN) / 2), SQ = mean IoU of the matched pairs, PQ = RQ SQ; undefined without a reference lesion. Every "
     "reference lesion is also compared with all predicted voxels that lie nearer to it than to any other, counted "
     "in voxels (its Voronoi region; one as near to several belongs to one of them); a lesion without any has Dice and "

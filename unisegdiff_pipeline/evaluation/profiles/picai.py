@@ -110,7 +110,8 @@ PICAI = Profile(
     name="picai",
     title="PI-CAI (2022)",
     source="github.com/DIAGNijmegen/picai_eval 1.4; Saha et al. 2024, Lancet Oncology 25:879",
-    rule="Components have 26 neighbours. Candidates and lesions are matched one to one at an IoU of at least 0.1, "
+    rule="Components have 26 neighbours (8 in 2D). "
+    "Candidates and lesions are matched one to one at an IoU of at least 0.1, "
     "as many as possible and then with the largest overlap; a candidate that reaches 0.1 and is not chosen "
     "counts neither way. The confidence of a candidate is the fraction of samples that hold a voxel of it, "
     "else its mean probability, else 1, the same for all cases; that of a case is the largest of its candidates, 0 "

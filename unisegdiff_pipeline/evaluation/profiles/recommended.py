@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 
 from unisegdiff_pipeline.core.components import find_components
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.evaluation.profiles import panoptic, picai
 from unisegdiff_pipeline.evaluation.profiles.lesion_masks import DirectedDistances
 from unisegdiff_pipeline.evaluation.profiles.profile import Profile, ProfileCase, ProfileScore, dice_of, ratio, total
@@ -86,7 +87,7 @@ def notes(scores: Sequence[ProfileScore]) -> tuple[str, ...]:
             "are those of the bare mask."
         )
     if len(scores) < FEW_CASES:
-        found.append(f"With {len(scores)} cases intervals are wide: do not rank methods by the means alone.")
+        found.append(f"With {counted(len(scores), 'case')} intervals are wide: do not rank methods by the means alone.")
     return tuple(found)
 
 
