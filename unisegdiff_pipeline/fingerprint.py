@@ -579,13 +579,22 @@ def _intensity_statistics(samples: Sequence[np.ndarray], anywhere: np.ndarray) -
     foreground = np.concatenate(samples, axis=1) if samples else anywhere
     statistics = []
     for channel, outside in zip(foreground, anywhere, strict=True):
-        values = channel[np.isfinite(channel)].astype(np.float64)  # those of cases that lack the channel are NaN
-        if not values.size or np.ptp(np.percentile(values, (0.5, 99.5))) == 0:
-            values = outside[np.isfinite(outside)].astype(np.float64)
-        low, median, high = np.percentile(values, (0.5, 50, 99.5))
-        numbers = (values.mean(), values.std(), values.min(), median, values.max(), low, high)
-        statistics.append(IntensityStatistics(*(_rounded(float(v)) for v in numbers)))
+        found = _statistics_of(channel)
+        if found is None or found[5] == found[6]:
+            found = _statistics_of(outside)
+        assert found is not None
+        statistics.append(IntensityStatistics(*(_rounded(float(value)) for value in found)))
     return tuple(statistics)
+
+
+def _statistics_of(channel: np.ndarray) -> tuple[float, ...] | None:
+    """In the order of IntensityStatistics; NaN, of cases that lack the channel, is left out. None without others."""
+    values = channel[np.isfinite(channel)].astype(np.float64)
+    if not values.size:
+        return None
+    mean, std, least, most = values.mean(), values.std(), values.min(), values.max()
+    low, median, high = np.percentile(values, (0.5, 50, 99.5), overwrite_input=True)
+    return mean, std, least, median, most, low, high
 
 
 def _percentiles(values: Sequence[float]) -> Percentiles | None:

@@ -174,6 +174,7 @@ def test_a_corrected_spacing_beside_a_stack_is_predicted_again(tmp_path: Path) -
 def test_an_image_too_large_for_the_memory_at_the_planned_spacing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = PreprocessingPlan((0, 1, 2), (1.0, 1.0, 1.0), ("zscore",), (False,), ())
     volume = Volume(np.ones((1, 10, 10, 10), np.float32), Geometry((10.0, 10.0, 10.0)))
+    monkeypatch.setattr("unisegdiff_pipeline.preprocessing.preprocessor.UNCHECKED_GB", 0)
     monkeypatch.setattr("unisegdiff_pipeline.preprocessing.preprocessor.available_memory_gb", lambda: 0.0039)
     with pytest.raises(UsdError, match=r"'a' has 100 x 100 x 100 voxels at the planned spacing of 1 x 1 x 1 mm"):
         preprocess_image(volume, plan, "a")

@@ -54,7 +54,7 @@ def from_jsonable(cls: type[T], data: Any, path: str = "") -> T:
 
 
 def _convert(annotation: Any, data: Any, path: str) -> Any:
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    origin, args, is_dataclass = _form_of(annotation)
     if annotation is Any:
         return data
     if origin is typing.Annotated:
@@ -73,7 +73,7 @@ def _convert(annotation: Any, data: Any, path: str) -> Any:
                 f"{path} is {_shown(data)}, allowed is one of {', '.join(map(repr, args))}; correct the value."
             )
         return data
-    if dataclasses.is_dataclass(annotation):
+    if is_dataclass:
         return _convert_dataclass(typing.cast(type, annotation), data, path)
     if origin is tuple:
         _require(isinstance(data, list), path, "a list", data)
@@ -128,8 +128,7 @@ def formerly(name: str) -> dict[str, str]:
 def _convert_dataclass(cls: type, data: Any, path: str) -> Any:
     _require(isinstance(data, dict), path, "an object", data)
     hints = _type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    names = {f.metadata[FORMERLY]: f.name for f in fields.values() if FORMERLY in f.metadata}
+    fields, names = _fields_of(cls)
     data = {key if names.get(key) in (None, *data) else names[key]: value for key, value in data.items()}
     prefix = "" if path == "(top level)" else f"{path}."
     for key in data:
@@ -145,6 +144,19 @@ def _convert_dataclass(cls: type, data: Any, path: str) -> Any:
         return cls(**values)
     except ValueError as error:  # what the dataclass itself does not allow
         raise UsdError(f"{prefix and path + ': '}{error}; correct the value.") from None
+
+
+# Files of many cases ask the same few types thousands of times.
+@functools.cache
+def _form_of(annotation: Any) -> tuple[Any, tuple[Any, ...], bool]:
+    return typing.get_origin(annotation), typing.get_args(annotation), dataclasses.is_dataclass(annotation)
+
+
+@functools.cache
+def _fields_of(cls: type) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, str]]:
+    """Fields of a dataclass by name, and present names by former ones."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    return fields, {f.metadata[FORMERLY]: f.name for f in fields.values() if FORMERLY in f.metadata}
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.geometry import Geometry, Shape
+from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Shape
 
 MIN_SPACING_MM, MAX_SPACING_MM = 1e-7, 1e5  # 0.1 nm, less than an atom, and 100 m
 MAX_ORIGIN_MM = 1e9
@@ -92,7 +92,8 @@ def check_geometry(path: Path, geometry: Geometry) -> None:
             f"{path} has no valid geometry: the origin is {_numbers(origin)} mm (x, y, z), allowed is up to "
             f"{MAX_ORIGIN_MM:g}; write the true origin into its header."
         )
-    nearest_rotation(path, np.reshape(geometry.direction, (3, 3)))
+    if geometry.direction != IDENTITY_DIRECTION:
+        nearest_rotation(path, np.reshape(geometry.direction, (3, 3)))
 
 
 def _numbers(values: np.ndarray) -> str:

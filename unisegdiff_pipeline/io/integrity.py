@@ -119,7 +119,7 @@ def read_case(case: RawCase, description: DatasetDescription, scratch: Scratch |
         try:
             # Missing and superfluous files are named by _check_files; what the others hold is looked at all the same.
             whole = len(description.channel_names)
-            fits = channel_problem(case.image_paths, whole, case.channels) is None
+            fits = not _in_few_files(case, whole) and channel_problem(case.image_paths, whole, case.channels) is None
             image = read_image(case.image_paths, case.num_channels(whole) if fits else None, scratch)
         except UsdError as error:
             problems.append(_from_error(error, case.image_paths))
@@ -140,7 +140,7 @@ def check_case(
     """Check one case, on `volumes` where it has been read already; of what `scratch` made nothing stays in memory."""
     scratch = scratch or Scratch()
     volumes = read_case(case, description) if volumes is None else volumes
-    problems = [*volumes.problems, *_check_files(case, description)]
+    problems = [*volumes.problems, *_check_files(case, description, volumes.image)]
     warnings: list[Problem] = []
     image, labels, image_hash = volumes.image, volumes.labels, None
     if image is not None:
@@ -224,7 +224,12 @@ def _try_labels(path: Path, problems: list[Problem]) -> Volume | None:
         return None
 
 
-def _check_files(case: RawCase, description: DatasetDescription) -> Iterable[Problem]:
+def _in_few_files(case: RawCase, num_channels: int) -> bool:
+    """Whether files must hold several channels each; how many they do is known when they have been read."""
+    return case.channels is None and len(case.image_paths) < num_channels
+
+
+def _check_files(case: RawCase, description: DatasetDescription, image: Volume | None) -> Iterable[Problem]:
     ending = description.file_ending
     if not case.image_paths:
         yield Problem(
@@ -241,7 +246,8 @@ def _check_files(case: RawCase, description: DatasetDescription) -> Iterable[Pro
         )
     absent = [path for path in case.image_paths if not path.exists()]
     whole = len(description.channel_names)
-    if not absent and (problem := channel_problem(case.image_paths, whole, case.channels)):
+    is_whole = _in_few_files(case, whole) and image is not None and len(image.array) == whole
+    if not absent and not is_whole and (problem := channel_problem(case.image_paths, whole, case.channels)):
         names = ", ".join(description.channel_names)
         last = len(description.channel_names) - 1
         suffixes = f"{names} (_0000 to _{last:04d})" if last else f"{names} (_0000)"

@@ -91,6 +91,7 @@ __all__ = [
 
 # Below this size of all images together, threads are done before worker processes have started.
 SMALL_JOB_BYTES = 2_000_000_000
+UNCHECKED_GB = 0.05  # asking for the free memory takes as long as resampling a small image
 
 
 def preprocess_image(
@@ -180,7 +181,7 @@ def _require_likely_spacing(volume: Volume, turn: Reorientation, plan: Preproces
 
 def _require_fitting(channels: int, shape: Sequence[int], spacing_mm: Sequence[float], case_id: str) -> None:
     needed_gb = 4 * channels * math.prod(shape) / 1e9
-    if needed_gb > (free_gb := available_memory_gb()):
+    if needed_gb > UNCHECKED_GB and needed_gb > (free_gb := available_memory_gb()):
         raise UsdError(
             f"case {case_id!r} has {' x '.join(map(str, shape))} voxels at the planned spacing of "
             f"{' x '.join(f'{s:.4g}' for s in spacing_mm)} mm: {needed_gb:.1f} GB, but {free_gb:.1f} GB of memory are "

@@ -120,8 +120,9 @@ def counts(fingerprint: Fingerprint) -> Html:
 
 def length_scale(fingerprint: Fingerprint, units: Units) -> float:
     """Factor of the fingerprint's millimetres; files of unknown pixel size may have made one up, which it undoes."""
-    pixels = [spacing for case in fingerprint.cases for spacing in case.spacing_mm[1:]]
-    return 1.0 if units.length == "mm" else 1 / float(np.median(pixels))
+    if units.length == "mm":
+        return 1.0
+    return 1 / float(np.median([spacing for case in fingerprint.cases for spacing in case.spacing_mm[1:]]))
 
 
 def size_scale(fingerprint: Fingerprint, units: Units) -> float:

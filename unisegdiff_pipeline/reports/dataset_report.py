@@ -364,17 +364,18 @@ def _cases(fingerprint: Fingerprint, units: Units) -> Section:
         Column(f"thickest {units.length}", digits=1),
     ]
     rows = []
+    scales = size_scale(fingerprint, units), length_scale(fingerprint, units)  # each is made of all cases
     for case in shown:
-        row = _case_row(fingerprint, case, units)
+        row = _case_row(fingerprint, case, units, scales)
         rows.append([row[0], *([case.group or ""] if with_groups else []), *row[1:]])
     left = len(fingerprint.cases) - len(shown)
     intro = f"The first {len(shown)} cases; {left} more are in fingerprint.json." if left else ""
     return Section("Cases", [table(Table(columns, rows, caption=counted(len(rows), "case"), searchable=True))], intro)
 
 
-def _case_row(fingerprint: Fingerprint, case: CaseFingerprint, units: Units) -> list[Cell]:
-    volumes = [v * size_scale(fingerprint, units) for c in case.classes for v in c.volumes_mm3[:1]]
-    thickness = [t * length_scale(fingerprint, units) for c in case.classes for t in c.thickness_mm]
+def _case_row(fingerprint: Fingerprint, case: CaseFingerprint, units: Units, scales: tuple[float, float]) -> list[Cell]:
+    volumes = [v * scales[0] for c in case.classes for v in c.volumes_mm3[:1]]
+    thickness = [t * scales[1] for c in case.classes for t in c.thickness_mm]
     shape, spacing = _axes(fingerprint, case.shape), _axes(fingerprint, case.spacing_mm)
     size: list[Cell] = [Shown(_times(f"{s:.3g}" for s in spacing), math.prod(spacing))]
     return [

@@ -125,7 +125,8 @@ def _spacing(facts: Fingerprint, units: Units) -> Cell:
 def _sizes(facts: Fingerprint, units: Units) -> Cell:
     """Median of each case's largest component, and the 10th and 90th percentile."""
     largest = [max((v for c in case.classes for v in c.volumes_mm3[:1]), default=0.0) for case in facts.cases]
-    found = [value * size_scale(facts, units) for value in largest if value > 0]
+    scale = size_scale(facts, units)
+    found = [value * scale for value in largest if value > 0]
     if not found:
         return None
     low, median, high = np.quantile(found, (0.1, 0.5, 0.9)).tolist()
