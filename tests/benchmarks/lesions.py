@@ -96,10 +96,9 @@ class Training:
         cases = self.found.plain if mask == PLAIN else self.found.validation
         return [scores(own, lesion_filter, case.units.size) for case in cases for own in case.classes]
 
-    @property
-    def auroc(self) -> float:
+    def auroc(self, mask: str) -> float:
         """Of the probability that a case holds any lesion, as cases.csv has it; NaN where it is not calibrated."""
-        calibration = self.settings.case_calibration
+        calibration = (self.rechosen if mask == RECHOSEN else self.settings).case_calibration
         if calibration is None:
             return math.nan
         cases = self.found.validation
@@ -192,7 +191,7 @@ def score_lines(trainings: Sequence[Training]) -> list[str]:
                 _number(detected / reference),
                 _number(_mean([row["alarms"] for row in rows]), 2),
                 f"{sum(alarmed):.0f} of {len(alarmed)}" if alarmed else "-",
-                _number(one.auroc, 2) if mask == FILTERED else "",
+                _number(one.auroc(mask), 2) if mask in (FILTERED, RECHOSEN) else "",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -212,7 +211,7 @@ def difference_lines(trainings: Sequence[Training]) -> list[str]:
             for name, words in SCORES.items():
                 pair = [[row[name] for one in own for row in one.scores(mask)] for mask in (first, second)]
                 found = paired_comparison(pair[0], pair[1], groups, resamples=10_000)
-                if found.n:
+                if found.wins or found.losses:  # else the filter took nothing
                     seeds = ", ".join(str(one.seed) for one in own)
                     interval = f"{found.mean_difference:+.3f} [{found.ci_low:+.3f}, {found.ci_high:+.3f}]"
                     what = f"{dataset} | {STARTS[arm]} | {seeds} | {first} - {second} | {words}"
