@@ -255,7 +255,8 @@ def _enclosing(
         labels = parts[source.name].description.labels
         for value in labels.allowed_values - {labels.ignore_value}:
             targets = {source.label_map[name] for name in labels.regions_of(value)} - {BACKGROUND}
-            together |= {frozenset(targets)} if targets and IGNORE not in targets else set()
+            if targets and IGNORE not in targets:
+                together.add(frozenset(targets))
     alone = {name: frozenset([name]) for name in names}
     holding = {name: [classes for classes in together if name in classes] or [alone[name]] for name in names}
     found = {name: frozenset.intersection(*classes) for name, classes in holding.items()}
