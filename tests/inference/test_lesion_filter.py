@@ -50,6 +50,12 @@ def test_sizes_of_another_unit_do_not_count() -> None:
     assert found.rule("lesion", "ml").min_size == 3
     assert found.rule("lesion", "pixels2") == LesionRule(max_lesions=2)
     assert found.rule("another", "ml") == LesionRule()
+    assert found.void_in("ml") == ""
+    assert LesionFilter(rules={"lesion": LesionRule(max_lesions=2)}, unit="ml").void_in("pixels2") == ""
+    assert found.void_in("pixels2") == (
+        "the lesion filter of lesion asks for a smallest size in ml, but this image is measured in pixels2: that part "
+        "of it removes nothing"
+    )
 
 
 def test_what_a_filter_cannot_do_without_samples_is_said() -> None:

@@ -316,6 +316,17 @@ def test_an_organ_is_not_counted(tmp_path: Path) -> None:
     assert "1 of 1 lesions found" in text
 
 
+def test_one_case_has_no_limits_of_agreement_and_counts_are_counts(tmp_path: Path) -> None:
+    mask = np.array([[[1, 1, 0, 0], [0, 0, 0, 0]]], np.uint8)
+    for folder in ("labelsTs", "masks"):
+        write_labels(tmp_path / folder / "a.nii.gz", mask, Geometry())
+    found = evaluated(tmp_path / "labelsTs", tmp_path / "masks", profiles=("lits",))
+    text = write_evaluation_report(tmp_path / "out", found).read_text(encoding="utf-8")
+    assert "lesion, 1 case: mean difference +0 " in text
+    assert "limits of agreement" not in text
+    assert re.search(r">sum_<wbr>voxels</td><td class=\"number\" data-value=\"4.0\">4.0</td>", text)
+
+
 def test_a_panel_without_any_outline_says_so(tmp_path: Path) -> None:
     """An empty prediction of several classes looked like the image alone; here the reference's panel has outlines."""
     mask = np.array([[[0, 0, 0, 0], [0, 1, 2, 0], [0, 1, 2, 0], [0, 0, 0, 0]]], np.uint8)

@@ -103,6 +103,16 @@ class LesionFilter:
             f"there are no samples: that part of it removes nothing"
         )
 
+    def void_in(self, unit: SizeUnit) -> str:
+        """What does not hold for an image whose sizes have this unit, in words; empty where nothing is lost."""
+        names = [name for name, rule in self.rules.items() if rule.min_size > 0]
+        if not names or unit == self.unit:
+            return ""
+        return (
+            f"the lesion filter of {', '.join(names)} asks for a smallest size in {self.unit}, but this image is "
+            f"measured in {unit}: that part of it removes nothing"
+        )
+
 
 NO_FILTER = LesionFilter()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.units import units_of
 from unisegdiff_pipeline.inference.cases import CaseCounter, CaseSummary, highest_probability
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.guarantees import Promises
@@ -16,6 +18,8 @@ from unisegdiff_pipeline.inference.restoring import restore_samples
 from unisegdiff_pipeline.inference.volumes import ClassVolume, VolumeCounter
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ def find_lesions(
         found.scratch.release()
     if not found.lesion_filter.keeps_all:
         geometry = properties.geometry
+        if void := found.lesion_filter.void_in(units_of(geometry.is_2d, spacing_known).size):
+            LOGGER.warning("%s: %s", properties.case_id, void)
         lesions.keep_only(
             found.lesion_filter, mask, geometry.spacing_mm, is_2d=geometry.is_2d, spacing_known=spacing_known
         )

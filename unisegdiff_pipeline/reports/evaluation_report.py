@@ -358,6 +358,15 @@ def _lesion_dice_by_size(evaluation: Evaluation, entry: ClassReport) -> dict[str
     return groups
 
 
+def _agreement(reference: Sequence[float], predicted: Sequence[float], unit: str) -> str:
+    """What a Bland-Altman plot shows, in words behind the number of cases; limits take two cases at least."""
+    bias, low, high = charts.limits_of_agreement(reference, predicted)
+    if not reference:
+        return ""
+    limits = f", limits of agreement {charts.signed(low)} to {charts.signed(high)}" if len(reference) > 1 else ""
+    return f": mean difference {charts.signed(bias)} {unit}{limits}"
+
+
 def _volumes(evaluation: Evaluation) -> Section:
     report = evaluation.report
     unit, word = report.units.size_text, report.units.size_word
@@ -367,12 +376,8 @@ def _volumes(evaluation: Evaluation) -> Section:
         overlaps = [result.overlap for result in of_class(evaluation.cases, entry.class_name)]
         volumes = [(o.reference_ml, o.predicted_ml) for o in overlaps if o.reference_ml or o.predicted_ml]
         reference, predicted = [a for a, _ in volumes], [b for _, b in volumes]
-        bias, low, high = charts.limits_of_agreement(reference, predicted)
         content = charts.draw_bland_altman(reference, predicted, unit, series_color(index), word)
-        caption = (
-            f"{entry.class_name}, {counted(len(volumes), 'case')}: mean difference {charts.signed(bias)} {unit}, "
-            f"limits of agreement {charts.signed(low)} to {charts.signed(high)}."
-        )
+        caption = f"{entry.class_name}, {counted(len(volumes), 'case')}{_agreement(reference, predicted, unit)}."
         figures.append(figure(content, caption))
     for index, entry in enumerate(report.classes[:DRAWN_CLASSES]):
         if entry.rank_histogram:

@@ -16,6 +16,7 @@ from unisegdiff_pipeline.reports.page import (
     Section,
     Shown,
     Table,
+    format_number,
     notice,
     paragraph,
     subsection,
@@ -60,13 +61,14 @@ def _rows(name: str, entry: ClassProfile, units: Units) -> list[list[Cell]]:
     profile = find_profile(name)
     rows: list[list[Cell]] = []
     for column, summary in entry.over_cases.items():
-        interval = interval_text(summary, 3) or UNDEFINED
+        digits = 1 if column.startswith("num_") or column.endswith("_voxels") else 3  # one for means of counts
+        interval = interval_text(summary, digits) or UNDEFINED
         rows.append(
             [
                 units.name(column),
-                summary.mean,
+                Shown(format_number(summary.mean, digits), summary.mean),
                 Shown(interval, summary.ci_low),
-                summary.median,
+                Shown(format_number(summary.median, digits), summary.median),
                 summary.n,
                 profile.meaning(column, units),
             ]
