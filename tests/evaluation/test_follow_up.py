@@ -226,6 +226,8 @@ def test_two_predictions_say_themselves_what_their_values_mean(
     (baseline / "manifest.json").write_text(json.dumps({"labels": two}))
     assert usd_evaluate(words) == 1
     assert f"{baseline} has the classes x (1), z (2) by its manifest.json" in error_of(capsys)
+    assert usd_evaluate(["--follow-up", *(str(folder / "b.nii.gz") for folder in (baseline, follow_up))]) == 1
+    assert f"by its manifest.json, but {follow_up / 'manifest.json'} has x (1)" in error_of(capsys)
     (baseline / "manifest.json").write_text(json.dumps({"labels": other}))  # another name of the same value
     assert usd_evaluate(words) == 0
 

@@ -116,9 +116,14 @@ def _dataset_json_of(prediction: Path) -> Path | None:
     return Path(model) / "dataset.json" if isinstance(model, str) and is_unified(Path(model)) else None
 
 
+def _manifest_path(prediction: Path) -> Path:
+    """Where the manifest.json of a prediction, a folder or one of its files, would lie."""
+    return (prediction if prediction.is_dir() else prediction.parent) / MANIFEST
+
+
 def _manifest_of(prediction: Path) -> dict[str, Any]:
     """What the manifest.json of a prediction says; nothing where there is none, or one of another program."""
-    path = (prediction if prediction.is_dir() else prediction.parent) / MANIFEST
+    path = _manifest_path(prediction)
     try:
         return read_object(path) if path.is_file() else {}
     except UsdError:
@@ -142,7 +147,7 @@ def _meaning_of_manifest(reference: Path, prediction: Path) -> Meaning | None:
     own = _labels_of_manifest(prediction)
     if own is None or (_dataset_json_of(prediction) or _dataset_json_above(reference)) is not None:
         return None
-    _require_same_values(reference, prediction / MANIFEST, own)
+    _require_same_values(reference, _manifest_path(prediction), own)
     return Meaning(own, bool(_manifest_of(prediction).get("spacing_known", True)))
 
 
