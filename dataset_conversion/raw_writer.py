@@ -139,7 +139,8 @@ def write_raw_dataset(conversion: Conversion, raw_root: Path) -> Path:
             if not isinstance(error, MappedCasesError):
                 raise
             failed = f"{len(error.failures)} of {len(cases)} cases cannot be converted; nothing was written"
-            raise UsdError(f"{failed}. {' | '.join(error.failures.values())}") from None  # each names its file
+            reasons = (f"{name}: {reason}" for name, reason in error.failures.items())
+            raise UsdError(f"{failed}. {' | '.join(reasons)}") from None
     return target
 
 

@@ -178,7 +178,9 @@ def test_all_cases_that_do_not_fit_are_named_in_one_run(tmp_path):
     for case, size in (("a", (6, 8)), ("b", (6, 9)), ("c", (5, 8))):
         picture(tmp_path / f"images/{case}.png")
         mask(tmp_path / f"masks/{case}.png", size=size)
-    refused(tmp_path, r"^2 of 3 cases cannot be converted; nothing was written\. .*b\.png has .* \| .*c\.png has ")
+    refused(
+        tmp_path, r"^2 of 3 cases cannot be converted; nothing was written\. b: .*b\.png has .* \| c: .*c\.png has "
+    )
 
 
 @pytest.mark.parametrize("threshold", [None, 0.5])  # the mask is copied, or written anew
