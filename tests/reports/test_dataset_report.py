@@ -249,11 +249,23 @@ def test_what_is_unchanged_is_not_drawn_again(
     raw = open_raw_dataset(shutil.copytree(phantom_2d, tmp_path / phantom_2d.name))
     fingerprint, _ = extract_fingerprint(raw, workers=0)
     folder = prepared(tmp_path, fingerprint, None)
+    write_dataset_report(folder, raw=raw)
+    middle = next(case for case in raw.cases if case.case_id == chosen_cases(fingerprint.cases)[1].case_id)
+    os.utime(middle.image_paths[0], (1, 1))
     first = write_dataset_report(folder, raw=raw).read_bytes()
+    (folder / "dataset_report.html").unlink()
+    assert write_dataset_report(folder, raw=raw).read_bytes() == first  # what is kept and what is new do not mix
     drawn: list[str] = []
     monkeypatch.setattr(figures, "_inline", lambda svg, alt: drawn.append(alt) or Html(f"<svg>{alt}</svg>"))
     assert write_dataset_report(folder, raw=raw).read_bytes() == first
     assert not drawn
+    start, end = b"<!--drawn from", b"<!--end of drawn-->"
+    for damaged in (first.replace(b"</svg>", b"", 1), first.replace(end, b"", 1), first.replace(start, b"", 1)):
+        (folder / "dataset_report.html").write_bytes(damaged)
+        write_dataset_report(folder, raw=raw)
+        assert 0 < len(drawn) < first.count(start)
+        drawn.clear()
+        (folder / "dataset_report.html").write_bytes(first)
     small = next(case for case in raw.cases if case.case_id == chosen_cases(fingerprint.cases)[0].case_id)
     os.utime(small.image_paths[0], (1, 1))
     write_dataset_report(folder, raw=raw)

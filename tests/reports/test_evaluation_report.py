@@ -340,9 +340,9 @@ def test_a_panel_without_any_outline_says_so(tmp_path: Path) -> None:
 
 def test_one_picture_under_several_outlines_is_held_once(flat: tuple[Evaluation, Path]) -> None:
     text = (flat[1] / "report.html").read_text(encoding="utf-8")
-    pictures = re.findall(r'<image id="picture-\d+" xlink:href="(data:[^"]*)"', text)
+    pictures = re.findall(r'<image id="picture-\w+" xlink:href="(data:[^"]*)"', text)
     assert len(pictures) == len(set(pictures))
-    assert set(re.findall(r'<use xlink:href="#(picture-\d+)"', text)) <= set(re.findall(r'id="(picture-\d+)"', text))
+    assert set(re.findall(r'<use xlink:href="#(picture-\w+)"', text)) <= set(re.findall(r'id="(picture-\w+)"', text))
     assert len(re.findall(r'<use xlink:href="#picture-', text)) > len(pictures) / 2
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.reports.page import (
     Column,
     Html,
@@ -265,8 +266,9 @@ def test_the_same_picture_is_held_once() -> None:
     first, other = (f'<image xlink:href="data:image/png;base64,{data}" width="2"/>' for data in ("AAAA", "BBBB"))
     text = render_page(Page("x", [Section("s", [Html(f"<svg>{first}</svg><svg>{first}</svg><svg>{other}</svg>")])]))
     assert text.count("base64,AAAA") == text.count("base64,BBBB") == 1
-    assert '<svg><image id="picture-1" xlink:href="data:image/png;base64,AAAA" width="2"/></svg>' in text
-    assert '<svg><use xlink:href="#picture-1"/></svg>' in text
+    name = f"picture-{text_hash(first)}"
+    assert f'<svg><image id="{name}" xlink:href="data:image/png;base64,AAAA" width="2"/></svg>' in text
+    assert f'<svg><use xlink:href="#{name}"/></svg>' in text
 
 
 def test_names_sort_by_their_numbers_and_the_keyboard_works(report: Path, open_page: Callable) -> None:

@@ -1,6 +1,7 @@
 """Figures of a page that was written before, for a new one: what shows the same as then is not drawn again.
 
-Drawing is most of the work of a report. Each kept figure stands between comments that name what it was drawn from.
+Drawing is most of the work of a report. Each kept figure stands between comments that name what it was drawn from, and
+its own hash: a figure of a page that was damaged or edited is drawn again.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import ParamSpec
 
 from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.core.version import __version__
-from unisegdiff_pipeline.reports.page import Html
+from unisegdiff_pipeline.reports.page import Html, sharing_pictures
 
 P = ParamSpec("P")
-_KEPT = re.compile(r"<!--drawn from ([0-9a-f]{32})-->(.*?)<!--end of drawn-->", re.DOTALL)
+_KEPT = re.compile(r"<!--drawn from ([0-9a-f]{32}) as ([0-9a-f]{32})-->(.*?)<!--end of drawn-->", re.DOTALL)
 
 
 class KeptFigures:
@@ -29,7 +30,8 @@ class KeptFigures:
     def __init__(self, path: Path, facts: str) -> None:
         self._facts = facts
         page = path.read_text("utf-8", errors="replace") if path.is_file() else ""
-        self._kept = dict(_KEPT.findall(page))
+        found = _KEPT.findall(page)
+        self._kept = {key: content for key, content_hash, content in found if text_hash(content) == content_hash}
 
     def draw(self, function: Callable[P, Html], of: str, *args: P.args, **kwargs: P.kwargs) -> Html:
         """The figure that `function` draws, taken from the former page where it has it.
@@ -40,5 +42,6 @@ class KeptFigures:
         """
         key = text_hash("\n".join((__version__, self._facts, function.__module__, function.__qualname__, of)))
         content = self._kept.get(key)
-        drawn = function(*args, **kwargs) if content is None else content
-        return Html(f"<!--drawn from {key}-->{drawn}<!--end of drawn-->")
+        # Pictures are shared within a figure alone: another one that holds them may be gone from the next page.
+        drawn = sharing_pictures(function(*args, **kwargs)) if content is None else content
+        return Html(f"<!--drawn from {key} as {text_hash(drawn)}-->{drawn}<!--end of drawn-->")

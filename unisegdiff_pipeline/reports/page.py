@@ -19,7 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Literal
 
-from unisegdiff_pipeline.core.files import atomic_path
+from unisegdiff_pipeline.core.files import atomic_path, text_hash
 
 MANY_COLUMNS = 12  # more are printed across a page in landscape
 ASSETS = Path(__file__).parent / "assets"
@@ -281,7 +281,7 @@ def render_page(page: Page) -> str:
     footer = f"<footer>{markup(page.footer)}</footer>" if page.footer else ""
     body = f"<header><h1>{markup(page.title)}</h1>{subtitle}</header>{navigation}<main>{''.join(page.lead)}{sections}"
     _require_self_contained(body + footer)
-    body = _sharing_pictures(body)
+    body = sharing_pictures(body)
     return "\n".join([_head(page), f"<body>{body}</main>{footer}", f"<script>{_asset('page.js')}</script>", "</html>"])
 
 
@@ -296,6 +296,24 @@ def write_page(path: Path, page: Page) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def sharing_pictures(body: str) -> Html:
+    """Let figures that hold the same picture, such as one slice under several outlines, hold it once.
+
+    Its name is made of its content: parts of a page that were shared alone, or on another day, mix with others.
+    """
+    found: set[str] = set()
+
+    def once(match: re.Match[str]) -> str:
+        element = match[0]
+        name = f"picture-{text_hash(element)}"
+        if name in found:
+            return f'<use xlink:href="#{name}"/>'
+        found.add(name)
+        return f'<image id="{name}"{element.removeprefix("<image")}'
+
+    return Html(re.sub(r'<image xlink:href="data:[^"]*"[^>]*/>', once, body))
 
 
 def format_number(value: float | int | None, digits: int = 3) -> str:
@@ -363,20 +381,6 @@ def _cell(cell: Cell, column: Column) -> str:
 def _breakable(text: Html) -> str:
     """Let long names, such as those of cases and of fields, be wrapped between their parts."""
     return text if "<" in text else Html(re.sub(r"((?<=\w)_|(?<=[^\W\d_])\.)(?=\w)", r"\1<wbr>", text))
-
-
-def _sharing_pictures(body: str) -> str:
-    """Let figures that hold the same picture, such as one slice under several outlines, hold it once."""
-    found: dict[str, str] = {}
-
-    def once(match: re.Match[str]) -> str:
-        element = match[0]
-        if element in found:
-            return f'<use xlink:href="#{found[element]}"/>'
-        found[element] = f"picture-{len(found) + 1}"
-        return f'<image id="{found[element]}"{element.removeprefix("<image")}'
-
-    return re.sub(r'<image xlink:href="data:[^"]*"[^>]*/>', once, body)
 
 
 def _require_self_contained(body: str) -> None:
