@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +91,24 @@ def test_measuring_leaves_no_hook_behind() -> None:
     with LastLayerGradients(head):
         head(torch.zeros(1, 1, 2, 2))
     assert not head._forward_hooks
+
+
+def test_what_is_measured_is_not_compiled_and_what_follows_is_even_after_an_error() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+    head, x = nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2)
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(head, backend=backend)
+    with pytest.raises(RuntimeError, match="to have 1 channels"), LastLayerGradients(head):
+        compiled(torch.zeros(1, 2, 2, 2))
+    with LastLayerGradients(head):
+        compiled(x)
+    assert not graphs
+    compiled(x)
+    assert len(graphs) == 1
 
 
 def test_dice_of_the_estimated_mask() -> None:
