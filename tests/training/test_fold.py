@@ -96,6 +96,9 @@ def test_the_lesion_filter_is_chosen_on_all_held_out_cases_that_time_allows(monk
         assert examined == {**of_others, "b": settings.calibration}
         assert chosen_of == ["a", "b"]
         assert said[-1] == "the lesion filter is chosen on 2 of 4 held-out cases, for lack of time (--max-time)"
+        run.holdout_cases = ("c", "d")
+        fold._chosen(run, None, settings, Costs())  # type: ignore[arg-type]
+        assert said[-1] == "no lesion filter is chosen, for lack of time (--max-time)"
         run.is_asked_to_end = True
         examined.clear()
         fold._chosen(run, None, settings, Costs())  # type: ignore[arg-type]

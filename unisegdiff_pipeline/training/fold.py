@@ -279,7 +279,8 @@ def _chosen(
             found.append(case)
     if limit.exceeded:
         of_all = f"{len(found)} of {counted(len(calibrations), 'held-out case')}"
-        run.log.say(f"the lesion filter is chosen on {of_all}, for lack of time (--max-time)")
+        chosen = f"the lesion filter is chosen on {of_all}" if found else "no lesion filter is chosen"
+        run.log.say(f"{chosen}, for lack of time (--max-time)")
     lesions = choose_lesions(found, run.plans.labels.names, numbers_of_objects(run.held_out))
     return (settings if lesions is None else lesions.settings(settings)), choice
 
