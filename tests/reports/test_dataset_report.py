@@ -23,6 +23,7 @@ from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.dataset_pictures import chosen_cases
 from unisegdiff_pipeline.reports.dataset_report import write_dataset_report
 from unisegdiff_pipeline.reports.dataset_warnings import data_warnings
+from unisegdiff_pipeline.reports.kept_figures import KeptFigures
 from unisegdiff_pipeline.reports.page import Html
 
 REVIEWED = Path(__file__).resolve().parents[2] / "plans"
@@ -240,6 +241,11 @@ def test_the_same_facts_give_the_same_page(tmp_path: Path) -> None:
     first = write_dataset_report(folder).read_bytes()
     shutil.copytree(folder, tmp_path / "b")
     assert write_dataset_report(tmp_path / "b").read_bytes() == first
+
+
+def test_a_former_page_that_cannot_be_read_keeps_nothing(tmp_path: Path) -> None:
+    text = KeptFigures(tmp_path, "facts").draw(lambda: Html("drawn"), "it")  # a folder, which no one can read as a file
+    assert "-->drawn<!--" in text
 
 
 def test_what_is_unchanged_is_not_drawn_again(

@@ -23,13 +23,16 @@ class KeptFigures:
     """The figures of a former page by what they were drawn from.
 
     Args:
-        path: the former page; may be missing.
+        path: the former page; may be missing or unreadable.
         facts: whatever all figures are drawn from, as a text; it may stand for data by their hash.
     """
 
     def __init__(self, path: Path, facts: str) -> None:
         self._facts = facts
-        page = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+        try:
+            page = path.read_text("utf-8", errors="replace")
+        except OSError:
+            page = ""
         found = _KEPT.findall(page)
         self._kept = {key: content for key, content_hash, content in found if text_hash(content) == content_hash}
 
