@@ -240,6 +240,18 @@ def test_a_tile_is_timed_where_a_whole_case_takes_too_long(monkeypatch: pytest.M
     assert run.log.said == ["timing the prediction of one of 125 tiles of a case"]
 
 
+def test_pictures_of_a_unified_data_set_are_not_reserved_the_time_of_its_volumes() -> None:
+    """Two of ten validation cases are volumes of 125 tiles like the timed one, the others are one tile each."""
+    run = volume_run(100)
+    sizes = dict.fromkeys(run.validation_cases, 8) | {"a": 24, "f": 24}
+    run.data = SimpleNamespace(open=lambda case: SimpleNamespace(image=np.zeros((1, *[sizes[case]] * 3), np.float32)))
+    assert module._validation_size(run, MODEL, 125) == 1  # cases of an ordinary data set are taken to be alike
+    run.configuration.sources = object()
+    size = module._validation_size(run, MODEL, 125)
+    assert size == pytest.approx((2 * 125 + 8) / 10 / 125)
+    assert Costs(segment_s=5.0, validation_size=size).validation_s(run) == pytest.approx(10 * 2 * 5.0 * size)
+
+
 def test_a_whole_case_is_timed_where_it_surely_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = Tiles(monkeypatch, segment_s=0.1, sample_s=0.4, active=3)
     found = measure_costs(volume_run(3000), MODEL)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted, format_duration
 from unisegdiff_pipeline.inference.limits import Limits
-from unisegdiff_pipeline.inference.sliding_window import plan_tiles, prediction_window
+from unisegdiff_pipeline.inference.sliding_window import TileGrid, plan_tiles, prediction_window
 from unisegdiff_pipeline.inference.volume_sampler import SamplingFacts
 from unisegdiff_pipeline.io.sources import cases_by_source
 from unisegdiff_pipeline.networks.layout import to_device
@@ -41,6 +43,7 @@ DESCRIBING_FRACTION = 0.02  # of the time budget, for what phase 1 is like on th
 CHOOSING_PASSES = 12
 FEWEST_CASES = 6  # to choose on, however short the time is
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
+COUNTED_CASES = 50  # validation cases of a unified data set whose tiles are counted
 MEASURING_FRACTION = 0.0125  # of the time budget, for timing; a training times four times at most
 # Seconds of samples by seconds of the segmenter where time is too short to measure them; between 1 and 10 were seen.
 ASSUMED_SAMPLING = 10.0
@@ -66,11 +69,13 @@ class Costs:
     """Seconds that one held-out case takes to segment, and on top to sample masks by the default sampler.
 
     `search` is how far samplers are to be searched; it decides what choosing and the final validation may take.
+    `validation_size` is how many times as many tiles a validation case has, in the mean, as the one that was timed.
     """
 
     segment_s: float = 0.0
     sample_s: float = 0.0
     search: Search = FULL_SEARCH
+    validation_size: float = 1.0
 
     @property
     def choosing_s(self) -> float:
@@ -107,7 +112,7 @@ class Costs:
         """Seconds of the final validation with the most calls that the samplers of mean and masks may take."""
         sampling_s = self.sample_s * self.search.most_calls / QUICK_SEARCH.most_calls
         # Restoring and scoring a case cost about as much as segmenting it.
-        return len(run.validation_cases) * (2 * self.segment_s + sampling_s)
+        return len(run.validation_cases) * self.validation_size * (2 * self.segment_s + sampling_s)
 
 
 def _affordable(run: FoldRun, fraction: float, seconds_each: float, fewest: int) -> tuple[str, ...]:
@@ -165,7 +170,7 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
         if num_tiles > 1 and whole_s < limit_s - (time.monotonic() - start):
             seconds, facts = timed(stored, 1 if sampled else 0)
             result = Costs(seconds - facts.seconds_samples, facts.num_active_tiles * sample_s)
-    return result
+    return replace(result, validation_size=_validation_size(run, model, num_tiles))
 
 
 def _largest(run: FoldRun) -> StoredCase:
@@ -174,11 +179,30 @@ def _largest(run: FoldRun) -> StoredCase:
     return max(cases, key=lambda case: (bool(len(case.components.num_voxels)), case.image.shape))
 
 
+def _validation_size(run: FoldRun, model: StagedModel, num_tiles: int) -> float:
+    """`Costs.validation_size` beside a case of `num_tiles`.
+
+    1 in an ordinary data set, whose cases are taken to be alike; in a unified one volumes stand beside single pictures.
+    """
+    if run.configuration.sources is None or not run.validation_cases:
+        return 1.0
+    counted_cases = run.validation_cases[:: max(1, len(run.validation_cases) // COUNTED_CASES)]
+    return (
+        fmean(len(_tiles(run, model, run.data.open(case).image.shape[1:]).starts) for case in counted_cases) / num_tiles
+    )
+
+
+def _tiles(run: FoldRun, model: StagedModel, shape: Sequence[int]) -> TileGrid:
+    """The tiles that a case of a shape (Z, Y, X) is predicted in."""
+    return plan_tiles(
+        shape, prediction_window(run.configuration.network.patch_size, shape, model.segmenter.divisor), Limits().step
+    )
+
+
 def _one_tile(run: FoldRun, model: StagedModel, stored: StoredCase) -> tuple[StoredCase, int]:
     """A case cut down to one tile, with foreground where it has any, and the number of tiles of the whole case."""
     shape = stored.image.shape[1:]
-    patch_size = run.configuration.network.patch_size
-    grid = plan_tiles(shape, prediction_window(patch_size, shape, model.segmenter.divisor), Limits().step)
+    grid = _tiles(run, model, shape)
     voxel = stored.components.draw(np.random.default_rng(run.request.seed), "component", None)
     middle = [length // 2 for length in shape] if voxel is None else voxel
     box = []
@@ -241,7 +265,7 @@ def phase_1_budget(run: FoldRun, fraction: float, start_s: float | None = None) 
     run.monitored_cases = replace(costs, sample_s=0.0).monitored_cases(run)
     run.monitoring_limit_s = fraction_s(run, MONITORING_LIMIT_FRACTION)
     start_s = run.watch.seconds if start_s is None else start_s
-    validation_s = len(run.validation_cases) * costs.segment_s
+    validation_s = len(run.validation_cases) * costs.validation_size * costs.segment_s
     if validation_s > LARGEST_QUICK_FRACTION * run.request.max_time_s:
         run.log.say(
             f"--max-time {run.request.max_time_s:g} s is short: segmenting the "
