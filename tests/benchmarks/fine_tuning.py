@@ -22,7 +22,7 @@ import random
 from pathlib import Path
 from statistics import fmean
 
-from tests.benchmarks.synthetic_start import dice_of
+from tests.benchmarks.synthetic_start import ARMS, dice_of
 from tests.benchmarks.unified import (
     TRAINER,
     Scores,
@@ -113,10 +113,7 @@ def train(args: argparse.Namespace) -> None:
                 folder = fold_folder(args, arm, number, seed)
                 if (folder / "validation" / "summary.json").is_file() and len(scores_of(folder)) == num_scored:
                     continue
-                plans = PLANS[arm]
-                more = () if plans is None else ("--plans", plans)
-                if arm != "alone":
-                    more += ("--pretrained", "synthetic" if arm == "synthetic" else str(args.start))
+                more = {**ARMS, "start": ("--plans", LIKE_START, "--pretrained", str(args.start))}[arm]
                 budget = ("--max-time", f"{args.seconds}s", "--seed", str(seed), "--run", run_name(args, arm, seed))
                 what = (args.dataset, str(args.cases.index(number)), "-c", "2d", "--workers", "0")
                 run(args, "usd_train", *what, *budget, *more)

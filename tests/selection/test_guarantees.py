@@ -24,7 +24,7 @@ from unisegdiff_pipeline.selection.guarantees import (
     CaseEvidence,
     ClassEvidence,
     calibrate,
-    calibrate_sources,
+    calibrate_for,
     case_evidence,
 )
 
@@ -94,7 +94,9 @@ def test_sources_are_calibrated_by_their_own_patients() -> None:
         return CaseEvidence(f"{source}{patient}", Units(), {"lesion": own}, source)
 
     cases = [case("CT", n, 0.8) for n in range(4)] + [case("MR", n, 0.3) for n in range(9)]
-    found = calibrate_sources(cases, ["w"], "fold 0")
+    plan: Any = SimpleNamespace()
+    of_all, found = calibrate_for(SourcesPlan({"MR": plan, "CT": plan}), cases, ["w"], "fold 0")
+    assert of_all is None
     assert {source: own.num_patients for source, own in found.items()} == {"CT": 4, "MR": 9}
     assert {source: own.classes["lesion"].rates("lesions")[-1] for source, own in found.items()} == {
         "CT": 0.8,  # 1 / (4 + 1) = 1 - 0.8

@@ -76,7 +76,7 @@ def test_patients_that_the_fold_was_trained_on_or_chosen_by_allow_no_guarantees(
     fold.mkdir()
     (fold / WEIGHTS_NAME).write_bytes(b"")
     made = Guarantees(9, 0, ("0" * 64,), "ml", {}, ("made",))
-    monkeypatch.setattr(validation, "calibrate", lambda *_: made)
+    monkeypatch.setattr(validation, "calibrate_for", lambda *_: (made, {}))
     said: list[str] = []
     run: Any = SimpleNamespace(
         folder=fold,

@@ -143,15 +143,11 @@ def score_volumes(
     names = settings.scheme.names
     scored = [index for index, name in enumerate(names) if source is None or name in source.annotated]
     results = tuple(_score_class(volumes, index, settings) for index in scored)
-    return CaseResult(
-        case_id,
-        group or case_id,
-        results,
-        None if source is None else source.name,
-        (other_values(volumes.reference, settings.scheme), other_values(volumes.predicted, settings.scheme))
-        if not settings.check_values
-        else ((), ()),
-    )
+    result = CaseResult(case_id, group or case_id, results, None if source is None else source.name)
+    if settings.check_values:
+        return result
+    reference, predicted = (other_values(mask, settings.scheme) for mask in (volumes.reference, volumes.predicted))
+    return dataclasses.replace(result, other_values=(reference, predicted))
 
 
 def rater_distances_mm(case: CaseInputs, settings: CaseSettings) -> tuple[float, ...]:

@@ -83,9 +83,9 @@ def _case_and_channel(path: Path) -> tuple[str, int | None]:
 def _images_of(folder: Path) -> list[Path]:
     names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     found = [folder / name for name in names if split_ending(name)[1]]
-    for path in (folder / name for name in unread_images(names)):
+    if unread := unread_images(names):
         raise UsdError(
-            f"{path} is of a format that is not read, and would be left out; convert it to one of "
+            f"{folder / unread[0]} is of a format that is not read, and would be left out; convert it to one of "
             f"{', '.join(SUPPORTED_ENDINGS)}, or move it away."
         )
     for path in found:

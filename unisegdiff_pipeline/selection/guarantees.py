@@ -136,16 +136,22 @@ def calibrate(cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_
     )
 
 
-def calibrate_sources(
-    cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_on: str
-) -> dict[str, Guarantees]:
-    """As `calibrate`, for each source of a unified data set by its own cases: new images are of one source."""
-    sources: dict[str, list[CaseEvidence]] = {}
+def calibrate_for(
+    sources: SourcesPlan | None, cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_on: str
+) -> tuple[Guarantees | None, dict[str, Guarantees]]:
+    """As `calibrate`; in a unified data set for each source by its own cases instead: new images are of one source.
+
+    Returns:
+        `guarantees` and `source_guarantees`, as inference.json and best.json hold them: one of both.
+    """
+    if sources is None:
+        return calibrate(cases, weights, calibrated_on), {}
+    of_source: dict[str, list[CaseEvidence]] = {}
     for case in cases:
-        sources.setdefault(case.source, []).append(case)
-    return {
+        of_source.setdefault(case.source, []).append(case)
+    return None, {
         source: calibrate(own, weights, f"{calibrated_on}, those of the source {source}")
-        for source, own in sources.items()
+        for source, own in of_source.items()
     }
 
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,6 +33,7 @@ from unisegdiff_pipeline.inference.averaging import (
     require_same_grids,
 )
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
+from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, can_filter, combined_filter
 from unisegdiff_pipeline.inference.measuring import final_mask, find_lesions
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
@@ -49,7 +49,7 @@ from unisegdiff_pipeline.preprocessing.reference import read_cases
 from unisegdiff_pipeline.preprocessing.restore import restore_labels
 from unisegdiff_pipeline.preprocessing.storage import read_array, reference_path
 from unisegdiff_pipeline.selection.found_lesions import compare_lesions, of_source
-from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, calibrate_sources, case_evidence
+from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate_for, case_evidence
 from unisegdiff_pipeline.selection.lesion_filter import LesionCase
 from unisegdiff_pipeline.training.data.splits import Split, load_or_create_splits, shared_groups
 from unisegdiff_pipeline.training.filter_over_folds import RechosenFilter, rechoose_filter
@@ -130,6 +130,7 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
     rechosen = None if why_not else _rechosen(best, found)
     if rechosen is None:
         why_not = why_not or "it takes two folds, and a case with a lesion"
+    of_all, of_sources = (None, {}) if why_none else _guaranteed(best, found)
     recipe = Recipe(
         schema_version=1,
         dataset=preprocessed.name,
@@ -141,7 +142,8 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
         candidates=candidates,
         lesion_filter=None if rechosen is None else rechosen.lesion_filter,
         filter_evidence=None if rechosen is None else rechosen.evidence,
-        **({} if why_none else _guaranteed(best, found)),
+        guarantees=of_all,
+        source_guarantees=of_sources,
     )
     return FoundBest(recipe, write_recipe(folder, recipe) if writing else folder / "best.json")
 
@@ -393,17 +395,16 @@ def _rechosen(best: Contender, found: Mapping[str, _Findings]) -> RechosenFilter
     return rechoose_filter(folds, names, one.size if len(units) == 1 else None, one)
 
 
-def _guaranteed(best: Contender, found: Mapping[str, _Findings]) -> dict[str, Any]:
-    """What the validation cases of all folds allow to be promised of the best candidate, by attribute of a recipe."""
+def _guaranteed(best: Contender, found: Mapping[str, _Findings]) -> tuple[Guarantees | None, dict[str, Guarantees]]:
+    """What the validation cases of all folds allow to be promised of the best candidate, see `calibrate_for`."""
     networks = [(member, fold) for member in best.members for fold in member.folds]
     weights = [file_hash(member.folder / f"fold_{fold}" / WEIGHTS_NAME) for member, fold in networks]
     calibrated_on = "each fold on its own validation cases"
     if len(networks) > 1:
         calibrated_on += "; for new images the mean of all is taken, which no proof covers"
     evidence = [findings.evidence for findings in found.values() if findings.evidence is not None]
-    if open_model_folder(best.members[0].folder).configuration.sources is None:
-        return {"guarantees": calibrate(evidence, weights, calibrated_on)}
-    return {"source_guarantees": calibrate_sources(evidence, weights, calibrated_on)}
+    sources = open_model_folder(best.members[0].folder).configuration.sources
+    return calibrate_for(sources, evidence, weights, calibrated_on)
 
 
 # ------------------------------------------------------------------------------------------------------------- words

@@ -281,7 +281,7 @@ def _chosen(
         of_all = f"{len(found)} of {counted(len(calibrations), 'held-out case')}"
         chosen = f"the lesion filter is chosen on {of_all}" if found else "no lesion filter is chosen"
         run.log.say(f"{chosen}, for lack of time (--max-time)")
-    lesions = choose_lesions(found, run.plans.labels.names, numbers_of_objects(run.held_out))
+    lesions = choose_lesions(found, run.plans.labels.names, numbers_of_objects(run.held_out)) if found else None
     return (settings if lesions is None else lesions.settings(settings)), choice
 
 

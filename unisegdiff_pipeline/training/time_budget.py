@@ -112,7 +112,11 @@ class Costs:
         """Seconds of the final validation with the most calls that the samplers of mean and masks may take."""
         sampling_s = self.sample_s * self.search.most_calls / QUICK_SEARCH.most_calls
         # Restoring and scoring a case cost about as much as segmenting it.
-        return len(run.validation_cases) * self.validation_size * (2 * self.segment_s + sampling_s)
+        return self.validations(run) * (2 * self.segment_s + sampling_s)
+
+    def validations(self, run: FoldRun) -> float:
+        """How many times as much the validation cases are as the one that was timed."""
+        return len(run.validation_cases) * self.validation_size
 
 
 def _affordable(run: FoldRun, fraction: float, seconds_each: float, fewest: int) -> tuple[str, ...]:
@@ -265,7 +269,7 @@ def phase_1_budget(run: FoldRun, fraction: float, start_s: float | None = None) 
     run.monitored_cases = replace(costs, sample_s=0.0).monitored_cases(run)
     run.monitoring_limit_s = fraction_s(run, MONITORING_LIMIT_FRACTION)
     start_s = run.watch.seconds if start_s is None else start_s
-    validation_s = len(run.validation_cases) * costs.validation_size * costs.segment_s
+    validation_s = costs.validations(run) * costs.segment_s
     if validation_s > LARGEST_QUICK_FRACTION * run.request.max_time_s:
         run.log.say(
             f"--max-time {run.request.max_time_s:g} s is short: segmenting the "

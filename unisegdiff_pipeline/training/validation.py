@@ -25,7 +25,7 @@ from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.io.sources import cases_by_source, in_turn, source_of_case
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.reference import read_cases
-from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate, calibrate_sources, case_evidence
+from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate_for, case_evidence
 from unisegdiff_pipeline.selection.hold_out import (
     annotated_classes,
     predict_stored,
@@ -197,12 +197,10 @@ def _keep_guarantees(run: FoldRun, settings: InferenceSettings, evidence: Sequen
     elif evidence:
         fold = run.folder.name.removeprefix("fold_")
         weights, words = [file_hash(run.folder / WEIGHTS_NAME)], f"fold {fold} on its validation cases"
-        if run.configuration.sources is None:
-            settings = replace(settings, guarantees=calibrate(evidence, weights, words))
-        else:
-            settings = replace(settings, source_guarantees=calibrate_sources(evidence, weights, words))
-        for line in guarantees_in_words(settings.guarantees, settings.source_guarantees):
+        of_all, of_sources = calibrate_for(run.configuration.sources, evidence, weights, words)
+        for line in guarantees_in_words(of_all, of_sources):
             run.log.say(f"guarantees: {line}")
+        settings = replace(settings, guarantees=of_all, source_guarantees=of_sources)
     write_settings(run.folder, settings)
 
 
