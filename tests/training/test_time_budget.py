@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -240,16 +240,51 @@ def test_a_tile_is_timed_where_a_whole_case_takes_too_long(monkeypatch: pytest.M
     assert run.log.said == ["timing the prediction of one of 125 tiles of a case"]
 
 
-def test_pictures_of_a_unified_data_set_are_not_reserved_the_time_of_its_volumes() -> None:
-    """Two of ten validation cases are volumes of 125 tiles like the timed one, the others are one tile each."""
-    run = volume_run(100)
-    sizes = dict.fromkeys(run.validation_cases, 8) | {"a": 24, "f": 24}
-    run.data = SimpleNamespace(open=lambda case: SimpleNamespace(image=np.zeros((1, *[sizes[case]] * 3), np.float32)))
-    assert module._validation_size(run, MODEL, 125) == 1  # cases of an ordinary data set are taken to be alike
+def unified_run(max_time_s: float) -> Any:
+    """Every fifth case is a volume of 125 tiles, the others are pictures of one tile; the first is a volume."""
+    run = volume_run(max_time_s)
+    run.holdout_cases = tuple(f"{source}__{i}" for i in range(6) for source in ("CT", "US", "OCT", "Skin", "Polyp"))
+    run.validation_cases = tuple(f"{case_id}v" for case_id in run.holdout_cases)
+    opened = run.data.open
+    run.data = SimpleNamespace(
+        open=lambda case: replace(opened(case), image=np.zeros((4, *shape_of(case)), np.float32)),
+        properties=lambda case: SimpleNamespace(shape=shape_of(case)),
+    )
     run.configuration.sources = object()
-    size = module._validation_size(run, MODEL, 125)
-    assert size == pytest.approx((2 * 125 + 8) / 10 / 125)
-    assert Costs(segment_s=5.0, validation_size=size).validation_s(run) == pytest.approx(10 * 2 * 5.0 * size)
+    return run
+
+
+def shape_of(case_id: str) -> tuple[int, int, int]:
+    return (24, 24, 24) if case_id.startswith("CT") else (8, 8, 8)
+
+
+def test_pictures_of_a_unified_data_set_are_not_reserved_the_time_of_its_volumes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Tiles(monkeypatch, segment_s=0.1, sample_s=0.4, active=3)
+    run = unified_run(100)
+    costs = replace(measure_costs(run, MODEL), search=Search((), samplings_per_case=1.0))
+    assert (costs.segment_s, costs.sample_s) == (pytest.approx(12.5), pytest.approx(50.0))  # of the first, a volume
+    # With untrained weights every tile is sampled. 6 volumes and 24 pictures are validated.
+    tiles = 6 * 125 + 24
+    assert costs.validation_s(run) == pytest.approx(tiles * (2 * 0.1 + 0.4))
+    # A volume takes 125 * (12 * 0.1 + 0.4) = 200 s to choose on, a picture 1.6 s.
+    assert [round(costs.choosing_s(case), 6) for case in run.holdout_cases[:2]] == [200.0, 1.6]
+    run.request.max_time_s = 1200  # in three tenths a case of each source, where a tenth is too little for one volume
+    assert costs.choosing_cases(run) == run.holdout_cases[:5]
+    run.request.max_time_s = 4130  # two volumes and eight pictures
+    assert costs.choosing_cases(run) == run.holdout_cases[:10]
+    run.configuration.sources = None  # cases of an ordinary data set are taken to be alike
+    assert measure_costs(run, MODEL).sizes == {}
+
+
+def test_lesions_are_taken_to_be_in_as_many_tiles_of_a_picture_as_of_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    Tiles(monkeypatch, segment_s=0.1, sample_s=0.4, active=3)
+    run = unified_run(3000)  # the whole volume is timed, of which 3 tiles hold lesions
+    costs = measure_costs(run, MODEL)
+    volume, picture = run.holdout_cases[:2]
+    assert costs.case_s(volume, 1, 1) == pytest.approx(12.5 + 3 * 0.4)
+    assert costs.case_s(picture, 1, 1) == pytest.approx(0.1 + 0.4)
 
 
 def test_a_whole_case_is_timed_where_it_surely_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training import time_estimate as module
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.run import estimate
-from unisegdiff_pipeline.training.time_budget import Costs
+from unisegdiff_pipeline.training.time_budget import CaseSize, Costs
 from unisegdiff_pipeline.training.time_estimate import TimeEstimate
 
 
@@ -39,6 +39,18 @@ def test_by_hand(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = estimate(TrainRequest("902", "0", roots, trainer="SegmentationTrainer", iterations=100, device="cpu"))
     assert alone == TimeEstimate(50.0, 0.0, 6 + 3 * 2)
     assert estimate(TrainRequest("902", "0", roots, max_time_s=60, device="cpu")) is None
+
+
+def test_held_out_cases_are_counted_by_their_size(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(dict[str, CaseSize]):
+        def get(self, *_: object) -> CaseSize:
+            return CaseSize(0.5, 0.5)
+
+    monkeypatch.setattr(module, "seconds_an_iteration", lambda trainer: 0.5)
+    monkeypatch.setattr(module, "measure_costs", lambda run, model: Costs(segment_s=1.0, sizes=Half()))
+    found = estimate(TrainRequest("902", "0", roots, iterations=100, device="cpu"))
+    assert found is not None
+    assert found.cases_s == (6 + 3 + 12 + 3 * 2) / 2
 
 
 def test_in_words() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
 
 import numpy as np
 
@@ -43,7 +44,6 @@ DESCRIBING_FRACTION = 0.02  # of the time budget, for what phase 1 is like on th
 CHOOSING_PASSES = 12
 FEWEST_CASES = 6  # to choose on, however short the time is
 MEASURED_CASES = 5  # the largest of a few with foreground is timed
-COUNTED_CASES = 50  # validation cases of a unified data set whose tiles are counted
 MEASURING_FRACTION = 0.0125  # of the time budget, for timing; a training times four times at most
 # Seconds of samples by seconds of the segmenter where time is too short to measure them; between 1 and 10 were seen.
 ASSUMED_SAMPLING = 10.0
@@ -65,27 +65,39 @@ LEAST_PHASE_1_FRACTION = 0.4  # of the time that is left for both phases and the
 
 
 @dataclass(frozen=True)
+class CaseSize:
+    """How much there is to segment and to sample in a case, in times of the case that was timed."""
+
+    segmented: float = 1.0
+    sampled: float = 1.0
+
+
+@dataclass(frozen=True)
 class Costs:
-    """Seconds that one held-out case takes to segment, and on top to sample masks by the default sampler.
+    """Seconds that the timed case takes to segment, and on top to sample masks by the default sampler.
 
     `search` is how far samplers are to be searched; it decides what choosing and the final validation may take.
-    `validation_size` is how many times as many tiles a validation case has, in the mean, as the one that was timed.
+    `sizes` are those of the held-out and validation cases of a unified data set, where volumes stand beside single
+    pictures; cases that it does not name are taken to be like the timed one.
     """
 
     segment_s: float = 0.0
     sample_s: float = 0.0
     search: Search = FULL_SEARCH
-    validation_size: float = 1.0
+    sizes: Mapping[str, CaseSize] = field(default_factory=dict)
 
-    @property
-    def choosing_s(self) -> float:
+    def case_s(self, case_id: str, segmentings: float, samplings: float) -> float:
+        """Seconds to segment a case, and to sample its masks, so many times."""
+        size = self.sizes.get(case_id, CaseSize())
+        return segmentings * self.segment_s * size.segmented + samplings * self.sample_s * size.sampled
+
+    def choosing_s(self, case_id: str) -> float:
         """Seconds a case takes when temperatures and settings are chosen."""
-        return CHOOSING_PASSES * self.segment_s + self.search.samplings_per_case * self.sample_s
+        return self.case_s(case_id, CHOOSING_PASSES, self.search.samplings_per_case)
 
-    @property
-    def monitoring_s(self) -> float:
+    def monitoring_s(self, case_id: str) -> float:
         """Seconds a case takes when its mask is scored during training: half as many samples of as many calls."""
-        return self.segment_s + self.sample_s / 2
+        return self.case_s(case_id, 1, 0.5)
 
     def choosing_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as the time for choosing allows, FEWEST_CASES where that is anyhow possible."""
@@ -93,7 +105,7 @@ class Costs:
 
     def described_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as may be segmented twice after phase 1, FEWEST_CASES where that is possible."""
-        return _affordable(run, DESCRIBING_FRACTION, 2 * self.segment_s, FEWEST_CASES)
+        return _affordable(run, DESCRIBING_FRACTION, partial(self.case_s, segmentings=2, samplings=0), FEWEST_CASES)
 
     def monitored_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as may be scored several times during training, three where that is possible."""
@@ -102,37 +114,42 @@ class Costs:
     def final_s(self, run: FoldRun, largest_fraction: float = 1.0) -> float:
         """Seconds to keep for choosing and the final validation, at most `largest_fraction` of the time budget."""
         assert run.request.max_time_s is not None
-        choosing = self.choosing_s * len(self.choosing_cases(run)) if self.sample_s else 0.0
-        monitoring = len(self.monitored_cases(run)) * self.monitoring_s
+        choosing_s = sum(map(self.choosing_s, self.choosing_cases(run))) if self.sample_s else 0.0
+        monitoring_s = sum(map(self.monitoring_s, self.monitored_cases(run)))
         unforeseen_s = UNFORESEEN_S + run.log.report_s + UNFORESEEN_FRACTION * run.request.max_time_s
-        expected_s = choosing + self.validation_s(run) + monitoring
+        expected_s = choosing_s + self.validation_s(run) + monitoring_s
         return min(largest_fraction * run.request.max_time_s, expected_s) + unforeseen_s
 
     def validation_s(self, run: FoldRun) -> float:
         """Seconds of the final validation with the most calls that the samplers of mean and masks may take."""
-        sampling_s = self.sample_s * self.search.most_calls / QUICK_SEARCH.most_calls
+        samplings = self.search.most_calls / QUICK_SEARCH.most_calls
         # Restoring and scoring a case cost about as much as segmenting it.
-        return self.validations(run) * (2 * self.segment_s + sampling_s)
-
-    def validations(self, run: FoldRun) -> float:
-        """How many times as much the validation cases are as the one that was timed."""
-        return len(run.validation_cases) * self.validation_size
+        return sum(self.case_s(case_id, 2, samplings) for case_id in run.validation_cases)
 
 
-def _affordable(run: FoldRun, fraction: float, seconds_each: float, fewest: int) -> tuple[str, ...]:
+def _affordable(run: FoldRun, fraction: float, seconds_of: Callable[[str], float], fewest: int) -> tuple[str, ...]:
     """As many held-out cases as a fraction of the time budget allows, or up to `fewest` in STRETCH times as much.
 
     Of a unified data set `fewest` is a case of each source at least; held-out cases come in turn by source. Where the
     stop file is there, it is `fewest` at most.
     """
+    cases = run.holdout_cases
     if run.configuration.sources is not None:
-        fewest = max(fewest, len(cases_by_source(run.holdout_cases)))
+        fewest = max(fewest, len(cases_by_source(cases)))
     if run.is_asked_to_end:
-        return run.holdout_cases[:fewest]
+        return cases[:fewest]
     if run.request.max_time_s is None:
-        return run.holdout_cases
-    count = fraction * run.request.max_time_s / max(seconds_each, 1e-6)
-    return run.holdout_cases[: int(max(count, min(fewest, STRETCH * count)))]
+        return cases
+    limit_s = fraction * run.request.max_time_s
+    return max(
+        _first_within(limit_s, cases, seconds_of), _first_within(STRETCH * limit_s, cases[:fewest], seconds_of), key=len
+    )
+
+
+def _first_within(limit_s: float, cases: Sequence[str], seconds_of: Callable[[str], float]) -> tuple[str, ...]:
+    """The first cases, as many as take at most `limit_s` together."""
+    totals_s = accumulate(map(seconds_of, cases))
+    return tuple(cases[: sum(total_s <= limit_s for total_s in totals_s)])
 
 
 def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
@@ -161,7 +178,7 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
     sampled = model.denoiser is not None
     segment_s = timed(tile, 0)[0]  # whatever it takes: without it nothing is known
     sample_s = ASSUMED_SAMPLING * segment_s if sampled else 0.0
-    result = Costs(num_tiles * segment_s, num_tiles * sample_s)
+    result, num_active = Costs(num_tiles * segment_s, num_tiles * sample_s), num_tiles
     start = time.monotonic()
     with run.stop.limited(limit_s - segment_s):
         if sampled:
@@ -173,8 +190,9 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
         whole_s = result.segment_s + result.sample_s / max(settings.num_samples, 1)
         if num_tiles > 1 and whole_s < limit_s - (time.monotonic() - start):
             seconds, facts = timed(stored, 1 if sampled else 0)
-            result = Costs(seconds - facts.seconds_samples, facts.num_active_tiles * sample_s)
-    return replace(result, validation_size=_validation_size(run, model, num_tiles))
+            num_active = facts.num_active_tiles
+            result = Costs(seconds - facts.seconds_samples, num_active * sample_s)
+    return replace(result, sizes=_sizes(run, model, num_tiles, num_active))
 
 
 def _largest(run: FoldRun) -> StoredCase:
@@ -183,17 +201,19 @@ def _largest(run: FoldRun) -> StoredCase:
     return max(cases, key=lambda case: (bool(len(case.components.num_voxels)), case.image.shape))
 
 
-def _validation_size(run: FoldRun, model: StagedModel, num_tiles: int) -> float:
-    """`Costs.validation_size` beside a case of `num_tiles`.
+def _sizes(run: FoldRun, model: StagedModel, num_tiles: int, num_active: int) -> dict[str, CaseSize]:
+    """`Costs.sizes` beside a case of `num_tiles`, of which `num_active` are sampled.
 
-    1 in an ordinary data set, whose cases are taken to be alike; in a unified one volumes stand beside single pictures.
+    Tiles of lesions are taken to be as many in any case, or as large a part of it, whichever is more.
     """
-    if run.configuration.sources is None or not run.validation_cases:
-        return 1.0
-    counted_cases = run.validation_cases[:: max(1, len(run.validation_cases) // COUNTED_CASES)]
-    return (
-        fmean(len(_tiles(run, model, run.data.open(case).image.shape[1:]).starts) for case in counted_cases) / num_tiles
-    )
+    if run.configuration.sources is None:
+        return {}
+    sizes = {}
+    for case_id in (*run.holdout_cases, *run.validation_cases):
+        tiles = len(_tiles(run, model, run.data.properties(case_id).shape).starts)
+        active = min(tiles, max(num_active, tiles * num_active / num_tiles))
+        sizes[case_id] = CaseSize(tiles / num_tiles, active / max(num_active, 1))
+    return sizes
 
 
 def _tiles(run: FoldRun, model: StagedModel, shape: Sequence[int]) -> TileGrid:
@@ -235,7 +255,7 @@ def affordable_cases(run: FoldRun, model: StagedModel, costs: Costs) -> tuple[tu
     if left_s <= 0:
         return (), left_s
     left_s -= min(now.validation_s(run), left_s / 2)
-    return planned[: max(FEWEST_CASES, int(left_s / max(now.choosing_s, 1e-6)))], left_s
+    return max(planned[:FEWEST_CASES], _first_within(left_s, planned, now.choosing_s), key=len), left_s
 
 
 def time_left_s(run: FoldRun) -> float | None:
@@ -269,7 +289,7 @@ def phase_1_budget(run: FoldRun, fraction: float, start_s: float | None = None) 
     run.monitored_cases = replace(costs, sample_s=0.0).monitored_cases(run)
     run.monitoring_limit_s = fraction_s(run, MONITORING_LIMIT_FRACTION)
     start_s = run.watch.seconds if start_s is None else start_s
-    validation_s = costs.validations(run) * costs.segment_s
+    validation_s = sum(costs.case_s(case_id, 1, 0) for case_id in run.validation_cases)
     if validation_s > LARGEST_QUICK_FRACTION * run.request.max_time_s:
         run.log.say(
             f"--max-time {run.request.max_time_s:g} s is short: segmenting the "

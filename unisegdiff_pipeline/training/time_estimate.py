@@ -71,10 +71,11 @@ def estimate_time(run: FoldRun, trainer: type[Trainer]) -> TimeEstimate | None:
         phase_2_s = counts[1] * seconds_an_iteration(trainer(run, budget, model.segmenter, settings))
     limited = replace(run.request, max_time_s=PREDICTING_LIMIT_S / MEASURING_FRACTION)
     costs = measure_costs(replace(run, request=limited), model)
-    looks = first.num_validations * costs.segment_s
-    if two_phases:
-        looks += trainer.num_validations * costs.monitoring_s + costs.choosing_s
-    cases_s = len(run.holdout_cases) * looks + costs.validation_s(run)
+    cases_s = costs.validation_s(run)
+    for case_id in run.holdout_cases:
+        cases_s += costs.case_s(case_id, first.num_validations, 0)
+        if two_phases:
+            cases_s += trainer.num_validations * costs.monitoring_s(case_id) + costs.choosing_s(case_id)
     return TimeEstimate(phase_1_s, phase_2_s, cases_s)
 
 
