@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
+from unisegdiff_pipeline.core.serialization import from_jsonable, to_jsonable, write_json
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.summary import CaseScores
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER
 from unisegdiff_pipeline.inference.model_name import ModelName
-from unisegdiff_pipeline.inference.recipe import read_recipe
+from unisegdiff_pipeline.inference.recipe import Recipe, RecipeMember, read_recipe
 from unisegdiff_pipeline.io.images import write_labels
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan
@@ -283,6 +284,40 @@ def test_a_model_of_some_sources_alone_is_no_candidate() -> None:
     assert of_all_sources([volumes]) == ([volumes], [])
     ordinary = [dataclasses.replace(one, sources=()) for one in (volumes, flat)]
     assert of_all_sources(ordinary) == (ordinary, [])
+
+
+def of_sources(name: str, size: int, scores: dict[str, list[float]]) -> Contender:
+    """A model of a unified data set with the scores of the cases of each source."""
+    cases = {
+        f"{source}__c{i:03d}": (ClassDice("lesion", "scored", value),)
+        for source, values in scores.items()
+        for i, value in enumerate(values)
+    }
+    own = ValidatedModel(Path(name), ModelName("T", name), ("0",), size, "half", cases, {}, {}, {}, tuple(scores))
+    return Contender((own,), cases)
+
+
+def test_a_model_that_is_good_on_the_largest_source_alone_does_not_win() -> None:
+    spread = np.linspace(-0.05, 0.05, 100)
+    small = of_sources("small", 1, {"US": list(0.5 + spread), "CT": list(0.7 + spread[::10]), "MR": [0.6] * 8})
+    large = of_sources("large", 2, {"US": list(0.6 + spread), "CT": list(0.4 + spread[::10]), "MR": [0.5] * 8})
+    best, candidates = compare_candidates([small, large], {})
+    assert best.models == ("small",)
+    first, second = candidates
+    assert first.score == first.mean_dice == pytest.approx((0.5 + 0.695 + 0.6) / 3, abs=1e-3)
+    assert second.sources == pytest.approx({"US": 0.6, "CT": 0.395, "MR": 0.5}, abs=1e-3)
+    assert second.comparison is not None
+    assert second.comparison.difference == pytest.approx((0.1 - 0.3 - 0.1) / 3)
+    better = of_sources("large", 2, {"US": list(0.6 + spread), "CT": list(0.8 + spread[::10]), "MR": [0.7] * 8})
+    best, (_, second) = compare_candidates([small, better], {})
+    assert best.models == ("large",)
+    assert second.comparison is not None
+    assert (second.comparison.num_cases, second.comparison.difference) == (118, pytest.approx(0.1))
+    recipe = Recipe(1, "D", (RecipeMember("small", "T", "2d", None, None, ("0",)),), None, "", (), (), candidates)
+    assert from_jsonable(Recipe, to_jsonable(recipe)) == recipe
+    said = command.describe(recipe)
+    assert "mean over sources, in which a small one counts as much as a large one" in said
+    assert re.search(r"candidate +US +CT +MR\n-.*\nsmall +0.5000 +0.6955 +0.6000", said)
 
 
 def test_many_comparisons_need_stronger_proof() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,14 @@ def describe(recipe: Recipe) -> str:
     header = ("candidate", "parameters", "cases", "score", "95 % interval", "Dice", "gain over the best before", "p")
     lines = [format_table([header, *(_row(candidate) for candidate in recipe.candidates)])]
     lines.append("score: mean Dice over cases; a class that the reference lacks counts 1 where the mask lacks it, too")
+    if sources := list(dict.fromkeys(source for candidate in recipe.candidates for source in candidate.sources)):
+        lines[-1] += (
+            "\nAll of it is the mean over sources, in which a small one counts as much as a large one; score by source:"
+        )
+        rows = [
+            (one.name, *(_number(one.sources.get(name, math.nan)) for name in sources)) for one in recipe.candidates
+        ]
+        lines.append(format_table([("candidate", *sources), *rows]))
     lines += [f"Left out: {reason}" for reason in recipe.left_out]
     lines += [f"Note: {note}" for note in recipe.notes]
     if recipe.filter_evidence is not None:
@@ -67,6 +76,10 @@ def describe(recipe: Recipe) -> str:
     lines += [f"Guarantee: {sentence}" for sentence in guaranteed]
     lines.append(f"Best: {' + '.join(member.model for member in recipe.members)} ({recipe.reason})")
     return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _row(candidate: Candidate) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 EXACT_UP_TO = 100
 # Differences closer than this fraction of the values are ties: 0.9 - 0.8 and 0.8 - 0.7 differ in their last bits.
 TIE_DIGITS = 12
+NORMAL_95 = 1.96  # standard errors to either side of a mean
 DRAWN_AT_ONCE = 1_000_000  # numbers of groups in memory; 2000 draws of 500 groups
 
 
@@ -179,6 +180,16 @@ def macro_gain(
     return gain, math.hypot(*known) / len(gains)
 
 
+def macro_interval(
+    a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None, parts: Sequence[str]
+) -> tuple[float, float, float]:
+    """The mean of `macro_gain` and its 95 % interval, of normal shape: (mean, low, high); NaN without any pair."""
+    if not np.isfinite(np.subtract(a, b)).any():
+        return math.nan, math.nan, math.nan
+    mean, error = macro_gain(a, b, groups, parts)
+    return mean, mean - NORMAL_95 * error, mean + NORMAL_95 * error
+
+
 def paired_comparison(
     a: Sequence[float],
     b: Sequence[float],
@@ -239,6 +250,45 @@ def signed_rank_test(differences: Sequence[float] | np.ndarray) -> SignedRankTes
     total, positive = float(ranks.sum()), float(ranks[values > 0].sum())
     p = _exact_p(ranks, positive) if len(values) <= EXACT_UP_TO else _normal_p(ranks, positive)
     return SignedRankTest(p, (2 * positive - total) / total)
+
+
+def macro_signed_rank_test(
+    differences: Sequence[float],
+    groups: Sequence[str] | None,
+    parts: Sequence[str],
+    *,
+    draws: int = 10000,
+    seed: int = 0,
+) -> SignedRankTest:
+    """`signed_rank_test` of the groups' mean differences in each part, of which each part counts the same.
+
+    The effect size is the mean over parts. p is the fraction of random signs of the groups' differences for which it is
+    as far from 0; the signs as they are count as one of the draws.
+
+    Args:
+        differences: one a case; NaN is left out.
+        groups, parts: of each case, as of `macro_gain`.
+        draws: of the signs of all groups.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    effects, drawn = [], np.zeros(draws)
+    for part in dict.fromkeys(parts):
+        own = [i for i, of_case in enumerate(parts) if of_case == part and not math.isnan(differences[i])]
+        if not own:
+            continue
+        kept, unit = _defined(np.asarray([differences[i] for i in own]), groups and [groups[i] for i in own])
+        means = np.bincount(unit, weights=kept) / np.bincount(unit)
+        means = means[means != 0]
+        weights = _ranks(np.abs(means)) if len(means) else means
+        weights = weights / max(weights.sum(), 1.0)
+        effects.append(float(np.sign(means) @ weights))
+        for weight in weights:  # one by one, because all signs at once would take gigabytes
+            drawn += np.where(rng.random(draws) < 0.5, weight, -weight)
+    if not effects:
+        return SignedRankTest(math.nan, math.nan)
+    as_far = np.abs(drawn) >= abs(sum(effects)) - 1e-9
+    return SignedRankTest(float((1 + as_far.sum()) / (1 + draws)), sum(effects) / len(effects))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -45,7 +45,9 @@ class CandidateComparison:
         with_models: the simpler candidate.
         num_cases, num_groups: compared; groups (patients) are the independent units.
         difference, low, high: mean of this candidate's score minus the other's, with its 95 % bootstrap interval.
-        p_wilcoxon: two-sided, by Wilcoxon's signed-rank test over groups.
+            Of a unified data set of the mean over sources, of normal shape.
+        p_wilcoxon: two-sided, by Wilcoxon's signed-rank test over groups; of a unified data set that within each
+            source, of which each counts the same, by 10000 draws of signs.
         p_corrected: times the number of comparisons (Bonferroni).
         is_better: the interval lies above 0 and `p_corrected` below 0.05.
     """
@@ -71,8 +73,10 @@ class Candidate:
         num_cases: validation cases of its folds; of a pair those that both models have.
         score, score_low, score_high: mean over cases of the mean over classes of Dice, with its 95 % bootstrap interval
             over groups; a class that the reference lacks counts 1 where the mask lacks it, too, else 0.
-        mean_dice: mean over classes of the mean Dice of the cases whose reference holds the class.
+            In a unified data set it is the mean over sources of these means, with an interval of normal shape.
+        mean_dice: mean over classes of the mean Dice of the cases whose reference holds the class; also over sources.
         comparison: null for the simplest candidate.
+        sources: of a unified data set, the score on the cases of each source.
     """
 
     models: tuple[str, ...]
@@ -83,6 +87,7 @@ class Candidate:
     score_high: Number
     mean_dice: Number
     comparison: CandidateComparison | None = None
+    sources: Mapping[str, Number] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -14,13 +14,11 @@ from dataclasses import dataclass, fields
 
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.units import VOLUMES, Units
-from unisegdiff_pipeline.evaluation.comparison import macro_gain, paired_comparison
+from unisegdiff_pipeline.evaluation.comparison import macro_interval, paired_comparison
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, NO_RULE, LesionFilter, SizeUnit
 from unisegdiff_pipeline.inference.recipe import FilterEvidence
 from unisegdiff_pipeline.selection.lesion_filter import LesionCase, RuleOutcome, choose_filter
-
-NORMAL_95 = 1.96  # standard errors to either side of a mean
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,7 @@ def _gain(cases: Sequence[LesionCase], before: Sequence[RuleOutcome], after: Seq
     a, b = [one.dice for one in after], [one.dice for one in before]
     groups, sources = [case.group for case in cases], [case.source for case in cases]
     if any(sources):
-        mean, error = macro_gain(a, b, groups, sources)
-        return _Gain(mean, mean - NORMAL_95 * error, mean + NORMAL_95 * error)
+        return _Gain(*macro_interval(a, b, groups, sources))
     pairs = paired_comparison(a, b, groups)
     return _Gain(pairs.mean_difference, pairs.ci_low, pairs.ci_high)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +23,14 @@ from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.parallel import map_cases
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.units import Units, measured_grid, size_of_voxel, units_of
-from unisegdiff_pipeline.evaluation.comparison import bootstrap_interval, paired_comparison
+from unisegdiff_pipeline.evaluation.comparison import (
+    bootstrap_interval,
+    macro_interval,
+    macro_signed_rank_test,
+    paired_comparison,
+)
 from unisegdiff_pipeline.evaluation.metrics import score_case
+from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.averaging import (
     average_case,
     have_samples,
@@ -42,7 +47,7 @@ from unisegdiff_pipeline.inference.recipe import Candidate, CandidateComparison,
 from unisegdiff_pipeline.inference.restoring import restore_samples
 from unisegdiff_pipeline.inference.settings import Decision
 from unisegdiff_pipeline.io.paths import Roots, find_dataset
-from unisegdiff_pipeline.io.sources import source_of_case
+from unisegdiff_pipeline.io.sources import cases_by_source, source_of_case
 from unisegdiff_pipeline.planning.plans import SourcesPlan
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.reference import read_cases
@@ -94,6 +99,10 @@ class Contender:
     def num_parameters(self) -> int:
         """Of one fold of each member."""
         return sum(member.num_parameters for member in self.members)
+
+    def sources_of(self, cases: Sequence[str]) -> tuple[str, ...]:
+        """The source of each case, of a model of a unified data set; else none."""
+        return tuple(map(source_of_case, cases)) if self.members[0].sources else ()
 
 
 def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bool = True) -> FoundBest:
@@ -170,30 +179,42 @@ def compare_candidates(
 def _compare(other: Contender, best: Contender, groups: Mapping[str, str], num_comparisons: int) -> CandidateComparison:
     cases = sorted(other.scores.keys() & best.scores.keys())
     a, b = ([score_of_case(one.scores[case]) for case in cases] for one in (other, best))
-    pairs = paired_comparison(a, b, [groups.get(case, case) for case in cases], resamples=RESAMPLES)
-    corrected = min(1.0, pairs.p_wilcoxon * num_comparisons)
+    own = [groups.get(case, case) for case in cases]
+    pairs = paired_comparison(a, b, own, resamples=RESAMPLES)
+    gain, low, high, p = pairs.mean_difference, pairs.ci_low, pairs.ci_high, pairs.p_wilcoxon
+    if sources := best.sources_of(cases):
+        gain, low, high = macro_interval(a, b, own, sources)
+        p = macro_signed_rank_test(np.subtract(a, b).tolist(), own, sources).p
+    corrected = min(1.0, p * num_comparisons)
     return CandidateComparison(
         with_models=best.models,
         num_cases=pairs.n,
         num_groups=pairs.num_groups,
-        difference=pairs.mean_difference,
-        low=pairs.ci_low,
-        high=pairs.ci_high,
-        p_wilcoxon=pairs.p_wilcoxon,
+        difference=gain,
+        low=low,
+        high=high,
+        p_wilcoxon=p,
         p_corrected=corrected,
-        is_better=pairs.ci_low > 0 and corrected < SIGNIFICANT,
+        is_better=low > 0 and corrected < SIGNIFICANT,
     )
 
 
 def _candidate(one: Contender, groups: Mapping[str, str], comparison: CandidateComparison | None) -> Candidate:
     cases = sorted(one.scores)
     values = [score_of_case(one.scores[case]) for case in cases]
-    defined = [value for value in values if not math.isnan(value)]
-    low, high = bootstrap_interval(values, [groups.get(case, case) for case in cases], resamples=RESAMPLES)
-    mean = sum(defined) / len(defined) if defined else math.nan
-    return Candidate(
-        one.models, one.num_parameters, len(cases), mean, low, high, mean_dice(one.scores.values()), comparison
-    )
+    own = [groups.get(case, case) for case in cases]
+    if not (sources := one.sources_of(cases)):
+        low, high = bootstrap_interval(values, own, resamples=RESAMPLES)
+        score, dice = mean_of_defined(values), mean_dice(one.scores.values())
+        return Candidate(one.models, one.num_parameters, len(cases), score, low, high, dice, comparison)
+    score, low, high = macro_interval(values, [0.0] * len(values), own, sources)
+    found = cases_by_source(cases)
+    parts = {source: found[source] for source in one.members[0].sources if source in found}
+    dice = mean_of_defined(mean_dice(one.scores[case] for case in part) for part in parts.values())
+    of_sources = {
+        source: mean_of_defined(score_of_case(one.scores[case]) for case in part) for source, part in parts.items()
+    }
+    return Candidate(one.models, one.num_parameters, len(cases), score, low, high, dice, comparison, of_sources)
 
 
 # ------------------------------------------------------------------------------------------------------------- pairs
