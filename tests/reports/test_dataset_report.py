@@ -18,7 +18,7 @@ from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.fingerprint import Fingerprint, LesionSummary, Percentiles, extract_fingerprint
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 from unisegdiff_pipeline.planning.plans import Plans, ReadabilityCurve, StagePlan
-from unisegdiff_pipeline.reports import figures
+from unisegdiff_pipeline.reports import figures, kept_figures
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.dataset_pictures import chosen_cases
 from unisegdiff_pipeline.reports.dataset_report import write_dataset_report
@@ -246,6 +246,36 @@ def test_the_same_facts_give_the_same_page(tmp_path: Path) -> None:
 def test_a_former_page_that_cannot_be_read_keeps_nothing(tmp_path: Path) -> None:
     text = KeptFigures(tmp_path, "facts").draw(lambda: Html("drawn"), "it")  # a folder, which no one can read as a file
     assert "-->drawn<!--" in text
+
+
+def test_what_other_code_drew_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, drawn = tmp_path / "page.html", iter(["first", "second"])
+
+    def draw() -> str:
+        text = KeptFigures(page, "facts").draw(lambda: Html(next(drawn)), "it")
+        page.write_text(text)
+        return text
+
+    assert "-->first<!--" in draw()
+    assert "-->first<!--" in draw()
+    monkeypatch.setattr(kept_figures, "drawing_code", lambda: "that of a changed module")
+    assert "-->second<!--" in draw()
+
+
+def test_the_code_that_draws_is_known_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def code() -> str:
+        kept_figures.drawing_code.cache_clear()
+        return kept_figures.drawing_code()
+
+    former = code()
+    package = shutil.copytree(Path(kept_figures.__file__).parent, tmp_path / "reports")
+    with monkeypatch.context() as patched:
+        patched.setattr(kept_figures, "__file__", str(package / "kept_figures.py"))
+        assert code() == former
+        with open(package / "scales.py", "a") as stream:
+            stream.write("# changed")
+        assert code() != former
+    assert code() == former
 
 
 def test_what_is_unchanged_is_not_drawn_again(

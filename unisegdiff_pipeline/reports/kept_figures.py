@@ -6,12 +6,13 @@ its own hash: a figure of a page that was damaged or edited is drawn again.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from unisegdiff_pipeline.core.files import text_hash
+from unisegdiff_pipeline.core.files import file_hash, text_hash
 from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.reports.page import Html, sharing_pictures
 
@@ -43,8 +44,18 @@ class KeptFigures:
             function: called with all further arguments.
             of: what makes this figure another than that of the same function, or of other facts.
         """
-        key = text_hash("\n".join((__version__, self._facts, function.__module__, function.__qualname__, of)))
+        drawer = (__version__, drawing_code(), function.__module__, function.__qualname__)
+        key = text_hash("\n".join((*drawer, self._facts, of)))
         content = self._kept.get(key)
         # Pictures are shared within a figure alone: another one that holds them may be gone from the next page.
         drawn = sharing_pictures(function(*args, **kwargs)) if content is None else content
         return Html(f"<!--drawn from {key} as {text_hash(drawn)}-->{drawn}<!--end of drawn-->")
+
+
+@functools.cache
+def drawing_code() -> str:
+    """Hash of the source of all modules that draw.
+
+    The version alone is that of before while the source of an installation is changed.
+    """
+    return text_hash("\n".join(file_hash(path) for path in sorted(Path(__file__).parent.glob("*.py"))))
