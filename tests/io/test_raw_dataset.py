@@ -244,6 +244,14 @@ def test_images_of_formats_that_are_not_read_are_named_not_left_out(tmp_path, na
         find_cases(tmp_path, ".nii.gz", 1)
 
 
+def test_a_copy_of_any_image_that_is_read_is_no_image_that_is_left_out(tmp_path):
+    """The one rule of `unread_images`; the image itself, which is of another ending, is named."""
+    for name in ("a_0000.nii.gz", "b_0000.nrrd", "b_0000.mhd"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UsdError, match=r"1 image would be left out.*b_0000\.nrrd: it ends in \.nrrd"):
+        find_cases(tmp_path, ".nii.gz", 1)
+
+
 def test_names_in_two_unicode_forms_are_one_name(tmp_path):
     one, two = "M\u00fcller", "Mu\u0308ller"  # what macOS makes of the first
     folder = _make(tmp_path / "D", [f"imagesTr/{two}_0000.png", f"labelsTr/{one}.png", f"ratersTr/{two}_rater1.png"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from unisegdiff_pipeline.preprocessing.resample import (
     AxisMap,
@@ -90,6 +91,15 @@ def test_torch_gives_what_numpy_gives(separate_axis: int | None) -> None:
     image = np.random.default_rng(3).normal(size=(2, 7, 40, 30)).astype(np.float32)
     by_torch = resample_image(image, (12, 70, 11), 3, separate_axis, device="cpu")
     np.testing.assert_allclose(resample_image(image, (12, 70, 11), 3, separate_axis), by_torch, atol=1e-5)
+
+
+def test_torch_makes_its_result_where_the_values_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.arange(12.0).reshape(1, 12, 1)
+    axis = AxisMap(12, 5, 1)
+    expected = axis.apply(values.numpy(), 1, 0, 5)
+    monkeypatch.delattr(np, "empty")  # it would be on the host
+    np.testing.assert_allclose(axis.apply(values, 1, 0, 5).numpy(), expected, atol=1e-6)
+    assert axis.apply(values.to("meta"), 1, 0, 5).device.type == "meta"
 
 
 def test_slabs_take_only_the_rows_they_need() -> None:

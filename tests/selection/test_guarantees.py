@@ -78,7 +78,7 @@ def test_a_case_of_a_unified_data_set_says_something_of_what_its_source_annotate
     found, properties = predicted([[0.9, 0.8], [0.1, 0.6]])
     evidence = case_evidence(
         found,
-        dataclasses.replace(properties, case_id="CT__c"),
+        dataclasses.replace(properties, case_id="a", source="CT"),
         scheme,
         np.array([[[1, 2]]], np.uint8),
         "p",

@@ -27,7 +27,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed, require_name, require_text
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, read_dataset_json, with_spacing_of
-from unisegdiff_pipeline.io.endings import TIFF_ENDINGS, is_unread_image, split_image_ending
+from unisegdiff_pipeline.io.endings import TIFF_ENDINGS, is_unread_image, split_image_ending, unread_images
 from unisegdiff_pipeline.io.images import is_picture_ending, label_ending, read_header, split_ending
 from unisegdiff_pipeline.io.label_map import LabelMap
 from unisegdiff_pipeline.io.sources import Source, require_whole_label_map, unified_case_id
@@ -445,15 +445,15 @@ def left_out(folder: Path, ending: str) -> list[StrayFile]:
     """Files of a folder that look like images, of formats that are not read too, and do not end in `ending`, and links
     to nothing.
 
-    Pictures beside volumes are taken for previews, unless they are named like a channel. A file of a format that
-    is not read beside an image of the same name is taken for a copy of it (a_0000.hdr beside a_0000.nii.gz).
+    Pictures beside volumes are taken for previews, unless they are named like a channel. Copies in formats that are not
+    read do not count, as in `unread_images`.
     """
     stray = []
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
-    names = {entry.name for entry in entries}
+    unread = set(unread_images(entry.name for entry in entries))
     for entry in entries:
         path, (stem, found) = Path(entry.path), split_image_ending(entry.name)
-        if entry.name.startswith(".") or not found or (is_unread_image(entry.name) and stem + ending in names):
+        if entry.name.startswith(".") or not found or (is_unread_image(entry.name) and entry.name not in unread):
             continue
         if not path.exists():
             stray.append(StrayFile(path, "it is a link to a file that does not exist", "Correct or remove the link."))

@@ -154,7 +154,7 @@ class AxisMap:
             out = flat[:, self._starts[first:last].clip(0, self.num_in - 1) - origin]
         else:
             matmul, as_values = _matrix_product(values)
-            out = as_values(np.empty((before, last - first, after), np.float32))
+            out = _empty(values, (before, last - first, after))
             for begin in range(first, last, OUTPUT_BLOCK):
                 end = min(begin + OUTPUT_BLOCK, last)
                 start, stop = self.needed(begin, end)
@@ -166,6 +166,11 @@ class AxisMap:
                 else:
                     matmul(weights, part, out=target)
         return out.reshape(*values.shape[:axis], last - first, *values.shape[axis + 1 :])
+
+
+def _empty(values: Any, shape: tuple[int, ...]) -> Any:
+    """Room for float32 numbers where `values`, numpy or torch, are; nothing is copied from one device to another."""
+    return np.empty(shape, np.float32) if isinstance(values, np.ndarray) else values.new_empty(shape)
 
 
 def _matrix_product(values: Any) -> tuple[Callable[..., Any], Callable[[np.ndarray], Any]]:

@@ -34,7 +34,6 @@ from unisegdiff_pipeline.inference.guarantees import (
     size_root,
 )
 from unisegdiff_pipeline.inference.restoring import restore_samples
-from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.planning.plans import SourcesPlan
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_map
@@ -82,8 +81,7 @@ def case_evidence(
     Probabilities are taken in half precision, as predictions are when they are compared with a threshold. Of a unified
     data set a case says something of the classes that its source annotates.
     """
-    source = "" if sources is None else source_of_case(properties.case_id)
-    annotated = scheme.names if sources is None else sources.annotated_classes(source, scheme)
+    annotated = scheme.names if sources is None else sources.annotated_classes(properties.source, scheme)
     geometry = properties.geometry
     units = units_of(geometry.is_2d, spacing_known)
     per_voxel = size_of_voxel(geometry.spacing_mm, units)
@@ -106,7 +104,7 @@ def case_evidence(
             tuple(size_root(of_sample[index] * per_voxel, units) for of_sample in counts),
             None if ignored.any() else size,
         )
-    return CaseEvidence(patient, units, classes, source)
+    return CaseEvidence(patient, units, classes, "" if sources is None else properties.source or "")
 
 
 def calibrate(cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_on: str) -> Guarantees:

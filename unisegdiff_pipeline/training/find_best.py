@@ -233,6 +233,7 @@ class _CaseOfMembers:
     group: str
     spacing_known: bool
     sources: SourcesPlan | None
+    source: str | None
 
     @property
     def scheme(self) -> LabelScheme:
@@ -240,11 +241,12 @@ class _CaseOfMembers:
         return self.files[0].labels
 
     def predict(self, lesion_filter: LesionFilter) -> tuple[EnsemblePrediction, CaseProperties]:
-        """What the members say together."""
+        """What the members say together; the files say nothing of the source."""
         fractions = [1 / len(self.files)] * len(self.files)
-        return average_case(
+        found, properties = average_case(
             self.files, self.case_id, fractions, self.decision, pooling=self.pooling, lesion_filter=lesion_filter
         )
+        return found, dataclasses.replace(properties, source=self.source)
 
 
 def _pairs(
@@ -297,6 +299,7 @@ def _cases_of(
     decision: Decision = "dice" if pooling and all(member.decision == "dice" for member in members) else "half"
     result = []
     for case_id in cases:
+        source = None if sources is None else source_of_case(case_id)
         result.append(
             _CaseOfMembers(
                 case_id=case_id,
@@ -306,8 +309,9 @@ def _cases_of(
                 lesion_filter=combined_filter([member.filters[member.fold_of[case_id]] for member in members]),
                 reference=reference_path(preprocessed, case_id),
                 group=groups.get(case_id, case_id),
-                spacing_known=model.configuration.knows_spacing(source_of_case(case_id), model.plans.spacing_known),
+                spacing_known=model.configuration.knows_spacing(source, model.plans.spacing_known),
                 sources=sources,
+                source=source,
             )
         )
     return result
@@ -324,8 +328,7 @@ def _score(task: _CaseOfMembers) -> CaseDice:
     grid = measured_grid(geometry, units_of(geometry.is_2d, task.spacing_known))
     reference = read_array(task.reference)[0]
     scores = score_case(reference, labels, scheme, grid.spacing_mm, task.spacing_known, is_2d=grid.is_2d)
-    source = None if task.sources is None else source_of_case(task.case_id)
-    return tuple(ClassDice.of(score) for score in annotated_scores(task.sources, source, scheme, scores))
+    return tuple(ClassDice.of(score) for score in annotated_scores(task.sources, task.source, scheme, scores))
 
 
 # ----------------------------------------------------------------------------------------- lesion filter, guarantees
@@ -400,7 +403,7 @@ def _lesions(
     units = units_of(geometry.is_2d, known)
     per_voxel = size_of_voxel(geometry.spacing_mm, units)
     cases = compare_lesions(scheme, (reference, labels, plain), rows, per_voxel, (task.group, task.case_id))
-    return units, of_source(cases, task.sources, source_of_case(task.case_id), scheme)
+    return units, of_source(cases, task.sources, task.source, scheme)
 
 
 def _rechosen(best: Contender, found: Mapping[str, _Findings]) -> RechosenFilter | None:

@@ -162,14 +162,15 @@ def _validated(
     """Predict one validation case, score it and write what is kept of it; where that is all, with its evidence."""
     stored = run.data.open(case_id)
     prediction = predict_stored(run.held_out, model, stored, settings, None, keep_samples=True)
-    scheme, known = run.plans.labels, run.configuration.knows_spacing(source_of_case(case_id), run.plans.spacing_known)
+    source = stored.properties.source
+    scheme, known = run.plans.labels, run.configuration.knows_spacing(source, run.plans.spacing_known)
     found = ensemble_of_one(prediction, settings, scheme)
     labels = final_mask(found, stored.properties, scheme, known)
     grid = measured_grid(stored.properties.geometry, units)
     reference = stored.reference()[0]
     scores = score_case(reference, labels, scheme, grid.spacing_mm, known, is_2d=grid.is_2d)
     write_case(run, stored, found, settings, labels, everything)
-    of_case = annotated_scores(run.configuration.sources, stored.properties.source, scheme, scores)
+    of_case = annotated_scores(run.configuration.sources, source, scheme, scores)
     evidence, sources = [], run.configuration.sources
     if everything:
         evidence = [
