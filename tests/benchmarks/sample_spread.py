@@ -49,12 +49,13 @@ from unisegdiff_pipeline.evaluation.spread import (
     spread_ratio,
     volume_bias,
 )
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.model_name import parse_model_name
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
+from unisegdiff_pipeline.inference.volume_sampler import sample_case
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.storage import StoredCase

@@ -7,8 +7,8 @@ import torch
 
 from unisegdiff_pipeline.core.geometry import Geometry, Volume
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction, SampledBox, SamplingFacts
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_image
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties

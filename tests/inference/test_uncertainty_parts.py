@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction, SampledBox, SamplingFacts
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
 from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable, split_uncertainty
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
 
 FACTS = SamplingFacts(1, 1, 0, 0.0, 0.0)
 

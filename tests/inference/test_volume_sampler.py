@@ -20,11 +20,12 @@ from unisegdiff_pipeline.diffusion.noise import BlockNoise
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, NoiseLevel
 from unisegdiff_pipeline.diffusion.targets import Estimate
-from unisegdiff_pipeline.inference import tiled_case, volume_sampler
+from unisegdiff_pipeline.inference import box_masks, sampling_box, tiled_case
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
+from unisegdiff_pipeline.inference.volume_sampler import sample_case
 from unisegdiff_pipeline.networks import precision
 from unisegdiff_pipeline.networks.denoiser import Condition
 from unisegdiff_pipeline.networks.layout import to_device
@@ -136,7 +137,7 @@ def test_memory_changes_no_digit(volume, tmp_path, monkeypatch: pytest.MonkeyPat
     """Whatever is cached, on disk, or drawn in turns: the same seed gives the same masks."""
     monkeypatch.setattr(precision, "bf16_in_hardware", lambda device_type: bf16)
     monkeypatch.setattr(scratch_module, "SMALL_BYTES", 0)
-    monkeypatch.setattr(volume_sampler, "PIECE_VOXELS", 1500)  # so that slabs are cut
+    monkeypatch.setattr(sampling_box, "PIECE_VOXELS", 1500)  # so that slabs are cut
     settings = dataclasses.replace(SETTINGS, sampler=sampler)
     if sampler.method == "hard":
         mean = SamplerSettings(method="ddim", start="stage_a", num_calls=1)
@@ -171,7 +172,7 @@ class WatchedScratch(Scratch):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc/self/status")
 def test_a_long_volume_takes_no_more_memory_than_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volume_sampler, "SLAB_VOXELS", 1 << 15)
+    monkeypatch.setattr(sampling_box, "SLAB_VOXELS", 1 << 15)
     sampler = SamplerSettings(method="ddim", start="det", num_calls=0, correlation_length_mm=5.0, draw=True)
     settings = dataclasses.replace(SETTINGS, sampler=sampler)
     model, patch = tiny_model((8, 16, 16), BINARY), (8, 16, 16)
@@ -207,8 +208,8 @@ def _full_disk(*_: object) -> None:
 def test_objects_reach_over_the_slabs_that_are_drawn_at_once(volume, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = dataclasses.replace(SETTINGS, sampler=SAMPLERS[-1])
     whole = predict(volume[0], volume[1], volume[2], settings=settings)
-    monkeypatch.setattr(volume_sampler, "PIECE_VOXELS", 1)
-    monkeypatch.setattr(volume_sampler, "SLAB_VOXELS", 1)
+    monkeypatch.setattr(sampling_box, "PIECE_VOXELS", 1)
+    monkeypatch.setattr(sampling_box, "SLAB_VOXELS", 1)
     rows = predict(volume[0], volume[1], volume[2], settings=settings)
     for i in range(whole.num_samples):  # the last digit of a field may depend on the number of rows
         assert (whole.sample(i) != rows.sample(i)).float().mean() < 1e-4
@@ -239,7 +240,7 @@ def test_fields_of_classes_are_made_only_where_they_decide(volume, monkeypatch: 
     model, image, patch = volume
     settings = dataclasses.replace(SETTINGS, sampler=SURFACES)
     sparse = predict(model, image, patch, settings=settings)
-    monkeypatch.setattr(volume_sampler, "_apart", lambda way, labels: (way.fields(labels), []))
+    monkeypatch.setattr(box_masks, "_apart", lambda way, labels: (way.fields(labels), []))
     assert equal(sparse, predict(model, image, patch, settings=settings))
     assert 0 < sum(float(sparse.sample(i)[2].mean()) for i in range(3)) < 3  # either class is drawn somewhere
 

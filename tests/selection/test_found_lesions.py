@@ -14,8 +14,8 @@ from tests.training.data.test_source_draw import unified
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction, SampledBox, SamplingFacts
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
 from unisegdiff_pipeline.selection.found_lesions import choose_lesions, find_in_held_out, held_out_case
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,), ignore_value=9)

@@ -15,9 +15,9 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import from_jsonable, to_jsonable
 from unisegdiff_pipeline.core.units import Units
 from unisegdiff_pipeline.evaluation.conformal import mask_volumes
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction, SampledBox, SamplingFacts
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.guarantees import Guarantees
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
 from unisegdiff_pipeline.planning.plans import SourcesPlan
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.selection.guarantees import (

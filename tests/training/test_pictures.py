@@ -10,7 +10,7 @@ import torch
 
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction, SamplingFacts
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.reports.case_pictures import Plane
 from unisegdiff_pipeline.training.pictures import shown_plane, shown_slice, snapshot

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
-from unisegdiff_pipeline.inference.volume_sampler import SamplingFacts
+from unisegdiff_pipeline.inference.case_prediction import SamplingFacts
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.sampler import FULL_SEARCH, QUICK_SEARCH, SHORT_SEARCH, Search
 from unisegdiff_pipeline.training import time_budget as module

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction, SampledBox, SamplingFacts
 from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings, read_settings
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SampledBox, SamplingFacts
 from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance
 from unisegdiff_pipeline.preprocessing.reference import write_cases, write_reference
 from unisegdiff_pipeline.selection import hold_out

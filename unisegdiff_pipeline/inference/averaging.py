@@ -21,11 +21,11 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.evaluation.inputs import listing
 from unisegdiff_pipeline.evaluation.reading import read_masks
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction, PackedMasks, SampledBox, SamplingFacts
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder
 from unisegdiff_pipeline.inference.settings import Decision
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, PackedMasks, SampledBox, SamplingFacts
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
 NOTHING_COMPUTED = SamplingFacts(0, 0, 0, 0.0, 0.0)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction, SamplingFacts
 from unisegdiff_pipeline.inference.cases import PresenceCalibration
 from unisegdiff_pipeline.inference.decision import NEUTRAL, ExpectedDice, shift_threshold
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
 from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS, split_uncertainty
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts
 from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 
 

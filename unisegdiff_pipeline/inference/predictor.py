@@ -25,6 +25,7 @@ from unisegdiff_pipeline.core.names import require_name
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import to_jsonable
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction, SamplingFacts
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.label_fusion import Combination, require_combinable
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, can_filter, combined_filter
@@ -47,7 +48,7 @@ from unisegdiff_pipeline.inference.settings import DECISIONS, OF_LESIONS, Decisi
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
 from unisegdiff_pipeline.inference.uncertainty_parts import require_splittable
 from unisegdiff_pipeline.inference.utility import Utility, filter_for
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, SamplingFacts, can_sample, sample_case
+from unisegdiff_pipeline.inference.volume_sampler import can_sample, sample_case
 from unisegdiff_pipeline.io.image_objects import is_path, volume_of
 from unisegdiff_pipeline.io.images import read_image
 from unisegdiff_pipeline.io.raw_dataset import RawCase, case_of_channels

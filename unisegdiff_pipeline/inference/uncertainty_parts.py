@@ -31,8 +31,8 @@ from torch import Tensor
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import Coding
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction
 from unisegdiff_pipeline.inference.uncertainty import entropies
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from unisegdiff_pipeline.core.units import Units, size_of_voxel, units_of
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.evaluation.lesion_matching import find_overlaps
 from unisegdiff_pipeline.inference.active_region import foreground
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction
 from unisegdiff_pipeline.inference.cases import PresenceCalibration
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.lesion_filter import can_filter
 from unisegdiff_pipeline.inference.lesions import LesionCounter, PredictedLesion
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import SourcesPlan
 from unisegdiff_pipeline.preprocessing.storage import StoredCase

@@ -9,10 +9,11 @@ import torch
 
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, score_case
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction
 from unisegdiff_pipeline.inference.limits import find_limits
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction, sample_case
+from unisegdiff_pipeline.inference.volume_sampler import sample_case
 from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.networks.sources import UNKNOWN
 from unisegdiff_pipeline.networks.staged_model import StagedModel

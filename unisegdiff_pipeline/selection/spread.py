@@ -8,7 +8,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.spread import CaseSpread, case_spread
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.active_region import foreground
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 

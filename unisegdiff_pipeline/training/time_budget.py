@@ -12,9 +12,9 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted, format_duration
+from unisegdiff_pipeline.inference.case_prediction import SamplingFacts
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.sliding_window import TileGrid, plan_tiles, prediction_window
-from unisegdiff_pipeline.inference.volume_sampler import SamplingFacts
 from unisegdiff_pipeline.io.sources import cases_by_source
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model

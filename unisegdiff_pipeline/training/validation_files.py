@@ -21,10 +21,10 @@ import numpy as np
 from unisegdiff_pipeline.core.files import file_hash, text_hash
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import to_jsonable
+from unisegdiff_pipeline.inference.case_prediction import CasePrediction
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.inference.volume_sampler import CasePrediction
 from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.fold_run import FoldRun

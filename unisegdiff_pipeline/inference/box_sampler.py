@@ -1,0 +1,205 @@
+"""The samples of one box: its states, taken by the steps of a sampler from noise to masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unisegdiff_pipeline.diffusion.coding import mask_to_x, nested_probabilities
+from unisegdiff_pipeline.diffusion.samplers import (
+    AddNoise,
+    Call,
+    Draw,
+    SamplerSettings,
+    first_state,
+    lam_schedule,
+    noised,
+    sampler_steps,
+)
+from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE
+from unisegdiff_pipeline.diffusion.targets import Estimate
+from unisegdiff_pipeline.inference.active_region import ActiveRegion
+from unisegdiff_pipeline.inference.box_denoiser import BoxDenoiser
+from unisegdiff_pipeline.inference.box_fields import BoxFields, NoiseNames, ahead
+from unisegdiff_pipeline.inference.box_masks import BoxMasks
+from unisegdiff_pipeline.inference.case_prediction import PackedMasks, SampledBox
+from unisegdiff_pipeline.inference.sampling_box import SamplingBox
+from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.inference.sliding_window import window_slices
+from unisegdiff_pipeline.inference.tiled_case import TiledCase, batches
+
+LAYER_ARRAYS = 4  # of a sample's layer of tiles alive at once: two sums, and the state and answer of tiles
+
+
+class BoxSampler:
+    """Draws samples in a box.
+
+    The state of all samples lives in one array over the box, on disk where it does not fit into memory. A call goes
+    through the tiles layer by layer and leaves each slab of rows as soon as no further tile reaches it.
+    """
+
+    def __init__(self, box: SamplingBox, settings: InferenceSettings, active: ActiveRegion, names: NoiseNames) -> None:
+        self.box, self.settings, self.active = box, settings, active
+        self.fields = BoxFields(box, names)
+        self.denoiser = BoxDenoiser(box, settings)
+        self.masks = BoxMasks(self.fields, settings)
+
+    def draw(self, sample_ids: Sequence[int], keep_samples: bool, keep_soft: bool = False) -> SampledBox:
+        """Draw all samples, as many at a time as the limits allow."""
+        keep_soft = keep_soft and self.settings.sampler.draw and self.settings.mask_sampler is None
+        hard = self.settings.drawn_by.draw
+        size = self.box.cropped_shape()
+        mean = torch.from_numpy(self.box.case.scratch.zeros((self.box.p_det.shape[0], *self.box.extent)))
+        samples = _Kept(self.box.case, len(sample_ids), self.box.p_det.shape[0], size, hard) if keep_samples else None
+        soft = _Kept(self.box.case, len(sample_ids), self.box.p_det.shape[0], size, False) if keep_soft else None
+        # Two sums over a layer of tiles for each sample, while the next tile is computed.
+        layer = self.box.case.grid.window[0] * self.box.extent[1] * self.box.extent[2]
+        bytes_each = LAYER_ARRAYS * 4 * self.box.p_det.shape[0] * layer
+        for numbers in batches(range(len(sample_ids)), int(self.box.case.limits.state_gb * 2**30) // bytes_each):
+            ids = [sample_ids[i] for i in numbers]
+            self._draw_together(ids, numbers, mean, samples, soft)
+        for first, last in self.box.pieces(0, self.box.extent[0]):
+            mean[:, first:last] /= len(sample_ids)
+        low, high = self.box.bounds()
+        place = window_slices(low, [b - a for a, b in zip(low, high, strict=True)])
+        return SampledBox(
+            place,
+            self.box.cropped(self.box.inside(self.active)),
+            self.box.cropped(mean),
+            samples.finished() if samples else None,
+            soft.finished() if soft else None,
+        )
+
+    def _draw_together(
+        self, ids: Sequence[int], numbers: Sequence[int], mean: Tensor, samples: _Kept | None, soft: _Kept | None
+    ) -> None:
+        """Draw some samples and add them to the mean; `numbers` says which places are theirs."""
+        sampler, mask_sampler = self.settings.sampler, self.settings.mask_sampler
+        if mask_sampler is not None and sampler.total_calls:
+            sampler = replace(sampler, draw=False)  # no mask is drawn of the mean's samples
+        ways = [sampler] if mask_sampler is None or samples is None else [sampler, mask_sampler]
+        of_mean: Tensor | None = None
+        for way, p in zip(ways, self._last_probabilities(ids, ways), strict=True):
+            of_mean = p if of_mean is None else of_mean
+            for i in range(len(ids)):
+                for first, last in self.box.pieces(0, self.box.extent[0]):
+                    values = p[i, :, first:last].to(self.box.case.device)[None]  # (1, K, rows, Y, X)
+                    if way is ways[0]:
+                        mean[:, first:last] += values[0].to(mean.device)
+                        if soft is not None:
+                            soft.put(numbers[i], self.box.kept_part(values[0], first, last))
+                self.box.case.scratch.release()
+            if samples is not None and way is ways[-1]:
+                for i, first, masks in self.masks.masks(p, ids, way, of_mean=of_mean):
+                    last = first + masks.shape[1]
+                    samples.put(numbers[i], self.box.kept_part(masks, first, last))
+                    self.box.case.scratch.release()
+
+    def _last_probabilities(self, ids: Sequence[int], ways: Sequence[SamplerSettings]) -> Iterator[Tensor]:
+        """Probabilities (n, K, *box) that the samples of each way end with.
+
+        Two ways that begin with pure noise begin with the same, whose call is made once.
+        """
+        edges, labels = self.settings.edges, self.box.case.model.labels
+        loops = [sampler_steps(edges, way, labels) for way in ways]
+        first = [loop[0] for loop in loops if loop and isinstance(loop[0], Call)]
+        shared = len(first) == 2 and all(call.lam == PURE_NOISE for call in first)
+        states = [self._state(len(ids)) if loop else self._nested_p_det(len(ids)) for loop in loops]
+        if shared:
+            self._begin(states[0], ids, PURE_NOISE)
+            self._call(first, states[0], states)
+        for way, loop, x in zip(ways, loops, states, strict=True):
+            if loop and not shared:
+                self._begin(x, ids, lam_schedule(edges, way)[0])
+            for step in loop[1:] if shared else loop:
+                match step:
+                    case Call():
+                        self._call([step], x, [x])
+                    case Draw():
+                        self._draw(step, x, ids, way)
+                    case AddNoise():
+                        self._add_noise(step, x, ids)
+            yield x
+
+    def _state(self, count: int) -> Tensor:
+        """An array for some samples; on a GPU where there is room."""
+        shape, device = (count, *self.box.p_det.shape), self.box.case.device
+        if device.type != "cpu" and 8 * math.prod(shape) <= self.box.case.limits.state_gb * 2**30:
+            return torch.empty(shape, device=device)
+        return torch.from_numpy(self.box.case.scratch.empty(shape))
+
+    def _nested_p_det(self, count: int) -> Tensor:
+        p = torch.from_numpy(self.box.case.scratch.empty(self.box.p_det.shape))
+        for first, last in self.box.pieces(0, self.box.extent[0]):
+            nested = nested_probabilities(self.box.p_det[None, :, first:last], self.box.case.model.labels.nesting)
+            p[:, first:last] = nested[0]
+        self.box.case.scratch.release()
+        return p.expand(count, *p.shape)
+
+    def _begin(self, x: Tensor, ids: Sequence[int], lam: float) -> None:
+        slabs = list(self.box.rows_of_samples(len(ids)))
+        noises = ahead(lambda slab: self.fields.noise(ids[slab[0]], "noise0", *slab[1:]), slabs)
+        for (i, first, _), noise in zip(slabs, noises, strict=True):
+            for a, b in self.box.pieces(first, first + noise.shape[1]):
+                p_det = self.box.p_det[None, :, a:b].to(noise.device)
+                part = noise[None, :, a - first : b - first]
+                x[i, :, a:b] = first_state(part, p_det, lam, self.settings.edges)[0]
+            self.box.case.scratch.release()
+
+    def _call(self, calls: Sequence[Call], x: Tensor, out: Sequence[Tensor]) -> None:
+        """One call of the network for all samples; what each of `calls` leaves is written into its array of `out`.
+
+        Args:
+            calls: at the same noise level.
+            x: the state (n, K, *box), which may be the first array of `out`.
+        """
+        corrected = any(call.reads_correction for call in calls)
+        for first, found in self.denoiser.estimates(x, calls[0].lam, corrected):  # found (2 or 1, n, K, rows, Y, X)
+            for a, b in self.box.pieces(first, first + found.shape[3]):
+                for i in range(len(x)):
+                    part = found[:, i : i + 1, :, a - first : b - first]
+                    estimate = Estimate(part[0], part[-1])  # without a correction there is no reader of it
+                    state = x[i : i + 1, :, a:b].to(found.device)
+                    for call, left in reversed(list(zip(calls, out, strict=True))):  # x itself is written last
+                        left[i, :, a:b] = call.leave(state, estimate)[0]
+            self.box.case.scratch.release()
+
+    def _draw(self, step: Draw, x: Tensor, ids: Sequence[int], way: SamplerSettings) -> None:
+        """Put masks in {-1, +1} in place of the probabilities that a call left."""
+        for i, first, masks in self.masks.masks(x, ids, way, step.index):
+            x[i, :, first : first + masks.shape[1]] = mask_to_x(masks)
+            self.box.case.scratch.release()
+
+    def _add_noise(self, step: AddNoise, x: Tensor, ids: Sequence[int]) -> None:
+        """Bring masks, or the mean of masks, to the state of the next call."""
+        for i, first, last in self.box.rows_of_samples(len(ids)):
+            noise = self.fields.noise(ids[i], f"noise{step.index}", first, last)
+            for a, b in self.box.pieces(first, last):
+                x0, part = x[i : i + 1, :, a:b].to(noise.device), noise[None, :, a - first : b - first]
+                x[i, :, a:b] = noised(x0, part, step.lam, self.settings.edges)[0]
+            self.box.case.scratch.release()
+
+
+class _Kept:
+    """Where samples are put row by row: masks as bits, anything else as 16-bit numbers."""
+
+    def __init__(self, case: TiledCase, count: int, channels: int, size: Sequence[int], hard: bool) -> None:
+        self._width, self._hard = size[2], hard
+        width, dtype = ((size[2] + 7) // 8, np.uint8) if hard else (size[2], np.float16)
+        self._values = case.scratch.empty((count, channels, size[0], size[1], width), dtype)
+
+    def put(self, number: int, part: tuple[slice, Tensor]) -> None:
+        """Keep some rows (K, rows, Y, X) of a sample."""
+        rows, values = part
+        here = values.cpu().numpy()
+        self._values[number][:, rows] = np.packbits(here > 0, axis=-1) if self._hard else here
+
+    def finished(self) -> Tensor | PackedMasks:
+        """All samples."""
+        values = torch.from_numpy(self._values)
+        return PackedMasks(values, self._width) if self._hard else values
