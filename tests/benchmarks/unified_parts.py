@@ -5,10 +5,11 @@
 
 `train` plans and preprocesses the unified data set (made by usd_unify before, in ROOT), trains the segmenter of fold 0
 by the plan and by each plan of PLANS, which differs in one field of `sources`; then, on the phase 1 of the first, the
-second phase of each trainer of TRAINERS. What is there is not trained again. Scores are those of the trainings' own
-validation: Dice over the cases with a lesion, and the energy score of the sampled masks over all. The mean is that of
-the sources' means; its interval is of normal shape with the error of `macro_gain`, over groups (patients) within each
-source; p is Wilcoxon's, over the groups of all sources.
+second phase of each trainer of TRAINERS; and, for what the first phase is worth, the second phase alone, on a segmenter
+of one iteration, for as many iterations as both have. What is there is not trained again. Scores are those of the
+trainings' own validation: Dice over the cases with a lesion, and the energy score of the sampled masks over all. The
+mean is that of the sources' means; its interval is of normal shape with the error of `macro_gain`, over groups
+(patients) within each source; p is Wilcoxon's, over the groups of all sources.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ PLANS: dict[str | None, dict[str, Any]] = {
     "byimages": {"temperature": 1.0},
 }
 TRAINERS = ("StagedDiffusionTrainer", "X0DiffusionTrainer", "VDiffusionTrainer", "EpsilonDiffusionTrainer")
+PHASE_2_ALONE = f"{TRAINERS[0]} alone"
 NORMAL_95 = 1.96
 
 
@@ -67,10 +69,26 @@ def prepare(args: argparse.Namespace, plan: str | None) -> None:
     run(args, "usd_preprocess", "-d", args.unified, "-c", "2d", "--plans", plan)
 
 
-def fold_folder(args: argparse.Namespace, trainer: str, plan: str | None, seed: int) -> Path:
+def fold_folder(args: argparse.Namespace, trainer: str, plan: str | None, name: str) -> Path:
     """Results of one training."""
     dataset = args.work / "results" / find_dataset(args.raw, args.unified)
-    return dataset / ModelName(trainer, "2d", plan, f"s{seed}").folder / "fold_0"
+    return dataset / ModelName(trainer, "2d", plan, name).folder / "fold_0"
+
+
+def folder_of(args: argparse.Namespace, trainer: str, seed: int) -> Path:
+    """Results of one of the rows of TRAINERS and PHASE_2_ALONE."""
+    if trainer == PHASE_2_ALONE:
+        return fold_folder(args, TRAINERS[0], None, alone_name(seed))
+    return fold_folder(args, trainer, None, run_name(seed))
+
+
+def run_name(seed: int) -> str:
+    return f"s{seed}"
+
+
+def alone_name(seed: int) -> str:
+    """Name of the trainings without a first phase."""
+    return f"alone_s{seed}"
 
 
 def train(args: argparse.Namespace) -> None:
@@ -79,17 +97,21 @@ def train(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for plan in PLANS:
             prepare(args, plan)
-            _train(args, SEGMENTER, plan, seed, first)
-        phase_1 = str(fold_folder(args, SEGMENTER, None, seed))
+            _train(args, SEGMENTER, plan, run_name(seed), seed, first)
+        trained, untrained = (fold_folder(args, SEGMENTER, None, name(seed)) for name in (run_name, alone_name))
         for trainer in TRAINERS:
-            _train(args, trainer, None, seed, second, "--phase-1-from", phase_1)
+            _train(args, trainer, None, run_name(seed), seed, second, "--phase-1-from", str(trained))
+        _train(args, SEGMENTER, None, alone_name(seed), seed, 1)
+        _train(args, TRAINERS[0], None, alone_name(seed), seed, first + second, "--phase-1-from", str(untrained))
 
 
-def _train(args: argparse.Namespace, trainer: str, plan: str | None, seed: int, iterations: int, *more: str) -> None:
-    if (fold_folder(args, trainer, plan, seed) / "validation" / "summary.json").is_file():
+def _train(
+    args: argparse.Namespace, trainer: str, plan: str | None, name: str, seed: int, iterations: int, *more: str
+) -> None:
+    if (fold_folder(args, trainer, plan, name) / "validation" / "summary.json").is_file():
         return
     named = () if plan is None else ("--plans", plan)
-    length = ("--iterations", str(iterations), "--seed", str(seed), "--run", f"s{seed}", "--workers", "0")
+    length = ("--iterations", str(iterations), "--seed", str(seed), "--run", name, "--workers", "0")
     run(args, "usd_train", args.unified, "0", "-c", "2d", "--trainer", trainer, *named, *length, *more)
 
 
@@ -119,9 +141,9 @@ def table(args: argparse.Namespace) -> list[str]:
     groups = groups_of(args.raw / find_dataset(args.raw, args.unified))
     lines = _header("plan", "seed", "Dice by source", "mean", "difference to the plan [95 %]", "p", "false alarms")
     for seed in args.seeds:
-        base = dice_where_lesion(scores_of(fold_folder(args, SEGMENTER, None, seed)))
+        base = dice_where_lesion(scores_of(fold_folder(args, SEGMENTER, None, run_name(seed))))
         for plan in PLANS:
-            scores = scores_of(fold_folder(args, SEGMENTER, plan, seed))
+            scores = scores_of(fold_folder(args, SEGMENTER, plan, run_name(seed)))
             dice = dice_where_lesion(scores)
             cells = " | " if plan is None else difference(dice, base, groups)
             alarms = " of ".join(map(str, false_alarms(scores)))
@@ -130,10 +152,10 @@ def table(args: argparse.Namespace) -> list[str]:
     against = ("staged - it [95 %]", "p")
     lines += ["", *_header("trainer", "seed", "Dice by source", "mean", *against, "energy score", *against)]
     for seed in args.seeds:
-        folder = fold_folder(args, TRAINERS[0], None, seed)
+        folder = folder_of(args, TRAINERS[0], seed)
         staged, energy_of_staged = dice_where_lesion(scores_of(folder)), energies(folder)
-        for trainer in TRAINERS:
-            folder = fold_folder(args, trainer, None, seed)
+        for trainer in (*TRAINERS, PHASE_2_ALONE):
+            folder = folder_of(args, trainer, seed)
             dice, energy = dice_where_lesion(scores_of(folder)), energies(folder)
             cells = [" | "] * 2
             if trainer != TRAINERS[0]:
