@@ -19,7 +19,7 @@ def main() -> None:
     command, *arguments = sys.argv[1:]
     (entry,) = entry_points(group="console_scripts", name=command)
     sys.argv[0] = command
-    time.monotonic = time.process_time
+    time.monotonic = time.perf_counter = time.process_time
     signal.ITIMER_REAL, signal.SIGALRM = signal.ITIMER_PROF, signal.SIGPROF  # of limits of single steps
     sys.exit(entry.load()(arguments))
 
