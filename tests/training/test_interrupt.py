@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
+from types import FunctionType, ModuleType
+from typing import Any
 
 import pytest
 
+from unisegdiff_pipeline.training import interrupt
 from unisegdiff_pipeline.training.interrupt import StopRequest, TrainingInterrupted
 
 
@@ -105,6 +109,29 @@ def test_a_step_ends_when_its_time_is_over() -> None:
             pass
         assert not limit.exceeded
     assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("entered", [interrupt, contextlib])
+def test_time_that_is_over_while_the_limit_is_entered_does_not_leave_it(
+    monkeypatch: pytest.MonkeyPatch, entered: ModuleType
+) -> None:
+    """As on a loaded machine, where the alarm of the least limit may ring before the step begins."""
+
+    arm, naps = signal.setitimer, [0.02]
+
+    def arm_and_wait(which: int, seconds: float, arm: Any = arm, wait: Any = time.sleep, naps: Any = naps) -> None:
+        arm(which, seconds)
+        wait(naps.pop() if naps else 0)
+
+    there = FunctionType(arm_and_wait.__code__, {"__name__": entered.__name__}, None, arm_and_wait.__defaults__)
+    begun = []
+    with StopRequest() as stop:
+        monkeypatch.setattr(interrupt.signal, "setitimer", there)
+        with stop.limited(0.0) as limit:
+            begun.append("step")
+            time.sleep(60)
+        assert limit.exceeded
+    assert begun == ["step"]
 
 
 def test_a_deferred_step_is_not_cut_by_its_time() -> None:

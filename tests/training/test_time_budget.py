@@ -169,6 +169,11 @@ def test_phase_1_is_as_long_in_a_later_session(measured: Any) -> None:
     assert phase_1_budget(continued, 0.75, start_s=2) == phase_1_budget(began, 0.75)
 
 
+def test_phase_1_has_a_moment_where_the_time_is_over_before_it_begins(measured: Any) -> None:
+    measured(Costs(segment_s=0.5))
+    assert phase_1_budget(run_of(100, seconds=110), 0.75).seconds == 1.0
+
+
 def test_a_budget_that_the_validation_fills_is_said_and_leaves_time_to_train(measured: Any) -> None:
     measured(Costs(segment_s=4.0))
     run = run_of(50, seconds=3)

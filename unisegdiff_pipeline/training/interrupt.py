@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 
+LEAST_LIMIT_S = 1e-3
+
 
 class TrainingInterrupted(BaseException):
     """Training was stopped on request; `signal_number` says which signal asked.
@@ -95,7 +97,7 @@ class StopRequest:
             raise RuntimeError("time limits do not nest; leave the first one before the next")
         former = signal.signal(signal.SIGALRM, self._on_alarm)
         self._limit, self._alarm_rang = limit, False
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, LEAST_LIMIT_S))
         try:
             try:
                 yield limit
@@ -128,5 +130,10 @@ class StopRequest:
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         self._alarm_rang = True
-        if self._limit is not None and not self._deferring:
-            raise _TimeIsUp
+        if self._limit is None or self._deferring:
+            return
+        if frame is not None and frame.f_globals.get("__name__") in (__name__, "contextlib"):
+            # Where a context is entered or left nothing catches it; it rings again behind that.
+            signal.setitimer(signal.ITIMER_REAL, LEAST_LIMIT_S)
+            return
+        raise _TimeIsUp

@@ -54,7 +54,7 @@ MONITORING_LIMIT_FRACTION = 0.03
 DESCRIBING_LIMIT_FRACTION = 0.08
 UNFORESEEN_S = 5.0
 UNFORESEEN_FRACTION = 0.02  # of the time budget: the costs of a case are measured once, and differ by a fifth
-LEAST_PHASE_2_S = 1.0
+LEAST_PHASE_S = 1.0
 LEAST_PHASE_2_FRACTION = 0.15  # of the time budget
 # Of the time budget, for choosing and the final validation. Phase 1 keeps no more, because it knows the costs of
 # untrained weights only: these sample everywhere, trained ones around lesions. What the shortest search needs has to be
@@ -299,7 +299,8 @@ def phase_1_budget(run: FoldRun, fraction: float, start_s: float | None = None) 
     quick_s = replace(costs, search=QUICK_SEARCH).final_s(run, LARGEST_QUICK_FRACTION)
     reserved_s = max(costs.final_s(run, LARGEST_FINAL_FRACTION), quick_s)
     left_s = run.request.max_time_s - start_s
-    return PhaseBudget(seconds=fraction * max(left_s - reserved_s, LEAST_PHASE_1_FRACTION * left_s))
+    seconds = fraction * max(left_s - reserved_s, LEAST_PHASE_1_FRACTION * left_s)
+    return PhaseBudget(seconds=max(LEAST_PHASE_S, seconds))
 
 
 def within_budget(run: FoldRun, costs: Costs, start_s: float) -> Costs:
@@ -341,9 +342,9 @@ def phase_2_budget(run: FoldRun, fraction: float, costs: Costs, start_s: float) 
     if left_s < least_s:
         run.log.say(
             f"choosing settings and the final validation may take {format_duration(final_s)}; they are shortened, so "
-            f"that phase 2 gets {format_duration(max(LEAST_PHASE_2_S, least_s))}. Give more time."
+            f"that phase 2 gets {format_duration(max(LEAST_PHASE_S, least_s))}. Give more time."
         )
-    return PhaseBudget(seconds=max(LEAST_PHASE_2_S, least_s, left_s))
+    return PhaseBudget(seconds=max(LEAST_PHASE_S, least_s, left_s))
 
 
 def phase_iterations(run: FoldRun, trainer: type[Trainer]) -> tuple[int, int] | None:
