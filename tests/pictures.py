@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.fields import kernel_radius, smooth_field
 from tests.test_import_arrows import HEIGHT, LAYERS, MODULES, dotted_name, imports, room_of
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.drawing import draw_objects, near_certain
-from unisegdiff_pipeline.diffusion.noise import kernel_radius, smooth_field
 from unisegdiff_pipeline.diffusion.samplers import CERTAIN
 from unisegdiff_pipeline.diffusion.schedule import PURE_NOISE, noise_mask
 from unisegdiff_pipeline.planning.stages import class_curve

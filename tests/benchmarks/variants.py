@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.fields import kernel_radius, smooth_field
 from unisegdiff_pipeline.diffusion.coding import mask_to_x, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.losses import soft_dice
-from unisegdiff_pipeline.diffusion.noise import kernel_radius, smooth_field
 from unisegdiff_pipeline.diffusion.samplers import coherent_sample
 from unisegdiff_pipeline.diffusion.schedule import channel_lam, expand_to, noise_mask
 from unisegdiff_pipeline.diffusion.stages import StageDraw

@@ -40,7 +40,7 @@ def field(name: str, length_mm: float, channels: int = 1, seed: int = 0) -> Tens
     """A smooth field of each sample."""
     lengths = [0.0, length_mm, length_mm]
     drawn = [
-        smooth_field_in_box(noise, channels, (0, 0, 0), (1, SIZE, SIZE), lengths, slices_only=True)
+        smooth_field_in_box(noise, range(channels), (0, 0, 0), (1, SIZE, SIZE), lengths, slices_only=True)
         for noise in (BlockNoise(seed, "case", i, name) for i in range(NUM_SAMPLES))
     ]
     return torch.stack(drawn)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fields import smooth_field
 from tests.inference.models import tiny_plans, write_model
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration, nested_probabilities
 from unisegdiff_pipeline.diffusion.drawing import keep_certain
-from unisegdiff_pipeline.diffusion.noise import smooth_field
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings, sample
 from unisegdiff_pipeline.diffusion.schedule import NoiseLevel
 from unisegdiff_pipeline.diffusion.targets import Estimate, final_probabilities, state_estimate

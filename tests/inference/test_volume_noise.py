@@ -2,62 +2,78 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from tests.fields import smooth_field
 from unisegdiff_pipeline.diffusion.noise import BlockNoise
+from unisegdiff_pipeline.inference import volume_noise
 from unisegdiff_pipeline.inference.volume_noise import noise_in_box, smooth_field_in_box
+
+
+def noise(sample: int = 0) -> BlockNoise:
+    return BlockNoise(0, "c", sample, "f")
 
 
 @pytest.mark.parametrize("slices_only", [False, True])
 def test_boxes_agree_where_they_overlap(slices_only: bool) -> None:
-    whole = noise_in_box(BlockNoise(0, "c", 1, "n"), 2, (0, 0, 0), (5, 70, 40), slices_only=slices_only)
-    part = noise_in_box(BlockNoise(0, "c", 1, "n"), 2, (2, 30, 5), (2, 37, 35), slices_only=slices_only)
-    assert torch.equal(part, whole[:, 2:4, 30:67, 5:40])
+    whole = noise_in_box(noise(), range(3), (0, -20, 0), (5, 70, 40), slices_only=slices_only)
+    part = noise_in_box(noise(), [0, 2], (2, 10, 5), (2, 37, 35), slices_only=slices_only)
+    assert torch.equal(part, whole[[0, 2], 2:4, 30:67, 5:40])
 
 
-def test_noise_is_standard_normal_and_keyed_by_every_name() -> None:
-    first = noise_in_box(BlockNoise(0, "c", 0, "n"), 1, (0, 0, 0), (32, 64, 64))
+@pytest.mark.parametrize("slices_only", [False, True])
+def test_noise_is_standard_normal_and_keyed_by_every_name(slices_only: bool) -> None:
+    named = {"start": (0, 0, 0), "extent": (32, 64, 64), "slices_only": slices_only}
+    both = noise_in_box(BlockNoise(0, "c", 0, "n"), range(2), **named)
+    first = both[:1]
     assert abs(float(first.mean())) < 0.01
     assert float(first.std()) == pytest.approx(1, abs=0.01)
     for seed, case, sample, stream in ((1, "c", 0, "n"), (0, "d", 0, "n"), (0, "c", 1, "n"), (0, "c", 0, "m")):
-        other = noise_in_box(BlockNoise(seed, case, sample, stream), 1, (0, 0, 0), (32, 64, 64))
+        other = noise_in_box(BlockNoise(seed, case, sample, stream), [0], **named)
         assert abs(float((first * other).mean())) < 0.02
-    blocks = first.reshape(32, 2, 32, 2, 32)
-    assert abs(float((blocks[:, 0] * blocks[:, 1]).mean())) < 0.02  # neighbouring blocks are independent
+    for axis, shift in ((0, 1), (1, 1), (1, 8), (1, 16), (2, 1), (2, 8), (2, 16), (3, 1), (3, 16), (3, 32)):
+        assert abs(float((both * both.roll(shift, axis)).mean())) < 0.02  # neighbours, also in other sequences
 
 
-def test_smooth_fields_agree_wherever_boxes_overlap() -> None:
-    named = {"lengths_voxels": (0.0, 2.0, 2.0), "slices_only": True}
-    large = smooth_field_in_box(BlockNoise(0, "c", 0, "f"), 1, (0, 0, 0), (1, 70, 70), **named)
-    small = smooth_field_in_box(BlockNoise(0, "c", 0, "f"), 1, (0, 0, 25), (1, 20, 45), **named)
-    assert torch.allclose(small, large[:, :, :20, 25:], atol=1e-5)  # at the volume's border, too
-    assert float(large.std()) == pytest.approx(1, abs=0.15)
+@pytest.mark.parametrize("chunk", [64, 7])
+def test_smooth_fields_are_the_same_to_the_last_digit_in_any_box(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    for slices_only, lengths in ((False, (3.0, 9.0, 0.0)), (False, (0.4, 1.7, 40.0)), (True, (0.0, 2.0, 12.5))):
+        large = smooth_field_in_box(noise(), range(2), (-3, 5, 0), (20, 98, 36), lengths, slices_only=slices_only)
+        assert large.shape == (2, 20, 98, 36)
+        monkeypatch.setattr(volume_noise, "CHUNK", chunk)
+        for start, extent in (((2, 9, 11), (6, 10, 9)), ((-3, 40, 1), (1, 63, 35))):
+            small = smooth_field_in_box(noise(), [1], start, extent, lengths, slices_only=slices_only)
+            inside = tuple(slice(a - b, a - b + n) for a, b, n in zip(start, (-3, 5, 0), extent, strict=True))
+            assert torch.equal(small, large[(slice(1, 2), *inside)])
 
 
-def test_some_channels_alone_are_those_of_all() -> None:
-    named = {"lengths_voxels": (0.0, 2.0, 12.0), "slices_only": True}
-    every = smooth_field_in_box(BlockNoise(0, "c", 0, "f"), 5, (0, 3, 5), (1, 20, 45), **named)
-    some = smooth_field_in_box(BlockNoise(0, "c", 0, "f"), 5, (0, 3, 5), (1, 20, 45), **named, only=[1, 3])
-    assert torch.equal(some, every[[1, 3]])
+def test_no_order_of_adding_up_changes_a_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a product of matrices is in fp64: its sums are exact in fp32 already."""
+    found = smooth_field_in_box(noise(), [0], (0, 0, 0), (9, 30, 21), (1.0, 3.9, 7.9))
+    product = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: product(a.double(), b.double()).float())
+    assert torch.equal(found, smooth_field_in_box(noise(), [0], (0, 0, 0), (9, 30, 21), (1.0, 3.9, 7.9)))
+
+
+def test_a_short_field_is_the_convolution_of_its_noise() -> None:
+    white = noise_in_box(noise(), [0], (-5, 0, -5), (30, 20, 40)).numpy()
+    field = smooth_field_in_box(noise(), [0], (0, 0, 0), (20, 20, 30), (1.4, 0.0, 1.2))
+    assert np.abs(field.numpy() - smooth_field(white, (1.4, 0.0, 1.2))).max() < 0.02  # weights are in 512ths
 
 
 def test_long_fields_are_drawn_on_a_coarser_grid_with_the_same_law() -> None:
-    """l = 12 voxels: nodes every third voxel; at the nodes and between them variance 1, and exp(-d^2 / (4 l^2))."""
-    named = {"lengths_voxels": (0.0, 12.0, 12.0), "slices_only": True}
-    noises = [BlockNoise(0, "c", i, "f") for i in range(300)]
-    fields = torch.cat([smooth_field_in_box(noise, 1, (0, 4, 7), (1, 60, 60), **named) for noise in noises])
-    at_node, between = fields[:, 0, 2, 2], fields[:, 0, 3, 3]  # 4 + 2 and 7 + 2 are multiples of 3
-    assert float(at_node.var()) == pytest.approx(1, abs=0.25)
-    assert float(between.var() / at_node.var()) == pytest.approx(1, abs=0.05)
-    apart = (fields[..., :-12] * fields[..., 12:]).mean() / fields.square().mean()
-    assert float(apart) == pytest.approx(0.7788, abs=0.05)
-    small = smooth_field_in_box(BlockNoise(0, "c", 0, "f"), 1, (0, 20, 31), (1, 11, 9), **named)
-    assert torch.allclose(small[0], fields[0][:, 16:27, 24:33], atol=1e-5)
-
-
-def test_fields_in_three_dimensions_agree_wherever_boxes_overlap() -> None:
-    large = smooth_field_in_box(BlockNoise(0, "c", 0, "f"), 2, (-3, 5, 0), (20, 18, 26), (3.0, 9.0, 0.0))
-    small = smooth_field_in_box(BlockNoise(0, "c", 0, "f"), 2, (2, 9, 11), (6, 10, 9), (3.0, 9.0, 0.0))
-    assert large.shape == (2, 20, 18, 26)
-    assert torch.allclose(small, large[:, 5:11, 4:14, 11:20], atol=1e-5)
+    """Variance 1 and correlations exp(-d^2 / (4 l^2)) at nodes and between them, from the weights of one axis."""
+    for length in (1.0, 1.9, 2.0, 12.7):
+        _, weights, scale = volume_noise._weights(-7, 60, length)
+        rows = (weights * scale[:, None]).double()
+        apart = torch.arange(60)[:, None] - torch.arange(60)
+        expected = torch.exp(-(apart**2).double() / (4 * length**2))
+        assert float((rows @ rows.T - expected).abs().max()) < 4e-3
+    fields = torch.cat(
+        [smooth_field_in_box(noise(i), [0], (0, 4, 7), (1, 60, 60), (0.0, 12.0, 12.0)) for i in range(200)]
+    )
+    assert float(fields.var()) == pytest.approx(1, abs=0.1)
+    apart_by_length = (fields[..., :-12] * fields[..., 12:]).mean() / fields.square().mean()
+    assert float(apart_by_length) == pytest.approx(0.7788, abs=0.05)

@@ -366,7 +366,7 @@ def test_a_case_of_one_tile_equals_the_bare_network() -> None:
         expected = sample(
             lambda x, lam: model.denoise(x, NoiseLevel.of(torch.full((3,), lam), SETTINGS.edges), halved),
             lambda draw: torch.stack(
-                [noise_in_box(BlockNoise(5, "case", i, f"noise{draw}"), 1, (0, 0, 0), (8, 16, 16)) for i in range(3)]
+                [noise_in_box(BlockNoise(5, "case", i, f"noise{draw}"), [0], (0, 0, 0), (8, 16, 16)) for i in range(3)]
             ),
             None,
             p_det,

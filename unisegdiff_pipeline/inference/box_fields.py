@@ -39,7 +39,8 @@ class BoxFields:
         """Noise (K, rows, Y, X) of the rows [first, last)."""
         noise = BlockNoise(self.names.seed, self.names.case_id, sample_id, stream)
         start, extent = self.box.rows_of_box(first, last)
-        whole = noise_in_box(noise, self.box.p_det.shape[0], start, extent, slices_only=self.box.case.dims == 2)
+        channels = range(self.box.p_det.shape[0])
+        whole = noise_in_box(noise, channels, start, extent, slices_only=self.box.case.dims == 2)
         return whole.to(self.box.case.device)
 
     def fields(self, sample_id: int, stream: str, first: int, last: int, which: Sequence[SmoothField]) -> Tensor:
@@ -87,12 +88,11 @@ class BoxFields:
         parts = [
             smooth_field_in_box(
                 BlockNoise(self.names.seed, self.names.case_id, sample_id, stream + field.name),
-                field.channels,
+                range(field.channels) if only is None else only,
                 start,
                 extent,
                 lengths_voxels(self.box.case, field.length_mm, self.names.spacing_mm),
                 slices_only=self.box.case.dims == 2,
-                only=only,
             )
             for field in which
         ]

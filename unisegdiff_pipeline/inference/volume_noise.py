@@ -2,87 +2,142 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.noise import BlockNoise, kernel_radius, neighbour_correlation, smooth_field
+from unisegdiff_pipeline.diffusion.noise import STEPS, BlockNoise, standard_normal
 
-BLOCK = 16  # voxels an axis
-# Linear interpolation between two nodes a length is off by at most 2.2, 3.1 and 3.8 % of a standard deviation (RMS)
-# with one, two and three coarse axes.
-NODES_PER_LENGTH = 2
+# Voxels side by side of which a sequence of noise holds a row of cells: along Y and X it is so wide and runs along Z;
+# in slices, whose boxes may be one of them, it runs along Y.
+WIDTH, WIDTH_IN_SLICES = (16, 16), (1, 32)
+KERNEL_REACH = 3.5  # standard deviations at which the kernel of a smooth field ends
+LARGEST = 5  # standard deviations to which smooth values are limited on the way
+CHUNK = 64  # voxels an axis that are smoothed by one matrix
+EXACT = 1 << 24  # whole numbers up to here are exact in fp32
 
 
 def noise_in_box(
-    noise: BlockNoise, channels: int, start: Sequence[int], extent: Sequence[int], *, slices_only: bool = False
+    noise: BlockNoise,
+    channels: Sequence[int],
+    start: Sequence[int],
+    extent: Sequence[int],
+    *,
+    slices_only: bool = False,
 ) -> Tensor:
     """Standard normal noise (channels, *extent) of the box that begins at `start`, fp32 on the CPU.
 
-    The volume is made of blocks that are named by their place and drawn alone; it has no borders, `start` may be
-    negative. `slices_only` makes the blocks one slice thick, for 2D networks, whose boxes may be a single slice.
+    The volume has no borders, `start` may be negative.
+
+    Args:
+        noise: its name.
+        channels: numbers of those to make; each is the same whatever others are made.
+        start, extent: (Z, Y, X).
+        slices_only: for 2D networks, whose boxes may be a single slice; other noise than without.
     """
-    edge = (1, BLOCK, BLOCK) if slices_only else (BLOCK, BLOCK, BLOCK)
-    out = torch.empty((channels, *extent))
-    target = out.numpy()
-    ranges = (range(a // e, (a + n - 1) // e + 1) for a, n, e in zip(start, extent, edge, strict=True))
+    order = (1, 0, 2) if slices_only else (0, 1, 2)  # axes: the one that sequences run along, and those across
+    width = WIDTH_IN_SLICES if slices_only else WIDTH
+    cell = math.prod(width)
+    (first, *low), (count, *size) = ([values[axis] for axis in order] for values in (start, extent))
+    bits = np.empty((len(channels), *extent), np.uint16)
+    target = bits.transpose(0, *(axis + 1 for axis in order))
+    ranges = (range(a // w, (a + n - 1) // w + 1) for a, n, w in zip(low, size, width, strict=True))
     for place in itertools.product(*ranges):
-        block = noise.block(place, (channels, *edge))
         inside, source = [], []
-        for index, size, low, length in zip(place, edge, start, extent, strict=True):
-            first, last = max(index * size, low), min((index + 1) * size, low + length)
-            inside.append(slice(first - low, last - low))
-            source.append(slice(first - index * size, last - index * size))
-        target[(slice(None), *inside)] = block[(slice(None), *source)]
-    return out
+        for index, w, a, n in zip(place, width, low, size, strict=True):
+            begin, end = max(index * w, a), min((index + 1) * w, a + n)
+            inside.append(slice(begin - a, end - a))
+            source.append(slice(begin - index * w, end - index * w))
+        for i, channel in enumerate(channels):
+            sequence = noise.bits((channel, *place), first * cell, count * cell).reshape(count, *width)
+            target[i][(slice(None), *inside)] = sequence[(slice(None), *source)]
+    return standard_normal(bits)
 
 
 def smooth_field_in_box(
     noise: BlockNoise,
-    channels: int,
+    channels: Sequence[int],
     start: Sequence[int],
     extent: Sequence[int],
     lengths_voxels: Sequence[float],
     *,
     slices_only: bool = False,
-    only: Sequence[int] | None = None,
 ) -> Tensor:
-    """A smooth standard normal field of the box, (channels, *extent): the same for every box that holds a voxel.
+    """A smooth standard normal field of a box, (channels, *extent): bitwise the same in every box that holds a voxel.
 
-    `only` names the channels to return, rising; None: all.
+    White noise is smoothed with a Gaussian (standard deviations in voxels) to unit variance. Voxels d apart along an
+    axis of standard deviation s then correlate by exp(-d^2 / (4 s^2)), 1/e at d = 2 s. The noise lies on nodes as far
+    apart as s rounded down: by Poisson's sum this changes no correlation by more than 2 exp(-pi^2) = 1e-4.
 
-    A long field is drawn on a coarser grid, `NODES_PER_LENGTH` nodes a length, and interpolated. White noise is drawn
-    beyond the box as far as the kernel reaches, beyond the volume's borders too.
+    Smoothing is a product with a matrix an axis. It is exact, in whatever order a product adds up: noise and weights
+    are whole numbers whose sums stay below 2^24, and what an axis leaves is rounded to such numbers again.
+
+    Args:
+        noise, channels, start, extent, slices_only: as for `noise_in_box`.
+        lengths_voxels: standard deviations along (Z, Y, X), 0 for no smoothing.
     """
-    steps = [max(1, int(length / NODES_PER_LENGTH)) for length in lengths_voxels]
-    lengths = [length / step for length, step in zip(lengths_voxels, steps, strict=True)]
-    margin = [kernel_radius(length) for length in lengths]
-    first = [a // step for a, step in zip(start, steps, strict=True)]
-    last = [(a + n - 1) // step + (step > 1) for a, n, step in zip(start, extent, steps, strict=True)]
-    low = [a - m for a, m in zip(first, margin, strict=True)]
-    size = [b - a + 1 + 2 * m for a, b, m in zip(first, last, margin, strict=True)]
-    # The first channels of a block are the same however many follow.
-    white = noise_in_box(noise, channels if only is None else only[-1] + 1, low, size, slices_only=slices_only).numpy()
-    field = smooth_field(white if only is None else white[list(only)], lengths)
-    for axis, (step, length) in enumerate(zip(steps, lengths, strict=True)):
-        if step > 1:
-            # By whole numbers: a place between nodes is the same to the last digit, wherever a box begins.
-            index = np.arange(start[axis], start[axis] + extent[axis])
-            node, t = index // step - first[axis], (index % step) / step
-            field = _interpolate(field, axis + 1, node, t, neighbour_correlation(length))
-    return torch.from_numpy(np.ascontiguousarray(field))
+    smoothings = [_Smoothing(a, n, s) for a, n, s in zip(start, extent, lengths_voxels, strict=True)]
+    low, size = [s.first for s in smoothings], [s.last - s.first + 1 for s in smoothings]
+    values = noise_in_box(noise, channels, low, size, slices_only=slices_only).mul_(STEPS)
+    for axis, smoothing in enumerate(smoothings, start=1):
+        if smoothing.length > 0:
+            values.round_().clamp_(-LARGEST * STEPS, LARGEST * STEPS)
+            values = smoothing.along(values, axis)
+    return values.div_(STEPS)
 
 
-def _interpolate(field: np.ndarray, axis: int, node: np.ndarray, t: np.ndarray, correlation: float) -> np.ndarray:
-    """Values of a field along an axis, the part t of the way behind a node, of unit variance as at the nodes.
+class _Smoothing:
+    """Smoothing of nodes to the voxels [start, start + count) along one axis; node n lies at voxel n * step.
 
-    Linear interpolation of two values with this correlation has variance (1 - t)^2 + t^2 + 2 t (1 - t) correlation.
+    Attributes:
+        length: standard deviation in voxels.
+        first, last: nodes that it needs.
     """
-    scale = 1 / np.sqrt((1 - t) ** 2 + t**2 + 2 * t * (1 - t) * correlation)
-    shape = [1] * field.ndim
-    shape[axis] = len(node)
-    before, behind = (np.reshape(w * scale, shape).astype(np.float32) for w in (1 - t, t))
-    return field.take(node, axis) * before + field.take(node + 1, axis) * behind
+
+    def __init__(self, start: int, count: int, length: float) -> None:
+        self.length, self._start, self._count = length, start, count
+        self.first, self.last = _nodes(start, start + count - 1, length)
+
+    def along(self, values: Tensor, axis: int) -> Tensor:
+        """Smooth an axis of whole numbers (..., last - first + 1, ...) => (..., count, ...), of the same variance."""
+        shape = (*values.shape[:axis], self._count, *values.shape[axis + 1 :])
+        inner = math.prod(values.shape[axis + 1 :])
+        values = values.reshape(-1, values.shape[axis], inner)
+        out = values.new_empty((len(values), self._count, inner))
+        for low in range(0, self._count, CHUNK):
+            high = min(low + CHUNK, self._count)
+            first, weights, scale = _weights(self._start + low, high - low, self.length)
+            nodes = values[:, first - self.first : first - self.first + weights.shape[1]]
+            if inner == 1:
+                torch.mul(nodes[..., 0] @ weights.T, scale, out=out[:, low:high, 0])
+            else:
+                torch.mul(weights @ nodes, scale[:, None], out=out[:, low:high])
+        return out.reshape(shape)
+
+
+def _step(length: float) -> int:
+    return max(1, int(length))
+
+
+def _nodes(low: int, high: int, length: float) -> tuple[int, int]:
+    """First and last node that reach the voxels from low to high."""
+    reach, step = KERNEL_REACH * length, _step(length)
+    return math.ceil((low - reach) / step), math.floor((high + reach) / step)
+
+
+@functools.lru_cache(maxsize=64)  # the fields of all samples take the same
+def _weights(start: int, count: int, length: float) -> tuple[int, Tensor, Tensor]:
+    """First node, whole weights (voxels, nodes), and what keeps the variance of each voxel (voxels,)."""
+    step, (first, last) = _step(length), _nodes(start, start + count - 1, length)
+    distance = np.arange(start, start + count)[:, None] - np.arange(first, last + 1) * step
+    sum_of_weights = 1 + math.sqrt(2 * math.pi) * length / step  # at most, rounded ones too
+    unit = 2 ** int(math.log2(EXACT / (LARGEST * STEPS * sum_of_weights)))
+    weights = np.round(unit * np.exp(-0.5 * (distance / length) ** 2))
+    weights[np.abs(distance) > KERNEL_REACH * length] = 0
+    scale = 1 / np.sqrt(np.square(weights).sum(axis=1))
+    return first, torch.from_numpy(weights.astype(np.float32)), torch.from_numpy(scale.astype(np.float32))
