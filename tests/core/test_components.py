@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from typing import Literal
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import pdist
 from skimage import measure
 
 from unisegdiff_pipeline.core.boxes import box_slices
 from unisegdiff_pipeline.core.components import (
+    _first_of_linked,
     connect_runs,
     find_components,
     find_runs_in,
@@ -164,3 +169,21 @@ def test_longest_distance_does_not_depend_on_axes_or_order() -> None:
 def test_a_box_has_its_diagonal() -> None:
     found = find_components(np.ones((3, 5, 7), bool))
     assert found.longest_diameters_mm((5.0, 2.0, 1.0)).tolist() == [pytest.approx(np.sqrt(10**2 + 8**2 + 6**2))]
+
+
+def test_links_lead_to_the_first_of_their_component() -> None:
+    rng = np.random.default_rng(0)
+    chain = np.arange(1, 300)
+    cases = [(rng.integers(0, 200, 150), rng.integers(0, 200, 150), 200), (chain, chain - 1, 300)]
+    cases.append((np.append(chain[::2], 0), np.append(chain[::2] - 1, 299), 300))
+    for one, other, count in cases:
+        links = coo_array((np.ones(len(one)), (one, other)), shape=(count, count))
+        numbers = connected_components(links, directed=False)[1]
+        assert np.array_equal(_first_of_linked(count, one, other), np.unique(numbers, return_index=True)[1][numbers])
+
+
+def test_lesions_of_a_small_mask_are_found_and_measured_without_scipy() -> None:
+    """Its import takes longer than a small case."""
+    code = "import sys, numpy as np; from unisegdiff_pipeline.core.components import find_components; "
+    code += "found = find_components(np.ones((9, 9, 9), bool)); found.longest_diameters_mm((1.0, 1.0, 1.0)); "
+    subprocess.run([sys.executable, "-c", code + "assert 'scipy' not in sys.modules"], check=True)

@@ -21,9 +21,9 @@ SLAB_VOXELS = 1 << 24  # of a mask that is looked at at once
 
 # Rows that come before a row and touch it, as steps along Z and Y; the others come behind it.
 _ROWS_BEFORE = ((0, -1), (-1, -1), (-1, 0), (-1, 1))
-# Fewer points are compared pair by pair at once; more are worth a convex hull first.
-_POINTS_WORTH_A_HULL = 500
-_ROWS_AT_ONCE = 512
+# Fewer points are compared pair by pair at once; more are worth a convex hull, and the import of scipy, first.
+_POINTS_WORTH_A_HULL = 1000
+_ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,6 @@ def connect_runs(runs: Runs, shape: tuple[int, ...], connectivity: Connectivity 
 
 def _labels_of_runs(runs: Runs, shape: tuple[int, ...], connectivity: Connectivity) -> np.ndarray:
     """Component of each run, numbered from 1 in the order of the first runs."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     count, (_, height, width) = len(runs.first), shape
     row = runs.first // max(width, 1)
     z, y = np.divmod(row, max(height, 1))
@@ -218,10 +215,31 @@ def _labels_of_runs(runs: Runs, shape: tuple[int, ...], connectivity: Connectivi
         number = np.where(exists, end - begin, 0)
         ones.append(np.repeat(np.arange(count), number))
         others.append(_stretches(begin, number))
-    one, other = np.concatenate(ones), np.concatenate(others)
-    links = coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
-    # It looks for components from each run in turn, so that their numbers follow their first runs.
-    return connected_components(links, directed=False)[1].astype(np.int64) + 1
+    first_runs = _first_of_linked(count, np.concatenate(ones), np.concatenate(others))
+    return np.cumsum(first_runs == np.arange(count))[first_runs]
+
+
+def _first_of_linked(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The first of all items that each of `count` is linked to, by whatever way, (count,).
+
+    Items point to ever earlier ones (Shiloach & Vishkin 1982); importing scipy.sparse takes longer than this does for
+    most masks.
+
+    Args:
+        one, other: links between two items, (n,) each.
+    """
+    first = np.arange(count)
+    while len(one):
+        low, high = np.minimum(first[one], first[other]), np.maximum(first[one], first[other])
+        apart = low < high
+        one, other = one[apart], other[apart]
+        np.minimum.at(first, high[apart], low[apart])
+        while True:
+            earlier = first[first]
+            if np.array_equal(earlier, first):
+                break
+            first = earlier
+    return first
 
 
 def _stretches(first: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -234,12 +252,13 @@ def longest_distance(points: np.ndarray) -> float:
     """Largest distance between two of the points (n, 1 to 3), exact; 0 for fewer than two."""
     if len(points) < 2:
         return 0.0
+    points = _without_inner_points(points)
     if len(points) > _POINTS_WORTH_A_HULL:
         points = _without_inner_points(_on_convex_hull(points))
-    from scipy.spatial.distance import cdist
-
-    rows = range(0, len(points), _ROWS_AT_ONCE)
-    squared = max(float(cdist(points[i : i + _ROWS_AT_ONCE], points[i:], "sqeuclidean").max()) for i in rows)
+    squared = 0.0
+    for i in range(0, len(points), _ROWS_AT_ONCE):
+        apart = points[i : i + _ROWS_AT_ONCE, None] - points[i:]
+        squared = max(squared, float(np.square(apart, out=apart).sum(axis=2).max()))
     return float(np.sqrt(squared))
 
 
