@@ -65,6 +65,7 @@ def test_flags_stand_there_as_given(roots: list[str]) -> None:
     assert said["results"].endswith("StagedDiffusionTrainer__2d__low")
     assert said["length"] == "900 s with choosing and the final validation"
     assert lines(roots, "--iterations", "30")["length"] == "30 iterations"
+    assert lines(roots, "--epochs", "1")["length"] == "1 epoch"
     assert lines(roots, "--augmentation", "nnunet")["augmentation"] == "nnunet"
 
 

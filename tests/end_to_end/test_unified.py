@@ -137,7 +137,7 @@ def test_the_whole_way(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "name it (--source Grey or Colour or Volume)" in capsys.readouterr().err
     assert usd_predict([*one, "-m", str(root / MODEL), "-o", str(root / "one"), "--source", "Colour"]) == 0
     assert usd_find_best(["500"]) == 0
-    assert "those of the source Colour" in capsys.readouterr().out
+    assert "of the source Colour: " in capsys.readouterr().out
     assert usd_predict([*one, "-d", "500", "--best", "-o", str(root / "best"), "--source", "Colour"]) == 0
     masks = [Image.open(root / out / "masks_lesions/Colour.png") for out in ("one", "best")]
     assert np.array_equal(*masks)  # the only fold is the best

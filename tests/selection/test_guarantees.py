@@ -103,7 +103,7 @@ def test_sources_are_calibrated_by_their_own_patients() -> None:
         "MR": 0.9,
     }
     assert {one.threshold for one in found["CT"].classes["lesion"].lesions} == {0.8}
-    assert found["MR"].in_words[0] == "Calibrated on 9 patients: fold 0, those of the source MR."
+    assert found["MR"].in_words[0] == "Calibrated on 9 patients of the source MR: fold 0."
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from unisegdiff_pipeline.commands.nnunet import TRAIN
 from unisegdiff_pipeline.commands.slurm import TASK, JobArray, command_line
 from unisegdiff_pipeline.commands.terminal import report_error, say
 from unisegdiff_pipeline.core.names import quoted
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.training.loggers import LOGGERS
 
 if TYPE_CHECKING:
@@ -341,7 +342,7 @@ def _length(fold: FoldPreview) -> str:
     if request.max_time_s is not None:
         return f"{request.max_time_s:g} s with choosing and the final validation"
     if request.epochs is not None:
-        return f"{request.epochs} epochs"
+        return counted(request.epochs, "epoch")
     if request.iterations is not None:
-        return f"{request.iterations} iterations"
+        return counted(request.iterations, "iteration")
     return f"{fold.configuration.training.num_epochs} epochs (plan)"

@@ -107,13 +107,16 @@ def case_evidence(
     return CaseEvidence(patient, units, classes, "" if sources is None else properties.source or "")
 
 
-def calibrate(cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_on: str) -> Guarantees:
+def calibrate(
+    cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_on: str, source: str | None = None
+) -> Guarantees:
     """The guarantees of a model at all rates that its validation patients allow, for each class by itself.
 
     Args:
         cases: one or more.
         weights: hashes of the weights of all networks that the guarantees are for.
         calibrated_on: the model and the cases, in words.
+        source: that all cases are of, of a unified data set.
     """
     names = list(cases[0].classes)
     patients: dict[str, list[CaseEvidence]] = {}
@@ -130,7 +133,11 @@ def calibrate(cases: Sequence[CaseEvidence], weights: Sequence[str], calibrated_
         weights=tuple(sorted(weights)),
         unit=cases[0].units.size,
         classes=classes,
-        in_words=(f"Calibrated on {counted(len(patients), 'patient')}: {calibrated_on}.", *_in_words(classes)),
+        in_words=(
+            f"Calibrated on {counted(len(patients), 'patient')}{'' if source is None else f' of the source {source}'}: "
+            f"{calibrated_on}.",
+            *_in_words(classes),
+        ),
     )
 
 
@@ -147,10 +154,7 @@ def calibrate_for(
     of_source: dict[str, list[CaseEvidence]] = {}
     for case in cases:
         of_source.setdefault(case.source, []).append(case)
-    return None, {
-        source: calibrate(own, weights, f"{calibrated_on}, those of the source {source}")
-        for source, own in of_source.items()
-    }
+    return None, {source: calibrate(own, weights, calibrated_on, source) for source, own in of_source.items()}
 
 
 def _of_class(patients: Mapping[str, Sequence[ClassEvidence]], units: Collection[str]) -> ClassGuarantees:

@@ -508,7 +508,7 @@ class Trainer(abc.ABC):
 
     def _describe(self) -> str:
         length = (
-            f"{self.budget.iterations} iterations"
+            counted(self.budget.iterations, "iteration")
             if self.budget.iterations is not None
             else format_duration(self.budget.seconds or 0)
         )
