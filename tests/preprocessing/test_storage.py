@@ -12,6 +12,7 @@ import pytest
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.planning.plans import configuration_folder
 from unisegdiff_pipeline.preprocessing.components import sample_components
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance, FileState
@@ -95,9 +96,11 @@ def test_stored_case_file_wants_all_files(tmp_path: Path) -> None:
     assert stored_case_file(tmp_path, "a") is None
 
 
-def test_missing_configuration_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(UsdError, match="usd_preprocess with -c 2d"):
-        PreprocessedFolder(tmp_path / "2d")
+@pytest.mark.parametrize(("plans_name", "flag"), [(None, ""), ("mine", " --plans mine")])
+def test_missing_configuration_names_the_command(plans_name: str | None, flag: str, tmp_path: Path) -> None:
+    dataset = tmp_path / "Dataset007_X"
+    with pytest.raises(UsdError, match=f"run usd_preprocess -d Dataset007_X -c 3d_fullres{flag} first"):
+        PreprocessedFolder(dataset / configuration_folder("3d_fullres", plans_name))
 
 
 def test_damaged_array_names_the_file(tmp_path: Path) -> None:

@@ -562,6 +562,12 @@ def configuration_folder(configuration: str, plans_name: str | None) -> str:
     return f"{configuration}__{PLANS_PREFIX}{require_name(plans_name, 'the plan')}"
 
 
+def plan_of_folder(folder_name: str) -> tuple[str, str | None]:
+    """The configuration and the name of the plan that `configuration_folder` named a folder by."""
+    configuration, _, plans_name = folder_name.partition(f"__{PLANS_PREFIX}")
+    return configuration, plans_name or None
+
+
 def require_plans(folder: Path, name: str | None) -> Path:
     """The file of a plan in the folder of a preprocessed data set.
 

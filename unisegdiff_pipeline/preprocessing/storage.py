@@ -34,11 +34,11 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path, file_hash
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.names import file_of
+from unisegdiff_pipeline.core.names import file_of, quoted
 from unisegdiff_pipeline.core.parallel import usable_cores
 from unisegdiff_pipeline.core.progress import progress
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
-from unisegdiff_pipeline.planning.plans import ConfigurationPlan
+from unisegdiff_pipeline.planning.plans import ConfigurationPlan, plan_of_folder, plans_file
 from unisegdiff_pipeline.preprocessing.components import ComponentTable
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance, case_settings
@@ -157,9 +157,13 @@ class PreprocessedFolder:
         """
         self.folder, self.masks = Path(folder), masks
         if not self.folder.is_dir():
+            configuration, plans_name = plan_of_folder(self.folder.name)
+            of_plan, flag = "", ""
+            if plans_name is not None:
+                of_plan, flag = f" of {plans_file(plans_name)}", f" --plans {quoted(plans_name)}"
             raise UsdError(
-                f"{self.folder} does not exist: the configuration {self.folder.name!r} has not been preprocessed; "
-                f"run usd_plan_and_preprocess, or usd_preprocess with -c {self.folder.name}, first."
+                f"{self.folder} does not exist: configuration {configuration!r}{of_plan} has not been preprocessed; "
+                f"run usd_preprocess -d {quoted(self.folder.parent.name)} -c {configuration}{flag} first."
             )
 
     @cached_property
@@ -171,12 +175,13 @@ class PreprocessedFolder:
     def require_current(self, case_ids: Sequence[str], scheme: LabelScheme, plan: ConfigurationPlan) -> None:
         """Raise a UsdError that names cases which are not there, or were preprocessed by another plan."""
         settings = case_settings(scheme, plan)
+        file = plans_file(plan_of_folder(self.folder.name)[1])
         for case_id in dict.fromkeys(case_ids):
             stored = self._file(case_id)
             if stored.source.settings != settings.get(stored.properties.source):
                 raise UsdError(
-                    f"case {case_id!r} in {self.folder} was preprocessed by another plan than plans.json is now; run "
-                    f"usd_preprocess again (only what changed is redone), or restore the former plans.json."
+                    f"case {case_id!r} in {self.folder} was preprocessed by another plan than {file} is now; run "
+                    f"usd_preprocess again (only what changed is redone), or restore the former {file}."
                 )
 
     def require_undamaged(self, case_ids: Sequence[str]) -> None:
