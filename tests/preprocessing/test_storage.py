@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.serialization import read_dataclass
 from unisegdiff_pipeline.planning.plans import configuration_folder
+from unisegdiff_pipeline.preprocessing import storage
 from unisegdiff_pipeline.preprocessing.components import sample_components
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance, FileState
@@ -75,6 +78,32 @@ def test_round_trip_and_patch_read(tmp_path: Path) -> None:
     assert case.num_bytes == image.nbytes + labels.nbytes
     assert case.load(in_memory=False) is case
     assert list(tmp_path.rglob(".tmp-*")) == []
+
+
+def test_the_json_of_a_case_is_parsed_once_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[Path] = []
+
+    def counted(kind: type, path: Path) -> Any:
+        parsed.append(path)
+        return read_dataclass(kind, path)
+
+    folder = tmp_path / "3d_fullres"
+    store(folder)
+    monkeypatch.setattr(storage, "read_dataclass", counted)
+    for _ in range(2):
+        data = PreprocessedFolder(folder)
+        data.require_undamaged(["a"])
+        assert data.open("a").group == "g"
+    path = folder / "cases" / "a.json"
+    assert parsed == [path]
+    path.write_text(path.read_text().replace('"g"', '"patient"'))
+    assert data.open("a").group == "patient"
+    assert parsed == [path, path]
+    path.unlink()
+    with pytest.raises(UsdError, match="'a' is not in"):
+        data.open("a")
 
 
 def test_a_case_without_its_json_is_not_there(tmp_path: Path) -> None:

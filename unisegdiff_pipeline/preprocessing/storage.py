@@ -25,7 +25,7 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ REFERENCE_FOLDER = "reference"
 IMAGES, LABELS, COMPONENTS, CASES = "images", "labels", "components", "cases"
 ENDINGS = {IMAGES: ".b2nd", LABELS: ".b2nd", COMPONENTS: ".npz", CASES: ".json"}
 ARRAYS = (IMAGES, LABELS, COMPONENTS)
+KEPT_CASE_FILES = 4096  # parsed ones, of a few kilobytes each
 # A block is what is decompressed at once and should stay in a core's cache; a chunk is what is read at once.
 MAX_BLOCK_BYTES = 128 * 1024
 MAX_CHUNK_BYTES = 6 * 1024 * 1024
@@ -220,7 +221,17 @@ class PreprocessedFolder:
                 f"case {case_id!r} is not in {self.folder}; it was not preprocessed or was removed from the raw data "
                 f"set: run usd_preprocess again, or take the case out of splits_final.json."
             )
-        return read_dataclass(CaseFile, path)
+        found = path.stat()
+        return _unchanged_case_file(path, (found.st_ino, found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=KEPT_CASE_FILES)
+def _unchanged_case_file(path: Path, stamp: tuple[int, ...]) -> CaseFile:
+    """CASE.json, parsed once: a training checks its plan and its hashes, then opens the case again and again.
+
+    `stamp` is another one when the file has been written again.
+    """
+    return read_dataclass(CaseFile, path)
 
 
 def write_case(
