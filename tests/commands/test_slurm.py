@@ -40,6 +40,7 @@ def test_a_task_for_each_fold_with_the_flags_that_were_given(
     root = tmp_path / "it's here"
     write_splits(root, 3)
     flags = ["--preprocessed", str(root), "-c", "2d", "--max-time", "9h", "--tensorboard", "--lr", "0.0004"]
+    flags += ["--no-compile"]
     assert train.main(["4", "cv", *flags, "--print-jobs", "slurm"]) == 0
     script = checked(capsys.readouterr().out)
     assert "#SBATCH --array=0-2\n#SBATCH --gres=gpu:1\n" in script
@@ -49,6 +50,7 @@ def test_a_task_for_each_fold_with_the_flags_that_were_given(
     assert line.startswith('usd_train 4 "$SLURM_ARRAY_TASK_ID" --configuration 2d --max-time 32400 --lr 0.0004')
     assert f"--preprocessed {shlex.quote(str(root))}" in line
     assert "--tensorboard" in line
+    assert "--no-compile" in line
     assert "--print-jobs" not in line
     assert "# Once all tasks have ended: usd_train 4 cv --configuration 2d" in script
     assert train.main(["4", "cv", *flags, "--device", "cpu", "--print-jobs", "slurm"]) == 0

@@ -121,6 +121,8 @@ def command_line(
             (words if flag else positional).append(f"{flag} {changed[name]}".strip())
         elif not flag:
             positional.append(_quoted(value))
+        elif isinstance(action, argparse.BooleanOptionalAction):
+            words += [] if value == action.default else [action.option_strings[0 if value else -1]]
         elif action.nargs == 0:
             words += [flag] if value == action.const and value != action.default else []
         elif value is not None and value != action.default:

@@ -40,6 +40,7 @@ class FoldRun:
         start: what the weights started from, where the request names something and the fold has begun.
         monitoring_limit_s: longest time that scoring them once may take; None without a time budget.
         ranks: the processes that share each batch.
+        compiled: the networks are compiled for training; off again once a compiler has failed that nobody asked for.
     """
 
     request: TrainRequest
@@ -60,6 +61,7 @@ class FoldRun:
     monitoring_limit_s: float | None = None
     start: StartRecord | None = None
     ranks: Ranks = ALONE
+    compiled: bool = False
 
     @property
     def seed(self) -> int:

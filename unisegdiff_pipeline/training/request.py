@@ -67,7 +67,8 @@ class TrainRequest:
         plans: name of the plan; None is the default one, plans.json.
         patience: end a phase when its held-out score has not become better for so many looks.
         deterministic: compute by torch's deterministic algorithms alone; not with `max_time_s`.
-        compile: compile the networks by torch before they are trained, see `compilation`; not with `deterministic`.
+        compile: compile the networks by torch before they are trained; not with `deterministic`. None: long trainings
+            on a GPU, see `compilation.is_worthwhile`.
         splits: how folds are made where the data set has none: "default" (grouped, stratified), "nnunet" or "by-group".
     """
 
@@ -98,7 +99,7 @@ class TrainRequest:
     plans: str | None = None
     patience: int | None = None
     deterministic: bool | None = None
-    compile: bool = False
+    compile: bool | None = None
     splits: Folds = "default"
 
     def __post_init__(self) -> None:

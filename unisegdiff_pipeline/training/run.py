@@ -28,6 +28,7 @@ from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans, configu
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases, require_undamaged_references
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.training.cascade import MASKS, CascadeStart
+from unisegdiff_pipeline.training.compilation import is_worthwhile
 from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files, unified_reference
 from unisegdiff_pipeline.training.data.splits import (
     Split,
@@ -72,6 +73,7 @@ from unisegdiff_pipeline.training.resume import (
     taken_over,
 )
 from unisegdiff_pipeline.training.schedule import Stopwatch
+from unisegdiff_pipeline.training.time_budget import total_iterations
 from unisegdiff_pipeline.training.time_estimate import TimeEstimate, estimate_time
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.trainers.registry import find_trainer
@@ -252,6 +254,7 @@ def _train_one(request: TrainRequest, setting: _Setting, fold: str, stop: StopRe
         settle_former(folder)  # of a training that was killed
         settled = _requests(request, setting)[fold]  # again: another process may have had the fold until now
         run = _fold_run(settled, setting, fold, stop, began)
+        run.compiled = _is_compiled(run)
         try:
             if request.restart:
                 set_aside(folder, run.validation_cases)
@@ -422,7 +425,20 @@ def _fold_run(request: TrainRequest, setting: _Setting, fold: str, stop: StopReq
         watch=Stopwatch(began),
         start=None if request.restart else start_record(folder),
         ranks=setting.ranks,
+        compiled=bool(request.compile),
     )
+
+
+def _is_compiled(run: FoldRun) -> bool:
+    """Whether the networks of a fold are compiled for training: as asked, else by device and length.
+
+    Several processes would have to agree that a compiler failed: there it has to be asked for.
+    """
+    if run.request.compile is not None:
+        return run.request.compile
+    if run.request.deterministic or run.ranks.size > 1:
+        return False
+    return is_worthwhile(run.device, run.request.max_time_s, total_iterations(run))
 
 
 def _logged_settings(

@@ -278,7 +278,7 @@ def phase_1_budget(run: FoldRun, fraction: float, start_s: float | None = None) 
         fraction: of both phases together.
         start_s: when phase 1 began, which may have been in an earlier session; None: it begins now.
     """
-    total = _total_iterations(run)
+    total = total_iterations(run)
     if total is not None:
         _require_both(total, fraction)
         run.monitored_cases = run.holdout_cases
@@ -332,7 +332,7 @@ def phase_2_budget(run: FoldRun, fraction: float, costs: Costs, start_s: float) 
     """What is left; `start_s` is when phase 2 began, which may have been in an earlier session."""
     run.monitored_cases = costs.monitored_cases(run)
     run.monitoring_limit_s = fraction_s(run, MONITORING_LIMIT_FRACTION)
-    total = _total_iterations(run)
+    total = total_iterations(run)
     if total is not None:
         return PhaseBudget(iterations=total - _phase_1_iterations(total, fraction))
     assert run.request.max_time_s is not None
@@ -353,7 +353,7 @@ def phase_iterations(run: FoldRun, trainer: type[Trainer]) -> tuple[int, int] | 
     Raises:
         UsdError: too few for two phases.
     """
-    total = _total_iterations(run)
+    total = total_iterations(run)
     if total is None:
         return None
     fraction = phase_1_fraction(run, trainer)
@@ -381,7 +381,7 @@ def _phase_1_iterations(total: int, fraction: float) -> int:
     return round(total * fraction) if fraction in (0, 1) else min(total - 1, max(1, round(total * fraction)))
 
 
-def _total_iterations(run: FoldRun) -> int | None:
+def total_iterations(run: FoldRun) -> int | None:
     """Iterations of both phases; None under a time budget."""
     if run.request.max_time_s is not None:
         return None

@@ -48,7 +48,7 @@ def make(slope: float = -2.0) -> OneWeight:
         configuration=SimpleNamespace(training=plan),
         plans=SimpleNamespace(labels=SimpleNamespace(coding="binary")),
         watch=SimpleNamespace(seconds=0.0),
-        request=SimpleNamespace(compile=False),
+        compiled=False,
         seed=0,
         device=torch.device("cpu"),
         stop=SimpleNamespace(deferred=nullcontext),

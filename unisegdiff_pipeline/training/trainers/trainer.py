@@ -24,7 +24,7 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.reports.training_log import PHASES, of_kind
 from unisegdiff_pipeline.training.checkpoint import save_checkpoint
-from unisegdiff_pipeline.training.compilation import compile_in_place, compiler_errors
+from unisegdiff_pipeline.training.compilation import compile_in_place, compiler_errors, undo_compilation
 from unisegdiff_pipeline.training.data.loader import open_loader
 from unisegdiff_pipeline.training.data.patches import Batch, Part, PatchSource
 from unisegdiff_pipeline.training.ema import Ema, cpu_state
@@ -126,7 +126,7 @@ class Trainer(abc.ABC):
         """Dice on the inner hold-out."""
 
     def compiled_networks(self) -> list[nn.Module]:
-        """What `--compile` compiles: the modules that a step calls."""
+        """What is compiled where the run is: the modules that a step calls."""
         return [self.network]
 
     def extra_parameters(self) -> list[nn.Parameter]:
@@ -348,11 +348,8 @@ class Trainer(abc.ABC):
         ranks = self.run.ranks
         if ranks.size > 1:
             batch = replace(batch, part=Part(self.plan.batch_size, torch.tensor(ranks.items(self.plan.batch_size))))
-        if self.run.request.compile and not self.is_compiled:
-            compile_in_place(self.compiled_networks())
-            self.is_compiled = True
-        with autocast(self.run.device, self.bf16), compiler_errors():
-            result = self._backward(batch)
+        with autocast(self.run.device, self.bf16):
+            result = self._compiled_backward(batch) if self.run.compiled else self._backward(batch)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         numbers = ranks.sum_step(parameters, {"loss": result.loss.detach(), **result.logged}, self.run.stop)
         groups = [group["params"] for group in self.optimizer.param_groups]
@@ -373,6 +370,30 @@ class Trainer(abc.ABC):
                 self.ema.update(self.network, self.iteration)
             self.iteration += 1
         return {"loss": numbers.pop("loss"), "gradient_norm": norm.detach(), **numbers}
+
+    def _compiled_backward(self, batch: Batch) -> StepResult:
+        """`_backward` by compiled networks; what fails where nobody asked for a compiler is computed without it."""
+        run = self.run
+        if not self.is_compiled:
+            compile_in_place(self.compiled_networks())
+            self.is_compiled = True
+            if run.ranks.leads:
+                run.log.say(
+                    f"phase {self.phase}: torch compiles the networks at the first iterations, which takes a minute or "
+                    f"more (--no-compile leaves it out)"
+                )
+        if run.request.compile:
+            with compiler_errors():
+                return self._backward(batch)
+        try:
+            return self._backward(batch)
+        except Exception as error:  # of the compiler, or of what it made; any other is raised again below
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        # Behind the handler, which would keep all that the failed step holds in memory.
+        undo_compilation(self.compiled_networks())
+        self.is_compiled = run.compiled = False
+        run.log.say(f"warning: torch cannot compile the networks here, so they are trained without it ({reason})")
+        return self._backward(batch)
 
     def _backward(self, batch: Batch) -> StepResult:
         """Loss and fresh gradients of a batch; the generator makes it the same however often it is called."""
