@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 SHOWN_CASES, SHOWN_SAMPLES = 6, 3
 TRUTH_TITLE = "Probability against the truth"
+START = "The training began with weights that were trained on other generated lesions (--pretrained synthetic)."
 LEAST_LIKELY = 0.01
 PIXELS = units_of(is_2d=True, spacing_known=False)
 
@@ -277,7 +278,7 @@ def _page(
         sections=[
             Section("Cases", [figure(picture_from_png(cases, "Cases of the demo"), caption, wide=True)]),
             _against_truth(curve),
-            Section("Scores", tables),
+            Section("Scores", tables, START),
             Section("Reports", [bullets(link(target, title) for title, target in reports.items())]),
         ],
     )
