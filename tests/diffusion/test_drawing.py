@@ -16,7 +16,7 @@ from unisegdiff_pipeline.diffusion.drawing import (
     local_maximum,
     near_certain,
 )
-from unisegdiff_pipeline.diffusion.noise import BlockNoise
+from unisegdiff_pipeline.diffusion.noise import NamedNoise
 from unisegdiff_pipeline.diffusion.samplers import coherent_sample
 from unisegdiff_pipeline.inference.volume_noise import smooth_field_in_box
 
@@ -41,7 +41,7 @@ def field(name: str, length_mm: float, channels: int = 1, seed: int = 0) -> Tens
     lengths = [0.0, length_mm, length_mm]
     drawn = [
         smooth_field_in_box(noise, range(channels), (0, 0, 0), (1, SIZE, SIZE), lengths, slices_only=True)
-        for noise in (BlockNoise(seed, "case", i, name) for i in range(NUM_SAMPLES))
+        for noise in (NamedNoise(seed, "case", i, name) for i in range(NUM_SAMPLES))
     ]
     return torch.stack(drawn)
 

@@ -83,16 +83,17 @@ def test_the_interval_of_a_mean_over_parts_by_hand() -> None:
     found = macro_interval([0.1, 0.3, 0.7], [0.0] * 3, None, list("uuv"))
     assert found == pytest.approx((0.45, 0.45 - 1.96 * error, 0.45 + 1.96 * error))
     assert np.isnan(macro_interval([NAN], [0.0], None, ["u"])).all()
+    assert macro_interval([0.3, NAN], [0.0] * 2, None, ["u", "v"]) == pytest.approx((0.3, NAN, NAN), nan_ok=True)
 
 
 def test_a_part_counts_the_same_in_signed_ranks_however_many_groups_it_has() -> None:
     large, small = [0.01 * i for i in range(1, 101)], [-0.02, -0.03, -0.05, -0.01, -0.06, -0.07]
     parts = ["large"] * 100 + ["small"] * 6
-    found = macro_signed_rank_test([*large, *small], None, parts)
+    found = macro_signed_rank_test([*large, *small], [0.0] * 106, None, parts)
     assert found.effect_size == pytest.approx(0)
     assert found.p > 0.9
     assert signed_rank_test([*large, *small]).p < 1e-15
-    both = macro_signed_rank_test([*large, *np.negative(small)], None, parts)
+    both = macro_signed_rank_test([*large, *np.negative(small)], [0.0] * 106, None, parts)
     assert both.effect_size == 1
     assert both.p < 0.001
 
@@ -101,13 +102,13 @@ def test_signed_ranks_of_one_part_are_those_of_the_whole() -> None:
     values = [0.3, -0.1, 0.2, 0.5, 0.4, 0.0, 0.6, -0.05, NAN]
     groups = list("aabcdefgh")
     means = [0.1, 0.2, 0.5, 0.4, 0.0, 0.6, -0.05]
-    found, expected = macro_signed_rank_test(values, groups, ["u"] * 9), signed_rank_test(means)
+    found, expected = macro_signed_rank_test(values, [0.0] * 9, groups, ["u"] * 9), signed_rank_test(means)
     assert found.effect_size == pytest.approx(expected.effect_size)
     assert found.p == pytest.approx(expected.p, abs=0.01)  # 10000 draws
-    one = macro_signed_rank_test([0.3], None, ["u"])
+    one = macro_signed_rank_test([0.3], [0.0], None, ["u"])
     assert (one.p, one.effect_size) == (1, 1)
-    assert macro_signed_rank_test([0.0, 0.0], None, ["u", "v"]).p == 1
-    assert np.isnan(macro_signed_rank_test([NAN], None, ["u"]).p)
+    assert macro_signed_rank_test([0.1 + 0.2, 0.5], [0.3, 0.5], None, ["u", "v"]).p == 1  # rounding is no difference
+    assert np.isnan(macro_signed_rank_test([NAN], [0.0], None, ["u"]).p)
 
 
 def test_interval_equals_the_quantiles_of_all_resamples() -> None:

@@ -22,7 +22,7 @@ ORIGIN = 1 << 40  # counter of number 0 at a place: those before it have counter
 STEPS = 512  # numbers are whole multiples of 1 / STEPS
 
 
-class BlockNoise:
+class NamedNoise:
     """Random bits of places that are named by whole numbers.
 
     Args:

@@ -1,7 +1,7 @@
 """Samplers: from noise to the probabilities of one sampled mask.
 
 Each is a function of the noise levels that yields the steps of its loop: calls of the network, coherent samples and
-fresh noise. Whoever holds the state carries them out: `sample` on tensors, `inference.volume_sampler` on a volume that
+fresh noise. Whoever holds the state carries them out: `sample` on tensors, `inference.box_sampler` on a volume that
 does not fit into memory, slab by slab.
 
 A sampler ends with probabilities. Where little of the mask was decided on the way, as after few calls, they are as soft

@@ -183,10 +183,15 @@ def macro_gain(
 def macro_interval(
     a: Sequence[float], b: Sequence[float], groups: Sequence[str] | None, parts: Sequence[str]
 ) -> tuple[float, float, float]:
-    """The mean of `macro_gain` and its 95 % interval, of normal shape: (mean, low, high); NaN without any pair."""
-    if not np.isfinite(np.subtract(a, b)).any():
+    """The mean of `macro_gain` and its 95 % interval, of normal shape: (mean, low, high).
+
+    Without any pair all are NaN; of a single one, which says nothing about the spread, the interval is.
+    """
+    pairs = int(np.isfinite(np.subtract(a, b)).sum())
+    if pairs == 0:
         return math.nan, math.nan, math.nan
     mean, error = macro_gain(a, b, groups, parts)
+    error = error if pairs > 1 else math.nan
     return mean, mean - NORMAL_95 * error, mean + NORMAL_95 * error
 
 
@@ -253,31 +258,33 @@ def signed_rank_test(differences: Sequence[float] | np.ndarray) -> SignedRankTes
 
 
 def macro_signed_rank_test(
-    differences: Sequence[float],
+    a: Sequence[float],
+    b: Sequence[float],
     groups: Sequence[str] | None,
     parts: Sequence[str],
     *,
     draws: int = 10000,
     seed: int = 0,
 ) -> SignedRankTest:
-    """`signed_rank_test` of the groups' mean differences in each part, of which each part counts the same.
+    """`signed_rank_test` of the groups' mean differences a - b in each part, of which each part counts the same.
 
     The effect size is the mean over parts. p is the fraction of random signs of the groups' differences for which it is
     as far from 0; the signs as they are count as one of the draws.
 
     Args:
-        differences: one a case; NaN is left out.
+        a, b: values of the same cases; a pair with a NaN is left out.
         groups, parts: of each case, as of `macro_gain`.
         draws: of the signs of all groups.
         seed: of the draws.
     """
+    differences = _differences(np.asarray(a, dtype=float), np.asarray(b, dtype=float))
     rng = np.random.default_rng(seed)
     effects, drawn = [], np.zeros(draws)
     for part in dict.fromkeys(parts):
         own = [i for i, of_case in enumerate(parts) if of_case == part and not math.isnan(differences[i])]
         if not own:
             continue
-        kept, unit = _defined(np.asarray([differences[i] for i in own]), groups and [groups[i] for i in own])
+        kept, unit = _defined(differences[own], groups and [groups[i] for i in own])
         means = np.bincount(unit, weights=kept) / np.bincount(unit)
         means = means[means != 0]
         weights = _ranks(np.abs(means)) if len(means) else means

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.noise import BlockNoise
+from unisegdiff_pipeline.diffusion.noise import NamedNoise
 from unisegdiff_pipeline.diffusion.samplers import SmoothField
 from unisegdiff_pipeline.inference.sampling_box import SamplingBox
 from unisegdiff_pipeline.inference.tiled_case import TiledCase
@@ -37,7 +37,7 @@ class BoxFields:
 
     def noise(self, sample_id: int, stream: str, first: int, last: int) -> Tensor:
         """Noise (K, rows, Y, X) of the rows [first, last)."""
-        noise = BlockNoise(self.names.seed, self.names.case_id, sample_id, stream)
+        noise = NamedNoise(self.names.seed, self.names.case_id, sample_id, stream)
         start, extent = self.box.rows_of_box(first, last)
         channels = range(self.box.p_det.shape[0])
         whole = noise_in_box(noise, channels, start, extent, slices_only=self.box.case.dims == 2)
@@ -87,7 +87,7 @@ class BoxFields:
         """Some smooth fields of a draw (F, *extent), in a box of the volume; `only` some channels of each."""
         parts = [
             smooth_field_in_box(
-                BlockNoise(self.names.seed, self.names.case_id, sample_id, stream + field.name),
+                NamedNoise(self.names.seed, self.names.case_id, sample_id, stream + field.name),
                 range(field.channels) if only is None else only,
                 start,
                 extent,

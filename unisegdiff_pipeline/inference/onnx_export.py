@@ -251,7 +251,7 @@ def _samplers(
     network: StagedModel, settings: InferenceSettings
 ) -> tuple[SamplerSettings | None, SamplerSettings | None]:
     """What makes the mean, and what samples the masks where that is another; beside the latter the former ends in no
-    mask (as in `volume_sampler`).
+    mask (as in `box_sampler`).
     """
     if not can_sample(network, settings):
         return None, None

@@ -16,7 +16,7 @@ from unisegdiff_pipeline.inference.tiled_case import TiledCase
 
 PIECE_VOXELS = 1 << 15  # of what is computed voxel by voxel at once
 SLAB_VOXELS = 1 << 22  # of noise and fields made at once: much more than what they are made of beyond the slab
-LEAST_ROWS, LARGEST_SLAB_VOXELS = 16, 1 << 25  # of many classes, too: noise comes in blocks of so many rows
+LEAST_ROWS, LARGEST_SLAB_VOXELS = 16, 1 << 25  # also of many classes, whose fields begin beyond a slab, too
 
 
 class SamplingBox:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.diffusion.noise import STEPS, BlockNoise, standard_normal
+from unisegdiff_pipeline.diffusion.noise import STEPS, NamedNoise, standard_normal
 
 # Voxels side by side of which a sequence of noise holds a row of cells: along Y and X it is so wide and runs along Z;
 # in slices, whose boxes may be one of them, it runs along Y.
@@ -23,7 +23,7 @@ EXACT = 1 << 24  # whole numbers up to here are exact in fp32
 
 
 def noise_in_box(
-    noise: BlockNoise,
+    noise: NamedNoise,
     channels: Sequence[int],
     start: Sequence[int],
     extent: Sequence[int],
@@ -60,7 +60,7 @@ def noise_in_box(
 
 
 def smooth_field_in_box(
-    noise: BlockNoise,
+    noise: NamedNoise,
     channels: Sequence[int],
     start: Sequence[int],
     extent: Sequence[int],
@@ -72,7 +72,8 @@ def smooth_field_in_box(
 
     White noise is smoothed with a Gaussian (standard deviations in voxels) to unit variance. Voxels d apart along an
     axis of standard deviation s then correlate by exp(-d^2 / (4 s^2)), 1/e at d = 2 s. The noise lies on nodes as far
-    apart as s rounded down: by Poisson's sum this changes no correlation by more than 2 exp(-pi^2) = 1e-4.
+    apart as s rounded down: by Poisson's sum this changes no correlation of s >= 1 by more than 4 exp(-pi^2) = 2e-4;
+    that the kernel ends changes some by 2e-3. Noise of voxels that lie farther apart than s correlates less.
 
     Smoothing is a product with a matrix an axis. It is exact, in whatever order a product adds up: noise and weights
     are whole numbers whose sums stay below 2^24, and what an axis leaves is rounded to such numbers again.

@@ -184,7 +184,7 @@ def _compare(other: Contender, best: Contender, groups: Mapping[str, str], num_c
     gain, low, high, p = pairs.mean_difference, pairs.ci_low, pairs.ci_high, pairs.p_wilcoxon
     if sources := best.sources_of(cases):
         gain, low, high = macro_interval(a, b, own, sources)
-        p = macro_signed_rank_test(np.subtract(a, b).tolist(), own, sources).p
+        p = macro_signed_rank_test(a, b, own, sources).p
     corrected = min(1.0, p * num_comparisons)
     return CandidateComparison(
         with_models=best.models,
