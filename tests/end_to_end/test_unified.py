@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from PIL import Image
 
 from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
@@ -18,10 +19,17 @@ from unisegdiff_pipeline.commands.preprocess import main as usd_preprocess
 from unisegdiff_pipeline.commands.train import main as usd_train
 from unisegdiff_pipeline.commands.unify import main as usd_unify
 from unisegdiff_pipeline.core.serialization import read_dataclass
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, read_weights
 from unisegdiff_pipeline.inference.settings import read_settings
+from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.networks.sources import TABLE
 from unisegdiff_pipeline.planning.plans import Plans
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.training.cross_validation import label_files
+from unisegdiff_pipeline.training.interrupt import StopRequest
+from unisegdiff_pipeline.training.pretrained import open_start
+from unisegdiff_pipeline.training.request import TrainRequest
+from unisegdiff_pipeline.training.run import open_fold
 
 BUDGET = ["--device", "cpu", "--memory-gb", "4", "--workers", "0"]
 CASES = 6
@@ -141,6 +149,24 @@ def test_the_whole_way(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert usd_predict([*one, "-d", "500", "--best", "-o", str(root / "best"), "--source", "Colour"]) == 0
     masks = [Image.open(root / out / "masks_lesions/Colour.png") for out in ("one", "best")]
     assert np.array_equal(*masks)  # the only fold is the best
+
+
+def test_a_unified_model_starts_another_by_the_names_of_its_sources(root: Path) -> None:
+    train = ["500", "0", "-c", "2d", "--trainer", "SegmentationTrainer", "--iterations", "2", "--device", "cpu"]
+    assert usd_train([*train, "--workers", "0"]) == 0
+    fold = root / "results/Dataset500_Both/SegmentationTrainer__2d/fold_0"
+    former = read_weights(fold / WEIGHTS_NAME)[0]
+    assert usd_unify(["501", "--name", "Turned", "-d", "2", "1"]) == 0
+    assert usd_plan_and_preprocess(["-d", "501", "-c", "2d", "--for-weights", str(fold), *BUDGET]) == 0
+    roots = Roots(*(root / name for name in ("raw", "preprocessed", "results")))
+    request = TrainRequest("501", "0", roots, "2d", "SegmentationTrainer", iterations=1, device="cpu", pretrained=fold)
+    start = open_start(open_fold(request, StopRequest()))
+    assert start.source_names == ("Colour", "Grey")
+    tables = {name: table for name, table in start.tensors.items() if name.endswith(TABLE)}
+    assert tables
+    for name, table in tables.items():
+        grey, colour, _ = former[name]
+        assert torch.equal(table, torch.stack([colour, grey]))
 
 
 def test_volumes_of_two_spacings_are_one_3d_data_set(

@@ -18,6 +18,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder, tensors_hash
 from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.networks.sources import TABLE, SourceConditioning
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
@@ -163,6 +164,21 @@ def test_another_architecture_and_another_dimension_are_refused() -> None:
     volume = network_plan(dims=3)
     with pytest.raises(UsdError, match="is a 2D network and the plan's is a 3D one"):
         load_start(model_of(volume), volume, start_of(model_of(plan), plan))
+
+
+def test_rows_of_sources_go_by_name_and_begin_as_zeros_where_the_start_does_not_know_them() -> None:
+    plan = network_plan()
+    conditioning = SourceConditioning(2, film=True, adapter=True)
+    model = StagedModel(SegmentationUNet(plan, 1, conditioning=conditioning), None, LESION)
+    tensors = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+    start = dataclasses.replace(start_of(model, plan), tensors=tensors, source_names=("US", "CT"))
+    moved = start.for_sources(("MR", "CT", "US"))
+    tables = [name for name in tensors if name.endswith(TABLE)]
+    assert len(tables) > 2  # scales and shifts of several blocks, and the adapter
+    for name in tables:
+        ultrasound, scan = tensors[name]
+        assert torch.equal(moved.tensors[name], torch.stack([torch.zeros_like(scan), scan, ultrasound]))
+    assert all(moved.tensors[name] is tensor for name, tensor in tensors.items() if name not in tables)
 
 
 def test_cases_of_a_unified_data_set_are_those_of_its_sources(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from unisegdiff_pipeline.diffusion.schedule import expand_to
 from unisegdiff_pipeline.planning.plans import SourcesPlan
 
 UNKNOWN = 0
+TABLE = ".known"  # how the names of tensors with a row for each known source end
 
 
 @dataclass(frozen=True)

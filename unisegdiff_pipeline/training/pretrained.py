@@ -112,6 +112,7 @@ def _read_own(path: Path, fold: str | None) -> PretrainedStart:
         num_masks=plans.num_masks(configuration),
         seen_cases=_seen_cases(folder, plans.dataset_name, model / DATASET_NAME),
         repeats_channels=configuration.sources is not None and configuration.sources.channel_rule == "replicate",
+        source_names=() if configuration.sources is None else tuple(configuration.sources.plans),
     )
 
 
@@ -406,7 +407,8 @@ def open_start(run: FoldRun) -> PretrainedStart:
             f"--phase-2-only takes the segmenter of {start.description} as it is, but {'; '.join(found)}. "
             f"Leave --phase-2-only out, so that phase 1 brings it to this data."
         )
-    return start
+    sources = run.configuration.sources
+    return start if sources is None else start.for_sources(tuple(sources.plans))
 
 
 def _require_unseen(run: FoldRun, start: PretrainedStart) -> None:

@@ -6,13 +6,15 @@ into a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.networks.sources import TABLE
 from unisegdiff_pipeline.planning.plans import NetworkPlan, Normalization
 
 
@@ -37,6 +39,7 @@ class PretrainedStart:
             one of them cannot start here.
         embeds: whether it also starts wider networks, and 3D ones where it is a 2D one (`embedding`).
         repeats_channels: whether images with fewer channels had theirs repeated, so that it knows what they look like.
+        source_names: of a unified model, in the order of its tables' rows.
     """
 
     tensors: Mapping[str, Tensor]
@@ -52,6 +55,19 @@ class PretrainedStart:
     seen_cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     embeds: bool = False
     repeats_channels: bool = False
+    source_names: tuple[str, ...] = ()
+
+    def for_sources(self, names: Sequence[str]) -> PretrainedStart:
+        """This start with a row in each table for the sources of another unified model, in their order.
+
+        A source that is not known here has zeros, as it has in a new network.
+        """
+        rows = [self.source_names.index(name) if name in self.source_names else None for name in names]
+        tensors = dict(self.tensors)
+        for name, table in self.tensors.items():
+            if name.endswith(TABLE):
+                tensors[name] = torch.stack([torch.zeros_like(table[0]) if i is None else table[i] for i in rows])
+        return replace(self, tensors=tensors, source_names=tuple(names))
 
     @property
     def num_channels(self) -> int:
