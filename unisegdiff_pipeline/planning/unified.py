@@ -189,7 +189,7 @@ def _source_plan(
         spacing_known=description.spacing_known,
         preprocessing=preprocessing,
         annotated=_annotated(facts.source, labels),
-        num_images=len(facts.fingerprint.cases),
+        num_images=facts.num_images(dims),
         labels=description.labels,
         label_map=dict(facts.source.label_map),
     )
