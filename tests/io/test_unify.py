@@ -195,7 +195,7 @@ def test_sources_of_very_different_size_are_named_with_the_rule(
     assert not caplog.messages
     unify(root, 501, "V", [1, 2], excluded=("A/c0",))
     (warning,) = caplog.messages
-    assert "2 times and more (A 1, B 2); training draws them by the square root of their size" in warning
+    assert "2 times and more (A 1, B 2); training draws them by the square root of their number of images" in warning
 
 
 def test_an_existing_data_set_is_replaced_only_where_it_is_unified_and_asked_for(root: Path) -> None:
