@@ -293,8 +293,8 @@ def _modality(raw: RawDataset) -> str:
 def _warn_of_sizes(counts: Mapping[str, int]) -> None:
     if max(counts.values()) >= MUCH_LARGER * min(counts.values()):
         LOGGER.warning(
-            "sources differ in size by %d times and more (%s); training draws them by the square root of their number of "
-            "images, which in 2D are the slices of volumes",
+            "sources differ in size by %d times and more (%s); training draws them by the square root of their number "
+            "of images, which in 2D are the slices of volumes",
             MUCH_LARGER,
             ", ".join(f"{name} {count}" for name, count in counts.items()),
         )
