@@ -19,7 +19,7 @@ def test_names_of_schemes_in_any_case(name: str) -> None:
 
 
 def test_other_names_are_z_score_with_a_reason() -> None:
-    for name in ("FLAIR", "T1c", "US", "CT_8bit"):
+    for name in ("FLAIR", "T1c", "US", "CT_8bit", "OCT"):
         choice = choose_normalizations([name], False)[0]
         assert (choice.scheme, choice.warning) == ("zscore", None)
         assert name in choice.reason

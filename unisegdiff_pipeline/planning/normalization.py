@@ -14,6 +14,7 @@ SCHEMES: tuple[Normalization, ...] = get_args(Normalization)
 CROP_FRACTION_FOR_MASK = 0.75
 _RGB = (frozenset({"r", "g", "b"}), frozenset({"red", "green", "blue"}))
 _NEAR_MISS = 0.75
+_NO_MISSPELLING = frozenset({"oct"})  # optical coherence tomography, a letter from "ct"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def _choose(name: str, is_rgb: bool) -> ChannelNormalization:
     near: list[str] = [scheme for scheme in SCHEMES if scheme in words]
     near = near or difflib.get_close_matches(folded, SCHEMES, n=1, cutoff=_NEAR_MISS)
     reason = f"channel {name!r} names no scheme: z-score per image"
-    if not near:
+    if not near or folded in _NO_MISSPELLING:
         return ChannelNormalization("zscore", reason)
     warning = (
         f"channel name {name!r} looks like the normalisation {near[0]!r} but does not equal it, so the channel gets "
