@@ -8,7 +8,7 @@ by the plan and by each plan of PLANS, which differs in one field of `sources`; 
 second phase of each trainer of TRAINERS; and, for what the first phase is worth, the second phase alone, on a segmenter
 of one iteration, for as many iterations as both have. What is there is not trained again. Scores are those of the
 trainings' own validation: Dice over the cases with a lesion, and the energy score of the sampled masks over all. The
-mean is that of the sources' means; its interval is of normal shape with the error of `macro_gain`, over groups
+mean is that of the sources' means; its interval is of normal shape with the error of `macro_interval`, over groups
 (patients) within each source; p is Wilcoxon's, over the groups of all sources.
 """
 
@@ -34,7 +34,7 @@ from tests.benchmarks.unified import (
     scores_of,
 )
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
-from unisegdiff_pipeline.evaluation.comparison import macro_gain, paired_comparison
+from unisegdiff_pipeline.evaluation.comparison import macro_interval, paired_comparison
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
 from unisegdiff_pipeline.inference.model_name import ModelName
 from unisegdiff_pipeline.io.paths import find_dataset
@@ -51,7 +51,6 @@ PLANS: dict[str | None, dict[str, Any]] = {
 }
 TRAINERS = ("StagedDiffusionTrainer", "X0DiffusionTrainer", "VDiffusionTrainer", "EpsilonDiffusionTrainer")
 PHASE_2_ALONE = f"{TRAINERS[0]} alone"
-NORMAL_95 = 1.96
 
 
 def prepare(args: argparse.Namespace, plan: str | None) -> None:
@@ -131,9 +130,9 @@ def difference(first: Mapping[str, float], second: Mapping[str, float], groups: 
     cases = list(first)
     a, b = [first[case] for case in cases], [second[case] for case in cases]
     of_cases = [groups[case] for case in cases]
-    gain, error = macro_gain(a, b, of_cases, [source_of_case(case) for case in cases])
+    gain, low, high = macro_interval(a, b, of_cases, [source_of_case(case) for case in cases])
     p = paired_comparison(a, b, of_cases, resamples=0).p_wilcoxon
-    return f"{gain:+.3f} [{gain - NORMAL_95 * error:+.3f}, {gain + NORMAL_95 * error:+.3f}] | {p:.2g}"
+    return f"{gain:+.3f} [{low:+.3f}, {high:+.3f}] | {p:.2g}"
 
 
 def table(args: argparse.Namespace) -> list[str]:

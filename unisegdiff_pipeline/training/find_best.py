@@ -180,9 +180,10 @@ def _compare(other: Contender, best: Contender, groups: Mapping[str, str], num_c
     cases = sorted(other.scores.keys() & best.scores.keys())
     a, b = ([score_of_case(one.scores[case]) for case in cases] for one in (other, best))
     own = [groups.get(case, case) for case in cases]
-    pairs = paired_comparison(a, b, own, resamples=RESAMPLES)
+    sources = best.sources_of(cases)
+    pairs = paired_comparison(a, b, own, resamples=0 if sources else RESAMPLES)
     gain, low, high, p = pairs.mean_difference, pairs.ci_low, pairs.ci_high, pairs.p_wilcoxon
-    if sources := best.sources_of(cases):
+    if sources:
         gain, low, high = macro_interval(a, b, own, sources)
         p = macro_signed_rank_test(a, b, own, sources).p
     corrected = min(1.0, p * num_comparisons)
