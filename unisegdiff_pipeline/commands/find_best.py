@@ -54,7 +54,7 @@ def _find_best(args: argparse.Namespace) -> None:
 
 def describe(recipe: Recipe) -> str:
     """The table of candidates, what was left out, and the choice with its reason."""
-    from unisegdiff_pipeline.evaluation.summary import format_table
+    from unisegdiff_pipeline.evaluation.summary import format_table, format_value
     from unisegdiff_pipeline.inference.guarantees import guarantees_in_words
 
     header = ("candidate", "parameters", "cases", "score", "95 % interval", "Dice", "gain over the best before", "p")
@@ -65,7 +65,8 @@ def describe(recipe: Recipe) -> str:
             "\nAll of it is the mean over sources, in which a small one counts as much as a large one; score by source:"
         )
         rows = [
-            (one.name, *(_number(one.sources.get(name, math.nan)) for name in sources)) for one in recipe.candidates
+            (one.name, *(format_value(one.sources.get(name, math.nan), ".4f") for name in sources))
+            for one in recipe.candidates
         ]
         lines.append(format_table([("candidate", *sources), *rows]))
     lines += [f"Left out: {reason}" for reason in recipe.left_out]
@@ -76,10 +77,6 @@ def describe(recipe: Recipe) -> str:
     lines += [f"Guarantee: {sentence}" for sentence in guaranteed]
     lines.append(f"Best: {' + '.join(member.model for member in recipe.members)} ({recipe.reason})")
     return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _row(candidate: Candidate) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary
 from unisegdiff_pipeline.evaluation.evaluate import FolderSummary
-from unisegdiff_pipeline.evaluation.summary import format_table, mean_of_defined
+from unisegdiff_pipeline.evaluation.summary import format_table, format_value, mean_of_defined
 
 # Metric => heading and form; those that an evaluation lacks are left out.
 SHOWN = {
@@ -66,7 +66,7 @@ def comparison_table(report: FolderSummary) -> str:
     """The ranking of all runs, and below it the paired differences in Dice of each class, also by source."""
     ranking = [("run", "mean rank", "Dice of cases", "best in")]
     for run in report.ranking:
-        ranking.append((run.name, _number(run.mean_rank, ".2f"), _number(run.mean_dice), str(run.num_best)))
+        ranking.append((run.name, format_value(run.mean_rank, ".2f"), format_value(run.mean_dice), str(run.num_best)))
     rows: list[tuple[str, ...]] = [
         ("scored minus", "class", "Dice", "interval", "p", "p (Holm)", "effect", "better", "equal", "worse")
     ]
@@ -74,9 +74,14 @@ def comparison_table(report: FolderSummary) -> str:
         parts = [("", other.classes), *((f"{part.source}: ", part.classes) for part in other.sources)]
         for prefix, row in ((prefix, row) for prefix, classes in parts for row in classes):
             if row.metric == "dice":
-                interval = f"{_number(row.ci_low, '+.3f')} to {_number(row.ci_high, '+.3f')}"
-                chances = (_number(row.p_wilcoxon, ".2g"), _number(row.p_holm, ".2g"))
-                numbers = (_number(row.mean_difference, "+.3f"), interval, *chances, _number(row.effect_size, "+.2f"))
+                interval = f"{format_value(row.ci_low, '+.3f')} to {format_value(row.ci_high, '+.3f')}"
+                chances = (format_value(row.p_wilcoxon, ".2g"), format_value(row.p_holm, ".2g"))
+                numbers = (
+                    format_value(row.mean_difference, "+.3f"),
+                    interval,
+                    *chances,
+                    format_value(row.effect_size, "+.2f"),
+                )
                 counts = map(str, (row.wins, row.ties, row.losses))
                 rows.append((other.name, f"{prefix}{row.class_name}", *numbers, *counts))
     return f"{format_table(ranking)}\n\n{format_table(rows)}"
@@ -84,14 +89,14 @@ def comparison_table(report: FolderSummary) -> str:
 
 def _cells(metrics: Mapping[str, MetricSummary], shown: list[str], surface_dice: str) -> list[str]:
     dice = metrics["dice"]
-    cells = [_number(dice.mean), f"{_number(dice.ci_low)} to {_number(dice.ci_high)}"]
+    cells = [format_value(dice.mean), f"{format_value(dice.ci_low)} to {format_value(dice.ci_high)}"]
     for name in shown:
         form = SHOWN[name][1]
         if name == "median":
-            cells.append(_number(dice.median, form))
+            cells.append(format_value(dice.median, form))
         else:
             metric = metrics.get(surface_dice if name == "surface_dice" else name)
-            cells.append("-" if metric is None else _number(metric.mean, form))
+            cells.append("-" if metric is None else format_value(metric.mean, form))
     return cells
 
 
@@ -111,8 +116,8 @@ def _note(report: FolderSummary, tolerances: tuple[float, ...]) -> str:
         note += f"\nSurface Dice at {report.units.length_text(tolerances[0])}. {rule}."
     if (cases := report.case_probability) is not None:
         note += (
-            f"\nProbability of any lesion: AUROC {_number(cases.auroc)}, Brier score {_number(cases.brier)} "
-            f"({_number(cases.brier_of_prevalence)} for a constant), {cases.num_with} cases with and "
+            f"\nProbability of any lesion: AUROC {format_value(cases.auroc)}, Brier score {format_value(cases.brier)} "
+            f"({format_value(cases.brier_of_prevalence)} for a constant), {cases.num_with} cases with and "
             f"{cases.num_without} without lesion."
         )
     if report.units.nominal:
@@ -123,7 +128,7 @@ def _note(report: FolderSummary, tolerances: tuple[float, ...]) -> str:
 def _by_nnunet(report: FolderSummary) -> str:
     """Mean Dice by the rule of nnU-Net, where a false positive on an empty reference is a Dice of 0."""
     mean = mean_of_defined(_mean_by_nnunet(entry) for entry in report.classes)
-    return f"counted as 0, as nnU-Net does, the mean Dice is {_number(mean)}"
+    return f"counted as 0, as nnU-Net does, the mean Dice is {format_value(mean)}"
 
 
 def _mean_by_nnunet(entry: ClassReport) -> float:
@@ -131,10 +136,6 @@ def _mean_by_nnunet(entry: ClassReport) -> float:
     if not scored:
         return 0.0 if false_positive else math.nan
     return entry.metrics["dice"].mean * scored / (scored + false_positive)
-
-
-def _number(value: float, form: str = ".3f") -> str:
-    return "-" if math.isnan(value) else format(value, form)
 
 
 def _first_upper(text: str) -> str:

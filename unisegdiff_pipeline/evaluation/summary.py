@@ -133,7 +133,7 @@ def summary_rows(summary: Summary, units: Units = VOLUMES) -> list[tuple[str, ..
     header = ("class", "Dice", "sd", "median", "IoU", error, "scored", "both empty", "false positive")
     rows = [header, *(_row(c) for c in summary.classes)]
     if len(summary.classes) > 1:
-        rows.append(("mean", _number(summary.mean_dice), "", "", _number(summary.mean_iou), "", "", "", ""))
+        rows.append(("mean", format_value(summary.mean_dice), "", "", format_value(summary.mean_iou), "", "", "", ""))
     return rows
 
 
@@ -143,7 +143,7 @@ def summary_note(summary: Summary, units: Units = VOLUMES) -> str:
     if any(c.num_false_positive for c in summary.classes):
         note += (
             f" {sum(c.num_false_positive for c in summary.classes)} prediction(s) on empty references are not in"
-            f" them; counted as 0, as nnU-Net does, the mean Dice is {_number(summary.mean_dice_nnunet)}."
+            f" them; counted as 0, as nnU-Net does, the mean Dice is {format_value(summary.mean_dice_nnunet)}."
         )
     if units.nominal:
         note += " Volumes are nominal: the voxel size of some images is not known."
@@ -160,9 +160,9 @@ def fold_table(folds: Mapping[str, Mapping[str, float | None]]) -> str:
     table = [[_defined(values.get(name)) for name in names] for values in folds.values()]
     columns = list(zip(*table, strict=True))
     rows: list[tuple[str, ...]] = [("fold", *names)]
-    rows += [(fold, *map(_number, values)) for fold, values in zip(folds, table, strict=True)]
-    rows.append(("mean", *(_number(mean_of_defined(column)) for column in columns)))
-    rows.append(("sd", *(_number(_deviation(column)) for column in columns)))
+    rows += [(fold, *map(format_value, values)) for fold, values in zip(folds, table, strict=True)]
+    rows.append(("mean", *(format_value(mean_of_defined(column)) for column in columns)))
+    rows.append(("sd", *(format_value(_deviation(column)) for column in columns)))
     return format_table(rows)
 
 
@@ -174,14 +174,15 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def format_value(value: float, form: str = ".3f") -> str:
+    """A number of a table by a format of Python, "-" where it is not defined (NaN)."""
+    return "-" if math.isnan(value) else format(value, form)
+
+
 def _row(c: ClassSummary) -> tuple[str, ...]:
     numbers = (c.mean_dice, c.std_dice, c.median_dice, c.mean_iou)
     counts = (c.num_scored, c.num_both_empty, c.num_false_positive)
-    return (c.class_name, *map(_number, numbers), _number(c.mean_volume_error_ml, ".3g"), *map(str, counts))
-
-
-def _number(value: float, form: str = ".3f") -> str:
-    return "-" if math.isnan(value) else format(value, form)
+    return (c.class_name, *map(format_value, numbers), format_value(c.mean_volume_error_ml, ".3g"), *map(str, counts))
 
 
 def _defined(value: float | None) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.metrics import ClassScore
-from unisegdiff_pipeline.evaluation.summary import CaseScores, mean_of_defined, summarise
+from unisegdiff_pipeline.evaluation.summary import CaseScores, format_value, mean_of_defined, summarise
 from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.planning.plans import SourcesPlan
 
@@ -33,13 +32,8 @@ class ScoresBySource:
 
     def describe(self) -> str:
         """In words, for logs."""
-        each = "  ".join(f"{s.source} {_number(s.mean_dice)} ({s.num_cases})" for s in self.sources)
-        return f"Dice by source (cases): {each}  mean over sources {_number(self.macro_mean_dice)}"
-
-
-def _number(value: float) -> str:
-    """ "-" where it is undefined, as of a source whose cases are all without a lesion."""
-    return "-" if math.isnan(value) else f"{value:.3f}"
+        each = "  ".join(f"{s.source} {format_value(s.mean_dice)} ({s.num_cases})" for s in self.sources)
+        return f"Dice by source (cases): {each}  mean over sources {format_value(self.macro_mean_dice)}"
 
 
 def by_source(sources: SourcesPlan | None, cases: Sequence[CaseScores]) -> ScoresBySource | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from unisegdiff_pipeline.evaluation.aggregate import MetricSummary, summarise_me
 from unisegdiff_pipeline.evaluation.case import CaseResult, class_names, groups_of_class, of_class
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.profiles.registry import find_profile
-from unisegdiff_pipeline.evaluation.summary import format_table
+from unisegdiff_pipeline.evaluation.summary import format_table, format_value
 from unisegdiff_pipeline.evaluation.tables import DIGITS, have_sources
 
 
@@ -93,14 +92,10 @@ def profile_table(report: ProfileReport, units: Units = VOLUMES) -> str:
     rows = [(report.name, *(entry.class_name for entry in report.classes))]
     for name in report.classes[0].over_cases:
         means = (entry.over_cases[name].mean for entry in report.classes)
-        rows.append((f"mean {units.name(name)}", *map(_number, means)))
+        rows.append((f"mean {units.name(name)}", *(format_value(mean, ".4g") for mean in means)))
     for name in report.classes[0].pooled:
         values = (entry.pooled[name] for entry in report.classes)
-        rows.append((f"all cases: {units.name(name)}", *map(_number, values)))
+        rows.append((f"all cases: {units.name(name)}", *(format_value(value, ".4g") for value in values)))
     notes = [note for entry in report.classes for note in entry.notes]
     below = "".join(f"\n{note}" for note in dict.fromkeys(notes))
     return f"{format_table(rows)}{below}\n{report.title}. {report.rule}\nSource: {report.source}."
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4g}"
