@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -213,6 +214,19 @@ def test_choose_workers(monkeypatch):
 def test_this_machine_has_cores_and_memory():
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
     assert 0.01 < available_memory_gb() < 1e5
+
+
+def test_a_script_without_a_guard_is_not_run_by_its_workers(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import operator\n"
+        "from unisegdiff_pipeline.core.parallel import map_cases\n"
+        "print('begun')\n"
+        "names = ['a', 'b', 'c', 'd']\n"
+        "print([r.value for r in map_cases(operator.neg, [1, 2, 3, 4], names=names, workers=2, description='Testing')])\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout == "begun\n[-1, -2, -3, -4]\n"
 
 
 def test_where_no_process_can_start_cases_are_worked_on_here(monkeypatch):

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -77,7 +78,8 @@ def map_cases(
     """Call `function` on every item and return the results in the order of the items.
 
     Args:
-        function: called with one item; importable by name unless it runs in this process or on threads.
+        function: called with one item; importable by name, from another module than the main one, unless it runs in
+            this process or on threads.
         items: what to work on.
         names: name of each item, for messages.
         workers: processes (or threads) at most; 0 means in this process, and so does 1 unless "native".
@@ -138,7 +140,7 @@ class _Job(Generic[Item, Result]):
         """Submit all open items; those whose worker died stay open."""
         futures: dict[Future[tuple[Result, float] | _Failure], int] = {}
         # Where the pool breaks, the rest stays open.
-        with suppress(BrokenProcessPool), held_back(signal.SIGINT, signal.SIGTERM):
+        with suppress(BrokenProcessPool), held_back(signal.SIGINT, signal.SIGTERM), main_module_hidden():
             for index in self._open():
                 futures[executor.submit(_outcome, self.function, self.items[index])] = index
         try:
@@ -235,7 +237,7 @@ def process_pool(workers: int, preload: Sequence[str]) -> Iterator[ProcessPoolEx
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["__main__", *preload])
+        context.set_forkserver_preload(list(preload))
         _start_fork_server(context)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
@@ -255,11 +257,12 @@ def _start_fork_server(context: BaseContext) -> None:
     from multiprocessing import forkserver, resource_tracker
 
     resource_tracker.ensure_running()  # first, because it lets SIGINT through when it has started
-    with held_back(signal.SIGINT):
+    with held_back(signal.SIGINT), main_module_hidden():
         forkserver.ensure_running()
     try:
         first = context.Process(target=_nothing)  # type: ignore[attr-defined]
-        first.start()
+        with main_module_hidden():
+            first.start()
         first.join()
     except BaseException:
         pid = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
@@ -267,6 +270,21 @@ def _start_fork_server(context: BaseContext) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         raise
+
+
+@contextmanager
+def main_module_hidden() -> Iterator[None]:
+    """Keep processes that start from running the main module again.
+
+    Python runs it in each of them, so that a script which calls this package outside `if __name__ == "__main__":` would
+    start itself anew in place of a worker. What workers do is of this package and needs no main module.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _nothing() -> None:

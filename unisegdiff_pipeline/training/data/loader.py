@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.parallel import no_processes
+from unisegdiff_pipeline.core.parallel import main_module_hidden, no_processes
 from unisegdiff_pipeline.core.signals import held_back, take_up
 from unisegdiff_pipeline.training.data.patches import Batch, PackedBatch, PatchSource
 
@@ -72,7 +72,7 @@ def open_loader(
         # Else the loader would take its seed from the global generator, and continuing would change the training.
         generator=torch.Generator(),
     )
-    with held_back(signal.SIGINT, signal.SIGTERM):
+    with held_back(signal.SIGINT, signal.SIGTERM), main_module_hidden():
         iterator = iter(loader)
     try:
         yield _unpacked(iterator, source)
