@@ -2,11 +2,13 @@
 
     python -m tests.benchmarks.unified train --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
     python -m tests.benchmarks.unified table --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
+    python -m tests.benchmarks.unified quality ...
 
 `train` plans, preprocesses and trains what is not there yet: the unified data set (made by usd_unify before, in ROOT)
 for all the seconds, and each source alone for its equal part. Folds of a unified data set are those of its sources, so
 that both validate on the same cases; `table` refuses where they do not. Scores are those of the trainings' own
-validation. The interval of a difference is a bootstrap, the test Wilcoxon's signed ranks, both over groups (patients).
+validation; lesion F1 of a case and the energy score of its samples have a table of their own. The interval of a
+difference is a bootstrap, the test Wilcoxon's signed ranks, both over groups (patients).
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from pathlib import Path
 from statistics import fmean
 
 from unisegdiff_pipeline.evaluation.comparison import paired_comparison
+from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders
+from unisegdiff_pipeline.evaluation.meaning import find_meaning
+from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
 from unisegdiff_pipeline.io.paths import find_dataset
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 
@@ -127,6 +133,49 @@ def table(args: argparse.Namespace) -> list[str]:
     return lines
 
 
+def quality_table(args: argparse.Namespace) -> list[str]:
+    """Rows of a Markdown table: lesion F1 of cases with a lesion, and energy score of all cases."""
+    lines = [
+        "| source | seed | lesion F1 alone | unified | difference [95 %] | p | energy score alone | unified | "
+        "difference [95 %] | p |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    part = args.seconds // len(args.sources)
+    unified_raw = args.raw / find_dataset(args.raw, args.unified)
+    for seed in args.seeds:
+        of_unified = fold_folder(args, args.unified, run_name(args.seconds, seed))
+        unified = lesion_f1(unified_raw, of_unified), energies(of_unified)
+        for dataset in args.sources:
+            name = find_dataset(args.raw, dataset)
+            source, groups = name.split("_", 1)[1], groups_of(args.raw / name)
+            folder = fold_folder(args, dataset, run_name(part, seed))
+            cells = ""
+            for all_of_unified, alone in zip(
+                unified, (lesion_f1(args.raw / name / "labelsTr", folder), energies(folder)), strict=True
+            ):
+                own = {case: all_of_unified[f"{source}__{case}"] for case in alone}
+                both = [case for case in alone if not math.isnan(alone[case]) and not math.isnan(own[case])]
+                first, second = ({case: values[case] for case in both} for values in (alone, own))
+                means = f"{fmean(first.values()):.3f} | {fmean(second.values()):.3f}"
+                cells += f" {means} | {difference_cells(second, first, groups)} |"
+            lines.append(f"| {source} | {seed} |{cells}")
+    return lines
+
+
+def lesion_f1(reference: Path, fold: Path) -> dict[str, float]:
+    """Lesion F1 of the first class of every validated case; NaN where the reference has no lesion."""
+    masks = fold / "validation"
+    options = EvaluationOptions(subset=True, resamples=0, workers=0)
+    cases = evaluate_folders(reference, masks, find_meaning(reference, masks), options).cases
+    return {case.case_id: case.classes[0].lesion_score.lesion_f1 for case in cases}
+
+
+def energies(fold: Path) -> dict[str, float]:
+    """Energy score of the sampled masks of every validated case; NaN where it has none."""
+    cases = json.loads((fold / "validation" / SPREAD_NAME).read_text())["cases"]
+    return {case["case_id"]: _number(case["energy"]) for case in cases}
+
+
 def groups_of(folder: Path) -> dict[str, str]:
     """Group of every case of a raw data set; a case without one is its own."""
     return {case.case_id: case.group or case.case_id for case in open_raw_dataset(folder).cases}
@@ -163,13 +212,13 @@ def run_benchmark(args: argparse.Namespace, **what: Callable[[argparse.Namespace
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
+    parser = parser_of(__doc__, "quality")
     parser.add_argument("--unified", required=True)
     parser.add_argument("--sources", nargs="+", required=True)
     parser.add_argument("--seconds", type=int, default=480)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--workers", type=int, default=0)
-    run_benchmark(parser.parse_args(), train=train, table=table)
+    run_benchmark(parser.parse_args(), train=train, table=table, quality=quality_table)
 
 
 if __name__ == "__main__":

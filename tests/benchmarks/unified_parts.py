@@ -15,8 +15,6 @@ mean is that of the sources' means; its interval is of normal shape with the err
 from __future__ import annotations
 
 import argparse
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 
 from tests.benchmarks.unified import (
     dice_where_lesion,
+    energies,
     false_alarms,
     groups_of,
     parser_of,
@@ -35,7 +34,6 @@ from tests.benchmarks.unified import (
 )
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.evaluation.comparison import macro_interval, paired_comparison
-from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
 from unisegdiff_pipeline.inference.model_name import ModelName
 from unisegdiff_pipeline.io.paths import find_dataset
 from unisegdiff_pipeline.io.sources import cases_by_source, source_of_case
@@ -112,12 +110,6 @@ def _train(
     named = () if plan is None else ("--plans", plan)
     length = ("--iterations", str(iterations), "--seed", str(seed), "--run", name, "--workers", "0")
     run(args, "usd_train", args.unified, "0", "-c", "2d", "--trainer", trainer, *named, *length, *more)
-
-
-def energies(folder: Path) -> dict[str, float]:
-    """Energy score of the sampled masks of every validated case."""
-    classes = json.loads((folder / "validation" / SPREAD_NAME).read_text())["cases"]
-    return {one["case_id"]: math.nan if one["energy"] is None else float(one["energy"]) for one in classes}
 
 
 def macro_mean(values: Mapping[str, float]) -> float:
