@@ -223,7 +223,8 @@ def test_a_script_without_a_guard_is_not_run_by_its_workers(tmp_path):
         "from unisegdiff_pipeline.core.parallel import map_cases\n"
         "print('begun')\n"
         "names = ['a', 'b', 'c', 'd']\n"
-        "print([r.value for r in map_cases(operator.neg, [1, 2, 3, 4], names=names, workers=2, description='Testing')])\n"
+        "found = map_cases(operator.neg, [1, 2, 3, 4], names=names, workers=2, description='Testing')\n"
+        "print([one.value for one in found])\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout == "begun\n[-1, -2, -3, -4]\n"
