@@ -145,6 +145,12 @@ def test_empty_folder(tmp_path: Path, folders: tuple[Path, Path]) -> None:
         evaluate_folders(folders[0], tmp_path / "nothing", Meaning(BINARY))
 
 
+def test_a_raw_data_set_in_place_of_its_labels(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    (tmp_path / "Dataset001_A" / "labelsTr").mkdir(parents=True)
+    with pytest.raises(UsdError, match=r"its labels lie in labelsTr: give .*Dataset001_A/labelsTr"):
+        evaluate_folders(tmp_path / "Dataset001_A", folders[1], Meaning(BINARY))
+
+
 def test_the_same_bytes_with_processes(folders: tuple[Path, Path], tmp_path: Path) -> None:
     written = []
     for workers in (0, 2):

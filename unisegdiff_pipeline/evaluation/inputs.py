@@ -229,7 +229,9 @@ def find_masks(folder: Path) -> dict[str, Path]:
             )
         masks[case] = path
     if not masks:
-        raise UsdError(f"{folder} holds no label file; supported endings are {', '.join(SUPPORTED_ENDINGS)}.")
+        inside = [name for name in ("labelsTr", "labelsTs") if (folder / name).is_dir()]
+        give = f"; its labels lie in {' and '.join(inside)}: give {folder / inside[0]}" if inside else ""
+        raise UsdError(f"{folder} holds no label file{give}. Supported endings are {', '.join(SUPPORTED_ENDINGS)}.")
     return masks
 
 
