@@ -26,7 +26,7 @@ from unisegdiff_pipeline.inference.model_folder import load_fold, open_model_fol
 from unisegdiff_pipeline.inference.onnx_export import export_onnx
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.planning.plans import PreprocessingPlan
+from unisegdiff_pipeline.planning.plans import PreprocessingPlan, SourcePlan, SourcesPlan
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "documentation/examples/onnx_masks.py"
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
@@ -169,6 +169,32 @@ def test_the_description_says_what_a_runtime_needs(exported: tuple[Path, Path]) 
         assert about["mask_sampler"] is None
         assert [call["lam"] for call in about["sampler"]["calls"]] == [None, -3.0, 1.5]
         assert about["sampler"]["fields"] == [{"channels": 1, "length_voxels": [2 / 1.5, 2.0, 4.0]}]
+
+
+@pytest.mark.parametrize(("source", "target", "size"), [("US", [None, 2.0, 2.0], None), (None, [None, 1.0, 1.0], 24.0)])
+def test_of_a_unified_model_the_description_is_that_of_one_source_or_of_none(
+    tmp_path: Path, source: str | None, target: list[float | None], size: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the target spacing alone, images of no known source would reach the network at another size than they have in
+    `usd_predict`, which brings them to the size of the median image."""
+    for name in onnx_export.PACKAGES:
+        pytest.importorskip(name, reason="the extra onnx is not installed")
+    plan = PreprocessingPlan((0, 1, 2), (None, 1.0, 1.0), ("zscore",) * 3, (False,) * 3, ())
+    grey = PreprocessingPlan((0, 1, 2), (None, 2.0, 2.0), ("zscore",), (False,), ())
+    plans = tiny_plans(BINARY, plan, ("R", "G", "B"), ".png", False)
+    known = SourcesPlan({"US": SourcePlan("US", ("US",), ".png", False, grey, (True,), 10)})
+    configuration = replace(plans.configurations["tiny"], sources=known, median_shape=(1, 16, 36))
+    model = write_model(tmp_path, replace(plans, configurations={"tiny": configuration}), denoiser=False)
+    export_onnx(model, tmp_path / "onnx", source=source)
+    about = json.loads((tmp_path / "onnx/onnx.json").read_text())
+    assert (about["source"], about["preprocessing"]["target_spacing_mm"], about["image_size"]) == (source, target, size)
+    image = torch.randn((1, 3, *about["patch_size"]), generator=torch.Generator().manual_seed(0))
+    logits = session(tmp_path / "onnx", "segmenter").run(["logits"], {"image": image.numpy()})[0]
+    network, row = network_of(model)[0], known.index(source)
+    with torch.no_grad():
+        own, other = (network.condition(image, torch.tensor([i])).det_logits for i in (row, 1 - row))
+    assert np.abs(logits - own.numpy()).max() < 1e-4 < np.abs(logits - other.numpy()).max()
+    assert not [record for record in caplog.records if record.name.startswith("onnxscript") and record.levelno > 20]
 
 
 def test_nothing_is_written_where_the_export_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

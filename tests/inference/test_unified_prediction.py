@@ -79,6 +79,14 @@ def test_each_mask_of_a_mixed_folder_has_the_ending_and_the_grid_of_its_image(mo
     assert predict_folder(PredictRequest(images, out, model, device="cpu", save_samples=True)) == 0
 
 
+def test_images_with_other_channels_than_those_of_the_source_are_refused_by_its_name(model, images, tmp_path) -> None:
+    for name, has in (("grey", "1 channel"), ("two", "2 channels")):
+        given = sorted(images.glob(f"{name}*"))
+        request = PredictRequest(given, tmp_path / f"out_{name}", model, source_name="Scope", device="cpu")
+        with pytest.raises(UsdError, match=f"has {has}, images of the source Scope have 3; predict it with its own"):
+            predict_folder(request)
+
+
 def test_the_same_folder_with_a_source_is_another_request(model, images, tmp_path) -> None:
     for name in ("colour_0000.jpg", "two_0000.png", "two_0001.png"):
         (images / name).unlink()

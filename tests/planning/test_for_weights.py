@@ -84,7 +84,9 @@ def test_weights_of_volumes_cannot_be_followed_by_pictures() -> None:
         plan_for_weights(pictures, WeightsToFollow(VOLUMES, None, "W"), 200)
 
 
-def test_a_plan_for_weights_is_trained_from_them(phantom_2d: Path, tmp_path: Path) -> None:
+def test_a_plan_for_weights_is_trained_from_them(
+    phantom_2d: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The whole way, over an architecture that no rule of planning would choose."""
     roots = ["--raw", str(phantom_2d.parent), "--preprocessed", str(tmp_path / "p")]
     budget = ["--device", "cpu", "--memory-gb", "4"]
@@ -103,7 +105,9 @@ def test_a_plan_for_weights_is_trained_from_them(phantom_2d: Path, tmp_path: Pat
     (near,) = (tmp_path / "p").glob("*/plans_near.json")
     assert read_dataclass(Plans, near).configurations["2d"].network.levels == narrow.levels
     again = ["--plans", "near", "--for-weights", str(source), "--workers", "0"]
+    capsys.readouterr()
     assert plan_and_preprocess.main(["-d", "902", *roots, *budget, *again]) == 0
+    assert f" --plans near --pretrained {source}\n" in capsys.readouterr().out
     started = ["--plans", "near", "--pretrained", str(source), "--results", str(tmp_path / "results")]
     assert train.main([*training, *segmenter, *started]) == 0
     assert train.main([*training, *segmenter, *started[2:]]) == 0

@@ -120,7 +120,8 @@ def test_heads_of_other_classes_stay_new_and_the_table_says_so() -> None:
     source_plan, plan = network_plan(3), network_plan(1)
     model = model_of(plan, TWO, seed=2)
     heads = [p.clone() for p in model.segmenter.heads.parameters()]
-    start = start_of(model_of(source_plan, seed=1), source_plan, **{"segmenter.film.0.scale": torch.zeros(5, 4)})
+    known = {"segmenter.film.0.scale": torch.zeros(5, 4), "segmenter.encoder_film.0.table.known": torch.zeros(5, 4)}
+    start = start_of(model_of(source_plan, seed=1), source_plan, **known)
     report = load_start(model, plan, start)
     assert all(torch.equal(a, b) for a, b in zip(heads, model.segmenter.heads.parameters(), strict=True))
     lines = [" ".join(line.split()) for line in report.table().splitlines()]
@@ -129,6 +130,7 @@ def test_heads_of_other_classes_stay_new_and_the_table_says_so() -> None:
     assert "segmenter.encoder.1 6 loaded" in lines
     assert "segmenter.heads 2 new other classes: lesion there, core, oedema here" in lines
     assert "segmenter.film 1 left out the new model has no such part" in lines
+    assert "segmenter.encoder_film 1 left out of its single sources, begins as none of them" in lines
 
 
 def test_heads_of_unknown_classes_stay_new() -> None:
@@ -318,6 +320,9 @@ def test_phase_2_alone_begins_with_the_segmenter_as_it_is(request_: TrainRequest
     phase_1, start = load_file(folder / "phase_1.safetensors"), read_start(source)
     assert all(torch.equal(value, start.tensors[f"segmenter.{name}"]) for name, value in phase_1.items())
     assert json.loads((folder / "phase_1.json").read_text())["iterations"] == 0
+    log = (folder / "log.jsonl").read_text()
+    assert "phase 1 is skipped. By" in log
+    assert "phase 1 has ended" not in log
 
 
 def test_phase_2_alone_says_what_differs(
@@ -329,9 +334,26 @@ def test_phase_2_alone_says_what_differs(
     )
     reader = dataclasses.replace(pretrained_module.OWN, read=lambda *_: other)
     monkeypatch.setattr(pretrained_module, "READERS", (reader,))
-    with pytest.raises(UsdError, match=r"classes are core, oedema there .*; it has 3 input channels .*; .* residual"):
+    with pytest.raises(
+        UsdError, match=r"classes are core, oedema there .*; it has 3 input channels .*; .* residual"
+    ) as e:
+        train(dataclasses.replace(request_, phase_2_only=True))
+    assert "--for-weights" not in str(e.value)  # no plan makes up for other classes
+    other = dataclasses.replace(start, network=dataclasses.replace(start.network, encoder="residual"))
+    with pytest.raises(UsdError, match=r"or plan for the weights with usd_plan_and_preprocess .* --for-weights\."):
         train(dataclasses.replace(request_, phase_2_only=True))
     assert not (tmp_path / "results").exists()
+
+
+def test_a_denoiser_of_other_classes_is_new_and_said_to_be(
+    request_: TrainRequest, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = dataclasses.replace(read_start(source), labels=TWO)
+    monkeypatch.setattr(
+        pretrained_module, "READERS", (dataclasses.replace(pretrained_module.OWN, read=lambda *_: other),)
+    )
+    folder = train(request_).folds[0].folder
+    assert "the denoiser is new: the start has none for these classes" in (folder / "log.jsonl").read_text()
 
 
 def test_a_start_that_repeats_channels_is_taken_as_it_is_for_fewer() -> None:

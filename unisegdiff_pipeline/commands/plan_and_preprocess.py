@@ -64,7 +64,9 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
 
     budget = detect_budget(args.device, args.memory_gb, args.preset)
     plans_name = steps.plans_name_of(args)
-    flag = "" if plans_name is None else f" --plans {plans_name}"
+    flags = "" if plans_name is None else f" --plans {plans_name}"
+    if args.for_weights is not None:
+        flags += f" --pretrained {quoted(args.for_weights)}"
     label_map = None if args.remap is None else read_label_map(args.remap)
 
     def plan_and_preprocess(dataset: str) -> None:
@@ -91,7 +93,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
         )
         prepared = pipeline.prepare(folder, roots.require_preprocessed(), request)
         report = "" if prepared.report is None else f"Report: {prepared.report}\n"
-        first = f"usd_train {quoted(folder.name)} {prepared.first_fold}{flag}"
+        first = f"usd_train {quoted(folder.name)} {prepared.first_fold}{flags}"
         say(f"{report}Ready to train: {prepared.folder}\nNext: {first}")
 
     return plan_and_preprocess

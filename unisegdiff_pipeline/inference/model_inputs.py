@@ -108,7 +108,12 @@ class ModelInputs:
         if self._sources is None:
             return case.num_channels(len(self.model.plans.channel_names))
         found = num_channels_to_read(case.image_paths)
-        return found if self.source is None else len(self._sources.plans[self.source].channel_names)
+        if self.source is None:
+            return found
+        wanted = len(self._sources.plans[self.source].channel_names)
+        return (
+            wanted if len(case.image_paths) == wanted else None
+        )  # `plan_for` says whether they are those of the source
 
     def file_ending(self, paths: Sequence[Path]) -> str:
         """Ending of the files of a case, which decides on that of its mask."""
@@ -144,8 +149,8 @@ class ModelInputs:
             plan = for_channels(plan, case.channels)
         if self.source is not None and len(plan.normalization) != volume.array.shape[0]:
             raise UsdError(
-                f"case {case_id!r} has {volume.array.shape[0]} channels, images of the source {self.source} have "
-                f"{len(plan.normalization)}; predict it with its own source, or without one."
+                f"case {case_id!r} has {counted(volume.array.shape[0], 'channel')}, images of the source {self.source} "
+                f"have {len(plan.normalization)}; predict it with its own source, or without one."
             )
         return plan
 

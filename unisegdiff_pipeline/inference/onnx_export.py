@@ -39,6 +39,7 @@ from unisegdiff_pipeline.inference.settings import Decision, InferenceSettings
 from unisegdiff_pipeline.inference.volume_sampler import can_sample
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, PreprocessingPlan
+from unisegdiff_pipeline.preprocessing.source_inputs import common_image_size
 
 FILE_NAME = "onnx.json"
 SCHEMA_VERSION = 1
@@ -94,6 +95,8 @@ class OnnxDescription:
         graphs: file of each graph that the model has, by its name.
         patch_size: of all graphs, (Y, X) or (Z, Y, X).
         preprocessing: how an image comes onto the network's grid, as in plans.json.
+        image_size: edge in voxels of the square (of the cube, of a 3D model) that is as large as an image on the
+            network's grid, where each image is brought to that size instead of to a spacing; else None.
         source: that the graphs were exported for; None for images of no known one.
         sampler: its mean is mixed with p_det: segmenter_weight * p_det + (1 - segmenter_weight) * mean.
         mask_sampler: that samples the masks, where it is another one.
@@ -112,6 +115,7 @@ class OnnxDescription:
     channel_names: tuple[str, ...]
     num_input_channels: int
     preprocessing: PreprocessingPlan
+    image_size: float | None
     source: str | None
     labels: LabelScheme
     segmenter_weight: float
@@ -236,6 +240,7 @@ def _describe(
         channel_names=tuple(model.plans.channel_names if of_source is None else of_source.channel_names),
         num_input_channels=configuration.network.num_input_channels,
         preprocessing=configuration.preprocessing if of_source is None else of_source.preprocessing,
+        image_size=common_image_size(configuration, source),
         source=source,
         labels=labels,
         segmenter_weight=settings.segmenter_weight,

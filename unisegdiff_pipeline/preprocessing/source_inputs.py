@@ -50,9 +50,15 @@ def preprocessing_of(
     plan = configuration.preprocessing
     channels = _require_channels(volume.array.shape[0], configuration.network.num_input_channels, case_id)
     plan = for_channels(plan, range(channels))
-    if configuration.sources.grid == "physical":
-        return plan
-    return _brought_to_size(plan, volume, configuration)
+    size = common_image_size(configuration, source)
+    return plan if size is None else _brought_to_size(plan, volume, configuration.network.dims, size)
+
+
+def common_image_size(configuration: ConfigurationPlan, source: str | None) -> float | None:
+    """Edge in voxels (see `image_size`) that an image of no known source is brought to; None where spacing decides."""
+    if source is not None or configuration.sources is None or configuration.sources.grid == "physical":
+        return None
+    return image_size(configuration.median_shape, configuration.network.dims)
 
 
 def to_network_channels(image: np.ndarray, width: int, case_id: str = "") -> np.ndarray:
@@ -103,14 +109,13 @@ def _plan_of(configuration: ConfigurationPlan, source: str) -> PreprocessingPlan
     return plans[source].preprocessing
 
 
-def _brought_to_size(plan: PreprocessingPlan, volume: Volume, configuration: ConfigurationPlan) -> PreprocessingPlan:
-    """The plan with a target spacing at which this very image is as large as the median image."""
+def _brought_to_size(plan: PreprocessingPlan, volume: Volume, dims: int, size: float) -> PreprocessingPlan:
+    """The plan with a target spacing at which this very image has an edge of so many voxels (see `image_size`)."""
     turn = reorientation_to(plan, volume)
     box = nonzero_box(*volume.array) or whole_box(volume.array.shape[1:])
     shape = [box[axis][1] - box[axis][0] for axis in turn.axis_order]
     z, y, x = (float(volume.geometry.spacing_mm[axis]) for axis in turn.axis_order)
-    dims = configuration.network.dims
-    factor = image_size(shape, dims) / image_size(configuration.median_shape, dims)
+    factor = image_size(shape, dims) / size
     target = (None if dims == 2 else z * factor, y * factor, x * factor)
     return replace(plan, target_spacing_mm=target, training_spacing_mm=(z, y, x))
 

@@ -218,7 +218,10 @@ def _train_phases(
     costs = within_budget(run, costs, start_s)
     budget = phase_2_budget(run, fraction, costs, start_s)
     phase_2 = trainer(run, budget, segmenter, settings)
-    if (run.folder / START_NAME).is_file() and (checkpoint is None or checkpoint["phase"] != 2):
+    begins = run.request.pretrained is not None and (checkpoint is None or checkpoint["phase"] != 2)
+    if begins and not (run.folder / START_NAME).is_file():
+        run.log.say("the denoiser is new: the start has none for these classes")
+    elif begins:
         run.log.say(load_denoiser(phase_2.network, read_weights(run.folder / START_NAME)[0]).table())
         phase_2.ema.network.load_state_dict(phase_2.network.state_dict())
     phase_2.fit(checkpoint)
@@ -377,8 +380,9 @@ def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSet
         return settings, {}
     calibration, stages, dice = described
     settings = replace(settings, calibration=calibration)
+    phase = "is skipped" if run.request.phase_2_only else "has ended"
     run.log.say(
-        f"phase 1 has ended. By {counted(len(cases), 'held-out case')}: temperature of the segmenter "
+        f"phase 1 {phase}. By {counted(len(cases), 'held-out case')}: temperature of the segmenter "
         f"{calibration.describe()} (above 1: it was too sure); stage B, where image and noised mask both count, "
         f"runs from lam {stages.lam_a:g} (planned {settings.lam_a:g}) to {stages.lam_c:g} ({settings.lam_c:g})"
     )

@@ -132,8 +132,17 @@ class StopRequest:
         self._alarm_rang = True
         if self._limit is None or self._deferring:
             return
-        if frame is not None and frame.f_globals.get("__name__") in (__name__, "contextlib"):
-            # Where a context is entered or left nothing catches it; it rings again behind that.
+        if frame is not None and (frame.f_globals.get("__name__") in (__name__, "contextlib") or _is_importing(frame)):
+            # Where a context is entered or left nothing catches it, and a package that is left half imported cannot be
+            # used any more; it rings again behind that.
             signal.setitimer(signal.ITIMER_REAL, LEAST_LIMIT_S)
             return
         raise _TimeIsUp
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False

@@ -6,6 +6,7 @@ source that the new model does not know. Only another dimension, or weights of w
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     tensors_hash,
 )
 from unisegdiff_pipeline.io.sources import SEPARATOR, datasets_of_sources, repeated_channels
+from unisegdiff_pipeline.networks.sources import TABLE
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, NetworkPlan, Plans
 from unisegdiff_pipeline.training.embedding import embedded
@@ -345,8 +347,12 @@ def _copied(
     for name, fit in result.items():
         if fit.tensor is not None:
             own[name].copy_(fit.tensor)
-    left = {name: Fitted(None, "left out", "the new model has no such part") for name in found if name not in own}
+    left = {name: Fitted(None, "left out", _why_left(name)) for name in found if name not in own}
     return _grouped({**result, **left})
+
+
+def _why_left(name: str) -> str:
+    return "of its single sources, begins as none of them" if name.endswith(TABLE) else "the new model has no such part"
 
 
 def adapt_inputs(weight: Tensor, channels: int) -> Tensor:
@@ -403,9 +409,12 @@ def open_start(run: FoldRun) -> PretrainedStart:
     _require_unseen(run, start)
     found = differences(start, run.configuration, run.plans.labels) if run.request.phase_2_only else ()
     if found:
+        same = dataclasses.replace(run.configuration, network=_as_in(start.network, run.configuration.network))
+        helps = not differences(start, same, run.plans.labels)
+        remedy = ", or plan for the weights with usd_plan_and_preprocess --plans NAME --for-weights" if helps else ""
         raise UsdError(
             f"--phase-2-only takes the segmenter of {start.description} as it is, but {'; '.join(found)}. "
-            f"Leave --phase-2-only out, so that phase 1 brings it to this data."
+            f"Leave --phase-2-only out, so that phase 1 brings it to this data{remedy}."
         )
     sources = run.configuration.sources
     return start if sources is None else start.for_sources(tuple(sources.plans))
@@ -447,6 +456,11 @@ def differences(start: PretrainedStart, configuration: ConfigurationPlan, labels
     if (other.dims, other.levels, other.encoder) != (network.dims, network.levels, network.encoder):
         found.append(f"it has {describe_network(other)} and the plan {describe_network(network)}")
     return tuple(found)
+
+
+def _as_in(other: NetworkPlan, network: NetworkPlan) -> NetworkPlan:
+    """A network with the architecture of another one, as a plan for its weights has it."""
+    return dataclasses.replace(network, levels=other.levels, encoder=other.encoder)
 
 
 def describe_network(network: NetworkPlan) -> str:
