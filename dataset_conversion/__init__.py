@@ -27,6 +27,7 @@ from dataset_conversion import (
     isic2018,
     isles2022,
     kits23,
+    lidc,
     lidc_slices,
     lits,
     mr_ms,
@@ -86,6 +87,9 @@ CONVERTERS: dict[str, Converter] = {
     "isles2022": Converter(isles2022.find, ("SRC",), "acute stroke in DWI and ADC; SRC holds ISLES-2022"),
     "emidec": Converter(emidec.find, ("SRC",), "myocardial infarction; SRC holds Case_P001 and so on"),
     "kits23": Converter(kits23.find, ("SRC",), "kidney tumours in CT; SRC holds case_00000 and so on"),
+    "lidc": Converter(
+        lidc.find, ("SRC",), "lung nodules in CT, four readers; SRC holds LIDC-IDRI-0001 and so on, and XML"
+    ),
     "lidc_slices": Converter(lidc_slices.find, ("SRC",), "lung nodules, four readers; SRC holds LIDC-IDRI-slices"),
     "lits": Converter(lits.find, ("SRC",), "liver tumours in CT; SRC holds volume-0.nii, segmentation-0.nii and so on"),
     "autopet": Converter(autopet.find, ("SRC",), "whole-body PET/CT; SRC holds FDG-PET-CT-Lesions"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from dataset_conversion.masks import read_grey
 from unisegdiff_pipeline.core.errors import UsdError, unreadable
 from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.geometry import Volume
+from unisegdiff_pipeline.io import itk
 from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, is_picture_ending, split_ending
 from unisegdiff_pipeline.io.images import read_header, read_image, write_labels
 from unisegdiff_pipeline.io.pictures import spacing_file
@@ -25,6 +27,51 @@ class Frame:
 
     path: Path
     index: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """A volume that no file holds as it is, such as a DICOM series or a mask of outlines.
+
+    Attributes:
+        files: what it is made of; the first one stands for it in messages.
+        make: the volume (1, Z, Y, X) of whole numbers; its repr is the same in every run and tells it from others of
+            the same files.
+    """
+
+    files: tuple[Path, ...]
+    make: Callable[[], Volume]
+
+    @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.files[0]
+
+
+Source = Path | Frame | Made
+
+
+def path_of(source: Source) -> Path:
+    """The file that a source is, or that stands for it."""
+    return source if isinstance(source, Path) else source.path
+
+
+def files_of(source: Source) -> tuple[Path, ...]:
+    """All files that a source is read from."""
+    return source.files if isinstance(source, Made) else (path_of(source),)
+
+
+def save_made(source: Made, target: Path) -> None:
+    """Write an image of whole numbers that 16 bits hold, as those of CT."""
+    volume = source.make()
+    values = volume.array[0]
+    limits = np.iinfo(np.int16)
+    if values.min() < limits.min or values.max() > limits.max or (values % 1).any():
+        raise UsdError(
+            f"{source.path} holds {values.min():g} to {values.max():g}, expected are whole numbers of 16 bits."
+        )
+    with atomic_path(target) as temporary:
+        itk.write(temporary, values.astype(np.int16), volume.geometry)
 
 
 def copy_image(source: Path, target: Path, num_channels: int) -> None:

@@ -2,7 +2,7 @@
 
 The copy "LIDC-IDRI-slices" of Kaggle, made with pylidc: LIDC-IDRI-0001/nodule-1/images/slice-0.png, and mask-0 to
 mask-3 with files of the same names. A reader who did not mark the nodule has an empty mask. The original, DICOM series
-with outlines in XML, is not read.
+with outlines in XML, is read by `lidc`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from dataset_conversion.copying import Frame, copy_image, copy_labels, copy_spacing, save_frame, save_pixels
+from dataset_conversion.copying import (
+    Frame,
+    Made,
+    Source,
+    copy_image,
+    copy_labels,
+    copy_spacing,
+    files_of,
+    path_of,
+    save_frame,
+    save_made,
+    save_pixels,
+)
 from dataset_conversion.masks import AsLabelled, MaskReader
 from unisegdiff_pipeline.core.csv_tables import write_csv
 from unisegdiff_pipeline.core.errors import UsdError
@@ -44,7 +56,7 @@ class Case:
 
     Attributes:
         name: becomes the file name.
-        images: a file (or a frame of one) for each channel, or one colour picture.
+        images: a file (or a frame of one, or what is made of several) for each channel, or one colour picture.
         masks: joined into one label map, later ones over earlier ones; empty for a test case without reference.
         group: patient or sequence, None where it is not known.
         held_out: goes to imagesTs and labelsTs, because the owners hold it out.
@@ -53,11 +65,11 @@ class Case:
     """
 
     name: str
-    images: tuple[Path | Frame, ...]
-    masks: tuple[Path, ...] = ()
+    images: tuple[Source, ...]
+    masks: tuple[Path | Made, ...] = ()
     group: str | None = None
     held_out: bool = False
-    raters: tuple[Path, ...] = ()
+    raters: tuple[Path | Made, ...] = ()
     agree: int = 1
 
 
@@ -152,11 +164,11 @@ def _named(conversion: Conversion) -> list[Case]:
     if not any(not case.held_out for case in cases):
         raise UsdError(f"{conversion.name}: no training case was found; check the folder.")
     for case in cases:
-        require_name(case.name, f"the case of {_path(case.images[0])}")
+        require_name(case.name, f"the case of {path_of(case.images[0])}")
     folded = Counter(composed(case.name).casefold() for case in cases)  # some file systems know no case of letters
     for case in cases:
         if folded[composed(case.name).casefold()] > 1:
-            twins = [str(_path(c.images[0])) for c in cases if c.name.casefold() == case.name.casefold()]
+            twins = [str(path_of(c.images[0])) for c in cases if c.name.casefold() == case.name.casefold()]
             raise UsdError(f"{' and '.join(twins[:2])} would both become the case {case.name!r}; rename or remove one.")
     return cases
 
@@ -175,11 +187,12 @@ def _compare_with_published(conversion: Conversion) -> None:
 
 def _key(conversion: Conversion) -> str:
     """Text that changes with anything the result is made from; files by size and time, for they may be large."""
-    paths = [_path(source) for case in conversion.cases for source in (*case.images, *case.masks, *case.raters)]
+    sources = [source for case in conversion.cases for source in (*case.images, *case.masks, *case.raters)]
+    paths = list(dict.fromkeys(path for source in sources for path in files_of(source)))
     for path in paths:
         if not path.is_file():
             raise UsdError(f"{path} does not exist; unpack the whole of the download.")
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(set(paths))]
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
     readers = (repr(conversion.read_mask), getattr(conversion.read_picture, "__qualname__", None))
     facts = (conversion.number, conversion.name, conversion.channels, dict(conversion.labels), conversion.file_ending)
     return text_hash(repr((facts, readers, dict(conversion.more), conversion.cases, stats)))
@@ -227,10 +240,6 @@ def _licence_note(origin: Origin) -> str:
     )
 
 
-def _path(source: Path | Frame) -> Path:
-    return source.path if isinstance(source, Frame) else source
-
-
 # ------------------------------------------------------------------------------------------------------- one case
 
 
@@ -259,38 +268,41 @@ class _CaseWriter:
             if not target.exists():
                 self._write_masks((mask,), target, images[0])
 
-    def _write_image(self, source: Path | Frame, target: Path, num_channels: int) -> None:
+    def _write_image(self, source: Source, target: Path, num_channels: int) -> None:
         if isinstance(source, Frame):
             save_frame(source, target)
+        elif isinstance(source, Made):
+            save_made(source, target)
         elif self.conversion.read_picture is not None:
             save_pixels(self.conversion.read_picture(source), target)
         else:
             copy_image(source, target, num_channels)
 
-    def _check_channels(self, images: Sequence[tuple[Path | Frame, Path]]) -> None:
+    def _check_channels(self, images: Sequence[tuple[Source, Path]]) -> None:
         (first, target), *others = images
         grid = _grid_of(target)
         for source, other in others:
             found = on_grid_of(_grid_of(other), grid)
             remedy = "Resample the images of a case onto one grid first, or leave a channel out."
-            _require_on_grid(_path(source), found, f"{_path(first)} of the same case", grid, remedy)
+            _require_on_grid(path_of(source), found, f"{path_of(first)} of the same case", grid, remedy)
 
     def _write_masks(
-        self, masks: Sequence[Path], target: Path, image: tuple[Path | Frame, Path], agree: int = 1
+        self, masks: Sequence[Path | Made], target: Path, image: tuple[Source, Path], agree: int = 1
     ) -> None:
         """Join masks of an image, which is given by its source and the file made of it."""
         source, made = image
         grid = _grid_of(made)
-        volumes = [self._read_mask(path, _path(source), grid) for path in masks]
-        if len(masks) == 1 and isinstance(self.conversion.read_mask, AsLabelled):
+        volumes = [self._read_mask(mask, path_of(source), grid) for mask in masks]
+        if len(masks) == 1 and isinstance(masks[0], Path) and isinstance(self.conversion.read_mask, AsLabelled):
             copy_labels(masks[0], target, volumes[0])
         else:
             write_labels(target, _joined([volume.array for volume in volumes], agree)[0], grid.geometry)
         copy_spacing(made, target)
 
-    def _read_mask(self, path: Path, image: Path, grid: Volume) -> Volume:
+    def _read_mask(self, mask: Path | Made, image: Path, grid: Volume) -> Volume:
         """A mask on the grid of its image; where it lies is compared as the check of a raw data set does it."""
-        volume = on_grid_of(self.conversion.read_mask(path), grid)
+        path = path_of(mask)
+        volume = on_grid_of(mask.make() if isinstance(mask, Made) else self.conversion.read_mask(mask), grid)
         if not spacing_known([path]) and is_picture_ending(self.conversion.file_ending):
             volume = replace(volume, geometry=grid.geometry)  # the image may have a JSON file with its spacing
         remedy = "Give it the image's geometry if the voxels do correspond; else resample it, or leave the case out."

@@ -35,6 +35,7 @@ class _Slice:
     """What the header of one file says; `position` of the first voxel and the axes are in mm, LPS."""
 
     path: Path
+    image: str
     series: str
     number: str
     modality: str
@@ -54,6 +55,16 @@ class Series:
     name: str
     folder: Path
     slices: tuple[_Slice, ...]
+
+    @property
+    def uid(self) -> str:
+        """SeriesInstanceUID."""
+        return self.slices[0].series
+
+    @property
+    def modality(self) -> str:
+        """Such as CT."""
+        return self.slices[0].modality
 
     def read(self) -> Volume:
         """The volume (1, Z, Y, X), float32, along the normal of its slices.
@@ -85,6 +96,14 @@ class Series:
             UsdError: as `read`, of the headers.
         """
         return tuple(one.path for one in _sorted(self)[0])
+
+    def images(self) -> tuple[tuple[str, float], ...]:
+        """SOPInstanceUID and Z of the position (mm, LPS) of each slice, in the order of the volume's rows.
+
+        Raises:
+            UsdError: as `read`, of the headers.
+        """
+        return tuple((one.image, one.position[2]) for one in _sorted(self)[0])
 
 
 def is_dicom_folder(source: Path) -> bool:
@@ -189,6 +208,7 @@ def _read_slice(path: Path) -> _Slice:
     frames = numbers("0028|0008", 1)
     return _Slice(
         path,
+        text("0008|0018"),
         text("0020|000e"),
         text("0020|0011"),
         text("0008|0060"),
