@@ -6,6 +6,7 @@ estimates from one noised mask. They are means over examples and go into the run
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -117,17 +118,22 @@ class LastLayerGradients:
     convolution of one voxel is the product of the layer's input and the gradient of its output, summed over voxels, and
     both are there.
 
-    Use as a context around the forward pass, then ask with `then` before the backward pass. In the context compiled
-    networks compute step by step, since they would not call the hook that keeps input and output.
+    Use as a context around the forward pass, then ask with `then` before the backward pass.
+
+    Args:
+        layer: the last one.
+        compiled: whether it is part of a compiled network, which would not call the hook that keeps input and output:
+            in the context it then computes step by step.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
-        self._layer = layer
+    def __init__(self, layer: nn.Module, compiled: bool = False) -> None:
+        self._layer, self._compiled = layer, compiled
         self._input: Tensor | None = None
         self._output: Tensor | None = None
 
     def __enter__(self) -> LastLayerGradients:
-        self._stance = torch.compiler.set_stance("force_eager")
+        # Not where nothing is compiled: it imports the compiler, which takes seconds.
+        self._stance = torch.compiler.set_stance("force_eager") if self._compiled else contextlib.nullcontext()
         self._stance.__enter__()
         self._handle = self._layer.register_forward_hook(self._keep)
         return self

@@ -164,7 +164,8 @@ class DiffusionTrainer(Trainer, abc.ABC):
         chance = drawn(of_examples, len(example.lam), lambda n: torch.rand(n, generator=generator, device=device))
         keep = (chance >= self.hidden_fraction).float()
         measured = self.bf16 is not None and self.iteration % MEASURE_EVERY == 0  # not while a step is timed
-        with LastLayerGradients(self.denoiser.head) if measured else contextlib.nullcontext() as gradients:
+        watching = LastLayerGradients(self.denoiser.head, self.is_compiled) if measured else contextlib.nullcontext()
+        with watching as gradients:
             output = self._denoise(self.network, example, condition, keep)
         losses = self.example_losses(example, output)
         if gradients is not None:

@@ -23,6 +23,7 @@ from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.reports.training_log import PHASES, of_kind
+from unisegdiff_pipeline.training.adamw import AdamW
 from unisegdiff_pipeline.training.checkpoint import save_checkpoint
 from unisegdiff_pipeline.training.compilation import compile_in_place, compiler_errors, undo_compilation
 from unisegdiff_pipeline.training.data.loader import open_loader
@@ -397,7 +398,7 @@ class Trainer(abc.ABC):
 
     def _backward(self, batch: Batch) -> StepResult:
         """Loss and fresh gradients of a batch; the generator makes it the same however often it is called."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         result = self.training_step(batch, self.run.generator(self.phase, self.iteration))
         if not result.summed:
             result = result.of_part(batch.part)
@@ -432,7 +433,7 @@ class Trainer(abc.ABC):
     def _probe(self, batch: Batch) -> None:
         self._backward(batch)
 
-    def _build_optimizer(self) -> torch.optim.Optimizer:
+    def _build_optimizer(self) -> AdamW | torch.optim.SGD:
         groups = self.parameter_groups()
         if extra := self.extra_parameters():
             groups.append({"params": extra, "weight_decay": 0.0, "span": (0.0, 1.0)})
@@ -440,7 +441,7 @@ class Trainer(abc.ABC):
             return torch.optim.SGD(
                 groups, self.plan.learning_rate, momentum=0.99, nesterov=True, weight_decay=self.plan.weight_decay
             )
-        return torch.optim.AdamW(groups, self.plan.learning_rate, weight_decay=self.plan.weight_decay, fused=True)
+        return AdamW(groups, self.plan.learning_rate, self.plan.weight_decay)
 
     def _log(self, sums: dict[str, list[Tensor]], seconds: float) -> None:
         if not sums:
