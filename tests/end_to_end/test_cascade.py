@@ -27,8 +27,9 @@ from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.training import cascade as taking_over
 from unisegdiff_pipeline.training import run as training
 from unisegdiff_pipeline.training.data.patches import PatchSource
+from unisegdiff_pipeline.training.dry_run import preview
 from unisegdiff_pipeline.training.request import TrainRequest
-from unisegdiff_pipeline.training.run import preview, train
+from unisegdiff_pipeline.training.run import train
 from unisegdiff_pipeline.training.validated_models import find_validated_models
 
 SHAPE = (40, 48, 48)

@@ -14,8 +14,9 @@ from unisegdiff_pipeline.commands import evaluate
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files, unified_reference
+from unisegdiff_pipeline.training.dry_run import preview
 from unisegdiff_pipeline.training.request import TrainRequest
-from unisegdiff_pipeline.training.run import preview, train
+from unisegdiff_pipeline.training.run import train
 from unisegdiff_pipeline.training.validation_files import keeps_everything
 
 

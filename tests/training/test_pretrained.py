@@ -22,8 +22,10 @@ from unisegdiff_pipeline.networks.sources import TABLE, SourceConditioning
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
+from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.training import pretrained as pretrained_module
 from unisegdiff_pipeline.training.data.patches import PatchSource
+from unisegdiff_pipeline.training.dry_run import preview
 from unisegdiff_pipeline.training.interrupt import StopRequest, TrainingInterrupted
 from unisegdiff_pipeline.training.pretrained import (
     adapt_inputs,
@@ -37,7 +39,7 @@ from unisegdiff_pipeline.training.pretrained import (
 )
 from unisegdiff_pipeline.training.pretrained_start import PretrainedStart
 from unisegdiff_pipeline.training.request import TrainRequest
-from unisegdiff_pipeline.training.run import open_fold, preview, train
+from unisegdiff_pipeline.training.run import open_fold, train
 from unisegdiff_pipeline.training.schedule import PhaseBudget, risen
 from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
@@ -385,10 +387,12 @@ def test_a_start_that_repeats_channels_is_taken_as_it_is_for_fewer() -> None:
         ({"pretrained": Path("/nowhere")}, "/nowhere does not exist; weights to start from are "),
     ],
 )
-def test_requests_that_cannot_be_are_refused_before_anything_is_written(
-    request_: TrainRequest, tmp_path: Path, changes: dict[str, Any], message: str
+def test_requests_that_cannot_be_are_refused_before_any_file_is_checked_or_written(
+    request_: TrainRequest, tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = dataclasses.replace(request_, **changes)
+    # Reading every preprocessed file takes minutes, behind which no mistyped path is to be found.
+    monkeypatch.delattr(PreprocessedFolder, "require_undamaged")
     for work in (preview, train):
         with pytest.raises(UsdError, match=message):
             work(request)

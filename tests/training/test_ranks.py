@@ -21,11 +21,12 @@ from unisegdiff_pipeline.diffusion.losses import soft_dice
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME
+from unisegdiff_pipeline.training.data.loader import default_workers
 from unisegdiff_pipeline.training.data.patches import Batch, Part, drawn
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.ranks import ALONE, Ranks, StepOrder, joined, local_device
 from unisegdiff_pipeline.training.request import TrainRequest
-from unisegdiff_pipeline.training.run import default_workers, train
+from unisegdiff_pipeline.training.run import train
 from unisegdiff_pipeline.training.trainers import diffusion, trainer
 from unisegdiff_pipeline.training.trainers.segmentation import dice_pooling
 
@@ -111,7 +112,7 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_workers_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unisegdiff_pipeline.training.run.usable_cores", lambda: 16)
+    monkeypatch.setattr("unisegdiff_pipeline.training.data.loader.usable_cores", lambda: 16)
     assert [default_workers(processes) for processes in (1, 2, 4, 16)] == [12, 7, 3, 1]
 
 

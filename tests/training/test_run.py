@@ -35,6 +35,7 @@ from unisegdiff_pipeline.selection.choosing import Choice
 from unisegdiff_pipeline.selection.sampler import DEFAULT_SAMPLER, STAGE_A_CALL
 from unisegdiff_pipeline.selection.segmenter_weight import DEFAULT_SEGMENTER_WEIGHT
 from unisegdiff_pipeline.training import fold as fold_module
+from unisegdiff_pipeline.training import opened_fold
 from unisegdiff_pipeline.training import run as run_module
 from unisegdiff_pipeline.training import validation as validation_module
 from unisegdiff_pipeline.training.fold_files import remove_training
@@ -523,7 +524,7 @@ def test_restart_keeps_the_former_fold_when_no_case_can_be_held_out(
     def nothing_to_hold_out(*args: object) -> None:
         raise UsdError("the training cases form 1 group")
 
-    monkeypatch.setattr(run_module, "inner_holdout", nothing_to_hold_out)
+    monkeypatch.setattr(opened_fold, "inner_holdout", nothing_to_hold_out)
     with pytest.raises(UsdError, match="1 group"):
         train(dataclasses.replace(plain, restart=True))
     assert (folder / WEIGHTS_NAME).is_file()

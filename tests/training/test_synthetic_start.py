@@ -22,10 +22,11 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
 from unisegdiff_pipeline.synthetic.pretraining import ITERATIONS
+from unisegdiff_pipeline.training.dry_run import preview
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.pretrained import LoadReport, load_start, read_start
 from unisegdiff_pipeline.training.request import SYNTHETIC_WEIGHTS, TrainRequest, start_name, start_path
-from unisegdiff_pipeline.training.run import preview, train
+from unisegdiff_pipeline.training.run import train
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
 LESION = LabelScheme(("lesion",), ((1,),), "binary", (1,))

@@ -225,7 +225,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _estimated_time(request: TrainRequest) -> str:
     """From a few iterations; empty where nothing is to be estimated."""
-    from unisegdiff_pipeline.training.run import estimate
+    from unisegdiff_pipeline.training.dry_run import estimate
 
     found = estimate(request)
     return "" if found is None else found.describe()
@@ -292,7 +292,7 @@ def jobs_of(args: argparse.Namespace, request: TrainRequest) -> str:
 
 def describe(request: TrainRequest) -> str:
     """What a request would train, a line for each setting, by the rules of the training itself."""
-    from unisegdiff_pipeline.training.run import preview
+    from unisegdiff_pipeline.training.dry_run import preview
 
     previews = preview(request)
     first = previews[0]

@@ -9,22 +9,44 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, write_json
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
+from unisegdiff_pipeline.evaluation.summary import fold_table
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME
 from unisegdiff_pipeline.io.prediction_files import MANIFEST, SUMMARY_FILES
 from unisegdiff_pipeline.io.sources import datasets_of_sources, source_of_case
 from unisegdiff_pipeline.preprocessing.reference import stored_reference_source
-from unisegdiff_pipeline.training.request import CollectedCases
+from unisegdiff_pipeline.training.opened_request import OpenedRequest
+from unisegdiff_pipeline.training.request import CollectedCases, FoldResult, TrainResult
 from unisegdiff_pipeline.training.validation import SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
 FOLDER = "cross_validation"
 OWN_OF_A_FOLD = (SUMMARY_NAME, SPREAD_NAME, *SUMMARY_FILES)
+CV_SUMMARY_NAME = "cv_summary.json"
 EVALUATION = "evaluation"  # where usd_evaluate writes unless told otherwise
+
+
+def summarise_folds(opened: OpenedRequest, results: Sequence[FoldResult]) -> TrainResult:
+    """Write the scores of all folds, and gather their validation cases."""
+    path = opened.model_folder / CV_SUMMARY_NAME
+    write_json(path, {"folds": [{"fold": r.fold, "seconds": r.seconds, "scores": r.scores} for r in results]})
+    table = fold_table({result.fold: {name: s["dice"] for name, s in result.scores.items()} for result in results})
+    cases = [case for split in opened.folds.values() for case in split.val]
+    collected = collect_validation(
+        opened.model_folder,
+        [result.folder for result in results],
+        label_files(opened.dataset, opened.request.roots.raw, cases),
+        opened.plans.file_ending,
+    )
+    unified = unified_reference(opened.dataset, opened.request.roots.raw)
+    return TrainResult(
+        tuple(results), path, table, collected if unified is None else replace(collected, labels=unified)
+    )
 
 
 def collect_validation(

@@ -18,11 +18,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.parallel import main_module_hidden, no_processes
+from unisegdiff_pipeline.core.parallel import main_module_hidden, no_processes, usable_cores
 from unisegdiff_pipeline.core.signals import held_back, take_up
 from unisegdiff_pipeline.training.data.patches import Batch, PackedBatch, PatchSource
 
 BATCHES_AHEAD = 4
+
+MAX_WORKERS = 12
 
 
 @contextlib.contextmanager
@@ -199,3 +201,11 @@ def _start_worker(_: int) -> None:
 
 def _ignore_once(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
+
+
+def default_workers(processes: int = 1) -> int:
+    """Workers that prepare patches, for each of the processes that train on this machine.
+
+    All together take one core fewer than there are for each of these, but each has at least one.
+    """
+    return min(MAX_WORKERS, max(1, usable_cores() // processes - 1))
