@@ -22,6 +22,7 @@ from unisegdiff_pipeline.training.interrupt import StopRequest, TimeLimit
 from unisegdiff_pipeline.training.time_budget import (
     Costs,
     affordable_cases,
+    as_trained,
     measure_costs,
     phase_1_budget,
     phase_2_budget,
@@ -290,6 +291,37 @@ def test_lesions_are_taken_to_be_in_as_many_tiles_of_a_picture_as_of_a_volume(mo
     volume, picture = run.holdout_cases[:2]
     assert costs.case_s(volume, 1, 1) == pytest.approx(12.5 + 3 * 0.4)
     assert costs.case_s(picture, 1, 1) == pytest.approx(0.1 + 0.4)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "tiles"),
+    [
+        ([], 1),  # at least one
+        ([(0, 0, 0)], 3**3),  # tiles begin every 4 voxels, of which those at 0, 4 and 8 lie within 8 voxels
+        ([(0, 0, 0), (23, 0, 0)], 5 * 3**2),
+    ],
+)
+def test_learned_weights_are_taken_to_sample_around_lesions_alone(
+    monkeypatch: pytest.MonkeyPatch, voxels: list[tuple[int, int, int]], tiles: int
+) -> None:
+    Tiles(monkeypatch, segment_s=0.1, sample_s=0.4, active=3)
+    run = volume_run(100)
+    run.data.open(0).components.voxels = np.array(voxels, np.int32)
+    costs = as_trained(run, MODEL, measure_costs(run, MODEL))
+    assert costs.segment_s == pytest.approx(12.5)
+    assert costs.sample_s == pytest.approx(tiles * 0.4)
+
+
+def test_tiles_of_cases_of_one_shape_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    Tiles(monkeypatch, segment_s=0.1, sample_s=0.4, active=3)
+    planned: list[tuple[int, ...]] = []
+    former = module.plan_tiles
+    monkeypatch.setattr(module, "plan_tiles", lambda shape, *more: planned.append(tuple(shape)) or former(shape, *more))
+    module._num_tiles.cache_clear()
+    for _ in range(4):  # as often as a training measures
+        measure_costs(unified_run(100), MODEL)
+    volume, picture = (24, 24, 24), (8, 8, 8)
+    assert sorted(planned) == [picture] + 5 * [volume]  # the volume that is timed each time, for the tile to time
 
 
 def test_a_whole_case_is_timed_where_it_surely_fits(monkeypatch: pytest.MonkeyPatch) -> None:

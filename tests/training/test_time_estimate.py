@@ -10,8 +10,8 @@ from unisegdiff_pipeline.commands import plan_and_preprocess
 from unisegdiff_pipeline.commands import train as command
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.training import time_estimate as module
+from unisegdiff_pipeline.training.dry_run import estimate
 from unisegdiff_pipeline.training.request import TrainRequest
-from unisegdiff_pipeline.training.run import estimate
 from unisegdiff_pipeline.training.time_budget import CaseSize, Costs
 from unisegdiff_pipeline.training.time_estimate import TimeEstimate
 
@@ -37,7 +37,7 @@ def test_by_hand(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all_folds is not None
     assert all_folds.num_folds == 5
     alone = estimate(TrainRequest("902", "0", roots, trainer="SegmentationTrainer", iterations=100, device="cpu"))
-    assert alone == TimeEstimate(50.0, 0.0, 6 + 3 * 2)
+    assert alone == TimeEstimate(50.0, 0.0, 6 + 3 * 2, 6 + 3 * 2)
     assert estimate(TrainRequest("902", "0", roots, max_time_s=60, device="cpu")) is None
 
 
@@ -48,17 +48,19 @@ def test_held_out_cases_are_counted_by_their_size(roots: Roots, monkeypatch: pyt
 
     monkeypatch.setattr(module, "seconds_an_iteration", lambda trainer: 0.5)
     monkeypatch.setattr(module, "measure_costs", lambda run, model: Costs(segment_s=1.0, sizes=Half()))
+    monkeypatch.setattr(module, "as_trained", lambda run, model, costs: costs)
     found = estimate(TrainRequest("902", "0", roots, iterations=100, device="cpu"))
     assert found is not None
     assert found.cases_s == (6 + 3 + 12 + 3 * 2) / 2
 
 
 def test_in_words() -> None:
-    assert TimeEstimate(600.0, 300.0, 60.0).describe() == (
-        "about 16 min 00 s: phase 1 10 min 00 s, phase 2 5 min 00 s, choosing and validation up to 1 min 00 s"
+    assert TimeEstimate(600.0, 300.0, 60.0, 70.0).describe() == (
+        "about 16 min 00 s: phase 1 10 min 00 s, phase 2 5 min 00 s, choosing and validation 1 min 00 s"
     )
-    assert TimeEstimate(60.0, 0.0, 12.0, num_folds=5).describe() == (
-        "about 6 min 00 s for 5 folds; each: phase 1 1 min 00 s, choosing and validation up to 12.0 s"
+    assert TimeEstimate(60.0, 0.0, 12.0, 60.0, num_folds=5).describe() == (
+        "about 6 min 00 s for 5 folds; each: phase 1 1 min 00 s, choosing and validation 12.0 s (up to 1 min 00 s "
+        "where it is too short to learn where lesions are)"
     )
 
 

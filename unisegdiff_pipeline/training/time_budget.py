@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 
 import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted, format_duration
+from unisegdiff_pipeline.inference.active_region import BLOCK
 from unisegdiff_pipeline.inference.case_prediction import SamplingFacts
 from unisegdiff_pipeline.inference.limits import Limits
 from unisegdiff_pipeline.inference.sliding_window import TileGrid, plan_tiles, prediction_window
@@ -195,6 +196,24 @@ def measure_costs(run: FoldRun, model: StagedModel) -> Costs:
     return replace(result, sizes=_sizes(run, model, num_tiles, num_active))
 
 
+def as_trained(run: FoldRun, model: StagedModel, costs: Costs) -> Costs:
+    """What untrained weights cost, which sample every tile, for weights that have learned where lesions are.
+
+    These sample the tiles that hold annotated lesions, or lie a block beside them.
+    """
+    stored = _largest(run)
+    grid = _tiles(run, model, stored.image.shape[1:])
+    voxels = stored.components.voxels.reshape(-1, 3)
+    num_active = 0
+    for i in range(len(grid.starts)):
+        place = grid.slices(i)
+        first, end = (np.array([getattr(part, name) for part in place]) for name in ("start", "stop"))
+        num_active += bool(((voxels >= first - BLOCK) & (voxels < end + BLOCK)).all(axis=1).any())
+    num_active = max(1, num_active)
+    sizes = _sizes(run, model, len(grid.starts), num_active)
+    return replace(costs, sample_s=costs.sample_s * num_active / len(grid.starts), sizes=sizes)
+
+
 def _largest(run: FoldRun) -> StoredCase:
     """The largest of a few cases, of those with foreground where there are any."""
     cases = [run.data.open(case_id) for case_id in (run.holdout_cases or run.train_cases)[:MEASURED_CASES]]
@@ -210,7 +229,8 @@ def _sizes(run: FoldRun, model: StagedModel, num_tiles: int, num_active: int) ->
         return {}
     sizes = {}
     for case_id in (*run.holdout_cases, *run.validation_cases):
-        tiles = len(_tiles(run, model, run.data.properties(case_id).shape).starts)
+        shape = run.data.properties(case_id).shape
+        tiles = _num_tiles(tuple(shape), run.configuration.network.patch_size, model.segmenter.divisor)
         active = min(tiles, max(num_active, tiles * num_active / num_tiles))
         sizes[case_id] = CaseSize(tiles / num_tiles, active / max(num_active, 1))
     return sizes
@@ -218,9 +238,16 @@ def _sizes(run: FoldRun, model: StagedModel, num_tiles: int, num_active: int) ->
 
 def _tiles(run: FoldRun, model: StagedModel, shape: Sequence[int]) -> TileGrid:
     """The tiles that a case of a shape (Z, Y, X) is predicted in."""
-    return plan_tiles(
-        shape, prediction_window(run.configuration.network.patch_size, shape, model.segmenter.divisor), Limits().step
-    )
+    return _tile_grid(shape, run.configuration.network.patch_size, model.segmenter.divisor)
+
+
+def _tile_grid(shape: Sequence[int], patch_size: Sequence[int], divisor: Sequence[int]) -> TileGrid:
+    return plan_tiles(shape, prediction_window(patch_size, shape, divisor), Limits().step)
+
+
+@cache  # asked several times a training for all held-out and validation cases, of which many have one shape
+def _num_tiles(shape: tuple[int, ...], patch_size: tuple[int, ...], divisor: tuple[int, ...]) -> int:
+    return len(_tile_grid(shape, patch_size, divisor).starts)
 
 
 def _one_tile(run: FoldRun, model: StagedModel, stored: StoredCase) -> tuple[StoredCase, int]:

@@ -12,7 +12,13 @@ from unisegdiff_pipeline.selection.hold_out import planned_settings
 from unisegdiff_pipeline.training.data.patches import PatchSource
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.schedule import PhaseBudget
-from unisegdiff_pipeline.training.time_budget import MEASURING_FRACTION, measure_costs, phase_iterations
+from unisegdiff_pipeline.training.time_budget import (
+    MEASURING_FRACTION,
+    Costs,
+    as_trained,
+    measure_costs,
+    phase_iterations,
+)
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
@@ -25,12 +31,17 @@ PREDICTING_LIMIT_S = 10.0
 class TimeEstimate:
     """Seconds of one fold: of both phases, and of all that is done with held-out and validation cases.
 
-    `num_folds` folds take so many times as long.
+    Attributes:
+        phase_1_s, phase_2_s: of the phases.
+        cases_s: of choosing and validation, by networks that have learned where lesions are and sample there.
+        most_cases_s: the same by networks that take everything for a lesion, as those of a few iterations may.
+        num_folds: so many folds take so many times as long.
     """
 
     phase_1_s: float
     phase_2_s: float
     cases_s: float
+    most_cases_s: float
     num_folds: int = 1
 
     @property
@@ -42,16 +53,20 @@ class TimeEstimate:
         """In words, for the terminal."""
         folds = "" if self.num_folds == 1 else f" for {self.num_folds} folds; each:"
         second = f", phase 2 {format_duration(self.phase_2_s)}" if self.phase_2_s else ""
+        most = ""
+        if self.most_cases_s > 1.2 * self.cases_s:
+            most = f" (up to {format_duration(self.most_cases_s)} where it is too short to learn where lesions are)"
         return (
             f"about {format_duration(self.seconds)}{folds or ':'} phase 1 {format_duration(self.phase_1_s)}{second}, "
-            f"choosing and validation up to {format_duration(self.cases_s)}"
+            f"choosing and validation {format_duration(self.cases_s)}{most}"
         )
 
 
 def estimate_time(run: FoldRun, trainer: type[Trainer]) -> TimeEstimate | None:
     """Time a few iterations; None under a time budget, which says how long the fold takes. Nothing is written.
 
-    Patches are prepared in this process, as with --workers 0: worker processes can only make it faster.
+    Patches are prepared in this process, as with --workers 0, and nothing is compiled: workers and compilation can only
+    make it faster.
 
     Raises:
         UsdError: as training; a fold without room for both phases.
@@ -70,13 +85,17 @@ def estimate_time(run: FoldRun, trainer: type[Trainer]) -> TimeEstimate | None:
         settings = planned_settings(run.configuration)
         phase_2_s = counts[1] * seconds_an_iteration(trainer(run, budget, model.segmenter, settings))
     limited = replace(run.request, max_time_s=PREDICTING_LIMIT_S / MEASURING_FRACTION)
-    costs = measure_costs(replace(run, request=limited), model)
-    cases_s = costs.validation_s(run)
-    for case_id in run.holdout_cases:
-        cases_s += costs.case_s(case_id, first.num_validations, 0)
-        if two_phases:
-            cases_s += trainer.num_validations * costs.monitoring_s(case_id) + costs.choosing_s(case_id)
-    return TimeEstimate(phase_1_s, phase_2_s, cases_s)
+    most = measure_costs(replace(run, request=limited), model)
+
+    def of_cases(costs: Costs) -> float:
+        seconds = costs.validation_s(run)
+        for case_id in run.holdout_cases:
+            seconds += costs.case_s(case_id, first.num_validations, 0)
+            if two_phases:
+                seconds += trainer.num_validations * costs.monitoring_s(case_id) + costs.choosing_s(case_id)
+        return seconds
+
+    return TimeEstimate(phase_1_s, phase_2_s, of_cases(as_trained(run, model, most)), of_cases(most))
 
 
 def seconds_an_iteration(trainer: Trainer) -> float:
