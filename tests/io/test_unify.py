@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.io.test_sources import write_source
 from unisegdiff_pipeline.commands.unify import main
@@ -105,6 +107,20 @@ def test_cases_stand_once_in_the_file_of_facts(root: Path) -> None:
     write_json(path, facts)  # as earlier versions did
     assert path.read_text().count('"A__c0"') == 2
     assert read_fingerprint(path) == facts
+
+
+def test_a_source_without_foreground_is_said_to_teach_its_background_and_no_more(root: Path) -> None:
+    for path in (root / "Dataset001_A/labelsTr").iterdir():
+        Image.fromarray(np.zeros((16, 16), np.uint8)).save(path)
+    folder = unify(root, 500, "U", [1, 2])
+    for raw, learned in (
+        (folder, "from this source only how images without a lesion look"),
+        (root / "Dataset001_A", "to answer background alone"),
+    ):
+        warnings = extract_fingerprint(open_raw_dataset(raw), workers=0)[1].warnings
+        (found,) = (warning for warning in warnings if "foreground" in warning.message)
+        assert found.message == f"none of the 2 label maps holds any foreground, so training learns {learned}"
+        assert found.file == str(root / "Dataset001_A/labelsTr")
 
 
 def test_a_source_that_changes_is_noticed(root: Path) -> None:

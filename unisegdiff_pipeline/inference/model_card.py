@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unisegdiff_pipeline.core.version import __version__
+from unisegdiff_pipeline.evaluation.summary import format_value
 from unisegdiff_pipeline.inference.model_folder import ModelFolder
 from unisegdiff_pipeline.inference.model_name import parse_model_name
 from unisegdiff_pipeline.inference.model_scores import FoldScores, ModelScores
@@ -104,7 +105,7 @@ def _scores(scores: ModelScores) -> str:
     )
     rows = [("class", "cases", "n", "Dice", "IoU", "predictions on empty references")]
     for c in pooled:
-        means = (_number(c.mean_dice), _number(c.mean_iou))
+        means = (format_value(c.mean_dice), format_value(c.mean_iou))
         rows.append((_cell(c.class_name), str(c.num_cases), str(c.num_scored), *means, str(c.num_false_positive)))
     by_fold = [("fold", *(_cell(c.class_name) for c in pooled))]
     for fold in scored:
@@ -146,11 +147,7 @@ def _limits(model: ModelFolder, scores: ModelScores) -> str:
 
 def _of_class(fold: FoldScores, name: str) -> str:
     found = next((c for c in fold.classes if c.class_name == name), None)
-    return "-" if found is None else f"{_number(found.mean_dice)} ({found.num_scored})"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if value == value else "-"
+    return "-" if found is None else f"{format_value(found.mean_dice)} ({found.num_scored})"
 
 
 def _cell(text: str) -> str:

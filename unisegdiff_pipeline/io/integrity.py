@@ -188,7 +188,7 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
         warnings += _mixed_orientations(part, found)
         warnings += _unlikely_units(part, found)
         warnings += _some_spacings_missing(part)
-        warnings += _nothing_labelled(part, found)
+        warnings += _nothing_labelled(part, found, is_source=bool(raw.description.sources))
     for source in changed_sources(raw):
         warnings.append(
             Problem(
@@ -470,11 +470,14 @@ def _some_spacings_missing(raw: RawDataset) -> Iterable[Problem]:
         )
 
 
-def _nothing_labelled(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
+def _nothing_labelled(raw: RawDataset, checks: Sequence[CaseCheck], is_source: bool) -> Iterable[Problem]:
     if checks and all(check.empty for check in checks):
+        learned = (
+            "from this source only how images without a lesion look" if is_source else "to answer background alone"
+        )
         yield Problem(
             str(raw.folder / "labelsTr"),
-            f"none of the {len(checks)} label maps holds any foreground, so training learns to answer background alone",
+            f"none of the {len(checks)} label maps holds any foreground, so training learns {learned}",
             "Check that the label maps are the right ones and that labels in dataset.json names their values.",
         )
 
