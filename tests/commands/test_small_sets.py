@@ -27,6 +27,10 @@ def run(root: Path, num_cases: int, shape: tuple[int, int, int], *flags: str) ->
     return plan_and_preprocess.main([*arguments, *flags])
 
 
+def roots_in(root: Path) -> str:
+    return f" --raw {root / 'raw'} --preprocessed {root / 'pre'}"
+
+
 @pytest.mark.parametrize("shape", [(4, 6, 5), (1, 6, 5)], ids=["3d", "2d"])
 def test_images_too_small_for_a_network_are_refused_when_planned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: tuple[int, int, int]
@@ -46,7 +50,7 @@ def test_the_command_that_is_named_next_can_be_run(
 ) -> None:
     assert run(tmp_path, num_cases, (1, 16, 16)) == 0
     printed = capsys.readouterr()
-    assert printed.out.endswith(f"Next: usd_train Dataset001_Small {fold}\n")
+    assert printed.out.endswith(f"Next: usd_train Dataset001_Small {fold}{roots_in(tmp_path)}\n")
     assert ("too few for 5 folds" in " ".join(printed.err.split())) == (fold == "all")
 
 
@@ -56,7 +60,7 @@ def test_folds_by_group_need_not_be_five(tmp_path: Path, capsys: pytest.CaptureF
     (folder / "groups.csv").write_text("case,group\nc0,a\nc1,b\nc2,c\nc3,a\n")
     assert run(tmp_path, 4, (1, 16, 16), "--by-group") == 0
     printed = capsys.readouterr()
-    assert printed.out.endswith("Next: usd_train Dataset001_Small 0\n")
+    assert printed.out.endswith(f"Next: usd_train Dataset001_Small 0{roots_in(tmp_path)}\n")
     assert "too few" not in printed.err
     splits = json.loads((tmp_path / "pre/Dataset001_Small/splits_final.json").read_text())
     assert [split["val"] for split in splits] == [["c0", "c3"], ["c1"], ["c2"]]

@@ -263,8 +263,8 @@ def test_the_command_says_what_became_of_each_source(
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "B: 2 cases; channels R, G, B; organ -> background, polyp -> lesion" in said
-    assert "Next: usd_plan_and_preprocess -d Dataset500_U\n" in said
+    assert f"Next: usd_plan_and_preprocess -d Dataset500_U --raw {root}\n" in said
     assert main(["501", "--name", "my lesions", "-d", "1", "--exclude", "A/c1", "--raw", str(root)]) == 0
     said = capsys.readouterr().out
     assert "A: 1 case, 1 left out" in said
-    assert "Next: usd_plan_and_preprocess -d 'Dataset501_my lesions'\n" in said
+    assert f"Next: usd_plan_and_preprocess -d 'Dataset501_my lesions' --raw {root}\n" in said

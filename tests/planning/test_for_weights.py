@@ -107,7 +107,9 @@ def test_a_plan_for_weights_is_trained_from_them(
     again = ["--plans", "near", "--for-weights", str(source), "--workers", "0"]
     capsys.readouterr()
     assert plan_and_preprocess.main(["-d", "902", *roots, *budget, *again]) == 0
-    assert f" --plans near --pretrained {source}\n" in capsys.readouterr().out
+    assert (
+        f" --plans near --pretrained {source} --raw {roots[1]} --preprocessed {roots[3]}\n" in capsys.readouterr().out
+    )
     started = ["--plans", "near", "--pretrained", str(source), "--results", str(tmp_path / "results")]
     assert train.main([*training, *segmenter, *started]) == 0
     assert train.main([*training, *segmenter, *started[2:]]) == 0

@@ -152,7 +152,7 @@ def test_one_candidate_is_taken_and_said_to_be_the_only_one(roots: Roots, capsys
     said = capsys.readouterr().out
     assert "SegmentationTrainer__tiny is the only candidate" in said
     assert "there is nothing to compare with" in said
-    assert "Next: usd_predict --best -d Dataset001_X -i IMAGES -o MASKS" in said
+    assert f"Next: usd_predict --best -d Dataset001_X --results {roots.results} -i IMAGES -o MASKS" in said
 
 
 def test_patients_are_the_units(tmp_path: Path) -> None:

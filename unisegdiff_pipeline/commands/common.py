@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from unisegdiff_pipeline.commands.limits import LEAST_GB, address_space_problem, soft_limit
 from unisegdiff_pipeline.commands.terminal import report_error, showing
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.version import __version__
 
 if TYPE_CHECKING:
@@ -339,6 +340,12 @@ def roots_of(args: argparse.Namespace) -> Roots:
     from unisegdiff_pipeline.io.paths import resolve_roots
 
     return resolve_roots(**{name: getattr(args, name, None) for name in ("raw", "preprocessed", "results")})
+
+
+def root_flags(args: argparse.Namespace, *names: str) -> str:
+    """The flags of these root folders as they were given, with a space before each, for a command that comes next."""
+    given = {name: getattr(args, name, None) for name in names}
+    return "".join(f" --{name} {quoted(folder)}" for name, folder in given.items() if folder is not None)
 
 
 def dataset_parser(prog: str, description: str, *flags: Callable[[argparse.ArgumentParser], None]) -> CommandParser:

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run, whole_number
+from unisegdiff_pipeline.commands.common import CommandParser, add_roots, root_flags, roots_of, run, whole_number
 from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.names import quoted
 
@@ -71,4 +71,4 @@ def _convert(args: argparse.Namespace) -> None:
         mask=args.mask,
     )
     folder = convert(args.name, request, roots_of(args).require_raw())
-    say(f"Converted: {folder}\nNext: usd_plan_and_preprocess -d {quoted(folder.name)}")
+    say(f"Converted: {folder}\nNext: usd_plan_and_preprocess -d {quoted(folder.name)}{root_flags(args, 'raw')}")

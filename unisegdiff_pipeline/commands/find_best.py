@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run, whole_number
+from unisegdiff_pipeline.commands.common import CommandParser, add_roots, root_flags, roots_of, run, whole_number
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.names import quoted
@@ -49,7 +49,8 @@ def _find_best(args: argparse.Namespace) -> None:
     found = find_best(roots_of(args), args.dataset, workers=args.workers, writing=not args.dry_run)
     say(describe(found.recipe))
     if not args.dry_run:
-        say(f"Written to {found.path}\nNext: usd_predict --best -d {quoted(found.recipe.dataset)} -i IMAGES -o MASKS")
+        dataset = f"{quoted(found.recipe.dataset)}{root_flags(args, 'results')}"
+        say(f"Written to {found.path}\nNext: usd_predict --best -d {dataset} -i IMAGES -o MASKS")
 
 
 def describe(recipe: Recipe) -> str:

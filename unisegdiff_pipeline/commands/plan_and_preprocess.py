@@ -17,6 +17,7 @@ from unisegdiff_pipeline.commands.common import (
     add_plans,
     add_splits,
     dataset_parser,
+    root_flags,
 )
 from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.names import quoted
@@ -67,6 +68,7 @@ def _prepare(args: argparse.Namespace, roots: Roots) -> Callable[[str], None]:
     flags = "" if plans_name is None else f" --plans {plans_name}"
     if args.for_weights is not None:
         flags += f" --pretrained {quoted(args.for_weights)}"
+    flags += root_flags(args, "raw", "preprocessed")
     label_map = None if args.remap is None else read_label_map(args.remap)
 
     def plan_and_preprocess(dataset: str) -> None:

@@ -17,6 +17,7 @@ from unisegdiff_pipeline.commands.common import (
     add_splits,
     duration,
     positive_number,
+    root_flags,
     roots_of,
     run,
     whole_number,
@@ -217,7 +218,7 @@ def _train(args: argparse.Namespace) -> int:
         say(f"All validation cases: usd_evaluate {labels} {quoted(result.collected.folder)}{subset}")
     say(f"Model: {model}")
     if result.collected is not None:
-        dataset = quoted(model.parent.name)
+        dataset = quoted(model.parent.name) + root_flags(args, "raw", "preprocessed", "results")
         say(f"Next: usd_find_best {dataset}, which compares all models of the data set and pairs of them; or")
     say(f"Next: usd_predict -i IMAGES -o MASKS -m {quoted(model)}")
     return 0

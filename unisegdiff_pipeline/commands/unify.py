@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from unisegdiff_pipeline.commands.common import CommandParser, add_roots, roots_of, run, whole_number
+from unisegdiff_pipeline.commands.common import CommandParser, add_roots, root_flags, roots_of, run, whole_number
 from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.names import quoted
 
@@ -72,7 +72,8 @@ def _unify(args: argparse.Namespace) -> None:
     )
     folder = unify(roots_of(args).require_raw(), request)
     sources = describe_unified(open_raw_dataset(folder))
-    say(f"Unified: {folder}\n{sources}\nNext: usd_plan_and_preprocess -d {quoted(folder.name)}")
+    dataset = f"{quoted(folder.name)}{root_flags(args, 'raw')}"
+    say(f"Unified: {folder}\n{sources}\nNext: usd_plan_and_preprocess -d {dataset}")
 
 
 def _pairs(flag: str, pairs: Sequence[str], expected: str) -> dict[str, str]:
