@@ -460,7 +460,8 @@ def differences(start: PretrainedStart, configuration: ConfigurationPlan, labels
 
 def _as_in(other: NetworkPlan, network: NetworkPlan) -> NetworkPlan:
     """A network with the architecture of another one, as a plan for its weights has it."""
-    return dataclasses.replace(network, levels=other.levels, encoder=other.encoder)
+    # Of the weights' patch: that of the plan may not divide by their strides.
+    return dataclasses.replace(network, patch_size=other.patch_size, levels=other.levels, encoder=other.encoder)
 
 
 def describe_network(network: NetworkPlan) -> str:
