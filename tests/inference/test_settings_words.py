@@ -51,6 +51,11 @@ def test_a_ceiling_is_a_probability() -> None:
     assert "never above 88%" in settings_in_words(capped)[-1]
 
 
+def test_sources_with_temperatures_of_their_own() -> None:
+    of_sources = dataclasses.replace(CHOSEN, source_calibrations={"OCT": LogitCalibration(8.0, 1.0)})
+    assert settings_in_words(of_sources)[-1].startswith("The segmenter's probabilities of OCT are made softer (logits")
+
+
 def test_two_fields_draw_objects_and_surfaces() -> None:
     text = sampler_in_words(dataclasses.replace(TWO_CALLS, surface_length_mm=4.0, certain=0.95))
     assert "whole objects come or stay away together within about 16 mm" in text

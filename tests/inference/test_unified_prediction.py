@@ -16,6 +16,7 @@ from tests.inference.test_predictor import BINARY, GEOMETRY_3D, listing, make_mo
 from unisegdiff_pipeline.commands.predict import describe
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.predictor import Predictor
 from unisegdiff_pipeline.inference.request import PredictRequest
@@ -172,3 +173,18 @@ def test_settings_of_a_source_have_its_own_input_scale() -> None:
     assert settings.for_source(None, None) == settings == settings.for_source(sources, "Scope")
     assert settings.for_source(sources, None) == settings
     assert settings.for_source(sources, "US") == replace(settings, input_scale=(2.0,))
+
+
+def test_settings_of_a_source_have_its_own_calibration() -> None:
+    settings = InferenceSettings(
+        lam_a=-3.0,
+        lam_c=0.5,
+        calibration=LogitCalibration(2.0),
+        source_calibrations={"US": LogitCalibration(0.5)},
+    )
+    found = settings.for_source(SOURCES, "US")
+    assert found.calibration == LogitCalibration(0.5)
+    assert found.for_source(SOURCES, "US") == found
+    assert settings.for_source(SOURCES, "Scope").calibration == LogitCalibration(2.0)
+    assert settings.for_source(SOURCES, None) == settings
+    assert settings.calibrated(LogitCalibration(3.0)).for_source(SOURCES, "US").calibration == LogitCalibration(3.0)

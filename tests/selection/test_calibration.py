@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibration, probabilities_from_logits
-from unisegdiff_pipeline.selection.calibration import fit_calibrations
+from unisegdiff_pipeline.selection import calibration
+from unisegdiff_pipeline.selection.calibration import (
+    FEWEST_FOR_CALIBRATION,
+    FittedCalibration,
+    choose_source_calibrations,
+    fit_calibrations,
+)
 
 
 def fit_calibration(logits: torch.Tensor, target: torch.Tensor, coding: Coding) -> LogitCalibration:
@@ -120,3 +130,19 @@ def test_channels_that_are_not_annotated_decide_nothing(num_open: int) -> None:
     nothing = torch.zeros(1, num_open, 20000)
     found = fit_calibration(torch.cat([logits, nothing], dim=1), torch.cat([target, nothing], dim=1), "regions")
     assert (found.foreground, found.soft_cap) == (1.0, 4.0)
+
+
+def test_sources_with_patients_enough_have_a_calibration_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitted on their cases alone; the calibration of all serves the others."""
+    cases = [f"MR__{i}" for i in range(FEWEST_FOR_CALIBRATION + 1)] + ["CT__1", "CT__2"]
+
+    def fit(held_out: object, model: object, own: Sequence[str]) -> FittedCalibration:
+        assert own == cases[:-2]
+        return FittedCalibration(LogitCalibration(2.0), dict.fromkeys(own, LogitCalibration(3.0)))
+
+    monkeypatch.setattr(calibration, "choose_calibration", fit)
+    monkeypatch.setattr(calibration, "num_informative", lambda held_out, own: len(own))
+    held_out: Any = SimpleNamespace(leave_if_asked=lambda: None)
+    found = choose_source_calibrations(held_out, held_out, cases)
+    assert found.of_all == {"MR": LogitCalibration(2.0)}
+    assert found.of_others == dict.fromkeys(cases[:-2], LogitCalibration(3.0))

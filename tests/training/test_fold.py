@@ -86,6 +86,7 @@ def test_the_lesion_filter_is_chosen_on_all_held_out_cases_that_time_allows(monk
         run: Any = SimpleNamespace(
             holdout_cases=("a", "b", "c", "d"),
             is_asked_to_end=False,
+            configuration=SimpleNamespace(sources=None),
             held_out=None,
             stop=stop,
             watch=SimpleNamespace(seconds=0.0),

@@ -42,6 +42,7 @@ class InferenceSettings:
         input_scale: factor b of each channel, as planned; empty for 1 everywhere.
         target: what the denoiser was trained to predict.
         calibration: of the segmenter's logits, for p_det.
+        source_calibrations: the same for images of single sources of a unified data set, where held-out cases tell it.
         denoiser_calibration: the same for the denoiser's input, as in its training: the segmenter's when that began.
         segmenter_weight: w; final probability = w * p_det + (1 - w) * mean of the samples; 1 is the plain segmenter.
         decision: how the final probability becomes a mask: "half" thresholds it at 0.5 (or takes the likeliest class),
@@ -64,6 +65,7 @@ class InferenceSettings:
     input_scale: tuple[Annotated[float, Range(1e-3, 1e3)], ...] = ()
     target: Target = "staged"
     calibration: LogitCalibration = field(default=NO_CALIBRATION, metadata=formerly("temperature"))
+    source_calibrations: Mapping[str, LogitCalibration] = field(default_factory=dict)
     denoiser_calibration: LogitCalibration = field(default=NO_CALIBRATION, metadata=formerly("denoiser_temperature"))
     segmenter_weight: Fraction = field(default=0.5, metadata=formerly("w"))
     decision: Decision = "half"
@@ -95,11 +97,20 @@ class InferenceSettings:
         return StageEdges(self.lam_a, self.lam_c, self.input_scale, self.target)
 
     def for_source(self, sources: SourcesPlan | None, source: str | None) -> InferenceSettings:
-        """The settings for images of a source: with its own `input_scale`, where stages were planned for it."""
+        """The settings for images of a source, with what is its own: `input_scale` and calibration."""
         if sources is None or source is None:
             return self
         stages = sources.plans[source].stages
-        return self if stages is None else replace(self, input_scale=stages.input_scale)
+        return replace(
+            self,
+            input_scale=self.input_scale if stages is None else stages.input_scale,
+            calibration=self.source_calibrations.get(source, self.calibration),
+            source_calibrations={},
+        )
+
+    def calibrated(self, calibration: LogitCalibration) -> InferenceSettings:
+        """The settings with this calibration for images of any source."""
+        return replace(self, calibration=calibration, source_calibrations={})
 
     @property
     def drawn_by(self) -> SamplerSettings:

@@ -22,7 +22,9 @@ def settings_in_words(settings: InferenceSettings, units: Units = VOLUMES) -> li
     sentences = [_mask(settings), _probability(settings)]
     if settings.num_samples:
         sentences.append(f"{settings.num_samples} samples a case: {sampler_in_words(settings.drawn_by, units)}.")
-    return [*sentences, _calibration(settings.calibration), *settings.filter_in_words]
+    sentences.append(_calibration(settings.calibration))
+    sentences += [_calibration(own, f" of {source}") for source, own in settings.source_calibrations.items()]
+    return [*sentences, *settings.filter_in_words]
 
 
 def sampler_in_words(sampler: SamplerSettings, units: Units = VOLUMES) -> str:
@@ -81,14 +83,14 @@ def _end(sampler: SamplerSettings, units: Units) -> str:
     )
 
 
-def _calibration(calibration: LogitCalibration) -> str:
+def _calibration(calibration: LogitCalibration, images: str = "") -> str:
     if all(abs(value - 1) < SAME for value in (calibration.foreground, calibration.background)):
         changed = "are taken as they are"
     else:
         parts = ((calibration.foreground, "foreground"), (calibration.background, "background"))
         changed = f"are made {', '.join(f'{_strength(value)} for {name}' for value, name in parts)}"
     soft_cap = "" if calibration.soft_cap is None else f", and never above {_percent(calibration.soft_cap)}"
-    return f"The segmenter's probabilities {changed}{soft_cap}."
+    return f"The segmenter's probabilities{images} {changed}{soft_cap}."
 
 
 def _strength(value: float) -> str:

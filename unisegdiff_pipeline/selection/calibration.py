@@ -23,6 +23,7 @@ from unisegdiff_pipeline.diffusion.coding import (
     foreground_log_odds,
     probabilities_from_logits,
 )
+from unisegdiff_pipeline.io.sources import cases_by_source
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.selection.hold_out import HoldOut, open_channels, sources_of_cases, tiled
 from unisegdiff_pipeline.selection.objects import num_informative
@@ -65,6 +66,28 @@ def choose_calibration(held_out: HoldOut, model: StagedModel, cases: Sequence[st
     of_all, without = fit_calibrations(logits, target, weights, held_out.labels.coding, owners, len(numbers), parts)
     of_others = {case_id: without[numbers[group]] for case_id, group in zip(cases, groups, strict=True)}
     return FittedCalibration(of_all, of_others)
+
+
+@dataclass(frozen=True)
+class SourceCalibrations:
+    """Calibrations of single sources, and for each of their held-out cases the one that the source's others give."""
+
+    of_all: Mapping[str, LogitCalibration]
+    of_others: Mapping[str, LogitCalibration]
+
+
+def choose_source_calibrations(held_out: HoldOut, model: StagedModel, cases: Sequence[str]) -> SourceCalibrations:
+    """`choose_calibration` for each source of a unified data set that has patients with objects enough."""
+    of_all: dict[str, LogitCalibration] = {}
+    of_others: dict[str, LogitCalibration] = {}
+    for source, own in cases_by_source(cases).items():
+        held_out.leave_if_asked()
+        # Without those of one patient the others have to suffice, too.
+        if num_informative(held_out, own) > FEWEST_FOR_CALIBRATION:
+            fitted = choose_calibration(held_out, model, own)
+            of_all[source] = fitted.of_all
+            of_others |= fitted.of_others
+    return SourceCalibrations(of_all, of_others)
 
 
 def held_out_logits(

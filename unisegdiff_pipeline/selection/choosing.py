@@ -13,7 +13,11 @@ from unisegdiff_pipeline.core.progress import counted, is_or_are
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.selection.calibration import FEWEST_FOR_CALIBRATION, choose_calibration
+from unisegdiff_pipeline.selection.calibration import (
+    FEWEST_FOR_CALIBRATION,
+    choose_calibration,
+    choose_source_calibrations,
+)
 from unisegdiff_pipeline.selection.field_length import planned_length_mm
 from unisegdiff_pipeline.selection.hold_out import HoldOut
 from unisegdiff_pipeline.selection.objects import num_informative
@@ -89,6 +93,7 @@ def choose_settings(
     settings: InferenceSettings,
     cases: Sequence[str],
     search: Search = FULL_SEARCH,
+    source_cases: Sequence[str] = (),
 ) -> Iterator[Choice]:
     """Temperature, the sampler of the masks, then segmenter weight and decision, on held-out cases.
 
@@ -99,27 +104,31 @@ def choose_settings(
         settings: the defaults (`default_settings`), whose field is as long as planned.
         cases: held-out ones to choose on; too few patients among them (`too_few`) leave the default settings.
         search: samplers to try.
+        source_cases: held-out cases of a unified data set that tell the temperatures of its single sources.
 
     Yields:
         After each of the three what is chosen by then, all else at its default; the last one is complete.
     """
     fitted = choose_calibration(held_out, model, cases)
-    settings = replace(settings, calibration=fitted.of_all)
+    by_source = choose_source_calibrations(held_out, model, source_cases)
+    settings = replace(settings, calibration=fitted.of_all, source_calibrations=by_source.of_all)
+    of_others = {case: by_source.of_others.get(case, found) for case, found in fitted.of_others.items()}
+    calibrations = {**by_source.of_others, **of_others}
     warning = too_few(num_informative(held_out, cases))
-    yield Choice(settings, fitted.of_others, (), (), warning)
+    yield Choice(settings, calibrations, (), (), warning)
     if warning:
         return
-    samplers = try_samplers(held_out, model, settings, fitted.of_others, search)
+    samplers = try_samplers(held_out, model, settings, of_others, search)
     if len(search.surface_parts) > 1 and samplers[0].sampler.surface_length_mm is not None:
-        surfaces = try_surfaces(held_out, model, settings, samplers[0].sampler, fitted.of_others, search.surface_parts)
+        surfaces = try_surfaces(held_out, model, settings, samplers[0].sampler, of_others, search.surface_parts)
         samplers = [surfaces[0], *samplers[1:], *surfaces[1:]]
     settings = with_samplers(settings, samplers[0].sampler)
-    yield Choice(settings, fitted.of_others, tuple(samplers), ())
-    means = rank_means(try_means(held_out, model, settings, fitted.of_others))
+    yield Choice(settings, calibrations, tuple(samplers), ())
+    means = rank_means(try_means(held_out, model, settings, of_others))
     chosen = replace(
         with_samplers(settings, samplers[0].sampler, means[0].segmenter_weight), decision=means[0].decision
     )
-    yield Choice(chosen, fitted.of_others, tuple(samplers), tuple(means))
+    yield Choice(chosen, calibrations, tuple(samplers), tuple(means))
 
 
 def default_settings(held_out: HoldOut, settings: InferenceSettings) -> InferenceSettings:

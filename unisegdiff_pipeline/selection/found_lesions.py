@@ -84,7 +84,7 @@ def find_in_held_out(
     for case_id, calibration in cases.items():
         held_out.leave_if_asked()
         stored = held_out.data.open(case_id)
-        tried = replace(settings, calibration=calibration)
+        tried = settings.calibrated(calibration)
         prediction = sample_tiles(held_out, tiled(held_out, model, stored), tried, stored)
         yield held_out_case(held_out, settings, stored, prediction)
 

@@ -177,7 +177,7 @@ def score_samplers(
         tiles = tiled(held_out, model, stored)
         raters, annotated = annotators(stored), annotated_classes(held_out, stored)
         for sampler in samplers:
-            tried = replace(settings, calibration=calibration, sampler=sampler, mask_sampler=None)
+            tried = replace(settings.calibrated(calibration), sampler=sampler, mask_sampler=None)
             prediction = sample_tiles(held_out, tiles, tried, stored, keep_soft=True, first_sample=first_sample)
             numbers = range(prediction.num_samples)
             masks = (prediction.sample(i) for i in numbers)

@@ -110,7 +110,7 @@ def try_means(
         held_out.leave_if_asked()
         stored = held_out.data.open(case_id)
         groups.append(stored.group)
-        tried = replace(settings, calibration=calibration)
+        tried = settings.calibrated(calibration)
         prediction = sample_tiles(held_out, tiled(held_out, model, stored), tried, stored)
         unknown, annotated = open_channels(held_out, stored), annotated_classes(held_out, stored)
         voxels = scored_voxels(prediction.p_det, held_out, stored, generator)

@@ -56,7 +56,7 @@ def score_surfaces(
         tiles, raters = tiled(held_out, model, stored), annotators(stored)
         annotated = annotated_classes(held_out, stored)
         for one in samplers:
-            with_one = replace(settings, calibration=calibration, sampler=one, mask_sampler=None)
+            with_one = replace(settings.calibrated(calibration), sampler=one, mask_sampler=None)
             prediction = sample_tiles(held_out, tiles, with_one, stored, first_sample=2 * settings.num_samples)
             spreads = spread_of_case(prediction, raters, held_out.labels, case_id, annotated)
             scores[one].append(np.mean([(s.energy, size_score(s, dims), mean_place(s)) for s in spreads], axis=0))

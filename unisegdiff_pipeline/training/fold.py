@@ -29,6 +29,7 @@ from unisegdiff_pipeline.inference.model_folder import (
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.inference.settings_words import settings_in_words
+from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
@@ -259,7 +260,8 @@ def _chosen(
             "(temperature), how samples are made, and how much it counts beside the samples (segmenter weight)"
         )
         with run.stop.limited(left_s):
-            for further in choose_settings(run.held_out, model, settings, cases, costs.search):
+            told = costs.described_cases(run) if run.configuration.sources is not None else ()
+            for further in choose_settings(run.held_out, model, settings, cases, costs.search, told):
                 choice = further
     if choice is None:
         run.log.say(
@@ -275,7 +277,9 @@ def _chosen(
     settings = replace(choice.settings, chosen_on=chosen_on(cases, warning))
     # The filter needs more cases than the settings, and one prediction of each: all of them, as far as time allows.
     examined = cases if run.is_asked_to_end else run.holdout_cases
-    calibrations = {case_id: choice.calibrations.get(case_id, settings.calibration) for case_id in examined}
+    calibrations = {
+        case_id: choice.calibrations.get(case_id) or _calibration(run, settings, case_id) for case_id in examined
+    }
     found: list[HeldOutCase] = []
     with run.stop.limited(None if ends_s is None else ends_s - run.watch.seconds) as limit:
         for case in find_in_held_out(run.held_out, model, settings, calibrations):
@@ -286,6 +290,12 @@ def _chosen(
         run.log.say(f"{chosen}, for lack of time (--max-time)")
     lesions = choose_lesions(found, run.plans.labels.names, numbers_of_objects(run.held_out)) if found else None
     return (settings if lesions is None else lesions.settings(settings)), choice
+
+
+def _calibration(run: FoldRun, settings: InferenceSettings, case_id: str) -> LogitCalibration:
+    """That of a case that it was not chosen on."""
+    sources = run.configuration.sources
+    return settings.for_source(sources, None if sources is None else source_of_case(case_id)).calibration
 
 
 def _phase_1(
@@ -446,6 +456,7 @@ def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> Infe
     return replace(
         settings,
         calibration=found.calibration,
+        source_calibrations=found.source_calibrations,
         segmenter_weight=found.segmenter_weight,
         decision=found.decision,
         sampler=found.sampler,

@@ -108,6 +108,12 @@ class Costs:
         """As many held-out cases as may be segmented twice after phase 1, FEWEST_CASES where that is possible."""
         return _affordable(run, DESCRIBING_FRACTION, partial(self.case_s, segmentings=2, samplings=0), FEWEST_CASES)
 
+    def calibrating_s(self, run: FoldRun) -> float:
+        """Seconds that the temperatures of single sources take; 0 for an ordinary data set."""
+        if run.configuration.sources is None:
+            return 0.0
+        return sum(self.case_s(case_id, segmentings=1, samplings=0) for case_id in self.described_cases(run))
+
     def monitored_cases(self, run: FoldRun) -> tuple[str, ...]:
         """As many held-out cases as may be scored several times during training, three where that is possible."""
         return _affordable(run, MONITORING_FRACTION, self.monitoring_s, 3)
@@ -115,7 +121,9 @@ class Costs:
     def final_s(self, run: FoldRun, largest_fraction: float = 1.0) -> float:
         """Seconds to keep for choosing and the final validation, at most `largest_fraction` of the time budget."""
         assert run.request.max_time_s is not None
-        choosing_s = sum(map(self.choosing_s, self.choosing_cases(run))) if self.sample_s else 0.0
+        choosing_s = 0.0
+        if self.sample_s:
+            choosing_s = self.calibrating_s(run) + sum(map(self.choosing_s, self.choosing_cases(run)))
         monitoring_s = sum(map(self.monitoring_s, self.monitored_cases(run)))
         unforeseen_s = UNFORESEEN_S + run.log.report_s + UNFORESEEN_FRACTION * run.request.max_time_s
         expected_s = choosing_s + self.validation_s(run) + monitoring_s
@@ -282,7 +290,8 @@ def affordable_cases(run: FoldRun, model: StagedModel, costs: Costs) -> tuple[tu
     if left_s <= 0:
         return (), left_s
     left_s -= min(now.validation_s(run), left_s / 2)
-    return max(planned[:FEWEST_CASES], _first_within(left_s, planned, now.choosing_s), key=len), left_s
+    for_settings_s = left_s - now.calibrating_s(run)
+    return max(planned[:FEWEST_CASES], _first_within(for_settings_s, planned, now.choosing_s), key=len), left_s
 
 
 def time_left_s(run: FoldRun) -> float | None:
