@@ -112,8 +112,8 @@ def choose_settings(
     fitted = choose_calibration(held_out, model, cases)
     by_source = choose_source_calibrations(held_out, model, source_cases)
     settings = replace(settings, calibration=fitted.of_all, source_calibrations=by_source.of_all)
-    of_others = {case: by_source.of_others.get(case, found) for case, found in fitted.of_others.items()}
-    calibrations = {**by_source.of_others, **of_others}
+    calibrations = {**fitted.of_others, **by_source.of_others}
+    of_others = {case_id: calibrations[case_id] for case_id in fitted.of_others}
     warning = too_few(num_informative(held_out, cases))
     yield Choice(settings, calibrations, (), (), warning)
     if warning:
