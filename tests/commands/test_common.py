@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import signal
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -122,6 +123,7 @@ def test_an_interruption_waits_for_the_end_of_an_import(tmp_path: Path, monkeypa
 
     assert common.run(body) == common.EXIT_TERMINATED
     assert reached == [True]
+    del sys.modules["slow_to_import"]
 
 
 def test_full_disk_is_named_also_as_a_cause(capsys: pytest.CaptureFixture[str]) -> None:

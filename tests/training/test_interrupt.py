@@ -138,17 +138,18 @@ def test_time_that_is_over_while_the_limit_is_entered_does_not_leave_it(
 
 def test_a_package_is_imported_whole_before_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of it would stay in sys.modules, and whoever imports it later would get an AttributeError."""
-    package = tmp_path / "slow_to_import"
+    package = tmp_path / "imported_in_parts"
     package.mkdir()
-    (package / "part.py").write_text("from slow_to_import import first\n")
+    (package / "part.py").write_text("from imported_in_parts import first\n")
     (package / "__init__.py").write_text("import time\nfirst = 1\nfrom . import part\ntime.sleep(0.05)\nsecond = 2\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with StopRequest() as stop:
         with stop.limited(0.01) as limit:
-            importlib.import_module("slow_to_import")
+            importlib.import_module("imported_in_parts")
             time.sleep(60)
         assert limit.exceeded
-    assert sys.modules.pop("slow_to_import").second == 2
+    assert sys.modules.pop("imported_in_parts").second == 2
+    del sys.modules["imported_in_parts.part"]
 
 
 def test_a_deferred_step_is_not_cut_by_its_time() -> None:
