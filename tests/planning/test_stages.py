@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.planning.plans import ReadabilityCurve
@@ -19,6 +20,7 @@ from unisegdiff_pipeline.planning.stages import (
     dice_curves,
     plan_stages,
     refine_stages,
+    smoothing_matrix,
     truncation_edge,
 )
 
@@ -178,6 +180,12 @@ def test_pooling_counts_partial_blocks() -> None:
     values, cells = block_sums(np.array([[1, 1, 0], [1, 0, 1]], np.float32), (2, 2))
     assert values.tolist() == [[3, 1]]
     assert cells.tolist() == [[4, 2]]
+
+
+@pytest.mark.parametrize(("length", "sigma"), [(1, 2.0), (5, 0.1), (7, 1.4), (40, 4.0), (9, 8.0)])
+def test_smoothing_is_that_of_scipy_also_where_the_kernel_is_wider_than_the_axis(length: int, sigma: float) -> None:
+    expected = gaussian_filter1d(np.eye(length), sigma, axis=0, mode="nearest", truncate=3.0)
+    assert np.allclose(smoothing_matrix(length, sigma), expected, atol=1e-6)
 
 
 def test_crossing_is_linear_and_clipped() -> None:

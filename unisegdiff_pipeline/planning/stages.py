@@ -192,22 +192,46 @@ def _in_voxels(sigma: float, spacing: Sequence[float]) -> tuple[float, ...]:
 
 def _smooth_histograms(mask: np.ndarray, box: Box, sigma_vox: tuple[float, ...]) -> np.ndarray:
     """Voxels of the lesion, and all, in each bin of m = g * x0 in [0, 1] => (bins, 2); m is zero beyond the kernel."""
-    from scipy.ndimage import gaussian_filter
-
     part = _reachable_part(mask, box, sigma_vox)
     factors = tuple(_pooling_factor(s) for s in sigma_vox)
-    ones, cells = block_sums(part.astype(np.float32), factors)
-    # pooling is itself a box of variance (f^2 - 1)/12, which the Gaussian of the pooled grid leaves out
-    rest = [math.sqrt(max(s * s - (f * f - 1) / 12, 0.0)) / f for s, f in zip(sigma_vox, factors, strict=True)]
-    smooth = gaussian_filter(ones / np.maximum(cells, 1), rest, mode="nearest", truncate=_TRUNCATE)
-    bins = np.rint(smooth * (_NUM_BINS - 1)).astype(np.intp)
-    if max(factors) == 1:  # counting voxels is several times faster than adding weights
-        inside, every = np.bincount(bins[part], minlength=_NUM_BINS), np.bincount(bins.ravel(), minlength=_NUM_BINS)
+    pooled = max(factors) > 1
+    ones, cells = block_sums(part.astype(np.float32), factors) if pooled else (part.astype(np.float32), None)
+    smooth = ones if cells is None else ones / cells
+    for axis, (sigma, factor) in enumerate(zip(sigma_vox, factors, strict=True)):
+        # pooling is itself a box of variance (f^2 - 1)/12, which the Gaussian of the pooled grid leaves out
+        rest = math.sqrt(max(sigma * sigma - (factor * factor - 1) / 12, 0.0)) / factor
+        smooth = _along_axis(smoothing_matrix(smooth.shape[axis], rest), smooth, axis)
+    smooth *= _NUM_BINS - 1
+    if cells is None:  # counting voxels is several times faster than adding weights
+        bins = (smooth + (_NUM_BINS * ones + 0.5)).astype(np.intp)
+        outside, inside = np.bincount(bins.ravel(), minlength=2 * _NUM_BINS).reshape(2, -1)
+        every = inside + outside
     else:
+        bins = (smooth + 0.5).astype(np.intp)
         inside = np.bincount(bins.ravel(), weights=ones.ravel(), minlength=_NUM_BINS)
         every = np.bincount(bins.ravel(), weights=cells.ravel(), minlength=_NUM_BINS)
     every[0] += mask.size - part.size
     return np.stack([inside, every], axis=1).astype(float)
+
+
+def _along_axis(matrix: np.ndarray, values: np.ndarray, axis: int) -> np.ndarray:
+    """`matrix` (m, n) applied to an axis of n values."""
+    before, after = math.prod(values.shape[:axis]), math.prod(values.shape[axis + 1 :])
+    if after == 1:
+        result = values.reshape(before, -1) @ matrix.T
+    else:
+        result = matrix @ values.reshape(before, -1, after)
+    return result.reshape(*values.shape[:axis], len(matrix), *values.shape[axis + 1 :])
+
+
+def smoothing_matrix(length: int, sigma: float) -> np.ndarray:
+    """Gaussian smoothing of an axis as a matrix (length, length); beyond an end all is as at the end."""
+    line, sums = _kernel(sigma, length)
+    rows, middle = np.arange(length), len(line) // 2
+    matrix = line[(middle - rows)[:, None] + rows]
+    matrix[:, 0] += sums[middle - rows]
+    matrix[:, -1] += 1 - sums[middle + length - rows]
+    return matrix
 
 
 def _reachable_part(mask: np.ndarray, box: Box, sigma_vox: tuple[float, ...]) -> np.ndarray:
@@ -224,15 +248,25 @@ def _pooling_factor(sigma: float) -> int:
 def block_sums(values: np.ndarray, factors: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Sums over blocks of `factors` voxels and the number of voxels in each block (fewer at the far border)."""
     counts = np.ones((1,) * values.ndim, np.float32)
-    for axis, factor in enumerate(factors):
-        starts = np.arange(0, values.shape[axis], factor)
-        per_axis = np.minimum(factor, values.shape[axis] - starts).astype(np.float32)
-        shape = [1] * values.ndim
-        shape[axis] = len(starts)
-        counts = counts * per_axis.reshape(shape)
-        if factor > 1:
-            values = np.add.reduceat(values, starts, axis=axis)
-    return values, np.broadcast_to(counts, values.shape)
+    for axis, (length, factor) in enumerate(zip(values.shape, factors, strict=True)):
+        block_of_voxel = np.arange(length) // factor
+        members = (np.arange(block_of_voxel[-1] + 1)[:, None] == block_of_voxel).astype(np.float32)
+        values = _along_axis(members, values, axis)
+        counts = counts * np.expand_dims(members.sum(axis=1), tuple(a for a in range(values.ndim) if a != axis))
+    return values, counts
+
+
+@lru_cache(maxsize=1024)
+def _kernel(sigma: float, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sampled, normalised Gaussian of one axis, from `length` voxels before to as many behind, and its sums so far.
+
+    Sums begin with 0 and end with 1.
+    """
+    reach = int(_TRUNCATE * sigma + 0.5)
+    offsets = np.arange(-max(reach, length), max(reach, length) + 1)
+    weights = np.where(abs(offsets) <= reach, np.exp(-0.5 * (offsets / max(sigma, 1e-6)) ** 2), 0.0)
+    weights /= weights.sum()
+    return weights.astype(np.float32), np.concatenate([[0.0], np.cumsum(weights)]).astype(np.float32)
 
 
 @lru_cache(maxsize=256)
