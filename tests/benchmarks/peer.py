@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 TRAINERS = HERE / "nnunet_trainers"
 CORES = len(os.sched_getaffinity(0))
 PEER_TRAINER = "nnUNetTrainerBudget"
-SAMPLING_S = 0.5  # reading the memory maps costs time of its own
+SAMPLING_S = 0.5  # at most; reading the memory maps costs time of its own
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def measure(command: list[str], env: dict[str, str], memory: bool = False) -> tu
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(SAMPLING_S):
+        while not done.wait(min(SAMPLING_S, 0.1 + (time.monotonic() - start) / 4)):  # short commands are seen, too
             peak = max(peak, memory_mb(process.pid))
 
     watcher = threading.Thread(target=watch)

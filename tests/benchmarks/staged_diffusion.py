@@ -7,10 +7,10 @@
 `train` trains on fold 0: the staged diffusion for --seconds, as `usd_train --max-time` does, choosing and validation
 inside; the segmenter alone for as long; and each other arm's phase 2, on top of the staged one's phase 1, for as many
 iterations as the staged one's had, which cost the same. What is there is not trained again. With --together all of them
-train side by side on one GPU, each phase 2 for the seconds that the staged one's has left. An arm is a trainer as
-`usd_train --trainer` takes it, so that `variants:NearestDrawTrainer` (variants.py) is one too. With --seed S the arms'
-second phases are trained again, on the same phase 1 and hold-out with other initial weights, patches and noise, and lie
-in seed_S.
+train side by side on one GPU, each phase 2 for the seconds that the staged one's has left. With --pretrained the staged
+one and the segmenter begin with it. An arm is a trainer as `usd_train --trainer` takes it, so that
+`variants:NearestDrawTrainer` (variants.py) is one too. With --seed S the arms' second phases are trained again, on the
+same phase 1 and hold-out with other initial weights, patches and noise, and lie in seed_S.
 `score` predicts the fold's validation cases, which nothing was chosen on, and evaluates them with usd_evaluate, `table`
 prints what has been scored again; likelihood, Brier score and calibration are taken near what any annotator or any row
 sees, the same voxels for every row, and likelihood over whole cases as well:
@@ -112,6 +112,7 @@ class Bench:
         self.seconds, self.device, self.jobs, self.seed = args.seconds, args.device, args.jobs, args.seed
         self.own = self.work if self.seed == 0 else self.work / f"seed_{self.seed}"  # where arms, masks and tables lie
         self.together, self.workers, self.search = args.together, args.workers, args.search
+        self.pretrained, self.processor_seconds = args.pretrained, args.processor_seconds
         self.env = {
             **os.environ,
             "usd_raw": str(self.raw),
@@ -121,7 +122,10 @@ class Bench:
         }
 
     def start(self, command: str, *arguments: object) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([str(Path(sys.executable).parent / command), *map(str, arguments)], env=self.env)
+        start = [str(Path(sys.executable).parent / command)]
+        if self.processor_seconds:
+            start = [sys.executable, str(Path(__file__).with_name("processor_clock.py")), command]
+        return subprocess.Popen([*start, *map(str, arguments)], env=self.env)
 
     def call(self, command: str, *arguments: object) -> None:
         process = self.start(command, *arguments)
@@ -147,8 +151,9 @@ class Bench:
             self._train_together(self.phase_1)
             return
         if self.seed == 0:
-            self._train(ARMS[0], "--max-time", self.seconds)
-            self._train("segmenter", "--max-time", self.seconds)
+            whole = ["--max-time", self.seconds, *(["--pretrained", self.pretrained] if self.pretrained else [])]
+            self._train(ARMS[0], *whole)
+            self._train("segmenter", *whole)
         entries = map(json.loads, (self.phase_1 / "log.jsonl").read_text().splitlines())
         iterations = max(e["iteration"] for e in entries if e.get("phase") == 2)
         for arm in self.arms:
@@ -550,6 +555,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=480)
     parser.add_argument("--seed", type=int, default=0, help="of the arms' second phases")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pretrained", help="start of the staged one and of the segmenter, as of usd_train")
+    parser.add_argument("--processor-seconds", action="store_true", help="budgets in processor time, see that module")
     parser.add_argument("--together", action="store_true", help="train all arms side by side")
     parser.add_argument("--workers", type=int, help="of each training")
     parser.add_argument(
@@ -559,6 +566,8 @@ def main() -> None:
         help="arms to choose for and rows to score at a time; more make s/case incomparable",
     )
     args = parser.parse_args()
+    if args.together and args.pretrained:
+        parser.error("--pretrained is for trainings in turn; leave out --together")
     if args.together and args.seed:
         parser.error("--together trains phase 1 as well; give --seed without it, to train second phases in turn")
     getattr(Bench(args), args.part)()
