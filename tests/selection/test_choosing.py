@@ -59,7 +59,12 @@ def test_cases_are_predicted_with_the_calibration_of_their_source(monkeypatch: p
     monkeypatch.setattr(choosing, "try_means", lambda *args: [MeanTrial(EIGHT, 1.0, "half", (0.9,), (0.5,))])
     monkeypatch.setattr(choosing, "num_informative", lambda *args: FEWEST_FOR_SETTINGS)
     run: Any = None
-    *_, last = choose_settings(run, run, InferenceSettings(lam_a=-3.0, lam_c=0.5), list(tried), source_cases=["MR__2"])
+    first, second, *_, last = choose_settings(
+        run, run, InferenceSettings(lam_a=-3.0, lam_c=0.5), list(tried), source_cases=["MR__2"]
+    )
+    # whoever runs out of time for those of single sources has that of all
+    assert (first.settings.calibration, first.settings.source_calibrations) == (of_all.of_all, {})
+    assert (first.calibrations, second.settings.source_calibrations) == (of_all.of_others, of_mr.of_all)
     assert last.settings.source_calibrations == of_mr.of_all
     assert last.calibrations == tried | {"MR__2": LogitCalibration(4.0)}
 

@@ -107,15 +107,19 @@ def choose_settings(
         source_cases: held-out cases of a unified data set that tell the temperatures of its single sources.
 
     Yields:
-        After each of the three what is chosen by then, all else at its default; the last one is complete.
+        After each of the three what is chosen by then, all else at its default; the last one is complete. Temperatures
+        of single sources come behind that of all.
     """
     fitted = choose_calibration(held_out, model, cases)
-    by_source = choose_source_calibrations(held_out, model, source_cases)
-    settings = replace(settings, calibration=fitted.of_all, source_calibrations=by_source.of_all)
-    calibrations = {**fitted.of_others, **by_source.of_others}
-    of_others = {case_id: calibrations[case_id] for case_id in fitted.of_others}
+    settings, calibrations = replace(settings, calibration=fitted.of_all), dict(fitted.of_others)
     warning = too_few(num_informative(held_out, cases))
     yield Choice(settings, calibrations, (), (), warning)
+    if source_cases:
+        by_source = choose_source_calibrations(held_out, model, source_cases)
+        settings = replace(settings, source_calibrations=by_source.of_all)
+        calibrations = {**calibrations, **by_source.of_others}
+        yield Choice(settings, calibrations, (), (), warning)
+    of_others = {case_id: calibrations[case_id] for case_id in fitted.of_others}
     if warning:
         return
     samplers = try_samplers(held_out, model, settings, of_others, search)
