@@ -49,10 +49,10 @@ class Training:
         return [p.detach() for p in (*self.network.parameters(), self.late)]
 
 
-def resumed(former: Training) -> Training:
-    """A training of ours with weights and optimiser as a checkpoint of the former one holds them."""
+def resumed(former: Training, stored: dict[str, Any] | None = None) -> Training:
+    """A training of ours with weights and optimiser as a checkpoint of the former one, or `stored`, holds them."""
     content = io.BytesIO()
-    torch.save(former.optimizer.state_dict(), content)
+    torch.save(stored or former.optimizer.state_dict(), content)
     content.seek(0)
     training = Training(True)
     with torch.no_grad():
@@ -84,6 +84,20 @@ def test_a_checkpoint_of_either_is_continued(ours_before: bool, steps: int) -> N
     continued = resumed(former)
     for training in (former, continued):
         training.run(steps, 7)
+    assert equal(former, continued)
+
+
+def test_moments_of_another_device_come_into_the_order_of_their_weights() -> None:
+    """A GPU keeps them contiguous; the kernel of a CPU would give them to other weights."""
+    former = Training(True)
+    former.run(0, 3)
+    stored = former.optimizer.state_dict()
+    assert not all(moment.is_contiguous() for state in stored["state"].values() for moment in state.values())
+    for state in stored["state"].values():
+        state.update({name: value.contiguous() for name, value in state.items()})
+    continued = resumed(former, stored)
+    for training in (former, continued):
+        training.run(3, 7)
     assert equal(former, continued)
 
 

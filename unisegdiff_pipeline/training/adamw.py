@@ -94,12 +94,23 @@ class AdamW:
         ]
         parameters = self._parameters()
         self.state = {
-            place: {name: value.to(parameters[place].device, torch.float32) for name, value in state.items()}
+            place: {name: _like(parameters[place], value) for name, value in state.items()}
             for place, state in stored["state"].items()
         }
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A stored number or moment on the device of its parameter, and in its order in memory.
+
+    The fused kernel of a CPU goes through memory whatever the strides say, and weights lie with channels last on a CPU,
+    but not on a GPU, where the checkpoint may come from.
+    """
+    if value.shape != parameter.shape:  # the number of steps
+        return value.to(parameter.device, torch.float32)
+    return torch.empty_like(parameter, dtype=torch.float32, memory_format=torch.preserve_format).copy_(value)
 
 
 def _fresh(parameter: Tensor) -> dict[str, Tensor]:
