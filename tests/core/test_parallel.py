@@ -230,6 +230,24 @@ def test_a_script_without_a_guard_is_not_run_by_its_workers(tmp_path):
     assert done.stdout == "begun\n[-1, -2, -3, -4]\n"
 
 
+def test_a_script_without_a_guard_is_not_run_by_the_worker_that_tries_a_case_again(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from unisegdiff_pipeline.core.errors import UsdError\n"
+        "from unisegdiff_pipeline.core.parallel import map_cases\n"
+        "print('begun')\n"
+        "try:\n"
+        "    map_cases(os._exit, [1, 2], names=['a', 'b'], workers=2, description='Testing')\n"
+        "except UsdError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout.count("begun") == 1
+    assert "2 of 2 cases failed" in done.stdout
+    assert "bootstrapping" not in done.stderr
+
+
 def test_where_no_process_can_start_cases_are_worked_on_here(monkeypatch):
     def full():
         raise OSError(28, "No space left on device")

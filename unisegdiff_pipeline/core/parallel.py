@@ -156,7 +156,8 @@ class _Job(Generic[Item, Result]):
         for index in self._open():
             _log.warning("a worker process died; trying %s again on its own", self.names[index])
             with process_pool(1, preload) as pool:
-                future = pool.submit(_outcome, self.function, self.items[index])
+                with held_back(signal.SIGINT, signal.SIGTERM), main_module_hidden():
+                    future = pool.submit(_outcome, self.function, self.items[index])
                 processes = list((getattr(pool, "_processes", None) or {}).values())
                 self._collect(index, future)
             if index not in self.results and index not in self.failures:
