@@ -70,6 +70,23 @@ def test_the_spacing_follows_where_it_is_near_and_stays_where_it_is_not() -> Non
     assert kept.preprocessing.target_spacing_mm == (1.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize(("of_weights", "follows"), [((1.2, 1.0, 1.0), "3d_fullres"), ((1.5, 1.6, 1.5), "3d_lowres")])
+def test_of_two_resolutions_the_nearer_one_follows(of_weights: tuple[float, float, float], follows: str) -> None:
+    plans = hippocampus()
+    fullres = plans.configurations["3d_fullres"]
+    preprocessing = replace(fullres.preprocessing, target_spacing_mm=(1.6, 1.6, 1.6))
+    coarse = replace(fullres, name="3d_lowres", preprocessing=preprocessing)
+    both = replace(plans, configurations={**plans.configurations, "3d_lowres": coarse})
+    found = plan_for_weights(both, WeightsToFollow(VOLUMES, of_weights, "W"), 200)
+    spacings = {
+        name: found.configurations[name].preprocessing.target_spacing_mm for name in ("3d_fullres", "3d_lowres")
+    }
+    planned = {"3d_fullres": (1.0, 1.0, 1.0), "3d_lowres": (1.6, 1.6, 1.6)}
+    assert spacings == planned | {follows: of_weights}
+    (stays,) = planned.keys() - {follows}
+    assert "nearer to another" in found.decisions[f"configurations.{stays}.preprocessing.target_spacing_mm"]
+
+
 def test_a_network_beyond_the_budget_gets_a_smaller_patch_and_in_the_end_says_so() -> None:
     wide = replace(VOLUMES, levels=tuple(replace(level, features=32 * level.features) for level in VOLUMES.levels))
     found = plan_for_weights(hippocampus(), WeightsToFollow(wide, None, "W"), 200)

@@ -3,7 +3,8 @@
 Architecture (levels, strides, kernels, features, kind of encoder) is that of the weights. The patch stays the planned
 one, brought to a size that the strides divide. The spacing is that of the weights where both sides know millimetres and
 it is within SPACING_FACTOR of the planned one, since features know objects by their size in voxels. Beyond that the
-objects of the two data sets are of another order of size anyhow, and the planned spacing stays. The sources of a
+objects of the two data sets are of another order of size anyhow, and the planned spacing stays. So it does of 3d_lowres
+where that of 3d_fullres is nearer, or the other way round: equal, one of the two would be of no use. The sources of a
 unified data set follow on a physical grid, which they share; on a relative one there are no millimetres to follow.
 """
 
@@ -58,8 +59,10 @@ def plan_for_weights(plans: Plans, weights: WeightsToFollow, num_cases: int) -> 
             f"from weights of another dimension."
         )
     configurations, decisions = dict(plans.configurations), dict(plans.decisions)
+    spacings = [configurations[name].preprocessing.target_spacing_mm for name in following]
+    nearest = min(spacings, key=lambda planned: _distance(planned, weights.spacing_mm))
     for name in following:
-        configurations[name], reasons = _following(plans, configurations[name], weights, num_cases)
+        configurations[name], reasons = _following(plans, configurations[name], weights, num_cases, nearest)
         decisions |= {f"configurations.{name}.{field}": reason for field, reason in reasons.items()}
     recommended = plans.recommended_configuration
     if recommended not in following:
@@ -71,11 +74,11 @@ def plan_for_weights(plans: Plans, weights: WeightsToFollow, num_cases: int) -> 
 
 
 def _following(
-    plans: Plans, planned: ConfigurationPlan, weights: WeightsToFollow, num_cases: int
+    plans: Plans, planned: ConfigurationPlan, weights: WeightsToFollow, num_cases: int, nearest: Spacing
 ) -> tuple[ConfigurationPlan, Mapping[str, str]]:
     channels, outputs = planned.network.num_input_channels, plans.labels.num_channels
     sizer = Sizer(plans.budget, channels, outputs, num_cases)
-    spacing, reasons = _spacing(plans.in_mm(planned), planned, weights)
+    spacing, reasons = _spacing(plans.in_mm(planned), planned, weights, nearest)
     shape = scaled_shape(planned.median_shape, planned.preprocessing.target_spacing_mm, spacing)
     network, reasons["network.patch_size"] = _network(planned.network, weights.network, shape, sizer)
     same = f"as in {weights.description}, which this plan is made to start from"
@@ -107,16 +110,29 @@ def _sources(planned: SourcesPlan, spacing: Spacing) -> SourcesPlan:
     return replace(planned, plans=plans)
 
 
-def _spacing(known: bool, planned: ConfigurationPlan, weights: WeightsToFollow) -> tuple[Spacing, dict[str, str]]:
+def _distance(planned: Spacing, other: Spacing | None) -> float:
+    """How far two spacings are apart, by the sum of the logarithms of their ratios; 0 where one is not known."""
+    return sum(abs(math.log(a / b)) for a, b in _known_pairs(planned, other))
+
+
+def _known_pairs(planned: Spacing, other: Spacing | None) -> list[tuple[float, float]]:
+    pairs = zip(planned, planned if other is None else other, strict=True)
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
+
+
+def _spacing(
+    known: bool, planned: ConfigurationPlan, weights: WeightsToFollow, nearest: Spacing
+) -> tuple[Spacing, dict[str, str]]:
     own, other = planned.preprocessing.target_spacing_mm, weights.spacing_mm
     key = "preprocessing.target_spacing_mm"
     if planned.sources is not None and planned.sources.grid != "physical":
         return own, {key: "as planned without weights: on the relative grid of the sources there are no millimetres"}
     if not known or other is None:
         return own, {}
-    pairs = [(a, b) for a, b in zip(own, other, strict=True) if a is not None and b is not None]
     says = f"that of {weights.description} is {_shown(other)} mm"
-    if any(max(a / b, b / a) > SPACING_FACTOR for a, b in pairs):
+    if own != nearest:
+        return own, {key: f"as planned without weights; {says}, nearer to another configuration's {_shown(nearest)}"}
+    if any(max(a / b, b / a) > SPACING_FACTOR for a, b in _known_pairs(own, other)):
         return own, {key: f"as planned without weights; {says}, over {SPACING_FACTOR:g} times off"}
     z = own[0] if own[0] is None or other[0] is None else other[0]
     return (z, other[1], other[2]), {key: f"{says}, within {SPACING_FACTOR:g} times of the planned {_shown(own)}"}
