@@ -400,8 +400,9 @@ def test_requests_that_cannot_be_are_refused_before_any_file_is_checked_or_writt
 
 
 def test_weights_that_saw_the_validation_cases_are_refused(
-    request_: TrainRequest, source: Path, tmp_path: Path
+    request_: TrainRequest, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     with pytest.raises(UsdError, match=r"was trained on \d+ cases of Dataset902_Phantom2D .* this fold validates on"):
         train(dataclasses.replace(request_, fold="1"))
     # of another fold by way of its own start
@@ -411,6 +412,11 @@ def test_weights_that_saw_the_validation_cases_are_refused(
     (fold / "request.json").write_text(json.dumps(stored))
     with pytest.raises(UsdError, match="this fold validates on"):
         train(dataclasses.replace(request_, fold="1", pretrained=fold))
+    assert "does not say which cases" not in caplog.text
+    # as in an archive, which names no case
+    (fold / "request.json").unlink()
+    train(dataclasses.replace(request_, fold="1", pretrained=fold))
+    assert "does not say which cases it was trained on" in caplog.text
 
 
 def test_damaged_folders_name_what_is_wrong(source: Path, tmp_path: Path) -> None:

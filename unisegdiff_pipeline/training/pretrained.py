@@ -100,7 +100,7 @@ def _read_own(path: Path, fold: str | None) -> PretrainedStart:
     require_same_plan(weights, metadata, plan_hash(configuration))
     if not any(name.startswith(SEGMENTER) for name in tensors):  # weights of phase 1 are the segmenter alone
         tensors = {SEGMENTER + name: tensor for name, tensor in tensors.items()}
-    known = plans.in_mm(configuration)
+    known, seen = plans.in_mm(configuration), _seen_cases(folder, plans.dataset_name, model / DATASET_NAME)
     return PretrainedStart(
         tensors=tensors,
         network=configuration.network,
@@ -112,7 +112,8 @@ def _read_own(path: Path, fold: str | None) -> PretrainedStart:
         target_spacing_mm=configuration.preprocessing.target_spacing_mm if known else None,
         plan_hash=plan_hash(configuration),
         num_masks=plans.num_masks(configuration),
-        seen_cases=_seen_cases(folder, plans.dataset_name, model / DATASET_NAME),
+        seen_cases={} if seen is None else seen,
+        knows_cases=seen is not None,
         repeats_channels=configuration.sources is not None and configuration.sources.channel_rule == "replicate",
         source_names=() if configuration.sources is None else tuple(configuration.sources.plans),
     )
@@ -134,11 +135,14 @@ def _fold_of_model(model: Path, fold: str | None) -> Path:
     return next((path for path in begun if path.name == f"fold_{fold}"), begun[0])
 
 
-def _seen_cases(folder: Path, dataset: str, description: Path) -> dict[str, tuple[str, ...]]:
-    """Data set => cases that a fold was trained on, those of its sources and of its own start included."""
+def _seen_cases(folder: Path, dataset: str, description: Path) -> dict[str, tuple[str, ...]] | None:
+    """Data set => cases that a fold was trained on, those of its sources and of its own start included.
+
+    None for a model from an archive, which names none.
+    """
     request = read_request(folder)
     if request is None:
-        return {}
+        return None
     seen: dict[str, set[str]] = {name: set(cases) for name, cases in (request.get("pretrained_cases") or {}).items()}
     for name, cases in by_dataset(dataset, request["train_cases"], description).items():
         seen.setdefault(name, set()).update(cases)
@@ -423,6 +427,11 @@ def open_start(run: FoldRun) -> PretrainedStart:
 def _require_unseen(run: FoldRun, start: PretrainedStart) -> None:
     """Refuse weights that were trained on cases which the fold validates on; warn of those it chooses settings on."""
     description = run.data.folder.parent / DATASET_NAME
+    if not start.knows_cases:
+        run.log.say(
+            f"warning: {start.description} does not say which cases it was trained on. Scores of this fold mean "
+            f"something where none of them is among its validation cases, which is for you to know"
+        )
     for cases, is_validation in ((run.validation_cases, True), (run.holdout_cases, False)):
         for dataset, names in by_dataset(run.plans.dataset_name, cases, description).items():
             leaked = sorted(set(names) & set(start.seen_cases.get(dataset, ())))

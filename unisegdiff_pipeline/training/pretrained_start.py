@@ -37,6 +37,7 @@ class PretrainedStart:
         num_masks: inputs of the network that hold the mask of another one (`Plans.num_masks`).
         seen_cases: data set => cases that the weights were trained on, as far as it is known; a fold that validates on
             one of them cannot start here.
+        knows_cases: whether `seen_cases` are all of them; checkpoints of other programs and archives do not say.
         embeds: whether it also starts wider networks, and 3D ones where it is a 2D one (`embedding`).
         repeats_channels: whether images with fewer channels had theirs repeated, so that it knows what they look like.
         source_names: of a unified model, in the order of its tables' rows.
@@ -53,6 +54,7 @@ class PretrainedStart:
     plan_hash: str | None = None
     num_masks: int = 0
     seen_cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    knows_cases: bool = False
     embeds: bool = False
     repeats_channels: bool = False
     source_names: tuple[str, ...] = ()

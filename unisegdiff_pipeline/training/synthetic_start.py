@@ -35,6 +35,7 @@ def _read(path: Path, fold: str | None) -> PretrainedStart:
         description=f"{path} (generated lesions, {origin['iterations']} iterations)",
         hash=tensors_hash(tensors),
         labels=LABELS,
+        knows_cases=True,
         embeds=True,
     )
 
