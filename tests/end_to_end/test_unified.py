@@ -169,6 +169,28 @@ def test_a_unified_model_starts_another_by_the_names_of_its_sources(root: Path) 
         assert torch.equal(table, torch.stack([colour, grey]))
 
 
+def test_sources_in_another_order_are_refused_beside_a_fold_that_knows_them_by_their_places(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["500", "-c", "2d", "--trainer", "SegmentationTrainer", "--iterations", "2", "--device", "cpu"]
+    train += ["--workers", "0"]
+    assert usd_train([*train, "0"]) == 0
+    model = root / "results/Dataset500_Both/SegmentationTrainer__2d"
+    before = (model / "plans.json").read_bytes()
+    maps = ["--label-map", str(root / "map.json"), "--overwrite"]
+    assert usd_unify(["500", "--name", "Both", "-d", "2", "1", "3", *maps]) == 0
+    assert usd_plan_and_preprocess(["-d", "500", "-c", "2d", *BUDGET]) == 0
+    capsys.readouterr()
+    change = "the sources were Grey, Colour, Volume and are Colour, Grey, Volume now"
+    for asked in (["1"], ["0"], ["0", "--val"], ["0", "--run", "beside", "--phase-1-from", str(model / "fold_0")]):
+        assert usd_train([*train, *asked]) == 1
+        assert change in " ".join(capsys.readouterr().err.split())
+    assert (model / "plans.json").read_bytes() == before
+    assert usd_unify(["500", "--name", "Both", "-d", "1", "2", "3", *maps]) == 0
+    assert usd_plan_and_preprocess(["-d", "500", "-c", "2d", *BUDGET]) == 0
+    assert usd_train([*train, "1"]) == 0
+
+
 def test_volumes_of_two_spacings_are_one_3d_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -335,6 +335,31 @@ def test_phase_1_can_be_taken_over(request_: TrainRequest, tmp_path: Path) -> No
         train(dataclasses.replace(again, phase_1_from=tmp_path / "elsewhere"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("channel_names", ["other"]), ("names", ["other"]), ("members", [[2]]), ("ignore_value", 3)]
+)
+def test_folds_of_a_plan_whose_labels_or_channels_were_others_are_refused(
+    request_: TrainRequest, tmp_path: Path, key: str, value: object
+) -> None:
+    plain = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=2)
+    source = train(plain).folds[0].folder
+    path = source.parent / "plans.json"
+    plans = json.loads(path.read_text())
+    (plans if key == "channel_names" else plans["labels"])[key] = value
+    path.write_text(json.dumps(plans))
+    what = "channels" if key == "channel_names" else "labels"
+    message = rf"trained with another plan.*the {what} were .*{key if what == 'labels' else 'other'}.* now"
+    for fold in ("0", "1"):
+        with pytest.raises(UsdError, match=message):
+            train(dataclasses.replace(plain, fold=fold))
+    assert json.loads(path.read_text()) == plans
+    with pytest.raises(UsdError, match=rf"--phase-1-from .*{message}"):
+        train(dataclasses.replace(request_, phase_1_from=source, run="beside"))
+    path.unlink()
+    with pytest.raises(UsdError, match=r"--phase-1-from .*plans\.json is not there"):
+        train(dataclasses.replace(request_, phase_1_from=source, run="beside"))
+
+
 def test_phase_2_trains_anew_with_another_seed_and_the_hold_out_of_phase_1(
     request_: TrainRequest, tmp_path: Path
 ) -> None:

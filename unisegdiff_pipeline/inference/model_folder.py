@@ -98,6 +98,31 @@ def plan_hash(configuration: ConfigurationPlan) -> str:
     return text_hash(json.dumps(parts, sort_keys=True))
 
 
+def plan_difference(former: Plans, now: Plans, configuration: str) -> str | None:
+    """Say why weights of one plan are none of the other; None where they are.
+
+    Weights know channels, classes and sources by their places alone, of which `plan_hash` says nothing.
+    """
+    if configuration not in former.configurations:
+        return f"the former plan has no configuration {configuration}"
+    before, after = former.configurations[configuration], now.configurations[configuration]
+    if plan_hash(before) != plan_hash(after):
+        return "preprocessing, network or denoiser differ"
+    if former.labels != now.labels:
+        labels = [json.dumps(plans.labels.fields()) for plans in (former, now)]
+        return f"the labels were {labels[0]} and are {labels[1]} now"
+    if former.channel_names != now.channel_names:
+        return f"the channels were {_listed(former.channel_names)} and are {_listed(now.channel_names)} now"
+    if before.sources is not None and after.sources is not None:
+        first, then = list(before.sources.plans), list(after.sources.plans)
+        if first != then:
+            return (
+                f"the sources were {_listed(first)} and are {_listed(then)} now; usd_unify -d takes them in the former "
+                f"order"
+            )
+    return None
+
+
 def open_model_folder(folder: Path) -> ModelFolder:
     """Read the plans of a model folder, or of the archive of one, and list its finished folds.
 

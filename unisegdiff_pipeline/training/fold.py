@@ -53,6 +53,7 @@ from unisegdiff_pipeline.training.resume import (
     START_NAME,
     describe_training,
     require_fair_phase_1,
+    require_phase_1_of_plan,
     require_same_training,
 )
 from unisegdiff_pipeline.training.time_budget import (
@@ -310,6 +311,7 @@ def _phase_1(
     if not (folder / PHASE_1_NAME).is_file() and run.request.phase_1_from is not None:
         folder = run.request.phase_1_from
         require_fair_phase_1(run, folder)
+        require_phase_1_of_plan(run, folder)
     if (folder / PHASE_1_NAME).is_file():
         segmenter = build_model(run.configuration, run.plans.labels, False).segmenter
         load_weights(folder / PHASE_1_NAME, segmenter, run.plan_hash)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import read_dataclass, read_json, write_json
-from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, plan_hash
+from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, plan_difference
 from unisegdiff_pipeline.planning.plans import Plans
 from unisegdiff_pipeline.training.cascade import MASKS
 from unisegdiff_pipeline.training.fold_files import has_begun
@@ -24,16 +24,15 @@ def write_model_files(opened: OpenedRequest) -> None:
 
 def check_plan_of_folds(opened: OpenedRequest) -> None:
     """Raise a UsdError where the model folder holds folds of another plan, other than those that begin again now."""
-    folder, configuration = opened.model_folder, opened.configuration
-    path = folder / PLANS_NAME
-    if not path.is_file():
+    folder = opened.model_folder
+    path, others = folder / PLANS_NAME, begun_folds(opened)
+    if not path.is_file() or not others:
         return
-    former = read_dataclass(Plans, path).configurations.get(configuration.name)
-    others = begun_folds(opened)
-    if others and (former is None or plan_hash(former) != plan_hash(configuration)):
+    if difference := plan_difference(read_dataclass(Plans, path), opened.plans, opened.configuration.name):
         raise UsdError(
-            f"{folder} holds {', '.join(sorted(others))}, trained with another plan than {opened.plans_path} is now. "
-            f"Restore the former plan, train beside it with --run NAME, or move {folder} away and train anew."
+            f"{folder} holds {', '.join(sorted(others))}, trained with another plan than {opened.plans_path} is now: "
+            f"{difference}. Restore the former plan, as {path} holds it, train beside it with --run NAME, or move "
+            f"{folder} away and train anew."
         )
 
 

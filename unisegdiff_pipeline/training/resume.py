@@ -17,9 +17,9 @@ import torch
 from unisegdiff_pipeline.core.bounds import Range
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, to_jsonable
-from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
-from unisegdiff_pipeline.planning.plans import Augmentation
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_object, to_jsonable
+from unisegdiff_pipeline.inference.model_folder import PLANS_NAME, WEIGHTS_NAME, plan_difference
+from unisegdiff_pipeline.planning.plans import Augmentation, Plans
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.pretrained_start import StartRecord
 from unisegdiff_pipeline.training.request import TrainRequest, start_name, start_path
@@ -244,6 +244,21 @@ def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
         raise UsdError(
             f"--phase-1-from {folder} was trained on {counted(len(leaked), 'case')} that this fold holds out "
             f"({leaked[0]}, ...): its scores would mean nothing. Take phase 1 from the same fold."
+        )
+
+
+def require_phase_1_of_plan(run: FoldRun, folder: Path) -> None:
+    """Raise a UsdError where a foreign phase 1 is of another plan."""
+    path = folder.absolute().parent / PLANS_NAME
+    if not path.is_file():
+        raise UsdError(
+            f"--phase-1-from {folder}: {path} is not there, which says what its weights mean; name a fold's folder as "
+            f"it lies in its model folder."
+        )
+    if difference := plan_difference(read_dataclass(Plans, path), run.plans, run.configuration.name):
+        raise UsdError(
+            f"--phase-1-from {folder} was trained with another plan ({path}): {difference}. Restore the former plan, "
+            f"or train phase 1 anew, without the flag."
         )
 
 
