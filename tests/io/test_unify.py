@@ -16,7 +16,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.fingerprint import extract_fingerprint, read_fingerprint, write_fingerprint
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
-from unisegdiff_pipeline.io.sources import unified_values
+from unisegdiff_pipeline.io.sources import annotated_classes, unified_values
 from unisegdiff_pipeline.io.unify import UnifyRequest, read_label_maps
 from unisegdiff_pipeline.io.unify import unify as write_unified
 
@@ -121,6 +121,24 @@ def test_a_source_without_foreground_is_said_to_teach_its_background_and_no_more
         (found,) = (warning for warning in warnings if "foreground" in warning.message)
         assert found.message == f"none of the 2 label maps holds any foreground, so training learns {learned}"
         assert found.file == str(root / "Dataset001_A/labelsTr")
+
+
+def test_a_source_that_is_left_without_a_class_is_refused_and_its_images_without_lesions_can_be_taken(
+    root: Path,
+) -> None:
+    for target in ("background", "ignore"):
+        maps = {"A": {"tumour": target}}
+        with pytest.raises(UsdError, match=rf"the source A \(tumour: {target}\) leaves it no class .*would be learned"):
+            unify(root, 500, "U", [1, 2], label_maps=maps)
+    assert not (root / "Dataset500_U").exists()
+    path = root / "Dataset001_A/dataset.json"  # what the message says
+    content = json.loads(path.read_text())
+    write_json(path, content | {"labels": {**content["labels"], "lesion": 2}})
+    raw = open_raw_dataset(
+        unify(root, 500, "U", [1, 2], label_maps={"A": {"tumour": "background", "lesion": "lesion"}})
+    )
+    assert annotated_classes(raw.description.sources[0], raw.description.labels) == (True,)
+    assert [case.classes[0].voxels for case in extract_fingerprint(raw, workers=0)[0].cases] == [0, 0, 16, 16]
 
 
 def test_a_source_that_changes_is_noticed(root: Path) -> None:

@@ -94,6 +94,7 @@ def test_sources_are_calibrated_by_their_own_patients() -> None:
         return CaseEvidence(f"{source}{patient}", Units(), {"lesion": own}, source)
 
     cases = [case("CT", n, 0.8) for n in range(4)] + [case("MR", n, 0.3) for n in range(9)]
+    cases += [CaseEvidence("US0", Units(), {}, "US")]  # of a source that annotates nothing
     plan: Any = SimpleNamespace()
     of_all, found = calibrate_for(SourcesPlan({"MR": plan, "CT": plan}), cases, ["w"], "fold 0")
     assert of_all is None

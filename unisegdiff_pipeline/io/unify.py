@@ -80,7 +80,8 @@ def unify(raw_root: Path, request: UnifyRequest) -> Path:
 
     Raises:
         UsdError: names that clash or cannot be a folder's, a source that is missing, empty or unified itself, classes
-            that a label map does not name, a data set of that name or number that is there already.
+            that a label map does not name, a source that is left without any class, a data set of that name or number
+            that is there already.
     """
     name, excluded = require_name(request.name, "the data set"), request.excluded
     folder = new_dataset_folder(raw_root, request.number, name)
@@ -228,6 +229,7 @@ def _labels(parts: Mapping[str, RawDataset], sources: Sequence[Source]) -> dict[
     names = [name for name in dict.fromkeys(targets) if name not in (BACKGROUND, IGNORE)]
     if not names:
         raise UsdError("the label maps leave no class; map at least one class of a source to something.")
+    _require_classes_of_each(parts, sources, names)
     partial = any(not set(names) <= set(source.label_map.values()) for source in sources)
     within = _enclosing(names, parts, sources)
     regions = partial or any(len(classes) > 1 for classes in within.values())
@@ -240,6 +242,23 @@ def _labels(parts: Mapping[str, RawDataset], sources: Sequence[Source]) -> dict[
     more: dict[str, Any] = {IGNORE: len(names) + 1} if ignored else {}
     labels = {"labels": {BACKGROUND: 0, **values, **more}}
     return labels | ({"regions_class_order": list(range(1, len(names) + 1))} if regions else {})
+
+
+def _require_classes_of_each(parts: Mapping[str, RawDataset], sources: Sequence[Source], names: Sequence[str]) -> None:
+    """Refuse a source that annotates no class: without any loss or score, its cases would cost time and teach nothing.
+
+    A class that becomes the background says nothing of others: a map of the liver alone may well have open tumours.
+    """
+    for source in sources:
+        if not set(names) & set(source.label_map.values()):
+            became = ", ".join(f"{name}: {target}" for name, target in source.label_map.items())
+            raise UsdError(
+                f"the label map of the source {source.name} ({became}) leaves it no class of the unified data set, so "
+                f"that nothing would be learned from it. Map one of its classes to {' or '.join(names)}, or leave it "
+                f"out of -d. Where its images are known to hold no {names[0]}, add a class for it to labels in "
+                f"{parts[source.name].folder / 'dataset.json'}, which no label file has to hold, and map that to "
+                f"{names[0]}."
+            )
 
 
 def _enclosing(

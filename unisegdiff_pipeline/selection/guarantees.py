@@ -113,7 +113,7 @@ def calibrate(
     """The guarantees of a model at all rates that its validation patients allow, for each class by itself.
 
     Args:
-        cases: one or more.
+        cases: one or more, with one class or more.
         weights: hashes of the weights of all networks that the guarantees are for.
         calibrated_on: the model and the cases, in words.
         source: that all cases are of, of a unified data set.
@@ -146,6 +146,8 @@ def calibrate_for(
 ) -> tuple[Guarantees | None, dict[str, Guarantees]]:
     """As `calibrate`; in a unified data set for each source by its own cases instead: new images are of one source.
 
+    A source that annotates no class has none.
+
     Returns:
         `guarantees` and `source_guarantees`, as inference.json and best.json hold them: one of both.
     """
@@ -153,7 +155,8 @@ def calibrate_for(
         return calibrate(cases, weights, calibrated_on), {}
     of_source: dict[str, list[CaseEvidence]] = {}
     for case in cases:
-        of_source.setdefault(case.source, []).append(case)
+        if case.classes:
+            of_source.setdefault(case.source, []).append(case)
     return None, {source: calibrate(own, weights, calibrated_on, source) for source, own in of_source.items()}
 
 
