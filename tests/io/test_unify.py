@@ -168,6 +168,7 @@ def test_a_source_that_changes_is_noticed(root: Path) -> None:
         ({"excluded": ("A/*",)}, "no case of the source A"),
         ({"excluded": ("A/c7",)}, "fits no case"),
         ({"excluded": ("c1",)}, "SOURCE/CASE"),
+        ({"excluded": ("A",)}, "--exclude is 'A'; it must be SOURCE/CASE, with a source out of A, B"),
         ({"label_maps": {"A": {"tumour": "background"}, "B": {"polyp": "background", "organ": "background"}}}, "leave"),
     ],
 )
@@ -239,6 +240,19 @@ def test_an_existing_data_set_is_replaced_only_where_it_is_unified_and_asked_for
     assert len(content_of(unify(root, 500, "U", [1], overwrite=True))["sources"]) == 1
     with pytest.raises(UsdError, match="no unified data set"):
         unify(root, 1, "A", [2], overwrite=True)
+
+
+def test_what_a_user_put_beside_the_file_of_a_unified_data_set_stays(root: Path) -> None:
+    folder = unify(root, 500, "U", [1, 2])
+    for name in ("splits_final.json", ".DS_Store"):
+        (folder / name).write_text("[]")
+    with pytest.raises(UsdError, match="make it again with --overwrite"):
+        unify(root, 500, "U", [1])
+    assert len(content_of(unify(root, 500, "U", [1], overwrite=True))["sources"]) == 1
+    assert sorted(path.name for path in folder.iterdir()) == [".DS_Store", "dataset.json", "splits_final.json"]
+    (folder / "dataset.json").unlink()  # what the rest is of, nobody knows
+    with pytest.raises(UsdError, match="no unified data set"):
+        unify(root, 500, "U", [1], overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["map.json", "map.yaml", "map.YML"])

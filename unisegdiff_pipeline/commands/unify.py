@@ -46,7 +46,12 @@ def build_parser() -> CommandParser:
         metavar="SOURCE=MODALITY",
         help="what the images of sources are, e.g. BUSI=US (default: the names of their channels)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a unified data set of this name")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the dataset.json of a unified data set of this name; other files in its folder, as "
+        "splits_final.json, stay",
+    )
     add_roots(parser, "raw")
     return parser
 

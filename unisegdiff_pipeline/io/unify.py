@@ -55,7 +55,7 @@ class UnifyRequest:
         renamed: number or name of a data set => name of the source; by default what stands behind "DatasetXXX_".
         modalities: what the images of sources are, by the source's name or its data set's, such as "US"; by default the
             names of their channels.
-        overwrite: replace a unified data set that is there.
+        overwrite: replace the dataset.json of a unified data set that is there; other files in its folder stay.
     """
 
     number: int
@@ -83,15 +83,15 @@ def unify(raw_root: Path, request: UnifyRequest) -> Path:
             that a label map does not name, a source that is left without any class, a data set of that name or number
             that is there already.
     """
-    name, excluded = require_name(request.name, "the data set"), request.excluded
+    name = require_name(request.name, "the data set")
     folder = new_dataset_folder(raw_root, request.number, name)
     _require_new(folder, request.overwrite)
     folders = [raw_root / find_dataset(raw_root, dataset) for dataset in request.datasets]
     names = _source_names(raw_root, folders, request.renamed)
+    _require_patterns_used(request.excluded, names)
     parts = {source: open_raw_dataset(path) for source, path in zip(names, folders, strict=True)}
     sources = _sources(parts, request)
     kept = {source.name: cases_of_source(parts[source.name], source) for source in sources}
-    _require_patterns_used(excluded, names)
     content = {
         "name": name,
         "channel_names": {str(i): f"channel_{i}" for i in range(max(map(_num_channels, parts.values())))},
@@ -169,14 +169,13 @@ def read_label_maps(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _require_new(folder: Path, overwrite: bool) -> None:
-    if not folder.exists():
+    """Refuse a folder of another data set; beside a unified dataset.json a user may keep files, as folds."""
+    if not folder.exists() or not any(folder.iterdir()):
         return
     path = folder / "dataset.json"
-    if any(entry.name != "dataset.json" for entry in folder.iterdir()) or (
-        path.is_file() and not read_object(path).get("sources")
-    ):
+    if not path.is_file() or not read_object(path).get("sources"):
         raise UsdError(f"{folder} is there and no unified data set; choose another number or name.")
-    if path.is_file() and not overwrite:
+    if not overwrite:
         raise UsdError(f"{folder} is there already; make it again with --overwrite, or choose another number or name.")
 
 
