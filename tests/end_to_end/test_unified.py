@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -112,6 +113,9 @@ def test_the_whole_way(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "by_source" in summary
     endings = {path.name.split("__")[0]: "".join(path.suffixes) for path in validation.glob("*__*")}
     assert endings == {"Grey": ".png", "Colour": ".png", "Volume": ".nii.gz"}
+    with (validation / "volumes.csv").open() as stream:  # each in the units of its own source
+        units = {(row["case"].split("__")[0], row["unit"], row["spacing_known"]) for row in csv.DictReader(stream)}
+    assert units == {("Grey", "pixels2", "no"), ("Colour", "pixels2", "no"), ("Volume", "ml", "yes")}
     first = [case["case_id"].split("__")[0] for case in summary["cases"][:3]]
     assert sorted(first) == ["Colour", "Grey", "Volume"]  # in turn, so that lack of time leaves no source out
 

@@ -130,6 +130,30 @@ def test_a_file_and_an_array_of_a_source_are_predicted_like_the_folder(model, im
     assert not np.array_equal(predictor.predict(pixels, case_id="grey").probabilities, found.probabilities)
 
 
+def test_an_array_lies_and_is_measured_as_the_images_of_the_source_that_is_named(tmp_path: Path) -> None:
+    """The first source's volumes lie the other way round in x and y; pictures of a third one know no spacing."""
+    turned, straight = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    own = {name: replace(plan(1, 1.0), direction=found) for name, found in (("MR", turned), ("CT", straight))}
+    sources = {
+        name: SourcePlan(name, (name,), ".nii.gz", True, preprocessing, (True,), 10)
+        for name, preprocessing in own.items()
+    }
+    sources["US"] = SourcePlan("US", ("US",), ".png", False, plan(1, 1.0), (True,), 10)
+    plans = tiny_plans(BINARY, own["MR"], ("channel_0",), ".nii.gz", False)
+    configuration = replace(plans.configurations["tiny"], sources=SourcesPlan(sources), median_shape=(1, 24, 24))
+    predictor = Predictor(write_model(tmp_path, replace(plans, configurations={"tiny": configuration})), device="cpu")
+    array = np.random.default_rng(0).normal(size=(1, 3, 20, 25)).astype(np.float32)
+    for name, direction in (("MR", turned), ("CT", straight)):
+        write_map(tmp_path / f"{name}_0000.nii.gz", array[0], Geometry((2.0, 1.0, 1.0), direction=direction))
+        of_file = predictor.predict(tmp_path / f"{name}_0000.nii.gz", source=name)
+        found = predictor.predict(array, (2.0, 1.0, 1.0), source=name, case_id=name)
+        assert np.array_equal(found.probabilities, of_file.probabilities)
+        assert found.geometry.direction == direction
+        with pytest.raises(ValueError, match="spacing_mm"):
+            predictor.predict(array, source=name)
+    predictor.predict(array[:, 0], source="US")
+
+
 def test_overwriting_removes_masks_of_every_ending(model, images, tmp_path) -> None:
     out = tmp_path / "out"
     predict_folder(PredictRequest(images, out, model, device="cpu"))

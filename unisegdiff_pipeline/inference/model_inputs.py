@@ -68,6 +68,13 @@ class ModelInputs:
     def _sources(self) -> SourcesPlan | None:
         return self.model.configuration.sources
 
+    @property
+    def preprocessing(self) -> PreprocessingPlan:
+        """The plan of the source's training images, without one that of images of no known source."""
+        if self._sources is None or self.source is None:
+            return self.model.configuration.preprocessing
+        return self._sources.plans[self.source].preprocessing
+
     def find_cases(self, paths: Path | Sequence[Path]) -> tuple[RawCase, ...]:
         """The cases of a folder, a file or a list of files that the model may predict.
 

@@ -184,14 +184,15 @@ class Predictor:
                 arrays without C then. None in such a list is a channel that the image lacks, where the plan allows it;
                 the place of each file then says its channel, whatever its name.
             spacing_mm: of an array: distance of voxels (Z, Y, X), or (Y, X) for a 2D image. All other images know it.
-                It may be left out where the model was trained on images of unknown spacing.
+                It may be left out where the model, or the source that is named, was trained on images of unknown
+                spacing.
             num_samples: masks to sample; None takes the model's number.
             seed, case_id: name the noise; equal names give equal samples. By default the case is named after its file,
                 as usd_predict does, and an image in memory is "array".
             combine: what the mask is made of: the mean probability, or the samples by "majority" or "staple".
             uncertainty_parts: also say where uncertainty comes from; see `uncertainty_parts`.
             direction: of an array: nine cosines of the axes x, y, z, as in `Geometry`; without it the array must lie as
-                the training images do.
+                the training images do, those of the source where one is named.
             source: of a model of a unified data set: the source that the image is like; None where it is of no known
                 one.
 
@@ -287,14 +288,15 @@ class Predictor:
         inputs: ModelInputs,
     ) -> tuple[RawCase | None, Volume]:
         """The files of an image, where it lies in files, and its voxels."""
-        plans, preprocessing = self.model.plans, self.model.configuration.preprocessing
+        plans, configuration = self.model.plans, self.model.configuration
         channels = _given_channels(image, plans.channel_names)
         given = image if channels is None else [image[i] for i in channels]
         if not is_path(given):
-            if spacing_mm is None and not plans.spacing_known and isinstance(image, np.ndarray):
+            known = configuration.knows_spacing(inputs.source, plans.spacing_known)
+            if spacing_mm is None and not known and isinstance(image, np.ndarray):
                 spacing_mm = (1.0,) * (image.ndim - 1)
             if spacing_mm is not None and direction is None:
-                direction = preprocessing.direction
+                direction = inputs.preprocessing.direction
             return None, volume_of(given, spacing_mm, direction)
         if spacing_mm is not None or direction is not None:
             raise ValueError("spacing_mm and direction go with arrays; a file says them itself, leave them out")

@@ -90,7 +90,8 @@ def write_case(
     if not everything:
         write_labels(mask_path(output, case_id, ending), labels, stored.properties.geometry)
         return
-    options = OutputOptions(ending, run.plans.spacing_known, save_samples=True, save_probabilities=True)
+    known = run.configuration.knows_spacing(stored.properties.source, run.plans.spacing_known)
+    options = OutputOptions(ending, known, save_samples=True, save_probabilities=True)
     lesions = write_prediction(output, found, stored.properties, run.plans.labels, options)
     facts = {"num_samples": len(found.sample_places), "num_lesions": lesions, "threshold": found.threshold}
     write_record(output, PredictionRecord(case_id, _request(run, settings), (), (), {}, facts))
