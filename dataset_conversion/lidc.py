@@ -70,6 +70,11 @@ def find(request: Request) -> Conversion:
         raise UsdError(f"{folders} hold one series, {twins[0].uid}; keep one of them.")
     both, left_out = sorted(readings.keys() & series.keys(), key=lambda uid: series[uid].name), []
     for uid in both:
+        sessions = len(readings[uid].sessions)
+        if sessions < _AGREE:  # labelsTr would be empty, whatever is marked
+            left_out.append(f"{readings[uid].path}: {counted(sessions, 'reading session')}, {_AGREE} have to agree")
+            del series[uid]
+            continue
         try:
             series[uid].header()
         except UsdError as error:  # known before anything is written, and one of a thousand does not stop the others

@@ -110,22 +110,24 @@ def test_lidc_keeps_the_outlines_of_four_sessions(source: Path, converted) -> No
     np.testing.assert_array_equal(np.argwhere(labels_of(raw, "LIDC-IDRI-0132_21")), [[0, 3, 0]])
 
 
-def test_lidc_leaves_out_what_has_no_partner_or_is_no_volume(source: Path, converted, capsys) -> None:
+def test_lidc_leaves_out_what_has_no_partner_is_no_volume_or_was_read_once(source: Path, converted, capsys) -> None:
     xml = source / "tcia-lidc-xml/185"
     (xml / "21.xml").unlink()
     readings(xml / "99.xml", 99, "", "", "", "")
     ct(source / "LIDC-IDRI/LIDC-IDRI-0200/1/2", 31, [0.0, 2.5, 7.5, 10.0])  # a slice is missing
     readings(xml / "31.xml", 31, "", "", "", "")
+    readings(xml / "22.xml", 22, nodule(roi(uid(22, 0), SQUARE)))
     raw = converted("lidc", source)
     told = " ".join(capsys.readouterr().err.split())
-    assert "3 series are left out: " in told
+    assert "4 series are left out: " in told
     for reason in (
         "3.000000-NA-21: no readings of it",
         "99.xml: its series is not there",
         "5 mm apart: slices are missing",
+        "22.xml: 1 reading session, 2 have to agree",
     ):
         assert reason in told
-    assert sorted(groups_of(raw)) == ["LIDC-IDRI-0001", "LIDC-IDRI-0132"]
+    assert sorted(groups_of(raw)) == ["LIDC-IDRI-0001"]
 
 
 def test_lidc_refuses_readings_that_are_not_those_of_the_series(source: Path) -> None:
