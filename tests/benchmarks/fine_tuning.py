@@ -16,7 +16,6 @@ held-out cases while phase 1 lasted, and the loss on the training cases when it 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 from pathlib import Path
@@ -34,6 +33,7 @@ from tests.benchmarks.unified import (
     roots_of,
     run,
     run_benchmark,
+    scores_as_unknown,
     scores_of,
 )
 from unisegdiff_pipeline.inference.model_name import ModelName
@@ -43,7 +43,6 @@ from unisegdiff_pipeline.planning.plans import PLANS_PREFIX
 from unisegdiff_pipeline.reports.training_log import LOG_NAME, held_out_dice, of_kind, read_log
 
 SHUFFLE_SEED = 12345
-COUNTS = ("dice", "tp", "fp", "fn")
 LIKE_START = "like_start"
 SHOWN_LOOKS = {"a third": 1, "half": 2, "the end": 5}  # of the six that a phase 1 takes at its held-out cases
 PLANS: dict[str, str | None] = {"alone": None, "synthetic": None, "start": LIKE_START}
@@ -105,7 +104,7 @@ def run_name(args: argparse.Namespace, arm: str, seed: int) -> str:
 def train(args: argparse.Namespace) -> None:
     prepare(args)
     if has_one_class(args):
-        predict_unseen(args)
+        unseen_scores(args)
     num_scored = len(scored_cases(args))
     for seed in args.seeds:
         for number in args.cases:
@@ -121,22 +120,10 @@ def train(args: argparse.Namespace) -> None:
                     run(args, "usd_train", *what, *budget, *more, "--val")
 
 
-def predict_unseen(args: argparse.Namespace) -> None:
-    """Masks of the scored cases by the model of the start itself, and their evaluation."""
+def unseen_scores(args: argparse.Namespace) -> Scores:
+    """Scores of the scored cases by the model of the start itself."""
     raw = args.raw / find_dataset(args.raw, args.dataset)
-    images, out = args.work / "unseen_images", args.work / "unseen_masks"
-    if (out / "evaluation" / "summary.json").is_file():
-        return
-    images.mkdir(exist_ok=True)
-    scored = scored_cases(args)
-    for path in (raw / "imagesTr").iterdir():
-        link = images / path.name
-        if path.name.rsplit("_", 1)[0] in scored and not link.exists():
-            link.symlink_to(path.resolve())
-    fold = args.start.name.removeprefix("fold_")
-    run(args, "usd_predict", "-m", str(args.start.parent), "-f", fold, "-i", str(images), "-o", str(out))
-    evaluation = ("--subset", "--no-report", "-o", str(out / "evaluation"))
-    run(args, "usd_evaluate", str(raw / "labelsTr"), str(out), *evaluation)
+    return scores_as_unknown(args, args.start, raw, scored_cases(args), args.work / "unseen")
 
 
 def table(args: argparse.Namespace) -> list[str]:
@@ -147,8 +134,7 @@ def table(args: argparse.Namespace) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     if has_one_class(args):
-        with (args.work / "unseen_masks" / "evaluation" / "metrics.csv").open(newline="") as file:
-            scores: Scores = {row["case"]: {name: row[name] or None for name in COUNTS} for row in csv.DictReader(file)}
+        scores = unseen_scores(args)
         dice, alarms = dice_where_lesion(scores), "{} of {}".format(*false_alarms(scores))
         unseen = f"| 0 (unseen) | | {len(dice)} | | | | | {fmean(dice.values()):.3f} | | | | | {alarms} |"
         lines.append(unseen)

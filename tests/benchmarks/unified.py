@@ -3,17 +3,20 @@
     python -m tests.benchmarks.unified train --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
     python -m tests.benchmarks.unified table --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
     python -m tests.benchmarks.unified quality ...
+    python -m tests.benchmarks.unified unseen ... --unseen 104 108 110
 
 `train` plans, preprocesses and trains what is not there yet: the unified data set (made by usd_unify before, in ROOT)
 for all the seconds, and each source alone for its equal part. Folds of a unified data set are those of its sources, so
 that both validate on the same cases; `table` refuses where they do not. Scores are those of the trainings' own
-validation; lesion F1 of a case and the energy score of its samples have a table of their own. The interval of a
+validation; lesion F1 of a case and the energy score of its samples have a table of their own. `unseen` sets the unified
+model beside models of data sets that it does not hold: their images are of an unknown source for it. The interval of a
 difference is a bootstrap, the test Wilcoxon's signed ranks, both over groups (patients).
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import os
@@ -32,6 +35,7 @@ from unisegdiff_pipeline.io.paths import find_dataset
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 
 TRAINER = "StagedDiffusionTrainer"
+COUNTS = ("dice", "tp", "fp", "fn")
 Scores = dict[str, dict[str, float | str | None]]
 
 
@@ -66,7 +70,7 @@ def run_name(seconds: int, seed: int) -> str:
 def train(args: argparse.Namespace) -> None:
     """Everything that is not there yet; an interrupted training goes on."""
     part = args.seconds // len(args.sources)
-    jobs = [*((dataset, part) for dataset in args.sources), (args.unified, args.seconds)]
+    jobs = [*((dataset, part) for dataset in (*args.sources, *args.unseen)), (args.unified, args.seconds)]
     for dataset, _ in jobs:
         if not (roots_of(args)["usd_preprocessed"] / find_dataset(args.raw, dataset) / "splits_final.json").is_file():
             run(args, "usd_plan_and_preprocess", "-d", dataset, "-c", "2d")
@@ -76,6 +80,51 @@ def train(args: argparse.Namespace) -> None:
             if not (fold_folder(args, dataset, name) / "validation" / "summary.json").is_file():
                 budget = ("--max-time", f"{seconds}s", "--seed", str(seed), "--run", name)
                 run(args, "usd_train", dataset, "0", "-c", "2d", *budget, "--workers", str(args.workers))
+
+
+def unseen_table(args: argparse.Namespace) -> list[str]:
+    """Rows of a Markdown table: a line for every data set of --unseen and seed; predicts what is not there yet."""
+    part = args.seconds // len(args.sources)
+    lines = [
+        f"| data set | seed | cases | alone, {part} s | unseen | difference [95 %] | p | false alarms alone | unseen |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for seed in args.seeds:
+        fold = fold_folder(args, args.unified, run_name(args.seconds, seed))
+        for dataset in args.unseen:
+            name = find_dataset(args.raw, dataset)
+            alone = scores_of(fold_folder(args, dataset, run_name(part, seed)))
+            work = args.work / "unseen" / f"{args.unified}_{run_name(args.seconds, seed)}" / name
+            unseen = scores_as_unknown(args, fold, args.raw / name, set(alone), work)
+            first, second = dice_where_lesion(alone), dice_where_lesion(unseen)
+            alarms = [" of ".join(map(str, false_alarms(scores))) for scores in (alone, unseen)]
+            lines.append(
+                f"| {name.split('_', 1)[1]} | {seed} | {len(first)} | {fmean(first.values()):.3f} | "
+                f"{fmean(second.values()):.3f} | {difference_cells(second, first, groups_of(args.raw / name))} | "
+                f"{alarms[0]} | {alarms[1]} |"
+            )
+    return lines
+
+
+def scores_as_unknown(args: argparse.Namespace, fold: Path, raw: Path, cases: set[str], work: Path) -> Scores:
+    """Scores of cases of a raw data set that a fold of a unified model predicts as images of an unknown source.
+
+    Masks and their evaluation lie in `work`; they are made once.
+    """
+    images, masks = work / "images", work / "masks"
+    metrics = masks / "evaluation" / "metrics.csv"
+    if not metrics.is_file():
+        images.mkdir(parents=True, exist_ok=True)
+        for path in (raw / "imagesTr").iterdir():
+            link = images / path.name
+            if path.name.rsplit("_", 1)[0] in cases and not link.exists():
+                link.symlink_to(path.resolve())
+        number = fold.name.removeprefix("fold_")
+        run(args, "usd_predict", "-m", str(fold.parent), "-f", number, "-i", str(images), "-o", str(masks))
+        evaluation = ("--subset", "--no-report", "-o", str(metrics.parent))
+        run(args, "usd_evaluate", str(raw / "labelsTr"), str(masks), *evaluation)
+    with metrics.open(newline="") as file:
+        return {row["case"]: {name: row[name] or None for name in COUNTS} for row in csv.DictReader(file)}
 
 
 def scores_of(folder: Path, prefix: str = "") -> Scores:
@@ -212,13 +261,14 @@ def run_benchmark(args: argparse.Namespace, **what: Callable[[argparse.Namespace
 
 
 def main() -> None:
-    parser = parser_of(__doc__, "quality")
+    parser = parser_of(__doc__, "quality", "unseen")
     parser.add_argument("--unified", required=True)
     parser.add_argument("--sources", nargs="+", required=True)
+    parser.add_argument("--unseen", nargs="*", default=[], help="data sets that the unified one does not hold")
     parser.add_argument("--seconds", type=int, default=480)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--workers", type=int, default=0)
-    run_benchmark(parser.parse_args(), train=train, table=table, quality=quality_table)
+    run_benchmark(parser.parse_args(), train=train, table=table, quality=quality_table, unseen=unseen_table)
 
 
 if __name__ == "__main__":
