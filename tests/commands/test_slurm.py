@@ -59,6 +59,31 @@ def test_a_task_for_each_fold_with_the_flags_that_were_given(
     assert "FOLD is 0; write cv" in capsys.readouterr().err
 
 
+def test_a_task_that_is_queued_again_never_begins_its_fold_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_splits(tmp_path, 2)
+    words = ["4", "cv", "--preprocessed", str(tmp_path), "--results", str(tmp_path), "--print-jobs", "slurm"]
+    assert train.main([*words, "--restart"]) == 1
+    said = capsys.readouterr()
+    assert "#SBATCH" not in said.out
+    assert "--restart" in said.err
+    assert "--run NAME" in said.err
+
+
+def test_validation_of_all_folds_is_gathered_and_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_splits(tmp_path, 2)
+    words = ["4", "cv", "--preprocessed", str(tmp_path), "--results", str(tmp_path), "--print-jobs", "slurm"]
+    assert train.main([*words, "--val"]) == 0
+    lines = checked(capsys.readouterr().out).splitlines()
+    (task,) = (line for line in lines if line.startswith("usd_train"))
+    (afterwards,) = (line for line in lines if line.startswith("# Once all tasks have ended: "))
+    assert "--val" in task
+    assert "--val" not in afterwards
+
+
 def test_a_task_for_each_part(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["-i", "a_0000.png", "b c_0000.png", "-o", "out", "-d", "4", "--num-parts", "4"]
     assert predict.main([*flags, "--print-jobs", "slurm"]) == 0

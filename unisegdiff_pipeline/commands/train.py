@@ -273,20 +273,26 @@ def jobs_of(args: argparse.Namespace, request: TrainRequest) -> str:
     """A batch script that trains every fold of the data set in a task of its own.
 
     Raises:
-        UsdError: FOLD is not cv, or the data set is not preprocessed or has no folds.
+        UsdError: FOLD is not cv, folds are to begin again, or the data set is not preprocessed or has no folds.
     """
     from unisegdiff_pipeline.core.errors import UsdError
     from unisegdiff_pipeline.training.data.splits import load_or_create_splits
 
     if args.fold != "cv":
         raise UsdError(f"--print-jobs makes a job of each fold, but FOLD is {args.fold}; write cv.")
+    if args.restart:
+        raise UsdError(
+            "--print-jobs with --restart would remove what a task has trained whenever it is queued again, since it "
+            "goes on with the same command. Leave --restart out: train beside the former folds with --run NAME, or "
+            "remove their folders first."
+        )
     roots = request.roots
     folder = roots.preprocessed_dataset(request.dataset)
     raw = None if roots.raw is None else roots.raw / folder.name
     # Written now: tasks that begin at once must not each make the folds.
     splits = load_or_create_splits(folder, raw, folds=request.splits)
     parser, left = build_parser(), ("print_jobs", "dry_run")
-    afterwards = command_line(parser, args, without=left)
+    afterwards = command_line(parser, args, without=(*left, "val"))  # the tasks have validated
     line = command_line(parser, args, {"fold": TASK}, without=left)
     return JobArray(f"usd_train_{folder.name}", len(splits), line, args.device != "cpu", afterwards).script()
 
