@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
-from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings
+from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.selection.choosing import Choice
 from unisegdiff_pipeline.training import fold
 from unisegdiff_pipeline.training.fold import is_finished, require_weights, take_best, write_choice
@@ -123,3 +124,58 @@ def test_a_choice_is_written_with_what_was_tried(tmp_path: Path) -> None:
     write_choice(tmp_path, settings, None)
     assert read_settings(tmp_path) == settings
     assert json.loads((tmp_path / "candidates.json").read_text()) == {}
+
+
+NOTHING = "nothing, for lack of time: all settings are the defaults"
+
+
+def settings_of_fold_all(model: Path, said: list[str]) -> tuple[InferenceSettings, InferenceSettings]:
+    """What fold "all" takes over for phase 1 and for prediction."""
+    stages = SimpleNamespace(lam_a=-5.0, lam_c=0.0, input_scale=())
+    run: Any = SimpleNamespace(
+        folder=model / "fold_all",
+        holdout_cases=(),
+        configuration=SimpleNamespace(stages=stages),
+        log=SimpleNamespace(say=said.append),
+    )
+    network: Any = None
+    of_phase_1, _ = fold._settings_of_phase_1(run, network, two_phases=True)
+    return of_phase_1, fold._settings_of_another_fold(run, replace(of_phase_1, segmenter_weight=0.5))
+
+
+def finish(folder: Path, **chosen: Any) -> None:
+    folder.mkdir()
+    write_settings(folder, InferenceSettings(lam_a=-6.0, lam_c=-1.0, **chosen))
+    (folder / "weights.safetensors").touch()
+
+
+def test_fold_all_takes_over_settings_of_a_fold_that_has_chosen_them(tmp_path: Path) -> None:
+    finish(tmp_path / "fold_0", segmenter_weight=1.0, num_samples=0)  # ended by the stop file in phase 1
+    finish(tmp_path / "fold_1", segmenter_weight=0.5, chosen_on=NOTHING)
+    finish(tmp_path / "fold_2", segmenter_weight=0.25, chosen_on="9 cases of the inner hold-out: a, b")
+    said: list[str] = []
+    of_phase_1, settings = settings_of_fold_all(tmp_path, said)
+    assert of_phase_1.lam_a == -6.0
+    assert (settings.segmenter_weight, settings.num_samples) == (0.25, 8)
+    assert settings.chosen_on == "fold_2, as there"
+    assert not said
+
+
+def test_fold_all_says_that_the_other_folds_chose_nothing(tmp_path: Path) -> None:
+    finish(tmp_path / "fold_0", segmenter_weight=1.0, num_samples=0)
+    said: list[str] = []
+    of_phase_1, settings = settings_of_fold_all(tmp_path, said)
+    assert of_phase_1.lam_a == -5.0
+    assert (settings.segmenter_weight, settings.chosen_on) == (0.5, "nothing: all settings are the defaults")
+    assert "how to predict is left at the defaults" in said[-1]
+    finish(tmp_path / "fold_1", segmenter_weight=0.5, filter_in_words=("lesion: all stay",), chosen_on=NOTHING)
+    _, settings = settings_of_fold_all(tmp_path, said)
+    assert settings.chosen_on == NOTHING
+    assert settings.filter_in_words == ("lesion: all stay",)  # which is chosen on fewer cases than the others
+    assert f"fold_1 has chosen {NOTHING}" in said[-1]
+
+
+def test_a_segmenter_on_every_case_takes_over_what_phase_1_of_another_fold_found(tmp_path: Path) -> None:
+    finish(tmp_path / "fold_0", segmenter_weight=1.0, num_samples=0)
+    run: Any = SimpleNamespace(folder=tmp_path / "fold_all")
+    assert fold._finished_fold(run, two_phases=False) == tmp_path / "fold_0"

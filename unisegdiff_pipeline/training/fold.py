@@ -338,7 +338,7 @@ def _phase_1(
         weights, iterations = take_best(phase_1), phase_1.iteration
         model = phase_1.model_for_prediction()
     segmenter = model.segmenter
-    settings, dice = _settings_of_phase_1(run, model)
+    settings, dice = _settings_of_phase_1(run, model, issubclass(trainer, DiffusionTrainer))
     facts = Phase1Facts(
         settings.calibration,
         weights,
@@ -364,11 +364,13 @@ def _phase_start_s(checkpoint: dict[str, Any] | None, phase: int) -> float | Non
     return checkpoint["phase_start_s"] if checkpoint is not None and checkpoint["phase"] == phase else None
 
 
-def _settings_of_phase_1(run: FoldRun, model: StagedModel) -> tuple[InferenceSettings, dict[str, float]]:
+def _settings_of_phase_1(
+    run: FoldRun, model: StagedModel, two_phases: bool
+) -> tuple[InferenceSettings, dict[str, float]]:
     """Temperature and edges of the stages as the hold-out has them, and the Dice of each class there."""
     settings = planned_settings(run.configuration)
     if not run.holdout_cases:
-        folder = _finished_fold(run)
+        folder = _finished_fold(run, two_phases)
         found = settings if folder is None else read_settings(folder)
         return replace(
             settings,
@@ -450,11 +452,16 @@ def finished_model(run: FoldRun) -> tuple[StagedModel, InferenceSettings]:
 
 def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:
     """Fold "all" holds no case out: it takes what a finished fold of the same model chose, else the defaults."""
-    folder = _finished_fold(run)
+    folder = _finished_fold(run, two_phases=True)
     if folder is None:
-        run.log.say("no case is held out and no other fold is finished: how to predict is left at the defaults")
+        run.log.say("no case is held out and no other fold has ended phase 2: how to predict is left at the defaults")
         return settings
     found = read_settings(folder)
+    if not _is_chosen(found):
+        run.log.say(
+            f"warning: no case is held out, and how to predict is as in {folder.name}, since no finished fold has "
+            f"chosen more; {folder.name} has chosen {found.chosen_on}"
+        )
     return replace(
         settings,
         calibration=found.calibration,
@@ -467,13 +474,31 @@ def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> Infe
         filter_in_words=found.filter_in_words,
         operating_points=found.operating_points,
         case_calibration=found.case_calibration,
-        chosen_on=f"{folder.name}, as there",
+        chosen_on=f"{folder.name}, as there" if _is_chosen(found) else found.chosen_on,
     )
 
 
-def _finished_fold(run: FoldRun) -> Path | None:
-    folders = sorted(run.folder.parent.glob("fold_[0-9]*"))
-    return next((folder for folder in folders if (folder / WEIGHTS_NAME).is_file()), None)
+def _is_chosen(settings: InferenceSettings) -> bool:
+    """Whether anything but the lesion filter was chosen on held-out cases."""
+    return not settings.chosen_on.startswith("nothing")
+
+
+def _finished_fold(run: FoldRun, two_phases: bool) -> Path | None:
+    """The fold of the same model whose settings fold "all" takes over; one that has chosen them comes first.
+
+    A model of two phases takes none of a fold that ended before phase 2, which predicts by its segmenter alone.
+    """
+    without_choice: Path | None = None
+    for folder in sorted(run.folder.parent.glob("fold_[0-9]*")):
+        if not (folder / WEIGHTS_NAME).is_file():
+            continue
+        settings = read_settings(folder)
+        if two_phases and settings.num_samples == 0:
+            continue
+        if _is_chosen(settings):
+            return folder
+        without_choice = without_choice or folder
+    return without_choice
 
 
 def _seconds_so_far(run: FoldRun, checkpoint: dict[str, Any] | None) -> float:
