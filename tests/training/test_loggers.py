@@ -27,16 +27,28 @@ def fold(tmp_path: Path) -> Path:
 
 
 class FakeRun:
-    """As the object that wandb.init returns."""
+    """As the object that wandb.init returns: a step below the current one is ignored, with a warning alone."""
 
     def __init__(self) -> None:
-        self.logged: list[tuple[dict[str, float], int]] = []
+        self.logged: list[dict[str, float]] = []
+        self.axes: dict[str, str] = {}
+        self.step = 0
         self.finished = False
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        assert "*" not in name.removesuffix("*")  # it takes prefixes alone
+        if step_metric is not None:
+            self.axes[name] = step_metric
 
     def log(self, data: dict[str, Any], step: int | None = None) -> None:
         assert not self.finished
-        assert step is not None
-        self.logged.append((data, step))
+        if step is None:
+            self.step += 1
+        elif step < self.step:
+            return
+        else:
+            self.step = step
+        self.logged.append(data)
 
     def finish(self) -> None:
         self.finished = True
@@ -78,7 +90,7 @@ def write(log: RunLog) -> None:
 
 def test_wandb_gets_numbers_and_settings_and_goes_on_with_its_run(fold: Path, wandb: Any) -> None:
     write(RunLog(fold, "wandb", SETTINGS))
-    assert wandb.runs[0].logged == [({"phase_1/loss": 0.5}, 20)]
+    assert wandb.runs[0].logged == [{"phase_1/loss": 0.5, "phase_1/iteration": 20}]
     assert wandb.runs[0].finished
     first = wandb.started[0]
     assert (first["project"], first["group"]) == ("unisegdiff_pipeline", "Dataset001_X")
@@ -90,13 +102,30 @@ def test_wandb_gets_numbers_and_settings_and_goes_on_with_its_run(fold: Path, wa
     assert wandb.started[2]["id"] != first["id"]
 
 
+def test_wandb_keeps_the_numbers_of_both_phases_which_count_from_0_each(fold: Path, wandb: Any) -> None:
+    log = RunLog(fold, "wandb")
+    log.open()
+    for phase in (1, 2):
+        for iteration in (20, 40):
+            log.record("train", phase=phase, iteration=iteration, loss=1 / phase)
+    log.record("pictures", phase=2, iteration=40, cases=["a"])  # no number
+    log.close()
+    (run,) = wandb.runs
+    assert run.logged == [
+        {f"phase_{phase}/loss": 1 / phase, f"phase_{phase}/iteration": iteration}
+        for phase in (1, 2)
+        for iteration in (20, 40)
+    ]
+    assert run.axes == {f"phase_{phase}/*": f"phase_{phase}/iteration" for phase in (1, 2)}
+
+
 def test_a_logger_that_fails_costs_no_training(
     fold: Path, wandb: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
     def fail(self: FakeRun, data: object, step: int | None = None) -> None:
-        calls.append(step)
+        calls.append(data)
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(FakeRun, "log", fail)
@@ -106,7 +135,7 @@ def test_a_logger_that_fails_costs_no_training(
         for iteration in (1, 2):
             log.record("train", phase=1, iteration=iteration, loss=0.5)
     log.close()
-    assert calls == [1]
+    assert calls == [{"phase_1/loss": 0.5, "phase_1/iteration": 1}]
     assert "wandb failed and gets no further numbers, log.jsonl has them all: no route to host" in caplog.text
     assert [json.loads(line)["iteration"] for line in (fold / "log.jsonl").read_text().splitlines()] == [1, 2]
 

@@ -68,11 +68,12 @@ class RunLog:
         if "iteration" in values:
             phase, iteration = values.get("phase"), values["iteration"]
             numbers = {
-                f"phase_{phase}/{name}": float(value)
+                name: float(value)
                 for name, value in values.items()
                 if isinstance(value, (int, float)) and name not in ("iteration", "phase")
             }
-            self._to_logger(lambda logger: logger.add_scalars(numbers, iteration))
+            if numbers:
+                self._to_logger(lambda logger: logger.add_scalars(f"phase_{phase}", numbers, iteration))
 
     def _to_logger(self, act: Callable[[ScalarLogger], None]) -> None:
         """A training is worth more than its logger: one that fails is not asked again."""

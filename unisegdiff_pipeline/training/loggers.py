@@ -29,8 +29,11 @@ RUN_NAME = (
 class ScalarLogger(Protocol):
     """What a training needs of a logger."""
 
-    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Keep numbers by name at a step; steps rise, but for what a kill left behind a checkpoint."""
+    def add_scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
+        """Keep numbers by name at a step of a phase.
+
+        Steps begin anew in each phase; within one they rise, but for what a kill left behind a checkpoint.
+        """
 
     def close(self) -> None:
         """Write what is not written yet."""
@@ -88,9 +91,9 @@ class _TensorBoard:
 
         self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
-    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+    def add_scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(f"{phase}/{name}", value, step)
 
     def close(self) -> None:
         self._writer.close()
@@ -99,7 +102,8 @@ class _TensorBoard:
 class _Wandb:
     """A run of Weights & Biases, whose own environment variables say where it is kept, and whether offline.
 
-    It takes no step back: what is trained again after a kill was sent already, and is not sent twice.
+    Its own step only rises, and what comes at a lower one is lost; iterations begin anew in each phase, so they are
+    numbers like others, by which the curves of a phase are drawn.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -113,9 +117,15 @@ class _Wandb:
             resume="allow",
             config=dict(settings),
         )
+        self._phases: set[str] = set()  # whose curves have their axis
 
-    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step)
+    def add_scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
+        axis = f"{phase}/iteration"
+        if phase not in self._phases:
+            self._run.define_metric(axis)
+            self._run.define_metric(f"{phase}/*", step_metric=axis)
+            self._phases.add(phase)
+        self._run.log({**{f"{phase}/{name}": value for name, value in values.items()}, axis: step})
 
     def close(self) -> None:
         self._run.finish()
@@ -140,9 +150,9 @@ class _Mlflow:
         for name, value in settings.items():
             self._client.log_param(self._id, name, value)
 
-    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+    def add_scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self._client.log_metric(self._id, re.sub(r"[^\w\-. /]", "_", name), value, step=step)
+            self._client.log_metric(self._id, re.sub(r"[^\w\-. /]", "_", f"{phase}/{name}"), value, step=step)
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
