@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import locale
+import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.io.dicom import find_series, is_dicom_folder, keeping_locale
+from unisegdiff_pipeline.io.dicom import find_series, is_dicom_folder, keeping_locale, kind_without_image
 from unisegdiff_pipeline.io.images import read_image, write_map
 
 ANGLE = 0.4
@@ -59,6 +62,25 @@ def write_series(folder: Path, number: int = 1, **changed: Any) -> Path:
         with keeping_locale():
             writer.Execute(image)
     return folder
+
+
+def write_object(path: Path, sop_class: str, modality: str = "") -> Path:
+    """A DICOM file without pixels, byte by byte: its meta group, class, modality and series."""
+
+    def element(group: int, number: int, kind: str, value: bytes) -> bytes:
+        value += (b"\0" if kind in ("UI", "OB") else b" ") * (len(value) % 2)
+        length = struct.pack("<HI", 0, len(value)) if kind == "OB" else struct.pack("<H", len(value))
+        return struct.pack("<HH", group, number) + kind.encode() + length + value
+
+    uid, meta = f"1.2.826.0.1.2.{zlib.crc32(path.name.encode())}".encode(), element(2, 1, "OB", b"\0\1")
+    for number, value in ((2, sop_class.encode()), (3, uid), (0x10, b"1.2.840.10008.1.2.1"), (0x12, b"1.2.826.0.1")):
+        meta += element(2, number, "UI", value)
+    dataset = [(8, 0x16, "UI", sop_class.encode()), (8, 0x18, "UI", uid), (8, 0x60, "CS", modality.encode())]
+    dataset += [(0x20, 0xD, "UI", b"1.2.826.0.1.1"), (0x20, 0xE, "UI", uid), (0x20, 0x11, "IS", b"9")]
+    start = element(2, 0, "UL", struct.pack("<I", len(meta)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(128) + b"DICM" + start + meta + b"".join(element(*one) for one in dataset))
+    return path
 
 
 def only_series(folder: Path) -> Any:
@@ -113,6 +135,44 @@ def test_series_are_named_after_their_folders(tmp_path: Path) -> None:
     assert [one.name for one in series] == ["p1", "p2_T1", "p2_T2", "p3_series3", "p3_series4"]
     assert [text.rsplit("/", 1)[1] for text in left_out] == ["IM001_6 (a localizer)", "IM001_5 (RTSTRUCT, no image)"]
     assert [len(one.slices) for one in series] == [4] * 5
+
+
+def test_objects_without_pixels_are_left_out_and_named(tmp_path: Path) -> None:
+    write_series(tmp_path / "in/p1")
+    storage = "1.2.840.10008.5.1.4.1.1"
+    write_object(tmp_path / "in/DICOMDIR", "1.2.840.10008.1.3.10")
+    write_object(tmp_path / "in/p1/dose", f"{storage}.88.67", "SR")
+    write_object(tmp_path / "in/p1/key", f"{storage}.88.59", "KO")
+    write_object(tmp_path / "in/p1/state", f"{storage}.11.1", "PR")
+    write_object(tmp_path / "in/p1/structures", f"{storage}.481.3", "RTSTRUCT")
+    series, left_out = find_series(tmp_path / "in")
+    assert [(one.name, len(one.slices)) for one in series] == [("p1", 4)]
+    assert [text.rsplit("/", 1)[1] for text in left_out] == [
+        "DICOMDIR (DICOMDIR, no image)",
+        "dose (SR, no image)",
+        "key (KO, no image)",
+        "state (PR, no image)",
+        "structures (RTSTRUCT, no image)",
+    ]
+    assert len(series[0].read().array[0]) == 4
+    shutil.rmtree(tmp_path / "in/p1")
+    with pytest.raises(UsdError, match=r"no DICOM series of images; left out: .*DICOMDIR \(DICOMDIR, no image\)"):
+        find_series(tmp_path / "in")
+
+
+def test_an_image_without_its_pixels_is_damaged_and_not_left_out(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "in")
+    path = write_object(folder / "IM009_1", "1.2.840.10008.5.1.4.1.1.2", "CT")
+    with pytest.raises(UsdError, match=rf"{path} cannot be read, it seems to be truncated or damaged"):
+        find_series(tmp_path / "in")
+
+
+def test_no_class_of_images_is_left_out(tmp_path: Path) -> None:
+    uids = pytest.importorskip("pydicom.uid").UID_dictionary
+    images = [uid for uid, (name, *_) in uids.items() if "Image Storage" in name]
+    assert len(images) > 50
+    kinds = {uid: kind_without_image(write_object(tmp_path / "a", uid)) for uid in images}
+    assert not {uid: kind for uid, kind in kinds.items() if kind}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import locale
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +25,42 @@ from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending
 from unisegdiff_pipeline.io.itk import simple_itk
 
 NO_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "REG", "DOC")  # modalities of other objects
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+# Classes of objects without an image, by the beginning of their UIDs (DICOM PS3.6, table A-1). GDCM cannot read most of
+# them, so that these are told apart before it is asked.
+WITHOUT_IMAGE = {
+    "1.2.840.10008.1.3.10": "DICOMDIR",
+    "1.2.840.10008.5.1.4.34": "RT instruction",
+    "1.2.840.10008.5.1.4.38": "hanging protocol",
+    "1.2.840.10008.5.1.4.39": "colour palette",
+    f"{_STORAGE}4.2": "MR spectroscopy",
+    **{f"{_STORAGE}{arc}": "overlay, curve or table" for arc in ("8", "9", "10", "129")},
+    f"{_STORAGE}9.1": "waveform",
+    f"{_STORAGE}11": "PR",
+    **{f"{_STORAGE}66.{n}": "SEG" for n in range(4, 9)},
+    **{f"{_STORAGE}66.{n}": "REG" for n in (1, 3)},
+    f"{_STORAGE}66.2": "fiducials",
+    f"{_STORAGE}66": "raw data",
+    f"{_STORAGE}67": "table of values",
+    f"{_STORAGE}68": "surface",
+    **{f"{_STORAGE}{arc}": "measurements" for arc in ("78", "79", "80", "90", "91")},
+    f"{_STORAGE}88": "SR",
+    f"{_STORAGE}88.59": "KO",
+    f"{_STORAGE}104": "DOC",
+    f"{_STORAGE}131": "structured display",
+    **{f"{_STORAGE}{arc}": "protocol" for arc in ("200", "201")},
+    **{f"{_STORAGE}481.{n}": "RT record or instruction" for n in (4, 6, 7, *range(9, 23), 25)},
+    f"{_STORAGE}481.2": "RTDOSE",
+    f"{_STORAGE}481.3": "RTSTRUCT",
+    **{f"{_STORAGE}481.{n}": "RTPLAN" for n in (5, 8)},
+    "1.3.12.2.1107.5.9.1": "Siemens CSA data",
+}
 LARGEST_GAP_ERROR = 0.05  # of the distance of slices, as a fraction of it
 LARGEST_SHEAR = 0.01  # of the distance of slices, sideways
 LARGEST_ANGLE = 1e-3  # of cosines
 _PREAMBLE, _MAGIC = 128, b"DICM"
+_META_GROUP, _SOP_CLASS = 2, 2  # group of the elements behind the magic word, and the element that says the class
+_LONG_LENGTHS = (b"OB", b"OW", b"SQ", b"UN", b"UT")  # value representations whose lengths have four bytes, after two
 
 
 @dataclass(frozen=True)
@@ -127,11 +160,15 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
     """
     source = Path(source)
     by_folder: dict[Path, list[_Slice]] = {}
+    left_out = []
     for path in _files_below(source):
-        if _is_dicom(path):
+        if not _is_dicom(path):
+            continue
+        if kind := kind_without_image(path):
+            left_out.append(f"{path} ({kind}, no image)")
+        else:
             by_folder.setdefault(path.parent, []).append(_read_slice(path))
     found: dict[str, Series] = {}
-    left_out = []
     for folder, slices in sorted(by_folder.items()):
         groups: dict[str, list[_Slice]] = {}
         for one in slices:
@@ -172,6 +209,29 @@ def _is_dicom(path: Path) -> bool:
             return stream.read(_PREAMBLE + len(_MAGIC))[_PREAMBLE:] == _MAGIC
     except OSError:
         return False
+
+
+def kind_without_image(path: Path) -> str | None:
+    """What an object without an image is, by the class that the file names; None for images and unknown classes."""
+    arcs = _sop_class(path).split(".")
+    beginnings = (".".join(arcs[:count]) for count in range(len(arcs), 0, -1))  # the closest first
+    return next((WITHOUT_IMAGE[uid] for uid in beginnings if uid in WITHOUT_IMAGE), None)
+
+
+def _sop_class(path: Path) -> str:
+    """MediaStorageSOPClassUID of the group behind the magic word, always explicit and little endian; "" without."""
+    with open(path, "rb") as stream:
+        stream.seek(_PREAMBLE + len(_MAGIC))
+        while len(start := stream.read(8)) == 8:
+            group, element, kind, length = struct.unpack("<HH2sH", start)
+            if group != _META_GROUP or element > _SOP_CLASS:  # elements are in ascending order
+                break
+            if kind in _LONG_LENGTHS:
+                length = int.from_bytes(stream.read(4), "little")
+            if element == _SOP_CLASS:
+                return stream.read(length).rstrip(b"\0 ").decode("ascii", "replace")
+            stream.seek(length, os.SEEK_CUR)
+    return ""
 
 
 @contextmanager
