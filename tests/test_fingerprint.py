@@ -177,6 +177,34 @@ def test_intensities_are_those_of_the_foreground(tmp_path: Path) -> None:
     assert fingerprint.cases[0].foreground_share == 0.04
 
 
+def test_values_of_the_background_are_no_foreground(tmp_path: Path) -> None:
+    """The liver of LiTS, mapped to the background, around a lesion and without one."""
+    from PIL import Image
+
+    folder = tmp_path / "Dataset001_Made"
+    for sub in ("imagesTr", "labelsTr"):
+        (folder / sub).mkdir(parents=True)
+    liver = np.zeros((10, 10), np.uint8)
+    liver[1:9, 1:9] = 1
+    lesion = liver.copy()
+    lesion[2:4, 2:4] = 2
+    for case, labels in (("healthy", liver), ("ill", lesion)):
+        grey = np.array([10, 50, 100], np.uint8)[labels]
+        grey[2, 2:4] += 20
+        Image.fromarray(grey).save(folder / "imagesTr" / f"{case}_0000.png")
+        Image.fromarray(labels).save(folder / "labelsTr" / f"{case}.png")
+    (folder / "dataset.json").write_text(
+        '{"channel_names": {"0": "US"}, "labels": {"background": 0, "lesion": 1}, "numTraining": 2, '
+        '"file_ending": ".png", "label_map": {"2": "lesion", "1": "background"}}'
+    )
+    fingerprint, report = extract_fingerprint(open_raw_dataset(folder), workers=0)
+    assert report.problems == ()
+    (statistics,) = fingerprint.intensities
+    assert (statistics.minimum, statistics.maximum) == (100, 120)
+    assert [(case.empty, case.foreground_share) for case in fingerprint.cases] == [(True, 0), (False, 0.04)]
+    assert fingerprint.share_of_empty_cases == 0.5
+
+
 def stored_in(codes: str, labels: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], tuple[float, float, float]]:
     """A label map (Z, Y, X) in LPS with voxels of 3 x 2 x 1 mm, stored in other axes: array, direction, spacing."""
     target = {"LPS": ((0, 1, 2), (1, 1, 1)), "RAS": ((0, 1, 2), (1, -1, -1)), "ASR": ((2, 0, 1), (-1, 1, -1))}

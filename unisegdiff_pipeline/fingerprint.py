@@ -353,7 +353,7 @@ def fingerprint_case(
     crop = box_slices(nonzero_box(*image.array) or whole_box(image.array.shape[1:]))
     scratch.release()
     cropped, cropped_labels = image.array[:, *crop], labels.array[0][crop]
-    foreground = (cropped_labels > 0) & ~scheme.ignored(cropped_labels)
+    foreground = scheme.foreground(cropped_labels)
     spacing_mm = image.geometry.spacing_mm
     fingerprint = CaseFingerprint(
         case_id=case.case_id,

@@ -48,6 +48,16 @@ def test_later_regions_overwrite_earlier_ones():
     assert REGIONS.decode(np.array([[0.9], [0.1], [0.8]])).tolist() == [3]
 
 
+def test_foreground_is_what_lies_in_a_class():
+    labels = np.array([[0, 1, 2, 3], [4, 5, 5, 9]])
+    scheme = LabelScheme(("a", "b"), ((2, 4), (3,)), "softmax", (2, 3), ignore_value=9, background_values=(1, 5))
+    assert scheme.foreground(labels).tolist() == [[False, False, True, True], [True, False, False, False]]
+    for scheme in (BINARY, SOFTMAX, REGIONS):
+        labels = np.array(sorted(scheme.allowed_values))
+        in_classes = np.any([mask for _, mask in scheme.class_masks(labels)], axis=0)
+        np.testing.assert_array_equal(scheme.foreground(labels), in_classes)
+
+
 def test_ignored_voxels():
     labels = np.array([0, 1, 2])
     assert BINARY.ignored(labels).tolist() == [False, False, True]

@@ -15,6 +15,7 @@ import pytest
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.geometry import Geometry, Volume
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.io.images import write_labels, write_map
@@ -30,7 +31,9 @@ from unisegdiff_pipeline.planning.plans import (
     PreprocessingPlan,
     TrainingPlan,
 )
+from unisegdiff_pipeline.preprocessing import preprocessor
 from unisegdiff_pipeline.preprocessing.preprocessor import PreprocessReport, preprocess_dataset
+from unisegdiff_pipeline.preprocessing.provenance import settings_hash
 from unisegdiff_pipeline.preprocessing.reference import read_cases
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 
@@ -150,6 +153,22 @@ def test_facts_for_the_splits(raw_folder: Path) -> None:
     ]
     assert records[0].volumes_mm3 == {"organ": 2.0 * (4 * 8 * 7 - 12), "lesion": 24.0}
     assert records[0].foreground_mm3 == 2.0 * 4 * 8 * 7
+
+
+def test_values_of_the_background_are_no_foreground_and_former_records_are_made_again(
+    raw_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    description = read_json(raw_folder / "dataset.json")
+    mapped = {"labels": {"background": 0, "lesion": 1}, "label_map": {"2": "lesion", "1": "background"}}
+    write_json(raw_folder / "dataset.json", description | mapped)
+    target = raw_folder.parent.parent / "preprocessed"
+    with monkeypatch.context() as former:
+        former.setattr(preprocessor, "_reference_settings", lambda job: settings_hash(job.labels))
+        former.setattr(LabelScheme, "foreground", lambda self, labels: labels != 0)
+        run(raw_folder)
+    assert read_cases(target)[0].foreground_mm3 == 2.0 * 4 * 8 * 7
+    assert run(raw_folder).done == ()  # arrays stay as they are
+    assert [record.foreground_mm3 for record in read_cases(target)] == [24.0] * 3
 
 
 def test_stages_are_planned_and_stored(raw_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +42,7 @@ def test_the_slice_with_most_foreground_is_shown_and_ignored_voxels_do_not_count
     labels[2] = 9
     labels[3, :2] = 7
     assert shown_slice(CLASSES, stored(labels)) == 3
+    assert shown_slice(replace(CLASSES, background_values=(3,)), stored(np.where(labels == 0, 3, labels))) == 3
 
 
 def test_classes_are_numbered_in_the_order_of_their_names() -> None:

@@ -115,6 +115,14 @@ class LabelScheme:
         values = self.members[index]
         return labels == values[0] if len(values) == 1 else np.isin(labels, values)
 
+    def foreground(self, labels: np.ndarray) -> np.ndarray:
+        """Boolean mask of all classes or regions of a label map of any shape, which holds `allowed_values` only."""
+        mask = np.asarray(labels != 0)
+        for value in (*self.background_values, self.ignore_value):
+            if value is not None:
+                mask &= labels != value
+        return mask
+
     def ignored(self, labels: np.ndarray) -> np.ndarray:
         """Boolean mask of the voxels to leave out; all False without an ignore label."""
         if self.ignore_value is None:

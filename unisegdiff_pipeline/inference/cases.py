@@ -132,7 +132,7 @@ class CaseCounter:
     def _count(self, labels: np.ndarray) -> tuple[int, int]:
         """Lesions and voxels of the foreground."""
         parts = (labels[first:last] for first, last in slabs(labels.shape))
-        runs = find_runs_in((part != 0) & ~self._scheme.ignored(part) for part in parts)
+        runs = find_runs_in(self._scheme.foreground(part) for part in parts)
         found = connect_runs(runs, labels.shape)
         return len(found), int(found.voxels.sum())
 

@@ -381,7 +381,8 @@ def _open_part(job: _CaseJob) -> _CaseJob:
 
 def _reference_settings(job: _CaseJob) -> str:
     if job.source is None:
-        return settings_hash(job.labels)
+        # Other values of the background once counted as foreground in the records of such data sets.
+        return settings_hash(job.labels, "background is no foreground" if job.labels.background_values else "")
     return settings_hash(job.labels, mapping_words(job.description.labels, job.source.label_map))
 
 

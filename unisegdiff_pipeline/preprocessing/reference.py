@@ -64,7 +64,7 @@ def write_reference(
     for row in labels[0]:  # masks of a whole volume would be as large as the labels, several at once
         for name, mask in scheme.class_masks(row):
             voxels[name] += int(np.count_nonzero(mask))
-        foreground += int(np.count_nonzero((row != 0) & ~scheme.ignored(row)))
+        foreground += int(np.count_nonzero(scheme.foreground(row)))
     volumes = {name: voxel_mm3 * count for name, count in voxels.items()}
     record = ReferenceRecord(case_id, group, len(labels) - 1, volumes, voxel_mm3 * foreground)
     write_json(path, _StoredReference(source, record, file_hash(array_path)))

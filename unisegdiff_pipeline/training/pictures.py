@@ -95,8 +95,7 @@ def snapshot(run: FoldRun, stored: StoredCase, prediction: CasePrediction, plane
 def shown_slice(labels: LabelScheme, stored: StoredCase) -> int:
     """Number of the slice that holds most foreground of the reference."""
     reference = np.asarray(stored.labels[0:1])[0]
-    marked = (reference > 0) & ~labels.ignored(reference)
-    return int(marked.sum(axis=(1, 2)).argmax())
+    return int(labels.foreground(reference).sum(axis=(1, 2)).argmax())
 
 
 def _foreground(labels: LabelScheme, p: Tensor) -> np.ndarray:
