@@ -403,20 +403,24 @@ def test_weights_that_saw_the_validation_cases_are_refused(
     request_: TrainRequest, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with pytest.raises(UsdError, match=r"was trained on \d+ cases of Dataset902_Phantom2D .* this fold validates on"):
+    with pytest.raises(UsdError, match=r"was trained on \d+ cases of Dataset902_Phantom2D .* fold_1 validates on"):
         train(dataclasses.replace(request_, fold="1"))
+    for work in (preview, train):
+        with pytest.raises(UsdError, match="fold_1 validates on"):
+            work(dataclasses.replace(request_, fold="cv"))
+    assert not (tmp_path / "results").exists()  # fold 0, which could begin, is not trained
     # of another fold by way of its own start
     fold = copied(train(request_).folds[0].folder, tmp_path / "second")
     stored = json.loads((fold / "request.json").read_text())
     stored["train_cases"] = []
     (fold / "request.json").write_text(json.dumps(stored))
-    with pytest.raises(UsdError, match="this fold validates on"):
+    with pytest.raises(UsdError, match="fold_1 validates on"):
         train(dataclasses.replace(request_, fold="1", pretrained=fold))
     assert "does not say which cases" not in caplog.text
     # as in an archive, which names no case
     (fold / "request.json").unlink()
     train(dataclasses.replace(request_, fold="1", pretrained=fold))
-    assert "does not say which cases it was trained on" in caplog.text
+    assert caplog.text.count("does not say which cases it was trained on") == 1
 
 
 def test_damaged_folders_name_what_is_wrong(source: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from unisegdiff_pipeline.training import fold as fold_module
 from unisegdiff_pipeline.training import opened_fold
 from unisegdiff_pipeline.training import run as run_module
 from unisegdiff_pipeline.training import validation as validation_module
+from unisegdiff_pipeline.training.dry_run import preview
 from unisegdiff_pipeline.training.fold_files import remove_training
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.log import RunLog
@@ -416,6 +417,22 @@ def test_a_foreign_phase_1_must_be_there_and_fair(request_: TrainRequest, tmp_pa
     source = train(dataclasses.replace(request_, fold="1", trainer="SegmentationTrainer", iterations=1)).folds[0]
     with pytest.raises(UsdError, match="was trained on"):
         train(dataclasses.replace(request_, phase_1_from=source.folder, restart=True))
+
+
+def test_a_phase_1_that_a_later_fold_cannot_take_over_is_refused_before_the_first_is_trained(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)).folds[0]
+    monkeypatch.setattr(run_module, "train_fold", lambda *_: pytest.fail("a fold is trained"))
+    cv = dataclasses.replace(request_, fold="cv", phase_1_from=source.folder)
+    for refusing in (train, preview):
+        with pytest.raises(UsdError, match=r"--phase-1-from .*fold_0 was trained on \d+ cases that fold_1 holds out"):
+            refusing(cv)
+    (source.folder.parent / "plans.json").unlink()
+    single = dataclasses.replace(request_, phase_1_from=source.folder)
+    for refusing in (train, preview):
+        with pytest.raises(UsdError, match=r"plans\.json is not there"):
+            refusing(single)
 
 
 def test_fold_all_trains_on_every_case(request_: TrainRequest) -> None:

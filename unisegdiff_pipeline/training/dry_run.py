@@ -11,9 +11,8 @@ from unisegdiff_pipeline.training.fold import is_finished
 from unisegdiff_pipeline.training.fold_files import has_begun
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.model_files import check_plan_of_folds
-from unisegdiff_pipeline.training.opened_fold import fold_run, requests_of_folds
+from unisegdiff_pipeline.training.opened_fold import fold_run, requests_of_folds, require_start
 from unisegdiff_pipeline.training.opened_request import open_request
-from unisegdiff_pipeline.training.pretrained import open_start
 from unisegdiff_pipeline.training.request import FoldPreview, FoldState, TrainRequest
 from unisegdiff_pipeline.training.resume import require_same_training
 from unisegdiff_pipeline.training.time_estimate import TimeEstimate, estimate_time
@@ -34,8 +33,7 @@ def preview(request: TrainRequest) -> tuple[FoldPreview, ...]:
         run = fold_run(opened, settled, fold, StopRequest(), time.monotonic())
         if not request.restart:
             require_same_training(run, opened.trainer)
-        if run.request.pretrained is not None and (request.restart or not has_begun(run.folder)):
-            open_start(run)
+        require_start(run)
         found.append(FoldPreview(fold, run.folder, _state(request, run.folder), settled, run.configuration))
     return tuple(found)
 

@@ -12,12 +12,22 @@ from unisegdiff_pipeline.inference.model_folder import plan_hash
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 from unisegdiff_pipeline.training.data.splits import Split, inner_holdout, inner_holdout_by_source
 from unisegdiff_pipeline.training.fold import require_weights
+from unisegdiff_pipeline.training.fold_files import has_begun
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.log import RunLog
 from unisegdiff_pipeline.training.opened_request import OpenedRequest
+from unisegdiff_pipeline.training.pretrained import open_start
 from unisegdiff_pipeline.training.request import TrainRequest
-from unisegdiff_pipeline.training.resume import as_asked, held_out_of, like_the_others, read_request, start_record
+from unisegdiff_pipeline.training.resume import (
+    as_asked,
+    held_out_of,
+    like_the_others,
+    read_request,
+    require_fair_phase_1,
+    require_phase_1_of_plan,
+    start_record,
+)
 from unisegdiff_pipeline.training.schedule import Stopwatch
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
@@ -75,6 +85,26 @@ def fold_run(opened: OpenedRequest, request: TrainRequest, fold: str, stop: Stop
         start=None if request.restart else start_record(folder),
         ranks=opened.ranks,
     )
+
+
+def require_start(run: FoldRun, warning: bool = True) -> None:
+    """Refuse a fold that begins where it cannot start from what its request names; nothing is kept of what is read.
+
+    Args:
+        run: the fold; one that has begun goes on from its own files.
+        warning: see `open_start`.
+
+    Raises:
+        UsdError: see `open_start`, `require_fair_phase_1` and `require_phase_1_of_plan`.
+    """
+    request = run.request
+    if has_begun(run.folder) and not request.restart:
+        return
+    if request.pretrained is not None:
+        open_start(run, warning)
+    if request.phase_1_from is not None:
+        require_fair_phase_1(run, request.phase_1_from)
+        require_phase_1_of_plan(run, request.phase_1_from)
 
 
 def _overridden(configuration: ConfigurationPlan, request: TrainRequest) -> ConfigurationPlan:

@@ -395,8 +395,12 @@ def require_same_dims(start: PretrainedStart, network: NetworkPlan) -> None:
         )
 
 
-def open_start(run: FoldRun) -> PretrainedStart:
+def open_start(run: FoldRun, warning: bool = True) -> PretrainedStart:
     """What the request of a fold names to start from, read and checked.
+
+    Args:
+        run: the fold.
+        warning: say which cases that settings are chosen on it has seen, or that it is not known.
 
     Raises:
         UsdError: it cannot be read, has another dimension, has seen cases that the fold validates on, is not what the
@@ -410,7 +414,9 @@ def open_start(run: FoldRun) -> PretrainedStart:
             f"--pretrained {start.description} is not what {run.folder} began with: its weights have changed since. "
             f"Restore them, train beside it with --run NAME, or begin again with --restart."
         )
-    _require_unseen(run, start)
+    for text in _require_unseen(run, start):
+        if warning:
+            run.log.say(f"warning: {text}")
     found = differences(start, run.configuration, run.plans.labels) if run.request.phase_2_only else ()
     if found:
         same = dataclasses.replace(run.configuration, network=_as_in(start.network, run.configuration.network))
@@ -424,13 +430,14 @@ def open_start(run: FoldRun) -> PretrainedStart:
     return start if sources is None else start.for_sources(tuple(sources.plans))
 
 
-def _require_unseen(run: FoldRun, start: PretrainedStart) -> None:
-    """Refuse weights that were trained on cases which the fold validates on; warn of those it chooses settings on."""
+def _require_unseen(run: FoldRun, start: PretrainedStart) -> list[str]:
+    """Refuse weights that were trained on cases which the fold validates on; say what else they may have seen."""
+    fold, warnings = run.folder.name, []
     description = run.data.folder.parent / DATASET_NAME
     if not start.knows_cases:
-        run.log.say(
-            f"warning: {start.description} does not say which cases it was trained on. Scores of this fold mean "
-            f"something where none of them is among its validation cases, which is for you to know"
+        warnings.append(
+            f"{start.description} does not say which cases it was trained on. Scores of {fold} mean something where "
+            f"none of them is among its validation cases, which is for you to know"
         )
     for cases, is_validation in ((run.validation_cases, True), (run.holdout_cases, False)):
         for dataset, names in by_dataset(run.plans.dataset_name, cases, description).items():
@@ -440,13 +447,14 @@ def _require_unseen(run: FoldRun, start: PretrainedStart) -> None:
             known = f"{counted(len(leaked), 'case')} of {dataset} ({leaked[0]}{', ...' if len(leaked) > 1 else ''})"
             if is_validation:
                 raise UsdError(
-                    f"--pretrained {start.description} was trained on {known} that this fold validates on: its scores "
+                    f"--pretrained {start.description} was trained on {known} that {fold} validates on: its scores "
                     f"would mean nothing. Start from the same fold of that model, or from data without these cases."
                 )
-            run.log.say(
-                f"warning: the start was trained on {known} on which settings are chosen here, so that probabilities "
-                f"may come out too sure"
+            warnings.append(
+                f"the start was trained on {known} on which settings of {fold} are chosen, so that probabilities may "
+                f"come out too sure"
             )
+    return warnings
 
 
 def differences(start: PretrainedStart, configuration: ConfigurationPlan, labels: LabelScheme) -> tuple[str, ...]:

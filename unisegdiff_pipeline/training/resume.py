@@ -242,8 +242,9 @@ def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
     leaked = sorted(seen & {*run.holdout_cases, *run.validation_cases})
     if leaked:
         raise UsdError(
-            f"--phase-1-from {folder} was trained on {counted(len(leaked), 'case')} that this fold holds out "
-            f"({leaked[0]}, ...): its scores would mean nothing. Take phase 1 from the same fold."
+            f"--phase-1-from {folder} was trained on {counted(len(leaked), 'case')} that {run.folder.name} "
+            f"holds out ({leaked[0]}, ...): its scores would mean nothing. Take phase 1 from the same fold, and train "
+            f"the folds singly."
         )
 
 

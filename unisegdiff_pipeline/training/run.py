@@ -25,9 +25,8 @@ from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.follower import follow
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.model_files import folders_to_make, remove_what_is_empty, write_model_files
-from unisegdiff_pipeline.training.opened_fold import fold_run, requests_of_folds
+from unisegdiff_pipeline.training.opened_fold import fold_run, requests_of_folds, require_start
 from unisegdiff_pipeline.training.opened_request import OpenedRequest, open_request, workers_of
-from unisegdiff_pipeline.training.pretrained import read_start
 from unisegdiff_pipeline.training.ranks import Ranks, joined
 from unisegdiff_pipeline.training.request import FoldResult, TrainRequest, TrainResult
 from unisegdiff_pipeline.training.resume import taken_over
@@ -93,8 +92,7 @@ def _check_data(opened: OpenedRequest) -> None:
     requests = requests_of_folds(opened)
     for fold in todo:
         run = fold_run(opened, requests[fold], fold, StopRequest(), time.monotonic())
-        if run.request.pretrained is not None and (opened.request.restart or not has_begun(run.folder)):
-            read_start(run.request.pretrained, fold)
+        require_start(run, warning=False)  # of all folds, before the first is trained; each says its warnings itself
     if todo:
         opened.data.require_undamaged(opened.cases)
         validated = [case for split in opened.folds.values() for case in split.val]
