@@ -108,3 +108,13 @@ def test_regions_that_overlap_need_a_region_of_what_they_share():
     overlap = LabelScheme(("a", "b"), ((1, 2), (2, 3)), "regions", (1, 3))
     assert "no order keeps" in (overlap.order_problem() or "")
     assert LabelScheme(("a", "b", "both"), ((1, 2), (2, 3), (2,)), "regions", (1, 3, 2)).order_problem() is None
+
+
+def test_regions_overlap_where_they_share_values_and_neither_lies_within_the_other():
+    overlap = LabelScheme(("a", "b", "both"), ((1, 2), (2, 3), (2,)), "regions", (1, 3, 2))
+    assert overlap.overlap
+    assert overlap.combinations == ((0, 1, 2), (0,), (1,))
+    nested = LabelScheme(("whole", "core", "edge"), ((1, 2), (2,), (1,)), "regions", (1, 2, 1))
+    assert not nested.overlap
+    assert nested.combinations == ((0, 1), (0, 2))
+    assert not LabelScheme(("a", "again"), ((1,), (1,)), "regions", (1, 1)).overlap

@@ -24,6 +24,7 @@ SIZE, NUM_SAMPLES, RADIUS = 48, 300, 8.0
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 CLASSES = LabelScheme(("front", "back"), ((1,), (2,)), "softmax", (1, 2))
 REGIONS = LabelScheme(("core", "whole", "edge"), ((2,), (1, 2), (1,)), "regions", (2, 1, 1))
+OVERLAP = LabelScheme(("a", "b", "both"), ((1, 2), (2, 3), (2,)), "regions", (1, 3, 2))
 
 
 def draw(
@@ -148,6 +149,55 @@ def test_regions_are_drawn_within_those_around_them() -> None:
     assert (drawn[:, 0] <= drawn[:, 1]).all()
     assert (drawn[:, 2] <= drawn[:, 1]).all()
     assert drawn.mean(dim=(0, 2, 3, 4)).tolist() == pytest.approx([0.4, 0.8, 0.6], abs=0.02)
+
+
+def of_voxels(*probabilities: float) -> Tensor:
+    """The same probabilities of channels everywhere (1, C, 1, SIZE, SIZE)."""
+    return torch.tensor(probabilities).reshape(1, -1, 1, 1, 1).expand(1, -1, 1, SIZE, SIZE)
+
+
+def combinations_drawn(masks: Tensor) -> set[tuple[int, ...]]:
+    """All combinations of channels that any voxel of masks (N, C, *spatial) has."""
+    return {tuple(map(int, row)) for row in masks.movedim(1, -1).flatten(0, -2).unique(dim=0)}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_regions_that_overlap_keep_their_probabilities_and_what_they_share(order: tuple[int, ...]) -> None:
+    """`both` given only the last of the regions around it came half as often, and voxels of a and b were not of it."""
+    names, members = zip(*((OVERLAP.names[i], OVERLAP.members[i]) for i in order), strict=True)
+    scheme = LabelScheme(names, members, "regions", tuple(OVERLAP.write_values[i] for i in order))
+    p = of_voxels(0.4, 0.8, 0.35)
+    drawn = draw(p[:, list(order)], scheme, 2.0, whole_mm=2.0)
+    of_listed = drawn[:, [order.index(i) for i in range(3)]]
+    assert of_listed.mean(dim=(0, 2, 3, 4)).tolist() == pytest.approx([0.4, 0.8, 0.35], abs=0.02)
+    assert combinations_drawn(of_listed) == {(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 1)}
+
+
+def test_samples_of_regions_that_overlap_are_written_as_they_were_drawn() -> None:
+    drawn = draw(of_voxels(0.5, 0.6, 0.3), OVERLAP, 2.0, whole_mm=2.0)[0].numpy()
+    assert (OVERLAP.encode(OVERLAP.decode(drawn)) == drawn).all()
+
+
+def test_regions_whose_probabilities_contradict_one_another_are_drawn_as_labels_that_exist() -> None:
+    """a and b of 0.8 share 0.6 at least; what is certain is drawn for all that."""
+    contradicting = draw(of_voxels(0.8, 0.8, 0.3), OVERLAP, 2.0, whole_mm=2.0)
+    assert combinations_drawn(contradicting) == {(1, 0, 0), (0, 1, 0), (1, 1, 1)}
+    a_certain = draw(of_voxels(0.96, 0.5, 0.4), OVERLAP, 2.0, whole_mm=2.0)
+    assert combinations_drawn(a_certain) == {(1, 0, 0), (1, 1, 1)}
+    assert combinations_drawn(draw(of_voxels(0.96, 0.96, 0.5), OVERLAP, 2.0)) == {(1, 1, 1)}
+
+
+def test_what_the_mean_is_certain_of_makes_no_label_that_does_not_exist() -> None:
+    of_b = torch.tensor([0.0, 1.0, 0.0]).reshape(1, 3, 1, 1, 1)
+    for reported, kept in (
+        ((0.96, 0.2, 0.1), [1, 0, 0]),
+        ((0.96, 0.97, 0.6), [1, 1, 1]),
+        ((0.2, 0.97, 0.1), [0, 1, 0]),
+    ):
+        p = torch.tensor(reported).reshape(1, 3, 1, 1, 1)
+        assert keep_certain(of_b, p, OVERLAP, 0.95).flatten().tolist() == kept
+    of_both = torch.ones(1, 3, 1, 1, 1)
+    assert keep_certain(of_both, torch.tensor([0.96, 0.2, 0.1]).reshape(1, 3, 1, 1, 1), OVERLAP, 0.95).equal(of_both)
 
 
 @pytest.mark.parametrize("reach", [(0, 0, 0), (0, 1, 2), (0, 5, 13), (0, 60, 3)])

@@ -417,6 +417,19 @@ def test_slices_of_a_volume_under_a_2d_network() -> None:
     assert torch.allclose(alone.p_det[:, 0], found.p_det[:, 2], atol=1e-5)
 
 
+def test_masks_of_regions_that_overlap_hold_what_label_values_have() -> None:
+    labels = LabelScheme(("a", "b", "both"), ((1, 2), (2, 3), (2,)), "regions", (1, 3, 2))
+    model = tiny_model((16, 16), labels)
+    image = torch.randn(1, 5, 36, 18, generator=torch.Generator().manual_seed(3))
+    sampler = SamplerSettings(num_calls=1, draw=True, correlation_length_mm=8.0, surface_length_mm=2.0)
+    settings = dataclasses.replace(SETTINGS, sampler=sampler)
+    found = predict(model, image, (16, 16), settings=settings)
+    assert same(found, predict(model, image, (16, 16), settings=settings, limits=TIGHT))
+    a, b, both = found.sample(0) > 0.5
+    assert (a & b).any()
+    assert torch.equal(a & b, both)
+
+
 def test_nothing_active_means_samples_equal_p_det(volume) -> None:
     _, image, patch = volume
     quiet = tiny_model(patch, SOFTMAX)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -76,6 +77,19 @@ class LabelScheme:
         regions = [frozenset(values) for values in self.members]
         largest_first = sorted(range(len(regions)), key=lambda i: -len(regions[i]))
         return tuple((i, j) for i in largest_first for j in largest_first if regions[i] < regions[j])
+
+    @property
+    def overlap(self) -> bool:
+        """Whether regions share values of which neither lies within the other."""
+        pairs = combinations(map(set, self.members), 2)
+        return self.coding == "regions" and any(a & b and not (a <= b or b <= a) for a, b in pairs)
+
+    @property
+    def combinations(self) -> tuple[tuple[int, ...], ...]:
+        """The sets of region channels (their indices) that a label value is in, those of most regions first."""
+        values = sorted({v for values in self.members for v in values})
+        found = {tuple(i for i, held in enumerate(self.members) if value in held) for value in values}
+        return tuple(sorted(found, key=lambda regions: (-len(regions), regions)))
 
     @property
     def allowed_values(self) -> frozenset[int]:

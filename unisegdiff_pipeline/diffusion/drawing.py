@@ -12,6 +12,9 @@ high there.
 
 Classes are drawn in the order of what they depend on: first whether there is any foreground, then of which class it is;
 regions within others given that these were drawn. So a doubt about the class breaks no object in two.
+
+Regions that overlap, neither within the other, are drawn as if each combination of regions that a label value has were
+a class: drawn one by one, they would meet where no label value has both, or miss the region of what they share.
 """
 
 from __future__ import annotations
@@ -39,24 +42,26 @@ class FieldPart(NamedTuple):
 
 def field_parts(labels: LabelScheme) -> tuple[FieldPart, ...]:
     """The fields of `draw_objects`, in the order of its channels: two for each level of nesting, or two and two more
-    for each of several classes."""
-    if labels.coding != "softmax":
+    for each of several classes, or combinations of regions."""
+    if not _as_classes(labels):
         levels = 1 + max(map(len, _outer_channels(labels).values()), default=0)
         return tuple(
             FieldPart(f"{length}{level or ''}", length, 1) for level in range(levels) for length in ("whole", "surface")
         )
-    count = len(labels.names)
+    count = len(labels.combinations if labels.overlap else labels.names)
     both = (FieldPart("whole", "whole", 1), FieldPart("surface", "surface", 1))
     return both if count == 1 else (*both, FieldPart("class", "whole", count), FieldPart("border", "surface", count))
 
 
-def doubts(p: Tensor, labels: LabelScheme) -> Tensor:
+def doubts(p: Tensor, labels: LabelScheme, certain: float) -> Tensor:
     """What counts in the neighbourhood of a voxel (N, D, *spatial): whether it is certain; see `near_certain`.
 
-    Of sigmoid channels the probability of each, and where there is a region around it, given that; of classes that of
-    foreground, and where there is any that of the likeliest class.
+    Of sigmoid channels the probability of each, and where there is a region around it, given that; of classes, or
+    combinations of regions, that of foreground, and where there is any that of the likeliest one.
     """
-    if labels.coding != "softmax":
+    if labels.overlap:
+        p = combination_probabilities(p, labels, certain)
+    elif labels.coding != "softmax":
         given, around = _given_outer(p, labels), _outer_channels(labels)
         for inner, outer in around.items():
             given[:, inner] = torch.where(p[:, outer[-1]] >= FOREGROUND, given[:, inner], 0.0)
@@ -68,11 +73,15 @@ def doubts(p: Tensor, labels: LabelScheme) -> Tensor:
 
 def near_certain(p: Tensor, labels: LabelScheme, certain: float, reach: Sequence[int] = ()) -> Tensor:
     """Where something certain lies within `reach` voxels along each axis (() for none), boolean (N, D, *spatial)."""
-    return local_maximum(doubts(p, labels) >= certain, reach)
+    return local_maximum(doubts(p, labels, certain) >= certain, reach)
 
 
 def draw_objects(p: Tensor, near: Tensor, fields: Tensor, labels: LabelScheme, certain: float) -> Tensor:
     """A mask of each sample, {0, 1} (N, C, *spatial), with the marginals p but for what counts as certain or ruled out.
+
+    Of regions that overlap, neither within the other, only combinations are drawn that a label value has. They keep
+    their marginals where p is that of any such combinations; see `combination_probabilities`. Regions that share no
+    value are drawn each on its own and may meet; of these, the last one is written.
 
     Args:
         p: probabilities (N or 1, C, *spatial); of regions nested ones (`coding.nested_probabilities`).
@@ -84,6 +93,9 @@ def draw_objects(p: Tensor, near: Tensor, fields: Tensor, labels: LabelScheme, c
     """
     if labels.coding == "softmax":
         return _draw_classes(p, near, fields, certain)
+    if labels.overlap:
+        drawn = _draw_classes(combination_probabilities(p, labels, certain), near, fields, certain)
+        return _regions_of(drawn[:, 1:], labels)
     masks: dict[int, Tensor] = {}
     around = _outer_channels(labels)
     given = _given_outer(p, labels)
@@ -103,10 +115,58 @@ def keep_certain(masks: Tensor, reported: Tensor, labels: LabelScheme, certain: 
     What is drawn last comes of a call that has seen a mask drawn before, and may doubt what the mean does not.
     """
     sure = reported >= certain
+    if labels.overlap:  # the regions that are sure may meet those drawn where no label value has both
+        likeliest = likeliest_class(combination_probabilities(reported, labels, certain))
+        lacking = (sure & (masks == 0)).any(dim=1, keepdim=True)
+        of_regions = _regions_of(is_channel(likeliest, len(labels.combinations)).to(masks.dtype), labels)
+        return torch.where(lacking, of_regions, masks)
     if labels.coding != "softmax":
         return torch.maximum(masks, sure.to(masks.dtype))
     of_class = torch.cat([torch.zeros_like(sure[:, :1]), sure[:, 1:]], dim=1)
     return torch.where(of_class.any(dim=1, keepdim=True), of_class.to(masks.dtype), masks)
+
+
+def combination_probabilities(p: Tensor, labels: LabelScheme, certain: float) -> Tensor:
+    """Probabilities of background and each of `LabelScheme.combinations` (N, 1 + combinations, *spatial).
+
+    A combination is as likely as the least likely of its regions, less what combinations of more regions take of them.
+    With a region for what others share, as `LabelScheme.order_problem` asks for, that gives each region the
+    probability that it has, but
+
+    - combinations that lack a certain region are impossible, and one of the others is drawn;
+    - where they add up to more than 1, because p(a) + p(b) - p(both) does, all are scaled down;
+    - a region that is likelier than its combinations can be is drawn as often as they are.
+
+    Args:
+        p: of regions (N, C, *spatial).
+        labels: of regions that overlap.
+        certain: probabilities from here on count as 1.
+    """
+    sure = p >= certain
+    left, found, possible = list(p.unbind(dim=1)), [], []
+    for regions in labels.combinations:
+        least = torch.stack([left[i] for i in regions]).amin(dim=0)
+        for i in regions:
+            left[i] = left[i] - least
+        found.append(least)
+        others = [i for i in range(p.shape[1]) if i not in regions]
+        possible.append(~sure[:, others].any(dim=1) if others else torch.ones_like(sure[:, 0]))
+    of_these = torch.stack(possible, dim=1)
+    of_these = of_these | ~of_these.any(dim=1, keepdim=True)  # no label value has all the regions that are certain
+    likely = torch.where(of_these, torch.stack(found, dim=1).clamp_min(TINY), 0.0)
+    total = likely.sum(dim=1, keepdim=True)
+    likely = likely / torch.where(sure.any(dim=1, keepdim=True), total, total.clamp_min(1.0))
+    return torch.cat([(1 - likely.sum(dim=1, keepdim=True)).clamp_min(0.0), likely], dim=1)
+
+
+def _regions_of(drawn: Tensor, labels: LabelScheme) -> Tensor:
+    """Masks of regions (N, C, *spatial) from those of their combinations (N, combinations, *spatial)."""
+    held = [[i for i, regions in enumerate(labels.combinations) if c in regions] for c in range(len(labels.names))]
+    return torch.stack([drawn[:, of_region].amax(dim=1) for of_region in held], dim=1)
+
+
+def _as_classes(labels: LabelScheme) -> bool:
+    return labels.coding == "softmax" or labels.overlap
 
 
 def _outer_channels(labels: LabelScheme) -> dict[int, list[int]]:
