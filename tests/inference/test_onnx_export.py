@@ -16,7 +16,7 @@ from tests.fields import smooth_field
 from tests.inference.models import tiny_plans, write_model
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.diffusion.coding import LogitCalibration, nested_probabilities
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration, nested_probabilities, probabilities_from_logits
 from unisegdiff_pipeline.diffusion.drawing import keep_certain
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings, sample
 from unisegdiff_pipeline.diffusion.schedule import NoiseLevel
@@ -24,6 +24,7 @@ from unisegdiff_pipeline.diffusion.targets import Estimate, final_probabilities,
 from unisegdiff_pipeline.inference import onnx_export
 from unisegdiff_pipeline.inference.model_folder import load_fold, open_model_folder
 from unisegdiff_pipeline.inference.onnx_export import export_onnx
+from unisegdiff_pipeline.inference.onnx_graphs import Graph, MaskGraph
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan, SourcePlan, SourcesPlan
@@ -145,6 +146,27 @@ def test_the_example_samples_the_masks_of_the_library(exported: tuple[Path, Path
     assert set(np.unique(masks)) == {0, 1}
     assert 0.02 < masks.mean() < 0.98
     assert (masks != expected).mean() < 0.002  # a probability may lie within rounding of its threshold
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LabelScheme(("a", "b", "c"), ((1,), (2,), (3,)), "softmax", (1, 2, 3)),
+        LabelScheme(("a", "b", "both"), ((1, 2), (2, 3), (2,)), "regions", (1, 3, 2)),
+    ],
+    ids=["classes", "regions that overlap"],
+)
+def test_onnxruntime_draws_one_of_several_classes(labels: LabelScheme) -> None:
+    """`to_onnx` compares the graph with the library."""
+    for name in onnx_export.PACKAGES:
+        pytest.importorskip(name, reason="the extra onnx is not installed")
+    generator = torch.Generator().manual_seed(0)
+    fields = sum(field.channels for field in TWO_FIELDS.fields(labels))
+    channels = dict.fromkeys(("probabilities", "fields", "reported"), labels.num_channels) | {"fields": fields}
+    inputs = {name: torch.randn((2, count, 8, 8), generator=generator) for name, count in channels.items()}
+    for name in ("probabilities", "reported"):
+        inputs[name] = probabilities_from_logits(inputs[name], labels.coding)
+    assert Graph(MaskGraph(labels, TWO_FIELDS, (2, 2)).eval(), inputs, ("masks",)).to_onnx()
 
 
 def test_the_example_needs_neither_torch_nor_this_package() -> None:

@@ -242,11 +242,11 @@ def class_masks(drawn: Tensor, winner: Tensor, p: Tensor) -> Tensor:
 
 
 def first_smallest(values: Tensor) -> Tensor:
-    """The first channel with the smallest value, (N, C, *spatial) -> int16 (N, 1, *spatial).
+    """The first channel with the smallest value, (N, C, *spatial) -> int32 (N, 1, *spatial).
 
-    argmin over so few channels takes ten times as long on a CPU.
+    argmin over so few channels takes ten times as long on a CPU; onnxruntime chooses between no numbers of 16 bits.
     """
-    least, winner = values[:, :1], torch.zeros_like(values[:, :1], dtype=torch.int16)
+    least, winner = values[:, :1], torch.zeros_like(values[:, :1], dtype=torch.int32)
     for channel in range(1, values.shape[1]):
         value = values[:, channel : channel + 1]
         winner = torch.where(value < least, channel, winner)

@@ -101,7 +101,7 @@ class BoxMasks:
             draw: number of the sample, stream and first row of the slab.
         """
         sample_id, stream, first = draw
-        winners = torch.zeros(p.shape[1:], dtype=torch.int16, device=near.device)
+        winners = torch.zeros(p.shape[1:], dtype=torch.int32, device=near.device)
         foreground, doubtful = (torch.zeros(p.shape[1:], dtype=torch.bool, device=near.device) for _ in range(2))
         for a, b in self.box.pieces(0, p.shape[1]):
             here = p[None, :, a:b].to(near.device)
