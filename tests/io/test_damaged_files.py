@@ -70,6 +70,26 @@ def test_a_nifti_geometry_that_is_none(tmp_path, ending, fields):
     refused(nifti(tmp_path / f"a{ending}", **fields), "has no valid geometry.*write the true")
 
 
+@pytest.mark.parametrize("pixdim", [(1, 1, 1), (2, 3, 4.1), (0, 3, 4), (np.nan, 3, 4), (-2, 3, 4)])
+def test_an_affine_and_a_pixdim_of_two_sizes_are_refused(tmp_path: Path, pixdim: tuple[float, ...]) -> None:
+    image = nibabel.Nifti1Image(LABELS, np.diag([2, 3, 4, 1]))
+    image.set_qform(None, 0)
+    image.header["pixdim"][1:4] = pixdim
+    nibabel.save(image, tmp_path / "a.nii")
+    refused(
+        tmp_path / "a.nii", r"two sizes of its voxels \(x, y, z\): \[2\.0, 3\.0, 4\.0\] by the affine.* save the image"
+    )
+    nibabel.save(nibabel.Nifti1Image(image.dataobj, image.affine), tmp_path / "b.nii")  # as the message says
+    assert read_header(tmp_path / "b.nii")[1].spacing_mm == (4, 3, 2)
+
+
+def test_pixdim_may_be_rounded_and_its_axes_of_one_voxel_are_anything(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(LABELS[:, :, :1], np.diag([2, 3, 4, 1]))
+    image.header["pixdim"][1:4] = 2.01, 3, 9
+    nibabel.save(image, tmp_path / "a.nii")
+    assert read_header(tmp_path / "a.nii")[1].spacing_mm[1:] == pytest.approx((3, 2.01))
+
+
 @pytest.mark.parametrize(
     ("ending", "pattern", "replacement"),
     [
@@ -203,7 +223,7 @@ def test_a_misnamed_file_has_the_geometry_that_it_has_under_its_right_name(tmp_p
 
 def test_micrometres_are_converted_for_a_grid_that_simpleitk_refuses(tmp_path):
     rows = {"srow_x": [1.0, 0.004, 0, 0], "srow_y": [0, 1.0, 0, 0], "srow_z": [0, 0, 1, 0]}
-    path = nifti(tmp_path / "a.nii", xyzt_units=3, qform_code=0, **rows)
+    path = nifti(tmp_path / "a.nii", xyzt_units=3, qform_code=0, pixdim=[1] * 8, **rows)
     np.testing.assert_allclose(read_header(path)[1].spacing_mm, (1e-3, 1e-3, 1e-3), rtol=1e-3)
 
 

@@ -28,6 +28,7 @@ _HEADER_BYTES = {348: 352, 540: 544}  # size of the header (NIfTI-1, NIfTI-2): w
 _MAX_EXTENSION_BYTES = 1 << 28  # between header and voxels
 _DIM_OFFSET = 40  # of the numbers of voxels in a NIfTI-1 header
 _SLICES_BETWEEN = 16
+LARGEST_SIZE_ERROR = 0.01  # between the affine and pixdim, as a fraction
 _MM_OF_UNIT = {"meter": 1000.0, "micron": 1e-3}
 _loading = threading.Lock()
 
@@ -174,6 +175,23 @@ def _check_forms(path: Path, fields: Any, shape: Shape) -> None:
         what = f"there is no affine, and the spacing is {spacing.tolist()} mm (x, y, z)"
     if not valid:
         raise UsdError(f"{path} has no valid geometry: {what}; write the true affine into its header.")
+    if int(fields["sform_code"]) > 0:
+        _require_one_size(path, fields, matrix[:, :3], shape)
+
+
+def _require_one_size(path: Path, fields: Any, matrix: np.ndarray, shape: Shape) -> None:
+    """Refuse an sform whose voxels are of another size than pixdim says: nibabel and most viewers go by the one,
+    SimpleITK and nnU-Net by the other, and nothing tells which is true.
+    """
+    by_affine, by_pixdim = np.linalg.norm(matrix, axis=0), np.array(fields["pixdim"][1:4], float)
+    long = [axis for axis, size in enumerate(shape[:3]) if size > 1]
+    if not (np.abs(by_pixdim - by_affine) <= LARGEST_SIZE_ERROR * by_affine)[long].all():
+        raise UsdError(
+            f"{path} says two sizes of its voxels (x, y, z): {by_affine.round(4).tolist()} by the affine (sform), "
+            f"{by_pixdim.round(4).tolist()} by pixdim; programs take the one or the other. Where the affine is true, "
+            f"save the image again by nibabel, nibabel.Nifti1Image(image.dataobj, image.affine); else write an affine "
+            f"of the true size."
+        )
 
 
 def _geometry(path: Path, fields: Any, block: bytes, shape: Shape) -> Geometry:
