@@ -56,6 +56,12 @@ def test_regions_are_voted_on_one_by_one() -> None:
     assert combined(REGIONS, "majority", line(1, 2), line(2, 2), line(0, 0)) == [1, 2]
 
 
+@pytest.mark.parametrize("scheme", [BINARY, SOFTMAX, REGIONS])
+def test_masks_that_cover_the_image_leave_none_out(scheme: LabelScheme) -> None:
+    whole, part = line(*[1] * 10), line(*[1] * 9, 0)
+    assert combined(scheme, "staple", whole, part, part)[:9] == [1] * 9
+
+
 def test_nothing_drawn_anywhere_is_background() -> None:
     for combine in ("majority", "staple"):
         for scheme in (BINARY, SOFTMAX, REGIONS):

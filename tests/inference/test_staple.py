@@ -77,6 +77,14 @@ def test_a_careless_map_counts_less() -> None:
     assert np.mean(found != truth) < np.mean(vote != truth) / 2
 
 
+def test_a_row_without_voxels_takes_no_part() -> None:
+    """Background by both, which a map that marks everything never gives."""
+    rows, counts = np.array([[1, 0], [1, 1], [0, 0]]), np.array([6, 4, 0])
+    found = staple(rows, counts, 2)
+    assert np.array_equal(found[:, :2], staple(rows[:2], counts[:2], 2))
+    assert np.allclose(found[:, 2], [0.3, 0.7])
+
+
 def test_labels_that_no_map_gives() -> None:
     assert staple(np.zeros((1, 3), np.int64), np.array([7]), 2).tolist() == [[1.0], [0.0]]
     weights = staple(np.array([[0, 0], [2, 2]]), np.array([3, 3]), 3)

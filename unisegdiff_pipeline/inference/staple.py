@@ -27,7 +27,7 @@ def staple(decisions: np.ndarray, counts: np.ndarray, num_labels: int) -> np.nda
 
     Args:
         decisions: label index 0 .. S-1 that each of J maps gives to the voxels of a row.
-        counts: voxels of each row (P,).
+        counts: voxels of each row (P,); a row of none takes no part and gets the fractions of the labels, gamma.
         num_labels: S; a label that no map gives has W = 0.
     """
     rows = [_fractions(column, counts[None], num_labels)[:, 0] for column in decisions.T]
@@ -35,7 +35,16 @@ def staple(decisions: np.ndarray, counts: np.ndarray, num_labels: int) -> np.nda
     known = prior > 0
     if known.sum() == 1:
         return np.repeat(known[:, None].astype(float), len(counts), axis=1)
-    theta = np.full((len(rows), num_labels, num_labels), (1 - START) / (num_labels - 1))  # (J, S' given, S true)
+    # A row without voxels may be one that theta rules out under every label: its W would be 0 / 0.
+    found = np.repeat(prior[:, None], len(counts), axis=1)  # (S, P)
+    found[:, counts > 0] = _iterated(decisions[counts > 0], counts[counts > 0], prior)
+    return found
+
+
+def _iterated(decisions: np.ndarray, counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """W (S, P) of rows that have voxels, by (1) and (2) in turn."""
+    known, num_labels, num_maps = prior > 0, len(prior), decisions.shape[1]
+    theta = np.full((num_maps, num_labels, num_labels), (1 - START) / (num_labels - 1))  # (J, S' given, S true)
     theta[:, np.arange(num_labels), np.arange(num_labels)] = START
     weights = _expectation(decisions, prior, theta)
     for _ in range(MAX_ITERATIONS):
