@@ -20,6 +20,7 @@ from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.inference import folder_run
 from unisegdiff_pipeline.inference.dicom_input import InputImages
 from unisegdiff_pipeline.inference.folder_run import predict_folder
+from unisegdiff_pipeline.inference.lesion_filter import LesionFilter, LesionRule
 from unisegdiff_pipeline.inference.model_folder import open_model_folder
 from unisegdiff_pipeline.inference.request import PredictRequest
 
@@ -54,7 +55,7 @@ if folder_run._open_run.__name__ != "note":
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads of this process in place of a cluster."""
-    folder_run._run_of_worker.cache_clear()
+    folder_run._KEPT.clear()
     monkeypatch.setattr(parallel, "_dask_executor", lambda address: ThreadPoolExecutor(2))
 
 
@@ -73,6 +74,28 @@ def test_workers_predict_what_one_process_does_and_load_the_model_once(
     assert len(opened) == 2  # by the command, and by the worker
     assert bytes_of(tmp_path / "many") == bytes_of(tmp_path / "one")
     assert predict_folder(request) == 0
+
+
+def test_workers_take_a_lesion_filter(tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of best.json is part of the request."""
+    model, images = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2)
+    nothing_stays = LesionFilter(rules={"lesion": LesionRule(min_size=1e6)}, unit="pixels2")
+    opened = []
+    original = folder_run._open_run
+    monkeypatch.setattr(folder_run, "_open_run", lambda *given: opened.append(1) or original(*given))
+    for name, lesion_filter, loaded in (("none", nothing_stays, 2), ("all", False, 4)):
+        request = PredictRequest(
+            images,
+            tmp_path / name,
+            model,
+            device="cpu",
+            lesion_filter=lesion_filter,
+            scheduler="tcp://host:8786",
+        )
+        assert predict_folder(request) == 2
+        assert len(opened) == loaded  # by the command, and once by the worker
+    kept = [(tmp_path / name / "lesions.csv").read_text().count("\n") for name in ("none", "all")]
+    assert kept[0] == 1 < kept[1]
 
 
 def test_a_case_that_fails_on_a_worker_is_named_and_the_others_are_done(tmp_path: Path, here: None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import socket
 import time
@@ -175,9 +174,14 @@ class _Task:
 _ONE_CASE = Lock()  # a worker with several threads predicts one case at a time all the same
 
 
-@functools.lru_cache(maxsize=1)
+_KEPT: list[tuple[PredictRequest, str, _FolderRun]] = []  # the last model of a worker; requests have no hash
+
+
 def _run_of_worker(request: PredictRequest, made_of: str) -> _FolderRun:
     """The model of a worker, which stays in memory for the next case."""
+    if _KEPT and _KEPT[0][:2] == (request, made_of):
+        return _KEPT[0][2]
+    _KEPT.clear()
     model = open_model_folder(Path(request.model_folder))
     run = _open_run(request, ModelInputs(model, request.source_name))
     if run.owner.request != made_of:
@@ -185,6 +189,7 @@ def _run_of_worker(request: PredictRequest, made_of: str) -> _FolderRun:
             f"a worker on {socket.gethostname()} finds another model in {request.model_folder}, or runs another "
             f"version of this program; workers must see the same files at the same paths."
         )
+    _KEPT.append((request, made_of, run))
     return run
 
 
