@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.inference.test_predictor import make_model, make_pictures
+from tests.io.test_dicom import write_series
 from unisegdiff_pipeline.commands import predict as command
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.inference.best_prediction import predict_best
@@ -113,6 +115,22 @@ def test_an_output_of_others_is_refused_before_anything_is_predicted(
         with pytest.raises(UsdError, match=words):
             predict_best(PredictRequest(images, tmp_path / name, results, device="cpu"))
         assert not (tmp_path / name / ".members").exists()
+
+
+def test_two_models_predict_dicom_series_and_name_them(tmp_path: Path) -> None:
+    results, images = tmp_path / "results" / DATASET, tmp_path / "in"
+    shutil.move(make_model(tmp_path / "made", 3), results / ONE)
+    shutil.copytree(results / ONE, results / TWO)
+    write_series(images / "p1")
+    write_best(results, (ONE, ("0",)), (TWO, ("0",)))
+    request = PredictRequest(images, tmp_path / "out", results, device="cpu", num_samples=0)
+    with pytest.raises(UsdError, match=rf"the DICOM files in {images} would become images on this machine"):
+        predict_best(dataclasses.replace(request, scheduler="tcp://host:8786"))
+    assert not (tmp_path / "out").exists()
+    assert predict_best(request) == 1
+    for model in (ONE, TWO):
+        manifest = json.loads((tmp_path / "out/.members" / model / "manifest.json").read_text())
+        assert manifest["cases"]["p1"]["inputs"] == [str(images / "p1")]
 
 
 def test_recipes_that_cannot_be_followed(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.names import quoted
-from unisegdiff_pipeline.inference.dicom_input import as_images
+from unisegdiff_pipeline.inference.dicom_input import InputImages, as_images
 from unisegdiff_pipeline.inference.export import read_record
 from unisegdiff_pipeline.inference.folder_ensemble import ensemble_folders
-from unisegdiff_pipeline.inference.folder_run import CasesFailedError, predict_folder
+from unisegdiff_pipeline.inference.folder_run import CasesFailedError, predict_folder, require_seen_by_workers
 from unisegdiff_pipeline.inference.guarantees import Promises
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, choose_folds, open_model_folder
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
@@ -72,10 +72,11 @@ def predict_best(request: PredictRequest) -> int:
         ((model, folds),) = best.models
         return predict_folder(replace(request, model_folder=model, folds=folds))
     with as_images(request.source, open_model_folder(best.models[0][0])) as images:
-        return _predict_together(best, replace(request, source=images.source))
+        require_seen_by_workers(request, images)
+        return _predict_together(best, request, images)
 
 
-def _predict_together(best: BestModels, request: PredictRequest) -> int:
+def _predict_together(best: BestModels, request: PredictRequest, images: InputImages) -> int:
     """By several models, whose probabilities are averaged."""
     if request.save_uncertainty_parts:
         raise UsdError(
@@ -95,11 +96,11 @@ def _predict_together(best: BestModels, request: PredictRequest) -> int:
     for member, (model, folds) in zip(members, best.models, strict=True):
         own = replace(request, model_folder=model, folds=folds, output=member, combine="mean", guarantees=())
         try:
-            predict_folder(replace(own, save_probabilities=True, save_samples=True))
+            predict_folder(replace(own, save_probabilities=True, save_samples=True), images)
         except CasesFailedError as error:
             failures.append(f"{model.name}: {error}")
     inputs = ModelInputs(open_model_folder(best.models[0][0]), request.source_name, request.suffixes)
-    cases = inputs.find_cases(request.source)
+    cases = inputs.find_cases(images.source)
     own_cases = [case.case_id for case in cases][request.part_id :: request.num_parts]
     done = [case for case in own_cases if all(read_record(member, case) is not None for member in members)]
     if failures and not done:

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
@@ -67,7 +67,7 @@ class CasesFailedError(UsdError):
     """Some cases could not be predicted; the others are done."""
 
 
-def predict_folder(request: PredictRequest) -> int:
+def predict_folder(request: PredictRequest, images: InputImages | None = None) -> int:
     """Predict the cases of a folder, a file or a list; returns how many were predicted now.
 
     What runs that were killed left half written in the output is removed first.
@@ -75,6 +75,10 @@ def predict_folder(request: PredictRequest) -> int:
     The output belongs to one model with one set of settings (see `output_folder`). Cases that it holds already, made
     from the same image, with all that is asked for, are left as they are. Of a case that is predicted again all parts
     are removed before. See `export` for what is written.
+
+    Args:
+        request: what is predicted, by which model, and how.
+        images: what was made of its source already, as by `as_images`.
 
     Raises:
         UsdError: no such model or input; nothing to combine or to split; the output cannot be written into, or holds
@@ -86,13 +90,14 @@ def predict_folder(request: PredictRequest) -> int:
     choose_folds(model, request.folds)
     with (
         torch_threads(max(1, min(torch.get_num_threads(), usable_cores()))),
-        as_images(request.source, model) as images,
+        as_images(request.source, model) if images is None else nullcontext(images) as found,
     ):
-        return _predict_folder(request, model, images)
+        return _predict_folder(request, model, found)
 
 
 def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputImages) -> int:
     started = time.perf_counter()
+    require_seen_by_workers(request, images)
     output, part_id, num_parts = Path(request.output), request.part_id, request.num_parts
     if problem := model.plans.labels.order_problem():  # refused when planned today; masks of such models say it
         _say(f"warning: labels.write_values in {model.place / PLANS_NAME} is {problem}")
@@ -101,11 +106,6 @@ def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputIm
     _require_elsewhere(output, cases)
     for folder in output_folders(output):
         require_writable(folder)
-    if request.scheduler is not None and images.origins:
-        raise UsdError(
-            f"the DICOM files in {request.source} would become images on this machine, which the workers of "
-            f"--scheduler need not see; leave the flag out, or convert the series to NIfTI first."
-        )
     run = _open_run(request, inputs)
     run.origins = images.origins
     endings = {case.case_id: inputs.file_ending(case.image_paths) for case in cases}
@@ -128,6 +128,15 @@ def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputIm
             run.write_tables(time.perf_counter() - started)
         run.raise_failures()
         return len(left)
+
+
+def require_seen_by_workers(request: PredictRequest, images: InputImages) -> None:
+    """Raise a UsdError where the workers of a cluster are to predict images that were made on this machine."""
+    if request.scheduler is not None and images.origins:
+        raise UsdError(
+            f"the DICOM files in {request.source} would become images on this machine, which the workers of "
+            f"--scheduler need not see; leave the flag out, or convert the series to NIfTI first."
+        )
 
 
 def _open_run(request: PredictRequest, inputs: ModelInputs) -> _FolderRun:
