@@ -89,6 +89,9 @@ def write_validated(
                 np.savez(validation / f"probabilities/{case_id}.npz", probabilities=array)
         write_json(validation / "summary.json", to_jsonable({"cases": scored, "not_validated": []}))
         write_json(validation / "manifest.json", {"model": str(model)})
+        others = [case for case in CASES if case not in cases]
+        parts = {"train_cases": others[1:], "holdout_cases": others[:1], "validation_cases": cases}
+        write_json(model / f"fold_{fold}/request.json", {"training": {}, **parts})
     return model
 
 
@@ -377,3 +380,26 @@ def test_patients_that_a_fold_was_trained_on_allow_no_guarantees(tmp_path: Path)
     recipe = find_best(Roots(None, tmp_path / "preprocessed", tmp_path / "results"), 1).recipe
     assert recipe.guarantees is None
     assert any("no guarantees were calibrated: fold 0 validates cases of the group 'both'" in n for n in recipe.notes)
+
+
+@pytest.mark.parametrize("num_folds", [1, 3])
+def test_folds_are_judged_by_what_they_were_trained_on_and_not_by_later_splits(roots: Roots, num_folds: int) -> None:
+    model = write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST)
+    parts = [list(CASES[number::3]) for number in range(num_folds)]
+    splits = [{"train": [case for case in CASES if case not in val], "val": val} for val in parts]
+    assert roots.preprocessed is not None
+    write_json(roots.preprocessed / NAME / "splits_final.json", splits)
+    assert find_best(roots, 1).recipe.guarantees is not None
+    path = model / "fold_1/request.json"
+    request = json.loads(path.read_text())
+    write_json(path, request | {"holdout_cases": [CASES[6]]})  # which it also validates
+    recipe = find_best(roots, 1).recipe
+    assert recipe.guarantees is None
+    assert any(f"fold 1 validates cases of the group '{CASES[6]}', which it was also" in note for note in recipe.notes)
+    path.unlink()  # as in an archive
+    recipe = find_best(roots, 1).recipe
+    assert recipe.guarantees is None
+    assert any(
+        "no guarantees were calibrated: fold_1 of SegmentationTrainer__tiny holds no request.json" in note
+        for note in recipe.notes
+    )

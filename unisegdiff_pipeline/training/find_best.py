@@ -56,8 +56,9 @@ from unisegdiff_pipeline.preprocessing.storage import read_array, reference_path
 from unisegdiff_pipeline.selection.found_lesions import compare_lesions, of_source
 from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate_for, case_evidence
 from unisegdiff_pipeline.selection.lesion_filter import LesionCase
-from unisegdiff_pipeline.training.data.splits import Split, load_or_create_splits, shared_groups
+from unisegdiff_pipeline.training.data.splits import load_or_create_splits, shared_groups
 from unisegdiff_pipeline.training.filter_over_folds import RechosenFilter, rechoose_filter
+from unisegdiff_pipeline.training.resume import REQUEST_NAME, read_request
 from unisegdiff_pipeline.training.source_scores import annotated_scores
 from unisegdiff_pipeline.training.validated_models import (
     CaseDice,
@@ -132,7 +133,7 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
     pairs, without = _pairs(models, preprocessed, groups, workers)
     contenders = [*(Contender((model,), model.scores) for model in models), *pairs]
     best, candidates = compare_candidates(contenders, groups)
-    why_not, why_none = _without_filter(best), _without_guarantees(best, splits, groups)
+    why_not, why_none = _without_filter(best), _without_guarantees(best, groups)
     if lacking := _without_probabilities(best.members, sorted(best.scores)):
         why_not, why_none = why_not or lacking, why_none or lacking
     found = _examined(best, preprocessed, groups, workers, lesions=not why_not, evidence=not why_none)
@@ -350,12 +351,21 @@ def _without_filter(best: Contender) -> str:
     return "lesions of one region cannot be taken out without voxels of another"
 
 
-def _without_guarantees(best: Contender, splits: Sequence[Split], groups: Mapping[str, str]) -> str:
-    """Why the validation cases of all folds allow no promise; empty where they may."""
+def _without_guarantees(best: Contender, groups: Mapping[str, str]) -> str:
+    """Why the validation cases of all folds allow no promise; empty where they may.
+
+    By what each fold was trained on: the splits of the data set may have been replaced since.
+    """
     for member in best.members:
         for fold in member.folds:
+            request = read_request(member.folder / f"fold_{fold}")
+            if request is None:
+                return (
+                    f"fold_{fold} of {member.folder.name} holds no {REQUEST_NAME}, so that what it was trained on is "
+                    f"not known"
+                )
             own = [case_id for case_id in sorted(best.scores) if member.fold_of[case_id] == fold]
-            if shared := shared_groups(splits[int(fold)].train, own, groups):
+            if shared := shared_groups((*request["train_cases"], *request["holdout_cases"]), own, groups):
                 return f"fold {fold} validates cases of the group {shared[0]!r}, which it was also trained on"
     return ""
 
