@@ -75,6 +75,15 @@ def test_two_models_are_the_ensemble_of_their_folders(folders: tuple[Path, Path]
     assert {row["num_samples"] for row in csv.DictReader((out / "volumes.csv").open())} == {"4"}
 
 
+def test_a_part_without_cases_leaves_the_output_to_the_others(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    results, images = folders
+    write_best(results, (ONE, ("0",)), (TWO, ("0",)))
+    request = PredictRequest(images, tmp_path / "out", results, device="cpu", num_parts=3)
+    made = [predict_best(dataclasses.replace(request, part_id=part_id)) for part_id in (2, 0, 1)]
+    assert made == [0, 1, 1]
+    assert set(masks(tmp_path / "out")) == {"case0.png", "case1.png"}
+
+
 @pytest.mark.parametrize("names", [(ONE,), (ONE, TWO)])
 def test_the_lesion_filter_of_the_recipe_is_applied(
     folders: tuple[Path, Path], tmp_path: Path, names: tuple[str, ...]

@@ -105,6 +105,8 @@ def _predict_together(best: BestModels, request: PredictRequest, images: InputIm
     done = [case for case in own_cases if all(read_record(member, case) is not None for member in members)]
     if failures and not done:
         raise UsdError("\n".join(failures))
+    if not done:  # more parts than cases
+        return 0
     made = ensemble_folders(
         EnsembleRequest(
             members,
