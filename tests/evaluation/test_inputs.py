@@ -85,6 +85,17 @@ def test_probabilities_beside_the_masks_as_nnunet_writes_them(folders: tuple[Pat
     assert [case.probability for case in cases(folders)] == [prediction / "a.npz", prediction / "b.npz"]
 
 
+def test_probabilities_are_found_by_composed_names(folders: tuple[Path, Path]) -> None:
+    """macOS writes names in decomposed form."""
+    prediction = folders[1]
+    touch(*(place / "Zo\u0308e.nii.gz" for place in folders), prediction / "probabilities" / "Zo\u0308e.npz")
+    found = {case.case_id: case.probability for case in cases(folders)}
+    assert found == {"a": None, "b": None, "Z\u00f6e": prediction / "probabilities" / "Zo\u0308e.npz"}
+    touch(prediction / "probabilities" / "Z\u00f6e.npz")
+    with pytest.raises(UsdError, match="two files of case Z\u00f6e"):
+        cases(folders)
+
+
 @pytest.mark.parametrize("form", ["{case}/{number}.png", "draw_{number}/{case}.png", "{case}_sample{number}.png"])
 def test_three_forms_of_samples(folders: tuple[Path, Path], form: str, tmp_path: Path) -> None:
     numbers = (1, 2, 10)

@@ -104,6 +104,18 @@ def test_what_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.
         require_dicom_seg(tmp_path / "model", tmp_path / "seg")
 
 
+def test_every_series_is_written_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model(tmp_path / "model", 3)
+    complete(tmp_path / "in/Zo\u0308e")
+    assert run(tmp_path / "in", tmp_path / "out", model, tmp_path / "seg") == 0
+    assert {path.name for path in (tmp_path / "seg").iterdir()} == {"Z\u00f6e_seg.dcm", "Z\u00f6e_probability.dcm"}
+    series = first_series(tmp_path / "in")
+    caplog.set_level("INFO", "unisegdiff_pipeline")
+    found = series | {"other": series["Z\u00f6e"]}
+    assert write_dicom_segs(tmp_path / "out", tmp_path / "seg", found, open_model_folder(model)) == 1
+    assert f"no DICOM-SEG of other, of which {tmp_path / 'out'} holds no prediction" in caplog.text
+
+
 def test_a_series_that_nothing_can_refer_to_is_named_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in complete(tmp_path / "in").iterdir():
         dataset = pydicom.dcmread(path)

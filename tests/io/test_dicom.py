@@ -175,6 +175,13 @@ def test_no_class_of_images_is_left_out(tmp_path: Path) -> None:
     assert not {uid: kind for uid, kind in kinds.items() if kind}
 
 
+def test_names_of_series_are_composed(tmp_path: Path) -> None:
+    """macOS writes names in decomposed form; those of predictions are composed."""
+    write_series(tmp_path / "in/Zo\u0308e")
+    assert [one.name for one in find_series(tmp_path / "in")[0]] == ["Z\u00f6e"]
+    assert [one.name for one in find_series(tmp_path / "in/Zo\u0308e")[0]] == ["Z\u00f6e"]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

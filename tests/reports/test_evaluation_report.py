@@ -120,6 +120,8 @@ def test_images_are_found_by_case_and_channel(tmp_path: Path) -> None:
         "a": ["a_0000.nii.gz", "a_0001.nii.gz"]
     }
     assert find_images(tmp_path / "imagesTr", ["a"]) == {}
+    (tmp_path / "imagesTr/Zo\u0308e_0000.nii.gz").touch()  # as macOS writes names
+    assert list(find_images(tmp_path / "labelsTr", ["Z\u00f6e"])) == ["Z\u00f6e"]
 
 
 def test_numbers_are_those_of_the_files(flat: tuple[Evaluation, Path]) -> None:

@@ -342,13 +342,16 @@ def _one_per_case(folders: InputFolders, name: str, cases: Sequence[str], subset
     folder: Path | None = getattr(folders, name)
     if folder is None:
         return {}
-    result = {path.name[: -len(".npz")]: path for path in sorted(folder.glob("*.npz")) if path.name[0] != "."}
+    from unisegdiff_pipeline.core.names import composed
+
+    arrays = sorted(path for path in folder.glob("*.npz") if path.name[0] != ".")
+    files = [(composed(path.name).removesuffix(".npz"), path) for path in arrays]
     if folder != folders.prediction:  # where the masks lie, other files than .npz are masks
-        for case, path in _image_files(folder):
-            if result.setdefault(case, path) != path:
-                raise UsdError(
-                    f"{folder} holds two files of case {case}: {result[case].name} and {path.name}; remove one."
-                )
+        files += _image_files(folder)
+    result: dict[str, Path] = {}
+    for case, path in files:
+        if result.setdefault(case, path) != path:
+            raise UsdError(f"{folder} holds two files of case {case}: {result[case].name} and {path.name}; remove one.")
     _check_complete(folders, name, result.keys(), cases, subset)
     return result
 

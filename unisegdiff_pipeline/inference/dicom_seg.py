@@ -9,6 +9,7 @@ holds. Their UIDs follow from the series and from what the prediction was made o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,9 @@ from unisegdiff_pipeline.io.dicom import Series, is_dicom_folder
 from unisegdiff_pipeline.io.images import read_labels
 from unisegdiff_pipeline.io.raw_dataset import CHANNEL_SUFFIX
 
+LOGGER = logging.getLogger(__name__)
 EXTRA = "pip install 'unisegdiff_pipeline[dicom]'"
+LISTED = 10  # names in a message
 LARGEST = 255
 LONGEST_LABEL = 64
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
@@ -80,10 +83,11 @@ def write_dicom_segs(prediction: Path, target: Path, found: Mapping[str, Series]
     """
     path, labels = model.folder / DATASET_NAME, model.plans.labels
     codes = parse_class_codes(read_object(path) if path.is_file() else {}, labels.names)
-    count = 0
+    left_out = []
     for case_id, series in found.items():
         record = read_record(prediction, case_id)
         if record is None:
+            left_out.append(case_id)
             continue
         file = mask_path(prediction, case_id, record.file_ending or model.plans.file_ending)
         mask, (shape, geometry) = read_labels(file), series.header()
@@ -98,8 +102,11 @@ def write_dicom_segs(prediction: Path, target: Path, found: Mapping[str, Series]
             dataset = _segmentation(pixels, series, codes, (record.request, name))
             with atomic_path(Path(target) / f"{case_id}_{name}.dcm") as temporary:
                 dataset.save_as(temporary)
-        count += 1
-    return count
+    if left_out:
+        more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
+        text = f"{', '.join(left_out[:LISTED])}{more}, of which {prediction} holds no prediction"
+        LOGGER.info("no DICOM-SEG of %s", text)  # with --num-parts, the cases of other parts
+    return len(found) - len(left_out)
 
 
 def first_series(source: Path) -> dict[str, Series]:

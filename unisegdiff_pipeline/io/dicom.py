@@ -19,7 +19,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError, unreadable
 from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
-from unisegdiff_pipeline.core.names import require_name
+from unisegdiff_pipeline.core.names import composed, require_name
 from unisegdiff_pipeline.io.bids import is_bids_folder
 from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending
 from unisegdiff_pipeline.io.itk import simple_itk
@@ -177,7 +177,7 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
                 left_out.append(f"{one.path} ({kind})")
             else:
                 groups.setdefault(one.series, []).append(one)
-        base = "_".join(folder.relative_to(source).parts) or source.resolve().name
+        base = composed("_".join(folder.relative_to(source).parts) or source.resolve().name)
         for group in groups.values():
             name = base if len(groups) == 1 else f"{base}_series{group[0].number or 0}"
             require_name(name, f"the series in {folder}")

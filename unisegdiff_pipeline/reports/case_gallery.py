@@ -12,6 +12,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Volume, on_grid_of
+from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.evaluation.case import CaseResult
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs, Inputs
 from unisegdiff_pipeline.evaluation.lesions import ScoredLesion
@@ -102,7 +103,7 @@ def find_images(reference: Path, case_ids: Iterable[str]) -> dict[str, tuple[Pat
     wanted = set(case_ids)
     found: dict[str, list[tuple[str, Path]]] = {}
     for path in sorted(images.iterdir()):
-        name, ending = split_ending(path.name)
+        name, ending = split_ending(composed(path.name))
         match = re.fullmatch(r"(?P<case>.+)_(?P<channel>\d{4})", name)
         if ending and match and match["case"] in wanted:
             found.setdefault(match["case"], []).append((match["channel"], path))
