@@ -151,6 +151,54 @@ def test_a_finished_training_shows_what_was_chosen_and_scored(fold: Path) -> Non
     assert "case_<7>" not in text
 
 
+def change(path: Path, **keys: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def test_cases_of_sources_with_other_classes_are_all_shown(fold: Path) -> None:
+    """The first case has only those of its source."""
+    finish(fold)
+    scores = {
+        "ONE/a": [{"class_name": "liver", "outcome": "scored", "dice": 0.91, "iou": 0.8}],
+        "TWO/b": [
+            {"class_name": "liver", "outcome": "scored", "dice": 0.92, "iou": 0.8},
+            {"class_name": "tumour", "outcome": "scored", "dice": 0.63, "iou": 0.5},
+        ],
+    }
+    cases = [{"case_id": case, "scores": of_case} for case, of_case in scores.items()]
+    change(fold / "validation" / "summary.json", cases=cases)
+    text = write_training_report(fold).read_text()
+    assert "Dice tumour" in text
+    assert "0.630" in text
+    assert "or whose source does not annotate it" in text
+
+
+def test_the_means_over_sources_that_ranked_are_shown(fold: Path) -> None:
+    """A source of three cases and one of a single case count alike."""
+    finish(fold)
+    sources = ["ONE", "ONE", "ONE", "TWO"]
+    mean = {"w": 0.5, "decision": "half", "dice_of_cases": [0.8, 0.8, None, 0.4], "nll_of_cases": [0.1, 0.1, 0.1, 0.2]}
+    sampler = {"sampler": {}, "energy_of_cases": [0.9, 0.9, 0.9, 0.1]}
+    change(fold / "candidates.json", means=[mean | {"sources": sources}], samplers=[sampler | {"sources": sources}])
+    text = write_training_report(fold).read_text()
+    for shown in ("0.6000", "0.1500", "0.5000", "best first; means over sources"):
+        assert shown in text
+
+
+def test_a_class_predicted_where_the_reference_lacks_it_is_no_dash(fold: Path) -> None:
+    finish(fold)
+    outcomes = {"case_00": "false_positive", "case_01": "both_empty"}
+    cases = [
+        {"case_id": case, "scores": [{"class_name": "a", "outcome": outcome, "dice": None, "iou": None}]}
+        for case, outcome in outcomes.items()
+    ]
+    change(fold / "validation" / "summary.json", cases=cases)
+    text = write_training_report(fold).read_text()
+    assert text.count(">false positive</td>") == 1
+    assert "false positive is one whose prediction has it" in text
+    assert "whose source" not in text
+
+
 def test_logs_of_older_versions_are_shown(fold: Path) -> None:
     old = [e for e in log_entries() if e["kind"] in ("train", "validation")]
     for entry in old:

@@ -26,14 +26,17 @@ from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, Spread
+from unisegdiff_pipeline.evaluation.summary import macro_mean
 from unisegdiff_pipeline.reports import attention, figures, sample_spread, snapshots, training_sources
 from unisegdiff_pipeline.reports.operating_points import operating_points
 from unisegdiff_pipeline.reports.page import (
+    Cell,
     Column,
     Html,
     KeyFigure,
     Page,
     Section,
+    Shown,
     Table,
     bullets,
     details,
@@ -495,8 +498,8 @@ def _chosen(fold: _Fold) -> Section | None:
     body = [*words, facts(items)]
     if samplers := fold.candidates.get("samplers"):
         columns = [Column("sampler", "text"), Column("energy score", digits=4)]
-        rows = [[_in_words(fold, s.get("sampler", {})), _mean(s, "energy")] for s in samplers]
-        title = f"All {len(rows)} samplers, best first, other lengths of the field last"
+        rows: list[list[Any]] = [[_in_words(fold, s.get("sampler", {})), _mean(s, "energy")] for s in samplers]
+        title = f"All {len(rows)} samplers, best first, other lengths of the field last{_over_sources(samplers)}"
         body.append(details(title, [table(Table(columns, rows))]))
     if means := fold.candidates.get("means"):
         columns = [Column("sampler", "text"), Column("segmenter weight", digits=2), Column("threshold", "text")]
@@ -511,7 +514,8 @@ def _chosen(fold: _Fold) -> Section | None:
             ]
             for m in means
         ]
-        body.append(details(f"All {len(rows)} ways to make the mask, best first", [table(Table(columns, rows))]))
+        title = f"All {len(rows)} ways to make the mask, best first{_over_sources(means)}"
+        body.append(details(title, [table(Table(columns, rows))]))
     body += operating_points(chosen)
     return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
 
@@ -521,10 +525,14 @@ def _units(fold: _Fold) -> Units:
     return VOLUMES if units is None else from_jsonable(Units, units, "validation/summary.json: units")
 
 
-def _mean(trial: Mapping[str, Any], name: str) -> float | None:
-    """Mean over the cases that a score is defined in; None without one."""
-    defined = [v for v in trial.get(f"{name}_of_cases") or () if v is not None]
-    return sum(defined) / len(defined) if defined else None
+def _mean(trial: Mapping[str, Any], name: str) -> float:
+    """The mean that ranked, over cases with a score and, of a unified data set, over sources; NaN without one."""
+    values = [math.nan if v is None else v for v in trial.get(f"{name}_of_cases") or ()]
+    return macro_mean(values, trial.get("sources") or ())
+
+
+def _over_sources(trials: Sequence[Mapping[str, Any]]) -> str:
+    return "; means over sources" if any(trial.get("sources") for trial in trials) else ""
 
 
 def _calibration(value: Any) -> str:
@@ -545,7 +553,8 @@ def _validation(fold: _Fold) -> Section | None:
     cases = (fold.validation or {}).get("cases")
     if not cases:
         return None
-    names = [score["class_name"] for score in cases[0]["scores"]]
+    # In the order of the first case that has them: of a unified data set, a case has the classes of its source.
+    names = list(dict.fromkeys(score["class_name"] for case in cases for score in case["scores"]))
     dice = {n: [_score(case, n, "dice") for case in cases] for n in names}
 
     def paint(drawn: Figure) -> None:
@@ -558,15 +567,17 @@ def _validation(fold: _Fold) -> Section | None:
     columns += [Column(f"{key} {name}" if len(names) > 1 else key) for name in names for key in ("Dice", "IoU")]
     rows: list[list[Any]] = []
     for case in cases:
-        cells = [_score(case, name, key) for name in names for key in ("dice", "iou")]
+        cells = [cell for name in names for cell in (_dice_cell(case, name), _score(case, name, "iou"))]
         rows.append([case["case_id"], *cells])
     cases_table = Table(columns, rows, caption=f"{len(rows)} validation cases", searchable=len(rows) > 10)
     drawn = figures.draw(paint, "Dice of the validation cases by class", max(WIDTH_IN, 1.0 + 1.1 * len(names)))
     boxes = figure(drawn, "Median, quartiles, and every case.")
     intro = (
-        "Cases that neither weights nor settings have seen. A dash is a case without the class in reference and "
-        "prediction, which has no Dice."
+        "Cases that neither weights nor settings have seen. A case whose reference lacks the class has no Dice: false "
+        "positive is one whose prediction has it, a dash one whose prediction lacks it, too"
     )
+    of_all = len(cases) * len(names) == sum(len(case["scores"]) for case in cases)
+    intro += "." if of_all else ", or whose source does not annotate it."
     body = [boxes, table(cases_table), paragraph(_files_of_validation(fold), quiet=True)]
     return Section("Validation", body, intro)
 
@@ -577,6 +588,11 @@ def _files_of_validation(fold: _Fold) -> Html:
     page = fold.folder / "validation" / "evaluation" / "report.html"
     more = f"; {link('validation/evaluation/report.html', 'full evaluation')}" if page.is_file() else ""
     return Html(f"{text}{more}.")
+
+
+def _dice_cell(case: Mapping[str, Any], class_name: str) -> Cell:
+    false = any(s["class_name"] == class_name and s.get("outcome") == "false_positive" for s in case["scores"])
+    return Shown("false positive", None) if false else _score(case, class_name, "dice")
 
 
 def _score(case: Mapping[str, Any], class_name: str, key: str) -> float:
