@@ -423,6 +423,32 @@ def test_weights_that_saw_the_validation_cases_are_refused(
     assert caplog.text.count("does not say which cases it was trained on") == 1
 
 
+def test_cases_that_a_phase_1_has_seen_by_its_start_stay_known_where_it_is_taken_over(
+    request_: TrainRequest, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = copied(source, tmp_path / "first")
+    stored = json.loads((first / "request.json").read_text())
+    (first / "request.json").write_text(json.dumps(stored | {"pretrained_cases": {"Dataset001_Y": ["y"]}}))
+    iterate = Trainer.iterate
+
+    def stopping(self: Trainer, batch: Any) -> dict[str, torch.Tensor]:
+        self.run.stop.signal_number = 2
+        return iterate(self, batch)
+
+    request = dataclasses.replace(request_, pretrained=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "iterate", stopping)
+        with pytest.raises(TrainingInterrupted):
+            train(dataclasses.replace(request, run="second", phase_1_from=first))
+    shutil.rmtree(tmp_path / "first")
+    second = train(dataclasses.replace(request, run="second")).folds[0].folder
+    third = train(dataclasses.replace(request, run="third", phase_1_from=second)).folds[0].folder
+    for fold in (second, third):
+        seen = read_start(fold).seen_cases
+        assert seen["Dataset001_Y"] == ("y",)
+        assert set(seen["Dataset902_Phantom2D"]) == set(stored["train_cases"])
+
+
 def test_damaged_folders_name_what_is_wrong(source: Path, tmp_path: Path) -> None:
     fold = copied(source, tmp_path / "cut")
     content = (fold / WEIGHTS_NAME).read_bytes()

@@ -43,7 +43,13 @@ from unisegdiff_pipeline.selection.stage_refinement import refined_stages
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from unisegdiff_pipeline.training.fold_files import CANDIDATES_NAME
 from unisegdiff_pipeline.training.fold_run import STOP_NAME, FoldRun
-from unisegdiff_pipeline.training.pretrained import denoiser_tensors, load_denoiser, load_start, open_start
+from unisegdiff_pipeline.training.pretrained import (
+    denoiser_tensors,
+    load_denoiser,
+    load_start,
+    open_start,
+    seen_by_phase_1,
+)
 from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, StartRecord
 from unisegdiff_pipeline.training.request import FoldResult
 from unisegdiff_pipeline.training.resume import (
@@ -124,6 +130,8 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
         run.watch.add(_seconds_so_far(run, checkpoint))
         start = _start(run, checkpoint)
         run.log.say(f"to end the training early, with a complete model: touch {quoted(run.folder / STOP_NAME)}")
+        if run.request.phase_1_from is not None and not (run.folder / PHASE_1_NAME).is_file():
+            run.phase_1_cases = seen_by_phase_1(run.request.phase_1_from)
         write_json(run.folder / REQUEST_NAME, describe_training(run, trainer))
         _train_phases(run, trainer, checkpoint, start)
         for name in (CHECKPOINT_NAME, START_NAME):

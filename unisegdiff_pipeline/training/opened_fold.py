@@ -23,6 +23,7 @@ from unisegdiff_pipeline.training.resume import (
     as_asked,
     held_out_of,
     like_the_others,
+    phase_1_record,
     read_request,
     require_fair_phase_1,
     require_phase_1_of_plan,
@@ -83,6 +84,7 @@ def fold_run(opened: OpenedRequest, request: TrainRequest, fold: str, stop: Stop
         stop=stop,
         watch=Stopwatch(began),
         start=None if request.restart else start_record(folder),
+        phase_1_cases=None if request.restart else phase_1_record(folder),
         ranks=opened.ranks,
     )
 

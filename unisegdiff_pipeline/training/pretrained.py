@@ -135,17 +135,29 @@ def _fold_of_model(model: Path, fold: str | None) -> Path:
     return next((path for path in begun if path.name == f"fold_{fold}"), begun[0])
 
 
+def seen_by_phase_1(folder: Path) -> dict[str, tuple[str, ...]] | None:
+    """Data set => cases that the phase 1 in a fold's folder was trained on, see `_seen_cases`.
+
+    Raises:
+        UsdError: no plan lies beside the folder, which says what data set it is of.
+    """
+    model = folder.absolute().parent
+    return _seen_cases(folder, read_dataclass(Plans, model / PLANS_NAME).dataset_name, model / DATASET_NAME)
+
+
 def _seen_cases(folder: Path, dataset: str, description: Path) -> dict[str, tuple[str, ...]] | None:
-    """Data set => cases that a fold was trained on, those of its sources and of its own start included.
+    """Data set => cases that a fold was trained on, those of its sources and of what it began with included.
 
     None for a model from an archive, which names none.
     """
     request = read_request(folder)
     if request is None:
         return None
-    seen: dict[str, set[str]] = {name: set(cases) for name, cases in (request.get("pretrained_cases") or {}).items()}
-    for name, cases in by_dataset(dataset, request["train_cases"], description).items():
-        seen.setdefault(name, set()).update(cases)
+    seen: dict[str, set[str]] = {}
+    own = by_dataset(dataset, request["train_cases"], description)
+    for part in (request.get("pretrained_cases"), request.get("phase_1_cases"), own):
+        for name, cases in (part or {}).items():
+            seen.setdefault(name, set()).update(cases)
     return {name: tuple(sorted(cases)) for name, cases in sorted(seen.items())}
 
 

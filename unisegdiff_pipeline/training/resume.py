@@ -66,6 +66,8 @@ def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
             "pretrained_cases": run.start.seen_cases,
             "phase_2_only": run.request.phase_2_only,
         }
+    if source is not None:
+        started["phase_1_cases"] = run.phase_1_cases
     return {
         "trainer": trainer.__name__,
         "configuration": run.configuration.name,
@@ -116,6 +118,7 @@ def _read_request(path: Path) -> dict[str, Any]:
         "training": dict[str, Any],
         "pretrained_hash": str | None,
         "pretrained_cases": dict[str, tuple[str, ...]] | None,
+        "phase_1_cases": dict[str, tuple[str, ...]] | None,
     }
     try:
         request = read_object(path)
@@ -158,6 +161,13 @@ def start_record(folder: Path) -> StartRecord | None:
         return None
     seen = former.get("pretrained_cases") or {}
     return StartRecord(former["pretrained_hash"], {name: tuple(cases) for name, cases in seen.items()})
+
+
+def phase_1_record(folder: Path) -> Mapping[str, tuple[str, ...]] | None:
+    """Data set => cases that the phase 1 which the training in a fold's folder took over has seen; None for none."""
+    former = read_request(folder)
+    found = None if former is None else former.get("phase_1_cases")
+    return None if found is None else {name: tuple(cases) for name, cases in found.items()}
 
 
 def taken_over(request: TrainRequest, settled: TrainRequest) -> str:
