@@ -23,11 +23,13 @@ from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.meaning import Meaning
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.io.images import map_ending, read_labels, split_ending, write_labels, write_map
+from unisegdiff_pipeline.reports import case_gallery
 from unisegdiff_pipeline.reports.case_gallery import channel_names, find_images, highlights, label_names
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
 from unisegdiff_pipeline.reports.evaluation_tables import volume_digits
 from unisegdiff_pipeline.reports.figures import SERIES
+from unisegdiff_pipeline.reports.viewer import ViewerCase
 
 LESION = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 NESTED = LabelScheme(("whole", "core"), ((1, 2), (2,)), "regions", (1, 2))
@@ -353,6 +355,24 @@ def test_names_in_the_viewer_follow_the_classes() -> None:
     names = label_names({"whole": (1, 2, 3), "core": (1, 3), "enhancing": (3,)})
     assert names == {2: "whole", 1: "core", 3: "enhancing"}
     assert list(names.values()) == ["whole", "core", "enhancing"]
+
+
+def test_the_viewer_shows_classes_and_the_ignore_label_and_no_other_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a label_map makes the liver around a lesion background."""
+    labels = np.ones((4, 5, 6), np.uint8)
+    labels[1:3, 1:3, 1:3], labels[3] = 2, 7
+    for folder in ("labelsTr", "masks", "masks/samples"):
+        write_labels(tmp_path / folder / f"a{'_sample0' * folder.endswith('samples')}.nii.gz", labels, Geometry())
+    scheme = LabelScheme(("lesion",), ((2,),), "binary", (2,), ignore_value=7, background_values=(1,))
+    evaluation = evaluate_folders(tmp_path / "labelsTr", tmp_path / "masks", Meaning(scheme), OPTIONS)
+    written: list[ViewerCase] = []
+    monkeypatch.setattr(case_gallery, "write_case_viewer", lambda path, case: written.append(case))
+    write_evaluation_report(tmp_path / "out", evaluation)
+    (case,) = written
+    for shown in (case.reference, case.prediction, *case.samples):
+        np.testing.assert_array_equal(shown, np.where(labels == 1, 0, labels))
 
 
 def test_channels_are_named_by_the_data_set(tmp_path: Path) -> None:

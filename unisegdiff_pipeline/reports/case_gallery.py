@@ -139,8 +139,21 @@ def draw_case(highlight: Highlight, classes: Classes, images: Sequence[Path], or
     return panels(pictures), drawing.legend(files.uncertainty is not None, len(raters) > 1)
 
 
-def write_viewer(path: Path, highlight: Highlight, classes: Classes, images: Sequence[Path]) -> ViewerFile | None:
-    """Write the viewer of a 3D case; None for a 2D case, which the pictures show whole."""
+def write_viewer(
+    path: Path, highlight: Highlight, classes: Classes, images: Sequence[Path], ignore_value: int | None = None
+) -> ViewerFile | None:
+    """Write the viewer of a 3D case; None for a 2D case, which the pictures show whole.
+
+    Masks are shown where they hold a class or the ignore label; other values mean the background, or are not scored.
+    """
+    values = [
+        *(value for members in classes.values() for value in members),
+        0 if ignore_value is None else ignore_value,
+    ]
+
+    def shown(labels: np.ndarray) -> np.ndarray:
+        return np.where(np.isin(labels, values), labels, 0)
+
     files = highlight.inputs
     reference = _read_reference(files)
     if reference.geometry.is_2d or 1 in reference.array.shape[1:]:
@@ -152,10 +165,10 @@ def write_viewer(path: Path, highlight: Highlight, classes: Classes, images: Seq
         channel_names=channel_names(files.reference, 0 if image is None else len(image)),
         image=np.zeros((1, *reference.array.shape[1:]), np.uint8) if image is None else image,
         labels=label_names(classes),
-        reference=reference.array[0],
-        prediction=read_labels(files.prediction).array[0],
-        samples=(read_labels(sample).array[0] for sample in files.samples),
-        raters=(_read_on_grid(rater, reference, files.source) for rater in files.raters),
+        reference=shown(reference.array[0]),
+        prediction=shown(read_labels(files.prediction).array[0]),
+        samples=(shown(read_labels(sample).array[0]) for sample in files.samples),
+        raters=(shown(_read_on_grid(rater, reference, files.source)) for rater in files.raters),
         uncertainty=None if files.uncertainty is None else read_uncertainty(files.uncertainty, reference),
         marks=_marks(highlight.result),
         note="" if math.isnan(highlight.dice) else f"Dice {highlight.dice:.3f}",

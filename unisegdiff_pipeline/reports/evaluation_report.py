@@ -239,10 +239,11 @@ def _write_viewers(
 ) -> dict[str, tuple[str, int]]:
     """Case => (address of its viewer, relative to the report; bytes), of 3D cases."""
     viewers = {}
+    settings = report.settings
     for item in chosen:
         case_id = item.inputs.case_id
         target = folder / VIEWERS / f"{case_id}.html"
-        written = write_viewer(target, item, report.settings["classes"], images.get(case_id, ()))
+        written = write_viewer(target, item, settings["classes"], images.get(case_id, ()), settings["ignore_value"])
         if written is not None:
             viewers[case_id] = (f"{VIEWERS}/{quote(case_id)}.html", written.num_bytes)
     return viewers
