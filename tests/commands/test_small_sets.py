@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from unisegdiff_pipeline.commands import plan_and_preprocess
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.io.images import write_labels, write_map
+from unisegdiff_pipeline.training.data.splits import load_or_create_splits
 
 
 def run(root: Path, num_cases: int, shape: tuple[int, int, int], *flags: str) -> int:
@@ -64,6 +66,21 @@ def test_folds_by_group_need_not_be_five(tmp_path: Path, capsys: pytest.CaptureF
     assert "too few" not in printed.err
     splits = json.loads((tmp_path / "pre/Dataset001_Small/splits_final.json").read_text())
     assert [split["val"] for split in splits] == [["c0", "c3"], ["c1"], ["c2"]]
+
+
+def test_copies_of_an_image_are_no_groups_to_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With one pair of copies, each of the other cases came to be left out as a group."""
+    assert run(tmp_path, 4, (1, 16, 16)) == 0
+    folder = tmp_path / "raw/Dataset001_Small"
+    for name in ("imagesTr/c{}_0000.nii.gz", "labelsTr/c{}.nii.gz"):
+        (folder / name.format(4)).write_bytes((folder / name.format(3)).read_bytes())
+    arguments = ["-d", "1", "--raw", str(tmp_path / "raw"), "--preprocessed", str(tmp_path / "pre"), "--device", "cpu"]
+    assert plan_and_preprocess.main(arguments) == 0
+    preprocessed = tmp_path / "pre/Dataset001_Small"
+    with pytest.raises(UsdError, match=r"groups\.csv names none \(identical images are one group"):
+        load_or_create_splits(preprocessed, folds="by-group")
+    with pytest.raises(UsdError, match=r"groups\.csv or identical images put 2 cases into group 'c3'"):
+        load_or_create_splits(preprocessed, folds="nnunet")
 
 
 def test_folds_of_nnunet_are_written_where_asked_for_and_refused_before_any_work(tmp_path: Path) -> None:

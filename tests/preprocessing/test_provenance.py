@@ -15,6 +15,7 @@ from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.preprocessing.provenance import (
     CaseProvenance,
     current_source,
+    grouped_as_identical,
     image_files,
     is_current,
     merge_identical,
@@ -72,6 +73,13 @@ def test_identical_images_join_their_groups() -> None:
     hashes = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}  # a = b, c = d, and b and c are one patient
     assert merge_identical(groups, hashes) == {"a": "p1", "b": "p1", "c": "p1", "d": "p1", "e": "p4"}
     assert merge_identical(groups, {}) == groups
+
+
+def test_groups_of_identical_images_alone_are_told_from_those_that_are_named() -> None:
+    """b and c are copies, d and e in a group that is named like d, f and g copies of which one has a group."""
+    named = {"a": "a", "b": "b", "c": "c", "d": "d", "e": "d", "f": "f", "g": "site"}
+    merged = merge_identical(named, {"b": "x", "c": "x", "f": "y", "g": "y"})
+    assert grouped_as_identical(named, merged) == {"b", "c"}
 
 
 def test_a_training_case_needs_a_label_file() -> None:

@@ -42,6 +42,7 @@ from unisegdiff_pipeline.preprocessing.provenance import (
     CaseProvenance,
     case_settings,
     current_source,
+    grouped_as_identical,
     image_files,
     is_current,
     label_files,
@@ -290,8 +291,8 @@ def preprocess_dataset(
         _remove_temporaries(folder, tasks.values())
         stored = {name: _stored_cases(task, members[name]) for name, task in tasks.items()}
         image_hashes = {case_id: case.image_hash for cases in stored.values() for case_id, case in cases.items()}
-        group_of = merge_identical(group_of, image_hashes)
-        write_cases(folder, group_of)
+        named, group_of = group_of, merge_identical(group_of, image_hashes)
+        write_cases(folder, group_of, grouped_as_identical(named, group_of))
         for name, task in tasks.items():
             _update_groups(task, stored[name], group_of)
             write_json(task.folder / MANIFEST, {case_id: case.source for case_id, case in stored[name].items()})

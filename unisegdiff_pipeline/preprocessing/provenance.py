@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,18 @@ def merge_identical(group_of: Mapping[str, str], image_hashes: Mapping[str, str]
         first, second = sorted((find(group_of[first_of.setdefault(image_hash, case_id)]), find(group_of[case_id])))
         representative[second] = first
     return {case_id: find(group) for case_id, group in group_of.items()}
+
+
+def grouped_as_identical(named: Mapping[str, str], merged: Mapping[str, str]) -> frozenset[str]:
+    """The cases whose group `merge_identical` made of cases that were all groups of their own.
+
+    Args:
+        named: group of each case before, its own name where none was known.
+        merged: the groups after.
+    """
+    named_groups = {merged[case_id] for case_id, group in named.items() if group != case_id}
+    sizes = Counter(merged.values())
+    return frozenset(c for c, group in merged.items() if sizes[group] > 1 and group not in named_groups)
 
 
 def _unchanged(state: FileState, path: Path) -> bool:

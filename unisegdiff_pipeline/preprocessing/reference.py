@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,13 +28,17 @@ CASES_FILE = "cases.json"
 
 @dataclass(frozen=True)
 class ReferenceRecord:
-    """Facts of one case that splits need; volumes are those of labelsTr, nominal where the spacing is unknown."""
+    """Facts of one case that splits need; volumes are those of labelsTr, nominal where the spacing is unknown.
+
+    `identical` says that the group is one of cases with the same image, of which groups.csv names none.
+    """
 
     case_id: str
     group: str
     num_raters: Count
     volumes_mm3: dict[str, NotNegative]
     foreground_mm3: NotNegative
+    identical: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,18 @@ def require_undamaged_references(dataset_folder: Path, case_ids: Sequence[str]) 
         raise UsdError(damage_message(damaged))
 
 
-def write_cases(dataset_folder: Path, groups: dict[str, str]) -> tuple[ReferenceRecord, ...]:
-    """Gather the records of the cases in `groups` (case -> group) into cases.json; remove what belongs to no case."""
+def write_cases(
+    dataset_folder: Path, groups: dict[str, str], identical: Collection[str] = ()
+) -> tuple[ReferenceRecord, ...]:
+    """Gather the records of the cases in `groups` (case -> group) into cases.json; remove what belongs to no case.
+
+    `identical` are the cases whose group is one of identical images alone.
+    """
     records = []
     for case_id, group in sorted(groups.items()):
         stored = _stored(dataset_folder, case_id)
         if stored is not None:
-            records.append(replace(stored.record, group=group))
+            records.append(replace(stored.record, group=group, identical=case_id in identical))
     for path in (dataset_folder / REFERENCE_FOLDER).glob("*.json"):
         case_id = path.name.removesuffix(".json")
         if case_id not in groups and not path.name.startswith(".tmp-"):

@@ -15,6 +15,7 @@ from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord
 from unisegdiff_pipeline.training.data.splits import (
+    Folds,
     Split,
     group_splits,
     inner_holdout,
@@ -240,6 +241,13 @@ def test_all_cases_held_out_leave_nothing_to_train_on(preprocessed: Path) -> Non
         trainable_cases(preprocessed, None, ["c0", "c1", "c5"])
 
 
+@pytest.mark.parametrize("folds", ["nnunet", "by-group"])
+def test_folds_of_no_case_are_refused(preprocessed: Path, folds: Folds) -> None:
+    named_as_test(preprocessed, [f"c{i}" for i in range(12)])
+    with pytest.raises(UsdError, match=f"--splits {folds} has no case to make folds of: `test` of dataset.json lists"):
+        load_or_create_splits(preprocessed, folds=folds)
+
+
 def test_leave_one_group_out() -> None:
     splits = group_splits({"a": "x", "b": "y", "c": "x", "d": "z"})
     assert splits == [
@@ -249,8 +257,12 @@ def test_leave_one_group_out() -> None:
     ]
     with pytest.raises(UsdError, match=r"groups\.csv names none"):
         group_splits({"a": "a", "b": "b", "c": "c"})
-    with pytest.raises(UsdError, match=r"needs three groups.*has 2: x, y"):
+    with pytest.raises(UsdError, match=r"needs three groups.*make 2: x, y"):
         group_splits({"a": "x", "b": "y", "c": "x"})
+    copies = {"a": "a", "b": "a", "c": "c", "d": "d"}
+    with pytest.raises(UsdError, match=r"groups\.csv names none"):
+        group_splits(copies, {"a", "b"})
+    assert len(group_splits(copies)) == 3
 
 
 def test_folds_by_group_are_written_and_asked_for_again(preprocessed: Path) -> None:
@@ -305,7 +317,9 @@ def test_folds_of_nnunet_are_those_of_scikit_learn(ungrouped: Path) -> None:
 
 
 def test_folds_of_nnunet_are_refused_where_groups_would_be_torn(preprocessed: Path) -> None:
-    with pytest.raises(UsdError, match=r"groups\.csv puts 2 cases into group 'g0'.*leave --splits nnunet out"):
+    with pytest.raises(
+        UsdError, match=r"groups\.csv or identical images put 2 cases into group 'g0'.*leave --splits nnunet out"
+    ):
         load_or_create_splits(preprocessed, folds="nnunet")
     assert not (preprocessed / "splits_final.json").exists()
     with pytest.raises(UsdError, match="4 cases are too few for the 5 folds"):

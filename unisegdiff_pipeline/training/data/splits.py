@@ -152,9 +152,9 @@ def nnunet_splits(groups: Mapping[str, str], num_folds: int = 5, seed: int = 123
     name, count = Counter(groups.values()).most_common(1)[0]
     if count > 1:
         raise UsdError(
-            f"nnU-Net's folds know no groups, but groups.csv puts {count} cases into group {name!r}, so that scores "
-            f"would come from patients that were trained on; leave --splits nnunet out for folds that keep groups "
-            f"together, or put a {SPLITS_FILE} of your own into the raw data set."
+            f"nnU-Net's folds know no groups, but groups.csv or identical images put {count} cases into group "
+            f"{name!r}, so that scores would come from patients that were trained on; leave --splits nnunet out for "
+            f"folds that keep groups together, or put a {SPLITS_FILE} of your own into the raw data set."
         )
     if len(groups) < num_folds:
         raise UsdError(
@@ -167,11 +167,12 @@ def nnunet_splits(groups: Mapping[str, str], num_folds: int = 5, seed: int = 123
     return [Split(tuple(map(str, train)), tuple(map(str, val))) for train, val in folds]
 
 
-def group_splits(groups: Mapping[str, str]) -> list[Split]:
+def group_splits(groups: Mapping[str, str], identical: Collection[str] = ()) -> list[Split]:
     """Leave one group out: a fold for each group, in the order of their names, that is validated on this group.
 
     Args:
         groups: group of each case.
+        identical: cases whose group is one of identical images alone, which is no group to leave out.
 
     Raises:
         UsdError: no groups, or fewer than three: one is validated, one held out to choose settings, one trained on.
@@ -179,15 +180,17 @@ def group_splits(groups: Mapping[str, str]) -> list[Split]:
     members: dict[str, list[str]] = {}
     for case, group in sorted(groups.items()):
         members.setdefault(group, []).append(case)
-    if all(case == group for case, group in groups.items()):
+    if all(case == group or case in identical for case, group in groups.items()):
+        copies = " (identical images are one group, but are none to leave out)" if identical else ""
         raise UsdError(
-            "--by-group leaves out one group after the other, but groups.csv names none; say there which cases belong "
-            "together (a site, a scanner, a patient)."
+            f"--by-group leaves out one group after the other, but groups.csv names none{copies}; say there which "
+            f"cases belong together (a site, a scanner, a patient)."
         )
     if len(members) < 3:
         raise UsdError(
             f"--by-group needs three groups, one to validate, one to choose settings on and one to train on; "
-            f"groups.csv has {len(members)}: {', '.join(members)}. Leave the flag out, or divide the groups."
+            f"groups.csv and identical images make {len(members)}: {', '.join(members)}. Leave the flag out, or divide "
+            f"the groups."
         )
     return [
         Split(tuple(case for case, group in sorted(groups.items()) if group != name), tuple(cases))
@@ -195,15 +198,25 @@ def group_splits(groups: Mapping[str, str]) -> list[Split]:
     ]
 
 
-def wanted_splits(groups: Mapping[str, str], folds: Folds) -> list[Split] | None:
+def wanted_splits(groups: Mapping[str, str], folds: Folds, identical: Collection[str] = ()) -> list[Split] | None:
     """The folds that are asked for by name; None for "default", which leaves them open.
 
+    Args:
+        groups: group of each case that is no test case.
+        folds: what is asked for.
+        identical: as of `group_splits`.
+
     Raises:
-        UsdError: as `nnunet_splits` and `group_splits`.
+        UsdError: no case; also as `nnunet_splits` and `group_splits`.
     """
     if folds == "default":
         return None
-    return nnunet_splits(groups) if folds == "nnunet" else group_splits(groups)
+    if not groups:
+        raise UsdError(
+            f"--splits {folds} has no case to make folds of: `test` of {DATASET_FILE} lists all of them; take cases "
+            f"out of this list."
+        )
+    return nnunet_splits(groups) if folds == "nnunet" else group_splits(groups, identical)
 
 
 def inner_holdout(
@@ -307,7 +320,8 @@ def load_or_create_splits(
     records = read_cases(preprocessed_folder)
     test = find_test_cases(preprocessed_folder / DATASET_FILE, [record.case_id for record in records])
     records = tuple(record for record in records if record.case_id not in test)
-    wanted = wanted_splits({r.case_id: r.group for r in records}, folds)
+    identical = {record.case_id for record in records if record.identical}
+    wanted = wanted_splits({r.case_id: r.group for r in records}, folds, identical)
     if given is not None and given.is_file():
         splits = _read_splits(given, records, test)
         _require_folds(given, splits, wanted, folds)
