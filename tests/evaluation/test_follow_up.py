@@ -259,6 +259,11 @@ def test_other_grids_and_lone_cases_are_refused(tmp_path: Path, capsys: pytest.C
     [
         (["--follow-up", "--raters", "x"], "--raters does not go with --follow-up"),
         (["--follow-up", "--profile", "lits"], "--profile does not go with --follow-up"),
+        (["--follow-up", "--bootstrap", "0"], "--bootstrap does not go with --follow-up"),
+        (["--follow-up", "--tolerance-mm", "1", "2"], "--tolerance-mm does not go with --follow-up"),
+        (["--follow-up", "--seed", "0"], "--seed does not go with --follow-up"),
+        (["--follow-up", "--workers", "0"], "--workers does not go with --follow-up"),
+        (["--follow-up", "--scheduler", "tcp://a:1"], "--scheduler does not go with --follow-up"),
         (["--grow-percent", "30"], "--grow-percent goes with --follow-up"),
         (["--follow-up", "--grow-mm", "3"], "--grow-mm 3 is a diameter; add --change diameter"),
         (["--follow-up", "--shrink-percent", "130"], "--shrink-percent is 130; a lesion shrinks by at most 100"),

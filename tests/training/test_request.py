@@ -58,6 +58,23 @@ def test_the_command_without_its_flags_is_the_command_with_them(fold: Folder, as
     assert {name: getattr(with_flags, name) for name in asked} == {**asked, **paths}
 
 
+def test_what_is_kept_of_validation_cases_is_asked_once_and_may_change(fold: Folder) -> None:
+    """It changes no weights."""
+    folder = fold(save_validation="all")
+    assert as_asked(ask(), folder).save_validation == "all"
+    assert as_asked(ask(save_validation="masks"), folder).save_validation == "masks"
+    assert as_asked(ask(), fold()).save_validation is None  # a request of an earlier version
+    with pytest.raises(UsdError, match=r"request\.json: save_validation"):
+        as_asked(ask(), fold(save_validation="some"))
+
+
+def test_the_other_folds_keep_of_validation_cases_what_the_first_keep() -> None:
+    every, masks = ask(save_validation="all"), ask(save_validation="masks")
+    assert like_the_others(ask(), {"0": every, "1": every}).save_validation == "all"
+    assert like_the_others(ask(), {"0": every, "1": masks}).save_validation is None
+    assert like_the_others(masks, {"0": every}).save_validation == "masks"
+
+
 def test_what_was_never_asked_is_the_plan_s(fold: Folder, tmp_path: Path) -> None:
     new = as_asked(ask(learning_rate=0.1), tmp_path)
     assert (new.learning_rate, new.seed, new.batch_size, new.epochs) == (0.1, 0, None, None)

@@ -51,6 +51,13 @@ def begun(folder: Path) -> Path:
     return folder
 
 
+def test_a_request_keeps_what_is_kept_of_validation_cases(tmp_path: Path) -> None:
+    request = TrainRequest("4", "0", Roots(None, None, None), save_validation="all")
+    described = to_jsonable(describe_training(run_in(tmp_path, request=request), SegmentationTrainer))
+    (tmp_path / "request.json").write_text(json.dumps(described))
+    assert as_asked(replace(request, save_validation=None), tmp_path).save_validation == "all"
+
+
 def test_the_same_training_goes_on(tmp_path: Path) -> None:
     require_same_training(run_in(tmp_path), SegmentationTrainer)  # nothing has begun
     require_same_training(run_in(begun(tmp_path)), SegmentationTrainer)

@@ -435,6 +435,22 @@ def test_a_phase_1_that_a_later_fold_cannot_take_over_is_refused_before_the_firs
             refusing(single)
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"splits": "by-group"}, "--splits by-group would do nothing; leave it out"),
+        ({"save_validation": "all"}, "--save-validation all would do nothing"),
+        ({"validate_only": True}, "--val would do nothing"),
+        ({"splits": "nnunet", "validate_only": True}, "--splits nnunet and --val would do nothing; leave them out"),
+    ],
+)
+def test_fold_all_refuses_what_it_cannot_do(request_: TrainRequest, given: dict[str, Any], named: str) -> None:
+    for refusing in (train, preview):
+        with pytest.raises(UsdError, match=f"FOLD all trains on every case and validates none, so that {named}"):
+            refusing(dataclasses.replace(request_, fold="all", **given))
+    assert not list(request_.roots.require_results().rglob("fold_*"))
+
+
 def test_fold_all_trains_on_every_case(request_: TrainRequest) -> None:
     plain = dataclasses.replace(request_, fold="all", iterations=3)
     result = train(plain).folds[0]

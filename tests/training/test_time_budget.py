@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.inference.case_prediction import SamplingFacts
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
@@ -26,8 +27,11 @@ from unisegdiff_pipeline.training.time_budget import (
     measure_costs,
     phase_1_budget,
     phase_2_budget,
+    phase_iterations,
     within_budget,
 )
+from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
+from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
 
 
 class Log:
@@ -355,3 +359,15 @@ def test_timing_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(module, "predict_stored", once)
     assert measure_costs(run, MODEL) == Costs(125 * 2.0, 125 * 20.0)
+
+
+def test_one_iteration_is_enough_where_another_training_stands_for_phase_1() -> None:
+    """A dry run counted both phases and refused what the training itself does."""
+    request = SimpleNamespace(max_time_s=None, iterations=1, phase_1_from="fold_0", phase_2_only=None)
+    plan = SimpleNamespace(training=SimpleNamespace(phase_1_share=0.5))
+    run: Any = SimpleNamespace(request=request, configuration=plan)
+    assert phase_iterations(run, DiffusionTrainer) == (0, 1)
+    request.phase_1_from = None
+    with pytest.raises(UsdError, match="leaves one of the two phases without any"):
+        phase_iterations(run, DiffusionTrainer)
+    assert phase_iterations(run, SegmentationTrainer) == (1, 0)

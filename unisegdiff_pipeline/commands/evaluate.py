@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_seed, positive_number, run, whole_number
 from unisegdiff_pipeline.commands.follow_up import add_follow_up, check_flags, run_follow_up
@@ -131,7 +131,6 @@ def _add_choices(parser: CommandParser) -> None:
         "--tolerance-mm",
         type=positive_number,
         nargs="+",
-        default=[1.0, 2.0],
         metavar="MM",
         help="tolerances of surface Dice (default: 1 2; in pixels likewise)",
     )
@@ -145,7 +144,6 @@ def _add_choices(parser: CommandParser) -> None:
     group.add_argument(
         "--bootstrap",
         type=whole_number(0, 1_000_000),
-        default=2000,
         metavar="N",
         help="draws of the 95 %% intervals; 0 = none (default: 2000)",
     )
@@ -164,6 +162,7 @@ def _add_choices(parser: CommandParser) -> None:
         help="smaller lesions do not count in the profile panoptic: ml, in 2D mm2 or pixels",
     )
     add_seed(parser)
+    parser.set_defaults(seed=None)  # of values that --follow-up does not take it must be known whether they are given
 
 
 def fraction(text: str) -> float:
@@ -205,12 +204,14 @@ def _evaluate(args: Namespace) -> None:
             f"--min-lesion-ml {args.min_lesion_ml:g} goes with --profile panoptic; challenges set their own "
             f"sizes. Add the profile, or leave the flag out."
         )
+    given: dict[str, Any] = {
+        "tolerances_mm": args.tolerance_mm and tuple(sorted(set(args.tolerance_mm))),
+        "resamples": args.bootstrap,
+        "seed": args.seed,
+    }
     options = EvaluationOptions(
-        tolerances_mm=tuple(sorted(set(args.tolerance_mm))),
         rule=_matching_rule(args),
         strata_edges_ml=None if args.strata_ml is None else tuple(sorted(set(args.strata_ml))),
-        resamples=args.bootstrap,
-        seed=args.seed,
         subset=args.subset,
         against=tuple(args.against),
         probabilities=args.probabilities,
@@ -222,6 +223,7 @@ def _evaluate(args: Namespace) -> None:
         min_lesion_ml=args.min_lesion_ml or 0.0,
         workers=args.workers,
         scheduler=args.scheduler,
+        **{name: value for name, value in given.items() if value is not None},
     )
     evaluation = pipeline.evaluate(
         args.reference,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule
 
 OWN_FLAGS = ("pairs", "change", "grow_percent", "grow_mm", "shrink_percent")
-# Flags of the scores against references, which say nothing here; their values without the flag are falsy or listed.
+# Flags of the scores against references, which say nothing here; without the flag they are None or an empty list.
 FOREIGN_FLAGS = (
     "probabilities",
     "samples",
@@ -28,6 +28,11 @@ FOREIGN_FLAGS = (
     "strata_ml",
     "profile",
     "min_lesion_ml",
+    "tolerance_mm",
+    "bootstrap",
+    "seed",
+    "workers",
+    "scheduler",
 )
 
 

@@ -144,7 +144,6 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--save-validation",
         choices=("auto", "masks", "all"),
-        default="auto",
         help="what is kept of validation cases: masks, all (probabilities and samples, too), or auto: all where it\n"
         "comes to 2 GB a fold before compression at most (default)",
     )

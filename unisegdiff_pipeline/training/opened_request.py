@@ -75,6 +75,7 @@ def open_request(request: TrainRequest, writing: bool = True, ranks: Ranks = ALO
         UsdError: it contradicts itself, or something that it names is not there or does not agree with the plan.
     """
     _check_budget(request)
+    _check_all(request)
     require_logger(request.logger)
     trainer = find_trainer(request.trainer)
     dataset = request.roots.preprocessed_dataset(request.dataset)
@@ -150,6 +151,20 @@ def _check_budget(request: TrainRequest) -> None:
     named = [f"{flag} {value:g}" for flag, value in given.items() if value is not None]
     if len(named) > 1:
         raise UsdError(f"{' and '.join(named)} were both given, but a training has one budget; keep one of them.")
+
+
+def _check_all(request: TrainRequest) -> None:
+    """A model on all cases has neither folds to make nor cases to validate."""
+    given = {
+        f"--splits {request.splits}": request.splits != "default",
+        f"--save-validation {request.save_validation}": request.save_validation is not None,
+        "--val": request.validate_only,
+    }
+    if request.fold == "all" and (void := [flag for flag, is_given in given.items() if is_given]):
+        raise UsdError(
+            f"FOLD all trains on every case and validates none, so that {' and '.join(void)} would do nothing; "
+            f"leave {'it' if len(void) == 1 else 'them'} out, or name a fold (0, 1, ...) or cv."
+        )
 
 
 def _configuration(plans: Plans, request: TrainRequest, path: Path) -> ConfigurationPlan:

@@ -61,7 +61,7 @@ class TrainRequest:
         logger: "tensorboard", "wandb" or "mlflow": where numbers of the training go besides log.jsonl.
         tensorboard: the same as logger="tensorboard".
         save_validation: what is kept of the validation cases: "masks", "all" (probabilities and samples, too), or
-            "auto": all where it is little; see `validation_files`.
+            "auto" (None for a new fold): all where it is little; see `validation_files`.
         validate_only: predict the validation cases of finished folds again, and train nothing.
         run: name of a training beside others of the same trainer and configuration; part of the model folder's name.
         plans: name of the plan; None is the default one, plans.json.
@@ -93,7 +93,7 @@ class TrainRequest:
     phase_2_only: bool | None = None
     tensorboard: bool = False
     logger: LoggerName | None = None
-    save_validation: Kept = "auto"
+    save_validation: Kept | None = None
     validate_only: bool = False
     run: str | None = None
     plans: str | None = None

@@ -1,8 +1,9 @@
 """What a fold was asked, and what may be continued or taken over.
 
 A fold keeps its request in request.json. The command repeated without a flag continues what was asked; a flag that asks
-for another thing is refused, since the weights would then be those of neither. Workers, device, checkpoint interval and
-logger change no training and may differ.
+for another thing is refused, since the weights would then be those of neither. What is kept of validation cases changes
+no weights: another value is taken, without one that of before. Workers, device, checkpoint interval and logger are not
+kept.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from unisegdiff_pipeline.inference.model_folder import PLANS_NAME, WEIGHTS_NAME,
 from unisegdiff_pipeline.planning.plans import Augmentation, Plans
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.pretrained_start import StartRecord
-from unisegdiff_pipeline.training.request import TrainRequest, start_name, start_path
+from unisegdiff_pipeline.training.request import Kept, TrainRequest, start_name, start_path
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
 REQUEST_NAME = "request.json"
@@ -46,6 +47,7 @@ ASKED_VALUES = {  # what request.json may hold of them
     "phase_1_from": str | None,
     "pretrained": str | None,
     "phase_2_only": bool | None,
+    "save_validation": Kept | None,
 }
 WAYS_OUT = "Leave the flag out to go on with it, train beside it with --run NAME, or begin again with --restart."
 LISTED_CASES = 5
@@ -82,6 +84,7 @@ def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
         "deterministic": run.request.deterministic,
         "phase_1_from": None if source is None else str(source.absolute()),
         **started,
+        "save_validation": run.request.save_validation,
         "seed": run.seed,
         "device": str(run.device),
         "torch": torch.__version__,
@@ -151,6 +154,7 @@ def as_asked(request: TrainRequest, folder: Path) -> TrainRequest:
         raise OtherRequestError(f"{folder} was trained with {', with '.join(differences)}. {WAYS_OUT}")
     asked: dict[str, Any] = {name: former.get(name) for name in ASKED}
     asked |= {name: Path(asked[name]) for name in PATHS if asked[name] is not None}
+    asked["save_validation"] = request.save_validation or former.get("save_validation")
     return dataclasses.replace(request, **asked)
 
 
@@ -172,7 +176,11 @@ def phase_1_record(folder: Path) -> Mapping[str, tuple[str, ...]] | None:
 
 def taken_over(request: TrainRequest, settled: TrainRequest) -> str:
     """The flags that a request leaves open and that were given before, for the log; empty where there are none."""
-    names = [name for name in ASKED if getattr(request, name) is None and getattr(settled, name) is not None]
+    names = [
+        name
+        for name in (*ASKED, "save_validation")
+        if getattr(request, name) is None and getattr(settled, name) is not None
+    ]
     return ", ".join(_flag(name, getattr(settled, name)) for name in names if name != "seed" or settled.seed)
 
 
@@ -199,6 +207,9 @@ def like_the_others(request: TrainRequest, others: Mapping[str, TrainRequest]) -
             )
         for values in asked.values():
             taken |= dict(zip(names, values, strict=True))
+    kept = {other.save_validation for other in others.values()}
+    if request.save_validation is None and len(kept) == 1:
+        taken["save_validation"] = kept.pop()
     return dataclasses.replace(request, **taken)
 
 
@@ -312,6 +323,7 @@ _FLAGS = {
     "phase_1_from": "--phase-1-from",
     "pretrained": "--pretrained",
     "phase_2_only": "--phase-2-only",
+    "save_validation": "--save-validation",
 }
 
 

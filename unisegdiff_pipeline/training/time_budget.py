@@ -408,7 +408,7 @@ def phase_1_fraction(run: FoldRun, trainer: type[Trainer]) -> float:
 
 
 def _require_both(total: int, fraction: float) -> None:
-    if total < 2 and fraction < 1:
+    if total < 2 and 0 < fraction < 1:
         raise UsdError(f"--iterations {total} leaves one of the two phases without any; give at least 2.")
 
 

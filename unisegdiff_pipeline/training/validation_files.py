@@ -36,7 +36,7 @@ LARGEST_KEPT_BYTES = 2_000_000_000
 
 def keeps_everything(run: FoldRun, settings: InferenceSettings) -> bool:
     """Whether more than masks is kept: as asked for, else where it comes to LARGEST_KEPT_BYTES at most for the fold."""
-    if run.request.save_validation != "auto":
+    if run.request.save_validation in ("masks", "all"):
         return run.request.save_validation == "all"
     bytes_each = 2 * run.plans.labels.num_channels + settings.num_samples
     voxels = sum(math.prod(run.data.open(case_id).properties.shape_original) for case_id in run.validation_cases)
