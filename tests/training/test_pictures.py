@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from unisegdiff_pipeline.core.geometry import Geometry
@@ -14,7 +16,7 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.case_prediction import CasePrediction, SamplingFacts
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.reports.case_pictures import Plane
-from unisegdiff_pipeline.training.pictures import shown_plane, shown_slice, snapshot
+from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_plane, shown_slice, snapshot
 
 FLAT = Plane(0, 0, False, False, False, (1.0, 1.0))
 CLASSES = LabelScheme(("liver", "tumour"), ((5,), (7,)), "softmax", (5, 7), ignore_value=9)
@@ -85,6 +87,32 @@ def test_pictures_are_turned_as_radiologists_see_them() -> None:
     turned = shown_plane(properties(RAS, ORDER, (False, True, True)), 1, True)  # preprocessing has turned it already
     assert (turned.flip_rows, turned.flip_columns) == (False, False)
     assert shown_plane(properties(RAS, ORDER, KEPT), 1, False).letters == ()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_directions_are_trusted_by_the_source_of_the_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """A unified model knows the spacing only where all of its sources do."""
+    asked, records = [], []
+
+    def knows_spacing(source: str | None, of_data_set: bool) -> bool:
+        asked.append((source, of_data_set))
+        return known
+
+    labels = np.zeros((2, 3, 4), np.uint8)
+    labels[1, 0, 0] = 5
+    case = stored(labels)
+    case.properties = replace(properties(RAS, ORDER, KEPT), source="CT")
+    run = run_with(("zscore",))
+    run.configuration.knows_spacing = knows_spacing
+    run.plans.spacing_known = False
+    run.folder, run.watch = tmp_path, SimpleNamespace(seconds=1.0)
+    run.log = SimpleNamespace(record=lambda kind, **values: records.append(values), say=pytest.fail)
+    p = torch.full((3, 2, 3, 4), 1 / 3)
+    keep_pictures(run, Moment(1, 5), case, prediction(p))
+    assert asked == [("CT", False)]
+    assert records[0]["letters"] == (("R", "A") if known else ())
 
 
 def test_all_layers_are_turned_alike() -> None:

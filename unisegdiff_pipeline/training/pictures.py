@@ -46,7 +46,8 @@ def keep_pictures(run: FoldRun, moment: Moment, stored: StoredCase, prediction: 
     try:
         name = f"phase_{moment.phase}_{moment.iteration:07d}"
         z = shown_slice(run.plans.labels, stored)
-        plane = shown_plane(stored.properties, z, run.plans.spacing_known)
+        known = run.configuration.knows_spacing(stored.properties.source, run.plans.spacing_known)
+        plane = shown_plane(stored.properties, z, known)
         layers = write_snapshot(run.folder / PICTURES_NAME, name, snapshot(run, stored, prediction, plane))
         run.log.record(
             "pictures",
