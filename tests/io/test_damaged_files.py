@@ -70,7 +70,7 @@ def test_a_nifti_geometry_that_is_none(tmp_path, ending, fields):
     refused(nifti(tmp_path / f"a{ending}", **fields), "has no valid geometry.*write the true")
 
 
-@pytest.mark.parametrize("pixdim", [(1, 1, 1), (2, 3, 4.1), (0, 3, 4), (np.nan, 3, 4), (-2, 3, 4)])
+@pytest.mark.parametrize("pixdim", [(1, 1, 1), (2, 3, 4.1), (0, 3, 4), (np.nan, 3, 4), (-1, 3, 4)])
 def test_an_affine_and_a_pixdim_of_two_sizes_are_refused(tmp_path: Path, pixdim: tuple[float, ...]) -> None:
     image = nibabel.Nifti1Image(LABELS, np.diag([2, 3, 4, 1]))
     image.set_qform(None, 0)
@@ -81,6 +81,14 @@ def test_an_affine_and_a_pixdim_of_two_sizes_are_refused(tmp_path: Path, pixdim:
     )
     nibabel.save(nibabel.Nifti1Image(image.dataobj, image.affine), tmp_path / "b.nii")  # as the message says
     assert read_header(tmp_path / "b.nii")[1].spacing_mm == (4, 3, 2)
+
+
+def test_a_pixdim_that_marks_a_flipped_axis_by_its_sign_is_taken(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(LABELS, np.diag([-2, 3, 4, 1]))
+    image.set_qform(None, 0)
+    image.header["pixdim"][1:4] = (-2, 3, 4)
+    nibabel.save(image, tmp_path / "a.nii")
+    assert read_header(tmp_path / "a.nii")[1].spacing_mm == (4, 3, 2)
 
 
 def test_pixdim_may_be_rounded_and_its_axes_of_one_voxel_are_anything(tmp_path: Path) -> None:

@@ -69,6 +69,10 @@ def test_a_palette_that_gives_two_values_one_colour_is_refused_for_labels(tmp_pa
     path = with_palette(tmp_path / "twice.png", MASK, [0, 0, 0, 255, 0, 0, 255, 0, 0])
     with pytest.raises(UsdError, match=r"values 1 and 2 have the same colour \(255, 0, 0\).*grey values"):
         read_labels(path)
+    grey = with_palette(tmp_path / "grey.png", MASK, [0, 0, 0, 255, 255, 255, 255, 255, 255])
+    with pytest.raises(UsdError, match=r"values 1 and 2 have the same colour \(255, 255, 255\)"):
+        read_labels(grey)
+    assert set(read_image([grey]).array.ravel().tolist()) == {0, 255}
 
 
 @pytest.mark.parametrize(("depth", "rows"), [(2, [b"\x1b"]), (4, [b"\x01\x23"])])
@@ -254,6 +258,26 @@ def test_a_tiff_of_a_kind_that_is_not_read_is_not_called_truncated(tmp_path):
     (tmp_path / "b.png").write_bytes(b"RIFF\0\0\0\0WEBPVP8 ")
     with pytest.raises(UsdError, match=r"b\.png is damaged, or no PNG, JPEG, BMP or TIFF picture, whatever its name"):
         read_header(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "values", "what"),
+    [
+        (8, 2, np.array([-3, 4], np.int8), "signed numbers of 8"),
+        (32, 1, np.array([1 << 31, 4], "<u4"), "2.31 and more"),
+    ],
+)
+def test_a_tiff_whose_numbers_would_be_read_with_another_sign_is_refused(tmp_path, bits, kind, values, what):
+    path = grey_tiff(tmp_path / "a.tif", bits, kind, 1, np.tile(values, 2).tobytes())
+    for read in (lambda path: read_image([path]), read_labels):
+        with pytest.raises(UsdError, match=rf"a\.tif holds .*{what}.*save it"):
+            read(path)
+
+
+def test_a_tiff_of_unsigned_or_signed_32_bits_keeps_its_numbers(tmp_path):
+    for kind, values in ((1, np.array([0, 1, 2, 1 << 24], "<u4")), (2, np.array([-7, 0, 1, 5], "<i4"))):
+        path = grey_tiff(tmp_path / "a.tif", 32, kind, 1, values.tobytes())
+        assert read_image([path]).array.ravel().tolist() == values.tolist()
 
 
 def test_white_as_zero_is_turned_round_in_images_of_8_bits_and_else_refused(tmp_path):

@@ -106,7 +106,7 @@ def _read_header(path: Path, content: Content) -> _Header:
     x, y, z = (*shape[:3], 1, 1)[:3]
     offset = _voxel_offset(path, fields, _HEADER_BYTES[size])
     _check_forms(path, fields, shape)
-    geometry = _geometry(path, fields, bytes(block), shape)
+    geometry = _geometry(path, fields, shape)
     result = _Header(fields, (channels, z, y, x), shape, dtype, offset, geometry)
     check_declared(path, result.shape, dtype.itemsize / len(dtype.fields or (0,)), geometry)
     return result
@@ -183,7 +183,7 @@ def _require_one_size(path: Path, fields: Any, matrix: np.ndarray, shape: Shape)
     """Refuse an sform whose voxels are of another size than pixdim says: nibabel and most viewers go by the one,
     SimpleITK and nnU-Net by the other, and nothing tells which is true.
     """
-    by_affine, by_pixdim = np.linalg.norm(matrix, axis=0), np.array(fields["pixdim"][1:4], float)
+    by_affine, by_pixdim = np.linalg.norm(matrix, axis=0), np.abs(np.array(fields["pixdim"][1:4], float))
     long = [axis for axis, size in enumerate(shape[:3]) if size > 1]
     if not (np.abs(by_pixdim - by_affine) <= LARGEST_SIZE_ERROR * by_affine)[long].all():
         raise UsdError(
@@ -194,12 +194,23 @@ def _require_one_size(path: Path, fields: Any, matrix: np.ndarray, shape: Shape)
         )
 
 
-def _geometry(path: Path, fields: Any, block: bytes, shape: Shape) -> Geometry:
+def _with_positive_sizes(fields: Any) -> bytes:
+    """The bytes of a header; beside an sform, sizes of voxels are positive, where older converters mark flipped axes by
+    negative ones, which SimpleITK would take over.
+    """
+    header = fields.copy()
+    if int(header["sform_code"]) > 0:
+        header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
+    content: bytes = header.binaryblock
+    return content
+
+
+def _geometry(path: Path, fields: Any, shape: Shape) -> Geometry:
     try:
         # The header is all that SimpleITK needs, and by itself it is read in a third of the time; it goes by the name
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "header.nii"
-            copy.write_bytes(block[:-4] + bytes(4))
+            copy.write_bytes(_with_positive_sizes(fields) + bytes(4))
             return itk.information(copy)[1]
     except UsdError as cause:  # above all "only supports orthonormal direction cosines"
         try:

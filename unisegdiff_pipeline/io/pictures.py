@@ -26,6 +26,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # Pillow knows more, some of which st
 _LOSSY = ("JPEG", "MPO")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # tag of TIFF and its value
+_SAMPLE_FORMAT, _UNSIGNED, _SIGNED = 339, 1, 2
 _ORIENTATION = 0x0112  # tag of EXIF and TIFF; 5 to 8 exchange rows and columns
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # grey of more than 8 bits
 _GREY_MODES = ("1", "L", "LA", *_DEEP_MODES)
@@ -216,6 +217,8 @@ def _frame(path: Path, picture: Any, as_labels: bool) -> np.ndarray:
     elif frame.mode not in (*_GREY_MODES, "RGB"):
         frame = frame.convert("RGB")
     array = np.asarray(frame)
+    if picture.format == "TIFF":
+        _require_own_sign(path, picture, bits, array)
     if array.dtype == bool:
         array = array.astype(np.uint8)
     elif as_labels and bits < 8:
@@ -225,6 +228,15 @@ def _frame(path: Path, picture: Any, as_labels: bool) -> np.ndarray:
 
 def _stores_white_as_zero(picture: Any) -> bool:
     return bool(picture.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+
+
+def _require_own_sign(path: Path, picture: Any, bits: int, array: np.ndarray) -> None:
+    """Refuse a TIFF that Pillow reads as numbers of the other sign: 8 bits as unsigned, 32 bits as signed ones."""
+    (kind, *_) = picture.tag_v2.get(_SAMPLE_FORMAT, (_UNSIGNED,))
+    if bits == 8 and kind == _SIGNED:
+        raise UsdError(f"{path} holds signed numbers of 8 bits, which cannot be read; save it with 16 bits.")
+    if bits == 32 and kind == _UNSIGNED and array.dtype == np.int32 and array.min() < 0:
+        raise UsdError(f"{path} holds numbers of 2^31 and more, which cannot be read; save it as real numbers.")
 
 
 def _bits_per_value(path: Path, picture: Any) -> int:
@@ -284,12 +296,11 @@ def _from_palette(path: Path, picture: Any, as_labels: bool) -> np.ndarray:
     used = np.unique(index)
     if used[-1] >= len(palette):
         raise UsdError(f"{path} uses colour {used[-1]} of a palette of {len(palette)}; it is damaged, export it again.")
+    if as_labels:
+        _require_distinct_colours(path, used, palette)
     if _has_grey_palette(picture):
         return palette[index, 0][None]
-    if not as_labels:
-        return np.ascontiguousarray(np.moveaxis(palette[index], -1, 0))
-    _require_distinct_colours(path, used, palette)
-    return index[None]
+    return index[None] if as_labels else np.ascontiguousarray(np.moveaxis(palette[index], -1, 0))
 
 
 def _require_distinct_colours(path: Path, used: np.ndarray, palette: np.ndarray) -> None:
