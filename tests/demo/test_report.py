@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.demo import report
 from unisegdiff_pipeline.demo.phantoms import true_probability
 from unisegdiff_pipeline.demo.report import (
     LEAST_LIKELY,
@@ -62,6 +63,17 @@ def test_fractions_by_hand() -> None:
         (pytest.approx(0.225), pytest.approx(0.375), 2),
         (pytest.approx(0.95), pytest.approx(0.75), 1),
     ]
+
+
+def test_samples_without_a_lesion_in_the_truth_have_no_curve(
+    raw: RawDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "true_probability", lambda folder, case: np.zeros((1, 48, 48)))
+    for case in cases_of(raw):
+        write_labels(
+            tmp_path / "samples" / f"{case}_sample1.png", np.zeros((1, 48, 48), np.uint8), Geometry(is_2d=True)
+        )
+    assert truth_section(raw, tmp_path, cases_of(raw)) is None
 
 
 def test_samples_are_set_against_truth_and_annotators(raw: RawDataset, tmp_path: Path) -> None:

@@ -214,6 +214,8 @@ def truth_section(raw: RawDataset, predictions: Path, case_ids: Sequence[str]) -
     if not truth:
         return None
     curve = fractions_by_truth(np.concatenate(truth), np.concatenate(fraction))
+    if not curve:  # no case has a lesion
+        return None
 
     def paint(drawn: Figure) -> None:
         axis = drawn.subplots()
