@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.inference.test_predictor import make_model, make_pictures
 from unisegdiff_pipeline.commands import predict, train
 from unisegdiff_pipeline.commands.slurm import JobArray, array_part
 from unisegdiff_pipeline.core.errors import UsdError
@@ -128,12 +129,14 @@ def test_a_signal_reaches_the_task_and_is_waited_for(tmp_path: Path) -> None:
 def test_parts_that_slurm_names() -> None:
     array = {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_ID": "3"}
     assert array_part(None, None, {}) == (1, 0, "")
-    assert array_part(5, 2, {}) == (5, 2, "")
+    assert array_part(5, 2, {}) == (5, 2, "part 2 of 5")
+    assert array_part(5, 2, array) == (5, 2, "part 2 of 5")
     assert array_part(None, None, array)[:2] == (4, 3)
     assert array_part(None, None, array)[2].startswith("part 3 of 4, by the SLURM job array")
     assert array_part(1, 0, array) == (1, 0, "")
+    assert array_part(1, None, array) == (1, 0, "")
     assert array_part(8, None, array)[:2] == (8, 3)
-    with pytest.raises(UsdError, match=r"this is task 4 of a SLURM array of 4.*--array=0-3"):
+    with pytest.raises(UsdError, match=r"this is task 4 of a SLURM array of 4.*--array=0-3.*--num-parts 1"):
         array_part(None, None, {**array, "SLURM_ARRAY_TASK_ID": "4"})
 
 
@@ -142,3 +145,34 @@ def test_the_note_and_the_part_of_a_prediction(capsys: pytest.CaptureFixture[str
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     assert predict.main(["-i", str(tmp_path), "-o", str(tmp_path / "out"), "-m", str(tmp_path / "nowhere")]) == 1
     assert "note: part 1 of 2, by the SLURM job array" in " ".join(capsys.readouterr().err.split())
+
+
+def test_parts_that_nobody_numbers_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("COUNT", "ID"):
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}", raising=False)
+    words = ["-i", str(tmp_path), "-o", str(tmp_path / "out"), "-m", str(tmp_path / "nowhere"), "--num-parts"]
+    with pytest.raises(SystemExit) as stop:
+        predict.main([*words, "4"])
+    assert stop.value.code == 2
+    assert "--num-parts 4 needs --part-id K" in capsys.readouterr().err
+    for one in ("1", "4 --part-id 2"):  # are no error of the command line
+        assert predict.main([*words, *one.split()]) == 1
+    assert "note: part 2 of 4." in capsys.readouterr().err
+
+
+def test_a_task_whose_part_is_empty_fails_and_names_the_way_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "10")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "patient_3", 1), tmp_path / "out"
+    words = ["-i", str(images), "-o", str(out), "-m", str(model), "--device", "cpu"]
+    assert predict.main(words) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "part 3 of 10 holds no case, there is 1 case in all" in said
+    assert "--num-parts 1" in said
+    assert not out.exists()
+    assert predict.main([*words, "--num-parts", "1"]) == 0
+    assert (out / "case0.png").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -165,10 +166,14 @@ def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.Monkey
     assert set(json.loads((out / "manifest.json").read_text())["cases"]) == {"case0", "case1", "case2"}
 
 
-def test_parts_share_a_folder(tmp_path: Path) -> None:
+def test_parts_share_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 3), tmp_path / "out"
     assert predict_folder(PredictRequest(images, out, model, device="cpu", num_parts=2, part_id=0)) == 2
     assert predict_folder(PredictRequest(images, out, model, device="cpu", num_parts=2, part_id=1)) == 1
+    assert "warning" not in caplog.text
+    assert predict_folder(PredictRequest(images, out, model, device="cpu", num_parts=9, part_id=5)) == 0
+    assert "warning: part 5 of 9 holds no case, there are 3 cases in all" in caplog.text
     whole = tmp_path / "whole"
     predict_folder(PredictRequest(images, whole, model, device="cpu"))
     for table in ("lesions.csv", "volumes.csv"):

@@ -19,7 +19,7 @@ from unisegdiff_pipeline.commands.common import (
 )
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
 from unisegdiff_pipeline.commands.nnunet import PREDICT
-from unisegdiff_pipeline.commands.slurm import TASK, JobArray, array_part, command_line
+from unisegdiff_pipeline.commands.slurm import TASK, JobArray, array_part, command_line, in_array
 from unisegdiff_pipeline.commands.terminal import report_error, say
 from unisegdiff_pipeline.core.bounds import MAX_SAMPLES
 from unisegdiff_pipeline.core.names import quoted
@@ -140,13 +140,14 @@ def build_parser() -> CommandParser:
         "--num-parts",
         type=whole_number(1),
         metavar="N",
-        help="number of runs (default: tasks of the SLURM job array that this is one of, else 1)",
+        help="number of runs (default: tasks of the SLURM job array that this is one of, else 1); 1 where each task\n"
+        "of an array has a folder of its own",
     )
     parts.add_argument(
         "--part-id",
         type=whole_number(0),
         metavar="K",
-        help="this run, 0 to N-1 (default: number of the task in the array, else 0)",
+        help="this run, 0 to N-1 (default: number of the task in the array); needed outside of an array where N > 1",
     )
     parts.add_argument(
         "--print-jobs",
@@ -219,6 +220,11 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--part-id {args.part_id} must be below --num-parts {args.num_parts}")
     if args.print_jobs and (args.num_parts is None or args.part_id is not None):
         parser.error("--print-jobs needs --num-parts N, the number of tasks, and no --part-id")
+    if not args.print_jobs and (args.num_parts or 1) > 1 and args.part_id is None and not in_array():
+        parser.error(
+            f"--num-parts {args.num_parts} needs --part-id K, 0 to {args.num_parts - 1}, outside of a SLURM job array; "
+            f"without both all cases are predicted"
+        )
     if args.model is not None and (args.configuration or args.trainer or args.plans or args.run):
         parser.error("-c, --trainer, --plans and --run go with -d; a model folder given with -m says them itself")
     said = {"-m": args.model, "-c": args.configuration, "-f": args.folds}
@@ -300,6 +306,7 @@ def _predict(args: argparse.Namespace) -> None:
             overwrite=args.overwrite,
             num_parts=num_parts,
             part_id=part_id,
+            needs_cases=num_parts > 1 and args.part_id is None,  # nobody but SLURM named the part
             scheduler=args.scheduler,
         )
     )

@@ -21,26 +21,38 @@ def array_part(
 
     Args:
         num_parts, part_id: what flags say; None takes SLURM_ARRAY_TASK_COUNT and SLURM_ARRAY_TASK_ID where both are
-            set, else one part.
+            set, else one part. A single part needs no number, whatever task of an array this is.
         environment: variables; by default those of this process.
 
     Raises:
         UsdError: the task's number is no part, because the array does not begin at 0 or has gaps.
     """
-    variables = os.environ if environment is None else environment
-    count, task = (variables.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("COUNT", "ID"))
-    if not (count.isdigit() and task.isdigit()) or (num_parts is not None and part_id is not None):
-        return num_parts or 1, part_id or 0, ""
+    array = _array(environment)
+    if array is None or num_parts == 1 or (num_parts is not None and part_id is not None):
+        number, part = num_parts or 1, part_id or 0
+        return number, part, f"part {part} of {number}" if number > 1 else ""
+    count, task = array
     number, part = num_parts or int(count), int(task) if part_id is None else part_id
     if part >= number:
         raise UsdError(
             f"this is task {task} of a SLURM array of {count}, but parts are numbered from 0 to {number - 1}: submit "
-            f"the array as --array=0-{number - 1}, or say which part this is with --num-parts and --part-id."
+            f"the array as --array=0-{number - 1}, say which part this is with --num-parts and --part-id, or give "
+            f"--num-parts 1 where each task is to do all of its input."
         )
-    said = (
-        f"part {part} of {number}, by the SLURM job array (other parts: --num-parts, --part-id)" if number > 1 else ""
-    )
-    return number, part, said
+    ways_out = "other parts: --num-parts, --part-id; all in each task: --num-parts 1"
+    return number, part, f"part {part} of {number}, by the SLURM job array ({ways_out})" if number > 1 else ""
+
+
+def in_array(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether this process is a task of a SLURM job array, which then numbers the parts."""
+    return _array(environment) is not None
+
+
+def _array(environment: Mapping[str, str] | None) -> tuple[str, str] | None:
+    """Number of tasks of the SLURM job array, and which one this is; None outside of one."""
+    variables = os.environ if environment is None else environment
+    count, task = (variables.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("COUNT", "ID"))
+    return (count, task) if count.isdigit() and task.isdigit() else None
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,15 @@ def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputIm
     inputs = ModelInputs(model, request.source_name, request.suffixes)
     cases = inputs.find_cases(images.source)
     _require_elsewhere(output, cases)
+    if 0 < len(cases) <= part_id:
+        problem = f"part {part_id} of {num_parts} holds no case, there {is_or_are(len(cases))} "
+        problem += f"{counted(len(cases), 'case')} in all"
+        if request.needs_cases:
+            raise UsdError(
+                f"{problem}. Take as many parts as there are cases at most, or give --num-parts 1 where each task of "
+                f"the array has images of its own."
+            )
+        _say(f"warning: {problem}")
     for folder in output_folders(output):
         require_writable(folder)
     run = _open_run(request, inputs)
@@ -330,6 +339,7 @@ class _FolderRun:
             overwrite=False,
             num_parts=1,
             part_id=0,
+            needs_cases=False,
             scheduler=None,
         )
         tasks = [

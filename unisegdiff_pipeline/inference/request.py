@@ -51,6 +51,7 @@ class PredictRequest:
             see `export`.
         overwrite: predict finished cases again, and remove those of another model or other settings.
         num_parts, part_id: of the sorted cases this run takes every `num_parts`-th, beginning with `part_id`.
+        needs_cases: a part that holds no case, because there are fewer cases than parts, is an error, not a warning.
         scheduler: address of a Dask scheduler whose workers predict, each one case at a time; they see the same files
             at the same paths.
 
@@ -82,6 +83,7 @@ class PredictRequest:
     overwrite: bool = False
     num_parts: int = 1
     part_id: int = 0
+    needs_cases: bool = False
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
