@@ -60,6 +60,17 @@ def test_a_task_for_each_fold_with_the_flags_that_were_given(
     assert "FOLD is 0; write cv" in capsys.readouterr().err
 
 
+def test_numbers_of_a_task_are_those_that_were_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_splits(tmp_path, 2)
+    words = ["4", "cv", "--preprocessed", str(tmp_path), "--results", str(tmp_path)]
+    words += ["--max-time", "400h", "--lr", "0.0001234567"]
+    assert train.main([*words, "--print-jobs", "slurm"]) == 0
+    (line,) = (line for line in checked(capsys.readouterr().out).splitlines() if line.startswith("usd_train"))
+    assert "--max-time 1440000 " in line
+    asked = train.build_parser().parse_args(shlex.split(line)[1:])
+    assert (asked.max_time, asked.lr) == (1_440_000, 0.0001234567)
+
+
 def test_a_task_that_is_queued_again_never_begins_its_fold_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

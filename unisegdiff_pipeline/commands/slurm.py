@@ -144,4 +144,6 @@ def command_line(
 
 def _quoted(value: object) -> str:
     values: Sequence[object] = value if isinstance(value, (list, tuple)) else [value]
-    return " ".join(shlex.quote(f"{one:g}" if isinstance(one, float) else str(one)) for one in values)
+    # Whole numbers without a point or an exponent, which durations do not have; :g would round the others.
+    texts = (str(int(one)) if isinstance(one, float) and one.is_integer() else str(one) for one in values)
+    return " ".join(shlex.quote(text) for text in texts)
