@@ -240,7 +240,8 @@ def test_fold_model_and_file_are_read_alike(source: Path, tmp_path: Path) -> Non
     assert len({start.hash for start in starts}) == 1
     model = open_model_folder(source.parent)
     assert starts[0].network == model.configuration.network
-    assert starts[0].seen_cases["Dataset902_Phantom2D"]
+    assert starts[0].seen.cases["Dataset902_Phantom2D"]
+    assert starts[0].seen.all_known
     assert denoiser_tensors(starts[0], model.plans.labels)
 
 
@@ -444,9 +445,46 @@ def test_cases_that_a_phase_1_has_seen_by_its_start_stay_known_where_it_is_taken
     second = train(dataclasses.replace(request, run="second")).folds[0].folder
     third = train(dataclasses.replace(request, run="third", phase_1_from=second)).folds[0].folder
     for fold in (second, third):
-        seen = read_start(fold).seen_cases
+        seen = read_start(fold).seen.cases
         assert seen["Dataset001_Y"] == ("y",)
         assert set(seen["Dataset902_Phantom2D"]) == set(stored["train_cases"])
+
+
+def test_that_seen_cases_are_unknown_stays_known_however_the_weights_are_taken_over(
+    request_: TrainRequest, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    archived = copied(source, tmp_path / "archived")
+    (archived / "request.json").unlink()  # as in an archive, which names no case
+    first = train(dataclasses.replace(request_, pretrained=archived, run="first")).folds[0].folder
+    assert json.loads((first / "request.json").read_text())["pretrained_cases_known"] is False
+    plain = dataclasses.replace(request_, pretrained=None)
+    followers = {
+        "began with weights that do not say which cases they were": dataclasses.replace(request_, pretrained=first),
+        "fold_0 does not say which cases it was": dataclasses.replace(plain, phase_1_from=first),
+    }
+    for number, (said, request) in enumerate(followers.items()):
+        caplog.clear()
+        fold = train(dataclasses.replace(request, run=f"next{number}")).folds[0].folder
+        assert caplog.text.count(f"{said} trained on") == 1
+        assert not read_start(fold).seen.all_known
+    # folders of earlier versions do not say it
+    stored = json.loads((first / "request.json").read_text())
+    del stored["pretrained_cases_known"]
+    (first / "request.json").write_text(json.dumps(stored))
+    assert read_start(first).seen.all_known
+
+
+def test_a_phase_1_whose_start_saw_the_validation_cases_is_refused(
+    request_: TrainRequest, source: Path, tmp_path: Path
+) -> None:
+    first = copied(source, tmp_path / "first")
+    stored = json.loads((first / "request.json").read_text())
+    case = stored["validation_cases"][0]
+    for key in ("pretrained_cases", "phase_1_cases"):
+        (first / "request.json").write_text(json.dumps(stored | {key: {"Dataset902_Phantom2D": [case]}}))
+        with pytest.raises(UsdError, match=r"--phase-1-from .* was trained on 1 case of .* that fold_0 validates on"):
+            train(dataclasses.replace(request_, pretrained=None, phase_1_from=first))
 
 
 def test_damaged_folders_name_what_is_wrong(source: Path, tmp_path: Path) -> None:

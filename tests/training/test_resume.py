@@ -15,12 +15,12 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.planning.plans import TrainingPlan
+from unisegdiff_pipeline.training.pretrained import require_fair_phase_1
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.resume import (
     as_asked,
     describe_training,
     held_out_of,
-    require_fair_phase_1,
     require_same_training,
 )
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
@@ -38,6 +38,8 @@ def run_in(folder: Path, **changes: Any) -> Any:
         "train_cases": ("a", "b"),
         "holdout_cases": ("c",),
         "validation_cases": ("d",),
+        "plans": SimpleNamespace(dataset_name="Dataset004_X"),
+        "data": SimpleNamespace(folder=folder / "2d"),
     }
     return SimpleNamespace(**{**fields, **changes})
 

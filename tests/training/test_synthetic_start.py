@@ -25,6 +25,7 @@ from unisegdiff_pipeline.synthetic.pretraining import ITERATIONS
 from unisegdiff_pipeline.training.dry_run import preview
 from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
 from unisegdiff_pipeline.training.pretrained import LoadReport, load_start, read_start
+from unisegdiff_pipeline.training.pretrained_start import SeenCases
 from unisegdiff_pipeline.training.request import SYNTHETIC_WEIGHTS, TrainRequest, start_name, start_path
 from unisegdiff_pipeline.training.run import train
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
@@ -48,7 +49,7 @@ def test_the_file_is_small_and_says_how_it_came_about() -> None:
     with safe_open(SYNTHETIC_WEIGHTS, framework="pt") as file:
         origin = file.metadata()
     assert (origin["iterations"], origin["seed"]) == (str(ITERATIONS), "0")
-    assert read_start(SYNTHETIC_WEIGHTS).seen_cases == {}
+    assert read_start(SYNTHETIC_WEIGHTS).seen == SeenCases({}, all_known=True)
 
 
 @pytest.mark.parametrize(

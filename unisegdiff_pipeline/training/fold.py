@@ -48,6 +48,7 @@ from unisegdiff_pipeline.training.pretrained import (
     load_denoiser,
     load_start,
     open_start,
+    require_fair_phase_1,
     seen_by_phase_1,
 )
 from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, StartRecord
@@ -58,7 +59,6 @@ from unisegdiff_pipeline.training.resume import (
     REQUEST_NAME,
     START_NAME,
     describe_training,
-    require_fair_phase_1,
     require_phase_1_of_plan,
     require_same_training,
 )
@@ -131,7 +131,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
         start = _start(run, checkpoint)
         run.log.say(f"to end the training early, with a complete model: touch {quoted(run.folder / STOP_NAME)}")
         if run.request.phase_1_from is not None and not (run.folder / PHASE_1_NAME).is_file():
-            run.phase_1_cases = seen_by_phase_1(run.request.phase_1_from)
+            run.phase_1_seen = seen_by_phase_1(run.request.phase_1_from)
         write_json(run.folder / REQUEST_NAME, describe_training(run, trainer))
         _train_phases(run, trainer, checkpoint, start)
         for name in (CHECKPOINT_NAME, START_NAME):
@@ -187,7 +187,7 @@ def _start(run: FoldRun, checkpoint: dict[str, Any] | None) -> PretrainedStart |
     if run.request.pretrained is None or checkpoint is not None or (run.folder / PHASE_1_NAME).is_file():
         return None
     start = open_start(run)
-    run.start = StartRecord(start.hash, start.seen_cases)
+    run.start = StartRecord(start.hash, start.seen)
     tensors = denoiser_tensors(start, run.plans.labels)
     (run.folder / START_NAME).unlink(missing_ok=True)
     if tensors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 from unisegdiff_pipeline.selection.hold_out import HoldOut
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.log import RunLog
-from unisegdiff_pipeline.training.pretrained_start import StartRecord
+from unisegdiff_pipeline.training.pretrained_start import SeenCases, StartRecord
 from unisegdiff_pipeline.training.ranks import ALONE, Ranks
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.schedule import Stopwatch
@@ -38,7 +38,7 @@ class FoldRun:
         watch: seconds of this fold, all sessions together.
         monitored_cases: held-out cases that are scored during training; fewer where time is short.
         start: what the weights started from, where the request names something and the fold has begun.
-        phase_1_cases: data set => cases that a phase 1 taken over has seen, its own start included; None for none.
+        phase_1_seen: cases that a phase 1 taken over has seen, its own start included; None for none.
         monitoring_limit_s: longest time that scoring them once may take; None without a time budget.
         ranks: the processes that share each batch.
         compiled: the networks are compiled for training; off again once a compiler has failed that nobody asked for.
@@ -61,7 +61,7 @@ class FoldRun:
     monitored_cases: tuple[str, ...] = ()
     monitoring_limit_s: float | None = None
     start: StartRecord | None = None
-    phase_1_cases: Mapping[str, tuple[str, ...]] | None = None
+    phase_1_seen: SeenCases | None = None
     ranks: Ranks = ALONE
     compiled: bool = False
 

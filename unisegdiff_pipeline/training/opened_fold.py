@@ -17,7 +17,7 @@ from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.log import RunLog
 from unisegdiff_pipeline.training.opened_request import OpenedRequest
-from unisegdiff_pipeline.training.pretrained import open_start
+from unisegdiff_pipeline.training.pretrained import open_start, require_fair_phase_1
 from unisegdiff_pipeline.training.request import TrainRequest
 from unisegdiff_pipeline.training.resume import (
     as_asked,
@@ -25,7 +25,6 @@ from unisegdiff_pipeline.training.resume import (
     like_the_others,
     phase_1_record,
     read_request,
-    require_fair_phase_1,
     require_phase_1_of_plan,
     start_record,
 )
@@ -84,7 +83,7 @@ def fold_run(opened: OpenedRequest, request: TrainRequest, fold: str, stop: Stop
         stop=stop,
         watch=Stopwatch(began),
         start=None if request.restart else start_record(folder),
-        phase_1_cases=None if request.restart else phase_1_record(folder),
+        phase_1_seen=None if request.restart else phase_1_record(folder),
         ranks=opened.ranks,
     )
 
@@ -105,7 +104,7 @@ def require_start(run: FoldRun, warning: bool = True) -> None:
     if request.pretrained is not None:
         open_start(run, warning)
     if request.phase_1_from is not None:
-        require_fair_phase_1(run, request.phase_1_from)
+        require_fair_phase_1(run, request.phase_1_from, warning)
         require_phase_1_of_plan(run, request.phase_1_from)
 
 

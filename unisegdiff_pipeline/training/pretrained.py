@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,8 +37,14 @@ from unisegdiff_pipeline.planning.plans import ConfigurationPlan, NetworkPlan, P
 from unisegdiff_pipeline.training.embedding import embedded
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.nnunet_checkpoint import NNUNET
-from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, StartReader
-from unisegdiff_pipeline.training.resume import PHASE_1_NAME, read_request
+from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, SeenCases, StartReader
+from unisegdiff_pipeline.training.resume import (
+    PHASE_1_FACTS_NAME,
+    PHASE_1_NAME,
+    REQUEST_NAME,
+    read_request,
+    recorded_cases,
+)
 from unisegdiff_pipeline.training.synthetic_start import GENERATED
 
 SEGMENTER, DENOISER = "segmenter.", "denoiser."
@@ -100,7 +106,7 @@ def _read_own(path: Path, fold: str | None) -> PretrainedStart:
     require_same_plan(weights, metadata, plan_hash(configuration))
     if not any(name.startswith(SEGMENTER) for name in tensors):  # weights of phase 1 are the segmenter alone
         tensors = {SEGMENTER + name: tensor for name, tensor in tensors.items()}
-    known, seen = plans.in_mm(configuration), _seen_cases(folder, plans.dataset_name, model / DATASET_NAME)
+    known = plans.in_mm(configuration)
     return PretrainedStart(
         tensors=tensors,
         network=configuration.network,
@@ -112,8 +118,7 @@ def _read_own(path: Path, fold: str | None) -> PretrainedStart:
         target_spacing_mm=configuration.preprocessing.target_spacing_mm if known else None,
         plan_hash=plan_hash(configuration),
         num_masks=plans.num_masks(configuration),
-        seen_cases={} if seen is None else seen,
-        knows_cases=seen is not None,
+        seen=_seen_cases(folder, plans.dataset_name, model / DATASET_NAME),
         repeats_channels=configuration.sources is not None and configuration.sources.channel_rule == "replicate",
         source_names=() if configuration.sources is None else tuple(configuration.sources.plans),
     )
@@ -135,8 +140,8 @@ def _fold_of_model(model: Path, fold: str | None) -> Path:
     return next((path for path in begun if path.name == f"fold_{fold}"), begun[0])
 
 
-def seen_by_phase_1(folder: Path) -> dict[str, tuple[str, ...]] | None:
-    """Data set => cases that the phase 1 in a fold's folder was trained on, see `_seen_cases`.
+def seen_by_phase_1(folder: Path) -> SeenCases:
+    """Cases that the phase 1 in a fold's folder was trained on, see `_seen_cases`.
 
     Raises:
         UsdError: no plan lies beside the folder, which says what data set it is of.
@@ -145,20 +150,31 @@ def seen_by_phase_1(folder: Path) -> dict[str, tuple[str, ...]] | None:
     return _seen_cases(folder, read_dataclass(Plans, model / PLANS_NAME).dataset_name, model / DATASET_NAME)
 
 
-def _seen_cases(folder: Path, dataset: str, description: Path) -> dict[str, tuple[str, ...]] | None:
-    """Data set => cases that a fold was trained on, those of its sources and of what it began with included.
+def _seen_cases(folder: Path, dataset: str, description: Path) -> SeenCases:
+    """Cases that a fold was trained on, those of its sources and of what it began with included.
 
-    None for a model from an archive, which names none.
+    Unknown for a model from an archive, which names none.
     """
     request = read_request(folder)
     if request is None:
-        return None
-    seen: dict[str, set[str]] = {}
+        return SeenCases()
     own = by_dataset(dataset, request["train_cases"], description)
-    for part in (request.get("pretrained_cases"), request.get("phase_1_cases"), own):
-        for name, cases in (part or {}).items():
+    before = _seen_before(request)
+    return _together(SeenCases({name: tuple(cases) for name, cases in own.items()}, all_known=True), before)
+
+
+def _seen_before(request: Mapping[str, Any]) -> SeenCases:
+    """Cases that the weights had seen which a fold, whose request this is, began with."""
+    return _together(*(recorded_cases(request, key) for key in ("pretrained_cases", "phase_1_cases")))
+
+
+def _together(*parts: SeenCases) -> SeenCases:
+    seen: dict[str, set[str]] = {}
+    for part in parts:
+        for name, cases in part.cases.items():
             seen.setdefault(name, set()).update(cases)
-    return {name: tuple(sorted(cases)) for name, cases in sorted(seen.items())}
+    every = {name: tuple(sorted(cases)) for name, cases in sorted(seen.items())}
+    return SeenCases(every, all(part.all_known for part in parts))
 
 
 def by_dataset(dataset: str, cases: Sequence[str], description: Path) -> dict[str, list[str]]:
@@ -426,9 +442,7 @@ def open_start(run: FoldRun, warning: bool = True) -> PretrainedStart:
             f"--pretrained {start.description} is not what {run.folder} began with: its weights have changed since. "
             f"Restore them, train beside it with --run NAME, or begin again with --restart."
         )
-    for text in _require_unseen(run, start):
-        if warning:
-            run.log.say(f"warning: {text}")
+    _require_unseen(run, f"--pretrained {start.description}", start.seen, warning)
     found = differences(start, run.configuration, run.plans.labels) if run.request.phase_2_only else ()
     if found:
         same = dataclasses.replace(run.configuration, network=_as_in(start.network, run.configuration.network))
@@ -442,31 +456,69 @@ def open_start(run: FoldRun, warning: bool = True) -> PretrainedStart:
     return start if sources is None else start.for_sources(tuple(sources.plans))
 
 
-def _require_unseen(run: FoldRun, start: PretrainedStart) -> list[str]:
-    """Refuse weights that were trained on cases which the fold validates on; say what else they may have seen."""
+def require_fair_phase_1(run: FoldRun, folder: Path, warning: bool = True) -> None:
+    """Check that a foreign phase 1 is there, and has seen no case that it must not have seen.
+
+    Args:
+        run: the fold that takes it over.
+        folder: that of the fold whose phase 1 it is.
+        warning: say which cases that settings are chosen on its start has seen, or that it is not known.
+
+    Raises:
+        UsdError: a file is missing; it was trained on a case that this fold holds out; or what it began with was
+            trained on one that this fold validates on.
+    """
+    for name in (PHASE_1_NAME, PHASE_1_FACTS_NAME, REQUEST_NAME):
+        if not (folder / name).is_file():
+            raise UsdError(f"--phase-1-from {folder} holds no {name}; name a fold's folder whose phase 1 has ended.")
+    request = read_request(folder)
+    assert request is not None
+    leaked = sorted(set(request["train_cases"]) & {*run.holdout_cases, *run.validation_cases})
+    if leaked:
+        raise UsdError(
+            f"--phase-1-from {folder} was trained on {counted(len(leaked), 'case')} that {run.folder.name} "
+            f"holds out ({leaked[0]}, ...): its scores would mean nothing. Take phase 1 from the same fold, and train "
+            f"the folds singly."
+        )
+    _require_unseen(run, f"the start of --phase-1-from {folder}", _seen_before(request), warning)
+
+
+def _require_unseen(run: FoldRun, start: str, seen: SeenCases, warning: bool) -> None:
+    """Refuse weights that were trained on cases which the fold validates on; say what else they may have seen.
+
+    Args:
+        run: the fold.
+        start: what and where the weights are, in words.
+        seen: by them.
+        warning: say it.
+    """
     fold, warnings = run.folder.name, []
     description = run.data.folder.parent / DATASET_NAME
-    if not start.knows_cases:
+    if not seen.all_known:
+        unsaid = "does not say which cases it was trained on"
+        if seen.cases:
+            unsaid = "began with weights that do not say which cases they were trained on"
         warnings.append(
-            f"{start.description} does not say which cases it was trained on. Scores of {fold} mean something where "
-            f"none of them is among its validation cases, which is for you to know"
+            f"{start} {unsaid}. Scores of {fold} mean something where none of them is among its validation cases, "
+            f"which is for you to know"
         )
     for cases, is_validation in ((run.validation_cases, True), (run.holdout_cases, False)):
         for dataset, names in by_dataset(run.plans.dataset_name, cases, description).items():
-            leaked = sorted(set(names) & set(start.seen_cases.get(dataset, ())))
+            leaked = sorted(set(names) & set(seen.cases.get(dataset, ())))
             if not leaked:
                 continue
             known = f"{counted(len(leaked), 'case')} of {dataset} ({leaked[0]}{', ...' if len(leaked) > 1 else ''})"
             if is_validation:
                 raise UsdError(
-                    f"--pretrained {start.description} was trained on {known} that {fold} validates on: its scores "
-                    f"would mean nothing. Start from the same fold of that model, or from data without these cases."
+                    f"{start} was trained on {known} that {fold} validates on: its scores would mean nothing. Start "
+                    f"from the same fold of that model, or from data without these cases."
                 )
             warnings.append(
                 f"the start was trained on {known} on which settings of {fold} are chosen, so that probabilities may "
                 f"come out too sure"
             )
-    return warnings
+    for text in warnings if warning else ():
+        run.log.say(f"warning: {text}")
 
 
 def differences(start: PretrainedStart, configuration: ConfigurationPlan, labels: LabelScheme) -> tuple[str, ...]:

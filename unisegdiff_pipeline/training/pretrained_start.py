@@ -19,6 +19,20 @@ from unisegdiff_pipeline.planning.plans import NetworkPlan, Normalization
 
 
 @dataclass(frozen=True)
+class SeenCases:
+    """Cases that weights were trained on, those of what the weights began with included.
+
+    Attributes:
+        cases: data set => cases, as far as they are known.
+        all_known: whether these are all of them; checkpoints of other programs and archives do not say, nor do weights
+            that began with such.
+    """
+
+    cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    all_known: bool = False
+
+
+@dataclass(frozen=True)
 class PretrainedStart:
     """Weights to start from, and what is known of the network that they were trained in.
 
@@ -35,9 +49,7 @@ class PretrainedStart:
             None as a whole where millimetres were not known.
         plan_hash: of the plan it was trained with; None for weights of other programs.
         num_masks: inputs of the network that hold the mask of another one (`Plans.num_masks`).
-        seen_cases: data set => cases that the weights were trained on, as far as it is known; a fold that validates on
-            one of them cannot start here.
-        knows_cases: whether `seen_cases` are all of them; checkpoints of other programs and archives do not say.
+        seen: cases that the weights were trained on; a fold that validates on one of them cannot start here.
         embeds: whether it also starts wider networks, and 3D ones where it is a 2D one (`embedding`).
         repeats_channels: whether images with fewer channels had theirs repeated, so that it knows what they look like.
         source_names: of a unified model, in the order of its tables' rows.
@@ -53,8 +65,7 @@ class PretrainedStart:
     target_spacing_mm: tuple[float | None, float, float] | None = None
     plan_hash: str | None = None
     num_masks: int = 0
-    seen_cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    knows_cases: bool = False
+    seen: SeenCases = field(default_factory=SeenCases)
     embeds: bool = False
     repeats_channels: bool = False
     source_names: tuple[str, ...] = ()
@@ -82,7 +93,7 @@ class StartRecord:
     """What a fold keeps of its start: the hash of the weights, and the cases that these were trained on."""
 
     hash: str
-    seen_cases: Mapping[str, tuple[str, ...]]
+    seen: SeenCases
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ import torch
 
 from unisegdiff_pipeline.core.bounds import Range
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_object, to_jsonable
 from unisegdiff_pipeline.inference.model_folder import PLANS_NAME, WEIGHTS_NAME, plan_difference
 from unisegdiff_pipeline.planning.plans import Augmentation, Plans
 from unisegdiff_pipeline.training.fold_run import FoldRun
-from unisegdiff_pipeline.training.pretrained_start import StartRecord
+from unisegdiff_pipeline.training.pretrained_start import SeenCases, StartRecord
 from unisegdiff_pipeline.training.request import Kept, TrainRequest, start_name, start_path
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
@@ -65,11 +64,12 @@ def describe_training(run: FoldRun, trainer: type[Trainer]) -> dict[str, Any]:
         started = {
             "pretrained": start_name(run.request.pretrained),
             "pretrained_hash": run.start.hash,
-            "pretrained_cases": run.start.seen_cases,
+            "pretrained_cases": run.start.seen.cases,
+            "pretrained_cases_known": run.start.seen.all_known,
             "phase_2_only": run.request.phase_2_only,
         }
-    if source is not None:
-        started["phase_1_cases"] = run.phase_1_cases
+    if source is not None and run.phase_1_seen is not None:
+        started |= {"phase_1_cases": run.phase_1_seen.cases, "phase_1_cases_known": run.phase_1_seen.all_known}
     return {
         "trainer": trainer.__name__,
         "configuration": run.configuration.name,
@@ -120,8 +120,8 @@ def _read_request(path: Path) -> dict[str, Any]:
         **dict.fromkeys(("train_cases", "holdout_cases", "validation_cases"), tuple[str, ...]),
         "training": dict[str, Any],
         "pretrained_hash": str | None,
-        "pretrained_cases": dict[str, tuple[str, ...]] | None,
-        "phase_1_cases": dict[str, tuple[str, ...]] | None,
+        **dict.fromkeys(("pretrained_cases", "phase_1_cases"), dict[str, tuple[str, ...]] | None),
+        **dict.fromkeys(("pretrained_cases_known", "phase_1_cases_known"), bool | None),
     }
     try:
         request = read_object(path)
@@ -163,15 +163,21 @@ def start_record(folder: Path) -> StartRecord | None:
     former = read_request(folder)
     if former is None or former.get("pretrained_hash") is None:
         return None
-    seen = former.get("pretrained_cases") or {}
-    return StartRecord(former["pretrained_hash"], {name: tuple(cases) for name, cases in seen.items()})
+    return StartRecord(former["pretrained_hash"], recorded_cases(former, "pretrained_cases"))
 
 
-def phase_1_record(folder: Path) -> Mapping[str, tuple[str, ...]] | None:
-    """Data set => cases that the phase 1 which the training in a fold's folder took over has seen; None for none."""
+def phase_1_record(folder: Path) -> SeenCases | None:
+    """Cases that the phase 1 which the training in a fold's folder took over has seen; None for none."""
     former = read_request(folder)
-    found = None if former is None else former.get("phase_1_cases")
-    return None if found is None else {name: tuple(cases) for name, cases in found.items()}
+    if former is None or former.get("phase_1_cases") is None:
+        return None
+    return recorded_cases(former, "phase_1_cases")
+
+
+def recorded_cases(request: Mapping[str, Any], key: str) -> SeenCases:
+    """What request.json says of "pretrained_cases" or "phase_1_cases"; without the key there are none."""
+    cases = {name: tuple(cases) for name, cases in (request.get(key) or {}).items()}
+    return SeenCases(cases, all_known=request.get(f"{key}_known") is not False)  # earlier versions did not say
 
 
 def taken_over(request: TrainRequest, settled: TrainRequest) -> str:
@@ -252,21 +258,6 @@ def held_out_of(folder: Path) -> tuple[str, ...]:
     """The cases that a training in `folder` holds out to choose on, in its order; none where there is no training."""
     former = read_request(folder)
     return () if former is None else tuple(former["holdout_cases"])
-
-
-def require_fair_phase_1(run: FoldRun, folder: Path) -> None:
-    """Raise a UsdError where a foreign phase 1 is not there, or has seen cases that this fold holds out."""
-    for name in (PHASE_1_NAME, PHASE_1_FACTS_NAME, REQUEST_NAME):
-        if not (folder / name).is_file():
-            raise UsdError(f"--phase-1-from {folder} holds no {name}; name a fold's folder whose phase 1 has ended.")
-    seen = set(_read_request(folder / REQUEST_NAME)["train_cases"])
-    leaked = sorted(seen & {*run.holdout_cases, *run.validation_cases})
-    if leaked:
-        raise UsdError(
-            f"--phase-1-from {folder} was trained on {counted(len(leaked), 'case')} that {run.folder.name} "
-            f"holds out ({leaked[0]}, ...): its scores would mean nothing. Take phase 1 from the same fold, and train "
-            f"the folds singly."
-        )
 
 
 def require_phase_1_of_plan(run: FoldRun, folder: Path) -> None:

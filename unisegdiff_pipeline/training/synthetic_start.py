@@ -10,7 +10,7 @@ from pathlib import Path
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.model_folder import read_weights, tensors_hash
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
-from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, StartReader
+from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, SeenCases, StartReader
 from unisegdiff_pipeline.training.request import SYNTHETIC, SYNTHETIC_WEIGHTS
 
 CHANNELS = 3
@@ -35,7 +35,7 @@ def _read(path: Path, fold: str | None) -> PretrainedStart:
         description=f"{path} (generated lesions, {origin['iterations']} iterations)",
         hash=tensors_hash(tensors),
         labels=LABELS,
-        knows_cases=True,
+        seen=SeenCases(all_known=True),
         embeds=True,
     )
 
