@@ -128,7 +128,7 @@ def test_a_flag_decides_before_device_and_length(
 @pytest.fixture
 def plain(request_: TrainRequest) -> dict[str, torch.Tensor]:
     """The weights of the training without a compiler."""
-    return load_file(train(replace(request_, run="plain")).folds[0].folder / WEIGHTS_NAME)
+    return load_file(train(replace(request_, compile=False, run="plain")).folds[0].folder / WEIGHTS_NAME)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_compiler_that_nobody_asked_for_and_that_fails_is_done_without(
     assert len(graphs) == failing  # and no further attempt
     assert caplog.text.count("warning: torch cannot compile the networks here") == 1
     assert "Cannot find a working triton installation" in caplog.text
-    torch.testing.assert_close(learned, plain, rtol=1e-3, atol=1e-5)  # rounding, which AdamW magnifies
+    torch.testing.assert_close(learned, plain, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("_on_a_gpu")
@@ -210,7 +210,7 @@ def test_what_was_compiled_and_fails_backwards_is_done_without(
     caplog.set_level(logging.INFO)
     learned = load_file(train(request_).folds[0].folder / WEIGHTS_NAME)
     assert "RuntimeError: no kernel image is available" in caplog.text
-    torch.testing.assert_close(learned, plain, rtol=1e-3, atol=1e-5)  # rounding, which AdamW magnifies
+    torch.testing.assert_close(learned, plain, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("_on_a_gpu")
