@@ -3,13 +3,14 @@
     python -m tests.benchmarks.unified train --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
     python -m tests.benchmarks.unified table --work FOLDER --raw ROOT --unified 500 --sources 101 102 ... --seconds 480
     python -m tests.benchmarks.unified quality ...
-    python -m tests.benchmarks.unified unseen ... --unseen 104 108 110
+    python -m tests.benchmarks.unified unseen ... --unseen 108 110
 
 `train` plans, preprocesses and trains what is not there yet: the unified data set (made by usd_unify before, in ROOT)
 for all the seconds, and each source alone for its equal part. Folds of a unified data set are those of its sources, so
 that both validate on the same cases; `table` refuses where they do not. Scores are those of the trainings' own
 validation; lesion F1 of a case and the energy score of its samples have a table of their own. `unseen` sets the unified
-model beside models of data sets that it does not hold: their images are of an unknown source for it. The interval of a
+model beside models of data sets of one class that it does not hold: their images are of an unknown source for it. The
+interval of a
 difference is a bootstrap, the test Wilcoxon's signed ranks, both over groups (patients).
 """
 
@@ -96,13 +97,7 @@ def unseen_table(args: argparse.Namespace) -> list[str]:
             alone = scores_of(fold_folder(args, dataset, run_name(part, seed)))
             work = args.work / "unseen" / f"{args.unified}_{run_name(args.seconds, seed)}" / name
             unseen = scores_as_unknown(args, fold, args.raw / name, set(alone), work)
-            first, second = dice_where_lesion(alone), dice_where_lesion(unseen)
-            alarms = [" of ".join(map(str, false_alarms(scores))) for scores in (alone, unseen)]
-            lines.append(
-                f"| {name.split('_', 1)[1]} | {seed} | {len(first)} | {fmean(first.values()):.3f} | "
-                f"{fmean(second.values()):.3f} | {difference_cells(second, first, groups_of(args.raw / name))} | "
-                f"{alarms[0]} | {alarms[1]} |"
-            )
+            lines.append(_row(name.split("_", 1)[1], seed, alone, unseen, groups_of(args.raw / name)))
     return lines
 
 
@@ -171,13 +166,8 @@ def table(args: argparse.Namespace) -> list[str]:
             unified = scores_of(fold_folder(args, args.unified, run_name(args.seconds, seed)), f"{source}__")
             if alone.keys() != unified.keys():
                 raise SystemExit(f"{source}, seed {seed}: other cases were validated alone than unified")
-            first, second = dice_where_lesion(alone), dice_where_lesion(unified)
-            means.append((fmean(first.values()), fmean(second.values())))
-            alarms = [" of ".join(map(str, false_alarms(scores))) for scores in (alone, unified)]
-            lines.append(
-                f"| {source} | {seed} | {len(first)} | {means[-1][0]:.3f} | {means[-1][1]:.3f} | "
-                f"{difference_cells(second, first, groups)} | {alarms[0]} | {alarms[1]} |"
-            )
+            lines.append(_row(source, seed, alone, unified, groups))
+            means.append((_mean_dice(alone), _mean_dice(unified)))
         lines.append(_macro(seed, means))
     return lines
 
@@ -236,6 +226,20 @@ def difference_cells(first: dict[str, float], second: dict[str, float], groups: 
     found = paired_comparison(*map(list, pairs), [groups[case] for case in first], resamples=10_000)
     difference = f"{found.mean_difference:+.3f} [{found.ci_low:+.3f}, {found.ci_high:+.3f}]"
     return f"{difference} | {found.p_wilcoxon:.2g}"
+
+
+def _row(name: str, seed: int, alone: Scores, other: Scores, groups: dict[str, str]) -> str:
+    """Line of a table: a model of one source beside another model, on the same cases."""
+    first, second = dice_where_lesion(alone), dice_where_lesion(other)
+    alarms = [" of ".join(map(str, false_alarms(scores))) for scores in (alone, other)]
+    return (
+        f"| {name} | {seed} | {len(first)} | {_mean_dice(alone):.3f} | {_mean_dice(other):.3f} | "
+        f"{difference_cells(second, first, groups)} | {alarms[0]} | {alarms[1]} |"
+    )
+
+
+def _mean_dice(scores: Scores) -> float:
+    return fmean(dice_where_lesion(scores).values())
 
 
 def _macro(seed: int, means: Iterable[tuple[float, float]]) -> str:
