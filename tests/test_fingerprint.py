@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,21 +157,26 @@ def test_all_problems_are_named_where_no_case_is_usable(phantom_2d: Path, tmp_pa
     assert f"{len(images)} problems in {folder}" in str(error.value)
 
 
-def test_intensities_are_those_of_the_foreground(tmp_path: Path) -> None:
+def made_dataset(root: Path, cases: Mapping[str, tuple[np.ndarray, np.ndarray]], **more: Any) -> Path:
+    """A raw data set of ultrasound pictures: case => image and labels (Y, X); `more` goes into its dataset.json."""
     from PIL import Image
 
-    folder = tmp_path / "Dataset001_Made"
+    folder = root / "Dataset001_Made"
     for sub in ("imagesTr", "labelsTr"):
         (folder / sub).mkdir(parents=True)
+    for case, (image, labels) in cases.items():
+        Image.fromarray(image).save(folder / "imagesTr" / f"{case}_0000.png")
+        Image.fromarray(labels).save(folder / "labelsTr" / f"{case}.png")
+    description = {"channel_names": {"0": "US"}, "labels": {"background": 0, "lesion": 1}, "numTraining": len(cases)}
+    (folder / "dataset.json").write_text(json.dumps({**description, "file_ending": ".png", **more}))
+    return folder
+
+
+def test_intensities_are_those_of_the_foreground(tmp_path: Path) -> None:
     labels = np.zeros((10, 10), np.uint8)
     labels[2:4, 2:4] = 1
-    for case, value in (("a", 100), ("b", 200)):
-        Image.fromarray(np.where(labels, value, 10).astype(np.uint8)).save(folder / "imagesTr" / f"{case}_0000.png")
-        Image.fromarray(labels).save(folder / "labelsTr" / f"{case}.png")
-    (folder / "dataset.json").write_text(
-        '{"channel_names": {"0": "US"}, "labels": {"background": 0, "lesion": 1}, "numTraining": 2, '
-        '"file_ending": ".png"}'
-    )
+    cases = {case: (np.where(labels, value, 10).astype(np.uint8), labels) for case, value in (("a", 100), ("b", 200))}
+    folder = made_dataset(tmp_path, cases)
     fingerprint, report = extract_fingerprint(open_raw_dataset(folder), workers=0)
     assert report.problems == ()
     (statistics,) = fingerprint.intensities
@@ -179,24 +186,16 @@ def test_intensities_are_those_of_the_foreground(tmp_path: Path) -> None:
 
 def test_values_of_the_background_are_no_foreground(tmp_path: Path) -> None:
     """The liver of LiTS, mapped to the background, around a lesion and without one."""
-    from PIL import Image
-
-    folder = tmp_path / "Dataset001_Made"
-    for sub in ("imagesTr", "labelsTr"):
-        (folder / sub).mkdir(parents=True)
     liver = np.zeros((10, 10), np.uint8)
     liver[1:9, 1:9] = 1
     lesion = liver.copy()
     lesion[2:4, 2:4] = 2
+    cases = {}
     for case, labels in (("healthy", liver), ("ill", lesion)):
         grey = np.array([10, 50, 100], np.uint8)[labels]
         grey[2, 2:4] += 20
-        Image.fromarray(grey).save(folder / "imagesTr" / f"{case}_0000.png")
-        Image.fromarray(labels).save(folder / "labelsTr" / f"{case}.png")
-    (folder / "dataset.json").write_text(
-        '{"channel_names": {"0": "US"}, "labels": {"background": 0, "lesion": 1}, "numTraining": 2, '
-        '"file_ending": ".png", "label_map": {"2": "lesion", "1": "background"}}'
-    )
+        cases[case] = (grey, labels)
+    folder = made_dataset(tmp_path, cases, label_map={"2": "lesion", "1": "background"})
     fingerprint, report = extract_fingerprint(open_raw_dataset(folder), workers=0)
     assert report.problems == ()
     (statistics,) = fingerprint.intensities

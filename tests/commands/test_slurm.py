@@ -34,6 +34,13 @@ def write_splits(root: Path, num_folds: int) -> None:
     (folder / "splits_final.json").write_text(json.dumps(splits))
 
 
+def print_jobs(root: Path, *flags: str) -> int:
+    """Exit code of `usd_train 4 cv ... --print-jobs slurm` on a data set of two folds."""
+    write_splits(root, 2)
+    roots = ["--preprocessed", str(root), "--results", str(root)]
+    return train.main(["4", "cv", *roots, *flags, "--print-jobs", "slurm"])
+
+
 def test_a_task_for_each_fold_with_the_flags_that_were_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,10 +68,7 @@ def test_a_task_for_each_fold_with_the_flags_that_were_given(
 
 
 def test_numbers_of_a_task_are_those_that_were_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_splits(tmp_path, 2)
-    words = ["4", "cv", "--preprocessed", str(tmp_path), "--results", str(tmp_path)]
-    words += ["--max-time", "400h", "--lr", "0.0001234567"]
-    assert train.main([*words, "--print-jobs", "slurm"]) == 0
+    assert print_jobs(tmp_path, "--max-time", "400h", "--lr", "0.0001234567") == 0
     (line,) = (line for line in checked(capsys.readouterr().out).splitlines() if line.startswith("usd_train"))
     assert "--max-time 1440000 " in line
     flags = shlex.split(line.removesuffix(" &"))[3:]
@@ -75,9 +79,7 @@ def test_numbers_of_a_task_are_those_that_were_given(tmp_path: Path, capsys: pyt
 def test_a_task_that_is_queued_again_never_begins_its_fold_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_splits(tmp_path, 2)
-    words = ["4", "cv", "--preprocessed", str(tmp_path), "--results", str(tmp_path), "--print-jobs", "slurm"]
-    assert train.main([*words, "--restart"]) == 1
+    assert print_jobs(tmp_path, "--restart") == 1
     said = capsys.readouterr()
     assert "#SBATCH" not in said.out
     assert "--restart" in said.err
@@ -87,9 +89,7 @@ def test_a_task_that_is_queued_again_never_begins_its_fold_again(
 def test_validation_of_all_folds_is_gathered_and_not_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_splits(tmp_path, 2)
-    words = ["4", "cv", "--preprocessed", str(tmp_path), "--results", str(tmp_path), "--print-jobs", "slurm"]
-    assert train.main([*words, "--val"]) == 0
+    assert print_jobs(tmp_path, "--val") == 0
     lines = checked(capsys.readouterr().out).splitlines()
     (task,) = (line for line in lines if line.startswith("usd_train"))
     (afterwards,) = (line for line in lines if line.startswith("# Once all tasks have ended: "))
