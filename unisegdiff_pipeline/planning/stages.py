@@ -194,8 +194,10 @@ def _smooth_histograms(mask: np.ndarray, box: Box, sigma_vox: tuple[float, ...])
     """Voxels of the lesion, and all, in each bin of m = g * x0 in [0, 1] => (bins, 2); m is zero beyond the kernel."""
     part = _reachable_part(mask, box, sigma_vox)
     factors = tuple(_pooling_factor(s) for s in sigma_vox)
-    pooled = max(factors) > 1
-    ones, cells = block_sums(part.astype(np.float32), factors) if pooled else (part.astype(np.float32), None)
+    ones = part.astype(np.float32)
+    cells: np.ndarray | None = None
+    if max(factors) > 1:
+        ones, cells = block_sums(ones, factors)
     smooth = ones if cells is None else ones / cells
     for axis, (sigma, factor) in enumerate(zip(sigma_vox, factors, strict=True)):
         # pooling is itself a box of variance (f^2 - 1)/12, which the Gaussian of the pooled grid leaves out
