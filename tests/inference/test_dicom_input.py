@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.inference.readers import kill_the_reader_of
 from tests.inference.test_predictor import listing, make_model
 from tests.io.test_dicom import only_series, write_series
 from unisegdiff_pipeline.commands import predict
-from unisegdiff_pipeline.core.geometry import Volume
-from unisegdiff_pipeline.io.dicom import Series
 from unisegdiff_pipeline.io.images import read_labels, write_map
-from unisegdiff_pipeline.io.reading_process import ReadingProcess
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,14 +62,7 @@ def test_a_series_that_kills_its_reader_is_named(
 ) -> None:
     for number in (1, 2):
         write_series(tmp_path / f"in/p{number}", number)
-    read = ReadingProcess.read_series
-
-    def killed_at_p2(self: ReadingProcess, series: Series) -> Volume:
-        if series.name == "p2":
-            os.kill(self.pid or 0, signal.SIGKILL)
-        return read(self, series)
-
-    monkeypatch.setattr(ReadingProcess, "read_series", killed_at_p2)
+    kill_the_reader_of(monkeypatch, tmp_path / "in/p2")
     assert run(tmp_path / "in", tmp_path / "out", make_model(tmp_path / "model", 3)) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "reading DICOM: 1 of 2 cases failed" in said

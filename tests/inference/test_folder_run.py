@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import threading
 import weakref
 from concurrent.futures import CancelledError
@@ -19,6 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.inference.readers import kill_the_reader_of
 from tests.inference.test_predictor import GEOMETRY_3D, listing, make_model, make_pictures
 from unisegdiff_pipeline.core import files, scratch
 from unisegdiff_pipeline.core.errors import UsdError
@@ -354,14 +354,7 @@ def test_after_an_interruption_no_image_is_read_any_more(folders, monkeypatch: p
 
 def test_an_image_that_kills_its_reader_costs_this_case_alone(folders, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, out = folders
-    read = ReadingProcess.read_image
-
-    def kill_at_the_first(self, paths, *rest, **options):
-        if "case0" in str(paths[0]):
-            os.kill(self.pid, signal.SIGKILL)
-        return read(self, paths, *rest, **options)
-
-    monkeypatch.setattr(ReadingProcess, "read_image", kill_at_the_first)
+    kill_the_reader_of(monkeypatch, images / "case0_0000.png")
     with pytest.raises(UsdError, match=r"case0: .*case0_0000\.png.*ended by SIGKILL"):
         predict_folder(PredictRequest(images, out, model, device="cpu"))
     assert (out / "case1.png").is_file()
