@@ -58,6 +58,18 @@ def test_the_same_process_is_refused_too(path: Path) -> None:
         assert path.exists()
 
 
+def test_asking_for_a_lock_of_this_process_leaves_it_locked_for_others(path: Path) -> None:
+    with locked(path, "fold 0"):
+        assert holder_of(path) is not None
+        with pytest.raises(UsdError):
+            require_free(path, "fold 0")
+        refused(path, "has been working on fold 0")
+        other = subprocess.run([sys.executable, "-c", HOLD, str(path)], capture_output=True, text=True, timeout=60)
+        assert other.stdout == ""
+        assert f"process {os.getpid()} on this machine" in other.stderr
+        assert path.exists()
+
+
 def test_another_process_is_named_and_its_death_frees_the_lock(path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

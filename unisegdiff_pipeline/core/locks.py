@@ -25,7 +25,6 @@ from unisegdiff_pipeline.core.errors import UsdError
 HEARTBEAT_S = 30.0
 EXPIRY_S = 300.0
 _BUSY = (errno.EACCES, errno.EAGAIN)
-_held: set[Path] = set()  # by this process, which its own record locks would let in again
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,11 @@ class Holder:
     since: str
 
 
+# By this process, which its own record locks would let in again. Their files must not be read: closing a file ends all
+# record locks that the process has on it.
+_held: dict[Path, Holder] = {}
+
+
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path`; it is removed at the end, and so are folders that were made for it and stayed empty.
@@ -58,7 +62,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     """
     path = Path(path).absolute()
     if path in _held:
-        raise _busy(path, what, _read(path))
+        raise _busy(path, what, _held[path])
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -66,7 +70,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     except BaseException:
         _remove_empty(made)
         raise
-    _held.add(path)
+    _held[path] = _this_process()
     released = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, released), daemon=True)
     beat.start()
@@ -75,7 +79,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     finally:
         released.set()
         beat.join()
-        _held.discard(path)
+        _held.pop(path, None)
         path.unlink(missing_ok=True)
         os.close(descriptor)
         _remove_empty(made)
@@ -84,8 +88,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
 def require_free(path: Path, what: str) -> None:
     """Raise a UsdError as `locked` does where a process holds the lock file now; another may take it at any time."""
     path = Path(path).absolute()
-    if path in _held or holder_of(path) is not None:
-        raise _busy(path, what, _read(path))
+    if (holder := holder_of(path)) is not None:
+        raise _busy(path, what, holder)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
@@ -96,6 +100,9 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 def holder_of(path: Path) -> Holder | None:
     """Who holds the lock file `path` now; None where nobody does, or where its holder has ended."""
+    path = Path(path).absolute()
+    if path in _held:
+        return _held[path]
     holder = _read(path)
     if holder is None or _has_ended(path, holder):
         return None
