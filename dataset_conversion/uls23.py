@@ -1,7 +1,8 @@
 """ULS23, lesions in CT, each in a cube around it (de Grauw et al. 2025, Medical Image Analysis).
 
 Published as ULS23/{novel_data,processed_data}/.../SET/{images,labels}/ with files of the same names, such as
-ULS23_DeepLesion3D/labels/000010_02_02_100_lesion_01.nii.gz: in that set the first number is the patient's.
+ULS23_DeepLesion3D/labels/000010_02_02_100_lesion_01.nii.gz: in that set the first number is the patient's. Names of the
+processed sets have the number of a sample behind the lesion's: LiTS/labels/liver_0_lesion_01_sample_0.nii.gz.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataset_conversion.raw_writer import Case, Conversion, Origin
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS
 
+_OF_ONE_LESION = re.compile(r"(_lesion_?[0-9]+)?(_sample_?[0-9]+)?$")  # what the lesions of a scan differ in
 _ORIGIN = Origin(
     "ULS23, Universal Lesion Segmentation Challenge",
     "https://uls23.grand-challenge.org",
@@ -48,4 +50,4 @@ def find(request: Request) -> Conversion:
 def _group(folder: Path, name: str) -> str:
     if "DeepLesion" in folder.name:
         return f"DeepLesion_{name.split('_')[0]}"
-    return f"{folder.name}_{re.sub(r'_lesion_?[0-9]+$', '', name)}"
+    return f"{folder.name}_{_OF_ONE_LESION.sub('', name)}"

@@ -154,6 +154,14 @@ def test_uls23_keeps_the_lesions_of_a_patient_together(tmp_path, converted):
     refused("uls23", folder / "labels", "holds no folder with images and labels")
 
 
+def test_uls23_keeps_the_lesions_of_a_scan_together_whose_names_end_in_a_sample(tmp_path, converted):
+    folder = tmp_path / "ULS23/processed_data/fully_annotated/LiTS"
+    for seed, name in enumerate(("liver_0_lesion_01", "liver_0_lesion_02", "liver_1_lesion_01")):
+        volume(folder / f"images/{name}_sample_0.nii.gz", seed)
+        label_volume(folder / f"labels/{name}_sample_0.nii.gz", 1)
+    assert list(groups_of(converted("uls23", tmp_path)).values()) == ["LiTS_liver_0", "LiTS_liver_0", "LiTS_liver_1"]
+
+
 def test_mr_ms_takes_images_of_one_grid_only(tmp_path, converted):
     for seed, name in enumerate(("FLAIR", "T1W", "T1WKS", "T2W")):
         volume(tmp_path / f"coregistered/patient01/patient01_{name}.nii.gz", seed)
