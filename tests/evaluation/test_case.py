@@ -179,6 +179,17 @@ def test_confidence_does_not_know_the_reference(tmp_path: Path, kind: str, ignor
     assert not any(map(math.isnan, values[0]))
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_case_of_several_raters_without_samples_has_no_confidence(tmp_path: Path, ignored: bool) -> None:
+    """As of a run without samples that is compared with one that has them."""
+    case = make_case(tmp_path, (6, 12, 14), 3, ignored)
+    inputs = dataclasses.replace(case.inputs, samples=())
+    for found in score_case_fully(inputs, CaseSettings(IGNORING, confidence="samples")).classes:
+        assert math.isnan(found.confidence)
+        assert found.diversity is not None
+        assert found.diversity.rater_diversity > 0
+
+
 def test_lesions_in_a_single_line_are_told_apart(tmp_path: Path) -> None:
     """The box around them has one axis only, where the labelling library fails for 26 neighbours."""
     labels = np.zeros((3, 7, 9), np.uint8)

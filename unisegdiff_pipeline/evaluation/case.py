@@ -353,8 +353,10 @@ def _confidence(
     """Of the prediction alone: neither the reference nor the voxels that it leaves out (ignore label) may change it."""
     scheme = settings.scheme
     if settings.confidence == "samples":
-        if volumes.valid is None or diversity is None:
-            return math.nan if diversity is None else diversity.sample_agreement
+        if diversity is None or len(volumes.samples) < 2:
+            return math.nan
+        if volumes.valid is None:
+            return diversity.sample_agreement
         box = _bordered([sample.box for sample in volumes.samples], volumes.shape)
         return mean_agreement(_mask(sample, scheme, index, box, None) for sample in volumes.samples)
     predicted = _is_class(volumes.predicted, scheme, index)
