@@ -95,6 +95,18 @@ def test_a_class_that_the_source_does_not_annotate_is_no_lesion_free_case() -> N
     assert [case.class_name for case in found.classes] == ["a"]
 
 
+def test_the_case_probability_is_fitted_to_what_the_reference_says_anything_of() -> None:
+    scheme = LabelScheme(("a", "b"), ((1,), (2,)), "regions", (1, 2), ignore_value=9)
+    drawn = torch.cat([row(0.25, 1, 0.5), row(0, 0, 0.75)])
+    for annotated, highest in (((True, False), 0.5), ((True, True), 0.75)):  # US does not annotate b, or does
+        plan = unified(annotated=(annotated, (True, True)))
+        held_out: Any = SimpleNamespace(labels=scheme, spacing_known=False, configuration=plan)
+        found = held_out_case(held_out, SETTINGS, stored(0, 9, 0), prediction(drawn, drawn, drawn))
+        assert (found.highest, found.holds_lesion) == (highest, False)
+    found = held_out_case(held_out, SETTINGS, stored(9, 9, 9), prediction(drawn, drawn, drawn))
+    assert (found.highest, found.holds_lesion) == (0.0, False)
+
+
 def test_a_lesion_free_case_and_ignored_pixels() -> None:
     found = held_out_case(HELD_OUT, SETTINGS, stored(0, 9, 0), prediction(row(0.9, 0.9, 0), row(0, 1, 1), row(0, 1, 1)))
     (case,) = found.classes

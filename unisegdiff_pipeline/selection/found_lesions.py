@@ -25,7 +25,7 @@ from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.planning.plans import SourcesPlan
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.selection.case_probability import fit_case_calibration
-from unisegdiff_pipeline.selection.hold_out import HoldOut, sample_tiles, tiled
+from unisegdiff_pipeline.selection.hold_out import HoldOut, open_channels, sample_tiles, tiled
 from unisegdiff_pipeline.selection.lesion_filter import FilterChoice, FoundLesion, LesionCase, choose_filter
 
 
@@ -36,8 +36,8 @@ class HeldOutCase:
     Attributes:
         group: its patient.
         classes: one entry for each class.
-        highest: highest foreground probability.
-        holds_lesion: whether the reference holds any foreground.
+        highest: highest foreground probability of the classes, in the voxels, that the reference says anything of.
+        holds_lesion: whether the reference holds any foreground there.
         units: of the sizes.
     """
 
@@ -139,7 +139,9 @@ def held_out_case(
     classes = compare_lesions(scheme, (reference, labels, plain), rows, per_voxel, (stored.group, stored.case_id))
     classes = of_source(classes, held_out.configuration.sources, stored.properties.source, scheme)
     holds = any(case.num_reference for case in classes)
-    return HeldOutCase(stored.group, classes, float(foreground(p, scheme.coding).max()), holds, units)
+    p[open_channels(held_out, stored)] = 0.0  # else what nobody annotated counts as false alarm
+    highest = foreground(p, scheme.coding).numpy().max(initial=0.0, where=~ignored)
+    return HeldOutCase(stored.group, classes, float(highest), holds, units)
 
 
 def of_source(
