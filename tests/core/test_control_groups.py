@@ -23,6 +23,8 @@ def test_the_tightest_limit_of_version_2_counts(tmp_path: Path) -> None:
     write(tmp_path, memory__max="8000\n", memory__current="5000\n", memory__stat="anon 1\ninactive_file 1500\n")
     assert cpu_quota(tmp_path, membership) == 2.5
     assert memory_left(tmp_path, membership) == 4500
+    write(tmp_path, cpu__max="150000 100000\n")  # of all jobs together
+    assert cpu_quota(tmp_path, membership) == 1.5
 
 
 def test_version_1_has_a_hierarchy_a_controller(tmp_path: Path) -> None:
@@ -30,6 +32,8 @@ def test_version_1_has_a_hierarchy_a_controller(tmp_path: Path) -> None:
     membership.write_text("5:cpu,cpuacct:/job\n3:memory:/job\n")
     write(tmp_path / "cpu" / "job", cpu__cfs_quota_us="-1\n", cpu__cfs_period_us="100000\n")
     write(tmp_path / "cpu", cpu__cfs_quota_us="150000\n", cpu__cfs_period_us="100000\n")
+    assert cpu_quota(tmp_path, membership) == 1.5
+    write(tmp_path / "cpu" / "job", cpu__cfs_quota_us="600000\n")
     assert cpu_quota(tmp_path, membership) == 1.5
     write(tmp_path / "memory" / "job", memory__limit_in_bytes="9000\n", memory__usage_in_bytes="2000\n")
     write(tmp_path / "memory", memory__limit_in_bytes=f"{2**63 - 4096}\n", memory__usage_in_bytes="0\n")

@@ -12,16 +12,17 @@ MEMBERSHIP = Path("/proc/self/cgroup")  # lists the groups of this process, a li
 
 
 def cpu_quota(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
-    """CPUs that the control group grants (v2, else v1), None without a limit."""
+    """CPUs under the tightest limit of the control group and those around it (v2, else v1), None without one."""
+    quotas = []
     for folder in _folders(root, membership):
         words = (_read_text(folder / "cpu.max") or "").split()
         if len(words) == 2 and words[0] != "max":
-            return int(words[0]) / int(words[1])
+            quotas.append(int(words[0]) / int(words[1]))
     for folder in _folders(root, membership, "cpu"):
         quota, period = _read_number(folder / "cpu.cfs_quota_us"), _read_number(folder / "cpu.cfs_period_us")
         if quota is not None and period and quota > 0:
-            return quota / period
-    return None
+            quotas.append(quota / period)
+    return min(quotas, default=None)
 
 
 def memory_left(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int | None:
