@@ -21,6 +21,7 @@ from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.progress import Listener, counted, telling
 from unisegdiff_pipeline.core.serialization import read_dataclass, read_object, write_json
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.fingerprint import Fingerprint, extract_fingerprint, read_fingerprint, write_fingerprint
 from unisegdiff_pipeline.io.integrity import IntegrityReport
 from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
@@ -289,9 +290,8 @@ def check_and_measure(
     for warning in report.warnings:
         LOGGER.warning("%s", warning)
     if report.empty_cases:
-        names = ", ".join(report.empty_cases[:LISTED_CASES])
-        more = f" and {len(report.empty_cases) - LISTED_CASES} more" if len(report.empty_cases) > LISTED_CASES else ""
-        LOGGER.info("%d of %d cases hold no foreground: %s%s", len(report.empty_cases), len(raw.cases), names, more)
+        names = listed(report.empty_cases, LISTED_CASES)
+        LOGGER.info("%d of %d cases hold no foreground: %s", len(report.empty_cases), len(raw.cases), names)
     report.require_ok()
     return found, report
 

@@ -18,6 +18,7 @@ from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.core.units import Units, measured_grid, units_of, units_of_files
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, mean_over_classes, report_classes
 from unisegdiff_pipeline.evaluation.by_source import SourcesReport, report_sources
 from unisegdiff_pipeline.evaluation.calibration import DEFAULT_MARGIN_MM, DIAGONAL_FRACTION, NUM_BINS, PROBABILITY_FLOOR
@@ -36,7 +37,6 @@ from unisegdiff_pipeline.evaluation.inputs import (
     check_geometry,
     collect_inputs,
     discover_folders,
-    listing,
 )
 from unisegdiff_pipeline.evaluation.meaning import Meaning, scheme_of_values
 from unisegdiff_pipeline.evaluation.options import (
@@ -315,7 +315,7 @@ def _other_inputs(inputs: Inputs, prediction: Path, subset: bool) -> Inputs:
     if missing and not subset:
         raise UsdError(
             f"--against {prediction} lacks predictions of {len(missing)} of {counted(len(inputs.cases), 'case')}: "
-            f"{listing(missing)}. Runs are compared on the same cases; predict these, leave the run out, or compare on "
+            f"{listed(missing)}. Runs are compared on the same cases; predict these, leave the run out, or compare on "
             f"the cases that all runs hold with --subset."
         )
     cases = [(case, found[case.case_id]) for case in inputs.cases if case.case_id in found]

@@ -17,6 +17,7 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.core.units import Units, measured_grid, units_of_files
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.evaluation.follow_up import (
     SAMPLE_STATUSES,
     STATUSES,
@@ -26,7 +27,7 @@ from unisegdiff_pipeline.evaluation.follow_up import (
     TimePoint,
     compare_time_points,
 )
-from unisegdiff_pipeline.evaluation.inputs import find_masks, find_repeated, grid_problem, listing
+from unisegdiff_pipeline.evaluation.inputs import find_masks, find_repeated, grid_problem
 from unisegdiff_pipeline.evaluation.meaning import Meaning
 from unisegdiff_pipeline.evaluation.reading import (
     crop_geometry,
@@ -208,7 +209,7 @@ def _find_patients(
             )
         if alone and not subset:
             raise UsdError(
-                f"{len(alone)} case(s) lie in only one of {baseline} and {follow_up}: {listing(alone)}. Add the masks, "
+                f"{len(alone)} case(s) lie in only one of {baseline} and {follow_up}: {listed(alone)}. Add the masks, "
                 f"name the pairs with --pairs, or compare only what both hold with --subset."
             )
     else:
@@ -270,7 +271,7 @@ def _check_grids(patients: Sequence[PatientFiles]) -> list[bool]:
     if problems:
         raise UsdError(
             f"{len(problems)} of {len(patients)} patients have the two time points on different grids: "
-            f"{listing(problems, '; ')}. Register the follow-up to the baseline and resample its masks (and "
+            f"{listed(problems, separator='; ')}. Register the follow-up to the baseline and resample its masks (and "
             f"samples) to the grid of the baseline first."
         )
     return is_2d

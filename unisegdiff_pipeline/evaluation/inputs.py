@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.unified import SourceLabels, is_unified, unified_cases
 from unisegdiff_pipeline.io.paths import places_of
@@ -34,8 +35,6 @@ from unisegdiff_pipeline.io.paths import places_of
 if TYPE_CHECKING:
     from unisegdiff_pipeline.core.geometry import Geometry, Shape
     from unisegdiff_pipeline.io.raw_dataset import RawCase
-
-LISTED_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -195,11 +194,11 @@ def find_pairs(
     if unknown and not more_predictions:
         raise UsdError(
             f"{prediction} holds {len(unknown)} prediction(s) that have no reference in {reference}: "
-            f"{listing(unknown)}. Give the folder of the matching references, or move these files away."
+            f"{listed(unknown)}. Give the folder of the matching references, or move these files away."
         )
     if missing and not subset:
         raise UsdError(
-            f"{prediction} lacks predictions of {counted(len(missing), 'reference case')}: {listing(missing)}. "
+            f"{prediction} lacks predictions of {counted(len(missing), 'reference case')}: {listed(missing)}. "
             f"Predict them, or score only what is there with --subset."
         )
     common = sorted(predictions.keys() & references.keys())
@@ -268,12 +267,6 @@ def find_repeated(folder: Path, word: str, cases: Iterable[str]) -> dict[str, tu
     return {case: tuple(path for _, path in sorted(files)) for case, files in found.items()}
 
 
-def listing(names: Sequence[str], separator: str = ", ") -> str:
-    """The first names, and how many more there are."""
-    more = f"{separator}and {len(names) - LISTED_PROBLEMS} more" if len(names) > LISTED_PROBLEMS else ""
-    return separator.join(names[:LISTED_PROBLEMS]) + more
-
-
 def check_geometry(cases: Sequence[CaseInputs]) -> int:
     """Compare shape, spacing, origin and direction of all masks by their headers; returns the number of voxels.
 
@@ -291,7 +284,8 @@ def check_geometry(cases: Sequence[CaseInputs]) -> int:
     if problems:
         raise UsdError(
             f"{len(problems)} of {len(cases)} predictions lie on another grid than their reference, so that voxels "
-            f"cannot be compared: {listing(problems, '; ')}. Resample the predictions to the grid of the references."
+            f"cannot be compared: {listed(problems, separator='; ')}. Resample the predictions to the grid of the "
+            f"references."
         )
     return voxels
 
@@ -379,13 +373,13 @@ def _check_complete(folders: InputFolders, name: str, found: Iterable[str], case
         missing = []  # in practice only some cases are annotated repeatedly
     if missing:
         raise UsdError(
-            f"--{name} {folder} holds nothing of {len(missing)} of {counted(len(cases), 'case')}: {listing(missing)}. "
+            f"--{name} {folder} holds nothing of {len(missing)} of {counted(len(cases), 'case')}: {listed(missing)}. "
             f"Complete the folder (the file names begin with the case), or leave the flag out."
         )
     if unknown and not subset:
         raise UsdError(
             f"--{name} {folder} holds files of {counted(len(unknown), 'case')} not in {folders.prediction}: "
-            f"{listing(unknown)}. Give the folder that belongs to the prediction, or score only what is there with "
+            f"{listed(unknown)}. Give the folder that belongs to the prediction, or score only what is there with "
             f"--subset."
         )
 

@@ -18,7 +18,8 @@ from unisegdiff_pipeline.core.geometry import (
 )
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.npz import read_npz
-from unisegdiff_pipeline.evaluation.inputs import CaseInputs, listing
+from unisegdiff_pipeline.core.words import listed
+from unisegdiff_pipeline.evaluation.inputs import CaseInputs
 from unisegdiff_pipeline.evaluation.unified import SourceLabels
 from unisegdiff_pipeline.io.images import read_labels, read_map
 
@@ -64,7 +65,7 @@ def check_label_values(path: Path, labels: np.ndarray, scheme: LabelScheme) -> N
     if sum(int(np.count_nonzero(labels == value)) for value in scheme.allowed_values) < labels.size:
         unknown = sorted(set(np.unique(labels).tolist()) - scheme.allowed_values)
         raise UsdError(
-            f"{path} holds the label value(s) {listing(list(map(str, unknown)))}; dataset.json allows "
+            f"{path} holds the label value(s) {listed(unknown)}; dataset.json allows "
             f"{', '.join(map(str, sorted(scheme.allowed_values)))}. Correct the file, or give the dataset.json that "
             f"belongs to it with --dataset-json."
         )
@@ -81,7 +82,7 @@ def require_scored_values(holds_any: bool, others: Iterable[int], scheme: LabelS
     if found and not holds_any:
         raise UsdError(
             f"no mask holds any of the label values {', '.join(scheme.names)} that are to be scored; they hold "
-            f"{listing(list(map(str, found)))}. Name those (--labels)."
+            f"{listed(found)}. Name those (--labels)."
         )
 
 

@@ -19,7 +19,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume, geometry_differences
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
-from unisegdiff_pipeline.evaluation.inputs import listing
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.evaluation.reading import read_masks
 from unisegdiff_pipeline.inference.case_prediction import CasePrediction, PackedMasks, SampledBox, SamplingFacts
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
@@ -58,7 +58,7 @@ def require_same_grids(members: Sequence[PredictionFolder], case_ids: Sequence[s
     if problems:
         raise UsdError(
             f"members lie on different grids, so that their probabilities cannot be averaged: "
-            f"{listing(problems, '; ')}. Predict the same images with all of them."
+            f"{listed(problems, separator='; ')}. Predict the same images with all of them."
         )
 
 

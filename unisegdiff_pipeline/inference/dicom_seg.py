@@ -23,6 +23,7 @@ from unisegdiff_pipeline.core.geometry import geometry_differences
 from unisegdiff_pipeline.core.npz import read_npz
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.core.version import __version__
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.inference.dicom_input import series_in
 from unisegdiff_pipeline.inference.export import mask_path, read_record
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, ModelFolder
@@ -103,8 +104,7 @@ def write_dicom_segs(prediction: Path, target: Path, found: Mapping[str, Series]
             with atomic_path(Path(target) / f"{case_id}_{name}.dcm") as temporary:
                 dataset.save_as(temporary)
     if left_out:
-        more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
-        text = f"{', '.join(left_out[:LISTED])}{more}, of which {prediction} holds no prediction"
+        text = f"{listed(left_out, LISTED)}, of which {prediction} holds no prediction"
         LOGGER.info("no DICOM-SEG of %s", text)  # with --num-parts, the cases of other parts
     return len(found) - len(left_out)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.names import file_of
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_json, to_jsonable, write_json
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.inference.export import (
     RECORDS,
     OutputOptions,
@@ -268,9 +269,9 @@ def _require_no_strangers(output: Path, overwrite: bool) -> None:
     if strangers and not overwrite:
         raise UsdError(
             f"{output} holds {counted(len(strangers), 'file')} that no prediction of this program wrote "
-            f"({_listed(str(path.relative_to(output)) for path in strangers)}); masks among them would be taken for "
-            f"one prediction. Choose another folder, or write there all the same with --overwrite (overwrite=True), "
-            f"which replaces those of the predicted cases."
+            f"({listed((path.relative_to(output) for path in strangers), LISTED)}); masks among them would be taken "
+            f"for one prediction. Choose another folder, or write there all the same with --overwrite "
+            f"(overwrite=True), which replaces those of the predicted cases."
         )
 
 
@@ -279,7 +280,7 @@ def _refusal(output: Path, there: Owner | None, owner: Owner) -> str:
         what = "a prediction that does not say what it was made with"
     else:
         model = f" by {there.model}" if there.model != owner.model else ""
-        differences = _listed(_differences(there.made_of, owner.made_of))
+        differences = listed(_differences(there.made_of, owner.made_of), LISTED)
         what = f"a prediction made otherwise{model}{f' ({differences})' if differences else ''}"
     return (
         f"{output} holds {what}; masks of both in one folder would be taken for one prediction. Choose another folder, "
@@ -306,9 +307,3 @@ def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
-
-
-def _listed(texts: Iterable[str]) -> str:
-    items = list(texts)
-    more = f", and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return ", ".join(items[:LISTED]) + more

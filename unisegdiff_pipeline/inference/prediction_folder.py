@@ -26,7 +26,8 @@ from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_object
-from unisegdiff_pipeline.evaluation.inputs import find_masks, find_repeated, listing
+from unisegdiff_pipeline.core.words import listed
+from unisegdiff_pipeline.evaluation.inputs import find_masks, find_repeated
 from unisegdiff_pipeline.evaluation.reading import Probabilities
 from unisegdiff_pipeline.inference.export import record_path, volumes_path
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, combined_filter
@@ -73,17 +74,17 @@ class PredictionFolder:
             without = [case for case in missing if case in self.probabilities]
             if without:
                 raise UsdError(
-                    f"{self.folder} holds probabilities of {listing(without)} but no mask, which says where their "
+                    f"{self.folder} holds probabilities of {listed(without)} but no mask, which says where their "
                     f"voxels lie; put the masks of the same prediction there, or predict these cases again."
                 )
             raise UsdError(
                 f"{self.folder} lacks {len(missing)} of {len(case_ids)} case(s) that other members hold: "
-                f"{listing(missing)}. Predict them there, or take them out of the other folders."
+                f"{listed(missing)}. Predict them there, or take them out of the other folders."
             )
         if missing := sorted(set(case_ids) - self.probabilities.keys()):
             raise UsdError(
                 f"{self.folder} holds no probabilities of {len(missing)} of {len(case_ids)} case(s): "
-                f"{listing(missing)}. Predict them again with --save-probabilities (nnU-Net: --save_probabilities; of "
+                f"{listed(missing)}. Predict them again with --save-probabilities (nnU-Net: --save_probabilities; of "
                 f"validation cases usd_train --val --save-validation all)."
             )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS, split_ending
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 
@@ -82,10 +83,9 @@ def find_bids_cases(source: Path, suffixes: Sequence[str], missing_channels: boo
     if empty and missing_channels:
         LOGGER.warning("%s: left out, without any of %s: %s", source, ", ".join(suffixes), ", ".join(empty))
     elif empty:
-        more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
         raise UsdError(
             f"{source}: no image of the suffixes {', '.join(suffixes)} in {counted(len(empty), 'session')}: "
-            f"{', '.join(empty[:_LISTED])}{more}. Add them, move these sessions away, or let cases lack channels: "
+            f"{listed(empty, _LISTED)}. Add them, move these sessions away, or let cases lack channels: "
             f'"missing_channels": true in dataset.json before planning leaves them out.'
         )
     cases, lacking = [], []
@@ -100,9 +100,8 @@ def find_bids_cases(source: Path, suffixes: Sequence[str], missing_channels: boo
             cases.append(RawCase(name, paths, channels=channels if missing else None))
     if lacking and not missing_channels:
         lack = "lack images" if len(lacking) > 1 else "lacks an image"
-        more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
         raise UsdError(
-            f"{source}: {counted(len(lacking), 'case')} {lack}: {', '.join(lacking[:_LISTED])}{more}. Add them, "
+            f"{source}: {counted(len(lacking), 'case')} {lack}: {listed(lacking, _LISTED)}. Add them, "
             f'or let cases lack channels: "missing_channels": true in dataset.json before planning.'
         )
     return tuple(sorted(cases, key=lambda case: case.case_id))

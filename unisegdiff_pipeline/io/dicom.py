@@ -20,6 +20,7 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError, unreadable
 from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
 from unisegdiff_pipeline.core.names import composed, require_name
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.io.bids import is_bids_folder
 from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending
 from unisegdiff_pipeline.io.itk import simple_itk
@@ -190,7 +191,7 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
     if not found:
         raise UsdError(
             f"{source} holds no DICOM series of images{'; left out: ' if left_out else ''}"
-            f"{', '.join(left_out[:3])}. Check the folder; supported are also {', '.join(SUPPORTED_ENDINGS)}."
+            f"{listed(left_out, 3)}. Check the folder; supported are also {', '.join(SUPPORTED_ENDINGS)}."
         )
     return tuple(found.values()), tuple(left_out)
 

@@ -18,6 +18,7 @@ from unisegdiff_pipeline.core.files import array_hash
 from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Volume, geometry_differences, on_grid_of
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.scratch import Scratch
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.images import (
     is_picture_ending,
@@ -306,7 +307,7 @@ def _check_labels(
         allowed = sorted(description.labels.allowed_values)
         yield Problem(
             str(path),
-            f"the label values {_some(unknown)} are not in dataset.json, which has {allowed}",
+            f"the label values {listed(unknown, _MAX_NAMED)} are not in dataset.json, which has {allowed}",
             _value_remedy(unknown, allowed),
         )
     if image is None:
@@ -380,7 +381,7 @@ def _mixed_dimensions(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[
         rare, kind = (flat, "2D") if len(flat) <= len(deep) else (deep, "3D")
         yield Problem(
             str(raw.folder / "imagesTr"),
-            f"2D and 3D images are mixed: {_some(rare)} are {kind}",
+            f"2D and 3D images are mixed: {listed(rare, _MAX_NAMED)} are {kind}",
             "Split the data set, or convert these images.",
         )
 
@@ -413,7 +414,7 @@ def _mixed_orientations(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterabl
     yield Problem(
         str(raw.folder / "imagesTr"),
         f"the volumes are stored in different orientations: {counts} ({commonest_first[-1][0]}: "
-        f"{_some(commonest_first[-1][1])})",
+        f"{listed(commonest_first[-1][1], _MAX_NAMED)})",
         "All are turned to one orientation before anything else, and predictions back; check the headers of the rare "
         "ones if they should be alike.",
     )
@@ -497,11 +498,13 @@ def _check_number(raw: RawDataset) -> Iterable[Problem]:
 def _check_groups(raw: RawDataset) -> Iterable[Problem]:
     table = str(raw.folder / "groups.csv")
     if raw.unknown_groups:
-        yield Problem(table, f"there are no files of {_some(raw.unknown_groups)}", "Remove the lines.")
+        yield Problem(table, f"there are no files of {listed(raw.unknown_groups, _MAX_NAMED)}", "Remove the lines.")
     ungrouped = [case.case_id for case in raw.cases if case.group is None]
     if ungrouped and len(ungrouped) < len(raw.cases):
         yield Problem(
-            table, f"no group is given for {_some(ungrouped)}, so each counts as one of its own", "Add the lines."
+            table,
+            f"no group is given for {listed(ungrouped, _MAX_NAMED)}, so each counts as one of its own",
+            "Add the lines.",
         )
 
 
@@ -516,12 +519,7 @@ def _identical_images(checks: Sequence[CaseCheck]) -> list[list[str]]:
 def _identical_warning(raw: RawDataset, case_ids: Sequence[str]) -> Problem:
     return Problem(
         str(raw.folder if raw.description.sources else raw.folder / "imagesTr"),
-        f"{len(case_ids)} cases have identical images: {_some(case_ids)}",
+        f"{len(case_ids)} cases have identical images: {listed(case_ids, _MAX_NAMED)}",
         "They are kept in one group, so that no fold trains on a case it validates on; remove the copies if they are "
         "not meant.",
     )
-
-
-def _some(values: Sequence[object]) -> str:
-    shown = ", ".join(map(str, values[:_MAX_NAMED]))
-    return shown + (f" and {len(values) - _MAX_NAMED} more" if len(values) > _MAX_NAMED else "")

@@ -26,6 +26,7 @@ from unisegdiff_pipeline.core.csv_tables import read_csv
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed, require_name, require_text
 from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, read_dataset_json, with_spacing_of
 from unisegdiff_pipeline.io.endings import TIFF_ENDINGS, is_unread_image, split_image_ending, unread_images
 from unisegdiff_pipeline.io.images import is_picture_ending, label_ending, read_header, split_ending
@@ -278,7 +279,8 @@ def find_cases(
     ]
     if problems:
         raise UsdError(
-            f"{len(problems)} of {counted(len(images), 'input case')} cannot be predicted: {_listed(problems)}."
+            f"{len(problems)} of {counted(len(images), 'input case')} cannot be predicted: "
+            f"{listed(problems, 10, '; ')}."
         )
     for case_id in images:
         require_input_name(case_id, file_ending)
@@ -563,8 +565,8 @@ def _in_order(paths: Mapping[int, Path]) -> tuple[Path, ...]:
 def _images_in_folder(folder: Path, file_ending: str) -> dict[str, tuple[Path, ...]]:
     files = _files(folder, file_ending)
     if stray := left_out(folder, file_ending):
-        listed = _listed([f"{file.path.name}: {file.reason}. {file.remedy}".removesuffix(".") for file in stray])
-        raise UsdError(f"{folder}: {counted(len(stray), 'image')} would be left out. {listed}.")
+        reasons = [f"{file.path.name}: {file.reason}. {file.remedy}".removesuffix(".") for file in stray]
+        raise UsdError(f"{folder}: {counted(len(stray), 'image')} would be left out. {listed(reasons, 10, '; ')}.")
     if not files:
         raise UsdError(f"{folder} holds no file ending in {file_ending}, which the model expects; check the folder.")
     channels: dict[str, dict[int, Path]] = {}
@@ -656,7 +658,3 @@ def _missing_channels(paths: Sequence[Path], numbers: Sequence[int | None], num_
         f'{text}add the file{"s" * (len(missing) > 1)}, or let cases lack channels: "missing_channels": true in '
         f"dataset.json before planning"
     )
-
-
-def _listed(problems: Sequence[str]) -> str:
-    return "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")

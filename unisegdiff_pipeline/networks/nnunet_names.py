@@ -7,13 +7,14 @@ other names. Convolutions in front of an instance norm have a bias there, which 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
 
@@ -106,8 +107,8 @@ def translated(weights: Mapping[str, Tensor], network: NetworkPlan) -> dict[str,
             foreign.append(name)
     if foreign:
         raise UsdError(
-            f"the weights hold {_some(foreign)}, which nnU-Net's PlainConvUNet and ResidualEncoderUNet do not have: "
-            f"they are of another network."
+            f"the weights hold {listed(foreign, _LISTED)}, which nnU-Net's PlainConvUNet and ResidualEncoderUNet do "
+            f"not have: they are of another network."
         )
     heads = found.get("heads.0.weight")
     with torch.device("meta"):
@@ -124,7 +125,7 @@ def translated(weights: Mapping[str, Tensor], network: NetworkPlan) -> dict[str,
     ]
     different += [f"{name} beyond what it has" for name in found if name not in expected]
     if different:
-        raise UsdError(f"the weights do not fit the network that they seem to be of: {_some(different)}.")
+        raise UsdError(f"the weights do not fit the network that they seem to be of: {listed(different, _LISTED)}.")
     return found
 
 
@@ -135,7 +136,7 @@ def _encoder_of(weights: Mapping[str, Tensor]) -> Encoder:
         return "resenc"
     raise UsdError(
         f"the weights are not those of nnU-Net's PlainConvUNet or ResidualEncoderUNet (their names begin with "
-        f"{_some(weights) if weights else 'nothing'})."
+        f"{listed(weights, _LISTED) or 'nothing'})."
     )
 
 
@@ -172,9 +173,3 @@ def _joined(head: str, tail: str | None) -> str | None:
 def _is_bias_before_norm(name: str) -> bool:
     patterns = (_PLAIN, _STEM, _BLOCK, _DECODER)
     return any(match[match.lastindex or 0] == "conv.bias" for p in patterns if (match := p.fullmatch(name)))
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -38,6 +38,7 @@ from unisegdiff_pipeline.core.names import file_of, quoted
 from unisegdiff_pipeline.core.parallel import usable_cores
 from unisegdiff_pipeline.core.progress import progress
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, plan_of_folder, plans_file
 from unisegdiff_pipeline.preprocessing.components import ComponentTable
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
@@ -285,10 +286,9 @@ def is_undamaged(path: Path, expected_hash: str) -> bool:
 
 def damage_message(damaged: Sequence[Path]) -> str:
     """The message for files that are not what was written."""
-    listed = ", ".join(map(str, damaged[:5])) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
     return (
-        f"{listed}: damaged or changed since preprocessing wrote it; run usd_preprocess again, it redoes only the "
-        f"damaged cases. Should it happen again, check the disk."
+        f"{listed(damaged, 5)}: damaged or changed since preprocessing wrote it; run usd_preprocess again, it redoes "
+        f"only the damaged cases. Should it happen again, check the disk."
     )
 
 

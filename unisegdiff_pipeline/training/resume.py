@@ -18,6 +18,7 @@ import torch
 from unisegdiff_pipeline.core.bounds import Range
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_object, to_jsonable
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.inference.model_folder import PLANS_NAME, WEIGHTS_NAME, plan_difference
 from unisegdiff_pipeline.planning.plans import Augmentation, Plans
 from unisegdiff_pipeline.training.fold_run import FoldRun
@@ -327,9 +328,6 @@ def _flag(name: str, value: Any) -> str:
 
 def _cases_differ(former: Sequence[str], now: Sequence[str]) -> str:
     come, gone = sorted({*now} - {*former}), sorted({*former} - {*now})
-    parts = [f"{len(names)} {what} ({_listed(names)})" for names, what in ((come, "came"), (gone, "left")) if names]
+    changes = ((come, "came"), (gone, "left"))
+    parts = [f"{len(names)} {what} ({listed(names, LISTED_CASES)})" for names, what in changes if names]
     return ", ".join(parts) or "they stand in another order"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:LISTED_CASES]) + (", ..." if len(names) > LISTED_CASES else "")

@@ -17,6 +17,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.core.progress import counted, is_or_are
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, write_json
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.io.dataset_json import listed_test_cases
 from unisegdiff_pipeline.io.sources import cases_by_source, datasets_of_sources, in_turn
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_cases
@@ -497,7 +498,7 @@ def _read_splits(path: Path, records: Sequence[ReferenceRecord], test: Collectio
 
 
 def _listed(cases: Sequence[str]) -> str:
-    return ", ".join(f"{case[:80]!r}" for case in cases[:5]) + (", ..." if len(cases) > 5 else "")
+    return listed((f"{case[:80]!r}" for case in cases), 5)
 
 
 def _warn_of_surprises(path: Path, splits: Sequence[Split], records: Sequence[ReferenceRecord]) -> None:
