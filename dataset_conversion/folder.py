@@ -22,7 +22,7 @@ from unisegdiff_pipeline.io.endings import (
     split_ending,
     unread_images,
 )
-from unisegdiff_pipeline.io.images import read_header, read_labels
+from unisegdiff_pipeline.io.images import label_colours, read_header, read_labels
 from unisegdiff_pipeline.io.integrity import label_values
 
 _ADDITION = re.compile(r"[ _.-](masks?|seg|segmentation|labels?|lesions?|gt|anno|annotation)$", re.IGNORECASE)
@@ -95,15 +95,18 @@ def meaning_of(masks: list[Path], threshold: float | None) -> tuple[MaskReader, 
     """How the values of masks are meant: with a threshold one class, else a class for each value but 0.
 
     Raises:
-        UsdError: all masks are empty, or their values are no classes (JPEG, soft edges).
+        UsdError: all masks are empty, or their values are no classes (JPEG, soft edges, palettes in another order).
     """
     if threshold is not None:
         return Above(threshold), {"background": 0, "lesion": 1}
     values: set[int] = set()
+    colours: dict[int, tuple[Path, tuple[int, int, int]]] = {}
     for path in progress(masks, len(masks), "Reading masks"):
         if split_ending(path.name)[1].lower() in LOSSY_ENDINGS:
             raise UsdError(f"{path} is a JPEG, which alters values; give --threshold 127 for masks of black and white.")
-        values |= label_values(read_labels(path).array)
+        found = label_values(read_labels(path).array)
+        _require_same_colours(path, found, colours)
+        values |= found
         if len(values) > _MAX_CLASSES + 1:
             raise UsdError(
                 f"the masks up to {path} hold {len(values)} different values, which are no classes; give --threshold "
@@ -123,3 +126,20 @@ def meaning_of(masks: list[Path], threshold: float | None) -> tuple[MaskReader, 
     if classes == list(range(1, len(classes) + 1)):
         return AsLabelled(), labels
     return Mapped({0: 0, **{value: number for number, value in enumerate(classes, start=1)}}), labels
+
+
+def _require_same_colours(path: Path, values: set[int], known: dict[int, tuple[Path, tuple[int, int, int]]]) -> None:
+    """Refuse a mask in which a value has another colour than in the masks before, which `known` holds.
+
+    Programs number the colours of a palette as they come, so that red is 1 in one mask and 0 in the next.
+    """
+    for value, colour in label_colours(path).items():
+        if value not in values:
+            continue
+        first, expected = known.setdefault(value, (path, colour))
+        if colour != expected:
+            raise UsdError(
+                f"{path} shows the value {value} in the colour {colour}, {first} in {expected}: their palettes are in "
+                "another order, so that a value is not one class; save all masks as grey values or with one palette, "
+                "or give --threshold N for one lesion that is brighter than N."
+            )

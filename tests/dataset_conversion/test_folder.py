@@ -76,6 +76,25 @@ def test_every_value_becomes_a_class_with_a_warning(tmp_path, converted, capsys)
     assert (labels_of(raw, "a").max(), labels_of(raw, "b").max()) == (1, 2)
 
 
+@pytest.mark.parametrize("threshold", [None, 50])
+def test_masks_whose_palettes_are_in_another_order_need_a_threshold(tmp_path, converted, threshold):
+    """In one mask red is the colour 1, in the next the colour 0, as where programs number colours as they come."""
+    (tmp_path / "masks").mkdir()
+    lesion = np.zeros((6, 8), np.uint8)
+    lesion[1:3, 2:5] = 1
+    for case, index, palette in (("a", lesion, [0, 0, 0, 255, 0, 0]), ("b", 1 - lesion, [255, 0, 0, 0, 0, 0])):
+        picture(tmp_path / f"images/{case}.png")
+        mask_picture = Image.fromarray(index)
+        mask_picture.putpalette(palette)
+        mask_picture.save(tmp_path / f"masks/{case}.png")
+    if threshold is None:
+        refused(tmp_path, r"masks/b\.png shows the value 0 in the colour \(255, 0, 0\), .*masks/a\.png in \(0, 0, 0\)")
+        return
+    raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS, "--threshold", threshold)
+    for case in "ab":
+        np.testing.assert_array_equal(labels_of(raw, case), lesion)
+
+
 def test_volumes_with_masks_beside_them(tmp_path, converted):
     volume(tmp_path / "all/x.nii")
     label_volume(tmp_path / "all/x_seg.nii.gz", 1, 2)
