@@ -65,14 +65,18 @@ def images_in(folder: Path, endings: Iterable[str] = SUPPORTED_ENDINGS) -> dict[
     """Stem -> file of all images of a folder, hidden ones left out, in the order of their numbers.
 
     Raises:
-        UsdError: no folder, no image in it, or two images of one stem.
+        UsdError: no folder, no image in it, two images of one stem, or a link to nothing.
     """
     if not folder.is_dir():
         raise UsdError(f"{folder} is no folder; check the path, and unpack the whole of the download.")
     result: dict[str, Path] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: natural(entry.name)):
         stem, ending = split_ending(entry.name)
-        if entry.name.startswith(".") or ending.lower() not in tuple(endings) or not entry.is_file():
+        if entry.name.startswith(".") or ending.lower() not in tuple(endings):
+            continue
+        if entry.is_symlink() and not Path(entry.path).exists():  # as of data that were not downloaded
+            raise UsdError(f"{entry.path} is a link to a file that does not exist; get the file, or remove the link.")
+        if not entry.is_file():
             continue
         if result.setdefault(composed(stem), Path(entry.path)) != Path(entry.path):
             raise UsdError(f"{result[composed(stem)]} and {entry.path} have one name; keep one of them.")

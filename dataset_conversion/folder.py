@@ -19,6 +19,7 @@ from unisegdiff_pipeline.io.endings import (
     NIFTI_ENDINGS,
     PICTURE_ENDINGS,
     SUPPORTED_ENDINGS,
+    is_picture_ending,
     split_ending,
     unread_images,
 )
@@ -42,7 +43,7 @@ def find(request: Request) -> Conversion:
         masks = {stem: path for stem, path in images.items() if _ADDITION.search(stem)}
         images = {stem: path for stem, path in images.items() if stem not in masks}
     matched = pairs(images, _by_image(masks, images))
-    channels = request.channels or _channels(next(iter(images.values())))
+    channels = request.channels or _channels(list(images.values()))
     reader, labels = meaning_of([mask for _, mask in matched.values()], request.threshold)
     cases = tuple(
         Case(name.replace(" ", "_"), (image,), (mask,), group_by(request.group_pattern, name))
@@ -73,8 +74,13 @@ def _by_image(masks: dict[str, Path], images: dict[str, Path]) -> dict[str, Path
     return result
 
 
-def _channels(image: Path) -> tuple[str, ...]:
-    return RGB if read_header(image)[0][0] == 3 else ("image",)
+def _channels(images: list[Path]) -> tuple[str, ...]:
+    """Channels of images of which the user names none: colours where any picture has them."""
+    found = {path: read_header(path)[0][0] for path in images}
+    for path, number in found.items():
+        if number > 1 and not is_picture_ending(split_ending(path.name)[1]):
+            raise UsdError(f"{path} has {number} channels; name them with --channels, in their order.")
+    return RGB if 3 in found.values() else ("image",)
 
 
 def _ending(images: list[Path], channels: tuple[str, ...]) -> str:

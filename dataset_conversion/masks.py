@@ -46,6 +46,8 @@ class Above:
             volume = Volume(read_grey(path)[None, None], Geometry(is_2d=True))
         else:
             volume = read_image([path], 1)
+            if not np.isfinite(volume.array).all():  # of which no maximum tells whether anything is above
+                raise UsdError(f"{path} holds NaN or infinite values; write numbers, 0 where there is no lesion.")
         highest = float(volume.array.max())
         black = _JPEG_BLACK if path.name.lower().endswith(LOSSY_ENDINGS) else 0
         if black < highest <= self.threshold:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dataset_conversion import convert
 from dataset_conversion.finding import Request
-from tests.dataset_conversion.conftest import groups_of, label_volume, labels_of, mask, picture, volume
+from tests.dataset_conversion.conftest import groups_of, label_volume, labels_of, mask, picture, save, volume
 from unisegdiff_pipeline.commands.convert import main
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.images import read_image, read_labels
@@ -64,6 +64,25 @@ def test_mixed_endings_and_grey_beside_colour_become_one_kind(tmp_path, converte
     raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS)
     case = raw.cases[1]
     np.testing.assert_array_equal(read_image(case.image_paths, 3).array[:, 0], [grey] * 3)
+
+
+def test_a_grey_picture_among_colour_ones_takes_no_colour_from_them(tmp_path, converted):
+    picture(tmp_path / "images/a.png", colour=False)
+    pixels = picture(tmp_path / "images/b.png")
+    for case in "ab":
+        mask(tmp_path / f"masks/{case}.png")
+    raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS)
+    assert raw.description.channel_names == ("R", "G", "B")
+    np.testing.assert_array_equal(np.asarray(Image.open(raw.cases[1].image_paths[0])), pixels)
+
+
+def test_a_volume_of_three_frames_is_no_colour_picture(tmp_path, converted):
+    volume(tmp_path / "images/a.nii.gz", shape=(5, 6, 4, 3))
+    label_volume(tmp_path / "masks/a.nii.gz", 1)
+    refused(tmp_path, r"images/a\.nii\.gz has 3 channels; name them with --channels")
+    names = ("T1", "T2", "FLAIR")
+    raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS, "--channels", *names)
+    assert raw.description.channel_names == names
 
 
 def test_every_value_becomes_a_class_with_a_warning(tmp_path, converted, capsys):
@@ -135,6 +154,16 @@ def test_a_threshold_that_nothing_or_everything_is_above_is_refused(tmp_path, th
     refused(tmp_path, "the threshold is .*, allowed is a number from 0 on; correct --threshold", threshold=threshold)
 
 
+def test_a_mask_that_holds_nan_is_refused_with_a_threshold_too(tmp_path):
+    """Programs for brains write NaN outside of them; beside it, that nothing is above the threshold went unnoticed."""
+    volume(tmp_path / "images/a.nii.gz")
+    probability = np.full((5, 6, 4), np.nan, np.float32)
+    probability[1:3] = 0.8
+    save(tmp_path / "masks/a.nii.gz", probability)
+    refused(tmp_path, r"masks/a\.nii\.gz holds NaN or infinite values; write numbers", threshold=127)
+    refused(tmp_path, r"masks/a\.nii\.gz holds NaN or infinite", threshold=None)
+
+
 @pytest.mark.parametrize("brush", [0, 255])
 def test_a_mask_in_the_alpha_channel_is_refused_with_and_without_a_threshold(tmp_path, brush):
     picture(tmp_path / "images/a.png", size=(8, 8), colour=False)
@@ -153,6 +182,15 @@ def test_images_and_masks_of_formats_that_are_not_read_are_named_not_left_out(tm
     for folder in ("images", "masks"):
         (tmp_path / folder / "b.webp").touch()
     refused(tmp_path, r"images holds 1 image of formats that are not read \(b\.webp\); convert them")
+
+
+def test_links_to_nothing_are_named_not_left_out(tmp_path):
+    """As of data sets of which a part was not downloaded: both the image and its mask are absent."""
+    picture(tmp_path / "images/a.png")
+    mask(tmp_path / "masks/a.png")
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "b.png").symlink_to(tmp_path / "nowhere.png")
+    refused(tmp_path, r"images/b\.png is a link to a file that does not exist")
 
 
 def test_copies_in_formats_that_are_not_read_are_passed_over(tmp_path, converted):
