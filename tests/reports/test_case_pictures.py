@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -97,14 +98,22 @@ def test_untrusted_directions_and_2d_images_are_shown_as_they_lie() -> None:
 def test_the_window_ignores_air_and_colours_stay() -> None:
     grey = np.zeros((1, 20, 20), np.float32)
     grey[0, :10] = np.linspace(100, 200, 200).reshape(10, 20)
-    shown = window(grey)
+    shown = window(grey, False)
     assert shown.dtype == np.uint8
     assert (shown[10:] == 0).all()
     assert shown[5, 10] == pytest.approx(255 * (110 / 199 - 0.005) / 0.99, abs=1.5)
     colour = np.random.default_rng(0).integers(0, 256, (3, 5, 6)).astype(np.float32)
-    assert np.array_equal(window(colour), np.moveaxis(colour, 0, -1).astype(np.uint8))
-    assert (window(np.full((1, 4, 4), 7.0)) == 0).all()
-    assert window(np.full((1, 2, 2), np.nan)).shape == (2, 2)
+    assert np.array_equal(window(colour, True), np.moveaxis(colour, 0, -1).astype(np.uint8))
+    assert (window(np.full((1, 4, 4), 7.0), False) == 0).all()
+    assert window(np.full((1, 2, 2), np.nan), False).shape == (2, 2)
+
+
+def test_sequences_of_a_volume_and_fractions_are_no_colours() -> None:
+    """As colours, values from 0 to 1 would be black and those of T1, T2 and FLAIR below 256 a coloured noise."""
+    fractions = np.random.default_rng(0).random((3, 5, 6)).astype(np.float32)
+    for sequences, is_2d in ((np.rint(255 * fractions), False), (fractions, False), (fractions, True)):
+        assert np.array_equal(window(sequences, is_2d), window(sequences[:1], is_2d))
+        assert window(sequences, is_2d).max() == 255
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -169,7 +178,7 @@ def test_what_was_filled_in_around_an_image_is_black() -> None:
     image[0, 2:8, 2:8] = np.linspace(-2, 2, 36).reshape(6, 6)
     image[0, 4, 6] = 0  # within it, a value like any other
     assert filled_value(image[0]) == 0.0
-    shown = window(image)
+    shown = window(image, False)
     assert (shown[0] == 0).all()
     assert shown[2, 2] == 0
     assert shown[7, 7] == 255
@@ -177,6 +186,25 @@ def test_what_was_filled_in_around_an_image_is_black() -> None:
     assert 100 < shown[4, 6] < 150
     assert filled_value(image[0, 2:8, 2:8]) is None
     assert filled_value(np.abs(image[0])) is None  # the frame is the lowest value, which is black anyway
+
+
+@pytest.mark.parametrize(
+    ("shape", "pixel_mm"),
+    [((40, 60), (1, 1)), ((20, 60), (4, 1)), ((64, 800), (1, 1)), ((400, 40), (1, 1)), ((30, 30), (8, 1))],
+)
+def test_a_square_stays_one_whatever_the_shape_and_the_spacing(
+    shape: tuple[int, int], pixel_mm: tuple[int, int]
+) -> None:
+    mask = np.zeros(shape, bool)
+    mask[: 16 // pixel_mm[0], : 16 // pixel_mm[1]] = True
+    marks = Marks([Outline(mask, "#35c8ff")])
+    drawn = draw_panel(np.zeros(shape, np.uint8), pixel_mm, "square", marks)
+    path = re.findall(r'<path d="([^"]*)"[^>]*stroke: #35c8ff', drawn)[0]
+    lines = re.findall(r"M(\S+) (\S+)([HV])(\S+)", path)
+    width = next(abs(float(x) - float(end)) for x, _, way, end in lines if way == "H")
+    height = next(abs(float(y) - float(end)) for _, y, way, end in lines if way == "V")
+    assert height == pytest.approx(width, rel=0.01)
+    assert width > 4
 
 
 def test_a_word_can_stand_in_a_picture() -> None:

@@ -128,7 +128,8 @@ def draw_case(highlight: Highlight, classes: Classes, images: Sequence[Path], or
     shown = {name: plane.cut(mask) for name, mask in labels.items()}
     raters = [plane.cut(_read_on_grid(path, reference, files.source)) for path in files.raters]
     samples = [plane.cut(_read_on_grid(path, reference)) for path in files.samples[:SHOWN_SAMPLES]]
-    background = np.zeros(shown["reference"].shape, np.uint8) if whole is None else window(plane.cut(whole))
+    blank = np.zeros(shown["reference"].shape, np.uint8)
+    background = blank if whole is None else window(plane.cut(whole), reference.geometry.is_2d)
     region = region_of_interest([np.isin(mask, values) for mask in shown.values()], plane.pixel_mm)
     drawing = _CaseDrawing(files.case_id, plane, background, region, classes)
     pictures = [drawing.overview(), *drawing.masks(shown["reference"], shown["prediction"]), *drawing.raters(raters)]

@@ -28,6 +28,7 @@ UNCERTAINTY_MAP = "magma"
 FILLED = 0.05
 WINDOW_PERCENTILES = (0.5, 99.5)
 PANEL_IN = 3.33  # width: 320 CSS pixels
+FLATTEST, TALLEST = 0.15, 2.5  # height of a panel over its width; longer pictures leave room at their sides
 HALO_PT = 1.3  # of the dark line on either side of an outline
 MAX_PIXELS = 400  # of a panel along an edge; larger slices are averaged down
 # Least extent of a cut-out over that of the masks and of the slice; a larger one than the last stays whole.
@@ -142,18 +143,23 @@ def _anatomical_axes(geometry: Geometry) -> list[tuple[int, int]]:
     return result
 
 
-def is_colored(image: np.ndarray) -> bool:
-    """Whether a slice (C, rows, columns) is taken for colours: three channels of 0 to 255."""
-    return image.shape[0] == 3 and image.min() >= 0 and image.max() <= 255
+def is_colored(image: np.ndarray, is_2d: bool) -> bool:
+    """Whether a slice (C, rows, columns) is taken for colours: three channels of 8 bits of a 2D image.
+
+    Three channels of a volume are three sequences, whose grey values may lie between 0 and 255 as well.
+    """
+    if not is_2d or image.shape[0] != 3:
+        return False
+    return bool(image.min() >= 0 and 1 < image.max() <= 255 and np.array_equal(image, np.rint(image)))
 
 
-def window(image: np.ndarray) -> np.ndarray:
+def window(image: np.ndarray, is_2d: bool) -> np.ndarray:
     """A slice (C, rows, columns) as uint8: (rows, columns, 3) for colours, else the first channel in grey.
 
     Grey values are stretched between two percentiles of what lies above the lowest value, so that air around a patient
     does not decide on the contrast. What was filled in around the image is black, whatever its value.
     """
-    if is_colored(image):
+    if is_colored(image, is_2d):
         return np.moveaxis(image, 0, -1).astype(np.uint8)
     plane = np.nan_to_num(image[0].astype(np.float32))
     lowest = float(plane.min())
@@ -251,13 +257,14 @@ def draw_panel(
     shown = region or Region(0, background.shape[0], 0, background.shape[1])
     height_mm = (shown.bottom - shown.top) * pixel_mm[0]
     width_mm = (shown.right - shown.left) * pixel_mm[1]
-    height_in = PANEL_IN * min(max(height_mm / width_mm, 0.4), 2.5)
+    height_in = PANEL_IN * min(max(height_mm / width_mm, FLATTEST), TALLEST)
 
     def paint(figure: Any) -> None:
         axis = figure.add_axes((0, 0, 1, 1))
         extent = (shown.left, shown.right, shown.bottom, shown.top)
         part = _reduced(background[shown.top : shown.bottom, shown.left : shown.right])
-        axis.imshow(part, cmap=color_map, vmin=0, vmax=highest, extent=extent, aspect="auto", interpolation="none")
+        aspect = pixel_mm[0] / pixel_mm[1]
+        axis.imshow(part, cmap=color_map, vmin=0, vmax=highest, extent=extent, aspect=aspect, interpolation="none")
         for outline in marks.outlines:
             _draw_outline(axis, outline)
         if (box := marks.box) is not None:

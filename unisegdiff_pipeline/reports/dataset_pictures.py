@@ -105,9 +105,10 @@ def _panels(case: RawCase, raw: RawDataset) -> Html:
     shown = plane.cut(image.array)
     missing = case.missing(description.channel_names)
     names = [name for name in description.channel_names if name not in missing]
-    pictures = {name: window(shown[i : i + 1]) for i, name in enumerate(names[:MOST_CHANNELS])}
-    if is_colored(shown):
-        pictures = {"Image": window(shown)}
+    is_2d = image.geometry.is_2d
+    pictures = {name: window(shown[i : i + 1], is_2d) for i, name in enumerate(names[:MOST_CHANNELS])}
+    if is_colored(shown, is_2d):
+        pictures = {"Image": window(shown, is_2d)}
     outlines = _outlines({name: plane.cut(m) for name, m in classes.items()})
     region = region_of_interest([outline.mask for outline in outlines], plane.pixel_mm)
     first = next(iter(pictures.values()))

@@ -245,7 +245,9 @@ def _background(paths: Sequence[Path], grid: Volume, plane: Plane) -> np.ndarray
         array = on_grid_of(read_image(paths), grid).array
     except UsdError:
         return blank
-    return window(plane.cut(array)) if array.shape[1:] == grid.array.shape[1:] else blank
+    if array.shape[1:] != grid.array.shape[1:]:
+        return blank
+    return window(plane.cut(array), grid.geometry.is_2d)
 
 
 def _panel(background: np.ndarray, plane: Plane, region: Region | None, alt: str, outlines: Sequence[Outline]) -> Html:
