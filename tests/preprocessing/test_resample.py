@@ -114,6 +114,15 @@ def test_separate_axis_repeats_slices() -> None:
     np.testing.assert_allclose(result[0, :, 0, 0], [0, 0, 5, 5, 9, 9])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_nearest_takes_the_middle_voxel_along_any_axis(axis: int, device: str | None) -> None:
+    image = np.moveaxis(np.broadcast_to(np.arange(35, dtype=np.float32), (1, 6, 4, 35)), 3, axis + 1)
+    grid = GridMap(image.shape[1:], [5 if i == axis else n for i, n in enumerate(image.shape[1:])], 1, axis, device)
+    result = np.moveaxis(grid.slab(image, 0, grid.shape_out[0]), axis + 1, 3)
+    np.testing.assert_array_equal(result[0, 0, 0], [3, 10, 17, 24, 31])  # of 0 to 6, 7 to 13, ...
+
+
 @pytest.mark.parametrize(
     ("spacing", "target", "mode", "axis"),
     [

@@ -77,6 +77,16 @@ def test_coarse_axis_is_not_interpolated() -> None:
     assert np.flatnonzero(restored.any(axis=(1, 2))).tolist() == [6]  # 5 and the first row of the crop box
 
 
+@pytest.mark.parametrize("coarse", [0, 1, 2])
+def test_thick_slices_of_any_axis_get_what_lies_in_their_middle(coarse: int) -> None:
+    spacing = tuple(8.0 if axis == coarse else 1.0 for axis in range(3))
+    _, properties = preprocess_image(Volume(np.ones((1, 9, 9, 9), np.float32), Geometry(spacing)), plan())
+    assert (properties.separate_axis, properties.shape[coarse]) == (coarse, 72)
+    position = np.indices(properties.shape, np.float32)[coarse]
+    restored = np.moveaxis(restore_map(position, properties), coarse, 0)
+    np.testing.assert_array_equal(restored[:, 4, 4], 8 * np.arange(9) + 4)
+
+
 def test_map_is_filled_outside_of_the_box() -> None:
     volume, _ = ball_case()
     _, properties = preprocess_image(volume, plan((2.0, 2.0, 2.0)))

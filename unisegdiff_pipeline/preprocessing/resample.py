@@ -242,6 +242,9 @@ class GridMap:
         # The axis that loses most voxels goes first: what follows is then smaller.
         for axis in sorted(range(3), key=lambda a: self.shape_out[a] / self.shape_in[a]):
             bounds = (first, last) if axis == 0 else (0, self.shape_out[axis])
+            if axis > 0:  # of the first axis only what is needed was given
+                start, stop = self._axes[axis].needed(*bounds)
+                values = values[(slice(None),) * (axis + 1) + (slice(start, stop),)]
             values = self._axes[axis].apply(values, axis + 1, *bounds)
         return values
 
