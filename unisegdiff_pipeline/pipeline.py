@@ -637,7 +637,9 @@ def evaluate(
     if spacing_mm is not None:
         raise ValueError("spacing_mm goes with arrays; files say it themselves, leave it out")
     references, predictions = Path(reference), Path(prediction)
-    meaning = find_meaning(references, predictions, None if dataset_json is None else Path(dataset_json), labels)
+    described = None if dataset_json is None else Path(dataset_json)
+    others = () if options is None else tuple(map(Path, options.against))
+    meaning = find_meaning(references, predictions, described, labels, others)
     if output is not None:
         require_writable(Path(output))
     with telling(on_progress):

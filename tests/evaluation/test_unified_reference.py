@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+import unisegdiff_pipeline as usd
 from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import to_jsonable
@@ -252,6 +253,57 @@ def test_masks_whose_manifest_says_other_values_are_refused(
     else:
         assert find_meaning(references, masks).scheme.names == ("organ", "tumour")
     assert find_meaning(references, masks, root / "Dataset002_Solid/dataset.json").scheme.names == ("organ", "tumour")
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_refused"),
+    [
+        ({"background": 0, "tumour": 1, "organ": 2}, True),
+        ({"background": 0, "organ": 1, "tumour": 2}, False),
+        ({"background": 0, "organ": 1}, False),  # a value of the references that it lacks is refused where it is read
+        ({"background": 0, "tumour": 2, "a": 1}, False),  # another name of the organ
+        ({"0": "background", "1": "tumour"}, False),  # no dataset.json of nnU-Net's form
+    ],
+)
+@pytest.mark.parametrize("form", ["dataset.json", "manifest.json"])
+def test_masks_that_say_other_values_of_a_class_are_refused(
+    root: Path, labels: dict[str, Any], is_refused: bool, form: str
+) -> None:
+    """A model that was trained on 1 as the tumour, beside references where 1 is the organ; so with --against."""
+    references, masks, other = root / "Dataset002_Solid/labelsTr", root / "far/away/masks", root / "far/off/other"
+    for folder in (masks, other):
+        volume(folder / "v.nii.gz", {0: 1})
+    if form == "dataset.json":
+        describe(other, labels, ".nii.gz")
+    elif "organ" in labels and "tumour" in labels:
+        (other / form).write_text(json.dumps({"labels": to_jsonable(parse_labels(labels, None))}))
+    own = root / "Dataset002_Solid/dataset.json"
+    if not is_refused:
+        find_meaning(references, masks, against=[other])
+        return
+    with pytest.raises(UsdError, match=r"other.* has the classes tumour \(1\), organ \(2\)"):
+        find_meaning(references, masks, against=[other])
+    with pytest.raises(UsdError, match=r"other.* has the classes tumour \(1\), organ \(2\)|organ \(1\), tumour \(2\)"):
+        find_meaning(references, other)
+    assert find_meaning(references, masks, own, against=[other]).scheme.names == ("organ", "tumour")
+    assert find_meaning(references, other, own).scheme.names == ("organ", "tumour")
+    assert find_meaning(references, masks, labels=[1], against=[other]).scheme.names == ("1",)
+
+
+def test_a_run_of_other_classes_is_not_compared_with(unified: Path, predicted: Path, root: Path) -> None:
+    (root / "other").mkdir()
+    describe(root / "other", {"background": 0, "organ": 1, "lesion": 2}, ".png")
+    with pytest.raises(UsdError, match=r"other has the classes organ \(1\), lesion \(2\)"):
+        find_meaning(unified, predicted, against=[root / "other"])
+    (root / "far/away/masks").mkdir(parents=True)
+    volume(root / "far/away/masks/v.nii.gz", {0: 1})
+    scheme = parse_labels({"background": 0, "lesion": 1}, None)
+    (root / "far/away/masks/manifest.json").write_text(json.dumps({"labels": to_jsonable(scheme)}))
+    volume(root / "labels/a/b/v.nii.gz", {0: 1})
+    with pytest.raises(UsdError, match=r"other/dataset\.json has the classes organ \(1\), lesion \(2\)"):
+        find_meaning(root / "labels/a/b", root / "far/away/masks", against=[root / "other"])
+    with pytest.raises(UsdError, match="organ"):
+        usd.evaluate(root / "labels/a/b", root / "far/away/masks", options=EvaluationOptions(against=(root / "other",)))
 
 
 def test_regions_of_one_name_must_hold_the_same_values(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from unisegdiff_pipeline.evaluation.unified import SourceLabels, is_unified, sou
 from unisegdiff_pipeline.io.paths import places_above
 from unisegdiff_pipeline.io.prediction_files import MANIFEST
 
+_REMEDY = "give references in the classes of the model, or say with --dataset-json what the values of all masks mean."
+
 
 @dataclass(frozen=True)
 class Meaning:
@@ -34,7 +36,11 @@ class Meaning:
 
 
 def find_meaning(
-    reference: Path, prediction: Path, dataset_json: Path | None = None, labels: Sequence[int] | None = None
+    reference: Path,
+    prediction: Path,
+    dataset_json: Path | None = None,
+    labels: Sequence[int] | None = None,
+    against: Sequence[Path] = (),
 ) -> Meaning:
     """What the values in two folders (or files) mean.
 
@@ -42,12 +48,13 @@ def find_meaning(
         reference, prediction: what is compared.
         dataset_json: says it; by default the one in or above the prediction or the reference.
         labels: score these values instead, a class each, and look for no dataset.json.
+        against: other predictions, which must be of the same classes by what they say themselves.
 
     Where the reference is the raw folder of a unified data set, its own dataset.json says it. Where the prediction is
     of one, and the references are label maps of one of its sources, they are read in the classes that they become.
 
     Raises:
-        UsdError: no such folder or file, no dataset.json is found, or the prediction is of other classes than it says.
+        UsdError: no such folder or file, no dataset.json is found, or masks are of other classes than it says.
         ValueError: see `scheme_of_values`.
     """
     for path in (reference, prediction):
@@ -57,18 +64,22 @@ def find_meaning(
     from unisegdiff_pipeline.io.images import spacing_known
 
     if is_unified(reference):
-        return _meaning_of_unified(reference, prediction, given=labels is not None or dataset_json is not None)
+        given = labels is not None or dataset_json is not None
+        return _meaning_of_unified(reference, (prediction, *against), given)
     references = [(path,) for path in _masks_of(reference)]
     if labels is not None:
         return Meaning(scheme_of_values(labels), all(map(spacing_known, references)), check_values=False)
     if dataset_json is None and (own := _meaning_of_manifest(reference, prediction)) is not None:
+        _require_agreement((reference, *against), _manifest_path(prediction), own.scheme)
         return own
     path = dataset_json or find_dataset_json(reference, prediction)
     description = read_dataset_json(path)
-    if dataset_json is None:
-        for masks in (prediction, reference):  # which is a prediction, too, where two time points are compared
-            _require_same_values(masks, path, description.labels)
     source = None if dataset_json is not None else source_of_references(description, reference)
+    if dataset_json is None:
+        _require_agreement((prediction, *against), path, description.labels)
+        _require_same_values(reference, path, description.labels)  # a prediction, too, of two time points
+        if source is None:
+            _require_no_contradiction(_dataset_json_above(reference), path, description.labels)
     if source is None:
         description = with_spacing_of(description, references)
         return Meaning(description.labels, description.spacing_known)
@@ -76,7 +87,7 @@ def find_meaning(
     return Meaning(description.labels, known, source=replace(source, spacing_known=known))
 
 
-def _meaning_of_unified(reference: Path, prediction: Path, given: bool) -> Meaning:
+def _meaning_of_unified(reference: Path, predictions: Sequence[Path], given: bool) -> Meaning:
     from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 
     if given:
@@ -85,13 +96,14 @@ def _meaning_of_unified(reference: Path, prediction: Path, given: bool) -> Meani
             f"and --labels (dataset_json and labels) out."
         )
     description = read_dataset_json(reference / "dataset.json")
-    found = _dataset_json_of(prediction)
-    labels = _labels_of_manifest(prediction) if found is None else read_dataset_json(found).labels
-    if labels is not None and labels != description.labels:
-        raise UsdError(
-            f"{prediction} has the classes {_in_words(labels)} by {found or f'its {MANIFEST}'}, but {reference} has "
-            f"{_in_words(description.labels)}; give the data set that the model was trained on."
-        )
+    for prediction in predictions:
+        found = _dataset_json_of(prediction)
+        labels = _labels_of_manifest(prediction) if found is None else read_dataset_json(found).labels
+        if labels is not None and labels != description.labels:
+            raise UsdError(
+                f"{prediction} has the classes {_in_words(labels)} by {found or f'its {MANIFEST}'}, but {reference} "
+                f"has {_in_words(description.labels)}; give the data set that the model was trained on."
+            )
     return Meaning(description.labels, description.spacing_known)
 
 
@@ -139,34 +151,56 @@ def _labels_of_manifest(prediction: Path) -> LabelScheme | None:
 
 
 def _meaning_of_manifest(reference: Path, prediction: Path) -> Meaning | None:
-    """What the manifest.json of a prediction says where there is no dataset.json; None where there is one, or neither.
-
-    Raises:
-        UsdError: the references are a prediction of other classes.
-    """
+    """What the manifest.json of a prediction says; None where there is none, or a dataset.json."""
     own = _labels_of_manifest(prediction)
     if own is None or (_dataset_json_of(prediction) or _dataset_json_above(reference)) is not None:
         return None
-    _require_same_values(reference, _manifest_path(prediction), own)
     return Meaning(own, bool(_manifest_of(prediction).get("spacing_known", True)))
 
 
-def _require_same_values(prediction: Path, dataset_json: Path, labels: LabelScheme) -> None:
-    """Refuse masks whose values mean something else by their own manifest.json than by the dataset.json."""
-    own = _labels_of_manifest(prediction)
+def _require_agreement(folders: Sequence[Path], described: Path, labels: LabelScheme) -> None:
+    """Refuse masks whose values mean something else by what lies at them than by what describes all masks."""
+    for masks in folders:
+        _require_same_values(masks, described, labels)
+        _require_no_contradiction(_dataset_json_of(masks), described, labels)
+
+
+def _require_same_values(masks: Path, described: Path, labels: LabelScheme) -> None:
+    """Refuse masks whose values mean something else by their own manifest.json than by what describes all masks."""
+    own = _labels_of_manifest(masks)
     if own is None:
         return
     one, other = ({value for values in scheme.members for value in values} for scheme in (own, labels))
-    named = dict(zip(labels.names, labels.members, strict=True))
-    is_other = (own.coding == "regions") == (labels.coding == "regions") and any(
-        set(named.get(name, values)) != set(values) for name, values in zip(own.names, own.members, strict=True)
-    )
-    if one != other or is_other:
+    if one != other or _contradict(own, labels):
         raise UsdError(
-            f"{prediction} has the classes {_in_words(own)} by its {MANIFEST}, but {dataset_json} has "
-            f"{_in_words(labels)}; give references in the classes of the model, or say with --dataset-json what the "
-            f"values of both mean."
+            f"{masks} has the classes {_in_words(own)} by its {MANIFEST}, but {described} has {_in_words(labels)}; "
+            f"{_REMEDY}"
         )
+
+
+def _require_no_contradiction(found: Path | None, described: Path, labels: LabelScheme) -> None:
+    """Refuse masks of whose classes one has other values by the dataset.json at them than by what describes all masks.
+
+    Further classes are none: values that are not known are refused where masks are read.
+    """
+    from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+
+    if found is None or found == described:
+        return
+    try:
+        own = read_dataset_json(found).labels
+    except UsdError:  # of another program, such as those of the Medical Segmentation Decathlon
+        return
+    if _contradict(own, labels):
+        raise UsdError(f"{found} has the classes {_in_words(own)}, but {described} has {_in_words(labels)}; {_REMEDY}")
+
+
+def _contradict(one: LabelScheme, other: LabelScheme) -> bool:
+    """Whether a class of both has other values in the one than in the other."""
+    named = dict(zip(other.names, other.members, strict=True))
+    return (one.coding == "regions") == (other.coding == "regions") and any(
+        set(named.get(name, values)) != set(values) for name, values in zip(one.names, one.members, strict=True)
+    )
 
 
 def scheme_of_values(labels: Sequence[int]) -> LabelScheme:
