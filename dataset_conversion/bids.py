@@ -18,8 +18,10 @@ from dataset_conversion.raw_writer import Case, Conversion
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.bids import BidsFile, parse_bids_name
 from unisegdiff_pipeline.io.endings import split_ending
+from unisegdiff_pipeline.io.paths import files_below
 
-# The first pattern that finds any. Of files named _mask and _roi, most are of brains: one of a lesion must say so.
+# The first pattern that finds any, in what stands behind subject and session: a subject may be called lesion01, too. Of
+# files named _mask and _roi, most are of brains: one of a lesion must say so.
 _MASKS = ("*lesion*_dseg", "*lesion*_mask", "*lesion*_roi", "*_dseg")
 _OF_MASKS_ONLY = ("label", "desc", "res", "den", "hemi", "atlas", "seg")
 
@@ -31,7 +33,8 @@ def find(request: Request) -> Conversion:
         raise UsdError(
             "BIDS data have no number or name of their own; give --dataset-id N, --name NAME and --channels."
         )
-    files = [file for path in sorted(source.rglob("sub-*")) if (file := parse_bids_name(path)) is not None]
+    named = sorted(path for path in files_below(source) if path.name.startswith("sub-"))
+    files = [file for path in named if (file := parse_bids_name(path)) is not None]
     masks = _masks(source, files, request.mask)
     by_session: dict[str, list[BidsFile]] = {}
     for file in files:
@@ -67,7 +70,7 @@ def _masks(source: Path, files: Iterable[BidsFile], pattern: str | None) -> dict
     """Session -> its only mask."""
     found: list[BidsFile] = []
     for wanted in _MASKS if pattern is None else (pattern,):
-        found = [file for file in files if fnmatch.fnmatchcase(split_ending(file.path.name)[0], wanted)]
+        found = [file for file in files if fnmatch.fnmatchcase(_name(file, whole=pattern is not None), wanted)]
         if found:
             break
     if not found:
@@ -84,6 +87,11 @@ def _masks(source: Path, files: Iterable[BidsFile], pattern: str | None) -> dict
                 f"'*_{_tail(file)}'."
             )
     return masks
+
+
+def _name(file: BidsFile, whole: bool) -> str:
+    """The name that a pattern has to fit: as the user sees it, or from behind subject and session on."""
+    return split_ending(file.path.name)[0] if whole else f"_{_tail(file)}"
 
 
 def _tail(file: BidsFile) -> str:

@@ -52,6 +52,28 @@ def test_masks_beside_the_images_without_sessions(tmp_path, converted):
     assert labels_of(raw, "sub-a").sum() == 1
 
 
+def test_a_subject_named_after_lesions_makes_no_lesion_of_its_brain_mask(tmp_path, converted):
+    root = tmp_path / "data"
+    name = session(root, "lesion01", "1", 0)
+    label_volume(root / f"derivatives/prep/sub-lesion01/ses-1/anat/{name}_desc-brain_mask.nii.gz", 1, 1, 1)
+    refused_bids(root, "holds no mask named")
+    label_volume(root / f"derivatives/manual/sub-lesion01/ses-1/anat/{name}_dseg.nii.gz", 1)
+    raw = converted("bids", root, *OPTIONS, "--channels", "FLAIR", "T1w")
+    assert labels_of(raw, name).sum() == 1
+
+
+def test_subjects_whose_folders_are_links_are_cases(tmp_path, converted):
+    root = tmp_path / "data"
+    session(root, "01", "1", 0)
+    session(tmp_path / "store", "02", "1", 1)
+    (root / "sub-02").symlink_to(tmp_path / "store/sub-02")
+    (root / "sub-02/ses-1/anat/again").symlink_to(tmp_path / "store")  # a link to a folder above it
+    for subject in ("01", "02"):
+        label_volume(root / f"sub-{subject}/ses-1/anat/sub-{subject}_ses-1_label-lesion_mask.nii.gz", 1)
+    raw = converted("bids", root, *OPTIONS, "--channels", "FLAIR", "T1w")
+    assert [case.case_id for case in raw.cases] == ["sub-01_ses-1", "sub-02_ses-1"]
+
+
 def test_the_space_of_the_mask_chooses_the_image(tmp_path, converted):
     root = tmp_path / "data"
     volume(root / "sub-a/anat/sub-a_T1w.nii.gz", shape=(3, 3, 3))

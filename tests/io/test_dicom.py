@@ -137,6 +137,15 @@ def test_series_are_named_after_their_folders(tmp_path: Path) -> None:
     assert [len(one.slices) for one in series] == [4] * 5
 
 
+def test_series_in_folders_that_are_links_are_found(tmp_path: Path) -> None:
+    write_series(tmp_path / "store/b")
+    write_series(tmp_path / "in/a")
+    (tmp_path / "in/b").symlink_to(tmp_path / "store/b")
+    (tmp_path / "in/b/above").symlink_to(tmp_path / "in")  # which would lead round and round
+    found, _ = find_series(tmp_path / "in")
+    assert [series.name for series in found] == ["a", "b"]
+
+
 def test_objects_without_pixels_are_left_out_and_named(tmp_path: Path) -> None:
     write_series(tmp_path / "in/p1")
     storage = "1.2.840.10008.5.1.4.1.1"

@@ -24,6 +24,7 @@ from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.io.bids import is_bids_folder
 from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending
 from unisegdiff_pipeline.io.itk import simple_itk
+from unisegdiff_pipeline.io.paths import files_below
 
 NO_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "REG", "DOC")  # modalities of other objects
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -147,7 +148,7 @@ def is_dicom_folder(source: Path) -> bool:
         return False
     if any(split_ending(path.name)[1] for path in source.iterdir() if path.is_file()):
         return False
-    return any(_is_dicom(path) for path in _files_below(source))
+    return any(_is_dicom(path) for path in files_below(source))
 
 
 def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
@@ -162,7 +163,7 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
     source = Path(source)
     by_folder: dict[Path, list[_Slice]] = {}
     left_out = []
-    for path in _files_below(source):
+    for path in files_below(source):
         if not _is_dicom(path):
             continue
         if kind := kind_without_image(path):
@@ -194,14 +195,6 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
             f"{listed(left_out, 3)}. Check the folder; supported are also {', '.join(SUPPORTED_ENDINGS)}."
         )
     return tuple(found.values()), tuple(left_out)
-
-
-def _files_below(folder: Path) -> list[Path]:
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders.sort()  # the order in which they are entered
-        found += [Path(place) / name for name in sorted(names)]
-    return found
 
 
 def _is_dicom(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,28 @@ def places_of(path: Path) -> tuple[Path, ...]:
 def places_above(path: Path, levels: int) -> tuple[Path, ...]:
     """The places of a folder, each followed by so many folders above it."""
     return tuple(above for place in places_of(path) for above in (place, *place.parents[:levels]))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder and those below it, each folder's own first, sorted; folders that cannot be read have none.
+
+    Links to folders are followed, as data are often brought together by them; one that leads back is not.
+    """
+    return _files_below(Path(folder), frozenset())
+
+
+def _files_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    place = folder.resolve()
+    if place in above:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    yield from (Path(entry.path) for entry in entries if not entry.is_dir())
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files_below(Path(entry.path), above | {place})
 
 
 def dataset_name(number: int, name: str) -> str:
