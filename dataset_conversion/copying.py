@@ -16,6 +16,7 @@ from unisegdiff_pipeline.core.errors import UsdError, unreadable
 from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.io import itk
+from unisegdiff_pipeline.io.content import is_gzip
 from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, is_picture_ending, split_ending
 from unisegdiff_pipeline.io.images import read_header, read_image, write_labels
 from unisegdiff_pipeline.io.pictures import spacing_file
@@ -89,8 +90,8 @@ def copy_image(source: Path, target: Path, num_channels: int) -> None:
     ending = split_ending(target.name)[1]
     picture = is_picture_ending(ending)
     if found == num_channels and source.name.lower().endswith(ending):
+        copy_spacing(source, target)  # first: an image that is there counts as finished after an interruption
         _copy(source, target)
-        copy_spacing(source, target)
     elif picture and ending not in LOSSY_ENDINGS:
         save_pixels(_pixels(source, num_channels), target)
     elif found != num_channels:
@@ -126,11 +127,18 @@ def save_pixels(pixels: np.ndarray, target: Path) -> None:
 def save_frame(frame: Frame, target: Path) -> None:
     """Write one frame of a 4D file as a 3D file; a damaged file is a UsdError."""
     import nibabel
+    from nibabel.volumeutils import apply_read_scaling
 
     try:
         image: Any = nibabel.load(frame.path)
+        scale, offset = np.float32(image.dataobj.slope), np.float32(image.dataobj.inter)
+        values = image.dataobj.get_unscaled()[..., frame.index]
+        header = image.header.copy()
+        if (scale, offset) != (1, 0):  # as integers, scaled voxels would be rounded once more
+            header.set_data_dtype(np.float32)
+            values = apply_read_scaling(values.astype(np.float32), scale, offset)
         with atomic_path(target) as temporary:
-            nibabel.save(image.slicer[..., frame.index], temporary)
+            nibabel.save(type(image)(values, image.affine, header), temporary)
     except UsdError:
         raise
     except Exception as error:  # nibabel raises many kinds for a damaged file
@@ -156,6 +164,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _compress(source: Path, target: Path) -> None:
+    if is_gzip(source):  # whatever its name says
+        _copy(source, target)
+        return
     with (
         atomic_path(target) as temporary,
         open(source, "rb") as stream,

@@ -40,7 +40,7 @@ from unisegdiff_pipeline.core.names import composed, require_name
 from unisegdiff_pipeline.core.parallel import MappedCasesError, choose_workers, map_cases
 from unisegdiff_pipeline.core.serialization import write_json
 from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS, is_picture_ending, label_ending
-from unisegdiff_pipeline.io.images import read_header, spacing_known, write_labels
+from unisegdiff_pipeline.io.images import files_read, read_header, spacing_known, write_labels
 from unisegdiff_pipeline.io.integrity import label_values
 from unisegdiff_pipeline.io.paths import new_dataset_folder
 
@@ -188,7 +188,7 @@ def _compare_with_published(conversion: Conversion) -> None:
 def _key(conversion: Conversion) -> str:
     """Text that changes with anything the result is made from; files by size and time, for they may be large."""
     sources = [source for case in conversion.cases for source in (*case.images, *case.masks, *case.raters)]
-    paths = list(dict.fromkeys(path for source in sources for path in files_of(source)))
+    paths = files_read([path for source in sources for path in files_of(source)])
     for path in paths:
         if not path.is_file():
             raise UsdError(f"{path} does not exist; unpack the whole of the download.")
@@ -293,11 +293,11 @@ class _CaseWriter:
         source, made = image
         grid = _grid_of(made)
         volumes = [self._read_mask(mask, path_of(source), grid) for mask in masks]
+        copy_spacing(made, target)  # first: a label map that is there counts as finished after an interruption
         if len(masks) == 1 and isinstance(masks[0], Path) and isinstance(self.conversion.read_mask, AsLabelled):
             copy_labels(masks[0], target, volumes[0])
         else:
             write_labels(target, _joined([volume.array for volume in volumes], agree)[0], grid.geometry)
-        copy_spacing(made, target)
 
     def _read_mask(self, mask: Path | Made, image: Path, grid: Volume) -> Volume:
         """A mask on the grid of its image; where it lies is compared as the check of a raw data set does it."""

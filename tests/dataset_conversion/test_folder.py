@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import nibabel
@@ -14,7 +15,8 @@ from dataset_conversion.finding import Request
 from tests.dataset_conversion.conftest import groups_of, label_volume, labels_of, mask, picture, save, volume
 from unisegdiff_pipeline.commands.convert import main
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.io.images import read_image, read_labels
+from unisegdiff_pipeline.io.images import read_header, read_image, read_labels
+from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 
 OPTIONS = ("--dataset-id", "7", "--name", "Own")
 
@@ -306,6 +308,42 @@ def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "raw").iterdir()] == [folder.name]
     assert len(list((folder / "labelsTr").iterdir())) == 4
     assert not list(folder.glob("conversion*"))
+
+
+def test_an_interruption_loses_no_spacing_of_a_stack(tmp_path, monkeypatch):
+    from dataset_conversion import copying
+
+    for name in ("images/a.tif", "masks/a.tif"):
+        mask(tmp_path / name, 1)
+    (tmp_path / "images/a.json").write_text('{"spacing": [1, 0.5, 0.5]}')
+    (tmp_path / "raw").mkdir()
+    request, folder = Request((tmp_path / "images", tmp_path / "masks"), 7, "Own"), tmp_path / "raw/Dataset007_Own"
+    copy, left = copying._copy, []  # to be copied before the next interruption
+
+    def interrupted(source, target):
+        copy(source, target)
+        left.pop()
+        if not left:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(copying, "_copy", interrupted)
+    for files in (1, 1, 2, 2, 3):
+        left[:] = range(files)
+        if not folder.exists():
+            with contextlib.suppress(KeyboardInterrupt):
+                convert("folder", request, tmp_path / "raw")
+    (case,) = open_raw_dataset(folder).cases
+    for path in (case.image_paths[0], case.label_path):
+        assert read_header(path)[1].spacing_mm == (1.0, 0.5, 0.5)
+
+
+def test_a_compressed_file_named_nii_is_not_compressed_twice(tmp_path, converted):
+    for name in ("images/a", "masks/a"):
+        label_volume(tmp_path / f"{name}.nii.gz", 1)
+        (tmp_path / f"{name}.nii.gz").rename(tmp_path / f"{name}.nii")
+    raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS)
+    assert raw.cases[0].image_paths[0].read_bytes() == (tmp_path / "images/a.nii").read_bytes()
+    assert labels_of(raw, "a").sum() == 1
 
 
 def test_number_of_sources_and_list(tmp_path, capsys):

@@ -75,6 +75,18 @@ def test_conversion_keeps_voxels_geometry_and_facts(tmp_path, channels):
     assert [case.case_id for case in find_cases(folder / "imagesTs", ".nii.gz", channels)] == ["c_03"]
 
 
+def test_frames_whose_header_scales_them_are_not_rounded(tmp_path):
+    source = _task(tmp_path / "Task07_Thing", 2)
+    for path in source.glob("images*/c_*.nii.gz"):
+        image = nibabel.load(path)
+        image.header.set_slope_inter(0.37, -11)
+        nibabel.save(image, path)
+    expected = read_image([source / "imagesTr/c_01.nii.gz"]).array
+    folder = convert(source, tmp_path / "raw")
+    found = [read_image([folder / f"imagesTr/c_01_000{channel}.nii.gz"]).array[0] for channel in range(2)]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_number_and_existing_folder(tmp_path):
     source = _task(tmp_path / "Task07_Thing", 1)
     assert convert(source, tmp_path / "raw", 55).name == "Dataset055_Thing"
