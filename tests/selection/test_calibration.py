@@ -144,5 +144,4 @@ def test_sources_with_patients_enough_have_a_calibration_of_their_own(monkeypatc
     monkeypatch.setattr(calibration, "num_informative", lambda held_out, own: len(own))
     held_out: Any = SimpleNamespace(leave_if_asked=lambda: None)
     found = choose_source_calibrations(held_out, held_out, cases)
-    assert found.of_all == {"MR": LogitCalibration(2.0)}
-    assert found.of_others == dict.fromkeys(cases[:-2], LogitCalibration(3.0))
+    assert found == {"MR": FittedCalibration(LogitCalibration(2.0), dict.fromkeys(cases[:-2], LogitCalibration(3.0)))}

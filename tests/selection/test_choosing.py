@@ -13,7 +13,7 @@ from unisegdiff_pipeline.core.progress import is_or_are
 from unisegdiff_pipeline.diffusion.coding import NO_CALIBRATION, LogitCalibration
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.selection import choosing
-from unisegdiff_pipeline.selection.calibration import FEWEST_FOR_CALIBRATION, FittedCalibration, SourceCalibrations
+from unisegdiff_pipeline.selection.calibration import FEWEST_FOR_CALIBRATION, FittedCalibration
 from unisegdiff_pipeline.selection.choosing import FEWEST_FOR_SETTINGS, choose_settings, chosen_on, too_few
 from unisegdiff_pipeline.selection.sampler import STAGE_A_CALL
 from unisegdiff_pipeline.selection.segmenter_weight import DEFAULT_SEGMENTER_WEIGHT, MeanTrial
@@ -46,15 +46,16 @@ def test_settings_hold_what_was_chosen(monkeypatch: pytest.MonkeyPatch, best: fl
 
 def test_cases_are_predicted_with_the_calibration_of_their_source(monkeypatch: pytest.MonkeyPatch) -> None:
     of_all = FittedCalibration(LogitCalibration(2.0), {"MR__1": LogitCalibration(5.0), "CT__1": LogitCalibration(6.0)})
-    of_mr = SourceCalibrations({"MR": LogitCalibration(3.0)}, dict.fromkeys(("MR__1", "MR__2"), LogitCalibration(4.0)))
+    of_mr = {"MR": LogitCalibration(3.0)}
+    fitted = FittedCalibration(of_mr["MR"], dict.fromkeys(("MR__1", "MR__2"), LogitCalibration(4.0)))
     tried = {"MR__1": LogitCalibration(4.0), "CT__1": LogitCalibration(6.0)}
 
     def samplers(run: object, model: object, settings: InferenceSettings, cases: object, search: object) -> list[Any]:
-        assert (settings.source_calibrations, cases) == (of_mr.of_all, tried)
+        assert (settings.source_calibrations, cases) == (of_mr, tried)
         return [trial(EIGHT, 0.5)]
 
     monkeypatch.setattr(choosing, "choose_calibration", lambda *args: of_all)
-    monkeypatch.setattr(choosing, "choose_source_calibrations", lambda *args: of_mr)
+    monkeypatch.setattr(choosing, "choose_source_calibrations", lambda *args: {"MR": fitted})
     monkeypatch.setattr(choosing, "try_samplers", samplers)
     monkeypatch.setattr(choosing, "try_means", lambda *args: [MeanTrial(EIGHT, 1.0, "half", (0.9,), (0.5,))])
     monkeypatch.setattr(choosing, "num_informative", lambda *args: FEWEST_FOR_SETTINGS)
@@ -64,8 +65,8 @@ def test_cases_are_predicted_with_the_calibration_of_their_source(monkeypatch: p
     )
     # whoever runs out of time for those of single sources has that of all
     assert (first.settings.calibration, first.settings.source_calibrations) == (of_all.of_all, {})
-    assert (first.calibrations, second.settings.source_calibrations) == (of_all.of_others, of_mr.of_all)
-    assert last.settings.source_calibrations == of_mr.of_all
+    assert (first.calibrations, second.settings.source_calibrations) == (of_all.of_others, of_mr)
+    assert last.settings.source_calibrations == of_mr
     assert last.calibrations == tried | {"MR__2": LogitCalibration(4.0)}
 
 

@@ -68,26 +68,17 @@ def choose_calibration(held_out: HoldOut, model: StagedModel, cases: Sequence[st
     return FittedCalibration(of_all, of_others)
 
 
-@dataclass(frozen=True)
-class SourceCalibrations:
-    """Calibrations of single sources, and for each of their held-out cases the one that the source's others give."""
-
-    of_all: Mapping[str, LogitCalibration]
-    of_others: Mapping[str, LogitCalibration]
-
-
-def choose_source_calibrations(held_out: HoldOut, model: StagedModel, cases: Sequence[str]) -> SourceCalibrations:
+def choose_source_calibrations(
+    held_out: HoldOut, model: StagedModel, cases: Sequence[str]
+) -> dict[str, FittedCalibration]:
     """`choose_calibration` for each source of a unified data set that has patients with objects enough."""
-    of_all: dict[str, LogitCalibration] = {}
-    of_others: dict[str, LogitCalibration] = {}
+    result = {}
     for source, own in cases_by_source(cases).items():
         held_out.leave_if_asked()
         # Without those of one patient the others have to suffice, too.
         if num_informative(held_out, own) > FEWEST_FOR_CALIBRATION:
-            fitted = choose_calibration(held_out, model, own)
-            of_all[source] = fitted.of_all
-            of_others |= fitted.of_others
-    return SourceCalibrations(of_all, of_others)
+            result[source] = choose_calibration(held_out, model, own)
+    return result
 
 
 def held_out_logits(

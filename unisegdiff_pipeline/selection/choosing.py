@@ -116,8 +116,10 @@ def choose_settings(
     yield Choice(settings, calibrations, (), (), warning)
     if source_cases:
         by_source = choose_source_calibrations(held_out, model, source_cases)
-        settings = replace(settings, source_calibrations=by_source.of_all)
-        calibrations = {**calibrations, **by_source.of_others}
+        of_sources = {source: of_source.of_all for source, of_source in by_source.items()}
+        settings = replace(settings, source_calibrations=of_sources)
+        for of_source in by_source.values():
+            calibrations = {**calibrations, **of_source.of_others}
         yield Choice(settings, calibrations, (), (), warning)
     of_others = {case_id: calibrations[case_id] for case_id in fitted.of_others}
     if warning:
