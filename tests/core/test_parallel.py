@@ -131,6 +131,16 @@ def test_a_crash_of_native_code_is_named_and_the_others_finish(workers):
     assert "c: its worker process crashed (SIGSEGV) in the native code of a library; a file of the case" in message
 
 
+def test_a_single_case_that_fails_is_named_unless_its_message_names_a_file():
+    for function, item, message in (
+        (_crash_on_two, 2, r"c: its worker process crashed \(SIGSEGV\) in the native code"),
+        (_fail_on_odd, 3, r"c: KeyError: 'three'"),
+        (_fail_on_odd, 1, r"file b is cut; copy it again\."),
+    ):
+        with pytest.raises(UsdError, match=f"^{message}"):
+            map_cases(function, [item], names=["c"], description="Testing", workers=1, kind="native")
+
+
 @pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 2, "kind": "threads"}])
 def test_an_error_of_any_type_is_named_with_its_place_and_without_a_traceback(options, capfd):
     place = r"b: _ManyArguments: header, line 3 \(test_parallel\.py:\d+ in _raise_unsendable\)"

@@ -121,7 +121,7 @@ class _Failure:
     """What is left of an error of one case; errors of libraries do not always survive the way between processes."""
 
     reason: str
-    traceback: str | None = None  # None of an error that the user can fix
+    traceback: str | None = None  # None of an error that the user can fix, "" of a process that ended
 
 
 class _Job(Generic[Item, Result]):
@@ -161,20 +161,20 @@ class _Job(Generic[Item, Result]):
                 processes = list((getattr(pool, "_processes", None) or {}).values())
                 self._collect(index, future)
             if index not in self.results and index not in self.failures:
-                self.failures[index] = _Failure(_how_it_died(processes[0].exitcode if processes else None))
+                self.failures[index] = _Failure(_how_it_died(processes[0].exitcode if processes else None), "")
 
     def finish(self) -> list[CaseOutcome[Result]]:
         if not self.failures:
             return [self.results[index] for index in range(len(self.items))]
         failures = sorted(self.failures.items())
         for index, failure in failures:
-            if failure.traceback is not None:
+            if failure.traceback:
                 _log.debug("%s failed\n%s", self.names[index], failure.traceback)
-        if len(self.items) == 1 and failures[0][1].traceback is None:
-            raise MappedCasesError(failures[0][1].reason, {self.names[0]: failures[0][1].reason})
         lines = [f"{self.names[index]}: {failure.reason}" for index, failure in failures]
-        summary = f"{self.description}: {len(lines)} of {len(self.items)} cases failed, the others are done"
         failed = {self.names[index]: failure.reason for index, failure in failures}
+        if len(self.items) == 1:  # what the user can fix names its file
+            raise MappedCasesError(failures[0][1].reason if failures[0][1].traceback is None else lines[0], failed)
+        summary = f"{self.description}: {len(lines)} of {len(self.items)} cases failed, the others are done"
         raise MappedCasesError(f"{summary}. {' | '.join(lines)}", failed)
 
     def _open(self) -> list[int]:
