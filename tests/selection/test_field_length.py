@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from tests.selection.by_hand import objects, own_spacing
-from unisegdiff_pipeline.diffusion.samplers import LENGTH_PER_REACH
-from unisegdiff_pipeline.selection.field_length import planned_length_mm
+from unisegdiff_pipeline.core.serialization import from_jsonable, to_jsonable
+from unisegdiff_pipeline.diffusion.samplers import LENGTH_PER_REACH, SamplerSettings
+from unisegdiff_pipeline.selection.field_length import LENGTHS_VOXELS, field_lengths_mm, planned_length_mm
+from unisegdiff_pipeline.selection.sampler import SAMPLES_ALONE, SURFACE_PARTS, drawing
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,18 @@ def test_the_field_is_planned_from_the_radius_of_the_objects(case: Any, dims: in
         configuration=own_spacing(dims),
     )
     assert planned_length_mm(run) == expected
+
+
+@pytest.mark.parametrize("pixel_mm", [5e-6, 2.5e-4, 0.0123, 0.3, 1.7, 1e4])
+def test_fields_are_as_many_voxels_long_whatever_a_voxel_measures(pixel_mm: float) -> None:
+    case = objects((1, 64, 64), (1.0, pixel_mm, pixel_mm), 50)
+    held_out: Any = SimpleNamespace(configuration=own_spacing(2))
+    lengths_mm = field_lengths_mm(held_out, case)
+    assert [length / pixel_mm for length in lengths_mm] == pytest.approx(LENGTHS_VOXELS, rel=1e-3)
+    for part in SURFACE_PARTS:
+        sampler = drawing(SAMPLES_ALONE, lengths_mm[-1], part)
+        assert sampler.surface_length_mm == pytest.approx(64 * pixel_mm * part, rel=1e-3)
+        assert from_jsonable(SamplerSettings, to_jsonable(sampler)) == sampler
 
 
 def test_a_large_source_does_not_choose_the_field_of_small_ones() -> None:

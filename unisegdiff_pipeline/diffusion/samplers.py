@@ -43,7 +43,7 @@ from unisegdiff_pipeline.diffusion.targets import (
     takes_state,
 )
 
-LengthMm = Annotated[float, Range(0, 1000)]
+LengthMm = Annotated[float, Range(0, 1e6)]  # 64 of the largest voxels
 EstimateFunction = Callable[[Tensor, float], Estimate]
 NoiseFunction = Callable[[int], Tensor]
 Leave = Callable[[Tensor, Estimate], Tensor]

@@ -44,7 +44,12 @@ def field_lengths_mm(held_out: HoldOut, stored: StoredCase) -> list[float]:
     configuration = held_out.configuration
     spacing_mm = configuration.field_spacing_mm(stored.properties.spacing_mm)[-configuration.network.dims :]
     unit_mm = float(np.prod(spacing_mm)) ** (1 / len(spacing_mm))
-    return [round(voxels * unit_mm, 3) for voxels in LENGTHS_VOXELS]
+    return [rounded_mm(voxels * unit_mm) for voxels in LENGTHS_VOXELS]
+
+
+def rounded_mm(length_mm: float) -> float:
+    """To a thousandth; a length below 1 mm to four digits, since pixels of a microscope have less than a thousandth."""
+    return round(length_mm, 3) if length_mm >= 1 else float(f"{length_mm:.4g}")
 
 
 def fallback_length_mm(held_out: HoldOut, stored: StoredCase) -> float:

@@ -22,7 +22,7 @@ from unisegdiff_pipeline.evaluation.spread import PLACE_IN_TRUTH
 from unisegdiff_pipeline.evaluation.summary import macro_mean
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.selection.field_length import field_lengths_mm
+from unisegdiff_pipeline.selection.field_length import field_lengths_mm, rounded_mm
 from unisegdiff_pipeline.selection.hold_out import HoldOut, annotated_classes, sample_tiles, sources_of_cases, tiled
 from unisegdiff_pipeline.selection.spread import annotators
 
@@ -114,7 +114,7 @@ class SamplerTrial:
 
 def drawing(sampler: SamplerSettings, length_mm: float, surface_part: float = SURFACE_PARTS[0]) -> SamplerSettings:
     """The sampler with draws by a field of this length for objects, and one of a part of it for their surfaces."""
-    surface_mm = round(surface_part * length_mm, 3)
+    surface_mm = rounded_mm(surface_part * length_mm)
     return replace(sampler, correlation_length_mm=length_mm, surface_length_mm=surface_mm, draw=True)
 
 
