@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -206,3 +208,25 @@ def test_a_file_is_not_called_damaged_that_could_not_be_opened(capsys: pytest.Ca
     assert "damaged" not in said
     assert common.run(lambda: body(errno.EIO)) == 1
     assert "damaged" in capsys.readouterr().err
+
+
+def test_what_comes_with_torch_is_no_work_for_the_garbage_collector() -> None:
+    code = (
+        "import gc, sys\n"
+        "from unisegdiff_pipeline.commands.common import import_with_torch\n"
+        "assert 'torch' not in sys.modules\n"
+        "import_with_torch('unisegdiff_pipeline.diffusion.coding')\n"
+        "at_rest = gc.get_freeze_count()\n"
+        "import_with_torch('unisegdiff_pipeline.training.run')\n"
+        "print(gc.isenabled(), at_rest > 100_000, gc.get_freeze_count() == at_rest)\n"
+        "print(len(gc.get_objects()) < at_rest / 100)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True"] * 4, done.stderr
+
+
+def test_the_garbage_collector_goes_on_where_an_import_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with pytest.raises(ModuleNotFoundError):
+        common.import_with_torch("unisegdiff_pipeline.missing")
+    assert gc.isenabled()

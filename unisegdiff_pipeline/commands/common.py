@@ -9,6 +9,8 @@ import argparse
 import atexit
 import difflib
 import errno
+import gc
+import importlib
 import re
 import signal
 import sys
@@ -154,6 +156,22 @@ def run(body: Callable[[], int | None]) -> int:
                 )
             raise
         return _fail(message)
+
+
+def import_with_torch(module: str) -> None:
+    """Import a module, and torch by it, while the garbage collector rests, which never looks at them again.
+
+    torch makes some hundred thousand objects that stay; passes over them are a tenth of a command's start. For commands
+    alone: garbage of a program that imports this package would stay as well.
+    """
+    if "torch" in sys.modules:
+        return
+    gc.disable()
+    try:
+        importlib.import_module(module)
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 class _Signals:

@@ -16,6 +16,7 @@ from unisegdiff_pipeline.commands.common import (
     add_roots,
     add_splits,
     duration,
+    import_with_torch,
     positive_number,
     root_flags,
     roots_of,
@@ -197,6 +198,7 @@ def _train(args: argparse.Namespace) -> int:
     request.roots.preprocessed_dataset(request.dataset)
     request.roots.require_results()
 
+    import_with_torch("unisegdiff_pipeline.training.run")
     from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.networks.allocator import keep_freed_memory
     from unisegdiff_pipeline.training.interrupt import TrainingInterrupted
