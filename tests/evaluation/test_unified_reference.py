@@ -224,6 +224,24 @@ def test_labels_of_one_source_are_read_in_the_classes_that_a_unified_model_has(
     assert case.source == "Solid"
 
 
+def test_label_maps_of_a_source_at_baseline_are_followed_in_the_classes_of_a_unified_model(
+    root: Path, tmp_path: Path
+) -> None:
+    """An organ has the value of a cyst, which the source says nothing about."""
+    maps = {"Flat": {"cyst": "cyst"}, "Solid": {"organ": "background", "tumour": "lesion"}}
+    unified = unify(root, UnifyRequest(500, "U", (1, 2), label_maps=maps))
+    masks, baseline = tmp_path / "deep/er/masks", root / "Dataset002_Solid/labelsTr"
+    volume(masks / "v.nii.gz", {0: 2, 6: 1})
+    (masks / "manifest.json").write_text(json.dumps({"model": str(unified)}))
+    assert read_dataset_json(unified / "dataset.json").labels.names == ("cyst", "lesion")
+    assert usd_evaluate(["--follow-up", str(baseline), str(masks)]) == 0
+    with open(masks / "follow_up/follow_up.csv", newline="") as stream:
+        rows = [(row["class_name"], row["status"], row["change_percent"]) for row in csv.DictReader(stream)]
+    assert rows == [("lesion", "shrinking", "-50")]
+    written = json.loads((masks / "follow_up/follow_up.json").read_text())
+    assert written["settings"]["classes"] == {"lesion": [2]}
+
+
 def test_a_manifest_of_another_program_says_nothing(root: Path, predicted: Path) -> None:
     (predicted / "manifest.json").write_text("[]")
     labels = root / "Dataset001_Flat/labelsTr"

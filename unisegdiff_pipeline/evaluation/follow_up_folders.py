@@ -38,6 +38,7 @@ from unisegdiff_pipeline.evaluation.reading import (
 )
 from unisegdiff_pipeline.evaluation.summary import format_table
 from unisegdiff_pipeline.evaluation.tables import DIGITS
+from unisegdiff_pipeline.evaluation.unified import SourceLabels
 
 PAIRS_HEADER = ["case", "baseline", "follow_up"]
 MIN_SAMPLES = 2  # of one sample nothing follows about how sure a change is
@@ -74,10 +75,12 @@ class FollowUp:
 
     Attributes:
         baseline, follow_up: the folders.
-        classes: name => label values.
+        classes: name => label values; those that both time points say something about.
         spacing_known: False says that distances and volumes are nominal, of 2D images in pixels.
         not_paired: cases of either folder that are left out, because only a subset is compared or no pair names them.
         other_values: label values of the masks that are not followed, where only some were asked for.
+        source: what the masks at baseline are read by, where they are label maps of one source and the follow-up is
+            predicted by a unified model.
     """
 
     baseline: Path
@@ -89,6 +92,7 @@ class FollowUp:
     patients: tuple[PatientChange, ...]
     not_paired: tuple[str, ...]
     other_values: tuple[int, ...] = ()
+    source: SourceLabels | None = None
 
     def counts(self, class_name: str) -> dict[Status, int]:
         """Lesions of each status over all patients."""
@@ -146,13 +150,14 @@ def follow_up_folders(
     return FollowUp(
         baseline=baseline,
         follow_up=follow_up,
-        classes=dict(zip(scheme.names, scheme.members, strict=True)),
+        classes={name: scheme.members[scheme.names.index(name)] for name in _followed(meaning)},
         spacing_known=meaning.spacing_known,
         units=units,
         options=options,
         patients=compared,
         not_paired=tuple(not_paired),
         other_values=tuple(not_followed),
+        source=meaning.source,
     )
 
 
@@ -277,15 +282,22 @@ def _check_grids(patients: Sequence[PatientFiles]) -> list[bool]:
     return is_2d
 
 
+def _followed(meaning: Meaning) -> list[str]:
+    """Classes that are compared: of label maps of a source those that it annotates, as others would all be new."""
+    source = meaning.source
+    return [name for name in meaning.scheme.names if source is None or name in source.annotated]
+
+
 def _compare(files: PatientFiles, meaning: Meaning, units: Units, options: FollowUpOptions) -> PatientChange:
     scheme, check = meaning.scheme, meaning.check_values
-    before = read_mask(files.baseline, scheme, check_values=check)
+    before = read_mask(files.baseline, scheme, check_values=check, source=meaning.source)
     after = read_mask(files.follow_up, scheme, before, check)
     masks = [CroppedLabels.of(volume.array[0]) for volume in (before, after)]
     samples: list[list[CroppedLabels]] = [[], []]
     if files.has_samples:
         samples = [
-            read_masks(paths, scheme, before, check) for paths in (files.baseline_samples, files.follow_up_samples)
+            read_masks(files.baseline_samples, scheme, before, check, meaning.source),
+            read_masks(files.follow_up_samples, scheme, before, check),
         ]
     shape = before.array.shape[1:]
     box = join_boxes([labels.box for labels in (*masks, *samples[0], *samples[1])]) or ((0, 1),) * 3
@@ -297,9 +309,11 @@ def _compare(files: PatientFiles, meaning: Meaning, units: Units, options: Follo
         for one, drawn in zip(cropped, samples, strict=True)
     )
     geometry = crop_geometry(measured_grid(before.geometry, units), box)
+    followed = _followed(meaning)
     classes = tuple(
         compare_time_points(name, _time_point(before_masks, i), _time_point(after_masks, i), geometry, options)
         for i, name in enumerate(scheme.names)
+        if name in followed
     )
     others = () if check else tuple(value for labels in cropped for value in other_values(labels, scheme))
     return PatientChange(files, classes, others)

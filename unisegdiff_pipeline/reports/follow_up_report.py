@@ -217,6 +217,7 @@ def _name(path: Path) -> str:
 def _picture(patient: PatientChange, channels: Sequence[Sequence[Path]], result: FollowUp) -> Html:
     files = patient.files
     before = read_labels(files.baseline)
+    before = before if result.source is None else result.source.unified_labels(before)
     after = on_grid_of(read_labels(files.follow_up), before)
     values = sorted({value for members in result.classes.values() for value in members})
     masks = [np.isin(volume.array[0], values) for volume in (before, after)]
