@@ -15,6 +15,7 @@ from dataset_conversion.masks import read_grey
 from unisegdiff_pipeline.core.errors import UsdError, unreadable
 from unisegdiff_pipeline.core.files import atomic_path
 from unisegdiff_pipeline.core.geometry import Volume
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io import itk
 from unisegdiff_pipeline.io.content import is_gzip
 from unisegdiff_pipeline.io.endings import LOSSY_ENDINGS, is_picture_ending, split_ending
@@ -104,7 +105,13 @@ def copy_image(source: Path, target: Path, num_channels: int) -> None:
 
 def _pixels(path: Path, num_channels: int) -> np.ndarray:
     """Pixels of a picture as grey (Y, X) or colour (Y, X, 3), uint8; grey of more than 8 bits keeps them."""
-    if num_channels == 1 and read_header(path)[0][0] == 3:
+    found, slices, *_ = read_header(path)[0]
+    if slices > 1:
+        raise UsdError(
+            f"{path} holds {slices} slices of {counted(found, 'channel')}, but {num_channels} "
+            f"{'is' if num_channels == 1 else 'are'} expected; save the stack with as many, or name its channels."
+        )
+    if num_channels == 1 and found == 3:
         return read_grey(path)
     values = read_image([path]).array[:, 0]  # (C, Y, X)
     if values.min() < 0 or values.max() > 65535 or (values % 1).any():

@@ -142,7 +142,7 @@ def picture_ending(paths: Sequence[Path], channels: Sequence[str]) -> str:
 
 def natural(text: str) -> list[tuple[int, str]]:
     """Sorting key under which 2 comes before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def group_by(pattern: str | None, name: str) -> str | None:

@@ -27,6 +27,7 @@ from unisegdiff_pipeline.core.errors import UsdError, unreadable
 from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.io.dicom import Series, find_series
+from unisegdiff_pipeline.io.paths import files_below
 
 _READERS, _AGREE = 4, 2
 _PATIENT = re.compile(r"LIDC-IDRI-\d{4}")
@@ -134,8 +135,8 @@ def _case(name: str, patient: str, series: Series, readings: _Readings) -> Case:
 def _find_readings(source: Path) -> dict[str, _Readings]:
     """Readings of CT below a folder, by the UID of their series."""
     found: dict[str, _Readings] = {}
-    for path in sorted(source.rglob("*.xml")):
-        one = None if path.name.startswith(".") else _read(path)
+    for path in files_below(source):
+        one = _read(path) if path.suffix == ".xml" and not path.name.startswith(".") else None
         if one is None:
             continue
         other = found.setdefault(one.series, one)

@@ -266,6 +266,21 @@ def test_a_tiff_mask_has_the_spacing_of_its_image_unless_it_says_another(tmp_pat
     assert read_labels(raw.cases[0].label_path).geometry.spacing_mm == (1.0, 0.5, 0.5)
 
 
+def test_a_stack_of_colours_does_not_become_its_first_slice(tmp_path):
+    pages = [Image.fromarray(np.full((6, 8, 3), value, np.uint8)) for value in (1, 2)]
+    (tmp_path / "images").mkdir()
+    pages[0].save(tmp_path / "images/a.tif", save_all=True, append_images=pages[1:])
+    mask(tmp_path / "masks/a.tif", 1)
+    refused(tmp_path, r"images/a\.tif holds 2 slices of 3 channels, but 1 is expected", channels=("light",))
+
+
+def test_numbers_in_names_may_be_of_any_script(tmp_path, converted):
+    for case in ("1\u00b23", "\u0661"):  # a superscript is no number to count with, an Arabic one is
+        picture(tmp_path / f"images/{case}.png")
+        mask(tmp_path / f"masks/{case}.png")
+    assert len(converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS).cases) == 2
+
+
 def test_names_that_differ_in_capitals_only_are_refused(tmp_path):
     for case in ("Scan", "scan"):
         picture(tmp_path / f"images/{case}.png")

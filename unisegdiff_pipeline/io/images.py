@@ -2,7 +2,7 @@
 
 | endings | geometry | voxels |
 |---|---|---|
-| .nii.gz .nii | SimpleITK, else nibabel | nibabel |
+| .nii.gz .nii | SimpleITK, else nibabel | numpy |
 | .nrrd .mha .gipl | SimpleITK | SimpleITK |
 | .png .jpg .jpeg .bmp | none: 2D, spacing 1 | Pillow |
 | .tif .tiff | none, or `CASE.json` with "spacing" beside a stack of slices | Pillow |

@@ -121,11 +121,15 @@ def _test_cases(parts: Mapping[str, RawDataset], kept: Mapping[str, Sequence[Raw
 
 
 def source_hash(folder: Path) -> str:
-    """Hash of a source's dataset.json and groups.csv, and of names and sizes of its files: what is cheap to look at."""
+    """Hash of a source's dataset.json and groups.csv, and of names and sizes of its files: what is cheap to look at.
+
+    Hidden files, as file managers leave them, belong to no case and do not count.
+    """
     lines = [file_hash(folder / name) for name in ("dataset.json", "groups.csv") if (folder / name).is_file()]
     for part in _FOLDERS:
         if (folder / part).is_dir():
-            lines += sorted(f"{part}/{entry.name} {_size(entry)}" for entry in os.scandir(folder / part))
+            entries = (entry for entry in os.scandir(folder / part) if not entry.name.startswith("."))
+            lines += sorted(f"{part}/{entry.name} {_size(entry)}" for entry in entries)
     return text_hash("\n".join(lines))
 
 
