@@ -39,6 +39,13 @@ def test_a_flipped_byte_or_a_cut_is_named(path: Path, place: float) -> None:
             read_npz(path, ("p",), "Do it again.")
 
 
+def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(UsdError, match=r"none\.npz cannot be read \(No such file or directory\)\. Do it again\."):
+        read_npz(tmp_path / "none.npz", ("p",), "Do it again.")
+    with pytest.raises(UsdError, match=r"cannot be read \(Is a directory\)\. Do it again\."):
+        read_npz(tmp_path, ("p",), "Do it again.")
+
+
 def test_the_size_is_known_before_anything_is_decompressed(path: Path) -> None:
     assert len(read_npz(path, ("p",), "", max_bytes=41_000)["p"]) == 5000
     with pytest.raises(UsdError, match=r"the array p takes 0\.0 MB, at most 0\.0 MB"):

@@ -44,6 +44,8 @@ def read_npz(
             return {name: np.asarray(stored[name]) for name in present}
     except UsdError:
         raise
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise UsdError(f"{path} cannot be read ({error.strerror}). {remedy}") from error
     except Exception as error:  # of a damaged file numpy, zipfile and zlib raise whatever they meet first
         reason = str(error) or type(error).__name__
         raise UsdError(f"{path} cannot be read, it is truncated or damaged ({reason[:200]}). {remedy}") from error
