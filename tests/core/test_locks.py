@@ -9,6 +9,8 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -68,6 +70,26 @@ def test_asking_for_a_lock_of_this_process_leaves_it_locked_for_others(path: Pat
         assert other.stdout == ""
         assert f"process {os.getpid()} on this machine" in other.stderr
         assert path.exists()
+
+
+def test_of_two_threads_at_once_one_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    for _ in range(5):
+        together, ended = threading.Barrier(2), threading.Barrier(2)
+
+        def hold(_: int, together: threading.Barrier = together, ended: threading.Barrier = ended) -> bool:
+            together.wait()
+            try:
+                with locked(path, "fold 0"):
+                    ended.wait()
+            except UsdError:
+                ended.wait()
+                return False
+            return True
+
+        with ThreadPoolExecutor(2) as threads:
+            assert sorted(threads.map(hold, range(2))) == [False, True]
+        assert not path.exists()
 
 
 def test_another_process_is_named_and_its_death_frees_the_lock(path: Path) -> None:

@@ -44,8 +44,8 @@ class Holder:
     since: str
 
 
-# By this process, which its own record locks would let in again. Their files must not be read: closing a file ends all
-# record locks that the process has on it.
+# By this process, or about to be: its own record locks would let it in again. Their files must not be read: closing one
+# ends all record locks that the process has on it.
 _held: dict[Path, Holder] = {}
 
 
@@ -61,28 +61,30 @@ def locked(path: Path, what: str) -> Iterator[None]:
         UsdError: another process holds it; names the process and its machine.
     """
     path = Path(path).absolute()
-    if path in _held:
-        raise _busy(path, what, _held[path])
-    made = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = _this_process()
+    if (other := _held.setdefault(path, holder)) is not holder:  # one step: of two threads at once one is refused
+        raise _busy(path, what, other)
     try:
-        descriptor = _acquire(path, what)
-    except BaseException:
-        _remove_empty(made)
-        raise
-    _held[path] = _this_process()
-    released = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, released), daemon=True)
-    beat.start()
-    try:
-        yield
+        made = [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = _acquire(path, what)
+        except BaseException:
+            _remove_empty(made)
+            raise
+        released = threading.Event()
+        beat = threading.Thread(target=_beat, args=(path, released), daemon=True)
+        beat.start()
+        try:
+            yield
+        finally:
+            released.set()
+            beat.join()
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            _remove_empty(made)
     finally:
-        released.set()
-        beat.join()
-        _held.pop(path, None)
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-        _remove_empty(made)
+        del _held[path]
 
 
 def require_free(path: Path, what: str) -> None:
