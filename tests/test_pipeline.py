@@ -1,12 +1,15 @@
-"""What planning again keeps of a former plan."""
+"""What planning again keeps of a former plan, and which configurations are asked for."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from unisegdiff_pipeline import pipeline
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
-from unisegdiff_pipeline.pipeline import keep_stages
+from unisegdiff_pipeline.pipeline import PrepareRequest, choose_configurations, keep_stages, plan_and_preprocess
 from unisegdiff_pipeline.planning.plans import Plans, StagePlan
 
 PLANS = Path(__file__).parents[1] / "plans" / "Dataset004_Hippocampus" / "plans_cpu_2_cores.json"
@@ -29,3 +32,12 @@ def test_stages_keep_their_reason_when_the_plan_is_made_again(tmp_path: Path) ->
     assert kept.configurations["3d_fullres"].stages == stages
     assert kept.configurations["2d"].stages is None  # planned otherwise: its stages are planned anew
     assert kept.decisions == {**bare.decisions, "configurations.3d_fullres.stages": "b"}
+
+
+def test_a_single_configuration_may_be_named_without_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_configurations(read_dataclass(Plans, PLANS), "2d") == ("2d",)
+    asked: list[PrepareRequest] = []
+    monkeypatch.setattr(pipeline, "prepare", lambda raw, preprocessed, request, on_progress: asked.append(request))
+    for configurations in ("2d", ["2d"], None):
+        plan_and_preprocess("raw", "preprocessed", configurations=configurations)
+    assert [request.configurations for request in asked] == [("2d",), ("2d",), ()]

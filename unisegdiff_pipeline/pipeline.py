@@ -132,7 +132,7 @@ def plan_and_preprocess(
     Args:
         raw: folder DatasetXXX_Name in nnU-Net's raw layout.
         preprocessed: root of preprocessed data; the result lies in DatasetXXX_Name there.
-        configurations: "2d", "3d_fullres", ...; None takes all that make sense for the data.
+        configurations: "2d", "3d_fullres", ..., one or several; None takes all that make sense for the data.
         budget: what to plan for, see `detect_budget`; None looks at this machine.
         plans_name: makes a plan of this name beside the default one, to which the report of the data set belongs.
         workers: processes; None decides by cores and memory, 0 works in this process.
@@ -142,7 +142,7 @@ def plan_and_preprocess(
     Raises:
         UsdError: naming every problem of the data set, all of them in one run.
     """
-    request = PrepareRequest(tuple(configurations or ()), budget, plans_name, workers, scheduler)
+    request = PrepareRequest(_several(configurations), budget, plans_name, workers, scheduler)
     return prepare(raw, preprocessed, request, on_progress=on_progress)
 
 
@@ -333,7 +333,7 @@ def choose_configurations(plans: Plans, asked_for: Sequence[str] | None) -> tupl
     Raises:
         UsdError: none of them is planned.
     """
-    names = tuple(asked_for or plans.configurations)
+    names = _several(asked_for) or tuple(plans.configurations)
     planned = tuple(name for name in names if name in plans.configurations)
     for name in names:
         if name in planned:
@@ -345,6 +345,11 @@ def choose_configurations(plans: Plans, asked_for: Sequence[str] | None) -> tupl
             raise UsdError(f"{message}. Leave it out of -c; there are {', '.join(plans.configurations)}.")
         LOGGER.warning("%s. Left out; %s is preprocessed.", message, ", ".join(planned))
     return planned
+
+
+def _several(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of a sequence; a text is one name, not its letters."""
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def working_on(folder: Path) -> AbstractContextManager[None]:
