@@ -274,6 +274,17 @@ def test_correlation_with_a_constant_map_is_undefined() -> None:
     assert math.isnan(ncc(x, x, x == 2))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_maps_that_are_not_finite_correlate_with_nothing(value: float) -> None:
+    x, y = np.array([0.0, 1, 2, 3]), np.array([5.0, 9, 7, 1])
+    x[1] = value
+    for pair in ((x, y), (y, x)):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            ncc(*pair)
+    finite = np.isfinite(x)
+    assert ncc(x, y, finite) == pytest.approx(ncc(x[finite], y[finite]))  # voxels that do not count may hold anything
+
+
 def test_maps_of_the_samples_and_raters_are_correlated() -> None:
     samples, raters = random_masks(13, 5), random_masks(14, 3)
     given = np.random.default_rng(15).random(samples[0].shape)

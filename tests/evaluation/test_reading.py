@@ -53,6 +53,15 @@ def test_pictures_of_16_bits_and_maps_of_real_numbers(tmp_path: Path) -> None:
     assert np.array_equal(Probabilities(tmp_path / "case.nii.gz", BINARY, LIKE).of_class(0), volume)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_uncertainty_that_is_no_number_is_refused(tmp_path: Path, value: float) -> None:
+    array = np.zeros((2, 3, 4), np.float32)
+    array[1, 2, 3] = value
+    write_map(tmp_path / "case.nii.gz", array, LIKE.geometry)
+    with pytest.raises(UsdError, match=r"case\.nii\.gz holds NaN or infinity"):
+        read_uncertainty(tmp_path / "case.nii.gz", LIKE)
+
+
 def test_2d_probabilities_may_leave_out_z(tmp_path: Path) -> None:
     array = np.full((1, 3, 4), 0.25)
     path = save(tmp_path / "case.npz", probabilities=array)

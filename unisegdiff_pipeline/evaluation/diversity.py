@@ -233,11 +233,16 @@ def ncc(first: np.ndarray, second: np.ndarray, valid: np.ndarray | None = None) 
     the valid voxels, as the variance of raters who agree everywhere is.
 
     Raises:
-        ValueError: where shapes differ.
+        ValueError: where shapes differ, or a map holds NaN or infinity.
     """
     _check_shapes([first, second] if valid is None else [first, second, valid])
     x, y = (first.ravel(), second.ravel()) if valid is None else (first[valid], second[valid])
-    if x.size == 0 or x.min() == x.max() or y.min() == y.max():
+    if x.size == 0:
+        return math.nan
+    ends = [(float(values.min()), float(values.max())) for values in (x, y)]
+    if not np.isfinite(ends).all():
+        raise ValueError("a map holds NaN or infinity, which correlate with nothing; give finite numbers")
+    if any(low == high for low, high in ends):
         return math.nan
     mean_x, mean_y = x.mean(dtype=np.float64), y.mean(dtype=np.float64)
     xx = yy = xy = 0.0

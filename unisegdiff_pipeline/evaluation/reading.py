@@ -101,11 +101,16 @@ def read_uncertainty(path: Path, like: Volume) -> np.ndarray:
     """Read an uncertainty map as float32 (Z, Y, X); 16-bit pictures are divided by 65535.
 
     Raises:
-        UsdError: unreadable, another grid, or more than one channel.
+        UsdError: unreadable, another grid, more than one channel, or values that are no finite numbers.
     """
     volume = _on_grid(path, read_map(path), like)
     if volume.array.shape[0] != 1:
         raise UsdError(f"{path} has {volume.array.shape[0]} channels; an uncertainty map has one value a voxel.")
+    if not np.isfinite(volume.array).all():
+        raise UsdError(
+            f"{path} holds NaN or infinity; an uncertainty map is made of finite numbers. Write 0 where nothing is "
+            f"unsure (entropies: 0 log 0 is 0)."
+        )
     return volume.array[0]
 
 
