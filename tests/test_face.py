@@ -368,6 +368,15 @@ def test_masks_may_be_lists() -> None:
     assert usd.metrics.volume_ml(one, (1.0, 2.0)) == 2.0  # type: ignore[arg-type]
 
 
+def test_the_volume_is_that_of_a_mask() -> None:
+    mask = np.ones((4, 4))
+    mask[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        usd.metrics.volume_ml(mask, (1.0, 1.0))
+    with pytest.raises(ValueError, match=r"\(Z, Y, X\) or \(Y, X\)"):  # channels in front would count as an axis
+        usd.metrics.volume_ml(np.ones((2, 3, 4, 5)), (1.0, 1.0, 1.0, 1.0))
+
+
 def test_empty_masks_are_undefined() -> None:
     empty, one = np.zeros((4, 4)), np.eye(4)
     assert np.isnan(usd.metrics.dice(empty, empty))

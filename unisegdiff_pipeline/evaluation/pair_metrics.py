@@ -106,8 +106,9 @@ def volume_ml(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
         >>> usd.metrics.volume_ml(np.ones((10, 10, 10)), (1.0, 1.0, 2.0))  # 1000 voxels of 2 mm3
         2.0
     """
+    inside, _ = _masks(mask, mask)
     geometry = _grid(np.shape(mask), spacing_mm)
-    return int(np.count_nonzero(mask)) * geometry.voxel_volume_mm3 / (1.0 if geometry.is_2d else MM3_PER_ML)
+    return int(np.count_nonzero(inside)) * geometry.voxel_volume_mm3 / (1.0 if geometry.is_2d else MM3_PER_ML)
 
 
 def volume_error_percent(reference: np.ndarray, predicted: np.ndarray) -> float:
