@@ -35,6 +35,11 @@ def test_keys_of_json_and_the_metrics_that_it_names() -> None:
     }
 
 
+def test_names_of_classes_have_no_unit() -> None:
+    stored = {"classes": {"nodule_6_mm": {"baseline_ml": 1.0}}}
+    assert PIXELS.named(stored, ["nodule_6_mm"]) == {"classes": {"nodule_6_mm": {"baseline_pixels2": 1.0}}}
+
+
 def test_2d_images_beside_volumes_have_made_up_volumes() -> None:
     assert units_of_files([True, True], True) == AREAS
     assert units_of_files([False, False], True) == VOLUMES

@@ -20,6 +20,7 @@ from unisegdiff_pipeline.evaluation.meaning import Meaning
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.overview import evaluation_table
 from unisegdiff_pipeline.io.images import write_labels
+from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
 
 BINARY = LabelScheme(("lesion",), ((1,),), "binary", (1,))
 SPACING = (4.0, 5.0, 10.0)  # 200 mm3 = 0.2 ml a voxel
@@ -355,6 +356,17 @@ def test_2d_images_of_known_pixel_size_have_areas(tmp_path: Path) -> None:
     with open(files.metrics, newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert (row["reference_mm2"], row["volume_error_mm2"], row["hd_mm"]) == ("200", "-100", "10")
+
+
+def test_a_class_that_is_called_by_a_length_keeps_its_name_in_2d(tmp_path: Path) -> None:
+    geometry = Geometry((1.0, 5.0, 10.0), is_2d=True)
+    for folder in ("ref", "pred"):
+        write(tmp_path / folder, "a", 1, 1, 0, 1, 1, 0, geometry=geometry)
+    meaning = Meaning(LabelScheme(("nodule_6_ml",), ((1,),), "binary", (1,)))
+    evaluation = evaluate_folders(tmp_path / "ref", tmp_path / "pred", meaning)
+    stored = json.loads(evaluation.write(tmp_path / "out").summary.read_text())
+    assert stored["settings"]["classes"] == {"nodule_6_ml": [1]}
+    assert "nodule_6_ml: 1" in write_evaluation_report(tmp_path / "out", evaluation).read_text()
 
 
 def test_runs_are_told_apart_by_what_lies_above_them() -> None:

@@ -70,14 +70,17 @@ class Units:
                 return f"{name.removesuffix(inner)}_{shown}"
         return name
 
-    def named(self, value: Any) -> Any:
-        """JSON values whose keys, and the metrics that they name, are called in these units."""
+    def named(self, value: Any, kept: Collection[str] = ()) -> Any:
+        """JSON values whose keys, and the metrics that they name, are called in these units.
+
+        Keys in `kept` stay as they are: those that are names of classes, such as "nodule_6_mm", or of sources.
+        """
         if isinstance(value, Mapping):
-            inner = {key: self.named(item) for key, item in value.items()}
+            inner = {key: self.named(item, kept) for key, item in value.items()}
             if isinstance(inner.get("metric"), str):
                 inner["metric"] = self.name(inner["metric"])
-            return {self.name(key): item for key, item in inner.items()}
-        return [self.named(item) for item in value] if isinstance(value, (list, tuple)) else value
+            return {key if key in kept else self.name(key): item for key, item in inner.items()}
+        return [self.named(item, kept) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 VOLUMES = Units()

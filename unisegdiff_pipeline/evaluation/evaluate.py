@@ -93,6 +93,11 @@ class FolderSummary:
     by_source: SourcesReport | None = None
     case_probability: CaseProbabilityReport | None = None
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of classes and sources, which are keys of the settings and belong to no unit."""
+        return frozenset((*self.settings["classes"], *self.settings.get("sources", ())))
+
 
 @dataclass(frozen=True)
 class WrittenFiles:
@@ -157,7 +162,7 @@ class Evaluation:
             if getattr(self.report, name) is None:
                 del report[name]
         profiles = {"profiles": {profile.name: profile for profile in self.profiles}} if self.profiles else {}
-        write_json(files.summary, units.named(report | to_jsonable(profiles)))
+        write_json(files.summary, units.named(report | to_jsonable(profiles), self.report.names))
         return files
 
 

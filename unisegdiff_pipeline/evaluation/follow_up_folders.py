@@ -169,7 +169,7 @@ def write_follow_up(folder: Path, result: FollowUp) -> FollowUpFiles:
     numbers += ["baseline_diameter_mm", "follow_up_diameter_mm", "diameter_change_percent"]
     numbers += [f"centroid_{axis}_mm" for axis in "xyz"] + [f"p_{status}" for status in SAMPLE_STATUSES]
     write_csv(files.table, [*names, *map(units.name, numbers)], (row for row in _rows(result)), DIGITS)
-    write_json(files.summary, units.named(to_jsonable(_summary(result))))
+    write_json(files.summary, units.named(to_jsonable(_summary(result)), result.classes))
     return files
 
 

@@ -460,7 +460,7 @@ def _case_cell(value: Any) -> Cell:
 
 
 def _settings(report: FolderSummary) -> Section:
-    settings = report.units.named(dict(report.settings))
+    settings = report.units.named(dict(report.settings), report.names)
     edges = report.units.name("lesion_strata_edges_ml")
     if settings[edges] is None:
         settings[edges] = "thirds of the reference lesions of each class"
