@@ -146,6 +146,19 @@ def test_series_in_folders_that_are_links_are_found(tmp_path: Path) -> None:
     assert [series.name for series in found] == ["a", "b"]
 
 
+def test_a_volume_that_is_spread_over_folders_is_no_two_volumes(tmp_path: Path) -> None:
+    write_series(tmp_path / "disc/0", uid="1.2.3", places=[0.0, 2.5, 5.0])
+    write_series(tmp_path / "disc/1", uid="1.2.3", places=[7.5, 10.0])
+    with pytest.raises(UsdError, match=r"disc/0 and .*disc/1 hold parts of one volume.*1\.2\.3.*into one folder"):
+        find_series(tmp_path / "disc")
+
+
+def test_a_copy_a_phase_and_another_stack_of_a_series_are_volumes_of_their_own(tmp_path: Path) -> None:
+    for folder, start in (("a", 0.0), ("copy", 0.0), ("stack", 50.0)):
+        write_series(tmp_path / "in" / folder, uid="1.2.3", places=[start, start + 2.5, start + 5.0])
+    assert [series.name for series in find_series(tmp_path / "in")[0]] == ["a", "copy", "stack"]
+
+
 def test_objects_without_pixels_are_left_out_and_named(tmp_path: Path) -> None:
     write_series(tmp_path / "in/p1")
     storage = "1.2.840.10008.5.1.4.1.1"

@@ -10,7 +10,7 @@ import itertools
 import locale
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +158,8 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
     several, the number of the series is behind that: FOLDER_series3.
 
     Raises:
-        UsdError: no series, a name that cannot be a file's, or two series that would have one name.
+        UsdError: no series, a name that cannot be a file's, two series that would have one name, or a volume that is
+            spread over several folders.
     """
     source = Path(source)
     by_folder: dict[Path, list[_Slice]] = {}
@@ -194,7 +195,33 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
             f"{source} holds no DICOM series of images{'; left out: ' if left_out else ''}"
             f"{listed(left_out, 3)}. Check the folder; supported are also {', '.join(SUPPORTED_ENDINGS)}."
         )
+    _require_whole(found.values())
     return tuple(found.values()), tuple(left_out)
+
+
+def _require_whole(found: Iterable[Series]) -> None:
+    """Refuse a volume that lies in several folders, as discs of some archives have it: each would be a case by itself.
+
+    Copies, phases and stacks of one series make no even volume together.
+    """
+    by_uid: dict[str, list[Series]] = {}
+    for series in found:
+        by_uid.setdefault(series.uid, []).append(series)
+    for uid, parts in by_uid.items():
+        joined = Series(parts[0].name, parts[0].folder, tuple(one for part in parts for one in part.slices))
+        if uid and len(parts) > 1 and _is_volume(joined):
+            raise UsdError(
+                f"{' and '.join(str(part.folder) for part in parts)} hold parts of one volume, the series {uid}; put "
+                f"its files into one folder."
+            )
+
+
+def _is_volume(series: Series) -> bool:
+    try:
+        series.header()
+    except UsdError:
+        return False
+    return True
 
 
 def _is_dicom(path: Path) -> bool:
