@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
 import json
 import re
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from unisegdiff_pipeline.core.geometry import Geometry
+from unisegdiff_pipeline.reports.figures import SERIES
 from unisegdiff_pipeline.reports.page import ASSETS
 from unisegdiff_pipeline.reports.viewer import ViewerCase, ViewerMark, write_case_viewer
 
@@ -271,6 +273,62 @@ def test_a_mark_leads_to_its_voxel_with_its_values(show: Callable[..., Any]) -> 
     choose(opened, "channel", "flat")
     opened.page.locator("#grey", has_text="\N{MINUS SIGN}3.25").wait_for()
     opened.require_quiet()
+
+
+def test_values_of_one_region_have_one_colour_that_of_its_class(show: Callable[..., Any]) -> None:
+    """Of whole (1, 2, 3), rim (1) and core (2, 3) each value has a name, and no value that of the whole alone."""
+    labels = block(slice(4, 8), slice(2, 10), slice(6, 12), 2) + block(slice(4, 8), slice(10, 18), slice(6, 12), 3)
+    opened = show(
+        image=np.zeros((1, *SHAPE), np.float32),
+        reference=None,
+        prediction=labels,
+        samples=(),
+        uncertainty=None,
+        labels={1: "rim", 2: "core", 3: "core"},
+        classes=["whole", "rim", "core"],
+    )
+    assert opened.texts("#legend li") == ["rim", "core"]
+    slide(opened, "opacity", 1)
+    keys = opened.page.locator("#legend i").evaluate_all("all => all.map(e => getComputedStyle(e).borderColor)")
+    core = [int(v) for v in re.findall(r"\d+", keys[1])]
+    close = (np.abs(picture(opened) - core).max(axis=-1) < 8).sum()
+    assert core[1] > 1.5 * core[0]  # green, the third
+    assert close > 5000  # both values
+    opened.require_quiet()
+
+
+def test_what_is_not_scored_has_a_colour_of_its_own_and_is_no_error(show: Callable[..., Any]) -> None:
+    reference = block(slice(4, 8), slice(6, 12), slice(6, 12)) + block(slice(None), slice(14, 20), slice(14, 24), 7)
+    opened = show(image=np.zeros((1, *SHAPE), np.float32), reference=reference, uncertainty=None, ignored=7)
+
+    def blue() -> int:
+        shown = picture(opened)
+        return int((shown[..., 2] - shown[..., 0] > 60).sum())
+
+    assert opened.texts("#legend li") == ["reference", "prediction", "not scored"]
+    slide(opened, "opacity", 1)
+    choose(opened, "mask-style", "hidden")
+    choose(opened, "reference-style", "filled")
+    choose(opened, "view", "axial")
+    assert blue() > 1000  # the lesion
+    slide(opened, "axial", 0)  # where only the other region lies
+    assert blue() == 0
+    choose(opened, "colours", "agreement and errors")
+    assert blue() == 0
+    opened.require_quiet()
+
+
+def test_the_colours_are_those_of_the_charts() -> None:
+    def hue(color: list[float]) -> float:
+        return colorsys.rgb_to_hsv(*color)[0]
+
+    script = (ASSETS / "viewer.js").read_text("utf-8")
+    named = dict(re.findall(r"([A-Z]+) = \[([\d., ]+)\]", script))
+    listed = re.findall(r"const CLASSES = \[\n(.*?)\n  \]", script, re.DOTALL)[0]
+    colors = [[float(v) for v in named.get(n, v).split(",")] for n, v in re.findall(r"([A-Z]+)|\[([\d., ]+)\]", listed)]
+    for chart, shown in zip(SERIES[:-1], colors[: len(SERIES) - 1], strict=True):  # the last are greys
+        apart = abs(hue([byte / 255 for byte in bytes.fromhex(chart[1:])]) - hue(shown))
+        assert min(apart, 1 - apart) < 0.06, (chart, shown)
 
 
 def test_a_case_with_an_image_only_has_no_empty_controls(show: Callable[..., Any]) -> None:

@@ -166,6 +166,8 @@ def write_viewer(
         channel_names=channel_names(files.reference, 0 if image is None else len(image)),
         image=np.zeros((1, *reference.array.shape[1:]), np.uint8) if image is None else image,
         labels=label_names(classes),
+        classes=list(classes),
+        ignored=ignore_value,
         reference=shown(reference.array[0]),
         prediction=shown(read_labels(files.prediction).array[0]),
         samples=(shown(read_labels(sample).array[0]) for sample in files.samples),

@@ -62,7 +62,8 @@ class ViewerCase:
         case_id: name of the case.
         geometry: of the image; must be 3D.
         image: (C, Z, Y, X), any real type; NaN counts as the smallest value.
-        labels: name of each label value besides 0; values without a name are shown as numbers.
+        labels: name of each label value besides 0, several of which may belong to one class; values without a name are
+            shown as numbers.
         reference: label map (Z, Y, X); None where there is none.
         prediction: label map (Z, Y, X), likewise.
         samples: label maps (Z, Y, X) that were drawn, in their order; taken one at a time, so a generator that reads
@@ -70,6 +71,8 @@ class ViewerCase:
         raters: label maps (Z, Y, X) of single raters, likewise.
         uncertainty: (Z, Y, X) in [0, 1].
         channel_names: one a channel; "channel 0" and so on where it is empty.
+        classes: names in the order of their colours; those of `labels` where it is empty.
+        ignored: label value of the reference that marks what is not scored; None where there is none.
         marks: places to jump to; the viewer opens at the first. Without any it opens at the middle of the masks.
         note: a line under the name, such as the scores of the case.
         report: relative path of the page that the viewer was opened from, for a link back.
@@ -85,6 +88,8 @@ class ViewerCase:
     raters: Iterable[np.ndarray] = ()
     uncertainty: np.ndarray | None = None
     channel_names: Sequence[str] = ()
+    classes: Sequence[str] = ()
+    ignored: int | None = None
     marks: Sequence[ViewerMark] = ()
     note: str = ""
     report: str | None = None
@@ -159,6 +164,8 @@ def write_case_viewer(path: Path, case: ViewerCase, max_voxels: int = MAX_VOXELS
             for name, s in zip(names, scales, strict=True)
         ],
         "labels": [[value, name] for value, name in case.labels.items()],
+        "classes": list(case.classes or dict.fromkeys(case.labels.values())),
+        "ignored": case.ignored,
         "masks": masks,
         "uncertainty": case.uncertainty is not None,
         "marks": [{"name": mark.name, "mm": mark.position_mm} for mark in case.marks],

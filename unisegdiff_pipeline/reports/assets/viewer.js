@@ -7,12 +7,17 @@
   const HEADER_BYTES = 352
   const MAP_STOPS = { R: [60, 140, 215, 250, 252], G: [9, 32, 72, 150, 253], B: [101, 105, 66, 10, 191], I: [0, 64, 128, 192, 255] }
   const REFERENCE = [0.34, 0.71, 0.91], MASK = [0.9, 0.62, 0], AGREE = [0.18, 0.75, 0.58], OTHER = [0.86, 0.61, 0.75]
-  // The hues of the report's charts, in their order.
-  const CLASSES = [REFERENCE, [0.94, 0.5, 0.25], AGREE, OTHER, MASK, [0.94, 0.89, 0.26], [0.29, 0.64, 0.87], [0.72, 0.64, 0.51], [0.64, 0.67, 0.7], [0.6, 0.85, 0.35], [0.72, 0.5, 0.95], [0.95, 0.45, 0.55],
-    [0.45, 0.9, 0.9], [0.8, 0.75, 0.3], [0.95, 0.8, 0.65]]
+  const IGNORED = [0.93, 0.93, 0.93]
+  // The hues of the eight colours of the report's charts, in their order, and six more.
+  const CLASSES = [
+    REFERENCE, [0.94, 0.5, 0.25], AGREE, OTHER, MASK, [0.56, 0.86, 1], [0.72, 0.64, 0.51], [0.64, 0.67, 0.7],
+    [0.94, 0.89, 0.26], [0.6, 0.85, 0.35], [0.72, 0.5, 0.95], [0.95, 0.45, 0.55], [0.45, 0.9, 0.9], [0.8, 0.75, 0.3]
+  ]
+  const NOT_SCORED = 'not scored'
   const PLANES = { sagittal: 0, coronal: 1, axial: 2 }
   const names = new Map(settings.labels)
-  const single = settings.labels.length < 2
+  const single = settings.classes.length < 2
+  const isClass = (value) => value !== 0 && value !== settings.ignored
   const [nx, ny, nz] = settings.shape
   const reference = settings.masks.find((mask) => mask.id === 'reference')
   const compared = settings.masks.filter((mask) => mask.id !== 'reference')
@@ -44,7 +49,7 @@
     const counts = new Uint16Array(nx * ny * nz)
     for (const { id } of samples) {
       const labels = await labelsOf(id)
-      for (let i = 0; i < labels.length; i++) if (labels[i]) counts[i]++
+      for (let i = 0; i < labels.length; i++) if (isClass(labels[i])) counts[i]++
     }
     return counts
   }
@@ -98,9 +103,11 @@ uniform float fill;
 uniform float lineWidth;
 in vec3 texPos;
 out vec4 color;
-const vec3 classes[15] = vec3[15](${CLASSES.map(vec3).join(', ')});
+const vec3 classes[${CLASSES.length}] = vec3[${CLASSES.length}](${CLASSES.map(vec3).join(', ')});
 int labels(vec3 at) { return int(texture(drawing, at).r * 255.0 + 0.5); }
-vec3 classColor(int label, vec3 whenSingle) { return ${single ? 'whenSingle' : 'classes[label - 1]'}; }
+vec3 classColor(int label, vec3 whenSingle) {
+  return label > ${CLASSES.length} ? ${vec3(IGNORED)} : ${single ? 'whenSingle' : 'classes[label - 1]'};
+}
 void main() {
   vec3 right = dFdx(texPos) * lineWidth, up = dFdy(texPos) * lineWidth;
   color = vec4(texture(volume, texPos).rgb, opacity);
@@ -120,7 +127,7 @@ void main() {
   if (reference > 0) referenceColor = classColor(reference, referenceColor);
   if (mask > 0) maskColor = classColor(mask, maskColor);
   if (compare == 1) {
-    vec3 fate = reference == mask ? ${vec3(AGREE)} : mask == 0 ? ${vec3(REFERENCE)} : reference == 0 ? ${vec3(MASK)} : ${vec3(OTHER)};
+    vec3 fate = reference > ${CLASSES.length} ? ${vec3(IGNORED)} : reference == mask ? ${vec3(AGREE)} : mask == 0 ? ${vec3(REFERENCE)} : reference == 0 ? ${vec3(MASK)} : ${vec3(OTHER)};
     color.rgb = mix(color.rgb, fate, fill);
     return;
   }
@@ -130,9 +137,12 @@ void main() {
   if (referenceStyle == 1 && reference > 0 && referenceEdge) color.rgb = mix(color.rgb, referenceColor, min(1.0, 2.0 * fill));
 }`
 
-  /** Four bits for a label: its place among the named ones, from 1; colours repeat after 15. */
-  const places = new Map(settings.labels.map(([value], index) => [value, index]))
-  const code = (value) => (value ? ((places.get(value) ?? value - 1) % 15) + 1 : 0)
+  /** Four bits for a label: the place of its class, from 1, where colours repeat after 14; 15 for what is not scored. */
+  const places = new Map(settings.labels.map(([value, name]) => [value, settings.classes.indexOf(name)]))
+  function code(value) {
+    if (!value) return 0
+    return value === settings.ignored ? CLASSES.length + 1 : ((places.get(value) ?? value - 1) % CLASSES.length) + 1
+  }
 
   function codes(largest) {
     const table = new Uint8Array(largest + 1)
@@ -181,8 +191,10 @@ void main() {
       if (reference && $('reference-style').value !== '0') add('reference', REFERENCE, $('reference-style').value === '2')
       if (compared.length && $('mask-style').value !== '0') add(title.toLowerCase(), MASK, $('mask-style').value === '2')
     } else {
-      for (const [value, name] of settings.labels) add(name, CLASSES[code(value) - 1], true)
+      const found = new Set(names.values())
+      settings.classes.forEach((name, i) => found.has(name) && add(name, CLASSES[i % CLASSES.length], true))
     }
+    if (settings.ignored !== null) add(NOT_SCORED, IGNORED, false)
     $('legend').replaceChildren(...shown.map(([text, colour, filled]) => {
       const item = document.createElement('li'), key = document.createElement('i')
       key.style.setProperty('--key', css(colour))
@@ -304,7 +316,8 @@ void main() {
     return value.toFixed(digits).replace('-', '\u2212')
   }
 
-  const labelName = (value) => (value ? names.get(value) ?? `label ${value}` : '\u2013')
+  const labelName = (value) =>
+    !value ? '\u2013' : value === settings.ignored ? NOT_SCORED : names.get(value) ?? `label ${value}`
 
   function showReadout() {
     const file = times(settings.toFile, voxel).map((v, i) => Math.min(Math.max(Math.floor(v + 1e-6), 0), settings.fileShape[i] - 1))
@@ -434,11 +447,11 @@ void main() {
 
   /** Middle of the slice with the most mask voxels, in the plane with the coarsest spacing last; the image's middle without. */
   function startVoxel() {
-    const labels = [referenceLabels, maskLabels].find((l) => l && l.some((v) => v))
+    const labels = [referenceLabels, maskLabels].find((l) => l && l.some(isClass))
     if (!labels) return settings.shape.map((n) => Math.floor(n / 2))
     const counts = new Float64Array(nz), sums = Array.from({ length: nz }, () => [0, 0])
     for (let z = 0, i = 0; z < nz; z++) for (let y = 0; y < ny; y++) for (let x = 0; x < nx; x++, i++) {
-      if (!labels[i]) continue
+      if (!isClass(labels[i])) continue
       counts[z]++
       sums[z][0] += x
       sums[z][1] += y
