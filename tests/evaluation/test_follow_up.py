@@ -191,6 +191,21 @@ def test_command_writes_table_summary_and_report(tmp_path: Path, capsys: pytest.
     assert sorted(path.name for path in out.iterdir()) == ["follow_up.csv", "follow_up.html", "follow_up.json"]
 
 
+def test_the_report_shows_sizes_of_small_lesions(tmp_path: Path) -> None:
+    """Of 1 and 3 mm3, as in multiple sclerosis: with two decimals both were 0.00 ml."""
+    for folder, size in (("first", 1), ("second", 3)):
+        mask = np.zeros((2, 4, 5), np.uint8)
+        mask[0, 1, :size] = 1
+        write_labels(tmp_path / folder / "a.nii.gz", mask, Geometry((1.0, 1.0, 1.0)))
+        for number in range(2):
+            write_labels(tmp_path / folder / "samples" / f"a_sample{number}.nii.gz", mask, Geometry((1.0, 1.0, 1.0)))
+    out = tmp_path / "out"
+    assert command(tmp_path / "first", tmp_path / "second", "-o", out) == 0
+    page = (out / "follow_up.html").read_text()
+    assert page.count(">0.00100</td>") == page.count(">0.00300</td>") == 2  # of the patient and of the lesion
+    assert page.count(">0.00200 to 0.00200</td>") == 2
+
+
 def test_pairs_are_read_from_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     baseline, follow_up = folders(tmp_path)
     pairs = tmp_path / "pairs.csv"

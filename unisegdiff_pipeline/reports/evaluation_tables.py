@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from unisegdiff_pipeline.evaluation.aggregate import MetricSummary
 from unisegdiff_pipeline.evaluation.evaluate import FolderSummary
-from unisegdiff_pipeline.reports.metric_names import MetricName, metric_name
+from unisegdiff_pipeline.reports.metric_names import MetricName, metric_name, size_digits
 from unisegdiff_pipeline.reports.page import UNDEFINED, Cell, Column, Html, Shown, Table, format_number, numbers, table
 
 # Those that an evaluation lacks are left out.
@@ -28,7 +28,6 @@ MAIN_METRICS = (
     "ged_u",
     "hm_iou",
 )
-VOLUME_DIGITS, PIXEL_DIGITS = 2, 1  # decimals of volumes of a millilitre and more, and of means of whole pixels
 CLASSES_AS_COLUMNS = 7
 ONE_PIECE = 1.1  # objects a case, at most, of an organ whose labels hold a stray voxel now and then
 LESION_METRICS = frozenset(
@@ -299,12 +298,9 @@ def _shown_of(name: str, report: FolderSummary, means: Mapping[str, MetricSummar
 
 
 def volume_digits(report: FolderSummary, means: Mapping[str, MetricSummary] | None = None) -> int:
-    """Decimals of sizes: three significant digits of the mean reference, two decimals at least; of pixels one."""
+    """Decimals of sizes, by the mean reference."""
     reference = (report.mean if means is None else means).get("reference_ml")
-    mean_ml = math.nan if reference is None else reference.mean  # where no class is scored
-    if report.units.size == "pixels2":
-        return PIXEL_DIGITS
-    return VOLUME_DIGITS - min(0, math.floor(math.log10(mean_ml))) if mean_ml > 0 else VOLUME_DIGITS
+    return size_digits(math.nan if reference is None else reference.mean, report.units)  # NaN: no class is scored
 
 
 def interval_text(summary: MetricSummary, digits: int) -> str:

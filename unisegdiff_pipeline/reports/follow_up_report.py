@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from unisegdiff_pipeline.reports.case_pictures import (
     region_of_interest,
     window,
 )
+from unisegdiff_pipeline.reports.metric_names import size_digits
 from unisegdiff_pipeline.reports.page import (
     UNDEFINED,
     Cell,
@@ -92,12 +94,12 @@ def _lead(result: FollowUp) -> list[Html]:
 
 
 def _patients(result: FollowUp) -> Section:
-    unit = result.units.size_text
+    unit, digits = result.units.size_text, _digits(result)
     columns = [
         Column("Patient", "text"),
         *_class_column(result),
-        Column(f"Baseline {unit}", digits=2),
-        Column(f"Follow-up {unit}", digits=2),
+        Column(f"Baseline {unit}", digits=digits),
+        Column(f"Follow-up {unit}", digits=digits),
         Column("Change %", digits=0),
         Column(f"Change {unit}, 90 %", "text", hint="of all lesions together, over pairs of samples"),
         *(Column(status.capitalize()) for status in STATUSES),
@@ -109,7 +111,7 @@ def _patients(result: FollowUp) -> Section:
             entry.baseline_ml,
             entry.follow_up_ml,
             percent(entry.baseline_ml, entry.follow_up_ml),
-            _interval(entry.change_ml),
+            _interval(entry.change_ml, digits),
             *entry.counts.values(),
         ]
         for patient in result.patients
@@ -120,15 +122,15 @@ def _patients(result: FollowUp) -> Section:
 
 
 def _lesions(result: FollowUp) -> Section:
-    unit = result.units.size_text
+    unit, digits = result.units.size_text, _digits(result)
     columns = [
         Column("Patient", "text"),
         *_class_column(result),
         Column("Lesion"),
         Column("Status", "text"),
         Column("Probability", digits=2, hint="fraction of the pairs of samples with this status"),
-        Column(f"Baseline {unit}", digits=2),
-        Column(f"Follow-up {unit}", digits=2),
+        Column(f"Baseline {unit}", digits=digits),
+        Column(f"Follow-up {unit}", digits=digits),
         Column("Change %", digits=0),
         Column(f"Change {unit}, 90 %", "text"),
         Column(f"Diameter {result.units.length}", "text", hint="longest, baseline and follow-up; parts are summed"),
@@ -136,7 +138,7 @@ def _lesions(result: FollowUp) -> Section:
         Column("Otherwise", "text", hint="other statuses with at least 5 % of the pairs"),
     ]
     rows = [
-        _lesion_row(patient, [entry.class_name] * len(_class_column(result)), lesion)
+        _lesion_row(patient, [entry.class_name] * len(_class_column(result)), lesion, digits)
         for patient in result.patients
         for entry in patient.classes
         for lesion in entry.lesions
@@ -151,7 +153,7 @@ def _class_column(result: FollowUp) -> list[Column]:
     return [Column("Class", "text")] if len(result.classes) > 1 else []
 
 
-def _lesion_row(patient: PatientChange, class_cells: Sequence[str], lesion: LesionChange) -> list[Cell]:
+def _lesion_row(patient: PatientChange, class_cells: Sequence[str], lesion: LesionChange, digits: int) -> list[Cell]:
     chances = lesion.probability or {}
     others = sorted(((p, s) for s, p in chances.items() if s != lesion.status and p >= 0.05), reverse=True)
     return [
@@ -163,17 +165,24 @@ def _lesion_row(patient: PatientChange, class_cells: Sequence[str], lesion: Lesi
         lesion.baseline_ml,
         lesion.follow_up_ml,
         lesion.change_percent,
-        _interval(lesion.change_ml),
+        _interval(lesion.change_ml, digits),
         f"{lesion.baseline_diameter_mm:.1f} to {lesion.follow_up_diameter_mm:.1f}",
         f"{len(lesion.baseline_ids)} to {len(lesion.follow_up_ids)}",
         ", ".join(f"{status} {chance:.2f}" for chance, status in others),
     ]
 
 
-def _interval(interval: Interval) -> Shown:
+def _digits(result: FollowUp) -> int:
+    """Decimals of sizes that the median lesion needs."""
+    lesions = [lesion for patient in result.patients for entry in patient.classes for lesion in entry.lesions]
+    sizes = [size for lesion in lesions for size in (lesion.baseline_ml, lesion.follow_up_ml) if size > 0]
+    return size_digits(statistics.median(sizes) if sizes else math.nan, result.units)
+
+
+def _interval(interval: Interval, digits: int) -> Shown:
     if math.isnan(interval.low):
         return Shown(UNDEFINED, None)
-    return Shown(f"{format_number(interval.low, 2)} to {format_number(interval.high, 2)}", interval.low)
+    return Shown(f"{format_number(interval.low, digits)} to {format_number(interval.high, digits)}", interval.low)
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures

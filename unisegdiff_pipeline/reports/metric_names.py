@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
 from unisegdiff_pipeline.core.units import VOLUMES, Units
+
+VOLUME_DIGITS, PIXEL_DIGITS = 2, 1  # decimals of volumes of a millilitre and more, and of means of whole pixels
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,13 @@ _NAMES = {
     "ncc_samples": MetricName("NCC, samples", 3, "correlation of the samples' variance with that of the raters", True),
     "case_confidence": MetricName("Confidence", 3, "how sure the prediction is of the case, without its reference"),
 }
+
+
+def size_digits(size: float, units: Units) -> int:
+    """Decimals of sizes around this one: three significant digits, two decimals at least; of pixels one."""
+    if units.size == "pixels2":
+        return PIXEL_DIGITS
+    return VOLUME_DIGITS - min(0, math.floor(math.log10(size))) if size > 0 else VOLUME_DIGITS
 
 
 def metric_name(name: str, units: Units = VOLUMES) -> MetricName:
