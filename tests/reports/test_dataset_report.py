@@ -18,7 +18,7 @@ from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.fingerprint import Fingerprint, LesionSummary, Percentiles, extract_fingerprint
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
 from unisegdiff_pipeline.planning.plans import Plans, ReadabilityCurve, StagePlan
-from unisegdiff_pipeline.reports import figures, kept_figures
+from unisegdiff_pipeline.reports import dataset_figures, figures, kept_figures
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.dataset_pictures import chosen_cases
 from unisegdiff_pipeline.reports.dataset_report import write_dataset_report
@@ -94,6 +94,33 @@ def test_warnings_of_the_check_are_listed_and_escaped(tmp_path: Path) -> None:
     assert "found 15 more to look at" in text
     assert "imagesTr/&lt;b&gt;14.png: is constant. Look at it." in text
     assert "3 more</summary>" in text
+
+
+def test_a_class_that_never_occurs_is_0_percent_and_figures_hold_eight_classes(tmp_path: Path) -> None:
+    fingerprint, _ = reviewed("Dataset101_BUSI")
+    never = changed(fingerprint, share_of_maps=0.0, foreground_share=0.0)
+    (lesion,) = never.lesions[:1]
+    svg = dataset_figures.balance(dataclasses.replace(never, lesions=(lesion,)))
+    assert svg.count(">0%</text>") == 2
+    assert "of pixels are of it" in svg
+
+    many = tuple(dataclasses.replace(fingerprint.lesions[0], class_name=f"c{i}") for i in range(9))
+    cases = [dataclasses.replace(case, classes=case.classes[:1] * 9) for case in fingerprint.cases]
+    folder = prepared(tmp_path, dataclasses.replace(fingerprint, lesions=many, cases=tuple(cases)), None)
+    text = write_dataset_report(folder).read_text()
+    assert "Figures show the first 8 of 9 classes." in text
+    parts = text.partition("<title>Components by area")[2].partition("</svg>")[0]
+    assert ">c7</text>" in parts
+    assert ">c8</text>" not in parts
+
+
+def test_a_class_without_a_curve_keeps_its_colour() -> None:
+    _, plans = reviewed("Dataset101_BUSI")
+    configuration = next(iter(with_stages(plans).configurations.values()))
+    (curve,) = configuration.stages.curves[:1]
+    svg = dataset_figures.readability(configuration, ["absent", curve.class_name])
+    assert "--series-2" in svg
+    assert "--series-1)" not in svg
 
 
 def test_several_annotators_are_compared(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -74,4 +75,8 @@ def test_risk_coverage_and_rank_histogram() -> None:
     risk = tuple(np.linspace(0.1, 0.3, 5).tolist())
     curve = FailureSummary(0.2, 0.1, 0.5, 0.9, 5, 0, risk, (0.2, 0.4, 0.6, 0.8, 1.0), "agreement")
     assert "lesion (AURC 0.200)" in draw_risk_coverage({"lesion": curve})
+    both = draw_risk_coverage({"rare": dataclasses.replace(curve, n=1), "lesion": curve})
+    assert "rare" not in both.partition("</title>")[2]
+    assert "--series-2" in both
+    assert "--series-1)" not in both  # that of the class that is left out
     assert "rank histogram of 6 cases" in draw_rank_histogram((1, 2, 3), "#0072b2")

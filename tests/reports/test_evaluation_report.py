@@ -204,6 +204,21 @@ def test_several_classes_have_a_panel_for_each_side(phantom_2d: Path, tmp_path: 
     assert all(color in text for color in CLASS_COLORS[:2])
 
 
+def test_figures_of_many_classes_take_the_width_of_the_page_and_repeat_no_colour(tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 4).reshape(1, 4, 10)
+    for folder in ("labelsTr", "masks"):
+        write_labels(tmp_path / folder / "a.png", labels, Geometry(is_2d=True))
+    names = tuple(f"organ {value}" for value in range(1, 10))
+    scheme = LabelScheme(names, tuple((value,) for value in range(1, 10)), "multiclass", tuple(range(1, 10)))
+    evaluation = evaluate_folders(tmp_path / "labelsTr", tmp_path / "masks", Meaning(scheme), OPTIONS)
+    text = write_evaluation_report(tmp_path / "out", evaluation).read_text(encoding="utf-8")
+    assert "Figures show the first 8 of 9 classes." in text
+    boxes = text.partition("<h2>Distribution over cases</h2>")[2].partition("</section>")[0]
+    assert boxes.count("<figure class=wide>") == boxes.count("<figure") > 0
+    assert ">organ 8</text>" in boxes
+    assert ">organ 9</text>" not in boxes
+
+
 @pytest.mark.parametrize(("mean_ml", "digits"), [(0.0, 2), (123.0, 2), (1.0, 2), (0.5, 3), (0.056, 4), (0.0012, 5)])
 def test_volumes_have_decimals_enough(flat: tuple[Evaluation, Path], mean_ml: float, digits: int) -> None:
     report = flat[0].report

@@ -14,7 +14,16 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from unisegdiff_pipeline.reports.figures import INK, SERIES, box_and_points, draw, picture, series_color, shorter_path
+from unisegdiff_pipeline.reports.figures import (
+    INK,
+    SERIES,
+    box_and_points,
+    draw,
+    legend_above,
+    series_color,
+    shorter_path,
+    wrapped,
+)
 
 
 def two_lines(figure: Any) -> None:
@@ -89,9 +98,28 @@ def test_photographs_become_jpeg() -> None:
     assert "data:image/jpeg;base64," in draw(paint, "x", constrained=False)
 
 
-def test_an_array_as_png() -> None:
-    array = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    assert np.array_equal(embedded(picture(array, "x"))[..., 0], array)
+@pytest.mark.parametrize("names", [["a", "b"], [f"class number {i:02d}" for i in range(20)], ["a long name " * 8, "b"]])
+def test_a_legend_takes_nothing_from_the_axes_and_is_not_cut(names: list[str]) -> None:
+    drawn: list[Figure] = []
+
+    def paint(figure: Figure) -> None:
+        axis = figure.subplots()
+        for name in names:
+            axis.plot([0, 1], [0, 1], label=name)
+        legend_above(figure)
+        drawn.append(figure)
+
+    draw(paint, "x", 3.45, 2.75)
+    (figure,) = drawn
+    (axis,), (legend,) = figure.axes, figure.legends
+    assert axis.get_position().height * figure.get_figheight() > 1.7
+    place = legend.get_window_extent()
+    assert place.x0 >= 0
+    assert place.x1 <= figure.bbox.x1
+
+
+def test_long_names_are_wrapped() -> None:
+    assert wrapped(["liver", "left lower lobe", ""], 10) == ["liver", "left lower\nlobe", ""]
 
 
 def test_groups_without_values_keep_their_place() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,41 @@ def finish(folder: Path) -> None:
     ]
     summary = {"summary": {"mean_dice": 0.5}, "cases": cases}
     (folder / "validation" / "summary.json").write_text(json.dumps(summary))
+
+
+def test_undefined_dice_on_held_out_cases_is_a_dash_and_hides_no_other(fold: Path) -> None:
+    """As where a short training scores held-out cases without foreground now and then."""
+    entries = [e for e in log_entries() if e["phase"] == 1]
+    for entry in entries:
+        if entry["kind"] == "validation" and entry["iteration"] in (10, 60):
+            entry.update(dice_mean=None, dice_a=None)
+    (fold / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    text = write_training_report(fold).read_text()
+    assert "<dt>Held-out Dice</dt><dd>\N{EN DASH}<small>last, on held-out cases; best 0.625</small>" in text
+    assert 'data-value="0.625">0.625</td>' in text  # of the table of phases
+    assert "nan" not in text
+
+
+def test_a_class_has_one_colour_and_no_more_are_drawn_than_there_are_colours(fold: Path) -> None:
+    entries, names = log_entries(), [f"c{i:02d}" for i in range(9)]
+    for entry in entries:
+        if entry["kind"] == "validation":
+            entry.update({f"dice_{name}": 0.5 for name in names})
+            del entry["dice_a"], entry["dice_b"]
+    (fold / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    finish(fold)
+    scores = [{"class_name": name, "dice": 0.5, "iou": 0.4} for name in names]
+    change(fold / "validation" / "summary.json", cases=[{"case_id": "case_00", "scores": scores}])
+    text = write_training_report(fold).read_text()
+    curves = text.partition("<title>Dice on held-out cases</title>")[2].partition("</svg>")[0]
+    colors = re.findall(r'stroke-dasharray[^"]*?stroke: var\((--series-\d)\)', curves)
+    assert list(dict.fromkeys(colors)) == [f"--series-{i + 1}" for i in range(8)]
+    assert "stroke: var(--ink); stroke-width: 1.6" in curves  # the mean
+    assert "The first 8 of 9 classes are shown." in text
+    assert "every case. The first 8 of 9 classes.</figcaption>" in text
+    boxes = text.partition("<title>Dice of the validation cases by class</title>")[2].partition("</svg>")[0]
+    assert ">c07</text>" in boxes
+    assert ">c08</text>" not in boxes
 
 
 def test_a_training_that_has_not_logged_yet_has_a_page(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_COUNTED = 15
+DRAWN_CLASSES = len(figures.SERIES)  # in one figure: more have no colours of their own; tables hold all
 NUM_BINS = 20
 
 
@@ -76,25 +77,25 @@ def intensities(fingerprint: Fingerprint) -> Html:
 
 def balance(fingerprint: Fingerprint) -> Html:
     """Fraction of label maps that hold each class, and of voxels."""
-    lesions = fingerprint.lesions
+    lesions, element = fingerprint.lesions, "pixel" if fingerprint.is_2d else "voxel"
     places = np.arange(len(lesions))
+    left = min([lesion.foreground_share for lesion in lesions if lesion.foreground_share > 0], default=0.01) / 5
 
     def paint(drawn: Figure) -> None:
         axis = drawn.subplots()
         for offset, values, label in (
             (-0.19, [lesion.share_of_maps for lesion in lesions], "of label maps hold it"),
-            (0.19, [lesion.foreground_share for lesion in lesions], "of voxels are of it"),
+            (0.19, [lesion.foreground_share for lesion in lesions], f"of {element}s are of it"),
         ):
-            shown = np.maximum(values, 1e-7)
-            bars = axis.barh(places + offset, shown, 0.36, label=label)
+            bars = axis.barh(places + offset, np.maximum(values, left), 0.36, label=label)
             axis.bar_label(bars, [f"{100 * v:.2g}%" if v < 0.1 else f"{v:.0%}" for v in values], padding=3, fontsize=8)
-        low = min([lesion.foreground_share for lesion in lesions if lesion.foreground_share > 0], default=0.01)
-        axis.set(xlim=(low / 5, 4), yticks=places, yticklabels=[lesion.class_name for lesion in lesions])
+        names = figures.wrapped([lesion.class_name for lesion in lesions], figures.NAME_CHARACTERS)
+        axis.set(xlim=(left, 4), yticks=places, yticklabels=names)
         plain_log(axis, "x")
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
         axis.set_xlabel("fraction")
-        drawn.legend(loc="outside upper left", ncols=2)
+        figures.legend_above(drawn)
 
     return figures.draw(paint, "Class balance", height_in=max(figures.HALF_HEIGHT_IN, 1.0 + 0.42 * len(lesions)))
 
@@ -166,15 +167,17 @@ def _count_in_whole_numbers(axis: Axes) -> None:
     axis.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
-def readability(configuration: ConfigurationPlan) -> Html:
+def readability(configuration: ConfigurationPlan, class_names: Sequence[str]) -> Html:
     """Readability of noised masks of each class over lam, with the edges of the stages."""
     stages = configuration.stages
     assert stages is not None
 
     def paint(drawn: Figure) -> None:
         axis = drawn.subplots()
-        for index, curve in enumerate(stages.curves):
-            axis.plot(curve.lam, curve.readability, color=figures.series_color(index), label=curve.class_name)
+        curves = {curve.class_name: curve for curve in stages.curves}
+        for index, name in enumerate(class_names[:DRAWN_CLASSES]):  # a class without a curve keeps its colour
+            if (curve := curves.get(name)) is not None:
+                axis.plot(curve.lam, curve.readability, color=figures.series_color(index), label=name)
         lam = stages.curves[0].lam if stages.curves else (stages.lam_a - 6, stages.lam_c + 6)
         for edge, name, side in ((stages.lam_a, "lam_a", "right"), (stages.lam_c, "lam_c", "left")):
             axis.axvline(edge, color=figures.MUTED, lw=1, ls=":")
@@ -186,20 +189,24 @@ def readability(configuration: ConfigurationPlan) -> Html:
             axis.annotate(stage, place, xycoords=("data", "axes fraction"), ha="center", color=figures.MUTED)
         axis.set(xlabel="lam = ln(signal-to-noise ratio)", ylabel="readability")
         axis.set(xlim=(lam[0], lam[-1]), ylim=(-0.02, 1.02))
-        if stages.curves:
-            figures.legend_above(drawn)
+        figures.legend_above(drawn)
 
     return figures.draw(paint, f"Readability of noised masks over lam, {configuration.name}")
 
 
 def _maps(fingerprint: Fingerprint) -> list[list[ComponentFacts]]:
-    """For each class its components in every label map; those of the annotators where there are several."""
+    """For each drawn class its components in every label map; those of the annotators where there are several."""
     maps = [m for case in fingerprint.cases for m in (case.raters or (case.classes,))]
-    return [[m[i] for m in maps] for i in range(len(fingerprint.lesions))]
+    return [[m[i] for m in maps] for i in range(len(_names(fingerprint)))]
 
 
 def _names(fingerprint: Fingerprint) -> list[str]:
-    return [lesion.class_name for lesion in fingerprint.lesions]
+    return [lesion.class_name for lesion in fingerprint.lesions[:DRAWN_CLASSES]]
+
+
+def drawn_note(count: int) -> str:
+    """That figures leave out classes of so many; empty where they do not."""
+    return f" Figures show the first {DRAWN_CLASSES} of {count} classes." if count > DRAWN_CLASSES else ""
 
 
 def _histogram(fingerprint: Fingerprint, paint: Callable[[Axes], None], alt: str) -> Html:

@@ -188,7 +188,8 @@ def _intensities(fingerprint: Fingerprint, plans: Plans | None, kept: KeptFigure
     content = Table(columns, rows, sortable=False)
     caption = "Median, mean ± one standard deviation, 0.5 to 99.5 %."
     drawn = figure(kept.draw(dataset_figures.intensities, "", fingerprint), caption, wide=True)
-    return Section("Intensities", [drawn, table(content)], "Inside the foreground, over all cases.")
+    intro = "Inside the foreground, over all cases; where that has no values or but one, of all that is not zero."
+    return Section("Intensities", [drawn, table(content)], intro)
 
 
 _INTENSITY_TITLES = ("mean", "std", "minimum", "0.5 %", "median", "99.5 %", "maximum")
@@ -196,7 +197,7 @@ _INTENSITY_TITLES = ("mean", "std", "minimum", "0.5 %", "median", "99.5 %", "max
 
 def _objects(fingerprint: Fingerprint, units: Units, kept: KeptFigures) -> Section:
     drawn = [figure(kept.draw(dataset_figures.balance, "", fingerprint), "Class balance, on a logarithmic scale.")]
-    if any(lesion.share_of_maps for lesion in fingerprint.lesions):
+    if any(lesion.share_of_maps for lesion in fingerprint.lesions[: dataset_figures.DRAWN_CLASSES]):
         drawn += [
             figure(kept.draw(dataset_figures.counts, "", fingerprint), "Connected components of each label map."),
             figure(
@@ -209,7 +210,8 @@ def _objects(fingerprint: Fingerprint, units: Units, kept: KeptFigures) -> Secti
         ]
     nominal = " All sizes are nominal: voxel sizes are not known." if units.nominal else ""
     touching = "voxels touch by face, edge or corner" if units.size == "ml" else "pixels touch by side or corner"
-    intro = f"Connected components of each class; {touching}.{nominal}"
+    note = dataset_figures.drawn_note(len(fingerprint.lesions))
+    intro = f"Connected components of each class; {touching}.{nominal}{note}"
     return Section("Objects", [grid(drawn), table(_objects_table(fingerprint, units)), *_raters(fingerprint)], intro)
 
 
@@ -280,7 +282,8 @@ def _stages(fingerprint: Fingerprint, plans: Plans | None, kept: KeptFigures) ->
     if not planned:
         text = "The stages are planned at the end of preprocessing, from the preprocessed labels; this page is then "
         return Section("Stages of the diffusion", [notice(f"{text}written again.")])
-    curves = {c.name: kept.draw(dataset_figures.readability, f"{c.name} {c.stages}", c) for c in planned}
+    names = [lesion.class_name for lesion in fingerprint.lesions]
+    curves = {c.name: kept.draw(dataset_figures.readability, f"{c.name} {c.stages}", c, names) for c in planned}
     drawn = [figure(curve, f"Configuration {name}.") for name, curve in curves.items()]
     rows: list[list[Cell]] = []
     for c in planned:
@@ -294,7 +297,8 @@ def _stages(fingerprint: Fingerprint, plans: Plans | None, kept: KeptFigures) ->
         Column("lam_c", digits=2),
         Column("label patches"),
     ]
-    return Section("Stages of the diffusion", [grid(drawn), table(Table(columns, rows))], _ABOUT_STAGES)
+    about = _ABOUT_STAGES + dataset_figures.drawn_note(len(names))
+    return Section("Stages of the diffusion", [grid(drawn), table(Table(columns, rows))], about)
 
 
 _ABOUT_STAGES = (

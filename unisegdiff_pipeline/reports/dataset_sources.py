@@ -44,7 +44,8 @@ def _cases(fingerprint: Fingerprint) -> Html:
         for offset, values, label in ((-0.19, full, "cases"), (0.19, empty, "of them without foreground")):
             bars = axis.barh(places + offset, np.maximum(values, 0.5), 0.36, label=label)
             axis.bar_label(bars, list(map(str, values)), padding=3, fontsize=8)
-        axis.set(xlim=(0.5, 2.5 * max(full)), yticks=places, yticklabels=names, xlabel="cases")
+        axis.set(xlim=(0.5, 2.5 * max(full)), yticks=places, xlabel="cases")
+        axis.set_yticklabels(figures.wrapped(names, figures.NAME_CHARACTERS))
         plain_log(axis, "x")
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)

@@ -14,11 +14,13 @@ from unisegdiff_pipeline.reports.figures import (
     HALF_WIDTH_IN,
     INK,
     MUTED,
+    NAME_CHARACTERS,
     box_and_points,
     draw,
     legend_above,
     say_nothing_to_show,
     series_color,
+    wrapped,
 )
 from unisegdiff_pipeline.reports.page import Html
 
@@ -177,6 +179,8 @@ def draw_risk_coverage(curves: Mapping[str, FailureSummary]) -> Html:
     def paint(figure: Figure) -> None:
         axis = figure.subplots()
         for index, (name, curve) in enumerate(curves.items()):
+            if curve.n < 2:  # its colour is left out, too
+                continue
             label = f"{name} (AURC {curve.aurc:.3f})"
             axis.plot(curve.coverage, curve.risk, color=series_color(index), label=label)
         axis.set(
@@ -222,7 +226,7 @@ def draw_differences(runs: Sequence[RunComparison], metric: str, label: str) -> 
             axis.plot([row.ci_low, row.ci_high], [place, place], color=series_color(0), linewidth=2.2)
             axis.plot(row.mean_difference, place, "o", color=series_color(0), markersize=6)
         names = [f"{name}: {row.class_name}" if several else name for name, row in rows]
-        axis.set_yticks(range(len(rows)), names)
+        axis.set_yticks(range(len(rows)), wrapped(names, 2 * NAME_CHARACTERS))
         axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"{label}: scored run minus the other")
         axis.grid(axis="y", visible=False)
 

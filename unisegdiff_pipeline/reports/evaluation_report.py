@@ -41,7 +41,7 @@ from unisegdiff_pipeline.reports.evaluation_tables import (
     source_table,
     strata_table,
 )
-from unisegdiff_pipeline.reports.figures import series_color
+from unisegdiff_pipeline.reports.figures import SERIES, series_color
 from unisegdiff_pipeline.reports.metric_names import MetricName, metric_name
 from unisegdiff_pipeline.reports.page import (
     Cell,
@@ -68,8 +68,8 @@ from unisegdiff_pipeline.reports.profile_section import profile_section
 
 T = TypeVar("T")
 REPORT_NAME, VIEWERS = "report.html", "viewers"
-NARROW_SOURCES = 4  # of more than these, the figure takes the width of the page
-DRAWN_CLASSES = 10  # of a data set with more, figures show the first; tables and files hold all
+NARROW_GROUPS = 4  # of more boxes than these, the figure takes the width of the page
+DRAWN_CLASSES = len(SERIES)  # figures show no more, which had no colours of their own; tables and files hold all
 # Opening numbers and columns of the table of cases; those that an evaluation lacks are left out.
 KEY_METRICS = ("dice", "surface_dice", "hd95_mm", "lesion_f1", "ged_u", "energy_score_u", "adaptive_ece")
 BOX_METRICS = ("dice", "surface_dice", "hd95_mm", "lesion_f1")
@@ -191,7 +191,7 @@ def _sources(evaluation: Evaluation) -> Section | None:
         figure(
             charts.draw_boxes(groups, "Dice", True, "box plots of Dice by source"),
             f"Dice by source{several}; dots: cases.",
-            wide=len(groups) > NARROW_SOURCES,
+            wide=len(groups) > NARROW_GROUPS,
         ),
     ]
     intro = (
@@ -299,15 +299,15 @@ def _distributions(evaluation: Evaluation) -> Section:
     report = evaluation.report
     names = [name for name in present(BOX_METRICS, report) if report.mean[name].n]
     values = {name: _values_by_class(evaluation, name) for name in names}
-    boxes = []
+    boxes, wide = [], min(len(report.classes), DRAWN_CLASSES) > NARROW_GROUPS
     for name in names:
         shown = metric_name(name, report.units)
         content = charts.draw_boxes(values[name], shown.label, shown.digits == 3, f"box plots of {shown.label}")
-        boxes.append(figure(content, f"{shown.label}: {shown.hint}."))
+        boxes.append(figure(content, f"{shown.label}: {shown.hint}.", wide))
     text = (
         "Box: median and quartiles; whiskers: to 1.5 interquartile ranges; dots: cases; n: cases where it is defined."
     )
-    return Section("Distribution over cases", [grid(boxes)], text + _drawn_note(report))
+    return Section("Distribution over cases", boxes if wide else [grid(boxes)], text + _drawn_note(report))
 
 
 def _values_by_class(evaluation: Evaluation, name: str) -> dict[str, list[float]]:
@@ -414,7 +414,7 @@ def _coverage_in_words(report: FolderSummary) -> list[str]:
 def _probabilities(report: FolderSummary) -> Section | None:
     reliability = _of_classes(report, lambda entry: entry.reliability)
     failure = _of_classes(report, lambda entry: entry.failure_detection)
-    failure = {name: curve for name, curve in failure.items() if curve.n > 1}
+    failure = failure if any(curve.n > 1 for curve in failure.values()) else {}
     figures, said = [], [notice(text) for text in calibration_in_words(reliability, report.units)]
     if reliability:
         region = report.settings["probability_region"]

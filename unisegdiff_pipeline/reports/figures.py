@@ -14,7 +14,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,8 @@ _COLOR = re.compile(rf"(?:{'|'.join(_VARIABLES)})\b", re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LABELLED_CHARACTERS = 36  # side by side along one axis
+NAME_CHARACTERS = 26  # of a name beside a row
+CHARACTER_IN, KEY_IN, ROW_IN = 0.065, 0.5, 0.17  # of legends: a character, a line with its margins, a row
 MANY_POINTS = 3000  # more marks than this are drawn as pixels, which keeps the page small
 
 
@@ -69,16 +71,6 @@ def draw(
     return _inline(buffer.getvalue(), alt)
 
 
-def picture(array: np.ndarray, alt: str) -> Html:
-    """An array as PNG: (Y, X) grey or (Y, X, 3) colours, uint8."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(array)).save(buffer, format="png", optimize=True)
-    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Html(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">')
-
-
 def series_color(index: int) -> str:
     """Colour of the series of this index; they repeat after eight."""
     return SERIES[index % len(SERIES)]
@@ -91,8 +83,30 @@ def channel_color(name: str, index: int) -> str:
 
 
 def legend_above(figure: Figure, columns: int = 2) -> None:
-    """A legend of all lines above the axes, where it hides nothing."""
-    figure.legend(loc="outside upper left", ncols=columns)
+    """A legend of all lines above the axes, where it hides nothing; the figure grows by what is more than two rows.
+
+    Args:
+        figure: all of whose lines are drawn.
+        columns: at most; fewer where names are long. Names that are wider than the figure are wrapped.
+    """
+    found = [axes.get_legend_handles_labels() for axes in figure.axes]
+    handles = [handle for pair in found for handle in pair[0]]
+    names = [name for pair in found for name in pair[1]]
+    if not names:
+        return
+    width_in, height_in = figure.get_size_inches()
+    labels = wrapped(names, int((width_in - KEY_IN) / CHARACTER_IN))
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    columns = max(1, min(columns, int(width_in / (KEY_IN + CHARACTER_IN * longest))))
+    in_rows = [labels[row :: -(-len(labels) // columns)] for row in range(-(-len(labels) // columns))]
+    lines = sum(max(label.count("\n") + 1 for label in row) for row in in_rows)
+    figure.set_size_inches(width_in, height_in + ROW_IN * max(0, lines - 2))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+
+
+def wrapped(names: Iterable[str], characters: int) -> list[str]:
+    """Names in lines of so many characters, so that long ones leave room for what they name."""
+    return [textwrap.fill(name, max(characters, 8)) or name for name in names]
 
 
 def say_nothing_to_show(axis: Axes, reason: str) -> None:

@@ -72,6 +72,8 @@ REPORT_NAME = "report.html"
 REFRESH_S = 30
 MOST_POINTS, MARKED_POINTS = 400, 30  # of a curve
 WIDTH_IN, HEIGHT_IN = 3.45, 2.75  # three figures side by side
+DRAWN_CLASSES = len(figures.SERIES)  # more have no colours of their own
+NARROW_GROUPS = 4  # of more boxes than these, a narrow window scrolls the figure
 HOURS_FROM_S = 3 * 3600.0
 
 
@@ -223,10 +225,9 @@ def _dice_figures(fold: _Fold) -> list[KeyFigure]:
     items = []
     scored = of_kind(fold.entries, "validation")
     if scored:
-        best = max(map(held_out_dice, scored))
         of_sources = ", mean of sources" if "by_source" in scored[-1] else ""
-        detail = f"last, on held-out cases{of_sources}; best {best:.3f}"
-        items.append(KeyFigure("Held-out Dice", f"{held_out_dice(scored[-1]):.3f}", detail))
+        detail = f"last, on held-out cases{of_sources}; best {format_number(_best(scored))}"
+        items.append(KeyFigure("Held-out Dice", format_number(held_out_dice(scored[-1])), detail))
     summary = (fold.validation or {}).get("summary")
     if summary is not None and summary.get("mean_dice") is not None:
         count = len((fold.validation or {}).get("cases", ()))
@@ -236,6 +237,11 @@ def _dice_figures(fold: _Fold) -> list[KeyFigure]:
         text = f"mean over {len(sources['sources'])} sources"
         items.append(KeyFigure("Validation Dice by source", f"{sources['macro_mean_dice']:.3f}", text))
     return items
+
+
+def _best(scored: Sequence[Entry]) -> float:
+    """Highest Dice of those on held-out cases that is defined; NaN without one."""
+    return max((v for v in map(held_out_dice, scored) if not math.isnan(v)), default=math.nan)
 
 
 # ----------------------------------------------------------------------------------------------------------- progress
@@ -317,11 +323,12 @@ def _planned_stages(fold: _Fold) -> tuple[float, float] | None:
 
 
 def _about_dice(fold: _Fold) -> str:
-    count = len(fold.request.get("holdout_cases", ()))
-    return (
+    count, classes = len(fold.request.get("holdout_cases", ())), len(_scored_classes(fold))
+    text = (
         f"On whole cases of the inner hold-out ({count}, of which short trainings score a part), with the moving "
         "average of the weights."
     )
+    return f"{text} The first {DRAWN_CLASSES} of {classes} classes are shown." if classes > DRAWN_CLASSES else text
 
 
 def _curve(fold: _Fold, label: str, paint: Any, alt: str, caption: str) -> Html:
@@ -387,22 +394,22 @@ def _paint_weights(axis: Axes, fold: _Fold) -> None:
 
 
 def _paint_dice(axis: Axes, fold: _Fold) -> None:
-    scored = of_kind(fold.entries, "validation")
-    keys = [key for key in scored[-1] if key.startswith("dice_")]
-    classes = [key for key in keys if key != "dice_mean"]
+    scored, classes = of_kind(fold.entries, "validation"), _scored_classes(fold)[:DRAWN_CLASSES]
+    lines = [(f"dice_{name}", name, ".--", 1.0, figures.series_color(i)) for i, name in enumerate(classes)]
+    of_mean = ("dice_mean", "mean", "o-", 1.6, figures.INK)
+    shown = [*lines, of_mean] if len(lines) > 1 else [of_mean]
     for phase in sorted({e["phase"] for e in scored}):
         mine = thinned([e for e in scored if e["phase"] == phase], MOST_POINTS)
-        for index, key in enumerate(["dice_mean", *classes] if len(classes) > 1 else ["dice_mean"]):
-            name = "mean" if index == 0 else key.removeprefix("dice_").replace("_", " ")
-            axis.plot(
-                _times(fold, mine),
-                [value(e, key) for e in mine],
-                "o-" if index == 0 else ".--",
-                lw=1.6 if index == 0 else 1.0,
-                color=figures.series_color(index),
-                label=name if phase == scored[0]["phase"] else None,
-            )
-    fit_unit_interval(axis, [value(e, key) for e in scored for key in keys])
+        for key, name, style, width, color in shown:
+            label = name if phase == scored[0]["phase"] else None
+            axis.plot(_times(fold, mine), [value(e, key) for e in mine], style, lw=width, color=color, label=label)
+    fit_unit_interval(axis, [value(e, key) for e in scored for key, *_ in shown])
+
+
+def _scored_classes(fold: _Fold) -> list[str]:
+    """Classes whose Dice on held-out cases is logged."""
+    last = of_kind(fold.entries, "validation")[-1]
+    return [key.removeprefix("dice_") for key in last if key.startswith("dice_") and key != "dice_mean"]
 
 
 def _phase_table(fold: _Fold) -> list[Html]:
@@ -420,7 +427,7 @@ def _phase_table(fold: _Fold) -> list[Html]:
                 sum(rates) / len(rates),
                 value(mine[-1], "loss"),
                 value(mine[-1], "gradient_norm"),
-                max(map(held_out_dice, scored), default=None),
+                _best(scored),
             ]
         )
     columns = [
@@ -555,11 +562,12 @@ def _validation(fold: _Fold) -> Section | None:
         return None
     # In the order of the first case that has them: of a unified data set, a case has the classes of its source.
     names = list(dict.fromkeys(score["class_name"] for case in cases for score in case["scores"]))
-    dice = {n: [_score(case, n, "dice") for case in cases] for n in names}
+    shown = {n: [_score(case, n, "dice") for case in cases] for n in names[:DRAWN_CLASSES]}
+    note = "" if len(shown) == len(names) else f" The first {len(shown)} of {len(names)} classes."
 
     def paint(drawn: Figure) -> None:
         axis = drawn.subplots()
-        figures.box_and_points(axis, dice)
+        figures.box_and_points(axis, shown)
         axis.set_ylabel("Dice")
         axis.set_ylim(-0.02, 1.02)
 
@@ -570,8 +578,8 @@ def _validation(fold: _Fold) -> Section | None:
         cells = [cell for name in names for cell in (_dice_cell(case, name), _score(case, name, "iou"))]
         rows.append([case["case_id"], *cells])
     cases_table = Table(columns, rows, caption=f"{len(rows)} validation cases", searchable=len(rows) > 10)
-    drawn = figures.draw(paint, "Dice of the validation cases by class", max(WIDTH_IN, 1.0 + 1.1 * len(names)))
-    boxes = figure(drawn, "Median, quartiles, and every case.")
+    drawn = figures.draw(paint, "Dice of the validation cases by class", max(WIDTH_IN, 1.0 + 1.1 * len(shown)))
+    boxes = figure(drawn, f"Median, quartiles, and every case.{note}", wide=len(shown) > NARROW_GROUPS)
     intro = (
         "Cases that neither weights nor settings have seen. A case whose reference lacks the class has no Dice: false "
         "positive is one whose prediction has it, a dash one whose prediction lacks it, too"
