@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -53,4 +54,20 @@ def test_patches_of_regions_and_raters(tmp_path: Path) -> None:
 
 def test_empty_data_set_gives_no_patches(tmp_path: Path) -> None:
     stored(tmp_path, np.zeros((1, 1, 8, 8), np.uint8))
-    assert collect_label_patches(PreprocessedFolder(tmp_path), SCHEME, (8, 8)) == {"whole": [], "core": []}
+    patches = collect_label_patches(PreprocessedFolder(tmp_path), SCHEME, (8, 8))
+    assert {name: list(masks) for name, masks in patches.items()} == {"whole": [], "core": []}
+
+
+def test_patches_take_the_memory_of_what_they_show(tmp_path: Path) -> None:
+    labels = np.zeros((1, 1, 400, 400), np.uint8)
+    labels[0, 0, 10:14, 10:14] = 2
+    case = stored(tmp_path, labels)
+    case.components  # noqa: B018
+    tracemalloc.start()
+    patches = collect_label_patches(PreprocessedFolder(tmp_path), SCHEME, (400, 400))
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(patches["core"]) == MAX_ROUNDS
+    assert patches["core"][0].shape == (400, 400)
+    assert [mask.sum() for mask in patches["core"][:2]] == [16, 16]
+    assert kept < 400 * 400  # of one mask, where there are two times MAX_ROUNDS

@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import overload
 
 import numpy as np
 
+from unisegdiff_pipeline.core.boxes import CroppedLabels
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder, StoredCase
 
 MAX_PATCHES_PER_CLASS = 64
 MAX_ROUNDS = 16  # small data sets give several patches a case
+
+
+@dataclass(frozen=True)
+class MaskPatches(Sequence[np.ndarray]):
+    """Boolean masks of which the boxes around the foreground are kept: whole ones of many classes fill the memory."""
+
+    kept: list[CroppedLabels] = field(default_factory=list)
+
+    def add(self, mask: np.ndarray) -> None:
+        """Append one."""
+        self.kept.append(CroppedLabels.of(mask))
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [patch.whole() for patch in self.kept[index]]
+        return self.kept[index].whole()
 
 
 def collect_label_patches(
@@ -19,7 +47,7 @@ def collect_label_patches(
     patch_size: Sequence[int],
     seed: int = 0,
     case_ids: Sequence[str] | None = None,
-) -> dict[str, list[np.ndarray]]:
+) -> dict[str, MaskPatches]:
     """Boolean masks of `patch_size` (two or three axes), up to MAX_PATCHES_PER_CLASS for each class or region.
 
     Each patch is centred on a component drawn uniformly, in a row drawn uniformly from those that show the class (so
@@ -27,7 +55,7 @@ def collect_label_patches(
     """
     rng = np.random.default_rng(seed)
     chosen = folder.case_ids if case_ids is None else case_ids
-    patches: dict[str, list[np.ndarray]] = {name: [] for name in scheme.names}
+    patches = {name: MaskPatches() for name in scheme.names}
     for _ in range(MAX_ROUNDS):
         before = sum(map(len, patches.values()))
         for index in rng.permutation(len(chosen)):
@@ -44,7 +72,7 @@ def _add_patches(
     scheme: LabelScheme,
     patch_size: Sequence[int],
     rng: np.random.Generator,
-    patches: dict[str, list[np.ndarray]],
+    patches: dict[str, MaskPatches],
 ) -> None:
     table = case.components
     for class_index in table.present_classes().tolist():
@@ -53,7 +81,7 @@ def _add_patches(
             row = int(rng.choice(np.unique(table.row[table.class_index == class_index])))
             centre = table.draw(rng, "component", row, class_index)
             assert centre is not None
-            patches[name].append(np.isin(label_patch(case, row, centre, patch_size), members))
+            patches[name].add(np.isin(label_patch(case, row, centre, patch_size), members))
 
 
 def label_patch(case: StoredCase, row: int, centre: Sequence[int], patch_size: Sequence[int]) -> np.ndarray:
