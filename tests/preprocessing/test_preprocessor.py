@@ -32,9 +32,10 @@ from unisegdiff_pipeline.planning.plans import (
     TrainingPlan,
 )
 from unisegdiff_pipeline.preprocessing import preprocessor
-from unisegdiff_pipeline.preprocessing.preprocessor import PreprocessReport, preprocess_dataset
+from unisegdiff_pipeline.preprocessing.preprocessor import PreprocessReport, preprocess_dataset, preprocess_image
 from unisegdiff_pipeline.preprocessing.provenance import settings_hash
 from unisegdiff_pipeline.preprocessing.reference import read_cases
+from unisegdiff_pipeline.preprocessing.resample import resample_image
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
 
 GEOMETRY = Geometry(spacing_mm=(2.0, 1.0, 1.0), origin_mm=(5.0, -3.0, 2.0))
@@ -208,6 +209,24 @@ def test_a_plan_change_beside_preprocessing_costs_nothing(raw_folder: Path) -> N
     report = run(raw_folder, plans=replace(plans, configurations={**plans.configurations, "2d": changed}))
     assert report.done == ()
     assert report.plans.configurations["2d"].training.batch_size == 7
+
+
+def test_pixels_within_slices_are_interpolated_also_where_they_are_no_squares() -> None:
+    image = np.random.default_rng(0).normal(size=(1, 1, 80, 90)).astype(np.float32)
+    plan = PreprocessingPlan((0, 1, 2), (None, 3.2, 3.6), ("nonorm",), (False,), (STATISTICS,))
+    found, properties = preprocess_image(Volume(image, Geometry((1.0, 0.8, 0.9), is_2d=True)), plan)
+    assert properties.separate_axis is None
+    np.testing.assert_allclose(found, resample_image(image, (1, 20, 22)))
+
+
+def test_slices_of_versions_that_took_the_nearest_row_are_made_again(raw_folder: Path) -> None:
+    run(raw_folder, ("2d",))
+    path = raw_folder.parent.parent / "preprocessed" / "2d" / "cases" / "b.json"
+    content = read_json(path)
+    content["properties"]["separate_axis"] = 1
+    write_json(path, content)
+    assert run(raw_folder, ("2d",)).done == ("2d/b",)
+    assert run(raw_folder, ("2d",)).done == ()
 
 
 def test_added_and_removed_cases(raw_folder: Path) -> None:

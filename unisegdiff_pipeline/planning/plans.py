@@ -55,7 +55,8 @@ class PreprocessingPlan:
         use_nonzero_mask: per channel, whether statistics are taken and zeros kept outside the non-zero region.
         intensities: per channel; used by "ct".
         image_order: spline order of image resampling, 3 or 1.
-        separate_z: "auto" resamples the first axis apart (nearest) where its spacing is over 3 times the others.
+        separate_z: "auto" resamples the coarsest axis apart (nearest) where its spacing is over 3 times another's; a 2d
+            plan keeps its slices, and interpolates within them.
         direction: of the axes x, y, z (LPS, row major as in `Geometry`) that volumes are turned to before all else, by
             permuting and flipping axes; None takes them as they are stored, as for 2D images and in plans of earlier
             versions.

@@ -133,7 +133,9 @@ def preprocess_image(
     z, y, x = (s if t is None else t for s, t in zip(spacing, plan.target_spacing_mm, strict=True))
     shape = resampled_shape(image.shape[1:], spacing, plan.target_spacing_mm)
     _require_fitting(image.shape[0], shape, (z, y, x), case_id)
-    separate_axis = find_separate_axis(spacing, (z, y, x), plan.separate_z)
+    separate_axis = None
+    if plan.target_spacing_mm[0] is not None:  # slices stay as they are, and what lies within them is interpolated
+        separate_axis = find_separate_axis(spacing, (z, y, x), plan.separate_z)
     properties = CaseProperties(
         case_id=case_id,
         group=group,
@@ -367,17 +369,23 @@ def _open_part(job: _CaseJob) -> _CaseJob:
     if case.label_path is None or not case.image_paths:  # the check will say so
         return job
     files, labels = image_files(case), label_files(case)
-    open_tasks = []
-    for task in job.tasks:
-        stored = stored_case_file(task.folder, case.case_id)
-        current = stored is not None and is_current(stored.source, files, task.settings[case.source])
-        if stored is not None and stored.properties.missing_channels != case.missing(job.description.channel_names):
-            current = False  # the same file may have become another channel
-        if stored is None or not current or damaged_files(task.folder, case.case_id, stored):
-            open_tasks.append(task)
+    open_tasks = [task for task in job.tasks if not _is_done(job, task, files)]
     reference = stored_reference_source(job.dataset_folder, case.case_id)
     needs_reference = not is_current(reference, labels, _reference_settings(job))
     return replace(job, tasks=tuple(open_tasks), write_reference=needs_reference)
+
+
+def _is_done(job: _CaseJob, task: _Task, files: Sequence[Path]) -> bool:
+    """Whether what is stored of a case is what these files and the plan would give again, and undamaged."""
+    case_id, source = job.case.case_id, job.case.source
+    stored = stored_case_file(task.folder, case_id)
+    if stored is None or not is_current(stored.source, files, task.settings[source]):
+        return False
+    if stored.properties.missing_channels != job.case.missing(job.description.channel_names):
+        return False  # the same file may have become another channel
+    if task.plans[source].target_spacing_mm[0] is None and stored.properties.separate_axis in (1, 2):
+        return False  # earlier versions took the nearest row or column of slices
+    return not damaged_files(task.folder, case_id, stored)
 
 
 def _reference_settings(job: _CaseJob) -> str:
