@@ -23,7 +23,7 @@ from unisegdiff_pipeline.fingerprint import (
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.planning.planner import plan_dataset
 from unisegdiff_pipeline.planning.plans import Budget, CascadePlan, Plans
-from unisegdiff_pipeline.planning.topology import multiply_adds
+from unisegdiff_pipeline.planning.topology import feature_map_values, multiply_adds
 
 STORED = Path(__file__).resolve().parents[2] / "plans"
 CPU, CUDA = Budget("cpu", 16.0, 2), Budget("cuda", 8.0, 16)
@@ -109,6 +109,23 @@ def test_cpu_plans_stay_within_the_budget_of_an_iteration(file: Path) -> None:
     for plan in plans.configurations.values():
         cost = 3 * plan.training.batch_size * multiply_adds(plan.network, plans.labels.num_channels)
         assert cost <= 30e9
+
+
+@pytest.mark.parametrize("shape", [(1, 256, 256), (64, 64, 64)])
+def test_a_batch_for_many_cores_fits_the_memory(shape: tuple[int, int, int]) -> None:
+    plans = plan_dataset(make_fingerprint(shape, (1.0, 1.0, 1.0), num_cases=10_000), describe(), Budget("cpu", 1.0, 16))
+    for configuration in plans.configurations.values():
+        dims = configuration.network.dims
+        limit = {2: 12 * 85e6, 3: 2 * 560e6}[dims] / 8  # nnU-Net's values for 8 GB
+        needed = configuration.training.batch_size * feature_map_values(configuration.network, 1)
+        assert needed <= limit, configuration.name
+
+
+@pytest.mark.parametrize("shape", [(1, 12_000, 12_000), (1, 1, 20_000)])
+def test_very_large_pictures_are_planned(shape: tuple[int, int, int]) -> None:
+    plans = plan_dataset(make_fingerprint(shape, (1.0, 1.0, 1.0)), describe(), CPU)
+    assert from_jsonable(Plans, to_jsonable(plans)) == plans
+    assert max(plans.configurations["2d"].network.patch_size) <= 2048
 
 
 def test_more_cores_allow_a_larger_patch() -> None:

@@ -19,6 +19,7 @@ from unisegdiff_pipeline.planning.topology import (
     build_network,
     feature_map_values,
     fit_patch,
+    initial_patch,
     multiply_adds,
     pooling_topology,
 )
@@ -104,7 +105,10 @@ class Sizer:
 
     def whole_image_network(self, spacing: Sequence[float], shape: Sequence[float]) -> NetworkPlan | None:
         """The widest network within the budget whose patch covers an image of `shape`, None if there is none."""
-        topology = pooling_topology(spacing, [max(1, round(n)) for n in shape])
+        whole = tuple(max(1, round(n)) for n in shape)
+        if initial_patch(spacing, shape) != whole:  # larger than any patch that is tried
+            return None
+        topology = pooling_topology(spacing, whole)
         networks = (build(topology) for build in self._builders(len(spacing)))
         return next((network for network in networks if self.fits(network)), None)
 
@@ -120,10 +124,11 @@ class Sizer:
         )
 
     def _cpu_batch_size(self, network: NetworkPlan, by_data: int) -> tuple[int, str]:
-        """The default batch, up to four times it where patches are so small that the budget allows it."""
+        """The default batch, up to four times it where patches are so small that time and memory allow it."""
         default = _CPU_BATCH[network.dims]
         affordable = int(self.gmac_limit / self.iteration_gmac(network, 1))
-        batch = max(default, min(affordable, by_data, 4 * default))
+        by_memory = int(self._value_limit(network.dims) / feature_map_values(network, self.num_outputs))
+        batch = max(default, min(affordable, by_memory, by_data, 4 * default))
         batch -= batch % (default // 2)
         return batch, (
             f"{batch} examples: an iteration costs {self.iteration_gmac(network, batch):.1f} of the "
