@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.fingerprint import (
     CaseFingerprint,
     Fingerprint,
+    _sample_intensities,
     centre_of_mask,
     component_facts,
     extract_fingerprint,
@@ -202,6 +204,29 @@ def test_values_of_the_background_are_no_foreground(tmp_path: Path) -> None:
     assert (statistics.minimum, statistics.maximum) == (100, 120)
     assert [(case.empty, case.foreground_share) for case in fingerprint.cases] == [(True, 0), (False, 0.04)]
     assert fingerprint.share_of_empty_cases == 0.5
+
+
+def test_foreground_that_the_crop_takes_away_is_named(tmp_path: Path) -> None:
+    image, outside = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
+    image[8:16, 4:16] = np.arange(12) + 100
+    outside[2:4, 5:9] = 1
+    inside = (image == 103).astype(np.uint8)
+    cases = {"a": (image, outside), "b": (image // 2, outside | inside), "c": (image // 3, inside)}
+    _, report = extract_fingerprint(open_raw_dataset(made_dataset(tmp_path, cases)), workers=0)
+    found = {Path(w.file).name: w.message.split()[0] for w in report.warnings if "cropped" in w.message}
+    assert found == {"a.png": "all", "b.png": "some"}
+
+
+def test_intensities_of_a_cropped_image_are_drawn_without_a_copy_of_it() -> None:
+    image = np.arange(2 * 40 * 50 * 60, dtype=np.float32).reshape(2, 40, 50, 60)[:, 3:, 4:, 5:]
+    tracemalloc.start()
+    found = _sample_intensities(image, range(10, 5000), 100, "a")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None
+    assert set(found[1].tolist()) <= set(image[1].reshape(-1)[10:5000].tolist())
+    np.testing.assert_array_equal(found[0] + 40 * 50 * 60, found[1])
+    assert peak < image[0].nbytes / 4
 
 
 def stored_in(codes: str, labels: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], tuple[float, float, float]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from unisegdiff_pipeline.io.orientation import (
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.io.dataset_json import DatasetDescription
-    from unisegdiff_pipeline.io.integrity import CaseCheck, IntegrityReport
+    from unisegdiff_pipeline.io.integrity import CaseCheck, IntegrityReport, Problem
     from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
     from unisegdiff_pipeline.io.sources import Source
 
@@ -354,6 +354,7 @@ def fingerprint_case(
     scratch.release()
     cropped, cropped_labels = image.array[:, *crop], labels.array[0][crop]
     foreground = scheme.foreground(cropped_labels)
+    check = replace(check, warnings=(*check.warnings, *_cut_away(case, scheme, labels.array[0], foreground)))
     spacing_mm = image.geometry.spacing_mm
     fingerprint = CaseFingerprint(
         case_id=case.case_id,
@@ -378,6 +379,22 @@ def fingerprint_case(
         centres = np.array([centre_of_mask(mask) for _, mask in scheme.class_masks(labels.array[0])])
     direction = None if image.geometry.is_2d else image.geometry.direction
     return _CaseFacts(fingerprint, direction, samples, anywhere, centres, check)
+
+
+def _cut_away(case: RawCase, scheme: LabelScheme, labels: np.ndarray, kept: np.ndarray) -> Iterable[Problem]:
+    """A warning where foreground (Z, Y, X) lies outside of the non-zero region, of which `kept` is what lies within."""
+    from unisegdiff_pipeline.io.integrity import Problem
+
+    if kept.shape == labels.shape:
+        return
+    lost = np.count_nonzero(scheme.foreground(labels)) - np.count_nonzero(kept)
+    if lost:
+        yield Problem(
+            str(case.label_path),
+            f"{'some' if kept.any() else 'all'} of what is labelled lies outside of the non-zero region, which images "
+            f"are cropped to: it is neither learned nor predicted",
+            "Check that image and label map belong together.",
+        )
 
 
 def component_facts(
@@ -440,7 +457,8 @@ def _sample_intensities(
     generator = np.random.default_rng(zlib.crc32(case_id.encode("utf-8")))
     drawn = generator.integers(0, len(positions), num_samples)
     chosen = drawn if isinstance(positions, range) else positions[drawn]
-    return np.stack([channel.reshape(-1)[chosen] for channel in image]).astype(np.float32)
+    places = np.unravel_index(chosen, image.shape[1:])  # making a cropped channel flat would copy it
+    return np.stack([channel[places] for channel in image]).astype(np.float32)
 
 
 def _filled(values: np.ndarray | None, channels: Sequence[int], count: int) -> np.ndarray | None:
@@ -561,11 +579,12 @@ def class_orders(centres: Sequence[np.ndarray], scheme: LabelScheme) -> tuple[Cl
     Regions that lie within one another are no two things that could be taken for each other, and are left out.
     """
     orders = []
+    of_cases = np.array(centres).reshape(len(centres), len(scheme.names), 3)  # empty for one class
     nested = {frozenset(pair) for pair in scheme.nesting}
     for first, second in itertools.combinations(range(len(scheme.names)), 2):
         if {first, second} in nested:
             continue
-        differences = np.array([case[first] - case[second] for case in centres])
+        differences = of_cases[:, first] - of_cases[:, second]
         differences = differences[~np.isnan(differences).any(axis=1)]
         if len(differences):
             fractions = np.maximum((differences > 0).mean(axis=0), (differences < 0).mean(axis=0))
