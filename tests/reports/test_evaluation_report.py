@@ -403,3 +403,15 @@ def test_channels_are_named_by_the_data_set(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     assert channel_names(reference, 2) == ("FLAIR", "T1")
     assert channel_names(reference, 1) == ()
+
+
+@pytest.mark.filterwarnings("error")
+def test_runs_on_empty_references_have_no_figure_of_differences(tmp_path: Path) -> None:
+    """No Dice is defined there: a figure without rows warned in the terminal."""
+    for folder in ("ref", "one", "two"):
+        write_labels(tmp_path / f"{folder}/a.nii.gz", np.zeros((2, 4, 4), np.uint8), Geometry())
+    options = dataclasses.replace(OPTIONS, against=(tmp_path / "two",))
+    evaluation = evaluate_folders(tmp_path / "ref", tmp_path / "one", Meaning(LESION), options)
+    page = write_evaluation_report(evaluation.write(tmp_path / "out").summary.parent, evaluation).read_text()
+    assert "Comparison with other runs" in page
+    assert "Mean paired difference in Dice" not in page

@@ -207,13 +207,18 @@ def _sources(evaluation: Evaluation) -> Section | None:
 def _comparison(report: FolderSummary) -> Section | None:
     if not report.against:
         return None
+    differences = []
+    if any(row.metric == "dice" for run in report.against for row in run.classes):  # else every reference is empty
+        differences = [
+            figure(
+                charts.draw_differences(report.against, "dice", "Dice"),
+                "Mean paired difference in Dice with its bootstrap interval; right of 0 the scored run is better.",
+                wide=True,
+            )
+        ]
     body = [
         ranking_table(report),
-        figure(
-            charts.draw_differences(report.against, "dice", "Dice"),
-            "Mean paired difference in Dice with its bootstrap interval; right of 0 the scored run is better.",
-            wide=True,
-        ),
+        *differences,
         difference_table(report),
         paragraph(
             "p: Wilcoxon signed-rank test over the cases (or groups) where both runs are defined; Holm: corrected for "
