@@ -16,12 +16,15 @@ from PIL import Image
 import unisegdiff_pipeline as usd
 from unisegdiff_pipeline.commands.evaluate import main as usd_evaluate
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.core.units import Units
+from unisegdiff_pipeline.evaluation.calibration import evaluation_region
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.meaning import find_meaning
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.io.dataset_json import parse_labels, read_dataset_json
+from unisegdiff_pipeline.io.images import write_labels
 from unisegdiff_pipeline.io.unify import UnifyRequest, unify
 from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
 
@@ -201,6 +204,32 @@ def test_an_unknown_value_of_a_source_is_named(unified: Path, predicted: Path, r
     picture(root / "Dataset001_Flat/labelsTr/a.png", 0, value=7)
     with pytest.raises(UsdError, match=r"label value\(s\) 7"):
         evaluated(unified, predicted)
+
+
+def test_probabilities_are_judged_within_millimetres_where_a_source_knows_them(tmp_path: Path) -> None:
+    """Pixels of 0.25 mm beside pictures of unknown pixel size, because of which all sizes are in pixels."""
+    geometry = Geometry((1.0, 0.25, 0.25), is_2d=True)
+    mask = np.zeros((1, 64, 64), np.uint8)
+    mask[0, 30:34, 30:34] = 1
+    fine, plain, predicted = tmp_path / "Dataset001_Fine", tmp_path / "Dataset002_Plain", tmp_path / "pred"
+    for path in (fine / "labelsTr/a.nii.gz", fine / "imagesTr/a_0000.nii.gz", predicted / "Fine__a.nii.gz"):
+        write_labels(path, mask, geometry)
+    picture(plain / "imagesTr/b_0000.png", 0, value=200)
+    for path in (plain / "labelsTr/b.png", predicted / "Plain__b.png"):
+        picture(path, 0, 1)
+    (predicted / "probabilities").mkdir()
+    for name, size in (("Fine__a", 64), ("Plain__b", 8)):
+        array = np.full((1, 1, size, size), 0.5, np.float32)
+        np.savez(predicted / f"probabilities/{name}.npz", probabilities=array)
+    for folder, ending in ((fine, ".nii.gz"), (plain, ".png")):
+        describe(folder, {"background": 0, "x": 1}, ending)
+    evaluation = evaluated(unify(tmp_path, UnifyRequest(500, "U", (1, 2))), predicted)
+    assert evaluation.report.units == Units("pixels", "pixels2")
+    found = [case.classes[0].calibration.num_voxels for case in evaluation.cases]  # type: ignore[union-attr]
+    assert found[0] == evaluation_region(mask == 1, mask == 1, geometry.spacing_mm).sum()
+    assert found[1] == 14  # two rows of four pixels, and one pixel around them
+    words = "5 mm around it where the spacing of the source is known, else 1.5 % of the image diagonal around it"
+    assert evaluation.report.settings["probability_region"] == f"union of masks and {words}"
 
 
 @pytest.mark.parametrize("place", ["beside", "manifest"])

@@ -178,6 +178,7 @@ class CaseVolumes:
         uncertainty: map from 0 to 1.
         probabilities: of the classes.
         is_nominal: it is a 2D image measured as a volume, because others are volumes.
+        file_spacing_mm: of the file, where sizes and distances are measured in pixels because others have no spacing.
     """
 
     reference: np.ndarray
@@ -189,6 +190,7 @@ class CaseVolumes:
     uncertainty: np.ndarray | None = None
     probabilities: Probabilities | None = None
     is_nominal: bool = False
+    file_spacing_mm: tuple[float, float, float] | None = None
 
     @classmethod
     def read(cls, case: CaseInputs, settings: CaseSettings) -> CaseVolumes:
@@ -206,6 +208,7 @@ class CaseVolumes:
             uncertainty=None if case.uncertainty is None else read_uncertainty(case.uncertainty, reference),
             probabilities=None if case.probability is None else Probabilities(case.probability, scheme, reference),
             is_nominal=reference.geometry.is_2d and settings.units.size == "ml",
+            file_spacing_mm=reference.geometry.spacing_mm,
         )
 
     @property
@@ -308,7 +311,8 @@ def _region(
 ) -> np.ndarray:
     if volumes.raters:
         reference = np.logical_or.reduce(list(_raters(reference, volumes, index, settings.scheme, volumes.whole)))
-    return evaluation_region(reference, predicted, volumes.geometry.spacing_mm, settings.spacing_known)
+    spacing_mm = volumes.file_spacing_mm or volumes.geometry.spacing_mm
+    return evaluation_region(reference, predicted, spacing_mm, settings.spacing_known)
 
 
 def _calibration(

@@ -442,7 +442,6 @@ def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings
     """Every choice that the scores depend on."""
     folders, scheme = inputs.folders, settings.scheme
     counts = [len(case.samples) for case in inputs.cases]
-    known = settings.spacing_known
     return {
         "classes": dict(zip(scheme.names, scheme.members, strict=True)),
         "ignore_value": scheme.ignore_value,
@@ -459,9 +458,7 @@ def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings
         else LESION_CONFIDENCE[settings.lesion_confidence],
         "lesion_strata_edges_ml": options.strata_edges_ml,
         "case_confidence": None if settings.confidence is None else CASE_CONFIDENCE[settings.confidence],
-        "probability_region": f"union of masks and {DEFAULT_MARGIN_MM:g} mm around it"
-        if known
-        else f"union of masks and {100 * DIAGONAL_FRACTION:g} % of the image diagonal around it",
+        "probability_region": _region_in_words(inputs.cases, settings),
         "probability_floor": PROBABILITY_FLOOR,
         "calibration_bins": NUM_BINS,
         "intervals": {"level": options.level, "resamples": options.resamples, "seed": options.seed},
@@ -472,6 +469,17 @@ def _describe(inputs: Inputs, options: EvaluationOptions, settings: CaseSettings
         "uncertainty": _where(folders.uncertainty, sum(case.uncertainty is not None for case in inputs.cases)),
         "groups": _where(folders.groups, sum(case.group is not None for case in inputs.cases)),
     }
+
+
+def _region_in_words(cases: Sequence[CaseInputs], settings: CaseSettings) -> str:
+    """Where probabilities are judged: by millimetres in the cases whose own spacing is known."""
+    margins = {
+        True: f"{DEFAULT_MARGIN_MM:g} mm around it",
+        False: f"{100 * DIAGONAL_FRACTION:g} % of the image diagonal around it",
+    }
+    known = {settings.spacing_known if case.source is None else case.source.spacing_known for case in cases}
+    of_some = " where the spacing of the source is known" if len(known) > 1 else ""
+    return f"union of masks and {f'{of_some}, else '.join(text for k, text in margins.items() if k in known)}"
 
 
 def _other_values(cases: Sequence[CaseResult], settings: CaseSettings) -> dict[str, Any]:
