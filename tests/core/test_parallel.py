@@ -166,6 +166,17 @@ def test_workers_use_one_thread_each(monkeypatch):
     assert [result.value for result in _run(_threads_of_worker, workers=2)] == ["1"] * 4
 
 
+def test_the_main_module_comes_back_when_threads_hide_it_at_once():
+    main = sys.modules["__main__"]
+    one, other = parallel.main_module_hidden(), parallel.main_module_hidden()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert sys.modules["__main__"] is not main
+    other.__exit__(None, None, None)
+    assert sys.modules["__main__"] is main
+
+
 def test_nothing_to_do_and_wrong_names():
     assert map_cases(_square, [], names=[], workers=2, description="") == []
     with pytest.raises(ValueError, match="1 names for 2 items"):

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import types
@@ -35,6 +36,8 @@ _log = logging.getLogger(__name__)
 _MEMORY_FRACTION = 0.8
 LOCKS_PER_WORKER = 5  # of a pool or a loader: 3 for each queue, and one queue more than workers
 _CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
+_hiding = threading.Lock()
+_hidden_mains: list[types.ModuleType] = []  # the main module, once for each thread that hides it
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -278,14 +281,19 @@ def main_module_hidden() -> Iterator[None]:
     """Keep processes that start from running the main module again.
 
     Python runs it in each of them, so that a script which calls this package outside `if __name__ == "__main__":` would
-    start itself anew in place of a worker. What workers do is of this package and needs no main module.
+    start itself anew in place of a worker. What workers do is of this package and needs no main module. Where several
+    threads start processes at once, the last of them to be done brings it back.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    with _hiding:
+        _hidden_mains.append(_hidden_mains[0] if _hidden_mains else sys.modules["__main__"])
+        sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
-        sys.modules["__main__"] = main
+        with _hiding:
+            main = _hidden_mains.pop()
+            if not _hidden_mains:
+                sys.modules["__main__"] = main
 
 
 def _nothing() -> None:
