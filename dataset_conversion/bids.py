@@ -42,7 +42,7 @@ def find(request: Request) -> Conversion:
     cases = [
         Case(
             name,
-            tuple(_image(mask, by_session[name], suffix) for suffix in request.channels),
+            tuple(_image(source, mask, by_session[name], suffix) for suffix in request.channels),
             (mask.path,),
             group=f"sub-{mask.entities['sub']}",
         )
@@ -100,11 +100,11 @@ def _tail(file: BidsFile) -> str:
     return "_".join([*kept, file.suffix])
 
 
-def _image(mask: BidsFile, files: Iterable[BidsFile], suffix: str) -> Path:
+def _image(source: Path, mask: BidsFile, files: Iterable[BidsFile], suffix: str) -> Path:
     """The image of a channel that belongs to a mask."""
     found = [file for file in files if file.suffix == suffix and _on_one_grid(mask, file)]
     beside = [file for file in found if file.path.parent == mask.path.parent]
-    raw = [file for file in found if "derivatives" not in file.path.parts]
+    raw = [file for file in found if "derivatives" not in file.path.relative_to(source).parts]
     found = beside or raw or found
     if len(found) != 1:
         what = "no image" if not found else f"{len(found)} images ({', '.join(str(file.path) for file in found[:4])})"

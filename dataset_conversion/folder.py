@@ -101,7 +101,8 @@ def meaning_of(masks: list[Path], threshold: float | None) -> tuple[MaskReader, 
     """How the values of masks are meant: with a threshold one class, else a class for each value but 0.
 
     Raises:
-        UsdError: all masks are empty, or their values are no classes (JPEG, soft edges, palettes in another order).
+        UsdError: all masks are empty or hold one value alone, or their values are no classes (JPEG, soft edges,
+            palettes in another order).
     """
     if threshold is not None:
         return Above(threshold), {"background": 0, "lesion": 1}
@@ -121,11 +122,17 @@ def meaning_of(masks: list[Path], threshold: float | None) -> tuple[MaskReader, 
     classes = sorted(values - {0})
     if not classes:
         raise UsdError(f"all masks of {masks[0].parent} are empty; check that these are the masks.")
+    if len(classes) == 1 and 0 not in values:
+        raise UsdError(
+            f"all masks of {masks[0].parent} hold {classes[0]} and nothing else, but 0 is the background; check that "
+            "these are the masks."
+        )
     if len(classes) == 1:
         return Mapped({0: 0, classes[0]: 1}), {"background": 0, "lesion": 1}
+    background = "" if 0 in values else " No mask holds 0, which is the background: look whether another value is."
     warnings.warn(
         f"the masks hold the values {classes}, of which each became a class; rename the classes in dataset.json, or "
-        "give --threshold N if they mean one lesion.",
+        f"give --threshold N if they mean one lesion.{background}",
         stacklevel=3,
     )
     labels: dict[str, int | list[int]] = {"background": 0, **{f"value_{v}": n for n, v in enumerate(classes, start=1)}}

@@ -84,6 +84,15 @@ def test_the_space_of_the_mask_chooses_the_image(tmp_path, converted):
     assert nibabel.load(raw.cases[0].image_paths[0]).shape == (5, 6, 4)
 
 
+def test_raw_images_are_raw_wherever_the_data_lie(tmp_path, converted):
+    root = tmp_path / "derivatives/data"
+    volume(root / "sub-a/anat/sub-a_T1w.nii.gz")
+    volume(root / "derivatives/prep/sub-a/anat/sub-a_desc-preproc_T1w.nii.gz", 1)
+    label_volume(root / "derivatives/manual/sub-a/anat/sub-a_label-lesion_mask.nii.gz", 1)
+    raw = converted("bids", root, *OPTIONS, "--channels", "T1w")
+    assert raw.cases[0].image_paths[0].read_bytes() == (root / "sub-a/anat/sub-a_T1w.nii.gz").read_bytes()
+
+
 def test_the_run_of_the_mask_chooses_the_image_and_ambiguity_is_refused(tmp_path, converted):
     root = tmp_path / "data"
     for run in (1, 2):

@@ -68,6 +68,19 @@ def test_mixed_endings_and_grey_beside_colour_become_one_kind(tmp_path, converte
     np.testing.assert_array_equal(read_image(case.image_paths, 3).array[:, 0], [grey] * 3)
 
 
+def test_masks_without_any_background_are_named(tmp_path, converted, capsys):
+    """As those that count from 1 on, where 1 is the background."""
+    picture(tmp_path / "images/a.png")
+    (tmp_path / "masks").mkdir()
+    labels = np.full((6, 8), 1, np.uint8)
+    Image.fromarray(labels).save(tmp_path / "masks/a.png")
+    refused(tmp_path, "all masks of .*masks hold 1 and nothing else")
+    labels[2, 2:5] = 2
+    Image.fromarray(labels).save(tmp_path / "masks/a.png")
+    converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS)
+    assert "No mask holds 0, which is the background" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_grey_picture_among_colour_ones_takes_no_colour_from_them(tmp_path, converted):
     picture(tmp_path / "images/a.png", colour=False)
     pixels = picture(tmp_path / "images/b.png")

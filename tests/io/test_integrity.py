@@ -265,7 +265,7 @@ def test_palettes_in_another_order_are_found(tmp_path):
     description = {"channel_names": {"0": "US"}, "labels": {"background": 0, "l": 1, "m": 2}, "file_ending": ".png"}
     (folder / "dataset.json").write_text(json.dumps(description))
     (problem,) = check_dataset(folder).problems
-    assert problem.file.endswith("labelsTr/b")
+    assert problem.file == str(folder / "labelsTr/b.png")
     assert "value 1 has the colour (0, 255, 0), but (255, 0, 0) in a" in problem.message
 
 

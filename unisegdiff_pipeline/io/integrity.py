@@ -389,12 +389,13 @@ def _mixed_dimensions(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[
 def _mixed_palettes(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
     """A value that has one colour in one label picture and another colour in the next is not one class."""
     first: dict[int, tuple[str, tuple[int, int, int]]] = {}
+    files = {case.case_id: case.label_path for case in raw.cases}
     for check in checks:
         for value, colour in check.label_colours:
             case_id, expected = first.setdefault(value, (check.case_id, colour))
             if colour != expected:
                 yield Problem(
-                    str(raw.folder / "labelsTr" / check.case_id),
+                    str(files[check.case_id]),
                     f"the label value {value} has the colour {colour}, but {expected} in {case_id}: its palette is in "
                     "another order",
                     "Save all label maps as grey values, or with one palette.",

@@ -394,7 +394,8 @@ def read_groups(path: Path) -> dict[str, str]:
         return {}
     rows = read_csv(path)
     if not rows or [cell.strip().lower() for cell in rows[0][1]] != ["case", "group"]:
-        raise UsdError(f'{path} must begin with the line "case,group"; add it.')
+        first = ",".join(rows[0][1])[:80] if rows else ""
+        raise UsdError(f'{path} begins with {first!r}; its first line must be "case,group", and commas divide the two.')
     groups: dict[str, str] = {}
     for number, row in rows[1:]:
         cells = [cell.strip() for cell in row]
