@@ -94,6 +94,29 @@ def test_a_network_beyond_the_budget_gets_a_smaller_patch_and_in_the_end_says_so
     assert "exceeds the budget" in found.decisions["configurations.3d_fullres.network.patch_size"]
 
 
+def test_the_deepest_level_holds_more_than_one_voxel_also_of_small_images() -> None:
+    plans = hippocampus()
+    planned = plans.configurations["3d_fullres"]
+    small = replace(planned, median_shape=(28, 28, 28), network=replace(planned.network, patch_size=(32, 32, 32)))
+    levels = tuple(LevelPlan(8, ONES if i == 0 else TWOS, THREES, 2) for i in range(6))
+    deep = WeightsToFollow(NetworkPlan(3, (160, 160, 160), 1, levels), None, "W")
+    found = plan_for_weights(replace(plans, configurations={"3d_fullres": small}), deep, 200)
+    assert found.configurations["3d_fullres"].network.patch_size == (64, 64, 64)
+
+
+def test_augmentation_by_slices_goes_by_the_patch_that_follows() -> None:
+    plans = hippocampus()
+    planned = plans.configurations["3d_fullres"]
+    flat = replace(planned, network=replace(planned.network, patch_size=(8, 40, 40)), median_shape=(40, 40, 40))
+    flat = replace(flat, training=replace(flat.training, dummy_2d_augmentation=True))
+    levels = tuple(LevelPlan(8, ONES if i == 0 else TWOS, THREES, 2) for i in range(4))
+    weights = WeightsToFollow(NetworkPlan(3, (64, 64, 64), 1, levels), None, "W")
+    found = plan_for_weights(replace(plans, configurations={"3d_fullres": flat}), weights, 200)
+    assert found.configurations["3d_fullres"].network.patch_size == (32, 40, 40)
+    assert not found.configurations["3d_fullres"].training.dummy_2d_augmentation
+    assert found.decisions["configurations.3d_fullres.training.dummy_2d_augmentation"].startswith("off")
+
+
 def test_weights_of_volumes_cannot_be_followed_by_pictures() -> None:
     plans = hippocampus()
     pictures = replace(plans, configurations={"2d": plans.configurations["2d"]}, recommended_configuration="2d")

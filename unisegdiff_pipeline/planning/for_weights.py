@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.planning.planner import denoiser_widths
+from unisegdiff_pipeline.planning.planner import denoiser_widths, is_flat
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, NetworkPlan, Plans, SourcesPlan
+from unisegdiff_pipeline.planning.reasons import training_reasons
 from unisegdiff_pipeline.planning.sizing import Sizer
 from unisegdiff_pipeline.planning.topology import MIN_EDGE
 
@@ -85,6 +86,9 @@ def _following(
     reasons |= {"network.encoder": f"{network.encoder}: {same}", "network.levels": same}
     batch_size, reason = sizer.batch_size(network, shape)
     reasons["training.batch_size"] = reason
+    training = replace(planned.training, batch_size=batch_size, dummy_2d_augmentation=is_flat(network))
+    of_training = training_reasons(training, on_cpu=sizer.on_cpu, dims=network.dims)
+    reasons["training.dummy_2d_augmentation"] = of_training["dummy_2d_augmentation"]
     widths, fraction = denoiser_widths(network, outputs)
     reasons["denoiser.features"] = f"one call costs {fraction:.1%} of the segmenter"
     configuration = replace(
@@ -93,7 +97,7 @@ def _following(
         median_shape=shape,
         network=network,
         denoiser=replace(planned.denoiser, features=widths),
-        training=replace(planned.training, batch_size=batch_size),
+        training=training,
         sources=None if planned.sources is None else _sources(planned.sources, spacing),
     )
     return configuration, reasons
@@ -154,6 +158,8 @@ def _network(
     divisor = [math.prod(level.stride[axis] for level in trained.levels) for axis in range(trained.dims)]
     limits = median_shape[-trained.dims :]
     most = [math.ceil(limit / step) for limit, step in zip(limits, divisor, strict=True)]  # that an image fills
+    if max(most) == 1:  # a single voxel at the deepest level would be normalised to 0, or be an error of torch's
+        most = [2] * trained.dims
     least = [min(MIN_EDGE, count) * step for count, step in zip(most, divisor, strict=True)]
     patch = [
         max(floor, min(round(edge / step), count) * step)

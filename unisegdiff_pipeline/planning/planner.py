@@ -294,11 +294,9 @@ def _finish(
 ) -> ConfigurationPlan:
     batch_size, reason = context.sizer.batch_size(network, median_shape)
     context.decide(name, "training.batch_size", reason)
-    patch = network.patch_size
-    dummy_2d = network.dims == 3 and max(patch) / patch[0] > ANISOTROPY
     mirror_axes, reason = plan_mirror_axes(context.fingerprint.class_orders, context.spacing.axis_order)
     context.decide(name, "training.mirror_axes", reason)
-    training = _training_plan(context, batch_size, batch_dice, dummy_2d, mirror_axes)
+    training = _training_plan(context, batch_size, batch_dice, is_flat(network), mirror_axes)
     context.decide_all(name, "training", training_reasons(training, on_cpu=context.sizer.on_cpu, dims=network.dims))
     _decide_network(context, name, network, batch_size)
     return ConfigurationPlan(
@@ -348,6 +346,11 @@ def _training_plan(
         channel_dropout=_CHANNEL_DROPOUT if context.description.missing_channels else 0.0,
     )
     return replace(plan, num_epochs=_CPU_EPOCHS) if context.sizer.on_cpu else replace(plan, learning_rate=1e-3)
+
+
+def is_flat(network: NetworkPlan) -> bool:
+    """Whether volumes are augmented slice by slice: their patch is much shorter along Z."""
+    return network.dims == 3 and max(network.patch_size) / network.patch_size[0] > ANISOTROPY
 
 
 def denoiser_widths(network: NetworkPlan, num_outputs: int) -> tuple[tuple[int, ...], float]:
