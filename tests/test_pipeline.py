@@ -10,7 +10,7 @@ import pytest
 from unisegdiff_pipeline import pipeline
 from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.pipeline import PrepareRequest, choose_configurations, keep_stages, plan_and_preprocess
-from unisegdiff_pipeline.planning.plans import Plans, StagePlan
+from unisegdiff_pipeline.planning.plans import Plans, SourcePlan, SourcesPlan, StagePlan
 
 PLANS = Path(__file__).parents[1] / "plans" / "Dataset004_Hippocampus" / "plans_cpu_2_cores.json"
 
@@ -32,6 +32,19 @@ def test_stages_keep_their_reason_when_the_plan_is_made_again(tmp_path: Path) ->
     assert kept.configurations["3d_fullres"].stages == stages
     assert kept.configurations["2d"].stages is None  # planned otherwise: its stages are planned anew
     assert kept.decisions == {**bare.decisions, "configurations.3d_fullres.stages": "b"}
+
+
+def test_stages_of_sources_are_kept_as_well(tmp_path: Path) -> None:
+    bare = read_dataclass(Plans, PLANS)
+    planned, coded = bare.configurations["3d_fullres"], bare.labels.num_channels
+    source = SourcePlan("MRI", bare.channel_names, ".nii.gz", True, planned.preprocessing, (True,) * coded, 20)
+    planned = replace(planned, stages=None, sources=SourcesPlan({"a": source}))
+    new = replace(bare, configurations={"3d_fullres": planned}, decisions={})
+    stages = StagePlan(-6.0, -1.0, (1.0,) * coded, ())
+    of_source = SourcesPlan({"a": replace(source, stages=stages)})
+    former = replace(new, configurations={"3d_fullres": replace(planned, stages=stages, sources=of_source)})
+    write_json(tmp_path / "plans.json", former)
+    assert keep_stages(new, tmp_path / "plans.json") == former
 
 
 def test_a_single_configuration_may_be_named_without_a_list(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from unisegdiff_pipeline.planning.description import describe_plans
 from unisegdiff_pipeline.planning.for_weights import WeightsToFollow, plan_for_weights
 from unisegdiff_pipeline.planning.moved import move_plans
 from unisegdiff_pipeline.planning.planner import plan_dataset
-from unisegdiff_pipeline.planning.plans import Budget, Plans, plans_file, require_plans
+from unisegdiff_pipeline.planning.plans import Budget, ConfigurationPlan, Plans, plans_file, require_plans
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.evaluation.case import CaseResult
@@ -366,11 +366,20 @@ def keep_stages(plans: Plans, former: Path) -> Plans:
     kept = {
         name: old.configurations[name]
         for name, configuration in plans.configurations.items()
-        if name in old.configurations and replace(old.configurations[name], stages=None) == configuration
+        if name in old.configurations and _without_stages(old.configurations[name]) == configuration
     }
     keys = [f"configurations.{name}.stages" for name in kept]
     reasons = {key: old.decisions[key] for key in keys if key in old.decisions}
     return replace(plans, configurations={**plans.configurations, **kept}, decisions={**plans.decisions, **reasons})
+
+
+def _without_stages(configuration: ConfigurationPlan) -> ConfigurationPlan:
+    """As planned from the fingerprint: stages, those of each source too, are planned from the preprocessed labels."""
+    sources = configuration.sources
+    if sources is not None:
+        plans = {name: replace(plan, stages=None) for name, plan in sources.plans.items()}
+        sources = replace(sources, plans=plans)
+    return replace(configuration, stages=None, sources=sources)
 
 
 def _write_facts(folder: Path, raw: RawDataset, facts: Fingerprint, integrity: IntegrityReport) -> None:
