@@ -139,7 +139,7 @@ def rank_means(trials: Sequence[MeanTrial], dice_errors: float = DICE_ERRORS) ->
     may not lose DICE_AT_STAKE against the plain segmenter's (weight 1, threshold 0.5), nor by `dice_errors` and by
     DICE_TOLERANCE be worse than the best that is left, which of ten ways is mostly the luckiest. Of those the one with
     DEFAULT_SEGMENTER_WEIGHT comes first, unless another is likelier by LIKELIHOOD_ERRORS. The threshold for the highest
-    Dice has to gain one standard error against 0.5. Where the hold-out says nothing (no foreground at all), the plain
+    Dice has to gain one standard error against 0.5. Where the hold-out tells neither Dice nor likelihood, the plain
     segmenter comes first.
     """
     halves = {trial.segmenter_weight: trial for trial in trials if trial.decision == "half"}
