@@ -72,6 +72,17 @@ def test_asking_for_a_lock_of_this_process_leaves_it_locked_for_others(path: Pat
         assert path.exists()
 
 
+def test_the_same_process_is_refused_by_another_way_to_the_folder(path: Path) -> None:
+    path.parent.mkdir()
+    link = path.parent.with_name("link")
+    link.symlink_to(path.parent)
+    with locked(path, "fold 0"):
+        for other in (link / path.name, path.parent / ".." / path.parent.name / path.name):
+            refused(other, "has been working on fold 0")
+            assert holder_of(other) is not None
+        assert path.exists()
+
+
 def test_of_two_threads_at_once_one_is_refused(path: Path) -> None:
     path.parent.mkdir()
     for _ in range(5):

@@ -60,7 +60,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     Raises:
         UsdError: another process holds it; names the process and its machine.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     holder = _this_process()
     if (other := _held.setdefault(path, holder)) is not holder:  # one step: of two threads at once one is refused
         raise _busy(path, what, other)
@@ -89,7 +89,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 def require_free(path: Path, what: str) -> None:
     """Raise a UsdError as `locked` does where a process holds the lock file now; another may take it at any time."""
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     if (holder := holder_of(path)) is not None:
         raise _busy(path, what, holder)
 
@@ -102,7 +102,7 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 def holder_of(path: Path) -> Holder | None:
     """Who holds the lock file `path` now; None where nobody does, or where its holder has ended."""
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     if path in _held:
         return _held[path]
     holder = _read(path)
