@@ -173,6 +173,22 @@ def test_a_run_that_lacks_a_case_is_refused(tmp_path: Path) -> None:
         evaluate(tmp_path, CASES, against=(tmp_path / "other",))
 
 
+@pytest.mark.parametrize(
+    ("scored", "other", "words"),
+    [
+        ("pred", "nowhere", "nowhere does not exist; give a folder"),
+        ("pred", "pred/one.nii.gz", r"one\.nii\.gz is a file; give a folder"),
+        ("pred/one.nii.gz", "pred", "pred is a folder; give a file"),
+    ],
+)
+def test_a_run_of_another_kind_is_named(tmp_path: Path, scored: str, other: str, words: str) -> None:
+    evaluate(tmp_path, CASES)
+    reference = tmp_path / ("labelsTs" if scored == "pred" else "labelsTs/one.nii.gz")
+    options = dataclasses.replace(OPTIONS, against=(tmp_path / other,))
+    with pytest.raises(UsdError, match=f"--against .*{words}"):
+        evaluate_folders(reference, tmp_path / scored, Meaning(BINARY), options)
+
+
 def test_a_run_with_more_cases_is_compared_on_those_that_are_scored(tmp_path: Path) -> None:
     for case in ("one", "two", "three", "unknown"):
         write(tmp_path / "more", case, "1100000")

@@ -310,6 +310,11 @@ def _common_cases(runs: dict[str, Inputs]) -> dict[str, Inputs]:
 
 def _other_inputs(inputs: Inputs, prediction: Path, subset: bool) -> Inputs:
     """Files of another run for the cases that are scored; of a subset for those that it holds."""
+    scored = inputs.folders.prediction
+    if not prediction.exists() or prediction.is_dir() != scored.is_dir():
+        state = "does not exist" if not prediction.exists() else "is a folder" if prediction.is_dir() else "is a file"
+        kind = "folder" if scored.is_dir() else "file"
+        raise UsdError(f"--against {prediction} {state}; give a {kind} of another run, as {scored} is a {kind}.")
     groups = None if inputs.folders.unified else inputs.folders.groups
     folders = discover_folders(inputs.folders.reference, prediction, EvaluationOptions(groups=groups))
     folders = dataclasses.replace(folders, raters=inputs.folders.raters)
