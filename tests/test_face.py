@@ -328,6 +328,13 @@ def write_labels_of(path: Path, array: np.ndarray) -> None:
     write_labels(path, array, usd.Geometry((2.0, 1.0, 1.0)))
 
 
+def test_without_a_spacing_voxels_count_as_one_millimetre_wide() -> None:
+    for shape, size in (((10, 10, 10), 1.0), ((10, 10), 100.0)):  # thousands of voxels, and pixels
+        mask = np.ones(shape, int)
+        overlap = usd.evaluate(mask, mask).classes[0].overlap
+        assert (overlap.reference_ml, overlap.volumes_nominal) == (pytest.approx(size), True)
+
+
 def test_arrays_that_do_not_fit_are_named() -> None:
     ones = np.ones((4, 4), int)
     with pytest.raises(ValueError, match="must be equal"):

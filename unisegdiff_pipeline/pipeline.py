@@ -622,7 +622,8 @@ def evaluate(
     Args:
         reference, prediction: integer arrays (Z, Y, X) or (Y, X); or folders (or files) of label maps with the same
             case names.
-        spacing_mm: of the axes of arrays; without it sizes and distances are in voxels.
+        spacing_mm: of the axes of arrays; without it voxels count as 1 mm wide, so that distances are in voxels, sizes
+            of 2D images in pixels, and those of volumes in thousands of voxels.
         labels: values to score, a class each; by default all that occur in arrays, and those of dataset.json.
         dataset_json: what the labels of folders mean; by default it is looked for in and above them.
         output: folder where metrics.csv, lesion_scores.csv and summary.json of folders are written; none by default.

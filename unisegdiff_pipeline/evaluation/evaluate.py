@@ -231,7 +231,7 @@ def evaluate_arrays(
 
     Args:
         reference, predicted: integers (Z, Y, X), or (Y, X) for 2D images.
-        spacing_mm: of their axes; without it sizes and distances are in voxels.
+        spacing_mm: of their axes; without it voxels count as 1 mm wide, see `pipeline.evaluate`.
         labels: values to score, a class each; by default all that occur but 0.
         options: tolerances and matching rule.
 
