@@ -80,7 +80,7 @@ CONVERTERS: dict[str, Converter] = {
     "ebhi_adenocarcinoma": Converter(ebhi.find_adenocarcinoma, ("SRC",), "their adenocarcinomas; SRC holds EBHI-SEG"),
     "isic2018": Converter(isic2018.find, ("SRC",), "skin lesions; SRC holds ISIC2018_Task1-2_Training_Input and so on"),
     "ph2": Converter(ph2.find, ("SRC",), "skin lesions; SRC holds IMD002 and so on"),
-    "glas": Converter(glas.find, ("SRC",), "glands of the colon; SRC holds Warwick_QU_Dataset"),
+    "glas": Converter(glas.find, ("SRC",), "glands of the colon; SRC holds Warwick QU Dataset"),
     "brats2021": Converter(brats.find_2021, ("SRC",), "glioma in MR; SRC holds BraTS2021_00000 and so on"),
     "brats2023": Converter(brats.find_2023, ("SRC",), "glioma in MR; SRC holds BraTS-GLI-00000-000 and so on"),
     "atlas": Converter(atlas.find, ("SRC",), "chronic stroke in T1; SRC holds ATLAS_2"),

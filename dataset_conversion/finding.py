@@ -44,18 +44,18 @@ Finder = Callable[[Request], Conversion]
 
 
 def folder_of(request: Request, name: str, sign: str) -> Path:
-    """The folder of a data set: the source itself or the folder `name` in it, whichever holds `sign`.
+    """The folder of a data set: the source itself or a folder `name` in it, whichever holds `sign`.
 
     Args:
         request: its only source is looked at.
-        name: of the folder that the owners' archive makes.
+        name: of the folder that the owners' archive makes, as a pattern.
         sign: a file or folder that must lie in it, as a pattern.
 
     Raises:
         UsdError: neither holds it.
     """
     (source,) = request.sources
-    for folder in (source, source / name):
+    for folder in (source, *sorted(source.glob(name))):
         if folder.is_dir() and next(folder.glob(sign), None) is not None:
             return folder
     raise UsdError(f"{source} holds no {sign}, nor does {source / name}; name the folder that {name} was unpacked to.")

@@ -1,7 +1,8 @@
 """GlaS, glands in colon histology (Sirinukunwattana et al. 2017, Medical Image Analysis 35:489).
 
-Published as Warwick_QU_Dataset/ with train_1.bmp, train_1_anno.bmp, testA_1.bmp, testB_1.bmp and so on, and Grade.csv
-with the patient of each image. A mask numbers the glands; here they are one class.
+Published as "Warwick QU Dataset (Released 2016_07_08)", of which copies are named Warwick_QU_Dataset, with train_1.bmp,
+train_1_anno.bmp, testA_1.bmp, testB_1.bmp and so on, and Grade.csv with the patient of each image. A mask numbers the
+glands; here they are one class.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _ORIGIN = Origin(
 
 def find(request: Request) -> Conversion:
     """See the module; images of one patient form a group, testA and testB are held out."""
-    folder = folder_of(request, "Warwick_QU_Dataset", "train_1.bmp")
+    folder = folder_of(request, "Warwick?QU?Dataset*", "train_1.bmp")
     files = images_in(folder, (".bmp",))
     masks = {stem.removesuffix("_anno"): path for stem, path in files.items() if stem.endswith("_anno")}
     images = {stem: path for stem, path in files.items() if not stem.endswith("_anno")}
@@ -52,7 +53,7 @@ def _patients(path: Path) -> dict[str, str]:
     """Image -> patient."""
     if not path.is_file():
         raise UsdError(f"{path} does not exist; unpack the whole of the download.")
-    (_, head), *rows = read_csv(path)
+    (_, head), *rows = read_csv(path) or [(1, [])]
     names = [cell.strip().lower() for cell in head]
     if not {"name", "patient id"} <= set(names):
         raise UsdError(f"{path} has the columns {', '.join(names)}; name and patient ID are expected.")

@@ -167,8 +167,9 @@ def test_ph2(tmp_path, converted):
     refused("ph2", tmp_path, r"an image without mask.*IMD002\.bmp")
 
 
-def test_glas_joins_the_glands_and_groups_by_patient(tmp_path, converted):
-    folder = tmp_path / "Warwick_QU_Dataset"
+@pytest.mark.parametrize("name", ["Warwick QU Dataset (Released 2016_07_08)", "Warwick_QU_Dataset"])
+def test_glas_joins_the_glands_and_groups_by_patient(tmp_path, converted, name):
+    folder = tmp_path / name  # as the owners' archive has it, and a copy
     for name in ("train_1", "train_2", "testA_1", "testB_1"):
         picture(folder / f"{name}.bmp")
         mask(folder / f"{name}_anno.bmp", value=2)
@@ -182,6 +183,8 @@ def test_glas_joins_the_glands_and_groups_by_patient(tmp_path, converted):
     assert len(list((raw.folder / "imagesTs").iterdir())) == len(list((raw.folder / "labelsTs").iterdir())) == 2
     (folder / "Grade.csv").write_text(lines[0])
     refused("glas", tmp_path, r"Grade\.csv has no line for testA_1")
+    (folder / "Grade.csv").write_text("")
+    refused("glas", tmp_path, r"Grade\.csv has the columns ; name and patient ID are expected")
 
 
 def test_lidc_slices_keep_the_masks_of_four_readers(tmp_path, converted):
