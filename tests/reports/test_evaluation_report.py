@@ -22,8 +22,10 @@ from unisegdiff_pipeline.core.units import VOLUMES
 from unisegdiff_pipeline.evaluation.evaluate import Evaluation, evaluate_folders
 from unisegdiff_pipeline.evaluation.meaning import Meaning
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+from unisegdiff_pipeline.evaluation.unified import SourceLabels
 from unisegdiff_pipeline.io.images import map_ending, read_labels, split_ending, write_labels, write_map
-from unisegdiff_pipeline.reports import case_gallery
+from unisegdiff_pipeline.io.sources import Source
+from unisegdiff_pipeline.reports import case_gallery, evaluation_report
 from unisegdiff_pipeline.reports.case_gallery import channel_names, find_images, highlights, label_names
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
 from unisegdiff_pipeline.reports.evaluation_report import write_evaluation_report
@@ -388,6 +390,32 @@ def test_the_viewer_shows_classes_and_the_ignore_label_and_no_other_background(
     (case,) = written
     for shown in (case.reference, case.prediction, *case.samples):
         np.testing.assert_array_equal(shown, np.where(labels == 1, 0, labels))
+
+
+def test_a_long_table_of_cases_says_where_the_rest_is(
+    flat: tuple[Evaluation, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation, _ = flat
+    monkeypatch.setattr(evaluation_report, "MOST_ROWS", 3)
+    text = write_evaluation_report(tmp_path, evaluation).read_text(encoding="utf-8")
+    assert f"The first 3 of {len(evaluation.cases)} cases; metrics.csv holds all." in text
+    assert text.partition(">Cases</caption>")[2].partition("</table>")[0].count("<tr>") == 1 + 3
+
+
+def test_of_a_unified_data_set_the_source_knows_the_spacing(
+    solid: tuple[Evaluation, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation, _ = solid
+    told: list[bool] = []
+    monkeypatch.setattr(evaluation_report, "draw_case", lambda *args: told.append(args[-1]) or ())
+    monkeypatch.setattr(evaluation_report, "write_viewer", lambda *args: told.append(args[-1]))
+    for known in (True, False):
+        source = SourceLabels(Source("A", "Dataset001_A", "MR", {"lesion": "lesion"}, ""), LESION, LESION, known)
+        cases = tuple(dataclasses.replace(case, source=source) for case in evaluation.inputs.cases)
+        inputs = dataclasses.replace(evaluation.inputs, cases=cases)
+        write_evaluation_report(tmp_path, dataclasses.replace(evaluation, inputs=inputs))
+        assert set(told) == {known}
+        told.clear()
 
 
 def test_channels_are_named_by_the_data_set(tmp_path: Path) -> None:

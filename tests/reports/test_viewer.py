@@ -331,6 +331,31 @@ def test_the_colours_are_those_of_the_charts() -> None:
         assert min(apart, 1 - apart) < 0.06, (chart, shown)
 
 
+def test_sagittal_slices_look_left_as_in_the_report(show: Callable[..., Any]) -> None:
+    """Anterior, where y is small in LPS, on the left; a click leads to the place below it."""
+    image = np.broadcast_to(np.linspace(0, 100, SHAPE[1])[:, None], (1, *SHAPE)).astype(np.float32)
+    opened = show(image=image, reference=None, prediction=None, samples=(), uncertainty=None, labels={})
+    choose(opened, "view", "sagittal")
+    shown = picture(opened)[..., 0]
+    width = shown.shape[1]
+    assert shown[:, : width // 2].mean() < shown[:, width // 2 :].mean() - 50
+    box = opened.page.locator("#canvas").bounding_box()
+    opened.page.mouse.click(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])
+    picture(opened)
+    y = int(text(opened, "voxel").split(", ")[1])
+    assert abs(y - SHAPE[1] * 0.6) < 3
+
+
+def test_sides_of_a_patient_that_are_not_known_are_not_named(tmp_path: Path) -> None:
+    known = write_case_viewer(tmp_path / "a.html", make_case()).path.read_text("utf-8")
+    unknown = write_case_viewer(tmp_path / "b.html", make_case(spacing_known=False)).path.read_text("utf-8")
+    assert '"sides":true' in known
+    assert "right is on the left" in known
+    assert '"sides":false' in unknown
+    assert "right is on the left" not in unknown
+    assert "which are nominal: voxel size and the patient&#x27;s sides are not known" in unknown
+
+
 def test_a_case_with_an_image_only_has_no_empty_controls(show: Callable[..., Any]) -> None:
     opened = show(reference=None, prediction=None, samples=(), uncertainty=None, labels={})
     assert picture(opened).std() > 20

@@ -110,21 +110,21 @@ def find_images(reference: Path, case_ids: Iterable[str]) -> dict[str, tuple[Pat
     return {case: tuple(path for _, path in sorted(files)) for case, files in found.items()}
 
 
-def draw_case(highlight: Highlight, classes: Classes, images: Sequence[Path], oriented: bool) -> tuple[Html, ...]:
+def draw_case(highlight: Highlight, classes: Classes, images: Sequence[Path], spacing_known: bool) -> tuple[Html, ...]:
     """Pictures of a case and the legend of their colours.
 
     Args:
         highlight: the case.
         classes: label values of each class.
         images: channel files; empty where there is no image.
-        oriented: whether the files' directions can be trusted; see `case_pictures.choose_plane`.
+        spacing_known: whether the files' spacings and directions can be trusted; see `case_pictures.choose_plane`.
     """
     files = highlight.inputs
     reference = _read_reference(files)
     whole = _read_case_image(images, reference)
     labels = {"reference": reference.array[0], "prediction": _read_on_grid(files.prediction, reference)}
     values = sorted({value for members in classes.values() for value in members})
-    plane = choose_plane([np.isin(mask, values) for mask in labels.values()], reference.geometry, oriented)
+    plane = choose_plane([np.isin(mask, values) for mask in labels.values()], reference.geometry, spacing_known)
     shown = {name: plane.cut(mask) for name, mask in labels.items()}
     raters = [plane.cut(_read_on_grid(path, reference, files.source)) for path in files.raters]
     samples = [plane.cut(_read_on_grid(path, reference)) for path in files.samples[:SHOWN_SAMPLES]]
@@ -141,7 +141,12 @@ def draw_case(highlight: Highlight, classes: Classes, images: Sequence[Path], or
 
 
 def write_viewer(
-    path: Path, highlight: Highlight, classes: Classes, images: Sequence[Path], ignore_value: int | None = None
+    path: Path,
+    highlight: Highlight,
+    classes: Classes,
+    images: Sequence[Path],
+    ignore_value: int | None = None,
+    spacing_known: bool = True,
 ) -> ViewerFile | None:
     """Write the viewer of a 3D case; None for a 2D case, which the pictures show whole.
 
@@ -168,6 +173,7 @@ def write_viewer(
         labels=label_names(classes),
         classes=list(classes),
         ignored=ignore_value,
+        spacing_known=spacing_known,
         reference=shown(reference.array[0]),
         prediction=shown(read_labels(files.prediction).array[0]),
         samples=(shown(read_labels(sample).array[0]) for sample in files.samples),

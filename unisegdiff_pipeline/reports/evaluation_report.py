@@ -69,6 +69,7 @@ from unisegdiff_pipeline.reports.profile_section import profile_section
 T = TypeVar("T")
 REPORT_NAME, VIEWERS = "report.html", "viewers"
 NARROW_GROUPS = 4  # of more boxes than these, the figure takes the width of the page
+MOST_ROWS = 5000  # of the table of cases, about; a browser sorts and searches so many
 DRAWN_CLASSES = len(SERIES)  # figures show no more, which had no colours of their own; tables and files hold all
 # Opening numbers and columns of the table of cases; those that an evaluation lacks are left out.
 KEY_METRICS = ("dice", "surface_dice", "hd95_mm", "lesion_f1", "ged_u", "energy_score_u", "adaptive_ece")
@@ -150,7 +151,9 @@ def _lead(evaluation: Evaluation) -> list[Html]:
     elif report.units.length == "pixels":
         parts.append(notice("Areas and distances are in pixels: the pixel size of this data set is not known."))
     if report.not_predicted:
-        parts.append(notice(f"{len(report.not_predicted)} reference cases have no prediction and are left out."))
+        number = len(report.not_predicted)
+        text = f"{counted(number, 'reference case')} {'has' if number == 1 else 'have'} no prediction, left out here."
+        parts.append(notice(text))
     if false := sum(entry.outcomes.false_positive for entry in report.classes):
         what = "prediction stands" if false == 1 else "predictions stand"
         text = f"{false} {what} on an empty reference. Overlap is undefined there and in no mean; see Cases by outcome."
@@ -171,8 +174,8 @@ def _summary(evaluation: Evaluation) -> Section:
     groups = report.settings["num_groups"]
     unit = "cases" if groups == report.settings["num_cases"] else f"groups ({groups} of them)"
     intro = (
-        f"{report.settings['num_cases']} cases. Means over those where a metric is defined, with {level} bootstrap "
-        f"intervals over {unit}."
+        f"{counted(report.settings['num_cases'], 'case')}. Means over those where a metric is defined, with {level} "
+        f"bootstrap intervals over {unit}."
     )
     body = [main_table(report), outcome_table(report), details("All metrics", [metric_table(report)])]
     return Section("Summary", body, intro)
@@ -248,10 +251,18 @@ def _write_viewers(
     for item in chosen:
         case_id = item.inputs.case_id
         target = folder / VIEWERS / f"{case_id}.html"
-        written = write_viewer(target, item, settings["classes"], images.get(case_id, ()), settings["ignore_value"])
+        known = _knows_spacing(report, item)
+        paths, ignored = images.get(case_id, ()), settings["ignore_value"]
+        written = write_viewer(target, item, settings["classes"], paths, ignored, known)
         if written is not None:
             viewers[case_id] = (f"{VIEWERS}/{quote(case_id)}.html", written.num_bytes)
     return viewers
+
+
+def _knows_spacing(report: FolderSummary, item: Highlight) -> bool:
+    """Whether the spacing of a case is known, and with it the patient's sides; of a unified data set by its source."""
+    source = item.inputs.source
+    return report.spacing_known if source is None else source.spacing_known
 
 
 def _cases_in_pictures(
@@ -275,7 +286,7 @@ def _case_part(
     if case_id in viewers:
         target, size = viewers[case_id]
         body.append(paragraph(Html(f"{link(target, 'Open all slices in the viewer')} ({size / 1e6:.1f} MB)")))
-    body += draw_case(item, report.settings["classes"], images, report.spacing_known)
+    body += draw_case(item, report.settings["classes"], images, _knows_spacing(report, item))
     return subsection(f"{item.kind}: {case_id}", body)
 
 
@@ -448,7 +459,8 @@ def _all_cases(evaluation: Evaluation, viewers: Mapping[str, str]) -> Section:
     columns += [Column("Group", "text")] * has_groups + [Column("Class", "text")] * several
     columns += [Column("Outcome", "text"), *(metric_column(name, report) for name in names)]
     rows: list[list[Cell]] = []
-    for case in evaluation.cases:
+    shown = evaluation.cases[: max(1, MOST_ROWS // max(1, len(report.classes)))]
+    for case in shown:
         name: Cell = link(viewers[case.case_id], case.case_id) if case.case_id in viewers else case.case_id
         for result in case.classes:
             row = metric_row(result, tolerances)
@@ -456,8 +468,10 @@ def _all_cases(evaluation: Evaluation, viewers: Mapping[str, str]) -> Section:
             start += [result.overlap.class_name] * several
             rows.append([*start, OUTCOMES[result.overlap.outcome], *(_case_cell(row.get(n)) for n in names)])
     intro = "Click on a heading to sort by it; search by case, class or outcome. Linked cases open in the viewer."
-    content = Table(columns, rows, "Cases", searchable=True)
-    return Section("All cases", [table(content)], intro if viewers else intro.rpartition(" Linked")[0])
+    intro = intro if viewers else intro.rpartition(" Linked")[0]
+    if len(shown) < len(evaluation.cases):
+        intro = f"The first {len(shown)} of {len(evaluation.cases)} cases; metrics.csv holds all. {intro}"
+    return Section("All cases", [table(Table(columns, rows, "Cases", searchable=True))], intro)
 
 
 def _case_cell(value: Any) -> Cell:

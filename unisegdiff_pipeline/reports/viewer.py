@@ -38,6 +38,7 @@ from unisegdiff_pipeline.reports.viewer_volumes import (
 )
 
 MAX_VOXELS = 32 * 1024**2
+_SIDES = "The patient&rsquo;s right is on the left of axial and coronal slices, anterior on the left of sagittal ones. "
 _SIZE_MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
@@ -73,6 +74,7 @@ class ViewerCase:
         channel_names: one a channel; "channel 0" and so on where it is empty.
         classes: names in the order of their colours; those of `labels` where it is empty.
         ignored: label value of the reference that marks what is not scored; None where there is none.
+        spacing_known: False says that voxel sizes and the patient's sides are made up: sides are not named then.
         marks: places to jump to; the viewer opens at the first. Without any it opens at the middle of the masks.
         note: a line under the name, such as the scores of the case.
         report: relative path of the page that the viewer was opened from, for a link back.
@@ -90,6 +92,7 @@ class ViewerCase:
     channel_names: Sequence[str] = ()
     classes: Sequence[str] = ()
     ignored: int | None = None
+    spacing_known: bool = True
     marks: Sequence[ViewerMark] = ()
     note: str = ""
     report: str | None = None
@@ -166,6 +169,7 @@ def write_case_viewer(path: Path, case: ViewerCase, max_voxels: int = MAX_VOXELS
         "labels": [[value, name] for value, name in case.labels.items()],
         "classes": list(case.classes or dict.fromkeys(case.labels.values())),
         "ignored": case.ignored,
+        "sides": case.spacing_known,
         "masks": masks,
         "uncertainty": case.uncertainty is not None,
         "marks": [{"name": mark.name, "mm": mark.position_mm} for mark in case.marks],
@@ -203,6 +207,7 @@ def _page(case: ViewerCase, grid: ViewerGrid, settings: dict[str, Any], volumes:
         note=f"<p class=subtitle>{html.escape(case.note)}</p>" if case.note else "",
         back=link(case.report, "Evaluation report") if case.report else "",
         facts=html.escape(_facts(case, grid)),
+        sides=_SIDES if case.spacing_known else "",
         size=_SIZE_MARK,
     )
     parts = [
@@ -237,6 +242,8 @@ def _facts(case: ViewerCase, grid: ViewerGrid) -> str:
     z, y, x = case.image.shape[1:]
     spacing = " \N{MULTIPLICATION SIGN} ".join(f"{s:.4g}" for s in case.geometry.spacing_mm[::-1])
     text = f"{x} \N{MULTIPLICATION SIGN} {y} \N{MULTIPLICATION SIGN} {z} voxels of {spacing} mm (x, y, z)"
+    if not case.spacing_known:
+        text += ", which are nominal: voxel size and the patient's sides are not known"
     if grid.factors == (1, 1, 1):
         return text
     blocks = " \N{MULTIPLICATION SIGN} ".join(str(f) for f in grid.factors_zyx[::-1])

@@ -493,7 +493,7 @@ void main() {
       isRadiologicalConvention: true, multiplanarShowRender: 0, multiplanarPadPixels: 4, sliceType: 3, tileMargin: 0,
       dragMode: 4, dragAndDropEnabled: false, loadingText: '', logLevel: 'error', viewModeHotKey: '', clipPlaneHotKey: '',
       cycleClipPlaneHotKey: '', fontColor: [0.93, 0.35, 0.65, 1], // read on bright and on dark tissue
-      showAllOrientationMarkers: true
+      showAllOrientationMarkers: true, isOrientationTextVisible: settings.sides, sagittalNoseLeft: true
     })
     viewer.addColormap('map', { ...MAP_STOPS, A: [0, 90, 160, 210, 255] })
     await viewer.attachToCanvas($('canvas'), false)
