@@ -140,6 +140,9 @@ def test_few_and_empty_cases_are_warned_of() -> None:
     fingerprint, _ = reviewed("Dataset101_BUSI")
     assert "There are only" not in found_in(fingerprint)
     assert "There are only 10 cases" in found_in(dataclasses.replace(fingerprint, cases=fingerprint.cases[:10]))
+    few = found_in(dataclasses.replace(fingerprint, cases=fingerprint.cases[:4]))
+    assert "There are only 4 cases, so a fold validates on 1 or fewer" in few
+    assert "There is only 1 case," in found_in(dataclasses.replace(fingerprint, cases=fingerprint.cases[:1]))
     assert "60% of the cases hold no foreground" in found_in(dataclasses.replace(fingerprint, share_of_empty_cases=0.6))
     lidc, _ = reviewed("Dataset108_LIDC4R")
     empty = sum(case.empty for case in lidc.cases)
@@ -210,7 +213,7 @@ def test_rare_missing_and_tiny_classes_are_warned_of() -> None:
     missing = dataclasses.replace(fingerprint, lesions=(nothing,))
     assert "In no label map there is any lesion" in found_in(missing)
     assert "Of 100 label maps very few hold lesion (4)" in found_in(changed(fingerprint, share_of_maps=0.04))
-    assert "Less than 0.01% of the voxels are lesion" in found_in(changed(fingerprint, foreground_share=5e-5))
+    assert "Less than 0.01% of the pixels are lesion" in found_in(changed(fingerprint, foreground_share=5e-5))
 
 
 def test_thin_objects_are_told_from_specks() -> None:

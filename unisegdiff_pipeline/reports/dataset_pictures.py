@@ -51,6 +51,9 @@ def section(fingerprint: Fingerprint, raw: RawDataset, kept: KeptFigures) -> Sec
         return None
     labels = raw.description.labels
     which = "With median foreground" if fingerprint.sources else "With little, median and much foreground"
+    title = "A case of each source with its labels" if fingerprint.sources else "Three cases with their labels"
+    if not fingerprint.sources and len(parts) < len(QUANTILES):
+        which, title = "With foreground", "Cases with their labels"
     intro = (
         f"{which}: the slice with the largest labelled area, as the files hold it. See whether the outlines follow "
         f"what they should."
@@ -58,7 +61,6 @@ def section(fingerprint: Fingerprint, raw: RawDataset, kept: KeptFigures) -> Sec
     if not fingerprint.is_2d and raw.description.spacing_known:
         intro += " The patient's right (R) is on the left, anterior (A) or superior (S) on top."
     colors = dict(zip(labels.names, _colors(len(labels.names)), strict=True))
-    title = "A case of each source with its labels" if fingerprint.sources else "Three cases with their labels"
     return Section(title, [*parts, legend(colors)], intro)
 
 

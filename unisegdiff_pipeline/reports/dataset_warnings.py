@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from unisegdiff_pipeline.core.progress import counted, is_or_are
 from unisegdiff_pipeline.core.units import units_of
 from unisegdiff_pipeline.fingerprint import Fingerprint
 from unisegdiff_pipeline.planning.normalization import choose_normalizations
@@ -34,9 +35,11 @@ def data_warnings(fingerprint: Fingerprint, plans: Plans | None) -> list[str]:
 def _about_cases(fingerprint: Fingerprint) -> Iterator[str]:
     count = len(fingerprint.cases)
     if count < FEW_CASES:
+        most = -(-count // 5)
         yield (
-            f"There are only {count} cases, so each fold validates on {count // 5} or so: differences between "
-            "trainings will hardly be told from chance. Judge by all five folds together, and add cases if you can."
+            f"There {is_or_are(count)} only {counted(count, 'case')}, so a fold validates on {most} or fewer: "
+            "differences between trainings will hardly be told from chance. Judge by all five folds together, and add "
+            "cases if you can."
         )
     if fingerprint.share_of_empty_cases > MANY_EMPTY:
         yield (
@@ -50,7 +53,7 @@ def _about_cases(fingerprint: Fingerprint) -> Iterator[str]:
 
 
 def _about_classes(fingerprint: Fingerprint) -> Iterator[str]:
-    maps = sum(max(1, len(case.raters)) for case in fingerprint.cases)
+    maps, element = sum(max(1, len(c.raters)) for c in fingerprint.cases), units_of(fingerprint.is_2d, True).element
     present = {lesion.class_name: round(lesion.share_of_maps * maps) for lesion in fingerprint.lesions}
     never = [name for name, count in present.items() if count == 0]
     rare = [f"{name} ({count})" for name, count in present.items() if 0 < count < FEW_MAPS and count < maps / 2]
@@ -64,19 +67,20 @@ def _about_classes(fingerprint: Fingerprint) -> Iterator[str]:
         )
     if tiny:
         yield (
-            f"Less than {TINY_FRACTION:.2%} of the voxels are {_listed(tiny)}. Patches are centred on such objects "
+            f"Less than {TINY_FRACTION:.2%} of the {element}s are {_listed(tiny)}. Patches are centred on such objects "
             "often enough to learn them, but look at counts of lesions beside Dice when you evaluate."
         )
 
 
 def _about_spacing(fingerprint: Fingerprint) -> Iterator[str]:
     spacing = np.array([case.spacing_mm for case in fingerprint.cases])
+    element = units_of(fingerprint.is_2d, True).element
     for axis, name in enumerate("ZYX"):
         low, high = np.percentile(spacing[:, axis], (5, 95))
         if high > SPACING_RATIO * low:
             yield (
-                f"The voxel size along {name} goes from {low:.3g} to {high:.3g} mm between the 5 % finest and coarsest "
-                "cases. All are resampled to one size; look whether the coarse ones are scored worse."
+                f"The {element} size along {name} goes from {low:.3g} to {high:.3g} mm between the 5 % finest and "
+                "coarsest cases. All are resampled to one size; look whether the coarse ones are scored worse."
             )
 
 
@@ -93,8 +97,10 @@ def _about_thin_objects(
             thin.append(lesion.class_name)
         elif lesion.thickness_mm is not None and lesion.thickness_mm.p50 < limit_mm:
             specks.append(lesion.class_name)
-    unit = units_of(fingerprint.is_2d, spacing_known).length
-    size = f"{THIN_VOXELS:g} voxels at the {max(in_plane):.3g} {unit} planned for {configuration.name}"
+    units = units_of(fingerprint.is_2d, spacing_known)
+    size = (
+        f"{THIN_VOXELS:g} {units.element}s at the {max(in_plane):.3g} {units.length} planned for {configuration.name}"
+    )
     if thin:
         yield (
             f"In half of the label maps {_listed(thin)} is nowhere thicker than {size}: Dice will be low whatever is "
