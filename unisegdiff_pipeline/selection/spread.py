@@ -21,7 +21,7 @@ def annotators(stored: StoredCase) -> np.ndarray:
 def spread_of_case(
     prediction: CasePrediction, raters: np.ndarray, scheme: LabelScheme, case_id: str, annotated: frozenset[str]
 ) -> list[CaseSpread]:
-    """One entry for each annotated class; none where no samples were drawn.
+    """One entry for each annotated class, of the voxels that are not ignored; none where no samples were drawn.
 
     Args:
         prediction: with samples.
@@ -32,16 +32,16 @@ def spread_of_case(
     """
     if prediction.num_samples == 0:
         return []
-    p = prediction.probabilities().flatten(1).amax(dim=1).numpy()  # (K,)
     valid = ~scheme.ignored(raters[0])
+    p = prediction.probabilities().numpy().max(axis=(1, 2, 3), initial=0.0, where=valid)  # (K,)
     masks = _by_class([scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)], scheme)
     references = _by_class(list(raters), scheme)
     return [
         case_spread(
             case_id,
             name,
-            [m & valid for m in masks[name]],
-            [m & valid for m in references[name]],
+            [mask[valid] for mask in masks[name]],
+            [mask[valid] for mask in references[name]],
             float(p[scheme.foreground_offset + index]),
         )
         for index, name in enumerate(scheme.names)
