@@ -11,6 +11,7 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import from_jsonable, to_jsonable
 from unisegdiff_pipeline.fingerprint import (
     CaseFingerprint,
+    ClassOrder,
     ComponentFacts,
     Fingerprint,
     IntensityStatistics,
@@ -136,6 +137,30 @@ def test_sources_follow_the_spacing_of_weights_on_a_physical_grid_and_stay_on_a_
     kept = plan_for_weights(replace(relative, spacing_known=True), weights, 1015)
     assert targets(kept) == targets(relative)
     assert "no millimetres" in kept.decisions["configurations.2d.preprocessing.target_spacing_mm"]
+
+
+def test_a_batch_for_weights_is_bounded_by_the_slices_of_volumes() -> None:
+    levels = tuple(LevelPlan(32 << i, (1, 1) if i == 0 else (2, 2), (3, 3), 2) for i in range(4))
+    weights = WeightsToFollow(NetworkPlan(2, (64, 64), 1, levels), None, "WEIGHTS")
+    planned = plan(VOLUMES)
+    found = plan_for_weights(planned, weights, 5)  # cases of 40 slices
+    assert planned.configurations["2d"].training.batch_size == found.configurations["2d"].training.batch_size == 10
+
+
+def test_axes_along_which_the_classes_of_any_source_lie_in_order_are_not_mirrored() -> None:
+    def ordered(name: str, axis: int, *shape_and_spacing: Triple) -> Fingerprint:
+        (z, y, x), spacing = shape_and_spacing
+        share = tuple(float(i == axis) for i in range(3))
+        found = facts(name, (int(z), int(y), int(x)), spacing, ("CT",), 20)
+        return replace(found, class_orders=(ClassOrder("head", "tail", 20, share),))  # type: ignore[arg-type]
+
+    axial = ordered("Axial", 2, (40, 160, 160), (2.0, 0.5, 0.5))
+    sagittal = ordered("Sagittal", 1, (160, 160, 40), (0.5, 0.5, 2.0))  # Y of the files is the network's X
+    for sources in ((axial,), (sagittal,), (axial, sagittal)):
+        plans = plan(*sources, known=True)
+        assert plans.configurations["3d_fullres"].training.mirror_axes == (0, 1)
+        reason = plans.decisions["configurations.3d_fullres.training.mirror_axes"]
+        assert f"{sources[-1].dataset_name}: all axes but X, on which head and tail" in reason
 
 
 def test_each_source_keeps_channels_and_normalisation_of_its_own() -> None:

@@ -78,6 +78,8 @@ def _following(
     plans: Plans, planned: ConfigurationPlan, weights: WeightsToFollow, num_cases: int, nearest: Spacing
 ) -> tuple[ConfigurationPlan, Mapping[str, str]]:
     channels, outputs = planned.network.num_input_channels, plans.labels.num_channels
+    if planned.sources is not None:  # whose median shape is that of a slice in 2D
+        num_cases = sum(source.num_images for source in planned.sources.plans.values())
     sizer = Sizer(plans.budget, channels, outputs, num_cases)
     spacing, reasons = _spacing(plans.in_mm(planned), planned, weights, nearest)
     shape = scaled_shape(planned.median_shape, planned.preprocessing.target_spacing_mm, spacing)

@@ -18,7 +18,7 @@ from unisegdiff_pipeline.planning.coarsening import (
     all_resolved,
     coarsen_in_plane,
 )
-from unisegdiff_pipeline.planning.mirroring import plan_mirror_axes
+from unisegdiff_pipeline.planning.mirroring import ALL_AXES, plan_mirror_axes
 from unisegdiff_pipeline.planning.normalization import (
     ChannelNormalization,
     choose_nonzero_mask,
@@ -45,7 +45,7 @@ from unisegdiff_pipeline.planning.reasons import (
 from unisegdiff_pipeline.planning.sizing import Sizer
 from unisegdiff_pipeline.planning.spacing import ANISOTROPY, SpacingPlan, plan_spacing
 from unisegdiff_pipeline.planning.topology import MIN_EDGE, denoiser_multiply_adds, multiply_adds
-from unisegdiff_pipeline.planning.unified import SharedGrid, shared_grid, source_facts, with_sources
+from unisegdiff_pipeline.planning.unified import SharedGrid, SourceFacts, shared_grid, source_facts, with_sources
 
 CASCADE = "3d_cascade_fullres"
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", CASCADE)
@@ -63,13 +63,14 @@ _DENOISER_FRACTION = 0.03  # of the segmenter, for one call
 
 @dataclass(frozen=True)
 class _Context:
-    """What all configurations of a data set share; `decisions` collects the reasons."""
+    """What all configurations of a data set share; `decisions` collects the reasons, `sources` are those pooled."""
 
     fingerprint: Fingerprint
     description: DatasetDescription
     sizer: Sizer
     spacing: SpacingPlan
     decisions: dict[str, str]
+    sources: tuple[SourceFacts, ...] = ()
 
     def decide(self, configuration: str, field: str, reason: str) -> None:
         self.decisions[f"configurations.{configuration}.{field}"] = reason
@@ -152,7 +153,7 @@ def _possible_of_sources(
         _warn_of_channel_names(facts.description)
     grid, decisions = shared_grid(fingerprint, sources, dims=2), dict[str, str]()
     description = replace(description, spacing_known=grid.kind == "physical")
-    context = _context(grid.pooled, description, budget, grid.num_images, decisions)
+    context = replace(_context(grid.pooled, description, budget, grid.num_images, decisions), sources=grid.sources)
     decisions["budget"] = context.sizer.reason()
     if grid.kind == "relative":
         decisions["spacing_known"] = "false: not all sources know it, so that sizes and distances are nominal"
@@ -164,7 +165,7 @@ def _possible_of_sources(
             decisions[f"configurations.{name}"] = f"not made: all sources hold 2D images ({', '.join(flat)})"
         return context, possible
     grid = shared_grid(fingerprint, deep, dims=3)
-    volumes = _context(grid.pooled, description, budget, grid.num_images, decisions)
+    volumes = replace(_context(grid.pooled, description, budget, grid.num_images, decisions), sources=grid.sources)
     decisions[f"configurations.{CASCADE}"] = "not made: it takes images of one data set, and these are of several"
     for name, configuration in _plan_volumes(volumes).items():
         possible[name] = _with_sources(volumes, grid, configuration)
@@ -294,7 +295,7 @@ def _finish(
 ) -> ConfigurationPlan:
     batch_size, reason = context.sizer.batch_size(network, median_shape)
     context.decide(name, "training.batch_size", reason)
-    mirror_axes, reason = plan_mirror_axes(context.fingerprint.class_orders, context.spacing.axis_order)
+    mirror_axes, reason = _mirror_axes(context)
     context.decide(name, "training.mirror_axes", reason)
     training = _training_plan(context, batch_size, batch_dice, is_flat(network), mirror_axes)
     context.decide_all(name, "training", training_reasons(training, on_cpu=context.sizer.on_cpu, dims=network.dims))
@@ -307,6 +308,22 @@ def _finish(
         denoiser=_plan_denoiser(context, name, network),
         training=training,
     )
+
+
+def _mirror_axes(context: _Context) -> tuple[tuple[int, ...], str]:
+    """Axes of the network; those of the sources' images are put in order by each source's own plan."""
+    if not context.sources:
+        return plan_mirror_axes(context.fingerprint.class_orders, context.spacing.axis_order)
+    orders = {facts.source.name: facts.spacing.axis_order for facts in context.sources}
+    found = {
+        name: plan_mirror_axes(facts.fingerprint.class_orders, orders[name])
+        for name, facts in zip(orders, context.sources, strict=True)
+    }
+    if len({*orders.values()}) == 1:  # else the orders along the axes of files say nothing of all together
+        found["all"] = plan_mirror_axes(context.fingerprint.class_orders, next(iter(orders.values())))
+    allowed = tuple(axis for axis in ALL_AXES if all(axis in axes for axes, _ in found.values()))
+    reasons = [f"{name}: {reason}" for name, (axes, reason) in found.items() if axes != ALL_AXES]
+    return allowed, "; ".join(reasons) or next(reason for _, reason in found.values())
 
 
 def _preprocessing(context: _Context, name: str, spacing: tuple[float | None, float, float]) -> PreprocessingPlan:
