@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -367,6 +368,34 @@ def test_a_class_that_is_called_by_a_length_keeps_its_name_in_2d(tmp_path: Path)
     stored = json.loads(evaluation.write(tmp_path / "out").summary.read_text())
     assert stored["settings"]["classes"] == {"nodule_6_ml": [1]}
     assert "nodule_6_ml: 1" in write_evaluation_report(tmp_path / "out", evaluation).read_text()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"level": 95}, "level is 95; give a fraction"),
+        ({"strata_edges_ml": (5.0, 1.0)}, "strata_edges_ml is .* ascending"),
+        ({"strata_edges_ml": (float("nan"),)}, "strata_edges_ml is"),
+        ({"seed": -1}, "seed is -1"),
+        ({"resamples": -1}, "resamples is -1"),
+        ({"workers": -1}, "workers is -1"),
+        ({"min_lesion_ml": -0.1}, "min_lesion_ml is -0.1"),
+        ({"tolerances_mm": (-1.0,)}, "tolerances_mm is"),
+        ({"tolerances_mm": (1.0, 1.0000001)}, "tolerances_mm is .* differ in six digits"),
+        ({"against": "other"}, r"against is 'other'; give a tuple, \('other',\)"),
+        ({"profiles": "isles"}, r"profiles is 'isles'; give a tuple"),
+    ],
+)
+def test_options_that_say_nothing_are_refused_before_anything_is_scored(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        EvaluationOptions(**wrong)
+
+
+def test_tolerances_of_one_column_are_one(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    words = [*map(str, folders), "--labels", "1", "--no-report", "-o", str(tmp_path / "out")]
+    assert usd_evaluate([*words, "--tolerance-mm", "1.0000001", "1", "0.5"]) == 0
+    header = (tmp_path / "out/metrics.csv").read_text().splitlines()[0].split(",")
+    assert [name for name in header if name.startswith("surface_dice")] == ["surface_dice_0.5mm", "surface_dice_1mm"]
 
 
 def test_runs_are_told_apart_by_what_lies_above_them() -> None:

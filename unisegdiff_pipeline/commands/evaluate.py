@@ -205,7 +205,8 @@ def _evaluate(args: Namespace) -> None:
             f"sizes. Add the profile, or leave the flag out."
         )
     given: dict[str, Any] = {
-        "tolerances_mm": args.tolerance_mm and tuple(sorted(set(args.tolerance_mm))),
+        # In the six digits by which their columns are named.
+        "tolerances_mm": args.tolerance_mm and tuple(sorted({float(f"{value:g}") for value in args.tolerance_mm})),
         "resamples": args.bootstrap,
         "seed": args.seed,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +57,9 @@ class EvaluationOptions:
             the same.
         scheduler: address of a Dask scheduler whose workers score folders instead; they see the same files at the same
             paths.
+
+    Raises:
+        ValueError: for a value outside what is allowed; before anything is scored, which may take hours.
     """
 
     tolerances_mm: tuple[float, ...] = (1.0, 2.0)
@@ -74,6 +79,25 @@ class EvaluationOptions:
     min_lesion_ml: float = 0.0
     workers: int | None = None
     scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("against", "profiles"):
+            if isinstance(value := getattr(self, name), (str, Path)):
+                raise ValueError(f"{name} is {str(value)!r}; give a tuple, ({str(value)!r},)")
+        names = [f"{tolerance:g}" for tolerance in self.tolerances_mm]
+        if not all(0 <= tolerance < math.inf for tolerance in self.tolerances_mm) or len(set(names)) < len(names):
+            raise ValueError(
+                f"tolerances_mm is {self.tolerances_mm}; give distances of 0 or more that differ in six digits, "
+                f"by which columns are named"
+            )
+        bounds = (0.0, *(self.strata_edges_ml or ()), math.inf)
+        if not all(low < high for low, high in itertools.pairwise(bounds)):  # also for an edge that is not a number
+            raise ValueError(f"strata_edges_ml is {self.strata_edges_ml}; give positive sizes in ascending order")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level is {self.level}; give a fraction between 0 and 1, such as 0.95")
+        for name in ("resamples", "seed", "min_lesion_ml", "workers"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; give a number of 0 or more")
 
 
 @dataclass(frozen=True)
