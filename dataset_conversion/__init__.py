@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +125,8 @@ def convert(name: str, request: Request, raw_root: Path) -> Path:
     for option in ("name", "channels", "threshold", "group_pattern", "mask"):
         if getattr(request, option) not in (None, ()) and option not in chosen.options:
             raise UsdError(f"usd_convert {name} takes no --{option.replace('_', '-')}; leave it out.")
-    sources = tuple(Path(source).expanduser().resolve() for source in request.sources)
+    # Links stay: they may have the name that says what the data are.
+    sources = tuple(Path(os.path.abspath(source.expanduser())) for source in map(Path, request.sources))  # noqa: PTH100
     found = chosen.find(dataclasses.replace(request, sources=sources))
     if request.number is not None:
         found = dataclasses.replace(found, number=request.number)

@@ -16,6 +16,7 @@ from dataset_conversion.raw_writer import Case, Conversion, Origin
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.io.images import read_header
+from unisegdiff_pipeline.io.paths import places_of
 
 _ENDING = ".nii.gz"
 _FOLDER = re.compile(r"Task(?P<number>\d+)_(?P<name>.+)")
@@ -25,7 +26,7 @@ _COPIED_KEYS = ("description", "reference", "licence", "release")
 def find(request: Request) -> Conversion:
     """See the module; name and number are the task's own."""
     (source,) = request.sources
-    match = _FOLDER.fullmatch(source.name)
+    match = next((match for place in places_of(source) if (match := _FOLDER.fullmatch(place.name))), None)
     if match is None or not source.is_dir():
         raise UsdError(f"{source} is no folder named TaskXX_Name; name the unpacked folder of a Decathlon task.")
     published = read_object(source / "dataset.json")
@@ -37,7 +38,7 @@ def find(request: Request) -> Conversion:
         cases += [Case(name, _frames(image, len(channels)), held_out=True) for name, image in held_out.items()]
     texts = {key: str(published[key]) for key in _COPIED_KEYS if key in published}
     origin = Origin(
-        f"Medical Segmentation Decathlon, {source.name}",
+        f"Medical Segmentation Decathlon, {match[0]}",
         "http://medicaldecathlon.com",
         texts.get("licence", "CC BY-SA 4.0"),
         texts.get("reference", "Antonelli et al. 2022, Nature Communications 13:4128"),
@@ -50,7 +51,7 @@ def find(request: Request) -> Conversion:
         _ENDING,
         tuple(cases),
         origin,
-        more={"name": str(published.get("name", source.name)), **texts},
+        more={"name": str(published.get("name", match[0])), **texts},
     )
 
 

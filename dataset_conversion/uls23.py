@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dataset_conversion.finding import Request, images_in, pairs
+from dataset_conversion.finding import Request, images_in, pairs, unique
 from dataset_conversion.raw_writer import Case, Conversion, Origin
-from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS
 
 _OF_ONE_LESION = re.compile(r"(_lesion_?[0-9]+)?(_sample_?[0-9]+)?$")  # what the lesions of a scan differ in
@@ -27,11 +26,10 @@ _ORIGIN = Origin(
 def find(request: Request) -> Conversion:
     """See the module; all sets below the source are taken, lesions of one scan or patient form a group."""
     (source,) = request.sources
-    folders = sorted(path.parent for path in source.rglob("labels") if (path.parent / "images").is_dir())
-    if not folders:
-        raise UsdError(f"{source} holds no folder with images and labels in it; name the folder of ULS23.")
+    pairs_of_folders = (path.parent for path in source.rglob("labels") if (path.parent / "images").is_dir())
+    folders = unique(((str(path), path) for path in pairs_of_folders), source, "folder with images and labels in it")
     cases: list[Case] = []
-    for folder in folders:
+    for folder in folders.values():
         images = images_in(folder / "images", NIFTI_ENDINGS)
         by_name = {re.sub(r"_0000$", "", stem): path for stem, path in images.items()}
         for name, (image, mask) in pairs(by_name, images_in(folder / "labels", NIFTI_ENDINGS)).items():

@@ -103,6 +103,13 @@ def test_nothing_is_left_after_a_failure(tmp_path):
     assert not list((tmp_path / "raw").glob("*"))
 
 
+@pytest.mark.parametrize(("link", "folder"), [("Task07_Thing", "store"), ("link", "Task07_Thing")])
+def test_a_link_to_a_task_is_one_whichever_of_the_two_has_its_name(tmp_path, link, folder):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / link).symlink_to(_task(tmp_path / folder, 1))
+    assert convert(tmp_path / "links" / link, tmp_path / "raw").name == "Dataset007_Thing"
+
+
 def test_wrong_sources(tmp_path):
     with pytest.raises(UsdError, match="TaskXX_Name"):
         convert(tmp_path / "Thing", tmp_path / "raw", None)

@@ -156,6 +156,8 @@ def test_uls23_keeps_the_lesions_of_a_patient_together(tmp_path, converted):
 
 def test_uls23_keeps_the_lesions_of_a_scan_together_whose_names_end_in_a_sample(tmp_path, converted):
     folder = tmp_path / "ULS23/processed_data/fully_annotated/LiTS"
+    for part in ("images", "labels"):  # of macOS, beside what was packed there
+        (tmp_path / "__MACOSX/LiTS" / part).mkdir(parents=True)
     for seed, name in enumerate(("liver_0_lesion_01", "liver_0_lesion_02", "liver_1_lesion_01")):
         volume(folder / f"images/{name}_sample_0.nii.gz", seed)
         label_volume(folder / f"labels/{name}_sample_0.nii.gz", 1)
