@@ -97,10 +97,8 @@ def _about_thin_objects(
             thin.append(lesion.class_name)
         elif lesion.thickness_mm is not None and lesion.thickness_mm.p50 < limit_mm:
             specks.append(lesion.class_name)
-    units = units_of(fingerprint.is_2d, spacing_known)
-    size = (
-        f"{THIN_VOXELS:g} {units.element}s at the {max(in_plane):.3g} {units.length} planned for {configuration.name}"
-    )
+    unit = units_of(fingerprint.is_2d, spacing_known).length
+    size = f"{THIN_VOXELS:g} voxels at the {max(in_plane):.3g} {unit} planned for {configuration.name}"
     if thin:
         yield (
             f"In half of the label maps {_listed(thin)} is nowhere thicker than {size}: Dice will be low whatever is "
