@@ -391,6 +391,14 @@ def test_options_that_say_nothing_are_refused_before_anything_is_scored(wrong: d
         EvaluationOptions(**wrong)
 
 
+def test_groups_beside_the_references_that_name_no_case_are_said(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folders[0].parent / "groups.csv").write_text("case,group\ncase_1.nii.gz,anna\n")
+    assert usd_evaluate([*map(str, folders), "--labels", "1", "--no-report", "--against", str(folders[0])]) == 0
+    assert "groups.csv names none of these cases, so that each" in " ".join(capsys.readouterr().out.split())
+
+
 def test_tolerances_of_one_column_are_one(folders: tuple[Path, Path], tmp_path: Path) -> None:
     words = [*map(str, folders), "--labels", "1", "--no-report", "-o", str(tmp_path / "out")]
     assert usd_evaluate([*words, "--tolerance-mm", "1.0000001", "1", "0.5"]) == 0

@@ -145,3 +145,13 @@ def test_one_sample_twice(folders: tuple[Path, Path], names: tuple[str, str]) ->
     touch(*(folders[1] / "samples" / name for name in ("b_sample0.nii.gz", *names)))
     with pytest.raises(UsdError, match=r"one sample of case b twice: .*b_sample0?1\.nii.* and .*b_sample0?1\.nii"):
         cases(folders)
+
+
+def test_groups_that_name_no_case_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Names with an ending fit no case; each image counted as a patient of its own without a word."""
+    groups = tmp_path / "own.csv"
+    groups.write_text("case,group\na.nii.gz,anna\nb.nii.gz,anna\n")
+    with pytest.raises(UsdError, match=r"--groups .*own\.csv names none of \d+ cases?: a.*without their ending"):
+        cases(folders, groups=groups)
+    groups.write_text("case,group\na,anna\n")  # one is enough, others are groups by themselves
+    assert [case.group for case in cases(folders, groups=groups)][:1] == ["anna"]

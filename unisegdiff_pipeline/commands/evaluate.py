@@ -287,6 +287,8 @@ def _what_was_scored(evaluation: Evaluation) -> str:
     for name in ("probabilities", "samples", "raters", "uncertainty"):
         if settings[name] is None and (folder := getattr(folders, name)) is not None:
             lines.append(f"{folder} holds no {name} of these cases, so that none are scored.")
+    if settings["groups"] is None and folders.groups is not None and not folders.unified:
+        lines.append(f"{folders.groups} names none of these cases, so that each is a group by itself.")
     for side, values in settings.get("not_scored_values", {}).items():
         if values:
             lines.append(f"Label values of the {side} that are not scored: {', '.join(map(str, values))}.")

@@ -317,7 +317,7 @@ def _other_inputs(inputs: Inputs, prediction: Path, subset: bool) -> Inputs:
         raise UsdError(f"--against {prediction} {state}; give a {kind} of another run, as {scored} is a {kind}.")
     groups = None if inputs.folders.unified else inputs.folders.groups
     folders = discover_folders(inputs.folders.reference, prediction, EvaluationOptions(groups=groups))
-    folders = dataclasses.replace(folders, raters=inputs.folders.raters)
+    folders = dataclasses.replace(folders, raters=inputs.folders.raters, named=frozenset())  # of this run none is
     found = {case.case_id: case for case in collect_inputs(folders, subset=True, more_predictions=True).cases}
     if inputs.folders.prediction.is_file() and prediction.is_file():
         found = {inputs.cases[0].case_id: next(iter(found.values()))}

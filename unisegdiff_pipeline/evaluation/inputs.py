@@ -12,8 +12,8 @@
 Where REF is the raw folder of a unified data set, masks, raters and groups are those of its sources; cases are named
 SOURCE__CASE.
 
-A folder that the user names must serve every case (raters: at least one). One that was only found may serve some; the
-values of the other cases are undefined.
+A folder that the user names must serve every case (raters and groups: at least one). One that was only found may serve
+some; the values of the other cases are undefined.
 """
 
 from __future__ import annotations
@@ -154,6 +154,11 @@ def collect_inputs(folders: InputFolders, *, subset: bool = False, more_predicti
     raters = {} if folders.unified else _several_per_case(folders, "raters", names, True)
     own_groups = folders.unified and "groups" not in folders.named
     groups = {case.case_id: case.group for case in cases} if own_groups else _read_groups(folders.groups)
+    if "groups" in folders.named and not any(name in groups for name in names):
+        raise UsdError(
+            f"--groups {folders.groups} names none of {counted(len(names), 'case')}: {listed(names)}. Write the "
+            f"names of cases into its first column, as those of files without their ending."
+        )
     return Inputs(
         folders=folders,
         cases=tuple(
