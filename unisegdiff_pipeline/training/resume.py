@@ -148,7 +148,7 @@ def as_asked(request: TrainRequest, folder: Path) -> TrainRequest:
         return dataclasses.replace(request, seed=request.seed_or_default)
     differences = [
         f"{old} and is now asked for {new}"
-        for old, new in (_length(request, former), *(_value(request, former, name) for name in ASKED[len(LENGTHS) :]))
+        for old, new in (_length(request, former), *(_value(request, former, name) for name in (*OTHERS, *PATHS)))
         if new is not None and old != new
     ]
     if differences:
@@ -202,7 +202,7 @@ def like_the_others(request: TrainRequest, others: Mapping[str, TrainRequest]) -
         UsdError: they were asked different things, so that it is not known what the next one is to be.
     """
     taken: dict[str, Any] = {}
-    for names in (LENGTHS, *((name,) for name in ASKED[len(LENGTHS) : -1])):
+    for names in (LENGTHS, *((name,) for name in (*OTHERS, "pretrained"))):  # each fold takes a phase 1 of its own
         if any(getattr(request, name) is not None for name in names):
             continue
         asked = {fold: tuple(getattr(other, name) for name in names) for fold, other in others.items()}
