@@ -191,7 +191,9 @@ def _key(conversion: Conversion) -> str:
     paths = files_read([path for source in sources for path in files_of(source)])
     for path in paths:
         if not path.is_file():
-            raise UsdError(f"{path} does not exist; unpack the whole of the download.")
+            raise UsdError(
+                f"{path} does not exist; unpack the whole of the download, or name a folder without cases that lack it."
+            )
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
     readers = (repr(conversion.read_mask), getattr(conversion.read_picture, "__qualname__", None))
     facts = (conversion.number, conversion.name, conversion.channels, dict(conversion.labels), conversion.file_ending)

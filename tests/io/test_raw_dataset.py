@@ -265,7 +265,14 @@ def test_names_in_two_unicode_forms_are_one_name(tmp_path):
     assert found.case_id == one
     assert find_cases(found.image_paths[0], ".png", 1) == (found,)
     _make(folder, [f"imagesTr/{one}_0000.png"])
-    with pytest.raises(UsdError, match="two Unicode forms"):
+    with pytest.raises(UsdError, match="differ only in their Unicode form"):
+        open_raw_dataset(folder)
+
+
+def test_one_rater_with_and_without_zeros_is_named_twice(tmp_path):
+    raters = ["ratersTr/a_rater3.png", "ratersTr/a_rater03.png"]
+    folder = _make(tmp_path / "D", ["imagesTr/a_0000.png", "labelsTr/a.png", *raters])
+    with pytest.raises(UsdError, match=r"a_rater03\.png and .*a_rater3\.png count as one .*zeros before the number"):
         open_raw_dataset(folder)
 
 

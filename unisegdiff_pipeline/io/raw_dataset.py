@@ -554,8 +554,8 @@ def _stem(path: Path, ending: str) -> str:
 def _add(files: dict[Key, Path], key: Key, path: Path) -> None:
     if files.setdefault(key, path) != path:
         raise UsdError(
-            f"{files[key]} and {path} have the same name in two Unicode forms, so that they would be one case; rename "
-            "or remove one."
+            f"{files[key]} and {path} count as one name: they differ only in their Unicode form, or in zeros before "
+            "the number of a rater; rename or remove one."
         )
 
 
