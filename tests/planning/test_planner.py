@@ -121,6 +121,12 @@ def test_a_batch_for_many_cores_fits_the_memory(shape: tuple[int, int, int]) -> 
         assert needed <= limit, configuration.name
 
 
+def test_a_batch_of_very_many_tiny_pictures_is_one_that_a_plan_may_hold() -> None:
+    plans = plan_dataset(make_fingerprint((1, 16, 16), (1.0, 1.0, 1.0), num_cases=100_000), describe(), CUDA)
+    assert plans.configurations["2d"].training.batch_size == 4096
+    assert from_jsonable(Plans, to_jsonable(plans)) == plans
+
+
 @pytest.mark.parametrize("shape", [(1, 12_000, 12_000), (1, 1, 20_000)])
 def test_very_large_pictures_are_planned(shape: tuple[int, int, int]) -> None:
     plans = plan_dataset(make_fingerprint(shape, (1.0, 1.0, 1.0)), describe(), CPU)

@@ -35,6 +35,7 @@ from unisegdiff_pipeline.io.orientation import Direction
 SCHEMA_VERSION = 1
 PLANS_PREFIX = "plans_"
 MAX_CHANNELS = 1000
+MAX_BATCH = 4096
 MAX_PATCH_VOXELS = 512**3  # beyond any memory that a network of this kind can have
 Augmentation = Literal["default", "nnunet"]
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
@@ -245,7 +246,7 @@ class TrainingPlan:
     settle first. `channel_dropout` is the probability with which each channel of an example is hidden, but for one.
     """
 
-    batch_size: Annotated[int, Range(1, 4096)]
+    batch_size: Annotated[int, Range(1, MAX_BATCH)]
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Range(0, 10, low_open=True)] = 2e-3
     weight_decay: Annotated[float, Range(0, 10)] = 1e-2

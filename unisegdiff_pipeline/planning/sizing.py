@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.planning.plans import Budget, NetworkPlan
+from unisegdiff_pipeline.planning.plans import MAX_BATCH, Budget, NetworkPlan
 from unisegdiff_pipeline.planning.presets import PRESETS, RESENC_BLOCKS
 from unisegdiff_pipeline.planning.topology import (
     Topology,
@@ -118,9 +118,11 @@ class Sizer:
         if self.on_cpu:
             return self._cpu_batch_size(network, by_data)
         by_memory = round(self._value_limit(network.dims) / feature_map_values(network, self.num_outputs))
-        return max(min(by_memory, by_data), _MIN_BATCH), (
+        batch = max(min(by_memory, by_data, MAX_BATCH), _MIN_BATCH)
+        bound = f"at least {_MIN_BATCH}" if batch < MAX_BATCH else f"at most {MAX_BATCH}"
+        return batch, (
             f"{by_memory} examples fit {self.budget.memory_gb:g} GB, {by_data} are 5 % of the data set's voxels; the "
-            f"smaller one, at least {_MIN_BATCH}"
+            f"smaller one, {bound}"
         )
 
     def _cpu_batch_size(self, network: NetworkPlan, by_data: int) -> tuple[int, str]:

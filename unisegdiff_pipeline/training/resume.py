@@ -20,7 +20,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_object, to_jsonable
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.inference.model_folder import PLANS_NAME, WEIGHTS_NAME, plan_difference
-from unisegdiff_pipeline.planning.plans import Augmentation, Plans
+from unisegdiff_pipeline.planning.plans import MAX_BATCH, Augmentation, Plans
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.pretrained_start import SeenCases, StartRecord
 from unisegdiff_pipeline.training.request import Kept, TrainRequest, start_name, start_path
@@ -38,7 +38,7 @@ ASKED_VALUES = {  # what request.json may hold of them
     "max_time_s": Annotated[float, Range(0, 1e9, low_open=True)] | None,
     "epochs": Annotated[int, Range(1, 1e9)] | None,
     "iterations": Annotated[int, Range(1, 1e12)] | None,
-    "batch_size": Annotated[int, Range(1, 4096)] | None,
+    "batch_size": Annotated[int, Range(1, MAX_BATCH)] | None,
     "learning_rate": Annotated[float, Range(0, 10, low_open=True)] | None,
     "augmentation": Augmentation | None,
     "seed": Annotated[int, Range(0, 2**63)] | None,
