@@ -126,8 +126,11 @@ class LabelScheme:
 
     def class_mask(self, index: int, labels: np.ndarray) -> np.ndarray:
         """Boolean mask of one foreground class or region of a label map of any shape."""
-        values = self.members[index]
-        return labels == values[0] if len(values) == 1 else np.isin(labels, values)
+        first, *others = self.members[index]
+        mask: np.ndarray = labels == first
+        for value in others:  # np.isin takes more than ten times as long
+            mask |= labels == value
+        return mask
 
     def foreground(self, labels: np.ndarray) -> np.ndarray:
         """Boolean mask of all classes or regions of a label map of any shape, which holds `allowed_values` only."""

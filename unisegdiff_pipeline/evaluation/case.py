@@ -222,8 +222,8 @@ class CaseVolumes:
 
 def _score_class(volumes: CaseVolumes, index: int, settings: CaseSettings) -> ClassResult:
     scheme = settings.scheme
-    reference = _valid(_is_class(volumes.reference, scheme, index), volumes.valid)
-    predicted = _valid(_is_class(volumes.predicted, scheme, index), volumes.valid)
+    reference = _valid(scheme.class_mask(index, volumes.reference), volumes.valid)
+    predicted = _valid(scheme.class_mask(index, volumes.predicted), volumes.valid)
     voxel_ml = voxel_size(volumes.geometry)
     is_nominal = volumes.is_nominal or not settings.spacing_known
     overlap = score_masks(
@@ -363,7 +363,7 @@ def _confidence(
             return diversity.sample_agreement
         box = _bordered([sample.box for sample in volumes.samples], volumes.shape)
         return mean_agreement(_mask(sample, scheme, index, box, None) for sample in volumes.samples)
-    predicted = _is_class(volumes.predicted, scheme, index)
+    predicted = scheme.class_mask(index, volumes.predicted)
     if settings.confidence == "probabilities" and probability is not None:
         inside, total = float(probability[predicted].sum(dtype=np.float64)), float(probability.sum(dtype=np.float64))
         size = int(np.count_nonzero(predicted))
@@ -385,15 +385,7 @@ def _raters(
 
 def _mask(labels: CroppedLabels, scheme: LabelScheme, index: int, box: Box, valid: np.ndarray | None) -> np.ndarray:
     """One class of a label map within a box; False where the reference is ignored."""
-    return _valid(_is_class(labels.within(box), scheme, index), None if valid is None else valid[box_slices(box)])
-
-
-def _is_class(labels: np.ndarray, scheme: LabelScheme, index: int) -> np.ndarray:
-    values: Sequence[int] = scheme.members[index]
-    mask: np.ndarray = labels == values[0]
-    for value in values[1:]:
-        mask |= labels == value
-    return mask
+    return _valid(scheme.class_mask(index, labels.within(box)), None if valid is None else valid[box_slices(box)])
 
 
 def _valid(mask: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
