@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
@@ -53,6 +54,19 @@ def test_phase_1_has_no_samples(tmp_path: Path) -> None:
     colours = np.zeros((64, 64, 3))
     assert write_snapshot(tmp_path, "phase_1_0000007", Snapshot(colours, reference, reference)) == ("segmenter",)
     assert Image.open(tmp_path / "image.png").mode == "RGB"
+
+
+@pytest.mark.parametrize(("shape", "pixel_mm"), [((30, 60), (2, 1)), ((60, 30), (0.5, 1)), ((400, 500), (1, 0.8))])
+def test_pixels_that_are_not_square_keep_their_proportions(
+    tmp_path: Path, shape: tuple[int, int], pixel_mm: tuple[float, float]
+) -> None:
+    zeros = np.zeros(shape, np.uint8)
+    write_snapshot(tmp_path, "phase_1_0000001", Snapshot(zeros * 1.0, zeros, zeros, pixel_mm=pixel_mm))
+    for path in tmp_path.iterdir():
+        with Image.open(path) as picture:
+            width, height = picture.size
+        assert height / width == pytest.approx(shape[0] * pixel_mm[0] / (shape[1] * pixel_mm[1]), rel=0.02)
+        assert 200 < width < 430
 
 
 def test_classes_are_told_apart_by_colour_and_outlined() -> None:

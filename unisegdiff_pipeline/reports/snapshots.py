@@ -41,6 +41,7 @@ class Snapshot:
         segmenter: the segmenter's probability of foreground.
         mean: mean probability of foreground over the samples; None without samples.
         samples: sampled masks as numbers of classes.
+        pixel_mm: distance of rows and of columns.
     """
 
     image: np.ndarray
@@ -48,6 +49,7 @@ class Snapshot:
     segmenter: np.ndarray
     mean: np.ndarray | None = None
     samples: tuple[np.ndarray, ...] = ()
+    pixel_mm: tuple[float, float] = (1.0, 1.0)
 
 
 def write_snapshot(folder: Path, name: str, snapshot: Snapshot) -> tuple[str, ...]:
@@ -110,11 +112,18 @@ def _eroded(mask: np.ndarray) -> np.ndarray:
 
 
 def _shown(snapshot: Snapshot, values: np.ndarray) -> np.ndarray:
-    """The part of a slice that is shown, at about DRAWN_SIDE pixels: repeated or thinned out, never interpolated."""
+    """The part of a slice that is shown, at about DRAWN_SIDE pixels: repeated or thinned out, never interpolated.
+
+    A millimetre is as long in both directions.
+    """
     part = values[box_slices(shown_box(snapshot.reference))]
-    side = max(part.shape[:2])
-    times, step = max(1, round(DRAWN_SIDE / side)), max(1, round(side / DRAWN_SIDE))
-    return part[::step, ::step].repeat(times, axis=0).repeat(times, axis=1)
+    lengths = [n * mm / min(snapshot.pixel_mm) for n, mm in zip(part.shape, snapshot.pixel_mm, strict=False)]
+    side = max(lengths)
+    times = max(1, round(DRAWN_SIDE / side)) / max(1, round(side / DRAWN_SIDE))
+    for axis, length in enumerate(lengths):
+        drawn = max(1, round(length * times))
+        part = part.take(np.arange(drawn) * part.shape[axis] // drawn, axis=axis)
+    return part
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:

@@ -90,6 +90,7 @@ def snapshot(run: FoldRun, stored: StoredCase, prediction: CasePrediction, plane
         segmenter=plane.turn(_foreground(labels, prediction.p_det[:, z])),
         mean=plane.turn(_foreground(labels, prediction.mean[:, z])) if drawn else None,
         samples=tuple(_numbered(labels, labels.decode(p)) for p in drawn),
+        pixel_mm=plane.pixel_mm,
     )
 
 
