@@ -131,6 +131,7 @@ def test_nearest_takes_the_middle_voxel_along_any_axis(axis: int, device: str | 
         ((2.0, 1.0, 1.0), (4.0, 1.0, 1.0), "auto", 0),  # the target is anisotropic
         ((1.0, 1.0, 5.0), (5.0, 1.0, 1.0), "auto", 2),  # the image's own coarse axis comes first
         ((0.2, 1.0, 1.0), (0.2, 1.0, 1.0), "auto", None),  # two coarse axes
+        ((0.2, 1.0, 1.0000002), (0.2, 1.0, 1.0), "auto", None),  # as a NIfTI header holds them
         ((2.0, 1.0, 1.0), (2.0, 1.0, 1.0), "always", 0),
         ((5.0, 1.0, 1.0), (5.0, 1.0, 1.0), "never", None),
     ],

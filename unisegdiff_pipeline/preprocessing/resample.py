@@ -22,6 +22,7 @@ import numpy as np
 from unisegdiff_pipeline.core.scratch import Scratch
 
 ANISOTROPY_THRESHOLD = 3.0
+EQUAL_SPACINGS = 1e-3  # what headers of 32 bits and directions lose tells no axis from another
 SLAB_BYTES = 96 * 1024 * 1024  # a slab of cubic resampling; it shares 22 input rows with the next
 LINEAR_SLAB_BYTES = 24 * 1024 * 1024  # linear slabs share two rows, so they may be as small as suits the cache
 PREFILTER_REACH = 10  # voxels; the cubic prefilter decays as 0.268^k, 2e-6 at 10
@@ -51,7 +52,7 @@ def find_separate_axis(
         return None
     for spacing in (spacing_mm, target_spacing_mm):
         if separate_z == "always" or max(spacing) / min(spacing) > ANISOTROPY_THRESHOLD:
-            coarsest = [axis for axis, value in enumerate(spacing) if value == max(spacing)]
+            coarsest = [axis for axis, value in enumerate(spacing) if value > max(spacing) * (1 - EQUAL_SPACINGS)]
             return coarsest[0] if len(coarsest) == 1 else None
     return None
 
