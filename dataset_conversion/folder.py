@@ -76,11 +76,12 @@ def _by_image(masks: dict[str, Path], images: dict[str, Path]) -> dict[str, Path
 
 def _channels(images: list[Path]) -> tuple[str, ...]:
     """Channels of images of which the user names none: colours where any picture has them."""
-    found = {path: read_header(path)[0][0] for path in images}
-    for path, number in found.items():
-        if number > 1 and not is_picture_ending(split_ending(path.name)[1]):
-            raise UsdError(f"{path} has {number} channels; name them with --channels, in their order.")
-    return RGB if 3 in found.values() else ("image",)
+    first = images[0]
+    number = read_header(first)[0][0]
+    if number > 1 and not is_picture_ending(split_ending(first.name)[1]):
+        raise UsdError(f"{first} has {number} channels; name them with --channels, in their order.")
+    pictures = [path for path in images if is_picture_ending(split_ending(path.name)[1])]
+    return RGB if any(read_header(path)[0][0] == 3 for path in pictures) else ("image",)
 
 
 def _ending(images: list[Path], channels: tuple[str, ...]) -> str:

@@ -255,6 +255,15 @@ def test_all_cases_that_do_not_fit_are_named_in_one_run(tmp_path):
     )
 
 
+def test_all_damaged_volumes_are_named_in_one_run(tmp_path):
+    for case in "abc":
+        volume(tmp_path / f"images/{case}.nii.gz")
+        label_volume(tmp_path / f"masks/{case}.nii.gz", 1)
+    for case in "bc":
+        (tmp_path / f"images/{case}.nii.gz").write_bytes(b"no image")
+    refused(tmp_path, r"^2 of 3 cases cannot be converted; .* b: .*b\.nii\.gz .* \| c: .*c\.nii\.gz ")
+
+
 @pytest.mark.parametrize("threshold", [None, 0.5])  # the mask is copied, or written anew
 def test_a_plane_and_a_volume_of_one_slice_are_the_same(tmp_path, converted, threshold):
     affine = np.diag([2.0, 2.0, 1.0, 1.0])
