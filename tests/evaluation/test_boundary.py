@@ -116,6 +116,18 @@ def test_square_in_a_square_in_2d() -> None:
     assert values(score) == pytest.approx([math.sqrt(2), math.sqrt(2), assd, 20 / 24])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_single_slice_of_any_direction_is_2d(axis: int) -> None:
+    """The same pixels in the same plane; along another axis than Z every voxel was taken for surface."""
+    one, other = np.zeros((2, 12, 14), bool)
+    one[2:8, 2:8], other[4:10, 2:8] = True, True
+    plane = boundary_score(one[None], other[None], (9.0, 2.0, 3.0))
+    spacing = np.insert([2.0, 3.0], axis, 7.0)
+    found = boundary_score(np.expand_dims(one, axis), np.expand_dims(other, axis), spacing)
+    assert found == plane
+    assert found.assd_mm > 1
+
+
 def test_holes_have_a_surface() -> None:
     hollow = cube(9, 7) & ~cube(9, 1)
     score = boundary_score(cube(9, 7), hollow, UNIT)

@@ -25,7 +25,8 @@ Definitions, the same for all four scores:
 Empty masks follow the rule of the package (evaluation/metrics.py): everything is undefined (NaN) where the reference is
 empty; where only the prediction is empty, distances are undefined and surface Dice is 0.
 
-In 2D (Z = 1) the surface is the outline in the plane; the spacing along Z has no influence.
+In 2D (Z = 1, or another axis of length 1, as of a single sagittal slice) the surface is the outline in the plane; the
+spacing across it has no influence.
 
 Sources: Huttenlocher et al. 1993 (HD); Heimann et al. 2009 (ASSD); Nikolov et al. 2021, doi:10.2196/26151 (surface
 Dice); Maier-Hein et al. 2024, doi:10.1038/s41592-023-02151-z (pitfalls, recommendations).
@@ -93,12 +94,11 @@ def boundary_score(
     """
     _check(reference, predicted, spacing_mm, tolerances_mm)
     has_reference, has_prediction = bool(reference.any()), bool(predicted.any())
-    masks = _in_plane(reference, predicted)
+    masks, spacing = _in_plane(reference, predicted, spacing_mm)
     box = nonzero_box(*masks)
     if box is None or not (has_reference and has_prediction):
         dice = 0.0 if has_reference else math.nan
         return BoundaryScore(math.nan, math.nan, math.nan, (dice,) * len(tolerances_mm))
-    spacing = tuple(spacing_mm)[-len(box) :]
     one, other = (surface(mask[box_slices(box)]) for mask in masks)
     there = _directed(one, other, spacing, tolerances_mm)
     back = _directed(other, one, spacing, tolerances_mm)
@@ -120,10 +120,9 @@ def directed_distances_mm(
         reference, predicted, spacing_mm: as for `boundary_score`.
     """
     _check(reference, predicted, spacing_mm, ())
-    masks = _in_plane(reference, predicted)
+    masks, spacing = _in_plane(reference, predicted, spacing_mm)
     box = nonzero_box(*masks)
     assert box is not None, "both masks are empty"
-    spacing = tuple(spacing_mm)[-len(box) :]
     one, other = (surface(mask[box_slices(box)]) for mask in masks)
     return surface_distances_mm(one, other, spacing), surface_distances_mm(other, one, spacing)
 
@@ -254,8 +253,15 @@ def _positions_mm(mask: np.ndarray, block: Block, spacing_mm: Sequence[float]) -
     return positions
 
 
-def _in_plane(*masks: np.ndarray) -> list[np.ndarray]:
-    return [mask[0] if len(mask) == 1 else mask for mask in masks]
+def _in_plane(
+    reference: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float]
+) -> tuple[list[np.ndarray], tuple[float, ...]]:
+    """Both masks and their spacing without the first axis of length 1; as they are where there is none."""
+    kept = list(range(reference.ndim))
+    if 1 in reference.shape:
+        kept.remove(reference.shape.index(1))
+    shape = [reference.shape[axis] for axis in kept]
+    return [mask.reshape(shape) for mask in (reference, predicted)], tuple(spacing_mm[axis] for axis in kept)
 
 
 def _check(
