@@ -20,6 +20,14 @@ def test_points_are_drawn_and_listed() -> None:
         assert shown in listed
 
 
+def test_points_of_more_classes_than_colours_are_listed() -> None:
+    point = OperatingPoint(LesionRule(), 0.65, 0.55, 0.9, 1.5, 2.0)
+    drawn, listed = operating_points(to_jsonable({"operating_points": {f"c{i}": (point,) for i in range(9)}}))
+    assert ">c7</text>" in drawn
+    assert ">c8</text>" not in drawn
+    assert ">c8</td>" in listed
+
+
 def test_a_filter_that_another_one_beats_is_not_on_the_line() -> None:
     points = [(0.25, 0.05), (0.0, 0.14), (0.25, 0.64), (0.12, 0.14), (0.25, 0.4), (0.38, 0.8), (0.5, 0.8)]
     assert best_points(points) == [(0.0, 0.14), (0.25, 0.64), (0.38, 0.8)]

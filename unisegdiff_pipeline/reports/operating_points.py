@@ -54,7 +54,7 @@ def best_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, floa
 
 def _paint(drawn: Figure, points: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     axis = drawn.subplots()
-    for index, (name, own) in enumerate(points.items()):
+    for index, (name, own) in enumerate(list(points.items())[: len(figures.SERIES)]):
         color = figures.series_color(index)
         each = [(float(point["fp_per_case"]), float(point["sensitivity"])) for point in own]
         axis.plot(*zip(*each, strict=True), "o", color=color, alpha=0.35, markersize=4)
