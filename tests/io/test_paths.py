@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.io.paths import Roots, dataset_name, find_dataset, list_datasets, resolve_roots
+from unisegdiff_pipeline.io.paths import Roots, dataset_name, files_below, find_dataset, list_datasets, resolve_roots
 
 
 def test_flags_win_over_variables_and_nnunet_raw_stands_in(tmp_path):
@@ -70,3 +70,22 @@ def test_unknown_and_ambiguous(root):
 def test_names_in_suggested_commands_are_quoted(tmp_path):
     with pytest.raises(UsdError, match=r"Run usd_plan_and_preprocess -d 'Dataset004_my lesions' first"):
         Roots(None, tmp_path, None).preprocessed_dataset("Dataset004_my lesions")
+
+
+def test_files_below_a_folder_are_there_once_whatever_links_lead_to_them(tmp_path):
+    (tmp_path / "store/b").mkdir(parents=True)
+    (tmp_path / "in/a/scan").mkdir(parents=True)
+    links = {
+        "in/b": "store/b",
+        "in/a/latest": "in/a/scan",
+        "in/other": "in/a",
+        "store/b/up": "store",
+        "store/b/in": "in",
+    }
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    (tmp_path / "in/itself").symlink_to("itself")
+    for name in ("in/z", "in/a/scan/1", "store/b/2", "store/3"):
+        (tmp_path / name).write_text("")
+    found = [path.relative_to(tmp_path / "in").as_posix() for path in files_below(tmp_path / "in")]
+    assert found == ["itself", "z", "a/scan/1", "b/2", "b/up/3"]

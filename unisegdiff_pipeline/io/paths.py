@@ -95,7 +95,8 @@ def places_above(path: Path, levels: int) -> tuple[Path, ...]:
 def files_below(folder: Path) -> Iterator[Path]:
     """All files of a folder and those below it, each folder's own first, sorted; folders that cannot be read have none.
 
-    Links to folders are followed, as data are often brought together by them; one that leads back is not.
+    Links to folders are followed, as data are often brought together by them; one into a folder that is looked through
+    anyway (`latest`, or one that leads back) is not, as its files would be there twice.
     """
     return _files_below(Path(folder), frozenset())
 
@@ -104,14 +105,23 @@ def _files_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     place = folder.resolve()
     if place in above:
         return
+    above |= {place}
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         return
-    yield from (Path(entry.path) for entry in entries if not entry.is_dir())
-    for entry in entries:
-        if entry.is_dir():
-            yield from _files_below(Path(entry.path), above | {place})
+    yield from (Path(entry.path) for entry in entries if not _is_folder(entry))
+    for entry in filter(_is_folder, entries):
+        path = Path(entry.path)
+        if not (entry.is_symlink() and any(path.resolve().is_relative_to(other) for other in above)):
+            yield from _files_below(path, above)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # as of a link to itself
+        return False
 
 
 def dataset_name(number: int, name: str) -> str:
