@@ -103,8 +103,8 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 def holder_of(path: Path) -> Holder | None:
     """Who holds the lock file `path` now; None where nobody does, or where its holder has ended."""
     path = Path(path).resolve()
-    if path in _held:
-        return _held[path]
+    if (own := _held.get(path)) is not None:  # one step, as another thread may be giving it back
+        return own
     holder = _read(path)
     if holder is None or _has_ended(path, holder):
         return None
