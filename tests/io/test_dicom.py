@@ -157,6 +157,9 @@ def test_a_copy_a_phase_and_another_stack_of_a_series_are_volumes_of_their_own(t
     for folder, start in (("a", 0.0), ("copy", 0.0), ("stack", 50.0)):
         write_series(tmp_path / "in" / folder, uid="1.2.3", places=[start, start + 2.5, start + 5.0])
     assert [series.name for series in find_series(tmp_path / "in")[0]] == ["a", "copy", "stack"]
+    for folder, place in (("first", 10.0), ("second", 55.0)):
+        write_series(tmp_path / "of_interest" / folder, uid="1.2.3", places=[place])
+    assert [series.name for series in find_series(tmp_path / "of_interest")[0]] == ["first", "second"]
 
 
 def test_objects_without_pixels_are_left_out_and_named(tmp_path: Path) -> None:

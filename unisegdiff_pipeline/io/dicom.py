@@ -202,14 +202,14 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
 def _require_whole(found: Iterable[Series]) -> None:
     """Refuse a volume that lies in several folders, as discs of some archives have it: each would be a case by itself.
 
-    Copies, phases and stacks of one series make no even volume together.
+    Copies, phases and stacks of one series make no even volume together; of two single slices nothing can be told.
     """
     by_uid: dict[str, list[Series]] = {}
     for series in found:
         by_uid.setdefault(series.uid, []).append(series)
     for uid, parts in by_uid.items():
         joined = Series(parts[0].name, parts[0].folder, tuple(one for part in parts for one in part.slices))
-        if uid and len(parts) > 1 and _is_volume(joined):
+        if uid and len(parts) > 1 and len(joined.slices) > 2 and _is_volume(joined):
             raise UsdError(
                 f"{' and '.join(str(part.folder) for part in parts)} hold parts of one volume, the series {uid}; put "
                 f"its files into one folder."
