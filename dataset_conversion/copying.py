@@ -139,11 +139,13 @@ def save_frame(frame: Frame, target: Path) -> None:
     try:
         image: Any = nibabel.load(frame.path)
         scale, offset = np.float32(image.dataobj.slope), np.float32(image.dataobj.inter)
-        values = image.dataobj.get_unscaled()[..., frame.index]
         header = image.header.copy()
-        if (scale, offset) != (1, 0):  # as integers, scaled voxels would be rounded once more
+        if (scale, offset) == (1, 0):
+            values = np.asanyarray(image.dataobj[..., frame.index])  # reads the file up to there
+        else:  # as integers, scaled voxels would be rounded once more
             header.set_data_dtype(np.float32)
-            values = apply_read_scaling(values.astype(np.float32), scale, offset)
+            values = image.dataobj.get_unscaled()[..., frame.index].astype(np.float32)
+            values = apply_read_scaling(values, scale, offset)
         with atomic_path(target) as temporary:
             nibabel.save(type(image)(values, image.affine, header), temporary)
     except UsdError:
