@@ -207,6 +207,54 @@ def test_what_is_not_finished_is_named_and_left_out(roots: Roots) -> None:
     assert pair.comparison.num_cases == 6
 
 
+def renamed_class(model: Path, name: str) -> None:
+    """As a model that was trained before the classes of the data set changed."""
+    for path in (model / "plans.json", *model.glob("fold_*/validation/summary.json")):
+        path.write_text(path.read_text().replace('"lesion"', f'"{name}"'))
+
+
+@pytest.mark.parametrize("keeping", [True, False])
+def test_a_model_of_former_classes_is_left_out(roots: Roots, keeping: bool) -> None:
+    write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST, keeping=keeping)
+    former = write_validated(results_of(roots), "SegmentationTrainer__tiny__old", (0.9, 0.9, 0.1, 0.1), keeping=keeping)
+    renamed_class(former, "tumour")
+    recipe = find_best(roots, 1).recipe
+    assert [candidate.models for candidate in recipe.candidates] == [("SegmentationTrainer__tiny",)]
+    assert recipe.left_out == ("SegmentationTrainer__tiny__old: its classes are tumour 1, those now lesion 1",)
+    other = write_validated(results_of(roots), "SegmentationTrainer__tiny__newer", FIRST, keeping=keeping)
+    renamed_class(other, "nodule")
+    renamed_class(results_of(roots) / NAME / "SegmentationTrainer__tiny", "cyst")
+    with pytest.raises(UsdError, match=r"none those that the data set has now \(lesion 1\): .*__old: tumour 1"):
+        find_best(roots, 1)
+
+
+def test_models_of_one_set_of_classes_are_compared_whatever_dataset_json_calls_it(roots: Roots) -> None:
+    """Plans may have been edited."""
+    model = write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST)
+    renamed_class(model, "tumour")
+    assert [member.model for member in find_best(roots, 1).recipe.members] == [model.name]
+
+
+def test_cases_that_have_left_the_data_set_do_not_count(roots: Roots) -> None:
+    model = write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST)
+    preprocessed = roots.preprocessed_dataset(1)
+    write_cases(preprocessed, {case: case for case in CASES[2:]})
+    splits = [
+        {"train": sorted({*CASES[2:]} - {*val}), "val": [c for c in val if c in CASES[2:]]} for val in FOLDS.values()
+    ]
+    write_json(preprocessed / "splits_final.json", splits)
+    recipe = find_best(roots, 1).recipe
+    assert [candidate.num_cases for candidate in recipe.candidates] == [10]
+    gone = f"{model.name}: 2 cases (c00, c01) that the preprocessed data set does not have any more"
+    assert recipe.left_out == (gone,)
+    write_cases(preprocessed, {"new": "new"})
+    write_json(preprocessed / "splits_final.json", [{"train": ["new"], "val": []}])
+    write_reference(preprocessed, REFERENCE[None], GRID.spacing_mm, LESION, "new", "new", CaseProvenance((), ""))
+    write_cases(preprocessed, {"new": "new"})
+    with pytest.raises(UsdError, match="no model that validated a case of the data set as it is"):
+        find_best(roots, 1)
+
+
 def test_without_any_validated_fold(roots: Roots) -> None:
     with pytest.raises(UsdError, match=r"no data set 'Dataset001_X' in .*results.*usd_train 1 cv"):
         find_best(roots, 1)

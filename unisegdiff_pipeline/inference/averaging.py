@@ -35,7 +35,7 @@ def require_same_classes(members: Sequence[PredictionFolder]) -> None:
     """Raise a UsdError where members differ in their classes, naming the folder."""
     first = members[0]
     for member in members[1:]:
-        a, b = _classes(first.labels), _classes(member.labels)
+        a, b = classes_in_words(first.labels), classes_in_words(member.labels)
         if a != b:
             raise UsdError(
                 f"{member.folder} has the classes {b}, {first.folder} has {a}; only predictions of the same classes "
@@ -168,7 +168,8 @@ def _on_own_grid(case_id: str, shape: Shape, geometry: Geometry) -> CaseProperti
     )
 
 
-def _classes(labels: LabelScheme) -> str:
+def classes_in_words(labels: LabelScheme) -> str:
+    """The classes or regions with their values; the same text for schemes whose masks mean the same."""
     parts = zip(labels.names, labels.members, labels.write_values, strict=True)
     if labels.coding == "regions":
         return ", ".join(f"{name} {list(values)} written as {value}" for name, values, value in parts)

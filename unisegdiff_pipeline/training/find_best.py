@@ -41,11 +41,12 @@ from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.guarantees import Guarantees
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, can_filter, combined_filter
 from unisegdiff_pipeline.inference.measuring import final_mask, find_lesions
-from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, open_model_folder
+from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, WEIGHTS_NAME, open_model_folder
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder
 from unisegdiff_pipeline.inference.recipe import Candidate, CandidateComparison, Recipe, RecipeMember, write_recipe
 from unisegdiff_pipeline.inference.restoring import restore_samples
 from unisegdiff_pipeline.inference.settings import Decision
+from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.paths import Roots, find_dataset
 from unisegdiff_pipeline.io.sources import cases_by_source, source_of_case
 from unisegdiff_pipeline.planning.plans import SourcesPlan
@@ -67,6 +68,8 @@ from unisegdiff_pipeline.training.validated_models import (
     find_validated_models,
     mean_dice,
     of_all_sources,
+    of_known_cases,
+    of_same_classes,
     score_of_case,
 )
 
@@ -128,8 +131,12 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
     if not models:
         why = f": {'; '.join(left_out)}" if left_out else ""
         raise UsdError(f"{folder} holds no model with a validated fold{why}. Train one with {training}.")
-    models, narrow = of_all_sources(models)
     groups = {record.case_id: record.group for record in read_cases(preprocessed)}
+    models, former = of_same_classes(models, read_dataset_json(preprocessed / DATASET_NAME).labels)
+    models, gone = of_known_cases(models, groups)
+    if not models:
+        raise UsdError(f"{folder} holds no model that validated a case of the data set as it is: {'; '.join(gone)}.")
+    models, narrow = of_all_sources(models)
     pairs, without = _pairs(models, preprocessed, groups, workers)
     contenders = [*(Contender((model,), model.scores) for model in models), *pairs]
     best, candidates = compare_candidates(contenders, groups)
@@ -148,7 +155,7 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
         decision=best.decision,
         reason=_reason(best, candidates),
         notes=(*_notes(candidates, groups, best), *_filter_notes(why_not), *_guarantee_notes(why_none)),
-        left_out=(*left_out, *narrow, *without),
+        left_out=(*left_out, *former, *gone, *narrow, *without),
         candidates=candidates,
         lesion_filter=None if rechosen is None else rechosen.lesion_filter,
         filter_evidence=None if rechosen is None else rechosen.evidence,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_object
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, Outcome
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
+from unisegdiff_pipeline.inference.averaging import classes_in_words
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
 from unisegdiff_pipeline.inference.model_folder import (
     WEIGHTS_NAME,
@@ -26,6 +30,7 @@ from unisegdiff_pipeline.inference.settings import Decision, decision_of_folds, 
 from unisegdiff_pipeline.training.validation import SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
+LISTED_CASES = 5
 VALUES = {"both_empty": 1.0, "false_positive": 0.0}  # of a class that the reference lacks
 
 
@@ -66,6 +71,7 @@ class ValidatedModel:
         files: what each fold kept of its cases, where it kept probabilities.
         filters: lesion filter of each fold.
         sources: of a unified data set, those that the model was trained on.
+        classes: that it tells, in words.
     """
 
     folder: Path
@@ -78,6 +84,7 @@ class ValidatedModel:
     files: Mapping[str, PredictionFolder]
     filters: Mapping[str, LesionFilter]
     sources: tuple[str, ...] = ()
+    classes: str = ""
 
     def has_probabilities(self, case_id: str) -> bool:
         """Whether the probabilities of a case were kept."""
@@ -112,6 +119,50 @@ def of_all_sources(models: Sequence[ValidatedModel]) -> tuple[list[ValidatedMode
         for model in models
         if model not in kept
     ]
+    return kept, left_out
+
+
+def of_same_classes(models: Sequence[ValidatedModel], labels: LabelScheme) -> tuple[list[ValidatedModel], list[str]]:
+    """The models of one set of classes, and in words why others are left out; where they differ, those of `labels`.
+
+    A model that stands beside newer ones since before the classes changed would be compared by scores of others.
+
+    Args:
+        models: of one data set.
+        labels: classes that the data set has now.
+
+    Raises:
+        UsdError: the models differ, and none has the classes of the data set.
+    """
+    if len({model.classes for model in models}) < 2:
+        return list(models), []
+    now = classes_in_words(labels)
+    kept = [model for model in models if model.classes == now]
+    if not kept:
+        each = "; ".join(f"{model.folder.name}: {model.classes}" for model in models)
+        raise UsdError(
+            f"the models of {models[0].folder.parent} tell different classes, and none those that the data set has now "
+            f"({now}): {each}. Train one on the data set as it is, or move models of other classes away."
+        )
+    left_out = [f"{m.folder.name}: its classes are {m.classes}, those now {now}" for m in models if m not in kept]
+    return kept, left_out
+
+
+def of_known_cases(
+    models: Sequence[ValidatedModel], case_ids: Collection[str]
+) -> tuple[list[ValidatedModel], list[str]]:
+    """The models with the cases alone that the data set still has, and in words what is left out."""
+    kept: list[ValidatedModel] = []
+    left_out: list[str] = []
+    for model in models:
+        gone = sorted(case for case in model.scores if case not in case_ids)
+        scores = {case: score for case, score in model.scores.items() if case in case_ids}
+        if gone:
+            cases = f"{counted(len(gone), 'case')} ({listed(gone, LISTED_CASES)})"
+            left_out.append(f"{model.folder.name}: {cases} that the preprocessed data set does not have any more")
+        if scores:
+            fold_of = {case: fold for case, fold in model.fold_of.items() if case in case_ids}
+            kept.append(replace(model, scores=scores, fold_of=fold_of) if gone else model)
     return kept, left_out
 
 
@@ -174,7 +225,9 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
         size += _num_parameters(model.masks_from, model.masks_from.folds[0])
     sources = model.configuration.sources
     known = () if sources is None else tuple(sources.plans)
-    return ValidatedModel(folder, name, folds, size, decision, scores, fold_of, files, filters, known), left_out
+    classes = classes_in_words(model.plans.labels)
+    found = ValidatedModel(folder, name, folds, size, decision, scores, fold_of, files, filters, known, classes)
+    return found, left_out
 
 
 def _scores_of_fold(validation: Path) -> tuple[dict[str, CaseDice], str | None]:
