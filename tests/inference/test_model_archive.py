@@ -15,7 +15,7 @@ import pytest
 from tests.inference.test_predictor import listing, make_model, make_pictures
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
-from unisegdiff_pipeline.core.serialization import write_json
+from unisegdiff_pipeline.core.serialization import read_object, write_json
 from unisegdiff_pipeline.inference import archive_reading, model_import
 from unisegdiff_pipeline.inference.archive_reading import read_manifest
 from unisegdiff_pipeline.inference.folder_run import predict_folder
@@ -91,6 +91,14 @@ def test_neither_cases_nor_paths_are_in_an_archive(archive: Path, tmp_path: Path
     for word in (*CASES[:2], "/home", "/data", "a/start", str(tmp_path), "state of the training"):
         assert word not in found
     assert '"description": "from raw"' in found
+
+
+def test_the_coded_names_of_classes_go_along(trained: Path, tmp_path: Path) -> None:
+    codes = {"lesion": {"value": "108369006", "meaning": "Neoplasm"}}
+    write_json(trained / "dataset.json", {**read_object(trained / "dataset.json"), "class_codes": codes})
+    export_model(trained, tmp_path / "m.zip")
+    model = open_model_folder(tmp_path / "m.zip")
+    assert read_object(model.folder / "dataset.json")["class_codes"] == codes
 
 
 def test_case_scores_on_request_only(trained: Path, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ DATASET_KEYS = (
     "labels",
     "regions_class_order",
     "label_map",
+    "class_codes",
     "numTraining",
     "file_ending",
     "spacing_known",
