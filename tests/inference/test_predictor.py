@@ -484,6 +484,14 @@ def test_array_and_file_agree(tmp_path: Path) -> None:
     assert np.abs(found.uncertainty - read_image([out / "uncertainty/a.nii.gz"]).array[0]).max() < 1e-6
 
 
+def test_arrays_of_unknown_spacing_need_none_in_a_list_either(tmp_path: Path) -> None:
+    loaded = Predictor(make_model(tmp_path, 2), device="cpu")
+    image = np.random.default_rng(0).normal(size=(20, 25))
+    assert np.array_equal(loaded.predict([image]).probabilities, loaded.predict(image[None]).probabilities)
+    with pytest.raises(ValueError, match="needs its spacing"):
+        Predictor(make_model(tmp_path / "3d", 3), device="cpu").predict([np.ones((9, 18, 14))])
+
+
 def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
     loaded = Predictor(make_model(tmp_path, 2), device="cpu")
     with pytest.raises(ValueError, match="expected \\(C, Z, Y, X\\)"):

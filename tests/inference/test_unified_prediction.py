@@ -130,6 +130,14 @@ def test_a_file_and_an_array_of_a_source_are_predicted_like_the_folder(model, im
     assert not np.array_equal(predictor.predict(pixels, case_id="grey").probabilities, found.probabilities)
 
 
+def test_a_volume_without_spacing_is_measured_in_nominal_millimetres(model) -> None:
+    predictor, array = Predictor(model, device="cpu"), np.random.default_rng(0).normal(size=(1, 3, 20, 25))
+    nominal, real = predictor.predict(array), predictor.predict(array, (1.0, 1.0, 1.0))
+    assert np.array_equal(nominal.probabilities, real.probabilities)
+    assert [(row.unit, row.spacing_known) for row in nominal.volumes] == [("ml", False)]
+    assert [(row.unit, row.spacing_known) for row in real.volumes] == [("ml", True)]
+
+
 def test_an_array_lies_and_is_measured_as_the_images_of_the_source_that_is_named(tmp_path: Path) -> None:
     """The first source's volumes lie the other way round in x and y; pictures of a third one know no spacing."""
     turned, straight = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

@@ -205,6 +205,7 @@ class Predictor:
         inputs = ModelInputs(self.model, source)
         count = self.num_samples(num_samples)
         self.require_possible(combine, uncertainty_parts, count)
+        is_nominal = spacing_mm is None and _nominal_spacing_mm(image) is not None
         case, volume = self._read(image, spacing_mm, direction, inputs)
         case_id = str(case_id or (case.case_id if case is not None else "array"))
         require_name(case_id, "the case")
@@ -216,7 +217,7 @@ class Predictor:
             device=str(self.device),
             folds=self.folds,
             file_ending=_ending(inputs, case, volume),
-            spacing_known=_knows_spacing(inputs, case, volume),
+            spacing_known=_knows_spacing(inputs, case, volume, is_nominal),
             combine=combine,
             paths=() if case is None else tuple(map(str, case.image_paths)),
             hashes=() if case is None else input_hashes(case),
@@ -293,8 +294,8 @@ class Predictor:
         given = image if channels is None else [image[i] for i in channels]
         if not is_path(given):
             known = configuration.knows_spacing(inputs.source, plans.spacing_known)
-            if spacing_mm is None and not known and isinstance(image, np.ndarray):
-                spacing_mm = (1.0,) * (image.ndim - 1)
+            if spacing_mm is None and not known:
+                spacing_mm = _nominal_spacing_mm(image)
             if spacing_mm is not None and direction is None:
                 direction = inputs.preprocessing.direction
             return None, volume_of(given, spacing_mm, direction)
@@ -407,9 +408,17 @@ def _ending(inputs: ModelInputs, case: RawCase | None, volume: Volume) -> str:
     return ".png" if volume.geometry.is_2d else ".nii.gz"  # an image in memory has no ending of its own
 
 
-def _knows_spacing(inputs: ModelInputs, case: RawCase | None, volume: Volume) -> bool:
+def _nominal_spacing_mm(image: ImageLike) -> tuple[float, ...] | None:
+    """What stands for the spacing of arrays that come without one; None of images that know theirs."""
+    parts = [part for part in image if part is not None] if isinstance(image, (list, tuple)) else [image]
+    if not parts or not all(isinstance(part, np.ndarray) for part in parts):
+        return None
+    return (1.0,) * (parts[0].ndim - (parts[0] is image))  # in a list arrays have no axis of channels
+
+
+def _knows_spacing(inputs: ModelInputs, case: RawCase | None, volume: Volume, is_nominal: bool) -> bool:
     if case is None and inputs.source is None and inputs.model.configuration.sources is not None:
-        return not volume.geometry.is_2d
+        return not is_nominal and not volume.geometry.is_2d
     return inputs.knows_spacing(() if case is None else case.image_paths)
 
 
