@@ -212,6 +212,16 @@ def test_ignored_voxels_carry_no_loss_and_free_positions_go_to_annotated_ones() 
     assert batch.valid.shape == (2, 1, 8, 8)
 
 
+def test_where_no_case_with_foreground_is_met_patches_hold_annotated_voxels_too() -> None:
+    scheme = replace(BINARY, ignore_value=2)
+    image, labels = coded_case((1, 64, 64), [])
+    labels[:] = 2
+    labels[0, 0, 40, 40] = 0
+    source = source_of({"a": (image, labels)}, scheme, plan((8, 8), batch_size=2))
+    for i in range(20):
+        assert source.batch(i).valid.flatten(1).sum(dim=1).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("recipe", ["default", "nnunet"])
 @pytest.mark.parametrize("patch", [(6, 8, 10), (8, 10)])
 def test_augmented_patches_keep_image_and_label_together(patch, recipe) -> None:

@@ -184,10 +184,10 @@ class PatchSource:
     is seen, the other half every voxel of a class. The other positions lie anywhere in the case, or around any voxel
     with a label where the data set has an ignore label.
 
-    Different from nnU-Net: a foreground position draws another case where one has no foreground (so that data sets
-    with many empty cases keep their foreground fraction); and a patch around a location may hang over every border by a
-    quarter of its size, where nnU-Net allows half a patch over the far border and nothing over the near one. Voxels
-    outside the case are 0 and background.
+    Different from nnU-Net: a foreground position draws another case where one has no foreground, ten times at most (so
+    that data sets with many empty cases keep their foreground fraction); and a patch around a location may hang over
+    every border by a quarter of its size, where nnU-Net allows half a patch over the far border and nothing over the
+    near one. Voxels outside the case are 0 and background.
 
     Of a unified data set the source is drawn first, with the probability of its number of images to the power of the
     plan's `temperature`, then one of its cases: a large source does not drown the small ones.
@@ -323,6 +323,8 @@ class PatchSource:
             voxel = self._draw_voxel(rng, case.components, row, foreground)
             if voxel is not None:
                 break
+        if voxel is None and foreground and self._scheme.ignore_value is not None:
+            voxel = case.components.draw_annotated(rng, row)  # a patch without any label would teach nothing
         shape, patch = case.image.shape[1:], (1,) * (3 - len(self._patch)) + self._patch
         if voxel is None:
             return case_id, row, random_start(shape, patch, rng)
