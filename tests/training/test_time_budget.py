@@ -250,6 +250,16 @@ def test_a_tile_is_timed_where_a_whole_case_takes_too_long(monkeypatch: pytest.M
     assert run.log.said == ["timing the prediction of one of 125 tiles of a case"]
 
 
+def test_the_case_of_most_voxels_is_timed_and_not_the_one_of_most_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = Tiles(monkeypatch, segment_s=0.1, sample_s=0.4, active=3)
+    run = volume_run(100)
+    opened, shapes = run.data.open, {"h": (32, 8, 8), "i": (24, 24, 24), "j": (16, 8, 8)}
+    run.data = SimpleNamespace(open=lambda case: replace(opened(case), image=np.zeros((4, *shapes[case]), np.float32)))
+    measure_costs(run, MODEL)
+    assert run.log.said == ["timing the prediction of one of 125 tiles of a case"]
+    assert tiles.clock < 1.25
+
+
 def unified_run(max_time_s: float) -> Any:
     """Every fifth case is a volume of 125 tiles, the others are pictures of one tile; the first is a volume."""
     run = volume_run(max_time_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -223,9 +224,9 @@ def as_trained(run: FoldRun, model: StagedModel, costs: Costs) -> Costs:
 
 
 def _largest(run: FoldRun) -> StoredCase:
-    """The largest of a few cases, of those with foreground where there are any."""
+    """The case of most voxels of a few, of those with foreground where there are any."""
     cases = [run.data.open(case_id) for case_id in (run.holdout_cases or run.train_cases)[:MEASURED_CASES]]
-    return max(cases, key=lambda case: (bool(len(case.components.num_voxels)), case.image.shape))
+    return max(cases, key=lambda case: (bool(len(case.components.num_voxels)), math.prod(case.image.shape)))
 
 
 def _sizes(run: FoldRun, model: StagedModel, num_tiles: int, num_active: int) -> dict[str, CaseSize]:
