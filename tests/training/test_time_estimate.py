@@ -39,6 +39,9 @@ def test_by_hand(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = estimate(TrainRequest("902", "0", roots, trainer="SegmentationTrainer", iterations=100, device="cpu"))
     assert alone == TimeEstimate(50.0, 0.0, 6 + 3 * 2, 6 + 3 * 2)
     assert estimate(TrainRequest("902", "0", roots, max_time_s=60, device="cpu")) is None
+    patient = estimate(TrainRequest("902", "0", roots, patience=5, iterations=100, device="cpu"))
+    assert patient is not None
+    assert patient.cases_s == 20 + 20 + 12 + 3 * 2
 
 
 def test_held_out_cases_are_counted_by_their_size(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> None:

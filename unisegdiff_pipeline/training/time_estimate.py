@@ -66,7 +66,7 @@ def estimate_time(run: FoldRun, trainer: type[Trainer]) -> TimeEstimate | None:
     """Time a few iterations; None under a time budget, which says how long the fold takes. Nothing is written.
 
     Patches are prepared in this process, as with --workers 0, and nothing is compiled: workers and compilation can only
-    make it faster.
+    make it faster. Patience may end a phase earlier, but looks more often.
 
     Raises:
         UsdError: as training; a fold without room for both phases.
@@ -87,12 +87,15 @@ def estimate_time(run: FoldRun, trainer: type[Trainer]) -> TimeEstimate | None:
     limited = replace(run.request, max_time_s=PREDICTING_LIMIT_S / MEASURING_FRACTION)
     most = measure_costs(replace(run, request=limited), model)
 
+    looks = first.looks(run.request.patience) if counts[0] else 0
+
     def of_cases(costs: Costs) -> float:
         seconds = costs.validation_s(run)
         for case_id in run.holdout_cases:
-            seconds += costs.case_s(case_id, first.num_validations, 0)
+            seconds += costs.case_s(case_id, looks, 0)
             if two_phases:
-                seconds += trainer.num_validations * costs.monitoring_s(case_id) + costs.choosing_s(case_id)
+                seconds += trainer.looks(run.request.patience) * costs.monitoring_s(case_id)
+                seconds += costs.choosing_s(case_id)
         return seconds
 
     return TimeEstimate(phase_1_s, phase_2_s, of_cases(as_trained(run, model, most)), of_cases(most))

@@ -242,10 +242,15 @@ class Trainer(abc.ABC):
         """Whether this phase is to end now."""
         return self.progress >= 1 or self._is_out_of_patience or self.run.is_asked_to_end
 
+    @classmethod
+    def looks(cls, patience: int | None) -> int:
+        """At held-out cases, over a whole phase."""
+        return max(cls.num_validations, LOOKS_OF_PATIENCE * (patience or 0))
+
     @property
     def num_looks(self) -> int:
         """At held-out cases, over the phase."""
-        return max(self.num_validations, LOOKS_OF_PATIENCE * (self.run.request.patience or 0))
+        return self.looks(self.run.request.patience)
 
     @property
     def _is_out_of_patience(self) -> bool:
