@@ -25,6 +25,7 @@ def test_points_of_more_classes_than_colours_are_listed() -> None:
     drawn, listed = operating_points(to_jsonable({"operating_points": {f"c{i}": (point,) for i in range(9)}}))
     assert ">c7</text>" in drawn
     assert ">c8</text>" not in drawn
+    assert "Figures show the first 8 of 9 classes." in drawn
     assert ">c8</td>" in listed
 
 

@@ -19,4 +19,4 @@ def test_curves_are_of_the_classes_that_have_a_colour_and_the_table_of_all() -> 
     assert curves.count(">c7</text>") == 2
     assert ">c8</text>" not in curves
     assert ">c8</td>" in table
-    assert section.intro.endswith("They are shown of the first 8 of 9 classes.")
+    assert section.intro.endswith("Figures show the first 8 of 9 classes.")

@@ -130,8 +130,8 @@ def test_a_class_has_one_colour_and_no_more_are_drawn_than_there_are_colours(fol
     colors = re.findall(r'stroke-dasharray[^"]*?stroke: var\((--series-\d)\)', curves)
     assert list(dict.fromkeys(colors)) == [f"--series-{i + 1}" for i in range(8)]
     assert "stroke: var(--ink); stroke-width: 1.6" in curves  # the mean
-    assert "The first 8 of 9 classes are shown." in text
-    assert "every case. The first 8 of 9 classes.</figcaption>" in text
+    assert "of the weights. Figures show the first 8 of 9 classes." in text
+    assert "every case. Figures show the first 8 of 9 classes.</figcaption>" in text
     boxes = text.partition("<title>Dice of the validation cases by class</title>")[2].partition("</svg>")[0]
     assert ">c07</text>" in boxes
     assert ">c08</text>" not in boxes

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_COUNTED = 15
-DRAWN_CLASSES = len(figures.SERIES)  # in one figure: more have no colours of their own; tables hold all
 NUM_BINS = 20
 
 
@@ -175,7 +174,7 @@ def readability(configuration: ConfigurationPlan, class_names: Sequence[str]) ->
     def paint(drawn: Figure) -> None:
         axis = drawn.subplots()
         curves = {curve.class_name: curve for curve in stages.curves}
-        for index, name in enumerate(class_names[:DRAWN_CLASSES]):  # a class without a curve keeps its colour
+        for index, name in enumerate(class_names[: figures.DRAWN_CLASSES]):  # a class without a curve keeps its colour
             if (curve := curves.get(name)) is not None:
                 axis.plot(curve.lam, curve.readability, color=figures.series_color(index), label=name)
         lam = stages.curves[0].lam if stages.curves else (stages.lam_a - 6, stages.lam_c + 6)
@@ -201,12 +200,7 @@ def _maps(fingerprint: Fingerprint) -> list[list[ComponentFacts]]:
 
 
 def _names(fingerprint: Fingerprint) -> list[str]:
-    return [lesion.class_name for lesion in fingerprint.lesions[:DRAWN_CLASSES]]
-
-
-def drawn_note(count: int) -> str:
-    """That figures leave out classes of so many; empty where they do not."""
-    return f" Figures show the first {DRAWN_CLASSES} of {count} classes." if count > DRAWN_CLASSES else ""
+    return [lesion.class_name for lesion in fingerprint.lesions[: figures.DRAWN_CLASSES]]
 
 
 def _histogram(fingerprint: Fingerprint, paint: Callable[[Axes], None], alt: str) -> Html:

@@ -24,7 +24,7 @@ from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, Percen
 from unisegdiff_pipeline.io.integrity import Problem
 from unisegdiff_pipeline.io.raw_dataset import RawDataset
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
-from unisegdiff_pipeline.reports import dataset_figures, dataset_pictures, dataset_sources
+from unisegdiff_pipeline.reports import dataset_figures, dataset_pictures, dataset_sources, figures
 from unisegdiff_pipeline.reports.dataset_figures import length_scale, size_scale
 from unisegdiff_pipeline.reports.dataset_warnings import data_warnings
 from unisegdiff_pipeline.reports.kept_figures import KeptFigures
@@ -197,7 +197,7 @@ _INTENSITY_TITLES = ("mean", "std", "minimum", "0.5 %", "median", "99.5 %", "max
 
 def _objects(fingerprint: Fingerprint, units: Units, kept: KeptFigures) -> Section:
     drawn = [figure(kept.draw(dataset_figures.balance, "", fingerprint), "Class balance, on a logarithmic scale.")]
-    if any(lesion.share_of_maps for lesion in fingerprint.lesions[: dataset_figures.DRAWN_CLASSES]):
+    if any(lesion.share_of_maps for lesion in fingerprint.lesions[: figures.DRAWN_CLASSES]):
         drawn += [
             figure(kept.draw(dataset_figures.counts, "", fingerprint), "Connected components of each label map."),
             figure(
@@ -210,7 +210,7 @@ def _objects(fingerprint: Fingerprint, units: Units, kept: KeptFigures) -> Secti
         ]
     nominal = " All sizes are nominal: voxel sizes are not known." if units.nominal else ""
     touching = "voxels touch by face, edge or corner" if units.size == "ml" else "pixels touch by side or corner"
-    note = dataset_figures.drawn_note(len(fingerprint.lesions))
+    note = figures.drawn_note(len(fingerprint.lesions))
     intro = f"Connected components of each class; {touching}.{nominal}{note}"
     return Section("Objects", [grid(drawn), table(_objects_table(fingerprint, units)), *_raters(fingerprint)], intro)
 
@@ -297,7 +297,7 @@ def _stages(fingerprint: Fingerprint, plans: Plans | None, kept: KeptFigures) ->
         Column("lam_c", digits=2),
         Column("label patches"),
     ]
-    about = _ABOUT_STAGES + dataset_figures.drawn_note(len(names))
+    about = _ABOUT_STAGES + figures.drawn_note(len(names))
     return Section("Stages of the diffusion", [grid(drawn), table(Table(columns, rows))], about)
 
 

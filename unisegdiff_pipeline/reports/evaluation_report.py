@@ -41,7 +41,7 @@ from unisegdiff_pipeline.reports.evaluation_tables import (
     source_table,
     strata_table,
 )
-from unisegdiff_pipeline.reports.figures import SERIES, series_color
+from unisegdiff_pipeline.reports.figures import DRAWN_CLASSES, NARROW_GROUPS, drawn_note, series_color
 from unisegdiff_pipeline.reports.metric_names import MetricName, metric_name
 from unisegdiff_pipeline.reports.page import (
     Cell,
@@ -68,9 +68,7 @@ from unisegdiff_pipeline.reports.profile_section import profile_section
 
 T = TypeVar("T")
 REPORT_NAME, VIEWERS = "report.html", "viewers"
-NARROW_GROUPS = 4  # of more boxes than these, the figure takes the width of the page
 MOST_ROWS = 5000  # of the table of cases, about; a browser sorts and searches so many
-DRAWN_CLASSES = len(SERIES)  # figures show no more, which had no colours of their own; tables and files hold all
 # Opening numbers and columns of the table of cases; those that an evaluation lacks are left out.
 KEY_METRICS = ("dice", "surface_dice", "hd95_mm", "lesion_f1", "ged_u", "energy_score_u", "adaptive_ece")
 BOX_METRICS = ("dice", "surface_dice", "hd95_mm", "lesion_f1")
@@ -323,7 +321,7 @@ def _distributions(evaluation: Evaluation) -> Section:
     text = (
         "Box: median and quartiles; whiskers: to 1.5 interquartile ranges; dots: cases; n: cases where it is defined."
     )
-    return Section("Distribution over cases", boxes if wide else [grid(boxes)], text + _drawn_note(report))
+    return Section("Distribution over cases", boxes if wide else [grid(boxes)], text + drawn_note(len(report.classes)))
 
 
 def _values_by_class(evaluation: Evaluation, name: str) -> dict[str, list[float]]:
@@ -353,7 +351,7 @@ def _lesions(evaluation: Evaluation) -> Section:
             text = f"{entry.class_name}: Dice of each reference lesion by its {word}, missed ones as 0."
             figures.append(figure(content, text))
     body = [lesion_table(report), grid(figures), strata_table(report)]
-    intro = f"Rule: {report.settings['lesion_matching_in_words']}.{_drawn_note(report)}"
+    intro = f"Rule: {report.settings['lesion_matching_in_words']}.{drawn_note(len(report.classes))}"
     if holds_lesions(report):
         return Section("Lesions", body, intro)
     note = (
@@ -446,7 +444,7 @@ def _probabilities(report: FolderSummary) -> Section | None:
     body = [*said, grid(figures)]
     if reliability or failure:
         body.append(probability_table(report))
-    return Section("Probabilities and confidence", body, _drawn_note(report).strip())
+    return Section("Probabilities and confidence", body, drawn_note(len(report.classes)).strip())
 
 
 def _all_cases(evaluation: Evaluation, viewers: Mapping[str, str]) -> Section:
@@ -509,9 +507,3 @@ def _of_classes(report: FolderSummary, get: Callable[[ClassReport], T | None]) -
     """Class => what `get` finds in its report, for the drawn classes that have it."""
     found = {entry.class_name: get(entry) for entry in report.classes[:DRAWN_CLASSES]}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _drawn_note(report: FolderSummary) -> str:
-    if len(report.classes) <= DRAWN_CLASSES:
-        return ""
-    return f" Figures show the first {DRAWN_CLASSES} of {len(report.classes)} classes."

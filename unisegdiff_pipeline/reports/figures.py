@@ -38,6 +38,8 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LABELLED_CHARACTERS = 36  # side by side along one axis
 NAME_CHARACTERS = 26  # of a name beside a row
 CHARACTER_IN, KEY_IN, ROW_IN = 0.065, 0.5, 0.17  # of legends: a character, a line with its margins, a row
+DRAWN_CLASSES = len(SERIES)  # of one figure: more have no colours of their own; tables and files hold all
+NARROW_GROUPS = 4  # of more boxes than these, a figure takes the width of the page
 MANY_POINTS = 3000  # more marks than this are drawn as pixels, which keeps the page small
 
 
@@ -74,6 +76,11 @@ def draw(
 def series_color(index: int) -> str:
     """Colour of the series of this index; they repeat after eight."""
     return SERIES[index % len(SERIES)]
+
+
+def drawn_note(num_classes: int) -> str:
+    """That figures leave out classes of so many, behind another sentence; empty where they do not."""
+    return f" Figures show the first {DRAWN_CLASSES} of {num_classes} classes." if num_classes > DRAWN_CLASSES else ""
 
 
 def channel_color(name: str, index: int) -> str:

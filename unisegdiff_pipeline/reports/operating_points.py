@@ -34,7 +34,7 @@ def operating_points(chosen: Mapping[str, Any]) -> list[Html]:
         lambda empty: _paint(empty, points), f"operating points of {', '.join(points)}", WIDTH_IN, HEIGHT_IN
     )
     title = f"All {len(rows)} operating points: the least confidence, probability and size that a lesion must have"
-    return [figure(drawn, CAPTION), details(title, [table(Table(columns, rows))])]
+    return [figure(drawn, CAPTION + figures.drawn_note(len(points))), details(title, [table(Table(columns, rows))])]
 
 
 def _cells(point: Mapping[str, Any]) -> list[float | None]:
@@ -54,7 +54,7 @@ def best_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, floa
 
 def _paint(drawn: Figure, points: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     axis = drawn.subplots()
-    for index, (name, own) in enumerate(list(points.items())[: len(figures.SERIES)]):
+    for index, (name, own) in enumerate(list(points.items())[: figures.DRAWN_CLASSES]):
         color = figures.series_color(index)
         each = [(float(point["fp_per_case"]), float(point["sensitivity"])) for point in own]
         axis.plot(*zip(*each, strict=True), "o", color=color, alpha=0.35, markersize=4)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 SURE = 0.95
 TOLERANCE = 0.10  # of coverage; and two standard errors, where cases are few
 FEWEST_CASES = 5
-DRAWN_CLASSES = len(figures.SERIES)  # more have no colours of their own
 WIDTH_IN, HEIGHT_IN = 3.45, 3.0
 
 
@@ -67,8 +66,7 @@ def section(classes: Mapping[str, Sequence[CaseSpread]], units: Units = VOLUMES)
     )
     said = [sentence for name, cases in drawn.items() for sentence in in_words(name, cases, units)]
     intro = "Samples are draws of how a mask may look. Where they can be believed, both curves follow the diagonal."
-    if len(drawn) > DRAWN_CLASSES:
-        intro += f" They are shown of the first {DRAWN_CLASSES} of {len(drawn)} classes."
+    intro += figures.drawn_note(len(drawn))
     return Section("Spread of the samples", [curves, bullets(said), table(_table(drawn, size))], intro)
 
 
@@ -124,7 +122,7 @@ def _paint(
 ) -> None:
     axis = drawn.subplots()
     axis.plot([0, 1], [0, 1], color=figures.MUTED, linewidth=1.0, linestyle=":")
-    for index, (name, cases) in enumerate(list(classes.items())[:DRAWN_CLASSES]):
+    for index, (name, cases) in enumerate(list(classes.items())[: figures.DRAWN_CLASSES]):
         paint(axis, name, cases, figures.series_color(index))
     axis.set_xlim(-0.02, 1.02)
     axis.set_ylim(-0.02, 1.02)

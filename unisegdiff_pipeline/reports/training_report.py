@@ -72,8 +72,6 @@ REPORT_NAME = "report.html"
 REFRESH_S = 30
 MOST_POINTS, MARKED_POINTS = 400, 30  # of a curve
 WIDTH_IN, HEIGHT_IN = 3.45, 2.75  # three figures side by side
-DRAWN_CLASSES = len(figures.SERIES)  # more have no colours of their own
-NARROW_GROUPS = 4  # of more boxes than these, a narrow window scrolls the figure
 HOURS_FROM_S = 3 * 3600.0
 
 
@@ -324,11 +322,10 @@ def _planned_stages(fold: _Fold) -> tuple[float, float] | None:
 
 def _about_dice(fold: _Fold) -> str:
     count, classes = len(fold.request.get("holdout_cases", ())), len(_scored_classes(fold))
-    text = (
+    return (
         f"On whole cases of the inner hold-out ({count}, of which short trainings score a part), with the moving "
-        "average of the weights."
+        f"average of the weights.{figures.drawn_note(classes)}"
     )
-    return f"{text} The first {DRAWN_CLASSES} of {classes} classes are shown." if classes > DRAWN_CLASSES else text
 
 
 def _curve(fold: _Fold, label: str, paint: Any, alt: str, caption: str) -> Html:
@@ -394,7 +391,7 @@ def _paint_weights(axis: Axes, fold: _Fold) -> None:
 
 
 def _paint_dice(axis: Axes, fold: _Fold) -> None:
-    scored, classes = of_kind(fold.entries, "validation"), _scored_classes(fold)[:DRAWN_CLASSES]
+    scored, classes = of_kind(fold.entries, "validation"), _scored_classes(fold)[: figures.DRAWN_CLASSES]
     lines = [(f"dice_{name}", name, ".--", 1.0, figures.series_color(i)) for i, name in enumerate(classes)]
     of_mean = ("dice_mean", "mean", "o-", 1.6, figures.INK)
     shown = [*lines, of_mean] if len(lines) > 1 else [of_mean]
@@ -562,8 +559,7 @@ def _validation(fold: _Fold) -> Section | None:
         return None
     # In the order of the first case that has them: of a unified data set, a case has the classes of its source.
     names = list(dict.fromkeys(score["class_name"] for case in cases for score in case["scores"]))
-    shown = {n: [_score(case, n, "dice") for case in cases] for n in names[:DRAWN_CLASSES]}
-    note = "" if len(shown) == len(names) else f" The first {len(shown)} of {len(names)} classes."
+    shown = {n: [_score(case, n, "dice") for case in cases] for n in names[: figures.DRAWN_CLASSES]}
 
     def paint(drawn: Figure) -> None:
         axis = drawn.subplots()
@@ -579,7 +575,11 @@ def _validation(fold: _Fold) -> Section | None:
         rows.append([case["case_id"], *cells])
     cases_table = Table(columns, rows, caption=f"{len(rows)} validation cases", searchable=len(rows) > 10)
     drawn = figures.draw(paint, "Dice of the validation cases by class", max(WIDTH_IN, 1.0 + 1.1 * len(shown)))
-    boxes = figure(drawn, f"Median, quartiles, and every case.{note}", wide=len(shown) > NARROW_GROUPS)
+    boxes = figure(
+        drawn,
+        f"Median, quartiles, and every case.{figures.drawn_note(len(names))}",
+        wide=len(shown) > figures.NARROW_GROUPS,
+    )
     intro = (
         "Cases that neither weights nor settings have seen. A case whose reference lacks the class has no Dice: false "
         "positive is one whose prediction has it, a dash one whose prediction lacks it, too"
