@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,8 +124,9 @@ def convert(name: str, request: Request, raw_root: Path) -> Path:
     for option in ("name", "channels", "threshold", "group_pattern", "mask"):
         if getattr(request, option) not in (None, ()) and option not in chosen.options:
             raise UsdError(f"usd_convert {name} takes no --{option.replace('_', '-')}; leave it out.")
-    # Links stay: they may have the name that says what the data are.
-    sources = tuple(Path(os.path.abspath(source.expanduser())) for source in map(Path, request.sources))  # noqa: PTH100
+    # Links stay, as they may have the name that says what the data are, and so does "..", which leads on from the place
+    # that a link before it leads to.
+    sources = tuple(Path(source).expanduser().absolute() for source in request.sources)
     found = chosen.find(dataclasses.replace(request, sources=sources))
     if request.number is not None:
         found = dataclasses.replace(found, number=request.number)

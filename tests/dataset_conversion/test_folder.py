@@ -296,6 +296,15 @@ def test_a_stack_of_colours_does_not_become_its_first_slice(tmp_path):
     refused(tmp_path, r"images/a\.tif holds 2 slices of 3 channels, but 1 is expected", channels=("light",))
 
 
+def test_the_folder_above_a_link_is_that_above_its_target(tmp_path, converted):
+    for place, size in (("here", (8, 8)), ("there", (6, 4))):
+        picture(tmp_path / place / "images/a.png", size=size)
+        mask(tmp_path / place / "masks/a.png", size=size)
+    (tmp_path / "here/link").symlink_to(tmp_path / "there/images")
+    raw = converted("folder", *(tmp_path / "here/link/.." / name for name in ("images", "masks")), *OPTIONS)
+    assert Image.open(raw.cases[0].image_paths[0]).size == Image.open(tmp_path / "there/images/a.png").size
+
+
 def test_numbers_in_names_may_be_of_any_script(tmp_path, converted):
     for case in ("1\u00b23", "\u0661"):  # a superscript is no number to count with, an Arabic one is
         picture(tmp_path / f"images/{case}.png")
