@@ -24,8 +24,10 @@ def preprocessing_reasons(plan: PreprocessingPlan, median_crop_share: float) -> 
         ),
         "image_order": f"{plan.image_order}: cubic interpolation, as in nnU-Net; 1 is cheaper and cannot overshoot",
         "separate_z": (
-            f"{plan.separate_z}: the first axis is resampled apart, by the nearest slice, where its spacing is over "
-            f"{ANISOTROPY:g} times that of the others, as in nnU-Net"
+            f"{plan.separate_z}: slices stay as they are, and no axis is resampled apart"
+            if plan.target_spacing_mm[0] is None
+            else f"{plan.separate_z}: the coarsest axis is resampled apart, by the nearest slice, where its spacing is "
+            f"over {ANISOTROPY:g} times that of another, as in nnU-Net"
         ),
         "missing_channels": (
             "true: dataset.json lets cases lack channels"
