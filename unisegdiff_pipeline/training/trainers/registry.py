@@ -46,4 +46,9 @@ def find_trainer(name: str) -> type[Trainer]:
         ) from error
     if not (isinstance(result, type) and issubclass(result, (SegmentationTrainer, DiffusionTrainer))):
         raise UsdError(f"--trainer {name} is no SegmentationTrainer or DiffusionTrainer; derive it from one of them.")
+    if TRAINERS.get(result.__name__, result) is not result:  # its folds would be taken for those of the other
+        raise UsdError(
+            f"--trainer {name}: the class bears the name of a trainer of this package, {result.__name__}, by which the "
+            f"model folder is named; call it something else."
+        )
     return result
