@@ -60,6 +60,8 @@ def test_patience_ends_each_phase_and_completes_the_model(
     fold = train(replace(request_, patience=2)).folds[0].folder
     ended = log_of(fold, "ended_early")
     assert [(e["phase"], e["iteration"]) for e in ended] == [(1, 12), (2, 4)]
+    looks = [(e["phase"], e["iteration"]) for e in log_of(fold, "validation")]
+    assert looks == sorted(set(looks))  # none of the same weights again
     assert ended[0]["reason"] == "no better Dice on held-out cases in 2 looks (--patience)"
     assert open_model_folder(fold.parent).folds == ("0",)
     assert "Phase 1 ended at 40% of its length" in (fold / "report.html").read_text()

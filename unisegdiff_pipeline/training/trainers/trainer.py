@@ -101,6 +101,7 @@ class Trainer(abc.ABC):
         self.best_weights: dict[str, Tensor] | None = None
         self.looks_without_gain = 0  # since the best one
         self.validated = 0  # looks at held-out cases so far, without the one at the end
+        self.last_look: int | None = None  # iteration of the last one of this session
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
         self.is_compiled = False
         with torch.random.fork_rng(devices=[]):  # weights are made on the CPU; the caller's generator stays as it is
@@ -181,7 +182,7 @@ class Trainer(abc.ABC):
             self._train_on(source)
             self._say_why_ended()
             self.save()
-            if not run.is_asked_to_end:
+            if not run.is_asked_to_end and self.last_look != self.iteration:
                 self._validate()
         except (TrainingInterrupted, RankLost):
             if self.iteration > 0:
@@ -508,6 +509,7 @@ class Trainer(abc.ABC):
             self.run.log.say(f"phase {self.phase}  {found.sources.describe()}")
         with self.run.stop.deferred():
             self.last, self.groups, self.sources = found.of_cases, found.groups, found.case_sources
+            self.last_look = self.iteration
             if self._is_better():
                 self.best, self.best_weights, self.looks_without_gain = self.last, cpu_state(self.ema.network), 0
             elif not all(map(math.isnan, self.last)):  # held-out cases without any object tell nothing
