@@ -61,10 +61,11 @@ def test_empty_data_set_gives_no_patches(tmp_path: Path) -> None:
 def test_patches_take_the_memory_of_what_they_show(tmp_path: Path) -> None:
     labels = np.zeros((1, 1, 400, 400), np.uint8)
     labels[0, 0, 10:14, 10:14] = 2
-    case = stored(tmp_path, labels)
-    case.components  # noqa: B018
+    stored(tmp_path, labels)
+    folder = PreprocessedFolder(tmp_path)
+    collect_label_patches(folder, SCHEME, (400, 400))  # modules that it imports take memory as well
     tracemalloc.start()
-    patches = collect_label_patches(PreprocessedFolder(tmp_path), SCHEME, (400, 400))
+    patches = collect_label_patches(folder, SCHEME, (400, 400))
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert len(patches["core"]) == MAX_ROUNDS
