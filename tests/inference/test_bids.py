@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.inference.test_predictor import GEOMETRY_3D, make_model, make_pictures
+from tests.inference.models import tiny_plans, write_model
+from tests.inference.test_predictor import BINARY, GEOMETRY_3D, make_model, make_pictures
+from tests.inference.test_unified_prediction import SOURCES, plan
 from unisegdiff_pipeline.commands import predict
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.inference.bids import derivative_of, derivatives_of
@@ -92,6 +95,26 @@ def test_from_bids_to_bids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert inputs[1] == [str(tmp_path / "data/sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz")]
     assert run(tmp_path / "same", tmp_path / "plain", model, tmp_path / "other", "--suffixes", "T1w") == 1
     assert "--suffixes goes with a BIDS folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_case_that_fails_costs_the_others_no_derivative(tmp_path: Path) -> None:
+    model, bids = make_model(tmp_path / "m", 3), tmp_path / "derivatives"
+    scan(tmp_path / "in/sub-01_0000.nii.gz")
+    (tmp_path / "in/sub-02_0000.nii.gz").write_text("broken")
+    assert run(tmp_path / "in", tmp_path / "out", model, bids) == 1
+    assert [path.name for path in bids.rglob("*.nii.gz")] == ["sub-01_desc-unisegdiff_dseg.nii.gz"]
+
+
+def test_of_a_unified_model_the_images_say_what_masks_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plans = tiny_plans(BINARY, plan(3, 1.0), ("R", "G", "B"), ".png", False)
+    configuration = replace(plans.configurations["tiny"], sources=SOURCES, median_shape=(1, 24, 24))
+    model, bids = write_model(tmp_path, replace(plans, configurations={"tiny": configuration})), tmp_path / "new"
+    make_pictures(tmp_path / "pictures", 1).joinpath("case0_0000.png").rename(tmp_path / "sub-02_0000.png")
+    assert run(tmp_path / "sub-02_0000.png", tmp_path / "out", model, bids) == 1
+    assert "the mask of sub-02 will be like its image, .png" in " ".join(capsys.readouterr().err.split())
+    scan(tmp_path / "in/sub-01_0000.nii.gz")
+    assert run(tmp_path / "in", tmp_path / "out", model, bids) == 0
+    assert [path.name for path in bids.rglob("*.nii.gz")] == ["sub-01_desc-unisegdiff_dseg.nii.gz"]
 
 
 def test_nothing_is_predicted_where_derivatives_cannot_be_written(

@@ -47,6 +47,19 @@ def test_series_give_the_masks_of_their_volumes(tmp_path: Path, capsys: pytest.C
     assert "2 of 2 cases are finished already" in " ".join(capsys.readouterr().err.split())
 
 
+def test_numbers_of_patients_are_none_of_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model(tmp_path / "model", 3)
+    for name in ("patient_0000", "patient_0012"):
+        write_series(tmp_path / "in" / name)
+    assert run(tmp_path / "in", tmp_path / "none", model, "--dry-run") == 0
+    assert "cases  2: patient_0000, patient_0012" in capsys.readouterr().out
+    assert run(tmp_path / "in", tmp_path / "out", model) == 0
+    assert {"patient_0000.nii.gz", "patient_0012.nii.gz"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    write_series(tmp_path / "of_channel/p1_0000")
+    assert run(tmp_path / "of_channel", tmp_path / "none", model, "--dry-run") == 0
+    assert "cases  1: p1\n" in capsys.readouterr().out
+
+
 def test_a_series_that_is_no_volume_is_refused_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

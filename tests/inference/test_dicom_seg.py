@@ -12,10 +12,15 @@ from tests.inference.test_predictor import make_model
 from tests.io.test_dicom import SIZE, only_series, write_series
 from unisegdiff_pipeline.commands import predict
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.inference.dicom_seg import first_series, require_dicom_seg, write_dicom_segs
-from unisegdiff_pipeline.inference.model_folder import open_model_folder
+from unisegdiff_pipeline.inference import folder_run
+from unisegdiff_pipeline.inference.dicom_input import series_in, series_of_cases
+from unisegdiff_pipeline.inference.dicom_seg import require_dicom_seg, write_dicom_segs
+from unisegdiff_pipeline.inference.export import write_prediction
+from unisegdiff_pipeline.inference.model_folder import ModelFolder, open_model_folder
 from unisegdiff_pipeline.io.class_codes import parse_class_codes
+from unisegdiff_pipeline.io.dicom import Series
 from unisegdiff_pipeline.io.images import read_labels
+from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
 highdicom = pytest.importorskip("highdicom")
 pydicom = pytest.importorskip("pydicom")
@@ -35,6 +40,10 @@ def complete(folder: Path) -> Path:
 def run(images: Path, output: Path, model: Path, target: Path) -> int:
     words = ["-i", str(images), "-o", str(output), "-m", str(model), "--device", "cpu"]
     return predict.main([*words, "--dicom-seg", str(target)])
+
+
+def first_series(source: Path, model: ModelFolder) -> dict[str, Series]:
+    return series_of_cases(series_in(source)[0], model)
 
 
 def frames(path: Path, series: list[Path]) -> tuple[object, np.ndarray]:
@@ -88,7 +97,8 @@ def test_probabilities_that_all_round_to_zero_are_written(tmp_path: Path) -> Non
     file = tmp_path / "out/probabilities/p1.npz"
     array = np.full_like(np.load(file)["probabilities"], 0.001)  # less than half a step of 1/255
     np.savez(file, probabilities=array)
-    assert write_dicom_segs(tmp_path / "out", tmp_path / "seg", first_series(source), open_model_folder(model)) == 1
+    opened = open_model_folder(model)
+    assert write_dicom_segs(tmp_path / "out", tmp_path / "seg", first_series(source, opened), opened) == 1
     _, fractions = frames(tmp_path / "seg/p1_probability.dcm", list(only_series(source / "p1").files()))
     assert fractions.shape[:3] == array.shape[1:]
     assert not np.any(fractions)
@@ -101,7 +111,7 @@ def test_what_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.
     assert "lies in the folder of the images" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsdError, match="is no folder of DICOM series"):
-        require_dicom_seg(tmp_path / "model", tmp_path / "seg")
+        require_dicom_seg(tmp_path / "model", tmp_path / "seg", open_model_folder(model))
 
 
 def test_every_series_is_written_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,11 +119,27 @@ def test_every_series_is_written_or_named(tmp_path: Path, caplog: pytest.LogCapt
     complete(tmp_path / "in/Zo\u0308e")
     assert run(tmp_path / "in", tmp_path / "out", model, tmp_path / "seg") == 0
     assert {path.name for path in (tmp_path / "seg").iterdir()} == {"Z\u00f6e_seg.dcm", "Z\u00f6e_probability.dcm"}
-    series = first_series(tmp_path / "in")
+    series = first_series(tmp_path / "in", open_model_folder(model))
     caplog.set_level("INFO", "unisegdiff_pipeline")
     found = series | {"other": series["Z\u00f6e"]}
     assert write_dicom_segs(tmp_path / "out", tmp_path / "seg", found, open_model_folder(model)) == 1
     assert f"no DICOM-SEG of other, of which {tmp_path / 'out'} holds no prediction" in caplog.text
+
+
+def test_a_case_that_fails_costs_the_others_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(output: Path, found: object, properties: CaseProperties, *rest: object) -> int:
+        if properties.case_id == "p1":
+            raise UsdError("no good")
+        return write_prediction(output, found, properties, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(folder_run, "write_prediction", write)
+    for name in ("p1", "p2"):
+        complete(tmp_path / "in" / name)
+    assert run(tmp_path / "in", tmp_path / "out", make_model(tmp_path / "model", 3), tmp_path / "seg") == 1
+    assert "1 case could not be predicted" in " ".join(capsys.readouterr().err.split())
+    assert {path.name for path in (tmp_path / "seg").iterdir()} == {"p2_seg.dcm", "p2_probability.dcm"}
 
 
 def test_a_series_that_nothing_can_refer_to_is_named_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -267,49 +266,54 @@ def _predict(args: argparse.Namespace) -> None:
     from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.inference.bids import require_derivatives, write_derivatives
     from unisegdiff_pipeline.inference.dicom_seg import require_dicom_seg, write_dicom_segs
+    from unisegdiff_pipeline.inference.folder_run import CasesFailedError
     from unisegdiff_pipeline.inference.guarantees import promised_folders
     from unisegdiff_pipeline.inference.model_folder import open_model_folder
     from unisegdiff_pipeline.inference.request import PredictRequest
     from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 
-    if args.bids is not None:
+    if args.bids is not None or args.dicom_seg is not None:
         opened = open_model_folder(model)
-        names = case_names(opened, source, args.source, args.suffixes)
-        require_derivatives(args.bids, names, opened.plans.file_ending)
+    if args.bids is not None:
+        endings = case_endings(opened, source, args.source, args.suffixes)
+        require_derivatives(args.bids, endings)
     if args.dicom_seg is not None:
-        series = require_dicom_seg(source, args.dicom_seg)
+        series = require_dicom_seg(source, args.dicom_seg, opened)
 
     keep_freed_memory()
     say(f"Best: {model / 'best.json'}" if args.best else f"Model: {model}")
     predict = pipeline.predict_best if args.best else pipeline.predict
-    predict(
-        PredictRequest(
-            source,
-            args.output,
-            model,
-            args.folds,
-            num_samples=args.samples,
-            source_name=args.source,
-            suffixes=tuple(args.suffixes),
-            seed=args.seed,
-            device=args.device,
-            mirror=args.mirror,
-            combine=args.combine,
-            decision=args.decision,
-            utility=args.utility,
-            guarantees=tuple(args.guarantee),
-            lesion_filter=not args.no_filter,
-            max_memory_gb=args.max_memory,
-            save_probabilities=args.save_probabilities or args.dicom_seg is not None,
-            save_samples=args.save_samples,
-            save_uncertainty_parts=args.save_uncertainty_parts,
-            overwrite=args.overwrite,
-            num_parts=num_parts,
-            part_id=part_id,
-            needs_cases=num_parts > 1 and args.part_id is None,  # nobody but SLURM named the part
-            scheduler=args.scheduler,
-        )
+    request = PredictRequest(
+        source,
+        args.output,
+        model,
+        args.folds,
+        num_samples=args.samples,
+        source_name=args.source,
+        suffixes=tuple(args.suffixes),
+        seed=args.seed,
+        device=args.device,
+        mirror=args.mirror,
+        combine=args.combine,
+        decision=args.decision,
+        utility=args.utility,
+        guarantees=tuple(args.guarantee),
+        lesion_filter=not args.no_filter,
+        max_memory_gb=args.max_memory,
+        save_probabilities=args.save_probabilities or args.dicom_seg is not None,
+        save_samples=args.save_samples,
+        save_uncertainty_parts=args.save_uncertainty_parts,
+        overwrite=args.overwrite,
+        num_parts=num_parts,
+        part_id=part_id,
+        needs_cases=num_parts > 1 and args.part_id is None,  # nobody but SLURM named the part
+        scheduler=args.scheduler,
     )
+    failed = None
+    try:
+        predict(request)
+    except CasesFailedError as error:
+        failed = error  # the others are written in all forms that are asked for
     say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
     say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")
     say(f"Cases: {args.output / 'cases.csv'}")
@@ -317,11 +321,13 @@ def _predict(args: argparse.Namespace) -> None:
         if folder.is_dir():
             say(f"Guaranteed: {folder}")
     if args.bids is not None:
-        write_derivatives(args.output, args.bids, names, opened.plans.labels)
+        write_derivatives(args.output, args.bids, endings, opened.plans.labels)
         say(f"BIDS derivatives: {args.bids}")
     if args.dicom_seg is not None:
-        write_dicom_segs(args.output, args.dicom_seg, series, open_model_folder(model))
+        write_dicom_segs(args.output, args.dicom_seg, series, opened)
         say(f"DICOM-SEG: {args.dicom_seg}")
+    if failed is not None:
+        raise failed
 
 
 def jobs_of(args: argparse.Namespace) -> str:
@@ -378,7 +384,7 @@ def describe(
 
     opened = open_model_folder(model)
     chosen = choose_folds(opened, folds)
-    cases = case_names(opened, source, source_name, suffixes)
+    cases = case_endings(opened, source, source_name, suffixes)
     return "\n".join(
         [
             f"model  {model}",
@@ -388,19 +394,19 @@ def describe(
     )
 
 
-def case_names(
+def case_endings(
     model: ModelFolder, source: Path | Sequence[Path], source_name: str | None, suffixes: Sequence[str] = ()
-) -> list[str]:
-    """Names of the cases that would be predicted.
+) -> dict[str, str]:
+    """The cases that would be predicted, with the endings of their images.
 
     Raises:
         UsdError: as of a prediction, where it would not begin.
     """
-    from unisegdiff_pipeline.inference.dicom_input import series_in
+    from unisegdiff_pipeline.inference.dicom_input import image_ending, series_in, series_of_cases
     from unisegdiff_pipeline.inference.model_inputs import ModelInputs
     from unisegdiff_pipeline.io.dicom import is_dicom_folder
 
     inputs = ModelInputs(model, source_name, tuple(suffixes))
     if isinstance(source, Path) and is_dicom_folder(source):
-        return list(dict.fromkeys(re.sub(r"_\d{4}$", "", series.name) for series in series_in(source)[0]))
-    return [case.case_id for case in inputs.find_cases(source)]
+        return dict.fromkeys(series_of_cases(series_in(source)[0], model), image_ending(model))
+    return {case.case_id: inputs.file_ending(case.image_paths) for case in inputs.find_cases(source)}

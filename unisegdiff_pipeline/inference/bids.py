@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
@@ -66,17 +66,22 @@ def derivatives_of(case_ids: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def require_derivatives(target: Path, case_ids: Iterable[str], file_ending: str) -> None:
+def require_derivatives(target: Path, endings: Mapping[str, str]) -> None:
     """Refuse what cannot be written, before anything is predicted.
+
+    Args:
+        target: folder of the derivatives.
+        endings: ending of the image of each case.
 
     Raises:
         UsdError: masks that are no NIfTI files, names (see `derivatives_of`), or a folder of other data.
     """
-    if file_ending not in NIFTI_ENDINGS:
+    if others := [case_id for case_id, ending in endings.items() if ending not in NIFTI_ENDINGS]:
         raise UsdError(
-            f"masks of this model end in {file_ending}; BIDS derivatives (--bids) are NIfTI files. Leave it out."
+            f"the mask of {others[0]} will be like its image, {endings[others[0]]}; BIDS derivatives (--bids) are "
+            f"NIfTI files. Leave it out."
         )
-    derivatives_of(case_ids)
+    derivatives_of(endings)
     there = Path(target).is_dir() and any(Path(target).iterdir())
     if there and not _is_made_here(Path(target) / DESCRIPTION_NAME):
         raise UsdError(f"{target} (--bids) holds other files than derivatives of this package; name a new folder.")

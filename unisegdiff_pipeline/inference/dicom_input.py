@@ -17,6 +17,7 @@ from unisegdiff_pipeline.inference.model_folder import ModelFolder
 from unisegdiff_pipeline.io.dicom import Series, is_dicom_folder
 from unisegdiff_pipeline.io.endings import is_picture_ending
 from unisegdiff_pipeline.io.images import write_map
+from unisegdiff_pipeline.io.raw_dataset import CHANNEL_SUFFIX
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
 
 LOGGER = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def as_images(source: Path | Sequence[Path], model: ModelFolder) -> Iterator[Inp
     """Give a folder with an image for each series where `source` is a folder of DICOM files, else `source` itself.
 
     The name of a case is that of its series (`find_series`), so that the channels of a case are folders CASE_0000,
-    CASE_0001, and so on. The images go when the context ends.
+    CASE_0001, and so on (see `image_names`). The images go when the context ends.
 
     Raises:
         UsdError: the model takes pictures; no series; or a series that is no even volume (`Series.read`).
@@ -50,7 +51,7 @@ def as_images(source: Path | Sequence[Path], model: ModelFolder) -> Iterator[Inp
         yield InputImages(source)
         return
     source = Path(source)
-    ending = model.plans.file_ending if model.configuration.sources is None else MIXED_ENDING
+    ending = image_ending(model)
     if is_picture_ending(ending):
         raise UsdError(f"{source} holds DICOM files, but {model.place} takes pictures ({ending}); convert the images.")
     series, left_out = series_in(source)
@@ -63,10 +64,38 @@ def as_images(source: Path | Sequence[Path], model: ModelFolder) -> Iterator[Inp
                 volume = process.read_series(job[0])
                 write_map(job[1], volume.array[0], volume.geometry)
 
-            origins = {file_of(Path(folder), one.name, ending): one.folder for one in series}
+            named = image_names(series, model)
+            origins = {file_of(Path(folder), name, ending): one.folder for name, one in named.items()}
             jobs, names = list(zip(series, origins, strict=True)), [one.name for one in series]
             map_cases(convert, jobs, names=names, workers=0, description="reading DICOM")
         yield InputImages(Path(folder), origins)
+
+
+def image_ending(model: ModelFolder) -> str:
+    """Ending of the images that DICOM series become."""
+    return model.plans.file_ending if model.configuration.sources is None else MIXED_ENDING
+
+
+def image_names(series: Sequence[Series], model: ModelFolder) -> dict[str, Series]:
+    """The series by the names of their images, CASE or CASE_0000.
+
+    The number behind patient_0012 is that of the patient where the model takes one channel, which would be 0000.
+    """
+    names = [one.name for one in series]
+    numbers = {match["channel"] for name in names if (match := CHANNEL_SUFFIX.fullmatch(name))}
+    takes_one = model.configuration.sources is None and len(model.plans.channel_names) == 1
+    if takes_one and numbers - {"0000"}:
+        names = [f"{name}_0000" for name in names]
+    return dict(zip(names, series, strict=True))
+
+
+def series_of_cases(series: Sequence[Series], model: ModelFolder) -> dict[str, Series]:
+    """Of each case the series of its first channel."""
+    found: dict[str, Series] = {}
+    for name, one in sorted(image_names(series, model).items()):
+        match = CHANNEL_SUFFIX.fullmatch(name)
+        found.setdefault(match["case"] if match else name, one)
+    return found
 
 
 def series_in(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:

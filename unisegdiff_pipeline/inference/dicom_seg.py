@@ -24,13 +24,12 @@ from unisegdiff_pipeline.core.npz import read_npz
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.core.words import listed
-from unisegdiff_pipeline.inference.dicom_input import series_in
+from unisegdiff_pipeline.inference.dicom_input import series_in, series_of_cases
 from unisegdiff_pipeline.inference.export import mask_path, read_record
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, ModelFolder
 from unisegdiff_pipeline.io.class_codes import ClassCode, parse_class_codes
 from unisegdiff_pipeline.io.dicom import Series, is_dicom_folder
 from unisegdiff_pipeline.io.images import read_labels
-from unisegdiff_pipeline.io.raw_dataset import CHANNEL_SUFFIX
 
 LOGGER = logging.getLogger(__name__)
 EXTRA = "pip install 'unisegdiff_pipeline[dicom]'"
@@ -45,8 +44,8 @@ MAY_BE_EMPTY = (
 )
 
 
-def require_dicom_seg(source: object, target: Path) -> dict[str, Series]:
-    """Refuse what cannot be written, before anything is predicted; returns what to write it on, see `first_series`.
+def require_dicom_seg(source: object, target: Path, model: ModelFolder) -> dict[str, Series]:
+    """Refuse what cannot be written, before anything is predicted; returns what to write it on, by `series_of_cases`.
 
     Raises:
         UsdError: the package for it is missing, images are no DICOM series, or the target lies among them; or a series
@@ -58,7 +57,7 @@ def require_dicom_seg(source: object, target: Path) -> dict[str, Series]:
         raise UsdError(f"{source} is no folder of DICOM series, which DICOM-SEG (--dicom-seg) refers to; leave it out.")
     if Path(target).resolve().is_relative_to(source.resolve()):
         raise UsdError(f"{target} (--dicom-seg) lies in the folder of the images, {source}; choose another folder.")
-    found = first_series(source)
+    found = series_of_cases(series_in(source)[0], model)
     for series in found.values():
         header = _header(series.slices[0].path)
         if lacking := [name for name in NEEDED if not header.get(name)]:
@@ -107,15 +106,6 @@ def write_dicom_segs(prediction: Path, target: Path, found: Mapping[str, Series]
         text = f"{listed(left_out, LISTED)}, of which {prediction} holds no prediction"
         LOGGER.info("no DICOM-SEG of %s", text)  # with --num-parts, the cases of other parts
     return len(found) - len(left_out)
-
-
-def first_series(source: Path) -> dict[str, Series]:
-    """The series of each case's first channel; a case may be named after it or its channels, CASE_0000."""
-    found: dict[str, Series] = {}
-    for series in sorted(series_in(source)[0], key=lambda one: one.name):
-        match = CHANNEL_SUFFIX.fullmatch(series.name)
-        found.setdefault(match["case"] if match else series.name, series)
-    return found
 
 
 def _probabilities(path: Path) -> np.ndarray:
