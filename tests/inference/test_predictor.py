@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from unisegdiff_pipeline.inference.folder_run import predict_folder
 from unisegdiff_pipeline.inference.prediction import Prediction
 from unisegdiff_pipeline.inference.predictor import Predictor, require_finite
 from unisegdiff_pipeline.inference.request import PredictRequest
+from unisegdiff_pipeline.inference.settings import read_settings, write_settings
 from unisegdiff_pipeline.io.images import read_image, read_labels, write_map
 from unisegdiff_pipeline.planning.plans import (
     PreprocessingPlan,
@@ -427,6 +429,20 @@ def test_what_needs_samples_is_refused_without(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
         with pytest.raises(UsdError, match="combined by majority"):
             Predictor(model, device="cpu").predict(np.ones((1, 20, 20)), (1, 1), num_samples=0, combine="majority")
+
+
+def test_a_decision_by_samples_needs_some(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images, model, out = make_pictures(tmp_path / "in", 1), make_model(tmp_path, 2), tmp_path / "out"
+    request = PredictRequest(images, out, model, device="cpu", num_samples=0)
+    with pytest.raises(UsdError, match="the decision is to be 'dice', which goes by samples, but 0 are drawn"):
+        predict_folder(replace(request, decision="dice"))
+    with pytest.raises(UsdError, match="which goes by samples"):
+        Predictor(model, device="cpu", decision="dice").predict(np.ones((1, 20, 20)), num_samples=0)
+    assert not out.exists()
+    write_settings(model / "fold_0", replace(read_settings(model / "fold_0"), decision="dice"))
+    predict_folder(request)
+    assert "training chose the decision 'dice'" in caplog.text
+    assert json.loads((out / "manifest.json").read_text())["decision"] == "half"
 
 
 def test_volumes_of_mask_and_samples(tmp_path: Path) -> None:

@@ -164,6 +164,8 @@ def _open_run(request: PredictRequest, inputs: ModelInputs) -> _FolderRun:
     promises = promises_of_model(request, model, predictor.folds, predictor.weights.values(), count)
     if not count and (void := predictor.lesion_filter.void_without_samples()):
         LOGGER.warning("%s", void)
+    if not count and predictor.decision == "dice":
+        LOGGER.warning("training chose the decision 'dice', which goes by samples; without any it is 'half'")
     options = OutputOptions(
         model.plans.file_ending,
         model.plans.spacing_known,

@@ -113,6 +113,7 @@ class Predictor:
         self.masks_from = self._of_masks(device, mirror)
         self.weights = {fold: file_hash(self.model.fold_folder(fold) / WEIGHTS_NAME) for fold in self.folds}
         self.decision: Decision = decision or decision_of_folds(settings.decision for _, settings in self.networks)
+        self._is_decision_asked_for = decision is not None
         self.lesion_filter = self._filter(wanted, lesion_filter)
 
     def _of_masks(self, device: str, mirror: bool) -> Predictor | None:
@@ -251,7 +252,7 @@ class Predictor:
             "seed": seed,
             "mirror_axes": list(self.mirror_axes),
             "combine": combine,
-            "decision": self.decision,
+            "decision": self.decision if num_samples else "half",
             **({} if self.masks_from is None else {"masks_from": self.masks_from.made_of_masks(seed)}),
             **({} if self.lesion_filter.keeps_all else {"lesion_filter": to_jsonable(self.lesion_filter)}),
         }
@@ -320,9 +321,15 @@ class Predictor:
         """Refuse what cannot be had from this many samples and these folds.
 
         Raises:
-            ValueError, UsdError: see `require_combinable` and `require_splittable`.
+            ValueError, UsdError: see `require_combinable` and `require_splittable`; a decision by samples that is asked
+                for where none are drawn.
         """
         require_combinable(combine, num_samples)
+        if self.decision == "dice" and self._is_decision_asked_for and num_samples == 0:
+            raise UsdError(
+                "the decision is to be 'dice', which goes by samples, but 0 are drawn; ask for some (--samples N, "
+                "num_samples=N) from a model that was trained in both phases, or decide by 'half'."
+            )
         if uncertainty_parts:
             require_splittable(len(self.folds), num_samples)
 
