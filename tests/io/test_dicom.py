@@ -149,8 +149,12 @@ def test_series_in_folders_that_are_links_are_found(tmp_path: Path) -> None:
 def test_a_volume_that_is_spread_over_folders_is_no_two_volumes(tmp_path: Path) -> None:
     write_series(tmp_path / "disc/0", uid="1.2.3", places=[0.0, 2.5, 5.0])
     write_series(tmp_path / "disc/1", uid="1.2.3", places=[7.5, 10.0])
-    with pytest.raises(UsdError, match=r"disc/0 and .*disc/1 hold parts of one volume.*1\.2\.3.*into one folder"):
+    with pytest.raises(UsdError, match=r"2 folders hold parts.*1\.2\.3: .*disc/0, .*disc/1\. Put its files into one"):
         find_series(tmp_path / "disc")
+    for number in range(5):
+        write_series(tmp_path / f"slices/{number}", uid="1.2.3", places=[2.5 * number])
+    with pytest.raises(UsdError, match=r"5 folders hold parts of one volume.*slices/2, and 2 more\. Put"):
+        find_series(tmp_path / "slices")
 
 
 def test_a_copy_a_phase_and_another_stack_of_a_series_are_volumes_of_their_own(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from unisegdiff_pipeline.core.errors import UsdError, unreadable
 from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
 from unisegdiff_pipeline.core.names import composed, require_name
+from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.io.bids import is_bids_folder
 from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS, split_ending
@@ -211,8 +212,8 @@ def _require_whole(found: Iterable[Series]) -> None:
         joined = Series(parts[0].name, parts[0].folder, tuple(one for part in parts for one in part.slices))
         if uid and len(parts) > 1 and len(joined.slices) > 2 and _is_volume(joined):
             raise UsdError(
-                f"{' and '.join(str(part.folder) for part in parts)} hold parts of one volume, the series {uid}; put "
-                f"its files into one folder."
+                f"{counted(len(parts), 'folder')} hold parts of one volume, the series {uid}: "
+                f"{listed((part.folder for part in parts), 3)}. Put its files into one folder."
             )
 
 
