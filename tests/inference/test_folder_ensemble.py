@@ -203,6 +203,19 @@ def test_the_filters_of_the_members_are_applied_together(tmp_path: Path) -> None
     assert mask_of(tmp_path / "one") == [1, 0, 1, 1]
 
 
+def test_filters_of_members_with_other_names_are_those_of_the_common_ones(tmp_path: Path) -> None:
+    folders = []
+    for name in ("polyp", "nodule"):
+        labels = {"background": 0, name: 1}
+        folder = nnunet_folder(tmp_path / name, {"x": of_lesion(0.9, 0.1, 0.9, 0.9)}, labels)
+        rules = {"rules": {name: to_jsonable(LesionRule(min_size=0.007))}, "unit": "ml"}
+        content = {"lesion_filter": rules, "labels": to_jsonable(parse_labels(labels, None))}
+        (folder / "manifest.json").write_text(json.dumps(content))
+        folders.append(folder)
+    ensemble_folders(EnsembleRequest(folders, tmp_path / "out", dataset_json=folders[0] / "dataset.json"))
+    assert mask_of(tmp_path / "out") == [0, 0, 1, 1]
+
+
 def test_what_members_promise_and_an_ensemble_does_not_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

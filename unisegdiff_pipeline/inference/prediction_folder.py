@@ -178,7 +178,7 @@ def open_prediction_folder(folder: Path, dataset_json: Path | None = None) -> Pr
         spacing_known,
         str(manifest.get("request") or folder.resolve()),
         _decision(manifest),
-        _lesion_filter(folder, manifest),
+        _named_as(labels, _lesion_filter(folder, manifest), folder, manifest),
         "promises" in manifest,
     )
 
@@ -226,6 +226,15 @@ def _lesion_filter(folder: Path, manifest: dict[str, Any]) -> LesionFilter:
         filters = [read_settings(model / f"fold_{fold}").lesion_filter for fold in finished_folds(model)]
         return combined_filter(filters) if filters else NO_FILTER
     return NO_FILTER
+
+
+def _named_as(labels: LabelScheme, found: LesionFilter, folder: Path, manifest: dict[str, Any]) -> LesionFilter:
+    """The filter with the classes called as in `labels`, which the manifest may call otherwise."""
+    if found.keeps_all or "labels" not in manifest:
+        return found
+    own = from_jsonable(LabelScheme, manifest["labels"], f"{folder / MANIFEST}: labels")
+    names = dict(zip(own.names, labels.names, strict=False))  # other numbers of classes are refused later on
+    return replace(found, rules={names.get(name, name): rule for name, rule in found.rules.items()})
 
 
 def _fits_turned(predicted: np.ndarray, mask: np.ndarray) -> bool:
