@@ -158,6 +158,16 @@ class CascadeStart:
                     f"began; restore it, train beside with --run NAME, or train all folds anew: fold cv, --restart."
                 )
 
+    @property
+    def masks_stamp(self) -> tuple[int, int] | None:
+        """Another one whenever masks have been taken over anew; None where there are none."""
+        path = self.target / MASKS / HASHES_NAME
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
     def _hashes(self) -> Mapping[str, str]:
         path = self.target / MASKS / HASHES_NAME
         return from_jsonable(dict[str, str], read_object(path)) if path.is_file() else {}

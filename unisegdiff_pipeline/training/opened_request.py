@@ -25,6 +25,8 @@ from unisegdiff_pipeline.training.request import DEFAULT_TRAINER, TrainRequest
 from unisegdiff_pipeline.training.trainers.registry import find_trainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
+FOLD_LOCK = ".lock-fold_{}"
+
 
 @dataclass(frozen=True)
 class OpenedRequest:
@@ -65,7 +67,7 @@ class OpenedRequest:
 
     def lock_path(self, fold: str) -> Path:
         """The file whose lock a process holds that trains a fold."""
-        return self.model_folder / f".lock-fold_{fold}"
+        return self.model_folder / FOLD_LOCK.format(fold)
 
 
 def open_request(request: TrainRequest, writing: bool = True, ranks: Ranks = ALONE) -> OpenedRequest:
