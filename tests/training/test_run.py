@@ -573,6 +573,17 @@ def test_restart_keeps_the_former_fold_when_the_request_cannot_work(request_: Tr
     assert (folder / WEIGHTS_NAME).is_file()
 
 
+@pytest.mark.parametrize("flag", ["phase_1_from", "pretrained"])
+def test_a_fold_that_begins_again_cannot_start_from_itself(request_: TrainRequest, flag: str) -> None:
+    fold = train(dataclasses.replace(request_, iterations=2)).folds[0].folder
+    before = sorted(fold.rglob("*"))
+    for source in (fold, fold / ".." / fold.name):
+        again = dataclasses.replace(request_, iterations=2, restart=True, **{flag: source})  # type: ignore[arg-type]
+        with pytest.raises(UsdError, match="names what --restart removes; leave --restart out"):
+            train(again)
+    assert sorted(fold.rglob("*")) == before
+
+
 def test_restart_keeps_the_former_fold_when_no_case_can_be_held_out(
     request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

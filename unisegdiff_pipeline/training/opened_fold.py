@@ -96,11 +96,17 @@ def require_start(run: FoldRun, warning: bool = True) -> None:
         warning: see `open_start`.
 
     Raises:
-        UsdError: see `open_start`, `require_fair_phase_1` and `require_phase_1_of_plan`.
+        UsdError: it is what begins again; also as `open_start`, `require_fair_phase_1` and `require_phase_1_of_plan`.
     """
     request = run.request
     if has_begun(run.folder) and not request.restart:
         return
+    for flag, path in (("--pretrained", request.pretrained), ("--phase-1-from", request.phase_1_from)):
+        own = (run.folder.resolve(), run.folder.parent.resolve())
+        if request.restart and path is not None and path.resolve() in own:
+            raise UsdError(
+                f"{flag} {path} names what --restart removes; leave --restart out and train beside it with --run NAME."
+            )
     if request.pretrained is not None:
         open_start(run, warning)
     if request.phase_1_from is not None:
