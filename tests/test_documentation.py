@@ -190,6 +190,7 @@ def test_the_nnunet_page_names_every_flag_that_is_understood() -> None:
     page = (ROOT / "documentation/how-to/coming-from-nnunet.md").read_text("utf-8")
     tables = re.split(r"^\| `nnUNetv2_", page[page.index("## Flags") : page.index("## Folders")], flags=re.M)[1:]
     understood = [nnunet.TRAIN, nnunet.PREDICT, nnunet.PLAN_AND_PREPROCESS, nnunet.EVALUATE]
+    understood += [nnunet.ENSEMBLE, nnunet.FIND_BEST, nnunet.EXPORT]
     for table, flags in zip(tables, understood, strict=True):
         left = {flag for line in re.findall(r"^\|([^|]+)", table, re.M) for flag in re.findall(r"`(--?\w+)", line)}
         assert set(flags) <= left

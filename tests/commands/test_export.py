@@ -42,6 +42,16 @@ def test_one_model_must_be_named(words: list[str], capsys: pytest.CaptureFixture
     assert stop.value.code == 2
 
 
+def test_several_folds_or_configurations_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["-f", "0", "1"], ["-c", "2d", "3d_fullres"]):
+        with pytest.raises(SystemExit) as stop:
+            export.main(["-d", "4", "-o", "a.zip", *words])
+        assert stop.value.code == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{words[-1]} is taken for the folder of a model, beside -d 4" in said
+        assert "an archive holds all finished folds" in said
+
+
 def test_flags_of_archives_and_of_onnx_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--onnx", "--overwrite"], ["--onnx", "--with-case-scores"], ["--fold", "0"], ["--source", "A"]):
         with pytest.raises(SystemExit) as stop:

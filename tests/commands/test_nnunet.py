@@ -11,7 +11,18 @@ import pytest
 from unisegdiff_pipeline.commands import nnunet
 from unisegdiff_pipeline.commands.common import CommandParser
 
-MODULES = ("train", "predict", "plan_and_preprocess", "fingerprint", "plan", "preprocess", "evaluate")
+MODULES = (
+    "train",
+    "predict",
+    "plan_and_preprocess",
+    "fingerprint",
+    "plan",
+    "preprocess",
+    "evaluate",
+    "ensemble",
+    "find_best",
+    "export",
+)
 
 
 def parser_of(command: str) -> CommandParser:
@@ -51,6 +62,10 @@ def parser_of(command: str) -> CommandParser:
         ("fingerprint", "-d 4 -np 3 --clean --verify_dataset_integrity", "-d 4 --workers 3"),
         ("evaluate", "r p -djfile d.json -pfile x -np 2 --chill", "r p --dataset-json d.json --workers 2 --subset"),
         ("evaluate", "ref pred -l 1 2", "ref pred --labels 1 2"),
+        ("ensemble", "-i a b -o out --save_npz -np 4", "a b -o out --save-probabilities"),
+        ("ensemble", "--weights 1 2 -i a b -o out", "a b --weights 1 2 -o out"),
+        ("find_best", "4 -np 4 --no_overwrite", "4 --workers 4 --dry-run"),
+        ("export", "-d 4 -o m.zip -tr nnUNetTrainer -p big --not_strict", "-d 4 -o m.zip --plans big"),
     ],
 )
 def test_what_is_understood(command: str, given: str, ours: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +93,7 @@ def test_a_note_says_why_a_flag_is_not_needed(capsys: pytest.CaptureFixture[str]
     ("command", "given", "instead"),
     [
         ("train", "102 2d 0 -tr nnUNetTrainer_100epochs", "--epochs N"),
-        ("train", "102 2d 0 -num_gpus 2", "--device cuda:1"),
+        ("train", "102 2d 0 -num_gpus 2", "torchrun --nproc-per-node N -- $(which usd_train) DATASET FOLD"),
         ("train", "102 2d 0 --val_best", "--val"),
         ("train", "102 2d 0 --disable_checkpointing", "--checkpoint-every 24h"),
         ("predict", "-i in -o out -d 4 -chk checkpoint_best.pth", "leave -chk out"),
@@ -89,6 +104,10 @@ def test_a_note_says_why_a_flag_is_not_needed(capsys: pytest.CaptureFixture[str]
         ("preprocess", "-d 4 -gpu_memory_target 8", "--memory-gb here, which this command has not"),
         ("evaluate", "ref pred -o summary.json", "-o DIR"),
         ("evaluate", "ref pred -l 1 -il 2", "--dataset-json FILE"),
+        ("find_best", "4 -c 2d 3d_fullres -f 0 1 2", "all models and folds"),
+        ("find_best", "4 --disable_ensembling", "significantly better"),
+        ("export", "-d 4 -o m.zip -chk checkpoint_best.pth", "leave -chk out"),
+        ("export", "-d 4 -o m.zip --exp_cv_preds", "--with-case-scores"),
     ],
 )
 def test_what_is_refused_says_what_to_do_instead(

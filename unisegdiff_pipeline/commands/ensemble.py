@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.commands.common import CommandParser, positive_number, run
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
+from unisegdiff_pipeline.commands.nnunet import ENSEMBLE
 from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.names import quoted
 
@@ -19,6 +20,7 @@ def build_parser() -> CommandParser:
         "Average the probabilities of several folders of predictions of the same images, whatever configuration, data\n"
         "set or program they are of: usd_predict --save-probabilities, or nnU-Net's --save_probabilities. OUT holds\n"
         "what usd_predict writes. Samples are pooled where all members have them. Interrupted, it continues.",
+        nnunet=ENSEMBLE,
         least_gb=LEAST_WITH_NETWORK_GB,
     )
     parser.add_argument("members", type=Path, nargs="+", metavar="FOLDER", help="folders of predictions, two or more")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_roots, run
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
+from unisegdiff_pipeline.commands.nnunet import EXPORT
 from unisegdiff_pipeline.commands.predict import add_names, find_model
 from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.names import quoted
@@ -20,6 +21,7 @@ def build_parser() -> CommandParser:
         "Write a trained model into one file: weights of the finished folds, plan, settings, scores and a model card,\n"
         "with the SHA-256 of each. No image, no state of the training, no path of this machine, and no name of a case\n"
         "unless --with-case-scores asks for it.",
+        nnunet=EXPORT,
         least_gb=LEAST_WITH_NETWORK_GB,
     )
     parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="model folder, instead of -d")
@@ -57,8 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
-    if (args.model is None) == (args.dataset is None):
+    if args.model is None and args.dataset is None:
         parser.error("name one model: its folder MODEL, or the data set with -d")
+    if args.model is not None and args.dataset is not None:  # the second value of -f 0 1 is taken for a folder, too
+        parser.error(
+            f"{args.model} is taken for the folder of a model, beside -d {args.dataset}; leave one of them out. -c "
+            "takes one configuration; -f takes one fold and goes with --onnx, an archive holds all finished folds"
+        )
     if args.model is not None and (args.configuration or args.trainer or args.plans or args.run):
         parser.error("-c, --trainer, --plans and --run go with -d; a model folder says them itself")
     if args.onnx and (args.with_case_scores or args.notes or args.overwrite):

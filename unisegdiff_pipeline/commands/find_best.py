@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from unisegdiff_pipeline.commands.common import CommandParser, add_roots, root_flags, roots_of, run, whole_number
 from unisegdiff_pipeline.commands.limits import LEAST_WITH_NETWORK_GB
+from unisegdiff_pipeline.commands.nnunet import FIND_BEST
 from unisegdiff_pipeline.commands.terminal import say
 from unisegdiff_pipeline.core.names import quoted
 
@@ -23,6 +24,7 @@ def build_parser() -> CommandParser:
         "Compare all trained models of a data set, and all pairs of them with their probabilities averaged, by the\n"
         "validation cases of their folds. The simplest one is taken unless another is significantly better. Writes\n"
         "best.json into the results of the data set; usd_predict --best predicts by it.",
+        nnunet=FIND_BEST,
         least_gb=LEAST_WITH_NETWORK_GB,
     )
     parser.add_argument("dataset", metavar="DATASET", help="4, 004, Hippocampus or Dataset004_Hippocampus")

@@ -81,6 +81,9 @@ def understand(parser: argparse.ArgumentParser, flags: Mapping[str, Flag], given
             meaning = flags[name].meaning(values)
         except NotUnderstoodError as error:
             raise NotUnderstoodError(f"{name} is a flag of nnU-Net: {error}") from None
+        if meaning.ours and not _is_flag(meaning.ours[0]):
+            is_foreign, positional = True, [*positional, *meaning.ours]
+            continue
         if meaning.ours and meaning.ours[0] not in parser._option_string_actions:
             raise NotUnderstoodError(f"{name} of nnU-Net would be {meaning.ours[0]} here, which this command has not")
         found.arguments.extend(meaning.ours)
@@ -217,11 +220,12 @@ TRAIN = {
     "-device": _DEVICE,
     "--c": renamed("--continue", "0"),
     "--npz": Flag("0", lambda values: Translation(("--save-validation", "all"))),
-    "--val_best": refused("a fold has one set of weights, the best found; predict by it with --val", "0"),
+    "--val_best": refused("a fold has one set of weights; predict by it with --val", "0"),
     "-num_gpus": needless_if(
         ("1",),
-        "a fold trains on one device",
-        "a fold trains on one device; train several folds at once, each with a device of its own: --device cuda:1",
+        "this process trains on one device",
+        "several GPUs train one fold as torchrun --nproc-per-node N -- $(which usd_train) DATASET FOLD, or several "
+        "folds at once, each with a device of its own: --device cuda:1",
     ),
     "-pretrained_weights": renamed("--pretrained"),
     "--disable_checkpointing": refused("make checkpoints rare instead: --checkpoint-every 24h", "0"),
@@ -234,8 +238,9 @@ PREDICT = {
     "-device": _DEVICE,
     "-chk": needless_if(
         ("checkpoint_final.pth", "checkpoint_final"),
-        "a fold has one set of weights, the final ones",
-        "a fold has one set of weights, in which training has already put the best; leave -chk out",
+        "a fold has one set of weights",
+        "a fold has one set of weights, for which training has compared the last with the best on held-out cases; "
+        "leave -chk out",
     ),
     "-step_size": needless_if(("0.5", ".5"), "windows overlap by half", "windows always overlap by half; leave it out"),
     "--disable_tta": needless("images are mirrored only with --mirror"),
@@ -279,4 +284,32 @@ EVALUATE = {
     "--chill": renamed("--subset", "0"),
     "-l": renamed("--labels", "+"),
     "-il": refused("give a dataset.json that names the value under labels as ignore: --dataset-json FILE"),
+}
+
+ENSEMBLE = {
+    "-i": Flag("+", lambda values: Translation(tuple(values))),
+    "-np": needless("cases are averaged one after the other", "1"),
+    "--save_npz": renamed("--save-probabilities", "0"),
+}
+
+_ALL_COMPARED = "all models and folds of the data set that are finished are compared; leave it out"
+
+FIND_BEST = {
+    "-c": refused(_ALL_COMPARED, "+"),
+    "-p": refused(_ALL_COMPARED, "+"),
+    "-tr": refused(_ALL_COMPARED, "+"),
+    "-f": refused(_ALL_COMPARED, "+"),
+    "-np": Flag("1", _workers),
+    "--disable_ensembling": refused("a pair is taken only where it is significantly better; leave it out", "0"),
+    "--no_overwrite": renamed("--dry-run", "0"),
+}
+
+EXPORT = {
+    "-tr": _TRAINER,
+    "-p": _PLANS,
+    "-chk": PREDICT["-chk"],
+    "--not_strict": needless("an archive holds the folds that are finished"),
+    "--exp_cv_preds": refused(
+        "masks of patients stay where they are; --with-case-scores takes their scores along", "0"
+    ),
 }
