@@ -97,6 +97,14 @@ def test_a_folder_without_a_finished_fold_is_no_model_and_is_named(tmp_path: Pat
         model_of(root, "-c", "3d_fullres")
 
 
+def test_a_training_that_is_not_finished_is_to_be_continued(tmp_path: Path) -> None:
+    (tmp_path / "Dataset004_X/StagedDiffusionTrainer__2d/fold_0").mkdir(parents=True)
+    with pytest.raises(
+        UsdError, match=r"begun are StagedDiffusionTrainer__2d\. usd_train Dataset004_X FOLD .* goes on"
+    ):
+        model_of(tmp_path)
+
+
 def test_own_trainers_are_named_by_their_class(tmp_path: Path) -> None:
     root = trained(tmp_path, "StagedDiffusionTrainer__2d", "Mine__2d")
     assert model_of(root, "--trainer", "package.module:Mine") == "Mine__2d"

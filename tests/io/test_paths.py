@@ -39,6 +39,12 @@ def test_missing_roots_name_flag_and_variable(tmp_path):
         resolve_roots(raw=tmp_path / "absent", environment={}).require_raw()
 
 
+def test_folders_of_nnunet_are_not_taken_and_this_is_said(monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", "/theirs")
+    with pytest.raises(UsdError, match=r"usd_preprocessed; nnUNet_preprocessed \(/theirs\) is nnU-Net's own"):
+        resolve_roots(environment={}).require_preprocessed()
+
+
 @pytest.fixture
 def root(tmp_path):
     for name in ("Dataset004_Hippocampus", "Dataset040_Liver", "Dataset101_BUSI", "Dataset104_BUSI", "notes"):

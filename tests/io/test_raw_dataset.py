@@ -276,6 +276,12 @@ def test_one_rater_with_and_without_zeros_is_named_twice(tmp_path):
         open_raw_dataset(folder)
 
 
+def test_the_folder_of_a_data_set_is_answered_with_that_of_its_images(tmp_path):
+    _make(tmp_path / "imagesTs", ["a_0000.png"])
+    with pytest.raises(UsdError, match=r"holds no file ending in \.png, .*; name .*/imagesTs\."):
+        find_cases(tmp_path, ".png", 1)
+
+
 def test_find_cases_errors(tmp_path):
     with pytest.raises(UsdError, match="no file ending in"):
         find_cases(tmp_path, ".png", 1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.serialization import read_dataclass
 from unisegdiff_pipeline.inference.model_folder import PLANS_NAME, finished_folds
 from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name
@@ -42,6 +43,12 @@ def find_model(
         fitting = [model for model in fitting if models[model].configuration == _recommended(model)] or fitting
     there = _there(list(models), unfinished)
     flags = "-c CONFIG, --trainer NAME, --plans NAME or --run NAME"
+    if not models and unfinished:
+        names = ", ".join(path.name for path in unfinished)
+        raise UsdError(
+            f"no training in {folder} has finished a fold yet; begun are {names}. usd_train {quoted(folder.name)} FOLD "
+            "with the flags of before goes on with it."
+        )
     if not fitting:
         raise UsdError(f"{folder} holds no such model; {there}. Train it with usd_train, or correct {flags}.")
     if len(fitting) > 1:

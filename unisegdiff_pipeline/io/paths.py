@@ -186,5 +186,7 @@ def _means(text: str, full_name: str) -> bool:
 def _require(root: Path | None, flag: str, variable: str) -> Path:
     if root is None:
         also = " (nnUNet_raw works as well)" if flag == "raw" else ""
+        if theirs := os.environ.get(f"nnUNet_{flag}"):  # set, but nnU-Net's files there are others than ours
+            also = f"; nnUNet_{flag} ({theirs}) is nnU-Net's own, choose another folder"
         raise UsdError(f"no {flag} root is known; pass --{flag} FOLDER or set the variable {variable}{also}.")
     return root

@@ -569,7 +569,9 @@ def _images_in_folder(folder: Path, file_ending: str) -> dict[str, tuple[Path, .
         reasons = [f"{file.path.name}: {file.reason}. {file.remedy}".removesuffix(".") for file in stray]
         raise UsdError(f"{folder}: {counted(len(stray), 'image')} would be left out. {listed(reasons, 10, '; ')}.")
     if not files:
-        raise UsdError(f"{folder} holds no file ending in {file_ending}, which the model expects; check the folder.")
+        below = [name for name in ("imagesTs", "imagesTr") if _files(folder / name, file_ending)]
+        remedy = f"name {folder / below[0]}" if below else "check the folder"
+        raise UsdError(f"{folder} holds no file ending in {file_ending}, which the model expects; {remedy}.")
     channels: dict[str, dict[int, Path]] = {}
     whole: dict[str, Path] = {}  # files that hold all channels of a case and leave the suffix out
     for path in files:
