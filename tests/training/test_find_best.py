@@ -232,6 +232,7 @@ def test_models_of_one_set_of_classes_are_compared_whatever_dataset_json_calls_i
     """Plans may have been edited."""
     model = write_validated(results_of(roots), "SegmentationTrainer__tiny", FIRST)
     renamed_class(model, "tumour")
+    (roots.preprocessed_dataset(1) / "dataset.json").unlink()  # nor is it read
     assert [member.model for member in find_best(roots, 1).recipe.members] == [model.name]
 
 

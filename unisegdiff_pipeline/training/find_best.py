@@ -46,7 +46,6 @@ from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder
 from unisegdiff_pipeline.inference.recipe import Candidate, CandidateComparison, Recipe, RecipeMember, write_recipe
 from unisegdiff_pipeline.inference.restoring import restore_samples
 from unisegdiff_pipeline.inference.settings import Decision
-from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.paths import Roots, find_dataset
 from unisegdiff_pipeline.io.sources import cases_by_source, source_of_case
 from unisegdiff_pipeline.planning.plans import SourcesPlan
@@ -132,7 +131,7 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
         why = f": {'; '.join(left_out)}" if left_out else ""
         raise UsdError(f"{folder} holds no model with a validated fold{why}. Train one with {training}.")
     groups = {record.case_id: record.group for record in read_cases(preprocessed)}
-    models, former = of_same_classes(models, read_dataset_json(preprocessed / DATASET_NAME).labels)
+    models, former = of_same_classes(models, preprocessed / DATASET_NAME)
     models, gone = of_known_cases(models, groups)
     if not models:
         raise UsdError(f"{folder} holds no model that validated a case of the data set as it is: {'; '.join(gone)}.")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.core.words import listed
@@ -27,6 +26,7 @@ from unisegdiff_pipeline.inference.model_folder import (
 from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder, open_prediction_folder
 from unisegdiff_pipeline.inference.settings import Decision, decision_of_folds, read_settings
+from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.training.validation import SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
@@ -122,21 +122,21 @@ def of_all_sources(models: Sequence[ValidatedModel]) -> tuple[list[ValidatedMode
     return kept, left_out
 
 
-def of_same_classes(models: Sequence[ValidatedModel], labels: LabelScheme) -> tuple[list[ValidatedModel], list[str]]:
-    """The models of one set of classes, and in words why others are left out; where they differ, those of `labels`.
+def of_same_classes(models: Sequence[ValidatedModel], description: Path) -> tuple[list[ValidatedModel], list[str]]:
+    """The models of one set of classes, and in words why others are left out; where they differ, those of now.
 
     A model that stands beside newer ones since before the classes changed would be compared by scores of others.
 
     Args:
         models: of one data set.
-        labels: classes that the data set has now.
+        description: dataset.json that says what classes the data set has now.
 
     Raises:
-        UsdError: the models differ, and none has the classes of the data set.
+        UsdError: the models differ, and none has the classes of the data set, or these cannot be read.
     """
     if len({model.classes for model in models}) < 2:
         return list(models), []
-    now = classes_in_words(labels)
+    now = classes_in_words(read_dataset_json(description).labels)
     kept = [model for model in models if model.classes == now]
     if not kept:
         each = "; ".join(f"{model.folder.name}: {model.classes}" for model in models)
