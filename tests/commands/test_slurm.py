@@ -122,17 +122,20 @@ def test_a_task_is_queued_again_where_it_was_terminated(tmp_path: Path, code: in
         assert (tmp_path / "called").read_text() == "requeue 7_1\n"
 
 
-def test_a_signal_reaches_the_task_and_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signals", [1, 3])
+def test_a_signal_reaches_the_task_and_is_waited_for(tmp_path: Path, signals: int) -> None:
     (tmp_path / "scontrol").write_text(f"#!/bin/bash\ntouch {tmp_path}/called\n")
     (tmp_path / "scontrol").chmod(0o755)
-    saving = f"sleep 0.2; echo saved > {tmp_path}/saved; exit 143"
+    saving = f"sleep 1; echo saved > {tmp_path}/saved; exit 143"
     task = f"bash -c 'trap \"{saving}\" TERM; touch {tmp_path}/begun; while :; do sleep 0.05; done'"
     script = JobArray("x", 1, task, with_gpu=False).script()
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
     with subprocess.Popen(["bash", "-c", script], env=environment) as job:
         while not (tmp_path / "begun").exists():
             time.sleep(0.02)
-        job.terminate()
+        for _ in range(signals):  # at the warning, at the time limit, by whoever preempts it
+            job.terminate()
+            time.sleep(0.2)
         assert job.wait(60) == 143
     assert (tmp_path / "saved").read_text() == "saved\n"
     assert (tmp_path / "called").exists()

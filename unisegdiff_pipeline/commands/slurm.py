@@ -93,14 +93,13 @@ class JobArray:
 
 {self.command} &
 task=$!
-stopped=0
+stopped=1
 trap 'stopped=1; kill -TERM "$task" 2>/dev/null' TERM
-wait "$task"
-code=$?
-if [ "$stopped" = 1 ]; then
-    wait "$task" # what is under way is saved
+while [ "$stopped" = 1 ]; do # each signal ends a wait, but what is under way has to be saved
+    stopped=0
+    wait "$task"
     code=$?
-fi
+done
 if [ "$code" = 143 ]; then
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}" # the same command goes on
 fi
