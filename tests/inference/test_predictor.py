@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
@@ -182,6 +183,22 @@ def test_parts_share_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         assert (out / table).read_bytes() == (whole / table).read_bytes()
     with pytest.raises(UsdError, match="part_id is 2 of 2"):
         predict_folder(PredictRequest(images, out, model, num_parts=2, part_id=2))
+
+
+def test_what_failed_in_a_part_stays_in_the_manifest_until_it_is_done(tmp_path: Path) -> None:
+    model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 3), tmp_path / "out"
+    damaged = images / "case0_0000.png"
+    whole = damaged.read_bytes()
+
+    def predict_part(part_id: int) -> list[str]:
+        with contextlib.suppress(UsdError):
+            predict_folder(PredictRequest(images, out, model, device="cpu", num_parts=2, part_id=part_id))
+        return list(json.loads((out / "manifest.json").read_text())["failed"])
+
+    damaged.write_bytes(whole[:60])
+    assert [predict_part(0), predict_part(1)] == [["case0"], ["case0"]]
+    damaged.write_bytes(whole)
+    assert [predict_part(0), predict_part(1)] == [[], []]
 
 
 def test_a_case_that_fails_is_named_and_the_others_finish(tmp_path: Path) -> None:
@@ -533,6 +550,19 @@ def test_large_cases_are_done_one_at_a_time(tmp_path: Path, monkeypatch: pytest.
     model, images, out = make_model(tmp_path, 2), make_pictures(tmp_path / "in", 2), tmp_path / "out"
     assert predict_folder(PredictRequest(images, out, model, device="cpu")) == 2
     assert (out / "case1.png").is_file()
+
+
+def test_what_cannot_be_had_of_a_model_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, images = make_model(tmp_path, 2, denoiser=False), make_pictures(tmp_path / "in", 1)
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["tiny"]["training"]["mirror_axes"] = []
+    (model / "plans.json").write_text(json.dumps(plans))
+    request = PredictRequest(images, tmp_path / "out", model, device="cpu")
+    predict_folder(request)
+    assert not caplog.records
+    predict_folder(replace(request, num_samples=4, mirror=True))
+    assert f"{model} was trained without a denoiser: no samples are drawn" in caplog.text
+    assert f"training.mirror_axes in the plan of {model} is empty: mirroring changes nothing" in caplog.text
 
 
 def test_a_plain_segmenter_has_no_samples(tmp_path: Path) -> None:

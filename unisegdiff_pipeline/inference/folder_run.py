@@ -20,13 +20,14 @@ from unisegdiff_pipeline.core.files import require_writable
 from unisegdiff_pipeline.core.parallel import MappedCasesError, available_memory_gb, map_cases, usable_cores
 from unisegdiff_pipeline.core.progress import counted, is_or_are, progress
 from unisegdiff_pipeline.core.scratch import Scratch
-from unisegdiff_pipeline.core.serialization import to_jsonable
+from unisegdiff_pipeline.core.serialization import read_object, to_jsonable
 from unisegdiff_pipeline.inference.dicom_input import InputImages, as_images
 from unisegdiff_pipeline.inference.export import (
     OutputOptions,
     PredictionRecord,
     endings_there,
     output_folders,
+    read_record,
     write_prediction,
     write_record,
     write_summary,
@@ -53,6 +54,7 @@ from unisegdiff_pipeline.inference.promised import promises_of_model
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.saving import facts_of, manifest_of
 from unisegdiff_pipeline.io.images import load_writer
+from unisegdiff_pipeline.io.prediction_files import MANIFEST
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
 from unisegdiff_pipeline.networks.allocator import LARGE_BYTES, return_freed_memory
@@ -121,6 +123,7 @@ def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputIm
     part = part_id, num_parts
     with claimed(output, run.owner, endings, model.plans.file_ending, overwrite=request.overwrite, part=part):
         chosen = cases[part_id::num_parts]
+        run.of_other_parts = {case.case_id for case in cases} - {case.case_id for case in chosen}
         left = [case for case in chosen if request.overwrite or not run.is_finished(case)]
         if len(left) < len(chosen):
             finished = len(chosen) - len(left)
@@ -164,6 +167,10 @@ def _open_run(request: PredictRequest, inputs: ModelInputs) -> _FolderRun:
     promises = promises_of_model(request, model, predictor.folds, predictor.weights.values(), count)
     if not count and (void := predictor.lesion_filter.void_without_samples()):
         LOGGER.warning("%s", void)
+    if request.num_samples and not count:
+        LOGGER.warning("%s was trained without a denoiser: no samples are drawn", model.place)
+    if request.mirror and not predictor.mirror_axes:
+        LOGGER.warning("training.mirror_axes in the plan of %s is empty: mirroring changes nothing", model.place)
     if not count and predictor.decision == "dice":
         LOGGER.warning("training chose the decision 'dice', which goes by samples; without any it is 'half'")
     options = OutputOptions(
@@ -262,6 +269,7 @@ class _FolderRun:
         self.predictor, self.output, self.options = predictor, output, options
         self.num_samples, self.seed, self.budget, self.inputs = num_samples, seed, budget, inputs
         self.origins: Mapping[Path, Path] = {}  # of images that were made for this run
+        self.of_other_parts: set[str] = set()  # cases of runs that share the output
         self.failures: dict[str, str] = {}  # in words: the error itself would hold the arrays of its case
         self._warned = False
         self._interrupted = Event()
@@ -387,8 +395,18 @@ class _FolderRun:
             spacing_known=self.options.spacing_known,
         )
         manifest["seconds_of_last_run"] = round(seconds, 3)
-        manifest["failed"] = self.failures
+        manifest["failed"] = self._failures_of_other_parts() | self.failures
         write_summary(self.output, manifest)
+
+    def _failures_of_other_parts(self) -> dict[str, str]:
+        """What the manifest says of cases that this run does not predict, and that are not finished since."""
+        path = self.output / MANIFEST
+        said = read_object(path).get("failed") if self.of_other_parts and path.is_file() else None
+        return {
+            case_id: text
+            for case_id, text in (said if isinstance(said, dict) else {}).items()
+            if case_id in self.of_other_parts and read_record(self.output, case_id) is None
+        }
 
     def raise_failures(self) -> None:
         """Name all cases that failed, if any did."""
