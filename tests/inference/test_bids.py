@@ -130,6 +130,8 @@ def test_nothing_is_predicted_where_derivatives_cannot_be_written(
         (tmp_path / "mine/dataset_description.json").write_text(json.dumps({"GeneratedBy": made_by}))
         assert run(tmp_path / "in", tmp_path / "out", model, tmp_path / "mine") == 1
         assert "holds other files than derivatives" in " ".join(capsys.readouterr().err.split())
+    assert run(tmp_path / "in", tmp_path / "out", model, tmp_path / "mine/notes.txt/new") == 1
+    assert "notes.txt/new cannot be written" in " ".join(capsys.readouterr().err.split())
     scan(tmp_path / "in/case_0000.nii.gz")
     assert run(tmp_path / "in", tmp_path / "out", model, tmp_path / "new") == 1
     pictures = make_pictures(tmp_path / "pictures", 1)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.files import atomic_path
+from unisegdiff_pipeline.core.files import atomic_path, require_writable
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.serialization import read_object, write_json
 from unisegdiff_pipeline.core.version import __version__
@@ -74,7 +74,8 @@ def require_derivatives(target: Path, endings: Mapping[str, str]) -> None:
         endings: ending of the image of each case.
 
     Raises:
-        UsdError: masks that are no NIfTI files, names (see `derivatives_of`), or a folder of other data.
+        UsdError: masks that are no NIfTI files, names (see `derivatives_of`), a folder of other data, or one that
+            cannot be written into.
     """
     if others := [case_id for case_id, ending in endings.items() if ending not in NIFTI_ENDINGS]:
         raise UsdError(
@@ -85,6 +86,7 @@ def require_derivatives(target: Path, endings: Mapping[str, str]) -> None:
     there = Path(target).is_dir() and any(Path(target).iterdir())
     if there and not _is_made_here(Path(target) / DESCRIPTION_NAME):
         raise UsdError(f"{target} (--bids) holds other files than derivatives of this package; name a new folder.")
+    require_writable(Path(target))
 
 
 def _is_made_here(description: Path) -> bool:
