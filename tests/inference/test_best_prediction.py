@@ -108,6 +108,18 @@ def test_a_case_that_fails_does_not_keep_the_others_from_being_made(folders: tup
     assert set(masks(tmp_path / "out")) == {"case0.png", "case1.png"}
 
 
+def test_a_case_that_fails_now_leaves_no_former_mask(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    results, images = folders
+    write_best(results, (ONE, ("0",)), (TWO, ("0",)))
+    request = PredictRequest(images, tmp_path / "out", results, device="cpu")
+    assert predict_best(request) == 2
+    (images / "case0_0000.png").write_bytes(b"no picture")
+    with pytest.raises(UsdError, match="case0: "):
+        predict_best(request)
+    assert set(masks(tmp_path / "out")) == {"case1.png"}
+    assert {row["case"] for row in csv.DictReader((tmp_path / "out/cases.csv").open())} == {"case1"}
+
+
 def test_an_output_of_others_is_refused_before_anything_is_predicted(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:

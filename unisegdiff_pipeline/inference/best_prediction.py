@@ -101,8 +101,9 @@ def _predict_together(best: BestModels, request: PredictRequest, images: InputIm
             failures.append(f"{model.name}: {error}")
     inputs = ModelInputs(open_model_folder(best.models[0][0]), request.source_name, request.suffixes)
     cases = inputs.find_cases(images.source)
-    own_cases = [case.case_id for case in cases][request.part_id :: request.num_parts]
+    own_cases = {case.case_id: case for case in cases[request.part_id :: request.num_parts]}
     done = [case for case in own_cases if all(read_record(member, case) is not None for member in members)]
+    failed = {name: inputs.file_ending(case.image_paths) for name, case in own_cases.items() if name not in done}
     if failures and not done:
         raise UsdError("\n".join(failures))
     if not done:  # more parts than cases
@@ -121,7 +122,8 @@ def _predict_together(best: BestModels, request: PredictRequest, images: InputIm
             save_samples=request.save_samples,
             overwrite=request.overwrite,
             part=(request.part_id, request.num_parts),
-        )
+        ),
+        failed,
     )
     if failures:
         raise UsdError("\n".join(failures))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from unisegdiff_pipeline.core.errors import UsdError
@@ -50,12 +51,17 @@ from unisegdiff_pipeline.io.images import files_read, split_ending
 LOGGER = logging.getLogger(__name__)
 
 
-def ensemble_folders(request: EnsembleRequest) -> int:
+def ensemble_folders(request: EnsembleRequest, failed: Mapping[str, str] = MappingProxyType({})) -> int:
     """Make the masks of an ensemble; returns how many cases were made now.
 
     The output is like that of a prediction (see `export`), and belongs to these members with these settings (see
     `output_folder`); cases that it holds already, made of the same files, are left as they are. Samples are pooled
     where all members have them of all cases.
+
+    Args:
+        request: what is averaged, and how.
+        failed: cases that a member could not be made of now, and the ending of their images; what the output holds of
+            them is removed.
 
     Raises:
         UsdError: members of different cases, classes or grids, or without probabilities, naming folder and case; an
@@ -75,6 +81,8 @@ def ensemble_folders(request: EnsembleRequest) -> int:
     endings = {case: run.ending(case) for case in cases}
     ending = next(iter(endings.values()), "")
     with claimed(run.output, run.owner, endings, ending, overwrite=request.overwrite, part=request.part):
+        for case_id, ending_of_image in failed.items():
+            remove_former(run.output, case_id, ending_of_image)
         left = [case for case in cases if request.overwrite or not run.is_finished(case)]
         if len(left) < len(cases):
             finished = len(cases) - len(left)
