@@ -192,7 +192,7 @@ def test_too_few_patients_are_refused_with_the_number_needed(message: str) -> No
 def test_one_more_patient_is_enough() -> None:
     assert lesion_threshold(single_lesions(*[0.5] * 9), 0.1).threshold == 0.5
     assert volume_margin({f"p{i}": [([1.0, 2.0], 1.0)] for i in range(9)}, 0.9).margin == 0
-    with pytest.raises(usd.UsdError, match=r"Hold out more patients, or ask for 0.112 or more"):
+    with pytest.raises(usd.UsdError, match=r"or ask for a risk of 0\.112 or more, a coverage of 0\.888 or less"):
         lesion_threshold(single_lesions(*[0.5] * 8), 0.1)
     assert lesion_threshold(single_lesions(*[0.5] * 8), 0.112).threshold == 0.5
 

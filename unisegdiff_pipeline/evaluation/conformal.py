@@ -448,7 +448,8 @@ def _corrected(losses: ArrayLike) -> np.ndarray:
 def _refuse_too_few(num_patients: int, alpha: float, which: str = "patients") -> None:
     needed = smallest_num_patients(alpha)
     if num_patients < needed:
-        least = f", or ask for {_up(1 / (num_patients + 1))} or more" if num_patients else ""
+        risk = _up(1 / (num_patients + 1))
+        least = f", or ask for a risk of {risk:g} or more, a coverage of {1 - risk:.3g} or less" if num_patients else ""
         raise UsdError(
             f"{num_patients} held-out {which} cannot promise a risk of at most {alpha:g} (1 - coverage): at least "
             f"{needed} are needed. Hold out more patients{least}."
