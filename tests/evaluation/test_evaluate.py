@@ -17,7 +17,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.evaluation.evaluate import evaluate_folders, run_names
-from unisegdiff_pipeline.evaluation.meaning import Meaning
+from unisegdiff_pipeline.evaluation.meaning import Meaning, find_meaning
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.overview import evaluation_table
 from unisegdiff_pipeline.io.images import write_labels
@@ -145,6 +145,11 @@ def test_empty_folder(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UsdError, match="holds no label file"):
         evaluate_folders(folders[0], tmp_path / "nothing", Meaning(BINARY))
+
+
+def test_a_cross_validation_that_was_not_gathered_says_what_gathers_it(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(UsdError, match=r"cross_validation does not exist; usd_train DATASET cv makes it"):
+        find_meaning(folders[0], folders[1].parent / "cross_validation")
 
 
 def test_a_raw_data_set_in_place_of_its_labels(tmp_path: Path, folders: tuple[Path, Path]) -> None:

@@ -59,7 +59,10 @@ def find_meaning(
     """
     for path in (reference, prediction):
         if not path.exists():
-            raise UsdError(f"{path} does not exist; give two folders of label files, or two files.")
+            remedy = "give two folders of label files, or two files"
+            if path.name == "cross_validation":
+                remedy = "usd_train DATASET cv makes it when all folds are finished"
+            raise UsdError(f"{path} does not exist; {remedy}.")
     from unisegdiff_pipeline.io.dataset_json import read_dataset_json, with_spacing_of
     from unisegdiff_pipeline.io.images import spacing_known
 
