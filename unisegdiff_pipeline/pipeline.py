@@ -364,22 +364,23 @@ def keep_stages(plans: Plans, former: Path) -> Plans:
     except UsdError:  # written by another version, or edited: the new plans replace it anyway
         return plans
     kept = {
-        name: old.configurations[name]
+        name: _with_stages(configuration, old.configurations[name])
         for name, configuration in plans.configurations.items()
-        if name in old.configurations and _without_stages(old.configurations[name]) == configuration
+        if name in old.configurations and _with_stages(old.configurations[name], None) == configuration
     }
     keys = [f"configurations.{name}.stages" for name in kept]
     reasons = {key: old.decisions[key] for key in keys if key in old.decisions}
     return replace(plans, configurations={**plans.configurations, **kept}, decisions={**plans.decisions, **reasons})
 
 
-def _without_stages(configuration: ConfigurationPlan) -> ConfigurationPlan:
-    """As planned from the fingerprint: stages, those of each source too, are planned from the preprocessed labels."""
+def _with_stages(configuration: ConfigurationPlan, other: ConfigurationPlan | None) -> ConfigurationPlan:
+    """A configuration with the stages of another one, those of each source too; with none, as they are planned last."""
     sources = configuration.sources
     if sources is not None:
-        plans = {name: replace(plan, stages=None) for name, plan in sources.plans.items()}
-        sources = replace(sources, plans=plans)
-    return replace(configuration, stages=None, sources=sources)
+        theirs = {} if other is None or other.sources is None else other.sources.plans
+        stages = {name: theirs[name].stages if name in theirs else None for name in sources.plans}
+        sources = replace(sources, plans={name: replace(sources.plans[name], stages=stages[name]) for name in stages})
+    return replace(configuration, stages=None if other is None else other.stages, sources=sources)
 
 
 def _write_facts(folder: Path, raw: RawDataset, facts: Fingerprint, integrity: IntegrityReport) -> None:
