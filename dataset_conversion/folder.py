@@ -23,8 +23,8 @@ from unisegdiff_pipeline.io.endings import (
     split_ending,
     unread_images,
 )
-from unisegdiff_pipeline.io.images import label_colours, read_header, read_labels
-from unisegdiff_pipeline.io.integrity import label_values
+from unisegdiff_pipeline.io.images import read_header, read_labels
+from unisegdiff_pipeline.io.integrity import Colour, label_values, other_colour, used_colours
 
 _ADDITION = re.compile(r"[ _.-](masks?|seg|segmentation|labels?|lesions?|gt|anno|annotation)$", re.IGNORECASE)
 _MAX_CLASSES = 20
@@ -108,7 +108,7 @@ def meaning_of(masks: list[Path], threshold: float | None) -> tuple[MaskReader, 
     if threshold is not None:
         return Above(threshold), {"background": 0, "lesion": 1}
     values: set[int] = set()
-    colours: dict[int, tuple[Path, tuple[int, int, int]]] = {}
+    colours: dict[int, tuple[str, Colour]] = {}
     for path in progress(masks, len(masks), "Reading masks"):
         if split_ending(path.name)[1].lower() in LOSSY_ENDINGS:
             raise UsdError(f"{path} is a JPEG, which alters values; give --threshold 127 for masks of black and white.")
@@ -142,18 +142,12 @@ def meaning_of(masks: list[Path], threshold: float | None) -> tuple[MaskReader, 
     return Mapped({0: 0, **{value: number for number, value in enumerate(classes, start=1)}}), labels
 
 
-def _require_same_colours(path: Path, values: set[int], known: dict[int, tuple[Path, tuple[int, int, int]]]) -> None:
-    """Refuse a mask in which a value has another colour than in the masks before, which `known` holds.
-
-    Programs number the colours of a palette as they come, so that red is 1 in one mask and 0 in the next.
-    """
-    for value, colour in label_colours(path).items():
-        if value not in values:
-            continue
-        first, expected = known.setdefault(value, (path, colour))
-        if colour != expected:
-            raise UsdError(
-                f"{path} shows the value {value} in the colour {colour}, {first} in {expected}: their palettes are in "
-                "another order, so that a value is not one class; save all masks as grey values or with one palette, "
-                "or give --threshold N for one lesion that is brighter than N."
-            )
+def _require_same_colours(path: Path, values: set[int], known: dict[int, tuple[str, Colour]]) -> None:
+    """Refuse a mask in which a value has another colour than in the masks before, which `known` holds."""
+    if (found := other_colour(str(path), used_colours(path, values), known)) is not None:
+        value, colour, first, expected = found
+        raise UsdError(
+            f"{path} shows the value {value} in the colour {colour}, {first} in {expected}: their palettes are in "
+            "another order, so that a value is not one class; save all masks as grey values or with one palette, "
+            "or give --threshold N for one lesion that is brighter than N."
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from unisegdiff_pipeline.io.spacing import spacing_problem
 from unisegdiff_pipeline.io.unify import changed_sources
 
 _MAX_NAMED = 10
+Colour = tuple[int, int, int]  # red, green, blue
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class CaseCheck:
     shape: tuple[int, ...] | None
     geometry: Geometry | None
     empty: bool
-    label_colours: tuple[tuple[int, tuple[int, int, int]], ...] = ()
+    label_colours: tuple[tuple[int, Colour], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,9 @@ def check_case(
         shape=None if image is None else image.array.shape[1:],
         geometry=None if image is None else image.geometry,
         empty=labels is not None and not any(mask.any() for _, mask in description.labels.class_masks(labels.array)),
-        label_colours=() if labels is None or case.label_path is None else _used_colours(case.label_path, labels),
+        label_colours=()
+        if labels is None or case.label_path is None
+        else used_colours(case.label_path, label_values(labels.array)),
     )
 
 
@@ -334,9 +338,30 @@ def _is_2d(image: Volume | None) -> bool | None:
     return image.geometry.is_2d
 
 
-def _used_colours(path: Path, labels: Volume) -> tuple[tuple[int, tuple[int, int, int]], ...]:
+def used_colours(path: Path, values: AbstractSet[int]) -> tuple[tuple[int, Colour], ...]:
+    """Value and colour of those of `values` that the palette of a label picture shows in a colour."""
     colours = label_colours(path)
-    return tuple((value, colours[value]) for value in sorted(label_values(labels.array) & colours.keys()))
+    return tuple((value, colours[value]) for value in sorted(values & colours.keys()))
+
+
+def other_colour(
+    place: str, colours: Iterable[tuple[int, Colour]], known: dict[int, tuple[str, Colour]]
+) -> tuple[int, Colour, str, Colour] | None:
+    """The first value that has another colour than before: value and colour, and the place and colour it had first.
+
+    Programs number the colours of a palette as they come, so that red is 1 in one mask and 0 in the next: such a value
+    is not one class.
+
+    Args:
+        place: what these colours are of.
+        colours: see `used_colours`.
+        known: where each value was met first, and its colour there; is extended.
+    """
+    for value, colour in colours:
+        first, expected = known.setdefault(value, (place, colour))
+        if colour != expected:
+            return value, colour, first, expected
+    return None
 
 
 def _value_remedy(unknown: Sequence[int], allowed: Sequence[int]) -> str:
@@ -387,20 +412,17 @@ def _mixed_dimensions(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[
 
 
 def _mixed_palettes(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
-    """A value that has one colour in one label picture and another colour in the next is not one class."""
-    first: dict[int, tuple[str, tuple[int, int, int]]] = {}
+    known: dict[int, tuple[str, Colour]] = {}
     files = {case.case_id: case.label_path for case in raw.cases}
     for check in checks:
-        for value, colour in check.label_colours:
-            case_id, expected = first.setdefault(value, (check.case_id, colour))
-            if colour != expected:
-                yield Problem(
-                    str(files[check.case_id]),
-                    f"the label value {value} has the colour {colour}, but {expected} in {case_id}: its palette is in "
-                    "another order",
-                    "Save all label maps as grey values, or with one palette.",
-                )
-                break
+        if (found := other_colour(check.case_id, check.label_colours, known)) is not None:
+            value, colour, case_id, expected = found
+            yield Problem(
+                str(files[check.case_id]),
+                f"the label value {value} has the colour {colour}, but {expected} in {case_id}: its palette is in "
+                "another order",
+                "Save all label maps as grey values, or with one palette.",
+            )
 
 
 def _mixed_orientations(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
