@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from unisegdiff_pipeline.core.bounds import Fraction, NotNegative, Range
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.units import Units
+from unisegdiff_pipeline.core.words import joined
 
 SizeUnit = Literal["ml", "mm2", "pixels2"]
 ROUNDING = 1e-9  # of fractions of samples and of sizes
@@ -57,7 +58,7 @@ class LesionRule:
             parts.append(f"its mean probability is at least {self.min_probability:.2f}")
         if self.min_size > 0:
             parts.append(f"its {units.size_word} is at least {units.size_shown(self.min_size)}")
-        text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + "".join(parts[-1:])
+        text = joined(parts)
         if self.max_lesions is None:
             return text
         largest = "largest one" if self.max_lesions == 1 else f"{self.max_lesions} largest ones"

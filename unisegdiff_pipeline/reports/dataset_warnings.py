@@ -8,6 +8,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.progress import counted, is_or_are
 from unisegdiff_pipeline.core.units import units_of
+from unisegdiff_pipeline.core.words import joined
 from unisegdiff_pipeline.fingerprint import Fingerprint
 from unisegdiff_pipeline.planning.normalization import choose_normalizations
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, Plans
@@ -59,15 +60,15 @@ def _about_classes(fingerprint: Fingerprint) -> Iterator[str]:
     rare = [f"{name} ({count})" for name, count in present.items() if 0 < count < FEW_MAPS and count < maps / 2]
     tiny = [lesion.class_name for lesion in fingerprint.lesions if 0 < lesion.foreground_share < TINY_FRACTION]
     if never:
-        yield f"In no label map there is any {_listed(never)}: check the labels in dataset.json, or take it out."
+        yield f"In no label map there is any {joined(never)}: check the labels in dataset.json, or take it out."
     if rare:
         yield (
-            f"Of {maps} label maps very few hold {_listed(rare)}, so that some folds may validate on none of them. "
+            f"Of {maps} label maps very few hold {joined(rare)}, so that some folds may validate on none of them. "
             "Write the folds by hand in splits_final.json, or merge the class with another."
         )
     if tiny:
         yield (
-            f"Less than {TINY_FRACTION:.2%} of the {element}s are {_listed(tiny)}. Patches are centred on such objects "
+            f"Less than {TINY_FRACTION:.2%} of the {element}s are {joined(tiny)}. Patches are centred on such objects "
             "often enough to learn them, but look at counts of lesions beside Dice when you evaluate."
         )
 
@@ -101,12 +102,12 @@ def _about_thin_objects(
     size = f"{THIN_VOXELS:g} voxels at the {max(in_plane):.3g} {unit} planned for {configuration.name}"
     if thin:
         yield (
-            f"In half of the label maps {_listed(thin)} is nowhere thicker than {size}: Dice will be low whatever is "
+            f"In half of the label maps {joined(thin)} is nowhere thicker than {size}: Dice will be low whatever is "
             "trained. Plan for more memory (--memory-gb), or set a finer target_spacing_mm in plans.json."
         )
     if specks:
         yield (
-            f"More than half of the components of {_listed(specks)} are specks thinner than {size}, beside thicker "
+            f"More than half of the components of {joined(specks)} are specks thinner than {size}, beside thicker "
             "ones. See whether they are meant: every one of them counts as a lesion when lesions are counted."
         )
 
@@ -127,7 +128,3 @@ def _about_stages(fingerprint: Fingerprint, configuration: ConfigurationPlan) ->
                 f"Class {lesion.class_name} is never nearly readable within the range of lam that is looked at; its "
                 "objects are smaller than a voxel or two. Stage C begins at the end of that range."
             )
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
