@@ -375,11 +375,10 @@ def keep_stages(plans: Plans, former: Path) -> Plans:
 
 def _with_stages(configuration: ConfigurationPlan, other: ConfigurationPlan | None) -> ConfigurationPlan:
     """A configuration with the stages of another one, those of each source too; with none, as they are planned last."""
-    sources = configuration.sources
+    sources, theirs = configuration.sources, None if other is None else other.sources
     if sources is not None:
-        theirs = {} if other is None or other.sources is None else other.sources.plans
-        stages = {name: theirs[name].stages if name in theirs else None for name in sources.plans}
-        sources = replace(sources, plans={name: replace(sources.plans[name], stages=stages[name]) for name in stages})
+        stages = {name: None if theirs is None else theirs.plans[name].stages for name in sources.plans}
+        sources = replace(sources, plans={n: replace(plan, stages=stages[n]) for n, plan in sources.plans.items()})
     return replace(configuration, stages=None if other is None else other.stages, sources=sources)
 
 
