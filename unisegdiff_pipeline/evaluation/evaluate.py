@@ -482,7 +482,7 @@ def _region_in_words(cases: Sequence[CaseInputs], settings: CaseSettings) -> str
         True: f"{DEFAULT_MARGIN_MM:g} mm around it",
         False: f"{100 * DIAGONAL_FRACTION:g} % of the image diagonal around it",
     }
-    known = {settings.spacing_known if case.source is None else case.source.spacing_known for case in cases}
+    known = {case.knows_spacing(settings.spacing_known) for case in cases}
     of_some = " where the spacing of the source is known" if len(known) > 1 else ""
     return f"union of masks and {f'{of_some}, else '.join(text for k, text in margins.items() if k in known)}"
 

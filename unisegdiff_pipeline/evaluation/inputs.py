@@ -76,6 +76,10 @@ class CaseInputs:
     source: SourceLabels | None = None
     images: tuple[Path, ...] = ()
 
+    def knows_spacing(self, of_data_set: bool) -> bool:
+        """Whether the spacing is known, and with it the patient's sides; of a unified data set by the case's source."""
+        return of_data_set if self.source is None else self.source.spacing_known
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -20,7 +20,7 @@ from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.npz import read_npz
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.evaluation.inputs import CaseInputs
-from unisegdiff_pipeline.evaluation.unified import SourceLabels
+from unisegdiff_pipeline.evaluation.unified import SourceLabels, in_scored_values
 from unisegdiff_pipeline.io.images import read_labels, read_map
 
 ARRAY_NAMES = ("probabilities", "softmax")  # nnU-Net 2 and this package; nnU-Net 1
@@ -56,7 +56,7 @@ def read_mask(
         volume = _on_grid(path, volume, like)
     if check_values or source is not None:
         check_label_values(path, volume.array, scheme if source is None else source.labels)
-    return volume if source is None else source.unified_labels(volume)
+    return in_scored_values(volume, source)
 
 
 def check_label_values(path: Path, labels: np.ndarray, scheme: LabelScheme) -> None:

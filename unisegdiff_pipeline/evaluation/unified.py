@@ -43,10 +43,16 @@ class SourceLabels:
         flags = annotated_classes(self.source, self.unified)
         return frozenset(name for name, known in zip(self.unified.names, flags, strict=True) if known)
 
-    def unified_labels(self, volume: Volume) -> Volume:
-        """A label map of the source in the values of the unified data set; its values must have been checked."""
-        (mapped,) = unified_volumes([volume], self.source, self.labels, self.unified)
-        return mapped
+
+def in_scored_values(volume: Volume, source: SourceLabels | None) -> Volume:
+    """A label map in the values that are scored: of a source in those of the unified data set.
+
+    Its values must have been checked.
+    """
+    if source is None:
+        return volume
+    (mapped,) = unified_volumes([volume], source.source, source.labels, source.unified)
+    return mapped
 
 
 def is_unified(reference: Path) -> bool:

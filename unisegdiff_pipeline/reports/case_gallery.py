@@ -18,7 +18,7 @@ from unisegdiff_pipeline.evaluation.inputs import CaseInputs, Inputs
 from unisegdiff_pipeline.evaluation.lesions import ScoredLesion
 from unisegdiff_pipeline.evaluation.reading import read_uncertainty
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
-from unisegdiff_pipeline.evaluation.unified import SourceLabels
+from unisegdiff_pipeline.evaluation.unified import SourceLabels, in_scored_values
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_image, read_labels, split_ending
 from unisegdiff_pipeline.io.paths import places_above, places_of
@@ -200,14 +200,12 @@ def channel_names(reference: Path, count: int) -> tuple[str, ...]:
 
 def _read_reference(files: CaseInputs) -> Volume:
     """The reference in the values that are scored; they were checked when the case was."""
-    volume = read_labels(files.reference)
-    return volume if files.source is None else files.source.unified_labels(volume)
+    return in_scored_values(read_labels(files.reference), files.source)
 
 
 def _read_on_grid(path: Path, reference: Volume, source: SourceLabels | None = None) -> np.ndarray:
     """Label map (Z, Y, X) in the values that are scored, a plane in the form that its reference has."""
-    volume = on_grid_of(read_labels(path), reference)
-    return (volume if source is None else source.unified_labels(volume)).array[0]
+    return in_scored_values(on_grid_of(read_labels(path), reference), source).array[0]
 
 
 def _read_case_image(images: Sequence[Path], reference: Volume) -> np.ndarray | None:

@@ -249,18 +249,12 @@ def _write_viewers(
     for item in chosen:
         case_id = item.inputs.case_id
         target = folder / VIEWERS / f"{case_id}.html"
-        known = _knows_spacing(report, item)
+        known = item.inputs.knows_spacing(report.spacing_known)
         paths, ignored = images.get(case_id, ()), settings["ignore_value"]
         written = write_viewer(target, item, settings["classes"], paths, ignored, known)
         if written is not None:
             viewers[case_id] = (f"{VIEWERS}/{quote(case_id)}.html", written.num_bytes)
     return viewers
-
-
-def _knows_spacing(report: FolderSummary, item: Highlight) -> bool:
-    """Whether the spacing of a case is known, and with it the patient's sides; of a unified data set by its source."""
-    source = item.inputs.source
-    return report.spacing_known if source is None else source.spacing_known
 
 
 def _cases_in_pictures(
@@ -284,7 +278,7 @@ def _case_part(
     if case_id in viewers:
         target, size = viewers[case_id]
         body.append(paragraph(Html(f"{link(target, 'Open all slices in the viewer')} ({size / 1e6:.1f} MB)")))
-    body += draw_case(item, report.settings["classes"], images, _knows_spacing(report, item))
+    body += draw_case(item, report.settings["classes"], images, item.inputs.knows_spacing(report.spacing_known))
     return subsection(f"{item.kind}: {case_id}", body)
 
 

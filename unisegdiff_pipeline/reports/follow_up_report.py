@@ -15,6 +15,7 @@ from unisegdiff_pipeline.core.units import Units
 from unisegdiff_pipeline.core.version import __version__
 from unisegdiff_pipeline.evaluation.follow_up import STATUSES, ClassChange, Interval, LesionChange, percent
 from unisegdiff_pipeline.evaluation.follow_up_folders import FollowUp, PatientChange, rules_in_words
+from unisegdiff_pipeline.evaluation.unified import in_scored_values
 from unisegdiff_pipeline.io.images import read_image, read_labels
 from unisegdiff_pipeline.reports.case_gallery import find_images
 from unisegdiff_pipeline.reports.case_pictures import (
@@ -225,8 +226,7 @@ def _name(path: Path) -> str:
 
 def _picture(patient: PatientChange, channels: Sequence[Sequence[Path]], result: FollowUp) -> Html:
     files = patient.files
-    before = read_labels(files.baseline)
-    before = before if result.source is None else result.source.unified_labels(before)
+    before = in_scored_values(read_labels(files.baseline), result.source)
     after = on_grid_of(read_labels(files.follow_up), before)
     values = sorted({value for members in result.classes.values() for value in members})
     masks = [np.isin(volume.array[0], values) for volume in (before, after)]
