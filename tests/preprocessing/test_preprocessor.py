@@ -219,14 +219,26 @@ def test_pixels_within_slices_are_interpolated_also_where_they_are_no_squares() 
     np.testing.assert_allclose(found, resample_image(image, (1, 20, 22)))
 
 
-def test_slices_of_versions_that_took_the_nearest_row_are_made_again(raw_folder: Path) -> None:
-    run(raw_folder, ("2d",))
-    path = raw_folder.parent.parent / "preprocessed" / "2d" / "cases" / "b.json"
-    content = read_json(path)
-    content["properties"]["separate_axis"] = 1
-    write_json(path, content)
-    assert run(raw_folder, ("2d",)).done == ("2d/b",)
-    assert run(raw_folder, ("2d",)).done == ()
+def test_cases_that_an_earlier_version_moved_or_did_not_interpolate_are_made_again(raw_folder: Path) -> None:
+    plans = run(raw_folder, ("3d_fullres",)).plans
+    folder = raw_folder.parent.parent / "preprocessed" / "3d_fullres"
+
+    def store_as_version_2(case_id: str, separate_axis: int | None) -> None:
+        content = read_json(folder / "cases" / f"{case_id}.json")
+        content["source"]["format_version"] = 2
+        content["properties"]["separate_axis"] = separate_axis
+        write_json(folder / "cases" / f"{case_id}.json", content)
+
+    store_as_version_2("a", None)
+    store_as_version_2("b", 1)  # which went from 24 to 12 voxels
+    store_as_version_2("c", 0)
+    configuration = plans.configurations["3d_fullres"]
+    PreprocessedFolder(folder).require_current(("a", "c"), plans.labels, configuration)
+    with pytest.raises(UsdError, match=r"case 'b' .* by an earlier version.* run usd_preprocess again"):
+        PreprocessedFolder(folder).require_current(("a", "b"), plans.labels, configuration)
+    assert run(raw_folder, ("3d_fullres",)).done == ("3d_fullres/b",)
+    assert run(raw_folder, ("3d_fullres",)).done == ()
+    PreprocessedFolder(folder).require_current(("a", "b", "c"), plans.labels, configuration)
 
 
 def test_added_and_removed_cases(raw_folder: Path) -> None:

@@ -74,6 +74,7 @@ from unisegdiff_pipeline.preprocessing.storage import (
     PreprocessedFolder,
     case_folders,
     damaged_files,
+    is_outdated,
     remove_case,
     remove_former_layout,
     stored_case_file,
@@ -383,9 +384,7 @@ def _is_done(job: _CaseJob, task: _Task, files: Sequence[Path]) -> bool:
         return False
     if stored.properties.missing_channels != job.case.missing(job.description.channel_names):
         return False  # the same file may have become another channel
-    if task.plans[source].target_spacing_mm[0] is None and stored.properties.separate_axis in (1, 2):
-        return False  # earlier versions took the nearest row or column of slices
-    return not damaged_files(task.folder, case_id, stored)
+    return not is_outdated(stored) and not damaged_files(task.folder, case_id, stored)
 
 
 def _reference_settings(job: _CaseJob) -> str:

@@ -15,7 +15,8 @@ from unisegdiff_pipeline.io.images import files_read
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan
 
-FORMAT_VERSION = 2  # raised when the stored arrays change their meaning
+FORMAT_VERSION = 3  # raised when arrays are stored otherwise; `storage.is_outdated` says which of 2 are not right
+READ_VERSIONS = (2, FORMAT_VERSION)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def current_source(files: Sequence[Path], settings: str) -> CaseProvenance:
 
 def is_current(stored: CaseProvenance | None, files: Sequence[Path], settings: str) -> bool:
     """Whether a case made from `stored` is what these files and settings would give again."""
-    if stored is None or (stored.settings, stored.format_version) != (settings, FORMAT_VERSION):
+    if stored is None or stored.settings != settings or stored.format_version not in READ_VERSIONS:
         return False
     if [f.name for f in stored.files] != [path.name for path in files]:
         return False

@@ -42,7 +42,7 @@ from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, plan_of_folder, plans_file
 from unisegdiff_pipeline.preprocessing.components import ComponentTable
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance, case_settings
+from unisegdiff_pipeline.preprocessing.provenance import FORMAT_VERSION, CaseProvenance, case_settings
 
 __all__ = ["CaseProperties", "ComponentTable", "PreprocessedFolder", "StoredCase"]
 
@@ -175,7 +175,7 @@ class PreprocessedFolder:
         return tuple(sorted(p.name.removesuffix(".json") for p in found if not p.name.startswith(".tmp-")))
 
     def require_current(self, case_ids: Sequence[str], scheme: LabelScheme, plan: ConfigurationPlan) -> None:
-        """Raise a UsdError that names cases which are not there, or were preprocessed by another plan."""
+        """Raise a UsdError that names a case which is not there, or was preprocessed otherwise than it would be now."""
         settings = case_settings(scheme, plan)
         file = plans_file(plan_of_folder(self.folder.name)[1])
         for case_id in dict.fromkeys(case_ids):
@@ -184,6 +184,12 @@ class PreprocessedFolder:
                 raise UsdError(
                     f"case {case_id!r} in {self.folder} was preprocessed by another plan than {file} is now; run "
                     f"usd_preprocess again (only what changed is redone), or restore the former {file}."
+                )
+            if is_outdated(stored):
+                raise UsdError(
+                    f"case {case_id!r} in {self.folder} was preprocessed by an earlier version, which moved the image "
+                    f"along its axis of thick slices or did not interpolate there; run usd_preprocess again (only such "
+                    f"cases are redone)."
                 )
 
     def require_undamaged(self, case_ids: Sequence[str]) -> None:
@@ -268,6 +274,18 @@ def stored_case_file(folder: Path, case_id: str) -> CaseFile | None:
         return read_dataclass(CaseFile, case_path(folder, CASES, case_id))
     except UsdError:
         return None
+
+
+def is_outdated(content: CaseFile) -> bool:
+    """Whether an earlier version stored the case otherwise than it would be stored now.
+
+    Version 2 resampled the second and third axis by the nearest voxel also within 2D slices, and moved what lay there
+    where the axis lost half of its voxels or more.
+    """
+    properties, axis = content.properties, content.properties.separate_axis
+    if content.source.format_version >= FORMAT_VERSION or axis not in (1, 2):
+        return False
+    return properties.shape[axis] != properties.shape_cropped[axis]
 
 
 def damaged_files(folder: Path, case_id: str, content: CaseFile) -> list[Path]:
