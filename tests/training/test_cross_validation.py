@@ -13,6 +13,7 @@ import pytest
 from unisegdiff_pipeline.commands import evaluate
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.io.paths import Roots
+from unisegdiff_pipeline.io.prediction_files import validated_since
 from unisegdiff_pipeline.training.cross_validation import collect_validation, label_files, unified_reference
 from unisegdiff_pipeline.training.dry_run import preview
 from unisegdiff_pipeline.training.request import TrainRequest
@@ -30,7 +31,12 @@ def files_of(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_everything_is_kept_predicted_again_and_collected(request_: TrainRequest, phantom_2d: Path) -> None:
+def test_everything_is_kept_predicted_again_and_collected(
+    request_: TrainRequest,
+    phantom_2d: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(UsdError, match=r"holds no finished fold to validate; train it first, without --val"):
         train(dataclasses.replace(request_, validate_only=True))
     with pytest.raises(UsdError, match="holds no finished fold to validate"):
@@ -68,11 +74,18 @@ def test_everything_is_kept_predicted_again_and_collected(request_: TrainRequest
     }
     assert set(manifest["cases"]) == set(cases)
     assert files_of(validation) - files_of(collected.folder) == {"summary.json", "spread.json"}  # of one fold
+    assert validated_since(collected.folder) == ()
     assert evaluate.main([str(collected.labels), str(collected.folder), "--subset", "--no-report"]) == 0
     scored = json.loads((collected.folder / "evaluation" / "summary.json").read_text())["settings"]
     assert scored["probabilities"]["cases"] == scored["samples"]["cases"] == len(cases)
 
+    caplog.set_level("INFO")
     train(dataclasses.replace(request_, validate_only=True, save_validation="masks"))
+    assert validated_since(collected.folder) == ("0",)
+    former = f"{collected.folder} and cv_summary.json hold what fold 0 was before; usd_train with FOLD cv gathers"
+    assert former in caplog.text
+    assert evaluate.main([str(collected.labels), str(collected.folder), "--subset", "--no-report"]) == 0
+    assert "holds what fold 0 was before" in " ".join(capsys.readouterr().err.split())
     assert files_of(validation) >= {"summary.json", f"{cases[0]}.png"}
     of_everything = ("samples", "probabilities", "lesions.csv", "volumes.csv")
     assert not any(name.startswith((*of_everything, "manifest.json")) for name in files_of(validation))
@@ -95,6 +108,9 @@ def test_cases_of_sources_are_collected_in_their_own_endings(tmp_path: Path) -> 
         return files_of(collect_validation(model, [validation.parent], {}, ".png").folder)
 
     assert collected(cases) == {*cases, "manifest.json"}
+    assert validated_since(model / "cross_validation") == ()
+    (validation / "summary.json").unlink()  # the fold is trained again
+    assert validated_since(model / "cross_validation") == ("0",)
     (validation / cases[1]).unlink()
     assert collected(cases[:1]) == {
         cases[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.core.units import Units, measured_grid, units_of, units_of_files
-from unisegdiff_pipeline.core.words import listed
+from unisegdiff_pipeline.core.words import joined, listed
 from unisegdiff_pipeline.evaluation.aggregate import ClassReport, MetricSummary, mean_over_classes, report_classes
 from unisegdiff_pipeline.evaluation.by_source import SourcesReport, report_sources
 from unisegdiff_pipeline.evaluation.calibration import DEFAULT_MARGIN_MM, DIAGONAL_FRACTION, NUM_BINS, PROBABILITY_FLOOR
@@ -55,7 +56,9 @@ from unisegdiff_pipeline.evaluation.summary import Summary, summarise
 from unisegdiff_pipeline.evaluation.tables import write_lesions, write_metrics
 from unisegdiff_pipeline.evaluation.unified import SourceLabels
 from unisegdiff_pipeline.io.endings import has_native_reader
+from unisegdiff_pipeline.io.prediction_files import validated_since
 
+LOGGER = logging.getLogger(__name__)
 # Below this many voxels in all files together, starting worker processes takes longer than scoring.
 VOXELS_WORTH_PROCESSES = 30_000_000
 PRELOADED = ("unisegdiff_pipeline.evaluation.case", "unisegdiff_pipeline.io.images", "scipy.spatial", "cc3d", "nibabel")
@@ -186,6 +189,11 @@ def evaluate_folders(
     options = options or EvaluationOptions()
     _check_profiles(options)
     subset, against = options.subset, tuple(map(Path, options.against))
+    for folder in (prediction, *against):
+        if former := validated_since(folder):
+            LOGGER.warning(
+                "%s holds what fold %s was before; usd_train with FOLD cv gathers it again", folder, joined(former)
+            )
     inputs = collect_inputs(discover_folders(reference, prediction, options), subset=subset)
     scored, *names = run_names([prediction, *against])
     runs = {scored: inputs}

@@ -1,11 +1,13 @@
 """The validation cases of all folds in one folder, MODEL/cross_validation, that `usd_evaluate` takes as it is.
 
 It looks like a folder of predictions (see `inference.export`); its files are hard links to those of the folds where
-the disk allows it. manifest.json says the fold and the label file of each case.
+the disk allows it. manifest.json says the fold and the label file of each case, and the hash of each fold's scores, by
+which a fold that is validated again later is noticed.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, write_json
+from unisegdiff_pipeline.core.words import joined
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME
 from unisegdiff_pipeline.evaluation.summary import fold_table
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME
-from unisegdiff_pipeline.io.prediction_files import MANIFEST, SUMMARY_FILES
+from unisegdiff_pipeline.io.prediction_files import (
+    MANIFEST,
+    SUMMARY_FILES,
+    VALIDATED,
+    scores_of_fold,
+    validated_since,
+)
 from unisegdiff_pipeline.io.sources import datasets_of_sources, source_of_case
 from unisegdiff_pipeline.preprocessing.reference import stored_reference_source
 from unisegdiff_pipeline.training.opened_request import OpenedRequest
@@ -25,6 +35,7 @@ from unisegdiff_pipeline.training.request import CollectedCases, FoldResult, Tra
 from unisegdiff_pipeline.training.validation import SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
+LOGGER = logging.getLogger(__name__)
 FOLDER = "cross_validation"
 OWN_OF_A_FOLD = (SUMMARY_NAME, SPREAD_NAME, *SUMMARY_FILES)
 CV_SUMMARY_NAME = "cv_summary.json"
@@ -86,7 +97,13 @@ def collect_validation(
             inside = path.relative_to(source)
             if path.is_file() and str(inside) not in OWN_OF_A_FOLD and inside.parts[0] != EVALUATION:
                 _link(path, folder / inside)
-    made_of = {"model": str(model_folder.resolve()), "validation": cases, "not_validated": not_validated}
+    folds = [folder.name.removeprefix("fold_") for folder in fold_folders]
+    made_of = {
+        "model": str(model_folder.resolve()),
+        "validation": cases,
+        "not_validated": not_validated,
+        VALIDATED: {fold: file_hash(scores_of_fold(model_folder, fold)) for fold in folds},
+    }
     if any((folder / RECORDS).glob("*.json")):
         write_summary(folder, made_of)
     else:
@@ -94,6 +111,17 @@ def collect_validation(
     labels = {Path(case["reference"]).parent for case in cases.values() if case["reference"] is not None}
     known = len(labels) == 1 and labels != {Path()}
     return CollectedCases(folder, labels.pop() if known else None, tuple(not_validated))
+
+
+def say_what_is_former(model_folder: Path) -> None:
+    """Name the folds that `summarise_folds` has to gather anew; nothing where none was gathered."""
+    if former := validated_since(model_folder / FOLDER):
+        LOGGER.info(
+            "%s and %s hold what fold %s was before; usd_train with FOLD cv gathers them again",
+            model_folder / FOLDER,
+            CV_SUMMARY_NAME,
+            joined(former),
+        )
 
 
 def label_files(dataset_folder: Path, raw_root: Path | None, case_ids: Iterable[str]) -> dict[str, Path | None]:

@@ -11,7 +11,7 @@ from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.preprocessing.reference import require_undamaged_references
 from unisegdiff_pipeline.training.cascade_masks import settle_masks, take_over_masks
 from unisegdiff_pipeline.training.compilation import is_worthwhile
-from unisegdiff_pipeline.training.cross_validation import summarise_folds
+from unisegdiff_pipeline.training.cross_validation import say_what_is_former, summarise_folds
 from unisegdiff_pipeline.training.determinism import deterministic_algorithms
 from unisegdiff_pipeline.training.fold import is_finished, train_fold
 from unisegdiff_pipeline.training.fold_files import (
@@ -72,6 +72,7 @@ def _train(request: TrainRequest, began: float, ranks: Ranks) -> TrainResult:
         remove_what_is_empty(opened.model_folder, made)
         raise
     if request.fold != "cv":
+        say_what_is_former(opened.model_folder)
         return TrainResult(tuple(results))
     return summarise_folds(opened, results)
 
