@@ -89,6 +89,14 @@ def test_everything_is_kept_predicted_again_and_collected(
     assert files_of(validation) >= {"summary.json", f"{cases[0]}.png"}
     of_everything = ("samples", "probabilities", "lesions.csv", "volumes.csv")
     assert not any(name.startswith((*of_everything, "manifest.json")) for name in files_of(validation))
+    summary = json.loads((validation / "summary.json").read_text())
+    assert sorted(summary["references"]) == sorted(cases)
+    train(request_)
+    assert "scored with other labels" not in caplog.text
+    summary["references"][cases[0]] = "hash of the labels before they were corrected"
+    (validation / "summary.json").write_text(json.dumps(summary))
+    train(request_)
+    assert f"1 validation case ({cases[0]}) scored with other labels than the data set has now; --val" in caplog.text
     collected = collect_validation(fold.parent, [fold], labels, ".png")
     assert not any(name.startswith(of_everything) for name in files_of(collected.folder))
     assert f"{cases[0]}.png" in files_of(collected.folder)

@@ -18,7 +18,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
-from unisegdiff_pipeline.core.serialization import from_jsonable, to_jsonable, write_json
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_json, to_jsonable, write_json
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.summary import CaseScores
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER
@@ -28,7 +28,7 @@ from unisegdiff_pipeline.io.images import write_labels
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan
 from unisegdiff_pipeline.preprocessing.provenance import CaseProvenance
-from unisegdiff_pipeline.preprocessing.reference import write_cases, write_reference
+from unisegdiff_pipeline.preprocessing.reference import reference_hashes, write_cases, write_reference
 from unisegdiff_pipeline.training.find_best import Contender, compare_candidates, find_best
 from unisegdiff_pipeline.training.validated_models import (
     ClassDice,
@@ -254,6 +254,25 @@ def test_cases_that_have_left_the_data_set_do_not_count(roots: Roots) -> None:
     write_cases(preprocessed, {"new": "new"})
     with pytest.raises(UsdError, match="no model that validated a case of the data set as it is"):
         find_best(roots, 1)
+
+
+def test_cases_that_were_scored_with_former_labels_do_not_count(roots: Roots) -> None:
+    preprocessed = roots.preprocessed_dataset(1)
+    for name in ("SegmentationTrainer__tiny", "StagedDiffusionTrainer__tiny"):  # the second one after the correction
+        model = write_validated(results_of(roots), name, FIRST)
+        for fold, cases in FOLDS.items():
+            summary = model / f"fold_{fold}/validation/summary.json"
+            write_json(summary, {**read_json(summary), "references": reference_hashes(preprocessed, cases)})
+        corrected = np.array([[[1, 1, 1, 0]]], np.uint8)
+        write_reference(preprocessed, corrected[None], GRID.spacing_mm, LESION, "c01", "c01", CaseProvenance((), ""))
+    recipe = find_best(roots, 1).recipe
+    assert {len(c.models): c.num_cases for c in recipe.candidates if c.models[0].startswith("Seg")}[1] == 11
+    former = (
+        "SegmentationTrainer__tiny: 1 case (c01) scored with other labels than the data set has now; usd_train with "
+        "--val scores them again"
+    )
+    assert former in recipe.left_out
+    assert not any(line.startswith("StagedDiffusionTrainer__tiny") for line in recipe.left_out)
 
 
 def test_without_any_validated_fold(roots: Roots) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,6 +96,18 @@ def require_undamaged_references(dataset_folder: Path, case_ids: Sequence[str]) 
     ]
     if damaged:
         raise UsdError(damage_message(damaged))
+
+
+def reference_hashes(dataset_folder: Path, case_ids: Iterable[str]) -> dict[str, str]:
+    """Hash of the label maps of each of these cases that is there."""
+    found = {case_id: _stored(dataset_folder, case_id) for case_id in case_ids}
+    return {case_id: stored.hash for case_id, stored in found.items() if stored is not None}
+
+
+def relabelled(dataset_folder: Path, hashes: Mapping[str, str]) -> tuple[str, ...]:
+    """Those of the cases with these `reference_hashes` whose label maps are others now, sorted."""
+    now = reference_hashes(dataset_folder, sorted(hashes))
+    return tuple(case_id for case_id, found in now.items() if found != hashes[case_id])
 
 
 def write_cases(

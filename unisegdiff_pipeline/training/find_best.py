@@ -69,6 +69,7 @@ from unisegdiff_pipeline.training.validated_models import (
     of_all_sources,
     of_known_cases,
     of_same_classes,
+    of_same_references,
     score_of_case,
 )
 
@@ -133,6 +134,8 @@ def find_best(roots: Roots, dataset: str | int, *, workers: int = 0, writing: bo
     groups = {record.case_id: record.group for record in read_cases(preprocessed)}
     models, former = of_same_classes(models, preprocessed / DATASET_NAME)
     models, gone = of_known_cases(models, groups)
+    models, relabelled = of_same_references(models, preprocessed)
+    gone += relabelled
     if not models:
         raise UsdError(f"{folder} holds no model that validated a case of the data set as it is: {'; '.join(gone)}.")
     models, narrow = of_all_sources(models)

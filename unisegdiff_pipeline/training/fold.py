@@ -14,6 +14,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.progress import counted, format_duration
 from unisegdiff_pipeline.core.serialization import formerly, from_jsonable, read_dataclass, read_object, write_json
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.evaluation.summary import Summary, summary_table
 from unisegdiff_pipeline.inference.model_folder import (
@@ -34,6 +35,7 @@ from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import StagePlan
+from unisegdiff_pipeline.preprocessing.reference import relabelled
 from unisegdiff_pipeline.reports.training_log import of_kind
 from unisegdiff_pipeline.selection.choosing import Choice, choose_calibration, choose_settings, chosen_on
 from unisegdiff_pipeline.selection.found_lesions import HeldOutCase, choose_lesions, find_in_held_out
@@ -54,6 +56,7 @@ from unisegdiff_pipeline.training.pretrained import (
 from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, StartRecord
 from unisegdiff_pipeline.training.request import FoldResult
 from unisegdiff_pipeline.training.resume import (
+    LISTED_CASES,
     PHASE_1_FACTS_NAME,
     PHASE_1_NAME,
     REQUEST_NAME,
@@ -78,6 +81,7 @@ from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 from unisegdiff_pipeline.training.validation import (
+    REFERENCES,
     SUMMARY_NAME,
     final_validation,
     fold_units,
@@ -125,6 +129,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
         if not of_kind(run.log.entries(), "finished"):  # a kill came between the scores and the entry
             _record_end(run)
         run.log.say(f"{run.folder} is trained; nothing to do (--restart begins again)")
+        _warn_of_former_labels(run)
         return _result(run, _read_scores(run))
     if not finished:
         run.watch.add(_seconds_so_far(run, checkpoint))
@@ -152,6 +157,19 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     (run.folder / STOP_NAME).unlink(missing_ok=True)
     run.log.say(f"fold trained in {format_duration(run.watch.seconds)}; results in {run.folder}")
     return _result(run, scores)
+
+
+def _warn_of_former_labels(run: FoldRun) -> None:
+    """Say where the scores of a finished fold are by labels that have been corrected since."""
+    summary = read_object(run.folder / "validation" / SUMMARY_NAME)
+    former = relabelled(
+        run.data.folder.parent, from_jsonable(dict[str, str], summary.get(REFERENCES) or {}, REFERENCES)
+    )
+    if former:
+        run.log.say(
+            f"warning: {counted(len(former), 'validation case')} ({listed(former, LISTED_CASES)}) scored with other "
+            f"labels than the data set has now; --val scores them again"
+        )
 
 
 def _remove_stop_file_of_before(run: FoldRun, finished: bool) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.core.serialization import read_object
+from unisegdiff_pipeline.core.serialization import from_jsonable, read_object
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, Outcome
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
@@ -27,7 +27,8 @@ from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder, open_prediction_folder
 from unisegdiff_pipeline.inference.settings import Decision, decision_of_folds, read_settings
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
-from unisegdiff_pipeline.training.validation import SUMMARY_NAME
+from unisegdiff_pipeline.preprocessing.reference import relabelled
+from unisegdiff_pipeline.training.validation import REFERENCES, SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
 LISTED_CASES = 5
@@ -72,6 +73,7 @@ class ValidatedModel:
         filters: lesion filter of each fold.
         sources: of a unified data set, those that the model was trained on.
         classes: that it tells, in words.
+        references: hash of the label maps that each validation case was scored with; earlier versions kept none.
     """
 
     folder: Path
@@ -85,6 +87,7 @@ class ValidatedModel:
     filters: Mapping[str, LesionFilter]
     sources: tuple[str, ...] = ()
     classes: str = ""
+    references: Mapping[str, str] = field(default_factory=dict)
 
     def has_probabilities(self, case_id: str) -> bool:
         """Whether the probabilities of a case were kept."""
@@ -152,17 +155,36 @@ def of_known_cases(
     models: Sequence[ValidatedModel], case_ids: Collection[str]
 ) -> tuple[list[ValidatedModel], list[str]]:
     """The models with the cases alone that the data set still has, and in words what is left out."""
+    return _without(
+        models,
+        lambda model: [case for case in model.scores if case not in case_ids],
+        "that the preprocessed data set does not have any more",
+    )
+
+
+def of_same_references(models: Sequence[ValidatedModel], preprocessed: Path) -> tuple[list[ValidatedModel], list[str]]:
+    """The models with the cases alone that were scored with the label maps of now, and in words what is left out."""
+    return _without(
+        models,
+        lambda model: relabelled(preprocessed, model.references),
+        "scored with other labels than the data set has now; usd_train with --val scores them again",
+    )
+
+
+def _without(
+    models: Sequence[ValidatedModel], cases_of: Callable[[ValidatedModel], Iterable[str]], why: str
+) -> tuple[list[ValidatedModel], list[str]]:
+    """The models without some cases of each, those that have others, and in words what is left out."""
     kept: list[ValidatedModel] = []
     left_out: list[str] = []
     for model in models:
-        gone = sorted(case for case in model.scores if case not in case_ids)
-        scores = {case: score for case, score in model.scores.items() if case in case_ids}
-        if gone:
-            cases = f"{counted(len(gone), 'case')} ({listed(gone, LISTED_CASES)})"
-            left_out.append(f"{model.folder.name}: {cases} that the preprocessed data set does not have any more")
+        out = sorted(cases_of(model))
+        scores = {case: score for case, score in model.scores.items() if case not in out}
+        if out:
+            left_out.append(f"{model.folder.name}: {counted(len(out), 'case')} ({listed(out, LISTED_CASES)}) {why}")
         if scores:
-            fold_of = {case: fold for case, fold in model.fold_of.items() if case in case_ids}
-            kept.append(replace(model, scores=scores, fold_of=fold_of) if gone else model)
+            fold_of = {case: fold for case, fold in model.fold_of.items() if case not in out}
+            kept.append(replace(model, scores=scores, fold_of=fold_of) if out else model)
     return kept, left_out
 
 
@@ -196,12 +218,13 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
     scores: dict[str, CaseDice] = {}
     fold_of: dict[str, str] = {}
     files: dict[str, PredictionFolder] = {}
+    references: dict[str, str] = {}
     if missing := [fold for fold in expected_folds if fold not in finished]:
         trained = "only fold all" if not finished and finished_folds(folder) else "not finished"
         left_out.append(f"{folder.name}: fold {' '.join(missing)} ({trained})")
     model = open_model_folder(folder) if finished else None
     for fold in finished:
-        cases, problem = _scores_of_fold(folder / f"fold_{fold}" / FOLDER_NAME)
+        cases, hashes, problem = _scores_of_fold(folder / f"fold_{fold}" / FOLDER_NAME)
         twice = sorted(cases.keys() & scores.keys())
         if problem is None and twice:
             problem = f"validated {twice[0]}, which fold {fold_of[twice[0]]} has validated, too: other splits"
@@ -212,6 +235,7 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
             continue
         scores |= cases
         fold_of |= dict.fromkeys(cases, fold)
+        references |= {case_id: value for case_id, value in hashes.items() if case_id in cases}
         if any((folder / f"fold_{fold}" / FOLDER_NAME).glob("probabilities/*.npz")):
             files[fold] = open_prediction_folder(folder / f"fold_{fold}" / FOLDER_NAME)
     if not scores or model is None:
@@ -226,15 +250,17 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
     sources = model.configuration.sources
     known = () if sources is None else tuple(sources.plans)
     classes = classes_in_words(model.plans.labels)
-    found = ValidatedModel(folder, name, folds, size, decision, scores, fold_of, files, filters, known, classes)
+    found = ValidatedModel(
+        folder, name, folds, size, decision, scores, fold_of, files, filters, known, classes, references
+    )
     return found, left_out
 
 
-def _scores_of_fold(validation: Path) -> tuple[dict[str, CaseDice], str | None]:
-    """Scores of a fold's validation cases, or why it has none."""
+def _scores_of_fold(validation: Path) -> tuple[dict[str, CaseDice], dict[str, str], str | None]:
+    """Scores of a fold's validation cases and the hashes of their references, or why it has none."""
     path = validation / SUMMARY_NAME
     if not path.is_file():
-        return {}, "not validated; usd_train with --val does it"
+        return {}, {}, "not validated; usd_train with --val does it"
     content = read_object(path)
     try:
         found = {
@@ -244,13 +270,14 @@ def _scores_of_fold(validation: Path) -> tuple[dict[str, CaseDice], str | None]:
             for case in content["cases"]
         }
         given_up = list(content.get("not_validated") or [])
-    except (KeyError, TypeError):
+        references = from_jsonable(dict[str, str], content.get(REFERENCES) or {}, REFERENCES)
+    except (KeyError, TypeError, UsdError):
         raise UsdError(
             f"{path} does not hold scores as validation writes them; validate that fold again with usd_train --val."
         ) from None
     if given_up:
-        return {}, f"{len(given_up)} of its cases not validated; usd_train with --val does it"
-    return found, None if found else "no validation cases"
+        return {}, {}, f"{len(given_up)} of its cases not validated; usd_train with --val does it"
+    return found, references, None if found else "no validation cases"
 
 
 def _of_other_masks(model: ModelFolder, fold: str) -> str | None:

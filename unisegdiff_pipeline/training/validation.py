@@ -24,7 +24,7 @@ from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
 from unisegdiff_pipeline.io.sources import cases_by_source, in_turn, source_of_case
 from unisegdiff_pipeline.networks.staged_model import StagedModel
-from unisegdiff_pipeline.preprocessing.reference import read_cases
+from unisegdiff_pipeline.preprocessing.reference import read_cases, reference_hashes
 from unisegdiff_pipeline.selection.guarantees import CaseEvidence, calibrate_for, case_evidence
 from unisegdiff_pipeline.selection.hold_out import (
     annotated_classes,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from unisegdiff_pipeline.training.fold_run import FoldRun
 
 SUMMARY_NAME = "summary.json"
+REFERENCES = "references"  # there, the hash of the label maps that each case was scored with
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def final_validation(
     spreads: list[CaseSpread] = []
     evidence: list[CaseEvidence] = []
     start, units = time.monotonic(), fold_units(run)
+    references = reference_hashes(run.data.folder.parent, run.validation_cases)
     everything = keeps_everything(run, settings)
     kept = "masks, probabilities and samples" if everything else "masks"
     (folder / SUMMARY_NAME).unlink(missing_ok=True)  # until all are done, the fold counts as not validated
@@ -151,7 +153,7 @@ def final_validation(
     if (sources := by_source(run.configuration.sources, cases)) is not None:
         written["by_source"] = sources
         run.log.say(f"validation: {sources.describe()}")
-    facts = {"seconds": time.monotonic() - start, "settings": settings}
+    facts = {"seconds": time.monotonic() - start, "settings": settings, REFERENCES: references}
     write_json(folder / SUMMARY_NAME, units.named(to_jsonable(written)) | to_jsonable(facts))
     return summary
 
