@@ -111,3 +111,21 @@ def test_a_dry_run_writes_nothing(roots: list[str], prepared: Path, tmp_path: Pa
     assert not (prepared / "Dataset902_Phantom2D" / "splits_final.json").exists()
     assert {*prepared.rglob("*")} <= {*before}
     assert read_json(prepared / "Dataset902_Phantom2D" / "plans.json")["dataset_name"] == "Dataset902_Phantom2D"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("-d 4 -f 0", "DATASET and FOLD are given without -d and -f: usd_train 4 0\n"),
+        ("4 0 1 2", "one command trains one fold (0, 1 and 2 are given), or all of them: usd_train 4 cv\n"),
+        ("-d 4 -f 0 1", "without -d and -f: usd_train 4 0; one command trains one fold (0 and 1 are given)"),
+        ("4 0 twice", "unrecognized arguments: twice\n"),
+    ],
+)
+def test_what_other_commands_take_by_flags_is_told_in_the_words_of_this_one(
+    given: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(given.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err

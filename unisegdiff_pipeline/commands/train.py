@@ -29,6 +29,7 @@ from unisegdiff_pipeline.commands.slurm import TASK, JobArray, command_line
 from unisegdiff_pipeline.commands.terminal import report_error, say
 from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.words import joined
 from unisegdiff_pipeline.training.loggers import LOGGERS
 
 if TYPE_CHECKING:
@@ -180,7 +181,27 @@ def fold_name(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of usd_train."""
-    return run(lambda: _train(build_parser().parse_args(argv)))
+    return run(lambda: _train(parse_arguments(argv)))
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; where a data set or folds are given as other commands take them, the error says how it is here."""
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_instead_of(unknown, args))
+    return args
+
+
+def _instead_of(unknown: Sequence[str], args: argparse.Namespace) -> str:
+    flags = [token for token in unknown if token in ("-d", "-f")]
+    folds = [token for token in unknown if token.isdigit() or token in ("all", "cv")]
+    if len(unknown) > len(flags) + len(folds):
+        return f"unrecognized arguments: {' '.join(unknown)}"
+    command, numbers = f"usd_train {quoted(args.dataset)}", joined([args.fold, *folds])
+    without = f"DATASET and FOLD are given without {joined(flags)}: {command} {args.fold}" if flags else ""
+    one = f"one command trains one fold ({numbers} are given), or all of them: {command} cv" if folds else ""
+    return "; ".join(filter(None, (without, one)))
 
 
 def _train(args: argparse.Namespace) -> int:
