@@ -271,6 +271,30 @@ def test_label_maps_of_a_source_at_baseline_are_followed_in_the_classes_of_a_uni
     assert written["settings"]["classes"] == {"lesion": [2]}
 
 
+def test_masks_of_a_source_at_follow_up_of_a_unified_model_are_refused(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The values are the same, but 1 is a cyst of the one and an organ of the other."""
+    maps = {"Flat": {"cyst": "cyst"}, "Solid": {"organ": "background", "tumour": "lesion"}}
+    unified = unify(root, UnifyRequest(500, "U", (1, 2), label_maps=maps))
+    baseline, masks = tmp_path / "deep/er/masks", tmp_path / "deep/er/later"
+    for folder in (baseline, masks):
+        volume(folder / "v.nii.gz", {0: 2, 6: 1})
+        (folder / "manifest.json").write_text(json.dumps({"model": str(unified)}))
+    labels = root / "Dataset002_Solid/labelsTr"
+    assert usd_evaluate(["--follow-up", str(baseline), str(labels)]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "labelsTr has the classes organ (1), tumour (2) by" in told
+    assert "of the unified classes cyst (1), lesion (2)" in told
+    scheme = to_jsonable(parse_labels({"background": 0, "organ": ORGAN, "tumour": TUMOUR}))
+    (masks / "manifest.json").write_text(json.dumps({"model": "of/the/source", "labels": scheme}))
+    with pytest.raises(UsdError, match=r"organ \(1\), tumour \(2\) by its manifest\.json, but"):
+        find_meaning(baseline, masks)
+    assert find_meaning(baseline, labels, root / "Dataset002_Solid/dataset.json").scheme.names == ("organ", "tumour")
+    (masks / "manifest.json").write_text(json.dumps({"model": str(unified)}))
+    assert find_meaning(baseline, masks).scheme.names == ("cyst", "lesion")
+
+
 def test_a_manifest_of_another_program_says_nothing(root: Path, predicted: Path) -> None:
     (predicted / "manifest.json").write_text("[]")
     labels = root / "Dataset001_Flat/labelsTr"

@@ -72,6 +72,8 @@ def find_meaning(
     references = [(path,) for path in _masks_of(reference)]
     if labels is not None:
         return Meaning(scheme_of_values(labels), all(map(spacing_known, references)), check_values=False)
+    if dataset_json is None:
+        _require_classes_of_unified(reference, prediction)
     if dataset_json is None and (own := _meaning_of_manifest(reference, prediction)) is not None:
         _require_agreement((reference, *against), _manifest_path(prediction), own.scheme)
         return own
@@ -100,14 +102,41 @@ def _meaning_of_unified(reference: Path, predictions: Sequence[Path], given: boo
         )
     description = read_dataset_json(reference / "dataset.json")
     for prediction in predictions:
-        found = _dataset_json_of(prediction)
-        labels = _labels_of_manifest(prediction) if found is None else read_dataset_json(found).labels
+        found, labels = _own_classes(prediction)
         if labels is not None and labels != description.labels:
             raise UsdError(
                 f"{prediction} has the classes {_in_words(labels)} by {found or f'its {MANIFEST}'}, but {reference} "
                 f"has {_in_words(description.labels)}; give the data set that the model was trained on."
             )
     return Meaning(description.labels, description.spacing_known)
+
+
+def _require_classes_of_unified(reference: Path, prediction: Path) -> None:
+    """Refuse masks of other classes where those that a unified model made stand as reference, as at baseline.
+
+    Label maps of a source may have the same values with another meaning, under names that contradict none.
+    """
+    from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+
+    path = _dataset_json_of(reference)
+    if path is None or not is_unified(path.parent):
+        return
+    unified = read_dataset_json(path).labels
+    found, labels = _own_classes(prediction)
+    if labels is not None and labels != unified:
+        raise UsdError(
+            f"{prediction} has the classes {_in_words(labels)} by {found or f'its {MANIFEST}'}, but {reference} was "
+            f"predicted by a model of the unified classes {_in_words(unified)}; predict both with one model, or say "
+            f"with --dataset-json what the values of all masks mean."
+        )
+
+
+def _own_classes(prediction: Path) -> tuple[Path | None, LabelScheme | None]:
+    """The dataset.json that speaks of masks, if any, and their classes by it, else by their manifest.json."""
+    from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+
+    found = _dataset_json_of(prediction)
+    return found, _labels_of_manifest(prediction) if found is None else read_dataset_json(found).labels
 
 
 def _in_words(labels: LabelScheme) -> str:
