@@ -196,6 +196,14 @@ def test_an_image_without_its_pixels_is_damaged_and_not_left_out(tmp_path: Path)
         find_series(tmp_path / "in")
 
 
+def test_an_object_of_a_private_class_is_left_out_by_its_class(tmp_path: Path) -> None:
+    write_series(tmp_path / "in/p1")
+    path = write_object(tmp_path / "in/p1/extra", "1.3.46.670589.5.0.2", "MR")
+    (series,), left_out = find_series(tmp_path / "in")
+    assert len(series.slices) == 4
+    assert left_out == (f"{path} (of the private class 1.3.46.670589.5.0.2, which only programs of its vendor read)",)
+
+
 def test_no_class_of_images_is_left_out(tmp_path: Path) -> None:
     uids = pytest.importorskip("pydicom.uid").UID_dictionary
     images = [uid for uid, (name, *_) in uids.items() if "Image Storage" in name]

@@ -58,6 +58,7 @@ WITHOUT_IMAGE = {
     **{f"{_STORAGE}481.{n}": "RTPLAN" for n in (5, 8)},
     "1.3.12.2.1107.5.9.1": "Siemens CSA data",
 }
+_STANDARD = "1.2.840.10008."  # what the UIDs of all classes of the standard begin with
 LARGEST_GAP_ERROR = 0.05  # of the distance of slices, as a fraction of it
 LARGEST_SHEAR = 0.01  # of the distance of slices, sideways
 LARGEST_ANGLE = 1e-3  # of cosines
@@ -170,8 +171,13 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
             continue
         if kind := kind_without_image(path):
             left_out.append(f"{path} ({kind}, no image)")
-        else:
+            continue
+        try:
             by_folder.setdefault(path.parent, []).append(_read_slice(path))
+        except UsdError:
+            if (uid := _sop_class(path)).startswith(_STANDARD) or not uid:
+                raise
+            left_out.append(f"{path} (of the private class {uid}, which only programs of its vendor read)")
     found: dict[str, Series] = {}
     for folder, slices in sorted(by_folder.items()):
         groups: dict[str, list[_Slice]] = {}
