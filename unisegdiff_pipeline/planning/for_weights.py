@@ -160,7 +160,9 @@ def _network(
     divisor = [math.prod(level.stride[axis] for level in trained.levels) for axis in range(trained.dims)]
     limits = median_shape[-trained.dims :]
     most = [math.ceil(limit / step) for limit, step in zip(limits, divisor, strict=True)]  # that an image fills
-    if max(most) == 1:  # a single voxel at the deepest level would be normalised to 0, or be an error of torch's
+    # A single voxel at the deepest level would be normalised to 0, or be an error of torch's, and of two in all, along
+    # one axis, normalisation would leave nothing but which is the larger.
+    if max(most) == 1:
         most = [2] * trained.dims
     least = [min(MIN_EDGE, count) * step for count, step in zip(most, divisor, strict=True)]
     patch = [
