@@ -91,7 +91,7 @@ class Sizer:
     def fits(self, network: NetworkPlan) -> bool:
         """Whether the smallest allowed batch (GPU) or the default one (CPU) is within the budget."""
         batch = _CPU_BATCH[network.dims] if self.on_cpu else _MIN_BATCH
-        if batch * feature_map_values(network, self.num_outputs) > self._value_limit(network.dims):
+        if batch > self._batch_by_memory(network):
             return False
         return not self.on_cpu or self.iteration_gmac(network, batch) <= self.gmac_limit
 
@@ -117,7 +117,7 @@ class Sizer:
         by_data = self._batch_by_data(network, median_shape)
         if self.on_cpu:
             return self._cpu_batch_size(network, by_data)
-        by_memory = round(self._value_limit(network.dims) / feature_map_values(network, self.num_outputs))
+        by_memory = round(self._batch_by_memory(network))  # as nnU-Net does
         batch = max(min(by_memory, by_data, MAX_BATCH), _MIN_BATCH)
         bound = f"at least {_MIN_BATCH}" if batch < MAX_BATCH else f"at most {MAX_BATCH}"
         return batch, (
@@ -129,13 +129,17 @@ class Sizer:
         """The default batch, up to four times it where patches are so small that time and memory allow it."""
         default = _CPU_BATCH[network.dims]
         affordable = int(self.gmac_limit / self.iteration_gmac(network, 1))
-        by_memory = int(self._value_limit(network.dims) / feature_map_values(network, self.num_outputs))
+        by_memory = int(self._batch_by_memory(network))
         batch = max(default, min(affordable, by_memory, by_data, 4 * default))
         batch -= batch % (default // 2)
         return batch, (
             f"{batch} examples: an iteration costs {self.iteration_gmac(network, batch):.1f} of the "
             f"{self.gmac_limit:.0f} GMAC that {counted(self.cores, 'core')} {'is' if self.cores == 1 else 'are'} given"
         )
+
+    def _batch_by_memory(self, network: NetworkPlan) -> float:
+        """Examples whose feature maps the memory holds."""
+        return self._value_limit(network.dims) / feature_map_values(network, self.num_outputs)
 
     def _batch_by_data(self, network: NetworkPlan, median_shape: Sequence[float]) -> int:
         voxels = math.prod(median_shape) * self.num_cases

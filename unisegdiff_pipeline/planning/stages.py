@@ -149,7 +149,7 @@ def dice_curves(
         chosen = [i for i, histograms in enumerate(smoothed) if sigma in histograms]
         if not chosen:
             continue
-        tau = math.prod(math.sqrt(_kernel_energy(s)) for s in _in_voxels(sigma, spacing))
+        tau = math.prod(math.sqrt(_smoothed_variance(s)) for s in _in_voxels(sigma, spacing))
         rates = _exceedance(lams, lam_shift, round(tau, 6)).reshape(-1, _NUM_BINS)  # (lam and theta, bin)
         histograms = np.concatenate([smoothed[i][sigma] for i in chosen], axis=1)
         true_pos, all_pos = np.moveaxis((rates @ histograms).reshape(len(lams), -1, len(chosen), 2), -1, 0)
@@ -272,8 +272,8 @@ def _kernel(sigma: float, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=256)
-def _kernel_energy(sigma: float) -> float:
-    """Sum of squares of the sampled, normalised one-axis Gaussian."""
+def _smoothed_variance(sigma: float) -> float:
+    """What the sampled, normalised one-axis Gaussian leaves of unit noise: the sum of its squares."""
     if sigma < 0.15:
         return 1.0
     reach = max(1, math.ceil(_TRUNCATE * sigma))

@@ -34,6 +34,7 @@ LENGTHS = ("max_time_s", "epochs", "iterations")
 PATHS = ("pretrained", "phase_1_from")
 OTHERS = ("batch_size", "learning_rate", "augmentation", "seed", "patience", "deterministic", "phase_2_only")
 ASKED = (*LENGTHS, *OTHERS, *PATHS)
+CHANGEABLE = ("save_validation",)  # of these another value is taken
 ASKED_VALUES = {  # what request.json may hold of them
     "max_time_s": Annotated[float, Range(0, 1e9, low_open=True)] | None,
     "epochs": Annotated[int, Range(1, 1e9)] | None,
@@ -155,7 +156,7 @@ def as_asked(request: TrainRequest, folder: Path) -> TrainRequest:
         raise OtherRequestError(f"{folder} was trained with {', with '.join(differences)}. {WAYS_OUT}")
     asked: dict[str, Any] = {name: former.get(name) for name in ASKED}
     asked |= {name: Path(asked[name]) for name in PATHS if asked[name] is not None}
-    asked["save_validation"] = request.save_validation or former.get("save_validation")
+    asked |= {name: getattr(request, name) or former.get(name) for name in CHANGEABLE}
     return dataclasses.replace(request, **asked)
 
 
@@ -184,9 +185,7 @@ def recorded_cases(request: Mapping[str, Any], key: str) -> SeenCases:
 def taken_over(request: TrainRequest, settled: TrainRequest) -> str:
     """The flags that a request leaves open and that were given before, for the log; empty where there are none."""
     names = [
-        name
-        for name in (*ASKED, "save_validation")
-        if getattr(request, name) is None and getattr(settled, name) is not None
+        name for name in (*ASKED, *CHANGEABLE) if getattr(request, name) is None and getattr(settled, name) is not None
     ]
     return ", ".join(_flag(name, getattr(settled, name)) for name in names if name != "seed" or settled.seed)
 
@@ -214,9 +213,10 @@ def like_the_others(request: TrainRequest, others: Mapping[str, TrainRequest]) -
             )
         for values in asked.values():
             taken |= dict(zip(names, values, strict=True))
-    kept = {other.save_validation for other in others.values()}
-    if request.save_validation is None and len(kept) == 1:
-        taken["save_validation"] = kept.pop()
+    for name in CHANGEABLE:
+        former = {getattr(other, name) for other in others.values()}
+        if getattr(request, name) is None and len(former) == 1:
+            taken[name] = former.pop()
     return dataclasses.replace(request, **taken)
 
 
