@@ -93,10 +93,10 @@ def case_of(case_id: str, *maps: np.ndarray) -> CaseFingerprint:
 def test_summary_counts_the_maps_of_raters_where_there_are_some() -> None:
     one, none, two = picture("1000", "0000"), picture("0000", "0000"), picture("1001", "0000")
     (summary,) = summarize_lesions([case_of("a", one), case_of("b", none, two, none, none)], ("lesion",))
-    assert summary.share_of_maps == 0.5  # one of case a, one of three raters of case b
+    assert summary.fraction_of_maps == 0.5  # one of case a, one of three raters of case b
     assert summary.components_per_map is not None
     assert summary.components_per_map.p50 == 1.5
-    assert summary.foreground_share == pytest.approx((1 + 2) / 8 / 4)
+    assert summary.foreground_fraction == pytest.approx((1 + 2) / 8 / 4)
 
 
 def test_specks_do_not_count_for_the_main_thickness() -> None:
@@ -183,7 +183,7 @@ def test_intensities_are_those_of_the_foreground(tmp_path: Path) -> None:
     assert report.problems == ()
     (statistics,) = fingerprint.intensities
     assert (statistics.minimum, statistics.mean, statistics.maximum, statistics.std) == (100, 150, 200, 50)
-    assert fingerprint.cases[0].foreground_share == 0.04
+    assert fingerprint.cases[0].foreground_fraction == 0.04
 
 
 def test_values_of_the_background_are_no_foreground(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_values_of_the_background_are_no_foreground(tmp_path: Path) -> None:
     assert report.problems == ()
     (statistics,) = fingerprint.intensities
     assert (statistics.minimum, statistics.maximum) == (100, 120)
-    assert [(case.empty, case.foreground_share) for case in fingerprint.cases] == [(True, 0), (False, 0.04)]
+    assert [(case.empty, case.foreground_fraction) for case in fingerprint.cases] == [(True, 0), (False, 0.04)]
     assert fingerprint.share_of_empty_cases == 0.5
 
 
@@ -263,7 +263,7 @@ def test_facts_of_volumes_stored_in_other_orientations_are_the_same(tmp_path: Pa
     for case in fingerprint.cases:
         assert (case.shape, case.spacing_mm, case.shape_after_crop) == ((5, 6, 8), (3.0, 2.0, 1.0), (5, 6, 8))
     (order,) = fingerprint.class_orders
-    assert order.same_share == (1.0, 0.5, 1.0)
+    assert order.same_fraction == (1.0, 0.5, 1.0)
 
 
 def slices_in(folder: Path, *codes: str) -> Fingerprint:

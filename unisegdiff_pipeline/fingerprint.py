@@ -32,7 +32,7 @@ from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import CASE_BYTES, Scratch
-from unisegdiff_pipeline.core.serialization import from_jsonable, read_object, to_jsonable, write_json
+from unisegdiff_pipeline.core.serialization import formerly, from_jsonable, read_object, to_jsonable, write_json
 from unisegdiff_pipeline.io.orientation import (
     Direction,
     Reorientation,
@@ -99,13 +99,13 @@ class ComponentFacts:
 class ClassOrder:
     """How two classes lie to each other over the `num_cases` cases that hold both.
 
-    `same_share` is, along Z, Y and X, the fraction of these cases in which the centres lie in the more frequent order.
+    `same_fraction` is, along Z, Y and X, that of these cases in which the centres lie in the more frequent order.
     """
 
     first: str
     second: str
     num_cases: Count
-    same_share: tuple[Fraction, Fraction, Fraction]
+    same_fraction: tuple[Fraction, Fraction, Fraction] = field(metadata=formerly("same_share"))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class CaseFingerprint:
     shape: tuple[VoxelCount, VoxelCount, VoxelCount]
     spacing_mm: tuple[SpacingMm, SpacingMm, SpacingMm]
     shape_after_crop: tuple[VoxelCount, VoxelCount, VoxelCount]
-    foreground_share: Fraction
+    foreground_fraction: Fraction = field(metadata=formerly("foreground_share"))
     empty: bool
     classes: tuple[ComponentFacts, ...]
     raters: tuple[tuple[ComponentFacts, ...], ...] = ()
@@ -146,21 +146,21 @@ class LesionSummary:
 
     Attributes:
         class_name: as in dataset.json.
-        share_of_maps: fraction of the label maps that hold the class.
+        fraction_of_maps: fraction of the label maps that hold the class.
         components_per_map: over the maps that hold it.
         volume_mm3: over the listed components.
         thickness_mm: over the listed components.
         main_thickness_mm: thickness of each map's thickest component; specks beside a lesion do not count here.
-        foreground_share: mean fraction of the voxels of a map.
+        foreground_fraction: mean fraction of the voxels of a map.
     """
 
     class_name: str
-    share_of_maps: Fraction
+    fraction_of_maps: Fraction = field(metadata=formerly("share_of_maps"))
     components_per_map: Percentiles | None
     volume_mm3: Percentiles | None
     thickness_mm: Percentiles | None
     main_thickness_mm: Percentiles | None
-    foreground_share: Fraction
+    foreground_fraction: Fraction = field(metadata=formerly("foreground_share"))
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,7 @@ def fingerprint_case(
         shape=_triple(image.array.shape[1:]),
         spacing_mm=spacing_mm,
         shape_after_crop=_triple(cropped.shape[1:]),
-        foreground_share=_rounded(float(foreground.sum()) / labels.array.size),
+        foreground_fraction=_rounded(float(foreground.sum()) / labels.array.size),
         empty=not bool(foreground.any()),
         classes=component_facts(labels.array[0], scheme, spacing_mm),
         raters=tuple(component_facts(r.array[0], scheme, spacing_mm) for r in raters),
@@ -562,12 +562,12 @@ def summarize_lesions(cases: Sequence[CaseFingerprint], class_names: Sequence[st
         summaries.append(
             LesionSummary(
                 class_name=name,
-                share_of_maps=_rounded(len(present) / len(maps)),
+                fraction_of_maps=_rounded(len(present) / len(maps)),
                 components_per_map=_percentiles([f.count for f in present]),
                 volume_mm3=_percentiles([v for f in present for v in f.volumes_mm3]),
                 thickness_mm=_percentiles([t for f in present for t in f.thickness_mm]),
                 main_thickness_mm=_percentiles([max(f.thickness_mm) for f in present]),
-                foreground_share=_rounded(float(np.mean([m[i].voxels / size for m, size in maps]))),
+                foreground_fraction=_rounded(float(np.mean([m[i].voxels / size for m, size in maps]))),
             )
         )
     return tuple(summaries)

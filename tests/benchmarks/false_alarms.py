@@ -105,7 +105,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     )
     run = open_fold(request, StopRequest())
     if args.way == "uniform":
-        plan = dataclasses.replace(run.configuration.training, foreground_share=0.0)
+        plan = dataclasses.replace(run.configuration.training, foreground_fraction=0.0)
         run = dataclasses.replace(run, configuration=dataclasses.replace(run.configuration, training=plan))
     trainer = ComparedTrainer(run, PhaseBudget(iterations=args.iterations))
     trainer.way, trainer.bf16 = args.way, False

@@ -18,7 +18,7 @@ from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.fingerprint import Fingerprint
 from unisegdiff_pipeline.inference.settings import InferenceSettings
-from unisegdiff_pipeline.planning.plans import Plans, ReadabilityCurve, SourcesPlan, StagePlan
+from unisegdiff_pipeline.planning.plans import Plans, ReadabilityCurve, SourcesPlan, StagePlan, TrainingPlan
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.training.fold import Phase1Facts
 
@@ -225,7 +225,7 @@ EDITS: list[tuple[str, str, Any, list[str]]] = [
     ("plans", "C.denoiser.noise_levels_per_patch", 4, ["noise_levels_per_patch is 4", "multiple of 3"]),
     ("plans", "C.training.ema_decay", 5, ["ema_decay is 5", "to below 1"]),
     ("plans", "C.training.ema_decay", 1, ["ema_decay is 1"]),
-    ("plans", "C.training.phase_1_share", 7, ["phase_1_share is 7"]),
+    ("plans", "C.training.phase_1_fraction", 7, ["phase_1_fraction is 7"]),
     ("plans", "C.training.learning_rate", 0, ["learning_rate is 0", "above 0"]),
     ("plans", "C.training.mirror_axes", [0, 0], ["mirror_axes is [0, 0]"]),
     ("plans", "C.training.mirror_axes", [3], ["mirror_axes is [3]"]),
@@ -273,8 +273,8 @@ def test_hand_edits_name_key_value_and_what_is_allowed(file: str, key: str, valu
 
 
 ALLOWED: list[tuple[str, str, Any]] = [
-    ("plans", "C.training.foreground_share", 0),
-    ("plans", "C.training.foreground_share", 1),
+    ("plans", "C.training.foreground_fraction", 0),
+    ("plans", "C.training.foreground_fraction", 1),
     ("plans", "C.training.mirror_axes", []),
     ("plans", "C.training.weight_decay", 0),
     ("plans", "C.stages", None),
@@ -296,3 +296,8 @@ def test_what_makes_sense_is_allowed(file: str, key: str, value: Any) -> None:
     cls, make = FILES[file]
     path = tuple(key.replace("C.", "configurations.3d_fullres.", 1).split("."))
     from_jsonable(cls, edited(make(), path, value))
+
+
+def test_training_is_read_under_the_names_of_earlier_versions() -> None:
+    former = {"batch_size": 2, "foreground_share": 0.5, "phase_1_share": 0.6}
+    assert from_jsonable(TrainingPlan, former) == TrainingPlan(2, foreground_fraction=0.5, phase_1_fraction=0.6)

@@ -98,7 +98,7 @@ def test_warnings_of_the_check_are_listed_and_escaped(tmp_path: Path) -> None:
 
 def test_a_class_that_never_occurs_is_0_percent_and_figures_hold_eight_classes(tmp_path: Path) -> None:
     fingerprint, _ = reviewed("Dataset101_BUSI")
-    never = changed(fingerprint, share_of_maps=0.0, foreground_share=0.0)
+    never = changed(fingerprint, fraction_of_maps=0.0, foreground_fraction=0.0)
     (lesion,) = never.lesions[:1]
     svg = dataset_figures.balance(dataclasses.replace(never, lesions=(lesion,)))
     assert svg.count(">0%</text>") == 2
@@ -212,8 +212,8 @@ def test_rare_missing_and_tiny_classes_are_warned_of() -> None:
     nothing = LesionSummary("lesion", 0.0, None, None, None, None, 0.0)
     missing = dataclasses.replace(fingerprint, lesions=(nothing,))
     assert "In no label map there is any lesion" in found_in(missing)
-    assert "Of 100 label maps very few hold lesion (4)" in found_in(changed(fingerprint, share_of_maps=0.04))
-    assert "Less than 0.01% of the pixels are lesion" in found_in(changed(fingerprint, foreground_share=5e-5))
+    assert "Of 100 label maps very few hold lesion (4)" in found_in(changed(fingerprint, fraction_of_maps=0.04))
+    assert "Less than 0.01% of the pixels are lesion" in found_in(changed(fingerprint, foreground_fraction=5e-5))
 
 
 def test_thin_objects_are_told_from_specks() -> None:
@@ -259,7 +259,7 @@ def test_in_a_browser(tmp_path: Path, open_page: Callable[..., Any], size: tuple
     cases = page.locator(".table-box", has_text=f"{len(fingerprint.cases)} cases")
     cases.get_by_role("button", name="foreground").click()
     order = cases.locator("tbody tr td:first-child").all_inner_texts()
-    fractions = {case.case_id: case.foreground_share for case in fingerprint.cases}
+    fractions = {case.case_id: case.foreground_fraction for case in fingerprint.cases}
     assert [fractions[c] for c in order] in (sorted(fractions.values()), sorted(fractions.values(), reverse=True))
     assert not opened.scrolls_sideways()
     opened.require_quiet()
@@ -338,6 +338,6 @@ def test_what_is_unchanged_is_not_drawn_again(
     assert drawn
     assert all(alt.startswith(small.case_id) for alt in drawn)
     drawn.clear()
-    prepared(tmp_path, changed(fingerprint, foreground_share=0.5), None)
+    prepared(tmp_path, changed(fingerprint, foreground_fraction=0.5), None)
     write_dataset_report(folder, raw=raw)
     assert "Class balance" in drawn

@@ -113,6 +113,18 @@ def test_what_changes_no_training_may_differ(fold: Folder) -> None:
     assert (other.workers, other.device, other.iterations) == (3, "cuda:1", 5)
 
 
+def test_numbers_that_earlier_versions_called_otherwise_are_compared_by_their_present_names(fold: Folder) -> None:
+    folder = fold()
+    stored = json.loads((folder / "request.json").read_text())
+    stored["training"] |= {"foreground_share": 0.5, "phase_1_share": 0.6}
+    (folder / "request.json").write_text(json.dumps(stored))
+    request = read_request(folder)
+    assert request is not None
+    training = request["training"]
+    assert (training["foreground_fraction"], training["phase_1_fraction"]) == (0.5, 0.6)
+    assert not any(name.endswith("_share") for name in training)
+
+
 def test_folders_of_earlier_versions_know_their_batch_size_and_learning_rate(fold: Folder) -> None:
     folder = fold()
     stored = json.loads((folder / "request.json").read_text())

@@ -374,7 +374,7 @@ def test_timing_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> N
 def test_one_iteration_is_enough_where_another_training_stands_for_phase_1() -> None:
     """A dry run counted both phases and refused what the training itself does."""
     request = SimpleNamespace(max_time_s=None, iterations=1, phase_1_from="fold_0", phase_2_only=None)
-    plan = SimpleNamespace(training=SimpleNamespace(phase_1_share=0.5))
+    plan = SimpleNamespace(training=SimpleNamespace(phase_1_fraction=0.5))
     run: Any = SimpleNamespace(request=request, configuration=plan)
     assert phase_iterations(run, DiffusionTrainer) == (0, 1)
     request.phase_1_from = None

@@ -125,6 +125,11 @@ def formerly(name: str) -> dict[str, str]:
     return {FORMERLY: name}
 
 
+def former_names(cls: type) -> dict[str, str]:
+    """The present name of each field that files of earlier versions call otherwise."""
+    return {f.metadata[FORMERLY]: f.name for f in dataclasses.fields(cls) if FORMERLY in f.metadata}
+
+
 def _convert_dataclass(cls: type, data: Any, path: str) -> Any:
     _require(isinstance(data, dict), path, "an object", data)
     hints = _type_hints(cls)
@@ -155,8 +160,7 @@ def _form_of(annotation: Any) -> tuple[Any, tuple[Any, ...], bool]:
 @functools.cache
 def _fields_of(cls: type) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, str]]:
     """Fields of a dataclass by name, and present names by former ones."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    return fields, {f.metadata[FORMERLY]: f.name for f in fields.values() if FORMERLY in f.metadata}
+    return {f.name: f for f in dataclasses.fields(cls)}, former_names(cls)
 
 
 @functools.cache

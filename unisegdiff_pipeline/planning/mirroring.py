@@ -21,7 +21,7 @@ def plan_mirror_axes(orders: Sequence[ClassOrder], axis_order: Sequence[int]) ->
     ordered: dict[int, str] = {}
     for order in orders:
         for axis, stored in enumerate(axis_order):
-            fraction = order.same_share[stored]
+            fraction = order.same_fraction[stored]
             if fraction >= ORDERED_FRACTION and chance_of_order(order.num_cases, fraction) * 3 * len(orders) <= CHANCE:
                 reason = f"{order.first} and {order.second} lie in the same order in {fraction:.0%} of the cases"
                 ordered.setdefault(axis, f"{'ZYX'[axis]}, on which {reason}")

@@ -28,6 +28,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.names import quoted, require_name, require_text
+from unisegdiff_pipeline.core.serialization import formerly
 from unisegdiff_pipeline.fingerprint import IntensityStatistics as IntensityStatistics
 from unisegdiff_pipeline.io.endings import SUPPORTED_ENDINGS
 from unisegdiff_pipeline.io.orientation import Direction
@@ -252,8 +253,10 @@ class TrainingPlan:
     weight_decay: Annotated[float, Range(0, 10)] = 1e-2
     num_epochs: Annotated[int, Range(1, 1_000_000)] = 1000
     iterations_per_epoch: Annotated[int, Range(1, 1_000_000)] = 250
-    foreground_share: Fraction = 0.33
-    phase_1_share: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.75
+    foreground_fraction: Fraction = field(default=0.33, metadata=formerly("foreground_share"))
+    phase_1_fraction: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = field(
+        default=0.75, metadata=formerly("phase_1_share")
+    )
     ema_decay: Annotated[float, Range(0, 1, high_open=True)] = 0.999
     batch_dice: bool = False
     deep_supervision: bool = True

@@ -84,9 +84,11 @@ def training_reasons(plan: TrainingPlan, *, on_cpu: bool, dims: int, has_lowres:
         "weight_decay": f"{plan.weight_decay:g}: AdamW's default",
         "num_epochs": _num_epochs(plan, on_cpu),
         "iterations_per_epoch": f"{plan.iterations_per_epoch}: nnU-Net's; an epoch is a unit of length and of the log",
-        "foreground_share": f"{plan.foreground_share:.0%} of the patches, as in nnU-Net: small objects are seen often",
-        "phase_1_share": (
-            f"{plan.phase_1_share:.0%}: the segmenter is the larger network, and the denoiser builds on its features"
+        "foreground_fraction": (
+            f"{plan.foreground_fraction:.0%} of the patches, as in nnU-Net: small objects are seen often"
+        ),
+        "phase_1_fraction": (
+            f"{plan.phase_1_fraction:.0%}: the segmenter is the larger network, and the denoiser builds on its features"
         ),
         "ema_decay": (
             f"{plan.ema_decay:g}: an average over about {1 / (1 - plan.ema_decay):.0f} iterations; faster in the "

@@ -78,13 +78,13 @@ def balance(fingerprint: Fingerprint) -> Html:
     """Fraction of label maps that hold each class, and of voxels."""
     lesions, element = fingerprint.lesions, "pixel" if fingerprint.is_2d else "voxel"
     places = np.arange(len(lesions))
-    left = min([lesion.foreground_share for lesion in lesions if lesion.foreground_share > 0], default=0.01) / 5
+    left = min([lesion.foreground_fraction for lesion in lesions if lesion.foreground_fraction > 0], default=0.01) / 5
 
     def paint(drawn: Figure) -> None:
         axis = drawn.subplots()
         for offset, values, label in (
-            (-0.19, [lesion.share_of_maps for lesion in lesions], "of label maps hold it"),
-            (0.19, [lesion.foreground_share for lesion in lesions], f"of {element}s are of it"),
+            (-0.19, [lesion.fraction_of_maps for lesion in lesions], "of label maps hold it"),
+            (0.19, [lesion.foreground_fraction for lesion in lesions], f"of {element}s are of it"),
         ):
             bars = axis.barh(places + offset, np.maximum(values, left), 0.36, label=label)
             axis.bar_label(bars, [f"{100 * v:.2g}%" if v < 0.1 else f"{v:.0%}" for v in values], padding=3, fontsize=8)

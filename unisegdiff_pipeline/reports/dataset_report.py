@@ -197,7 +197,7 @@ _INTENSITY_TITLES = ("mean", "std", "minimum", "0.5 %", "median", "99.5 %", "max
 
 def _objects(fingerprint: Fingerprint, units: Units, kept: KeptFigures) -> Section:
     drawn = [figure(kept.draw(dataset_figures.balance, "", fingerprint), "Class balance, on a logarithmic scale.")]
-    if any(lesion.share_of_maps for lesion in fingerprint.lesions[: figures.DRAWN_CLASSES]):
+    if any(lesion.fraction_of_maps for lesion in fingerprint.lesions[: figures.DRAWN_CLASSES]):
         drawn += [
             figure(kept.draw(dataset_figures.counts, "", fingerprint), "Connected components of each label map."),
             figure(
@@ -230,8 +230,8 @@ def _objects_table(fingerprint: Fingerprint, units: Units) -> Table:
     rows: list[list[Cell]] = [
         [
             lesion.class_name,
-            Shown(f"{lesion.share_of_maps:.0%}", lesion.share_of_maps),
-            Shown(f"{lesion.foreground_share:.3%}", lesion.foreground_share),
+            Shown(f"{lesion.fraction_of_maps:.0%}", lesion.fraction_of_maps),
+            Shown(f"{lesion.foreground_fraction:.3%}", lesion.foreground_fraction),
             _spread(lesion.components_per_map),
             _spread(lesion.volume_mm3, scale),
             _spread(lesion.thickness_mm, length_scale(fingerprint, units)),
@@ -386,7 +386,7 @@ def _case_row(fingerprint: Fingerprint, case: CaseFingerprint, units: Units, sca
         case.case_id,
         Shown(_times(shape), float(math.prod(case.shape))),
         *(size if units.length == "mm" else []),
-        Shown(f"{case.foreground_share:.2%}", case.foreground_share),
+        Shown(f"{case.foreground_fraction:.2%}", case.foreground_fraction),
         sum(c.count for c in case.classes),
         max(volumes, default=None),
         max(thickness, default=None),

@@ -55,10 +55,10 @@ def _about_cases(fingerprint: Fingerprint) -> Iterator[str]:
 
 def _about_classes(fingerprint: Fingerprint) -> Iterator[str]:
     maps, element = sum(max(1, len(c.raters)) for c in fingerprint.cases), units_of(fingerprint.is_2d, True).element
-    present = {lesion.class_name: round(lesion.share_of_maps * maps) for lesion in fingerprint.lesions}
+    present = {lesion.class_name: round(lesion.fraction_of_maps * maps) for lesion in fingerprint.lesions}
     never = [name for name, count in present.items() if count == 0]
     rare = [f"{name} ({count})" for name, count in present.items() if 0 < count < FEW_MAPS and count < maps / 2]
-    tiny = [lesion.class_name for lesion in fingerprint.lesions if 0 < lesion.foreground_share < TINY_FRACTION]
+    tiny = [lesion.class_name for lesion in fingerprint.lesions if 0 < lesion.foreground_fraction < TINY_FRACTION]
     if never:
         yield f"In no label map there is any {joined(never)}: check the labels in dataset.json, or take it out."
     if rare:
@@ -118,7 +118,7 @@ def _about_stages(fingerprint: Fingerprint, configuration: ConfigurationPlan) ->
     curves = {curve.class_name: curve for curve in configuration.stages.curves}
     for lesion in fingerprint.lesions:
         curve = curves.get(lesion.class_name)
-        if curve is None and lesion.share_of_maps > 0:
+        if curve is None and lesion.fraction_of_maps > 0:
             yield (
                 f"No label patch of class {lesion.class_name} could be used to plan the stages: it is empty or fills "
                 "the patch everywhere, so the other classes, or the defaults, decide the edges."

@@ -17,10 +17,10 @@ import torch
 
 from unisegdiff_pipeline.core.bounds import Range
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_object, to_jsonable
+from unisegdiff_pipeline.core.serialization import former_names, from_jsonable, read_dataclass, read_object, to_jsonable
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.inference.model_folder import PLANS_NAME, WEIGHTS_NAME, plan_difference
-from unisegdiff_pipeline.planning.plans import MAX_BATCH, Augmentation, Plans
+from unisegdiff_pipeline.planning.plans import MAX_BATCH, Augmentation, Plans, TrainingPlan
 from unisegdiff_pipeline.training.fold_run import FoldRun
 from unisegdiff_pipeline.training.pretrained_start import SeenCases, StartRecord
 from unisegdiff_pipeline.training.request import Kept, TrainRequest, start_name, start_path
@@ -109,6 +109,8 @@ def read_request(folder: Path) -> dict[str, Any] | None:
     if "learning_rate" not in stored:
         # Folders of earlier versions say what batch size and learning rate came to, not whether a flag gave them.
         stored |= {name: stored["training"].get(name) for name in ("batch_size", "learning_rate")}
+    names = former_names(TrainingPlan)
+    stored["training"] = {names.get(name, name): value for name, value in stored["training"].items()}
     stored["training"].setdefault("augmentation", "default")  # there was no other one
     for name in PATHS:
         if stored.get(name) is not None:

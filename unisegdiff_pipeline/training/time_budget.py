@@ -405,7 +405,7 @@ def phase_1_fraction(run: FoldRun, trainer: type[Trainer]) -> float:
         return 1.0
     if run.request.phase_1_from is not None or run.request.phase_2_only:
         return 0.0
-    return run.configuration.training.phase_1_share
+    return run.configuration.training.phase_1_fraction
 
 
 def _require_both(total: int, fraction: float) -> None:

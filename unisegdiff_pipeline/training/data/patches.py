@@ -179,10 +179,10 @@ class PackedBatch:
 class PatchSource:
     """Makes batch number i out of preprocessed cases, the same one whenever it is asked.
 
-    The last positions of a batch are centred on foreground as in nnU-Net (`foreground_share` of the plan: one of two,
-    three of eight). Half of these draws take every component equally often, so that a small lesion beside a large one
-    is seen, the other half every voxel of a class. The other positions lie anywhere in the case, or around any voxel
-    with a label where the data set has an ignore label.
+    The last positions of a batch are centred on foreground as in nnU-Net (`foreground_fraction` of the plan: one of
+    two, three of eight). Half of these draws take every component equally often, so that a small lesion beside a large
+    one is seen, the other half every voxel of a class. The other positions lie anywhere in the case, or around any
+    voxel with a label where the data set has an ignore label.
 
     Different from nnU-Net: a foreground position draws another case where one has no foreground, ten times at most (so
     that data sets with many empty cases keep their foreground fraction); and a patch around a location may hang over
@@ -222,7 +222,7 @@ class PatchSource:
         self._items: Sequence[int] = range(self.batch_size)
         self._folder, self._scheme, self._seed = folder, scheme, seed
         self._patch = tuple(configuration.network.patch_size)
-        self._foreground_fraction = configuration.training.foreground_share
+        self._foreground_fraction = configuration.training.foreground_fraction
         self._sources = SourceDraw.of(configuration, self.case_ids, hiding=augment)
         in_plane_only = configuration.training.dummy_2d_augmentation
         recipe = recipe_for_patch(self._patch, in_plane_only, configuration.patch_mirror_axes)

@@ -113,7 +113,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [
             {"params": list(self.denoiser.parameters()), "span": (0.0, 1.0)},
-            *self.segmenter_groups(self.network.segmenter, (self.plan.phase_1_share, 1.0), warmup=0.0),
+            *self.segmenter_groups(self.network.segmenter, (self.plan.phase_1_fraction, 1.0), warmup=0.0),
         ]
 
     def compiled_networks(self) -> list[nn.Module]:
@@ -235,7 +235,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         The patches and the noise are the same each time, and for all trainings of a fold with the same seed.
         """
         run = self.run
-        plan = replace(self.plan, batch_size=min(self.plan.batch_size, HELD_OUT_PATCHES), foreground_share=1.0)
+        plan = replace(self.plan, batch_size=min(self.plan.batch_size, HELD_OUT_PATCHES), foreground_fraction=1.0)
         configuration = replace(run.configuration, training=plan)
         source = PatchSource(
             run.data, run.holdout_cases, configuration, run.plans.labels, run.seed, False, memory_budget_gb=0
