@@ -74,3 +74,21 @@ def test_training_on_background_alone_is_said(
     with caplog.at_level(logging.INFO, "unisegdiff_pipeline"):
         train(request)
     assert "no case to train on holds any foreground" in caplog.text
+
+
+def test_a_class_that_no_case_of_a_fold_teaches_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_ct(tmp_path, 2)
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**description, "labels": {"background": 0, "a": 1, "b": 2}}))
+    for i in range(6):
+        labels = np.zeros(SIZES[2], np.uint8)
+        labels[0, 5:9, 3:7] = 1
+        labels[0, 12:16, 12:16] = 2 if i == 5 else 0
+        write_labels(folder / f"labelsTr/c{i}.nii.gz", labels, Geometry(is_2d=True))
+    folds = [{"train": ["c0", "c1", "c2", "c3"], "val": ["c4", "c5"]}]
+    (folder / "splits_final.json").write_text(json.dumps(folds))
+    roots = Roots(raw=None, preprocessed=preprocess(tmp_path, "2d").parent, results=tmp_path / "results")
+    request = TrainRequest("1", "0", roots, trainer="SegmentationTrainer", iterations=1, workers=0, device="cpu")
+    with caplog.at_level(logging.INFO, "unisegdiff_pipeline"):
+        train(request)
+    assert "no case to train on holds b, which this fold cannot learn" in caplog.text

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.io.images import read_header, read_image, read_labels, write_labels
+from unisegdiff_pipeline.io.nifti import lies_in_two_places
 
 GEOMETRY = Geometry((3.0, 2.0, 1.5), (4.0, 5.0, 6.0))
 LABELS = np.random.default_rng(0).integers(0, 3, (5, 6, 7)).astype(np.uint8)
@@ -68,6 +69,37 @@ def refused(path: Path, message: str, readers=READERS) -> None:
 )
 def test_a_nifti_geometry_that_is_none(tmp_path, ending, fields):
     refused(nifti(tmp_path / f"a{ending}", **fields), "has no valid geometry.*write the true")
+
+
+def with_two_forms(path: Path, turn: np.ndarray) -> Path:
+    """A NIfTI image whose qform is the affine `turn` after that of the sform, which a registration has written."""
+    image = nibabel.Nifti1Image(LABELS, np.diag([2, 3, 4, 1]))
+    image.set_sform(image.affine, 2)
+    image.set_qform(turn @ image.affine, 1)
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("turn", [np.diag([-1, 1, 1, 1]), np.diag([-1, -1, 1, 1]), np.eye(4)[[1, 0, 2, 3]]])
+@pytest.mark.parametrize("shift_mm", [0, 5])  # SimpleITK takes the sform without a shift, and the qform with one
+def test_two_affines_that_disagree_on_left_and_right_are_refused(tmp_path, turn, shift_mm):
+    turn = turn.astype(float)
+    turn[:3, 3] = shift_mm
+    refused(
+        with_two_forms(tmp_path / "a.nii", turn), r"two directions of its axes x, y, z: RAS by the affine \(sform\)"
+    )
+    image = nibabel.load(tmp_path / "a.nii")
+    nibabel.save(nibabel.Nifti1Image(image.dataobj, image.affine), tmp_path / "b.nii")  # as the message says
+    assert read_header(tmp_path / "b.nii")[1].orientation == "RAS"
+
+
+def test_two_affines_of_which_one_lies_elsewhere_are_read_and_noticed(tmp_path):
+    for shift_mm, noticed in ((0.1, False), (5, True)):
+        turn = np.eye(4)
+        turn[0, 3] = shift_mm
+        path = with_two_forms(tmp_path / f"{shift_mm}.nii", turn)
+        assert read_header(path)[1].orientation == "RAS"
+        assert lies_in_two_places(path) is noticed
 
 
 @pytest.mark.parametrize("pixdim", [(1, 1, 1), (2, 3, 4.1), (0, 3, 4), (np.nan, 3, 4), (-1, 3, 4)])
@@ -144,11 +176,25 @@ def test_nifti_headers_that_cannot_be(tmp_path, fields, message):
         (".nrrd", "dimension: 3", "dimension: 99999999", "dimension is '99999999', allowed is 2 to 5"),
         (".nrrd", "sizes: 7 6 5", "sizes: 7 -6 5", "sizes is '7 -6 5'"),
         (".nrrd", "type: unsigned char", "type: block", "type is 'block'"),
+        (
+            ".nrrd",
+            "encoding",
+            'space units: "microns" "microns" "microns"\nencoding',
+            "units is 'microns', but sizes are",
+        ),
+        (".nrrd", "encoding", 'units: "\u00b5m" "\u00b5m" "\u00b5m"\nencoding', "units is '\u00b5m', but sizes are"),
         (".nrrd", "encoding", "data file: /etc/hostname\nencoding", "keeps its voxels in another place"),
     ],
 )
 def test_mha_and_nrrd_headers_that_cannot_be(tmp_path, ending, pattern, replacement, message):
     refused(text_header(tmp_path / f"a{ending}", pattern, replacement), message)
+
+
+def test_an_nrrd_in_mm_or_without_a_unit_is_read(tmp_path):
+    for number, unit in enumerate(("mm", "", "pixel")):
+        text = f'space units: "{unit}" "{unit}" "{unit}"\nencoding'
+        path = text_header(tmp_path / f"{number}.nrrd", "encoding", text)
+        np.testing.assert_array_equal(read_labels(path).array[0], LABELS)
 
 
 def test_gipl_headers_that_cannot_be(tmp_path):

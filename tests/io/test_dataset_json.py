@@ -79,6 +79,8 @@ def test_entries():
         ({"labels": {"0": "background", "1": "lesion"}}, ["swap them"]),
         ({"labels": {"background": 0, "ignore": 1, "a": 2}}, ["labels.ignore", "highest value of all, here 3"]),
         ({"labels": {"background": 0, "a": 1, "ignore": 5}}, ["here 2"]),
+        ({"labels": {"background": 0, "a": 1, "Ignore": 2}}, ["the name 'Ignore'", "write it as 'ignore'"]),
+        ({"labels": {"Background": 0, "a": 1}}, ["the name 'Background'", "write it as 'background'"]),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}}, ["regions_class_order is missing", "a, b"]),
         ({"labels": {"background": 0, "a": [0, 1]}, "regions_class_order": [1]}, ["labels.a holds the value 0"]),
         ({"labels": {"background": 0, "a": [1, 2]}, "regions_class_order": [1, 2]}, ["2 values for the 1 regions"]),

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -157,6 +158,32 @@ def test_background_only_is_reported_and_ignored_voxels_are_no_foreground(folder
     report = folder.check()
     assert report.problems == ()
     assert report.empty_cases == ("b",)
+
+
+def test_a_class_that_is_in_no_label_map_is_a_warning(folder):
+    folder.describe(labels={"background": 0, "lesion": 1, "oedema": 2, "cyst": 3})
+    for case in "ab":
+        folder.good_case(case)
+    folder.labels("a", np.full(SHAPE, 2, np.uint8), rater=1)  # training takes annotations of raters, too
+    report = folder.check()
+    assert report.problems == ()
+    (warning,) = report.warnings
+    assert "none of the 2 label maps holds any cyst, which cannot be learned" in warning.message
+
+
+def test_images_whose_header_holds_two_places_are_one_warning(folder):
+    for case in "abcd":
+        folder.good_case(case)
+        for channel in (0, 1):
+            path = folder.folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz"
+            image = nibabel.load(path)
+            image.set_sform(image.affine + np.outer([5, 0, 0, 0], [0, 0, 0, 1]), 2)
+            nibabel.save(image, path)
+    report = folder.check()
+    assert report.problems == ()  # SimpleITK goes by the qform, which is that of the label maps
+    (warning,) = report.warnings
+    assert "(sform and qform) place it differently" in warning.message
+    assert "7 other files too" in warning.message
 
 
 def test_warnings_do_not_stop(folder):

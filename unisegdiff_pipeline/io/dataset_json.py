@@ -14,7 +14,9 @@ from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.io.class_codes import parse_class_codes
 from unisegdiff_pipeline.io.images import MAX_LABEL, SUPPORTED_ENDINGS, is_picture_ending, spacing_known
 from unisegdiff_pipeline.io.label_map import LabelMap, in_file_values
-from unisegdiff_pipeline.io.sources import Source, parse_sources
+from unisegdiff_pipeline.io.sources import BACKGROUND, IGNORE, Source, parse_sources
+
+_RESERVED = (BACKGROUND, IGNORE)  # names in labels that are no class
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,10 @@ def _label_groups(labels: Any) -> dict[str, tuple[int, ...]]:
     groups = {}
     for name, value in labels.items():
         require_text(name, "a name in labels")
+        if name not in _RESERVED and name.strip().lower() in _RESERVED:  # it would silently become a class
+            raise UsdError(
+                f"labels holds the name {name!r}; write it as {name.strip().lower()!r}, or rename the class."
+            )
         values = value if isinstance(value, list) else [value]
         if not values or any(not isinstance(v, int) or isinstance(v, bool) or not 0 <= v <= MAX_LABEL for v in values):
             raise UsdError(

@@ -21,6 +21,7 @@ from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
+from unisegdiff_pipeline.io.endings import NIFTI_ENDINGS
 from unisegdiff_pipeline.io.images import (
     is_picture_ending,
     label_colours,
@@ -31,6 +32,7 @@ from unisegdiff_pipeline.io.images import (
     spacing_known,
     split_ending,
 )
+from unisegdiff_pipeline.io.nifti import lies_in_two_places
 from unisegdiff_pipeline.io.orientation import axis_codes, nearest_reorientation
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset, channel_problem
 from unisegdiff_pipeline.io.spacing import spacing_problem
@@ -75,6 +77,7 @@ class CaseCheck:
         shape: (Z, Y, X) of the image; None without a readable image.
         geometry: of the image; None without a readable image.
         empty: the label map holds background (and ignored voxels) only.
+        classes: those that the label map or an annotation of a rater holds.
         label_colours: (value, colour) of the values that occur in label pictures with a palette of colours.
     """
 
@@ -86,6 +89,7 @@ class CaseCheck:
     shape: tuple[int, ...] | None
     geometry: Geometry | None
     empty: bool
+    classes: tuple[str, ...] = ()
     label_colours: tuple[tuple[int, Colour], ...] = ()
 
 
@@ -148,7 +152,7 @@ def check_case(
     image, labels, image_hash = volumes.image, volumes.labels, None
     if image is not None:
         problems += _check_intensities(case, image)
-        warnings += [*_check_constant(case, image), *_check_grey(case, image)]
+        warnings += [*_check_constant(case, image), *_check_grey(case, image), *_check_forms(case)]
         image_hash = array_hash(image.array)
         scratch.release()
     if missing := case.missing(description.channel_names):
@@ -159,6 +163,7 @@ def check_case(
     if len(volumes.raters) == len(case.rater_paths):  # else it is not known which of them was read
         for path, rater in zip(case.rater_paths, volumes.raters, strict=True):
             problems += _check_labels(case, path, rater, image, description)
+    of_maps = [_classes(volume, description) for volume in (labels, *volumes.raters)]
     return CaseCheck(
         case_id=case.case_id,
         problems=tuple(problems),
@@ -167,7 +172,8 @@ def check_case(
         is_2d=_is_2d(image),
         shape=None if image is None else image.array.shape[1:],
         geometry=None if image is None else image.geometry,
-        empty=labels is not None and not any(mask.any() for _, mask in description.labels.class_masks(labels.array)),
+        empty=labels is not None and not of_maps[0],
+        classes=tuple(dict.fromkeys(name for names in of_maps for name in names)),
         label_colours=()
         if labels is None or case.label_path is None
         else used_colours(case.label_path, label_values(labels.array)),
@@ -274,6 +280,18 @@ def _check_grey(case: RawCase, image: Volume) -> Iterable[Problem]:
             )
 
 
+def _check_forms(case: RawCase) -> Iterable[Problem]:
+    """NIfTI images whose header holds two affines, as some programs write a registration beside the scanner's axes."""
+    for path in case.image_paths:
+        if split_ending(path.name)[1].lower() in NIFTI_ENDINGS and lies_in_two_places(path):
+            yield Problem(
+                str(path),
+                "the two affines of its header (sform and qform) place it differently; programs take the one or the "
+                "other",
+                "It is read as SimpleITK reads it, and masks lie there; write one affine into both if others matter.",
+            )
+
+
 def _check_intensities(case: RawCase, image: Volume) -> Iterable[Problem]:
     for channel, values in enumerate(image.array):
         # Minimum and maximum find NaN and infinities without a temporary array of the volume's size.
@@ -330,6 +348,11 @@ def _check_labels(
             f"the label map lies elsewhere than {case.image_paths[0].name}: {'; '.join(differences)}",
             "If the voxels do correspond, copy the image's geometry into the label map; else resample it.",
         )
+
+
+def _classes(labels: Volume | None, description: DatasetDescription) -> list[str]:
+    """Names of the classes or regions that a label map holds."""
+    return [] if labels is None else [name for name, mask in description.labels.class_masks(labels.array) if mask.any()]
 
 
 def _is_2d(image: Volume | None) -> bool | None:
@@ -503,6 +526,13 @@ def _nothing_labelled(raw: RawDataset, checks: Sequence[CaseCheck], is_source: b
             str(raw.folder / "labelsTr"),
             f"none of the {len(checks)} label maps holds any foreground, so training learns {learned}",
             "Check that the label maps are the right ones and that labels in dataset.json names their values.",
+        )
+    held = {name for check in checks for name in check.classes}
+    if held and (never := [name for name in raw.description.labels.names if name not in held]):
+        yield Problem(
+            str(raw.folder / "labelsTr"),
+            f"none of the {len(checks)} label maps holds any {listed(never, _MAX_NAMED)}, which cannot be learned",
+            "Check that labels in dataset.json names the values of the label maps, or take the class out.",
         )
 
 

@@ -46,6 +46,9 @@ _NRRD_BYTES = {
     "float": 4,
     "double": 8,
 }
+_OTHER_LENGTHS = re.compile(
+    r"([nuck]|\xb5|\u03bc|micro|nano|centi|kilo)?m(et(er|re)s?)?|microns?|inch(es)?|in", re.IGNORECASE
+)
 _GIPL_BYTES = {7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}
 _GIPL_HEADER_BYTES = 256
 _GIPL_MAGIC = (0xEFFFE9B0, 0x2AE389B8)
@@ -142,12 +145,32 @@ def _parse_nrrd(path: Path, stream: BinaryIO) -> Declared:
     sizes = _sizes(path, "sizes", fields, dimensions)
     bytes_per_value = _bytes_of_type(path, "type", fields, _NRRD_BYTES)
     elsewhere = {"data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"} & fields.keys()
+    _require_mm(path, fields)
     if any(fields[key] != "0" for key in elsewhere):
         raise UsdError(f"{path} keeps its voxels in another place; save header and voxels as one .nrrd file.")
     encoding = fields.get("encoding", "").lower()
     if encoding in ("gzip", "gz"):
         return Declared(sizes, bytes_per_value, decompressed, stream.tell())
     return Declared(sizes, bytes_per_value, _as_it_is if encoding == "raw" else None, stream.tell())
+
+
+def _require_mm(path: Path, fields: Mapping[str, str]) -> None:
+    """Refuse sizes of voxels in another unit than mm, which SimpleITK reads as if they were in mm."""
+    for key in ("units", "space units"):
+        for unit in re.findall(r'"([^"]*)"', _as_utf_8(fields.get(key, ""))):
+            if _OTHER_LENGTHS.fullmatch(unit.strip()):
+                raise UsdError(
+                    f"{path}: {key} is {unit!r}, but sizes are read as mm; write origin and spacings (or space "
+                    f'directions) in mm, with "mm" as the unit.'
+                )
+
+
+def _as_utf_8(text: str) -> str:
+    """A value of a header, which is read as Latin-1, as UTF-8 if it is that."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return text
 
 
 def _parse_gipl(path: Path, stream: BinaryIO) -> Declared:

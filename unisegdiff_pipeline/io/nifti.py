@@ -7,6 +7,7 @@ The header is checked here before SimpleITK sees the file.
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
 import struct
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume
+from unisegdiff_pipeline.core.geometry import MAX_DISPLACEMENT_VOXELS, Geometry, Shape, Volume
 from unisegdiff_pipeline.io import itk
 from unisegdiff_pipeline.io.content import Content, open_content, read_exactly, require_end, skip
 from unisegdiff_pipeline.io.declared import MAX_ORIGIN_MM, check_declared, nearest_rotation
@@ -29,6 +30,7 @@ _MAX_EXTENSION_BYTES = 1 << 28  # between header and voxels
 _DIM_OFFSET = 40  # of the numbers of voxels in a NIfTI-1 header
 _SLICES_BETWEEN = 16
 LARGEST_SIZE_ERROR = 0.01  # between the affine and pixdim, as a fraction
+_MAX_TURN = 45.0  # degrees between an axis by sform and by qform: more is another axis, or the other way along it
 _MM_OF_UNIT = {"meter": 1000.0, "micron": 1e-3}
 _loading = threading.Lock()
 
@@ -58,6 +60,18 @@ def header(path: Path) -> tuple[Shape, Geometry]:
     with open_content(path) as content:
         found = _read_header(path, content)
     return found.shape, found.geometry
+
+
+def lies_in_two_places(path: Path) -> bool:
+    """Whether sform and qform of a header are both in use and place a corner of the grid differently."""
+    with open_content(path) as content:
+        found = _read_header(path, content)
+    qform = _qform_beside_sform(found.fields)
+    if qform is None:
+        return False
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in (*found.file_shape, 1, 1)[:3])))).T
+    moved = np.linalg.solve(found.fields.get_sform(), qform @ np.vstack([corners, np.ones(8)]))[:3] - corners
+    return bool(np.abs(moved).max() >= MAX_DISPLACEMENT_VOXELS)
 
 
 def read(path: Path, as_labels: bool) -> Volume:
@@ -177,6 +191,7 @@ def _check_forms(path: Path, fields: Any, shape: Shape) -> None:
         raise UsdError(f"{path} has no valid geometry: {what}; write the true affine into its header.")
     if int(fields["sform_code"]) > 0:
         _require_one_size(path, fields, matrix[:, :3], shape)
+        _require_one_direction(path, fields, matrix[:, :3], shape)
 
 
 def _require_one_size(path: Path, fields: Any, matrix: np.ndarray, shape: Shape) -> None:
@@ -192,6 +207,41 @@ def _require_one_size(path: Path, fields: Any, matrix: np.ndarray, shape: Shape)
             f"save the image again by nibabel, nibabel.Nifti1Image(image.dataobj, image.affine); else write an affine "
             f"of the true size."
         )
+
+
+def _require_one_direction(path: Path, fields: Any, matrix: np.ndarray, shape: Shape) -> None:
+    """Refuse an sform and a qform that disagree in which way an axis points: SimpleITK takes now the one and now the
+    other, so that left may become right.
+    """
+    qform = _qform_beside_sform(fields)
+    if qform is None:
+        return
+    cosines = (
+        (matrix * qform[:3, :3]).sum(axis=0) / np.linalg.norm(matrix, axis=0) / np.linalg.norm(qform[:3, :3], axis=0)
+    )
+    long = [axis for axis, size in enumerate(shape[:3]) if size > 1]
+    if (cosines[long] < math.cos(math.radians(_MAX_TURN))).any():
+        from nibabel.orientations import aff2axcodes
+
+        by_affine, by_qform = ("".join(aff2axcodes(form)) for form in (fields.get_sform(), qform))
+        raise UsdError(
+            f"{path} says two directions of its axes x, y, z: {by_affine} by the affine (sform), {by_qform} by the "
+            f"qform; programs take the one or the other. Where the affine is true, save the image again by nibabel, "
+            f"nibabel.Nifti1Image(image.dataobj, image.affine); else write the true affine into both."
+        )
+
+
+def _qform_beside_sform(fields: Any) -> np.ndarray | None:
+    """The affine (4, 4) of the qform of a header that uses sform and qform; None where one is not used or none."""
+    if min(int(fields["sform_code"]), int(fields["qform_code"])) <= 0:
+        return None
+    header = fields.copy()
+    header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
+    try:
+        qform: np.ndarray = header.get_qform()
+    except Exception:  # nibabel raises its own kinds for quaternions that are none
+        return None
+    return qform if abs(np.linalg.det(qform)) > 0 else None
 
 
 def _with_positive_sizes(fields: Any) -> bytes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from unisegdiff_pipeline.core.files import remove_stale_temporaries
 from unisegdiff_pipeline.core.locks import locked, require_free
 from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.preprocessing.reference import require_undamaged_references
 from unisegdiff_pipeline.training.cascade_masks import settle_masks, take_over_masks
 from unisegdiff_pipeline.training.compilation import is_worthwhile
@@ -131,9 +133,8 @@ def _train_one(opened: OpenedRequest, fold: str, stop: StopRequest, began: float
                     f"{opened.ranks.size} processes share each batch of {run.configuration.training.batch_size}; this "
                     f"one leads"
                 )
-            records = [opened.records[case] for case in run.train_cases]
-            if not any(record.foreground_mm3 or record.num_raters for record in records):
-                run.log.say("warning: no case to train on holds any foreground; the answer will be background alone")
+            for warning in _warnings(run, opened):
+                run.log.say(f"warning: {warning}")
             with deterministic_algorithms(bool(settled.deterministic)):
                 return train_fold(run, opened.trainer)
         except BaseException:
@@ -146,6 +147,22 @@ def _train_one(opened: OpenedRequest, fold: str, stop: StopRequest, began: float
             run.log.close()
             settle_masks(opened)
             settle_former(folder)
+
+
+def _warnings(run: FoldRun, opened: OpenedRequest) -> Iterator[str]:
+    """What the cases of a fold cannot teach; of those with several raters it is not known what each has marked."""
+    records = [opened.records[case] for case in run.train_cases]
+    if any(record.num_raters for record in records):
+        return
+    if not any(record.foreground_mm3 for record in records):
+        yield "no case to train on holds any foreground; the answer will be background alone"
+        return
+    never = [name for name in run.plans.labels.names if not any(record.volumes_mm3.get(name) for record in records)]
+    if never:
+        yield (
+            f"no case to train on holds {listed(never)}, which this fold cannot learn; spread the cases that do over "
+            f"the folds by a splits_final.json, or add cases"
+        )
 
 
 def _is_compiled(run: FoldRun) -> bool:
