@@ -82,7 +82,7 @@ def opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any
     folder = tmp_path / "cascade"
 
     def opened() -> Any:
-        start = CascadeStart(model, folder / "low", PreprocessedFolder(tmp_path), plans, (8, 8, 8), "usd_train 1 cv")
+        start = CascadeStart(model, folder / "tiny", PreprocessedFolder(tmp_path), plans, (8, 8, 8), "usd_train 1 cv")
         request = SimpleNamespace(restart=False)
         return SimpleNamespace(
             cascade=start,
@@ -109,6 +109,22 @@ def test_of_folds_that_begin_at_once_one_takes_the_masks_over(opening: Callable[
     other.cascade.require_kept(("a", "b"))
 
 
+def test_masks_of_a_model_that_was_trained_again_since_are_said_to_be_former(
+    opening: Callable[[], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = opening()
+    take_over_masks(opened)
+    caplog.set_level("INFO")
+    with locked(opened.model_folder / ".lock-fold_1", "fold 1"):
+        take_over_masks(opening())
+        assert "trained again" not in caplog.text
+        trained = write_model(tmp_path / "again", plans_of(("T1", "FLAIR")), ("1",))
+        (trained / "fold_1/weights.safetensors").replace(opened.cascade.source / "fold_0/weights.safetensors")
+        take_over_masks(opening())
+    assert f"{opened.cascade.source} has been trained again since the first fold of the cascade began" in caplog.text
+    assert opened.taken_over == ["a", "b"]
+
+
 def test_masks_that_another_fold_is_about_to_train_with_stay(opening: Callable[[], Any]) -> None:
     opened = opening()
     take_over_masks(opened)
@@ -117,4 +133,4 @@ def test_masks_that_another_fold_is_about_to_train_with_stay(opening: Callable[[
     assert opened.taken_over == ["a", "b"]
     take_over_masks(opening())  # nobody has begun with them
     assert opened.taken_over == ["a", "b", "a", "b"]
-    assert [path.name for path in opened.model_folder.iterdir()] == ["low"]
+    assert [path.name for path in opened.model_folder.iterdir()] == ["tiny"]

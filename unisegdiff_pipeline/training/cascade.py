@@ -31,6 +31,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     ModelFolder,
     finished_folds,
     open_model_folder,
+    weights_of_all_folds,
 )
 from unisegdiff_pipeline.io.endings import label_ending
 from unisegdiff_pipeline.planning.plans import Plans
@@ -157,6 +158,15 @@ class CascadeStart:
                     f"{path} is missing or is not what was taken over from {self.source.name} when the first fold "
                     f"began; restore it, train beside with --run NAME, or train all folds anew: fold cv, --restart."
                 )
+
+    @property
+    def is_former(self) -> bool:
+        """Whether the model has other weights now than when its masks were taken over."""
+        try:
+            kept, now = (weights_of_all_folds(open_model_folder(folder)) for folder in (self.target, self.source))
+        except UsdError:  # the cascade goes on with its copy, whatever became of the model
+            return False
+        return kept != now
 
     @property
     def masks_stamp(self) -> tuple[int, int] | None:

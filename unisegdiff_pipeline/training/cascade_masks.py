@@ -39,6 +39,12 @@ def take_over_masks(opened: OpenedRequest, writing: bool = True) -> None:
         others_train = any(map(holder_of, opened.model_folder.glob(FOLD_LOCK.format("*"))))
         if begun_folds(opened) or just_taken_over or others_train:
             opened.cascade.require_kept(opened.cases)
+            if opened.cascade.is_former:
+                LOGGER.info(
+                    "%s has been trained again since the first fold of the cascade began, which goes on with the masks "
+                    "of then; to refine the new ones, train all its folds anew: FOLD cv, --restart",
+                    opened.cascade.source,
+                )
             return
         opened.cascade.take_over(opened.cases, opened.workers)
         if not opened.request.restart:  # no fold needs the copy of before
