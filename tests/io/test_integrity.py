@@ -171,6 +171,21 @@ def test_a_class_that_is_in_no_label_map_is_a_warning(folder):
     assert "none of the 2 label maps holds any cyst, which cannot be learned" in warning.message
 
 
+def test_inverted_masks_are_a_warning(folder):
+    for case in "abc":
+        folder.good_case(case)
+    inverted = np.ones(SHAPE, np.uint8)
+    inverted[1, 1:3, 1:3] = 0
+    folder.labels("b", inverted)
+    touching = np.zeros(SHAPE, np.uint8)
+    touching[:2] = 1
+    folder.labels("c", touching)
+    (warning,) = folder.check().warnings
+    assert "all corners of the image are lesion in 1 of 3 label maps: b" in warning.message
+    folder.describe(labels={"background": 0, "lesion": 1, "organ": 2})
+    assert not any("corners" in warning.message for warning in folder.check().warnings)
+
+
 def test_images_whose_header_holds_two_places_are_one_warning(folder):
     for case in "abcd":
         folder.good_case(case)
@@ -241,7 +256,7 @@ def test_grey_pictures_saved_as_colour(tmp_path):
         (folder / part).mkdir(parents=True)
     grey = np.random.default_rng(0).integers(0, 255, (4, 5, 1), np.uint8)
     Image.fromarray(np.repeat(grey, 3, axis=-1)).save(folder / "imagesTr" / "a_0000.png")
-    Image.fromarray(np.ones((4, 5), np.uint8)).save(folder / "labelsTr" / "a.png")
+    Image.fromarray(np.eye(4, 5, dtype=np.uint8)).save(folder / "labelsTr" / "a.png")
     description = {"channel_names": {"0": "US"}, "labels": {"background": 0, "l": 1}, "file_ending": ".png"}
     (folder / "dataset.json").write_text(json.dumps(description))
     report = check_dataset(folder)

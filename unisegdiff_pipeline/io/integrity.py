@@ -78,6 +78,7 @@ class CaseCheck:
         geometry: of the image; None without a readable image.
         empty: the label map holds background (and ignored voxels) only.
         classes: those that the label map or an annotation of a rater holds.
+        full_corners: every corner of the label map is foreground, as of a mask that is inverted.
         label_colours: (value, colour) of the values that occur in label pictures with a palette of colours.
     """
 
@@ -90,6 +91,7 @@ class CaseCheck:
     geometry: Geometry | None
     empty: bool
     classes: tuple[str, ...] = ()
+    full_corners: bool = False
     label_colours: tuple[tuple[int, Colour], ...] = ()
 
 
@@ -174,6 +176,7 @@ def check_case(
         geometry=None if image is None else image.geometry,
         empty=labels is not None and not of_maps[0],
         classes=tuple(dict.fromkeys(name for names in of_maps for name in names)),
+        full_corners=labels is not None and bool(description.labels.foreground(_corners(labels.array)).all()),
         label_colours=()
         if labels is None or case.label_path is None
         else used_colours(case.label_path, label_values(labels.array)),
@@ -199,6 +202,7 @@ def merge_checks(raw: RawDataset, checks: Sequence[CaseCheck]) -> IntegrityRepor
         warnings += _mixed_orientations(part, found)
         warnings += _unlikely_units(part, found)
         warnings += _some_spacings_missing(part)
+        warnings += _inverted_masks(part, found)
         warnings += _nothing_labelled(part, found, is_source=bool(raw.description.sources))
     for source in changed_sources(raw):
         warnings.append(
@@ -353,6 +357,11 @@ def _check_labels(
 def _classes(labels: Volume | None, description: DatasetDescription) -> list[str]:
     """Names of the classes or regions that a label map holds."""
     return [] if labels is None else [name for name, mask in description.labels.class_masks(labels.array) if mask.any()]
+
+
+def _corners(labels: np.ndarray) -> np.ndarray:
+    """The voxels at the corners of a label map (1, Z, Y, X)."""
+    return labels[np.ix_([0], *([0, size - 1] for size in labels.shape[1:]))]
 
 
 def _is_2d(image: Volume | None) -> bool | None:
@@ -533,6 +542,18 @@ def _nothing_labelled(raw: RawDataset, checks: Sequence[CaseCheck], is_source: b
             str(raw.folder / "labelsTr"),
             f"none of the {len(checks)} label maps holds any {listed(never, _MAX_NAMED)}, which cannot be learned",
             "Check that labels in dataset.json names the values of the label maps, or take the class out.",
+        )
+
+
+def _inverted_masks(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
+    """Masks of one class that hold all corners of their image; maps of several classes may leave no background."""
+    full = [check.case_id for check in checks if check.full_corners]
+    if full and raw.description.labels.coding == "binary":
+        yield Problem(
+            str(raw.folder / "labelsTr"),
+            f"all corners of the image are {raw.description.labels.names[0]} in {len(full)} of {len(checks)} label "
+            f"maps: {listed(full, _MAX_NAMED)}",
+            "Look whether these masks are inverted (a black lesion on white); 0 is the background.",
         )
 
 
