@@ -12,6 +12,7 @@ from unisegdiff_pipeline.commands.common import (
     add_device,
     add_roots,
     add_seed,
+    import_with_torch,
     roots_of,
     run,
     whole_number,
@@ -263,6 +264,7 @@ def _predict(args: argparse.Namespace) -> None:
             say(describe(model, source, args.folds, args.source, args.suffixes))
         return
 
+    import_with_torch("unisegdiff_pipeline.inference.folder_run")
     from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.inference.bids import require_derivatives, write_derivatives
     from unisegdiff_pipeline.inference.dicom_seg import require_dicom_seg, write_dicom_segs
