@@ -324,7 +324,7 @@ def test_masks_may_come_of_another_sampler_than_the_mean(volume, length_mm: floa
         assert torch.equal(both.sample(i), masks.sample(i))
 
 
-def test_a_first_call_that_mean_and_masks_share_is_made_once(volume, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_call_at_pure_noise_serves_all_samples_mean_and_masks(volume, monkeypatch: pytest.MonkeyPatch) -> None:
     model, image, patch = volume
     mean = SamplerSettings(method="ddim", start="stage_a", num_calls=0, lam_end=0.0)
     drawing = SamplerSettings(
@@ -338,12 +338,14 @@ def test_a_first_call_that_mean_and_masks_share_is_made_once(volume, monkeypatch
         return denoise(self, x_t, level, *rest)
 
     monkeypatch.setattr(StagedModel, "denoise_guided", counted)
-    alone = [predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=s)) for s in (mean, drawing)]
-    once = levels.count(PURE_NOISE) // 2  # for each of the tiles and samples
+    one = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=mean), sample_ids=[0])
+    once = len(levels)  # for each of the tiles
     assert once > 0
+    alone = [predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=s)) for s in (mean, drawing)]
+    assert same(one, alone[0])
     levels.clear()
     both = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=mean, mask_sampler=drawing))
-    assert levels == [PURE_NOISE] * once + [SETTINGS.lam_a] * once
+    assert levels == [PURE_NOISE] * once + [SETTINGS.lam_a] * (once * both.num_samples)
     assert same(both, alone[0])
     for i in range(both.num_samples):
         assert torch.equal(both.sample(i), alone[1].sample(i))

@@ -167,6 +167,7 @@ class Call:
     lam: float
     leave: Leave
     reads_correction: bool
+    reads_state: bool = False
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,7 @@ def move_on(lam: float, lam_next: float, edges: StageEdges) -> Call:
         x0 = state_estimate(level, found, edges)
         return ddim_step(x_t, x0, channel_lam(level, edges), channel_lam(following, edges))
 
-    return Call(lam, leave, _corrects(lam, edges))
+    return Call(lam, leave, _corrects(lam, edges), reads_state=True)
 
 
 def read_mean(lam: float, edges: StageEdges) -> Call:

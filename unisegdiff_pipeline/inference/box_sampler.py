@@ -33,6 +33,7 @@ from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.inference.sliding_window import window_slices
 from unisegdiff_pipeline.inference.tiled_case import TiledCase, batches
 
+OF_ALL_SAMPLES = -1  # names the noise that samples share; their own numbers begin at 0
 LAYER_ARRAYS = 4  # of a sample's layer of tiles alive at once: two sums, and the state and answer of tiles
 
 
@@ -103,27 +104,40 @@ class BoxSampler:
     def _last_probabilities(self, ids: Sequence[int], ways: Sequence[SamplerSettings]) -> Iterator[Tensor]:
         """Probabilities (n, K, *box) that the samples of each way end with.
 
-        Two ways that begin with pure noise begin with the same, whose call is made once.
+        A first call at pure noise is made once for all samples and ways, with noise of the case: there is nothing of a
+        mask in it, so that the network answers with what the image says alone.
         """
-        edges, labels = self.settings.edges, self.box.case.model.labels
+        edges, labels, count = self.settings.edges, self.box.case.model.labels, len(ids)
         loops = [sampler_steps(edges, way, labels) for way in ways]
-        first = [loop[0] for loop in loops if loop and isinstance(loop[0], Call)]
-        shared = len(first) == 2 and all(call.lam == PURE_NOISE for call in first)
-        states = [self._state(len(ids)) if loop else self._nested_p_det(len(ids)) for loop in loops]
-        if shared:
-            self._begin(states[0], ids, PURE_NOISE)
-            self._call(first, states[0], states)
+        states, opening = [], []
+        for loop in loops:
+            call = loop[0] if loop else None
+            if not isinstance(call, Call):
+                states.append(self._nested_p_det(count))
+            elif call.lam != PURE_NOISE:
+                states.append(self._state(count))
+            else:
+                states.append(self._state(count if call.reads_state else 1))
+                opening.append((call, states[-1]))
+                if call.reads_state:
+                    self._begin(states[-1], ids, PURE_NOISE)
+        if opening:
+            noise = self._state(1)
+            self._begin(noise, [OF_ALL_SAMPLES], PURE_NOISE)
+            self._call([call for call, _ in opening], noise, [x for _, x in opening])
         for way, loop, x in zip(ways, loops, states, strict=True):
-            if loop and not shared:
+            is_opened = any(x is opened for _, opened in opening)
+            if loop and not is_opened:
                 self._begin(x, ids, lam_schedule(edges, way)[0])
-            for step in loop[1:] if shared else loop:
+            x = x.expand(count, *x.shape[1:])
+            for step in loop[1:] if is_opened else loop:
                 match step:
                     case Call():
                         self._call([step], x, [x])
                     case Draw():
-                        self._draw(step, x, ids, way)
+                        x = self._draw(step, x, ids, way)
                     case AddNoise():
-                        self._add_noise(step, x, ids)
+                        x = self._add_noise(step, x, ids)
             yield x
 
     def _state(self, count: int) -> Tensor:
@@ -152,37 +166,46 @@ class BoxSampler:
             self.box.case.scratch.release()
 
     def _call(self, calls: Sequence[Call], x: Tensor, out: Sequence[Tensor]) -> None:
-        """One call of the network for all samples; what each of `calls` leaves is written into its array of `out`.
+        """One call of the network; what each of `calls` leaves of the states in its array of `out` is written there.
 
         Args:
             calls: at the same noise level.
-            x: the state (n, K, *box), which may be the first array of `out`.
+            x: what the network sees (n, K, *box), or (1, K, *box) for all samples; may be one of `out`.
         """
         corrected = any(call.reads_correction for call in calls)
         for first, found in self.denoiser.estimates(x, calls[0].lam, corrected):  # found (2 or 1, n, K, rows, Y, X)
             for a, b in self.box.pieces(first, first + found.shape[3]):
-                for i in range(len(x)):
-                    part = found[:, i : i + 1, :, a - first : b - first]
-                    estimate = Estimate(part[0], part[-1])  # without a correction there is no reader of it
-                    state = x[i : i + 1, :, a:b].to(found.device)
-                    for call, left in reversed(list(zip(calls, out, strict=True))):  # x itself is written last
-                        left[i, :, a:b] = call.leave(state, estimate)[0]
+                for call, states in zip(calls, out, strict=True):
+                    for i in range(len(states)):
+                        of_sample = i if len(x) > 1 else 0
+                        part = found[:, of_sample : of_sample + 1, :, a - first : b - first]
+                        estimate = Estimate(part[0], part[-1])  # without a correction there is no reader of it
+                        state = states[i : i + 1, :, a:b].to(found.device)
+                        states[i, :, a:b] = call.leave(state, estimate)[0]
             self.box.case.scratch.release()
 
-    def _draw(self, step: Draw, x: Tensor, ids: Sequence[int], way: SamplerSettings) -> None:
-        """Put masks in {-1, +1} in place of the probabilities that a call left."""
-        for i, first, masks in self.masks.masks(x, ids, way, step.index):
+    def _draw(self, step: Draw, p: Tensor, ids: Sequence[int], way: SamplerSettings) -> Tensor:
+        """Masks in {-1, +1} of the probabilities that a call left, in their place where each sample has its own."""
+        x = self._own(p)
+        for i, first, masks in self.masks.masks(p, ids, way, step.index):
             x[i, :, first : first + masks.shape[1]] = mask_to_x(masks)
             self.box.case.scratch.release()
+        return x
 
-    def _add_noise(self, step: AddNoise, x: Tensor, ids: Sequence[int]) -> None:
-        """Bring masks, or the mean of masks, to the state of the next call."""
+    def _add_noise(self, step: AddNoise, x0: Tensor, ids: Sequence[int]) -> Tensor:
+        """The states of the next call, of masks or the mean of masks; in their place where each sample has its own."""
+        x = self._own(x0)
         for i, first, last in self.box.rows_of_samples(len(ids)):
             noise = self.fields.noise(ids[i], f"noise{step.index}", first, last)
             for a, b in self.box.pieces(first, last):
-                x0, part = x[i : i + 1, :, a:b].to(noise.device), noise[None, :, a - first : b - first]
-                x[i, :, a:b] = noised(x0, part, step.lam, self.settings.edges)[0]
+                before, part = x0[i : i + 1, :, a:b].to(noise.device), noise[None, :, a - first : b - first]
+                x[i, :, a:b] = noised(before, part, step.lam, self.settings.edges)[0]
             self.box.case.scratch.release()
+        return x
+
+    def _own(self, x: Tensor) -> Tensor:
+        """An array for states of which each sample has its own: this one, or a new one where all share this one."""
+        return x if x.stride(0) > 0 else self._state(len(x))
 
 
 class _Kept:
