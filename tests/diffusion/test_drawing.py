@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.diffusion.coding import nested_probabilities
 from unisegdiff_pipeline.diffusion.drawing import (
     class_race,
     draw_objects,
     field_parts,
     keep_certain,
     local_maximum,
+    may_be_drawn,
     near_certain,
+    nothing_drawn,
 )
 from unisegdiff_pipeline.diffusion.noise import NamedNoise
 from unisegdiff_pipeline.diffusion.samplers import coherent_sample
@@ -221,6 +224,23 @@ def test_what_the_mean_is_certain_of_is_kept() -> None:
     kept = keep_certain(1 - front, of_classes, CLASSES, 0.95)
     assert kept[0, :, 0, 0, 1].tolist() == [0, 1, 0]
     assert kept[0, :, 0, 0, 0].equal((1 - front)[0, :, 0, 0, 0])  # background is never forced
+
+
+@pytest.mark.parametrize("labels", [BINARY, CLASSES, REGIONS, OVERLAP])
+def test_nothing_is_drawn_where_nothing_may_be(labels: LabelScheme) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(200, labels.num_channels, 1, 8, 8, generator=generator) - 3
+    p = logits.softmax(dim=1) if labels.coding == "softmax" else nested_probabilities(logits.sigmoid(), labels.nesting)
+    near = near_certain(p, labels, 0.9)
+    fields = torch.randn(200, sum(part.channels for part in field_parts(labels)), 1, 8, 8, generator=generator)
+    for level in (-1.0, 1.5):  # of a smooth field, which may be low or high everywhere
+        raised = 0.2 * fields + level
+        drawn = draw_objects(p, near, raised, labels, 0.9)
+        possible = may_be_drawn(p, raised, labels, 0.9)
+        empty = nothing_drawn(p[0], labels)
+        assert 0 < possible.sum() < possible.numel()
+        assert torch.equal(torch.where(possible[:, None], drawn, empty), drawn)
+        assert (drawn != empty).any()
 
 
 def test_the_race_of_classes_is_won_as_often_as_they_are_likely() -> None:

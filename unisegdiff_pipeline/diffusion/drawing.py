@@ -109,6 +109,21 @@ def draw_objects(p: Tensor, near: Tensor, fields: Tensor, labels: LabelScheme, c
     return torch.cat([masks[channel] for channel in range(p.shape[1])], dim=1).to(p.dtype)
 
 
+def may_be_drawn(p: Tensor, fields: Tensor, labels: LabelScheme, certain: float) -> Tensor:
+    """Where `draw_objects` can mark anything with fields that are nowhere lower than these, boolean (N, *spatial)."""
+    foreground = 1 - p[:, 0] if labels.coding == "softmax" else p.sum(dim=1)  # at most, where regions overlap
+    least = 0.999 * torch.special.ndtr(fields.amin())  # a last digit of it may be another in the box of all fields
+    return foreground >= least.clamp_max(certain)
+
+
+def nothing_drawn(like: Tensor, labels: LabelScheme) -> Tensor:
+    """The mask in which nothing is marked (C, *spatial)."""
+    mask = torch.zeros_like(like)
+    if labels.coding == "softmax":
+        mask[0] = 1
+    return mask
+
+
 def keep_certain(masks: Tensor, reported: Tensor, labels: LabelScheme, certain: float) -> Tensor:
     """The masks with all that the reported probabilities are certain of (both (N or 1, C, *spatial)).
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
 from unisegdiff_pipeline.diffusion.noise import NamedNoise
 from unisegdiff_pipeline.diffusion.samplers import SmoothField
 from unisegdiff_pipeline.inference.sampling_box import SamplingBox
@@ -55,8 +56,7 @@ class BoxFields:
         Elsewhere the latter are 0 and count for nothing; they are short, and so dear to make.
         """
         fields = others.new_zeros((sum(field.channels for field in smooth), *others.shape[1:]))
-        box = [slice(int(v.min()), int(v.max()) + 1) for v in near.any(dim=0).nonzero().unbind(1) if len(v)]
-        start = [a + b.start for a, b in zip(self.box.rows_of_box(first, first)[0], box, strict=False)]
+        box = nonzero_box(*near.cpu().numpy())
         channel = taken = 0
         for field in smooth:
             part = fields[channel : channel + field.channels]
@@ -64,15 +64,16 @@ class BoxFields:
             if not field.near_certain_only:
                 part.copy_(others[taken : taken + field.channels])
                 taken += field.channels
-            elif box:
+            elif box is not None:
                 # In as many parts as there are threads, along the longest axis: each needs a margin of its own.
-                extent = [b.stop - b.start for b in box]
+                start = [a + low for a, (low, _) in zip(self.box.rows_of_box(first, first)[0], box, strict=True)]
+                extent = [high - low for low, high in box]
                 axis = extent.index(max(extent))
                 parts = ahead(
                     lambda of: self.fields_in(sample_id, stream, [field], *of),  # noqa: B023 (called in this turn)
                     _split(start, extent, axis, torch.get_num_threads()),
                 )
-                part[(slice(None), *box)] = torch.cat(list(parts), dim=1 + axis)
+                part[(slice(None), *box_slices(box))] = torch.cat(list(parts), dim=1 + axis)
         return fields
 
     def fields_in(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.boxes import nonzero_box
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.drawing import (
     class_in_doubt,
@@ -17,7 +18,9 @@ from unisegdiff_pipeline.diffusion.drawing import (
     keep_certain,
     likeliest_class,
     local_maximum,
+    may_be_drawn,
     near_certain,
+    nothing_drawn,
     possible_classes,
 )
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings, SmoothField, sample_masks
@@ -60,25 +63,34 @@ class BoxMasks:
         for (i, first, last), fields, near in zip(slabs, drawn_ahead, nearby, strict=False):
             if near is not None:
                 fields = self.fields.with_surfaces(fields, near, ids[i], stream, first, smooth)
-            drawn, classes = [], None
+            of_slab = p[i, :, first:last]
+            box = window_slices((0, 0, 0), of_slab.shape[1:])
+            if near is not None:  # in the box around what can be marked at all with these fields
+                possible = may_be_drawn(of_slab[None].to(near.device), fields, labels, way.certain)
+                box = _box_around(possible) or window_slices((0, 0, 0), (0, 0, 0))
+                near = near[(slice(None), *box)].contiguous()
+            here, fields = (v[(slice(None), *box)].to(fields.device).contiguous() for v in (of_slab, fields))
+            classes = None
             if of_classes and near is not None:
-                of_slab = p[i, :, first:last]
-                classes = self._classes(of_slab, near, fields, of_classes, way.certain, (ids[i], stream, first))
-            for a, b in self.box.pieces(first, last):
-                piece = slice(a - first, b - first)
-                here = p[i : i + 1, :, a:b].to(self.box.case.device)
+                corner = [a + b.start for a, b in zip(self.box.rows_of_box(first, first)[0], box, strict=True)]
+                classes = self._classes(here, near, fields, of_classes, way.certain, (ids[i], stream, corner))
+            drawn = nothing_drawn(of_slab.to(here.device), labels)
+            for a, b in self.box.pieces(0, here.shape[1]):
+                piece = slice(a, b)
                 if classes is not None:
                     foreground, winner = (values[None, None, piece] for values in classes)
-                    masks = class_masks(foreground, winner, here)
+                    masks = class_masks(foreground, winner, here[None, :, piece])
                 else:
                     near_here = None if near is None else near[None, :, piece]
-                    masks = sample_masks(here, near_here, fields[None, :, piece], way, labels)
-                if of_mean is not None and way.surface_length_mm is not None:
-                    p_det, mean = (v.to(masks.device) for v in (self.box.p_det[:, a:b], of_mean[i, :, a:b]))
+                    masks = sample_masks(here[None, :, piece], near_here, fields[None, :, piece], way, labels)
+                drawn[(slice(None), *box)][:, piece] = masks[0]
+            if of_mean is not None and way.surface_length_mm is not None:
+                for a, b in self.box.pieces(first, last):
+                    p_det, mean = (v.to(drawn.device) for v in (self.box.p_det[:, a:b], of_mean[i, :, a:b]))
                     w = self.settings.segmenter_weight
-                    masks = keep_certain(masks, (w * p_det + (1 - w) * mean)[None], labels, way.certain)
-                drawn.append(masks[0])
-            yield i, first, torch.cat(drawn, dim=1)
+                    rows = drawn[None, :, a - first : b - first]
+                    rows.copy_(keep_certain(rows, (w * p_det + (1 - w) * mean)[None], labels, way.certain))
+            yield i, first, drawn
 
     def _classes(
         self,
@@ -87,9 +99,9 @@ class BoxMasks:
         fields: Tensor,
         of_classes: Sequence[SmoothField],
         certain: float,
-        draw: tuple[int, str, int],
+        draw: tuple[int, str, Sequence[int]],
     ) -> tuple[Tensor, Tensor]:
-        """Where the foreground of a slab is, boolean (rows, Y, X), and of which class (rows, Y, X).
+        """Where the foreground of a box is, boolean (rows, Y, X), and of which class (rows, Y, X).
 
         Fields of classes are as many as these, and those of borders are short: they are made where they decide alone,
         of the classes that may win there.
@@ -98,23 +110,22 @@ class BoxMasks:
             p: (1 + classes, rows, Y, X); near (2, rows, Y, X).
             fields: of the foreground (2, rows, Y, X).
             of_classes: the fields of classes, far from and near what is certain.
-            draw: number of the sample, stream and first row of the slab.
+            draw: number of the sample, stream and place of the box in the volume.
         """
-        sample_id, stream, first = draw
+        sample_id, stream, corner = draw
         winners = torch.zeros(p.shape[1:], dtype=torch.int32, device=near.device)
         foreground, doubtful = (torch.zeros(p.shape[1:], dtype=torch.bool, device=near.device) for _ in range(2))
         for a, b in self.box.pieces(0, p.shape[1]):
             here = p[None, :, a:b].to(near.device)
             drawn = foreground[a:b] = draw_foreground(here, near[None, :, a:b], fields[None, :, a:b], certain)[0, 0]
-            here = here[:, :, drawn]  # (1, 1 + classes, voxels)
-            winners[a:b][drawn] = likeliest_class(here)[0, 0]
-            doubtful[a:b][drawn] = class_in_doubt(here, certain)[0, 0]
+            winners[a:b] = likeliest_class(here)[0, 0]
+            doubtful[a:b] = drawn & class_in_doubt(here, certain)[0, 0]
         for field, where in zip(of_classes, (doubtful & ~near[1], doubtful & near[1]), strict=True):
             for box in _boxes_around(where):
                 inside = where[box]
                 here = p[(slice(None), *box)].to(near.device)[None, :, inside]
                 only = possible_classes(here)[0].any(dim=1).nonzero()[:, 0].tolist()
-                start = [a + b.start for a, b in zip(self.box.rows_of_box(first, first)[0], box, strict=True)]
+                start = [a + b.start for a, b in zip(corner, box, strict=True)]
                 extent = [b.stop - b.start for b in box]
                 made = self.fields.fields_in(sample_id, stream, [field], start, extent, only)
                 values = made.new_zeros((1, field.channels, here.shape[2]))
@@ -135,13 +146,18 @@ class BoxMasks:
 
         reach = [int(voxels) for voxels in lengths_voxels(self.box.case, way.reach_mm, self.fields.names.spacing_mm)]
         before = certain(0, 0, 0)
+        shared, near = p.stride(0) == 0, before
         for i, first, last in slabs:
+            if shared and i > 0 and near.shape[1] == self.box.extent[0]:  # of a slab that is all of the box
+                yield near
+                continue
             before = before[:, :0] if first == 0 else before
             behind = certain(i, last, min(last + reach[0], self.box.extent[0]))
             around = torch.cat([before, certain(i, first, last), behind], dim=1)
             rows = slice(before.shape[1], before.shape[1] + last - first)
             before = around[:, max(0, rows.stop - reach[0]) : rows.stop]
-            yield local_maximum(around[None], reach)[0, :, rows] if bool(around.any()) else around[:, rows]
+            near = local_maximum(around[None], reach)[0, :, rows] if _box_around(around) else around[:, rows]
+            yield near
 
 
 def _apart(way: SamplerSettings, labels: LabelScheme) -> tuple[list[SmoothField], list[SmoothField]]:
@@ -154,13 +170,17 @@ def _apart(way: SamplerSettings, labels: LabelScheme) -> tuple[list[SmoothField]
     return (fields[:2], fields[2:]) if apart else (fields, [])
 
 
+def _box_around(where: Tensor) -> Slices | None:
+    """The smallest box that holds all voxels true in any channel (D, rows, Y, X); None where there are none."""
+    box = nonzero_box(*where.cpu().numpy())
+    return None if box is None else window_slices([low for low, _ in box], [high - low for low, high in box])
+
+
 def _boxes_around(where: Tensor) -> Iterator[Slices]:
     """Boxes (rows, Y, X) that hold all true voxels, each as small as it can be and of `CLASS_BOX` voxels at most."""
     for corner in itertools.product(*(range(0, size, CLASS_BOX) for size in where.shape)):
         part = where[tuple(slice(a, a + CLASS_BOX) for a in corner)]
-        found = part.nonzero()
-        if len(found):
-            low, high = found.amin(dim=0).tolist(), found.amax(dim=0).tolist()
-            yield window_slices(
-                [a + b for a, b in zip(corner, low, strict=True)], [b - a + 1 for a, b in zip(low, high, strict=True)]
-            )
+        box = _box_around(part[None])
+        if box is not None:
+            z, y, x = (slice(a + b.start, a + b.stop) for a, b in zip(corner, box, strict=True))
+            yield z, y, x
