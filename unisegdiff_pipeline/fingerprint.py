@@ -30,6 +30,7 @@ from unisegdiff_pipeline.core.bounds import (
 from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box, whole_box
 from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.scratch import CASE_BYTES, Scratch
 from unisegdiff_pipeline.core.serialization import formerly, from_jsonable, read_object, to_jsonable, write_json
@@ -39,6 +40,7 @@ from unisegdiff_pipeline.io.orientation import (
     axis_codes,
     common_direction,
     nearest_reorientation,
+    reorientation_of,
 )
 
 if TYPE_CHECKING:
@@ -224,7 +226,7 @@ class _CaseFacts:
     """What one worker sends back, in the axes of the file.
 
     Attributes:
-        direction: of the image; None for 2D images.
+        geometry: of the image; None where it was not read, or is turned already.
         samples: foreground intensities (C, n), None without foreground.
         anywhere: intensities of the non-zero region (C, n); None for a case with problems.
         centres: mean index (Z, Y, X) of each class's voxels, (classes, 3); NaN for classes that do not occur. None
@@ -232,7 +234,7 @@ class _CaseFacts:
     """
 
     fingerprint: CaseFingerprint | None
-    direction: Sequence[float] | None
+    geometry: Geometry | None
     samples: np.ndarray | None
     anywhere: np.ndarray | None
     centres: np.ndarray | None
@@ -240,9 +242,9 @@ class _CaseFacts:
 
     def turned(self, direction: Direction | None) -> _CaseFacts:
         """The same facts in the axes that lie nearest to a direction."""
-        if self.fingerprint is None or self.direction is None or direction is None:
+        if self.fingerprint is None or self.geometry is None or direction is None:
             return self
-        turn, facts, centres = nearest_reorientation(self.direction, direction), self.fingerprint, self.centres
+        turn, facts, centres = reorientation_of(self.geometry, direction), self.fingerprint, self.centres
         if centres is not None:
             from_the_other_end = np.asarray(facts.shape) - 1 - centres
             centres = np.where(turn.flipped, from_the_other_end[:, turn.axis_order], centres[:, turn.axis_order])
@@ -377,8 +379,7 @@ def fingerprint_case(
     centres = None
     if len(scheme.names) > 1:
         centres = np.array([centre_of_mask(mask) for _, mask in scheme.class_masks(labels.array[0])])
-    direction = None if image.geometry.is_2d else image.geometry.direction
-    return _CaseFacts(fingerprint, direction, samples, anywhere, centres, check)
+    return _CaseFacts(fingerprint, image.geometry, samples, anywhere, centres, check)
 
 
 def _cut_away(case: RawCase, scheme: LabelScheme, labels: np.ndarray, kept: np.ndarray) -> Iterable[Problem]:
@@ -522,7 +523,7 @@ def summarize_sources(raw: RawDataset, facts: Sequence[_CaseFacts]) -> Fingerpri
         sources[source.name] = summarize(source.dataset, description, own)
         direction = sources[source.name].direction
         widened = (_widened(fact.turned(direction), len(raw.description.channel_names)) for fact in own)
-        pooled += [replace(fact, direction=None) for fact in widened]
+        pooled += [replace(fact, geometry=None) for fact in widened]
     whole = summarize(raw.name, raw.description, pooled)
     return replace(whole, cases=tuple(sorted(whole.cases, key=lambda case: case.case_id)), sources=sources)
 
@@ -543,7 +544,11 @@ def _direction_of(facts: Sequence[_CaseFacts]) -> Direction | None:
     Single slices lie in planes of their own: where these differ, turning them into one orientation would lay some of
     them across, so all are left as they are stored.
     """
-    volumes = [(fact.direction, fact.fingerprint) for fact in facts if fact.direction is not None and fact.fingerprint]
+    volumes = [
+        (fact.geometry.direction, fact.fingerprint)
+        for fact in facts
+        if fact.geometry is not None and not fact.geometry.is_2d and fact.fingerprint
+    ]
     if not volumes:
         return None
     wanted = common_direction([direction for direction, _ in volumes])

@@ -93,6 +93,31 @@ def test_masks_samples_and_maps_of_reoriented_copies_are_equal(
         np.testing.assert_array_equal(probabilities[codes], probabilities["RAS"])
 
 
+@pytest.mark.parametrize("direction", [IDENTITY_DIRECTION, RAS])
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "ARS"])
+def test_a_2d_image_is_predicted_like_the_single_slice_that_it_is(
+    tmp_path: Path, direction: Direction, codes: str
+) -> None:
+    model, masks = make_model(tmp_path, 2, direction), []
+    slice_ = image_in(codes, num_slices=1)
+    for name, array in (("volume", slice_.get_fdata()), ("flat", slice_.get_fdata()[..., 0])):
+        file = tmp_path / name / "case_0000.nii.gz"  # of the same name, so that the same noise is drawn
+        file.parent.mkdir()
+        nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), slice_.affine), file)
+        predict_folder(PredictRequest(file, tmp_path / f"{name}_out", model, device="cpu"))
+        masks.append(np.asarray(nibabel.load(tmp_path / f"{name}_out/case.nii.gz").dataobj))
+    assert masks[1].ndim == 2
+    assert len(np.unique(masks[1])) == 3
+    np.testing.assert_array_equal(masks[0][..., 0], masks[1])
+
+
+def test_a_2d_image_for_slices_along_another_axis_is_refused() -> None:
+    plan = PreprocessingPlan((2, 0, 1), (None, 1.0, 1.0), ("zscore",), (False,), (), direction=RAS)
+    volume = Volume(np.ones((1, 1, 10, 12), np.float32), Geometry(is_2d=True))
+    with pytest.raises(UsdError, match=r"'a' is a 2D image.*store it as a volume of one slice"):
+        preprocess_image(volume, plan, "a")
+
+
 def test_an_array_that_knows_its_direction_is_turned_and_another_is_not(tmp_path: Path) -> None:
     predictor = Predictor(make_model(tmp_path, 3, RAS), device="cpu")
     nibabel.save(image_in("LPS"), tmp_path / "lps.nii.gz")

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION
-from unisegdiff_pipeline.io.orientation import Reorientation, axis_codes, common_direction, nearest_reorientation
+from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry
+from unisegdiff_pipeline.io.orientation import (
+    Reorientation,
+    axis_codes,
+    common_direction,
+    nearest_reorientation,
+    reorientation_of,
+)
 from unisegdiff_pipeline.planning.plans import PreprocessingPlan
 
 ALL_CODES = ["".join(c) for order in itertools.permutations(("LR", "PA", "SI")) for c in itertools.product(*order)]
@@ -70,6 +76,17 @@ def test_reorientation_by_hand() -> None:
     assert turn.apply(array).tolist() == [[[[2, 5]], [[1, 4]], [[0, 3]]]]
     assert turn.undo(turn.apply(array)).tolist() == array.tolist()
     assert turn.apply(array).base is not None  # a view
+
+
+def test_a_2d_image_is_turned_within_the_axial_plane_alone() -> None:
+    stored = Geometry(
+        direction=direction_of(np.diag([1.0, 1.0, 1.0, 1.0])), is_2d=True
+    )  # x to the right, y to the front
+    assert reorientation_of(stored, IDENTITY_DIRECTION) == Reorientation((0, 1, 2), (False, True, True))
+    sagittal = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    assert reorientation_of(stored, sagittal) == Reorientation()
+    volume = Geometry(direction=stored.direction)
+    assert reorientation_of(volume, sagittal) == nearest_reorientation(stored.direction, sagittal) != Reorientation()
 
 
 def test_a_second_permutation_can_be_joined() -> None:

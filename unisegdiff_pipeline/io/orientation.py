@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unisegdiff_pipeline.core.bounds import Cosine
-from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION
+from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry
 
 Direction = tuple[Cosine, Cosine, Cosine, Cosine, Cosine, Cosine, Cosine, Cosine, Cosine]
 
@@ -94,6 +94,16 @@ def nearest_reorientation(direction: Sequence[float], wanted: Sequence[float]) -
     assert best is not None
     _, (x, y, z), signs = best
     return Reorientation((2 - z, 2 - y, 2 - x), (bool(signs[2] < 0), bool(signs[1] < 0), bool(signs[0] < 0)))
+
+
+def reorientation_of(geometry: Geometry, wanted: Sequence[float]) -> Reorientation:
+    """How to bring an image as near as can be to wanted directions.
+
+    A 2D image is taken for an axial slice, as its header gives the directions of two axes alone. Where these are to
+    lie in another plane, what it shows is not known, and it stays as it is stored.
+    """
+    turn = nearest_reorientation(geometry.direction, wanted)
+    return Reorientation() if geometry.is_2d and turn.axis_order[0] != 0 else turn
 
 
 def common_direction(directions: Sequence[Sequence[float]]) -> Direction:

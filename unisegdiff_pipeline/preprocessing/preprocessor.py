@@ -172,6 +172,11 @@ def _reorientation(volume: Volume, plan: PreprocessingPlan, case_id: str) -> Reo
             f"across the slices that this configuration works on ({axis_codes(plan.direction)}); give it slices of the "
             "plane that it was trained on, or whole volumes."
         )
+    if geometry.is_2d and plan.axis_order[0] != 0:  # what is a slice here is a row there
+        raise UsdError(
+            f"case {case_id!r} is a 2D image, but this configuration works on slices along another axis than the third "
+            "of the volumes that it was trained on; store it as a volume of one slice, with its place in space."
+        )
     return turn
 
 

@@ -15,7 +15,7 @@ from unisegdiff_pipeline.core.boxes import nonzero_box, whole_box
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Volume
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.io.orientation import Reorientation, nearest_reorientation
+from unisegdiff_pipeline.io.orientation import Reorientation, reorientation_of
 from unisegdiff_pipeline.io.sources import repeated_channels
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, PreprocessingPlan, StagePlan
 from unisegdiff_pipeline.planning.spacing import image_size
@@ -50,6 +50,8 @@ def preprocessing_of(
     plan = configuration.preprocessing
     channels = _require_channels(volume.array.shape[0], configuration.network.num_input_channels, case_id)
     plan = for_channels(plan, range(channels))
+    if volume.geometry.is_2d:  # perhaps a picture, which lies nowhere, though other sources are volumes
+        plan = replace(plan, direction=None)
     size = common_image_size(configuration, source)
     return plan if size is None else _brought_to_size(plan, volume, configuration.network.dims, size)
 
@@ -91,10 +93,8 @@ def brought_to_mixture(own: StagePlan, mixture: StagePlan) -> StagePlan:
 
 
 def reorientation_to(plan: PreprocessingPlan, volume: Volume) -> Reorientation:
-    """From the axes of the file to those of the plan; 2D images have no other orientation than their own."""
-    turn = Reorientation()
-    if plan.direction is not None and not volume.geometry.is_2d:
-        turn = nearest_reorientation(volume.geometry.direction, plan.direction)
+    """From the axes of the file to those of the plan."""
+    turn = Reorientation() if plan.direction is None else reorientation_of(volume.geometry, plan.direction)
     return turn.then(plan.axis_order)
 
 
