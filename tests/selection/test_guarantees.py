@@ -17,7 +17,7 @@ from unisegdiff_pipeline.core.units import Units
 from unisegdiff_pipeline.evaluation.conformal import mask_volumes
 from unisegdiff_pipeline.inference.case_prediction import CasePrediction, SampledBox, SamplingFacts
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
-from unisegdiff_pipeline.inference.guarantees import Guarantees
+from unisegdiff_pipeline.inference.guarantees import Guarantees, guarantees_in_words
 from unisegdiff_pipeline.planning.plans import SourcesPlan
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.selection.guarantees import (
@@ -105,6 +105,24 @@ def test_sources_are_calibrated_by_their_own_patients() -> None:
     }
     assert {one.threshold for one in found["CT"].classes["lesion"].lesions} == {0.8}
     assert found["MR"].in_words[0] == "Calibrated on 9 patients of the source MR: fold 0."
+    assert guarantees_in_words(of_all, found) == [  # a line for each source, then what the kinds mean, once
+        "Calibrated on 4 patients of the source CT: fold 0. lesion: up to lesions=0.8, masks=0.8, volume=0.8.",
+        "Calibrated on 9 patients of the source MR: fold 0. lesion: up to lesions=0.9, masks=0.9, volume=0.9.",
+        "lesions=RATE: on average at least RATE of a patient's lesions share a voxel with the mask in masks_lesions/.",
+        "masks=RATE: on average at least RATE of the volume of a patient's reference lies within masks_outer/, and at "
+        "least RATE of that of masks_inner/ within the reference.",
+        "volume=RATE: in at least RATE of patients the volume lies between guaranteed_low and guaranteed_high of "
+        "volumes.csv in all of their images.",
+    ]
+
+
+def test_a_kind_that_a_source_has_none_of_is_named_with_the_reason() -> None:
+    own = ClassEvidence(np.array([0.5]), mask_volumes([[0.5]], [[1]]), (), 1.0)  # no samples
+    cases = [CaseEvidence(f"CT{n}", Units(), {"lesion": own}, "CT") for n in range(4)]
+    plan: Any = SimpleNamespace()
+    first, *_ = said = guarantees_in_words(*calibrate_for(SourcesPlan({"CT": plan}), cases, ["w"], "fold 0"))
+    assert "lesion, no guarantee of volume: the model samples no masks" in first
+    assert not any(line.startswith("volume=RATE") for line in said)
 
 
 @pytest.mark.parametrize(

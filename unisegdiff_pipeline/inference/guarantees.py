@@ -32,13 +32,18 @@ LESIONS, INNER, OUTER = "masks_lesions", "masks_inner", "masks_outer"  # folders
 FOLDERS = (LESIONS, INNER, OUTER)
 CLOSE = 1e-6  # of two rates that are the same
 WORDS: dict[GuaranteeKind, str] = {
-    "lesions": "on average at least {rate:.0%} of a patient's lesions share a voxel with the mask in masks_lesions/",
-    "masks": "on average at least {rate:.0%} of the volume of a patient's reference lies within masks_outer/, and at "
-    "least {rate:.0%} of that of masks_inner/ within the reference",
-    "volume": "in at least {rate:.0%} of patients the volume lies between guaranteed_low and guaranteed_high of "
+    "lesions": "on average at least {rate} of a patient's lesions share a voxel with the mask in masks_lesions/",
+    "masks": "on average at least {rate} of the volume of a patient's reference lies within masks_outer/, and at "
+    "least {rate} of that of masks_inner/ within the reference",
+    "volume": "in at least {rate} of patients the volume lies between guaranteed_low and guaranteed_high of "
     "volumes.csv in all of their images",
 }
 Calibrated = TypeVar("Calibrated", RiskThreshold, MaskThresholds, VolumeMargin)
+
+
+def kind_in_words(kind: GuaranteeKind, rate: float) -> str:
+    """What is promised at a rate."""
+    return WORDS[kind].format(rate=f"{rate:.0%}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,10 @@ class ClassGuarantees:
     def rates(self, kind: GuaranteeKind) -> list[float]:
         """Rates that are calibrated, rising."""
         return sorted(_rate_of(found) for found in getattr(self, kind))
+
+    def why_none(self, kind: GuaranteeKind) -> str:
+        """Of a kind without any rate, that there is none and why."""
+        return f"no guarantee of {kind}: {self.refused[f'{kind}={RATES[0]:g}']}"
 
 
 @dataclass(frozen=True)
@@ -82,9 +91,26 @@ class Guarantees:
 
 
 def guarantees_in_words(of_all: Guarantees | None, of_sources: Mapping[str, Guarantees]) -> list[str]:
-    """What inference.json or best.json holds: of an ordinary data set the one, of a unified one the other."""
-    found = of_sources.values() if of_all is None else [of_all]
-    return [line for guarantees in found for line in guarantees.in_words]
+    """What inference.json or best.json holds: of an ordinary data set the one, of a unified one the other.
+
+    Of sources each has one line, and what the kinds mean is said once behind them.
+    """
+    if of_all is not None:
+        return list(of_all.in_words)
+    lines = [" ".join([*found.in_words[:1], *_up_to(found.classes)]) for found in of_sources.values()]
+    classes = [own for found in of_sources.values() for own in found.classes.values()]
+    promised = [kind for kind in KINDS if any(own.rates(kind) for own in classes)]
+    return [*lines, *(f"{kind}=RATE: {WORDS[kind].format(rate='RATE')}." for kind in promised)]
+
+
+def _up_to(classes: Mapping[str, ClassGuarantees]) -> list[str]:
+    """The highest rate of each kind for each class, and why a kind has none; as sentences."""
+    lines = []
+    for name, own in classes.items():
+        if highest := [f"{kind}={own.rates(kind)[-1]:g}" for kind in KINDS if own.rates(kind)]:
+            lines.append(f"{name}: up to {', '.join(highest)}.")
+        lines += [f"{name}, {own.why_none(kind)}" for kind in KINDS if not own.rates(kind)]
+    return lines
 
 
 @dataclass(frozen=True)
@@ -117,7 +143,7 @@ class Promises:
     def in_words(self, asked: Mapping[GuaranteeKind, float]) -> list[str]:
         """What is promised, and for which classes."""
         return [
-            f"{', '.join(names)}: {WORDS[kind].format(rate=rate)}"
+            f"{', '.join(names)}: {kind_in_words(kind, rate)}"
             for kind, rate in asked.items()
             if (names := [name for name, own in self.classes.items() if getattr(own, kind) is not None])
         ]

@@ -27,10 +27,10 @@ from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.guarantees import (
     KINDS,
     RATES,
-    WORDS,
     ClassGuarantees,
     GuaranteeKind,
     Guarantees,
+    kind_in_words,
     size_root,
 )
 from unisegdiff_pipeline.inference.restoring import restore_samples
@@ -219,7 +219,7 @@ def _in_words(classes: Mapping[str, ClassGuarantees]) -> list[str]:
         for kind in KINDS:
             rates = own.rates(kind)
             if rates:
-                lines.append(f"{name}, up to {kind}={rates[-1]:g}: {WORDS[kind].format(rate=rates[-1])}.")
+                lines.append(f"{name}, up to {kind}={rates[-1]:g}: {kind_in_words(kind, rates[-1])}.")
             else:
-                lines.append(f"{name}, no guarantee of {kind}: {own.refused[f'{kind}={RATES[0]:g}']}")
+                lines.append(f"{name}, {own.why_none(kind)}")
     return lines
