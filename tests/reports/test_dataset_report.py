@@ -81,6 +81,14 @@ def test_without_a_plan_the_facts_are_shown(tmp_path: Path) -> None:
     assert "<h2>Plan</h2>" not in write_dataset_report(folder, with_plans=False).read_text()
 
 
+def test_pictures_beside_volumes_are_2d_and_3d(tmp_path: Path) -> None:
+    flat, volumes = reviewed("Dataset101_BUSI")[0], reviewed("Dataset103_CovidCT")[0]
+    both = dataclasses.replace(volumes, cases=(*flat.cases, *volumes.cases), sources={"BUSI": flat, "CovidCT": volumes})
+    text = write_dataset_report(prepared(tmp_path, both, None)).read_text()
+    shown = " ".join(re.sub(r"<[^>]*>", " ", text).split())
+    assert "Images 2D and 3D sizes by source below" in shown
+
+
 def test_a_missing_fingerprint_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsdError, match=r"fingerprint\.json"):
         write_dataset_report(tmp_path)

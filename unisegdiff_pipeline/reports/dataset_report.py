@@ -108,7 +108,7 @@ def _lead(fingerprint: Fingerprint, units: Units) -> list[Html]:
     classes = [lesion.class_name for lesion in fingerprint.lesions]
     items = [
         KeyFigure("Cases", str(len(cases)), f"{empty} without foreground"),
-        KeyFigure("Images", "2D" if fingerprint.is_2d else "3D", _shape_text(fingerprint)),
+        KeyFigure("Images", _dimensions(fingerprint), _shape_text(fingerprint)),
         _size_figure(fingerprint, units),
         KeyFigure("Channels", str(len(fingerprint.channel_names)), ", ".join(fingerprint.channel_names)),
         KeyFigure("Classes", str(len(classes)), ", ".join(classes)),
@@ -118,7 +118,14 @@ def _lead(fingerprint: Fingerprint, units: Units) -> list[Html]:
     return [key_figures(items)]
 
 
+def _dimensions(fingerprint: Fingerprint) -> str:
+    dims = {"2D" if part.is_2d else "3D" for part in fingerprint.sources.values() or [fingerprint]}
+    return " and ".join(sorted(dims))
+
+
 def _shape_text(fingerprint: Fingerprint) -> str:
+    if len({part.is_2d for part in fingerprint.sources.values()}) > 1:
+        return "sizes by source below"  # a median over slices and volumes is the size of neither
     shapes = [_axes(fingerprint, case.shape) for case in fingerprint.cases]
     return f"median {_times(round(statistics.median(axis)) for axis in zip(*shapes, strict=True))}"
 
