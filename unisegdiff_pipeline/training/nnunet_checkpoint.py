@@ -148,7 +148,7 @@ def _reason(error: Exception) -> str:
         ]
     if not re.search("[a-z]", lines[0]):  # a KeyError of the byte that is no instruction
         return "no valid pickle"
-    return lines[0][:200].rstrip(" .")
+    return lines[0].partition(". ")[0][:200].rstrip(" .")  # of torch's sentences the first names what is wrong
 
 
 def _start_of(path: Path, content: dict[str, Any]) -> PretrainedStart:
