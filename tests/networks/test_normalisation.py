@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.normalisation import InstanceNorm
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -16,7 +15,11 @@ def reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, slope: floa
     return nn.functional.leaky_relu(nn.functional.instance_norm(x, weight=weight, bias=bias, eps=1e-5), slope)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 7, 6), (1, 3, 9, 4), (3, 4, 5, 6, 7), (2, 1, 4, 4, 4)])
+# The last one has enough channels and values for group norm, the others for batch norm of each example.
+SHAPES = [(2, 5, 7, 6), (1, 3, 9, 4), (3, 4, 5, 6, 7), (2, 1, 4, 4, 4), (2, 16, 32, 33)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("slope", [0.01, 1.0])
@@ -73,10 +76,3 @@ def test_an_input_that_is_neither_order_is_taken() -> None:
     x = torch.randn(2, 6, 5, 4)[:, ::2].requires_grad_()
     y = InstanceNorm(3, slope=0.01)(x)
     torch.testing.assert_close(y, reference(x, None, None, 0.01), atol=1e-5, rtol=1e-4)
-
-
-def test_3d_networks_get_channels_innermost_on_a_cpu_and_2d_ones_do_not() -> None:
-    network = nn.Sequential(nn.Conv3d(4, 4, 3), nn.Conv2d(4, 4, 3))
-    to_device(network, torch.device("cpu"))
-    assert network[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
-    assert network[1].weight.is_contiguous()

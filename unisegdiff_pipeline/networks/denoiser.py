@@ -22,6 +22,7 @@ from unisegdiff_pipeline.networks.blocks import (
     depth_to_space,
     space_to_depth,
 )
+from unisegdiff_pipeline.networks.layout import channels_innermost
 from unisegdiff_pipeline.networks.sources import SourceConditioning, SourceTable
 from unisegdiff_pipeline.networks.unet import condition_levels
 from unisegdiff_pipeline.planning.plans import DenoiserPlan, NetworkPlan
@@ -165,7 +166,8 @@ class Denoiser(nn.Module):
         embedded = self.embedding(level.lam)
         if self.source_embedding is not None and guide.source is not None:
             embedded = embedded + self.source_embedding(guide.source).to(embedded.dtype)
-        x = self.stem(space_to_depth(self.inputs(x_t, mask_lam, guide.x_det), self.stride)) + projected[0]
+        inputs = channels_innermost(space_to_depth(self.inputs(x_t, mask_lam, guide.x_det), self.stride))
+        x = self.stem(inputs) + projected[0]
         skips = []
         for i, encode in enumerate(self.encode):
             if i > 0:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.labels import Coding
 from unisegdiff_pipeline.networks.blocks import CONV, TRANSPOSED_CONV, ConvNorm, ResidualBlock
+from unisegdiff_pipeline.networks.layout import channels_innermost
 from unisegdiff_pipeline.networks.sources import ChannelAdapter, SourceConditioning, SourceFilm
 from unisegdiff_pipeline.planning.plans import LevelPlan, NetworkPlan
 
@@ -116,7 +117,7 @@ class SegmentationUNet(nn.Module):
             source: (B,) int64, or (1,) for all, 0 for an unknown one; None where that is all.
         """
         skips = []
-        x = image if source is None or self.adapter is None else self.adapter(image, source)
+        x = channels_innermost(image if source is None or self.adapter is None else self.adapter(image, source))
         for i, level in enumerate(self.encoder):
             x = _film(self.encoder_film, i, level(x), source)
             skips.append(x)
