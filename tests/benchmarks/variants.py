@@ -95,8 +95,10 @@ class OtherMasksTrainer(StagedDiffusionTrainer, abc.ABC):
         # A stream of its own: all else that is drawn stays what it is without other masks.
         own = torch.Generator(self.run.device).manual_seed(generator.initial_seed() ^ MASKS_STREAM)
         levels = len(example.lam) // len(batch.image)
-        p_det = self.network.det_probabilities(condition, self.calibration)
-        other = torch.where(batch.valid > 0, self.other_masks(batch, p_det, own), p_det)
+        p_det = self.network.det_probabilities(condition, self.calibration)  # in blocks, as all of the batch
+        whole = replace(batch, target=self.denoiser.whole(batch.target), valid=self.denoiser.whole(batch.valid))
+        masks = self.denoiser.blocks(self.other_masks(whole, self.denoiser.whole(p_det), own))
+        other = torch.where(batch.valid > 0, masks, p_det)
         chosen = torch.rand(len(example.lam), generator=own, device=self.run.device) < self.other_fraction
         chosen &= ~example.from_mean
         noise = torch.randn(example.x0.shape, generator=own, device=self.run.device)

@@ -51,6 +51,29 @@ def make_model(plan: NetworkPlan, labels: LabelScheme) -> StagedModel:
     return model.eval()
 
 
+@pytest.mark.parametrize("plan", [PLAN_2D, PLAN_3D])
+@pytest.mark.parametrize("labels", [BINARY, SOFTMAX])
+def test_masks_in_blocks_are_denoised_as_whole_ones(plan: NetworkPlan, labels: LabelScheme) -> None:
+    model = make_model(plan, labels)
+    denoiser = model.denoiser
+    assert denoiser is not None
+    for layer in (denoiser.head, denoiser.gain):
+        torch.nn.init.normal_(layer.weight)
+    image = torch.randn(2, plan.num_input_channels, *plan.patch_size)
+    guide = model.guide(model.condition(image))
+    x_t = torch.randn(2, labels.num_channels, *plan.patch_size)
+    in_blocks = dataclasses.replace(
+        guide, det_logits=denoiser.blocks(guide.det_logits), x_det=denoiser.blocks(guide.x_det)
+    )
+    assert torch.equal(denoiser.whole(denoiser.blocks(x_t)), x_t)
+    for corrected in (True, False):
+        expected = model.denoiser_output(x_t, level_of(0.5), guide, corrected)
+        found = model.denoiser_output(denoiser.blocks(x_t), level_of(0.5), in_blocks, corrected)
+        torch.testing.assert_close(denoiser.whole(found.x0_logits), expected.x0_logits, atol=1e-4, rtol=1e-4)
+        noise = expected.noise_correction
+        torch.testing.assert_close(denoiser.whole(found.noise_correction), noise, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("stride", [(2, 2), (1, 2, 2), (2, 2, 2)])
 def test_depth_to_space_undoes_space_to_depth(stride: tuple[int, ...]) -> None:
     x = torch.arange(2 * 3 * 4 * 6 * 8.0).reshape(2, 3, 4, 6, 8) if len(stride) == 3 else torch.randn(2, 3, 6, 8)

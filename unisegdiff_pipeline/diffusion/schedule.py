@@ -90,4 +90,4 @@ def noise_mask(x_start: Tensor, lam: Tensor, noise: Tensor) -> Tensor:
         noise: standard normal, same shape as x_start.
     """
     a, s = alpha_sigma(lam)
-    return expand_to(a, x_start.ndim) * x_start + expand_to(s, x_start.ndim) * noise
+    return torch.addcmul(expand_to(s, x_start.ndim) * noise, expand_to(a, x_start.ndim), x_start)

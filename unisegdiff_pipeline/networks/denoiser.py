@@ -153,11 +153,22 @@ class Denoiser(nn.Module):
         """Bring the segmenter's features to the denoiser's widths; once a patch, whatever the number of calls."""
         return tuple(project(f) for project, f in zip(self.project, features, strict=False))
 
+    def blocks(self, values: Tensor) -> Tensor:
+        """(B, C, *patch) => (B, C, voxels of a block, *blocks): as the network packs masks, with the channels apart.
+
+        What goes voxel by voxel may be computed so, and `forward` then has nothing to pack or unpack.
+        """
+        return space_to_depth(values, self.stride).unflatten(1, (values.shape[1], -1))
+
+    def whole(self, blocks: Tensor) -> Tensor:
+        """The inverse of `blocks`."""
+        return depth_to_space(blocks.flatten(1, 2), self.stride)
+
     def forward(self, x_t: Tensor, level: NoiseLevel, guide: Guide, corrected: bool = True) -> DenoiserOutput:
-        """Denoise once.
+        """Denoise once; the output has the shape of x_t.
 
         Args:
-            x_t: noised mask (B, C, *patch).
+            x_t: noised mask (B, C, *patch), or the `blocks` of it if those of the guide are `blocks`, too.
             level: of x_t.
             guide: of the patch.
             corrected: False leaves the correction of the noise at 0, for those who do not read it.
@@ -166,8 +177,9 @@ class Denoiser(nn.Module):
         embedded = self.embedding(level.lam)
         if self.source_embedding is not None and guide.source is not None:
             embedded = embedded + self.source_embedding(guide.source).to(embedded.dtype)
-        inputs = channels_innermost(space_to_depth(self.inputs(x_t, mask_lam, guide.x_det), self.stride))
-        x = self.stem(inputs) + projected[0]
+        inputs, in_blocks = self.inputs(x_t, mask_lam, guide.x_det), x_t.ndim > 2 + len(self.stride)
+        packed = inputs.flatten(1, 2) if in_blocks else space_to_depth(inputs, self.stride)
+        x = self.stem(channels_innermost(packed)) + projected[0]
         skips = []
         for i, encode in enumerate(self.encode):
             if i > 0:
@@ -176,12 +188,17 @@ class Denoiser(nn.Module):
             skips.append(x)
         for i in reversed(range(len(self.decode))):
             x = self.decode[i](self.up[i](x) + skips[i], embedded)
-        packed = self.head(x).float()
-        if corrected:
-            logits, noise = depth_to_space(packed, self.stride).chunk(2, dim=1)
+        packed = self.head(x)
+        if not corrected:
+            packed = packed.chunk(2, dim=1)[0]
+        if in_blocks:
+            found = packed.contiguous().float().unflatten(1, (-1, math.prod(self.stride)))
         else:
-            logits = depth_to_space(packed.chunk(2, dim=1)[0], self.stride)
-            noise = torch.zeros_like(logits[:1, :1]).expand_as(logits)
+            found = depth_to_space(packed.float(), self.stride)
+        if corrected:
+            logits, noise = found.chunk(2, dim=1)
+        else:
+            logits, noise = found, torch.zeros_like(found[:1, :1]).expand_as(found)
         gain, weight = (expand_to(v, x_t.ndim) for v in (GAIN_RATE * self.gain(embedded).float()).split(1, dim=1))
         logits = torch.addcmul(logits, 1 + gain, guide.det_logits)
         return DenoiserOutput(torch.addcmul(logits, weight, voxel_evidence(x_t, mask_lam)), noise)

@@ -155,7 +155,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
             return StepResult(nothing.loss.detach(), {**logged, **nothing.logged}, summed=True)
         projected = self.denoiser.project_features([f[chosen] for f in features])
         examined = replace(batch.select(chosen), part=part)
-        condition = Condition(logits[chosen].float(), projected, examined.source)
+        examined, condition = self._in_blocks(examined, Condition(logits[chosen].float(), projected, examined.source))
         of_examples = None if part is None else part.repeated(levels)
         if of_examples is not None:
             draw = StageDraw(*(of_examples.of(values) for values in (draw.lam, draw.stage, draw.from_mean)))
@@ -173,6 +173,12 @@ class DiffusionTrainer(Trainer, abc.ABC):
         result = self.weigh(losses, example.stage).of_part(part)
         return replace(result, logged={**logged, **result.logged})
 
+    def _in_blocks(self, batch: Batch, condition: Condition) -> tuple[Batch, Condition]:
+        """Both as the denoiser packs masks: packed once a patch, not for each noise level."""
+        blocks = self.denoiser.blocks
+        batch = replace(batch, target=blocks(batch.target), valid=blocks(batch.valid))
+        return batch, replace(condition, det_logits=blocks(condition.det_logits))
+
     def noised_examples(
         self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator
     ) -> NoisedExamples:
@@ -181,8 +187,9 @@ class DiffusionTrainer(Trainer, abc.ABC):
         target, valid = repeat_examples(batch.target, levels), repeat_examples(batch.valid, levels)
         mean = self.network.det_probabilities(condition, self.calibration)
         masks = mask_to_x(torch.where(batch.valid > 0, batch.target, mean))  # ignored voxels: what the segmenter says
-        x0, mean = repeat_examples(masks, levels), repeat_examples(mask_to_x(mean), levels)
-        clean = torch.where(expand_to(draw.from_mean, x0.ndim), mean, x0)
+        x0 = repeat_examples(masks, levels)
+        from_mean = expand_to(draw.from_mean.unflatten(0, (-1, levels)), x0.ndim + 1)
+        clean = torch.where(from_mean, mask_to_x(mean)[:, None], masks[:, None]).flatten(0, 1)
         part = None if batch.part is None else batch.part.repeated(levels)
         noise = drawn(
             part, len(x0), lambda n: torch.randn((n, *x0.shape[1:]), generator=generator, device=self.run.device)
@@ -243,7 +250,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         batch, draw = source.batch(0).to(run.device), self.bands.grid(plan.batch_size)
         model, meter = self.model_for_prediction(), BandMeter(self.bands, run.device)
         with autocast(run.device, self.bf16):
-            condition = model.condition(batch.image, batch.source)
+            batch, condition = self._in_blocks(batch, model.condition(batch.image, batch.source))
             example = self.noised_examples(batch, condition, draw, run.generator("bands"))
             output = self._denoise(model, example, condition)
             losses = self.example_losses(example, output)
@@ -316,7 +323,7 @@ class NoisedExamples:
     """One batch of noised masks, B = patches x noise levels.
 
     Attributes:
-        x_t: noised masks (B, C, *patch).
+        x_t: noised masks (B, C, *patch); in a step all of these are `Denoiser.blocks`.
         x0: clean masks in [-1, 1]; ignored voxels hold the segmenter's mean.
         target, valid: (B, C, *patch) and (B, 1, *patch), or (B, C, *patch) as in `Batch`.
         lam, stage, from_mean: (B,), see `StageDraw`.
