@@ -93,6 +93,17 @@ def test_masks_samples_and_maps_of_reoriented_copies_are_equal(
         np.testing.assert_array_equal(probabilities[codes], probabilities["RAS"])
 
 
+def test_an_image_of_one_value_is_predicted_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "unisegdiff_pipeline")
+    model, images = make_model(tmp_path, 2, RAS), tmp_path / "in"
+    images.mkdir()
+    nibabel.save(image_in("RAS"), images / "good_0000.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.full((20, 18, 2), 7, np.uint8), np.eye(4)), images / "grey_0000.nii.gz")
+    assert predict_folder(PredictRequest(images, tmp_path / "out", model, device="cpu")) == 2
+    assert "case grey: all voxels of channel 0 are 7; check" in caplog.text
+    assert "case good" not in caplog.text
+
+
 @pytest.mark.parametrize("direction", [IDENTITY_DIRECTION, RAS])
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "ARS"])
 def test_a_2d_image_is_predicted_like_the_single_slice_that_it_is(

@@ -425,6 +425,13 @@ class _FolderRun:
         volume = images.read_image(case.image_paths, scratch.empty, num_channels=channels)
         scratch.release()
         require_finite(volume.array, [str(path) for path in case.image_paths])
+        for number, values in enumerate(volume.array):
+            if values.size > 1 and values.min() == values.max():
+                _say(
+                    f"warning: case {case.case_id}: all voxels of channel {number} are {values.flat[0]:g}; check that "
+                    f"the image was exported rightly"
+                )
+        scratch.release()
         read = time.perf_counter()
         try:
             plan = inputs.plan_for(volume, case)
