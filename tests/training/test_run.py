@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,6 +172,18 @@ def test_trouble_with_report_and_pictures_does_not_end_a_training(
     printed = caplog.text
     assert "report.html could not be written: no room" in printed
     assert "pictures of phantom_" in printed
+
+
+def test_a_segmenter_alone_says_that_its_temperature_is_fitted(
+    request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = SimpleNamespace(of_all=LogitCalibration(1.0, 0.8))
+    monkeypatch.setattr("unisegdiff_pipeline.training.fold.choose_calibration", lambda *_: fitted)
+    folder = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)).folds[0].folder
+    settings = json.loads((folder / "inference.json").read_text())
+    assert settings["calibration"]["background"] == 0.8
+    assert settings["chosen_on"] == "temperature on held-out cases, at the end of phase 1"
+    assert "All settings are the defaults" not in (folder / "report.html").read_text()
 
 
 def test_plain_segmenter(request_: TrainRequest) -> None:

@@ -236,6 +236,9 @@ def _train_phases(
                 "the stop file is there before phase 2: the model is the segmenter alone and samples no masks. "
                 f"--run NAME --phase-1-from {quoted(run.folder)} trains phase 2 on it"
             )
+        fitted = facts.holdout_dice and facts.calibration != planned_settings(run.configuration).calibration
+        if fitted and not two_phases:
+            settings = replace(settings, chosen_on="temperature on held-out cases, at the end of phase 1")
         _finish(run, model, replace(settings, segmenter_weight=1.0, num_samples=0), None)
         return
     assert issubclass(trainer, DiffusionTrainer)
