@@ -15,7 +15,7 @@ mean is that of the sources' means; its interval is of normal shape with the err
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -127,19 +127,33 @@ def difference(first: Mapping[str, float], second: Mapping[str, float], groups: 
     return f"{gain:+.3f} [{low:+.3f}, {high:+.3f}] | {p:.2g}"
 
 
-def table(args: argparse.Namespace) -> list[str]:
-    """Rows of two Markdown tables: Dice of the plans, then Dice and energy score of the trainers."""
+def rows_of_plans(
+    args: argparse.Namespace, trainer: str, names: Mapping[int, str], plans: Iterable[str | None]
+) -> list[str]:
+    """Rows of a Markdown table: Dice by source of trainings of every plan beside those by the data set's own.
+
+    Args:
+        names: of the trainings, by seed.
+        plans: keys of PLANS.
+    """
     groups = groups_of(args.raw / find_dataset(args.raw, args.unified))
     lines = _header("plan", "seed", "Dice by source", "mean", "difference to the plan [95 %]", "p", "false alarms")
-    for seed in args.seeds:
-        base = dice_where_lesion(scores_of(fold_folder(args, SEGMENTER, None, run_name(seed))))
-        for plan in PLANS:
-            scores = scores_of(fold_folder(args, SEGMENTER, plan, run_name(seed)))
+    for seed, name in names.items():
+        base = dice_where_lesion(scores_of(fold_folder(args, trainer, None, name)))
+        for plan in plans:
+            scores = scores_of(fold_folder(args, trainer, plan, name))
             dice = dice_where_lesion(scores)
             cells = " | " if plan is None else difference(dice, base, groups)
             alarms = " of ".join(map(str, false_alarms(scores)))
             found = f"{_by_source(dice)} | {macro_mean(dice):.3f} | {cells} | {alarms}"
             lines.append(f"| {plan or 'as planned'} | {seed} | {found} |")
+    return lines
+
+
+def table(args: argparse.Namespace) -> list[str]:
+    """Rows of two Markdown tables: Dice of the plans, then Dice and energy score of the trainers."""
+    groups = groups_of(args.raw / find_dataset(args.raw, args.unified))
+    lines = rows_of_plans(args, SEGMENTER, {seed: run_name(seed) for seed in args.seeds}, PLANS)
     against = ("staged - it [95 %]", "p")
     lines += ["", *_header("trainer", "seed", "Dice by source", "mean", *against, "energy score", *against)]
     for seed in args.seeds:
