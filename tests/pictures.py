@@ -315,11 +315,50 @@ def _panel(left: float, top: float, axis: str, of_steps: dict[str, Any], colours
     return parts
 
 
+# One model for eight sources beside one for each
+
+DICE_WIDTH, SOURCE_HEIGHT = 420.0, 30.0
+
+
+def unified() -> str:
+    """Dice of every source and in the mean, of its own model and of the unified one, a line for each seed."""
+    page = json.loads((PAGES / "benchmarks/results/unified.json").read_text("utf-8"))
+    (section,) = (section for section in page["sections"] if section["heading"] == "Eight sources")
+    table = next(content["table"] for content in section["content"] if "table" in content)
+    values: dict[str, list[Point]] = {}
+    for source, _, _, alone, of_unified, *_ in table["rows"]:
+        values.setdefault(source.strip("*"), []).append((float(alone.strip("*")), float(of_unified.strip("*"))))
+    left, top = 168.0, 54.0
+    bottom = top + SOURCE_HEIGHT * len(values)
+    parts = []
+    for tick in range(6):
+        x = left + DICE_WIDTH * tick / 5
+        parts.append(f'<path d="M{x:g} {top:g}V{bottom:g}" stroke="{SOFT}"/>')
+        parts.append(words(x, bottom + 18, f"{tick / 5:g}", size=12))
+    for row, (source, seeds) in enumerate(values.items()):
+        middle = top + SOURCE_HEIGHT * (row + 0.5)
+        name = "mean over sources" if source == "macro mean" else source
+        parts.append(words(left - 10, middle + 4, name, "end", weight="bold" if row == len(values) - 1 else "normal"))
+        for number, (alone, of_unified) in enumerate(seeds):
+            y = middle + 9 * (number - (len(seeds) - 1) / 2)
+            first, second = (left + DICE_WIDTH * dice for dice in (alone, of_unified))
+            parts.append(f'<path d="M{first:.1f} {y:g}H{second:.1f}" stroke="{INK}" stroke-width="1.2"/>')
+            parts.append(f'<circle cx="{first:.1f}" cy="{y:g}" r="3.6" fill="white" stroke="{INK}"/>')
+            parts.append(f'<circle cx="{second:.1f}" cy="{y:g}" r="3.6" fill="{ACCENT}"/>')
+    parts.append(f'<circle cx="{left + 6:g}" cy="24" r="3.6" fill="white" stroke="{INK}"/>')
+    parts.append(words(left + 16, 28, "one for each source", "start"))
+    parts.append(f'<circle cx="{left + 160:g}" cy="24" r="3.6" fill="{ACCENT}"/>')
+    parts.append(words(left + 170, 28, "one for all, in the same seconds in total", "start"))
+    parts.append(words(left + DICE_WIDTH / 2, bottom + 38, "Dice, a line for each seed"))
+    return svg(left + DICE_WIDTH + 24, bottom + 52, parts)
+
+
 PICTURES: dict[str, Callable[[], str]] = {
     "explanation/architecture.svg": architecture,
     "explanation/stages.svg": stages,
     "explanation/samples.svg": samples,
     "benchmarks/slopes.svg": slopes,
+    "benchmarks/unified.svg": unified,
 }
 
 
