@@ -30,8 +30,9 @@ def test_what_is_chosen_and_what_it_means() -> None:
         == "The probability is 25% the segmenter's and 75% the mean over the samples (segmenter weight 0.25)."
     )
     assert samples == (
-        "8 samples a case: each takes 2 network calls from pure noise; between them a mask is drawn and noised again, "
-        "and the sample is drawn from the last probabilities so that pixels within about 16 pixels fall together."
+        "8 samples a case: each takes 2 network calls from pure noise, the first for all at once; between them a mask "
+        "is drawn and noised again, and the sample is drawn from the last probabilities so that pixels within about 16 "
+        "pixels fall together."
     )
     assert "softer (logits divided by 1.7) for foreground, sharper (logits divided by 0.65) for back" in calibration
 

@@ -62,7 +62,9 @@ def _way(sampler: SamplerSettings) -> str:
         "renoise": "between them the mean is noised again",
         "ddim": "without new noise between them",
     }
-    return f"each takes {calls} from {start}" + (f"; {between[sampler.method]}" if sampler.total_calls > 1 else "")
+    shared = ", the first for all at once" if sampler.start == "stage_a" else ""
+    way = f"each takes {calls} from {start}{shared}"
+    return way + (f"; {between[sampler.method]}" if sampler.total_calls > 1 else "")
 
 
 def _end(sampler: SamplerSettings, units: Units) -> str:
