@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unisegdiff_pipeline.commands import evaluate
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry, Volume
 from unisegdiff_pipeline.core.labels import LabelScheme
@@ -131,3 +132,23 @@ def test_the_origin_of_a_crop_lies_where_its_first_voxel_was() -> None:
     turned = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # x runs along +y, y along -x
     geometry = Geometry((5.0, 3.0, 2.0), (10.0, 20.0, 30.0), turned)
     assert crop_geometry(geometry, ((1, 2), (2, 4), (3, 9))).origin_mm == (10.0 - 2 * 3, 20.0 + 3 * 2, 30.0 + 5)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_probabilities_of_other_programs_in_other_axes_than_their_mask_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], own: bool
+) -> None:
+    mask = np.zeros((4, 4, 4), np.uint8)
+    mask[0, 1:3, 2:] = 1
+    for folder in ("ref", "pred"):
+        write_labels(tmp_path / folder / "case.nii.gz", mask, LIKE.geometry)
+    probability = 0.1 + 0.8 * mask.astype(np.float32)
+    arguments = [str(tmp_path / "ref"), str(tmp_path / "pred"), "--labels", "1", "--no-report", "--workers", "0"]
+    save(tmp_path / "pred/case.npz", probabilities=np.stack([1 - probability, probability]))
+    assert evaluate.main(arguments) == 0
+    if own:  # of which the axes are known
+        (tmp_path / "pred/manifest.json").write_text("{}")
+    save(tmp_path / "pred/case.npz", probabilities=np.stack([1 - probability, probability])[..., ::-1])
+    assert evaluate.main([*arguments, "-o", str(tmp_path / "out")]) == (0 if own else 1)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("case.npz holds the axes in another order or direction than the mask case.nii.gz" in said) is not own

@@ -43,6 +43,7 @@ from unisegdiff_pipeline.evaluation.reading import (
     read_masks,
     read_reference,
     read_uncertainty,
+    require_axes_of_mask,
 )
 from unisegdiff_pipeline.evaluation.summary import CaseScores
 from unisegdiff_pipeline.evaluation.unified import SourceLabels
@@ -198,15 +199,20 @@ class CaseVolumes:
         scheme, check = settings.scheme, settings.check_values
         reference = read_reference(case, scheme, check)
         labels = reference.array[0]
+        predicted = read_mask(case.prediction, scheme, reference, check).array[0]
+        probabilities = None if case.probability is None else Probabilities(case.probability, scheme, reference)
+        if probabilities is not None and case.has_foreign_arrays:
+            foreground = np.logical_or.reduce([mask for _, mask in scheme.class_masks(predicted)])
+            require_axes_of_mask(probabilities, case.prediction, foreground)
         return cls(
             reference=labels,
-            predicted=read_mask(case.prediction, scheme, reference, check).array[0],
+            predicted=predicted,
             geometry=measured_grid(reference.geometry, settings.units),
             valid=None if scheme.ignore_value is None else ~scheme.ignored(labels),
             samples=read_masks(case.samples, scheme, reference, check),
             raters=read_masks(case.raters, scheme, reference, check, case.source),
             uncertainty=None if case.uncertainty is None else read_uncertainty(case.uncertainty, reference),
-            probabilities=None if case.probability is None else Probabilities(case.probability, scheme, reference),
+            probabilities=probabilities,
             is_nominal=reference.geometry.is_2d and settings.units.size == "ml",
             file_spacing_mm=reference.geometry.spacing_mm,
         )

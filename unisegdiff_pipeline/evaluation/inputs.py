@@ -31,6 +31,7 @@ from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 from unisegdiff_pipeline.evaluation.unified import SourceLabels, is_unified, unified_cases
 from unisegdiff_pipeline.io.paths import places_of
+from unisegdiff_pipeline.io.prediction_files import MANIFEST
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.core.geometry import Geometry, Shape
@@ -75,6 +76,12 @@ class CaseInputs:
     group: str | None = None
     source: SourceLabels | None = None
     images: tuple[Path, ...] = ()
+
+    @property
+    def has_foreign_arrays(self) -> bool:
+        """Whether the probabilities are an array without a grid that another program has written, perhaps turned."""
+        is_array = self.probability is not None and self.probability.suffix.lower() == ".npz"
+        return is_array and not (self.prediction.parent / MANIFEST).is_file()
 
     def knows_spacing(self, of_data_set: bool) -> bool:
         """Whether the spacing is known, and with it the patient's sides; of a unified data set by the case's source."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from unisegdiff_pipeline.evaluation.unified import SourceLabels, in_scored_value
 from unisegdiff_pipeline.io.images import read_labels, read_map
 
 ARRAY_NAMES = ("probabilities", "softmax")  # nnU-Net 2 and this package; nnU-Net 1
+MUCH_BETTER = 0.25  # of Dice: axes in another order that fit the mask better by this are the true ones
+FITS = 0.5  # Dice of a mask and its probabilities that needs no look at other orders of the axes
 PROBABILITY_SLACK = 1e-3  # half precision and resampling leave values slightly outside of 0 to 1
 
 
@@ -128,7 +131,7 @@ class Probabilities:
     """
 
     def __init__(self, path: Path, scheme: LabelScheme, like: Volume) -> None:
-        self._path = path
+        self.path = path
         shape = like.array.shape[1:]
         is_npz = path.suffix.lower() == ".npz"
         self._array = _read_npz(path, scheme, shape) if is_npz else _read_channels(path, like)
@@ -136,6 +139,15 @@ class Probabilities:
             self._array = self._array[:, None]
         _check_shape(path, self._array, shape)
         self._offset = _background_channels(path, len(self._array), scheme)
+        self._classes, self._exclusive = len(scheme.names), scheme.coding == "softmax"
+
+    def foreground(self) -> np.ndarray:
+        """Where they hold a class (or region) for likelier than none, (Z, Y, X)."""
+        highest = self.of_class(0)
+        for index in range(1, self._classes):
+            highest = np.maximum(highest, self.of_class(index))
+        foreground: np.ndarray = highest > (self.of_background() if self._exclusive else 0.5)
+        return foreground
 
     def of_class(self, index: int) -> np.ndarray:
         """Probability of class (or region) number `index` of the scheme, float32 (Z, Y, X), clipped to 0..1."""
@@ -143,7 +155,7 @@ class Probabilities:
         low, high = float(values.min()), float(values.max())  # NaN fails both comparisons below
         if not (low >= -PROBABILITY_SLACK and high <= 1 + PROBABILITY_SLACK):
             raise UsdError(
-                f"{self._path} holds values from {low:g} to {high:g}; probabilities lie from 0 to 1. Give "
+                f"{self.path} holds values from {low:g} to {high:g}; probabilities lie from 0 to 1. Give "
                 f"probabilities, not logits (16-bit pictures: 65535 stands for 1)."
             )
         return values if low >= 0 and high <= 1 else np.clip(values, 0, 1)
@@ -153,6 +165,21 @@ class Probabilities:
         if self._offset:
             return self.of_class(-1)
         return np.clip(1 - sum(self.of_class(index) for index in range(len(self._array))), 0, 1)
+
+
+def require_axes_of_mask(found: Probabilities, mask_path: Path, mask: np.ndarray) -> None:
+    """Refuse probabilities that fit the foreground of their mask (Z, Y, X) much better in other axes."""
+    if _fits_turned(found.foreground(), mask):
+        raise other_axes(found.path, mask_path)
+
+
+def other_axes(path: Path, mask_path: Path) -> UsdError:
+    """What is said of probabilities that lie in other axes than their mask."""
+    return UsdError(
+        f"{path} holds the axes in another order or direction than the mask {mask_path.name} (as nnU-Net's "
+        f"NibabelIOWithReorient writes them); predict with a reader that does not turn images, or turn the arrays to "
+        f"the axes of the mask."
+    )
 
 
 def crop_geometry(geometry: Geometry, box: Box) -> Geometry:
@@ -209,3 +236,26 @@ def _background_channels(path: Path, channels: int, scheme: LabelScheme) -> int:
             f"{' or '.join(map(str, allowed))}{' (with background first)' if len(allowed) > 1 else ''}."
         )
     return channels - classes
+
+
+def _fits_turned(predicted: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether a foreground (Z, Y, X) fits its mask much better with its axes in another order or direction."""
+    here = _dice(predicted, mask)
+    sizes = np.count_nonzero(predicted), np.count_nonzero(mask)
+    if here >= FITS or 2 * min(sizes) <= (here + MUCH_BETTER) * sum(sizes):
+        return False  # in no order of axes can they overlap by so much more
+    axes = range(mask.ndim)
+    for order in itertools.permutations(axes):
+        permuted = predicted.transpose(order)
+        if permuted.shape != mask.shape:
+            continue
+        for flips in itertools.product((False, True), repeat=mask.ndim):
+            turned = np.flip(permuted, tuple(axis for axis in axes if flips[axis]))
+            if _dice(turned, mask) > here + MUCH_BETTER:
+                return True
+    return False
+
+
+def _dice(a: np.ndarray, b: np.ndarray) -> float:
+    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
+    return 2 * int(np.count_nonzero(a & b)) / total if total else 1.0

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,7 +27,7 @@ from unisegdiff_pipeline.core.names import composed
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_object
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.evaluation.inputs import find_masks, find_repeated
-from unisegdiff_pipeline.evaluation.reading import Probabilities
+from unisegdiff_pipeline.evaluation.reading import Probabilities, other_axes, require_axes_of_mask
 from unisegdiff_pipeline.inference.export import record_path, volumes_path
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter, combined_filter
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, finished_folds
@@ -38,9 +37,6 @@ from unisegdiff_pipeline.io.images import read_header, read_labels
 from unisegdiff_pipeline.io.paths import places_above
 from unisegdiff_pipeline.io.prediction_files import MANIFEST
 from unisegdiff_pipeline.planning.plans import Plans
-
-MUCH_BETTER = 0.25  # of Dice: axes in another order that fit the mask better by this are the true ones
-FITS = 0.5  # Dice of a mask and its probabilities that needs no look at other orders of the axes
 
 
 @dataclass(frozen=True)
@@ -137,17 +133,10 @@ class PredictionFolder:
         return False
 
     def _require_axes_of_mask(self, case_id: str, found: Probabilities, geometry: Geometry) -> None:
-        path = self.probabilities[case_id]
-        highest = np.max([found.of_class(index) for index in range(len(self.labels.names))], axis=0)
-        predicted = highest > (found.of_background() if self.labels.coding == "softmax" else 0.5)
-        mask = read_labels(self.masks[case_id]).array[0] != 0
-        turned = self._turns and geometry.orientation != "RAS"
-        if turned or _fits_turned(predicted, mask):
-            raise UsdError(
-                f"{path} holds the axes in another order or direction than the mask {self.masks[case_id].name} (as "
-                f"nnU-Net's NibabelIOWithReorient writes them); predict with a reader that does not turn images, or "
-                f"turn the arrays to the axes of the mask."
-            )
+        path, mask = self.probabilities[case_id], self.masks[case_id]
+        if self._turns and geometry.orientation != "RAS":
+            raise other_axes(path, mask)
+        require_axes_of_mask(found, mask, read_labels(mask).array[0] != 0)
 
 
 def open_prediction_folder(folder: Path, dataset_json: Path | None = None) -> PredictionFolder:
@@ -235,26 +224,3 @@ def _named_as(labels: LabelScheme, found: LesionFilter, folder: Path, manifest: 
     own = from_jsonable(LabelScheme, manifest["labels"], f"{folder / MANIFEST}: labels")
     names = dict(zip(own.names, labels.names, strict=False))  # other numbers of classes are refused later on
     return replace(found, rules={names.get(name, name): rule for name, rule in found.rules.items()})
-
-
-def _fits_turned(predicted: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether a foreground (Z, Y, X) fits its mask much better with its axes in another order or direction."""
-    here = _dice(predicted, mask)
-    sizes = np.count_nonzero(predicted), np.count_nonzero(mask)
-    if here >= FITS or 2 * min(sizes) <= (here + MUCH_BETTER) * sum(sizes):
-        return False  # in no order of axes can they overlap by so much more
-    axes = range(mask.ndim)
-    for order in itertools.permutations(axes):
-        permuted = predicted.transpose(order)
-        if permuted.shape != mask.shape:
-            continue
-        for flips in itertools.product((False, True), repeat=mask.ndim):
-            turned = np.flip(permuted, tuple(axis for axis in axes if flips[axis]))
-            if _dice(turned, mask) > here + MUCH_BETTER:
-                return True
-    return False
-
-
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return 2 * int(np.count_nonzero(a & b)) / total if total else 1.0
