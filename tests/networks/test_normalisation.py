@@ -72,6 +72,23 @@ def test_bf16_activations_with_fp32_weights(channels_last: bool) -> None:
     torch.testing.assert_close(x.grad.float(), full.grad, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_bf16_without_a_learned_scale_keeps_its_statistics_in_fp32(shape: tuple[int, ...], channels_last: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(shape, generator=generator) + 10).bfloat16()  # a mean that bf16 rounds by a part of the deviation
+    gradient = torch.randn(shape, generator=generator)
+    full = x.float().requires_grad_()
+    expected = reference(full, None, None, 1.0)
+    ours = x.contiguous(memory_format=FORMATS[x.ndim] if channels_last else torch.contiguous_format).requires_grad_()
+    y = InstanceNorm(shape[1], affine=False)(ours)
+    for got, wanted in (
+        (y, expected),
+        (torch.autograd.grad(y, ours, gradient.bfloat16())[0], torch.autograd.grad(expected, full, gradient)[0]),
+    ):
+        assert (got.float() - wanted).norm() < 5e-3 * wanted.norm()
+
+
 def test_an_input_that_is_neither_order_is_taken() -> None:
     x = torch.randn(2, 6, 5, 4)[:, ::2].requires_grad_()
     y = InstanceNorm(3, slope=0.01)(x)

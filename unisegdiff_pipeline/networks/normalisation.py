@@ -57,6 +57,9 @@ class _CpuInstanceNorm(torch.autograd.Function):
         if not _is_channels_last(x):
             x = x.contiguous()
         batch, channels = x.shape[:2]
+        if weight is None and x.dtype.itemsize < 4:
+            # The kernels keep mean and deviation in the type of the scale; bf16 rounds them to two or three digits.
+            weight = torch.ones(channels, device=x.device)
         size = x[0, 0].numel()
         if _is_channels_last(x) and (size < SMALL_MAP or channels < FEW_CHANNELS):
             y, mean, scale = _by_example(x, weight, bias)
@@ -96,7 +99,8 @@ class _CpuInstanceNorm(torch.autograd.Function):
             if at_weight is not None and at_bias is not None and of_weight is not None:
                 at_weight += of_weight
                 at_bias += of_bias
-        return (at_x if wanted[0] else None), at_weight, at_bias, None
+        gradients = zip((at_x, at_weight, at_bias), wanted, strict=True)
+        return *(gradient if is_wanted else None for gradient, is_wanted in gradients), None
 
 
 def _by_example(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
