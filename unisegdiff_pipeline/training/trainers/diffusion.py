@@ -128,7 +128,10 @@ class DiffusionTrainer(Trainer, abc.ABC):
 
     @abc.abstractmethod
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
-        """Loss of each example (B,), by what the trainer lets the network predict."""
+        """Loss of each example (B,), by what the trainer lets the network predict.
+
+        All are `Denoiser.blocks`; a loss that looks at neighbours needs them `whole`.
+        """
 
     def training_step(self, batch: Batch, generator: torch.Generator) -> StepResult:
         segmented = self.network.segmenter(batch.image, batch.source)
