@@ -31,6 +31,7 @@ _DIM_OFFSET = 40  # of the numbers of voxels in a NIfTI-1 header
 _SLICES_BETWEEN = 16
 LARGEST_SIZE_ERROR = 0.01  # between the affine and pixdim, as a fraction
 _MAX_TURN = 45.0  # degrees between an axis by sform and by qform: more is another axis, or the other way along it
+_ROUNDED_TURN = 2e-3  # radians by which a quaternion in float32 may turn a grid, near half a turn
 _MM_OF_UNIT = {"meter": 1000.0, "micron": 1e-3}
 _loading = threading.Lock()
 
@@ -63,15 +64,21 @@ def header(path: Path) -> tuple[Shape, Geometry]:
 
 
 def lies_in_two_places(path: Path) -> bool:
-    """Whether sform and qform of a header are both in use and place a corner of the grid differently."""
+    """Whether sform and qform of a header are both in use and place a corner of the grid differently.
+
+    What rounding makes of a quaternion is no difference: near half a turn, as of slightly tilted scans that are stored
+    from left to right, it moves the corner that lies farthest from the first voxel by half a voxel.
+    """
     with open_content(path) as content:
         found = _read_header(path, content)
-    qform = _qform_beside_sform(found.fields)
+    qform, sform = _qform_beside_sform(found.fields), found.fields.get_sform()
     if qform is None:
         return False
     corners = np.array(list(itertools.product(*((0, size - 1) for size in (*found.file_shape, 1, 1)[:3])))).T
-    moved = np.linalg.solve(found.fields.get_sform(), qform @ np.vstack([corners, np.ones(8)]))[:3] - corners
-    return bool(np.abs(moved).max() >= MAX_DISPLACEMENT_VOXELS)
+    apart_mm = np.linalg.norm((qform - sform)[:3] @ np.vstack([corners, np.ones(8)]), axis=0)
+    from_first_mm = np.linalg.norm(sform[:3, :3] @ corners, axis=0)
+    voxel_mm = np.linalg.norm(sform[:3, :3], axis=0).min()
+    return bool((apart_mm >= MAX_DISPLACEMENT_VOXELS * voxel_mm + _ROUNDED_TURN * from_first_mm).any())
 
 
 def read(path: Path, as_labels: bool) -> Volume:
