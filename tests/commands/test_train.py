@@ -119,6 +119,10 @@ def test_a_dry_run_writes_nothing(roots: list[str], prepared: Path, tmp_path: Pa
         ("-d 4 -f 0", "DATASET and FOLD are given without -d and -f: usd_train 4 0\n"),
         ("4 0 1 2", "one command trains one fold (0, 1 and 2 are given), or all of them: usd_train 4 cv\n"),
         ("-d 4 -f 0 1", "without -d and -f: usd_train 4 0; one command trains one fold (0 and 1 are given)"),
+        ("-f 0 -d 4", "DATASET and FOLD are given without -f and -d: usd_train 4 0\n"),
+        ("-f cv -d Phantom2D -c 2d", "without -f and -d: usd_train Phantom2D cv\n"),
+        ("4 --fold 0", "DATASET and FOLD are given without --fold: usd_train 4 0\n"),
+        ("--dataset 4 -c 2d", "DATASET and FOLD are given without --dataset: usd_train 4 FOLD\n"),
         ("4 0 twice", "unrecognized arguments: twice\n"),
     ],
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,7 @@ from unisegdiff_pipeline.training.loggers import LOGGERS
 if TYPE_CHECKING:
     from unisegdiff_pipeline.training.request import FoldPreview, TrainRequest
 
+DATASET_FLAGS, FOLD_FLAGS = ("-d", "--dataset"), ("-f", "--fold", "--folds")  # of other commands
 STATES = {
     "new": "begins",
     "restarted": "begins again; what was trained is removed",
@@ -186,22 +189,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments; where a data set or folds are given as other commands take them, the error says how it is here."""
-    parser = build_parser()
-    args, unknown = parser.parse_known_args(argv)
+    parser, given = build_parser(), list(sys.argv[1:] if argv is None else argv)
+    by_flags = {flag: _values_of(flag, given) for flag in given if flag in (*DATASET_FLAGS, *FOLD_FLAGS)}
+    if by_flags:
+        parser.error(_without_flags(by_flags, given))
+    args, unknown = parser.parse_known_args(given)
+    if unknown and all(token.isdigit() or token in ("all", "cv") for token in unknown):
+        parser.error(_one_fold(args.dataset, [args.fold, *unknown]))
     if unknown:
-        parser.error(_instead_of(unknown, args))
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
 
 
-def _instead_of(unknown: Sequence[str], args: argparse.Namespace) -> str:
-    flags = [token for token in unknown if token in ("-d", "-f")]
-    folds = [token for token in unknown if token.isdigit() or token in ("all", "cv")]
-    if len(unknown) > len(flags) + len(folds):
-        return f"unrecognized arguments: {' '.join(unknown)}"
-    command, numbers = f"usd_train {quoted(args.dataset)}", joined([args.fold, *folds])
-    without = f"DATASET and FOLD are given without {joined(flags)}: {command} {args.fold}" if flags else ""
-    one = f"one command trains one fold ({numbers} are given), or all of them: {command} cv" if folds else ""
-    return "; ".join(filter(None, (without, one)))
+def _values_of(flag: str, given: Sequence[str]) -> list[str]:
+    """What stands behind a flag, up to the next one."""
+    behind = given[given.index(flag) + 1 :]
+    return list(itertools.takewhile(lambda token: not token.startswith("-"), behind))
+
+
+def _without_flags(by_flags: Mapping[str, Sequence[str]], given: Sequence[str]) -> str:
+    """How the command is written whose data set or folds are given by flags; DATASET or FOLD stands for what is not."""
+    first = [] if given[0].startswith("-") else [given[0]]
+    datasets = [value for flag in DATASET_FLAGS for value in by_flags.get(flag, ())] or first
+    dataset = datasets[0] if datasets else "DATASET"
+    folds = [value for flag in FOLD_FLAGS for value in by_flags.get(flag, ())] or datasets[1:]
+    command = f"usd_train {quoted(dataset)} {folds[0] if folds else 'FOLD'}"
+    said = f"DATASET and FOLD are given without {joined(list(by_flags))}: {command}"
+    return f"{said}; {_one_fold(dataset, folds)}" if len(folds) > 1 else said
+
+
+def _one_fold(dataset: str, folds: Sequence[str]) -> str:
+    command = f"usd_train {quoted(dataset)} cv"
+    return f"one command trains one fold ({joined(folds)} are given), or all of them: {command}"
 
 
 def _train(args: argparse.Namespace) -> int:
