@@ -82,10 +82,10 @@ def test_everything_is_kept_predicted_again_and_collected(
     caplog.set_level("INFO")
     train(dataclasses.replace(request_, validate_only=True, save_validation="masks"))
     assert validated_since(collected.folder) == ("0",)
-    former = f"{collected.folder} and cv_summary.json hold what fold 0 was before; usd_train with FOLD cv gathers"
+    former = f"{collected.folder} and cv_summary.json hold earlier results of fold 0; usd_train with FOLD cv gathers"
     assert former in caplog.text
     assert evaluate.main([str(collected.labels), str(collected.folder), "--subset", "--no-report"]) == 0
-    assert "holds what fold 0 was before" in " ".join(capsys.readouterr().err.split())
+    assert "holds earlier results of fold 0" in " ".join(capsys.readouterr().err.split())
     assert files_of(validation) >= {"summary.json", f"{cases[0]}.png"}
     of_everything = ("samples", "probabilities", "lesions.csv", "volumes.csv")
     assert not any(name.startswith((*of_everything, "manifest.json")) for name in files_of(validation))

@@ -191,9 +191,8 @@ def evaluate_folders(
     subset, against = options.subset, tuple(map(Path, options.against))
     for folder in (prediction, *against):
         if former := validated_since(folder):
-            LOGGER.warning(
-                "%s holds what fold %s was before; usd_train with FOLD cv gathers it again", folder, joined(former)
-            )
+            folds = joined([f"fold {fold}" for fold in former])
+            LOGGER.warning("%s holds earlier results of %s; usd_train with FOLD cv gathers it again", folder, folds)
     inputs = collect_inputs(discover_folders(reference, prediction, options), subset=subset)
     scored, *names = run_names([prediction, *against])
     runs = {scored: inputs}

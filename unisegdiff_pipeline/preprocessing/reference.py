@@ -104,10 +104,9 @@ def reference_hashes(dataset_folder: Path, case_ids: Iterable[str]) -> dict[str,
     return {case_id: stored.hash for case_id, stored in found.items() if stored is not None}
 
 
-def relabelled(dataset_folder: Path, hashes: Mapping[str, str]) -> tuple[str, ...]:
-    """Those of the cases with these `reference_hashes` whose label maps are others now, sorted."""
-    now = reference_hashes(dataset_folder, sorted(hashes))
-    return tuple(case_id for case_id, found in now.items() if found != hashes[case_id])
+def relabelled(hashes: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]:
+    """Cases whose label maps are others now than those of earlier `reference_hashes`, sorted."""
+    return tuple(sorted(case_id for case_id, found in hashes.items() if now.get(case_id, found) != found))
 
 
 def write_cases(

@@ -117,10 +117,10 @@ def say_what_is_former(model_folder: Path) -> None:
     """Name the folds that `summarise_folds` has to gather anew; nothing where none was gathered."""
     if former := validated_since(model_folder / FOLDER):
         LOGGER.info(
-            "%s and %s hold what fold %s was before; usd_train with FOLD cv gathers them again",
+            "%s and %s hold earlier results of %s; usd_train with FOLD cv gathers them again",
             model_folder / FOLDER,
             CV_SUMMARY_NAME,
-            joined(former),
+            joined([f"fold {fold}" for fold in former]),
         )
 
 

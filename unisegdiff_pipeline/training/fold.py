@@ -35,7 +35,7 @@ from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import StagePlan
-from unisegdiff_pipeline.preprocessing.reference import relabelled
+from unisegdiff_pipeline.preprocessing.reference import reference_hashes, relabelled
 from unisegdiff_pipeline.reports.training_log import of_kind
 from unisegdiff_pipeline.selection.choosing import Choice, choose_calibration, choose_settings, chosen_on
 from unisegdiff_pipeline.selection.found_lesions import HeldOutCase, choose_lesions, find_in_held_out
@@ -161,11 +161,9 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
 
 def _warn_of_former_labels(run: FoldRun) -> None:
     """Say where the scores of a finished fold are by labels that have been corrected since."""
-    summary = read_object(run.folder / "validation" / SUMMARY_NAME)
-    former = relabelled(
-        run.data.folder.parent, from_jsonable(dict[str, str], summary.get(REFERENCES) or {}, REFERENCES)
-    )
-    if former:
+    path = run.folder / "validation" / SUMMARY_NAME
+    hashes = from_jsonable(dict[str, str], read_object(path).get(REFERENCES) or {}, f"{path}: {REFERENCES}")
+    if former := relabelled(hashes, reference_hashes(run.data.folder.parent, hashes)):
         run.log.say(
             f"warning: {counted(len(former), 'validation case')} ({listed(former, LISTED_CASES)}) scored with other "
             f"labels than the data set has now; --val scores them again"

@@ -27,7 +27,7 @@ from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder, open_prediction_folder
 from unisegdiff_pipeline.inference.settings import Decision, decision_of_folds, read_settings
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
-from unisegdiff_pipeline.preprocessing.reference import relabelled
+from unisegdiff_pipeline.preprocessing.reference import reference_hashes, relabelled
 from unisegdiff_pipeline.training.validation import REFERENCES, SUMMARY_NAME
 from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
@@ -164,9 +164,10 @@ def of_known_cases(
 
 def of_same_references(models: Sequence[ValidatedModel], preprocessed: Path) -> tuple[list[ValidatedModel], list[str]]:
     """The models with the cases alone that were scored with the label maps of now, and in words what is left out."""
+    now = reference_hashes(preprocessed, {case_id for model in models for case_id in model.references})
     return _without(
         models,
-        lambda model: relabelled(preprocessed, model.references),
+        lambda model: relabelled(model.references, now),
         "scored with other labels than the data set has now; usd_train with --val scores them again",
     )
 
@@ -178,10 +179,12 @@ def _without(
     kept: list[ValidatedModel] = []
     left_out: list[str] = []
     for model in models:
-        out = sorted(cases_of(model))
+        out = set(cases_of(model))
         scores = {case: score for case, score in model.scores.items() if case not in out}
         if out:
-            left_out.append(f"{model.folder.name}: {counted(len(out), 'case')} ({listed(out, LISTED_CASES)}) {why}")
+            left_out.append(
+                f"{model.folder.name}: {counted(len(out), 'case')} ({listed(sorted(out), LISTED_CASES)}) {why}"
+            )
         if scores:
             fold_of = {case: fold for case, fold in model.fold_of.items() if case not in out}
             kept.append(replace(model, scores=scores, fold_of=fold_of) if out else model)
