@@ -22,7 +22,9 @@ from unisegdiff_pipeline.fingerprint import (
     centre_of_mask,
     component_facts,
     extract_fingerprint,
+    read_fingerprint,
     summarize_lesions,
+    write_fingerprint,
 )
 from unisegdiff_pipeline.io.images import write_labels, write_map
 from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
@@ -186,6 +188,24 @@ def test_intensities_are_those_of_the_foreground(tmp_path: Path) -> None:
     assert fingerprint.cases[0].foreground_fraction == 0.04
 
 
+def test_fractions_are_read_under_the_names_of_earlier_versions(tmp_path: Path) -> None:
+    former = {
+        "fraction_of_empty_cases": "share_of_empty_cases",
+        "median_crop_fraction": "median_crop_share",
+        "foreground_fraction": "foreground_share",
+        "fraction_of_maps": "share_of_maps",
+        "same_fraction": "same_share",
+    }
+    fingerprint = slices_in(tmp_path / "raw", "LPS", "LPS")
+    write_fingerprint(tmp_path / "fingerprint.json", fingerprint)
+    text = (tmp_path / "fingerprint.json").read_text()
+    for name, earlier in former.items():
+        text = text.replace(f'"{name}"', f'"{earlier}"')
+    assert "fraction" not in text
+    (tmp_path / "fingerprint.json").write_text(text)
+    assert read_fingerprint(tmp_path / "fingerprint.json") == fingerprint
+
+
 def test_values_of_the_background_are_no_foreground(tmp_path: Path) -> None:
     """The liver of LiTS, mapped to the background, around a lesion and without one."""
     liver = np.zeros((10, 10), np.uint8)
@@ -203,7 +223,7 @@ def test_values_of_the_background_are_no_foreground(tmp_path: Path) -> None:
     (statistics,) = fingerprint.intensities
     assert (statistics.minimum, statistics.maximum) == (100, 120)
     assert [(case.empty, case.foreground_fraction) for case in fingerprint.cases] == [(True, 0), (False, 0.04)]
-    assert fingerprint.share_of_empty_cases == 0.5
+    assert fingerprint.fraction_of_empty_cases == 0.5
 
 
 def test_foreground_that_the_crop_takes_away_is_named(tmp_path: Path) -> None:

@@ -177,8 +177,8 @@ class Fingerprint:
     dataset_name: str
     is_2d: bool
     channel_names: tuple[str, ...]
-    share_of_empty_cases: Fraction
-    median_crop_share: Fraction
+    fraction_of_empty_cases: Fraction = field(metadata=formerly("share_of_empty_cases"))
+    median_crop_fraction: Fraction = field(metadata=formerly("median_crop_share"))
     intensities: tuple[IntensityStatistics, ...]
     lesions: tuple[LesionSummary, ...]
     class_orders: tuple[ClassOrder, ...]
@@ -496,8 +496,8 @@ def summarize(dataset_name: str, description: DatasetDescription, facts: Sequenc
         dataset_name=dataset_name,
         is_2d=all(case.shape[0] == 1 for case in cases),
         channel_names=description.channel_names,
-        share_of_empty_cases=_rounded(float(np.mean([c.empty for c in cases]))),
-        median_crop_share=_rounded(float(np.median(crop_fractions))),
+        fraction_of_empty_cases=_rounded(float(np.mean([c.empty for c in cases]))),
+        median_crop_fraction=_rounded(float(np.median(crop_fractions))),
         intensities=_intensity_statistics(samples, anywhere),
         lesions=summarize_lesions(cases, description.labels.names),
         class_orders=class_orders([f.centres for f in usable if f.centres is not None], description.labels),

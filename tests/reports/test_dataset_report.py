@@ -151,7 +151,9 @@ def test_few_and_empty_cases_are_warned_of() -> None:
     few = found_in(dataclasses.replace(fingerprint, cases=fingerprint.cases[:4]))
     assert "There are only 4 cases, so a fold validates on 1 or fewer" in few
     assert "There is only 1 case," in found_in(dataclasses.replace(fingerprint, cases=fingerprint.cases[:1]))
-    assert "60% of the cases hold no foreground" in found_in(dataclasses.replace(fingerprint, share_of_empty_cases=0.6))
+    assert "60% of the cases hold no foreground" in found_in(
+        dataclasses.replace(fingerprint, fraction_of_empty_cases=0.6)
+    )
     lidc, _ = reviewed("Dataset108_LIDC4R")
     empty = sum(case.empty for case in lidc.cases)
     assert f"hold no foreground ({empty} of {len(lidc.cases)})" in found_in(lidc)

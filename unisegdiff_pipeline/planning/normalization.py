@@ -38,9 +38,9 @@ def choose_normalizations(channel_names: Sequence[str], natural_images: bool) ->
     return tuple(_choose(name, is_rgb) for name in channel_names)
 
 
-def choose_nonzero_mask(schemes: Sequence[Normalization], median_crop_share: float) -> tuple[bool, ...]:
+def choose_nonzero_mask(schemes: Sequence[Normalization], median_crop_fraction: float) -> tuple[bool, ...]:
     """Whether z-score takes its statistics inside the non-zero region only, as nnU-Net does for cropped images."""
-    return tuple(scheme == "zscore" and median_crop_share < CROP_FRACTION_FOR_MASK for scheme in schemes)
+    return tuple(scheme == "zscore" and median_crop_fraction < CROP_FRACTION_FOR_MASK for scheme in schemes)
 
 
 def _choose(name: str, is_rgb: bool) -> ChannelNormalization:

@@ -334,7 +334,7 @@ def _preprocessing(context: _Context, name: str, spacing: tuple[float | None, fl
         axis_order=context.spacing.axis_order,
         target_spacing_mm=(None if first is None else _round(first), _round(spacing[1]), _round(spacing[2])),
         normalization=schemes,
-        use_nonzero_mask=choose_nonzero_mask(schemes, context.fingerprint.median_crop_share),
+        use_nonzero_mask=choose_nonzero_mask(schemes, context.fingerprint.median_crop_fraction),
         intensities=context.fingerprint.intensities,
         direction=context.fingerprint.direction,
         training_spacing_mm=_triple(_round(s) for s in context.spacing.median_spacing_mm),
@@ -344,7 +344,7 @@ def _preprocessing(context: _Context, name: str, spacing: tuple[float | None, fl
     context.decide(name, "preprocessing.axis_order", context.spacing.order_reason)
     for i, choice in enumerate(choices):
         context.decide(name, f"preprocessing.normalization[{i}]", choice.reason)
-    context.decide_all(name, "preprocessing", preprocessing_reasons(plan, context.fingerprint.median_crop_share))
+    context.decide_all(name, "preprocessing", preprocessing_reasons(plan, context.fingerprint.median_crop_fraction))
     return plan
 
 

@@ -11,11 +11,11 @@ from unisegdiff_pipeline.planning.plans import DenoiserPlan, NetworkPlan, Prepro
 from unisegdiff_pipeline.planning.spacing import ANISOTROPY
 
 
-def preprocessing_reasons(plan: PreprocessingPlan, median_crop_share: float) -> dict[str, str]:
+def preprocessing_reasons(plan: PreprocessingPlan, median_crop_fraction: float) -> dict[str, str]:
     """Field of `preprocessing` => reason."""
     return {
         "use_nonzero_mask": (
-            f"cropping to the non-zero region keeps {median_crop_share:.0%} of the median image; below 75 % z-score "
+            f"cropping to the non-zero region keeps {median_crop_fraction:.0%} of the median image; below 75 % z-score "
             "uses it alone"
         ),
         "intensities": "statistics of the foreground of all training cases; only the scheme ct uses them",

@@ -177,7 +177,7 @@ def _source_plan(
         axis_order=own.axis_order,
         target_spacing_mm=target,
         normalization=schemes,
-        use_nonzero_mask=choose_nonzero_mask(schemes, found.median_crop_share),
+        use_nonzero_mask=choose_nonzero_mask(schemes, found.median_crop_fraction),
         intensities=found.intensities,
         direction=found.direction,
         training_spacing_mm=_triple(_round(s) for s in own.median_spacing_mm),

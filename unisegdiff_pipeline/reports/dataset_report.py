@@ -176,7 +176,7 @@ def _images(fingerprint: Fingerprint, units: Units, kept: KeptFigures) -> Sectio
         drawn.append(figure(kept.draw(dataset_figures.shapes, "", fingerprint), text))
     else:
         said.append(f"All images have {_times(_axes(fingerprint, *shapes))} {name.lower()}.")
-    cropped = 1 - fingerprint.median_crop_share
+    cropped = 1 - fingerprint.median_crop_fraction
     if cropped >= 0.005:
         said.append(f"Cropping to what is not zero takes {cropped:.0%} of the median image away.")
     return Section("Images", [grid(drawn)] if drawn else [], " ".join(said))

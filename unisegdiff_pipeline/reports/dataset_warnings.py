@@ -42,9 +42,9 @@ def _about_cases(fingerprint: Fingerprint) -> Iterator[str]:
             "differences between trainings will hardly be told from chance. Judge by all five folds together, and add "
             "cases if you can."
         )
-    if fingerprint.share_of_empty_cases > MANY_EMPTY:
+    if fingerprint.fraction_of_empty_cases > MANY_EMPTY:
         yield (
-            f"{fingerprint.share_of_empty_cases:.0%} of the cases hold no foreground "
+            f"{fingerprint.fraction_of_empty_cases:.0%} of the cases hold no foreground "
             f"({sum(case.empty for case in fingerprint.cases)} of {count}). See that they are meant to be empty; Dice "
             "is undefined for them, so look at false positives beside it."
         )
