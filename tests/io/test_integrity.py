@@ -172,7 +172,7 @@ def test_a_class_that_is_in_no_label_map_is_a_warning(folder):
 
 
 def test_inverted_masks_are_a_warning(folder):
-    for case in "abc":
+    for case in "abcd":
         folder.good_case(case)
     inverted = np.ones(SHAPE, np.uint8)
     inverted[1, 1:3, 1:3] = 0
@@ -180,10 +180,20 @@ def test_inverted_masks_are_a_warning(folder):
     touching = np.zeros(SHAPE, np.uint8)
     touching[:2] = 1
     folder.labels("c", touching)
+    folder.labels("d", np.ones(SHAPE, np.uint8))
     (warning,) = folder.check().warnings
-    assert "all corners of the image are lesion in 1 of 3 label maps: b" in warning.message
+    assert "the whole edge of the image is lesion, around background, in 1 of 4 label maps: b" in warning.message
     folder.describe(labels={"background": 0, "lesion": 1, "organ": 2})
-    assert not any("corners" in warning.message for warning in folder.check().warnings)
+    assert not any("edge" in warning.message for warning in folder.check().warnings)
+
+
+def test_a_large_lesion_in_all_corners_is_no_inverted_mask(folder):
+    folder.good_case("a")
+    large = np.ones(SHAPE, np.uint8)
+    large[:, 1:, 1] = 0
+    large[..., -1, -1] = 1
+    folder.labels("a", large)
+    assert folder.check().warnings == ()
 
 
 def test_images_whose_header_holds_two_places_are_one_warning(folder):

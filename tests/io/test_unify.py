@@ -123,6 +123,17 @@ def test_a_source_without_foreground_is_said_to_teach_its_background_and_no_more
         assert found.file == str(root / "Dataset001_A/labelsTr")
 
 
+def test_a_class_that_a_source_merges_with_others_may_be_in_none_of_its_label_maps(root: Path) -> None:
+    for path in (root / "Dataset002_B/labelsTr").iterdir():
+        labels = np.zeros((16, 16), np.uint8)
+        labels[4:8, 4:8] = 2
+        Image.fromarray(labels).save(path)
+    found = extract_fingerprint(open_raw_dataset(root / "Dataset002_B"), workers=0)[1].warnings
+    assert any("holds any organ, which cannot be learned" in warning.message for warning in found)
+    unified = extract_fingerprint(open_raw_dataset(unify(root, 500, "U", [1, 2])), workers=0)[1].warnings
+    assert not any("cannot be learned" in warning.message for warning in unified)
+
+
 def test_a_source_that_is_left_without_a_class_is_refused_and_its_images_without_lesions_can_be_taken(
     root: Path,
 ) -> None:

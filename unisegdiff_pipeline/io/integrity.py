@@ -78,7 +78,7 @@ class CaseCheck:
         geometry: of the image; None without a readable image.
         empty: the label map holds background (and ignored voxels) only.
         classes: those that the label map or an annotation of a rater holds.
-        full_corners: every corner of the label map is foreground, as of a mask that is inverted.
+        inverted: foreground lies all along the edge of every slice, around background, as in a mask that is inverted.
         label_colours: (value, colour) of the values that occur in label pictures with a palette of colours.
     """
 
@@ -91,7 +91,7 @@ class CaseCheck:
     geometry: Geometry | None
     empty: bool
     classes: tuple[str, ...] = ()
-    full_corners: bool = False
+    inverted: bool = False
     label_colours: tuple[tuple[int, Colour], ...] = ()
 
 
@@ -176,7 +176,7 @@ def check_case(
         geometry=None if image is None else image.geometry,
         empty=labels is not None and not of_maps[0],
         classes=tuple(dict.fromkeys(name for names in of_maps for name in names)),
-        full_corners=labels is not None and bool(description.labels.foreground(_corners(labels.array)).all()),
+        inverted=labels is not None and _surrounds_background(labels.array, description),
         label_colours=()
         if labels is None or case.label_path is None
         else used_colours(case.label_path, label_values(labels.array)),
@@ -359,9 +359,13 @@ def _classes(labels: Volume | None, description: DatasetDescription) -> list[str
     return [] if labels is None else [name for name, mask in description.labels.class_masks(labels.array) if mask.any()]
 
 
-def _corners(labels: np.ndarray) -> np.ndarray:
-    """The voxels at the corners of a label map (1, Z, Y, X)."""
-    return labels[np.ix_([0], *([0, size - 1] for size in labels.shape[1:]))]
+def _surrounds_background(labels: np.ndarray, description: DatasetDescription) -> bool:
+    """Whether foreground lies all along the edge of every slice (1, Z, Y, X), and not everywhere: what fills an image
+    may be a large tumour.
+    """
+    edges = labels[..., [0, -1], :], labels[..., [0, -1]]
+    foreground = description.labels.foreground
+    return all(foreground(edge).all() for edge in edges) and not foreground(labels).all()
 
 
 def _is_2d(image: Volume | None) -> bool | None:
@@ -537,7 +541,8 @@ def _nothing_labelled(raw: RawDataset, checks: Sequence[CaseCheck], is_source: b
             "Check that the label maps are the right ones and that labels in dataset.json names their values.",
         )
     held = {name for check in checks for name in check.classes}
-    if held and (never := [name for name in raw.description.labels.names if name not in held]):
+    # The classes of a source may be merged, or those of another source, too.
+    if held and not is_source and (never := [name for name in raw.description.labels.names if name not in held]):
         yield Problem(
             str(raw.folder / "labelsTr"),
             f"none of the {len(checks)} label maps holds any {listed(never, _MAX_NAMED)}, which cannot be learned",
@@ -546,13 +551,13 @@ def _nothing_labelled(raw: RawDataset, checks: Sequence[CaseCheck], is_source: b
 
 
 def _inverted_masks(raw: RawDataset, checks: Sequence[CaseCheck]) -> Iterable[Problem]:
-    """Masks of one class that hold all corners of their image; maps of several classes may leave no background."""
-    full = [check.case_id for check in checks if check.full_corners]
-    if full and raw.description.labels.coding == "binary":
+    """Masks of one class that seem to be inverted; maps of several classes may leave no background at the edge."""
+    found = [check.case_id for check in checks if check.inverted]
+    if found and raw.description.labels.coding == "binary":
         yield Problem(
             str(raw.folder / "labelsTr"),
-            f"all corners of the image are {raw.description.labels.names[0]} in {len(full)} of {len(checks)} label "
-            f"maps: {listed(full, _MAX_NAMED)}",
+            f"the whole edge of the image is {raw.description.labels.names[0]}, around background, in {len(found)} of "
+            f"{len(checks)} label maps: {listed(found, _MAX_NAMED)}",
             "Look whether these masks are inverted (a black lesion on white); 0 is the background.",
         )
 

@@ -141,11 +141,11 @@ def _parse_nrrd(path: Path, stream: BinaryIO) -> Declared:
         key, separator, value = line.partition(":")
         if separator and not line.startswith("#") and not value.startswith("="):
             fields[key.strip().lower()] = value.strip()
+    _require_mm(path, fields)
     dimensions = _whole(path, "dimension", fields, 2, 5)
     sizes = _sizes(path, "sizes", fields, dimensions)
     bytes_per_value = _bytes_of_type(path, "type", fields, _NRRD_BYTES)
     elsewhere = {"data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"} & fields.keys()
-    _require_mm(path, fields)
     if any(fields[key] != "0" for key in elsewhere):
         raise UsdError(f"{path} keeps its voxels in another place; save header and voxels as one .nrrd file.")
     encoding = fields.get("encoding", "").lower()
