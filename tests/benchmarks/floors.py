@@ -29,7 +29,7 @@ from unisegdiff_pipeline.io.paths import resolve_roots
 from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 from unisegdiff_pipeline.networks.denoiser import Condition
 from unisegdiff_pipeline.networks.layout import to_device
-from unisegdiff_pipeline.networks.precision import autocast
+from unisegdiff_pipeline.networks.precision import autocast, bf16_in_hardware
 from unisegdiff_pipeline.networks.staged_model import build_model
 from unisegdiff_pipeline.planning.plans import NetworkPlan
 from unisegdiff_pipeline.selection.hold_out import planned_settings
@@ -137,8 +137,9 @@ def works(run: FoldRun) -> dict[str, tuple[Callable[[], object], str]]:
         with autocast(run.device):
             return predicting.denoise_guided(x_t, NoiseLevel(lam, lam), guide, corrected=False)
 
-    steps["segmenter of a tile"] = (segment, "fp32")
-    steps[f"denoiser of a tile, {SAMPLES} samples"] = (denoise, "fp32")
+    by_hardware = "bf16" if bf16_in_hardware(run.device.type) else "fp32"
+    steps["segmenter of a tile"] = (segment, by_hardware)
+    steps[f"denoiser of a tile, {SAMPLES} samples"] = (denoise, by_hardware)
     return steps
 
 
