@@ -39,3 +39,10 @@ def test_a_single_patch_is_convolved_alike_with_and_without_gradients() -> None:
     with torch.no_grad():
         torch.testing.assert_close(convolution(x), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(convolution(x), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_single_patch_is_convolved_in_the_format_of_the_others() -> None:
+    convolution = CONV[3](4, 6, (3, 3, 3), (2, 2, 2), padding=(1, 1, 1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        alone, one_of_two = (convolution(torch.randn(batch, 4, 6, 8, 6)) for batch in (1, 2))
+    assert alone.dtype == one_of_two.dtype == torch.bfloat16

@@ -16,14 +16,15 @@ from unisegdiff_pipeline.networks.normalisation import LEAKY_SLOPE, InstanceNorm
 class Conv3d(nn.Conv3d):
     """`nn.Conv3d` that computes a single small patch by oneDNN too.
 
-    In prediction one patch is often all there is; below some size torch then takes kernels of its own on a CPU, which
-    are several times slower.
+    In prediction one patch is often all there is; below some size torch then takes kernels of its own for fp32 on a
+    CPU, which are several times slower.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_exporting():  # first of all: comparing the batch's size would fix it in the export
             return super().forward(x)
         alone = len(x) == 1 and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        alone = alone and not torch.is_autocast_enabled("cpu")  # which oneDNN's own operation would not follow
         if alone and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available():
             return torch.mkldnn_convolution(
                 x, self.weight, self.bias, tuple(map(int, self.padding)), self.stride, self.dilation, self.groups
