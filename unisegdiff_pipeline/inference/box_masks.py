@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from unisegdiff_pipeline.core.boxes import nonzero_box
+from unisegdiff_pipeline.core.boxes import box_slices, nonzero_box
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.diffusion.drawing import (
     class_in_doubt,
@@ -173,7 +173,10 @@ def _apart(way: SamplerSettings, labels: LabelScheme) -> tuple[list[SmoothField]
 def _box_around(where: Tensor) -> Slices | None:
     """The smallest box that holds all voxels true in any channel (D, rows, Y, X); None where there are none."""
     box = nonzero_box(*where.cpu().numpy())
-    return None if box is None else window_slices([low for low, _ in box], [high - low for low, high in box])
+    if box is None:
+        return None
+    z, y, x = box_slices(box)
+    return z, y, x
 
 
 def _boxes_around(where: Tensor) -> Iterator[Slices]:

@@ -17,7 +17,6 @@ from unisegdiff_pipeline.diffusion.samplers import (
     Draw,
     SamplerSettings,
     first_state,
-    lam_schedule,
     noised,
     sampler_steps,
 )
@@ -108,29 +107,30 @@ class BoxSampler:
         mask in it, so that the network answers with what the image says alone.
         """
         edges, labels, count = self.settings.edges, self.box.case.model.labels, len(ids)
-        loops = [sampler_steps(edges, way, labels) for way in ways]
-        states, opening = [], []
-        for loop in loops:
-            call = loop[0] if loop else None
-            if not isinstance(call, Call):
-                states.append(self._nested_p_det(count))
-            elif call.lam != PURE_NOISE:
-                states.append(self._state(count))
+        states, loops, opening = [], [], []
+        for way in ways:
+            loop = sampler_steps(edges, way, labels)
+            first = loop[0] if loop else None
+            if isinstance(first, Call):
+                opens = first.lam == PURE_NOISE
+                has_own = first.reads_state or not opens
+                x = self._state(count if has_own else 1)
+                if has_own:
+                    self._begin(x, ids, first.lam)
+                if opens:
+                    opening.append((first, x))
+                    loop = loop[1:]
             else:
-                states.append(self._state(count if call.reads_state else 1))
-                opening.append((call, states[-1]))
-                if call.reads_state:
-                    self._begin(states[-1], ids, PURE_NOISE)
+                x = self._nested_p_det(count)
+            states.append(x)
+            loops.append(loop)
         if opening:
             noise = self._state(1)
             self._begin(noise, [OF_ALL_SAMPLES], PURE_NOISE)
             self._call([call for call, _ in opening], noise, [x for _, x in opening])
         for way, loop, x in zip(ways, loops, states, strict=True):
-            is_opened = any(x is opened for _, opened in opening)
-            if loop and not is_opened:
-                self._begin(x, ids, lam_schedule(edges, way)[0])
             x = x.expand(count, *x.shape[1:])
-            for step in loop[1:] if is_opened else loop:
+            for step in loop:
                 match step:
                     case Call():
                         self._call([step], x, [x])

@@ -24,8 +24,8 @@ class Conv3d(nn.Conv3d):
         if torch.compiler.is_exporting():  # first of all: comparing the batch's size would fix it in the export
             return super().forward(x)
         alone = len(x) == 1 and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        alone = alone and not torch.is_autocast_enabled("cpu")  # which oneDNN's own operation would not follow
-        if alone and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available():
+        followed = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")  # by torch's operation, not by oneDNN's
+        if alone and not followed and torch.backends.mkldnn.is_available():
             return torch.mkldnn_convolution(
                 x, self.weight, self.bias, tuple(map(int, self.padding)), self.stride, self.dilation, self.groups
             )
