@@ -102,12 +102,11 @@ def _meaning_of_unified(reference: Path, predictions: Sequence[Path], given: boo
         )
     description = read_dataset_json(reference / "dataset.json")
     for prediction in predictions:
-        found, labels = _own_classes(prediction)
-        if labels is not None and labels != description.labels:
-            raise UsdError(
-                f"{prediction} has the classes {_in_words(labels)} by {found or f'its {MANIFEST}'}, but {reference} "
-                f"has {_in_words(description.labels)}; give the data set that the model was trained on."
-            )
+        _require_classes(
+            prediction,
+            description.labels,
+            f"{reference} has {_in_words(description.labels)}; give the data set that the model was trained on.",
+        )
     return Meaning(description.labels, description.spacing_known)
 
 
@@ -122,21 +121,24 @@ def _require_classes_of_unified(reference: Path, prediction: Path) -> None:
     if path is None or not is_unified(path.parent):
         return
     unified = read_dataset_json(path).labels
-    found, labels = _own_classes(prediction)
-    if labels is not None and labels != unified:
-        raise UsdError(
-            f"{prediction} has the classes {_in_words(labels)} by {found or f'its {MANIFEST}'}, but {reference} was "
-            f"predicted by a model of the unified classes {_in_words(unified)}; predict both with one model, or say "
-            f"with --dataset-json what the values of all masks mean."
-        )
+    _require_classes(
+        prediction,
+        unified,
+        f"{reference} was predicted by a model of the unified classes {_in_words(unified)}; predict both with one "
+        f"model, or say with --dataset-json what the values of all masks mean.",
+    )
 
 
-def _own_classes(prediction: Path) -> tuple[Path | None, LabelScheme | None]:
-    """The dataset.json that speaks of masks, if any, and their classes by it, else by their manifest.json."""
+def _require_classes(prediction: Path, expected: LabelScheme, otherwise: str) -> None:
+    """Refuse masks whose own dataset.json, else their manifest.json, says other classes; `otherwise` says the rest."""
     from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 
     found = _dataset_json_of(prediction)
-    return found, _labels_of_manifest(prediction) if found is None else read_dataset_json(found).labels
+    labels = _labels_of_manifest(prediction) if found is None else read_dataset_json(found).labels
+    if labels is not None and labels != expected:
+        raise UsdError(
+            f"{prediction} has the classes {_in_words(labels)} by {found or f'its {MANIFEST}'}, but {otherwise}"
+        )
 
 
 def _in_words(labels: LabelScheme) -> str:
