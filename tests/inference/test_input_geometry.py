@@ -93,14 +93,20 @@ def test_masks_samples_and_maps_of_reoriented_copies_are_equal(
         np.testing.assert_array_equal(probabilities[codes], probabilities["RAS"])
 
 
-def test_an_image_of_one_value_is_predicted_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_doubtful_images_are_predicted_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "unisegdiff_pipeline")
     model, images = make_model(tmp_path, 2, RAS), tmp_path / "in"
     images.mkdir()
     nibabel.save(image_in("RAS"), images / "good_0000.nii.gz")
     nibabel.save(nibabel.Nifti1Image(np.full((20, 18, 2), 7, np.uint8), np.eye(4)), images / "grey_0000.nii.gz")
-    assert predict_folder(PredictRequest(images, tmp_path / "out", model, device="cpu")) == 2
-    assert "case grey: all voxels of channel 0 are 7; check" in caplog.text
+    twice = image_in("RAS")
+    twice.set_qform(twice.affine + np.outer([5, 0, 0, 0], [0, 0, 0, 1]), 1)
+    twice.set_sform(twice.affine, 2)
+    nibabel.save(twice, images / "twice_0000.nii.gz")
+    assert predict_folder(PredictRequest(images, tmp_path / "out", model, device="cpu")) == 3
+    said = {line.split(": ")[1]: line for line in caplog.text.splitlines() if "warning: case" in line}
+    assert "grey_0000.nii.gz: all voxels of channel 0 are 7. Check" in said["case grey"]
+    assert "(sform and qform) place it differently" in said["case twice"]
     assert "case good" not in caplog.text
 
 

@@ -223,6 +223,23 @@ def test_warnings_do_not_stop(folder):
         assert words in text
 
 
+def test_a_voxel_beside_which_all_others_are_one_value_is_named(folder):
+    rng = np.random.default_rng(0)
+    tissue = rng.normal(100, 20, SHAPE).astype(np.float32)
+    for case, far in (("a", 1e30), ("b", -1e7), ("c", 3e4)):
+        folder.good_case(case)
+        tissue[0, 0, 0] = far
+        folder.image(case, 1, tissue)
+    folder.good_case("d")
+    folder.image("d", 1, np.eye(SHAPE[0] * SHAPE[1], SHAPE[2]).reshape(SHAPE))  # few voxels are all that it has
+    report = folder.check()
+    assert report.problems == ()
+    found = {Path(warning.file).name: warning.message for warning in report.warnings}
+    assert set(found) == {"a_0001.nii.gz", "b_0001.nii.gz"}
+    assert "but one is 1e+30, beside which" in found["a_0001.nii.gz"]
+    assert "but one is -1e+07, beside which" in found["b_0001.nii.gz"]
+
+
 def test_files_that_would_be_left_out_are_problems_unless_allowed(folder):
     for case in "abc":
         folder.good_case(case)

@@ -54,6 +54,7 @@ from unisegdiff_pipeline.inference.promised import promises_of_model
 from unisegdiff_pipeline.inference.request import PredictRequest
 from unisegdiff_pipeline.inference.saving import facts_of, manifest_of
 from unisegdiff_pipeline.io.images import load_writer
+from unisegdiff_pipeline.io.integrity import image_warnings
 from unisegdiff_pipeline.io.prediction_files import MANIFEST
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 from unisegdiff_pipeline.io.reading_process import ReadingProcess
@@ -425,12 +426,8 @@ class _FolderRun:
         volume = images.read_image(case.image_paths, scratch.empty, num_channels=channels)
         scratch.release()
         require_finite(volume.array, [str(path) for path in case.image_paths])
-        for number, values in enumerate(volume.array):
-            if values.size > 1 and values.min() == values.max():
-                _say(
-                    f"warning: case {case.case_id}: all voxels of channel {number} are {values.flat[0]:g}; check that "
-                    f"the image was exported rightly"
-                )
+        for doubt in image_warnings(case, volume):
+            _say(f"warning: case {case.case_id}: {doubt}")
         scratch.release()
         read = time.perf_counter()
         try:

@@ -39,6 +39,11 @@ from unisegdiff_pipeline.io.spacing import spacing_problem
 from unisegdiff_pipeline.io.unify import changed_sources
 
 _MAX_NAMED = 10
+_MAX_LOOKED_AT = 100_000  # voxels of an image whose spread is looked at
+_TAIL_FRACTION = 0.001  # of the voxels on either side, which may lie anywhere
+# Of the range of an image: if all but the tails spread less, the extreme values are no tissue. (A bladder in PET is
+# some hundred times as bright as what surrounds it.)
+_LEAST_SPREAD_FRACTION = 1e-4
 Colour = tuple[int, int, int]  # red, green, blue
 
 
@@ -154,7 +159,7 @@ def check_case(
     image, labels, image_hash = volumes.image, volumes.labels, None
     if image is not None:
         problems += _check_intensities(case, image)
-        warnings += [*_check_constant(case, image), *_check_grey(case, image), *_check_forms(case)]
+        warnings += [*image_warnings(case, image), *_check_grey(case, image)]
         image_hash = array_hash(image.array)
         scratch.release()
     if missing := case.missing(description.channel_names):
@@ -315,14 +320,37 @@ def _file_of_channel(case: RawCase, image: Volume, channel: int) -> Path:
     return case.image_paths[channel if len(case.image_paths) == image.array.shape[0] else 0]
 
 
-def _check_constant(case: RawCase, image: Volume) -> Iterable[Problem]:
+def image_warnings(case: RawCase, image: Volume) -> Iterable[Problem]:
+    """What is doubtful in an image, of a training case or one to predict: intensities that are all but one value, and
+    files that place it in two ways.
+    """
     for channel, values in enumerate(image.array):
-        if values.size and values.min() == values.max():
-            yield Problem(
-                str(_file_of_channel(case, image, channel)),
-                f"all voxels of channel {channel} are {values.flat[0]:g}",
-                "Check that the image was exported rightly.",
-            )
+        if values.size > 1 and (what := _nearly_constant(values, channel)):
+            file = str(_file_of_channel(case, image, channel))
+            yield Problem(file, what, "Check that the image was exported rightly.")
+    yield from _check_forms(case)
+
+
+def _nearly_constant(values: np.ndarray, channel: int) -> str:
+    """In words; empty where the intensities of a channel spread, or are not all finite.
+
+    A channel of which nearly all voxels are one value, such as a mask, is not meant: few voxels are all that it has.
+    """
+    least, largest = float(values.min()), float(values.max())
+    if not np.isfinite(largest - least):
+        return ""
+    if least == largest:
+        return f"all voxels of channel {channel} are {least:g}"
+    looked_at = values.ravel()[:: max(1, values.size // _MAX_LOOKED_AT)].astype(np.float64)
+    low = np.quantile(looked_at, _TAIL_FRACTION, method="higher")  # so that a tail is one voxel at least
+    high = np.quantile(looked_at, 1 - _TAIL_FRACTION, method="lower")
+    if not 0 < high - low < _LEAST_SPREAD_FRACTION * (largest - least):
+        return ""
+    far = least if low - least > largest - high else largest
+    return (
+        f"nearly all voxels of channel {channel} lie between {low:g} and {high:g}, but one is {far:g}, beside which "
+        f"a normalisation by mean and deviation makes all others one value"
+    )
 
 
 def _check_labels(
