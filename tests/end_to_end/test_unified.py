@@ -20,12 +20,14 @@ from unisegdiff_pipeline.commands.preprocess import main as usd_preprocess
 from unisegdiff_pipeline.commands.train import main as usd_train
 from unisegdiff_pipeline.commands.unify import main as usd_unify
 from unisegdiff_pipeline.core.serialization import read_dataclass
+from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME, read_weights
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.io.paths import Roots
 from unisegdiff_pipeline.networks.sources import TABLE
 from unisegdiff_pipeline.planning.plans import Plans
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder
+from unisegdiff_pipeline.selection.calibration import FittedCalibration
 from unisegdiff_pipeline.training.cross_validation import label_files
 from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.pretrained import open_start
@@ -153,6 +155,21 @@ def test_the_whole_way(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert usd_predict([*one, "-d", "500", "--best", "-o", str(root / "best"), "--source", "Colour"]) == 0
     masks = [Image.open(root / out / "masks_lesions/Colour.png") for out in ("one", "best")]
     assert np.array_equal(*masks)  # the only fold is the best
+
+
+def test_a_segmenter_alone_has_a_temperature_of_a_source_that_tells_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_all, of_grey = LogitCalibration(2.0, 2.0), LogitCalibration(0.5, 0.5)
+    fold = "unisegdiff_pipeline.training.fold"
+    monkeypatch.setattr(f"{fold}.choose_calibration", lambda *_: FittedCalibration(of_all, {}))
+    monkeypatch.setattr(
+        f"{fold}.choose_source_calibrations", lambda *_: {"Grey": FittedCalibration(of_grey, {"Grey__c1": of_all})}
+    )
+    short = ["500", "0", "-c", "2d", "--iterations", "2", "--device", "cpu", "--workers", "0"]
+    assert usd_train([*short, "--trainer", "SegmentationTrainer"]) == 0
+    settings = read_settings(root / "results/Dataset500_Both/SegmentationTrainer__2d/fold_0")
+    assert (settings.calibration, settings.source_calibrations) == (of_all, {"Grey": of_grey})
 
 
 def test_a_unified_model_starts_another_by_the_names_of_its_sources(root: Path) -> None:

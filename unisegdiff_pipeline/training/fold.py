@@ -37,7 +37,8 @@ from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.planning.plans import StagePlan
 from unisegdiff_pipeline.preprocessing.reference import reference_hashes, relabelled
 from unisegdiff_pipeline.reports.training_log import of_kind
-from unisegdiff_pipeline.selection.choosing import Choice, choose_calibration, choose_settings, chosen_on
+from unisegdiff_pipeline.selection.calibration import choose_calibration, choose_source_calibrations
+from unisegdiff_pipeline.selection.choosing import Choice, choose_settings, chosen_on
 from unisegdiff_pipeline.selection.found_lesions import HeldOutCase, choose_lesions, find_in_held_out
 from unisegdiff_pipeline.selection.hold_out import planned_settings
 from unisegdiff_pipeline.selection.objects import numbers_of_objects
@@ -94,7 +95,10 @@ BEST_STANDARD_ERRORS = 2.0  # and of that difference, case by case: of few cases
 
 @dataclass(frozen=True)
 class Phase1Facts:
-    """What phase 1 leaves for phase 2 beside its weights; the temperature is that of the denoiser's input there."""
+    """What phase 1 leaves for phase 2 beside its weights; the temperature is that of the denoiser's input there.
+
+    Temperatures of single sources are those of a segmenter that stays alone: phase 2 chooses its own.
+    """
 
     calibration: LogitCalibration = field(metadata=formerly("temperature"))
     weights: str
@@ -104,6 +108,7 @@ class Phase1Facts:
     lam_c: LogSignalToNoise
     input_scale: tuple[Annotated[float, Range(1e-3, 1e3)], ...]
     holdout_dice: dict[str, Fraction]
+    source_calibrations: dict[str, LogitCalibration] = field(default_factory=dict)
 
 
 @torch.random.fork_rng(devices=[])  # models that are filled or timed draw initial weights from it
@@ -237,7 +242,8 @@ def _train_phases(
         fitted = facts.holdout_dice and facts.calibration != planned_settings(run.configuration).calibration
         if fitted and not two_phases:
             settings = replace(settings, chosen_on="temperature on held-out cases, at the end of phase 1")
-        _finish(run, model, replace(settings, segmenter_weight=1.0, num_samples=0), None)
+        alone = replace(settings, segmenter_weight=1.0, num_samples=0, source_calibrations=facts.source_calibrations)
+        _finish(run, model, alone, None)
         return
     assert issubclass(trainer, DiffusionTrainer)
     denoiser = build_model(run.configuration, run.plans.labels, True).denoiser
@@ -375,6 +381,7 @@ def _phase_1(
         settings.lam_c,
         settings.input_scale,
         dice,
+        dict(settings.source_calibrations),
     )
     _keep_phase_1(run, segmenter, facts)
     return segmenter, facts
@@ -402,12 +409,14 @@ def _settings_of_phase_1(
         return replace(
             settings,
             calibration=found.denoiser_calibration,  # that of the other fold's segmenter when its phase 1 ended
+            source_calibrations={} if two_phases else found.source_calibrations,
             lam_a=found.lam_a,
             lam_c=found.lam_c,
             input_scale=found.input_scale,
         ), {}
     cases = measure_costs(run, model).described_cases(run)
     described: tuple[LogitCalibration, StagePlan, dict[str, float]] | None = None
+    of_sources: dict[str, LogitCalibration] = {}
     if cases:
         run.log.say(f"measuring on {counted(len(cases), 'held-out case')} how sure the segmenter may be")
         with run.stop.limited(fraction_s(run, DESCRIBING_LIMIT_FRACTION)):
@@ -416,11 +425,14 @@ def _settings_of_phase_1(
                 calibration,
                 *refined_stages(run.held_out, model, replace(settings, calibration=calibration), cases),
             )
+            if run.configuration.sources is not None and not two_phases:
+                by_source = choose_source_calibrations(run.held_out, model, cases)
+                of_sources = {source: fitted.of_all for source, fitted in by_source.items()}
     if described is None:
         run.log.say("there is no time to describe the segmenter on held-out cases: the stages stay as planned")
         return settings, {}
     calibration, stages, dice = described
-    settings = replace(settings, calibration=calibration)
+    settings = replace(settings, calibration=calibration, source_calibrations=of_sources)
     phase = "is skipped" if run.request.phase_2_only else "has ended"
     run.log.say(
         f"phase 1 {phase}. By {counted(len(cases), 'held-out case')}: temperature of the segmenter "
