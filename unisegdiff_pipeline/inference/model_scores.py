@@ -12,8 +12,8 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_dataclass, read_object
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 from unisegdiff_pipeline.inference.archive_format import SCORES_NAME
+from unisegdiff_pipeline.io.prediction_files import scores_of_fold
 
-SUMMARY = "validation/summary.json"
 REQUEST = "request.json"
 _PARTS = ("train_cases", "holdout_cases", "validation_cases")
 
@@ -79,7 +79,7 @@ def read_scores(model_folder: Path, folds: Sequence[str], with_cases: bool = Fal
     found = []
     for fold in folds:
         folder = model_folder / f"fold_{fold}"
-        if not (folder / SUMMARY).is_file() and fold in brought:
+        if not scores_of_fold(folder).is_file() and fold in brought:
             found.append(brought[fold])
         else:
             found.append(_fold_scores(folder, fold, with_cases))
@@ -97,7 +97,8 @@ def case_names(model_folder: Path, folds: Sequence[str]) -> frozenset[str]:
 
 
 def _fold_scores(folder: Path, fold: str, with_cases: bool) -> FoldScores:
-    request, stored = _read(folder / REQUEST), _read(folder / SUMMARY)
+    path = scores_of_fold(folder)
+    request, stored = _read(folder / REQUEST), _read(path)
     trained, held_out, validation = (None if part not in request else len(request[part]) for part in _PARTS)
     try:
         classes = [] if stored.get("summary") is None else stored["summary"]["classes"]
@@ -113,7 +114,7 @@ def _fold_scores(folder: Path, fold: str, with_cases: bool) -> FoldScores:
         )
     except (KeyError, TypeError, AttributeError, UsdError):
         raise UsdError(
-            f"{folder / SUMMARY} holds no scores as training writes them; validate the fold again with usd_train --val."
+            f"{path} holds no scores as training writes them; validate the fold again with usd_train --val."
         ) from None
 
 

@@ -13,12 +13,14 @@ VOLUMES = "volumes.csv"
 CASES = "cases.csv"
 MANIFEST = "manifest.json"
 SUMMARY_FILES = (LESIONS, VOLUMES, CASES, MANIFEST)
+VALIDATION = "validation"  # in the folder of a fold: its validation cases
+SCORES = "summary.json"  # there
 VALIDATED = "validated"  # in the manifest.json of a gathered cross-validation: the hash of each fold's scores
 
 
-def scores_of_fold(model_folder: Path, fold: str) -> Path:
+def scores_of_fold(fold_folder: Path) -> Path:
     """The scores of a fold's validation cases; each validation writes others, as its seconds are in them."""
-    return model_folder / f"fold_{fold}" / "validation" / "summary.json"
+    return fold_folder / VALIDATION / SCORES
 
 
 def validated_since(gathered: Path) -> tuple[str, ...]:
@@ -30,6 +32,6 @@ def validated_since(gathered: Path) -> tuple[str, ...]:
         hashes = from_jsonable(dict[str, str], read_object(gathered / MANIFEST).get(VALIDATED) or {}, VALIDATED)
     except UsdError:
         return ()
-    scores = {fold: scores_of_fold(gathered.absolute().parent, fold) for fold in hashes}
+    scores = {fold: scores_of_fold(gathered.absolute().parent / f"fold_{fold}") for fold in hashes}
     there = {fold: path for fold, path in scores.items() if path.parent.parent.is_dir()}
     return tuple(fold for fold, path in there.items() if not path.is_file() or file_hash(path) != hashes[fold])

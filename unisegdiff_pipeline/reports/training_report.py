@@ -27,6 +27,7 @@ from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.diffusion.samplers import SamplerSettings
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, Spread
 from unisegdiff_pipeline.evaluation.summary import macro_mean
+from unisegdiff_pipeline.io.prediction_files import VALIDATION, scores_of_fold
 from unisegdiff_pipeline.reports import attention, figures, sample_spread, snapshots, training_sources
 from unisegdiff_pipeline.reports.operating_points import operating_points
 from unisegdiff_pipeline.reports.page import (
@@ -141,7 +142,7 @@ def _read_fold(folder: Path, is_running: bool, chosen_in_words: Sequence[str]) -
         _json(folder / "request.json") or {},
         _json(folder / "inference.json"),
         _json(folder / "candidates.json") or {},
-        _json(folder / "validation" / "summary.json"),
+        _json(scores_of_fold(folder)),
         is_running,
         chosen_in_words,
     )
@@ -150,7 +151,7 @@ def _read_fold(folder: Path, is_running: bool, chosen_in_words: Sequence[str]) -
 def _spread(fold: _Fold) -> Spread:
     """Of the validation cases; empty where it is not there (yet) or of another version."""
     try:
-        return read_dataclass(Spread, fold.folder / "validation" / SPREAD_NAME)
+        return read_dataclass(Spread, fold.folder / VALIDATION / SPREAD_NAME)
     except UsdError:
         return Spread()
 
@@ -593,7 +594,7 @@ def _validation(fold: _Fold) -> Section | None:
 def _files_of_validation(fold: _Fold) -> Html:
     summary = link("validation/summary.json", "summary.json")
     text = f"Masks lie in {link('validation/', 'validation/')}, all scores in {summary}"
-    page = fold.folder / "validation" / "evaluation" / "report.html"
+    page = fold.folder / VALIDATION / "evaluation" / "report.html"
     more = f"; {link('validation/evaluation/report.html', 'full evaluation')}" if page.is_file() else ""
     return Html(f"{text}{more}.")
 

@@ -34,11 +34,10 @@ from unisegdiff_pipeline.inference.model_folder import (
     weights_of_all_folds,
 )
 from unisegdiff_pipeline.io.endings import label_ending
+from unisegdiff_pipeline.io.prediction_files import VALIDATION, scores_of_fold
 from unisegdiff_pipeline.planning.plans import Plans
 from unisegdiff_pipeline.preprocessing.cascade_inputs import mask_on_grid
 from unisegdiff_pipeline.preprocessing.storage import PreprocessedFolder, mask_path, write_array
-from unisegdiff_pipeline.training.validation import SUMMARY_NAME
-from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
 MASKS = "masks"
 HASHES_NAME = "hashes.json"
@@ -74,8 +73,9 @@ class CascadeStart:
         folds = [fold for fold in finished_folds(self.source) if fold != "all"] if self.source.is_dir() else []
         found: dict[str, Path] = {}
         for fold in folds:
-            folder = self.source / f"fold_{fold}" / FOLDER_NAME
-            own = {case_id: self._mask_file(folder, case_id) for case_id in _validated(folder / SUMMARY_NAME)}
+            fold_folder = self.source / f"fold_{fold}"
+            folder = fold_folder / VALIDATION
+            own = {case_id: self._mask_file(folder, case_id) for case_id in _validated(scores_of_fold(fold_folder))}
             if twice := sorted(own.keys() & found.keys()):
                 raise UsdError(
                     f"{found[twice[0]].parent} and {folder} both hold a mask of {twice[0]}: these folds are of "

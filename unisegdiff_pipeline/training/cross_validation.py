@@ -23,8 +23,10 @@ from unisegdiff_pipeline.evaluation.summary import fold_table
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME
 from unisegdiff_pipeline.io.prediction_files import (
     MANIFEST,
+    SCORES,
     SUMMARY_FILES,
     VALIDATED,
+    VALIDATION,
     scores_of_fold,
     validated_since,
 )
@@ -32,12 +34,10 @@ from unisegdiff_pipeline.io.sources import datasets_of_sources, source_of_case
 from unisegdiff_pipeline.preprocessing.reference import stored_reference_source
 from unisegdiff_pipeline.training.opened_request import OpenedRequest
 from unisegdiff_pipeline.training.request import CollectedCases, FoldResult, TrainResult
-from unisegdiff_pipeline.training.validation import SUMMARY_NAME
-from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
 
 LOGGER = logging.getLogger(__name__)
 FOLDER = "cross_validation"
-OWN_OF_A_FOLD = (SUMMARY_NAME, SPREAD_NAME, *SUMMARY_FILES)
+OWN_OF_A_FOLD = (SCORES, SPREAD_NAME, *SUMMARY_FILES)
 CV_SUMMARY_NAME = "cv_summary.json"
 EVALUATION = "evaluation"  # where usd_evaluate writes unless told otherwise
 
@@ -78,31 +78,31 @@ def collect_validation(
     remove_summary(folder)
     cases: dict[str, dict[str, str | None]] = {}
     not_validated: list[str] = []
+    hashes: dict[str, str] = {}
     for fold_folder in fold_folders:
-        source = fold_folder / FOLDER_NAME
-        summary = read_object(source / SUMMARY_NAME)
+        fold, source = fold_folder.name.removeprefix("fold_"), fold_folder / VALIDATION
+        scores = scores_of_fold(fold_folder)
+        summary, hashes[fold] = read_object(scores), file_hash(scores)
         try:
             validated = [str(case["case_id"]) for case in summary["cases"]]
             not_validated += from_jsonable(tuple[str, ...], summary.get("not_validated") or [], "not_validated")
         except (KeyError, TypeError, UsdError):
             raise UsdError(
-                f"{source / SUMMARY_NAME} does not name its cases as validation writes them; delete it and train that "
+                f"{scores} does not name its cases as validation writes them; delete it and train that "
                 f"fold again: it is only validated anew."
             ) from None
         for case_id in validated:
             label = references.get(case_id)
-            fold = fold_folder.name.removeprefix("fold_")
             cases[case_id] = {"fold": fold, "reference": None if label is None else str(label)}
         for path in sorted(source.rglob("*")):
             inside = path.relative_to(source)
             if path.is_file() and str(inside) not in OWN_OF_A_FOLD and inside.parts[0] != EVALUATION:
                 _link(path, folder / inside)
-    folds = [folder.name.removeprefix("fold_") for folder in fold_folders]
     made_of = {
         "model": str(model_folder.resolve()),
         "validation": cases,
         "not_validated": not_validated,
-        VALIDATED: {fold: file_hash(scores_of_fold(model_folder, fold)) for fold in folds},
+        VALIDATED: hashes,
     }
     if any((folder / RECORDS).glob("*.json")):
         write_summary(folder, made_of)

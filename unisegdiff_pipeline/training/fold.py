@@ -30,6 +30,7 @@ from unisegdiff_pipeline.inference.model_folder import (
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.inference.settings_words import settings_in_words
+from unisegdiff_pipeline.io.prediction_files import scores_of_fold
 from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
@@ -83,7 +84,6 @@ from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrain
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 from unisegdiff_pipeline.training.validation import (
     REFERENCES,
-    SUMMARY_NAME,
     final_validation,
     fold_units,
 )
@@ -154,7 +154,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
             LOGGER.info("%s", summary_table(summary, fold_units(run)))
             scores = _scores(summary)
     else:
-        write_json(run.folder / "validation" / SUMMARY_NAME, {"summary": None, "cases": []})
+        write_json(scores_of_fold(run.folder), {"summary": None, "cases": []})
     if run.request.validate_only:
         run.log.final_report()
         return _result(run, scores)
@@ -166,7 +166,7 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
 
 def _warn_of_former_labels(run: FoldRun) -> None:
     """Say where the scores of a finished fold are by labels that have been corrected since."""
-    path = run.folder / "validation" / SUMMARY_NAME
+    path = scores_of_fold(run.folder)
     hashes = from_jsonable(dict[str, str], read_object(path).get(REFERENCES) or {}, f"{path}: {REFERENCES}")
     if former := relabelled(hashes, reference_hashes(run.data.folder.parent, hashes)):
         run.log.say(
@@ -197,7 +197,7 @@ def require_weights(folder: Path) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Whether a fold's folder holds the final weights and the scores of its validation."""
-    return (folder / WEIGHTS_NAME).is_file() and (folder / "validation" / SUMMARY_NAME).is_file()
+    return (folder / WEIGHTS_NAME).is_file() and scores_of_fold(folder).is_file()
 
 
 def _start(run: FoldRun, checkpoint: dict[str, Any] | None) -> PretrainedStart | None:
@@ -562,7 +562,7 @@ def _scores(summary: Summary) -> dict[str, dict[str, float | None]]:
 
 
 def _read_scores(run: FoldRun) -> dict[str, dict[str, float | None]]:
-    path = run.folder / "validation" / SUMMARY_NAME
+    path = scores_of_fold(run.folder)
     stored = read_object(path).get("summary")
     if stored is None:
         return {}

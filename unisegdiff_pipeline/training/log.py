@@ -16,6 +16,7 @@ from unisegdiff_pipeline.core.units import VOLUMES, Units
 from unisegdiff_pipeline.inference.settings import FILE_NAME as SETTINGS_NAME
 from unisegdiff_pipeline.inference.settings import read_settings
 from unisegdiff_pipeline.inference.settings_words import settings_in_words
+from unisegdiff_pipeline.io.prediction_files import scores_of_fold
 from unisegdiff_pipeline.reports.training_log import LOG_NAME, read_log
 from unisegdiff_pipeline.training.loggers import LoggerName, ScalarLogger, open_logger
 from unisegdiff_pipeline.training.schedule import Allowance
@@ -146,7 +147,7 @@ def _chosen_in_words(folder: Path) -> list[str]:
         settings = read_settings(folder)
     except UsdError:  # of another version
         return []
-    scores = folder / "validation" / "summary.json"
+    scores = scores_of_fold(folder)
     units = read_object(scores).get("units") if scores.is_file() else None
     return settings_in_words(settings, VOLUMES if units is None else from_jsonable(Units, units, f"{scores}: units"))
 

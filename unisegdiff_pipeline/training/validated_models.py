@@ -27,9 +27,9 @@ from unisegdiff_pipeline.inference.model_name import ModelName, parse_model_name
 from unisegdiff_pipeline.inference.prediction_folder import PredictionFolder, open_prediction_folder
 from unisegdiff_pipeline.inference.settings import Decision, decision_of_folds, read_settings
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
+from unisegdiff_pipeline.io.prediction_files import VALIDATION, scores_of_fold
 from unisegdiff_pipeline.preprocessing.reference import reference_hashes, relabelled
-from unisegdiff_pipeline.training.validation import REFERENCES, SUMMARY_NAME
-from unisegdiff_pipeline.training.validation_files import FOLDER_NAME
+from unisegdiff_pipeline.training.validation import REFERENCES
 
 LISTED_CASES = 5
 VALUES = {"both_empty": 1.0, "false_positive": 0.0}  # of a class that the reference lacks
@@ -227,7 +227,7 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
         left_out.append(f"{folder.name}: fold {' '.join(missing)} ({trained})")
     model = open_model_folder(folder) if finished else None
     for fold in finished:
-        cases, hashes, problem = _scores_of_fold(folder / f"fold_{fold}" / FOLDER_NAME)
+        cases, hashes, problem = _scores_of_fold(scores_of_fold(folder / f"fold_{fold}"))
         twice = sorted(cases.keys() & scores.keys())
         if problem is None and twice:
             problem = f"validated {twice[0]}, which fold {fold_of[twice[0]]} has validated, too: other splits"
@@ -239,8 +239,8 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
         scores |= cases
         fold_of |= dict.fromkeys(cases, fold)
         references |= {case_id: value for case_id, value in hashes.items() if case_id in cases}
-        if any((folder / f"fold_{fold}" / FOLDER_NAME).glob("probabilities/*.npz")):
-            files[fold] = open_prediction_folder(folder / f"fold_{fold}" / FOLDER_NAME)
+        if any((folder / f"fold_{fold}" / VALIDATION).glob("probabilities/*.npz")):
+            files[fold] = open_prediction_folder(folder / f"fold_{fold}" / VALIDATION)
     if not scores or model is None:
         return None, left_out
     folds = tuple(fold for fold in finished if fold in fold_of.values())
@@ -259,9 +259,8 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
     return found, left_out
 
 
-def _scores_of_fold(validation: Path) -> tuple[dict[str, CaseDice], dict[str, str], str | None]:
+def _scores_of_fold(path: Path) -> tuple[dict[str, CaseDice], dict[str, str], str | None]:
     """Scores of a fold's validation cases and the hashes of their references, or why it has none."""
-    path = validation / SUMMARY_NAME
     if not path.is_file():
         return {}, {}, "not validated; usd_train with --val does it"
     content = read_object(path)

@@ -22,6 +22,7 @@ from unisegdiff_pipeline.inference.guarantees import guarantees_in_words
 from unisegdiff_pipeline.inference.measuring import final_mask
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.settings import InferenceSettings, write_settings
+from unisegdiff_pipeline.io.prediction_files import SCORES, VALIDATION
 from unisegdiff_pipeline.io.sources import cases_by_source, in_turn, source_of_case
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.preprocessing.reference import read_cases, reference_hashes
@@ -37,7 +38,6 @@ from unisegdiff_pipeline.training.data.splits import shared_groups
 from unisegdiff_pipeline.training.pictures import Moment, keep_pictures, shown_case
 from unisegdiff_pipeline.training.source_scores import ScoresBySource, annotated_scores, by_source
 from unisegdiff_pipeline.training.validation_files import (
-    FOLDER_NAME,
     ensemble_of_one,
     keeps_everything,
     remove_cases,
@@ -49,8 +49,7 @@ from unisegdiff_pipeline.training.validation_files import (
 if TYPE_CHECKING:
     from unisegdiff_pipeline.training.fold_run import FoldRun
 
-SUMMARY_NAME = "summary.json"
-REFERENCES = "references"  # there, the hash of the label maps that each case was scored with
+REFERENCES = "references"  # in SCORES, the hash of the label maps that each case was scored with
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def final_validation(
     Returns:
         Scores over the cases that were predicted; None without any.
     """
-    folder = run.folder / FOLDER_NAME
+    folder = run.folder / VALIDATION
     settings = replace(settings, guarantees=None, source_guarantees={})
     cases: list[CaseScores] = []
     spreads: list[CaseSpread] = []
@@ -121,7 +120,7 @@ def final_validation(
     references = reference_hashes(run.data.folder.parent, run.validation_cases)
     everything = keeps_everything(run, settings)
     kept = "masks, probabilities and samples" if everything else "masks"
-    (folder / SUMMARY_NAME).unlink(missing_ok=True)  # until all are done, the fold counts as not validated
+    (folder / SCORES).unlink(missing_ok=True)  # until all are done, the fold counts as not validated
     remove_tables(run)
     visited = run.validation_cases
     if run.configuration.sources is not None:  # where time runs out, no source is left out
@@ -154,7 +153,7 @@ def final_validation(
         written["by_source"] = sources
         run.log.say(f"validation: {sources.describe()}")
     facts = {"seconds": time.monotonic() - start, "settings": settings, REFERENCES: references}
-    write_json(folder / SUMMARY_NAME, units.named(to_jsonable(written)) | to_jsonable(facts))
+    write_json(folder / SCORES, units.named(to_jsonable(written)) | to_jsonable(facts))
     return summary
 
 

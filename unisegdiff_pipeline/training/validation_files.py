@@ -25,11 +25,11 @@ from unisegdiff_pipeline.inference.case_prediction import CasePrediction
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.settings import InferenceSettings
+from unisegdiff_pipeline.io.prediction_files import VALIDATION
 from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.preprocessing.storage import StoredCase
 from unisegdiff_pipeline.training.fold_run import FoldRun
 
-FOLDER_NAME = "validation"
 # Of probabilities at half precision and samples at a byte a voxel, before compression, which leaves about a tenth.
 LARGEST_KEPT_BYTES = 2_000_000_000
 
@@ -85,7 +85,7 @@ def write_case(
     except ImportError as error:
         run.log.say(f"masks of the validation cases are not written: {error}")
         return
-    output, case_id, ending = run.folder / FOLDER_NAME, stored.case_id, _ending(run, stored.case_id)
+    output, case_id, ending = run.folder / VALIDATION, stored.case_id, _ending(run, stored.case_id)
     remove_case(output, case_id, ending)
     if not everything:
         write_labels(mask_path(output, case_id, ending), labels, stored.properties.geometry)
@@ -104,7 +104,7 @@ def remove_cases(run: FoldRun, case_ids: Iterable[str]) -> None:
     except ImportError:
         return
     for case_id in case_ids:
-        remove_case(run.folder / FOLDER_NAME, case_id, _ending(run, case_id))
+        remove_case(run.folder / VALIDATION, case_id, _ending(run, case_id))
 
 
 def remove_tables(run: FoldRun) -> None:
@@ -113,7 +113,7 @@ def remove_tables(run: FoldRun) -> None:
         from unisegdiff_pipeline.inference.export import remove_summary
     except ImportError:
         return
-    remove_summary(run.folder / FOLDER_NAME)
+    remove_summary(run.folder / VALIDATION)
 
 
 def write_tables(run: FoldRun, settings: InferenceSettings) -> None:
@@ -121,7 +121,7 @@ def write_tables(run: FoldRun, settings: InferenceSettings) -> None:
     from unisegdiff_pipeline.inference.export import write_summary
 
     made_of = {"request": _request(run, settings), "model": str(run.folder.parent.resolve()), "fold": _fold(run)}
-    write_summary(run.folder / FOLDER_NAME, {**made_of, "seed": run.seed, "settings": to_jsonable(settings)})
+    write_summary(run.folder / VALIDATION, {**made_of, "seed": run.seed, "settings": to_jsonable(settings)})
 
 
 def _ending(run: FoldRun, case_id: str) -> str:
