@@ -79,6 +79,7 @@ def test_patients_that_the_fold_was_trained_on_or_chosen_by_allow_no_guarantees(
     monkeypatch.setattr(validation, "calibrate_for", lambda *_: (made, {}))
     said: list[str] = []
     run: Any = SimpleNamespace(
+        fold="0",
         folder=fold,
         configuration=SimpleNamespace(sources=None),
         data=SimpleNamespace(folder=tmp_path / "2d"),

@@ -550,7 +550,7 @@ def _seconds_so_far(run: FoldRun, checkpoint: dict[str, Any] | None) -> float:
 
 
 def _result(run: FoldRun, scores: dict[str, dict[str, float | None]]) -> FoldResult:
-    return FoldResult(run.folder.name.removeprefix("fold_"), run.folder, scores, run.watch.seconds)
+    return FoldResult(run.fold, run.folder, scores, run.watch.seconds)
 
 
 def _scores(summary: Summary) -> dict[str, dict[str, float | None]]:

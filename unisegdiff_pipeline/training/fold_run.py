@@ -66,6 +66,11 @@ class FoldRun:
     compiled: bool = False
 
     @property
+    def fold(self) -> str:
+        """ "0" to "4", or "all"."""
+        return self.folder.name.removeprefix("fold_")
+
+    @property
     def seed(self) -> int:
         """What every random number of the fold follows from."""
         return self.request.seed_or_default

@@ -435,7 +435,7 @@ def open_start(run: FoldRun, warning: bool = True) -> PretrainedStart:
             fold began with, or does not agree with the plan where phase 1 is to be skipped.
     """
     assert run.request.pretrained is not None
-    start = read_start(run.request.pretrained, run.folder.name.removeprefix("fold_"))
+    start = read_start(run.request.pretrained, run.fold)
     require_same_dims(start, run.configuration.network)
     if run.start is not None and run.start.hash != start.hash:
         raise UsdError(

@@ -197,8 +197,7 @@ def _keep_guarantees(run: FoldRun, settings: InferenceSettings, evidence: Sequen
             f"the fold was trained on"
         )
     elif evidence:
-        fold = run.folder.name.removeprefix("fold_")
-        weights, words = [file_hash(run.folder / WEIGHTS_NAME)], f"fold {fold} on its validation cases"
+        weights, words = [file_hash(run.folder / WEIGHTS_NAME)], f"fold {run.fold} on its validation cases"
         of_all, of_sources = calibrate_for(run.configuration.sources, evidence, weights, words)
         for line in guarantees_in_words(of_all, of_sources):
             run.log.say(f"guarantees: {line}")

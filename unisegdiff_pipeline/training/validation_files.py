@@ -120,7 +120,7 @@ def write_tables(run: FoldRun, settings: InferenceSettings) -> None:
     """Write lesions.csv, volumes.csv, cases.csv and manifest.json over the validation cases of the fold."""
     from unisegdiff_pipeline.inference.export import write_summary
 
-    made_of = {"request": _request(run, settings), "model": str(run.folder.parent.resolve()), "fold": _fold(run)}
+    made_of = {"request": _request(run, settings), "model": str(run.folder.parent.resolve()), "fold": run.fold}
     write_summary(run.folder / VALIDATION, {**made_of, "seed": run.seed, "settings": to_jsonable(settings)})
 
 
@@ -128,10 +128,6 @@ def _ending(run: FoldRun, case_id: str) -> str:
     """Of a case's masks: that of its own source."""
     sources = run.configuration.sources
     return run.plans.file_ending if sources is None else sources.plans[source_of_case(case_id)].file_ending
-
-
-def _fold(run: FoldRun) -> str:
-    return run.folder.name.removeprefix("fold_")
 
 
 def _request(run: FoldRun, settings: InferenceSettings) -> str:
