@@ -26,7 +26,6 @@ def resample_labels(
     labels: np.ndarray,
     shape: Sequence[int],
     separate_axis: int | None = None,
-    device: str | None = None,
     *,
     keep_volumes: bool = True,
 ) -> np.ndarray:
@@ -34,11 +33,10 @@ def resample_labels(
 
     Args:
         separate_axis: axis that is resampled by nearest neighbour.
-        device: where the fractions are computed, see `GridMap`.
         keep_volumes: False takes the largest fraction on a coarser grid, too: slab by slab, without an array of real
             numbers of the whole grid.
     """
-    grid = GridMap(labels.shape, shape, 1, separate_axis, device, covering=True)
+    grid = GridMap(labels.shape, shape, 1, separate_axis, covering=True)
     if grid.is_identity:
         return labels
     values = [int(v) for v in np.unique(labels) if v != 0]

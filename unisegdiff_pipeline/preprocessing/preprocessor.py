@@ -153,10 +153,10 @@ def preprocess_image(
     return resample_image(image, shape, plan.image_order, separate_axis, device, scratch), properties
 
 
-def preprocess_labels(labels: np.ndarray, properties: CaseProperties, device: str | None = None) -> np.ndarray:
+def preprocess_labels(labels: np.ndarray, properties: CaseProperties) -> np.ndarray:
     """Bring label maps (R, Z, Y, X) of the image's grid onto the plan grid (R, *properties.shape)."""
     cropped = properties.reorientation.apply(labels)[:, *box_slices(properties.crop_box)]
-    first, *others = (resample_labels(row, properties.shape, properties.separate_axis, device) for row in cropped)
+    first, *others = (resample_labels(row, properties.shape, properties.separate_axis) for row in cropped)
     return np.ascontiguousarray(np.stack([first, *others]) if others else first[None])
 
 

@@ -23,7 +23,6 @@ def restore_labels(
     probabilities: Array,
     properties: CaseProperties,
     scheme: LabelScheme,
-    device: str = "cpu",
     scratch: Scratch | None = None,
 ) -> np.ndarray:
     """Label map (Z, Y, X) on the grid of the image file, from probabilities (K, Z, Y, X) on the plan grid.
@@ -35,7 +34,7 @@ def restore_labels(
     Raises:
         ValueError: where the shape is not the one of `properties` and `scheme`.
     """
-    grid = _grid(tuple(probabilities.shape), properties, device)
+    grid = _grid(tuple(probabilities.shape), properties)
     if probabilities.shape[0] != scheme.num_channels:
         raise ValueError(f"probabilities have {probabilities.shape[0]} channels, the labels need {scheme.num_channels}")
     scratch = scratch or Scratch()
@@ -51,7 +50,7 @@ def restore_labels(
 
 
 def restore_map(
-    values: Array, properties: CaseProperties, fill: float = 0.0, device: str = "cpu", scratch: Scratch | None = None
+    values: Array, properties: CaseProperties, fill: float = 0.0, scratch: Scratch | None = None
 ) -> np.ndarray:
     """Float map on the grid of the image file, float32, from (Z, Y, X) or (K, Z, Y, X) on the plan grid.
 
@@ -60,7 +59,7 @@ def restore_map(
     """
     scratch = scratch or Scratch()
     channels = values if isinstance(values, LazyRows) or values.ndim != 3 else values[None]
-    grid = _grid(tuple(channels.shape), properties, device)
+    grid = _grid(tuple(channels.shape), properties)
     cropped = scratch.empty((channels.shape[0], *properties.shape_cropped))
     for channel in range(channels.shape[0]):
         for first, last in grid.slabs(1, LINEAR_SLAB_BYTES):
@@ -70,10 +69,10 @@ def restore_map(
     return restored[0] if values.ndim == 3 else restored
 
 
-def _grid(shape: tuple[int, ...], properties: CaseProperties, device: str) -> GridMap:
+def _grid(shape: tuple[int, ...], properties: CaseProperties) -> GridMap:
     if len(shape) != 4 or shape[1:] != properties.shape:
         raise ValueError(f"array has shape {shape}, expected (K, *{properties.shape}) of case {properties.case_id!r}")
-    return GridMap(properties.shape, properties.shape_cropped, 1, properties.separate_axis, device)
+    return GridMap(properties.shape, properties.shape_cropped, 1, properties.separate_axis, "cpu")
 
 
 def _to_file_axes(cropped: np.ndarray, properties: CaseProperties, fill: float, scratch: Scratch) -> np.ndarray:
