@@ -30,21 +30,22 @@ class Topology:
     divisor: tuple[int, ...]
 
 
-def pooling_topology(spacing: Sequence[float], patch_size: Sequence[int], min_edge: int = MIN_EDGE) -> Topology:
+def pooling_topology(spacing: Sequence[float], patch_size: Sequence[int]) -> Topology:
     """Halve the axes of a patch level by level and pad the patch to a multiple of what that needs.
 
     Args:
         spacing: voxel size, one number an axis of the patch.
         patch_size: wanted patch in voxels.
-        min_edge: an axis is halved while its edge is at least twice this. An axis that would be halved alone needs
-            three times it: a level for the sake of one short axis is not worth its convolutions.
+
+    An axis is halved while its edge is at least twice MIN_EDGE. An axis that would be halved alone needs three times
+    it: a level for the sake of one short axis is not worth its convolutions.
     """
     dims = len(patch_size)
     current_spacing, current_size = list(spacing), list(patch_size)
     kernel, divisor = [1] * dims, [1] * dims
     strides: list[tuple[int, ...]] = [(1,) * dims]
     kernels: list[tuple[int, ...]] = []
-    while axes := _axes_to_halve(current_spacing, current_size, min_edge):
+    while axes := _axes_to_halve(current_spacing, current_size):
         finest = min(current_spacing)
         kernel = [3 if k == 3 or s / finest < 2 else 1 for k, s in zip(kernel, current_spacing, strict=True)]
         kernels.append(tuple(kernel))
@@ -58,13 +59,13 @@ def pooling_topology(spacing: Sequence[float], patch_size: Sequence[int], min_ed
     return Topology(padded, tuple(strides), tuple(kernels), tuple(divisor))
 
 
-def _axes_to_halve(spacing: Sequence[float], size: Sequence[int], min_edge: int) -> list[int]:
-    large_enough = [i for i, edge in enumerate(size) if edge >= 2 * min_edge]
+def _axes_to_halve(spacing: Sequence[float], size: Sequence[int]) -> list[int]:
+    large_enough = [i for i, edge in enumerate(size) if edge >= 2 * MIN_EDGE]
     if not large_enough:
         return []
     finest = min(spacing[i] for i in large_enough)
     axes = [i for i in large_enough if spacing[i] / finest < 2]
-    return [] if len(axes) == 1 and size[axes[0]] < 3 * min_edge else axes
+    return [] if len(axes) == 1 and size[axes[0]] < 3 * MIN_EDGE else axes
 
 
 def initial_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> tuple[int, ...]:
@@ -81,7 +82,6 @@ def shrink_patch(
     spacing: Sequence[float],
     topology: Topology,
     median_shape: Sequence[float],
-    min_edge: int = MIN_EDGE,
     keep_short_axes: bool = False,
 ) -> Topology | None:
     """One step smaller along the axis that covers most of the median image; None if no axis can give way.
@@ -100,11 +100,11 @@ def shrink_patch(
         trial[axis] -= topology.divisor[axis]
         if trial[axis] < 1:
             trial[axis] = 1
-        step = pooling_topology(spacing, trial, min_edge).divisor[axis]
+        step = pooling_topology(spacing, trial).divisor[axis]
         smaller = list(topology.patch_size)
         smaller[axis] -= step
-        if smaller[axis] >= min_edge:
-            candidate = pooling_topology(spacing, smaller, min_edge)
+        if smaller[axis] >= MIN_EDGE:
+            candidate = pooling_topology(spacing, smaller)
             if math.prod(candidate.patch_size) < math.prod(topology.patch_size):
                 return candidate
     return None
