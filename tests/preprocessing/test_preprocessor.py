@@ -258,7 +258,8 @@ def test_another_group_rewrites_no_array(raw_folder: Path) -> None:
     run(raw_folder)
     target = raw_folder.parent.parent / "preprocessed"
     before = (target / "2d" / "images" / "a.b2nd").stat().st_mtime_ns
-    report = run(raw_folder, groups={"a": "twins", "b": "twins"})
+    (raw_folder / "groups.csv").write_text("case,group\na,twins\nb,twins\n")
+    report = run(raw_folder)
     assert report.done == ()
     assert PreprocessedFolder(target / "2d").open("a").properties.group == "twins"
     assert [r.group for r in read_cases(target)] == ["twins", "twins", "c"]

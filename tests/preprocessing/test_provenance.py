@@ -33,14 +33,14 @@ def files(tmp_path: Path) -> tuple[Path, ...]:
 
 
 def test_same_files_are_current(files: tuple[Path, ...], tmp_path: Path) -> None:
-    source = current_source(files, "s")
+    source = replace(current_source(files), settings="s")
     assert is_current(source, files, "s")
     write_json(tmp_path / "source.json", source)
     assert is_current(read_dataclass(CaseProvenance, tmp_path / "source.json"), files, "s")
 
 
 def test_what_makes_a_case_stale(files: tuple[Path, ...], tmp_path: Path) -> None:
-    source = current_source(files, "s")
+    source = replace(current_source(files), settings="s")
     assert not is_current(None, files, "s")
     assert not is_current(source, files, "other settings")
     assert not is_current(source, files[:1], "s")  # a rater fewer
@@ -53,7 +53,7 @@ def test_what_makes_a_case_stale(files: tuple[Path, ...], tmp_path: Path) -> Non
 
 
 def test_a_copied_data_set_is_current(files: tuple[Path, ...], tmp_path: Path) -> None:
-    source = current_source(files, "s")
+    source = replace(current_source(files), settings="s")
     (tmp_path / "copy").mkdir()
     copies = tuple(tmp_path / "copy" / path.name for path in files)
     for path, copy in zip(files, copies, strict=True):

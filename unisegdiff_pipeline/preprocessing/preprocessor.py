@@ -247,13 +247,13 @@ def preprocess_dataset(
     workers: int | None = None,
     scheduler: str | None = None,
     *,
-    groups: Mapping[str, str] | None = None,
     plans_name: str | None = None,
 ) -> PreprocessReport:
     """Preprocess all training cases for the given configurations, plan the stages and write the plan's file.
 
     A case is made again only where its files, the preprocessing part of the plan or the meaning of the labels changed;
     one that is interrupted leaves nothing that counts as done; cases that left the raw data set are removed.
+    Cases with identical images are put into one group.
 
     Args:
         raw: the raw data set; every case that is made is checked on the way.
@@ -262,15 +262,13 @@ def preprocess_dataset(
         folder: preprocessed/DatasetXXX_Name.
         workers: processes; None chooses by cores and memory, 0 works in this process.
         scheduler: address of a Dask scheduler to use instead.
-        groups: group of each case where another one than in groups.csv is wanted. Cases with identical images are put
-            into one group in any case.
         plans_name: name of the plan, which has a file and folders of its own; None is the default one.
 
     Raises:
         UsdError: where cases failed (all are named, the others are done) or a configuration is not in the plans.
     """
     folder = Path(folder)
-    group_of = {case.case_id: _group_of(case, groups) for case in raw.cases}
+    group_of = {case.case_id: case.group or case.case_id for case in raw.cases}
     tasks = {task.name: task for task in (_task(plans, name, folder, plans_name) for name in configurations)}
     for task in tasks.values():
         _require_planned_sources(raw, plans, task)
@@ -310,10 +308,6 @@ def preprocess_dataset(
     wanted = [f"{name}/{case_id}" for name in tasks for case_id in members[name]]
     skipped = tuple(key for key in wanted if key not in done)
     return PreprocessReport(plans, tuple(key for key in wanted if key in done), skipped, removed)
-
-
-def _group_of(case: RawCase, groups: Mapping[str, str] | None) -> str:
-    return (groups or {}).get(case.case_id) or case.group or case.case_id
 
 
 def _task(plans: Plans, name: str, folder: Path, plans_name: str | None) -> _Task:
@@ -469,7 +463,7 @@ def _preprocess_case(job: _CaseJob) -> None:
 def _source(case: RawCase) -> CaseProvenance | None:
     """State of a case's files; None where some are missing, which the check reports."""
     try:
-        return current_source(image_files(case), "")
+        return current_source(image_files(case))
     except (UsdError, FileNotFoundError):
         return None
 

@@ -86,9 +86,9 @@ def mapping_words(labels: LabelScheme | None, label_map: Mapping[str, str]) -> s
     return json.dumps([None if labels is None else labels.fields(), dict(label_map)], sort_keys=True)
 
 
-def current_source(files: Sequence[Path], settings: str) -> CaseProvenance:
-    """The source of a case that is made now; reads all files."""
-    return CaseProvenance(tuple(_state(path) for path in files), settings)
+def current_source(files: Sequence[Path]) -> CaseProvenance:
+    """The source of a case that is made now, its settings left open; reads all files."""
+    return CaseProvenance(tuple(_state(path) for path in files), settings="")
 
 
 def is_current(stored: CaseProvenance | None, files: Sequence[Path], settings: str) -> bool:

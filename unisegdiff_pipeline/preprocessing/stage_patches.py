@@ -45,7 +45,6 @@ def collect_label_patches(
     folder: PreprocessedFolder,
     scheme: LabelScheme,
     patch_size: Sequence[int],
-    seed: int = 0,
     case_ids: Sequence[str] | None = None,
 ) -> dict[str, MaskPatches]:
     """Boolean masks of `patch_size` (two or three axes), up to MAX_PATCHES_PER_CLASS for each class or region.
@@ -53,7 +52,7 @@ def collect_label_patches(
     Each patch is centred on a component drawn uniformly, in a row drawn uniformly from those that show the class (so
     that all raters count), moved inwards where it would leave the image and padded where the image is smaller.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     chosen = folder.case_ids if case_ids is None else case_ids
     patches = {name: MaskPatches() for name in scheme.names}
     for _ in range(MAX_ROUNDS):
