@@ -156,7 +156,7 @@ def parse_labels(labels: Any, class_order: Any = None) -> LabelScheme:
         raise UsdError('labels holds no foreground class; add at least one, for example "lesion": 1.')
     has_regions = any(isinstance(value, list) for value in labels.values())
     values = {v for group in groups.values() for v in group}
-    _require_consecutive(values | {0}, ignore_value)
+    _require_consecutive(values | {0})
     coding: Coding = "regions" if has_regions else "binary" if len(groups) == 1 else "softmax"
     if not has_regions:
         _require_unique(groups)
@@ -256,7 +256,7 @@ def _require_background(groups: Mapping[str, tuple[int, ...]]) -> None:
             raise UsdError(f"labels.{name} holds the value 0, which is the background; remove 0 from it.")
 
 
-def _require_consecutive(values: set[int], ignore_value: int | None) -> None:
+def _require_consecutive(values: set[int]) -> None:
     gap = next((value for value, used in enumerate(sorted(values)) if value != used), None)
     if gap is not None:
         raise UsdError(

@@ -139,23 +139,19 @@ def read_labels(path: Path) -> Volume:
     return Volume(_as_integers(array, path), volume.geometry)
 
 
-def read_map(path: Path, scale: float | None = None) -> Volume:
+def read_map(path: Path) -> Volume:
     """Read a map of real numbers as `write_map` wrote it, float32 (C, Z, Y, X).
 
-    Args:
-        path: any supported file.
-        scale: units per unit of the map; by default pictures of whole numbers are divided by the largest value that
-            their type holds (255 or 65535), and all others are taken as they are.
+    Pictures of whole numbers are divided by the largest value that their type holds (255 or 65535); all others are
+    taken as they are.
     """
     path = Path(path)
     volume = _read(path)
     array = volume.array
-    if scale is None:
-        is_picture = split_ending(path.name)[1].lower() in PICTURE_ENDINGS
-        whole = is_picture and array.dtype.kind in "iu"  # Pillow may give 16 bits as int32
-        scale = (255.0 if array.dtype == np.uint8 else 65535.0) if whole else 1.0
     values = array.astype(np.float32)
-    return Volume(values if scale == 1.0 else values / np.float32(scale), volume.geometry)
+    if split_ending(path.name)[1].lower() in PICTURE_ENDINGS and array.dtype.kind in "iu":
+        values /= np.float32(255 if array.dtype == np.uint8 else 65535)  # Pillow may give 16 bits as int32
+    return Volume(values, volume.geometry)
 
 
 def read_header(path: Path) -> tuple[Shape, Geometry]:
