@@ -25,6 +25,7 @@ from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord, read_ca
 LOGGER = logging.getLogger(__name__)
 SPLITS_FILE = "splits_final.json"
 DATASET_FILE = "dataset.json"
+NUM_FOLDS, SPLIT_SEED = 5, 12345  # as nnU-Net has them
 FEWEST_EMPTY = 3  # groups with cases without foreground to hold out: fewer tell nothing of false alarms
 Folds = Literal["default", "nnunet", "by-group"]
 
@@ -45,7 +46,9 @@ class _Group:
     has_empty: bool  # a case without foreground
 
 
-def make_splits(cases: Iterable[tuple[str, str, float]], num_folds: int = 5, seed: int = 12345) -> list[Split]:
+def make_splits(
+    cases: Iterable[tuple[str, str, float]], num_folds: int = NUM_FOLDS, seed: int = SPLIT_SEED
+) -> list[Split]:
     """Split cases into folds; a group lies in the validation part of exactly one of them.
 
     Groups are ordered by mean foreground volume (empty ones first) and dealt out in rounds of one group a fold, so that
@@ -83,7 +86,7 @@ def make_splits(cases: Iterable[tuple[str, str, float]], num_folds: int = 5, see
 
 
 def make_splits_by_source(
-    cases: Iterable[tuple[str, str, float]], num_folds: int = 5, seed: int = 12345
+    cases: Iterable[tuple[str, str, float]], num_folds: int = NUM_FOLDS, seed: int = SPLIT_SEED
 ) -> list[Split]:
     """Split the cases of a unified data set: each source as `make_splits` splits it alone, the same folds put together.
 
@@ -140,12 +143,11 @@ def _every_source_trained(
     return fold_of
 
 
-def nnunet_splits(groups: Mapping[str, str], num_folds: int = 5, seed: int = 12345) -> list[Split]:
+def nnunet_splits(groups: Mapping[str, str]) -> list[Split]:
     """The folds that nnU-Net makes of these cases, by its own library: shuffled and dealt out case by case.
 
     Args:
         groups: group of each case.
-        num_folds, seed: nnU-Net's, by default.
 
     Raises:
         UsdError: a group has several cases, which may come into different folds; fewer cases than folds.
@@ -157,14 +159,14 @@ def nnunet_splits(groups: Mapping[str, str], num_folds: int = 5, seed: int = 123
             f"{name!r}, so that scores would come from patients that were trained on; leave --splits nnunet out for "
             f"folds that keep groups together, or put a {SPLITS_FILE} of your own into the raw data set."
         )
-    if len(groups) < num_folds:
+    if len(groups) < NUM_FOLDS:
         raise UsdError(
-            f"{counted(len(groups), 'case')} {is_or_are(len(groups))} too few for the {num_folds} folds of --splits "
+            f"{counted(len(groups), 'case')} {is_or_are(len(groups))} too few for the {NUM_FOLDS} folds of --splits "
             f"nnunet; train with fold 'all', or add cases."
         )
     from batchgenerators.utilities.data_splitting import get_split_deterministic
 
-    folds = (get_split_deterministic(list(groups), fold, num_folds, seed) for fold in range(num_folds))
+    folds = (get_split_deterministic(list(groups), fold, NUM_FOLDS, SPLIT_SEED) for fold in range(NUM_FOLDS))
     return [Split(tuple(map(str, train)), tuple(map(str, val))) for train, val in folds]
 
 
@@ -292,8 +294,7 @@ def inner_holdout_by_source(
 def load_or_create_splits(
     preprocessed_folder: Path,
     raw_folder: Path | None = None,
-    num_folds: int = 5,
-    seed: int = 12345,
+    num_folds: int = NUM_FOLDS,
     *,
     writing: bool = True,
     folds: Folds = "default",
@@ -303,7 +304,7 @@ def load_or_create_splits(
     Args:
         preprocessed_folder: preprocessed/DatasetXXX_Name, with cases.json.
         raw_folder: a splits_final.json there is taken over, as in nnU-Net.
-        num_folds, seed: for new splits.
+        num_folds: for new splits.
         writing: off to look only.
         folds: "default" takes the file that is there, or deals out groups; "nnunet" makes the folds of `nnunet_splits`,
             and "by-group" those of `group_splits`, and a file that is there must hold these.
@@ -336,7 +337,7 @@ def load_or_create_splits(
     else:
         cases = [(r.case_id, r.group, r.foreground_mm3) for r in records]
         unified = datasets_of_sources(preprocessed_folder / DATASET_FILE)
-        splits = wanted or (make_splits_by_source if unified else make_splits)(cases, num_folds, seed)
+        splits = wanted or (make_splits_by_source if unified else make_splits)(cases, num_folds)
         if writing:
             _write_splits(path, splits)
     return splits
