@@ -214,9 +214,9 @@ def draw_rank_histogram(counts: Sequence[int], color: str) -> Html:
     return draw(paint, f"rank histogram of {sum(counts)} cases")
 
 
-def draw_differences(runs: Sequence[RunComparison], metric: str, label: str) -> Html:
-    """Mean paired difference of the scored run from each other run with its interval, a row a class."""
-    rows = [(run.name, row) for run in runs for row in run.classes if row.metric == metric]
+def draw_differences(runs: Sequence[RunComparison]) -> Html:
+    """Mean paired difference in Dice of the scored run from each other run with its interval, a row a class."""
+    rows = [(run.name, row) for run in runs for row in run.classes if row.metric == "dice"]
     several = len({row.class_name for _, row in rows}) > 1
 
     def paint(figure: Figure) -> None:
@@ -227,10 +227,10 @@ def draw_differences(runs: Sequence[RunComparison], metric: str, label: str) -> 
             axis.plot(row.mean_difference, place, "o", color=series_color(0), markersize=6)
         names = [f"{name}: {row.class_name}" if several else name for name, row in rows]
         axis.set_yticks(range(len(rows)), wrapped(names, 2 * NAME_CHARACTERS))
-        axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"{label}: scored run minus the other")
+        axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="Dice: scored run minus the other")
         axis.grid(axis="y", visible=False)
 
-    return draw(paint, f"differences in {label}", 7.0, 1.0 + 0.28 * len(rows))
+    return draw(paint, "differences in Dice", 7.0, 1.0 + 0.28 * len(rows))
 
 
 def _size(groups: int) -> tuple[float, float]:

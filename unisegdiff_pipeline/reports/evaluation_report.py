@@ -212,7 +212,7 @@ def _comparison(report: FolderSummary) -> Section | None:
     if any(row.metric == "dice" for run in report.against for row in run.classes):  # else every reference is empty
         differences = [
             figure(
-                charts.draw_differences(report.against, "dice", "Dice"),
+                charts.draw_differences(report.against),
                 "Mean paired difference in Dice with its bootstrap interval; right of 0 the scored run is better.",
                 wide=True,
             )

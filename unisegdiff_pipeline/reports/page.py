@@ -181,10 +181,9 @@ def bullets(items: Iterable[str], names: bool = False) -> Html:
     return Html(f"<ul{kind}>{''.join(f'<li>{markup(item)}</li>' for item in items)}</ul>")
 
 
-def details(title: str, body: Sequence[Html], is_open: bool = False) -> Html:
+def details(title: str, body: Sequence[Html]) -> Html:
     """A part that opens at a click on its title; it is open in print."""
-    opened = " open" if is_open else ""
-    return Html(f"<details{opened}><summary>{markup(title)}</summary>{''.join(body)}</details>")
+    return Html(f"<details><summary>{markup(title)}</summary>{''.join(body)}</details>")
 
 
 def subsection(title: str, body: Sequence[Html]) -> Html:

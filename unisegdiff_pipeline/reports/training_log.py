@@ -10,6 +10,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.serialization import read_json_lines
 
 LOG_NAME = "log.jsonl"
+MOST_POINTS = 400  # of a curve
 PHASES = {1: "segmenter", 2: "diffusion"}
 Entry = dict[str, Any]
 # Keys that more than a figure depends on: key, types, in words. Only the first has to be there.
@@ -49,7 +50,7 @@ def value(entry: Entry, key: str) -> float:
     return float("nan") if found is None else float(found)
 
 
-def thinned(entries: Sequence[Entry], most: int) -> list[Entry]:
+def thinned(entries: Sequence[Entry], most: int = MOST_POINTS) -> list[Entry]:
     """At most `most` entries, evenly spread, the last one among them."""
     if len(entries) <= most:
         return list(entries)

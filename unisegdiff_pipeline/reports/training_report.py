@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "report.html"
 REFRESH_S = 30
-MOST_POINTS, MARKED_POINTS = 400, 30  # of a curve
+MARKED_POINTS = 30  # of a curve
 WIDTH_IN, HEIGHT_IN = 3.45, 2.75  # three figures side by side
 HOURS_FROM_S = 3 * 3600.0
 
@@ -350,7 +350,7 @@ def _times(fold: _Fold, entries: Sequence[Entry]) -> list[float]:
 
 
 def _plot(axis: Axes, fold: _Fold, phase: int, key: str, color: int, label: str) -> None:
-    entries = thinned(of_kind(fold.entries, "train", phase), MOST_POINTS)
+    entries = thinned(of_kind(fold.entries, "train", phase))
     if any(key in e for e in entries):
         shown = [value(e, key) for e in entries]
         mark = "." if len(entries) <= MARKED_POINTS else ""
@@ -382,7 +382,7 @@ def _paint_stages(axis: Axes, fold: _Fold) -> None:
 
 
 def _paint_weights(axis: Axes, fold: _Fold) -> None:
-    entries = thinned(of_kind(fold.entries, "train", 2), MOST_POINTS)
+    entries = thinned(of_kind(fold.entries, "train", 2))
     for index, stage in enumerate("ABC"):
         weights = [math.exp(-value(e, f"log_variance_{stage.lower()}")) for e in entries]
         mark = "." if len(entries) <= MARKED_POINTS else ""
@@ -397,7 +397,7 @@ def _paint_dice(axis: Axes, fold: _Fold) -> None:
     of_mean = ("dice_mean", "mean", "o-", 1.6, figures.INK)
     shown = [*lines, of_mean] if len(lines) > 1 else [of_mean]
     for phase in sorted({e["phase"] for e in scored}):
-        mine = thinned([e for e in scored if e["phase"] == phase], MOST_POINTS)
+        mine = thinned([e for e in scored if e["phase"] == phase])
         for key, name, style, width, color in shown:
             label = name if phase == scored[0]["phase"] else None
             axis.plot(_times(fold, mine), [value(e, key) for e in mine], style, lw=width, color=color, label=label)

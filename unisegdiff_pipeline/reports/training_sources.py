@@ -14,7 +14,6 @@ from unisegdiff_pipeline.reports.training_log import Entry, dice_by_source, held
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_POINTS = 400  # of a curve
 WIDTH_IN, HEIGHT_IN = 9.6, 3.4
 LEGEND_COLUMNS = 5
 
@@ -45,7 +44,7 @@ def _curves(scored: Sequence[Entry], unit_s: float, unit: str) -> Html:
     def paint(drawn: Figure) -> None:
         axis = drawn.subplots()
         for phase in dict.fromkeys(entry["phase"] for entry in scored):
-            mine = thinned([entry for entry in scored if entry["phase"] == phase], MOST_POINTS)
+            mine = thinned([entry for entry in scored if entry["phase"] == phase])
             times = [value(entry, "seconds") / unit_s for entry in mine]
             first = phase == scored[0]["phase"]
             for index, name in enumerate(names):
