@@ -364,7 +364,7 @@ def fingerprint_case(
         shape=_triple(image.array.shape[1:]),
         spacing_mm=spacing_mm,
         shape_after_crop=_triple(cropped.shape[1:]),
-        foreground_fraction=_rounded(float(foreground.sum()) / labels.array.size),
+        foreground_fraction=rounded(float(foreground.sum()) / labels.array.size),
         empty=not bool(foreground.any()),
         classes=component_facts(labels.array[0], scheme, spacing_mm),
         raters=tuple(component_facts(r.array[0], scheme, spacing_mm) for r in raters),
@@ -420,8 +420,8 @@ def _facts_of_class(name: str, mask: np.ndarray, spacing_mm: tuple[float, float,
         class_name=name,
         voxels=int(found.voxels.sum()),
         count=len(found),
-        volumes_mm3=tuple(_rounded(float(found.voxels[i]) * voxel_mm3) for i in largest),
-        thickness_mm=tuple(_rounded(t) for t in thickness),
+        volumes_mm3=tuple(rounded(float(found.voxels[i]) * voxel_mm3) for i in largest),
+        thickness_mm=tuple(rounded(t) for t in thickness),
     )
 
 
@@ -496,8 +496,8 @@ def summarize(dataset_name: str, description: DatasetDescription, facts: Sequenc
         dataset_name=dataset_name,
         is_2d=all(case.shape[0] == 1 for case in cases),
         channel_names=description.channel_names,
-        fraction_of_empty_cases=_rounded(float(np.mean([c.empty for c in cases]))),
-        median_crop_fraction=_rounded(float(np.median(crop_fractions))),
+        fraction_of_empty_cases=rounded(float(np.mean([c.empty for c in cases]))),
+        median_crop_fraction=rounded(float(np.median(crop_fractions))),
         intensities=_intensity_statistics(samples, anywhere),
         lesions=summarize_lesions(cases, description.labels.names),
         class_orders=class_orders([f.centres for f in usable if f.centres is not None], description.labels),
@@ -567,12 +567,12 @@ def summarize_lesions(cases: Sequence[CaseFingerprint], class_names: Sequence[st
         summaries.append(
             LesionSummary(
                 class_name=name,
-                fraction_of_maps=_rounded(len(present) / len(maps)),
+                fraction_of_maps=rounded(len(present) / len(maps)),
                 components_per_map=_percentiles([f.count for f in present]),
                 volume_mm3=_percentiles([v for f in present for v in f.volumes_mm3]),
                 thickness_mm=_percentiles([t for f in present for t in f.thickness_mm]),
                 main_thickness_mm=_percentiles([max(f.thickness_mm) for f in present]),
-                foreground_fraction=_rounded(float(np.mean([m[i].voxels / size for m, size in maps]))),
+                foreground_fraction=rounded(float(np.mean([m[i].voxels / size for m, size in maps]))),
             )
         )
     return tuple(summaries)
@@ -593,7 +593,7 @@ def class_orders(centres: Sequence[np.ndarray], scheme: LabelScheme) -> tuple[Cl
         differences = differences[~np.isnan(differences).any(axis=1)]
         if len(differences):
             fractions = np.maximum((differences > 0).mean(axis=0), (differences < 0).mean(axis=0))
-            z, y, x = (_rounded(float(fraction)) for fraction in fractions)
+            z, y, x = (rounded(float(fraction)) for fraction in fractions)
             orders.append(ClassOrder(scheme.names[first], scheme.names[second], len(differences), (z, y, x)))
     return tuple(orders)
 
@@ -607,7 +607,7 @@ def _intensity_statistics(samples: Sequence[np.ndarray], anywhere: np.ndarray) -
         if found is None or found[5] == found[6]:
             found = _statistics_of(outside)
         assert found is not None
-        statistics.append(IntensityStatistics(*(_rounded(float(value)) for value in found)))
+        statistics.append(IntensityStatistics(*(rounded(float(value)) for value in found)))
     return tuple(statistics)
 
 
@@ -624,7 +624,7 @@ def _statistics_of(channel: np.ndarray) -> tuple[float, ...] | None:
 def _percentiles(values: Sequence[float]) -> Percentiles | None:
     if not values:
         return None
-    return Percentiles(*(_rounded(float(v)) for v in np.percentile(np.asarray(values, float), (10, 25, 50, 75, 90))))
+    return Percentiles(*(rounded(float(v)) for v in np.percentile(np.asarray(values, float), (10, 25, 50, 75, 90))))
 
 
 def _in_order(values: tuple[T, T, T], turn: Reorientation) -> tuple[T, T, T]:
@@ -632,7 +632,7 @@ def _in_order(values: tuple[T, T, T], turn: Reorientation) -> tuple[T, T, T]:
     return values[z], values[y], values[x]
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """Six significant digits: what a reader of the JSON needs, the same on every machine."""
     return float(f"{value:.6g}")
 

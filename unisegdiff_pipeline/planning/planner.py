@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.fingerprint import Fingerprint
+from unisegdiff_pipeline.fingerprint import Fingerprint, rounded
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.images import is_picture_ending
 from unisegdiff_pipeline.planning.coarsening import (
@@ -43,7 +43,7 @@ from unisegdiff_pipeline.planning.reasons import (
     training_reasons,
 )
 from unisegdiff_pipeline.planning.sizing import Sizer
-from unisegdiff_pipeline.planning.spacing import ANISOTROPY, SpacingPlan, plan_spacing
+from unisegdiff_pipeline.planning.spacing import ANISOTROPY, SpacingPlan, plan_spacing, triple
 from unisegdiff_pipeline.planning.topology import MIN_EDGE, denoiser_multiply_adds, multiply_adds
 from unisegdiff_pipeline.planning.unified import SharedGrid, SourceFacts, shared_grid, source_facts, with_sources
 
@@ -243,7 +243,7 @@ def _plan_lowres(context: _Context, fullres: ConfigurationPlan) -> Configuration
     shape = full_shape
     while math.prod(network.patch_size) / math.prod(shape) < _LOWRES_BELOW_COVERAGE:
         spacing = _coarsen_finest_axes(spacing)
-        shape = _triple(n * f / s for n, f, s in zip(full_shape, full_spacing, spacing, strict=True))
+        shape = triple(n * f / s for n, f, s in zip(full_shape, full_spacing, spacing, strict=True))
         network = context.sizer.fit_network(spacing, shape)
     saving = math.prod(full_shape) / math.prod(shape)
     if saving < _LOWRES_MIN_SAVING:
@@ -281,8 +281,8 @@ def _with_batch_dice(context: _Context, fullres: ConfigurationPlan) -> Configura
 def _coarsen_finest_axes(spacing: tuple[float, float, float]) -> tuple[float, float, float]:
     largest = max(spacing)
     if any(largest / s > 2 for s in spacing):
-        return _triple(s * _LOWRES_STEP if largest / s > 2 else s for s in spacing)
-    return _triple(s * _LOWRES_STEP for s in spacing)
+        return triple(s * _LOWRES_STEP if largest / s > 2 else s for s in spacing)
+    return triple(s * _LOWRES_STEP for s in spacing)
 
 
 def _finish(
@@ -332,12 +332,12 @@ def _preprocessing(context: _Context, name: str, spacing: tuple[float | None, fl
     first = spacing[0]
     plan = PreprocessingPlan(
         axis_order=context.spacing.axis_order,
-        target_spacing_mm=(None if first is None else _round(first), _round(spacing[1]), _round(spacing[2])),
+        target_spacing_mm=(None if first is None else rounded(first), rounded(spacing[1]), rounded(spacing[2])),
         normalization=schemes,
         use_nonzero_mask=choose_nonzero_mask(schemes, context.fingerprint.median_crop_fraction),
         intensities=context.fingerprint.intensities,
         direction=context.fingerprint.direction,
-        training_spacing_mm=_triple(_round(s) for s in context.spacing.median_spacing_mm),
+        training_spacing_mm=triple(rounded(s) for s in context.spacing.median_spacing_mm),
         missing_channels=context.description.missing_channels,
     )
     context.decide(name, "preprocessing.direction", direction_reason(context.fingerprint))
@@ -495,14 +495,5 @@ def _decisions_of(decisions: dict[str, str], chosen: dict[str, ConfigurationPlan
     return {key: reason for key, reason in decisions.items() if not key.startswith(dropped)}
 
 
-def _triple(values: Iterable[float]) -> tuple[float, float, float]:
-    z, y, x = values
-    return float(z), float(y), float(x)
-
-
 def _whole(value: float) -> int:
     return max(1, round(value))
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.6g}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,3 +91,9 @@ def _axis_order(target: np.ndarray, is_2d: bool) -> tuple[tuple[int, int, int], 
 
 def _permuted(values: np.ndarray, order: tuple[int, int, int]) -> tuple[float, float, float]:
     return float(values[order[0]]), float(values[order[1]]), float(values[order[2]])
+
+
+def triple(values: Iterable[float]) -> tuple[float, float, float]:
+    """One number an axis."""
+    z, y, x = values
+    return float(z), float(y), float(x)

@@ -7,7 +7,7 @@ images decides no more than one of ten. The spacing that comes out is then turne
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.core.progress import counted
-from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, LesionSummary, Percentiles
+from unisegdiff_pipeline.fingerprint import CaseFingerprint, Fingerprint, LesionSummary, Percentiles, rounded
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.io.images import is_picture_ending
 from unisegdiff_pipeline.io.sources import Source, annotated_classes
@@ -28,7 +28,7 @@ from unisegdiff_pipeline.planning.plans import (
     SourcePlan,
     SourcesPlan,
 )
-from unisegdiff_pipeline.planning.spacing import SpacingPlan, image_size, plan_spacing
+from unisegdiff_pipeline.planning.spacing import SpacingPlan, image_size, plan_spacing, triple
 
 Triple = tuple[float, float, float]
 
@@ -129,17 +129,17 @@ def with_sources(
         The configuration, and reasons for what was added (key = path within the configuration).
     """
     planned = configuration.preprocessing.target_spacing_mm
-    coarser = _triple(1.0 if t is None else t / s for t, s in zip(planned, common.spacing_mm, strict=True))
+    coarser = triple(1.0 if t is None else t / s for t, s in zip(planned, common.spacing_mm, strict=True))
     plans: dict[str, SourcePlan] = {}
     reasons: dict[str, str] = {}
     for facts in grid.sources:
         name = facts.source.name
-        spacing = _triple(s * factor for s, factor in zip(grid.spacings[name], coarser, strict=True))
+        spacing = triple(s * factor for s, factor in zip(grid.spacings[name], coarser, strict=True))
         if grid.kind == "relative":
             spacing, kept_fine = _with_lesions_resolved(facts, spacing)
             if kept_fine:
                 reasons[f"sources.plans.{name}.preprocessing.target_spacing_mm"] = kept_fine
-        z, y, x = map(_round, spacing)
+        z, y, x = map(rounded, spacing)
         plans[name], of_source = _source_plan(facts, (None if grid.dims == 2 else z, y, x), labels, grid.dims)
         reasons |= {f"sources.plans.{name}.{key}": reason for key, reason in of_source.items()}
     channels = configuration.network.num_input_channels
@@ -180,7 +180,7 @@ def _source_plan(
         use_nonzero_mask=choose_nonzero_mask(schemes, found.median_crop_fraction),
         intensities=found.intensities,
         direction=found.direction,
-        training_spacing_mm=_triple(_round(s) for s in own.median_spacing_mm),
+        training_spacing_mm=triple(rounded(s) for s in own.median_spacing_mm),
     )
     plan = SourcePlan(
         modality=facts.source.modality,
@@ -292,12 +292,3 @@ def _divided(shape: Triple, factor: float, dims: int) -> Triple:
 def _plane(spacing: Sequence[float]) -> float:
     """Edge of the square that is as large as a voxel in its plane."""
     return math.sqrt(spacing[1] * spacing[2])
-
-
-def _triple(values: Iterable[float]) -> Triple:
-    z, y, x = values
-    return float(z), float(y), float(x)
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.6g}")
