@@ -371,9 +371,13 @@ def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _ranks(sizes: np.ndarray) -> np.ndarray:
     """Ranks 1, 2, ... of positive numbers, ties averaged."""
-    rounded = np.round(sizes / sizes.max(), TIE_DIGITS)
-    _, inverse, counts = np.unique(rounded, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return mean_ranks(np.round(sizes / sizes.max(), TIE_DIGITS))
+
+
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks 1, 2, ... of any numbers; equal ones share the mean of theirs."""
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(sizes) - (sizes - 1) / 2)[group]
 
 
 def _exact_p(ranks: np.ndarray, positive: float) -> float:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unisegdiff_pipeline.evaluation.comparison import mean_ranks
+
 LEVELS = (0.5, 0.8, 0.9)
 
 
@@ -207,11 +209,6 @@ def _selective_risk(risk: np.ndarray, confidence: np.ndarray) -> np.ndarray:
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    x, y = (ranks - ranks.mean() for ranks in (_mean_ranks(a), _mean_ranks(b)))
+    x, y = (ranks - ranks.mean() for ranks in (mean_ranks(a), mean_ranks(b)))
     scale = math.sqrt(float((x**2).sum() * (y**2).sum()))
     return float((x * y).sum()) / scale if scale else math.nan
-
-
-def _mean_ranks(values: np.ndarray) -> np.ndarray:
-    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(sizes) - (sizes - 1) / 2)[group]
