@@ -97,6 +97,11 @@ class LabelScheme:
         values = {0, *self.background_values, *(v for group in self.members for v in group)}
         return frozenset(values if self.ignore_value is None else values | {self.ignore_value})
 
+    def in_words(self) -> str:
+        """The classes or regions with their values, as in "lesion (1), tumour (1, 2)"."""
+        parts = zip(self.names, self.members, strict=True)
+        return ", ".join(f"{name} ({', '.join(map(str, values))})" for name, values in parts)
+
     def regions_of(self, value: int) -> tuple[str, ...]:
         """Names of the classes or regions that a label value belongs to."""
         return tuple(name for name, values in zip(self.names, self.members, strict=True) if value in values)

@@ -105,7 +105,7 @@ def _meaning_of_unified(reference: Path, predictions: Sequence[Path], given: boo
         _require_classes(
             prediction,
             description.labels,
-            f"{reference} has {_in_words(description.labels)}; give the data set that the model was trained on.",
+            f"{reference} has {description.labels.in_words()}; give the data set that the model was trained on.",
         )
     return Meaning(description.labels, description.spacing_known)
 
@@ -124,7 +124,7 @@ def _require_classes_of_unified(reference: Path, prediction: Path) -> None:
     _require_classes(
         prediction,
         unified,
-        f"{reference} was predicted by a model of the unified classes {_in_words(unified)}; predict both with one "
+        f"{reference} was predicted by a model of the unified classes {unified.in_words()}; predict both with one "
         f"model, or say with --dataset-json what the values of all masks mean.",
     )
 
@@ -137,14 +137,8 @@ def _require_classes(prediction: Path, expected: LabelScheme, otherwise: str) ->
     labels = _labels_of_manifest(prediction) if found is None else read_dataset_json(found).labels
     if labels is not None and labels != expected:
         raise UsdError(
-            f"{prediction} has the classes {_in_words(labels)} by {found or f'its {MANIFEST}'}, but {otherwise}"
+            f"{prediction} has the classes {labels.in_words()} by {found or f'its {MANIFEST}'}, but {otherwise}"
         )
-
-
-def _in_words(labels: LabelScheme) -> str:
-    return ", ".join(
-        f"{name} ({', '.join(map(str, values))})" for name, values in zip(labels.names, labels.members, strict=True)
-    )
 
 
 def _dataset_json_above(masks: Path) -> Path | None:
@@ -207,7 +201,7 @@ def _require_same_values(masks: Path, described: Path, labels: LabelScheme) -> N
     one, other = ({value for values in scheme.members for value in values} for scheme in (own, labels))
     if one != other or _contradict(own, labels):
         raise UsdError(
-            f"{masks} has the classes {_in_words(own)} by its {MANIFEST}, but {described} has {_in_words(labels)}; "
+            f"{masks} has the classes {own.in_words()} by its {MANIFEST}, but {described} has {labels.in_words()}; "
             f"{_REMEDY}"
         )
 
@@ -226,7 +220,7 @@ def _require_no_contradiction(found: Path | None, described: Path, labels: Label
     except UsdError:  # of another program, such as those of the Medical Segmentation Decathlon
         return
     if _contradict(own, labels):
-        raise UsdError(f"{found} has the classes {_in_words(own)}, but {described} has {_in_words(labels)}; {_REMEDY}")
+        raise UsdError(f"{found} has the classes {own.in_words()}, but {described} has {labels.in_words()}; {_REMEDY}")
 
 
 def _contradict(one: LabelScheme, other: LabelScheme) -> bool:

@@ -60,16 +60,13 @@ def _what(model: ModelFolder, folds: Sequence[str], settings: InferenceSettings)
 def _data(model: ModelFolder) -> str:
     plans, configuration = model.plans, model.configuration
     labels = plans.labels
-    classes = ", ".join(
-        f"{name} ({', '.join(map(str, values))})" for name, values in zip(labels.names, labels.members, strict=True)
-    )
     spacing = configuration.preprocessing.target_spacing_mm
     unit = "mm" if plans.in_mm(configuration) else "(nominal, the spacing of the data is not known)"
     grid = " x ".join("as it is" if s is None else f"{s:g}" for s in spacing)
     lines = [
         f"- data set: {plans.dataset_name}",
         f"- channels: {', '.join(plans.channel_names)} ({', '.join(configuration.preprocessing.normalization)})",
-        f"- classes (label values): {classes}"
+        f"- classes (label values): {labels.in_words()}"
         + ("" if labels.ignore_value is None else f"; the value {labels.ignore_value} was ignored"),
         f"- files: {plans.file_ending}",
         f"- grid of the network, Z Y X: {grid} {unit}; median image on it: "
