@@ -97,9 +97,7 @@ class SamplingBox:
 
     def kept_part(self, values: Tensor, first: int, last: int) -> tuple[slice, Tensor]:
         """Rows of the box as (rows, values) of the part that lies in the unpadded case."""
-        low, _ = self.bounds()
-        offset = [a + p - s for a, p, s in zip(low, self.case.grid.pad_before, self.start, strict=True)]
-        size = self.cropped_shape()
+        offset, size = self._offset(), self.cropped_shape()
         a, b = max(first, offset[0]), min(last, offset[0] + size[0])
         rows = slice(a - offset[0], max(a, b) - offset[0])
         z, y, x = slice(a - first, max(a, b) - first), *(slice(offset[i], offset[i] + size[i]) for i in (1, 2))
@@ -111,9 +109,12 @@ class SamplingBox:
 
     def cropped(self, values: Tensor) -> Tensor:
         """The part of (..., *box) that lies in the unpadded case."""
+        return values[(..., *window_slices(self._offset(), self.cropped_shape()))]
+
+    def _offset(self) -> list[int]:
+        """Where the unpadded case begins in the box."""
         low, _ = self.bounds()
-        offset = [a + p - s for a, p, s in zip(low, self.case.grid.pad_before, self.start, strict=True)]
-        return values[(..., *window_slices(offset, self.cropped_shape()))]
+        return [a + p - s for a, p, s in zip(low, self.case.grid.pad_before, self.start, strict=True)]
 
     def bounds(self) -> tuple[list[int], list[int]]:
         """The box in coordinates of the unpadded case, clipped to it."""
