@@ -71,7 +71,7 @@ def _images_table(fingerprint: Fingerprint, plans: Plans | None, raw: RawDataset
         units, planned = units_of(facts.is_2d, _knows_spacing(name, plans, raw)), _planned(name, plans)
         row: list[Cell] = [name, *([planned[0][1].modality if planned else ""] if plans is not None else [])]
         row += [len(facts.cases), sum(case.empty for case in facts.cases), "2D" if facts.is_2d else "3D"]
-        row += [_median_of(facts, [case.shape for case in facts.cases]), _spacing(facts, units), _sizes(facts, units)]
+        row += [_medians(facts, [c.shape for c in facts.cases], ".0f"), _spacing(facts, units), _sizes(facts, units)]
         if plans is not None:
             row.append("; ".join(f"{key}: {_target(plan)}" for key, plan in planned) or "left out")
         rows.append(row)
@@ -110,17 +110,15 @@ def _knows_spacing(name: str, plans: Plans | None, raw: RawDataset | None) -> bo
     return all(plan.spacing_known for _, plan in _planned(name, plans))
 
 
-def _median_of(facts: Fingerprint, values: Sequence[Sequence[float]]) -> Cell:
+def _medians(facts: Fingerprint, values: Sequence[Sequence[float]], form: str) -> Cell:
     medians = [statistics.median(axis) for axis in zip(*values, strict=True)][1 if facts.is_2d else 0 :]
-    return Shown(_times(f"{round(m)}" for m in medians), float(np.prod(medians)))
+    return Shown(_times(f"{m:{form}}" for m in medians), float(np.prod(medians)))
 
 
 def _spacing(facts: Fingerprint, units: Units) -> Cell:
     if units.length == "pixels" or units.nominal:
         return "unknown"
-    spacings = [case.spacing_mm for case in facts.cases]
-    medians = [statistics.median(axis) for axis in zip(*spacings, strict=True)][1 if facts.is_2d else 0 :]
-    return Shown(_times(f"{m:.3g}" for m in medians), float(np.prod(medians)))
+    return _medians(facts, [case.spacing_mm for case in facts.cases], ".3g")
 
 
 def _sizes(facts: Fingerprint, units: Units) -> Cell:
