@@ -23,7 +23,6 @@ from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.images import read_image, read_labels, split_ending
 from unisegdiff_pipeline.io.paths import places_above, places_of
 from unisegdiff_pipeline.reports.case_pictures import (
-    CLASS_COLORS,
     PREDICTION_COLOR,
     REFERENCE_COLOR,
     UNCERTAINTY_MAP,
@@ -32,6 +31,7 @@ from unisegdiff_pipeline.reports.case_pictures import (
     Plane,
     Region,
     choose_plane,
+    class_colors,
     draw_panel,
     region_of_interest,
     window,
@@ -272,7 +272,7 @@ class _CaseDrawing:
 
     def legend(self, with_uncertainty: bool, with_raters: bool) -> Html:
         if len(self._classes) > 1:
-            entries = dict(zip(self._classes, _class_colors(len(self._classes)), strict=True))
+            entries = dict(zip(self._classes, class_colors(len(self._classes)), strict=True))
         else:
             entries = {
                 "reference, raters" if with_raters else "reference": REFERENCE_COLOR,
@@ -286,7 +286,7 @@ class _CaseDrawing:
         if len(self._classes) == 1:
             (members,) = self._classes.values()
             return [Outline(np.isin(labels, members), PREDICTION_COLOR)]
-        colors = _class_colors(len(self._classes))
+        colors = class_colors(len(self._classes))
         return [
             Outline(np.isin(labels, members), color)
             for members, color in zip(self._classes.values(), colors, strict=True)
@@ -297,10 +297,6 @@ class _CaseDrawing:
         alt = f"{self._case_id}: {name.lower()}"
         marks = Marks(outlines, note="" if any(outline.mask.any() for outline in outlines) else "empty")
         return draw_panel(self._background, self._plane.pixel_mm, alt, marks, region=self._region)
-
-
-def _class_colors(count: int) -> list[str]:
-    return [CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(count)]
 
 
 def label_names(classes: Classes) -> dict[int, str]:

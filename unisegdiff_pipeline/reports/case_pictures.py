@@ -80,6 +80,11 @@ class Outline:
     width: float = 1.6
 
 
+def class_colors(count: int) -> list[str]:
+    """Colours of the classes in their order; beyond CLASS_COLORS they repeat."""
+    return [CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(count)]
+
+
 def choose_plane(masks: Sequence[np.ndarray], geometry: Geometry, oriented: bool) -> Plane:
     """The slice to show.
 

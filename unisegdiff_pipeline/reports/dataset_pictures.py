@@ -18,10 +18,10 @@ from unisegdiff_pipeline.io.images import files_read, read_image, read_labels
 from unisegdiff_pipeline.io.raw_dataset import RawCase, RawDataset
 from unisegdiff_pipeline.io.sources import unified_volumes
 from unisegdiff_pipeline.reports.case_pictures import (
-    CLASS_COLORS,
     Marks,
     Outline,
     choose_plane,
+    class_colors,
     draw_panel,
     is_colored,
     region_of_interest,
@@ -60,7 +60,7 @@ def section(fingerprint: Fingerprint, raw: RawDataset, kept: KeptFigures) -> Sec
     )
     if not fingerprint.is_2d and raw.description.spacing_known:
         intro += " The patient's right (R) is on the left, anterior (A) or superior (S) on top."
-    colors = dict(zip(labels.names, _colors(len(labels.names)), strict=True))
+    colors = dict(zip(labels.names, class_colors(len(labels.names)), strict=True))
     return Section(title, [*parts, legend(colors)], intro)
 
 
@@ -129,9 +129,5 @@ def _panels(case: RawCase, raw: RawDataset) -> Html:
 
 
 def _outlines(masks: Mapping[str, np.ndarray]) -> list[Outline]:
-    colors = _colors(len(masks))
+    colors = class_colors(len(masks))
     return [Outline(mask, color) for mask, color in zip(masks.values(), colors, strict=True)]
-
-
-def _colors(count: int) -> list[str]:
-    return [CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(count)]

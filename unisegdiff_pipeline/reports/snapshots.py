@@ -18,7 +18,7 @@ import numpy as np
 
 from unisegdiff_pipeline.core.boxes import Box, box_slices, centred_box, nonzero_box, whole_box
 from unisegdiff_pipeline.core.files import atomic_path
-from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS
+from unisegdiff_pipeline.reports.case_pictures import CLASS_COLORS, class_colors
 from unisegdiff_pipeline.reports.page import Html, figure, grid, legend, markup, picture_from_png, subsection
 
 PICTURES_NAME = "pictures"
@@ -198,6 +198,6 @@ def _sides(letters: Sequence[str]) -> Html:
 
 def colors_of_pictures(class_names: Sequence[str]) -> Html:
     """What the colours of the layers mean: a bar for probabilities, and the classes of references and samples."""
-    entries = {name: CLASS_COLORS[i % len(CLASS_COLORS)] for i, name in enumerate(class_names)}
+    entries = dict(zip(class_names, class_colors(len(class_names)), strict=True))
     bar = {"probability of any class, 0 to 1 (white line: 0.5)": PROBABILITY_GRADIENT}
     return legend(bar | entries)
