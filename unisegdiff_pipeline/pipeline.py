@@ -20,13 +20,13 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.progress import Listener, counted, telling
-from unisegdiff_pipeline.core.serialization import read_dataclass, read_object, write_json
+from unisegdiff_pipeline.core.serialization import read_dataclass, write_json
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.fingerprint import Fingerprint, extract_fingerprint, read_fingerprint, write_fingerprint
 from unisegdiff_pipeline.io.integrity import IntegrityReport
-from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_raw_dataset
+from unisegdiff_pipeline.io.raw_dataset import RawDataset, open_as_measured, open_raw_dataset
 from unisegdiff_pipeline.planning.budget import detect_budget
-from unisegdiff_pipeline.planning.description import describe_plans
+from unisegdiff_pipeline.planning.description import describe_plans, differences_from_plan
 from unisegdiff_pipeline.planning.for_weights import WeightsToFollow, plan_for_weights
 from unisegdiff_pipeline.planning.moved import move_plans
 from unisegdiff_pipeline.planning.planner import plan_dataset
@@ -229,7 +229,7 @@ def plan(
     other = None if moved_from is None else read_dataclass(Plans, moved_from)
     weights = None if for_weights is None else weights_to_follow(for_weights)
     folder = Path(preprocessed) / Path(raw).name
-    opened = _open_as_measured(Path(raw), folder)
+    opened = open_as_measured(Path(raw), folder)
     if not (folder / FINGERPRINT).is_file():
         raise UsdError(f"{folder} holds no {FINGERPRINT}; run usd_fingerprint -d {quoted(opened.name)} first.")
     facts = read_fingerprint(folder / FINGERPRINT)
@@ -257,21 +257,28 @@ def preprocess(
     scheduler: str | None = None,
 ) -> StepOutput:
     """The third step: preprocess what is new or changed, and plan the stages from the preprocessed labels."""
-    opened = _open_as_measured(Path(raw), folder)
+    opened = open_as_measured(Path(raw), folder)
     with working_on(folder):
-        plans = read_dataclass(Plans, require_plans(folder, plans_name))
+        path = require_plans(folder, plans_name)
+        plans = read_dataclass(Plans, path)
+        _warn_of_former_plan(opened, plans, path)
         names = choose_configurations(plans, configurations)
         plans = _preprocess(opened, folder, plans, names, workers, scheduler, plans_name)
         reported = plans_name is None and (folder / FINGERPRINT).is_file()
         return StepOutput(folder, _write_report(folder, opened) if reported else None, plans)
 
 
-def _open_as_measured(raw: Path, folder: Path) -> RawDataset:
-    """The raw data set, with the label map that its facts were collected with, where that is not its own (--remap)."""
-    copy, own = folder / DATASET, raw / DATASET
-    mapped_itself = own.is_file() and "label_map" in read_object(own)
-    label_map = read_object(copy).get("label_map") if copy.is_file() and not mapped_itself else None
-    return open_raw_dataset(raw, label_map)
+def _warn_of_former_plan(raw: RawDataset, plans: Plans, path: Path) -> None:
+    """Say where dataset.json names other classes or channels than the plan, by which cases are preprocessed."""
+    if different := list(differences_from_plan(raw.description, plans)):
+        LOGGER.warning(
+            "%s was made before dataset.json of %s was changed: %s. Preprocessing goes by the plan; to take the change "
+            "over, run usd_plan_and_preprocess -d %s.",
+            path,
+            raw.folder,
+            "; ".join(different),
+            quoted(raw.name),
+        )
 
 
 def check_and_measure(

@@ -170,6 +170,14 @@ class LabelScheme:
         return labels
 
 
+def classes_in_words(labels: LabelScheme) -> str:
+    """The classes or regions with their values; the same text for schemes whose masks mean the same."""
+    parts = zip(labels.names, labels.members, labels.write_values, strict=True)
+    if labels.coding == "regions":
+        return ", ".join(f"{name} {list(values)} written as {value}" for name, values, value in parts)
+    return ", ".join(f"{name} {value}" for name, _, value in parts)
+
+
 def _order_remedy(names: tuple[str, ...], members: tuple[tuple[int, ...], ...]) -> str:
     """An order that keeps the regions of every value: of the regions as they are, else of the larger ones first."""
     if order := _working_order(members):

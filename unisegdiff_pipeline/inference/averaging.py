@@ -17,7 +17,7 @@ from torch import Tensor
 from unisegdiff_pipeline.core.boxes import CroppedLabels, box_slices, join_boxes
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import Geometry, Shape, Volume, geometry_differences
-from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.labels import LabelScheme, classes_in_words
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.evaluation.reading import read_masks
@@ -166,11 +166,3 @@ def _on_own_grid(case_id: str, shape: Shape, geometry: Geometry) -> CaseProperti
         shape=(z, y, x),
         spacing_mm=geometry.spacing_mm,
     )
-
-
-def classes_in_words(labels: LabelScheme) -> str:
-    """The classes or regions with their values; the same text for schemes whose masks mean the same."""
-    parts = zip(labels.names, labels.members, labels.write_values, strict=True)
-    if labels.coding == "regions":
-        return ", ".join(f"{name} {list(values)} written as {value}" for name, values, value in parts)
-    return ", ".join(f"{name} {value}" for name, _, value in parts)

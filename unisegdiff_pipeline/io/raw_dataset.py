@@ -26,6 +26,7 @@ from unisegdiff_pipeline.core.csv_tables import read_csv
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.names import composed, require_name, require_text
 from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.serialization import read_object
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, read_dataset_json, with_spacing_of
 from unisegdiff_pipeline.io.endings import TIFF_ENDINGS, is_unread_image, split_image_ending, unread_images
@@ -174,6 +175,19 @@ def open_raw_dataset(folder: Path, label_map: LabelMap | None = None) -> RawData
     unknown_groups = tuple(case_id for case_id in groups if case_id not in names)
     description = with_spacing_of(description, (case.image_paths for case in cases))
     return RawDataset(folder, folder.name, description, cases, tuple(listing.stray), unknown_groups)
+
+
+def open_as_measured(folder: Path, preprocessed: Path) -> RawDataset:
+    """As `open_raw_dataset`, with the label map that it was preprocessed with, where that is not its own (--remap).
+
+    Args:
+        folder: of the data set.
+        preprocessed: folder of the preprocessed one, with a copy of dataset.json.
+    """
+    copy, own = preprocessed / "dataset.json", folder / "dataset.json"
+    mapped_itself = own.is_file() and "label_map" in read_object(own)
+    label_map = read_object(copy).get("label_map") if copy.is_file() and not mapped_itself else None
+    return open_raw_dataset(folder, label_map)
 
 
 def _open_unified(folder: Path, description: DatasetDescription) -> RawDataset:

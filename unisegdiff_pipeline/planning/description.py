@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from unisegdiff_pipeline.core.labels import classes_in_words
+from unisegdiff_pipeline.io.dataset_json import DatasetDescription
 from unisegdiff_pipeline.planning.plans import Budget, Plans
 
 
@@ -27,6 +29,16 @@ def describe_plans(plans: Plans) -> str:
         if "left out" in used:
             lines[-1] += f"; {used}"
     return "\n".join(lines)
+
+
+def differences_from_plan(description: DatasetDescription, plans: Plans) -> Iterator[str]:
+    """Classes and channels of dataset.json that are others than in the plan, in words."""
+    planned, found = classes_in_words(plans.labels), classes_in_words(description.labels)
+    if planned != found:
+        yield f"the classes were {planned} and are {found} now"
+    if plans.channel_names != description.channel_names:
+        channels = ", ".join(description.channel_names)
+        yield f"the channels were {', '.join(plans.channel_names)} and are {channels} now"
 
 
 def _budget_text(budget: Budget) -> str:

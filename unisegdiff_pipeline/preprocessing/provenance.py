@@ -100,6 +100,20 @@ def is_current(stored: CaseProvenance | None, files: Sequence[Path], settings: s
     return all(_unchanged(state, path) for state, path in zip(stored.files, files, strict=True))
 
 
+def has_other_files(stored: CaseProvenance, case: RawCase) -> bool:
+    """Whether a case has other files now than it was made from, as far as can be said without reading its images.
+
+    Images are compared by name and size, since a whole data set would take long to read; label maps by content, too.
+    """
+    files, labels = image_files(case), label_files(case)
+    if [f.name for f in stored.files] != [path.name for path in files]:
+        return True
+    if any(not path.is_file() or path.stat().st_size != f.size for f, path in zip(stored.files, files, strict=True)):
+        return True
+    states = stored.files[len(files) - len(labels) :]
+    return any(not _unchanged(state, path) for state, path in zip(states, labels, strict=True))
+
+
 def merge_identical(group_of: Mapping[str, str], image_hashes: Mapping[str, str]) -> dict[str, str]:
     """Groups of all cases, where cases with the same image, and with them their groups, are put into one.
 

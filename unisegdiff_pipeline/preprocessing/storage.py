@@ -221,6 +221,10 @@ class PreprocessedFolder:
         """The way of a case to its original grid; its arrays are not opened."""
         return self._file(case_id).properties
 
+    def provenance(self, case_id: str) -> CaseProvenance:
+        """What a case was made from; its arrays are not opened."""
+        return self._file(case_id).source
+
     def _file(self, case_id: str) -> CaseFile:
         path = case_path(self.folder, CASES, case_id)
         if not path.is_file():

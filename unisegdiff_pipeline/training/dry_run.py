@@ -13,6 +13,7 @@ from unisegdiff_pipeline.training.interrupt import StopRequest
 from unisegdiff_pipeline.training.model_files import check_plan_of_folds
 from unisegdiff_pipeline.training.opened_fold import fold_run, requests_of_folds, require_start
 from unisegdiff_pipeline.training.opened_request import open_request
+from unisegdiff_pipeline.training.raw_changes import warn_of_raw_changes
 from unisegdiff_pipeline.training.request import FoldPreview, FoldState, TrainRequest
 from unisegdiff_pipeline.training.resume import require_same_training
 from unisegdiff_pipeline.training.time_estimate import TimeEstimate, estimate_time
@@ -26,6 +27,7 @@ def preview(request: TrainRequest) -> tuple[FoldPreview, ...]:
     """
     opened = open_request(request, writing=False)
     requests = requests_of_folds(opened)
+    warn_of_raw_changes(opened)
     check_plan_of_folds(opened)
     take_over_masks(opened, writing=False)
     found = []

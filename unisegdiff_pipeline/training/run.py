@@ -30,6 +30,7 @@ from unisegdiff_pipeline.training.model_files import folders_to_make, remove_wha
 from unisegdiff_pipeline.training.opened_fold import fold_run, requests_of_folds, require_start
 from unisegdiff_pipeline.training.opened_request import OpenedRequest, open_request, workers_of
 from unisegdiff_pipeline.training.ranks import Ranks, joined
+from unisegdiff_pipeline.training.raw_changes import warn_of_raw_changes
 from unisegdiff_pipeline.training.request import FoldResult, TrainRequest, TrainResult
 from unisegdiff_pipeline.training.resume import taken_over
 from unisegdiff_pipeline.training.time_budget import total_iterations
@@ -60,6 +61,7 @@ def train(request: TrainRequest, began: float | None = None) -> TrainResult:
 def _train(request: TrainRequest, began: float, ranks: Ranks) -> TrainResult:
     opened = open_request(request, ranks=ranks)
     requests_of_folds(opened)  # of all folds, before the first is touched
+    warn_of_raw_changes(opened)
     _check_data(opened)
     made = [path for path in folders_to_make(opened.model_folder) if not path.exists()]
     results = []

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.labels import classes_in_words
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import from_jsonable, read_object
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.evaluation.metrics import ClassScore, Outcome
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
-from unisegdiff_pipeline.inference.averaging import classes_in_words
 from unisegdiff_pipeline.inference.lesion_filter import LesionFilter
 from unisegdiff_pipeline.inference.model_folder import (
     WEIGHTS_NAME,

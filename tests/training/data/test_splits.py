@@ -219,6 +219,17 @@ def test_cases_that_dataset_json_holds_out_are_in_no_fold(preprocessed: Path) ->
     assert trainable_cases(preprocessed, None, ["c0", "c1", "c5"]) == ("c1",)
 
 
+def test_cases_that_the_raw_dataset_json_holds_out_since_are_in_no_fold(preprocessed: Path, tmp_path: Path) -> None:
+    """Without preprocessing again, too; a case that is not preprocessed yet plays no part."""
+    named_as_test(tmp_path, ["c0", "not_preprocessed"])
+    assert "c0" not in trainable_cases(preprocessed, tmp_path, [f"c{i}" for i in range(12)])
+    for fold in load_or_create_splits(preprocessed, tmp_path, num_folds=3, writing=False):
+        assert set(fold.train) | set(fold.val) == {f"c{i}" for i in range(1, 12)}
+    load_or_create_splits(preprocessed, num_folds=3)
+    with pytest.raises(UsdError, match="'c0', which are test cases"):
+        load_or_create_splits(preprocessed, tmp_path)
+
+
 def test_folds_made_before_a_case_was_held_out_are_refused(preprocessed: Path) -> None:
     load_or_create_splits(preprocessed, num_folds=3)
     named_as_test(preprocessed, ["c0"])

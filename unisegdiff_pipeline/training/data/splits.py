@@ -309,7 +309,7 @@ def load_or_create_splits(
         folds: "default" takes the file that is there, or deals out groups; "nnunet" makes the folds of `nnunet_splits`,
             and "by-group" those of `group_splits`, and a file that is there must hold these.
 
-    Test cases (see `find_test_cases`) are in no fold.
+    Test cases (see `find_test_cases`), also those that the raw dataset.json names since, are in no fold.
 
     Raises:
         UsdError: a damaged file, cases that do not exist, a case in two parts of a fold, a fold with a test case, or
@@ -320,7 +320,7 @@ def load_or_create_splits(
     path = Path(preprocessed_folder) / SPLITS_FILE
     given = Path(raw_folder) / SPLITS_FILE if raw_folder is not None else None
     records = read_cases(preprocessed_folder)
-    test = find_test_cases(preprocessed_folder / DATASET_FILE, [record.case_id for record in records])
+    test = _test_cases(preprocessed_folder, raw_folder, [record.case_id for record in records])
     records = tuple(record for record in records if record.case_id not in test)
     identical = {record.case_id for record in records if record.identical}
     wanted = wanted_splits({r.case_id: r.group for r in records}, folds, identical)
@@ -358,6 +358,12 @@ def find_test_cases(dataset_json: Path, case_ids: Iterable[str]) -> frozenset[st
     return names
 
 
+def _test_cases(preprocessed_folder: Path, raw_folder: Path | None, case_ids: Collection[str]) -> frozenset[str]:
+    """As `find_test_cases`, with those that the raw data set names since it was preprocessed."""
+    named = frozenset() if raw_folder is None else listed_test_cases(Path(raw_folder) / DATASET_FILE)
+    return find_test_cases(preprocessed_folder / DATASET_FILE, case_ids) | (named & set(case_ids))
+
+
 def trainable_cases(preprocessed_folder: Path, raw_folder: Path | None, case_ids: Iterable[str]) -> tuple[str, ...]:
     """The cases that a model on all cases is trained on: without those that dataset.json or a fold names as test.
 
@@ -365,7 +371,7 @@ def trainable_cases(preprocessed_folder: Path, raw_folder: Path | None, case_ids
         UsdError: no case is left, or a damaged file.
     """
     cases = sorted(case_ids)
-    test = set(find_test_cases(preprocessed_folder / DATASET_FILE, cases))
+    test = set(_test_cases(preprocessed_folder, raw_folder, cases))
     for folder in (preprocessed_folder, raw_folder):
         if folder is not None and (Path(folder) / SPLITS_FILE).is_file():
             test.update(case for split in _parse_splits(Path(folder) / SPLITS_FILE) for case in split.test)
