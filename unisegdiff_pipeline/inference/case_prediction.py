@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.sliding_window import Slices
 
 
@@ -130,6 +131,10 @@ class CasePrediction:
     def sample(self, index: int) -> Tensor:
         """Probabilities of one sample (K, Z, Y, X), fp32; 0 and 1 where its mask was drawn."""
         return self._put_together(index, [box.samples for box in self.boxes])
+
+    def masks(self, scheme: LabelScheme) -> Iterator[np.ndarray]:
+        """Label map of each sample (Z, Y, X), one after the other."""
+        return (scheme.decode(self.sample(index).numpy()) for index in range(self.num_samples))
 
     def soft_sample(self, index: int) -> Tensor:
         """As `sample`, but the probabilities that its mask was drawn from."""

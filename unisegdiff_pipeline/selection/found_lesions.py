@@ -117,7 +117,7 @@ def held_out_case(
     """Compare the lesions of a prediction, with its samples, with the reference, on the plan's grid."""
     scheme = held_out.labels
     reference = stored.labels[0:1][0]
-    samples = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
+    samples = list(prediction.masks(scheme))
     p = prediction.probabilities()
     labels = scheme.decode(decided_probabilities(p, samples, scheme, settings.decision).numpy())
     plain = scheme.decode(prediction.p_det.numpy())

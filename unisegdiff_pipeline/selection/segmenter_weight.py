@@ -114,7 +114,7 @@ def try_means(
         prediction = sample_tiles(held_out, tiled(held_out, model, stored), tried, stored)
         unknown, annotated = open_channels(held_out, stored), annotated_classes(held_out, stored)
         voxels = scored_voxels(prediction.p_det, held_out, stored, generator)
-        masks = [scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)]
+        masks = list(prediction.masks(scheme))
         for w in weights:
             p = prediction.probabilities(w)
             q = p.flatten(1)[:, voxels.indices].clamp(FLOOR, 1 - FLOOR)[None]

@@ -34,7 +34,7 @@ def spread_of_case(
         return []
     valid = ~scheme.ignored(raters[0])
     p = prediction.probabilities().numpy().max(axis=(1, 2, 3), initial=0.0, where=valid)  # (K,)
-    masks = _by_class([scheme.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples)], scheme)
+    masks = _by_class(list(prediction.masks(scheme)), scheme)
     references = _by_class(list(raters), scheme)
     return [
         case_spread(

@@ -215,5 +215,5 @@ def fold_units(run: FoldRun) -> Units:
 
 
 def _decided(run: FoldRun, prediction: CasePrediction, settings: InferenceSettings) -> torch.Tensor:
-    masks = (run.plans.labels.decode(prediction.sample(i).numpy()) for i in range(prediction.num_samples))
-    return decided_probabilities(prediction.probabilities(), masks, run.plans.labels, settings.decision)
+    scheme = run.plans.labels
+    return decided_probabilities(prediction.probabilities(), prediction.masks(scheme), scheme, settings.decision)
