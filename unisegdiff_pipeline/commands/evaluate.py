@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from unisegdiff_pipeline.evaluation.evaluate import Evaluation
     from unisegdiff_pipeline.evaluation.lesion_matching import Criterion, MatchingRule
+    from unisegdiff_pipeline.evaluation.options import EvaluationOptions
 
 
 def build_parser() -> CommandParser:
@@ -189,7 +190,6 @@ def _compare(args: Namespace) -> None:
 def _evaluate(args: Namespace) -> None:
     from unisegdiff_pipeline import pipeline
     from unisegdiff_pipeline.evaluation.evaluate import WrittenFiles
-    from unisegdiff_pipeline.evaluation.options import EvaluationOptions
     from unisegdiff_pipeline.evaluation.overview import comparison_table, evaluation_table, source_table
     from unisegdiff_pipeline.evaluation.profiles.report import profile_file, profile_table
 
@@ -199,40 +199,13 @@ def _evaluate(args: Namespace) -> None:
                 setattr(args, name, path.absolute())
         args.against = [path.absolute() for path in args.against]
     folder = args.output or (args.prediction if args.prediction.is_dir() else args.prediction.parent) / "evaluation"
-    if args.min_lesion_ml is not None and "panoptic" not in args.profile:
-        raise UsdError(
-            f"--min-lesion-ml {args.min_lesion_ml:g} goes with --profile panoptic; challenges set their own "
-            f"sizes. Add the profile, or leave the flag out."
-        )
-    given: dict[str, Any] = {
-        # In the six digits by which their columns are named.
-        "tolerances_mm": args.tolerance_mm and tuple(sorted({float(f"{value:g}") for value in args.tolerance_mm})),
-        "resamples": args.bootstrap,
-        "seed": args.seed,
-    }
-    options = EvaluationOptions(
-        rule=_matching_rule(args),
-        strata_edges_ml=None if args.strata_ml is None else tuple(sorted(set(args.strata_ml))),
-        subset=args.subset,
-        against=tuple(args.against),
-        probabilities=args.probabilities,
-        samples=args.samples,
-        raters=args.raters,
-        uncertainty=args.uncertainty,
-        groups=args.groups,
-        profiles=tuple(dict.fromkeys(args.profile)),
-        min_lesion_ml=args.min_lesion_ml or 0.0,
-        workers=args.workers,
-        scheduler=args.scheduler,
-        **{name: value for name, value in given.items() if value is not None},
-    )
     evaluation = pipeline.evaluate(
         args.reference,
         args.prediction,
         labels=args.labels,
         dataset_json=args.dataset_json,
         output=folder,
-        options=options,
+        options=_options(args),
     )
     say(evaluation_table(evaluation.report))
     if evaluation.report.by_source is not None:
@@ -248,6 +221,38 @@ def _evaluate(args: Namespace) -> None:
         say(f"Scores by the rule of {profile.name}: {folder / profile_file(profile.name)}")
     if not args.no_report:
         say(f"Report: {_write_report(evaluation, folder)}")
+
+
+def _options(args: Namespace) -> EvaluationOptions:
+    from unisegdiff_pipeline.evaluation.options import EvaluationOptions
+
+    if args.min_lesion_ml is not None and "panoptic" not in args.profile:
+        raise UsdError(
+            f"--min-lesion-ml {args.min_lesion_ml:g} goes with --profile panoptic; challenges set their own "
+            f"sizes. Add the profile, or leave the flag out."
+        )
+    given: dict[str, Any] = {
+        # In the six digits by which their columns are named.
+        "tolerances_mm": args.tolerance_mm and tuple(sorted({float(f"{value:g}") for value in args.tolerance_mm})),
+        "resamples": args.bootstrap,
+        "seed": args.seed,
+    }
+    return EvaluationOptions(
+        rule=_matching_rule(args),
+        strata_edges_ml=None if args.strata_ml is None else tuple(sorted(set(args.strata_ml))),
+        subset=args.subset,
+        against=tuple(args.against),
+        probabilities=args.probabilities,
+        samples=args.samples,
+        raters=args.raters,
+        uncertainty=args.uncertainty,
+        groups=args.groups,
+        profiles=tuple(dict.fromkeys(args.profile)),
+        min_lesion_ml=args.min_lesion_ml or 0.0,
+        workers=args.workers,
+        scheduler=args.scheduler,
+        **{name: value for name, value in given.items() if value is not None},
+    )
 
 
 def _matching_rule(args: Namespace) -> MatchingRule:
