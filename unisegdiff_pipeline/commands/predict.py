@@ -26,6 +26,7 @@ from unisegdiff_pipeline.core.names import quoted
 
 if TYPE_CHECKING:
     from unisegdiff_pipeline.inference.model_folder import ModelFolder
+    from unisegdiff_pipeline.inference.request import PredictRequest
 
 
 def build_parser() -> CommandParser:
@@ -271,7 +272,6 @@ def _predict(args: argparse.Namespace) -> None:
     from unisegdiff_pipeline.inference.folder_run import CasesFailedError
     from unisegdiff_pipeline.inference.guarantees import promised_folders
     from unisegdiff_pipeline.inference.model_folder import open_model_folder
-    from unisegdiff_pipeline.inference.request import PredictRequest
     from unisegdiff_pipeline.networks.allocator import keep_freed_memory
 
     if args.bids is not None or args.dicom_seg is not None:
@@ -285,7 +285,36 @@ def _predict(args: argparse.Namespace) -> None:
     keep_freed_memory()
     say(f"Best: {model / 'best.json'}" if args.best else f"Model: {model}")
     predict = pipeline.predict_best if args.best else pipeline.predict
-    request = PredictRequest(
+    request = _request(args, model, source, (num_parts, part_id))
+    failed = None
+    try:
+        predict(request)
+    except CasesFailedError as error:
+        failed = error  # the others are written in all forms that are asked for
+    say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
+    say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")
+    say(f"Cases: {args.output / 'cases.csv'}")
+    for folder in promised_folders(args.output) if args.guarantee else ():
+        if folder.is_dir():
+            say(f"Guaranteed: {folder}")
+    if args.bids is not None:
+        write_derivatives(args.output, args.bids, endings, opened.plans.labels)
+        say(f"BIDS derivatives: {args.bids}")
+    if args.dicom_seg is not None:
+        write_dicom_segs(args.output, args.dicom_seg, series, opened)
+        say(f"DICOM-SEG: {args.dicom_seg}")
+    if failed is not None:
+        raise failed
+
+
+def _request(
+    args: argparse.Namespace, model: Path, source: Path | tuple[Path, ...], part: tuple[int, int]
+) -> PredictRequest:
+    """What the flags ask for; `part` is (number of parts, this one)."""
+    from unisegdiff_pipeline.inference.request import PredictRequest
+
+    num_parts, part_id = part
+    return PredictRequest(
         source,
         args.output,
         model,
@@ -311,25 +340,6 @@ def _predict(args: argparse.Namespace) -> None:
         needs_cases=num_parts > 1 and args.part_id is None,  # nobody but SLURM named the part
         scheduler=args.scheduler,
     )
-    failed = None
-    try:
-        predict(request)
-    except CasesFailedError as error:
-        failed = error  # the others are written in all forms that are asked for
-    say(f"Masks: {args.output}\nUncertainty: {args.output / 'uncertainty'}")
-    say(f"Lesions: {args.output / 'lesions.csv'}\nVolumes: {args.output / 'volumes.csv'}")
-    say(f"Cases: {args.output / 'cases.csv'}")
-    for folder in promised_folders(args.output) if args.guarantee else ():
-        if folder.is_dir():
-            say(f"Guaranteed: {folder}")
-    if args.bids is not None:
-        write_derivatives(args.output, args.bids, endings, opened.plans.labels)
-        say(f"BIDS derivatives: {args.bids}")
-    if args.dicom_seg is not None:
-        write_dicom_segs(args.output, args.dicom_seg, series, opened)
-        say(f"DICOM-SEG: {args.dicom_seg}")
-    if failed is not None:
-        raise failed
 
 
 def jobs_of(args: argparse.Namespace) -> str:
