@@ -233,17 +233,7 @@ def _train_phases(
     )
     in_phase_2 = checkpoint is not None and checkpoint["phase"] == 2
     if not two_phases or (run.is_asked_to_end and not in_phase_2):
-        model = StagedModel(segmenter, None, run.plans.labels)
-        if two_phases:
-            run.log.say(
-                "the stop file is there before phase 2: the model is the segmenter alone and samples no masks. "
-                f"--run NAME --phase-1-from {quoted(run.folder)} trains phase 2 on it"
-            )
-        fitted = facts.holdout_dice and facts.calibration != planned_settings(run.configuration).calibration
-        if fitted and not two_phases:
-            settings = replace(settings, chosen_on="temperature on held-out cases, at the end of phase 1")
-        alone = replace(settings, segmenter_weight=1.0, num_samples=0, source_calibrations=facts.source_calibrations)
-        _finish(run, model, alone, None)
+        _finish_alone(run, segmenter, facts, settings, two_phases)
         return
     assert issubclass(trainer, DiffusionTrainer)
     denoiser = build_model(run.configuration, run.plans.labels, True).denoiser
@@ -268,6 +258,28 @@ def _train_phases(
         settings = _settings_of_another_fold(run, settings)
     else:
         settings, choice = _chosen(run, model, settings, costs)
+    _say_chosen(run, settings, choice)
+    _finish(run, model, settings, choice)
+
+
+def _finish_alone(
+    run: FoldRun, segmenter: SegmentationUNet, facts: Phase1Facts, settings: InferenceSettings, two_phases: bool
+) -> None:
+    """End with the segmenter as the model: it is all that was asked for, or the stop file came before phase 2."""
+    model = StagedModel(segmenter, None, run.plans.labels)
+    if two_phases:
+        run.log.say(
+            "the stop file is there before phase 2: the model is the segmenter alone and samples no masks. "
+            f"--run NAME --phase-1-from {quoted(run.folder)} trains phase 2 on it"
+        )
+    fitted = facts.holdout_dice and facts.calibration != planned_settings(run.configuration).calibration
+    if fitted and not two_phases:
+        settings = replace(settings, chosen_on="temperature on held-out cases, at the end of phase 1")
+    alone = replace(settings, segmenter_weight=1.0, num_samples=0, source_calibrations=facts.source_calibrations)
+    _finish(run, model, alone, None)
+
+
+def _say_chosen(run: FoldRun, settings: InferenceSettings, choice: Choice | None) -> None:
     if choice is not None and choice.samplers and choice.means:
         masks, mean = choice.samplers[0], choice.means[0]
         run.log.say(
@@ -278,7 +290,6 @@ def _train_phases(
             run.log.say(f"  {sentence}")
     elif settings.filter_in_words:
         run.log.say(f"lesions of the mask: {' '.join(settings.filter_in_words)}")
-    _finish(run, model, settings, choice)
 
 
 def _chosen(
