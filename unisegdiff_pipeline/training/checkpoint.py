@@ -24,6 +24,14 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
+def require_checksums(path: Path) -> None:
+    """Raise BadZipFile where a part of an archive is damaged: torch's own reader does not compare their checksums."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+
+
 def load_checkpoint(folder: Path, expected_plan_hash: str) -> dict[str, Any] | None:
     """Read the checkpoint of a fold; None where there is none.
 
@@ -34,10 +42,7 @@ def load_checkpoint(folder: Path, expected_plan_hash: str) -> dict[str, Any] | N
     if not path.is_file():
         return None
     try:
-        with zipfile.ZipFile(path) as archive:  # torch's own reader does not compare the checksums of its parts
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        require_checksums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsdError(

@@ -24,6 +24,7 @@ from unisegdiff_pipeline.inference.model_folder import tensors_hash
 from unisegdiff_pipeline.io.dataset_json import DatasetDescription, parse_description
 from unisegdiff_pipeline.networks.nnunet_names import network_of, translated, without_duplicates
 from unisegdiff_pipeline.planning.plans import NetworkPlan, Normalization
+from unisegdiff_pipeline.training.checkpoint import require_checksums
 from unisegdiff_pipeline.training.pretrained_start import PretrainedStart, StartReader
 
 _NAMES = ("checkpoint_final.pth", "checkpoint_best.pth")  # in a fold, the one to prefer first
@@ -118,10 +119,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         is_archive = zipfile.is_zipfile(path)
         if is_archive:
-            with zipfile.ZipFile(path) as archive:  # torch's own reader does not compare the checksums of its parts
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+            require_checksums(path)
         with torch.serialization.safe_globals([(_NotNeeded, name) for name in _NOT_NEEDED]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about protocols, which asks to report it to its authors
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
