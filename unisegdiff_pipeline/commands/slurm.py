@@ -43,12 +43,12 @@ def array_part(
     return number, part, f"part {part} of {number}, by the SLURM job array ({ways_out})" if number > 1 else ""
 
 
-def in_array(environment: Mapping[str, str] | None = None) -> bool:
+def in_array() -> bool:
     """Whether this process is a task of a SLURM job array, which then numbers the parts."""
-    return _array(environment) is not None
+    return _array() is not None
 
 
-def _array(environment: Mapping[str, str] | None) -> tuple[str, str] | None:
+def _array(environment: Mapping[str, str] | None = None) -> tuple[str, str] | None:
     """Number of tasks of the SLURM job array, and which one this is; None outside of one."""
     variables = os.environ if environment is None else environment
     count, task = (variables.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("COUNT", "ID"))
