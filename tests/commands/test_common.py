@@ -136,6 +136,13 @@ def test_full_disk_is_named_also_as_a_cause(capsys: pytest.CaptureFixture[str]) 
     assert "the disk is full (/data/plans.json): free some space" in message
 
 
+def test_a_file_above_the_limit_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(OSError(errno.EFBIG, "File too large", "/data/weights")) == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert "larger than this disk or the process allows (/data/weights): raise the limit (ulimit -f)" in message
+    assert "Traceback" not in message
+
+
 @pytest.mark.parametrize("name", ["file/below", "file", "n" * 300])
 def test_a_path_that_cannot_be_a_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     (tmp_path / "file").touch()

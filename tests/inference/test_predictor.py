@@ -525,6 +525,20 @@ def test_arrays_of_unknown_spacing_need_none_in_a_list_either(tmp_path: Path) ->
         Predictor(make_model(tmp_path / "3d", 3), device="cpu").predict([np.ones((9, 18, 14))])
 
 
+def test_an_image_without_a_name_that_replaces_another_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loop over arrays would else leave the last one alone without a word; to save a named case again is meant."""
+    model, image = make_model(tmp_path, 2), np.random.default_rng(0).normal(size=(1, 20, 25)).astype(np.float32)
+    predict(image, model).save(tmp_path / "out")
+    for _ in range(2):
+        predict(image, model, case_id="a").save(tmp_path / "out")
+    assert "is replaced" not in caplog.text
+    predict(image + 1, model).save(tmp_path / "out")
+    assert f"'array' in {tmp_path / 'out'} is replaced" in caplog.text
+    assert "case_id" in caplog.text
+
+
 def test_wrong_arrays_are_refused(tmp_path: Path) -> None:
     loaded = Predictor(make_model(tmp_path, 2), device="cpu")
     with pytest.raises(ValueError, match="expected \\(C, Z, Y, X\\)"):

@@ -178,6 +178,10 @@ def test_what_is_not_finished_is_named_and_left_out(roots: Roots) -> None:
     (half / "fold_1/weights.safetensors").unlink()
     masks = write_validated(results, "StagedDiffusionTrainer__tiny__masks", SECOND, keeping=False)
     (masks / "fold_0/validation/summary.json").unlink()
+    imported = write_validated(results, "StagedDiffusionTrainer__tiny__imported", SECOND)
+    for fold in FOLDS:
+        (imported / f"fold_{fold}/validation/summary.json").unlink()
+        (imported / f"fold_{fold}/request.json").unlink()
     cut = write_validated(results, "StagedDiffusionTrainer__tiny__cut", SECOND)
     for fold in FOLDS:
         path = cut / f"fold_{fold}/validation/summary.json"
@@ -191,6 +195,10 @@ def test_what_is_not_finished_is_named_and_left_out(roots: Roots) -> None:
         "StagedDiffusionTrainer__tiny__cut: fold 1 (1 of its cases not validated; usd_train with --val does it)",
         "StagedDiffusionTrainer__tiny__everything: fold 0 1 (only fold all)",
         "StagedDiffusionTrainer__tiny__half: fold 1 (not finished)",
+        "StagedDiffusionTrainer__tiny__imported: fold 0 (no scores of single cases, and none can be made: it holds no "
+        "request.json)",
+        "StagedDiffusionTrainer__tiny__imported: fold 1 (no scores of single cases, and none can be made: it holds no "
+        "request.json)",
         "StagedDiffusionTrainer__tiny__masks: fold 0 (not validated; usd_train with --val does it)",
         "SegmentationTrainer__tiny + StagedDiffusionTrainer__tiny__masks: StagedDiffusionTrainer__tiny__masks kept no "
         "probabilities of validation cases; usd_train with --val --save-validation all keeps them",

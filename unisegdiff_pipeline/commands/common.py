@@ -249,6 +249,11 @@ def machine_message(error: BaseException) -> str | None:
                 f"the disk is full{where}: free some space, or choose a folder on another disk, and run the command "
                 f"again; what was finished is kept."
             )
+        if number == errno.EFBIG:
+            return (
+                f"a file became larger than this disk or the process allows{where}: raise the limit (ulimit -f), or "
+                f"choose a folder on another disk, and run the command again; what was finished is kept."
+            )
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             return f"no permission to write or read here{where}; change the permissions, or choose another folder."
         if number in _NO_PATH:

@@ -13,6 +13,8 @@ from unisegdiff_pipeline.inference.label_fusion import Combination
 from unisegdiff_pipeline.io.images import files_read
 from unisegdiff_pipeline.io.raw_dataset import RawCase
 
+UNNAMED = "array"  # the case of an image in memory that got no other name
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -41,7 +41,7 @@ from unisegdiff_pipeline.inference.model_folder import (
     plan_hash,
 )
 from unisegdiff_pipeline.inference.model_inputs import ModelInputs
-from unisegdiff_pipeline.inference.origin import Origin, input_hashes
+from unisegdiff_pipeline.inference.origin import UNNAMED, Origin, input_hashes
 from unisegdiff_pipeline.inference.prediction import Prediction
 from unisegdiff_pipeline.inference.request import require_whole
 from unisegdiff_pipeline.inference.settings import DECISIONS, OF_LESIONS, Decision, InferenceSettings, decision_of_folds
@@ -208,7 +208,7 @@ class Predictor:
         self.require_possible(combine, uncertainty_parts, count)
         is_nominal = spacing_mm is None and _nominal_spacing_mm(image) is not None
         case, volume = self._read(image, spacing_mm, direction, inputs)
-        case_id = str(case_id or (case.case_id if case is not None else "array"))
+        case_id = str(case_id or (case.case_id if case is not None else UNNAMED))
         require_name(case_id, "the case")
         names = [f"image {case_id!r}"] if case is None else [str(path) for path in case.image_paths]
         require_finite(volume.array, names)

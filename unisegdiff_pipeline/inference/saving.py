@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Collection
 from pathlib import Path
@@ -16,15 +17,17 @@ from unisegdiff_pipeline.inference.export import (
     PredictionRecord,
     endings_there,
     output_folders,
+    read_record,
     uncertainty_scale,
     write_prediction,
     write_record,
     write_summary,
 )
-from unisegdiff_pipeline.inference.origin import Origin, request_hash
+from unisegdiff_pipeline.inference.origin import UNNAMED, Origin, request_hash
 from unisegdiff_pipeline.inference.output_folder import Owner, claimed, remove_former
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 
+LOGGER = logging.getLogger(__name__)
 _ONE_AT_A_TIME = threading.Lock()  # threads of this process wait; another process that writes the folder is named
 
 
@@ -47,6 +50,13 @@ def save_case(
         require_writable(folder)
     endings = {properties.case_id: options.file_ending}
     with _ONE_AT_A_TIME, claimed(output, owner, endings, options.file_ending):
+        if properties.case_id == UNNAMED and not origin.hashes and read_record(output, UNNAMED) is not None:
+            LOGGER.warning(
+                "the case %r in %s is replaced: images in memory are all named so; to keep several in one folder, "
+                "name each with case_id of predict",
+                UNNAMED,
+                output,
+            )
         remove_former(output, properties.case_id, options.file_ending)
         num_lesions = write_prediction(output, found, properties, scheme, options)
         facts = facts_of(found, num_lesions)

@@ -29,6 +29,7 @@ from unisegdiff_pipeline.inference.settings import Decision, decision_of_folds, 
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.prediction_files import VALIDATION, scores_of_fold
 from unisegdiff_pipeline.preprocessing.reference import reference_hashes, relabelled
+from unisegdiff_pipeline.training.resume import REQUEST_NAME, read_request
 from unisegdiff_pipeline.training.validation import REFERENCES
 
 LISTED_CASES = 5
@@ -228,6 +229,8 @@ def _validated(folder: Path, name: ModelName, expected_folds: Sequence[str]) -> 
     model = open_model_folder(folder) if finished else None
     for fold in finished:
         cases, hashes, problem = _scores_of_fold(scores_of_fold(folder / f"fold_{fold}"))
+        if problem is not None and read_request(folder / f"fold_{fold}") is None:  # as of an imported model
+            problem = f"no scores of single cases, and none can be made: it holds no {REQUEST_NAME}"
         twice = sorted(cases.keys() & scores.keys())
         if problem is None and twice:
             problem = f"validated {twice[0]}, which fold {fold_of[twice[0]]} has validated, too: other splits"

@@ -514,7 +514,7 @@ def _warn_of_surprises(path: Path, splits: Sequence[Split], records: Sequence[Re
     unused = set(group_of) - {c for split in splits for c in (*split.train, *split.val, *split.test)}
     if unused:
         warnings.warn(
-            f"{path} leaves out {len(unused)} of {len(group_of)} cases ({sorted(unused)[0]}, ...); delete it for new "
+            f"{path} leaves out {len(unused)} of {len(group_of)} cases ({_listed(sorted(unused))}); delete it for new "
             f"splits over all cases.",
             stacklevel=3,
         )
