@@ -105,6 +105,27 @@ def test_both_phases_leave_a_complete_fold(request_: TrainRequest, monkeypatch: 
     assert _rounded(again.scores) == _rounded(result.scores)
 
 
+def test_a_fold_of_other_splits_than_those_beside_it_is_named(
+    request_: TrainRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "unisegdiff_pipeline")
+    short = dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)
+    train(short)
+    (path,) = request_.roots.preprocessed.glob("*/splits_final.json")
+    former = path.read_text()
+    first, second, *others = json.loads(former)
+    caplog.clear()
+    train(dataclasses.replace(short, fold="1"))
+    assert "other splits" not in caplog.text
+    try:
+        path.write_text(json.dumps([second, others[0], first, *others[1:]]))
+        train(dataclasses.replace(short, fold="2"))
+    finally:
+        path.write_text(former)
+    assert "warning: fold_0 beside it was trained by other splits, and validates phantom_" in caplog.text
+    assert "fold_1 beside it" not in caplog.text
+
+
 def _rounded(scores: dict[str, dict[str, float | None]]) -> object:
     """Undefined values are NaN in memory and null in JSON."""
     flat = {(name, key): value for name, values in scores.items() for key, value in values.items()}

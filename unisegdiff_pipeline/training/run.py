@@ -32,7 +32,7 @@ from unisegdiff_pipeline.training.opened_request import OpenedRequest, open_requ
 from unisegdiff_pipeline.training.ranks import Ranks, joined
 from unisegdiff_pipeline.training.raw_changes import warn_of_raw_changes
 from unisegdiff_pipeline.training.request import FoldResult, TrainRequest, TrainResult
-from unisegdiff_pipeline.training.resume import taken_over
+from unisegdiff_pipeline.training.resume import LISTED_CASES, read_request, taken_over
 from unisegdiff_pipeline.training.time_budget import total_iterations
 
 
@@ -135,7 +135,7 @@ def _train_one(opened: OpenedRequest, fold: str, stop: StopRequest, began: float
                     f"{opened.ranks.size} processes share each batch of {run.configuration.training.batch_size}; this "
                     f"one leads"
                 )
-            for warning in _warnings(run, opened):
+            for warning in (*_of_cases(run, opened), *_of_other_splits(run)):
                 run.log.say(f"warning: {warning}")
             with deterministic_algorithms(bool(settled.deterministic)):
                 return train_fold(run, opened.trainer)
@@ -151,7 +151,7 @@ def _train_one(opened: OpenedRequest, fold: str, stop: StopRequest, began: float
             settle_former(folder)
 
 
-def _warnings(run: FoldRun, opened: OpenedRequest) -> Iterator[str]:
+def _of_cases(run: FoldRun, opened: OpenedRequest) -> Iterator[str]:
     """What the cases of a fold cannot teach; of those with several raters it is not known what each has marked."""
     records = [opened.records[case] for case in run.train_cases]
     if any(record.num_raters for record in records):
@@ -165,6 +165,18 @@ def _warnings(run: FoldRun, opened: OpenedRequest) -> Iterator[str]:
             f"no case to train on holds {listed(never)}, which this fold cannot learn; spread the cases that do over "
             f"the folds by a splits_final.json, or add cases"
         )
+
+
+def _of_other_splits(run: FoldRun) -> Iterator[str]:
+    """Folds beside this one that validate cases of it, too: what is gathered or chosen over all of them is no more."""
+    for folder in sorted(run.folder.parent.glob("fold_[0-9]*")):
+        request = None if folder == run.folder else read_request(folder)
+        if request is not None and (twice := sorted({*request["validation_cases"]} & {*run.validation_cases})):
+            yield (
+                f"{folder.name} beside it was trained by other splits, and validates {listed(twice, LISTED_CASES)}, "
+                f"too; of such folds no cross-validation can be made. Train this one beside them with --run NAME, or "
+                f"{folder.name} again with --restart"
+            )
 
 
 def _is_compiled(run: FoldRun) -> bool:
