@@ -347,6 +347,9 @@ def test_arrays_that_do_not_fit_are_named() -> None:
         usd.evaluate(0 * ones, 0 * ones)
     with pytest.raises(ValueError, match=r"labels are \[0\]; allowed are whole numbers from 1 on"):
         usd.evaluate(ones, ones, labels=[0])
+    with pytest.raises(ValueError, match=r"a mask holds 0\.7, but .* p > 0\.5"):
+        usd.metrics.dice(ones, ones * 0.7)
+    assert usd.metrics.dice(ones, ones * 3.0) == 1.0
     with pytest.raises(ValueError, match="a mask holds NaN"):
         usd.metrics.dice(ones, ones * np.nan)
     with pytest.raises(ValueError, match="must be equal"):

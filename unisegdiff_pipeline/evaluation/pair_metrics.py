@@ -3,11 +3,12 @@
     >>> usd.metrics.dice(np.array([1, 1, 0])[None], np.array([0, 1, 0])[None])
     0.6666666666666666
 
-Masks are arrays (Z, Y, X), or (Y, X) for 2D images, of any type; what is not zero is in the mask. Spacings follow the
-axes, in mm. Both masks empty, or the reference alone: undefined (NaN), as everywhere in this package; the head of
-`evaluation.metrics` says why. Definitions of distances stand at the head of `evaluation.boundary`.
+Masks are arrays (Z, Y, X), or (Y, X) for 2D images, of any type; what is not zero is in the mask. Values between whole
+numbers, as of probabilities, are refused. Spacings follow the axes, in mm. Both masks empty, or the reference alone:
+undefined (NaN), as everywhere in this package; the head of `evaluation.metrics` says why. Definitions of distances
+stand at the head of `evaluation.boundary`.
 
-All functions raise ValueError where shapes, spacing or tolerance do not fit, or a mask holds NaN.
+All functions raise ValueError where shapes, spacing or tolerance do not fit, or a mask holds NaN or fractions.
 """
 
 from __future__ import annotations
@@ -229,8 +230,16 @@ def _masks(reference: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np
             f"reference has shape {reference.shape} and prediction {predicted.shape}; they must be equal, (Z, Y, X) or "
             f"(Y, X)"
         )
-    if any(np.isnan(mask).any() for mask in (reference, predicted) if mask.dtype.kind == "f"):
-        raise ValueError("a mask holds NaN, which is neither inside nor outside; replace it")
+    for mask in (reference, predicted):
+        if mask.dtype.kind != "f":
+            continue
+        if np.isnan(mask).any():
+            raise ValueError("a mask holds NaN, which is neither inside nor outside; replace it")
+        if (between := mask[mask != np.rint(mask)]).size:
+            raise ValueError(
+                f"a mask holds {between[0]:g}, but its values are whole numbers; give probabilities as the mask that "
+                f"they make, such as p > 0.5"
+            )
     masks = [mask != 0 for mask in (reference, predicted)]
     first, second = (mask[None] if mask.ndim == 2 else mask for mask in masks)
     return first, second
