@@ -17,9 +17,8 @@ from unisegdiff_pipeline.evaluation.meaning import find_meaning
 from unisegdiff_pipeline.fingerprint import extract_fingerprint
 from unisegdiff_pipeline.io.dataset_json import parse_description
 from unisegdiff_pipeline.io.label_map import read_label_map
-from unisegdiff_pipeline.io.raw_dataset import open_raw_dataset
+from unisegdiff_pipeline.io.raw_dataset import open_as_measured, open_raw_dataset
 from unisegdiff_pipeline.io.unify import UnifyRequest, unify
-from unisegdiff_pipeline.pipeline import _open_as_measured
 from unisegdiff_pipeline.preprocessing.provenance import settings_hash
 
 ONE = {"background": 0, "lesion": 1}
@@ -178,7 +177,7 @@ def test_later_steps_keep_the_map_that_the_facts_were_collected_with(tmp_path: P
     """usd_plan and usd_preprocess by themselves, behind usd_plan_and_preprocess --remap: else no mask had a lesion."""
     folder, copy = data_set(tmp_path), tmp_path / "preprocessed"
     write_json(copy / "dataset.json", {**read_json(folder / "dataset.json"), "label_map": {"255": 1}})
-    assert _open_as_measured(folder, copy).description.labels.members == ((255,),)
-    assert _open_as_measured(folder, tmp_path / "nothing").description.labels.members == ((1,),)
+    assert open_as_measured(folder, copy).description.labels.members == ((255,),)
+    assert open_as_measured(folder, tmp_path / "nothing").description.labels.members == ((1,),)
     write_json(folder / "dataset.json", {**read_json(folder / "dataset.json"), "label_map": {"7": 1}})
-    assert _open_as_measured(folder, copy).description.labels.members == ((7,),)
+    assert open_as_measured(folder, copy).description.labels.members == ((7,),)
