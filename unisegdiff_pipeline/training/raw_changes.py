@@ -14,9 +14,9 @@ from unisegdiff_pipeline.planning.description import differences_from_plan
 from unisegdiff_pipeline.preprocessing.provenance import has_other_files
 from unisegdiff_pipeline.preprocessing.reference import ReferenceRecord
 from unisegdiff_pipeline.training.opened_request import OpenedRequest
+from unisegdiff_pipeline.training.resume import LISTED_CASES
 
 LOGGER = logging.getLogger(__name__)
-LISTED = 5
 
 
 def warn_of_raw_changes(opened: OpenedRequest) -> None:
@@ -46,14 +46,14 @@ def _changes(raw: RawDataset, opened: OpenedRequest) -> Iterator[str]:
     yield from differences_from_plan(raw.description, opened.plans)
     now = {case.case_id: case for case in raw.cases}
     if new := [case_id for case_id in now if case_id not in opened.records]:
-        yield f"{counted(len(new), 'case')} {is_or_are(len(new))} new ({listed(new, LISTED)})"
+        yield f"{counted(len(new), 'case')} {is_or_are(len(new))} new ({listed(new, LISTED_CASES)})"
     if gone := [case_id for case_id in opened.records if case_id not in now]:
-        yield f"{counted(len(gone), 'case')} {is_or_are(len(gone))} not there any more ({listed(gone, LISTED)})"
+        yield f"{counted(len(gone), 'case')} {is_or_are(len(gone))} not there any more ({listed(gone, LISTED_CASES)})"
     used = [now[case_id] for case_id in opened.cases if case_id in now]
     if other := [case.case_id for case in used if _has_other_files(case, opened)]:
-        yield f"the files of {counted(len(other), 'case')} are others ({listed(other, LISTED)})"
+        yield f"the files of {counted(len(other), 'case')} are others ({listed(other, LISTED_CASES)})"
     if torn := _torn_groups(raw, opened.records):
-        yield f"groups.csv puts cases together that were not in one group ({listed(torn, LISTED)})"
+        yield f"groups.csv puts cases together that were not in one group ({listed(torn, LISTED_CASES)})"
 
 
 def _has_other_files(case: RawCase, opened: OpenedRequest) -> bool:

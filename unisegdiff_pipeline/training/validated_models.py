@@ -29,10 +29,9 @@ from unisegdiff_pipeline.inference.settings import Decision, decision_of_folds, 
 from unisegdiff_pipeline.io.dataset_json import read_dataset_json
 from unisegdiff_pipeline.io.prediction_files import VALIDATION, scores_of_fold
 from unisegdiff_pipeline.preprocessing.reference import reference_hashes, relabelled
-from unisegdiff_pipeline.training.resume import REQUEST_NAME, read_request
+from unisegdiff_pipeline.training.resume import LISTED_CASES, REQUEST_NAME, read_request
 from unisegdiff_pipeline.training.validation import REFERENCES
 
-LISTED_CASES = 5
 VALUES = {"both_empty": 1.0, "false_positive": 0.0}  # of a class that the reference lacks
 
 
