@@ -1,4 +1,4 @@
-"""What the parts of a unified model are worth, at equal iterations: a table of documentation/benchmarks/unified.md.
+"""What the parts of a unified model are worth, at equal iterations: tables of benchmarks/unified_parts.md.
 
     python -m tests.benchmarks.unified_parts train --work FOLDER --raw ROOT --unified 510 [--iterations 400 200]
     python -m tests.benchmarks.unified_parts table --work FOLDER --raw ROOT --unified 510 [--iterations 400 200]

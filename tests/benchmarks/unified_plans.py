@@ -1,4 +1,4 @@
-"""Whole trainings of a unified data set by plans that differ in one field: a table of benchmarks/unified.md.
+"""Whole trainings of a unified data set by plans that differ in one field: a table of benchmarks/unified_parts.md.
 
     python -m tests.benchmarks.unified_plans train --work FOLDER --raw ROOT --unified 520 --plans adapter even
     python -m tests.benchmarks.unified_plans table --work FOLDER --raw ROOT --unified 520 --plans adapter even
