@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from unisegdiff_pipeline.core.arrays import plain_array
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.names import quoted
@@ -676,9 +677,11 @@ def _arrays(*sides: object) -> list[np.ndarray]:
 
     Raises:
         TypeError: one is neither an array nor a sequence of numbers, a path for instance.
+        ValueError: values of one are hidden (`numpy.ma`).
     """
-    arrays = [np.asarray(side) for side in sides]
-    for name, side, array in zip(("reference", "prediction"), sides, arrays, strict=True):
+    names = ("reference", "prediction")
+    arrays = [plain_array(side, name) for side, name in zip(sides, names, strict=True)]
+    for name, side, array in zip(names, sides, arrays, strict=True):
         if array.dtype.kind not in "buifc":
             raise TypeError(
                 f"{name} is a {type(side).__name__}; allowed are two integer arrays (of a Prediction its mask) or two "

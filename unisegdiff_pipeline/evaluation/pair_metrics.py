@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unisegdiff_pipeline.core.arrays import plain_array
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.units import MM3_PER_ML
 from unisegdiff_pipeline.evaluation.boundary import BoundaryScore, boundary_score, directed_distances_mm
@@ -224,7 +225,7 @@ def _boundary(
 
 def _masks(reference: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as boolean (Z, Y, X)."""
-    reference, predicted = np.asarray(reference), np.asarray(predicted)
+    reference, predicted = plain_array(reference, "reference"), plain_array(predicted, "prediction")
     if reference.shape != predicted.shape or reference.ndim not in (2, 3):
         raise ValueError(
             f"reference has shape {reference.shape} and prediction {predicted.shape}; they must be equal, (Z, Y, X) or "

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from unisegdiff_pipeline.core.arrays import plain_array
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.geometry import IDENTITY_DIRECTION, Geometry, Volume, geometry_differences, on_grid_of
 from unisegdiff_pipeline.io import itk, nifti
@@ -44,7 +45,8 @@ def volume_of(
 
     Raises:
         TypeError: neither an array nor an image.
-        ValueError: an array of another rank, without spacing, or an image object with one.
+        ValueError: an array of another rank, without spacing, or with hidden voxels (`numpy.ma`); an image object
+            with a spacing.
         UsdError: channels on different grids, or a spacing or direction that no grid can have.
     """
     if isinstance(image, (list, tuple)):
@@ -58,7 +60,7 @@ def volume_of(
 
 def _one(image: Any, spacing_mm: Sequence[float] | None, direction: Sequence[float] | None) -> Volume:
     if isinstance(image, np.ndarray):
-        return _of_array(image, spacing_mm, direction)
+        return _of_array(plain_array(image, "image"), spacing_mm, direction)
     library = _library(image)
     if library is None and not isinstance(image, Volume):
         raise TypeError(f"image is a {type(image).__name__}; allowed is {KINDS}")
