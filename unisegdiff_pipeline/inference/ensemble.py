@@ -15,7 +15,6 @@ from unisegdiff_pipeline.inference.case_prediction import CasePrediction, Sampli
 from unisegdiff_pipeline.inference.cases import PresenceCalibration
 from unisegdiff_pipeline.inference.decision import NEUTRAL, ExpectedDice, shift_threshold
 from unisegdiff_pipeline.inference.lesion_filter import NO_FILTER, LesionFilter
-from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS, split_uncertainty
 from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 
@@ -58,10 +57,6 @@ class EnsemblePrediction:
             prediction = self.members[member]
             yield self._lazy(partial(_sample_rows, prediction, index))
 
-    def uncertainty(self, coding: Coding) -> LazyRows:
-        """Normalised entropy (1, Z, Y, X)."""
-        return self._lazy(lambda a, b: normalised_entropy(self._probabilities(a, b), coding)[None], channels=1)
-
     def uncertainty_parts(self, coding: Coding) -> dict[str, Tensor]:
         """What folds and samples contribute to the uncertainty, (Z, Y, X) each, those that there are."""
         parts: dict[str, Tensor] = {}
@@ -91,14 +86,12 @@ class EnsemblePrediction:
             return self.mean[:, first:last]
         return self.members[0].rows(first, last).probabilities()
 
-    def _lazy(self, make: Callable[[int, int], Tensor], channels: int | None = None) -> LazyRows:
-        number, *grid = self.members[0].p_det.shape
-
+    def _lazy(self, make: Callable[[int, int], Tensor]) -> LazyRows:
         def rows(first: int, last: int) -> Tensor:
             self.scratch.release()  # what was touched for earlier rows
             return make(first, last)
 
-        return LazyRows((channels or number, *grid), rows)
+        return LazyRows(tuple(self.members[0].p_det.shape), rows)
 
 
 def _sample_rows(prediction: CasePrediction, index: int, first: int, last: int) -> Tensor:

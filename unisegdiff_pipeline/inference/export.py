@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import atomic_path
@@ -46,7 +45,7 @@ from unisegdiff_pipeline.inference.guarantees import Promises, promised_folders
 from unisegdiff_pipeline.inference.label_fusion import Combination
 from unisegdiff_pipeline.inference.lesions import PredictedLesion
 from unisegdiff_pipeline.inference.measuring import measure
-from unisegdiff_pipeline.inference.restoring import restore_masks, restored_channels
+from unisegdiff_pipeline.inference.restoring import restore_masks, restore_uncertainty, restored_channels
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS
 from unisegdiff_pipeline.inference.volumes import ClassVolume
 from unisegdiff_pipeline.io.images import label_ending, map_ending, write_labels, write_map
@@ -146,14 +145,16 @@ def write_prediction(
             yield drawn
 
     measured = measure(found, properties, scheme, options.spacing_known, labels, written(), options.promises)
-    maps: dict[str, LazyRows | Tensor] = {"": found.uncertainty(scheme.coding)}
-    if options.save_uncertainty_parts:
-        maps |= found.uncertainty_parts(scheme.coding)
-    for name, values in maps.items():
+    scale = uncertainty_scale(options.file_ending)
+
+    def write_uncertainty(name: str, values: np.ndarray) -> None:
         path = file_of(output / "uncertainty" / name, case_id, map_ending(options.file_ending))
-        restored = restore_map(values, properties, scratch=scratch)
-        scale = uncertainty_scale(options.file_ending)
-        write_map(path, restored[0] if restored.ndim == 4 else restored, geometry, scale, scratch.release)
+        write_map(path, values, geometry, scale, scratch.release)
+
+    write_uncertainty("", restore_uncertainty(found, properties, scheme.coding))
+    if options.save_uncertainty_parts:
+        for name, part in found.uncertainty_parts(scheme.coding).items():
+            write_uncertainty(name, restore_map(part, properties, scratch=scratch))
     if options.save_probabilities:
         path = file_of(output / "probabilities", case_id, ".npz")
         write_probabilities(path, found.probabilities, properties, scheme, scratch)

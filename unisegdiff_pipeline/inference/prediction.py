@@ -11,7 +11,12 @@ import numpy as np
 from unisegdiff_pipeline.core.labels import LabelScheme
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.measuring import Measured, measure
-from unisegdiff_pipeline.inference.restoring import restore_masks, restore_probabilities, restore_samples
+from unisegdiff_pipeline.inference.restoring import (
+    restore_masks,
+    restore_probabilities,
+    restore_samples,
+    restore_uncertainty,
+)
 from unisegdiff_pipeline.inference.uncertainty_parts import PARTS
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
 from unisegdiff_pipeline.preprocessing.restore import restore_map
@@ -86,7 +91,7 @@ class Prediction:
     @cached_property
     def uncertainty(self) -> np.ndarray:
         """Normalised entropy of the probability (Z, Y, X), 0 (sure) to 1."""
-        return self._flat(restore_map(self._found.uncertainty(self.labels.coding), self._properties)[0])
+        return self._flat(restore_uncertainty(self._found, self._properties, self.labels.coding))
 
     @property
     def between_folds(self) -> np.ndarray | None:

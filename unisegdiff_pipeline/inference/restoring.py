@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from unisegdiff_pipeline.core.boxes import CroppedLabels
-from unisegdiff_pipeline.core.labels import LabelScheme
+from unisegdiff_pipeline.core.labels import Coding, LabelScheme
 from unisegdiff_pipeline.core.scratch import Scratch
 from unisegdiff_pipeline.inference.ensemble import EnsemblePrediction
 from unisegdiff_pipeline.inference.label_fusion import Combination, combine_masks
+from unisegdiff_pipeline.inference.uncertainty import normalised_entropy
 from unisegdiff_pipeline.preprocessing.lazy_rows import LazyRows
 from unisegdiff_pipeline.preprocessing.properties import CaseProperties
-from unisegdiff_pipeline.preprocessing.restore import restore_labels, restore_map
+from unisegdiff_pipeline.preprocessing.restore import restore_derived, restore_labels, restore_map
 
 
 def restore_masks(
@@ -31,6 +33,18 @@ def restore_samples(found: EnsemblePrediction, properties: CaseProperties, schem
     """The sampled masks as label maps (Z, Y, X) on the image's grid, one at a time."""
     for sample in found.samples():
         yield restore_labels(sample, properties, scheme, scratch=found.scratch)
+
+
+def restore_uncertainty(found: EnsemblePrediction, properties: CaseProperties, coding: Coding) -> np.ndarray:
+    """Normalised entropy (Z, Y, X) of the probabilities on the image's grid.
+
+    Entropies are not interpolated: between two certain voxels of another class a voxel is in doubt.
+    """
+
+    def entropy(rows: np.ndarray) -> np.ndarray:
+        return normalised_entropy(torch.from_numpy(rows), coding).numpy()
+
+    return restore_derived(found.probabilities, properties, entropy, found.scratch)
 
 
 def restore_probabilities(probabilities: LazyRows, properties: CaseProperties, scheme: LabelScheme) -> np.ndarray:

@@ -11,7 +11,7 @@ and preference learning"; Depeweg et al. 2018, "Decomposition of uncertainty in 
 with p_f the mean of a fold's samples and p the mean of the p_f. No part is negative. Rules:
 
 - p is the mean of samples; p_det is no part of it. So the three add up to the uncertainty map of the prediction only
-  where w is 0.
+  where w is 0 and its grid is that of the image; else parts are interpolated, and the map is not.
 - Samples are what the sampler hands out. Of masks, p_fn is 0 or 1 and leaves nothing open: the second part
   is H(p_f), with p_f the mean of the probabilities that the masks were drawn from, which is their expectation. Where
   another sampler samples the masks, p_f is still the mean that enters the prediction.

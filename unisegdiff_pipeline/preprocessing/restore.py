@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,16 +35,29 @@ def restore_labels(
     Raises:
         ValueError: where the shape is not the one of `properties` and `scheme`.
     """
-    grid = _grid(tuple(probabilities.shape), properties)
     if probabilities.shape[0] != scheme.num_channels:
         raise ValueError(f"probabilities have {probabilities.shape[0]} channels, the labels need {scheme.num_channels}")
+    return restore_derived(probabilities, properties, scheme.decode, scratch)
+
+
+def restore_derived(
+    probabilities: Array,
+    properties: CaseProperties,
+    derive: Callable[[np.ndarray], np.ndarray],
+    scratch: Scratch | None = None,
+) -> np.ndarray:
+    """What `derive` makes of probabilities (K, rows, Y, X) => (rows, Y, X), on the grid of the image file (Z, Y, X).
+
+    It is applied behind the resampling, slab by slab, and in the axes of the plan; 0 stands outside of the crop box.
+    """
+    grid = _grid(tuple(probabilities.shape), properties)
     scratch = scratch or Scratch()
     cropped: np.ndarray | None = None
-    for first, last in grid.slabs(scheme.num_channels, LINEAR_SLAB_BYTES):
-        decoded = scheme.decode(grid.slab(probabilities, first, last))
+    for first, last in grid.slabs(probabilities.shape[0], LINEAR_SLAB_BYTES):
+        derived = derive(grid.slab(probabilities, first, last))
         if cropped is None:
-            cropped = scratch.empty((1, *properties.shape_cropped), decoded.dtype)
-        cropped[0, first:last] = decoded
+            cropped = scratch.empty((1, *properties.shape_cropped), derived.dtype)
+        cropped[0, first:last] = derived
         scratch.release()
     assert cropped is not None
     return _to_file_axes(cropped, properties, 0, scratch)[0]
