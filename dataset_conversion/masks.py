@@ -87,7 +87,9 @@ class Mapped:
 
 
 def read_grey(path: Path) -> np.ndarray:
-    """Grey values (Y, X), uint8, of a picture as it is displayed; an opaque alpha channel counts for nothing.
+    """Grey values (Y, X) of a picture as it is displayed, uint8, or of more bits where it has them.
+
+    An opaque alpha channel counts for nothing.
 
     Raises:
         UsdError: the picture cannot be read, or has transparent pixels.
@@ -112,6 +114,8 @@ def _read(path: Path, mode: str) -> np.ndarray:
             require_still(path, picture)
             require_opaque(path, picture)
             shown = ImageOps.exif_transpose(picture)
+            if mode == "L" and shown.mode.startswith("I"):
+                return np.asarray(shown)  # of more than 8 bits, which convert() would cut off at 255
             if shown.mode in ("P", "PA", "RGBA"):
                 shown = shown.convert("RGB")  # of palettes the colours count, and alpha is dropped
             return np.asarray(shown.convert(mode))  # of 1-bit pictures 1 becomes 255

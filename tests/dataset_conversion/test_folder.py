@@ -162,6 +162,16 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
     refused(tmp_path, "are two masks of one image")
 
 
+def test_a_threshold_halves_the_range_of_16_bits_too(tmp_path, converted):
+    picture(tmp_path / "images/a.png")
+    soft = np.zeros((6, 8), np.uint16)
+    soft[2, 2:5] = 30000, 65535, 40000
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(soft).save(tmp_path / "masks/a.png")
+    raw = converted("folder", tmp_path / "images", tmp_path / "masks", *OPTIONS, "--threshold", "32767")
+    assert np.argwhere(labels_of(raw, "a") == 1).tolist() == [[2, 3], [2, 4]]
+
+
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf"), -1.0])
 def test_a_threshold_that_nothing_or_everything_is_above_is_refused(tmp_path, threshold):
     picture(tmp_path / "images/a.png")
