@@ -343,6 +343,8 @@ def test_a_first_call_at_pure_noise_serves_all_samples_mean_and_masks(volume, mo
     assert once > 0
     alone = [predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=s)) for s in (mean, drawing)]
     assert same(one, alone[0])
+    many = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=mean), sample_ids=range(11))
+    assert torch.equal(one.mean, many.mean)  # 11 equal numbers, whose sum is rounded
     levels.clear()
     both = predict(model, image, patch, settings=dataclasses.replace(SETTINGS, sampler=mean, mask_sampler=drawing))
     assert levels == [PURE_NOISE] * once + [SETTINGS.lam_a] * (once * both.num_samples)

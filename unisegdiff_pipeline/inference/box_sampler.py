@@ -60,10 +60,11 @@ class BoxSampler:
         # Two sums over a layer of tiles for each sample, while the next tile is computed.
         layer = self.box.case.grid.window[0] * self.box.extent[1] * self.box.extent[2]
         bytes_each = LAYER_ARRAYS * 4 * self.box.p_det.shape[0] * layer
+        is_sum = True
         for numbers in batches(range(len(sample_ids)), int(self.box.case.limits.state_gb * 2**30) // bytes_each):
             ids = [sample_ids[i] for i in numbers]
-            self._draw_together(ids, numbers, mean, samples, soft)
-        for first, last in self.box.pieces(0, self.box.extent[0]):
+            is_sum = self._draw_together(ids, numbers, mean, samples, soft)
+        for first, last in self.box.pieces(0, self.box.extent[0]) if is_sum else ():
             mean[:, first:last] /= len(sample_ids)
         low, high = self.box.bounds()
         place = window_slices(low, [b - a for a, b in zip(low, high, strict=True)])
@@ -77,20 +78,27 @@ class BoxSampler:
 
     def _draw_together(
         self, ids: Sequence[int], numbers: Sequence[int], mean: Tensor, samples: _Kept | None, soft: _Kept | None
-    ) -> None:
-        """Draw some samples and add them to the mean; `numbers` says which places are theirs."""
+    ) -> bool:
+        """Draw some samples and add them to the mean; `numbers` says which places are theirs.
+
+        Returns False where all samples share one probability, which the mean then is: a sum of equal numbers would be
+        rounded, each number of samples in another way.
+        """
         sampler, mask_sampler = self.settings.sampler, self.settings.mask_sampler
         if mask_sampler is not None and sampler.total_calls:
             sampler = replace(sampler, draw=False)  # no mask is drawn of the mean's samples
         ways = [sampler] if mask_sampler is None or samples is None else [sampler, mask_sampler]
         of_mean: Tensor | None = None
-        for way, p in zip(ways, self._last_probabilities(ids, ways), strict=True):
-            of_mean = p if of_mean is None else of_mean
+        is_sum = True
+        for way, (p, is_shared) in zip(ways, self._last_probabilities(ids, ways), strict=True):
+            if of_mean is None:
+                of_mean, is_sum = p, not is_shared
             for i in range(len(ids)):
                 for first, last in self.box.pieces(0, self.box.extent[0]):
                     values = p[i, :, first:last].to(self.box.case.device)[None]  # (1, K, rows, Y, X)
                     if way is ways[0]:
-                        mean[:, first:last] += values[0].to(mean.device)
+                        part, found = mean[:, first:last], values[0].to(mean.device)
+                        part.add_(found) if is_sum else part.copy_(found)
                         if soft is not None:
                             soft.put(numbers[i], self.box.kept_part(values[0], first, last))
                 self.box.case.scratch.release()
@@ -99,21 +107,24 @@ class BoxSampler:
                     last = first + masks.shape[1]
                     samples.put(numbers[i], self.box.kept_part(masks, first, last))
                     self.box.case.scratch.release()
+        return is_sum
 
-    def _last_probabilities(self, ids: Sequence[int], ways: Sequence[SamplerSettings]) -> Iterator[Tensor]:
-        """Probabilities (n, K, *box) that the samples of each way end with.
+    def _last_probabilities(self, ids: Sequence[int], ways: Sequence[SamplerSettings]) -> Iterator[tuple[Tensor, bool]]:
+        """Probabilities (n, K, *box) that the samples of each way end with, and whether all share one.
 
         A first call at pure noise is made once for all samples and ways, with noise of the case: there is nothing of a
         mask in it, so that the network answers with what the image says alone.
         """
         edges, labels, count = self.settings.edges, self.box.case.model.labels, len(ids)
         states, loops, opening = [], [], []
+        shared = []
         for way in ways:
             loop = sampler_steps(edges, way, labels)
             first = loop[0] if loop else None
             if isinstance(first, Call):
                 opens = first.lam == PURE_NOISE
                 has_own = first.reads_state or not opens
+                shared.append(not has_own)
                 x = self._state(count if has_own else 1)
                 if has_own:
                     self._begin(x, ids, first.lam)
@@ -121,6 +132,7 @@ class BoxSampler:
                     opening.append((first, x))
                     loop = loop[1:]
             else:
+                shared.append(True)
                 x = self._nested_p_det(count)
             states.append(x)
             loops.append(loop)
@@ -128,7 +140,7 @@ class BoxSampler:
             noise = self._state(1)
             self._begin(noise, [OF_ALL_SAMPLES], PURE_NOISE)
             self._call([call for call, _ in opening], noise, [x for _, x in opening])
-        for way, loop, x in zip(ways, loops, states, strict=True):
+        for way, loop, x, is_shared in zip(ways, loops, states, shared, strict=True):
             x = x.expand(count, *x.shape[1:])
             for step in loop:
                 match step:
@@ -138,7 +150,7 @@ class BoxSampler:
                         x = self._draw(step, x, ids, way)
                     case AddNoise():
                         x = self._add_noise(step, x, ids)
-            yield x
+            yield x, is_shared and all(isinstance(step, Call) for step in loop)
 
     def _state(self, count: int) -> Tensor:
         """An array for some samples; on a GPU where there is room."""
