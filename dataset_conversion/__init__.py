@@ -39,6 +39,7 @@ from dataset_conversion import (
 from dataset_conversion.finding import Finder, Request
 from dataset_conversion.raw_writer import write_raw_dataset
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.progress import counted
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,14 @@ def convert(name: str, request: Request, raw_root: Path) -> Path:
     """Convert a data set and return its new folder in `raw_root`.
 
     Raises:
-        UsdError: an unknown converter, another number of sources than it takes, an option it does not take, or what
-            `raw_writer.write_raw_dataset` raises.
+        UsdError: an unknown converter, another number of sources than it takes, a source that is no folder, an option
+            it does not take, or what `raw_writer.write_raw_dataset` raises.
     """
     chosen = converter(name)
     if len(request.sources) != len(chosen.sources):
         raise UsdError(
-            f"usd_convert {name} takes {' '.join(chosen.sources)}, but {len(request.sources)} folders were named; name "
-            f"{len(chosen.sources)}."
+            f"usd_convert {name} takes {' '.join(chosen.sources)}, but {counted(len(request.sources), 'folder')} "
+            f"{'was' if len(request.sources) == 1 else 'were'} named; name {len(chosen.sources)}."
         )
     for option in ("name", "channels", "threshold", "group_pattern", "mask"):
         if getattr(request, option) not in (None, ()) and option not in chosen.options:
@@ -127,6 +128,10 @@ def convert(name: str, request: Request, raw_root: Path) -> Path:
     # Links stay, as they may have the name that says what the data are, and so does "..", which leads on from the place
     # that a link before it leads to.
     sources = tuple(Path(source).expanduser().absolute() for source in request.sources)
+    for source in sources:
+        if not source.is_dir():
+            problem = "is a file" if source.exists() else "does not exist"
+            raise UsdError(f"{source} {problem}; name a folder, and check the path.")
     found = chosen.find(dataclasses.replace(request, sources=sources))
     if request.number is not None:
         found = dataclasses.replace(found, number=request.number)

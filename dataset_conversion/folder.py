@@ -42,6 +42,13 @@ def find(request: Request) -> Conversion:
     if together:
         masks = {stem: path for stem, path in images.items() if _ADDITION.search(stem)}
         images = {stem: path for stem, path in images.items() if stem not in masks}
+        if not masks:
+            raise UsdError(
+                f"{images_folder} is named for images and masks, but no file in it is named as a mask is, such as "
+                f"{next(iter(images))}_mask; name the folder of the masks, or add _mask to their names."
+            )
+    if request.channels:
+        _require_channels(list(images.values()), request.channels)
     matched = pairs(images, _by_image(masks, images))
     channels = request.channels or _channels(list(images.values()))
     reader, labels = meaning_of([mask for _, mask in matched.values()], request.threshold)
@@ -82,6 +89,22 @@ def _channels(images: list[Path]) -> tuple[str, ...]:
         raise UsdError(f"{first} has {number} channels; name them with --channels, in their order.")
     pictures = [path for path in images if is_picture_ending(split_ending(path.name)[1])]
     return RGB if any(read_header(path)[0][0] == 3 for path in pictures) else ("image",)
+
+
+def _require_channels(images: list[Path], channels: tuple[str, ...]) -> None:
+    """Refuse images of another number of channels than the user names: a grey picture would be copied into each.
+
+    Colour pictures may become grey, and grey ones R, G, B beside colour ones, where pictures are of both kinds.
+    """
+    for path in images:
+        found = read_header(path)[0][0]
+        picture = is_picture_ending(split_ending(path.name)[1])
+        recoloured = picture and found in (1, 3) and (channels == RGB or len(channels) == 1)
+        if found != len(channels) and not recoloured:
+            raise UsdError(
+                f"{path} has {counted(found, 'channel')}, but --channels names {len(channels)} "
+                f"({', '.join(channels)}); name each channel of a file once, in their order."
+            )
 
 
 def _ending(images: list[Path], channels: tuple[str, ...]) -> str:

@@ -237,3 +237,23 @@ def test_the_garbage_collector_goes_on_where_an_import_fails(monkeypatch: pytest
     with pytest.raises(ModuleNotFoundError):
         common.import_with_torch("unisegdiff_pipeline.missing")
     assert gc.isenabled()
+
+
+def test_output_that_nobody_reads_ends_a_command_without_a_traceback() -> None:
+    body = "[print('line', flush=True) or time.sleep(0.01) for _ in range(1000)]"
+    code = f"import sys, time; from unisegdiff_pipeline.commands import common; sys.exit(common.run(lambda: {body}))"
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert command.stdout is not None
+    assert command.stderr is not None
+    assert command.stdout.readline() == "line\n"
+    command.stdout.close()
+    assert command.stderr.read() == ""
+    assert command.wait(60) == common.EXIT_OUTPUT_CLOSED
+
+
+def test_a_broken_pipe_of_another_kind_keeps_its_traceback() -> None:
+    def body() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        common.run(body)

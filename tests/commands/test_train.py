@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from unisegdiff_pipeline import pipeline
 from unisegdiff_pipeline.commands.train import build_parser, describe, main, request_of
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.serialization import read_json, write_json
+from unisegdiff_pipeline.core.serialization import read_dataclass, read_json, write_json
+from unisegdiff_pipeline.planning.plans import Plans
+from unisegdiff_pipeline.training import opened_request
+from unisegdiff_pipeline.training.request import CollectedCases, FoldResult, TrainResult
 from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
 
 
@@ -133,3 +137,34 @@ def test_what_other_commands_take_by_flags_is_told_in_the_words_of_this_one(
         main(given.split())
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_configuration_that_was_not_planned_is_refused_with_the_plan_s_reason(roots: list[str]) -> None:
+    request = request_of(build_parser().parse_args(["902", "0", *roots, "-c", "3d_fullres"]))
+    read = read_dataclass(Plans, Path(roots[1]) / "Dataset902_Phantom2D/plans.json")
+    reason = "not made: all sources hold 2D images (A, B)"
+    plans = dataclasses.replace(read, decisions={"configurations.3d_fullres": reason})
+    with pytest.raises(UsdError, match=r"plans\.json \(not made: all sources hold 2D images \(A, B\)\); it has 2d"):
+        opened_request._configuration(plans, request, Path("plans.json"))
+
+
+def test_folds_without_any_scored_case_say_so_in_place_of_an_empty_table(
+    roots: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").mkdir()
+    model = tmp_path / "results/Dataset902_Phantom2D/StagedDiffusionTrainer__2d"
+
+    def answer(scores: dict[str, dict[str, float]]) -> str:
+        collected = CollectedCases(model / "cross_validation", None, ("a",))
+        folds = (FoldResult(fold="0", folder=model / "fold_0", scores=scores, seconds=1.0),)
+        result = TrainResult(folds, model / "cv_summary.json", "fold  lesion", collected)
+        monkeypatch.setattr(pipeline, "train", lambda request, began: result)
+        assert main(["902", "cv", *roots]) == 0
+        return capsys.readouterr().out
+
+    said = answer({})
+    assert "No validation case was predicted" in said
+    assert "--val" in said
+    assert not [line for line in ("fold  lesion", "usd_evaluate", "usd_find_best") if line in said]
+    said = answer({"lesion": {"dice": 0.5}})
+    assert all(line in said for line in ("fold  lesion", "usd_evaluate", "usd_find_best"))

@@ -404,7 +404,7 @@ def test_a_compressed_file_named_nii_is_not_compressed_twice(tmp_path, converted
 
 def test_number_of_sources_and_list(tmp_path, capsys):
     assert main(["folder", str(tmp_path), "--raw", str(tmp_path), *OPTIONS]) == 1
-    assert "usd_convert folder takes IMAGES MASKS, but 1 folders were named" in capsys.readouterr().err
+    assert "usd_convert folder takes IMAGES MASKS, but 1 folder was named" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--list"])
     assert "folder IMAGES MASKS" in capsys.readouterr().out
@@ -417,3 +417,26 @@ def test_animated_masks_are_refused(tmp_path):
     first.save(tmp_path / "masks/a.png", save_all=True, append_images=[second])
     for threshold in (None, 127):
         refused(tmp_path, "masks/a.png is an animated PNG of 2 frames", threshold=threshold)
+
+
+def test_a_source_that_is_no_folder_is_named_as_such(tmp_path):
+    picture(tmp_path / "images/a.png")
+    refused(tmp_path, r"masks does not exist; name a folder")
+    (tmp_path / "masks").write_bytes(b"")
+    refused(tmp_path, r"masks is a file; name a folder")
+    for name in ("busi", "lidc", "bids", "figshare_brain"):
+        with pytest.raises(UsdError, match=r"nowhere does not exist"):
+            convert(name, Request((tmp_path / "nowhere",)), tmp_path)
+
+
+def test_channels_that_a_picture_does_not_have_are_refused_and_none_is_made_up(tmp_path):
+    picture(tmp_path / "images/a.png", colour=False)
+    mask(tmp_path / "masks/a.png")
+    refused(tmp_path, r"a\.png has 1 channel, but --channels names 2 \(T1, T2\)", channels=("T1", "T2"))
+    refused(tmp_path, r"a\.png has 1 channel, but --channels names 3", channels=("T1", "T2", "FLAIR"))
+
+
+def test_one_folder_named_twice_without_any_mask_in_it_says_so(tmp_path):
+    picture(tmp_path / "images/a.png")
+    with pytest.raises(UsdError, match="no file in it is named as a mask is, such as a_mask"):
+        convert("folder", Request((tmp_path / "images", tmp_path / "images"), 7, "Own"), tmp_path)

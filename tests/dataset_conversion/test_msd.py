@@ -111,6 +111,7 @@ def test_a_link_to_a_task_is_one_whichever_of_the_two_has_its_name(tmp_path, lin
 
 
 def test_wrong_sources(tmp_path):
+    (tmp_path / "Thing").mkdir()
     with pytest.raises(UsdError, match="TaskXX_Name"):
         convert(tmp_path / "Thing", tmp_path / "raw", None)
     source = _task(tmp_path / "Task07_Thing", 1)

@@ -32,6 +32,7 @@ def test_busi_joins_the_masks_of_an_image_and_keeps_normal_ones(tmp_path, conver
     for name in ("benign (1)_mask.png", "benign (1)_mask_1.png", "benign (2)_mask.png"):
         (folder / "benign" / name).unlink()
     refused("busi", tmp_path, r"benign \(1\)\.png has no mask benign \(1\)_mask\.png")
+    (tmp_path / "elsewhere").mkdir()
     refused("busi", tmp_path / "elsewhere", "holds no benign")
 
 

@@ -411,3 +411,8 @@ def test_ordinary_references_have_no_sources(root: Path, tmp_path: Path) -> None
     evaluation = evaluate_folders(labels, labels.parent / "labelsTr", find_meaning(labels, labels), OPTIONS)
     assert "by_source" not in json.loads(evaluation.write(tmp_path / "out").summary.read_text())
     assert "source" not in (tmp_path / "out/metrics.csv").read_text().splitlines()[0].split(",")
+
+
+def test_the_labels_folder_that_a_unified_data_set_lacks_leads_to_its_folder(unified: Path) -> None:
+    with pytest.raises(UsdError, match=r"labelsTr does not exist; .*Dataset500.* is a unified data set.*folder itself"):
+        find_meaning(unified / "labelsTr", unified)

@@ -169,6 +169,8 @@ def test_a_source_that_changes_is_noticed(root: Path) -> None:
     [
         ({"datasets": [1, 1]}, "Dataset001_A and Dataset001_A"),
         ({"renamed": {"2": "A"}}, "would both be the source A"),
+        ({"renamed": {"2": "a"}}, "Dataset001_A and Dataset002_B would both be the source A"),
+        ({"label_maps": {"A": {"tumour": "Lesion"}}}, "lead to Lesion and lesion, which would be two classes"),
         ({"renamed": {"2": "B_"}}, "a source is named 'B_'"),  # of which B___c1 would be the case _c1 of B
         ({"renamed": {"2": "A__B"}}, "a source is named 'A__B'"),
         ({"renamed": {"3": "C"}}, "Dataset003|no data set"),

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import difflib
 import errno
 import gc
 import importlib
 import re
+import select
 import signal
 import sys
 import threading
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
 EXIT_SIGNAL = 128  # plus the number of the signal, as shells count it
+EXIT_OUTPUT_CLOSED = EXIT_SIGNAL + 13  # SIGPIPE, which not every system has
 EXIT_INTERRUPTED, EXIT_TERMINATED = EXIT_SIGNAL + signal.SIGINT, EXIT_SIGNAL + signal.SIGTERM
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 REPEAT_AFTER_S = 0.02
@@ -123,7 +126,8 @@ def run(body: Callable[[], int | None]) -> int:
     """Run a command's body and return its exit code.
 
     Errors that a user can fix are printed as one paragraph without a traceback (code 1), an interruption returns
-    130 and SIGTERM 143, both after files under way have been removed; faults of the program keep their traceback.
+    130 and SIGTERM 143, both after files under way have been removed; one whose output nobody reads any more, as after
+    `| head`, returns 141; faults of the program keep their traceback.
     """
     signals = _Signals()
     try:
@@ -146,6 +150,8 @@ def run(body: Callable[[], int | None]) -> int:
         # A library that is interrupted while it is imported may answer with an error of its own.
         if signals.received:
             return signals.exit_code()
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return EXIT_OUTPUT_CLOSED
         message = machine_message(error)
         if message is None:
             if limit := soft_limit("AS"):
@@ -298,6 +304,17 @@ def is_out_of_files(error: BaseException) -> bool:
             return True
         link = link.__cause__
     return False
+
+
+def _output_is_closed() -> bool:
+    """Whether the reader of what is printed, as `head`, has ended; pipes between processes break, too."""
+    if not hasattr(select, "poll"):  # of Windows, which answers with another error there
+        return False
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+            poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _fail(message: str) -> int:

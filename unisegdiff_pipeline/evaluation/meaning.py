@@ -62,6 +62,8 @@ def find_meaning(
             remedy = "give two folders of label files, or two files"
             if path.name == "cross_validation":
                 remedy = "usd_train DATASET cv makes it when all folds are finished"
+            elif path.name == "labelsTr" and is_unified(path.parent):
+                remedy = f"{path.parent} is a unified data set, whose labels lie in its sources: name the folder itself"
             raise UsdError(f"{path} does not exist; {remedy}.")
     from unisegdiff_pipeline.io.dataset_json import read_dataset_json, with_spacing_of
     from unisegdiff_pipeline.io.images import spacing_known

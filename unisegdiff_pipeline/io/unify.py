@@ -189,7 +189,8 @@ def _source_names(raw_root: Path, folders: Sequence[Path], renamed: Mapping[str,
         raise UsdError(f"--rename names {', '.join(unused)}, which is no source; name it with -d, or leave it out.")
     names = [by_folder.get(path, path.name.split("_", 1)[1]) for path in folders]
     for name in names:
-        same = [path.name for path, other in zip(folders, names, strict=True) if other == name]
+        # Cases become files, and some file systems know no case of letters.
+        same = [path.name for path, other in zip(folders, names, strict=True) if other.casefold() == name.casefold()]
         if len(same) > 1:
             raise UsdError(
                 f"{' and '.join(same)} would both be the source {name}; name each data set once, or rename one with "
@@ -232,6 +233,12 @@ def _labels(parts: Mapping[str, RawDataset], sources: Sequence[Source]) -> dict[
     names = [name for name in dict.fromkeys(targets) if name not in (BACKGROUND, IGNORE)]
     if not names:
         raise UsdError("the label maps leave no class; map at least one class of a source to something.")
+    for name in names:
+        if alike := [other for other in names if other != name and other.casefold() == name.casefold()]:
+            raise UsdError(
+                f"the label maps lead to {name} and {alike[0]}, which would be two classes; write both in one way, or "
+                "give one another name."
+            )
     _require_classes_of_each(parts, sources, names)
     partial = any(not set(names) <= set(source.label_map.values()) for source in sources)
     within = _enclosing(names, parts, sources)

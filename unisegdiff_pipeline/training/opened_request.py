@@ -172,8 +172,10 @@ def _check_all(request: TrainRequest) -> None:
 def _configuration(plans: Plans, request: TrainRequest, path: Path) -> ConfigurationPlan:
     name = request.configuration or plans.recommended_configuration
     if name not in plans.configurations:
+        decision = plans.decisions.get(f"configurations.{name}")
+        reason = f" ({decision})" if decision else ""
         raise UsdError(
-            f"configuration {name!r} is not in {path}; it has {', '.join(plans.configurations)}. "
+            f"configuration {name!r} is not in {path}{reason}; it has {', '.join(plans.configurations)}. "
             f"Choose one with -c, or plan again with usd_plan -d {quoted(plans.dataset_name)}."
         )
     configuration = plans.configurations[name]
