@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from unisegdiff_pipeline.commands.limits import LEAST_GB, address_space_problem, soft_limit
 from unisegdiff_pipeline.commands.terminal import report_error, showing
-from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError, chain_of
 from unisegdiff_pipeline.core.names import quoted
 from unisegdiff_pipeline.core.version import __version__
 
@@ -246,8 +246,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 def machine_message(error: BaseException) -> str | None:
     """The paragraph for a failure of the machine (full disk, permission, path) anywhere in the chain of causes."""
-    link: BaseException | None = error
-    while link is not None:
+    for link in chain_of(error):
         where = f" ({link.filename})" if isinstance(link, OSError) and link.filename else ""
         number = link.errno if isinstance(link, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(link):
@@ -267,14 +266,12 @@ def machine_message(error: BaseException) -> str | None:
                 f"nothing can be made or opened here{where}: a file stands in the place of a folder, or a folder in "
                 f"that of a file, or the path is too long; choose another one."
             )
-        link = link.__cause__ or link.__context__
     return shortage_message(error)
 
 
 def shortage_message(error: BaseException) -> str | None:
     """The paragraph where open files, processes or memory have run out anywhere in the chain of causes."""
-    link: BaseException | None = error
-    while link is not None:
+    for link in chain_of(error):
         number = link.errno if isinstance(link, OSError) else None
         text = str(link)
         if number in _TOO_MANY or _TOO_MANY_FILES.search(text):
@@ -292,7 +289,6 @@ def shortage_message(error: BaseException) -> str | None:
                 "programs, or work in fewer processes (--workers 0), and run the command again; what was finished is "
                 "kept."
             )
-        link = link.__cause__ or link.__context__
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -19,6 +20,14 @@ class UsdError(Exception):
         ...     print(error)
         nowhere is no folder; name a model folder, RESULTS/DATASET/TRAINER__CONFIGURATION.
     """
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """The error, what caused it or was being handled when it was raised, and so on."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def unreadable(path: Path, error: BaseException) -> UsdError:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.errors import UsdError, chain_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,12 +100,10 @@ def remove_stale_temporaries(folder: Path, *, below: bool = False, of_anyone: bo
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether a full disk (or quota) is the error or one of its causes."""
-    link: BaseException | None = error
-    while link is not None:
-        if (isinstance(link, OSError) and link.errno in _FULL_DISK) or "No space left on device" in str(link):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
+    return any(
+        (isinstance(link, OSError) and link.errno in _FULL_DISK) or "No space left on device" in str(link)
+        for link in chain_of(error)
+    )
 
 
 def _host() -> str:
