@@ -44,6 +44,7 @@ CONTRASTS = ((0.45, 0.30, 1.0), (0.35, 0.21, 0.97), (0.20, 0.11, 0.70))
 # (fraction of lesions, boundary spread s in mm): sharp and blurred edges.
 BOUNDARIES = ((0.6, 0.5), (0.4, 1.5))
 RADIUS_MM = (4.0, 9.0)
+_NUM_WAVES = 3
 
 _OUTSIDE, _ORGAN = 0.30, 0.52
 _GREY_RANGE = (0.0, 1.0)
@@ -248,13 +249,11 @@ def _scale(grid_mm: np.ndarray) -> float:
     return extent / _REFERENCE_SIZE_MM
 
 
-def _draw_blob(
-    rng: np.random.Generator, centre_mm: np.ndarray, radius_mm: float, amplitude: float, num_waves: int = 3
-) -> Blob:
+def _draw_blob(rng: np.random.Generator, centre_mm: np.ndarray, radius_mm: float, amplitude: float) -> Blob:
     dims = len(centre_mm)
     waves = tuple(
         (float(rng.uniform(0, amplitude)), float(rng.uniform(0, 2 * math.pi)), tuple(rng.normal(0, 1.8, dims).tolist()))
-        for _ in range(num_waves)
+        for _ in range(_NUM_WAVES)
     )
     return Blob(tuple(centre_mm.tolist()), radius_mm, waves)
 

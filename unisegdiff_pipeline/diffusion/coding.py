@@ -20,6 +20,7 @@ from unisegdiff_pipeline.core.serialization import formerly
 
 Divisor = Annotated[float, Range(1e-3, 1e3)]
 LOG_ODDS_LIMIT = 10.0
+LEAST_PROBABILITY = 5e-4  # of an estimate of x_0
 
 
 def mask_to_x(mask: Tensor) -> Tensor:
@@ -27,9 +28,9 @@ def mask_to_x(mask: Tensor) -> Tensor:
     return 2 * mask - 1
 
 
-def x_to_probabilities(x: Tensor, coding: Coding, floor: float = 5e-4) -> Tensor:
-    """An estimate of x_0 to probabilities: clamp((x + 1) / 2, floor, 1 - floor), renormalised for softmax coding."""
-    p = ((x + 1) / 2).clamp(floor, 1 - floor)
+def x_to_probabilities(x: Tensor, coding: Coding) -> Tensor:
+    """An estimate of x_0 to probabilities (x + 1) / 2, kept off 0 and 1 and renormalised for softmax coding."""
+    p = ((x + 1) / 2).clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
     return p / p.sum(dim=1, keepdim=True) if coding == "softmax" else p
 
 

@@ -18,6 +18,7 @@ EXACT_UP_TO = 100
 TIE_DIGITS = 12
 NORMAL_95 = 1.96  # standard errors to either side of a mean
 DRAWN_AT_ONCE = 1_000_000  # numbers of groups in memory; 2000 draws of 500 groups
+SIGN_DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -262,9 +263,6 @@ def macro_signed_rank_test(
     b: Sequence[float],
     groups: Sequence[str] | None,
     parts: Sequence[str],
-    *,
-    draws: int = 10000,
-    seed: int = 0,
 ) -> SignedRankTest:
     """`signed_rank_test` of the groups' mean differences a - b in each part, of which each part counts the same.
 
@@ -274,12 +272,10 @@ def macro_signed_rank_test(
     Args:
         a, b: values of the same cases; a pair with a NaN is left out.
         groups, parts: of each case, as of `macro_gain`.
-        draws: of the signs of all groups.
-        seed: of the draws.
     """
     differences = _differences(np.asarray(a, dtype=float), np.asarray(b, dtype=float))
-    rng = np.random.default_rng(seed)
-    effects, drawn = [], np.zeros(draws)
+    rng = np.random.default_rng(0)
+    effects, drawn = [], np.zeros(SIGN_DRAWS)
     for part in dict.fromkeys(parts):
         own = [i for i, of_case in enumerate(parts) if of_case == part and not math.isnan(differences[i])]
         if not own:
@@ -291,11 +287,11 @@ def macro_signed_rank_test(
         weights = weights / max(weights.sum(), 1.0)
         effects.append(float(np.sign(means) @ weights))
         for weight in weights:  # one by one, because all signs at once would take gigabytes
-            drawn += np.where(rng.random(draws) < 0.5, weight, -weight)
+            drawn += np.where(rng.random(SIGN_DRAWS) < 0.5, weight, -weight)
     if not effects:
         return SignedRankTest(math.nan, math.nan)
     as_far = np.abs(drawn) >= abs(sum(effects)) - 1e-9
-    return SignedRankTest(float((1 + as_far.sum()) / (1 + draws)), sum(effects) / len(effects))
+    return SignedRankTest(float((1 + as_far.sum()) / (1 + SIGN_DRAWS)), sum(effects) / len(effects))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

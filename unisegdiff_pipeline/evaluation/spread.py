@@ -174,17 +174,17 @@ class FractionBin:
     voxels: int
 
 
-def fraction_curve(cases: Sequence[CaseSpread], num_bins: int = NUM_BINS) -> list[FractionBin]:
+def fraction_curve(cases: Sequence[CaseSpread]) -> list[FractionBin]:
     """How often voxels are marked in truth, by the fraction of samples that mark them; empty bins are left out.
 
     Voxels that no sample marks make a bin of their own, and so do those that all mark.
     """
-    sums = np.zeros((num_bins + 2, 3))
+    sums = np.zeros((NUM_BINS + 2, 3))
     for case in cases:
         n = len(case.volumes)
         for count, (voxels, marked) in enumerate(zip(case.voxels, case.marked, strict=True)):
-            inner = 1 + min(num_bins - 1, int(count * num_bins / n))
-            row = 0 if count == 0 else num_bins + 1 if count == n else inner
+            inner = 1 + min(NUM_BINS - 1, int(count * NUM_BINS / n))
+            row = 0 if count == 0 else NUM_BINS + 1 if count == n else inner
             sums[row] += voxels, voxels * count / n, marked
     return [FractionBin(f / v, m / v, int(v)) for v, f, m in sums if v > 0]
 

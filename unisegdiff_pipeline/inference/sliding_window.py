@@ -19,6 +19,7 @@ Slices = tuple[slice, slice, slice]
 # A weight below this fraction of the largest is raised to it: far corners of a window get e^-24, which serves nothing
 # where other tiles overlap and only loses digits where none does.
 SMALLEST_WEIGHT = 1e-4
+SIGMA = 0.125
 
 # A prediction needs less memory than a training step, and sees more with larger windows. Up to twice the patch along an
 # axis was measured (documentation/benchmarks/decisions.md); four patches in a call take no more memory than a step.
@@ -131,15 +132,15 @@ def cut_padded(volume: Tensor, start: Sequence[int], grid: TileGrid, value: floa
     return functional.pad(tile, [voxels for axis in reversed(missing) for voxels in axis], value=value)
 
 
-def gaussian_weights(window: Sequence[int], sigma: float = 0.125) -> Tensor:
-    """Blending weights (Z, Y, X), float32, 1 at the centre; `sigma` is a fraction of each edge.
+def gaussian_weights(window: Sequence[int]) -> Tensor:
+    """Blending weights (Z, Y, X), float32, 1 at the centre and never below `SMALLEST_WEIGHT`.
 
-    The product of three one-dimensional Gaussians, never below `SMALLEST_WEIGHT`.
+    The product of three one-dimensional Gaussians, whose standard deviation is `SIGMA` times the edge.
     """
     weights = torch.ones(1)
     for size in window:
         offset = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-        profile = torch.exp(-0.5 * (offset / (sigma * size)) ** 2)
+        profile = torch.exp(-0.5 * (offset / (SIGMA * size)) ** 2)
         weights = weights[..., None] * (profile / profile.max()).float()
     return weights[0].clamp_min(SMALLEST_WEIGHT)
 

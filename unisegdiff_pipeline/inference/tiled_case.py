@@ -87,17 +87,13 @@ class TiledCase:
         return self._whole(calibration, probabilities=True)
 
     @torch.inference_mode()
-    def det_logits(self, calibration: LogitCalibration = NO_CALIBRATION) -> Tensor:
+    def det_logits(self) -> Tensor:
         """The segmenter's logits, blended over the padded volume, (K, Z, Y, X) fp32 on the CPU; new at each call.
 
         Logits are blended, as by nnU-Net, and not probabilities: so a calibration, which comes afterwards, changes no
         decision where tiles disagree.
-
-        Args:
-            calibration: that p_det is taken with; it says which tiles are likely to be sampled, and worth a place in
-                the cache.
         """
-        return self._whole(calibration, probabilities=False)
+        return self._whole(NO_CALIBRATION, probabilities=False)
 
     def _whole(self, calibration: LogitCalibration, probabilities: bool) -> Tensor:
         out: Tensor | None = None
