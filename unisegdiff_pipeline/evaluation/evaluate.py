@@ -15,7 +15,6 @@ import numpy as np
 
 from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.core.files import remove_stale_temporaries
-from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
 from unisegdiff_pipeline.core.units import Units, measured_grid, units_of, units_of_files
@@ -48,6 +47,7 @@ from unisegdiff_pipeline.evaluation.options import (
     EvaluationOptions,
     LesionConfidence,
 )
+from unisegdiff_pipeline.evaluation.pair_metrics import grid_of, require_equal_shapes
 from unisegdiff_pipeline.evaluation.profiles.registry import find_profile
 from unisegdiff_pipeline.evaluation.profiles.report import ProfileReport, profile_file, report_profile, write_profile
 from unisegdiff_pipeline.evaluation.reading import require_scored_values
@@ -100,6 +100,12 @@ class FolderSummary:
     def names(self) -> frozenset[str]:
         """Names of classes and sources, which are keys of the settings and belong to no unit."""
         return frozenset((*self.settings["classes"], *self.settings.get("sources", ())))
+
+    @property
+    def surface_dice(self) -> str:
+        """Name of the surface Dice at the first tolerance, which stands for all in tables; empty without any."""
+        tolerances = self.settings["surface_dice_tolerances_mm"]
+        return f"surface_dice_{tolerances[0]:g}mm" if tolerances else ""
 
 
 @dataclass(frozen=True)
@@ -245,17 +251,11 @@ def evaluate_arrays(
     Raises:
         ValueError: arrays of other types or of different shapes, a spacing that does not fit, or nothing to score.
     """
-    if reference.shape != predicted.shape or reference.ndim not in (2, 3):
-        raise ValueError(
-            f"reference has shape {reference.shape} and prediction {predicted.shape}; they must be equal, (Z, Y, X) or "
-            f"(Y, X)"
-        )
+    require_equal_shapes(reference, predicted)
     if reference.dtype.kind not in "bui" or predicted.dtype.kind not in "bui":
         raise ValueError(f"label maps have dtypes {reference.dtype} and {predicted.dtype}; both must be integers")
-    is_2d, known = reference.ndim == 2, spacing_mm is not None
-    spacing = (1.0,) * reference.ndim if spacing_mm is None else tuple(map(float, spacing_mm))
-    if len(spacing) != reference.ndim or not all(0 < value < math.inf for value in spacing):
-        raise ValueError(f"spacing_mm is {spacing}; it must be one number above 0 for each axis of {reference.shape}")
+    known = spacing_mm is not None
+    grid = grid_of(reference.shape, (1.0,) * reference.ndim if spacing_mm is None else spacing_mm)
     occurring = {*np.unique(reference).tolist(), *np.unique(predicted).tolist()} - {0}
     values = sorted(occurring) if labels is None else list(labels)
     if not values:
@@ -267,13 +267,12 @@ def evaluate_arrays(
         known,
         tolerances_mm=options.tolerances_mm,
         rule=options.rule,
-        units=units_of(is_2d, known),
+        units=units_of(grid.is_2d, known),
         profiles=options.profiles,
         min_lesion_ml=options.min_lesion_ml,
     )
-    z, y, x = (1.0, *spacing)[-3:]
     shape = (-1, *reference.shape[-2:])
-    geometry = measured_grid(Geometry((z, y, x), is_2d=is_2d), settings.units)
+    geometry = measured_grid(grid, settings.units)
     one, other = (array.astype(np.int64).reshape(shape) for array in (reference, predicted))
     return score_volumes("array", None, CaseVolumes(one, other, geometry), settings)
 

@@ -26,29 +26,24 @@ SHOWN = {
 
 def evaluation_table(report: FolderSummary) -> str:
     """One row a class, a mean below several of them, and a line on what the columns count."""
-    tolerances = report.settings["surface_dice_tolerances_mm"]
-    surface_dice = f"surface_dice_{tolerances[0]:g}mm" if tolerances else ""
-    defined = (name for name, metric in report.mean.items() if metric.n)
-    names = ["surface_dice" if name == surface_dice else name for name in defined]
+    names = _defined(report.mean, report)
     shown = [name for name in SHOWN if name in ("median", *names)]
     headings = (SHOWN[name][0].format(length=report.units.length) for name in shown)
     rows = [("class", "Dice", _interval_heading(report), *headings, "n", "empty", "false")]
     for entry in report.classes:
         counts = (entry.outcomes.scored, entry.outcomes.both_empty, entry.outcomes.false_positive)
-        rows.append((entry.class_name, *_cells(entry.metrics, shown, surface_dice), *map(str, counts)))
+        rows.append((entry.class_name, *_cells(entry.metrics, shown, report), *map(str, counts)))
     if len(report.classes) > 1:
-        rows.append(("mean", *_cells(report.mean, shown, surface_dice), "", "", ""))
-    return f"{format_table(rows)}\n{_note(report, tolerances)}"
+        rows.append(("mean", *_cells(report.mean, shown, report), "", "", ""))
+    return f"{format_table(rows)}\n{_note(report)}"
 
 
 def source_table(report: FolderSummary) -> str:
     """One row a source of a unified data set, over the classes that it annotates, and the mean over sources below."""
     if report.by_source is None:
         return ""
-    tolerances = report.settings["surface_dice_tolerances_mm"]
-    surface_dice = f"surface_dice_{tolerances[0]:g}mm" if tolerances else ""
     macro = report.by_source.macro_mean
-    names = ["surface_dice" if name == surface_dice else name for name, metric in macro.items() if metric.n]
+    names = _defined(macro, report)
     shown = [name for name in SHOWN if name != "median" and name in names]
     headings = (SHOWN[name][0].format(length=report.units.length) for name in shown)
     rows = [("source", "Dice", _interval_heading(report), *headings, "cases", "empty", "false")]
@@ -57,8 +52,8 @@ def source_table(report: FolderSummary) -> str:
             sum(getattr(c.outcomes, name) for c in entry.classes) for name in ("both_empty", "false_positive")
         )
         counts = (str(entry.num_cases), str(empty), str(false))
-        rows.append((entry.source, *_cells(entry.mean, shown, surface_dice), *counts))
-    rows.append(("mean of sources", *_cells(macro, shown, surface_dice), "", "", ""))
+        rows.append((entry.source, *_cells(entry.mean, shown, report), *counts))
+    rows.append(("mean of sources", *_cells(macro, shown, report), "", "", ""))
     return format_table(rows)
 
 
@@ -87,7 +82,12 @@ def comparison_table(report: FolderSummary) -> str:
     return f"{format_table(ranking)}\n\n{format_table(rows)}"
 
 
-def _cells(metrics: Mapping[str, MetricSummary], shown: list[str], surface_dice: str) -> list[str]:
+def _defined(metrics: Mapping[str, MetricSummary], report: FolderSummary) -> list[str]:
+    """Names of the metrics that some case has, "surface_dice" for the one at the first tolerance."""
+    return ["surface_dice" if name == report.surface_dice else name for name, metric in metrics.items() if metric.n]
+
+
+def _cells(metrics: Mapping[str, MetricSummary], shown: list[str], report: FolderSummary) -> list[str]:
     dice = metrics["dice"]
     cells = [format_value(dice.mean), f"{format_value(dice.ci_low)} to {format_value(dice.ci_high)}"]
     for name in shown:
@@ -95,7 +95,7 @@ def _cells(metrics: Mapping[str, MetricSummary], shown: list[str], surface_dice:
         if name == "median":
             cells.append(format_value(dice.median, form))
         else:
-            metric = metrics.get(surface_dice if name == "surface_dice" else name)
+            metric = metrics.get(report.surface_dice if name == "surface_dice" else name)
             cells.append("-" if metric is None else format_value(metric.mean, form))
     return cells
 
@@ -104,14 +104,14 @@ def _interval_heading(report: FolderSummary) -> str:
     return f"{100 * report.settings['intervals']['level']:g} % interval"
 
 
-def _note(report: FolderSummary, tolerances: tuple[float, ...]) -> str:
+def _note(report: FolderSummary) -> str:
     note = (
         "n: cases whose reference holds the class, over which overlap and distances are means; empty: both masks are."
     )
     false_positives = sum(entry.outcomes.false_positive for entry in report.classes)
     if false_positives:
         note += f"\nfalse: predictions on an empty reference, {false_positives} here, in no mean; {_by_nnunet(report)}."
-    if tolerances:
+    if tolerances := report.settings["surface_dice_tolerances_mm"]:
         rule = _first_upper(report.settings["lesion_matching_in_words"])
         note += f"\nSurface Dice at {report.units.length_text(tolerances[0])}. {rule}."
     if (cases := report.case_probability) is not None:

@@ -109,7 +109,7 @@ def volume_ml(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
         2.0
     """
     inside, _ = _masks(mask, mask)
-    geometry = _grid(np.shape(mask), spacing_mm)
+    geometry = grid_of(np.shape(mask), spacing_mm)
     return int(np.count_nonzero(inside)) * geometry.voxel_volume_mm3 / (1.0 if geometry.is_2d else MM3_PER_ML)
 
 
@@ -133,7 +133,7 @@ def surface_distances(reference: np.ndarray, predicted: np.ndarray, spacing_mm: 
         array([6.])
     """
     masks = _masks(reference, predicted)
-    spacing = _grid(np.shape(reference), spacing_mm).spacing_mm
+    spacing = grid_of(np.shape(reference), spacing_mm).spacing_mm
     if not (masks[0].any() and masks[1].any()):
         return SurfaceDistances(np.empty(0), np.empty(0))
     return SurfaceDistances(*directed_distances_mm(*masks, spacing))
@@ -209,7 +209,7 @@ def lesions(
         rule: when two lesions match; by default where they share a voxel.
     """
     masks = _masks(reference, predicted)
-    return score_lesions(*masks, _grid(np.shape(reference), spacing_mm), rule or MatchingRule())[0]
+    return score_lesions(*masks, grid_of(np.shape(reference), spacing_mm), rule or MatchingRule())[0]
 
 
 def _overlap(reference: np.ndarray, predicted: np.ndarray) -> ClassScore:
@@ -220,17 +220,13 @@ def _boundary(
     reference: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float], tolerances_mm: Sequence[float] = ()
 ) -> BoundaryScore:
     masks = _masks(reference, predicted)
-    return boundary_score(*masks, _grid(np.shape(reference), spacing_mm).spacing_mm, tolerances_mm)
+    return boundary_score(*masks, grid_of(np.shape(reference), spacing_mm).spacing_mm, tolerances_mm)
 
 
 def _masks(reference: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as boolean (Z, Y, X)."""
     reference, predicted = plain_array(reference, "reference"), plain_array(predicted, "prediction")
-    if reference.shape != predicted.shape or reference.ndim not in (2, 3):
-        raise ValueError(
-            f"reference has shape {reference.shape} and prediction {predicted.shape}; they must be equal, (Z, Y, X) or "
-            f"(Y, X)"
-        )
+    require_equal_shapes(reference, predicted)
     for mask in (reference, predicted):
         if mask.dtype.kind != "f":
             continue
@@ -246,7 +242,17 @@ def _masks(reference: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np
     return first, second
 
 
-def _grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> Geometry:
+def require_equal_shapes(reference: np.ndarray, predicted: np.ndarray) -> None:
+    """Raise a ValueError unless both arrays are (Z, Y, X), or (Y, X), of one shape."""
+    if reference.shape != predicted.shape or reference.ndim not in (2, 3):
+        raise ValueError(
+            f"reference has shape {reference.shape} and prediction {predicted.shape}; they must be equal, (Z, Y, X) or "
+            f"(Y, X)"
+        )
+
+
+def grid_of(shape: Sequence[int], spacing_mm: Sequence[float]) -> Geometry:
+    """Geometry of an array (Z, Y, X) or (Y, X); a ValueError where the spacing does not follow its axes."""
     if len(spacing_mm) != len(shape) or not all(0 < value < np.inf for value in spacing_mm):
         raise ValueError(f"spacing_mm is {tuple(spacing_mm)}; it must be one number above 0 for each axis of {shape}")
     z, y, x = (1.0, *map(float, spacing_mm))[-3:]

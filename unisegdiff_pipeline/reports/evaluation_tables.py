@@ -262,9 +262,7 @@ def probability_table(report: FolderSummary) -> Html:
 
 def present(names: Iterable[str], report: FolderSummary) -> list[str]:
     """Those metrics that some case has and that say something; "surface_dice" stands for the first tolerance."""
-    tolerances = report.settings["surface_dice_tolerances_mm"]
-    surface_dice = f"surface_dice_{tolerances[0]:g}mm" if tolerances else ""
-    full = [surface_dice if name == "surface_dice" else name for name in names]
+    full = [report.surface_dice if name == "surface_dice" else name for name in names]
     shown = [name for name in full if name in report.mean and report.mean[name].n]
     return shown if holds_lesions(report) else [name for name in shown if name not in LESION_METRICS]
 
