@@ -24,7 +24,7 @@ from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.selection.field_length import field_lengths_mm, rounded_mm
 from unisegdiff_pipeline.selection.hold_out import HoldOut, annotated_classes, sample_tiles, sources_of_cases, tiled
-from unisegdiff_pipeline.selection.spread import annotators
+from unisegdiff_pipeline.selection.spread import annotators, masks_by_class
 
 # Of the field that draws surfaces, as parts of that which draws objects; the first is the default. Annotators move a
 # surface as a whole, the errors of an organ's do not.
@@ -145,16 +145,19 @@ def try_samplers(
     opened = [held_out.data.open(case_id) for case_id in cases]
     groups = tuple(stored.group for stored in opened)
     sources = sources_of_cases(held_out.configuration.sources, cases)
+
+    def trials(samplers: Sequence[SamplerSettings], first_sample: int) -> list[SamplerTrial]:
+        energies = score_samplers(held_out, model, settings, samplers, cases, first_sample)
+        return [SamplerTrial(s, tuple(of_cases), groups, sources=sources) for s, of_cases in energies.items()]
+
     without_calls = {mm: drawing(SAMPLES_ALONE, mm) for mm in field_lengths_mm(held_out, opened[0])}
-    found = score_samplers(held_out, model, settings, list(without_calls.values()), cases)
-    trials = [SamplerTrial(s, tuple(energies), groups, sources=sources) for s, energies in found.items()]
-    by_length = rank_samplers(trials, without_calls[settings.drawn_by.correlation_length_mm])
+    by_length = rank_samplers(
+        trials(list(without_calls.values()), 0), without_calls[settings.drawn_by.correlation_length_mm]
+    )
     draws = by_length[0].sampler
     able = [s for s in search.others if settings.target != "epsilon" or s.start == "det"]
     calling = [drawing(s, draws.correlation_length_mm) for s in dict.fromkeys([default_sampler(settings), *able])]
-    found = score_samplers(held_out, model, settings, [draws, *calling], cases, first_sample=settings.num_samples)
-    drawn = [SamplerTrial(s, tuple(energies), groups, sources=sources) for s, energies in found.items()]
-    return rank_samplers(drawn, calling[0]) + by_length[1:]
+    return rank_samplers(trials([draws, *calling], settings.num_samples), calling[0]) + by_length[1:]
 
 
 def score_samplers(
@@ -191,17 +194,11 @@ def score_samplers(
 def _energy(held_out: HoldOut, raters: np.ndarray, samples: Iterator[Tensor], annotated: frozenset[str]) -> float:
     """Mean over the annotated classes of the energy score of one case."""
     scheme = held_out.labels
-    masks: dict[str, list[np.ndarray]] = defaultdict(list)
-    for sample in samples:
-        for name, mask in scheme.class_masks(scheme.decode(sample.numpy())):
-            masks[name].append(mask)
-    references: dict[str, list[np.ndarray]] = defaultdict(list)
-    for row in raters:
-        for name, mask in scheme.class_masks(row):
-            references[name].append(mask & ~scheme.ignored(row))
-    ignored = scheme.ignored(raters[0])
+    masks = masks_by_class((scheme.decode(sample.numpy()) for sample in samples), scheme)
+    references = masks_by_class(raters, scheme)  # without ignored voxels, which are of no class
+    valid = ~scheme.ignored(raters[0])
     scores = [
-        energy_score(pairwise_overlaps([m & ~ignored for m in masks[name]], references[name])).energy_score_u
+        energy_score(pairwise_overlaps([mask & valid for mask in masks[name]], references[name])).energy_score_u
         for name in scheme.names
         if name in annotated
     ]

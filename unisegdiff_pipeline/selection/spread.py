@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -34,8 +34,8 @@ def spread_of_case(
         return []
     valid = ~scheme.ignored(raters[0])
     p = prediction.probabilities().numpy().max(axis=(1, 2, 3), initial=0.0, where=valid)  # (K,)
-    masks = _by_class(list(prediction.masks(scheme)), scheme)
-    references = _by_class(list(raters), scheme)
+    masks = masks_by_class(prediction.masks(scheme), scheme)
+    references = masks_by_class(raters, scheme)
     return [
         case_spread(
             case_id,
@@ -49,7 +49,8 @@ def spread_of_case(
     ]
 
 
-def _by_class(labels: Sequence[np.ndarray], scheme: LabelScheme) -> dict[str, list[np.ndarray]]:
+def masks_by_class(labels: Iterable[np.ndarray], scheme: LabelScheme) -> dict[str, list[np.ndarray]]:
+    """The masks (Z, Y, X) of each class, one of every label map (Z, Y, X)."""
     result: dict[str, list[np.ndarray]] = {name: [] for name in scheme.names}
     for one in labels:
         for name, mask in scheme.class_masks(one):
