@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,10 @@ class StageDraw:
     lam: Tensor
     stage: Tensor
     from_mean: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> StageDraw:
+        """The draw with every tensor changed in the same way."""
+        return StageDraw(change(self.lam), change(self.stage), change(self.from_mean))
 
 
 def draw_unstaged(num_patches: int, levels_per_patch: int, edges: StageEdges, generator: torch.Generator) -> StageDraw:

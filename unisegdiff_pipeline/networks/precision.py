@@ -36,7 +36,7 @@ def bf16_in_hardware(device_type: str) -> bool:
     return False
 
 
-def is_faster_in_bf16(device: torch.device, step: Callable[[], None]) -> bool:
+def is_faster_in_bf16(device: torch.device, step: Callable[[], object]) -> bool:
     """Whether a training step is at least a tenth faster in bf16: by the clock on a CPU, by the hardware elsewhere.
 
     On CPUs with bf16 instructions the backward pass of narrow convolutions may still be slower than in fp32, so the

@@ -114,5 +114,8 @@ class FoldRun:
 
     def generator(self, *key: object) -> torch.Generator:
         """A generator on the training's device, keyed by the seed and `key`: no state has to be saved."""
-        digest = text_hash("|".join(map(str, (self.seed, *key))))
-        return torch.Generator(self.device).manual_seed(int(digest[:15], 16))
+        return torch.Generator(self.device).manual_seed(self.derived_seed(*key))
+
+    def derived_seed(self, *key: object) -> int:
+        """A seed for one purpose, which follows from that of the fold and from what `key` names."""
+        return int(text_hash("|".join(map(str, (self.seed, *key))))[:15], 16)

@@ -53,6 +53,7 @@ def make(slope: float = -2.0) -> OneWeight:
         device=torch.device("cpu"),
         stop=SimpleNamespace(deferred=nullcontext),
         generator=lambda *key: torch.Generator(),
+        derived_seed=lambda *key: 0,
         ranks=ALONE,
     )
     trainer = OneWeight(run, PhaseBudget(iterations=100))

@@ -65,7 +65,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     Args:
         run, budget: as for `Trainer`.
         segmenter: of phase 1.
-        settings: what phase 1 left for prediction: realised edges of the stages, temperature of p_det.
+        settings: what phase 1 left for prediction: measured edges of the stages, temperature of p_det.
     """
 
     phase: ClassVar[int] = 2
@@ -161,7 +161,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         examined, condition = self._in_blocks(examined, Condition(logits[chosen].float(), projected, examined.source))
         of_examples = None if part is None else part.repeated(levels)
         if of_examples is not None:
-            draw = StageDraw(*(of_examples.of(values) for values in (draw.lam, draw.stage, draw.from_mean)))
+            draw = draw.each(of_examples.of)
         example = self.noised_examples(examined, condition, draw, generator)
         device = self.run.device
         chance = drawn(of_examples, len(example.lam), lambda n: torch.rand(n, generator=generator, device=device))
@@ -186,7 +186,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
         self, batch: Batch, condition: Condition, draw: StageDraw, generator: torch.Generator
     ) -> NoisedExamples:
         levels = len(draw.lam) // len(batch.image)
-        draw = StageDraw(*(v.to(self.run.device) for v in (draw.lam, draw.stage, draw.from_mean)))
+        draw = draw.each(lambda values: values.to(self.run.device))
         target, valid = repeat_examples(batch.target, levels), repeat_examples(batch.valid, levels)
         mean = self.network.det_probabilities(condition, self.calibration)
         masks = mask_to_x(torch.where(batch.valid > 0, batch.target, mean))  # ignored voxels: what the segmenter says

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.files import text_hash
 from unisegdiff_pipeline.core.progress import counted, format_duration
 from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.evaluation.comparison import macro_gain
@@ -105,7 +104,7 @@ class Trainer(abc.ABC):
         self.bf16: bool | None = None  # decided on the first batch, and kept when the training is continued
         self.is_compiled = False
         with torch.random.fork_rng(devices=[]):  # weights are made on the CPU; the caller's generator stays as it is
-            torch.manual_seed(int(text_hash(f"{run.seed}|weights|{self.phase}")[:15], 16))
+            torch.manual_seed(run.derived_seed("weights", self.phase))
             network = self.build_network()
         self.network = to_device(network, run.device)
         self.ema = Ema(self.network, self.plan.ema_decay)
@@ -430,14 +429,11 @@ class Trainer(abc.ABC):
         """
         if self.budget.iterations is not None and self.run.device.type == "cpu":
             return False
-        faster = False
+        faster = False  # where the time limit ends the comparison
         limit_s = None if self.budget.seconds is None else PROBING_FRACTION * self.budget.seconds
         with self.run.alone(), self.run.stop.limited(limit_s):
-            faster = is_faster_in_bf16(self.run.device, lambda: self._probe(batch))
+            faster = is_faster_in_bf16(self.run.device, lambda: self._backward(batch))
         return faster
-
-    def _probe(self, batch: Batch) -> None:
-        self._backward(batch)
 
     def _build_optimizer(self) -> AdamW | torch.optim.SGD:
         groups = self.parameter_groups()
