@@ -361,13 +361,13 @@ class Predictor:
         limits = find_limits(self.device, memory_gb() if callable(memory_gb) else memory_gb)
         patch_size, several = self.model.configuration.network.patch_size, len(self.networks) > 1
         sources = self.model.configuration.sources
-        row = 0 if sources is None else sources.index(properties.source)
+        table_row = 0 if sources is None else sources.index(properties.source)
         total: Tensor | None = None
         members: list[CasePrediction] = []
         places: list[tuple[int, int, int]] = []  # (sample, member, index in the member)
         for index, (network, settings) in enumerate(self.networks):
             ids = range(index, count, len(self.networks))
-            tiles = TiledCase(torch.as_tensor(image), network, patch_size, limits, self.mirror_axes, scratch, row)
+            tiles = TiledCase(torch.as_tensor(image), network, patch_size, limits, self.mirror_axes, scratch, table_row)
             member = sample_case(
                 tiles,
                 settings.for_source(sources, properties.source),
@@ -388,7 +388,7 @@ class Predictor:
         result = EnsemblePrediction(
             tuple(members), ordered, _sum_facts(members), total, lesion_filter=self.lesion_filter, scratch=scratch
         )
-        if len(self.networks) == 1:  # of the mean of several, no fold's calibration holds
+        if not several:  # of the mean of several, no fold's calibration holds
             result = dataclasses.replace(result, case_calibration=self.networks[0][1].case_calibration)
         if self.decision == "half":
             return result

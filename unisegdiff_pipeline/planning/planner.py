@@ -114,7 +114,7 @@ def plan_dataset(
             possible |= _plan_volumes(context)
     possible = _trainable(possible, context)
     chosen = _select(possible, configurations, context)
-    recommended = _recommend(context, chosen)
+    recommended, context.decisions["recommended_configuration"] = _recommendation(context, chosen)
     return Plans(
         schema_version=SCHEMA_VERSION,
         dataset_name=fingerprint.dataset_name,
@@ -415,13 +415,8 @@ def _decide_network(context: _Context, name: str, network: NetworkPlan, batch_si
     context.decide(name, "network.levels", f"features {widths}; {gmac:.2f} GMAC a patch, {batch_size} patches at once")
 
 
-def _recommend(context: _Context, chosen: dict[str, ConfigurationPlan]) -> str:
-    name, reason = _recommendation(context, chosen)
-    context.decisions["recommended_configuration"] = reason
-    return name
-
-
 def _recommendation(context: _Context, chosen: dict[str, ConfigurationPlan]) -> tuple[str, str]:
+    """The configuration to train, and why."""
     if len(chosen) == 1:
         return next(iter(chosen)), "the only configuration"
     if context.description.sources and context.fingerprint.is_2d:
