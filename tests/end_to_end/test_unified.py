@@ -161,7 +161,7 @@ def test_a_segmenter_alone_has_a_temperature_of_a_source_that_tells_it(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_all, of_grey = LogitCalibration(2.0, 2.0), LogitCalibration(0.5, 0.5)
-    fold = "unisegdiff_pipeline.training.fold"
+    fold = "unisegdiff_pipeline.training.fold_settings"
     monkeypatch.setattr(f"{fold}.choose_calibration", lambda *_: FittedCalibration(of_all, {}))
     monkeypatch.setattr(
         f"{fold}.choose_source_calibrations", lambda *_: {"Grey": FittedCalibration(of_grey, {"Grey__c1": of_all})}

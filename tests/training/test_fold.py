@@ -15,7 +15,7 @@ from unisegdiff_pipeline.core.errors import UsdError
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
 from unisegdiff_pipeline.selection.choosing import Choice
-from unisegdiff_pipeline.training import fold
+from unisegdiff_pipeline.training import fold_settings
 from unisegdiff_pipeline.training.fold import is_finished, require_weights, take_best, write_choice
 from unisegdiff_pipeline.training.interrupt import StopRequest, _TimeIsUp
 from unisegdiff_pipeline.training.time_budget import Costs
@@ -78,11 +78,11 @@ def test_the_lesion_filter_is_chosen_on_all_held_out_cases_that_time_allows(monk
             examined[case_id] = calibration
             yield case_id
 
-    monkeypatch.setattr(fold, "affordable_cases", lambda *_: (("a",), 60.0))
-    monkeypatch.setattr(fold, "choose_settings", lambda *_: iter([Choice(settings, of_others, (), (), "few")]))
-    monkeypatch.setattr(fold, "find_in_held_out", find)
-    monkeypatch.setattr(fold, "numbers_of_objects", lambda _: {})
-    monkeypatch.setattr(fold, "choose_lesions", lambda found, *_: chosen_of.extend(found))
+    monkeypatch.setattr(fold_settings, "affordable_cases", lambda *_: (("a",), 60.0))
+    monkeypatch.setattr(fold_settings, "choose_settings", lambda *_: iter([Choice(settings, of_others, (), (), "few")]))
+    monkeypatch.setattr(fold_settings, "find_in_held_out", find)
+    monkeypatch.setattr(fold_settings, "numbers_of_objects", lambda _: {})
+    monkeypatch.setattr(fold_settings, "choose_lesions", lambda found, *_: chosen_of.extend(found))
     with StopRequest() as stop:
         run: Any = SimpleNamespace(
             holdout_cases=("a", "b", "c", "d"),
@@ -94,16 +94,16 @@ def test_the_lesion_filter_is_chosen_on_all_held_out_cases_that_time_allows(monk
             log=SimpleNamespace(say=said.append),
             plans=SimpleNamespace(labels=SimpleNamespace(names=("lesion",))),
         )
-        fold._chosen(run, None, settings, Costs())  # type: ignore[arg-type]
+        fold_settings.choose_on_hold_out(run, None, settings, Costs())  # type: ignore[arg-type]
         assert examined == {**of_others, "b": settings.calibration}
         assert chosen_of == ["a", "b"]
         assert said[-1] == "the lesion filter is chosen on 2 of 4 held-out cases, for lack of time (--max-time)"
         run.holdout_cases = ("c", "d")
-        fold._chosen(run, None, settings, Costs())  # type: ignore[arg-type]
+        fold_settings.choose_on_hold_out(run, None, settings, Costs())  # type: ignore[arg-type]
         assert said[-1] == "no lesion filter is chosen, for lack of time (--max-time)"
         run.is_asked_to_end = True
         examined.clear()
-        fold._chosen(run, None, settings, Costs())  # type: ignore[arg-type]
+        fold_settings.choose_on_hold_out(run, None, settings, Costs())  # type: ignore[arg-type]
         assert list(examined) == ["a"]
 
 
@@ -139,8 +139,8 @@ def settings_of_fold_all(model: Path, said: list[str]) -> tuple[InferenceSetting
         log=SimpleNamespace(say=said.append),
     )
     network: Any = None
-    of_phase_1, _ = fold._settings_of_phase_1(run, network, two_phases=True)
-    return of_phase_1, fold._settings_of_another_fold(run, replace(of_phase_1, segmenter_weight=0.5))
+    of_phase_1, _ = fold_settings.settings_of_phase_1(run, network, two_phases=True)
+    return of_phase_1, fold_settings.settings_of_another_fold(run, replace(of_phase_1, segmenter_weight=0.5))
 
 
 def finish(folder: Path, **chosen: Any) -> None:
@@ -178,4 +178,4 @@ def test_fold_all_says_that_the_other_folds_chose_nothing(tmp_path: Path) -> Non
 def test_a_segmenter_on_every_case_takes_over_what_phase_1_of_another_fold_found(tmp_path: Path) -> None:
     finish(tmp_path / "fold_0", segmenter_weight=1.0, num_samples=0)
     run: Any = SimpleNamespace(folder=tmp_path / "fold_all")
-    assert fold._finished_fold(run, two_phases=False) == tmp_path / "fold_0"
+    assert fold_settings._finished_fold(run, two_phases=False) == tmp_path / "fold_0"

@@ -36,7 +36,7 @@ from unisegdiff_pipeline.selection.choosing import Choice
 from unisegdiff_pipeline.selection.sampler import DEFAULT_SAMPLER, STAGE_A_CALL
 from unisegdiff_pipeline.selection.segmenter_weight import DEFAULT_SEGMENTER_WEIGHT
 from unisegdiff_pipeline.training import fold as fold_module
-from unisegdiff_pipeline.training import opened_fold
+from unisegdiff_pipeline.training import fold_settings, opened_fold
 from unisegdiff_pipeline.training import run as run_module
 from unisegdiff_pipeline.training import validation as validation_module
 from unisegdiff_pipeline.training.dry_run import preview
@@ -199,7 +199,7 @@ def test_a_segmenter_alone_says_that_its_temperature_is_fitted(
     request_: TrainRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted = SimpleNamespace(of_all=LogitCalibration(1.0, 0.8))
-    monkeypatch.setattr("unisegdiff_pipeline.training.fold.choose_calibration", lambda *_: fitted)
+    monkeypatch.setattr("unisegdiff_pipeline.training.fold_settings.choose_calibration", lambda *_: fitted)
     folder = train(dataclasses.replace(request_, trainer="SegmentationTrainer", iterations=1)).folds[0].folder
     settings = json.loads((folder / "inference.json").read_text())
     assert settings["calibration"]["background"] == 0.8
@@ -291,8 +291,8 @@ def test_what_was_chosen_when_time_ran_out_is_kept(
         yield Choice(dataclasses.replace(settings, calibration=fitted), {}, (), ())
         time.sleep(60)
 
-    monkeypatch.setattr(fold_module, "choose_settings", slow)
-    monkeypatch.setattr(fold_module, "affordable_cases", lambda run, *_: (run.holdout_cases, 0.2))
+    monkeypatch.setattr(fold_settings, "choose_settings", slow)
+    monkeypatch.setattr(fold_settings, "affordable_cases", lambda run, *_: (run.holdout_cases, 0.2))
     result = train(request_).folds[0]
     settings = read_settings(result.folder)
     assert (settings.calibration, settings.segmenter_weight) == (fitted, DEFAULT_SEGMENTER_WEIGHT)
@@ -313,7 +313,7 @@ def test_a_training_that_is_interrupted_anywhere_goes_on_to_the_same_weights(
     moments: dict[str, tuple[Any, str]] = {
         "sharing": (fold_module, "phase_1_budget"),
         "looking": (DiffusionTrainer, "validate"),
-        "choosing": (fold_module, "choose_settings"),
+        "choosing": (fold_settings, "choose_settings"),
         "validating": (validation_module, "ensemble_of_one"),
     }
     for moment, (module, name) in moments.items():

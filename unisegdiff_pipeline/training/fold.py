@@ -29,24 +29,23 @@ from unisegdiff_pipeline.inference.model_folder import (
     weights_of_all_folds,
 )
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings, write_settings
-from unisegdiff_pipeline.inference.settings_words import settings_in_words
 from unisegdiff_pipeline.io.prediction_files import scores_of_fold
-from unisegdiff_pipeline.io.sources import source_of_case
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.staged_model import StagedModel, build_model
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
-from unisegdiff_pipeline.planning.plans import StagePlan
 from unisegdiff_pipeline.preprocessing.reference import reference_hashes, relabelled
 from unisegdiff_pipeline.reports.training_log import of_kind
-from unisegdiff_pipeline.selection.calibration import choose_calibration, choose_source_calibrations
-from unisegdiff_pipeline.selection.choosing import Choice, choose_settings, chosen_on
-from unisegdiff_pipeline.selection.found_lesions import HeldOutCase, choose_lesions, find_in_held_out
+from unisegdiff_pipeline.selection.choosing import Choice
 from unisegdiff_pipeline.selection.hold_out import planned_settings
-from unisegdiff_pipeline.selection.objects import numbers_of_objects
-from unisegdiff_pipeline.selection.stage_refinement import refined_stages
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from unisegdiff_pipeline.training.fold_files import CANDIDATES_NAME
 from unisegdiff_pipeline.training.fold_run import STOP_NAME, FoldRun
+from unisegdiff_pipeline.training.fold_settings import (
+    choose_on_hold_out,
+    say_chosen,
+    settings_of_another_fold,
+    settings_of_phase_1,
+)
 from unisegdiff_pipeline.training.pretrained import (
     denoiser_tensors,
     load_denoiser,
@@ -68,10 +67,7 @@ from unisegdiff_pipeline.training.resume import (
     require_same_training,
 )
 from unisegdiff_pipeline.training.time_budget import (
-    DESCRIBING_LIMIT_FRACTION,
     Costs,
-    affordable_cases,
-    fraction_s,
     measure_costs,
     phase_1_budget,
     phase_1_fraction,
@@ -122,46 +118,47 @@ def train_fold(run: FoldRun, trainer: type[Trainer]) -> FoldResult:
     finished = (run.folder / WEIGHTS_NAME).is_file()
     _remove_stop_file_of_before(run, finished)
     if finished:  # a kill may have come between the two
-        for name in (CHECKPOINT_NAME, START_NAME):
-            (run.folder / name).unlink(missing_ok=True)
+        _remove_what_only_training_needs(run.folder)
     checkpoint = load_checkpoint(run.folder, run.plan_hash)
     if finished:
         require_same_plan(run.folder / WEIGHTS_NAME, read_weights(run.folder / WEIGHTS_NAME)[1], run.plan_hash)
-        run.watch.add(_seconds_so_far(run, checkpoint))
+    run.watch.add(_seconds_so_far(run, checkpoint))
     if run.request.validate_only:
         require_weights(run.folder)
+        scores = _validate(run, None)
+        run.log.final_report()
     elif is_finished(run.folder):
         if not of_kind(run.log.entries(), "finished"):  # a kill came between the scores and the entry
             _record_end(run)
         run.log.say(f"{run.folder} is trained; nothing to do (--restart begins again)")
         _warn_of_former_labels(run)
-        return _result(run, _read_scores(run))
-    if not finished:
-        run.watch.add(_seconds_so_far(run, checkpoint))
-        start = _start(run, checkpoint)
-        run.log.say(f"to end the training early, with a complete model: touch {quoted(run.folder / STOP_NAME)}")
-        if run.request.phase_1_from is not None and not (run.folder / PHASE_1_NAME).is_file():
-            run.phase_1_seen = seen_by_phase_1(run.request.phase_1_from)
-        write_json(run.folder / REQUEST_NAME, describe_training(run, trainer))
-        _train_phases(run, trainer, checkpoint, start)
-        for name in (CHECKPOINT_NAME, START_NAME):
-            (run.folder / name).unlink(missing_ok=True)
-    scores: dict[str, dict[str, float | None]] = {}
-    if run.validation_cases:
-        model, settings = finished_model(run)
-        summary = final_validation(run, model, settings, None if run.request.validate_only else time_left_s(run))
-        if summary is not None:
-            LOGGER.info("%s", summary_table(summary, fold_units(run)))
-            scores = _scores(summary)
+        scores = _read_scores(run)
     else:
+        if not finished:
+            _train(run, trainer, checkpoint)
+        scores = _validate(run, time_left_s(run))
+        _record_end(run)
+        (run.folder / STOP_NAME).unlink(missing_ok=True)
+        run.log.say(f"fold trained in {format_duration(run.watch.seconds)}; results in {run.folder}")
+    return FoldResult(run.fold, run.folder, scores, run.watch.seconds)
+
+
+def _validate(run: FoldRun, left_s: float | None) -> dict[str, dict[str, float | None]]:
+    """Predict and score the validation cases, as many as `left_s` seconds allow; scores by class and on average."""
+    if not run.validation_cases:
         write_json(scores_of_fold(run.folder), {"summary": None, "cases": []})
-    if run.request.validate_only:
-        run.log.final_report()
-        return _result(run, scores)
-    _record_end(run)
-    (run.folder / STOP_NAME).unlink(missing_ok=True)
-    run.log.say(f"fold trained in {format_duration(run.watch.seconds)}; results in {run.folder}")
-    return _result(run, scores)
+        return {}
+    model, settings = finished_model(run)
+    summary = final_validation(run, model, settings, left_s)
+    if summary is None:
+        return {}
+    LOGGER.info("%s", summary_table(summary, fold_units(run)))
+    return _scores(summary)
+
+
+def _remove_what_only_training_needs(folder: Path) -> None:
+    for name in (CHECKPOINT_NAME, START_NAME):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _warn_of_former_labels(run: FoldRun) -> None:
@@ -216,12 +213,14 @@ def _start(run: FoldRun, checkpoint: dict[str, Any] | None) -> PretrainedStart |
     return start
 
 
-def _train_phases(
-    run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None, start: PretrainedStart | None
-) -> None:
-    two_phases = issubclass(trainer, DiffusionTrainer)
-    fraction = phase_1_fraction(run, trainer)
-    segmenter, facts = _phase_1(run, trainer, checkpoint, fraction, start)
+def _train(run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None) -> None:
+    """Train both phases, or what is left of them, and write the final weights and how to predict with them."""
+    start = _start(run, checkpoint)
+    run.log.say(f"to end the training early, with a complete model: touch {quoted(run.folder / STOP_NAME)}")
+    if run.request.phase_1_from is not None and not (run.folder / PHASE_1_NAME).is_file():
+        run.phase_1_seen = seen_by_phase_1(run.request.phase_1_from)
+    write_json(run.folder / REQUEST_NAME, describe_training(run, trainer))
+    segmenter, facts = _phase_1(run, trainer, checkpoint, start)
     settings = InferenceSettings(
         lam_a=facts.lam_a,
         lam_c=facts.lam_c,
@@ -231,35 +230,46 @@ def _train_phases(
         segmenter_weight=0.0,
         weights=facts.weights,
     )
-    in_phase_2 = checkpoint is not None and checkpoint["phase"] == 2
-    if not two_phases or (run.is_asked_to_end and not in_phase_2):
-        _finish_alone(run, segmenter, facts, settings, two_phases)
-        return
-    assert issubclass(trainer, DiffusionTrainer)
+    ends_before = run.is_asked_to_end and _phase_start_s(checkpoint, 2) is None
+    if not issubclass(trainer, DiffusionTrainer) or ends_before:
+        _finish_alone(run, segmenter, facts, settings, two_phases=issubclass(trainer, DiffusionTrainer))
+    else:
+        phase_2, costs = _phase_2(run, trainer, checkpoint, segmenter, settings)
+        settings = replace(phase_2.settings, weights=take_best(phase_2))
+        model = phase_2.model_for_prediction()
+        choice: Choice | None = None
+        if not run.holdout_cases:
+            settings = settings_of_another_fold(run, settings)
+        else:
+            settings, choice = choose_on_hold_out(run, model, settings, costs)
+        say_chosen(run, settings, choice)
+        _finish(run, model, settings, choice)
+    _remove_what_only_training_needs(run.folder)
+
+
+def _phase_2(
+    run: FoldRun,
+    trainer: type[DiffusionTrainer],
+    checkpoint: dict[str, Any] | None,
+    segmenter: SegmentationUNet,
+    settings: InferenceSettings,
+) -> tuple[DiffusionTrainer, Costs]:
+    """Phase 2, trained to its end, and what choosing and validation may cost after it."""
     denoiser = build_model(run.configuration, run.plans.labels, True).denoiser
     costs = measure_costs(run, to_device(StagedModel(segmenter, denoiser, run.plans.labels), run.device))
-    start_s = _phase_start_s(checkpoint, 2)
-    start_s = run.watch.seconds if start_s is None else start_s
+    former_start_s = _phase_start_s(checkpoint, 2)
+    start_s = run.watch.seconds if former_start_s is None else former_start_s
     costs = within_budget(run, costs, start_s)
-    budget = phase_2_budget(run, fraction, costs, start_s)
+    budget = phase_2_budget(run, phase_1_fraction(run, trainer), costs, start_s)
     phase_2 = trainer(run, budget, segmenter, settings)
-    begins = run.request.pretrained is not None and (checkpoint is None or checkpoint["phase"] != 2)
-    if begins and not (run.folder / START_NAME).is_file():
-        run.log.say("the denoiser is new: the start has none for these classes")
-    elif begins:
-        run.log.say(load_denoiser(phase_2.network, read_weights(run.folder / START_NAME)[0]).table())
-        phase_2.ema.network.load_state_dict(phase_2.network.state_dict())
+    if run.request.pretrained is not None and former_start_s is None:
+        if (run.folder / START_NAME).is_file():
+            run.log.say(load_denoiser(phase_2.network, read_weights(run.folder / START_NAME)[0]).table())
+            phase_2.ema.network.load_state_dict(phase_2.network.state_dict())
+        else:
+            run.log.say("the denoiser is new: the start has none for these classes")
     phase_2.fit(checkpoint)
-    costs = within_budget(run, costs, start_s) if run.is_asked_to_end else costs
-    settings = replace(phase_2.settings, weights=take_best(phase_2))
-    model = phase_2.model_for_prediction()
-    choice: Choice | None = None
-    if not run.holdout_cases:
-        settings = _settings_of_another_fold(run, settings)
-    else:
-        settings, choice = _chosen(run, model, settings, costs)
-    _say_chosen(run, settings, choice)
-    _finish(run, model, settings, choice)
+    return phase_2, within_budget(run, costs, start_s) if run.is_asked_to_end else costs
 
 
 def _finish_alone(
@@ -279,101 +289,29 @@ def _finish_alone(
     _finish(run, model, alone, None)
 
 
-def _say_chosen(run: FoldRun, settings: InferenceSettings, choice: Choice | None) -> None:
-    if choice is not None and choice.samplers and choice.means:
-        masks, mean = choice.samplers[0], choice.means[0]
-        run.log.say(
-            f"chosen for prediction (on the hold-out: Dice {mean.dice:.3f}, NLL {mean.nll:.4f}, energy score of the "
-            f"samples {masks.energy:.3f}, lower is better):"
-        )
-        for sentence in settings_in_words(settings, fold_units(run)):
-            run.log.say(f"  {sentence}")
-    elif settings.filter_in_words:
-        run.log.say(f"lesions of the mask: {' '.join(settings.filter_in_words)}")
-
-
-def _chosen(
-    run: FoldRun, model: StagedModel, settings: InferenceSettings, costs: Costs
-) -> tuple[InferenceSettings, Choice | None]:
-    """What is chosen on held-out cases, as far as the time budget allows; else the defaults, which is said."""
-    cases, left_s = affordable_cases(run, model, costs)
-    ends_s = None if left_s is None else run.watch.seconds + left_s
-    choice: Choice | None = None
-    if cases:
-        run.log.say(
-            f"choosing how to predict, on {counted(len(cases), 'held-out case')}: how sure the segmenter may be "
-            "(temperature), how samples are made, and how much it counts beside the samples (segmenter weight)"
-        )
-        with run.stop.limited(left_s):
-            told = costs.described_cases(run) if run.configuration.sources is not None else ()
-            for further in choose_settings(run.held_out, model, settings, cases, costs.search, told):
-                choice = further
-    if choice is None:
-        run.log.say(
-            "there is no time left to choose temperature, sampler and segmenter weight: they are the defaults, so "
-            "that probabilities may be too sure or too unsure. Train with a longer --max-time."
-        )
-        return replace(settings, chosen_on="nothing, for lack of time: all settings are the defaults"), None
-    warning = choice.warning
-    if choice.left_at_default:
-        warning = f"{choice.left_at_default} are the defaults, for lack of time (--max-time)"
-    if warning:
-        run.log.say(f"warning: {warning}")
-    settings = replace(choice.settings, chosen_on=chosen_on(cases, warning))
-    # The filter needs more cases than the settings, and one prediction of each: all of them, as far as time allows.
-    examined = cases if run.is_asked_to_end else run.holdout_cases
-    calibrations = {
-        case_id: choice.calibrations.get(case_id) or _calibration(run, settings, case_id) for case_id in examined
-    }
-    found: list[HeldOutCase] = []
-    with run.stop.limited(None if ends_s is None else ends_s - run.watch.seconds) as limit:
-        for case in find_in_held_out(run.held_out, model, settings, calibrations):
-            found.append(case)
-    if limit.exceeded:
-        of_all = f"{len(found)} of {counted(len(calibrations), 'held-out case')}"
-        chosen = f"the lesion filter is chosen on {of_all}" if found else "no lesion filter is chosen"
-        run.log.say(f"{chosen}, for lack of time (--max-time)")
-    lesions = choose_lesions(found, run.plans.labels.names, numbers_of_objects(run.held_out)) if found else None
-    return (settings if lesions is None else lesions.settings(settings)), choice
-
-
-def _calibration(run: FoldRun, settings: InferenceSettings, case_id: str) -> LogitCalibration:
-    """That of a case that it was not chosen on."""
-    sources = run.configuration.sources
-    return settings.for_source(sources, None if sources is None else source_of_case(case_id)).calibration
-
-
 def _phase_1(
-    run: FoldRun,
-    trainer: type[Trainer],
-    checkpoint: dict[str, Any] | None,
-    fraction: float,
-    start: PretrainedStart | None,
+    run: FoldRun, trainer: type[Trainer], checkpoint: dict[str, Any] | None, start: PretrainedStart | None
 ) -> tuple[SegmentationUNet, Phase1Facts]:
     """The segmenter and its temperature: from this fold's folder, another training, or trained now."""
-    folder = run.folder
-    if not (folder / PHASE_1_NAME).is_file() and run.request.phase_1_from is not None:
-        folder = run.request.phase_1_from
-        require_fair_phase_1(run, folder)
-        require_phase_1_of_plan(run, folder)
-    if (folder / PHASE_1_NAME).is_file():
-        segmenter = build_model(run.configuration, run.plans.labels, False).segmenter
-        load_weights(folder / PHASE_1_NAME, segmenter, run.plan_hash)
-        if folder == run.folder:
-            run.log.say("phase 1 has ended")
-        else:
-            run.log.say(f"phase 1 is taken from {folder / PHASE_1_NAME}")
-        facts = read_dataclass(Phase1Facts, folder / PHASE_1_FACTS_NAME)
-        if folder != run.folder:
-            _keep_phase_1(run, segmenter, replace(facts, seconds=run.watch.seconds))
+    if (run.folder / PHASE_1_NAME).is_file():
+        kept = _read_phase_1(run, run.folder)
+        run.log.say("phase 1 has ended")
+        return kept
+    if (other := run.request.phase_1_from) is not None:
+        require_fair_phase_1(run, other)
+        require_phase_1_of_plan(run, other)
+        segmenter, facts = _read_phase_1(run, other)
+        run.log.say(f"phase 1 is taken from {other / PHASE_1_NAME}")
+        _keep_phase_1(run, segmenter, replace(facts, seconds=run.watch.seconds))
         return segmenter, facts
-    kind = trainer if issubclass(trainer, SegmentationTrainer) else SegmentationTrainer
     if run.request.phase_2_only:
         assert start is not None  # until phase 1 is kept, nothing has begun
         weights, iterations = "pretrained", 0
         model = to_device(build_model(run.configuration, run.plans.labels, False), run.device).eval()
         _load_segmenter(run, model, start)
     else:
+        kind = trainer if issubclass(trainer, SegmentationTrainer) else SegmentationTrainer
+        fraction = phase_1_fraction(run, trainer)
         phase_1 = kind(run, phase_1_budget(run, fraction, _phase_start_s(checkpoint, 1)), fraction)
         if start is not None:
             _load_segmenter(run, StagedModel(phase_1.network, None, run.plans.labels), start)
@@ -382,20 +320,27 @@ def _phase_1(
         weights, iterations = take_best(phase_1), phase_1.iteration
         model = phase_1.model_for_prediction()
     segmenter = model.segmenter
-    settings, dice = _settings_of_phase_1(run, model, issubclass(trainer, DiffusionTrainer))
+    settings, dice = settings_of_phase_1(run, model, issubclass(trainer, DiffusionTrainer))
     facts = Phase1Facts(
-        settings.calibration,
-        weights,
-        iterations,
-        run.watch.seconds,
-        settings.lam_a,
-        settings.lam_c,
-        settings.input_scale,
-        dice,
-        dict(settings.source_calibrations),
+        calibration=settings.calibration,
+        weights=weights,
+        iterations=iterations,
+        seconds=run.watch.seconds,
+        lam_a=settings.lam_a,
+        lam_c=settings.lam_c,
+        input_scale=settings.input_scale,
+        holdout_dice=dice,
+        source_calibrations=dict(settings.source_calibrations),
     )
     _keep_phase_1(run, segmenter, facts)
     return segmenter, facts
+
+
+def _read_phase_1(run: FoldRun, folder: Path) -> tuple[SegmentationUNet, Phase1Facts]:
+    """The segmenter and its temperature as a phase 1 left them in a fold's folder."""
+    segmenter = build_model(run.configuration, run.plans.labels, False).segmenter
+    load_weights(folder / PHASE_1_NAME, segmenter, run.plan_hash)
+    return segmenter, read_dataclass(Phase1Facts, folder / PHASE_1_FACTS_NAME)
 
 
 def _load_segmenter(run: FoldRun, model: StagedModel, start: PretrainedStart) -> None:
@@ -407,50 +352,6 @@ def _load_segmenter(run: FoldRun, model: StagedModel, start: PretrainedStart) ->
 def _phase_start_s(checkpoint: dict[str, Any] | None, phase: int) -> float | None:
     """When a phase began that is continued now; None where it begins now."""
     return checkpoint["phase_start_s"] if checkpoint is not None and checkpoint["phase"] == phase else None
-
-
-def _settings_of_phase_1(
-    run: FoldRun, model: StagedModel, two_phases: bool
-) -> tuple[InferenceSettings, dict[str, float]]:
-    """Temperature and edges of the stages as the hold-out has them, and the Dice of each class there."""
-    settings = planned_settings(run.configuration)
-    if not run.holdout_cases:
-        folder = _finished_fold(run, two_phases)
-        found = settings if folder is None else read_settings(folder)
-        return replace(
-            settings,
-            calibration=found.denoiser_calibration,  # that of the other fold's segmenter when its phase 1 ended
-            source_calibrations={} if two_phases else found.source_calibrations,
-            lam_a=found.lam_a,
-            lam_c=found.lam_c,
-            input_scale=found.input_scale,
-        ), {}
-    cases = measure_costs(run, model).described_cases(run)
-    described: tuple[LogitCalibration, StagePlan, dict[str, float]] | None = None
-    of_sources: dict[str, LogitCalibration] = {}
-    if cases:
-        run.log.say(f"measuring on {counted(len(cases), 'held-out case')} how sure the segmenter may be")
-        with run.stop.limited(fraction_s(run, DESCRIBING_LIMIT_FRACTION)):
-            calibration = choose_calibration(run.held_out, model, cases).of_all
-            described = (
-                calibration,
-                *refined_stages(run.held_out, model, replace(settings, calibration=calibration), cases),
-            )
-            if run.configuration.sources is not None and not two_phases:
-                by_source = choose_source_calibrations(run.held_out, model, cases)
-                of_sources = {source: fitted.of_all for source, fitted in by_source.items()}
-    if described is None:
-        run.log.say("there is no time to describe the segmenter on held-out cases: the stages stay as planned")
-        return settings, {}
-    calibration, stages, dice = described
-    settings = replace(settings, calibration=calibration, source_calibrations=of_sources)
-    phase = "is skipped" if run.request.phase_2_only else "has ended"
-    run.log.say(
-        f"phase 1 {phase}. By {counted(len(cases), 'held-out case')}: temperature of the segmenter "
-        f"{calibration.describe()} (above 1: it was too sure); stage B, where image and noised mask both count, "
-        f"runs from lam {stages.lam_a:g} (planned {settings.lam_a:g}) to {stages.lam_c:g} ({settings.lam_c:g})"
-    )
-    return replace(settings, lam_a=stages.lam_a, lam_c=stages.lam_c, input_scale=stages.input_scale), dice
 
 
 def _keep_phase_1(run: FoldRun, segmenter: SegmentationUNet, facts: Phase1Facts) -> None:
@@ -500,57 +401,6 @@ def finished_model(run: FoldRun) -> tuple[StagedModel, InferenceSettings]:
     return to_device(model, run.device).eval(), settings
 
 
-def _settings_of_another_fold(run: FoldRun, settings: InferenceSettings) -> InferenceSettings:
-    """Fold "all" holds no case out: it takes what a finished fold of the same model chose, else the defaults."""
-    folder = _finished_fold(run, two_phases=True)
-    if folder is None:
-        run.log.say("no case is held out and no other fold has ended phase 2: how to predict is left at the defaults")
-        return settings
-    found = read_settings(folder)
-    if not _is_chosen(found):
-        run.log.say(
-            f"warning: no case is held out, and how to predict is as in {folder.name}, since no finished fold has "
-            f"chosen more; {folder.name} has chosen {found.chosen_on}"
-        )
-    return replace(
-        settings,
-        calibration=found.calibration,
-        source_calibrations=found.source_calibrations,
-        segmenter_weight=found.segmenter_weight,
-        decision=found.decision,
-        sampler=found.sampler,
-        mask_sampler=found.mask_sampler,
-        lesion_filter=found.lesion_filter,
-        filter_in_words=found.filter_in_words,
-        operating_points=found.operating_points,
-        case_calibration=found.case_calibration,
-        chosen_on=f"{folder.name}, as there" if _is_chosen(found) else found.chosen_on,
-    )
-
-
-def _is_chosen(settings: InferenceSettings) -> bool:
-    """Whether anything but the lesion filter was chosen on held-out cases."""
-    return not settings.chosen_on.startswith("nothing")
-
-
-def _finished_fold(run: FoldRun, two_phases: bool) -> Path | None:
-    """The fold of the same model whose settings fold "all" takes over; one that has chosen them comes first.
-
-    A model of two phases takes none of a fold that ended before phase 2, which predicts by its segmenter alone.
-    """
-    without_choice: Path | None = None
-    for folder in sorted(run.folder.parent.glob("fold_[0-9]*")):
-        if not (folder / WEIGHTS_NAME).is_file():
-            continue
-        settings = read_settings(folder)
-        if two_phases and settings.num_samples == 0:
-            continue
-        if _is_chosen(settings):
-            return folder
-        without_choice = without_choice or folder
-    return without_choice
-
-
 def _seconds_so_far(run: FoldRun, checkpoint: dict[str, Any] | None) -> float:
     """Seconds of earlier sessions that count: up to the checkpoint, or to what has been finished since."""
     if checkpoint is not None:
@@ -558,10 +408,6 @@ def _seconds_so_far(run: FoldRun, checkpoint: dict[str, Any] | None) -> float:
     if not (run.folder / PHASE_1_NAME).is_file():
         return 0.0
     return max((float(e["seconds"]) for e in run.log.entries() if "seconds" in e), default=0.0)
-
-
-def _result(run: FoldRun, scores: dict[str, dict[str, float | None]]) -> FoldResult:
-    return FoldResult(run.fold, run.folder, scores, run.watch.seconds)
 
 
 def _scores(summary: Summary) -> dict[str, dict[str, float | None]]:
