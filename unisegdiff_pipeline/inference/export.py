@@ -188,7 +188,7 @@ def write_probabilities(
     path: Path, probabilities: LazyRows, properties: CaseProperties, scheme: LabelScheme, scratch: Scratch
 ) -> None:
     """Write `restore_probabilities` as `np.savez_compressed` does, row by row."""
-    shape = (len(range(probabilities.shape[0])), *properties.shape_original)
+    shape = (probabilities.shape[0], *properties.shape_original)
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
     with (
         atomic_path(path) as temporary,
@@ -229,7 +229,7 @@ def write_summary(output: Path, run: Mapping[str, Any]) -> None:
     while True:
         before = _written(output)
         _write_summary_once(output, run)
-        if _written(output) == before:  # no record was written, or written anew, behind the reading of records
+        if _written(output) == before:  # no record was written while the records were read
             return
 
 

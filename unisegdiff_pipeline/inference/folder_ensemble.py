@@ -38,6 +38,7 @@ from unisegdiff_pipeline.inference.output_folder import (
     Owner,
     claimed,
     collected,
+    finished_in_words,
     is_finished,
     remove_former,
     require_own,
@@ -85,8 +86,7 @@ def ensemble_folders(request: EnsembleRequest, failed: Mapping[str, str] = Mappi
             remove_former(run.output, case_id, ending_of_image)
         left = [case for case in cases if request.overwrite or not run.is_finished(case)]
         if len(left) < len(cases):
-            finished = len(cases) - len(left)
-            LOGGER.info("%d of %d cases are finished already; %d are left", finished, len(cases), len(left))
+            LOGGER.info("%s", finished_in_words(len(cases), len(left)))
         try:
             failures = run.make(left)
         finally:

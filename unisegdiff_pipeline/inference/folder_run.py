@@ -45,6 +45,7 @@ from unisegdiff_pipeline.inference.output_folder import (
     Owner,
     claimed,
     collected,
+    finished_in_words,
     is_finished,
     remove_former,
     require_own,
@@ -127,11 +128,7 @@ def _predict_folder(request: PredictRequest, model: ModelFolder, images: InputIm
         run.of_other_parts = {case.case_id for case in cases} - {case.case_id for case in chosen}
         left = [case for case in chosen if request.overwrite or not run.is_finished(case)]
         if len(left) < len(chosen):
-            finished = len(chosen) - len(left)
-            _say(
-                f"{finished} of {counted(len(chosen), 'case')} {is_or_are(finished)} finished already; {len(left)} "
-                f"{is_or_are(len(left))} left"
-            )
+            _say(finished_in_words(len(chosen), len(left)))
         try:
             if request.scheduler is None:
                 run.predict(left)
@@ -318,7 +315,7 @@ class _FolderRun:
                     prepared = reading.result()
                     overlap = self._overlap_fits(prepared)
                     if not overlap:
-                        images.close()  # its memory is the network's; for the next case it starts anew
+                        images.close()  # its memory is the network's; for the next case it starts again
                     reading = reader.submit(self._prepare, following[0], images) if following and overlap else None
                     try:
                         found = self._compute(prepared)
@@ -422,7 +419,7 @@ class _FolderRun:
         scratch = Scratch(self.output, self.budget.for_arrays(), self._interrupted)
         inputs = self.inputs
         channels = inputs.num_channels(case)
-        scratch.release()  # after an interruption, it ends here: the process, ended too, would start anew
+        scratch.release()  # an interrupted run ends here, before it starts the process again
         volume = images.read_image(case.image_paths, scratch.empty, num_channels=channels)
         scratch.release()
         require_finite(volume.array, [str(path) for path in case.image_paths])

@@ -23,7 +23,7 @@ from unisegdiff_pipeline.core.errors import UsdError, describe_failure
 from unisegdiff_pipeline.core.files import is_full_disk, remove_stale_temporaries
 from unisegdiff_pipeline.core.locks import locked
 from unisegdiff_pipeline.core.names import file_of
-from unisegdiff_pipeline.core.progress import counted
+from unisegdiff_pipeline.core.progress import counted, is_or_are
 from unisegdiff_pipeline.core.serialization import read_json, to_jsonable, write_json
 from unisegdiff_pipeline.core.words import listed
 from unisegdiff_pipeline.inference.export import (
@@ -157,6 +157,15 @@ def collected(failures: dict[str, str], case_id: str) -> Iterator[None]:
         if is_full_disk(error) or isinstance(error, FolderTakenError):
             raise
         failures[case_id] = describe_failure(error)
+
+
+def finished_in_words(num_cases: int, num_left: int) -> str:
+    """What a run that goes on says of the cases that its output holds already."""
+    finished = num_cases - num_left
+    return (
+        f"{finished} of {counted(num_cases, 'case')} {is_or_are(finished)} finished already; {num_left} "
+        f"{is_or_are(num_left)} left"
+    )
 
 
 def require_for_ensemble(output: Path, *, overwrite: bool) -> None:

@@ -172,7 +172,7 @@ def _name(fold: _Fold) -> str:
 
 
 def _subtitle(fold: _Fold) -> str:
-    trainer, _, configuration = fold.folder.parent.name.partition("__")  # and what stands behind it
+    trainer, _, configuration = fold.folder.parent.name.partition("__")  # and what follows
     configuration = configuration.replace("__", ", ")
     # An interrupted training leaves the page of its last checkpoint, so a page says when it was right.
     state = "finished, written" if fold.is_finished else "running at" if fold.is_running else "stopped, written"
@@ -500,7 +500,13 @@ def _chosen(fold: _Fold) -> Section | None:
         str(chosen.get("weights")), str(chosen.get("weights"))
     )
     words = [bullets(fold.chosen_in_words)] if fold.chosen_in_words else []
-    body = [*words, facts(items)]
+    body = [*words, facts(items), *_candidates(fold), *operating_points(chosen)]
+    return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
+
+
+def _candidates(fold: _Fold) -> list[Html]:
+    """Tables of all samplers and all ways to make the mask that were compared."""
+    body = []
     if samplers := fold.candidates.get("samplers"):
         columns = [Column("sampler", "text"), Column("energy score", digits=4)]
         rows: list[list[Any]] = [[_in_words(fold, s.get("sampler", {})), _mean(s, "energy")] for s in samplers]
@@ -521,8 +527,7 @@ def _chosen(fold: _Fold) -> Section | None:
         ]
         title = f"All {len(rows)} ways to make the mask, best first{_over_sources(means)}"
         body.append(details(title, [table(Table(columns, rows))]))
-    body += operating_points(chosen)
-    return Section("What was chosen", body, "Settings of prediction, chosen on held-out cases; see inference.json.")
+    return body
 
 
 def _units(fold: _Fold) -> Units:
