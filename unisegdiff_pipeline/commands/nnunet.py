@@ -68,7 +68,7 @@ def understand(parser: argparse.ArgumentParser, flags: Mapping[str, Flag], given
     """
     found, is_foreign = Understood(), False
     positional: list[str] = []
-    ended = False  # by "--", behind which nothing is a flag
+    ended = False  # by "--", after which nothing is a flag
     for name, values in _split(parser, flags, given):
         if name is None:
             ended = ended or values[0] == "--"

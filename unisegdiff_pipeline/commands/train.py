@@ -202,7 +202,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _values_of(flag: str, given: Sequence[str]) -> list[str]:
-    """What stands behind a flag, up to the next one."""
+    """What follows a flag, up to the next one."""
     behind = given[given.index(flag) + 1 :]
     return list(itertools.takewhile(lambda token: not token.startswith("-"), behind))
 

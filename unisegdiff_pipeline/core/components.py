@@ -19,7 +19,7 @@ Connectivity = Literal[6, 18, 26]
 
 SLAB_VOXELS = 1 << 24  # of a mask that is looked at at once
 
-# Rows that come before a row and touch it, as steps along Z and Y; the others come behind it.
+# Rows that come before a row and touch it, as steps along Z and Y; the others come after it.
 _ROWS_BEFORE = ((0, -1), (-1, -1), (-1, 0), (-1, 1))
 # Fewer points are compared pair by pair at once; more are worth a convex hull, and the import of scipy, first.
 _POINTS_WORTH_A_HULL = 1000

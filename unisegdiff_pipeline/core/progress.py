@@ -1,4 +1,4 @@
-"""Progress of long calls, told to whoever listens: commands show it, library calls are silent unless they are asked."""
+"""Progress of long calls, told to a listener: commands show it, library calls are silent unless asked."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def is_or_are(number: int) -> str:
-    """The verb behind `counted`."""
+    """The verb after `counted`."""
     return "is" if number == 1 else "are"
 
 

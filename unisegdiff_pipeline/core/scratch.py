@@ -1,7 +1,7 @@
 """Arrays of one case, in memory while they fit, else in temporary files that are mapped into memory.
 
 What is mapped counts as memory of the process only while it is touched: code that goes through an array slab by slab
-calls `release` on the way, and the slabs behind it are on disk alone.
+calls `release` on the way, and the slabs before it are on disk only.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 """Hard masks from probabilities: every voxel keeps its probability, and what belongs together is drawn together.
 
-A voxel is marked where Phi(f) < p, with a smooth standard normal field f, so that it is marked with probability p. How
-long the field is decides what hangs together, and two things are in doubt that hang together over different lengths:
-whether an object is there at all, and where the surface of one that is there runs. One field for both is either too
-short for the first and draws pieces of objects, or too long for the second and makes a whole organ grow and shrink at
-once. So there are two: where something is certain within reach, the field of surfaces decides, elsewhere that of
-objects. Which of them decides at a voxel hangs on the probabilities alone, so that each voxel keeps its own.
+A voxel is marked where Phi(f) < p, with a smooth standard normal field f, so that it is marked with probability p. The
+length of the field decides what belongs together. Two things may be in doubt, over different lengths: whether an object
+is there at all, and where its surface runs. A single field is either too short for the first and draws pieces of
+objects, or too long for the second and makes a whole organ grow and shrink at once. So there are two: where something
+is certain within reach, the field of surfaces decides, elsewhere that of objects. Which of them decides at a voxel
+depends on the probabilities alone, so that each voxel keeps its own.
 
-What is certain is in every draw, so that none leaves out an object that is plain to see because a field happens to be
-high there.
+What is certain is in every draw, so that none leaves out a clear object because a field happens to be high there.
 
 Classes are drawn in the order of what they depend on: first whether there is any foreground, then of which class it is;
 regions within others given that these were drawn. So a doubt about the class breaks no object in two.

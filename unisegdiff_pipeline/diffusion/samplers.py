@@ -1,8 +1,8 @@
 """Samplers: from noise to the probabilities of one sampled mask.
 
 Each is a function of the noise levels that yields the steps of its loop: calls of the network, coherent samples and
-fresh noise. Whoever holds the state carries them out: `sample` on tensors, `inference.box_sampler` on a volume that
-does not fit into memory, slab by slab.
+fresh noise. Its caller holds the state and carries them out: `sample` on tensors, `inference.box_sampler` on a volume
+that does not fit into memory, slab by slab.
 
 A sampler ends with probabilities. Where little of the mask was decided on the way, as after few calls, they are as soft
 as the segmenter's, and a threshold of 0.5 would give the same mask again and again; a coherent sample at the end gives
@@ -63,7 +63,7 @@ class SmoothField(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """How masks are drawn.
+    """How masks are sampled.
 
     Attributes:
         method: "ddim" moves on deterministically; "renoise" adds fresh noise to the mean; "hard" draws a coherent

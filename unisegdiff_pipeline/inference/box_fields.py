@@ -53,7 +53,7 @@ class BoxFields:
     ) -> Tensor:
         """All fields of a draw (F, rows, Y, X): `others`, and those of surfaces in the box around what is near.
 
-        Elsewhere the latter are 0 and count for nothing; they are short, and so dear to make.
+        Elsewhere the latter are 0 and count for nothing; they are short, and so expensive to make.
         """
         fields = others.new_zeros((sum(field.channels for field in smooth), *others.shape[1:]))
         box = nonzero_box(*near.cpu().numpy())

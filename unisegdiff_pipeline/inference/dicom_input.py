@@ -79,7 +79,7 @@ def image_ending(model: ModelFolder) -> str:
 def image_names(series: Sequence[Series], model: ModelFolder) -> dict[str, Series]:
     """The series by the names of their images, CASE or CASE_0000.
 
-    The number behind patient_0012 is that of the patient where the model takes one channel, which would be 0000.
+    The number after patient_0012 is that of the patient where the model takes one channel, which would be 0000.
     """
     names = [one.name for one in series]
     numbers = {match["channel"] for name in names if (match := CHANNEL_SUFFIX.fullmatch(name))}

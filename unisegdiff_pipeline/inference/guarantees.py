@@ -93,7 +93,7 @@ class Guarantees:
 def guarantees_in_words(of_all: Guarantees | None, of_sources: Mapping[str, Guarantees]) -> list[str]:
     """What inference.json or best.json holds: of an ordinary data set the one, of a unified one the other.
 
-    Of sources each has one line, and what the kinds mean is said once behind them.
+    Of sources each has one line, and what the kinds mean is said once after them.
     """
     if of_all is not None:
         return list(of_all.in_words)

@@ -69,7 +69,7 @@ DATASET_KEYS = (
     "sources",
 )
 _DATE = (1980, 1, 1, 0, 0, 0)  # of all entries: equal models give equal archives
-_CHOSEN_ON = "of the inner hold-out"  # behind it names of cases follow, in inference.json
+_CHOSEN_ON = "of the inner hold-out"  # names of cases follow, in inference.json
 # /a/b, C:\a, \\host\a and file:///a, but neither mm/s nor https://a/b
 _PATH = re.compile(
     r"file://\S+|(?<![\w:/.])/(?:[^/\s,;:'\"()]+/)+[^/\s,;:'\"()]*|\b[A-Za-z]:\\[^\s,;'\"]*|\\\\[^\s,;'\"]+"
@@ -224,7 +224,7 @@ def without_chosen_cases(chosen_on: str) -> str:
     if not found:
         return chosen_on
     warning = behind.rpartition("; ")[2] if "; " in behind else ""
-    # A warning says what was left at its default, and why; anything else behind a semicolon may be the name of a case.
+    # A warning says what was left at its default, and why; anything else after a semicolon may be the name of a case.
     is_warning = " too few (" in warning or " are the defaults, for lack of time" in warning
     return f"{before}{found}{f'; {warning}' if is_warning else ''}"
 

@@ -1,4 +1,4 @@
-"""A trained model on disk: RESULTS/DATASET/TRAINER__CONFIGURATION (see `model_name` for names behind it).
+"""A trained model on disk: RESULTS/DATASET/TRAINER__CONFIGURATION (see `model_name` for what may follow).
 
     plans.json  dataset.json
     fold_0/     weights.safetensors  inference.json  ...

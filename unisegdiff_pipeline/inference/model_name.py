@@ -1,4 +1,4 @@
-"""The name of a model's folder: TRAINER__CONFIGURATION, and behind it the plan and the run where they have names.
+"""The name of a model's folder: TRAINER__CONFIGURATION, and after it the plan and the run where they have names.
 
 StagedDiffusionTrainer__2d                      the default plan, plans.json
 StagedDiffusionTrainer__2d__low_rate            the same, trained as --run low_rate

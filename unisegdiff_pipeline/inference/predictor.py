@@ -348,7 +348,7 @@ class Predictor:
 
         Args:
             memory_gb: that may be taken on a CPU besides the arrays of `scratch`, or a function that says so, which a
-                cascade asks again behind the other model; None takes a part of what is free.
+                cascade asks again after the other model; None takes a part of what is free.
             scratch: where arrays of the volume's size live; None keeps them in memory.
             for_masks: to a cascade, and to no other model, the image as `ModelInputs.prepare_for_masks` gives it.
         """

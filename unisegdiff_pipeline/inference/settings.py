@@ -38,7 +38,7 @@ class InferenceSettings:
     """How one fold predicts.
 
     Attributes:
-        lam_a, lam_c: realised edges of the stages, planned ones unless training moved them.
+        lam_a, lam_c: edges of the stages, as planned unless training refined them.
         input_scale: factor b of each channel, as planned; empty for 1 everywhere.
         target: what the denoiser was trained to predict.
         calibration: of the segmenter's logits, for p_det.

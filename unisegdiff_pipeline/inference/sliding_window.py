@@ -121,7 +121,7 @@ def plan_tiles(shape: Sequence[int], window: Sequence[int], step: float = 0.5) -
 def cut_padded(volume: Tensor, start: Sequence[int], grid: TileGrid, value: float = 0.0) -> Tensor:
     """The tile (C, *window) that begins at `start` of the padded volume, cut from the volume (C, Z, Y, X) itself."""
     inside: list[slice] = []
-    missing: list[tuple[int, int]] = []  # voxels before and behind the volume
+    missing: list[tuple[int, int]] = []  # voxels before and after the volume
     for a, before, n, size in zip(start, grid.pad_before, grid.window, grid.shape, strict=True):
         first, last = a - before, a - before + n
         inside.append(slice(max(first, 0), min(last, size)))
@@ -150,7 +150,7 @@ def blend(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Weighted mean of overlapping tiles, a slab of rows (first axis) as soon as no further tile reaches them.
 
-    So the memory is that of one layer of tiles, and whoever takes the slabs may change what later tiles are made of
+    So the memory is that of one layer of tiles, and the caller may change what later tiles are made of
     from the slab's last row on.
 
     Args:

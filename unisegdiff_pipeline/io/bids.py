@@ -1,6 +1,6 @@
 """Images in a BIDS folder: files named sub-01[_ses-1][_run-1]_FLAIR.nii.gz below sub-01/[ses-1/]anat/.
 
-An image is of a channel by its suffix, what stands behind the last underscore. The images of a session are one case;
+An image is of a channel by its suffix, what follows the last underscore. The images of a session are one case;
 where a session has several images of a channel, those that agree in all entities (run, acq, ...) are.
 """
 

@@ -69,7 +69,7 @@ def skip(content: Content, size: int) -> None:
 def require_end(path: Path, content: Content, sizes: Sequence[int], bytes_per_value: int) -> None:
     """Read on to the end of the content, so that its checksum is compared, but no further than the size of a slice.
 
-    Zero bytes and less than a slice behind the voxels are padding. A slice or more of data is an image that is larger
+    Zero bytes and less than a slice after the voxels are padding. A slice or more of data is an image that is larger
     than its header says, or a file made to fill the memory.
 
     Args:

@@ -63,7 +63,7 @@ LARGEST_GAP_ERROR = 0.05  # of the distance of slices, as a fraction of it
 LARGEST_SHEAR = 0.01  # of the distance of slices, sideways
 LARGEST_ANGLE = 1e-3  # of cosines
 _PREAMBLE, _MAGIC = 128, b"DICM"
-_META_GROUP, _SOP_CLASS = 2, 2  # group of the elements behind the magic word, and the element that says the class
+_META_GROUP, _SOP_CLASS = 2, 2  # group of the elements after the magic word, and the element that says the class
 _LONG_LENGTHS = (b"OB", b"OW", b"SQ", b"UN", b"UT")  # value representations whose lengths have four bytes, after two
 
 
@@ -157,7 +157,7 @@ def find_series(source: Path) -> tuple[tuple[Series, ...], tuple[str, ...]]:
     """The series of images below a folder, and what is left out, in words.
 
     A series is named after the folders that it lies in below `source`, or after `source` itself; where a folder holds
-    several, the number of the series is behind that: FOLDER_series3.
+    several, the number of the series follows: FOLDER_series3.
 
     Raises:
         UsdError: no series, a name that cannot be a file's, two series that would have one name, or a volume that is
@@ -247,7 +247,7 @@ def kind_without_image(path: Path) -> str | None:
 
 
 def _sop_class(path: Path) -> str:
-    """MediaStorageSOPClassUID of the group behind the magic word, always explicit and little endian; "" without."""
+    """MediaStorageSOPClassUID of the group after the magic word, always explicit and little endian; "" without."""
     with open(path, "rb") as stream:
         stream.seek(_PREAMBLE + len(_MAGIC))
         while len(start := stream.read(8)) == 8:

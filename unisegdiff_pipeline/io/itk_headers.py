@@ -61,7 +61,7 @@ class Declared:
     Attributes:
         sizes: of the axes, the fastest first, values of a voxel included.
         bytes_per_value: of one value.
-        open_data: gives the data as raw bytes from a stream that stands behind the header; None where they are stored
+        open_data: gives the data as raw bytes from a stream that stands after the header; None where they are stored
             as text, which cannot be counted.
         offset: bytes before the data.
     """
@@ -191,7 +191,7 @@ _PARSERS: dict[str, Callable[[Path, BinaryIO], Declared]] = {
 
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[str]:
-    """Lines of a header, which leave the stream behind the line that was taken last."""
+    """Lines of a header, which leave the stream after the line that was taken last."""
     for _ in range(_MAX_LINES):
         line = stream.readline(_MAX_LINE_BYTES)
         if not line.endswith(b"\n"):

@@ -159,7 +159,7 @@ def _voxel_type(path: Path, fields: Any) -> np.dtype[Any]:
 
 def _voxel_offset(path: Path, fields: Any, first: int) -> int:
     offset = float(fields["vox_offset"])
-    if offset == 0:  # "directly behind the header"
+    if offset == 0:  # "directly after the header"
         return first
     if not first <= offset <= first + _MAX_EXTENSION_BYTES:
         raise UsdError(f"{path} declares that its voxels begin at byte {offset:g}; that is damaged, export it again.")

@@ -77,7 +77,7 @@ def nearest_reorientation(direction: Sequence[float], wanted: Sequence[float]) -
     """How to permute and flip the axes of an image so that they lie as near as they can to wanted directions.
 
     All ways in which one image may be stored end in the same orientation, even where two are equally near (an image
-    turned by 45 degrees): then the choice hangs on the directions in space alone.
+    turned by 45 degrees): then the choice depends on the directions in space alone.
 
     Args:
         direction: of the image.

@@ -304,7 +304,7 @@ def _from_palette(path: Path, picture: Any, as_labels: bool) -> np.ndarray:
 
 
 def _require_distinct_colours(path: Path, used: np.ndarray, palette: np.ndarray) -> None:
-    """Two indices of one colour look the same to whoever drew them, so that the index says nothing."""
+    """Two indices of one colour look the same to the annotator, so that the index says nothing."""
     owner: dict[Sequence[int], int] = {}
     for value in used.tolist():
         colour = tuple(palette[value].tolist())

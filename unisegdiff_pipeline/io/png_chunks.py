@@ -1,4 +1,4 @@
-"""Whether a PNG is whole: Pillow stops at the last pixel and leaves the checksum behind it unread."""
+"""Whether a PNG is whole: Pillow stops at the last pixel and leaves the checksum after it unread."""
 
 from __future__ import annotations
 

@@ -340,7 +340,7 @@ def channels_of_files(paths: Sequence[Path], num_channels: int) -> tuple[int, ..
     if not numbers or len(numbers) < len(paths) or len(paths) >= num_channels:
         return None
     if numbers == [0]:
-        with contextlib.suppress(UsdError):  # whoever reads the file will report it
+        with contextlib.suppress(UsdError):  # reading the file will report it
             if read_header(paths[0])[0][0] > 1:
                 return None
     return tuple(numbers)
@@ -356,7 +356,7 @@ def channel_problem(
 
     `channels` are those of the files of a case that lacks some (`channels_of_files`). Headers are read only where files
     are fewer than channels and none may be missing; what the files hold is checked when they are read. A single file
-    whose header cannot be read is no problem here where whoever reads it reports it for this case alone.
+    whose header cannot be read is no problem here where reading it reports it for this case alone.
     """
     if not paths:
         return "there is no image file; add it"

@@ -52,7 +52,7 @@ class UnifyRequest:
         label_maps: classes of sources, by the source's name or its data set's; every class of a source that is not
             named here becomes DEFAULT_CLASS.
         excluded: patterns "SOURCE/CASE" (as of a shell) of cases that are left out.
-        renamed: number or name of a data set => name of the source; by default what stands behind "DatasetXXX_".
+        renamed: number or name of a data set => name of the source; by default what follows "DatasetXXX_".
         modalities: what the images of sources are, by the source's name or its data set's, such as "US"; by default the
             names of their channels.
         overwrite: replace the dataset.json of a unified data set that is there; other files in its folder stay.

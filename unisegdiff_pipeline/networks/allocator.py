@@ -17,7 +17,7 @@ def keep_freed_memory() -> bool:
     """Let glibc serve large tensors from a heap that does not shrink; True where that could be set.
 
     By default glibc maps every large block anew and unmaps it when it is freed, so that each activation of each
-    training step is first zeroed page by page by the kernel. On machines where a page fault is dear (virtual ones
+    training step is first zeroed page by page by the kernel. On machines where a page fault is slow (virtual ones
     above all) that took as long as the convolutions themselves. The process keeps its peak memory instead, which a
     training reaches in every step and a prediction in every case. Other allocators and systems are left as they are; a
     GPU does not need it.

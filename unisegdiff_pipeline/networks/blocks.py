@@ -73,7 +73,7 @@ class ConvNorm(nn.Sequential):
 class ResidualBlock(nn.Module):
     """Two convolutions with a skip (He et al. 2016); the skip is pooled and projected where the shape changes.
 
-    With `norm_skip` the projection has an instance norm behind it: the block of nnU-Net's residual encoders (ResNet-D,
+    With `norm_skip` the projection has an instance norm after it: the block of nnU-Net's residual encoders (ResNet-D,
     He et al. 2019, figure 2c).
     """
 
@@ -128,7 +128,7 @@ class FilmConv(nn.Module):
     """Convolution, instance norm, scale and shift from the noise level, leaky ReLU.
 
     The scale and shift stand AFTER the norm: the norm removes the amplitude that tells noise levels apart, so lam has
-    to enter again behind it. Where all examples have one noise level, as in a sampler's call, they are the norm's own.
+    to enter again after it. Where all examples have one noise level, as in a sampler's call, they are the norm's own.
     """
 
     def __init__(

@@ -101,7 +101,7 @@ class Denoiser(nn.Module):
 
     E = 2 a x_t / s^2 is what the noised mask says of a voxel by itself, in log odds: were the voxels independent, the
     posterior would be logit(p_det) + E by Bayes' rule (k = 1). Its size runs over orders of magnitude with lam, which
-    a network behind norms cannot follow; here a number for each lam does it, and h is left with what neighbours say.
+    a network with norms cannot follow; here a number for each lam does it, and h is left with what neighbours say.
 
     Beside the noised mask the network sees what the segmenter says of each voxel, x_det = 2 p_det - 1, and the noise
     that this implies, (x_t - a x_det) / s: where p_det is wrong it stands out as an outlier, and both corrections are

@@ -149,7 +149,7 @@ def _own_name(name: str, num_levels: int) -> str | None:
         return _joined("encoder.0.0", _CONV_NORM.get(match[1]))
     if match := _BLOCK.fullmatch(name):
         level, block, place, part = match.groups()
-        head = f"encoder.{level}.{int(block) + (level == '0')}"  # behind the stem
+        head = f"encoder.{level}.{int(block) + (level == '0')}"  # after the stem
         if place == "conv1":
             return _joined(f"{head}.first", _CONV_NORM.get(part))
         if place == "conv2":

@@ -1,4 +1,4 @@
-"""Instance norm with the leaky ReLU behind it, in the form that is fastest on a CPU."""
+"""Instance norm with the leaky ReLU after it, in the form that is fastest on a CPU."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch compute with `count` threads within the block, and with as many as before behind it."""
+    """Let torch compute with `count` threads within the block, and with as many as before after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -176,7 +176,7 @@ class NetworkPlan:
             )
 
     def decoder_convs(self, level: LevelPlan) -> int:
-        """Convolutions of the decoder behind the concatenation at a level: those of the encoder, or one if residual."""
+        """Convolutions of the decoder after the concatenation at a level: those of the encoder, or one if residual."""
         return level.num_convs if self.encoder == "plain" else 1
 
 
@@ -512,7 +512,7 @@ class Plans:
         return self.spacing_known if sources is None else sources.grid == "physical"
 
     def num_masks(self, configuration: ConfigurationPlan) -> int:
-        """Inputs of the network of a configuration behind those of the image: in a cascade one for each class."""
+        """Inputs of the network of a configuration after those of the image: in a cascade one for each class."""
         return 0 if configuration.cascade is None else len(self.labels.names)
 
     def _problem_of_cascade(self, configuration: ConfigurationPlan, cascade: CascadePlan) -> str | None:

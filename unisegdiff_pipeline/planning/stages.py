@@ -260,7 +260,7 @@ def block_sums(values: np.ndarray, factors: tuple[int, ...]) -> tuple[np.ndarray
 
 @lru_cache(maxsize=1024)
 def _kernel(sigma: float, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The sampled, normalised Gaussian of one axis, from `length` voxels before to as many behind, and its sums so far.
+    """The sampled, normalised Gaussian of one axis, from `length` voxels before to as many after, and its sums so far.
 
     Sums begin with 0 and end with 1.
     """

@@ -226,5 +226,5 @@ def denoiser_multiply_adds(network: NetworkPlan, features: Sequence[int], num_ch
     total = voxels[0] * features[0] * (3 * packed + 2 * packed)  # stem, and the head of logits and noise
     total += sum(n * math.prod(level.kernel) * width**2 for level, n, width in used)
     for (level, n, width), (_, _, below) in itertools.pairwise(used):
-        total += n * width * (2 * below + math.prod(level.kernel) * width)  # down, up, and the convolution behind it
+        total += n * width * (2 * below + math.prod(level.kernel) * width)  # down, up, and the convolution after it
     return total

@@ -30,7 +30,7 @@ def mask_channels(mask: np.ndarray, scheme: LabelScheme) -> np.ndarray:
 
 
 def with_mask(image: np.ndarray, mask: np.ndarray, scheme: LabelScheme, scratch: Scratch | None = None) -> np.ndarray:
-    """The image (C, Z, Y, X) with a channel of 0 and 1 for each class of the mask (Z, Y, X) behind its own, float32."""
+    """The image (C, Z, Y, X) with a channel of 0 and 1 for each class of the mask (Z, Y, X) after its own, float32."""
     scratch = scratch or Scratch()
     result = scratch.empty((len(image) + len(scheme.write_values), *mask.shape))
     for row in range(mask.shape[0]):

@@ -1,6 +1,6 @@
 """Cases that lack some of their channels: how a network is told which ones are there.
 
-Where a plan lets channels be missing, the network's input holds the channels of the image and, behind them, the
+Where a plan lets channels be missing, the network's input holds the channels of the image and, after them, the
 presence of each: 1 where the channel is there, 0 where it is missing. A missing channel is 0, what z-score makes of an
 average voxel, so that without its presence it would be taken for a flat image. Beyond the borders of the image all of
 them are 0.

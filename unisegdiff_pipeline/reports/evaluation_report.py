@@ -368,7 +368,7 @@ def _lesion_dice_by_size(evaluation: Evaluation, entry: ClassReport) -> dict[str
 
 
 def _agreement(reference: Sequence[float], predicted: Sequence[float], unit: str) -> str:
-    """What a Bland-Altman plot shows, in words behind the number of cases; limits take two cases at least."""
+    """What a Bland-Altman plot shows, in words after the number of cases; limits take two cases at least."""
     bias, low, high = charts.limits_of_agreement(reference, predicted)
     if not reference:
         return ""

@@ -79,7 +79,7 @@ def series_color(index: int) -> str:
 
 
 def drawn_note(num_classes: int) -> str:
-    """That figures leave out classes of so many, behind another sentence; empty where they do not."""
+    """That figures leave out classes of so many, after another sentence; empty where they do not."""
     return f" Figures show the first {DRAWN_CLASSES} of {num_classes} classes." if num_classes > DRAWN_CLASSES else ""
 
 

@@ -97,7 +97,7 @@ def choose_settings(
 ) -> Iterator[Choice]:
     """Temperature, the sampler of the masks, then segmenter weight and decision, on held-out cases.
 
-    Whoever runs out of time keeps the last choice.
+    A caller that runs out of time keeps the last choice.
 
     Args:
         held_out, model: as trained.
@@ -108,7 +108,7 @@ def choose_settings(
 
     Yields:
         After each of the three what is chosen by then, all else at its default; the last one is complete. Temperatures
-        of single sources come behind that of all.
+        of single sources come after that of all.
     """
     fitted = choose_calibration(held_out, model, cases)
     settings, calibrations = replace(settings, calibration=fitted.of_all), dict(fitted.of_others)

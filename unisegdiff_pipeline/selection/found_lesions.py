@@ -70,7 +70,7 @@ class LesionChoice:
 def find_in_held_out(
     held_out: HoldOut, model: StagedModel, settings: InferenceSettings, cases: Mapping[str, LogitCalibration]
 ) -> Iterator[HeldOutCase]:
-    """What the model finds in held-out cases, one after the other; whoever runs out of time keeps those by then.
+    """What the model finds in held-out cases, one after the other; a caller that runs out of time keeps those it has.
 
     None where lesions of one class cannot be taken out without voxels of another (`can_filter`).
 

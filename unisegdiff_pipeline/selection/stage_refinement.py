@@ -24,7 +24,7 @@ def refined_stages(
 ) -> tuple[StagePlan, dict[str, float]]:
     """Plan the edges again with the segmenter's Dice and uncertainty on held-out cases.
 
-    Returns the stages, and the Dice of each class that they were realised with. A class that no case holds keeps what
+    Returns the stages, and the Dice of each class that they were refined with. A class that no case holds keeps what
     was planned for it. Of a unified data set means are those over its sources.
     """
     stages = held_out.configuration.stages

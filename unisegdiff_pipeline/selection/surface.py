@@ -28,7 +28,7 @@ def try_surfaces(
 ) -> list[SamplerTrial]:
     """A sampler with fields of several lengths for the surfaces, the one that is taken first.
 
-    How much a sampled volume varies hangs on it. The default, the first of `parts`, stays unless its volumes are too
+    How much a sampled volume varies depends on it. The default, the first of `parts`, stays unless its volumes are too
     wide. That is asked of the places of the references, since a dozen cases tell it by several standard errors where
     they tell the scores of two lengths apart by one or two; no other length costs anything where it is not so.
     """

@@ -15,7 +15,7 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS adds in a fixed order only wher
 
 @contextlib.contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """In this context torch and cuDNN compute in a fixed order; all their settings are put back behind it.
+    """In this context torch and cuDNN compute in a fixed order; all their settings are put back after it.
 
     Raises:
         UsdError: an operation that has no deterministic algorithm on this device.

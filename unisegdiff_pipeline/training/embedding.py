@@ -1,6 +1,6 @@
 """Weights of a narrower network inside of a wider one, and of a 2D network inside of a 3D one.
 
-The first outputs of a wider convolution are the former ones, and read the former inputs alone. The norm behind it works
+The first outputs of a wider convolution are the former ones, and read the former inputs alone. The norm after it works
 on each channel by itself, so that they answer as they did; outputs that are new keep their random weights, and what
 reads them learns to. In 3D a kernel lies in the central slice, and an upsampling repeats it: slices are answered to as
 by the 2D network, but for norms over the whole volume.

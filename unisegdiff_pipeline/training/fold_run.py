@@ -96,7 +96,7 @@ class FoldRun:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """What stands in this context is computed by this process alone."""
+        """Within this context this process computes alone."""
         former, self.ranks = self.ranks, ALONE
         try:
             yield

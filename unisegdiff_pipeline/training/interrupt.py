@@ -134,7 +134,7 @@ class StopRequest:
             return
         if frame is not None and (frame.f_globals.get("__name__") in (__name__, "contextlib") or _is_importing(frame)):
             # Where a context is entered or left nothing catches it, and a package that is left half imported cannot be
-            # used any more; it rings again behind that.
+            # used any more; it rings again after that.
             signal.setitimer(signal.ITIMER_REAL, LEAST_LIMIT_S)
             return
         raise _TimeIsUp

@@ -26,7 +26,7 @@ REPORT_FRACTION = 0.01  # of the training time may go into refreshing the report
 
 
 class RunLog:
-    """Log of one fold; entries of earlier sessions stay, those behind the checkpoint are dropped on continuing.
+    """Log of one fold; entries of earlier sessions stay, those after the checkpoint are dropped on resuming.
 
     Args:
         folder: results folder of the fold.
@@ -98,7 +98,7 @@ class RunLog:
         return len(self.entries())
 
     def keep(self, num_entries: int) -> None:
-        """Drop what was logged behind a checkpoint, so that a continued training does not log it twice."""
+        """Drop what was logged after a checkpoint, so that a resumed training does not log it twice."""
         self._rewrite(self.entries()[:num_entries])
 
     def forget_phase(self, phase: int) -> None:

@@ -32,7 +32,8 @@ class ScalarLogger(Protocol):
     def add_scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
         """Keep numbers by name at a step of a phase.
 
-        Steps begin anew in each phase; within one they rise, but for what a kill left behind a checkpoint.
+        Steps begin at 0 in each phase and rise within it, except for what a killed training logged after its
+        checkpoint.
         """
 
     def close(self) -> None:

@@ -254,14 +254,14 @@ def load_start(
     """Load what fits into the segmenter of a model, in place; the rest keeps the values it has.
 
     Where inputs differ, what the first convolution reads of the image is adapted to the channels here (`adapt_inputs`),
-    and what it reads behind the image, the presence of channels or masks, is left out there and begins without weight
+    and what it reads after the image, the presence of channels or masks, is left out there and begins without weight
     here: it means something else. Heads are taken over where the classes are the same (`same_classes`).
 
     Args:
         model: the new model, with its initial weights.
         network: the plan of its segmenter.
         start: what to load.
-        num_channels: of the image, where the network has inputs behind them (see `preprocessing.presence`); by default
+        num_channels: of the image, where the network has inputs after them (see `preprocessing.presence`); by default
             all are channels of the image.
         num_masks: inputs that hold the mask of another network.
 

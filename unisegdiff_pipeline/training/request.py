@@ -52,7 +52,7 @@ class TrainRequest:
         batch_size, learning_rate, augmentation: override the plan.
         workers: processes that prepare patches; None chooses from the cores, 0 works in this process.
         checkpoint_every_s: seconds between checkpoints.
-        restart: begin again instead of continuing.
+        restart: begin again instead of resuming.
         phase_1_from: fold folder whose phase 1 has ended; its segmenter and held-out cases are taken over, phase 1 is
             skipped.
         pretrained: what to start from instead of random weights, see `pretrained.read_start` and `start_path`.

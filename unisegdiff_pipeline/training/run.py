@@ -140,7 +140,7 @@ def _train_one(opened: OpenedRequest, fold: str, stop: StopRequest, began: float
             with deterministic_algorithms(bool(settled.deterministic)):
                 return train_fold(run, opened.trainer)
         except BaseException:
-            if stop.signal_number is None:  # whoever interrupts a training does not wait for its report
+            if stop.signal_number is None:  # a user who interrupts a training does not wait for its report
                 run.log.final_report()
             if not has_begun(folder):
                 remove_training(folder, run.validation_cases)

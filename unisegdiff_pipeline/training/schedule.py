@@ -79,6 +79,6 @@ def risen(warmup: float, progress: float) -> float:
 
 
 def learning_rate(base: float, iteration: int, progress: float) -> float:
-    """Polynomial decay (1 - progress)^0.9 as nnU-Net, behind a linear warm-up of a few iterations for AdamW."""
+    """Polynomial decay (1 - progress)^0.9 as nnU-Net, after a linear warm-up of a few iterations for AdamW."""
     warmup = min(1.0, (iteration + 1) / WARMUP_ITERATIONS)
     return base * warmup * max(0.0, 1.0 - progress) ** 0.9

@@ -23,7 +23,7 @@ from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer
 from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer
 from unisegdiff_pipeline.training.trainers.trainer import Trainer
 
-TIMED_ITERATIONS = 3  # behind one that warms up
+TIMED_ITERATIONS = 3  # after one that warms up
 PREDICTING_LIMIT_S = 10.0
 
 

@@ -28,7 +28,7 @@ class AffineBox:
 
     Attributes:
         origin: first voxel of the box in the case, one per axis; -1 where it takes in the zeros before the border.
-        shape: size of the box; it ends at most two voxels behind the far border.
+        shape: size of the box; it ends at most two voxels beyond the far border.
         cells: flat index of the lower corner of each patch voxel's cell within the box, int32, shape (prod(patch),).
         fractions: per axis, the position within the cell in [0, 1), float32, shape (prod(patch),).
     """

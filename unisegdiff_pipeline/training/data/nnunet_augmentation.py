@@ -44,7 +44,7 @@ class NnunetAugmentation:
             patch: of the network, (Y, X) or (Z, Y, X).
             recipe: its rotation, dummy 2D and mirrored axes are taken; the library's transforms have the rest.
             masked: channels that were normalised inside a non-zero mask; their outside stays zero.
-            num_channels: of the image; those behind them (see `preprocessing.presence`) are not augmented.
+            num_channels: of the image; those after them (see `preprocessing.presence`) are not augmented.
         """
         self._patch, self._masked, self._num_channels = tuple(patch), list(masked), num_channels
         self._size = size_to_read(patch, recipe)

@@ -1,7 +1,7 @@
 """Batches of training patches: which case, where, which annotator, and how augmented.
 
 Every random number of an example comes from a generator of its own, keyed by (seed, iteration, position in the batch).
-A batch is therefore the same whoever makes it, in whatever order, and a continued training needs no saved state.
+A batch is therefore the same in any process and any order, and a resumed training needs no saved state.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ class PatchSource:
         self._sources = SourceDraw.of(configuration, self.case_ids, hiding=augment)
         in_plane_only = configuration.training.dummy_2d_augmentation
         recipe = recipe_for_patch(self._patch, in_plane_only, configuration.patch_mirror_axes)
-        # Channels of the image, where their presence is behind them; None where there are no others.
+        # Channels of the image, where their presence comes after them; None where there are no others.
         preprocessing = configuration.preprocessing
         self._num_channels = len(preprocessing.normalization) if preprocessing.missing_channels else None
         self._channel_dropout = configuration.training.channel_dropout if augment else 0.0

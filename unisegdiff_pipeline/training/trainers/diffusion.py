@@ -65,7 +65,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
     Args:
         run, budget: as for `Trainer`.
         segmenter: of phase 1.
-        settings: what phase 1 left for prediction: measured edges of the stages, temperature of p_det.
+        settings: what phase 1 left for prediction: refined edges of the stages, temperature of p_det.
     """
 
     phase: ClassVar[int] = 2
@@ -298,7 +298,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
             with self._held_out_allowance.spent():
                 self.measure_held_out()
         # Thresholded for Dice: calibrated probabilities of objects in doubt hardly reach 0.5, and the calibration that
-        # decides how many do is fitted anew only in the end.
+        # decides how many do is fitted again only at the end.
         return validate_cases(
             self.run,
             self.model_for_prediction(),

@@ -158,10 +158,10 @@ class Trainer(abc.ABC):
         return [{"params": rest, "span": span}, {"params": encoder, "span": span, **factor}]
 
     def after_step(self) -> None:  # noqa: B027 (most phases need nothing here)
-        """Called behind every step of the optimiser, to keep parameters within their limits."""
+        """Called after every step of the optimiser, to keep parameters within their limits."""
 
     def fit(self, checkpoint: dict[str, Any] | None = None) -> None:
-        """Train until the budget is spent, patience is at its end, or the stop file is there.
+        """Train until the budget is spent, patience runs out, or the stop file is there.
 
         Continues from `checkpoint` if it is of this phase.
 
@@ -258,7 +258,7 @@ class Trainer(abc.ABC):
         return patience is not None and self.looks_without_gain >= patience
 
     def _say_why_ended(self) -> None:
-        """Log an end before the budget is spent; once, however often the training is continued behind it."""
+        """Log an end before the budget is spent; once, however often the training is resumed after it."""
         if self.progress >= 1 or of_kind(self.run.log.entries(), "ended_early", self.phase):
             return
         if self.run.is_asked_to_end:
