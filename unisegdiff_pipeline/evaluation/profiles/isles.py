@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from unisegdiff_pipeline.core.components import find_components
-from unisegdiff_pipeline.evaluation.lesion_matching import find_overlaps
 from unisegdiff_pipeline.evaluation.profiles.profile import (
     Profile,
     ProfileCase,
@@ -15,8 +13,7 @@ from unisegdiff_pipeline.evaluation.profiles.profile import (
 
 def score(case: ProfileCase) -> ProfileScore:
     """Scores of one case."""
-    reference, predicted = find_components(case.reference), find_components(case.predicted)
-    pairs = find_overlaps(case.reference & case.predicted, reference, predicted)
+    reference, predicted, pairs = case.lesions()
     found, right = len(set(pairs.reference.tolist())), len(set(pairs.predicted.tolist()))
     missed, false = len(reference) - found, len(predicted) - right
     return ProfileScore(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from unisegdiff_pipeline.core.boxes import Box
-from unisegdiff_pipeline.core.components import Components, find_components
-from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, find_overlaps, match_lesions
+from unisegdiff_pipeline.core.components import Components
+from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, match_lesions
 from unisegdiff_pipeline.evaluation.profiles.lesion_masks import DirectedDistances, box_around
 from unisegdiff_pipeline.evaluation.profiles.profile import Profile, ProfileCase, ProfileScore, dice_of, ratio, total
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
@@ -41,8 +41,7 @@ class Quality:
 
 def score(case: ProfileCase) -> ProfileScore:
     """Scores of one case."""
-    reference, predicted = find_components(case.reference), find_components(case.predicted)
-    overlaps = find_overlaps(case.reference & case.predicted, reference, predicted)
+    reference, predicted, overlaps = case.lesions()
     large, large_predicted = (
         sizes.voxels * case.voxel_ml >= case.min_lesion_ml * (1 - 1e-9) for sizes in (reference, predicted)
     )

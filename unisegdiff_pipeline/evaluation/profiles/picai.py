@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unisegdiff_pipeline.core.components import find_components
 from unisegdiff_pipeline.evaluation.froc import num_at_least
-from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, find_overlaps, match_lesions
+from unisegdiff_pipeline.evaluation.lesion_matching import MatchingRule, match_lesions
 from unisegdiff_pipeline.evaluation.lesions import component_confidence
 from unisegdiff_pipeline.evaluation.profiles.profile import Profile, ProfileCase, ProfileScore, total
 
@@ -20,8 +19,7 @@ BEST_HIT = MatchingRule("iou", threshold=MIN_IOU, one_to_one=True)
 
 def score(case: ProfileCase) -> ProfileScore:
     """Scores of one case."""
-    reference, predicted = find_components(case.reference), find_components(case.predicted)
-    overlaps = find_overlaps(case.reference & case.predicted, reference, predicted)
+    reference, predicted, overlaps = case.lesions()
     hits, best = (
         match_lesions(overlaps, reference, predicted, rule, case.geometry.spacing_mm) for rule in (ANY_HIT, BEST_HIT)
     )

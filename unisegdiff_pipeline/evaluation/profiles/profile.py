@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unisegdiff_pipeline.core.components import Components, find_components
 from unisegdiff_pipeline.core.geometry import Geometry
 from unisegdiff_pipeline.core.units import Units, voxel_size
+from unisegdiff_pipeline.evaluation.lesion_matching import Pairs, find_overlaps
 from unisegdiff_pipeline.evaluation.summary import mean_of_defined
 
 
@@ -42,6 +44,11 @@ class ProfileCase:
     def voxel_ml(self) -> float:
         """Size of a voxel: ml, of 2D images an area (`core.units`)."""
         return voxel_size(self.geometry)
+
+    def lesions(self) -> tuple[Components, Components, Pairs]:
+        """Lesions of the reference and of the prediction, and all pairs of them that share a voxel."""
+        reference, predicted = find_components(self.reference), find_components(self.predicted)
+        return reference, predicted, find_overlaps(self.reference & self.predicted, reference, predicted)
 
 
 @dataclass(frozen=True)
