@@ -35,20 +35,20 @@ PATHS = ("pretrained", "phase_1_from")
 OTHERS = ("batch_size", "learning_rate", "augmentation", "seed", "patience", "deterministic", "phase_2_only")
 ASKED = (*LENGTHS, *OTHERS, *PATHS)
 CHANGEABLE = ("save_validation",)  # of these another value is taken
-ASKED_VALUES = {  # what request.json may hold of them
-    "max_time_s": Annotated[float, Range(0, 1e9, low_open=True)] | None,
-    "epochs": Annotated[int, Range(1, 1e9)] | None,
-    "iterations": Annotated[int, Range(1, 1e12)] | None,
-    "batch_size": Annotated[int, Range(1, MAX_BATCH)] | None,
-    "learning_rate": Annotated[float, Range(0, 10, low_open=True)] | None,
-    "augmentation": Augmentation | None,
-    "seed": Annotated[int, Range(0, 2**63)] | None,
-    "patience": Annotated[int, Range(1, 1e6)] | None,
-    "deterministic": bool | None,
-    "phase_1_from": str | None,
-    "pretrained": str | None,
-    "phase_2_only": bool | None,
-    "save_validation": Kept | None,
+ASKED_VALUES = {  # the flag that asks for each, and what request.json may hold of it
+    "max_time_s": ("--max-time", Annotated[float, Range(0, 1e9, low_open=True)] | None),
+    "epochs": ("--epochs", Annotated[int, Range(1, 1e9)] | None),
+    "iterations": ("--iterations", Annotated[int, Range(1, 1e12)] | None),
+    "batch_size": ("--batch-size", Annotated[int, Range(1, MAX_BATCH)] | None),
+    "learning_rate": ("--lr", Annotated[float, Range(0, 10, low_open=True)] | None),
+    "augmentation": ("--augmentation", Augmentation | None),
+    "seed": ("--seed", Annotated[int, Range(0, 2**63)] | None),
+    "patience": ("--patience", Annotated[int, Range(1, 1e6)] | None),
+    "deterministic": ("--deterministic", bool | None),
+    "phase_1_from": ("--phase-1-from", str | None),
+    "pretrained": ("--pretrained", str | None),
+    "phase_2_only": ("--phase-2-only", bool | None),
+    "save_validation": ("--save-validation", Kept | None),
 }
 WAYS_OUT = "Leave the flag out to go on with it, train beside it with --run NAME, or begin again with --restart."
 LISTED_CASES = 5
@@ -122,7 +122,7 @@ def _read_request(path: Path) -> dict[str, Any]:
     }
     try:
         request = read_object(path)
-        for name, kind in {**ASKED_VALUES, **others}.items():
+        for name, kind in {**{name: kind for name, (_, kind) in ASKED_VALUES.items()}, **others}.items():
             from_jsonable(kind, request.get(name), name)  # type: ignore[arg-type]
     except UsdError as error:
         where = "" if str(path) in str(error) else f"{path}: "
@@ -140,7 +140,8 @@ def as_asked(request: TrainRequest, folder: Path) -> TrainRequest:
     former = None if request.restart else read_request(folder)
     if former is None:
         for name in (*LENGTHS, *OTHERS):
-            from_jsonable(ASKED_VALUES[name], to_jsonable(getattr(request, name)), _FLAGS[name])  # type: ignore[arg-type]
+            flag, kind = ASKED_VALUES[name]
+            from_jsonable(kind, to_jsonable(getattr(request, name)), flag)  # type: ignore[arg-type]
         return dataclasses.replace(request, seed=request.seed_or_default)
     differences = [
         f"{old} and is now asked for {new}"
@@ -293,32 +294,16 @@ def _said(names: Sequence[str], values: Sequence[Any], planned: Mapping[str, Any
             return _flag(name, value)
     of_plan = {"max_time_s": "num_epochs"}.get(names[0], names[0])
     if planned is None or of_plan not in planned:
-        return f"no {_FLAGS[names[0]]}"
+        return f"no {ASKED_VALUES[names[0]][0]}"
     return _flag("epochs" if of_plan == "num_epochs" else names[0], planned[of_plan])
 
 
-_FLAGS = {
-    "max_time_s": "--max-time",
-    "epochs": "--epochs",
-    "iterations": "--iterations",
-    "batch_size": "--batch-size",
-    "learning_rate": "--lr",
-    "augmentation": "--augmentation",
-    "seed": "--seed",
-    "patience": "--patience",
-    "deterministic": "--deterministic",
-    "phase_1_from": "--phase-1-from",
-    "pretrained": "--pretrained",
-    "phase_2_only": "--phase-2-only",
-    "save_validation": "--save-validation",
-}
-
-
 def _flag(name: str, value: Any) -> str:
+    flag = ASKED_VALUES[name][0]
     if value is True:
-        return _FLAGS[name]
+        return flag
     number = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{_FLAGS[name]} {number}{'s' if name == 'max_time_s' else ''}"
+    return f"{flag} {number}{'s' if name == 'max_time_s' else ''}"
 
 
 def _cases_differ(former: Sequence[str], now: Sequence[str]) -> str:
