@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.files import require_writable, temporary_path
+from unisegdiff_pipeline.core.files import remove_empty_folders, require_writable, temporary_path
 from unisegdiff_pipeline.core.locks import require_free
 from unisegdiff_pipeline.inference.archive_reading import checked_archive
 from unisegdiff_pipeline.inference.model_folder import ModelFolder, load_fold, open_model_folder
@@ -45,9 +45,7 @@ def import_model(archive: Path, results: Path, *, overwrite: bool = False) -> Mo
             raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
-            for folder in made:
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
+            remove_empty_folders(made)
     return open_model_folder(target)
 
 

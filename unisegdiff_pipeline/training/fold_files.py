@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
-from unisegdiff_pipeline.core.files import remove_stale_temporaries
+from unisegdiff_pipeline.core.files import remove_empty_folders, remove_stale_temporaries
 from unisegdiff_pipeline.inference.model_folder import SETTINGS_NAME, WEIGHTS_NAME
 from unisegdiff_pipeline.reports.training_log import LOG_NAME
 from unisegdiff_pipeline.training.checkpoint import CHECKPOINT_NAME
@@ -124,6 +124,4 @@ def _remove_empty_folders(folder: Path) -> None:
     """Remove the folders that hold nothing (any more), `folder` itself included."""
     own = [folder / name for name in FOLDERS]
     inner = [path for part in own for path in part.rglob("*") if path.is_dir() and not path.is_symlink()]
-    for path in (*sorted(inner, reverse=True), *own, folder):  # what is inside a folder before it
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+    remove_empty_folders((*sorted(inner, reverse=True), *own, folder))

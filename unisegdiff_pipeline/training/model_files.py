@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unisegdiff_pipeline.core.errors import UsdError
+from unisegdiff_pipeline.core.files import remove_empty_folders
 from unisegdiff_pipeline.core.serialization import read_dataclass, read_json, write_json
 from unisegdiff_pipeline.inference.model_folder import DATASET_NAME, PLANS_NAME, plan_difference
 from unisegdiff_pipeline.planning.plans import Plans
@@ -55,6 +56,4 @@ def remove_what_is_empty(model_folder: Path, made: Sequence[Path]) -> None:
             (model_folder / name).unlink(missing_ok=True)
         for copy in model_folder.glob(f"*/{MASKS}"):  # of the model whose masks a cascade refines
             shutil.rmtree(copy.parent)
-    for folder in made:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    remove_empty_folders(made)
