@@ -180,6 +180,8 @@ def prepare(
     Raises:
         UsdError: as `plan_and_preprocess`; weights that cannot be read, or of a dimension that the data has not.
     """
+    from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_dataset
+
     opened = open_raw_dataset(Path(raw), request.label_map)
     folder = Path(preprocessed) / opened.name
     plans_name, workers, scheduler = request.plans_name, request.workers, request.scheduler
@@ -192,7 +194,7 @@ def prepare(
         _write_facts(folder, opened, fingerprint, integrity)
         write_json(path, plans)
         LOGGER.info("%s", describe_plans(plans))
-        plans = _preprocess(opened, folder, plans, names, workers, scheduler, plans_name)
+        plans = preprocess_dataset(opened, plans, names, folder, workers, scheduler, plans_name=plans_name).plans
         report = _write_report(folder, opened) if plans_name is None else None
     return PreparedDataset(
         folder, plans, path, report, tuple(map(str, integrity.warnings)), _first_fold(opened, folder, request.splits)
@@ -258,13 +260,15 @@ def preprocess(
     scheduler: str | None = None,
 ) -> StepOutput:
     """The third step: preprocess what is new or changed, and plan the stages from the preprocessed labels."""
+    from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_dataset
+
     opened = open_as_measured(Path(raw), folder)
     with working_on(folder):
         path = require_plans(folder, plans_name)
         plans = read_dataclass(Plans, path)
         _warn_of_former_plan(opened, plans, path)
         names = choose_configurations(plans, configurations)
-        plans = _preprocess(opened, folder, plans, names, workers, scheduler, plans_name)
+        plans = preprocess_dataset(opened, plans, names, folder, workers, scheduler, plans_name=plans_name).plans
         reported = plans_name is None and (folder / FINGERPRINT).is_file()
         return StepOutput(folder, _write_report(folder, opened) if reported else None, plans)
 
@@ -402,22 +406,6 @@ def _write_report(folder: Path, raw: RawDataset, with_plans: bool = True) -> Pat
     from unisegdiff_pipeline.reports.dataset_report import write_dataset_report
 
     return write_dataset_report(folder, with_plans, raw)
-
-
-def _preprocess(
-    raw: RawDataset,
-    folder: Path,
-    plans: Plans,
-    names: Sequence[str],
-    workers: int | None,
-    scheduler: str | None,
-    plans_name: str | None,
-) -> Plans:
-    from unisegdiff_pipeline.preprocessing.preprocessor import preprocess_dataset
-
-    return preprocess_dataset(
-        raw, plans, names, folder, workers=workers, scheduler=scheduler, plans_name=plans_name
-    ).plans
 
 
 def _first_fold(raw: RawDataset, folder: Path, splits: Folds) -> str:

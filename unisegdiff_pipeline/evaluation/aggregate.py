@@ -388,16 +388,16 @@ def _reliability(results: Sequence[ClassResult]) -> ReliabilitySummary | None:
 
 
 def _volume_coverage(results: Sequence[ClassResult]) -> tuple[IntervalCoverage, ...] | None:
-    if not any(result.sample_volumes_ml for result in results):
-        return None
     samples = [result.sample_volumes_ml for result in results]
+    if not any(samples):
+        return None
     return coverage_of_intervals(samples, [result.overlap.reference_ml for result in results])
 
 
 def _rank_histogram(results: Sequence[ClassResult], seed: int) -> tuple[int, ...] | None:
-    if not any(result.sample_volumes_ml for result in results):
-        return None
     samples = [result.sample_volumes_ml for result in results]
+    if not any(samples):
+        return None
     return rank_histogram(samples, [result.overlap.reference_ml for result in results], seed).counts
 
 
@@ -405,14 +405,4 @@ def _failure(results: Sequence[ClassResult], confidence: CaseConfidence | None) 
     if confidence is None:
         return None
     found = failure_detection([1 - r.overlap.dice for r in results], [r.confidence for r in results])
-    return FailureSummary(
-        aurc=found.aurc,
-        eaurc=found.eaurc,
-        naurc=found.naurc,
-        spearman=found.spearman,
-        n=found.n,
-        n_undefined=found.n_undefined,
-        risk=found.risk,
-        coverage=found.coverage,
-        score=CASE_CONFIDENCE[confidence],
-    )
+    return FailureSummary(**dataclasses.asdict(found), score=CASE_CONFIDENCE[confidence])

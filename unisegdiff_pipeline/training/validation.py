@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from unisegdiff_pipeline.core.files import file_hash
 from unisegdiff_pipeline.core.progress import counted, progress
 from unisegdiff_pipeline.core.serialization import to_jsonable, write_json
@@ -16,7 +14,6 @@ from unisegdiff_pipeline.core.units import Units, measured_grid, units_of
 from unisegdiff_pipeline.evaluation.metrics import score_case
 from unisegdiff_pipeline.evaluation.spread import SPREAD_NAME, CaseSpread, Spread
 from unisegdiff_pipeline.evaluation.summary import CaseScores, Summary, mean_of_defined, summarise
-from unisegdiff_pipeline.inference.case_prediction import CasePrediction
 from unisegdiff_pipeline.inference.decision import decided_probabilities
 from unisegdiff_pipeline.inference.guarantees import guarantees_in_words
 from unisegdiff_pipeline.inference.measuring import final_mask
@@ -76,16 +73,17 @@ def validate_cases(
     With `picture`, pictures of one of the cases are kept on the way.
     """
     shown = None if picture is None else shown_case(run)
-    cases, groups, plans = [], [], run.configuration.sources
+    cases, groups, plans, scheme = [], [], run.configuration.sources, run.plans.labels
     for case_id in run.monitored_cases:
         stored = run.data.open(case_id)
         groups.append(stored.group)
         prediction = predict_stored(run.held_out, model, stored, settings, num_samples, keep_samples=case_id == shown)
         if picture is not None and case_id == shown:
             keep_pictures(run, picture, stored, prediction)
-        decided = _decided(run, prediction, settings)
+        p, masks = prediction.probabilities(), prediction.masks(scheme)
+        decided = decided_probabilities(p, masks, scheme, settings.decision)
         scores = score_on_plan_grid(run.held_out, stored, decided)
-        cases.append(CaseScores(case_id, annotated_scores(plans, stored.properties.source, run.plans.labels, scores)))
+        cases.append(CaseScores(case_id, annotated_scores(plans, stored.properties.source, scheme, scores)))
     summary = summarise(cases)
     return HeldOutDice(
         {"dice_mean": summary.mean_dice, **{f"dice_{c.class_name}": c.mean_dice for c in summary.classes}},
@@ -212,8 +210,3 @@ def fold_units(run: FoldRun) -> Units:
     sources = map(source_of_case, cases)
     known = all(run.configuration.knows_spacing(source, run.plans.spacing_known) for source in sources)
     return units_of(is_2d, known)
-
-
-def _decided(run: FoldRun, prediction: CasePrediction, settings: InferenceSettings) -> torch.Tensor:
-    scheme = run.plans.labels
-    return decided_probabilities(prediction.probabilities(), prediction.masks(scheme), scheme, settings.decision)

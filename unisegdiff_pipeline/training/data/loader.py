@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -63,7 +63,7 @@ def open_loader(
     loader = DataLoader(
         _Batches(source),
         batch_size=None,
-        sampler=_Iterations(first_iteration, last_iteration),
+        sampler=itertools.count(first_iteration) if last_iteration is None else range(first_iteration, last_iteration),
         collate_fn=_unchanged,
         num_workers=workers,
         timeout=timeout_s if workers > 0 else 0,
@@ -168,16 +168,6 @@ class _Batches(Dataset):
                 self._no_room = (str(error).splitlines() or [type(error).__name__])[0]
                 return _NotShared(iteration, self._no_room)
         return batch
-
-
-class _Iterations(Iterable[int]):
-    """The numbers first .. last - 1, or without an end."""
-
-    def __init__(self, first: int, last: int | None) -> None:
-        self._first, self._last = first, last
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self._first) if self._last is None else iter(range(self._first, self._last))
 
 
 def _unchanged(batch: Any) -> Any:

@@ -342,10 +342,6 @@ class NoisedExamples:
     from_mean: Tensor
     mask_lam: Tensor
 
-    def of_stage(self, stage: int) -> Tensor:
-        """Indices of the examples of one stage."""
-        return (self.stage == stage).nonzero()[:, 0]
-
 
 class StagedDiffusionTrainer(DiffusionTrainer):
     """The target changes with the stage: mask (A), mask and noise (B), noise with the mask it implies (C).
@@ -358,7 +354,7 @@ class StagedDiffusionTrainer(DiffusionTrainer):
     def example_losses(self, example: NoisedExamples, output: DenoiserOutput) -> Tensor:
         losses = torch.zeros(len(example.lam), device=example.lam.device)
         for stage in (STAGE_A, STAGE_B, STAGE_C):
-            rows = example.of_stage(stage)
+            rows = (example.stage == stage).nonzero()[:, 0]
             logits, target, valid = output.x0_logits[rows], example.target[rows], example.valid[rows]
             lam, correction = example.lam[rows], output.noise_correction[rows]
             level = example.mask_lam[rows]
