@@ -46,6 +46,8 @@ PLANS: dict[str | None, dict[str, Any]] = {
     "adapter": {"channel_rule": "adapter"},
     "even": {"temperature": 0.0},
     "byimages": {"temperature": 1.0},
+    "rate1": {"learning_rate_factor": 1.0},
+    "rate10": {"learning_rate_factor": 10.0},
 }
 TRAINERS = ("StagedDiffusionTrainer", "X0DiffusionTrainer", "VDiffusionTrainer", "EpsilonDiffusionTrainer")
 PHASE_2_ALONE = f"{TRAINERS[0]} alone"

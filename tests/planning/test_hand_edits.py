@@ -240,6 +240,7 @@ EDITS: list[tuple[str, str, Any, list[str]]] = [
     ("unified", "C.sources.plans.Glioma.file_ending", ".doc", ["file_ending is '.doc'"]),
     ("unified", "C.sources.grid", "round", ["grid is 'round'", "'physical', 'relative'"]),
     ("unified", "C.sources.unknown_fraction", 2, ["unknown_fraction is 2"]),
+    ("unified", "C.sources.learning_rate_factor", -1, ["learning_rate_factor is -1"]),
     ("plans", "labels.write_values", [1, 2], ["names has 3 values", "write_values 2"]),
     ("plans", "labels.members", [[1], [2], []], ["members[2] is []"]),
     ("plans", "labels.write_values", [1, 2, 70000], ["write_values[2] is 70000"]),

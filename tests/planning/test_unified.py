@@ -108,6 +108,8 @@ def test_images_of_all_sources_get_the_size_of_the_median_source_on_a_relative_g
     assert configuration.median_shape == (1, 320, 320)
     assert not plans.spacing_known
     assert "Pictures, Scans, Volumes do not know" in plans.decisions["configurations.2d.sources.grid"]
+    factor = configuration.sources.learning_rate_factor
+    assert plans.decisions["configurations.2d.sources.learning_rate_factor"].startswith(f"{factor:g}: ")
 
 
 def test_a_source_of_small_lesions_stays_finer_than_a_relative_grid_asks_for() -> None:

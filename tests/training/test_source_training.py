@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from unisegdiff_pipeline.evaluation.summary import CaseScores
 from unisegdiff_pipeline.inference.settings import InferenceSettings
 from unisegdiff_pipeline.io.sources import in_turn
 from unisegdiff_pipeline.networks.denoiser import Condition
+from unisegdiff_pipeline.networks.sources import TABLE
 from unisegdiff_pipeline.networks.staged_model import build_model
 from unisegdiff_pipeline.planning.plans import ConfigurationPlan, StagePlan
 from unisegdiff_pipeline.training.data.patches import Batch
@@ -27,7 +29,7 @@ from unisegdiff_pipeline.training.data.splits import inner_holdout_by_source
 from unisegdiff_pipeline.training.source_scores import annotated_scores, by_source
 from unisegdiff_pipeline.training.time_budget import Costs
 from unisegdiff_pipeline.training.trainers.diffusion import DiffusionTrainer, source_scales
-from unisegdiff_pipeline.training.trainers.segmentation import segmentation_loss
+from unisegdiff_pipeline.training.trainers.segmentation import SegmentationTrainer, segmentation_loss
 
 SETTINGS = InferenceSettings(lam_a=-3.0, lam_c=1.0)
 
@@ -73,6 +75,28 @@ def test_an_example_is_noised_by_the_scale_of_its_source() -> None:
         lam = channel_lam(torch.zeros(1), StageEdges(-3.0, 1.0, scale))
         assert torch.allclose(example.x_t[row], noise_mask(mask[row : row + 1], lam, noise[row : row + 1])[0])
     assert not torch.equal(example.x_t[1], noise_mask(mask, torch.zeros(2), noise)[1])
+
+
+@pytest.mark.parametrize("pretrained", [None, "start"])
+def test_what_is_of_single_sources_learns_at_a_rate_of_its_own(pretrained: str | None) -> None:
+    configuration = replace(unified(learning_rate_factor=4.0, channel_rule="adapter"), network=PLAN_2D)
+    model = build_model(configuration, replace(REGIONS, names=("a",), members=((1,),), write_values=(1,)), True)
+    assert model.denoiser is not None
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    run = SimpleNamespace(configuration=configuration, request=SimpleNamespace(pretrained=pretrained))
+    trainer: Any = SimpleNamespace(run=run, plan=configuration.training)
+    trainer.network_groups = lambda network, span: SegmentationTrainer.network_groups(trainer, network, span)
+    groups = SegmentationTrainer.segmenter_groups(trainer, model.segmenter, (0.0, 1.0), warmup=0.0)
+    groups += trainer.network_groups(model.denoiser, (0.0, 1.0))
+    moved = [names[id(parameter)] for group in groups for parameter in group["params"]]
+    assert sorted(moved) == sorted(names.values()), "each parameter is in one group"
+    faster = [names[id(p)] for group in groups if group.get("factor") == 4.0 for p in group["params"]]
+    assert sorted(faster) == sorted(name for name in moved if name.endswith(TABLE))
+    assert any("adapter" in name for name in faster), faster
+    assert any(name.startswith("denoiser") for name in faster), faster
+    plain = replace(configuration, sources=replace(configuration.sources, learning_rate_factor=1.0))
+    trainer.run = SimpleNamespace(configuration=plain, request=run.request)
+    assert len(trainer.network_groups(model.segmenter, (0.0, 1.0))) == 1, "as before there were such rates"
 
 
 def test_a_channel_that_is_not_annotated_gets_no_gradient() -> None:

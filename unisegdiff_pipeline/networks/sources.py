@@ -54,6 +54,11 @@ class SourceTable(nn.Module):
         return functional.pad(self.known, (0, 0, 1, 0))[source]
 
 
+def source_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """What a network learns of single sources: the numbers of all of its tables."""
+    return [module.known for module in network.modules() if isinstance(module, SourceTable)]
+
+
 class SourceFilm(nn.Module):
     """Scale and shift of every channel by source (Perez et al. 2018, FiLM): y = x (1 + s_i) + t_i."""
 

@@ -317,6 +317,8 @@ class SourcesPlan:
         conditioning: "film" scales and shifts features by source, "none" does not tell the network.
         unknown_fraction: training examples whose source is hidden, so that images of no known source can be predicted.
         temperature: sources are drawn with the probability of their number of images to this power.
+        learning_rate_factor: on the learning rate of what the network learns of single sources, which sees the examples
+            of one alone.
     """
 
     plans: dict[str, SourcePlan]
@@ -325,6 +327,7 @@ class SourcesPlan:
     conditioning: Literal["film", "none"] = "film"
     unknown_fraction: Fraction = 0.1
     temperature: Fraction = 0.5
+    learning_rate_factor: Annotated[float, Range(0, 1000)] = 1.0
 
     def index(self, source: str | None) -> int:
         """Row of a source in the network's embeddings; 0 for an unknown one."""

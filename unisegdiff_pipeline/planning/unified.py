@@ -32,6 +32,8 @@ from unisegdiff_pipeline.planning.spacing import SpacingPlan, image_size, plan_s
 
 Triple = tuple[float, float, float]
 
+SOURCE_RATE = 4.0  # times the learning rate; measured beside 1 and 10, chosen by Dice on held-out cases
+
 
 @dataclass(frozen=True)
 class SourceFacts:
@@ -163,8 +165,11 @@ def with_sources(
         if channels == 1
         else f"images of fewer than {channels} channels repeat theirs: nothing has to be learned",
         "sources.temperature": "between all images alike (1) and all sources alike (0)",
+        "sources.learning_rate_factor": f"{SOURCE_RATE:g}: what is of one source learns from a part of the "
+        "examples alone; Dice rose faster and higher with it than with 1",
     }
-    return replace(configuration, preprocessing=unknown, sources=SourcesPlan(plans, grid=grid.kind)), reasons
+    sources = SourcesPlan(plans, grid=grid.kind, learning_rate_factor=SOURCE_RATE)
+    return replace(configuration, preprocessing=unknown, sources=sources), reasons
 
 
 def _source_plan(

@@ -45,7 +45,7 @@ class OneWeight(Trainer):
 def make(slope: float = -2.0) -> OneWeight:
     plan = TrainingPlan(1, optimizer="sgd", learning_rate=0.5, weight_decay=0.0, ema_decay=0.9)
     run: Any = SimpleNamespace(
-        configuration=SimpleNamespace(training=plan),
+        configuration=SimpleNamespace(training=plan, sources=None),
         plans=SimpleNamespace(labels=SimpleNamespace(coding="binary")),
         watch=SimpleNamespace(seconds=0.0),
         compiled=False,

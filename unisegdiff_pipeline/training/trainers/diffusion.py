@@ -112,7 +112,7 @@ class DiffusionTrainer(Trainer, abc.ABC):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [
-            {"params": list(self.denoiser.parameters()), "span": (0.0, 1.0)},
+            *self.network_groups(self.denoiser, (0.0, 1.0)),
             *self.segmenter_groups(self.network.segmenter, (self.plan.phase_1_fraction, 1.0), warmup=0.0),
         ]
 

@@ -19,6 +19,7 @@ from unisegdiff_pipeline.core.serialization import to_jsonable
 from unisegdiff_pipeline.evaluation.comparison import macro_gain
 from unisegdiff_pipeline.networks.layout import to_device
 from unisegdiff_pipeline.networks.precision import autocast, is_faster_in_bf16
+from unisegdiff_pipeline.networks.sources import source_parameters
 from unisegdiff_pipeline.networks.staged_model import StagedModel
 from unisegdiff_pipeline.networks.unet import SegmentationUNet
 from unisegdiff_pipeline.reports.training_log import PHASES, of_kind
@@ -136,7 +137,21 @@ class Trainer(abc.ABC):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The network's parameters as groups of the optimiser, each with the "span" of the schedule it goes through."""
-        return [{"params": list(self.network.parameters()), "span": (0.0, self.schedule_end)}]
+        return self.network_groups(self.network, (0.0, self.schedule_end))
+
+    def network_groups(self, network: nn.Module, span: tuple[float, float]) -> list[dict[str, Any]]:
+        """A network's parameters; those of single sources are a group of their own where they have a rate of their own.
+
+        Args:
+            network: whose parameters they are.
+            span: of the schedule.
+        """
+        parameters, sources = list(network.parameters()), self.run.configuration.sources
+        if sources is None or sources.learning_rate_factor == 1:
+            return [{"params": parameters, "span": span}]
+        tables = source_parameters(network)
+        factor = {"factor": sources.learning_rate_factor, "warmup": 0.0}
+        return [{"params": without(parameters, tables), "span": span}, {"params": tables, "span": span, **factor}]
 
     def segmenter_groups(
         self, segmenter: SegmentationUNet, span: tuple[float, float], warmup: float
@@ -148,14 +163,13 @@ class Trainer(abc.ABC):
             span: of the schedule.
             warmup: fraction of the phase over which the rate of such an encoder rises from zero.
         """
-        parameters = list(segmenter.parameters())
+        whole, *tables = self.network_groups(segmenter, span)
         if self.run.request.pretrained is None:
-            return [{"params": parameters, "span": span}]
+            return [whole, *tables]
         encoder = list(segmenter.encoder.parameters())
-        own = {id(parameter) for parameter in encoder}
-        rest = [parameter for parameter in parameters if id(parameter) not in own]
         factor = {"factor": self.plan.pretrained_encoder_rate, "warmup": warmup}
-        return [{"params": rest, "span": span}, {"params": encoder, "span": span, **factor}]
+        rest = {"params": without(whole["params"], encoder), "span": span}
+        return [rest, {"params": encoder, "span": span, **factor}, *tables]
 
     def after_step(self) -> None:  # noqa: B027 (most phases need nothing here)
         """Called after every step of the optimiser, to keep parameters within their limits."""
@@ -539,6 +553,12 @@ class Trainer(abc.ABC):
         )
         patch = "x".join(map(str, self.run.configuration.network.patch_size))
         return f"{length}, batch {self.plan.batch_size}, patch {patch}"
+
+
+def without(parameters: Sequence[nn.Parameter], others: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Parameters that are none of the others; they are compared as objects, not by value."""
+    left_out = {id(parameter) for parameter in others}
+    return [parameter for parameter in parameters if id(parameter) not in left_out]
 
 
 def pool_targets(target: Tensor, valid: Tensor, strides: Sequence[Sequence[int]]) -> tuple[list[Tensor], list[Tensor]]:
