@@ -315,7 +315,7 @@ def _panel(left: float, top: float, axis: str, of_steps: dict[str, Any], colours
     return parts
 
 
-# One model for eight sources beside one for each
+# One model for several sources beside one for each
 
 DICE_WIDTH, SOURCE_HEIGHT = 420.0, 30.0
 
@@ -323,7 +323,7 @@ DICE_WIDTH, SOURCE_HEIGHT = 420.0, 30.0
 def unified() -> str:
     """Dice of every source and in the mean, of its own model and of the unified one, a line for each seed."""
     page = json.loads((PAGES / "benchmarks/results/unified.json").read_text("utf-8"))
-    (section,) = (section for section in page["sections"] if section["heading"] == "Eight sources")
+    (section,) = (section for section in page["sections"] if section["heading"] == "The paper's six sets")
     table = next(content["table"] for content in section["content"] if "table" in content)
     values: dict[str, list[Point]] = {}
     for source, _, _, alone, of_unified, *_ in table["rows"]:
