@@ -239,7 +239,8 @@ def test_the_garbage_collector_goes_on_where_an_import_fails(monkeypatch: pytest
     assert gc.isenabled()
 
 
-def test_output_that_nobody_reads_ends_a_command_without_a_traceback() -> None:
+def test_output_that_nobody_reads_ends_a_command_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # what is buffered is printed at the end, too
     body = "[print('line', flush=True) or time.sleep(0.01) for _ in range(1000)]"
     code = f"import sys, time; from unisegdiff_pipeline.commands import common; sys.exit(common.run(lambda: {body}))"
     command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -12,6 +12,7 @@ import difflib
 import errno
 import gc
 import importlib
+import os
 import re
 import select
 import signal
@@ -150,7 +151,7 @@ def run(body: Callable[[], int | None]) -> int:
         # A library that is interrupted while it is imported may answer with an error of its own.
         if signals.received:
             return signals.exit_code()
-        if isinstance(error, BrokenPipeError) and _output_is_closed():
+        if isinstance(error, BrokenPipeError) and _leave_closed_output():
             return EXIT_OUTPUT_CLOSED
         message = machine_message(error)
         if message is None:
@@ -302,15 +303,22 @@ def is_out_of_files(error: BaseException) -> bool:
     return False
 
 
-def _output_is_closed() -> bool:
-    """Whether the reader of what is printed, as `head`, has ended; pipes between processes break, too."""
+def _leave_closed_output() -> bool:
+    """Whether the reader of what is printed, as `head`, has ended; pipes between processes break, too.
+
+    What is still to be printed then goes nowhere, or Python would complain of it when it ends.
+    """
     if not hasattr(select, "poll"):  # of Windows, which answers with another error there
         return False
     poll = select.poll()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a stream that is no file
             poll.register(stream.fileno(), 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    closed = [file for file, event in poll.poll(0) if event & select.POLLERR]
+    for file in closed:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), file)
+    return bool(closed)
 
 
 def _fail(message: str) -> int:
