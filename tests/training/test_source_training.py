@@ -97,6 +97,10 @@ def test_what_is_of_single_sources_learns_at_a_rate_of_its_own(pretrained: str |
     plain = replace(configuration, sources=replace(configuration.sources, learning_rate_factor=1.0))
     trainer.run = SimpleNamespace(configuration=plain, request=run.request)
     assert len(trainer.network_groups(model.segmenter, (0.0, 1.0))) == 1, "as before there were such rates"
+    untold = replace(configuration, sources=replace(configuration.sources, conditioning="none"))
+    trainer.run = SimpleNamespace(configuration=untold, request=run.request)
+    bare = torch.nn.Linear(1, 1)  # without any table
+    assert trainer.network_groups(bare, (0.0, 1.0)) == [{"params": list(bare.parameters()), "span": (0.0, 1.0)}]
 
 
 def test_a_channel_that_is_not_annotated_gets_no_gradient() -> None:

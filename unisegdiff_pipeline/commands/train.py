@@ -252,19 +252,19 @@ def _train(args: argparse.Namespace) -> int:
     if not result.folds:  # this process has helped another
         return 0
     model = result.folds[0].folder.parent
-    scored = any(fold.scores for fold in result.folds)
-    if result.collected is not None and not scored:
+    collected = result.collected if any(fold.scores for fold in result.folds) else None
+    if result.collected is not None and collected is None:
         say(
             "No validation case was predicted in the time that the folds had, so that there is no Dice to show. The "
             "same command with --val (without --restart) predicts them."
         )
-    if result.collected is not None and scored:
+    if collected is not None:
         say(f"Dice on the validation cases of each fold\n{result.table}\nwritten to {result.summary_path}")
-        labels = quoted(result.collected.labels or "LABELS")
-        subset = " --subset" if result.collected.not_validated else ""
-        say(f"All validation cases: usd_evaluate {labels} {quoted(result.collected.folder)}{subset}")
+        labels = quoted(collected.labels or "LABELS")
+        subset = " --subset" if collected.not_validated else ""
+        say(f"All validation cases: usd_evaluate {labels} {quoted(collected.folder)}{subset}")
     say(f"Model: {model}")
-    if result.collected is not None and scored:
+    if collected is not None:
         dataset = quoted(model.parent.name) + root_flags(args, "raw", "preprocessed", "results")
         say(f"Next: usd_find_best {dataset}, which compares all models of the data set and pairs of them; or")
     say(f"Next: usd_predict -i IMAGES -o MASKS -m {quoted(model)}")

@@ -48,7 +48,7 @@ def restore_derived(
 ) -> np.ndarray:
     """What `derive` makes of probabilities (K, rows, Y, X) => (rows, Y, X), on the grid of the image file (Z, Y, X).
 
-    It is applied behind the resampling, slab by slab, and in the axes of the plan; 0 stands outside of the crop box.
+    It is applied after the resampling, slab by slab, and in the axes of the plan; 0 stands outside of the crop box.
     """
     grid = _grid(tuple(probabilities.shape), properties)
     scratch = scratch or Scratch()

@@ -146,10 +146,10 @@ class Trainer(abc.ABC):
             network: whose parameters they are.
             span: of the schedule.
         """
-        parameters, sources = list(network.parameters()), self.run.configuration.sources
-        if sources is None or sources.learning_rate_factor == 1:
+        parameters, tables = list(network.parameters()), source_parameters(network)
+        sources = self.run.configuration.sources
+        if not tables or sources is None or sources.learning_rate_factor == 1:
             return [{"params": parameters, "span": span}]
-        tables = source_parameters(network)
         factor = {"factor": sources.learning_rate_factor, "warmup": 0.0}
         return [{"params": without(parameters, tables), "span": span}, {"params": tables, "span": span, **factor}]
 
