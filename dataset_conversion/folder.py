@@ -62,7 +62,7 @@ def find(request: Request) -> Conversion:
 
 def _require_known_formats(folder: Path) -> None:
     """Refuse images of formats that are not read, but for copies: with such masks they would be left out unseen."""
-    foreign = unread_images(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = unread_images(path.name for path in folder.iterdir())
     if foreign:
         raise UsdError(
             f"{folder} holds {counted(len(foreign), 'image')} of formats that are not read ({', '.join(foreign[:3])}); "

@@ -27,7 +27,7 @@ def find(request: Request) -> Conversion:
     """See the module; name and number are the task's own."""
     (source,) = request.sources
     match = next((match for place in places_of(source) if (match := _FOLDER.fullmatch(place.name))), None)
-    if match is None or not source.is_dir():
+    if match is None:
         raise UsdError(f"{source} is no folder named TaskXX_Name; name the unpacked folder of a Decathlon task.")
     published = read_object(source / "dataset.json")
     channels, labels = _names(source / "dataset.json", published)

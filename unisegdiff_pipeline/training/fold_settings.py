@@ -8,9 +8,7 @@ from pathlib import Path
 
 from unisegdiff_pipeline.core.progress import counted
 from unisegdiff_pipeline.diffusion.coding import LogitCalibration
-from unisegdiff_pipeline.inference.model_folder import (
-    WEIGHTS_NAME,
-)
+from unisegdiff_pipeline.inference.model_folder import WEIGHTS_NAME
 from unisegdiff_pipeline.inference.settings import InferenceSettings, read_settings
 from unisegdiff_pipeline.inference.settings_words import settings_in_words
 from unisegdiff_pipeline.io.sources import source_of_case
@@ -30,9 +28,7 @@ from unisegdiff_pipeline.training.time_budget import (
     fraction_s,
     measure_costs,
 )
-from unisegdiff_pipeline.training.validation import (
-    fold_units,
-)
+from unisegdiff_pipeline.training.validation import fold_units
 
 
 def settings_of_phase_1(
